@@ -1,0 +1,3 @@
+from moedisco_ray.cli import main
+
+main()

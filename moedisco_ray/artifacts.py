@@ -1,0 +1,142 @@
+"""The run directory: where everything lies, and how a stage's result becomes visible all at once or not at all.
+
+RUN_DIR/
+├── config.json      the resolved configuration
+├── events.jsonl     everything that happened, in order
+├── report.json      everything the final table shows
+├── corpus/          tokenizer/, train/ and validation/ documents (Parquet), shards/ (packed tokens)
+├── seed/            the common dense model that all sub-models start from (a Hugging Face directory)
+├── clusters/        the fitted cluster model, assignments/, shards/0..E-1/, report.json
+├── decomposed/      0..E-1/: the sub-models before training
+├── submodels/       0..E-1/: the trained sub-models (Hugging Face directories)
+├── merged/          the MoE before its fine-tune, and merge.json: what went where
+├── finetuned/       the MoE after it
+├── evaluation/      evaluation.json
+├── model/           the finished Hugging Face directory
+└── checkpoints/     of trainers under way; gone when their stage is done
+
+Every committed directory holds a `manifest.json`. A directory without one is unfinished and is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.errors import RunDirError
+
+_PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-learn", "tokenizers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What is known of a committed artifact.
+
+    Attributes:
+        fingerprint: Digest of everything the artifact depends on.
+        seconds: Wall-clock time its making took.
+        summary: The stage's figures, as the report shows them.
+        versions: Of the packages that made it.
+        created: Seconds since the epoch.
+    """
+
+    fingerprint: str
+    seconds: float
+    summary: dict[str, Any]
+    versions: dict[str, str]
+    created: float
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what can change a result."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of a committed directory, or None where there is none to trust."""
+    try:
+        return Manifest(**json.loads((directory / "manifest.json").read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError, TypeError):
+        return None
+
+
+def is_done(directory: Path, fingerprint: str) -> bool:
+    """Whether the directory holds a committed artifact with this fingerprint."""
+    manifest = read_manifest(directory)
+    return manifest is not None and manifest.fingerprint == fingerprint
+
+
+class Draft:
+    """A directory under way. `summary` may be filled until it is committed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.summary: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def commit(directory: Path, fingerprint: str) -> Iterator[Draft]:
+    """Make a directory atomically: write into `draft.path`; on a clean exit it takes the place of `directory`.
+
+    After an error, nothing is left of the draft, and what was there before is untouched.
+
+    Raises:
+        RunDirError: The disk is full.
+    """
+    draft = Draft(directory.with_name(f".{directory.name}.draft"))
+    shutil.rmtree(draft.path, ignore_errors=True)
+    started = time.time()
+    try:
+        draft.path.mkdir(parents=True)
+        yield draft
+        manifest = Manifest(fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time())
+        write_json(draft.path / "manifest.json", dataclasses.asdict(manifest))
+        _replace(draft.path, directory)
+    except OSError as error:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(directory) from error
+        raise
+    except BaseException:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        raise
+
+
+def disk_full(path: Path) -> RunDirError:
+    """The error for a file system without room."""
+    return RunDirError("output", str(path), "the disk is full; free some space and run the same command again: it resumes")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of either."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _replace(draft: Path, directory: Path) -> None:
+    # A directory cannot be renamed over a full one: the old one steps aside first.
+    aside = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if directory.exists():
+        directory.rename(aside)
+    draft.rename(directory)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,29 @@
+"""The run configuration: frozen pydantic models, no torch, no Ray."""
+
+from moedisco_ray.config.load import check_config, load_config
+from moedisco_ray.config.model import FAMILIES, Architecture, CheckpointInit, FamilyName, Model, read_architecture
+from moedisco_ray.config.run import RunConfig
+from moedisco_ray.config.sections import (
+    Checkpoint,
+    Clusters,
+    Corpus,
+    Evaluation,
+    Finetune,
+    HighMemoryPool,
+    LowMemoryPool,
+    Merge,
+    Optimizer,
+    Pool,
+    Pools,
+    Source,
+    Submodels,
+    Tokenizer,
+    Tokens,
+    Tracking,
+)
+
+__all__ = [
+    "FAMILIES", "Architecture", "Checkpoint", "CheckpointInit", "Clusters", "Corpus", "Evaluation", "FamilyName", "Finetune",
+    "HighMemoryPool", "LowMemoryPool", "Merge", "Model", "Optimizer", "Pool", "Pools", "RunConfig", "Source", "Submodels",
+    "Tokenizer", "Tokens", "Tracking", "check_config", "load_config", "read_architecture",
+]

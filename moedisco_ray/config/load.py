@@ -1,0 +1,143 @@
+"""From a YAML file and `--set` overrides to a checked configuration, or one clear line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from moedisco_ray.config.model import CheckpointInit
+from moedisco_ray.config.run import RunConfig, check_division
+from moedisco_ray.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML (or JSON) file, apply `key.sub=value` overrides, check everything that needs no corpus.
+
+    Relative paths inside the file are relative to the working directory, as on any command line.
+
+    Raises:
+        ConfigError: One line that names the field, the value and the remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("CONFIG", str(path), f"cannot be read ({error.strerror}); `moedisco init {path}` writes one") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("CONFIG", str(path), "is not a text file") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" at line {place.line + 1}" if place else ""
+        raise ConfigError("CONFIG", str(path), f"is not YAML{where}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError("CONFIG", str(path), "must hold a mapping, such as `name: demo`")
+    for override in overrides:
+        _apply_override(raw, override)
+    return check_config(raw)
+
+
+def check_config(raw: Mapping[str, Any]) -> RunConfig:
+    """Validate plain data.
+
+    Raises:
+        ConfigError: The first mistake, in one line.
+    """
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _first_mistake(error) from error
+    check_files(config)
+    return config
+
+
+def check_files(config: RunConfig) -> None:
+    """Check what the configuration says of local files, before anything is started.
+
+    Raises:
+        ConfigError: A path that must exist does not.
+        CheckpointError: `model.init.checkpoint` is not of `model.family`.
+    """
+    for i, source in enumerate(config.corpus.sources):
+        local = "://" not in source.path and source.path != "embedded" and not set("*?[") & set(source.path)
+        if local and not Path(source.path).exists():
+            raise ConfigError(f"corpus.sources.{i}.path", source.path, "no such file or folder")
+    names = [source.name for source in config.corpus.sources if source.name is not None]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError("corpus.sources", name, "two sources have this name; name each once")
+    if config.tokenizer.path is not None and not config.tokenizer.path.is_dir():
+        raise ConfigError("tokenizer.path", str(config.tokenizer.path), "no such directory; leave it out to train a tokeniser")
+    if isinstance(config.model.init, CheckpointInit):
+        try:
+            check_division(config.model.architecture.num_experts, config.clusters.count)
+        except ValidationError as error:
+            raise _first_mistake(error) from error
+        except ValueError as error:
+            raise ConfigError("clusters.count", None, str(error)) from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise ConfigError("--set", override, "must read key.sub=value, such as tokens.total=1000000")
+    node: Any = raw
+    *parents, last = key.strip().split(".")
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        else:
+            raise ConfigError("--set", override, f"{part!r} is not a section")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError("--set", override, "the value is not YAML; quote it") from error
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = parsed
+    elif isinstance(node, dict):
+        node[last] = parsed
+    else:
+        raise ConfigError("--set", override, f"{last!r} is not a setting")
+
+
+def _first_mistake(error: ValidationError) -> ConfigError:
+    # Unions report every member they tried; the longest path is the member the user meant.
+    mistakes = error.errors()
+    unknown = [m for m in mistakes if m["type"] == "extra_forbidden"]
+    first = unknown[0] if unknown else max(mistakes, key=lambda m: len(m["loc"]))
+    known_union_tags = {"Architecture", "CheckpointInit", "int", "literal['random']", "literal['auto']"}
+    parts = [str(part) for part in first["loc"] if str(part) not in known_union_tags and not str(part).startswith("literal[")]
+    field = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "remove it; `moedisco schema` lists every setting"
+        return ConfigError(field, None, f"no such setting; {hint}")
+    if first["type"] == "missing":
+        return ConfigError(field, None, "is missing; `moedisco init` writes a configuration with every setting")
+    message = first["msg"].removeprefix("Value error, ")
+    if not field:  # a rule between sections: its message begins with the field
+        field, _, message = message.partition(" ")
+        return ConfigError(field, None, message)
+    if isinstance(first["input"], (dict, BaseModel)):
+        return ConfigError(field, None, message)
+    return ConfigError(field, first["input"], message[0].lower() + message[1:])
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    schema: dict[str, Any] = RunConfig.model_json_schema()
+    node = schema
+    for part in path:
+        node = node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {})
+        options = [node, *node.get("anyOf", [])]
+        ref = next((option["$ref"] for option in options if "$ref" in option), None)
+        if ref is not None:
+            node = schema["$defs"][ref.rsplit("/", 1)[-1]]
+    return list(node.get("properties", {}))

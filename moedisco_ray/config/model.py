@@ -1,0 +1,132 @@
+"""The model's shape, in the field's own names, without torch or transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from moedisco_ray.config.base import Section
+from moedisco_ray.errors import CheckpointError
+
+FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
+FAMILIES: tuple[FamilyName, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+
+
+class Architecture(Section):
+    """Sizes of a decoder whose every layer is a Mixture-of-Experts layer."""
+
+    hidden_size: int = Field(256, ge=8)
+    num_hidden_layers: int = Field(4, ge=1)
+    num_attention_heads: int = Field(4, ge=1)
+    num_key_value_heads: int | None = Field(None, ge=1)
+    """Heads of keys and values (grouped-query attention); null: as many as attention heads."""
+    head_dim: int | None = Field(None, ge=2)
+    """Size of one head; null: hidden_size / num_attention_heads. Only qwen3_moe and mixtral let it differ."""
+    moe_intermediate_size: int = Field(512, ge=8)
+    """Hidden size of one expert (Mixtral and OLMoE call it intermediate_size)."""
+    shared_expert_intermediate_size: int | None = Field(None, ge=8)
+    """Hidden size of qwen2_moe's shared expert; null: as one routed expert."""
+    num_experts: int = Field(4, ge=1)
+    num_experts_per_tok: int = Field(2, ge=1)
+    norm_topk_prob: bool = True
+    """Whether the selected router weights are made to sum to one. Mixtral always does. True keeps a sub-model's output scale
+    through the merge; with false the merge rescales the experts instead (`merge.match_scale`)."""
+    vocab_size: int | None = Field(None, ge=8)
+    """Rows of the embedding; null: as many as the tokeniser has tokens."""
+    max_position_embeddings: int | None = Field(None, ge=8)
+    """Longest sequence; null: corpus.sequence_length."""
+    tie_word_embeddings: bool = False
+    rope_theta: float = Field(10_000.0, gt=0)
+    rms_norm_eps: float = Field(1e-6, gt=0)
+    initializer_range: float = Field(0.02, gt=0)
+
+    @property
+    def key_value_heads(self) -> int:
+        """`num_key_value_heads` with its default resolved."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """`head_dim` with its default resolved."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Self:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+        if self.num_attention_heads % self.key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.key_value_heads}")
+        if self.head_size % 2:
+            raise ValueError(f"a head of {self.head_size} is odd; rotary positions need an even one")
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
+        return self
+
+
+class CheckpointInit(Section):
+    """Start from a local Hugging Face MoE directory."""
+
+    checkpoint: Path
+
+
+class Model(Section):
+    """The Mixture-of-Experts to train."""
+
+    family: FamilyName = "qwen3_moe"
+    config: Architecture | None = None
+    """Sizes. Left out when `init` names a checkpoint, which brings its own."""
+    init: Literal["random"] | CheckpointInit = "random"
+
+    @model_validator(mode="after")
+    def _one_source_of_sizes(self) -> Self:
+        if isinstance(self.init, CheckpointInit) and self.config is not None:
+            raise ValueError("model.config and model.init.checkpoint exclude each other: the checkpoint brings its own sizes")
+        if self.config is not None and self.config.shared_expert_intermediate_size is not None and self.family != "qwen2_moe":
+            raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe; {self.family} has no shared expert")
+        if self.config is not None and self.family == "mixtral" and not self.config.norm_topk_prob:
+            raise ValueError("norm_topk_prob false: Mixtral always normalises its router weights; remove the setting")
+        return self
+
+    @property
+    def architecture(self) -> Architecture:
+        """The sizes, from `config` or from the checkpoint's own `config.json`.
+
+        Raises:
+            CheckpointError: The directory is no checkpoint of this family.
+        """
+        if isinstance(self.init, CheckpointInit):
+            return read_architecture(self.init.checkpoint, self.family)
+        return self.config or Architecture()
+
+
+def read_architecture(directory: Path, family: FamilyName) -> Architecture:
+    """The sizes of a Hugging Face model directory.
+
+    Raises:
+        CheckpointError: There is no readable `config.json`, it is of another family, or a size is beyond what is supported.
+    """
+    path = directory / "config.json"
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError("model.init.checkpoint", str(directory), f"no readable config.json there ({error})") from error
+    if raw.get("model_type") != family:
+        raise CheckpointError(
+            "model.init.checkpoint", str(directory),
+            f"holds a model of family {raw.get('model_type')!r}, but model.family is {family!r}; "
+            f"set model.family, one of {', '.join(FAMILIES)}")
+    experts = raw.get("num_experts", raw.get("num_local_experts"))
+    own_name = family in ("qwen2_moe", "qwen3_moe")
+    rope = raw.get("rope_parameters") or {}
+    found = {name: raw[name] for name in Architecture.model_fields if raw.get(name) is not None}
+    found.update(
+        num_experts=experts,
+        moe_intermediate_size=raw.get("moe_intermediate_size" if own_name else "intermediate_size"),
+        norm_topk_prob=True if family == "mixtral" else raw.get("norm_topk_prob", False),
+        rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
+    )
+    return Architecture.model_validate(found)

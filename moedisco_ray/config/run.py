@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from moedisco_ray.config.base import Section
+from moedisco_ray.config.model import CheckpointInit, Model
+from moedisco_ray.config.sections import (
+    Checkpoint,
+    Clusters,
+    Corpus,
+    Evaluation,
+    Finetune,
+    Merge,
+    Optimizer,
+    Pools,
+    Submodels,
+    Tokenizer,
+    Tokens,
+    Tracking,
+)
+
+
+class RunConfig(Section):
+    """Everything that describes a run. The same model validates it in the command line, the service and the driver."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
+    """Names the run and its directory, OUTPUT/NAME."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    tags: dict[str, str] = {}
+    corpus: Corpus
+    tokenizer: Tokenizer = Tokenizer()
+    model: Model = Model()
+    tokens: Tokens = Tokens()
+    clusters: Clusters = Clusters()
+    submodels: Submodels = Submodels()
+    merge: Merge = Merge()
+    finetune: Finetune = Finetune()
+    pools: Pools = Pools()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    output: Path = Path("runs")
+    """Directory that holds run directories; on several machines, one that all of them see."""
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.output / self.name
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if "://" in str(self.output) or str(self.output).startswith(("s3:", "gs:")):
+            raise ValueError(f"output {str(self.output)!r} is no directory; mount the bucket, or name a shared file system")
+        if isinstance(self.model.init, CheckpointInit):
+            if self.tokens.seed_share:
+                raise ValueError("tokens.seed_share must be 0 with model.init.checkpoint: a checkpoint is a common seed already")
+        elif self.clusters.vectors == "hidden_state" and not self.tokens.seed_share:
+            raise ValueError(
+                "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, or use tfidf_svd or mean_token")
+        for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
+            self._batch_is_whole(where, optimizer)
+        return self
+
+    def _batch_is_whole(self, where: str, optimizer: Optimizer) -> None:
+        if optimizer.batch_tokens % self.corpus.sequence_length:
+            raise ValueError(
+                f"{where}.optimizer.batch_tokens {optimizer.batch_tokens} is not a multiple of corpus.sequence_length "
+                f"{self.corpus.sequence_length}")
+
+    @model_validator(mode="after")
+    def _clusters_divide_experts(self) -> Self:
+        # A checkpoint's sizes are on disk; `check_files` asks the same question of them.
+        if not isinstance(self.model.init, CheckpointInit):
+            check_division(self.model.architecture.num_experts, self.clusters.count)
+        return self
+
+
+def check_division(num_experts: int, clusters: int) -> None:
+    """Refuse clusters that do not share the experts out evenly.
+
+    Raises:
+        ValueError: `clusters` does not divide `num_experts`.
+    """
+    if num_experts % clusters:
+        fits = ", ".join(str(n) for n in range(1, num_experts + 1) if num_experts % n == 0)
+        raise ValueError(f"clusters.count {clusters} does not divide the model's {num_experts} experts; use one of {fits}")

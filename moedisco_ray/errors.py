@@ -1,0 +1,69 @@
+"""Every error this package raises on purpose.
+
+MoeDiscoError
+├── UserError            something the user can mend: one line, exit code 2
+│   ├── ConfigError      a setting is missing, unknown, or contradicts another
+│   ├── CorpusError      the text is empty, binary, unreadable or too small
+│   ├── CheckpointError  a model directory is of another family, or holds a tensor nobody claims
+│   ├── PoolError        no node offers what a pool asks for
+│   └── RunDirError      the output holds another run, or the disk is full
+└── RunError             the run itself failed: exit code 1
+    └── TrainingError    a loss that is not finite, a worker that kept dying
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class MoeDiscoError(Exception):
+    """Root of the tree."""
+
+
+class UserError(MoeDiscoError, ValueError):
+    """A mistake the user can mend, told in one line: field, value, remedy.
+
+    Args:
+        field: Where the mistake is: a dotted configuration path, a file, a command-line option.
+        value: What was found there.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, field: str, value: Any, remedy: str) -> None:
+        # All three go to Exception.args, so that the error survives pickling between Ray processes.
+        super().__init__(field, value, remedy)
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        parts = [self.field, None if self.value is None else repr(self.value), self.remedy]
+        return ": ".join(part for part in parts if part is not None).replace("\n", " ")
+
+
+class ConfigError(UserError):
+    """A setting is missing, unknown, out of bounds, or contradicts another."""
+
+
+class CorpusError(UserError):
+    """The text is empty, binary, unreadable, or too small for what is asked."""
+
+
+class CheckpointError(UserError):
+    """A model directory is of another family, incomplete, or holds a tensor that no rule claims."""
+
+
+class PoolError(UserError):
+    """No node of the cluster offers what a pool asks for."""
+
+
+class RunDirError(UserError):
+    """The output directory holds another run, or cannot be written."""
+
+
+class RunError(MoeDiscoError, RuntimeError):
+    """The run failed for a reason that is not the user's setting."""
+
+
+class TrainingError(RunError):
+    """A loss that is not finite, or a worker that kept dying."""

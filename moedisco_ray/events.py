@@ -1,0 +1,90 @@
+"""What a run tells the world: one flat record per happening, appended to `events.jsonl`.
+
+Every consumer (terminal view, plain lines, JSON, trackers, the report) reads this one stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+EventType = Literal[
+    "run_started",      # name, directory, stages, config
+    "stage_started",    # stage
+    "stage_skipped",    # stage; its artifact is already there
+    "stage_finished",   # stage, seconds, summary
+    "unit_started",     # stage, unit, steps, tokens
+    "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
+    "unit_finished",    # stage, unit, steps, tokens, loss, seconds
+    "clusters",         # documents, tokens: one number per cluster
+    "worker_restarted", # stage, unit, step, reason
+    "warning",          # message
+    "run_finished",     # seconds
+    "run_failed",       # message
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One happening. `unit` names a part of a stage that has its own progress, such as `submodel-3`."""
+
+    type: EventType
+    stage: str | None = None
+    unit: str | None = None
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    time: float = dataclasses.field(default_factory=time.time)
+
+    def to_json(self) -> str:
+        """The event as one JSON line, without a trailing newline."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> Event:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(line))
+
+
+Emit = Callable[[Event], None]
+"""Takes an event; must be cheap and must not raise."""
+
+
+class EventLog:
+    """Appends events to a file and hands each to the listeners, in order.
+
+    A torn last line (the process was killed while writing) is ended before anything is appended, so that readers meet at
+    most one unreadable line per kill, which `read` passes over.
+    """
+
+    def __init__(self, path: Path, listeners: tuple[Emit, ...] = ()) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        self._file = path.open("a", encoding="utf-8")
+        if torn:
+            self._file.write("\n")
+        self._listeners = listeners
+
+    def __call__(self, event: Event) -> None:
+        self._file.write(event.to_json() + "\n")
+        self._file.flush()
+        for listener in self._listeners:
+            listener(event)
+
+    def close(self) -> None:
+        self._file.close()
+
+    @staticmethod
+    def read(path: Path) -> list[Event]:
+        """All whole events of a file, oldest first; an absent file has none."""
+        if not path.exists():
+            return []
+        events = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                events.append(Event.from_json(line))
+            except (json.JSONDecodeError, TypeError):
+                continue
+        return events
