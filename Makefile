@@ -1,0 +1,40 @@
+# make demo   a whole run on text that every installation has, on CPU, in minutes
+# make test   the test suite
+# make check  what CI does: lint, types, import contracts, tests
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check lint unit bench clean
+
+demo: $(INSTALLED)
+	@$(BIN)/moedisco init --preset demo --force runs/demo.yaml >/dev/null
+	@$(BIN)/moedisco run runs/demo.yaml
+	@$(BIN)/moedisco show runs/demo
+	@$(BIN)/moedisco plot runs/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -q tests/unit -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+check: lint test
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/run_all.py
+
+$(INSTALLED): pyproject.toml
+	@echo "installing into .venv (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

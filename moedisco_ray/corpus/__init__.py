@@ -1,0 +1,11 @@
+"""From text to deduplicated, split, tokenised documents and packed tokens.
+
+sources    configured sources to concrete inputs; embedded text becomes named sources
+files      what lies under a path or URI
+readers    the texts of a slice of a file
+documents  identity, duplicates, split and copies: laws over document ids
+staging    read texts once, scattered into id ranges ("buckets") on disk
+buckets    one bucket to its final documents
+packing    documents to packed tokens
+build      all of it in order
+"""

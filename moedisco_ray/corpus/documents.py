@@ -1,0 +1,119 @@
+"""Laws over documents: identity, bucket, duplicates, validation split, copies.
+
+Each is a function of the document's text (through its id) and of the settings, never of where or when the document was read:
+so the corpus is the same whatever the number, size and order of the blocks it was read in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Ids = NDArray[np.uint8]
+"""Document ids [n, 16]."""
+
+ID_BYTES = 16
+STAGED = pa.schema([("id", pa.binary(ID_BYTES)), ("order", pa.int32()), ("text", pa.large_string())])
+"""A document as read; `order` is the place of its source in the configuration."""
+DOCUMENTS = pa.schema([
+    ("id", pa.binary(ID_BYTES)), ("source", pa.string()), ("text", pa.string()),
+    ("tokens", pa.list_(pa.int32())), ("copies", pa.int32()),
+])
+"""A document of the finished corpus. `tokens` has no end-of-sequence token; `copies` is how often a pass holds it."""
+
+_COPIES_SALT = 0
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK64 = (1 << 64) - 1
+
+
+def document_id(text: str) -> bytes:
+    """Blake2b-128 of the text in UTF-8: equal texts, and only they, are the same document."""
+    return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).digest()
+
+
+def staged_table(texts: Sequence[str], order: int) -> pa.Table:
+    """The table of documents that were read from source number `order`."""
+    ids = b"".join(document_id(text) for text in texts)
+    return pa.table([
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(texts), [None, pa.py_buffer(ids)]),
+        pa.array(np.full(len(texts), order, dtype=np.int32)),
+        pa.array(texts, pa.large_string()),
+    ], schema=STAGED)
+
+
+def id_matrix(table: pa.Table) -> Ids:
+    """The ids of a table as bytes [n, 16]."""
+    column = table["id"].combine_chunks()
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    rows = [
+        np.frombuffer(chunk.buffers()[1], dtype=np.uint8)[chunk.offset * ID_BYTES:(chunk.offset + len(chunk)) * ID_BYTES]
+        for chunk in chunks if len(chunk)
+    ]
+    return np.concatenate([np.empty(0, dtype=np.uint8), *rows]).reshape(-1, ID_BYTES)
+
+
+def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
+    """Bucket [n] of each id: ids in ascending order fall into buckets in ascending order, evenly.
+
+    Bucket b of B holds the ids whose first four bytes, as a big-endian integer u, give u B / 2^32 = b, rounded down.
+    """
+    prefix = np.ascontiguousarray(ids[:, :4]).view(">u4")[:, 0].astype(np.uint64)
+    return ((prefix * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
+
+
+def dedupe_and_sort(table: pa.Table) -> pa.Table:
+    """One row per id, sorted by id; of equal documents the one of the earliest source stays."""
+    ids = id_matrix(table)
+    high, low = _words(ids)
+    order = np.lexsort((table["order"].to_numpy(), low, high))
+    high, low = high[order], low[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    return table.take(pa.array(order[first]))
+
+
+def is_validation(ids: Ids, fraction: float, seed: int, smallest: float = -1.0) -> NDArray[np.bool_]:
+    """Which documents [n] are held out: those whose hash with the seed falls below `fraction`.
+
+    Args:
+        ids: Document ids [n, 16].
+        fraction: Expected share.
+        seed: Another seed holds out other documents.
+        smallest: The smallest hash of the whole corpus; the document it belongs to is held out in any case, so that a corpus
+            of few documents has a validation split too.
+    """
+    hashes = validation_hash(ids, seed)
+    return (hashes < fraction) | (hashes == smallest)
+
+
+def validation_hash(ids: Ids, seed: int) -> NDArray[np.float64]:
+    """The number in [0, 1) of each id that `is_validation` looks at."""
+    return _uniform(ids, seed + 1)
+
+
+def copies(ids: Ids, weight: float | NDArray[np.float64]) -> NDArray[np.int32]:
+    """How often each document [n] is seen per pass: floor(weight), and once more with the fraction's probability.
+
+    The draw is a hash of the id, so that the expectation over documents is `weight` and the outcome never changes. A document
+    with no copy is left out of the corpus.
+    """
+    whole = np.floor(weight)
+    return np.asarray(whole + (_uniform(ids, _COPIES_SALT) < weight - whole), dtype=np.int32)
+
+
+def _words(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    words = np.ascontiguousarray(ids).view(">u8").astype(np.uint64)
+    return words[:, 0], words[:, 1]
+
+
+def _uniform(ids: Ids, salt: int) -> NDArray[np.float64]:
+    # The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; its first half picks the bucket.
+    x = _words(ids)[1] + np.uint64((salt * _GOLDEN + _GOLDEN) & _MASK64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53

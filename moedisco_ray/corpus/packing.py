@@ -1,0 +1,66 @@
+"""From documents to packed tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from moedisco_ray.tokens import write_packed
+
+Keep = Callable[[pa.Table, int], NDArray[np.bool_]]
+"""Which rows [n] of a table of documents (all columns but `text`) of part number i are wanted."""
+
+_COLUMNS = ["id", "source", "copies", "tokens"]
+
+
+def part_path(directory: Path, index: int) -> Path:
+    """Where part number `index` of a directory of documents lies."""
+    return directory / f"part-{index:05d}.parquet"
+
+
+def pack(parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, keep: Keep | None = None) -> dict[str, Any]:
+    """Pack documents, each as often as its `copies` say; memory is bounded by one part.
+
+    Pass c over all parts, c = 0, 1, ..., packs the documents that have more than c copies, in the order of the parts: the
+    copies of a document are a whole pass apart.
+
+    Args:
+        parts: Files of documents, in order.
+        directory: Where the packed tokens go.
+        eos: The end-of-sequence token.
+        vocab_size: Of the tokeniser.
+        keep: Restricts the documents, for example to one cluster; None packs all of them.
+
+    Returns:
+        The index, as `write_packed`.
+    """
+    most = [_most_copies(path) for path in parts]
+    passes = (
+        _documents(path, i, c, keep)
+        for c in range(max(most, default=0))
+        for i, path in enumerate(parts) if most[i] > c
+    )
+    return write_packed(directory, passes, eos, vocab_size)
+
+
+def _most_copies(path: Path) -> int:
+    column = pq.read_table(path, columns=["copies"])["copies"].to_numpy()
+    return int(column.max(initial=0))
+
+
+def _documents(path: Path, part: int, above: int, keep: Keep | None) -> Iterator[NDArray[np.int32]]:
+    table = pq.read_table(path, columns=_COLUMNS)
+    chosen = table["copies"].to_numpy() > above
+    if keep is not None:
+        chosen &= keep(table, part)
+    for chunk in table["tokens"].filter(pa.array(chosen)).chunks:
+        values = chunk.values.to_numpy()
+        offsets = chunk.offsets.to_numpy()
+        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+            yield values[start:stop]

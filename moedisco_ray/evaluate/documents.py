@@ -1,0 +1,78 @@
+"""The validation documents that a model is measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from moedisco_ray.errors import CorpusError
+
+_COLUMNS = ["id", "source", "text", "tokens"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Documents:
+    """Documents, column by column, all of one length.
+
+    Attributes:
+        ids: Digest of each text, ascending.
+        sources: Name of the source each comes from.
+        texts: The text itself.
+        tokens: Its tokens, without an end-of-sequence token.
+    """
+
+    ids: tuple[bytes, ...]
+    sources: tuple[str, ...]
+    texts: tuple[str, ...]
+    tokens: tuple[NDArray[np.int32], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def where(self, mask_N: NDArray[np.bool_]) -> Documents:
+        """The documents whose entry of `mask_N` is true, in order."""
+        kept = [int(i) for i in np.flatnonzero(mask_N)]
+        return Documents(
+            tuple(self.ids[i] for i in kept), tuple(self.sources[i] for i in kept),
+            tuple(self.texts[i] for i in kept), tuple(self.tokens[i] for i in kept))
+
+
+def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
+    """Read whole documents in ascending order of id until the next one would exceed `max_tokens`.
+
+    An id is the hash of a text, so what comes first is a uniform sample, the same on every machine. The first document
+    is always taken, however long it is.
+
+    Args:
+        parts: Parquet files in order, together sorted by id, with the columns id, source, text and tokens.
+        max_tokens: Most tokens to load.
+
+    Raises:
+        CorpusError: There is no document.
+    """
+    ids: list[bytes] = []
+    sources: list[str] = []
+    texts: list[str] = []
+    tokens: list[NDArray[np.int32]] = []
+    room = max_tokens
+    for part in parts:
+        for batch in pq.ParquetFile(part).iter_batches(batch_size=256, columns=_COLUMNS):
+            columns = [batch.column(name) for name in _COLUMNS]
+            for row in range(batch.num_rows):
+                length = len(columns[3][row])
+                if ids and length > room:
+                    return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens))
+                room -= length
+                ids.append(columns[0][row].as_py())
+                sources.append(columns[1][row].as_py())
+                texts.append(columns[2][row].as_py())
+                tokens.append(columns[3][row].values.to_numpy(zero_copy_only=False).astype(np.int32))
+    if not ids:
+        raise CorpusError(
+            "corpus.validation_fraction", None, "no document was held out for validation; raise it, or add documents")
+    return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens))

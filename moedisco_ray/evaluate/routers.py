@@ -1,0 +1,141 @@
+"""What the routers of a Mixture-of-Experts do: expert load, router entropy, specialisation.
+
+Axes: R routers (MoE layers), G groups of documents, E experts, K top-k, T real positions of a batch, N documents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from moedisco_ray.errors import RunError
+
+_ROUTER = ".mlp.gate"
+"""How a router's module is called in transformers 5, in every supported family; it returns logits, scores, indices."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RouterStatistics:
+    """Counts and entropies of all routers.
+
+    Attributes:
+        layers: Number of each router's layer.
+        selections_RGE: How often each expert was among the top k, per group of documents.
+        first_RGE: How often it was the first of them.
+        document_first_NE: The same per document, over all layers.
+        token_entropy_R: Mean over tokens of the entropy of the router's softmax, in nats.
+    """
+
+    layers: tuple[int, ...]
+    selections_RGE: NDArray[np.int64]
+    first_RGE: NDArray[np.int64]
+    document_first_NE: NDArray[np.int64]
+    token_entropy_R: NDArray[np.float64]
+
+
+class RouterMeter:
+    """Counts, by forward hooks, while it is entered as a context.
+
+    Args:
+        model: Has one module named `...mlp.gate` per MoE layer.
+        group_N: Group of each document, 0 to `groups` - 1.
+        groups: How many there are.
+
+    Raises:
+        RunError: The model has no router.
+    """
+
+    def __init__(self, model: nn.Module, group_N: NDArray[np.int64], groups: int) -> None:
+        self._routers = [(name, module) for name, module in model.named_modules() if name.endswith(_ROUTER)]
+        if not self._routers:
+            raise RunError(f"the model has no module named '*{_ROUTER}': it is no Mixture-of-Experts this version knows")
+        weight: Any = self._routers[0][1].weight
+        self._experts = int(weight.shape[0])
+        device = weight.device
+        shape = (len(self._routers), groups, self._experts)
+        self._group_N = torch.from_numpy(group_N).to(device)
+        self._selections_RGE = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._first_RGE = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._document_first_NE = torch.zeros(len(group_N), self._experts, dtype=torch.int64, device=device)
+        self._entropy_R = torch.zeros(len(self._routers), dtype=torch.float64, device=device)
+        self._tokens = 0
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        for number, (_, module) in enumerate(self._routers):
+            self._handles.append(module.register_forward_hook(
+                lambda _module, _inputs, output, number=number: self._count(number, output)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def observe(self, real_BL: Tensor, document_B: Tensor) -> None:
+        """Say which positions of the next forward pass are real, and which document each row belongs to."""
+        self._real_T = real_BL.flatten()
+        self._document_T = document_B[:, None].expand_as(real_BL)[real_BL]
+        self._tokens += len(self._document_T)
+
+    def statistics(self) -> RouterStatistics:
+        """Everything counted so far."""
+        return RouterStatistics(
+            layers=tuple(int(name.removesuffix(_ROUTER).rsplit(".", 1)[-1]) for name, _ in self._routers),
+            selections_RGE=self._selections_RGE.cpu().numpy(),
+            first_RGE=self._first_RGE.cpu().numpy(),
+            document_first_NE=self._document_first_NE.cpu().numpy(),
+            token_entropy_R=(self._entropy_R / max(1, self._tokens)).cpu().numpy(),
+        )
+
+    def _count(self, number: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        logits, _, indices = output
+        log_TE = torch.log_softmax(logits.reshape(-1, self._experts)[self._real_T].float(), dim=-1)
+        chosen_TK = indices.reshape(len(self._real_T), -1)[self._real_T]
+        group_T = self._group_N[self._document_T]
+        self._entropy_R[number] -= (log_TE.exp() * log_TE).sum(dim=-1).double().sum()
+        _tally(self._selections_RGE[number], group_T[:, None].expand_as(chosen_TK), chosen_TK)
+        _tally(self._first_RGE[number], group_T, log_TE.argmax(dim=-1))
+        _tally(self._document_first_NE, self._document_T, log_TE.argmax(dim=-1))
+
+
+def expert_load(selections_XE: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of each expert in the selections, over the last axis; zeros where nothing was selected."""
+    total = selections_XE.sum(axis=-1, keepdims=True)
+    return selections_XE / np.maximum(total, 1)
+
+
+def entropy(shares_E: NDArray[np.float64]) -> float:
+    """-sum p ln p, in nats: 0 when one expert gets everything, ln E when all get the same."""
+    positive = shares_E[shares_E > 0]
+    return float(-(positive * np.log(positive)).sum()) + 0.0
+
+
+def normalized_mutual_information(counts_GE: NDArray[np.int64]) -> float:
+    """How far two labelings tell the same, from the table of their counts: 0 nothing, 1 everything.
+
+    Mutual information over the arithmetic mean of the two entropies (Vinh et al., JMLR 2010, NMI_sum), as is
+    scikit-learn's default; 1 when both labelings have one class, as there.
+    """
+    total = counts_GE.sum()
+    if not total:
+        return 0.0
+    joint_GE = counts_GE / total
+    row_G, column_E = joint_GE.sum(axis=1), joint_GE.sum(axis=0)
+    mean = (entropy(row_G) + entropy(column_E)) / 2
+    if mean == 0:
+        return 1.0
+    return max(0.0, entropy(row_G) + entropy(column_E) - entropy(joint_GE.ravel())) / mean
+
+
+def _tally(counts_XE: Tensor, row_T: Tensor, column_T: Tensor) -> None:
+    flat = (row_T * counts_XE.shape[1] + column_T).flatten()
+    counts_XE.view(-1).scatter_add_(0, flat, torch.ones_like(flat))

@@ -1,0 +1,207 @@
+"""Reading and writing Hugging Face model directories, tensor by tensor.
+
+Whatever form the files have (one file or shards, experts one by one or stacked), a reader sees the canonical tensors, and
+reading one of them reads no other. What is written is always the classic per-expert form, which every other tool reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moedisco_ray.artifacts import write_json
+from moedisco_ray.errors import CheckpointError
+from moedisco_ray.model_map.layout import ModelMap, Place
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_OS_ERROR = re.compile(r"os error (\d+)")
+DEFAULT_SHARD_BYTES = 2 * 1024**3
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """A model directory as a read-only mapping from canonical names to tensors, read when they are asked for.
+
+    Attributes:
+        directory: Where it lies.
+        config: Its `config.json`.
+        model_map: The names of its family.
+    """
+
+    def __init__(self, directory: Path, config: dict[str, Any], model_map: ModelMap,
+                 files: Mapping[str, Any], places: Mapping[str, Place]) -> None:
+        self.directory = directory
+        self.config = config
+        self.model_map = model_map
+        self._files = files
+        self._places = places
+
+    def __getitem__(self, key: str) -> Tensor:
+        place = self._places[key]
+        file = self._files[place.key]
+        if place.expert is None:
+            return file.get_tensor(place.key)
+        stored = file.get_slice(place.key)
+        return stored[place.index(tuple(stored.get_shape()))]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a canonical tensor, read from the file's header alone."""
+        place = self._places[key]
+        stored = tuple(self._files[place.key].get_slice(place.key).get_shape())
+        if place.expert is None:
+            return stored
+        return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Open a model directory for reading.
+
+    Raises:
+        CheckpointError: It is no model directory of a supported family, its weights are pickled, a file is missing or
+            broken, or a tensor is unknown or there twice.
+    """
+    config = read_config(directory)
+    model_map = ModelMap(str(config.get("model_type")))
+    files: dict[str, Any] = {}
+    places: dict[str, Place] = {}
+    for path in _weight_files(directory):
+        file = _open(path)
+        for stored in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
+                continue    # a second copy of the embedding, which transformers passes over too
+            files[stored] = file
+            for key, place in model_map.unfold(stored, tuple(file.get_slice(stored).get_shape())).items():
+                if key in places:
+                    raise CheckpointError(str(path), key, "the tensor is there twice; the checkpoint is inconsistent")
+                places[key] = place
+    ordered = dict(sorted(places.items(), key=lambda item: model_map.sort_key(item[0])))
+    return Checkpoint(directory, config, model_map, files, ordered)
+
+
+def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
+                     max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> int:
+    """Write a model directory from a stream of canonical tensors, holding at most one shard in memory.
+
+    Args:
+        directory: Made where it is missing; the caller makes it visible when everything is written.
+        tensors: Each name once.
+        config: What becomes `config.json`.
+        max_shard_bytes: A file is closed before it would grow beyond this; a tensor larger than it has its own file.
+
+    Returns:
+        Bytes of all tensors.
+
+    Raises:
+        CheckpointError: A tensor came twice, or none came.
+        OSError: The disk is full or broken.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    drafts: list[tuple[Path, list[str]]] = []
+    shard: dict[str, Tensor] = {}
+    seen: set[str] = set()
+    total = size = 0
+
+    for key, tensor in tensors:
+        if key in seen:
+            raise CheckpointError("tensor", key, "is written twice")
+        seen.add(key)
+        if shard and size + tensor.nbytes > max_shard_bytes:
+            drafts.append(_write_shard(directory, len(drafts), shard))
+            shard, size = {}, 0
+        shard[key] = _own(tensor)
+        size += tensor.nbytes
+        total += tensor.nbytes
+    if not seen:
+        raise CheckpointError(str(directory), None, "there is no tensor to write")
+    drafts.append(_write_shard(directory, len(drafts), shard))
+
+    if len(drafts) == 1:
+        drafts[0][0].replace(directory / _SINGLE)
+    else:
+        _name_shards(directory, drafts, total)
+    write_config(directory, config)
+    return total
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The `config.json` of a model directory.
+
+    Raises:
+        CheckpointError: There is none that can be read.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError("checkpoint", str(directory), f"no readable config.json there ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError("checkpoint", str(directory), "its config.json holds no object")
+    return config
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Write the `config.json` of a model directory."""
+    write_json(directory / "config.json", dict(sorted(config.items())))
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    if (directory / _INDEX).is_file():
+        try:
+            names = set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError("checkpoint", str(directory / _INDEX), f"the index cannot be read ({error!r})") from error
+        if strange := [name for name in names if Path(name).name != name]:
+            raise CheckpointError("checkpoint", str(directory / _INDEX), f"names a file outside its directory: {strange[0]}")
+        return sorted(directory / name for name in names)
+    if (directory / _SINGLE).is_file():
+        return [directory / _SINGLE]
+    if pickled := sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]):
+        raise CheckpointError(
+            "checkpoint", str(pickled[0]), "pickled weights run code when they are read; convert them to safetensors "
+            "(load the model once where you trust it and call save_pretrained)")
+    raise CheckpointError("checkpoint", str(directory), f"holds neither {_SINGLE} nor {_INDEX}")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("checkpoint", str(path), f"the file is missing or broken ({error}); copy it again") from error
+
+
+def _own(tensor: Tensor) -> Tensor:
+    # A view would keep its whole base alive, and safetensors refuses two views of one storage.
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _write_shard(directory: Path, number: int, shard: dict[str, Tensor]) -> tuple[Path, list[str]]:
+    path = directory / f".shard-{number:05d}.draft"
+    try:
+        save_file(shard, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = _OS_ERROR.search(str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, str(error), str(path)) from error
+    return path, list(shard)
+
+
+def _name_shards(directory: Path, drafts: list[tuple[Path, list[str]]], total: int) -> None:
+    weight_map = {}
+    for number, (path, keys) in enumerate(drafts, start=1):
+        name = f"model-{number:05d}-of-{len(drafts):05d}.safetensors"
+        path.replace(directory / name)
+        weight_map.update(dict.fromkeys(keys, name))
+    write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

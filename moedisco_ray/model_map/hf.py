@@ -1,0 +1,175 @@
+"""Configurations and models of transformers, from our settings and from our directories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from moedisco_ray.config import Architecture, FamilyName
+from moedisco_ray.errors import CheckpointError, ConfigError
+from moedisco_ray.model_map.checkpoint import DEFAULT_SHARD_BYTES, read_config, write_checkpoint
+from moedisco_ray.model_map.layout import ModelMap, canonical_state
+
+_OWN_EXPERT_SIZE = "moe_intermediate_size"
+
+
+def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, sequence_length: int,
+              eos_token_id: int) -> PretrainedConfig:
+    """The transformers configuration of a model, every size of `architecture` mapped to the family's own field.
+
+    Beginning and end of a text are one token. There is no padding token: transformers would keep the embedding of one from
+    training, and documents are packed without padding.
+
+    Args:
+        family: Model family.
+        architecture: Sizes.
+        vocab_size: Tokens of the tokeniser; `architecture.vocab_size` overrides it and may be larger.
+        sequence_length: Longest sequence, where the architecture names none.
+        eos_token_id: Token between documents.
+
+    Raises:
+        ConfigError: The family cannot have this architecture.
+    """
+    declaration = ModelMap(family).family
+    if architecture.vocab_size is not None and architecture.vocab_size < vocab_size:
+        raise ConfigError("model.config.vocab_size", architecture.vocab_size,
+                          f"is smaller than the tokeniser's {vocab_size} tokens; raise it or remove it")
+    fields: dict[str, Any] = {
+        "vocab_size": architecture.vocab_size or vocab_size,
+        "hidden_size": architecture.hidden_size,
+        "num_hidden_layers": architecture.num_hidden_layers,
+        "num_attention_heads": architecture.num_attention_heads,
+        "num_key_value_heads": architecture.key_value_heads,
+        "num_experts_per_tok": architecture.num_experts_per_tok,
+        "max_position_embeddings": architecture.max_position_embeddings or sequence_length,
+        "tie_word_embeddings": architecture.tie_word_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
+        "rms_norm_eps": architecture.rms_norm_eps,
+        "initializer_range": architecture.initializer_range,
+        "bos_token_id": eos_token_id,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": None,
+        "output_router_logits": False,
+        "dtype": "float32",
+        declaration.num_experts_field: architecture.num_experts,
+        declaration.expert_size_field: architecture.moe_intermediate_size,
+    }
+    if not declaration.always_normalises:
+        fields["norm_topk_prob"] = architecture.norm_topk_prob
+    if declaration.expert_size_field == _OWN_EXPERT_SIZE:
+        fields |= {"intermediate_size": architecture.moe_intermediate_size, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    if declaration.shared is not None:
+        fields["shared_expert_intermediate_size"] = (
+            architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size)
+    if family in ("mixtral", "qwen3_moe"):
+        fields["head_dim"] = architecture.head_size
+    elif architecture.head_size * architecture.num_attention_heads != architecture.hidden_size:
+        raise ConfigError("model.config.head_dim", architecture.head_dim,
+                          f"{family} has heads of hidden_size / num_attention_heads; remove it, or use qwen3_moe or mixtral")
+    return AutoConfig.for_model(family, **fields)
+
+
+def config_values(config: PretrainedConfig) -> dict[str, Any]:
+    """What `config.json` holds of a configuration, with the family's own name for the number of experts.
+
+    transformers writes some families' number of experts under a name that other readers do not know.
+    """
+    values: dict[str, Any] = config.to_diff_dict()
+    family = ModelMap(str(config.model_type)).family
+    values.pop("num_local_experts", None)
+    values[family.num_experts_field] = int(getattr(config, family.num_experts_field))
+    values["architectures"] = [_model_class(config).__name__]
+    return values
+
+
+def submodel_config(config: Mapping[str, Any], experts_per_submodel: int) -> dict[str, Any]:
+    """The `config.json` of a sub-model, from that of the whole MoE.
+
+    A sub-model is the same family with fewer experts per layer, and never selects more than it has.
+    """
+    family = ModelMap(str(config.get("model_type"))).family
+    values = {key: value for key, value in config.items() if key not in ("num_experts", "num_local_experts")}
+    values[family.num_experts_field] = experts_per_submodel
+    values["num_experts_per_tok"] = min(int(from_values(config).num_experts_per_tok), experts_per_submodel)
+    return values
+
+
+def from_values(config: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration object of a `config.json`'s values."""
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    return AutoConfig.for_model(str(config.get("model_type")), **values)
+
+
+def skeleton(config: Mapping[str, Any] | PretrainedConfig) -> PreTrainedModel:
+    """The model on the meta device: every module and shape, no memory."""
+    found = config if isinstance(config, PretrainedConfig) else from_values(config)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(found)
+
+
+def canonical_shapes(config: Mapping[str, Any] | PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every canonical tensor that a model of this configuration has on disk."""
+    return {key: tuple(tensor.shape) for key, tensor in model_tensors(skeleton(config))}
+
+
+def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a local model directory; nothing is fetched and no code of the directory is run.
+
+    Raises:
+        CheckpointError: It cannot be read, is of another family, or its tensors are not exactly the model's.
+    """
+    ModelMap(str(read_config(directory).get("model_type")))
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError("checkpoint", str(directory), f"cannot be loaded ({error})") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(problem):
+            example = sorted(map(str, info[problem]))[0]
+            raise CheckpointError(
+                "checkpoint", str(directory), f"{problem.replace('_', ' ')}: {example} and {len(info[problem]) - 1} more; "
+                "the weights do not belong to its config.json")
+    return model
+
+
+def model_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The canonical tensors of a model in memory, as they go to disk: without the head where it is the embedding."""
+    state = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    yield from canonical_state(state, ModelMap(str(model.config.model_type))).items()
+
+
+def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[str, Tensor]] | None = None,
+               max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> int:
+    """Write a model directory in the classic per-expert form.
+
+    Args:
+        model: Gives the configuration, and the tensors where `tensors` is None.
+        directory: Where to.
+        tensors: Canonical tensors to write in place of the model's own, such as those gathered from many workers.
+        max_shard_bytes: As in `write_checkpoint`.
+
+    Returns:
+        Bytes of all tensors.
+    """
+    chosen = model_tensors(model) if tensors is None else tensors
+    return write_checkpoint(directory, chosen, config_values(model.config), max_shard_bytes)
+
+
+def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
+    """The MoE blocks of a model (each has `gate` and `experts`), by the index of their layer; dense layers have none."""
+    layers = model.get_submodule("model.layers")
+    blocks = {index: layer.get_submodule("mlp") for index, layer in enumerate(layers.children())}
+    return {index: block for index, block in blocks.items() if hasattr(block, "experts")}
+
+
+def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    return AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001 - the public way is to build the model

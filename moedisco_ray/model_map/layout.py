@@ -1,0 +1,193 @@
+"""The translation between the canonical form of a model and what transformers holds in memory, both ways.
+
+In memory transformers stacks the experts of a layer: `mlp.experts.gate_up_proj` w_EGD with G = 2F (gate, then up) and
+`mlp.experts.down_proj` w_EDF, for every family; a checkpoint may hold that form too. Canonical is one tensor per expert
+and projection, under the family's classic names.
+
+Shapes: E experts, D hidden, F expert hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from moedisco_ray.config import FAMILIES
+from moedisco_ray.errors import CheckpointError
+from moedisco_ray.model_map.families import DECLARATIONS, OUTSIDE_LAYERS, PARTS, Part, Role, TensorRole, layer_rules
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_NUMBER = re.compile(r"(\d+)")
+_MEMORY_BLOCK = "mlp"
+_FUSED: dict[str, tuple[Part, ...]] = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a canonical tensor lies inside a stored one.
+
+    Attributes:
+        key: Name of the stored tensor.
+        expert: Index along its first axis; None when it is stored as it is.
+        half: 0 or 1, the half of the second axis; None for all of it.
+    """
+
+    key: str
+    expert: int | None = None
+    half: int | None = None
+
+    def index(self, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
+        """The index that takes the canonical tensor out of a stored one of this shape."""
+        if self.expert is None:
+            return ()
+        if self.half is None:
+            return (self.expert,)
+        size = shape[1] // 2
+        return (self.expert, slice(self.half * size, (self.half + 1) * size))
+
+
+class ModelMap:
+    """Names of one family's tensors: their roles, and their places in memory and in any checkpoint.
+
+    Args:
+        family: A Hugging Face `model_type`, one of `moedisco_ray.config.FAMILIES`.
+
+    Raises:
+        CheckpointError: The family is not one of those.
+    """
+
+    def __init__(self, family: str) -> None:
+        found = {str(name): declaration for name, declaration in DECLARATIONS.items()}.get(family)
+        if found is None:
+            raise CheckpointError("model_type", family, f"no family that is supported; use one of {', '.join(FAMILIES)}")
+        self.family = found
+        self._rules = layer_rules(found)
+
+    def classify(self, key: str) -> TensorRole:
+        """The role of a canonical tensor.
+
+        Raises:
+            CheckpointError: No rule claims the key.
+        """
+        if key in OUTSIDE_LAYERS:
+            return TensorRole(Role.BACKBONE, None, None, key)
+        if layer := _LAYER.fullmatch(key):
+            for role, pattern in self._rules:
+                if match := pattern.fullmatch(layer[2]):
+                    if role is Role.EXPERT:
+                        part = PARTS[self.family.projections.index(match[2])]
+                        return TensorRole(role, int(layer[1]), int(match[1]), part)
+                    return TensorRole(role, int(layer[1]), None, layer[2])
+        raise CheckpointError("tensor", key, f"no rule of family {self.family.name} claims it; this is a model of another kind")
+
+    def expert_key(self, layer: int, expert: int, part: Part) -> str:
+        """Canonical name of an expert's projection."""
+        return f"model.layers.{layer}.{self.family.block}.experts.{expert}.{self.family.projection(part)}.weight"
+
+    def router_key(self, layer: int) -> str:
+        """Canonical name of a layer's router."""
+        return f"model.layers.{layer}.{self.family.block}.gate.weight"
+
+    def place(self, key: str) -> Place:
+        """Where transformers holds a canonical tensor in memory."""
+        role = self.classify(key)
+        prefix = f"model.layers.{role.layer}.{_MEMORY_BLOCK}"
+        if role.role is Role.ROUTER:
+            return Place(f"{prefix}.gate.weight")
+        if role.role is not Role.EXPERT:
+            return Place(key)
+        if role.part == "down":
+            return Place(f"{prefix}.experts.down_proj", role.expert)
+        return Place(f"{prefix}.experts.gate_up_proj", role.expert, 0 if role.part == "gate" else 1)
+
+    def unfold(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
+        """The canonical tensors inside a stored one, which may have its classic or its fused form and name.
+
+        Args:
+            key: The stored tensor's name, in memory or in a checkpoint.
+            shape: Its shape.
+
+        Raises:
+            CheckpointError: No rule claims the key.
+        """
+        layer = _LAYER.fullmatch(key)
+        block, _, rest = layer[2].partition(".") if layer else ("", "", "")
+        if layer is None or block not in (_MEMORY_BLOCK, self.family.block):
+            self.classify(key)
+            return {key: Place(key)}
+        index, (inner, _, name) = int(layer[1]), rest.partition(".")
+        if inner == "experts" and name in _FUSED and len(shape) == 3:
+            parts = _FUSED[name]
+            return {
+                self.expert_key(index, expert, part): Place(key, expert, half if len(parts) == 2 else None)
+                for expert in range(shape[0]) for half, part in enumerate(parts)}
+        # A Mixtral that was saved in its memory form names its router after the block in memory.
+        canonical = self.router_key(index) if rest == "gate.weight" else key
+        self.classify(canonical)
+        return {canonical: Place(key)}
+
+    def sort_key(self, key: str) -> tuple[object, ...]:
+        """Orders canonical names: embedding, layers by number, experts by number, head."""
+        layer = _LAYER.fullmatch(key)
+        group = 1 if layer else 0 if "embed" in key else 2
+        return (group, *(int(piece) if piece.isdigit() else piece for piece in _NUMBER.split(key)))
+
+    def experts(self, keys: Iterable[str]) -> dict[int, int]:
+        """Number of experts per MoE layer, after checking that each has its router and all parts of all its experts.
+
+        Raises:
+            CheckpointError: A key is unknown, or a layer's tensors are incomplete.
+        """
+        present = set(keys)
+        roles = [self.classify(key) for key in present]
+        counts = {role.layer: 0 for role in roles if role.layer is not None and role.role in (Role.EXPERT, Role.ROUTER)}
+        for role in roles:
+            if role.layer is not None and role.expert is not None:
+                counts[role.layer] = max(counts[role.layer], role.expert + 1)
+        for layer, count in counts.items():
+            needed = {self.router_key(layer), *(self.expert_key(layer, e, part) for e in range(count) for part in PARTS)}
+            if not count or needed - present:
+                missing = min(needed - present, default=self.expert_key(layer, 0, "gate"))
+                raise CheckpointError("tensor", missing, "is missing; the checkpoint is incomplete")
+        return dict(sorted(counts.items()))
+
+
+def canonical_state(state: Mapping[str, Tensor], model_map: ModelMap) -> dict[str, Tensor]:
+    """A state dict of transformers under canonical names. Expert tensors are views: nothing is copied.
+
+    Raises:
+        CheckpointError: No rule claims a tensor, or two of them are the same canonical one.
+    """
+    found: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        for name, place in model_map.unfold(key, tuple(tensor.shape)).items():
+            if name in found:
+                raise CheckpointError("tensor", name, "is there twice, in two forms")
+            found[name] = tensor[place.index(tuple(tensor.shape))] if place.expert is not None else tensor
+    return dict(sorted(found.items(), key=lambda item: model_map.sort_key(item[0])))
+
+
+def memory_state(tensors: Mapping[str, Tensor], model_map: ModelMap) -> dict[str, Tensor]:
+    """The inverse of `canonical_state`: the state dict that transformers' model of this family loads.
+
+    Raises:
+        CheckpointError: A key is unknown, or a layer's experts are incomplete.
+    """
+    model_map.experts(tensors)
+    pieces: dict[str, dict[tuple[int, int], Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        place = model_map.place(key)
+        if place.expert is None:
+            whole[place.key] = tensor
+        else:
+            pieces.setdefault(place.key, {})[place.expert, place.half or 0] = tensor
+    for key, parts in pieces.items():
+        experts = range(max(expert for expert, _ in parts) + 1)
+        halves = range(max(half for _, half in parts) + 1)
+        whole[key] = torch.stack([torch.cat([parts[e, h] for h in halves]) for e in experts])
+    return whole

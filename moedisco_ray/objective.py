@@ -1,0 +1,154 @@
+"""What training minimises: next-token cross-entropy, plus a load-balance loss and a z-loss of the routers.
+
+Every term is a sum over tokens, divided by the number of tokens of the *global* batch. So micro-batches and workers only
+add up, and the result is the same for any layout, up to rounding.
+
+The load-balance loss is a product of two means over the global batch (f and P below), which is not a sum over tokens. Of the
+two only P has a gradient, and P is a sum. f is a constant, which the loop takes from the *previous* global batch: exact,
+known before the first micro-batch, in need of no second pass, and the same on every worker. It is part of a checkpoint.
+
+Axes: B sequences, L positions, V vocabulary, T = B L tokens, N routers (MoE layers), E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+_ROUTER = ".mlp.gate"
+"""How a router's module is called in transformers 5, in every supported family; it returns logits, scores, indices."""
+
+
+def token_loss(logits_BLV: Tensor, targets_BL: Tensor, weights_B: Tensor | None = None) -> Tensor:
+    """Cross-entropy in nats, summed over all tokens, in fp32 whatever the logits are in.
+
+    Args:
+        logits_BLV: Of any floating type.
+        targets_BL: The token that follows each position.
+        weights_B: Weight of each sequence; None: all 1.
+    """
+    logits_TV = logits_BLV.flatten(0, 1).float()
+    if weights_B is None:
+        return cross_entropy(logits_TV, targets_BL.flatten(), reduction="sum")
+    loss_T = cross_entropy(logits_TV, targets_BL.flatten(), reduction="none")
+    return loss_T.view_as(targets_BL).sum(dim=1) @ weights_B
+
+
+def routers(model: nn.Module) -> dict[str, nn.Module]:
+    """The router modules by name, in layer order."""
+    return {name: module for name, module in model.named_modules() if name.endswith(_ROUTER) and hasattr(module, "top_k")}
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterSums:
+    """Sums over the tokens of one forward pass.
+
+    Attributes:
+        probabilities_NE: Of the router's softmax; has a gradient.
+        log_partition_N: Of logsumexp(logits)^2; has a gradient.
+        selections_NE: How often each expert was among the top k.
+    """
+
+    probabilities_NE: Tensor
+    log_partition_N: Tensor
+    selections_NE: Tensor
+
+
+class RouterProbe:
+    """Sums up what the routers of a model do, by forward hooks.
+
+    Layers with one expert are left out: there is nothing to balance.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found: list[Any] = [module for module in routers(model).values() if module.num_experts > 1]
+        self.layers = len(found)
+        self.experts: int = found[0].num_experts if found else 0
+        self.top_k: int = found[0].top_k if found else 0
+        self._weights_T: Tensor | None = None
+        self._open = False
+        self._sums: list[tuple[Tensor, Tensor, Tensor]] = []
+        for module in found:
+            module.register_forward_hook(self._record)
+
+    @contextlib.contextmanager
+    def recording(self, weights_T: Tensor | None = None) -> Iterator[None]:
+        """Record the forward pass made inside.
+
+        Args:
+            weights_T: Weight of each token; None: all 1.
+        """
+        self._sums.clear()
+        self._weights_T = weights_T
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def sums(self) -> RouterSums:
+        """The sums of the last recorded pass."""
+        probabilities, log_partition, selections = zip(*self._sums, strict=True)
+        self._sums.clear()
+        return RouterSums(torch.stack(probabilities), torch.stack(log_partition), torch.stack(selections))
+
+    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        del module, inputs
+        logits_TE, _, indices_TK = output
+        logits_TE = logits_TE.float()
+        weights_T = self._weights_T
+        # Under activation checkpointing the backward pass runs the layer, and this, once more. The same operations must then
+        # happen, because what they save for the gradient is matched by its order; only the result is not wanted.
+        squared_T = torch.logsumexp(logits_TE, dim=-1).square()
+        probabilities_TE = torch.softmax(logits_TE, dim=-1)
+        if weights_T is None:
+            sums = probabilities_TE.sum(dim=0), squared_T.sum()
+        else:
+            sums = weights_T @ probabilities_TE, weights_T @ squared_T
+        if self._open:
+            self._sums.append((*sums, _selections(indices_TK, weights_T, self.experts)))
+
+
+def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: int) -> Tensor:
+    """E sum_e f_e P_e, averaged over the layers (Fedus et al. 2021, Switch Transformer, equations 4 to 6).
+
+    P_e is the mean probability of expert e and f_e the number of its selections per token, so that f sums to K, as in
+    transformers: balanced routers have a loss of K. Each layer is balanced by itself, as in OLMoE's training code
+    (transformers pools f and P over the layers first, which lets opposite imbalances of two layers cancel).
+
+    Args:
+        probabilities_NE: Sum of the router's softmax over some or all of the tokens.
+        fractions_NE: f.
+        tokens: Tokens of the global batch.
+    """
+    layers, experts = fractions_NE.shape
+    return (fractions_NE * probabilities_NE).sum() * (experts / (layers * tokens))
+
+
+def z_loss(log_partition_N: Tensor, tokens: int) -> Tensor:
+    """Mean of logsumexp(logits)^2 over tokens and layers (Zoph et al. 2022, ST-MoE, equation 5).
+
+    Args:
+        log_partition_N: Sum of the squares over some or all of the tokens.
+        tokens: Tokens of the global batch.
+    """
+    return log_partition_N.sum() / (len(log_partition_N) * tokens)
+
+
+def uniform_fractions(layers: int, experts: int, top_k: int) -> Tensor:
+    """f [N, E] of perfectly balanced routers: what is assumed before the first batch."""
+    return torch.full((layers, experts), top_k / experts)
+
+
+@torch.no_grad()
+def _selections(indices_TK: Tensor, weights_T: Tensor | None, experts: int) -> Tensor:
+    # Sums of whole numbers below 2^24 are exact in fp32, so the order of a scatter on a GPU does not matter.
+    ones_T = torch.ones(len(indices_TK), device=indices_TK.device) if weights_T is None else weights_T
+    counts_E = torch.zeros(experts, device=indices_TK.device)
+    return counts_E.scatter_add_(0, indices_TK.flatten(), ones_T.repeat_interleave(indices_TK.shape[1]))

@@ -1,0 +1,89 @@
+"""Events on their way from the workers to the driver, through one small actor per run."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from moedisco_ray.errors import MoeDiscoError
+from moedisco_ray.events import Emit, Event
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class _Mailbox:
+    """Keeps events until the driver takes them, and each unit's last word."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._outcomes: dict[str, Any] = {}
+
+    def push(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def finish(self, unit: str, outcome: Any) -> None:
+        self._outcomes[unit] = outcome
+
+    def outcome(self, unit: str) -> Any:
+        return self._outcomes.get(unit)
+
+
+class Relay:
+    """The driver's end. `handle` is what workers get; it pickles."""
+
+    def __init__(self, handle: ActorHandle) -> None:
+        self.handle = handle
+
+    def outcome(self, unit: str) -> Any:
+        """What the unit's worker returned, raised here if it was an error of ours; None if it never came to an end."""
+        outcome = ray.get(self.handle.outcome.remote(unit))
+        if isinstance(outcome, MoeDiscoError):
+            raise outcome
+        return outcome
+
+
+@contextlib.contextmanager
+def relay(emit: Emit, interval: float = 0.2) -> Iterator[Relay]:
+    """Hand every event that workers push to `emit`, in order, from one thread, until the block ends.
+
+    Args:
+        emit: Receives the events.
+        interval: Seconds between two looks.
+    """
+    mailbox = _Mailbox.remote()
+    stopped = threading.Event()
+
+    def pump() -> None:
+        while not stopped.wait(interval):
+            for event in ray.get(mailbox.take.remote()):
+                emit(event)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="event-relay") as thread:
+        pumping = thread.submit(pump)
+        try:
+            yield Relay(mailbox)
+        finally:
+            stopped.set()
+            wait([pumping])
+        pumping.result()  # an event that could not be written, on a full disk say, ends the run here
+        for event in ray.get(mailbox.take.remote()):
+            emit(event)
+    ray.kill(mailbox)
+
+
+def emitter(handle: ActorHandle) -> Emit:
+    """An `Emit` for a worker: fire and forget."""
+
+    def emit(event: Event) -> None:
+        handle.push.remote(event)
+
+    return emit

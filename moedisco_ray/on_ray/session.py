@@ -1,0 +1,96 @@
+"""A Ray cluster for the length of a run: the one that is there, or a local one with the pools' tags as slots."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+import ray.data
+
+from moedisco_ray.config import Pool, RunConfig
+from moedisco_ray.errors import PoolError
+
+
+@contextlib.contextmanager
+def cluster(config: RunConfig) -> Iterator[None]:
+    """Be connected to Ray inside the block.
+
+    A cluster named by RAY_ADDRESS, or one this process is connected to already, is used and left running. Otherwise a local
+    one is started whose custom resources are the pools' tags, and is stopped at the end.
+
+    Raises:
+        PoolError: The cluster has no room for a pool's workers.
+    """
+    _quiet()
+    ours = not ray.is_initialized()
+    if ours and os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    elif ours:
+        _start_local(config)
+    try:
+        check_pools(config)
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def slots(pool: Pool) -> int:
+    """Workers that the cluster has room for in this pool, busy or not."""
+    offered = int(ray.cluster_resources().get(pool.resource, 0))
+    return offered if not pool.gpu else min(offered, int(ray.cluster_resources().get("GPU", 0)) // pool.gpu)
+
+
+def check_pools(config: RunConfig) -> None:
+    """Refuse to start what would wait for ever.
+
+    Raises:
+        PoolError: No node offers a pool's tag, or fewer than the gang needs at once.
+    """
+    low, high = config.pools.low_memory, config.pools.high_memory
+    for name, pool, needed in (("low_memory", low, 1), ("high_memory", high, high.workers)):
+        room = slots(pool)
+        if room == 0:
+            raise PoolError(
+                f"pools.{name}.resource", pool.resource,
+                f"no node of this Ray cluster offers it{' with a GPU' if pool.gpu else ''}; start a node with "
+                f"`ray start --resources='{{\"{pool.resource}\": 1}}'`, or name the tag that your nodes carry")
+        if room < needed:
+            raise PoolError(
+                f"pools.{name}.workers", needed,
+                f"the gang needs {needed} {pool.resource} at once and the cluster has {room}; lower it or add nodes")
+
+
+def _start_local(config: RunConfig) -> None:
+    low, high = config.pools.low_memory, config.pools.high_memory
+    cores = os.cpu_count() or 1
+    # On CPU a slot is a core: more trainers than cores only slow each other down. A gang must fit, whatever it costs.
+    low_slots = low.max_workers if low.gpu else min(low.max_workers, cores)
+    ray.init(
+        address="local",
+        num_cpus=max(cores, low_slots, high.workers),
+        resources=_sum_by_tag((low.resource, low_slots), (high.resource, high.workers)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _sum_by_tag(*tags: tuple[str, int]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for tag, count in tags:
+        totals[tag] = max(totals.get(tag, 0), count)
+    return totals
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own view; Ray's logs stay in its session directory."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

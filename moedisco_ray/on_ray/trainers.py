@@ -1,0 +1,163 @@
+"""Ray Train around the one training loop: which actors run it, where, how many at once, and what happens when one dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.actor import ActorHandle
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from moedisco_ray.config import Pool
+from moedisco_ray.errors import MoeDiscoError, TrainingError
+from moedisco_ray.events import Emit, Event
+from moedisco_ray.on_ray.relay import Relay, emitter, relay
+from moedisco_ray.on_ray.session import slots
+from moedisco_ray.training import TrainJob, TrainResult, World, train
+
+_COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where trainers run.
+
+    Attributes:
+        pool: The pool that their workers hold slots of.
+        workers: Workers per trainer: 1, or the size of the gang, which starts as a whole or waits as a whole.
+        max_failures: How often a worker that died is started again.
+    """
+
+    pool: Pool
+    workers: int
+    max_failures: int
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """Resources of one worker: its tag, and a GPU where the pool has them, else a core."""
+        device = {"GPU": self.pool.gpu} if self.pool.gpu else {"CPU": 1}
+        return {self.pool.resource: 1, **device}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished trainer.
+
+    Attributes:
+        result: What the loop returned.
+        seconds: Wall-clock time for which the workers were held.
+        worker_seconds: The same, times their number: what is paid for.
+    """
+
+    result: TrainResult
+    seconds: float
+    worker_seconds: float
+
+
+def train_all(jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit) -> list[Trained]:
+    """Train every job, as many at once as the pool has room for; the rest wait in order.
+
+    Args:
+        jobs: In the order in which they should start.
+        placement: Where.
+        directory: For Ray Train's own state, and the flag that stops the trainers; all nodes must see it.
+        emit: Receives the workers' events.
+
+    Raises:
+        MoeDiscoError: The first job's error that is ours, such as a loss that is not finite.
+        TrainingError: A worker died more often than allowed.
+        KeyboardInterrupt: The trainers have saved a checkpoint and ended.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    stop = directory / f"stop-{uuid.uuid4().hex}"
+    at_once = max(1, min(len(jobs), slots(placement.pool) // placement.workers))
+    with relay(emit) as mail, ThreadPoolExecutor(at_once, thread_name_prefix="trainer") as threads:
+        futures = [threads.submit(_fit, job, placement, directory, stop, mail) for job in jobs]
+        try:
+            done, waiting = wait(futures, return_when="FIRST_EXCEPTION")
+            failed = [future for future in done if future.exception()]
+            if failed:
+                _end(stop, waiting)
+            return [future.result() for future in (failed or futures)]
+        except KeyboardInterrupt:
+            _end(stop, futures)
+            wait(futures)
+            raise
+
+
+def _end(stop: Path, futures: Any) -> None:
+    stop.touch()
+    for future in futures:
+        future.cancel()
+
+
+def _fit(job: TrainJob, placement: Placement, directory: Path, stop: Path, mail: Relay) -> Trained:
+    started = time.monotonic()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "stop": stop, "mailbox": mail.handle},
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
+        run_config=RunConfig(
+            # A name of its own: Ray Train would take up the state of an earlier run of the same name; ours is in the job.
+            name=f"{job.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(directory.absolute()),
+            failure_config=FailureConfig(max_failures=placement.max_failures),
+            callbacks=[_Restarts(job, mail.handle)],
+        ),
+        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingError(f"{job.name}: {_last_line(error)}") from error
+    outcome = mail.outcome(job.name)
+    if outcome is None:
+        raise TrainingError(f"{job.name}: its worker ended without a result; see the Ray logs")
+    seconds = time.monotonic() - started
+    return Trained(outcome, seconds, seconds * placement.workers)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What runs on each worker of a trainer."""
+    job, stop, mailbox = config["job"], config["stop"], config["mailbox"]
+    context = ray.train.get_context()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
+    try:
+        outcome: TrainResult | MoeDiscoError = train(job, world, emitter(mailbox), stop.exists)
+    except MoeDiscoError as error:
+        outcome = error  # returned, not raised: Ray Train would try again what cannot get better
+    if world.rank == 0 or isinstance(outcome, MoeDiscoError):
+        ray.get(mailbox.finish.remote(job.name, outcome))
+
+
+class _Restarts(UserCallback):
+    """Tells the run that workers died and are started again."""
+
+    def __init__(self, job: TrainJob, mailbox: ActorHandle) -> None:
+        self._job = job
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's signature
+        reasons = sorted({_last_line(error) for error in worker_exceptions.values()})
+        event = Event("worker_restarted", self._job.stage, self._job.name, {"reason": "; ".join(reasons)})
+        ray.get(self._mailbox.push.remote(event))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,173 @@
+"""From a configuration to a plan: what each training stage needs, takes and costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from moedisco_ray.config import Architecture, FamilyName, Optimizer, Pool, RunConfig
+from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, flops_per_token, training_cost
+from moedisco_ray.plan.memory import GIB, Memory, worker_memory
+from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
+from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
+from moedisco_ray.plan.vocabulary import planned_vocab_size
+
+StageName = Literal["seed", "submodels", "finetune"]
+PoolName = Literal["low_memory", "high_memory"]
+
+
+class StagePlan(BaseModel):
+    """One training stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: StageName
+    pool: PoolName
+    units: int
+    """Models that train independently."""
+    workers: int
+    """Workers that train at once."""
+    parameters: Parameters
+    """Of one unit."""
+    steps: int
+    """Of one unit."""
+    memory: Memory
+    """Of one worker."""
+    pool_gb: float
+    fits: bool
+    remedy: Remedy | None
+    """Where it does not fit: what would make it."""
+    cost: Cost
+
+
+class Plan(BaseModel):
+    """Everything that `moedisco plan` shows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    family: FamilyName
+    vocab_size: int
+    clusters: int
+    experts_per_submodel: int
+    parameters: Parameters
+    """Of the whole Mixture-of-Experts."""
+    stages: tuple[StagePlan, ...]
+    fits: bool
+    tokens: int
+    hours: float
+    dollars: float
+    full_training: Cost
+    """Training the whole model on as many tokens on the high-memory pool."""
+    saved_percent: float | None
+    """Dollars saved against it; null where that costs nothing."""
+    assumptions: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """A stage as the configuration has it."""
+
+    stage: StageName
+    pool_name: PoolName
+    pool: Pool
+    optimizer: Optimizer
+    units: int
+    workers: int
+    tokens: int
+    sharded: bool
+    spread: Spread
+
+
+def build_plan(config: RunConfig) -> Plan:
+    """Work out parameters, memory, time and price of a run.
+
+    Raises:
+        ConfigError: The tokeniser cannot be read, or does not fit the model.
+        CheckpointError: `model.init.checkpoint` is no checkpoint of the family.
+    """
+    whole = config.model.architecture
+    vocab_size = planned_vocab_size(config)
+    stages = tuple(_plan_stage(config, training, whole, vocab_size) for training in _trainings(config, whole))
+    parameters = count_parameters(config.model.family, whole, vocab_size)
+    checkpointing = config.finetune.optimizer.gradient_checkpointing
+    flops = flops_per_token(parameters, whole, config.corpus.sequence_length, checkpointing=checkpointing)
+    high = config.pools.high_memory
+    full = training_cost(flops, config.tokens.total, high, workers_per_unit=high.workers)
+    dollars = sum(stage.cost.dollars for stage in stages)
+    return Plan(
+        name=config.name,
+        family=config.model.family,
+        vocab_size=vocab_size,
+        clusters=config.clusters.count,
+        experts_per_submodel=whole.num_experts // config.clusters.count,
+        parameters=parameters,
+        stages=stages,
+        fits=all(stage.fits for stage in stages),
+        tokens=config.tokens.total,
+        hours=sum(stage.cost.hours for stage in stages),
+        dollars=dollars,
+        full_training=full,
+        saved_percent=100 * (1 - dollars / full.dollars) if full.dollars else None,
+        assumptions=(
+            f"{PEAK_FLOPS / 1e12:.0f} TFLOP/s x {UTILISATION:.0%} utilisation x the pool's speed; "
+            "memory includes 1 GB and 5 % overhead; only training is counted"),
+    )
+
+
+def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
+    low, high, clusters = config.pools.low_memory, config.pools.high_memory, config.clusters.count
+    recipe = config.submodels.optimizer
+    more_clusters = tuple(n for n in range(clusters + 1, whole.num_experts + 1) if whole.num_experts % n == 0)
+    split = Spread("clusters.count", clusters, more_clusters)
+    sequences = config.finetune.optimizer.batch_tokens // config.corpus.sequence_length
+    more_workers = tuple(n for n in range(high.workers + 1, sequences + 1) if sequences % n == 0)
+    gang = Spread("pools.high_memory.workers", high.workers, more_workers)
+    at_once = min(clusters, low.max_workers)
+    trainings = [
+        _Training("seed", "low_memory", low, recipe, 1, 1, config.tokens.seed, sharded=False, spread=split),
+        _Training(
+            "submodels", "low_memory", low, recipe, clusters, at_once, config.tokens.submodels,
+            sharded=False, spread=split),
+        _Training(
+            "finetune", "high_memory", high, config.finetune.optimizer, 1, high.workers, config.tokens.finetune,
+            sharded=True, spread=gang),
+    ]
+    return [training for training in trainings if training.tokens]
+
+
+def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, vocab_size: int) -> StagePlan:
+    family, length = config.model.family, config.corpus.sequence_length
+    optimizer, pool, units = training.optimizer, training.pool, training.units
+
+    def measure(trial: Optimizer, spread: int) -> Memory:
+        shape = whole if training.sharded else submodel_architecture(whole, spread)
+        return worker_memory(
+            family, shape, vocab_size, trial, sequence_length=length, gpu=pool.gpu,
+            workers=spread if training.sharded else 1)
+
+    shape = whole if training.sharded else submodel_architecture(whole, config.clusters.count)
+    memory = measure(optimizer, training.spread.now)
+    fits = memory.total <= pool.memory_gb * GIB
+    parameters = count_parameters(family, shape, vocab_size)
+    flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
+    return StagePlan(
+        stage=training.stage,
+        pool=training.pool_name,
+        units=units,
+        workers=training.workers,
+        parameters=parameters,
+        steps=max(1, training.tokens // units // optimizer.batch_tokens),
+        memory=memory,
+        pool_gb=pool.memory_gb,
+        fits=fits,
+        remedy=None if fits else find_remedy(
+            measure, optimizer, training.spread,
+            section="finetune.optimizer" if training.sharded else "submodels.optimizer",
+            sequence_length=length, pool_gb=pool.memory_gb, sharded=training.sharded),
+        cost=training_cost(
+            flops, training.tokens, pool, units=units, at_once=1 if training.sharded else training.workers,
+            workers_per_unit=training.workers if training.sharded else 1),
+    )

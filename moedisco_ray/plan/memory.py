@@ -1,0 +1,147 @@
+"""Memory of one worker, by part.
+
+Weights, gradients and moments follow `optimizer.state`: 4 + 4 + 8 bytes per parameter in fp32, 2 + 2 + 4 in bf16.
+
+Activations are counted tensor by tensor, as autograd saves them, in the manner of Korthikanti et al., "Reducing
+activation recomputation in large transformer models" (arXiv 2205.05198, section 4.1), for layers with RMSNorm, SwiGLU
+and attention that never stores its L x L scores. With s bytes per number in the forward pass, a token costs in
+one layer:
+
+* two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + 2s) D;
+* attention: queries, keys, values and the output, s (2Hd + 2Gd), and a log-sum-exp of 4 bytes per head; where queries
+  and keys are normalised (qwen3_moe, olmoe), their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd);
+* each of its k experts: the token's copy, gate and up (one tensor), the activated gate, the product, the output before
+  its weight: s (2D + 4F); a shared expert: s (D + 4S).
+
+The last norm adds (4 + 2s) D. Logits add sV, an fp32 copy where s < 4, the log-softmax and its gradient: 4V each.
+With gradient checkpointing a layer keeps its input (sD) only, and one layer at a time is recomputed in full.
+
+Letters: D hidden, H attention heads, G key-value heads, d head size, F expert hidden, S shared expert hidden,
+V vocabulary, k top-k.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from moedisco_ray.config import Architecture, FamilyName, Optimizer
+from moedisco_ray.plan.parameters import count_parameters, shared_hidden_size
+
+GIB = 2**30
+"""What the makers of GPUs call a gigabyte."""
+
+_STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
+_FIXED_OVERHEAD = 1 * GIB
+_FRAGMENTATION = 0.05
+
+
+class Memory(BaseModel):
+    """Bytes that one worker holds at its peak.
+
+    `compute_copies` are weights in the arithmetic of the forward pass beside the stored ones: of all weights where they
+    are stored whole in fp32 and multiplied in bf16; of the largest block, with its gradient, where they are sharded.
+    `overhead` is an assumption: 1 GiB for the CUDA context and library workspaces, and 5 % for fragmentation.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    compute_copies: int
+    overhead: int
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.compute_copies + self.overhead
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts by name, in the order of a table."""
+        names = ("weights", "gradients", "optimizer", "activations", "compute_copies", "overhead")
+        return {name: getattr(self, name) for name in names}
+
+
+def worker_memory(
+    family: FamilyName, architecture: Architecture, vocab_size: int, optimizer: Optimizer, *, sequence_length: int,
+    gpu: int, workers: int = 1,
+) -> Memory:
+    """Peak memory of one of `workers` workers that train one model together, sharded.
+
+    Args:
+        family: The model's family.
+        architecture: Its sizes.
+        vocab_size: Rows of the embedding.
+        optimizer: Says the state's precision, the micro-batch and whether activations are recomputed.
+        sequence_length: Tokens per sequence.
+        gpu: GPUs a worker holds; decides what `precision: auto` means.
+        workers: Over how many weights, gradients and moments are divided.
+    """
+    parameters = count_parameters(family, architecture, vocab_size)
+    share = -(-parameters.total // workers)
+    weights, gradients, moments = (share * size for size in _STATE_BYTES[optimizer.state])
+    width = compute_bytes(optimizer, gpu)
+    if workers > 1:
+        copies = 2 * width * parameters.largest_block
+    else:
+        copies = width * parameters.total if _STATE_BYTES[optimizer.state][0] > width else 0
+    tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
+    activations = tokens * activation_bytes_per_token(
+        family, architecture, vocab_size, width, checkpointing=optimizer.gradient_checkpointing)
+    held = weights + gradients + moments + copies + activations
+    return Memory(
+        weights=weights, gradients=gradients, optimizer=moments, activations=activations, compute_copies=copies,
+        overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * held))
+
+
+def activation_bytes_per_token(
+    family: FamilyName, architecture: Architecture, vocab_size: int, width: int, *, checkpointing: bool,
+) -> int:
+    """Bytes that training holds per token of the micro-batch; the formula stands in the module's docstring.
+
+    Args:
+        family: The model's family.
+        architecture: Its sizes.
+        vocab_size: Rows of the head.
+        width: Bytes per number in the forward pass.
+        checkpointing: Whether layers are recomputed in the backward pass.
+    """
+    layer = layer_bytes_per_token(family, architecture, width)
+    layers, hidden = architecture.num_hidden_layers, architecture.hidden_size
+    kept = layers * width * hidden + layer if checkpointing else layers * layer
+    logits = vocab_size * (width + (4 if width < 4 else 0) + 8)
+    return kept + (4 + 2 * width) * hidden + logits
+
+
+def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width: int) -> int:
+    """Bytes of one layer's saved tensors per token."""
+    hidden = architecture.hidden_size
+    queries = architecture.num_attention_heads * architecture.head_size
+    keys = architecture.key_value_heads * architecture.head_size
+    norms = 2 * (4 + 2 * width) * hidden
+    attention = width * 2 * (queries + keys) + 4 * architecture.num_attention_heads
+    if family in ("qwen3_moe", "olmoe"):
+        attention += (4 + width) * (queries + keys)
+    experts = architecture.num_experts_per_tok * width * (2 * hidden + 4 * architecture.moe_intermediate_size)
+    shared = shared_hidden_size(family, architecture)
+    return norms + attention + experts + (width * (hidden + 4 * shared) if shared else 0)
+
+
+def compute_bytes(optimizer: Optimizer, gpu: int) -> int:
+    """Bytes per number in the forward pass: 2 in bf16, 4 in fp32."""
+    bf16 = optimizer.precision == "bf16" or optimizer.state == "bf16" or (optimizer.precision == "auto" and gpu > 0)
+    return 2 if bf16 else 4
+
+
+def worker_sequences(optimizer: Optimizer, sequence_length: int, workers: int) -> int:
+    """Sequences of one step that fall to one worker."""
+    return max(1, -(-optimizer.batch_tokens // (sequence_length * workers)))
+
+
+def micro_batch_sequences(optimizer: Optimizer, sequence_length: int, workers: int) -> int:
+    """Sequences of one forward pass of one worker."""
+    share = worker_sequences(optimizer, sequence_length, workers)
+    return min(share, optimizer.micro_batch or share)

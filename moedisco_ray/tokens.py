@@ -1,0 +1,158 @@
+"""Packed tokens on disk, windows over them, and the order in which training visits the windows.
+
+A packed directory holds documents as one long stream of token ids, an end-of-sequence token after each document:
+
+    part-00000.npy ...   1-D little-endian uint16, or uint32 for a vocabulary above 65,536 entries
+    index.json           {"tokens", "documents", "dtype", "parts"}
+
+Shapes: L sequence length.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moedisco_ray.artifacts import read_json, write_json
+from moedisco_ray.errors import CorpusError
+
+Ids = NDArray[np.integer[Any]]
+
+INDEX = "index.json"
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest unsigned type that holds every id below `vocab_size`."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def write_packed(directory: Path, parts: Iterable[Iterable[Ids]], eos: int, vocab_size: int) -> dict[str, Any]:
+    """Write documents as packed tokens; memory is bounded by one part.
+
+    Args:
+        directory: Made when absent.
+        parts: Per part, the token ids of its documents, without end-of-sequence tokens. A part without documents gets no file.
+        eos: The token that ends each document.
+        vocab_size: Ids are below it; decides the type on disk.
+
+    Returns:
+        The index that was written: tokens (with the end-of-sequence tokens), documents, dtype, parts.
+
+    Raises:
+        CorpusError: An id does not fit the vocabulary.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = token_dtype(vocab_size)
+    end = np.array([eos], dtype=np.int64)
+    names: list[str] = []
+    documents = tokens = 0
+    for part in parts:
+        pieces: list[Ids] = []
+        for document in part:
+            pieces += (document, end)
+        if not pieces:
+            continue
+        packed = np.concatenate(pieces)
+        if packed.min() < 0 or packed.max() >= vocab_size:
+            raise CorpusError("tokenizer", int(packed.max()), f"a token id is outside the vocabulary of {vocab_size}")
+        name = f"part-{len(names):05d}.npy"
+        np.save(directory / name, packed.astype(dtype), allow_pickle=False)
+        names.append(name)
+        documents += len(pieces) // 2
+        tokens += len(packed)
+    index = {"tokens": tokens, "documents": documents, "dtype": dtype.name, "parts": names}
+    write_json(directory / INDEX, index)
+    return index
+
+
+class TokenStream:
+    """One or several packed directories, memory-mapped, as one stream of tokens cut into windows.
+
+    Window i is tokens [i L, (i + 1) L], so that neighbours share one token: the last target of one is the first input of the
+    next, and every token but the stream's first is a target exactly once (but for a rest shorter than L at the end).
+
+    Args:
+        directories: Packed directories, in the order of the stream.
+        sequence_length: L.
+
+    Raises:
+        CorpusError: A directory holds no packed tokens, or all together are shorter than one window.
+    """
+
+    def __init__(self, directories: Sequence[Path], sequence_length: int) -> None:
+        self.sequence_length = sequence_length
+        self._parts: list[Ids] = []
+        for directory in directories:
+            try:
+                names = read_json(directory / INDEX)["parts"]
+                self._parts += [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in names]
+            except (OSError, KeyError, json.JSONDecodeError) as error:
+                raise CorpusError(str(directory), None, f"holds no packed tokens ({error}); remove it and run again") from error
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        if len(self) < 1:
+            raise CorpusError(
+                "corpus.sequence_length", sequence_length,
+                f"the text has only {self.tokens} tokens here, less than one sequence and its next token; add text or shorten it")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the stream."""
+        return int(self._starts[-1])
+
+    def __len__(self) -> int:
+        return (self.tokens - 1) // self.sequence_length
+
+    def window(self, i: int) -> NDArray[np.int64]:
+        """Token ids [L + 1] of window i: inputs are `w[:-1]`, targets `w[1:]`.
+
+        Raises:
+            IndexError: There is no such window.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        start = i * self.sequence_length
+        stop = start + self.sequence_length + 1
+        ids = np.empty(stop - start, dtype=np.int64)
+        part = int(np.searchsorted(self._starts, start, side="right")) - 1
+        at = start
+        while at < stop:
+            offset = at - int(self._starts[part])
+            piece = self._parts[part][offset:offset + stop - at]
+            ids[at - start:at - start + len(piece)] = piece
+            at += len(piece)
+            part += 1
+        return ids
+
+
+def batch_indices(seed: int, step: int, batch: int, windows: int) -> NDArray[np.int64]:
+    """Which windows [batch] a training step sees: a function of the step alone, so that a resumed run goes on exactly.
+
+    Sample s = step * batch + j over all steps lies in epoch s // windows, and takes place s % windows of that epoch's own
+    permutation (Philox, key (seed, epoch)). So each epoch visits each window once, whatever the batch size.
+
+    Args:
+        seed: The run's seed.
+        step: Counted from 0.
+        batch: Sequences per step over all workers.
+        windows: Length of the stream.
+    """
+    samples = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
+    epochs, places = np.divmod(samples, windows)
+    chosen = np.empty(batch, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        chosen[here] = _permutation(seed, int(epoch), windows)[places[here]]
+    return chosen
+
+
+@functools.lru_cache(maxsize=2)  # a step touches at most two epochs, unless the corpus is smaller than a batch
+def _permutation(seed: int, epoch: int, windows: int) -> NDArray[np.int64]:
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(windows)
+    order.flags.writeable = False
+    return order

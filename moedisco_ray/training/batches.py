@@ -1,0 +1,75 @@
+"""Which sequences a worker sees in a step, in equally shaped forward passes on every worker.
+
+Axes: B sequences of a micro-batch, L positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moedisco_ray.tokens import TokenStream, batch_indices
+from moedisco_ray.training.job import TrainJob, World
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """The sequences of one forward pass.
+
+    Attributes:
+        inputs_BL: Token ids.
+        targets_BL: The token after each.
+        weights_B: 0 for a sequence that only fills up the shape, else 1; None: all are real.
+    """
+
+    inputs_BL: Tensor
+    targets_BL: Tensor
+    weights_B: Tensor | None
+
+    @property
+    def weights_T(self) -> Tensor | None:
+        """`weights_B` for each token."""
+        return None if self.weights_B is None else self.weights_B.repeat_interleave(self.inputs_BL.shape[1])
+
+
+class Batches:
+    """This worker's part of every global batch.
+
+    The global batch of a step depends on (seed, step) alone; worker r takes the r-th contiguous part of it. All parts are
+    filled up to the size of the largest with sequences of weight 0, because every worker must take part in every forward
+    pass of a sharded model.
+
+    Raises:
+        CorpusError: The shards are shorter than one sequence.
+    """
+
+    def __init__(self, job: TrainJob, world: World) -> None:
+        self._stream = TokenStream(job.shards, job.sequence_length)
+        self._job = job
+        self._world = world
+        share = -(-job.batch // world.size)
+        self._start = min(world.rank * share, job.batch)
+        self._stop = min(self._start + share, job.batch)
+        self._share = share
+        self._micro_batch = min(job.optimizer.micro_batch or share, share)
+
+    def __call__(self, step: int) -> Iterator[MicroBatch]:
+        """The micro-batches of a step, counted from 0."""
+        device = self._world.device
+        order = batch_indices(self._job.seed, step, self._job.batch, len(self._stream))[self._start:self._stop]
+        real = len(order)
+        windows = np.zeros((self._share, self._job.sequence_length + 1), dtype=np.int64)
+        for row, index in enumerate(order):
+            windows[row] = self._stream.window(int(index))
+        tokens = torch.from_numpy(windows)
+        if device != "cpu":
+            tokens = tokens.pin_memory().to(device, non_blocking=True)
+        for start in range(0, self._share, self._micro_batch):
+            part = tokens[start:start + self._micro_batch]
+            filled = start + len(part) > real
+            weights_B = (torch.arange(start, start + len(part), device=device) < real).float() if filled else None
+            yield MicroBatch(part[:, :-1], part[:, 1:], weights_B)

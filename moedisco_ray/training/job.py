@@ -1,0 +1,104 @@
+"""What one run of the training loop is given, and what it gives back: plain values that travel between processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from moedisco_ray.config import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """One model to train.
+
+    Attributes:
+        stage: The pipeline's stage it belongs to.
+        name: Its unit in events, such as `submodel-3`.
+        model: Hugging Face model directory to start from.
+        shards: Directories of packed tokens.
+        output: Hugging Face model directory to make; appears when complete.
+        checkpoints: Directory for this job's checkpoints alone. A job that finds one there goes on from it.
+        steps: Optimizer steps.
+        sequence_length: Tokens per sequence.
+        optimizer: The recipe.
+        checkpoint_every: Steps between checkpoints.
+        keep: How many checkpoints to keep.
+        seed: Of the order of the data, and of stochastic rounding.
+        load_balance: Weight of the load-balance loss.
+        z_loss: Weight of the router z-loss.
+        log_every: Steps between progress events.
+    """
+
+    stage: str
+    name: str
+    model: Path
+    shards: tuple[Path, ...]
+    output: Path
+    checkpoints: Path
+    steps: int
+    sequence_length: int
+    optimizer: Optimizer
+    checkpoint_every: int
+    keep: int = 2
+    seed: int = 0
+    load_balance: float = 0.0
+    z_loss: float = 0.0
+    log_every: int = 10
+
+    @property
+    def batch(self) -> int:
+        """Sequences per step over all workers."""
+        return max(1, self.optimizer.batch_tokens // self.sequence_length)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens per step over all workers."""
+        return self.batch * self.sequence_length
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A training's outcome.
+
+    Attributes:
+        steps: Steps made, those before a restart included; fewer than the job's when it was stopped.
+        tokens: Tokens trained on.
+        losses: Mean cross-entropy of each step's global batch, in nats per token, without the router losses.
+        seconds: Wall-clock time of the loop, that of earlier attempts up to their checkpoint included.
+        restored_step: The step of the checkpoint it went on from; 0: it began anew.
+        finished: Whether it made all steps and wrote the model.
+    """
+
+    steps: int
+    tokens: int
+    losses: tuple[float, ...]
+    seconds: float
+    restored_step: int
+    finished: bool
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the last twentieth of the steps, at least one; NaN of no steps."""
+        last = self.losses[-max(1, len(self.losses) // 20):]
+        return sum(last) / len(last) if last else float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """This process among the workers of one training.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are; above 1, torch.distributed is initialised.
+        device: Where it computes, as torch spells it.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+
+def steps_for(tokens: int, optimizer: Optimizer) -> int:
+    """Optimizer steps that a budget of tokens pays for, at least one."""
+    return max(1, tokens // optimizer.batch_tokens)
