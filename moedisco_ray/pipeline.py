@@ -15,18 +15,21 @@ from moedisco_ray.corpus import input_identity
 from moedisco_ray.errors import MoeDiscoError, RunDirError
 from moedisco_ray.events import Emit, Event, EventLog
 from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.shell import RayShell
 from moedisco_ray.report import build_report
+from moedisco_ray.shell import Shell
 from moedisco_ray.stages import STAGES, Stage
 from moedisco_ray.steps import STEPS, Context
 
 
-def run(config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False) -> Path:
+def run(config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, shell: Shell | None = None) -> Path:
     """Carry a run to its end, from wherever an earlier attempt left it.
 
     Args:
         config: A checked configuration.
         listeners: Get every event as it happens.
         redo: Accept that the directory holds a run with other settings, and make again what they change.
+        shell: Runs the work; None: Ray, on the cluster that is there or a local one.
 
     Returns:
         The run directory.
@@ -42,8 +45,11 @@ def run(config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False)
         log(Event("run_started", data={"name": config.name, "directory": str(directory), "stages": [s.name for s in STAGES]}))
         digests = stages.fingerprints(config, input_identity(config))
         if not all(is_done(directory / stage.directory, digests[stage.name]) for stage in STAGES):
-            with session.cluster(config):
-                _make_all(config, directory, digests, log)
+            if shell is not None:
+                _make_all(config, directory, digests, log, shell)
+            else:
+                with session.cluster(config):
+                    _make_all(config, directory, digests, log, RayShell())
         else:
             for stage in STAGES:
                 log(Event("stage_skipped", stage.name))
@@ -88,13 +94,13 @@ def claim(config: RunConfig, redo: bool) -> Path:
     return directory
 
 
-def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], emit: Emit) -> None:
+def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], emit: Emit, shell: Shell) -> None:
     for stage in STAGES:
         if is_done(directory / stage.directory, digests[stage.name]):
             emit(Event("stage_skipped", stage.name))
             continue
         emit(Event("stage_started", stage.name))
-        context = Context(config, directory, digests[stage.name], emit)
+        context = Context(config, directory, digests[stage.name], emit, shell)
         _make(stage, context, STEPS[stage.name])
         manifest = read_manifest(directory / stage.directory)
         if manifest is not None:
@@ -106,6 +112,6 @@ def _make(stage: Stage, context: Context, step: Callable[[Context, Draft], None]
     with commit(context.directory / stage.directory, context.fingerprint) as draft:
         step(context, draft)
     # Trainers' checkpoints are kept until what they led to is committed.
-    shutil.rmtree(context.checkpoints(stage), ignore_errors=True)
+    shutil.rmtree(context.checkpoints(stage.name), ignore_errors=True)
 
 

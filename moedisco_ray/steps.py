@@ -15,12 +15,8 @@ from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.artifacts import Draft, read_json, read_manifest, write_json
 from moedisco_ray.config import CheckpointInit, RunConfig
 from moedisco_ray.events import Emit, Event
-from moedisco_ray.on_ray import trainers
-from moedisco_ray.on_ray.cluster import build_clusters
-from moedisco_ray.on_ray.corpus import build_corpus
-from moedisco_ray.on_ray.tasks import run_on
-from moedisco_ray.on_ray.trainers import Placement, Trained
 from moedisco_ray.report import build_report
+from moedisco_ray.shell import Placement, Shell, Trained
 from moedisco_ray.stages import STAGES, Stage
 from moedisco_ray.tokens import TokenStream
 from moedisco_ray.training import TrainJob, steps_for
@@ -35,12 +31,14 @@ class Context:
         directory: The run directory.
         fingerprint: Of the stage under way.
         emit: Takes events.
+        shell: Runs the work.
     """
 
     config: RunConfig
     directory: Path
     fingerprint: str
     emit: Emit
+    shell: Shell
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""
@@ -63,21 +61,21 @@ class Context:
 
 def corpus(context: Context, draft: Draft) -> None:
     """Text to documents, a tokeniser, and packed tokens."""
-    draft.summary.update(build_corpus(context.config, draft.path))
+    draft.summary.update(context.shell.build_corpus(context.config, draft.path))
 
 
 def seed(context: Context, draft: Draft) -> None:
     """The model that all sub-models start from: trained on everything for the seed share, or as it was initialised."""
     config = context.config
     start = context.checkpoints("seed") / "start"
-    run_on(None, decompose.write_seed, config.model, start, config.clusters.count, _vocabulary(context),
+    context.shell.call(None, decompose.write_seed, config.model, start, config.clusters.count, _vocabulary(context),
            config.corpus.sequence_length, config.seed)
     if not config.tokens.seed:
         _link_tree(start, draft.path)
         return
     low = config.pools.low_memory
     job = _job(context, "seed", "seed", start, [context.of("corpus") / "shards"], config.tokens.seed)
-    trained = _train(context, [job], Placement(low, 1, config.submodels.max_failures), draft)
+    trained = _train(context, [job], Placement(low, 1, config.submodels.max_failures))
     _link_tree(job.output, draft.path)
     draft.summary["units"] = _units([job], trained)
 
@@ -87,7 +85,7 @@ def cluster(context: Context, draft: Draft) -> None:
     config = context.config
     init = config.model.init
     model = init.checkpoint if isinstance(init, CheckpointInit) else context.of("seed")
-    summary = build_clusters(config, context.of("corpus"), model, draft.path)
+    summary = context.shell.build_clusters(config, context.of("corpus"), model, draft.path)
     draft.summary.update(summary)
     context.emit(Event("clusters", "cluster", data={"clusters": summary["clusters"]}))
 
@@ -96,7 +94,7 @@ def cut(context: Context, draft: Draft) -> None:
     """The MoE to one sub-model per cluster."""
     config = context.config
     trained_seed = context.of("seed") if config.tokens.seed else None
-    draft.summary.update(run_on(
+    draft.summary.update(context.shell.call(
         None, decompose.write_submodels, config.model, draft.path, config.clusters.count, _vocabulary(context),
         config.corpus.sequence_length, config.seed, trained_seed))
 
@@ -112,7 +110,7 @@ def submodels(context: Context, draft: Draft) -> None:
     ]
     longest_first = sorted(jobs, key=lambda job: -job.steps)
     trained = dict(zip((job.name for job in longest_first), _train(
-        context, longest_first, Placement(config.pools.low_memory, 1, config.submodels.max_failures), draft), strict=True))
+        context, longest_first, Placement(config.pools.low_memory, 1, config.submodels.max_failures)), strict=True))
     for k, job in enumerate(jobs):
         _link_tree(job.output, draft.path / str(k))
     draft.summary["units"] = _units(jobs, [trained[job.name] for job in jobs])
@@ -125,7 +123,7 @@ def reunite(context: Context, draft: Draft) -> None:
     tokens = [unit["tokens"] for unit in context.summary("submodels")["units"]]
     sizes = [entry["tokens"] for entry in context.summary("cluster")["clusters"]]
     batches = _calibration(context, sizes)
-    report = run_on(
+    report = context.shell.call(
         config.pools.high_memory, merge.build_merged, config.model.family, parts, draft.path, config.merge, tokens, batches,
         _moe_config(context), config.seed)
     write_json(draft.path / "merge.json", report)
@@ -138,7 +136,7 @@ def finetune(context: Context, draft: Draft) -> None:
     high = config.pools.high_memory
     job = _job(context, "finetune", "finetune", context.of("merge"), [context.of("corpus") / "shards"], config.tokens.finetune,
                seed=config.seed + 1 + config.clusters.count)
-    trained = _train(context, [job], Placement(high, high.workers, config.finetune.max_failures), draft)
+    trained = _train(context, [job], Placement(high, high.workers, config.finetune.max_failures))
     _link_tree(job.output, draft.path)
     draft.summary["units"] = _units([job], trained)
 
@@ -146,7 +144,7 @@ def finetune(context: Context, draft: Draft) -> None:
 def measure(context: Context, draft: Draft) -> None:
     """Every model of the run on the validation text."""
     config = context.config
-    result = run_on(
+    result = context.shell.call(
         config.pools.high_memory, evaluate.evaluate_run, context.directory, config.clusters.count,
         bool(config.tokens.seed), config.corpus.sequence_length, config.evaluation.max_tokens,
         "cuda" if config.pools.high_memory.gpu else "cpu")
@@ -158,7 +156,7 @@ def publish(context: Context, draft: Draft) -> None:
     """The Hugging Face directory, with a model card."""
     config = context.config
     report = build_report(context.directory, config)
-    draft.summary.update(run_on(
+    draft.summary.update(context.shell.call(
         config.pools.high_memory, export.export, context.of("finetune"), context.of("corpus") / "tokenizer", draft.path, report,
         config.evaluation.prompts, config.evaluation.sample_tokens, config.seed))
 
@@ -192,10 +190,8 @@ def _job(context: Context, stage: str, name: str, model: Path, shards: Sequence[
     )
 
 
-def _train(context: Context, jobs: Sequence[TrainJob], placement: Placement, draft: Draft) -> list[Trained]:
-    del draft
-    stage = jobs[0].stage
-    return trainers.train_all(jobs, placement, context.checkpoints(stage) / "ray", context.emit)
+def _train(context: Context, jobs: Sequence[TrainJob], placement: Placement) -> list[Trained]:
+    return context.shell.train_all(jobs, placement, context.checkpoints(jobs[0].stage) / "ray", context.emit)
 
 
 def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:
@@ -210,3 +206,28 @@ def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[st
         }
         for job, done in zip(jobs, trained, strict=True)
     ]
+
+
+def _calibration(context: Context, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of every cluster's text, in proportion to its tokens: tokens_NL and the cluster of each, labels_N."""
+    config = context.config
+    length = config.corpus.sequence_length
+    budget = max(context.config.clusters.count, config.merge.calibration_tokens // length)
+    tokens, labels = [], []
+    for k in context.clusters:
+        stream = TokenStream([context.of("cluster") / "shards" / str(k)], length)
+        wanted = min(len(stream), max(1, round(budget * sizes[k] / sum(sizes))))
+        # Evenly spread over the shard: its beginning alone could be one document.
+        chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
+        tokens += [stream.window(int(i))[:-1] for i in chosen]
+        labels += [k] * wanted
+    return np.stack(tokens), np.asarray(labels)
+
+
+def _vocabulary(context: Context) -> int:
+    return int(context.summary("corpus")["vocab_size"])
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a directory by hard links: the files are final, and the source goes as soon as the copy is committed."""
+    shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)

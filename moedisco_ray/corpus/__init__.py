@@ -9,3 +9,10 @@ buckets    one bucket to its final documents
 packing    documents to packed tokens
 build      all of it in order
 """
+
+from moedisco_ray.corpus.build import build
+from moedisco_ray.corpus.packing import pack, part_path
+from moedisco_ray.corpus.sources import input_identity
+from moedisco_ray.corpus.tokenizer import Encoder
+
+__all__ = ["Encoder", "build", "input_identity", "pack", "part_path"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -73,8 +74,9 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, seed: int, flush: int 
     documents = 0
     smallest = np.inf
     # A name of its own until whole: after a node was cut off, two attempts of one task may write at once.
+    draft = path.with_suffix(f".{uuid.uuid4().hex}")
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(pa.OSFile(str(path), "wb"))
+        sink = stack.enter_context(pa.OSFile(str(draft), "wb"))
         writer = stack.enter_context(pa.ipc.new_file(sink, STAGED))
         for texts in _chunks(read_unit(unit), flush):
             table = staged_table(texts, unit.source.order)
@@ -87,6 +89,7 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, seed: int, flush: int 
             for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
                 owners.append(int(owner[group[0]]))
                 writer.write_batch(table.take(pa.array(group)).combine_chunks().to_batches()[0])
+    draft.replace(path)
     return Staged(unit.index, unit.source.order, path, tuple(owners), documents, smallest)
 
 

@@ -55,7 +55,7 @@ class RouterMeter:
     def __init__(self, model: nn.Module, group_N: NDArray[np.int64], groups: int) -> None:
         self._routers = [(name, module) for name, module in model.named_modules() if name.endswith(_ROUTER)]
         if not self._routers:
-            raise RunError(f"the model has no module named '*{_ROUTER}': it is no Mixture-of-Experts this version knows")
+            raise RunError(f"the model has no module named '*{_ROUTER}': it is no Mixture-of-Experts known here")
         weight: Any = self._routers[0][1].weight
         self._experts = int(weight.shape[0])
         device = weight.device

@@ -1,12 +1,22 @@
-"""Model families: the role of every tensor, checkpoints read and written in one canonical form, models built and loaded."""
+"""Model families: the role of every tensor, checkpoints in one canonical form, models built and loaded."""
 
-from moedisco_ray.model_map.checkpoint import Checkpoint, open_checkpoint, read_config, write_checkpoint, write_config
-from moedisco_ray.model_map.compare import check_same, differences
+from moedisco_ray.model_map.checkpoint import (
+    DEFAULT_SHARD_BYTES,
+    Checkpoint,
+    open_checkpoint,
+    read_config,
+    write_checkpoint,
+    write_config,
+)
+from moedisco_ray.model_map.checks import check_complete, check_experts, expert_count, group_size
+from moedisco_ray.model_map.compare import check_same, differences, same_bits
 from moedisco_ray.model_map.families import DECLARATIONS, PARTS, Family, Part, Role, TensorRole
 from moedisco_ray.model_map.hf import (
     canonical_shapes,
+    config_values,
     hf_config,
     load_model,
+    model_tensors,
     moe_blocks,
     save_model,
     skeleton,
@@ -17,8 +27,9 @@ from moedisco_ray.model_map.layout import ModelMap, Place, canonical_state, memo
 from moedisco_ray.model_map.speed import specialise
 
 __all__ = [
-    "DECLARATIONS", "PARTS", "Checkpoint", "Family", "ModelMap", "Part", "Place", "RandomSource", "Role", "TensorRole",
-    "canonical_shapes", "canonical_state", "check_same", "differences", "hf_config", "load_model", "memory_state", "moe_blocks",
-    "open_checkpoint", "random_source", "read_config", "save_model", "skeleton", "specialise", "submodel_config",
-    "write_checkpoint", "write_config",
+    "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "Checkpoint", "Family", "ModelMap", "Part", "Place", "RandomSource", "Role",
+    "TensorRole", "canonical_shapes", "canonical_state", "check_complete", "check_experts", "check_same", "config_values",
+    "differences", "expert_count", "group_size", "hf_config", "load_model",
+    "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "random_source", "read_config", "same_bits",
+    "save_model", "skeleton", "specialise", "submodel_config", "write_checkpoint", "write_config",
 ]

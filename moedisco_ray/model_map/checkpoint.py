@@ -1,7 +1,7 @@
 """Reading and writing Hugging Face model directories, tensor by tensor.
 
-Whatever form the files have (one file or shards, experts one by one or stacked), a reader sees the canonical tensors, and
-reading one of them reads no other. What is written is always the classic per-expert form, which every other tool reads.
+Whatever form the files have (one file or shards, experts one by one or stacked), a reader sees the canonical tensors,
+and reading one of them reads no other. What is written is always the classic per-expert form, which other tools read.
 """
 
 from __future__ import annotations
@@ -159,12 +159,13 @@ def write_config(directory: Path, config: Mapping[str, Any]) -> None:
 
 def _weight_files(directory: Path) -> list[Path]:
     if (directory / _INDEX).is_file():
+        index = directory / _INDEX
         try:
-            names = set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError("checkpoint", str(directory / _INDEX), f"the index cannot be read ({error!r})") from error
+            raise CheckpointError("checkpoint", str(index), f"the index cannot be read ({error!r})") from error
         if strange := [name for name in names if Path(name).name != name]:
-            raise CheckpointError("checkpoint", str(directory / _INDEX), f"names a file outside its directory: {strange[0]}")
+            raise CheckpointError("checkpoint", str(index), f"names a file outside its directory: {strange[0]}")
         return sorted(directory / name for name in names)
     if (directory / _SINGLE).is_file():
         return [directory / _SINGLE]
@@ -179,7 +180,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError("checkpoint", str(path), f"the file is missing or broken ({error}); copy it again") from error
+        raise CheckpointError("checkpoint", str(path), f"the file is missing or broken ({error})") from error
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ _NORMS = r"(input|post_attention)_layernorm\.weight"
 _ATTENTION = r"self_attn\.[qkvo]_proj\.weight"
 _ATTENTION_BIAS = r"self_attn\.[qkvo]_proj\.bias"
 _QK_NORM = r"self_attn\.[qk]_norm\.weight"
-_DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"     # layers that `mlp_only_layers` or `decoder_sparse_step` leave dense
+_DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"   # of layers that `mlp_only_layers` or `decoder_sparse_step` name
 _SHARED_EXPERT = r"mlp\.shared_expert(\.(gate|up|down)_proj|_gate)\.weight"
 _QWEN = ("gate_proj", "up_proj", "down_proj")
 

@@ -23,8 +23,8 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
               eos_token_id: int) -> PretrainedConfig:
     """The transformers configuration of a model, every size of `architecture` mapped to the family's own field.
 
-    Beginning and end of a text are one token. There is no padding token: transformers would keep the embedding of one from
-    training, and documents are packed without padding.
+    Beginning and end of a text are one token. There is no padding token: documents are packed without padding, and
+    transformers would exclude the embedding of that token from training.
 
     Args:
         family: Model family.
@@ -63,7 +63,8 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
     if not declaration.always_normalises:
         fields["norm_topk_prob"] = architecture.norm_topk_prob
     if declaration.expert_size_field == _OWN_EXPERT_SIZE:
-        fields |= {"intermediate_size": architecture.moe_intermediate_size, "decoder_sparse_step": 1, "mlp_only_layers": []}
+        fields |= {"decoder_sparse_step": 1, "mlp_only_layers": []}     # every layer is an MoE layer
+        fields["intermediate_size"] = architecture.moe_intermediate_size
     if declaration.shared is not None:
         fields["shared_expert_intermediate_size"] = (
             architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size)
@@ -71,7 +72,7 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
         fields["head_dim"] = architecture.head_size
     elif architecture.head_size * architecture.num_attention_heads != architecture.hidden_size:
         raise ConfigError("model.config.head_dim", architecture.head_dim,
-                          f"{family} has heads of hidden_size / num_attention_heads; remove it, or use qwen3_moe or mixtral")
+                          f"{family} has heads of hidden_size / num_attention_heads; remove it, or use qwen3_moe")
     return AutoConfig.for_model(family, **fields)
 
 
@@ -127,15 +128,16 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     ModelMap(str(read_config(directory).get("model_type")))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+            directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError("checkpoint", str(directory), f"cannot be loaded ({error})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(problem):
-            example = sorted(map(str, info[problem]))[0]
+            example = min(map(str, info[problem]))
             raise CheckpointError(
-                "checkpoint", str(directory), f"{problem.replace('_', ' ')}: {example} and {len(info[problem]) - 1} more; "
-                "the weights do not belong to its config.json")
+                "checkpoint", str(directory), f"{problem.replace('_', ' ')}: {example} and {len(info[problem]) - 1} "
+                "more; the weights do not belong to its config.json")
     return model
 
 
@@ -165,7 +167,7 @@ def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[
 
 
 def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
-    """The MoE blocks of a model (each has `gate` and `experts`), by the index of their layer; dense layers have none."""
+    """The MoE blocks of a model (each has `gate` and `experts`) by the index of their layer; dense layers have none."""
     layers = model.get_submodule("model.layers")
     blocks = {index: layer.get_submodule("mlp") for index, layer in enumerate(layers.children())}
     return {index: block for index, block in blocks.items() if hasattr(block, "experts")}

@@ -1,7 +1,7 @@
 """Random weights, any tensor of a model without the others.
 
-Each tensor comes from a generator of its own, keyed by the seed and its canonical name. So a slice of a model is the same
-whether or not the rest is ever made, on whichever machine, in whatever order.
+Each tensor comes from a generator of its own, keyed by the seed and its canonical name. So a slice of a model is the
+same whether or not the rest is ever made, on whichever machine, in whatever order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from moedisco_ray.model_map.hf import canonical_shapes
 class RandomSource(Mapping[str, Tensor]):
     """The canonical tensors of a freshly initialised model, made when they are asked for."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float, dtype: torch.dtype) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float,
+                 dtype: torch.dtype) -> None:
         self._shapes = shapes
         self._seed = seed
         self._std = standard_deviation

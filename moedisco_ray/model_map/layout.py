@@ -63,7 +63,7 @@ class ModelMap:
     def __init__(self, family: str) -> None:
         found = {str(name): declaration for name, declaration in DECLARATIONS.items()}.get(family)
         if found is None:
-            raise CheckpointError("model_type", family, f"no family that is supported; use one of {', '.join(FAMILIES)}")
+            raise CheckpointError("model_type", family, f"is not supported; use one of {', '.join(FAMILIES)}")
         self.family = found
         self._rules = layer_rules(found)
 
@@ -82,11 +82,19 @@ class ModelMap:
                         part = PARTS[self.family.projections.index(match[2])]
                         return TensorRole(role, int(layer[1]), int(match[1]), part)
                     return TensorRole(role, int(layer[1]), None, layer[2])
-        raise CheckpointError("tensor", key, f"no rule of family {self.family.name} claims it; this is a model of another kind")
+        raise CheckpointError("tensor", key, f"no rule of family {self.family.name} claims it: another kind of model")
 
     def expert_key(self, layer: int, expert: int, part: Part) -> str:
         """Canonical name of an expert's projection."""
         return f"model.layers.{layer}.{self.family.block}.experts.{expert}.{self.family.projection(part)}.weight"
+
+    def renumbered(self, key: str, expert: int) -> str:
+        """The canonical name of the same projection of another expert in the same layer."""
+        role = self.classify(key)
+        part = next((part for part in PARTS if part == role.part), None)
+        if role.layer is None or part is None:
+            raise CheckpointError("tensor", key, "is no expert's")
+        return self.expert_key(role.layer, expert, part)
 
     def router_key(self, layer: int) -> str:
         """Canonical name of a layer's router."""
@@ -149,7 +157,8 @@ class ModelMap:
             if role.layer is not None and role.expert is not None:
                 counts[role.layer] = max(counts[role.layer], role.expert + 1)
         for layer, count in counts.items():
-            needed = {self.router_key(layer), *(self.expert_key(layer, e, part) for e in range(count) for part in PARTS)}
+            needed = {self.expert_key(layer, e, part) for e in range(count) for part in PARTS}
+            needed.add(self.router_key(layer))
             if not count or needed - present:
                 missing = min(needed - present, default=self.expert_key(layer, 0, "gate"))
                 raise CheckpointError("tensor", missing, "is missing; the checkpoint is incomplete")

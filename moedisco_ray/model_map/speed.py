@@ -3,7 +3,7 @@
 A sub-model with one expert per layer is a dense model in MoE clothes: its router's weight is a softmax over one number,
 exactly 1. `specialise` makes it run as one.
 
-Shapes: T tokens, K selected experts, E experts, D hidden, F expert hidden.
+Shapes: T tokens, K selected experts, S = T K selections, E experts, D hidden, F expert hidden, G = 2F.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _IMPLEMENTATION = "moedisco_sorted"
 def specialise(model: PreTrainedModel) -> PreTrainedModel:
     """Choose the fastest forward for each MoE block of a model, in place.
 
-    A block with one expert skips its router, which is frozen: its gradient is exactly zero, so that weight decay alone would
-    move it. Such a block records no router logits. Blocks with more experts use `sorted_experts`.
+    A block with one expert skips its router, which is frozen: its gradient is exactly zero, so that weight decay alone
+    would move it. Such a block records no router logits. Blocks with more experts use `sorted_experts`.
 
     Returns:
         The same model.
@@ -43,8 +43,7 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """Experts' weighted output: tokens sorted by expert, one plain linear per expert, no atomics, so deterministic.
 
-    Against `grouped_mm` it copies no weight and stacks the experts' gradients once; on a GPU, where its loop over experts would
-    wait for the device, it hands over to `grouped_mm`.
+    On a GPU, where its loop over experts would wait for the device, it hands over to transformers' `grouped_mm`.
 
     Args:
         self: The experts' module, with w_EGD `gate_up_proj` and w_EDF `down_proj`.
@@ -62,11 +61,11 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     order_S = torch.argsort(flat_S, stable=True)
     counts = torch.bincount(flat_S, minlength=self.num_experts).tolist()
     pieces = torch.split(x_TD[order_S // K], counts)
-    outputs = [
-        functional.linear(self.act_fn(gate_SF) * up_SF, down_DF)
-        for piece_SD, gate_up_GD, down_DF in zip(pieces, self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True)
-        for gate_SF, up_SF in [functional.linear(piece_SD, gate_up_GD).chunk(2, dim=-1)]
-    ]
+    outputs = []
+    # unbind, not indexing: the experts' gradients are stacked once, not added up in E copies of the whole stack.
+    for piece_SD, w_GD, w_DF in zip(pieces, self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True):
+        gate_SF, up_SF = functional.linear(piece_SD, w_GD).chunk(2, dim=-1)
+        outputs.append(functional.linear(self.act_fn(gate_SF) * up_SF, w_DF))
     y_SD = torch.cat(outputs) * weight_TK.reshape(-1)[order_S, None]
     back_S = torch.empty_like(order_S)
     back_S[order_S] = torch.arange(T * K, device=order_S.device)
@@ -75,8 +74,10 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
 
 def _one_expert_forward(block: Any, hidden_states: Tensor) -> Tensor:
     experts = block.experts
-    # squeeze, not [0]: its gradient is a view, where indexing's is a zeroed copy of the whole stack.
-    gate, up = functional.linear(hidden_states, experts.gate_up_proj.squeeze(0)).chunk(2, dim=-1)
+    # Two linears on the halves of the weight, not one that is split afterwards: the backward pass then joins gradients
+    # of the weight's size, not of the activations'. And squeeze, not [0], whose gradient is a zeroed copy of the stack.
+    gate_FD, up_FD = experts.gate_up_proj.squeeze(0).chunk(2)
+    gate, up = functional.linear(hidden_states, gate_FD), functional.linear(hidden_states, up_FD)
     y = functional.linear(experts.act_fn(gate) * up, experts.down_proj.squeeze(0))
     if isinstance(getattr(block, "shared_expert", None), nn.Module):
         y = y + torch.sigmoid(block.shared_expert_gate(hidden_states)) * block.shared_expert(hidden_states)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 import uuid
@@ -19,50 +18,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from moedisco_ray.config import Pool
 from moedisco_ray.errors import MoeDiscoError, TrainingError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.on_ray.relay import Relay, emitter, relay
 from moedisco_ray.on_ray.session import slots
+from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 _COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where trainers run.
-
-    Attributes:
-        pool: The pool that their workers hold slots of.
-        workers: Workers per trainer: 1, or the size of the gang, which starts as a whole or waits as a whole.
-        max_failures: How often a worker that died is started again.
-    """
-
-    pool: Pool
-    workers: int
-    max_failures: int
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """Resources of one worker: its tag, and a GPU where the pool has them, else a core."""
-        device = {"GPU": self.pool.gpu} if self.pool.gpu else {"CPU": 1}
-        return {self.pool.resource: 1, **device}
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A finished trainer.
-
-    Attributes:
-        result: What the loop returned.
-        seconds: Wall-clock time for which the workers were held.
-        worker_seconds: The same, times their number: what is paid for.
-    """
-
-    result: TrainResult
-    seconds: float
-    worker_seconds: float
 
 
 def train_all(jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit) -> list[Trained]:

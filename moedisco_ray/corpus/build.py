@@ -1,0 +1,137 @@
+"""The whole corpus stage, over whatever maps functions over tasks: a plain loop here, Ray in `on_ray.corpus`."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.corpus.buckets import Finished, Rules, finish_bucket, sample_texts
+from moedisco_ray.corpus.files import list_files
+from moedisco_ray.corpus.packing import pack, part_path
+from moedisco_ray.corpus.readers import UNIT_BYTES, plan_units
+from moedisco_ray.corpus.sources import Input, expand_sources
+from moedisco_ray.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
+from moedisco_ray.corpus.tokenizer import (
+    Encoder,
+    check_settings,
+    check_vocabulary,
+    load_tokenizer,
+    save_tokenizer,
+    train_bpe,
+)
+from moedisco_ray.errors import CorpusError
+from moedisco_ray.tokens import TokenStream
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
+
+
+class MapTasks(Protocol):
+    """Applies a picklable function to each item, anywhere, and gives the results in any order."""
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]: ...  # noqa: D102
+
+
+def build(config: RunConfig, directory: Path, map_tasks: MapTasks = map, unit_bytes: int = UNIT_BYTES) -> dict[str, Any]:
+    """Make the corpus artifact: `tokenizer/`, `train/`, `validation/` (documents) and `shards/` (packed training tokens).
+
+    The result is the same whatever `map_tasks` and `unit_bytes`. Memory is bounded by one bucket per task and, here, by one
+    part, while the number of both grows with the text.
+
+    Args:
+        config: The run's configuration.
+        directory: An empty directory that every worker sees.
+        map_tasks: Runs the tasks.
+        unit_bytes: How much text a reading task gets.
+
+    Returns:
+        documents, validation_documents, duplicates, tokens (of one pass, as packed), validation_tokens, bytes (of training
+        text), vocab_size, and sources: per name its documents, tokens and bytes.
+
+    Raises:
+        CorpusError: No text, unreadable text, or too little of it.
+        ConfigError: The vocabulary does not fit the model; two sources of one name.
+        CheckpointError: The checkpoint is unreadable, or has a smaller vocabulary.
+    """
+    check_settings(config)
+    scratch = directory / "scratch"
+    inputs = expand_sources(config.corpus.sources, scratch / "embedded")
+    listed = [(source, list_files(source.field, source.path, source.format)) for source in inputs]
+    count = bucket_count(sum(file.text_bytes for _, files in listed for file in files))
+    stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count, seed=config.seed)
+    staged = list(map_tasks(stage, plan_units(listed, unit_bytes)))
+    _check_inputs(inputs, staged)
+
+    rules = Rules(
+        tuple(source.name for source in inputs), tuple(source.weight for source in inputs),
+        config.corpus.validation_fraction, config.seed, min(report.smallest for report in staged))
+    buckets = plan_buckets(staged, count)
+    encoder = _make_tokenizer(config, buckets, rules, directory / "tokenizer")
+    finish = functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory)
+    finished = list(map_tasks(finish, buckets))
+    shutil.rmtree(scratch)
+    _check_split(config, finished)
+
+    parts = [part_path(directory / "train", bucket.index) for bucket in buckets]
+    pack(parts, directory / "shards", encoder.eos, encoder.vocab_size)
+    TokenStream([directory / "shards"], config.corpus.sequence_length)  # long enough for one window, or an error
+    return _summary(finished, rules.names, encoder.vocab_size)
+
+
+def _make_tokenizer(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directory: Path) -> Encoder:
+    if config.tokenizer.path is not None:
+        tokenizer, settings = load_tokenizer(config.tokenizer.path)
+    else:
+        sample = sample_texts(buckets, rules, TOKENIZER_SAMPLE_CHARACTERS)
+        tokenizer, settings = train_bpe(sample, config.tokenizer.train_vocab_size), {}
+    save_tokenizer(tokenizer, settings, directory)
+    encoder = Encoder(directory)
+    check_vocabulary(encoder.vocab_size, config.model, "choose a tokeniser with fewer")
+    return encoder
+
+
+def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged]) -> None:
+    for source in inputs:
+        if not sum(report.documents for report in staged if report.order == source.order):
+            raise CorpusError(f"{source.field}.path", source.path, "holds no documents, only white space; name a place with text")
+
+
+def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
+    train = sum(int(report.train_S3[:, 0].sum()) for report in finished)
+    held_out = sum(int(report.validation_S3[:, 0].sum()) for report in finished)
+    if train < config.clusters.count:
+        raise CorpusError(
+            "clusters.count", config.clusters.count,
+            f"fewer documents than clusters: {train} for training; add text, cut it finer (corpus.sources.*.documents), or lower it")
+    if held_out == 0:
+        raise CorpusError(
+            "corpus.validation_fraction", config.corpus.validation_fraction,
+            f"none of the {train} documents is held out for validation; raise it or add text")
+
+
+def _summary(finished: Sequence[Finished], names: Sequence[str], vocab_size: int) -> dict[str, Any]:
+    train_S3 = np.sum([report.train_S3 for report in finished], axis=0)
+    validation_S3 = np.sum([report.validation_S3 for report in finished], axis=0)
+    documents, tokens, size = train_S3.sum(axis=0).tolist()
+    held_out, held_out_tokens, _ = validation_S3.sum(axis=0).tolist()
+    return {
+        "documents": documents,
+        "validation_documents": held_out,
+        "duplicates": sum(report.duplicates for report in finished),
+        "tokens": tokens,
+        "validation_tokens": held_out_tokens,
+        "bytes": size,
+        "vocab_size": vocab_size,
+        "sources": {
+            name: dict(zip(("documents", "tokens", "bytes"), row, strict=True))
+            for name, row in zip(names, train_S3.tolist(), strict=True)
+        },
+    }

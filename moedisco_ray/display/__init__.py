@@ -1,0 +1,35 @@
+"""How a run, a finished run and a plan look: a live view on a terminal, plain lines in a pipe, JSON for programs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rich.console import Console
+
+from moedisco_ray.display.live import LiveView
+from moedisco_ray.display.plain import JsonLines, PlainLines
+from moedisco_ray.display.plan import plan_view
+from moedisco_ray.display.show import report_view
+from moedisco_ray.events import Event
+
+__all__ = ["JsonLines", "LiveView", "PlainLines", "View", "listener_for", "plan_view", "report_view"]
+
+
+class View(Protocol):
+    """Shows events as they come; `close` leaves the terminal as it was."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def listener_for(console: Console, json: bool) -> View:
+    """The view that suits where the output goes.
+
+    Args:
+        console: The output.
+        json: Whether events were asked for as JSON, whatever the output is.
+    """
+    if json:
+        return JsonLines(console.file)
+    return LiveView(console) if console.is_terminal else PlainLines(console.file)

@@ -1,0 +1,129 @@
+"""The live view of a terminal: the stage list, one bar per unit that trains, the clusters' sizes."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from moedisco_ray.display.state import RunState, StageState, UnitState
+from moedisco_ray.display.words import count, duration, percent
+from moedisco_ray.events import Event
+
+_ICONS = {
+    "waiting": ("○", "dim"), "running": ("●", "bold cyan"), "done": ("✓", "green"), "reused": ("✓", "dim"), "failed": ("✗", "red"),
+}
+_MOST_UNITS = 12
+_MOST_NOTICES = 3
+
+
+class LiveView:
+    """Redraws itself a few times a second between the first event and `close`."""
+
+    def __init__(self, console: Console) -> None:
+        self._state = RunState()
+        # Events come from the pipeline's thread, redraws from rich's.
+        self._lock = threading.Lock()
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._state.update(event)
+        self._live.start()
+
+    def close(self) -> None:
+        """Draw the last state and let go of the terminal."""
+        if self._live.is_started:
+            self._live.stop()
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            return render(self._state, time.time())
+
+
+def render(state: RunState, now: float) -> RenderableType:
+    """The whole view at one moment.
+
+    Args:
+        state: What is known.
+        now: Seconds since the epoch.
+    """
+    parts: list[RenderableType] = [_heading(state), _stage_list(state, now)]
+    units = {name: unit for name, unit in state.units.items() if unit.stage == state.current}
+    if units:
+        parts += [Text(), _unit_table(units)]
+    if state.cluster_tokens:
+        parts += [Text(), cluster_bars(state.cluster_tokens, state.cluster_documents)]
+    if state.notices:
+        parts.append(Text())
+    parts += [Text(f"! {notice}", style="yellow", overflow="fold") for notice in state.notices[-_MOST_NOTICES:]]
+    return Group(*parts)
+
+
+def cluster_bars(tokens: list[int], documents: list[int]) -> RenderableType:
+    """Clusters as horizontal bars, as long as their tokens."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(width=30)
+    table.add_column(justify="right")
+    table.add_column(justify="right", style="dim")
+    table.add_column(justify="right", style="dim")
+    for cluster, size in enumerate(tokens):
+        bar = ProgressBar(total=max(1, *tokens), completed=size, width=30, complete_style="blue", finished_style="blue")
+        held = f"{documents[cluster]:,} documents" if cluster < len(documents) else ""
+        table.add_row(f"cluster {cluster}", bar, f"{count(size)} tokens", percent(size / max(1, sum(tokens))), held)
+    return table
+
+
+def _heading(state: RunState) -> RenderableType:
+    return Text.assemble((state.name, "bold"), ("  " + state.directory if state.directory else "", "dim"))
+
+
+def _stage_list(state: RunState, now: float) -> RenderableType:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=1)
+    table.add_column(min_width=10)
+    table.add_column(justify="right", min_width=11)
+    table.add_column(style="dim")
+    for name, stage in state.stages.items():
+        icon, style = _ICONS[stage.status]
+        losses = [unit.loss for unit in state.units.values() if unit.stage == name and unit.loss is not None]
+        loss = f"loss {sum(losses) / len(losses):.3f}" if losses else ""
+        table.add_row(Text(icon, style), Text(name, style), _seconds(stage, now), loss)
+    return table
+
+
+def _seconds(stage: StageState, now: float) -> Text:
+    match stage.status:
+        case "running":
+            return Text(duration(max(0.0, now - stage.started)))
+        case "done" | "failed":
+            return Text(duration(stage.seconds))
+        case "reused":
+            return Text("there", "dim")
+        case "waiting":
+            return Text()
+
+
+def _unit_table(units: dict[str, UnitState]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "left", "right", "right", "right", "right"):
+        table.add_column(justify=justify)  # type: ignore[arg-type]  # rich spells its justifications as a Literal
+    for name, unit in list(units.items())[:_MOST_UNITS]:
+        left = unit.seconds_left
+        table.add_row(
+            Text(name, "dim" if unit.finished else ""),
+            ProgressBar(total=1.0, completed=unit.done, width=30),
+            f"{unit.step}/{unit.steps}",
+            "" if unit.loss is None else f"loss {unit.loss:.3f}",
+            f"{count(unit.tokens_per_second)} tokens/s" if unit.tokens_per_second else "",
+            "done" if unit.finished else "" if left is None else f"{duration(left)} left",
+        )
+    if len(units) > _MOST_UNITS:
+        table.add_row(Text(f"and {len(units) - _MOST_UNITS} more", "dim"))
+    return table

@@ -1,0 +1,74 @@
+"""A plan as tables: memory by part against the pool, tokens, hours and dollars, and what to change."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from moedisco_ray.display.tables import plain_table
+from moedisco_ray.display.words import count, dollars, duration, gigabytes
+from moedisco_ray.plan import Parameters, Plan
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """Everything of a plan that a person decides on."""
+    parts: list[RenderableType] = [
+        Text.assemble(
+            (plan.name, "bold"), f"  {plan.family}, {plan.clusters} sub-models of {plan.experts_per_submodel} expert"
+            f"{'s' if plan.experts_per_submodel > 1 else ''} per layer, vocabulary {plan.vocab_size:,}"),
+        Padding(_parameters(plan), (1, 0, 0, 0)), Padding(_memory(plan), (1, 0, 0, 0)), Padding(_cost(plan), (1, 0, 0, 0)),
+    ]
+    parts += [
+        Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
+        for stage in plan.stages if stage.remedy is not None]
+    if plan.saved_percent is not None:
+        parts.append(Text(
+            f"{dollars(plan.dollars)} against {dollars(plan.full_training.dollars)} for full training on as many tokens: "
+            f"{abs(plan.saved_percent):.0f} % {'saved' if plan.saved_percent >= 0 else 'more'}", style="bold"))
+    parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
+    return Group(*parts)
+
+
+def _parameters(plan: Plan) -> Table:
+    table = plain_table(
+        "parameters", "total", "active", "embedding", "attention", "norms", "router", "experts", "shared", "head")
+    models: dict[str, Parameters] = {"sub-model": plan.stages[0].parameters, "mixture": plan.parameters}
+    for name, model in models.items():
+        table.add_row(name, *(count(number) for number in (
+            model.total, model.active, model.embedding, model.attention, model.norms, model.router, model.experts,
+            model.shared_expert, model.head)))
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = plain_table(
+        "GB per worker", "weights", "gradients", "optimizer", "activations", "copies", "overhead", "total", "pool", "")
+    for stage in plan.stages:
+        verdict = Text("fits", "green") if stage.fits else Text("does not fit", "bold red")
+        table.add_row(
+            stage.stage, *(gigabytes(size) for size in stage.memory.parts.values()), gigabytes(stage.memory.total),
+            f"{stage.pool_gb:g}", verdict)
+    return table
+
+
+def _cost(plan: Plan) -> Table:
+    table = plain_table("stage", "pool", "models x workers", "steps", "tokens", "waves", "time", "worker-hours", "dollars")
+    for stage in plan.stages:
+        gang = stage.stage == "finetune"
+        workers = f"{stage.units} x {stage.workers if gang else 1}"
+        cost = stage.cost
+        table.add_row(
+            stage.stage, stage.pool.replace("_", "-"), workers, f"{stage.steps:,}", count(cost.tokens), str(cost.waves),
+            duration(cost.hours * 3600), f"{cost.worker_hours:.2f}", dollars(cost.dollars))
+    table.add_section()
+    worker_hours = sum(stage.cost.worker_hours for stage in plan.stages)
+    table.add_row(
+        Text("total", "bold"), "", "", "", count(plan.tokens), "", duration(plan.hours * 3600), f"{worker_hours:.2f}",
+        Text(dollars(plan.dollars), "bold"))
+    full = plan.full_training
+    table.add_row(
+        Text("full training", "dim"), "high-memory", "", "", count(full.tokens), "", duration(full.hours * 3600),
+        f"{full.worker_hours:.2f}", dollars(full.dollars))
+    return table

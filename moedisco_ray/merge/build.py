@@ -1,0 +1,103 @@
+"""The merge stage: sub-model directories in, a merged model directory out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moedisco_ray.artifacts import write_json
+from moedisco_ray.errors import CheckpointError
+from moedisco_ray.merge.calibrate import Batch, RouterMethod, calibrate
+from moedisco_ray.merge.tensors import TensorReport, merge_with_report
+from moedisco_ray.model_map import (
+    Checkpoint,
+    ModelMap,
+    Role,
+    canonical_shapes,
+    check_complete,
+    check_experts,
+    expert_count,
+    load_model,
+    model_tensors,
+    open_checkpoint,
+    specialise,
+    write_checkpoint,
+)
+
+_JOINED = ".joined"
+
+
+def build_merged(submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float],
+                 batches: Sequence[Batch], directory: Path, *, router: RouterMethod, match_scale: bool,
+                 seed: int) -> dict[str, Any]:
+    """Merge trained sub-models and calibrate the routers.
+
+    Two passes: tensors are joined as a stream; then the joined model is loaded, its routers are computed, and it is
+    written again with what changed. The second pass holds the merged model once.
+
+    Args:
+        submodels: Their directories, in the clusters' order.
+        config: `config.json` of the whole MoE, with its own number of experts and top-k.
+        weights: gamma_k of the backbone.
+        batches: Calibration data: tokens [B, L] and cluster per document [B].
+        directory: Where the merged model goes, with `merge.json`.
+        router: How router rows are found.
+        match_scale: Whether experts keep their output scale where top-k weights are not normalised.
+        seed: For `random` router rows.
+
+    Returns:
+        What `merge.json` holds: `weights`, `tensors` (one entry each), `layers` (one entry per router).
+
+    Raises:
+        CheckpointError: A sub-model is of another family, or the tensors together are not the MoE's.
+    """
+    model_map = ModelMap(str(config.get("model_type")))
+    opened = [_open(path, model_map) for path in submodels]
+    reports: list[TensorReport] = []
+    joined = directory / _JOINED
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for tensor, entry in merge_with_report(opened, model_map, weights):
+            reports.append(entry)
+            yield entry.key, tensor
+
+    write_checkpoint(joined, stream(), config)
+    stored = open_checkpoint(joined)
+    check_complete(stored, canonical_shapes(config))
+    check_experts(stored, model_map, expert_count(config))
+
+    model = specialise(load_model(joined))
+    layers = calibrate(model, len(submodels), batches, router, match_scale=match_scale, seed=seed)
+    write_checkpoint(directory, _overlaid(stored, model, layers), config)
+    del stored
+    shutil.rmtree(joined)
+
+    result = {"weights": list(weights), "tensors": [entry.to_dict() for entry in reports], "layers": layers}
+    write_json(directory / "merge.json", result)
+    return result
+
+
+def _open(directory: Path, model_map: ModelMap) -> Checkpoint:
+    opened = open_checkpoint(directory)
+    if opened.model_map.family != model_map.family:
+        raise CheckpointError("submodels", str(directory), f"is of family {opened.model_map.family.name}, not "
+                              f"{model_map.family.name}")
+    return opened
+
+
+def _overlaid(stored: Checkpoint, model: PreTrainedModel, layers: list[dict[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """The stored tensors, with those that the calibration changed taken from the model in memory."""
+    rescaled = {entry["layer"] for entry in layers if entry["scale"] != 1.0}
+    changed = dict(model_tensors(model))
+    for key in stored:
+        role = stored.model_map.classify(key)
+        kept = stored[key]
+        if role.role is Role.ROUTER or (role.role is Role.EXPERT and role.part == "down" and role.layer in rescaled):
+            yield key, changed[key].to(kept.dtype)
+        else:
+            yield key, kept

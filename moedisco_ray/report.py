@@ -1,0 +1,220 @@
+"""`report.json`: everything the final table, the model card and the figures show, from what the stages left behind.
+
+Keys of the report; a figure that nobody measured is null:
+
+* `name`, `seed`, `tags`, `family`: of the run's configuration.
+* `stages`: one entry per committed stage, in pipeline order:
+  `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once; `seconds`, wall-clock; `tokens`,
+  trained on; `worker_seconds`, summed over workers; `dollars`, worker_seconds at the pool's price (the head node's
+  is 0); `loss`, training loss at the end, nats per token, mean over units weighted by tokens; `perplexity` and
+  `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
+* `totals`: `tokens`, `seconds`, `worker_seconds` and `dollars`, summed over stages; `full_training_dollars`, an
+  estimate: the same tokens trained at the fine-tune's measured tokens per worker-second, at the high-memory pool's
+  price; `saved`, the share of that which the training stages did not cost.
+* `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
+* `samples`: [{prompt, text}], what the finished model wrote.
+* `curves`: {unit: {`stage`, `tokens` [..], `loss` [..]}}, training loss over the unit's tokens, at most 400 points.
+* `versions`: {package: version} that made the newest stage.
+
+What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `tokens`, `loss`
+and `worker_seconds`. Any stage may have `worker_seconds` (its seconds times its workers otherwise) and `workers`. The
+export's has `samples`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from moedisco_ray.artifacts import Manifest, read_json, read_manifest, versions
+from moedisco_ray.config import Pool, RunConfig
+from moedisco_ray.events import EventLog
+from moedisco_ray.stages import STAGES
+
+T = TypeVar("T")
+PoolName = Literal["low_memory", "high_memory", "head"]
+
+CURVE_POINTS = 400
+
+TABLE_COLUMNS = ("stage", "pool", "workers", "tokens", "time", "cost", "loss", "perplexity")
+
+_POOLS: dict[str, PoolName] = {
+    "seed": "low_memory", "submodels": "low_memory", "merge": "high_memory", "finetune": "high_memory",
+    "evaluate": "high_memory",
+}
+_TRAINING = ("seed", "submodels", "finetune")
+
+
+def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
+    """Gather the report of a run, finished or not; see the module's text for its keys.
+
+    Args:
+        run_dir: The run directory.
+        config: The run's configuration: pools and their prices.
+    """
+    manifests = {
+        stage.name: manifest for stage in STAGES if (manifest := read_manifest(run_dir / stage.directory)) is not None}
+    evaluation = _read(run_dir / "evaluation" / "evaluation.json")
+    measured = evaluation.get("stages", {})
+    stages = [_stage(name, manifest, measured.get(name, {}), config) for name, manifest in manifests.items()]
+    newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "tags": dict(config.tags),
+        "family": config.model.family,
+        "stages": stages,
+        "totals": _totals(stages, config.pools.high_memory.price_per_hour),
+        "corpus": manifests["corpus"].summary if "corpus" in manifests else {},
+        "clusters": _read(run_dir / "clusters" / "report.json"),
+        "evaluation": evaluation,
+        "samples": manifests["export"].summary.get("samples", []) if "export" in manifests else [],
+        "curves": read_curves(run_dir / "events.jsonl"),
+        "versions": newest.versions if newest is not None else versions(),
+    }
+
+
+def read_curves(events: Path) -> dict[str, dict[str, Any]]:
+    """Training loss over tokens of every unit that reported progress.
+
+    A unit that went back to an earlier step (resumed from a checkpoint, or begun again) loses what it had reported from
+    there on: a curve holds each step once, as it was last trained.
+
+    Args:
+        events: An `events.jsonl`; may be absent.
+
+    Returns:
+        {unit: {stage, tokens [P], loss [P]}} with P at most `CURVE_POINTS`.
+    """
+    points: dict[str, list[tuple[int, int, float]]] = {}
+    stages: dict[str, str | None] = {}
+    for event in EventLog.read(events):
+        if event.type != "progress" or event.unit is None or event.data.get("loss") is None:
+            continue
+        step = int(event.data["step"])
+        curve = points.setdefault(event.unit, [])
+        while curve and curve[-1][0] >= step:
+            curve.pop()
+        curve.append((step, int(event.data["tokens"]), float(event.data["loss"])))
+        stages[event.unit] = event.stage
+    curves = {}
+    for unit, curve in points.items():
+        kept = thin(curve, CURVE_POINTS)
+        curves[unit] = {
+            "stage": stages[unit], "tokens": [tokens for _, tokens, _ in kept], "loss": [loss for _, _, loss in kept]}
+    return curves
+
+
+def thin(values: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` of the values, evenly spaced, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
+
+
+def report_table(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The run's table, as text: a row per stage, their total, and what full training would have cost.
+
+    Returns:
+        Rows of `TABLE_COLUMNS`.
+    """
+    rows: list[tuple[str, ...]] = [
+        (
+            stage["name"], stage["pool"].replace("_", "-"), str(stage["workers"]), _tokens(stage["tokens"]),
+            format_seconds(stage["seconds"]), format_dollars(stage["dollars"]), _decimal(stage["loss"], 4),
+            _decimal(stage["perplexity"], 2),
+        )
+        for stage in report["stages"]
+    ]
+    totals = report["totals"]
+    rows.append((
+        "total", "", "", _tokens(totals["tokens"]), format_seconds(totals["seconds"]),
+        format_dollars(totals["dollars"]), "", ""))
+    if totals["full_training_dollars"] is not None:
+        rows.append((
+            "full training (estimate)", "high-memory", "", _tokens(totals["tokens"]), "",
+            format_dollars(totals["full_training_dollars"]), "", ""))
+    return rows
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as a person says it: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_dollars(dollars: float) -> str:
+    """Dollars, with cents of cents where that is all there is."""
+    return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"
+
+
+def _stage(name: str, manifest: Manifest, measured: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    summary = manifest.summary
+    units = summary.get("units", [])
+    tokens = sum(unit["tokens"] for unit in units)
+    workers = summary.get("workers", _workers(name, len(units), config))
+    if units:
+        worker_seconds = sum(unit["worker_seconds"] for unit in units)
+    else:
+        worker_seconds = summary.get("worker_seconds", manifest.seconds * workers)
+    trained = [unit for unit in units if unit["tokens"] and unit["loss"] is not None]
+    pool = _POOLS.get(name, "head")
+    return {
+        "name": name,
+        "pool": pool,
+        "workers": workers,
+        "seconds": manifest.seconds,
+        "tokens": tokens if name in _TRAINING else None,
+        "worker_seconds": worker_seconds,
+        "dollars": worker_seconds / 3600 * _price(pool, config),
+        "loss": sum(unit["loss"] * unit["tokens"] for unit in trained) / tokens if trained else None,
+        "perplexity": measured.get("perplexity"),
+        "bits_per_byte": measured.get("bits_per_byte"),
+    }
+
+
+def _workers(name: str, units: int, config: RunConfig) -> int:
+    if name == "submodels":
+        return min(units or config.clusters.count, config.pools.low_memory.max_workers)
+    return config.pools.high_memory.workers if name == "finetune" else 1
+
+
+def _price(pool: PoolName, config: RunConfig) -> float:
+    pools: dict[PoolName, Pool] = {"low_memory": config.pools.low_memory, "high_memory": config.pools.high_memory}
+    return pools[pool].price_per_hour if pool in pools else 0.0
+
+
+def _totals(stages: list[dict[str, Any]], high_memory_price: float) -> dict[str, Any]:
+    training = [stage for stage in stages if stage["name"] in _TRAINING]
+    tokens = sum(stage["tokens"] for stage in training)
+    dollars = sum(stage["dollars"] for stage in training)
+    finetune = next((stage for stage in training if stage["name"] == "finetune" and stage["tokens"]), None)
+    full = None
+    if finetune is not None:
+        full = tokens * (finetune["worker_seconds"] / finetune["tokens"]) / 3600 * high_memory_price
+    return {
+        "tokens": tokens,
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "worker_seconds": sum(stage["worker_seconds"] for stage in stages),
+        "dollars": sum(stage["dollars"] for stage in stages),
+        "full_training_dollars": full,
+        "saved": 1 - dollars / full if full else None,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    return found
+
+
+def _tokens(tokens: int | None) -> str:
+    return "-" if tokens is None else f"{tokens:,}"
+
+
+def _decimal(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"

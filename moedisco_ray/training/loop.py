@@ -1,0 +1,163 @@
+"""The one training loop: of the seed model, the sub-models, and the merged Mixture-of-Experts.
+
+A step's global batch depends on (seed, step) alone, and every loss is a sum over its tokens: so the result is the same for
+any number of workers and any micro-batch up to rounding, and the same bit for bit when a run is interrupted and resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from moedisco_ray import objective
+from moedisco_ray.events import Emit
+from moedisco_ray.training import checkpoint
+from moedisco_ray.training.batches import Batches, MicroBatch
+from moedisco_ray.training.job import TrainJob, TrainResult, World
+from moedisco_ray.training.ledger import Ledger
+from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.output import write_model
+from moedisco_ray.training.schedule import learning_rate
+from moedisco_ray.training.sharding import autocast, trainable
+
+_ASK_EVERY = 8
+"""Steps between the moments when several workers agree on whether to stop."""
+
+
+def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> TrainResult:
+    """Train, from the newest checkpoint if there is one, and write the model; every worker of a training calls this.
+
+    Args:
+        job: What to train, and where its files lie.
+        world: This process among the workers.
+        emit: Receives `progress` events, on rank 0.
+        stop: Asked after steps; once it is true on any worker, all save a checkpoint and return an unfinished result.
+
+    Raises:
+        TrainingError: A loss is not finite.
+        CorpusError: The shards are shorter than one sequence.
+        RunDirError: The disk is full.
+    """
+    batches = Batches(job, world)
+    model = trainable(job.model, job.optimizer, world)
+    stepper = Stepper(model, job, world)
+    progress = checkpoint.Progress()
+    found = checkpoint.latest(job.checkpoints)
+    if found is not None:
+        progress = checkpoint.load(found, model, stepper.optimizer, world)
+        stepper.restore(progress.fractions_NE)
+    restored = progress.step
+    ledger = Ledger(job, world, emit, progress)
+    stopped = False
+    for step in range(restored, job.steps):
+        lr = learning_rate(step, job.steps, job.optimizer)
+        loss_sum, grad_norm = stepper(batches(step), lr)
+        ledger.add(loss_sum)
+        done = step + 1
+        last = done == job.steps
+        stopped = not last and _agree(stop, done, world)
+        save = last or stopped or done % job.checkpoint_every == 0
+        if save or done % job.log_every == 0:
+            ledger.settle()
+        if last or stopped or done % job.log_every == 0:
+            ledger.log(lr, grad_norm)
+        if save:
+            progress.fractions_NE = stepper.fractions_NE.tolist()
+            checkpoint.save(job.checkpoints, model, stepper.optimizer, progress, world, job.keep)
+        if stopped:
+            break
+    if not stopped:
+        write_model(model, job, world)
+    return TrainResult(progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored, finished=not stopped)
+
+
+class Stepper:
+    """One optimizer step after another.
+
+    Args:
+        model: Ready to train.
+        job: Its recipe and the weights of the router losses.
+        world: This process.
+
+    Attributes:
+        optimizer: Of the model's trained parameters.
+        fractions_NE: Selections per token of each expert in the last global batch, one row per router.
+    """
+
+    def __init__(self, model: nn.Module, job: TrainJob, world: World) -> None:
+        self._model = model
+        self._job = job
+        self._world = world
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(model, job, world)
+        probe = objective.RouterProbe(model) if job.load_balance or job.z_loss else None
+        self._probe = probe if probe is not None and probe.layers else None
+        self.fractions_NE = torch.zeros(0, 0)
+        if self._probe is not None:
+            uniform_NE = objective.uniform_fractions(self._probe.layers, self._probe.experts, self._probe.top_k)
+            self.fractions_NE = uniform_NE.to(world.device)
+        self._selections_NE = torch.zeros_like(self.fractions_NE)
+
+    def restore(self, fractions_NE: list[list[float]]) -> None:
+        """Take the selections of the batch before a checkpoint."""
+        if self._probe is not None and fractions_NE:
+            self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
+
+    def __call__(self, micro_batches: Any, lr: float) -> tuple[Tensor, Tensor]:
+        """Make a step.
+
+        Args:
+            micro_batches: This worker's part of the global batch.
+            lr: Learning rate.
+
+        Returns:
+            Cross-entropy summed over this worker's tokens, and the norm of the whole gradient before it was clipped.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._selections_NE.zero_()
+        losses = [self._backward(micro) for micro in micro_batches]
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._job.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._probe is not None:
+            if self._world.size > 1:
+                dist.all_reduce(self._selections_NE)
+            self.fractions_NE = self._selections_NE / self._job.step_tokens
+        return torch.stack(losses).sum(), norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _backward(self, micro: MicroBatch) -> Tensor:
+        tokens = self._job.step_tokens
+        if self._probe is None:
+            loss_sum = self._forward(micro)
+            (loss_sum / tokens).backward()
+            return loss_sum.detach()
+        with self._probe.recording(micro.weights_T):
+            loss_sum = self._forward(micro)
+        sums = self._probe.sums()
+        self._selections_NE += sums.selections_NE
+        loss = loss_sum / tokens
+        loss = loss + self._job.load_balance * objective.load_balance_loss(sums.probabilities_NE, self.fractions_NE, tokens)
+        loss = loss + self._job.z_loss * objective.z_loss(sums.log_partition_N, tokens)
+        loss.backward()
+        return loss_sum.detach()
+
+    def _forward(self, micro: MicroBatch) -> Tensor:
+        with autocast(self._job.optimizer, self._world):
+            logits_BLV = self._model(input_ids=micro.inputs_BL, use_cache=False).logits
+        return objective.token_loss(logits_BLV, micro.targets_BL, micro.weights_B)
+
+
+def _agree(stop: Callable[[], bool], done: int, world: World) -> bool:
+    if world.size == 1:
+        return stop()
+    if done % _ASK_EVERY:
+        return False
+    answer = torch.tensor(float(stop()), device=world.device)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)

@@ -1,0 +1,122 @@
+"""AdamW (Loshchilov and Hutter 2019, algorithm 2), at 16 or at 8 bytes per parameter."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from moedisco_ray.config import Optimizer
+from moedisco_ray.training.job import TrainJob, World
+
+
+def make_optimizer(model: nn.Module, job: TrainJob, world: World) -> torch.optim.Optimizer:
+    """AdamW over all parameters that are trained; norms and biases (one axis) get no weight decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": job.optimizer.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return adamw([group for group in groups if group["params"]], job.optimizer, job.seed, world.rank)
+
+
+def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0) -> torch.optim.Optimizer:
+    """The optimizer for `recipe.state`.
+
+    Args:
+        groups: Parameter groups, as torch takes them.
+        recipe: Learning rate, betas and state.
+        seed: Of stochastic rounding.
+        rank: This worker's; workers round their parts of a tensor independently.
+    """
+    if recipe.state == "fp32":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+    return RoundingAdamW(groups, lr=recipe.lr, betas=recipe.betas, seed=seed, rank=rank)
+
+
+class RoundingAdamW(torch.optim.Optimizer):
+    """AdamW with weights, gradients and both moments in bf16: 8 bytes per parameter.
+
+    bf16 has 8 significant bits, so an update below 1/512 of a weight would be lost, and a second moment that decays by 5 % per
+    step or less could not fall. Both are computed in fp32 and rounded up or down at random, with the probability that makes
+    the expected value exact. The first moment moves by far more per step and is rounded to nearest.
+
+    The bits come from a generator keyed by (seed, step, rank): the same run gives the same weights, resumed or not.
+
+    Args:
+        params: bf16 parameters, or groups of them.
+        lr: Learning rate.
+        betas: Decay of the two moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled.
+        seed: Of the rounding.
+        rank: This worker's.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
+        weight_decay: float = 0.0, seed: int = 0, rank: int = 0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._seed = seed
+        self._rank = rank
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch overloads it by closure
+        """Update every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("RoundingAdamW takes no closure")
+        generators: dict[tuple[torch.device, int], torch.Generator] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                step = int(state["step"])
+                key = (parameter.device, step)
+                if key not in generators:
+                    generators[key] = _generator(parameter.device, self._seed, step, self._rank)
+                self._update(group, parameter, state, step, generators[key])
+
+    @staticmethod
+    def _update(
+        group: dict[str, Any], parameter: Tensor, state: dict[str, Any], step: int, generator: torch.Generator,
+    ) -> None:
+        beta1, beta2 = group["betas"]
+        weight, gradient = _local(parameter), _local(parameter.grad).float()
+        moment, square = _local(state["exp_avg"]), _local(state["exp_avg_sq"])
+        moment_fp32 = moment.float().lerp_(gradient, 1 - beta1)
+        square_fp32 = square.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        moment.copy_(moment_fp32)
+        _round_into(square, square_fp32, generator)
+        denominator = square_fp32.sqrt_().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+        weight_fp32 = weight.float().mul_(1 - group["lr"] * group["weight_decay"])
+        weight_fp32.addcdiv_(moment_fp32, denominator, value=-group["lr"] / (1 - beta1**step))
+        _round_into(weight, weight_fp32, generator)
+
+
+def _round_into(target: Tensor, value: Tensor, generator: torch.Generator) -> None:
+    # bf16 is the upper half of fp32: 16 random bits carry into it with a probability equal to the lower half.
+    bits = value.view(torch.int32)
+    bits += torch.randint(0, 1 << 16, bits.shape, generator=generator, device=bits.device, dtype=torch.int32)
+    bits &= -(1 << 16)
+    target.copy_(value)
+
+
+def _generator(device: torch.device, seed: int, step: int, rank: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=7).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

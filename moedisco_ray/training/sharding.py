@@ -1,0 +1,97 @@
+"""A model on its device, or cut over the workers of a gang (FSDP2), ready to train; and its weights back in one piece."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from moedisco_ray.config import Optimizer
+from moedisco_ray.objective import routers
+from moedisco_ray.training.job import World
+
+
+def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
+    """Type of the forward and backward pass. Weights kept in bf16 (`state: bf16`) are computed with in bf16."""
+    automatic = "fp32" if torch.device(device).type == "cpu" else "bf16"
+    precision = automatic if optimizer.precision == "auto" else optimizer.precision
+    return torch.bfloat16 if "bf16" in (precision, optimizer.state) else torch.float32
+
+
+def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrainedModel:
+    """Load a model to train.
+
+    Of several workers, rank 0 alone reads the weights; nobody else ever holds a whole model.
+
+    Args:
+        directory: Hugging Face model directory.
+        optimizer: Its `state`, `precision` and `gradient_checkpointing`.
+        world: This process.
+    """
+    dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
+    if world.size == 1:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(world.device)
+        _configure(model, optimizer)
+        return model
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=dtype)
+    _configure(model, optimizer)
+    _shard(model, compute_dtype(optimizer, world.device), world)
+    source = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype) if world.rank == 0 else None
+    _distribute(model, source, world)
+    return model
+
+
+def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:
+    """Around forward passes: bf16 arithmetic on fp32 weights, where FSDP does not see to it."""
+    if world.size == 1 and optimizer.state == "fp32" and compute_dtype(optimizer, world.device) is torch.bfloat16:
+        return torch.autocast(torch.device(world.device).type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """All weights, on the CPU of rank 0; an empty mapping elsewhere. Every worker must call it."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _configure(model: PreTrainedModel, optimizer: Optimizer) -> None:
+    model.train()
+    for router in routers(model).values():
+        # Softmax over one expert is 1 whatever the weight is: it has no gradient, and weight decay would shrink it.
+        if router.num_experts == 1:
+            router.requires_grad_(requires_grad=False)
+    if optimizer.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World) -> None:
+    mesh = init_device_mesh(torch.device(world.device).type, (world.size,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Losses are divided by the tokens of the global batch, so gradients add up. Gloo only knows plain sums.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(enable=True)
+
+
+def _distribute(model: PreTrainedModel, source: PreTrainedModel | None, world: World) -> None:
+    model.to_empty(device=world.device)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, source.state_dict() if source is not None else {}, options=options)
+    # Rotary frequencies are buffers that no state dict holds.
+    known = dict(source.named_buffers()) if source is not None else {}
+    for name, buffer in model.named_buffers():
+        if source is not None:
+            buffer.copy_(known[name])
+        dist.broadcast(buffer, 0)
