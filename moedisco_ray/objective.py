@@ -1,11 +1,12 @@
 """What training minimises: next-token cross-entropy, plus a load-balance loss and a z-loss of the routers.
 
-Every term is a sum over tokens, divided by the number of tokens of the *global* batch. So micro-batches and workers only
-add up, and the result is the same for any layout, up to rounding.
+Every term is a sum over tokens, divided by the number of tokens of the *global* batch. So micro-batches and workers
+only add up, and the result is the same for any layout, up to rounding.
 
-The load-balance loss is a product of two means over the global batch (f and P below), which is not a sum over tokens. Of the
-two only P has a gradient, and P is a sum. f is a constant, which the loop takes from the *previous* global batch: exact,
-known before the first micro-batch, in need of no second pass, and the same on every worker. It is part of a checkpoint.
+The load-balance loss is a product of two means over the global batch (f and P below), which is not a sum over tokens.
+Of the two only P has a gradient, and P is a sum. f is a constant, which the loop takes from the *previous* global
+batch: exact, known before the first micro-batch, in need of no second pass, and the same on every worker. It is part of
+a checkpoint.
 
 Axes: B sequences, L positions, V vocabulary, T = B L tokens, N routers (MoE layers), E experts, K top-k.
 """
@@ -40,9 +41,9 @@ def token_loss(logits_BLV: Tensor, targets_BL: Tensor, weights_B: Tensor | None 
     return loss_T.view_as(targets_BL).sum(dim=1) @ weights_B
 
 
-def routers(model: nn.Module) -> dict[str, nn.Module]:
+def routers(model: nn.Module) -> dict[str, Any]:
     """The router modules by name, in layer order."""
-    return {name: module for name, module in model.named_modules() if name.endswith(_ROUTER) and hasattr(module, "top_k")}
+    return {name: part for name, part in model.named_modules() if name.endswith(_ROUTER) and hasattr(part, "top_k")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RouterProbe:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found: list[Any] = [module for module in routers(model).values() if module.num_experts > 1]
+        found = [module for module in routers(model).values() if module.num_experts > 1]
         self.layers = len(found)
         self.experts: int = found[0].num_experts if found else 0
         self.top_k: int = found[0].top_k if found else 0
@@ -103,8 +104,8 @@ class RouterProbe:
         logits_TE, _, indices_TK = output
         logits_TE = logits_TE.float()
         weights_T = self._weights_T
-        # Under activation checkpointing the backward pass runs the layer, and this, once more. The same operations must then
-        # happen, because what they save for the gradient is matched by its order; only the result is not wanted.
+        # Under activation checkpointing the backward pass runs the layer, and this, once more. The same operations must
+        # then happen, because what they save for the gradient is matched by its order; only the result is not wanted.
         squared_T = torch.logsumexp(logits_TE, dim=-1).square()
         probabilities_TE = torch.softmax(logits_TE, dim=-1)
         if weights_T is None:
@@ -142,7 +143,7 @@ def z_loss(log_partition_N: Tensor, tokens: int) -> Tensor:
 
 
 def uniform_fractions(layers: int, experts: int, top_k: int) -> Tensor:
-    """f [N, E] of perfectly balanced routers: what is assumed before the first batch."""
+    """The f [N, E] of perfectly balanced routers: what is assumed before the first batch."""
     return torch.full((layers, experts), top_k / experts)
 
 

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from moedisco_ray import decompose, evaluate, export, merge
-from moedisco_ray.artifacts import Draft, read_json, read_manifest, write_json
-from moedisco_ray.config import CheckpointInit, RunConfig
+from moedisco_ray import tasks
+from moedisco_ray.artifacts import Draft, read_manifest, write_json
+from moedisco_ray.config import CheckpointInit, Model, RunConfig
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement, Shell, Trained
-from moedisco_ray.stages import STAGES, Stage
+from moedisco_ray.merge import Batch
+from moedisco_ray.stages import STAGES
 from moedisco_ray.tokens import TokenStream
 from moedisco_ray.training import TrainJob, steps_for
+
+_CALIBRATION_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +57,15 @@ class Context:
         return manifest.summary if manifest else {}
 
     @property
-    def clusters(self) -> range:
-        """Numbers of the clusters, and so of the sub-models."""
-        return range(self.config.clusters.count)
+    def start(self) -> tuple[Model, Path, int, int]:
+        """What the untrained MoE follows from; see `tasks.initial_moe`."""
+        config = self.config
+        return config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed
+
+    @property
+    def submodels(self) -> list[Path]:
+        """The trained sub-models, in the clusters' order."""
+        return [self.of("submodels") / str(k) for k in range(self.config.clusters.count)]
 
 
 def corpus(context: Context, draft: Draft) -> None:
@@ -67,15 +76,13 @@ def corpus(context: Context, draft: Draft) -> None:
 def seed(context: Context, draft: Draft) -> None:
     """The model that all sub-models start from: trained on everything for the seed share, or as it was initialised."""
     config = context.config
-    start = context.checkpoints("seed") / "start"
-    context.shell.call(None, decompose.write_seed, config.model, start, config.clusters.count, _vocabulary(context),
-           config.corpus.sequence_length, config.seed)
     if not config.tokens.seed:
-        _link_tree(start, draft.path)
+        context.shell.call(None, tasks.write_start, *context.start, config.clusters.count, draft.path)
         return
-    low = config.pools.low_memory
-    job = _job(context, "seed", "seed", start, [context.of("corpus") / "shards"], config.tokens.seed)
-    trained = _train(context, [job], Placement(low, 1, config.submodels.max_failures))
+    start = context.checkpoints("seed") / "start"
+    context.shell.call(None, tasks.write_start, *context.start, config.clusters.count, start)
+    job = _job(context, "seed", "seed", start, context.of("corpus") / "shards", config.tokens.seed, config.seed)
+    trained = _train(context, [job], Placement(config.pools.low_memory, 1, config.submodels.max_failures))
     _link_tree(job.output, draft.path)
     draft.summary["units"] = _units([job], trained)
 
@@ -87,7 +94,9 @@ def cluster(context: Context, draft: Draft) -> None:
     model = init.checkpoint if isinstance(init, CheckpointInit) else context.of("seed")
     summary = context.shell.build_clusters(config, context.of("corpus"), model, draft.path)
     draft.summary.update(summary)
-    context.emit(Event("clusters", "cluster", data={"clusters": summary["clusters"]}))
+    context.emit(Event("clusters", "cluster", data={
+        "documents": [entry["documents"] for entry in summary["clusters"]],
+        "tokens": [entry["tokens"] for entry in summary["clusters"]]}))
 
 
 def cut(context: Context, draft: Draft) -> None:
@@ -95,22 +104,21 @@ def cut(context: Context, draft: Draft) -> None:
     config = context.config
     trained_seed = context.of("seed") if config.tokens.seed else None
     draft.summary.update(context.shell.call(
-        None, decompose.write_submodels, config.model, draft.path, config.clusters.count, _vocabulary(context),
-        config.corpus.sequence_length, config.seed, trained_seed))
+        None, tasks.write_submodels, *context.start, config.clusters.count, trained_seed, draft.path))
 
 
 def submodels(context: Context, draft: Draft) -> None:
-    """Every sub-model on its own cluster's text, independently."""
+    """Every sub-model on its own cluster's text, independently; the one with most to do starts first."""
     config = context.config
-    sizes = [entry["tokens"] for entry in context.summary("cluster")["clusters"]]
+    sizes = _cluster_tokens(context)
     jobs = [
-        _job(context, "submodels", f"submodel-{k}", context.of("decompose") / str(k), [context.of("cluster") / "shards" / str(k)],
-             config.tokens.submodels * sizes[k] // sum(sizes), seed=config.seed + 1 + k)
-        for k in context.clusters
+        _job(context, "submodels", f"submodel-{k}", context.of("decompose") / str(k), context.of("cluster") / "shards" / str(k),
+             config.tokens.submodels * sizes[k] // sum(sizes), config.seed + 1 + k)
+        for k in range(config.clusters.count)
     ]
-    longest_first = sorted(jobs, key=lambda job: -job.steps)
-    trained = dict(zip((job.name for job in longest_first), _train(
-        context, longest_first, Placement(config.pools.low_memory, 1, config.submodels.max_failures)), strict=True))
+    order = sorted(jobs, key=lambda job: -job.steps)
+    done = _train(context, order, Placement(config.pools.low_memory, 1, config.submodels.max_failures))
+    trained = dict(zip((job.name for job in order), done, strict=True))
     for k, job in enumerate(jobs):
         _link_tree(job.output, draft.path / str(k))
     draft.summary["units"] = _units(jobs, [trained[job.name] for job in jobs])
@@ -119,23 +127,18 @@ def submodels(context: Context, draft: Draft) -> None:
 def reunite(context: Context, draft: Draft) -> None:
     """Sub-models to the MoE: experts side by side, one backbone, a router."""
     config = context.config
-    parts = [context.of("submodels") / str(k) for k in context.clusters]
     tokens = [unit["tokens"] for unit in context.summary("submodels")["units"]]
-    sizes = [entry["tokens"] for entry in context.summary("cluster")["clusters"]]
-    batches = _calibration(context, sizes)
-    report = context.shell.call(
-        config.pools.high_memory, merge.build_merged, config.model.family, parts, draft.path, config.merge, tokens, batches,
-        _moe_config(context), config.seed)
-    write_json(draft.path / "merge.json", report)
-    draft.summary.update(router=report["router"], tensors=len(report["tensors"]), backbone_spread=report["backbone_spread"])
+    draft.summary.update(context.shell.call(
+        config.pools.high_memory, tasks.merge_submodels, *context.start, context.submodels, tokens, _calibration(context),
+        config.merge, draft.path))
 
 
 def finetune(context: Context, draft: Draft) -> None:
     """The whole MoE on the whole corpus, by the gang of the high-memory pool."""
     config = context.config
     high = config.pools.high_memory
-    job = _job(context, "finetune", "finetune", context.of("merge"), [context.of("corpus") / "shards"], config.tokens.finetune,
-               seed=config.seed + 1 + config.clusters.count)
+    job = _job(context, "finetune", "finetune", context.of("merge"), context.of("corpus") / "shards", config.tokens.finetune,
+               config.seed + 1 + config.clusters.count)
     trained = _train(context, [job], Placement(high, high.workers, config.finetune.max_failures))
     _link_tree(job.output, draft.path)
     draft.summary["units"] = _units([job], trained)
@@ -144,21 +147,21 @@ def finetune(context: Context, draft: Draft) -> None:
 def measure(context: Context, draft: Draft) -> None:
     """Every model of the run on the validation text."""
     config = context.config
+    made = [*(["seed"] if config.tokens.seed else []), "merge", "finetune"]
     result = context.shell.call(
-        config.pools.high_memory, evaluate.evaluate_run, context.directory, config.clusters.count,
-        bool(config.tokens.seed), config.corpus.sequence_length, config.evaluation.max_tokens,
-        "cuda" if config.pools.high_memory.gpu else "cpu")
+        config.pools.high_memory, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
+        context.of("corpus"), context.of("cluster") / "cluster_model", config.corpus.sequence_length,
+        config.evaluation.max_tokens, "cuda" if config.pools.high_memory.gpu else "cpu")
     write_json(draft.path / "evaluation.json", result)
-    draft.summary.update(result)
+    draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
 
 
 def publish(context: Context, draft: Draft) -> None:
     """The Hugging Face directory, with a model card."""
     config = context.config
-    report = build_report(context.directory, config)
     draft.summary.update(context.shell.call(
-        config.pools.high_memory, export.export, context.of("finetune"), context.of("corpus") / "tokenizer", draft.path, report,
-        config.evaluation.prompts, config.evaluation.sample_tokens, config.seed))
+        config.pools.high_memory, tasks.publish, context.of("finetune"), context.of("corpus") / "tokenizer", draft.path,
+        build_report(context.directory, config), config.evaluation.prompts, config.evaluation.sample_tokens, config.seed))
 
 
 STEPS: Mapping[str, Callable[[Context, Draft], None]] = {
@@ -174,19 +177,19 @@ STEPS: Mapping[str, Callable[[Context, Draft], None]] = {
 }
 
 
-def _job(context: Context, stage: str, name: str, model: Path, shards: Sequence[Path], tokens: int, seed: int | None = None) -> TrainJob:
+def _job(context: Context, stage: str, name: str, model: Path, shards: Path, tokens: int, seed: int) -> TrainJob:
     config = context.config
     section = config.finetune if stage == "finetune" else config.submodels
     steps = steps_for(tokens, section.optimizer)
     home = context.checkpoints(stage) / name
     return TrainJob(
-        stage=stage, name=name, model=model.absolute(), shards=tuple(path.absolute() for path in shards),
+        stage=stage, name=name, model=model.absolute(), shards=(shards.absolute(),),
         output=(home / "trained").absolute(), checkpoints=(home / "steps").absolute(), steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
         checkpoint_every=config.checkpoint.interval(steps), keep=config.checkpoint.keep,
         load_balance=config.finetune.load_balance if stage == "finetune" else 0.0,
         z_loss=config.finetune.z_loss if stage == "finetune" else 0.0,
-        seed=config.seed if seed is None else seed, log_every=max(1, steps // 100),
+        seed=seed, log_every=max(1, steps // 100),
     )
 
 
@@ -208,24 +211,26 @@ def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[st
     ]
 
 
-def _calibration(context: Context, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of every cluster's text, in proportion to its tokens: tokens_NL and the cluster of each, labels_N."""
+def _calibration(context: Context) -> list[Batch]:
+    """Windows of every cluster's text, in proportion to its tokens, with the number of their cluster."""
     config = context.config
     length = config.corpus.sequence_length
-    budget = max(context.config.clusters.count, config.merge.calibration_tokens // length)
-    tokens, labels = [], []
-    for k in context.clusters:
+    sizes = _cluster_tokens(context)
+    windows = config.merge.calibration_tokens // length
+    batches = []
+    for k, size in enumerate(sizes):
         stream = TokenStream([context.of("cluster") / "shards" / str(k)], length)
-        wanted = min(len(stream), max(1, round(budget * sizes[k] / sum(sizes))))
+        wanted = min(len(stream), max(1, round(windows * size / sum(sizes))))
         # Evenly spread over the shard: its beginning alone could be one document.
         chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
-        tokens += [stream.window(int(i))[:-1] for i in chosen]
-        labels += [k] * wanted
-    return np.stack(tokens), np.asarray(labels)
+        for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
+            tokens_BL = np.stack([stream.window(int(i))[:-1] for i in some])
+            batches.append((tokens_BL, np.full(len(some), k, dtype=np.int64)))
+    return batches
 
 
-def _vocabulary(context: Context) -> int:
-    return int(context.summary("corpus")["vocab_size"])
+def _cluster_tokens(context: Context) -> list[int]:
+    return [int(entry["tokens"]) for entry in context.summary("cluster")["clusters"]]
 
 
 def _link_tree(source: Path, target: Path) -> None:

@@ -37,7 +37,8 @@ def write_packed(directory: Path, parts: Iterable[Iterable[Ids]], eos: int, voca
 
     Args:
         directory: Made when absent.
-        parts: Per part, the token ids of its documents, without end-of-sequence tokens. A part without documents gets no file.
+        parts: Per part, the token ids of its documents, without end-of-sequence tokens. A part without documents gets
+            no file.
         eos: The token that ends each document.
         vocab_size: Ids are below it; decides the type on disk.
 
@@ -74,8 +75,9 @@ def write_packed(directory: Path, parts: Iterable[Iterable[Ids]], eos: int, voca
 class TokenStream:
     """One or several packed directories, memory-mapped, as one stream of tokens cut into windows.
 
-    Window i is tokens [i L, (i + 1) L], so that neighbours share one token: the last target of one is the first input of the
-    next, and every token but the stream's first is a target exactly once (but for a rest shorter than L at the end).
+    Window i is tokens [i L, (i + 1) L], so that neighbours share one token: the last target of one is the first input
+    of the next, and every token but the stream's first is a target exactly once (but for a rest shorter than L at the
+    end).
 
     Args:
         directories: Packed directories, in the order of the stream.
@@ -93,12 +95,13 @@ class TokenStream:
                 names = read_json(directory / INDEX)["parts"]
                 self._parts += [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in names]
             except (OSError, KeyError, json.JSONDecodeError) as error:
-                raise CorpusError(str(directory), None, f"holds no packed tokens ({error}); remove it and run again") from error
+                remedy = f"holds no packed tokens ({error}); remove it and run again"
+                raise CorpusError(str(directory), None, remedy) from error
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         if len(self) < 1:
             raise CorpusError(
                 "corpus.sequence_length", sequence_length,
-                f"the text has only {self.tokens} tokens here, less than one sequence and its next token; add text or shorten it")
+                f"there are only {self.tokens} tokens, less than a sequence and its next token; add text or shorten it")
 
     @property
     def tokens(self) -> int:
@@ -133,8 +136,8 @@ class TokenStream:
 def batch_indices(seed: int, step: int, batch: int, windows: int) -> NDArray[np.int64]:
     """Which windows [batch] a training step sees: a function of the step alone, so that a resumed run goes on exactly.
 
-    Sample s = step * batch + j over all steps lies in epoch s // windows, and takes place s % windows of that epoch's own
-    permutation (Philox, key (seed, epoch)). So each epoch visits each window once, whatever the batch size.
+    Sample s = step * batch + j over all steps lies in epoch s // windows, and takes place s % windows of that epoch's
+    own permutation (Philox, key (seed, epoch)). So each epoch visits each window once, whatever the batch size.
 
     Args:
         seed: The run's seed.

@@ -41,19 +41,20 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """Figures of one bucket; S inputs, in their order.
+    """Figures of one bucket, as matrices [S, 3] over the S inputs in their order.
 
     Attributes:
         index: Of the bucket.
         duplicates: Documents that were there more than once, counted once less.
-        train_S3: Per input: documents, packed tokens of a pass (copies and end-of-sequence tokens counted), bytes of text.
-        validation_S3: The same of the documents held out.
+        train: Per input: documents, packed tokens of a pass (copies and end-of-sequence tokens counted), bytes of
+            text.
+        validation: The same of the documents held out.
     """
 
     index: int
     duplicates: int
-    train_S3: NDArray[np.int64]
-    validation_S3: NDArray[np.int64]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
 
 
 def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]:
@@ -69,7 +70,8 @@ def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]
     wanted = times > 0
     times = np.where(held_out, np.minimum(times, 1), times).astype(np.int32)
     table = table.append_column("copies", pa.array(times))
-    return table.filter(pa.array(wanted & ~held_out)), table.filter(pa.array(wanted & held_out)), len(staged) - len(table)
+    train, validation = (table.filter(pa.array(wanted & part)) for part in (~held_out, held_out))
+    return train, validation, len(staged) - len(table)
 
 
 def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path) -> Finished:
@@ -117,5 +119,6 @@ def _write(table: pa.Table, encoder: Encoder, names: tuple[str, ...], path: Path
     ], schema=DOCUMENTS)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(finished, path, row_group_size=_ROW_GROUP, compression="zstd")
-    figures = [np.ones(len(order)), (lengths + 1) * table["copies"].to_numpy(), pc.binary_length(table["text"]).to_numpy()]
+    packed = (lengths + 1) * table["copies"].to_numpy()
+    figures = [np.ones(len(order)), packed, pc.binary_length(table["text"]).to_numpy()]
     return np.stack([np.bincount(order, values, minlength=len(names)) for values in figures], axis=1).astype(np.int64)

@@ -40,11 +40,18 @@ class MapTasks(Protocol):
     def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]: ...  # noqa: D102
 
 
-def build(config: RunConfig, directory: Path, map_tasks: MapTasks = map, unit_bytes: int = UNIT_BYTES) -> dict[str, Any]:
-    """Make the corpus artifact: `tokenizer/`, `train/`, `validation/` (documents) and `shards/` (packed training tokens).
+def in_this_process(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
+    """The simplest `MapTasks`: one item after the other."""
+    return map(function, items)
 
-    The result is the same whatever `map_tasks` and `unit_bytes`. Memory is bounded by one bucket per task and, here, by one
-    part, while the number of both grows with the text.
+
+def build(
+    config: RunConfig, directory: Path, map_tasks: MapTasks = in_this_process, unit_bytes: int = UNIT_BYTES,
+) -> dict[str, Any]:
+    """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/` and `shards/` (packed training tokens).
+
+    The result is the same whatever `map_tasks` and `unit_bytes`. Memory is bounded by one bucket per task and, here, by
+    one part, while the number of both grows with the text.
 
     Args:
         config: The run's configuration.
@@ -53,8 +60,8 @@ def build(config: RunConfig, directory: Path, map_tasks: MapTasks = map, unit_by
         unit_bytes: How much text a reading task gets.
 
     Returns:
-        documents, validation_documents, duplicates, tokens (of one pass, as packed), validation_tokens, bytes (of training
-        text), vocab_size, and sources: per name its documents, tokens and bytes.
+        documents, validation_documents, duplicates, tokens (of one pass, as packed), validation_tokens, bytes (of
+        training text), vocab_size, and sources: per name its documents, tokens and bytes.
 
     Raises:
         CorpusError: No text, unreadable text, or too little of it.
@@ -101,16 +108,17 @@ def _make_tokenizer(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, 
 def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged]) -> None:
     for source in inputs:
         if not sum(report.documents for report in staged if report.order == source.order):
-            raise CorpusError(f"{source.field}.path", source.path, "holds no documents, only white space; name a place with text")
+            raise CorpusError(f"{source.field}.path", source.path, "holds no documents, only white space; add text there")
 
 
 def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
-    train = sum(int(report.train_S3[:, 0].sum()) for report in finished)
-    held_out = sum(int(report.validation_S3[:, 0].sum()) for report in finished)
+    train = sum(int(report.train[:, 0].sum()) for report in finished)
+    held_out = sum(int(report.validation[:, 0].sum()) for report in finished)
     if train < config.clusters.count:
         raise CorpusError(
             "clusters.count", config.clusters.count,
-            f"fewer documents than clusters: {train} for training; add text, cut it finer (corpus.sources.*.documents), or lower it")
+            f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text finer "
+            "(corpus.sources.*.documents)")
     if held_out == 0:
         raise CorpusError(
             "corpus.validation_fraction", config.corpus.validation_fraction,
@@ -118,8 +126,8 @@ def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
 
 
 def _summary(finished: Sequence[Finished], names: Sequence[str], vocab_size: int) -> dict[str, Any]:
-    train_S3 = np.sum([report.train_S3 for report in finished], axis=0)
-    validation_S3 = np.sum([report.validation_S3 for report in finished], axis=0)
+    train_S3 = np.sum([report.train for report in finished], axis=0)
+    validation_S3 = np.sum([report.validation for report in finished], axis=0)
     documents, tokens, size = train_S3.sum(axis=0).tolist()
     held_out, held_out_tokens, _ = validation_S3.sum(axis=0).tolist()
     return {

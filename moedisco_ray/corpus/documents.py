@@ -1,7 +1,7 @@
 """Laws over documents: identity, bucket, duplicates, validation split, copies.
 
-Each is a function of the document's text (through its id) and of the settings, never of where or when the document was read:
-so the corpus is the same whatever the number, size and order of the blocks it was read in.
+Each is a function of the document's text (through its id) and of the settings, never of where or when the document was
+read: so the corpus is the same whatever the number, size and order of the blocks it was read in.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def id_matrix(table: pa.Table) -> Ids:
     column = table["id"].combine_chunks()
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     rows = [
-        np.frombuffer(chunk.buffers()[1], dtype=np.uint8)[chunk.offset * ID_BYTES:(chunk.offset + len(chunk)) * ID_BYTES]
+        np.frombuffer(chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * ID_BYTES, offset=chunk.offset * ID_BYTES)
         for chunk in chunks if len(chunk)
     ]
     return np.concatenate([np.empty(0, dtype=np.uint8), *rows]).reshape(-1, ID_BYTES)
@@ -83,8 +83,8 @@ def is_validation(ids: Ids, fraction: float, seed: int, smallest: float = -1.0) 
         ids: Document ids [n, 16].
         fraction: Expected share.
         seed: Another seed holds out other documents.
-        smallest: The smallest hash of the whole corpus; the document it belongs to is held out in any case, so that a corpus
-            of few documents has a validation split too.
+        smallest: The smallest hash of the whole corpus; the document it belongs to is held out in any case, so that a
+            corpus of few documents has a validation split too.
     """
     hashes = validation_hash(ids, seed)
     return (hashes < fraction) | (hashes == smallest)
@@ -98,8 +98,8 @@ def validation_hash(ids: Ids, seed: int) -> NDArray[np.float64]:
 def copies(ids: Ids, weight: float | NDArray[np.float64]) -> NDArray[np.int32]:
     """How often each document [n] is seen per pass: floor(weight), and once more with the fraction's probability.
 
-    The draw is a hash of the id, so that the expectation over documents is `weight` and the outcome never changes. A document
-    with no copy is left out of the corpus.
+    The draw is a hash of the id, so that the expectation over documents is `weight` and the outcome never changes. A
+    document with no copy is left out of the corpus.
     """
     whole = np.floor(weight)
     return np.asarray(whole + (_uniform(ids, _COPIES_SALT) < weight - whole), dtype=np.int32)
@@ -111,7 +111,8 @@ def _words(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 def _uniform(ids: Ids, salt: int) -> NDArray[np.float64]:
-    # The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; its first half picks the bucket.
+    # The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; its first half picks the
+    # bucket.
     x = _words(ids)[1] + np.uint64((salt * _GOLDEN + _GOLDEN) & _MASK64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

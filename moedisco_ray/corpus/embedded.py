@@ -1,12 +1,12 @@
 """Real text that every installation has: what the packages this one depends on carry.
 
-Eight domains: `python`, `cpp` and `cython` sources, API documentation from docstrings (`docstrings`), project descriptions and
-changelogs (`readmes`), `licences`, `yaml` (operator declarations), and the dashboard's JavaScript and TypeScript (`web`, from
-the sources that its source maps quote).
+Eight domains: `python`, `cpp` and `cython` sources, API documentation from docstrings (`docstrings`), project
+descriptions and changelogs (`readmes`), `licences`, `yaml` (operator declarations), and the dashboard's JavaScript and
+TypeScript (`web`, from the sources that its source maps quote).
 
-Which text is taken depends on the installed versions alone: files are visited in the order of a hash of their path, cut into
-documents of at most `DOCUMENT_CHARACTERS` at line ends, until a domain has `DOMAIN_CHARACTERS`. Files with very long lines
-(minified, generated) are passed over, and so are documents met before.
+Which text is taken depends on the installed versions alone: files are visited in the order of a hash of their path,
+cut into documents of at most `DOCUMENT_CHARACTERS` at line ends, until a domain has `DOMAIN_CHARACTERS`. Files with
+very long lines (minified, generated) are passed over, and so are documents met before.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ _MAX_FILE_BYTES = 200_000
 _NUMERIC = ("numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "networkx", "sympy")
 _NATIVE = ("torch", "pyarrow", "numpy", "scipy", "scikit-learn", "ray")
 _ALL = (
-    *_NUMERIC, "torch", "pyarrow", "ray", "transformers", "tokenizers", "datasets", "huggingface-hub", "safetensors", "pydantic",
-    "fonttools", "pillow", "tqdm", "charset-normalizer", "regex", "threadpoolctl", "xxhash", "rich", "narwhals", "typer", "dill",
-    "attrs", "msgpack", "mpmath", "python-dateutil", "cloudpickle", "tensorboardx", "multiprocess", "idna", "markdown-it-py",
-    "urllib3", "jsonschema", "joblib", "fsspec", "pyparsing", "click", "filelock", "packaging", "requests", "jinja2", "pyyaml",
-    "protobuf", "pygments", "setuptools", "contourpy", "kiwisolver", "cycler", "typing-extensions", "certifi", "anyio",
+    *_NUMERIC, "torch", "pyarrow", "ray", "transformers", "tokenizers", "datasets", "huggingface-hub", "safetensors",
+    "pydantic", "fonttools", "pillow", "tqdm", "charset-normalizer", "regex", "threadpoolctl", "xxhash", "rich",
+    "narwhals", "typer", "dill", "attrs", "msgpack", "mpmath", "python-dateutil", "cloudpickle", "tensorboardx",
+    "multiprocess", "idna", "markdown-it-py", "urllib3", "jsonschema", "joblib", "fsspec", "pyparsing", "click",
+    "filelock", "packaging", "requests", "jinja2", "pyyaml", "protobuf", "pygments", "setuptools", "contourpy",
+    "kiwisolver", "cycler", "typing-extensions",
 )
 """Packages that installing this one always brings."""
 
@@ -72,7 +73,7 @@ def write_embedded(directory: Path) -> dict[str, Path]:
             path.write_text("".join(lines), encoding="utf-8")
             written[name] = path
     if not written:
-        raise CorpusError("corpus.sources", "embedded", "no installed package lists its files; name a folder with text instead")
+        raise CorpusError("corpus.sources", "embedded", "no installed package lists its files; name a folder with text")
     return written
 
 
@@ -98,7 +99,7 @@ def domain_texts(name: str, characters: int = DOMAIN_CHARACTERS) -> list[str]:
 
 
 def identity() -> str:
-    """A digest of what the embedded text depends on: the versions of the packages that carry it, and the limits above."""
+    """Digest of what the embedded text depends on: the versions of the packages that carry it, and its size limits."""
     found = [f"{name}=={package.version}" for name in _ALL if (package := _distribution(name)) is not None]
     return hashlib.sha256(json.dumps([DOMAIN_CHARACTERS, DOCUMENT_CHARACTERS, *found]).encode()).hexdigest()
 
@@ -114,9 +115,11 @@ def _files(domain: Domain) -> Iterator[Path]:
     found: list[tuple[bytes, Path]] = []
     for name in domain.packages:
         package = _distribution(name)
-        for file in (package.files or [] if package is not None else []):
-            if domain.wants(file):
-                found.append((hashlib.blake2b(str(file).encode(), digest_size=16).digest(), Path(str(file.locate()))))
+        files = package.files if package is not None else None
+        found += [
+            (hashlib.blake2b(str(file).encode(), digest_size=16).digest(), Path(str(file.locate())))
+            for file in files or () if domain.wants(file)
+        ]
     for _, path in sorted(found):
         if path.is_file() and path.stat().st_size <= domain.max_file_bytes:
             yield path
@@ -186,7 +189,7 @@ def _is_description(path: PurePosixPath) -> bool:
 
 
 def _is_licence(path: PurePosixPath) -> bool:
-    return path.suffix != ".py" and path.suffix != ".pyc" and any(
+    return path.suffix not in {".py", ".pyc"} and any(
         word in path.name.upper() for word in ("LICENSE", "LICENCE", "COPYING", "NOTICE"))
 
 

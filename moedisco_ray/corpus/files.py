@@ -62,9 +62,10 @@ def list_files(field: str, path: str, kind: str) -> tuple[File, ...]:
 
     Args:
         field: The configuration path of the source, such as `corpus.sources.0`; errors name it.
-        path: A file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or a URI of these.
-        kind: The source's format. With `auto` the endings decide, and where a folder holds Parquet or JSON Lines, other files
-            beside them (a README) are not taken for text.
+        path: A file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or a URI of
+            these.
+        kind: The source's format. With `auto` the endings decide, and where a folder holds Parquet or JSON Lines,
+            other files beside them (a README) are not taken for text.
 
     Raises:
         CorpusError: Nothing is there, or the file system cannot be read.
@@ -73,7 +74,8 @@ def list_files(field: str, path: str, kind: str) -> tuple[File, ...]:
     try:
         system, place, pattern = _resolve(path, root)
         infos = _walk(system, place, pattern)
-        data_sets = _saved_data_sets(system, field, path, infos) if kind in ("auto", "datasets") and pattern is None else None
+        saved = kind in ("auto", "datasets") and pattern is None
+        data_sets = _saved_data_sets(system, field, path, infos) if saved else None
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise CorpusError(f"{field}.path", path, f"cannot be read ({_first_line(error)})") from error
     anchor = root if root is None or pattern is None else root[:root.index(_first_wildcard(root))]
@@ -143,16 +145,17 @@ def _saved_data_sets(system: Any, field: str, path: str, infos: list[Any]) -> li
         folder = PurePosixPath(dictionary[0].path).parent
         splits = {PurePosixPath(info.path).parent.name: info for info in states}
         if "train" not in splits:
-            raise CorpusError(f"{field}.path", path, f"holds the splits {', '.join(sorted(splits))}; name one: {folder.name}/SPLIT")
+            listed = ", ".join(sorted(splits))
+            raise CorpusError(f"{field}.path", path, f"holds the splits {listed}; name one, as {folder.name}/SPLIT")
         states = [splits["train"]]
     if not states:
         return None
     found = []
     for state in states:
         with system.open_input_stream(state.path) as stream:
-            listed = json.loads(stream.read())["_data_files"]
+            entries = json.loads(stream.read())["_data_files"]
         folder = PurePosixPath(state.path).parent
-        found += [by_path[str(folder / entry["filename"])] for entry in listed]
+        found += [by_path[str(folder / entry["filename"])] for entry in entries]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ def part_path(directory: Path, index: int) -> Path:
 def pack(parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, keep: Keep | None = None) -> dict[str, Any]:
     """Pack documents, each as often as its `copies` say; memory is bounded by one part.
 
-    Pass c over all parts, c = 0, 1, ..., packs the documents that have more than c copies, in the order of the parts: the
-    copies of a document are a whole pass apart.
+    Pass c over all parts, c = 0, 1, ..., packs the documents that have more than c copies, in the order of the parts:
+    the copies of a document are a whole pass apart.
 
     Args:
         parts: Files of documents, in order.
@@ -62,5 +63,5 @@ def _documents(path: Path, part: int, above: int, keep: Keep | None) -> Iterator
     for chunk in table["tokens"].filter(pa.array(chosen)).chunks:
         values = chunk.values.to_numpy()
         offsets = chunk.offsets.to_numpy()
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        for start, stop in itertools.pairwise(offsets):
             yield values[start:stop]

@@ -1,7 +1,7 @@
 """The texts of a slice of a file, one at a time, whatever the format.
 
-Large files are cut into slices that can be read independently: JSON Lines and one-document-per-line text at bytes (a slice owns
-the lines that begin in it), Parquet at row groups.
+Large files are cut into slices that can be read independently: JSON Lines and one-document-per-line text at bytes (a
+slice owns the lines that begin in it), Parquet at row groups.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def _texts(source: Input, piece: Slice) -> Iterator[str]:
 
 def _lines(piece: Slice) -> Iterator[tuple[int, bytes]]:
     """Lines that begin in the slice, each with its offset; the last may reach beyond it."""
-    system = piece.file.file_system()
+    system, path = piece.file.file_system(), piece.file.path
     whole = piece.start == 0 and piece.stop is None
-    raw = system.open_input_stream(piece.file.path, compression="detect") if whole else system.open_input_file(piece.file.path)
+    raw = system.open_input_stream(path, compression="detect") if whole else system.open_input_file(path)
     with raw, io.BufferedReader(raw, _BUFFER) as stream:
         at = piece.start
         if at:
@@ -125,13 +125,13 @@ def _lines(piece: Slice) -> Iterator[tuple[int, bytes]]:
 
 def _decode(source: Input, file: File, data: bytes) -> str:
     if b"\0" in data:
-        raise CorpusError(f"{source.field}.path", file.path, "is binary, not text; name the text files, by a glob if need be")
+        raise CorpusError(f"{source.field}.path", file.path, "is binary, not text; name the text files, as by a glob")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"{source.field}.path", file.path,
-            f"is not UTF-8 text (byte {error.start} of a document); convert it, or name the text files by a glob") from error
+            f"is not UTF-8 text (byte {error.start} of a document); convert it, or leave it out by a glob") from error
     return text.replace("\r\n", "\n")
 
 
@@ -155,7 +155,7 @@ def _json_lines(source: Input, piece: Slice) -> Iterator[str]:
             row = json.loads(line)
         except ValueError as error:
             raise CorpusError(
-                f"{source.field}.path", piece.file.path, f"the line at byte {at} is not JSON; JSON Lines has an object per line",
+                f"{source.field}.path", piece.file.path, f"the line at byte {at} is not JSON; write an object per line",
             ) from error
         if not isinstance(row, dict):
             raise CorpusError(f"{source.field}.path", piece.file.path, f"the line at byte {at} is not a JSON object")
@@ -204,12 +204,14 @@ def _check_column(source: Input, file: File, schema: Any) -> None:
 
 def _no_column(source: Input, file: File, columns: Iterable[str]) -> CorpusError:
     return CorpusError(
-        f"{source.field}.text_column", source.text_column, f"{file.path} has no such column; it has {', '.join(columns) or 'none'}")
+        f"{source.field}.text_column", source.text_column,
+        f"{file.path} has no such column; it has {', '.join(columns) or 'none'}")
 
 
 def _no_text(source: Input, file: File, kind: str) -> CorpusError:
     return CorpusError(
-        f"{source.field}.text_column", source.text_column, f"the column holds {kind} in {file.path}; name one that holds text")
+        f"{source.field}.text_column", source.text_column,
+        f"the column holds {kind} in {file.path}; name one that holds text")
 
 
 def _without_surrogates(text: str) -> str:

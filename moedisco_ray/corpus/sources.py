@@ -41,10 +41,10 @@ class Input:
 def expand_sources(sources: Sequence[Source], scratch: Path) -> tuple[Input, ...]:
     """Name every source, and replace the embedded one by its domains.
 
-    A source without a name is called `source-<i>`. `{path: embedded}` becomes one source per domain of the text that the
-    installed packages carry (`python`, `cpp`, `licences`, ...), each with the weight of the embedded source, under the
-    domain's name, or `<name>-<domain>` where the embedded source has a name. Their text is written to `scratch` as JSON
-    Lines, and is then read like any other.
+    A source without a name is called `source-<i>`. `{path: embedded}` becomes one source per domain of the text that
+    the installed packages carry (`python`, `cpp`, `licences`, ...), each with the weight of the embedded source, under
+    the domain's name, or `<name>-<domain>` where the embedded source has a name. Their text is written to `scratch` as
+    JSON Lines, and is then read like any other.
 
     Raises:
         ConfigError: Two inputs have the same name.
@@ -55,7 +55,8 @@ def expand_sources(sources: Sequence[Source], scratch: Path) -> tuple[Input, ...
         if source.path == "embedded":
             prefix = "" if source.name is None else f"{source.name}-"
             for domain, path in embedded.write_embedded(scratch).items():
-                inputs.append(Input(len(inputs), field, prefix + domain, str(path), "jsonl", "text", "line", source.weight))
+                name = prefix + domain
+                inputs.append(Input(len(inputs), field, name, str(path), "jsonl", "text", "line", source.weight))
         else:
             inputs.append(Input(
                 len(inputs), field, source.name or f"source-{i}", source.path, source.format, source.text_column,
@@ -70,7 +71,8 @@ def expand_sources(sources: Sequence[Source], scratch: Path) -> tuple[Input, ...
 def input_identity(config: RunConfig) -> str:
     """A digest that changes when the text of a source may have changed.
 
-    Of files it holds names, sizes and times of writing; of the embedded text, the versions of the packages that carry it.
+    Of files it holds names, sizes and times of writing; of the embedded text, the versions of the packages that carry
+    it.
 
     Raises:
         CorpusError: A source cannot be listed.

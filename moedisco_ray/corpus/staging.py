@@ -1,8 +1,8 @@
 """Read every text once and scatter it into buckets of ids on disk.
 
-A task writes one Arrow file: record batches that each hold documents of one bucket. Its report says which batch is of which
-bucket, so that whoever finishes a bucket maps just its batches from all files. There are as many files as units, however many
-buckets there are, and a task holds a few megabytes, however much it reads.
+A task writes one Arrow file: record batches that each hold documents of one bucket. Its report says which batch is of
+which bucket, so that whoever finishes a bucket maps just its batches from all files. There are as many files as units,
+however many buckets there are, and a task holds a few megabytes, however much it reads.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Bucket:
 
 
 def bucket_count(text_bytes: int) -> int:
-    """Buckets for so much text: about 64 MB each, and up to eight smaller ones so that a small corpus uses several cores."""
+    """How many buckets: of about 64 MB each, or up to eight smaller ones so that little text uses several cores too."""
     return max(1, -(-text_bytes // BUCKET_BYTES), min(_FEW_BUCKETS, text_bytes // _SMALL_BUCKET_BYTES))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
+from moedisco_ray.artifacts import write_json
 from moedisco_ray.config import CheckpointInit, Model, RunConfig
 from moedisco_ray.errors import CheckpointError, ConfigError
 
@@ -36,13 +36,13 @@ class Encoder:
 
     def __init__(self, directory: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         # A document that spells a special token means its characters.
         self._tokenizer.encode_special_tokens = True
         settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-        self.eos, self.bos, self.pad = (
-            self._tokenizer.token_to_id(_content(settings[name])) for name in ("eos_token", "bos_token", "pad_token"))
+        ids = self._tokenizer.get_vocab()
+        self.eos: int = ids[_content(settings["eos_token"])]
+        self.bos: int = ids[_content(settings["bos_token"])]
+        self.pad: int = ids[_content(settings["pad_token"])]
         self.vocab_size = _vocab_size(self._tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -55,7 +55,7 @@ class Encoder:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train byte-level BPE; id 0 is the end-of-text token. The vocabulary is smaller where the text has too few pairs."""
+    """Train byte-level BPE. Id 0 ends a text; the vocabulary is smaller where the text has too few pairs."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,35 +82,40 @@ def load_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
         elif vocabulary.exists() and merges.exists():
             tokenizer = ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer  # noqa: SLF001  # the plain one inside
         else:
-            raise ConfigError("tokenizer.path", str(directory), "holds no tokenizer.json, nor vocab.json with merges.txt")
+            raise FileNotFoundError("it holds no tokenizer.json, nor vocab.json with merges.txt")  # noqa: TRY301  # told below
         stored = directory / "tokenizer_config.json"
         settings = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
-    except ConfigError:
-        raise
     except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
-        raise ConfigError("tokenizer.path", str(directory), f"is not a tokeniser that can be read ({error})") from error
+        raise ConfigError("tokenizer.path", str(directory), f"is no tokeniser that can be read: {error}") from error
     return tokenizer, {name: settings[name] for name in _KEPT_SETTINGS if settings.get(name) is not None}
 
 
 def save_tokenizer(tokenizer: Tokenizer, settings: dict[str, Any], directory: Path) -> None:
     """Write a directory that `AutoTokenizer` loads, with an end-of-sequence token in any case.
 
-    Where the settings name none, it is the usual one that the vocabulary has, or else `<|endoftext|>` is added. It serves as
-    beginning and padding too where those have no token of their own.
+    Where the settings name none, it is the usual one that the vocabulary has, or else `<|endoftext|>` is added. It
+    serves as beginning and padding too where those have no token.
     """
     named = {name: _content(value) if name.endswith("_token") else value for name, value in settings.items()}
     known = tokenizer.get_vocab()
     named.setdefault("eos_token", next((end for end in _USUAL_ENDS if end in known), END_OF_TEXT))
     named.setdefault("bos_token", named["eos_token"])
     named.setdefault("pad_token", named["eos_token"])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(directory)
+    tokenizer.add_special_tokens([named[name] for name in ("eos_token", "bos_token", "pad_token")])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    # By hand, for `save_pretrained` would import transformers and torch into every worker that reads text.
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
 
 
 def check_settings(config: RunConfig) -> None:
     """Find out before any text is read that the vocabulary will not fit the model.
 
     Raises:
-        ConfigError: The tokeniser has, or is to be trained to, more entries than `model.config.vocab_size`; or it cannot be read.
+        ConfigError: The tokeniser has, or is to be trained to, more entries than `model.config.vocab_size`, or cannot
+            be read.
         CheckpointError: It has more than the checkpoint's embedding has rows.
     """
     if config.tokenizer.path is None:
@@ -134,7 +139,7 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
     if isinstance(model.init, CheckpointInit):
         raise CheckpointError(
             "model.init.checkpoint", str(model.init.checkpoint),
-            f"its embedding has {rows} rows and the tokeniser {entries} entries; set tokenizer.path to the checkpoint's own")
+            f"its embedding has {rows} rows, the tokeniser {entries} entries; set tokenizer.path to its own")
     raise ConfigError(
         "model.config.vocab_size", rows, f"the tokeniser has {entries} entries; set at least {entries}, or {otherwise}")
 

@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.display.state import RunState, StageState, UnitState
-from moedisco_ray.display.words import count, duration, percent
+from moedisco_ray.display.words import count, percent
 from moedisco_ray.events import Event
+from moedisco_ray.report import format_seconds
 
 _ICONS = {
-    "waiting": ("○", "dim"), "running": ("●", "bold cyan"), "done": ("✓", "green"), "reused": ("✓", "dim"), "failed": ("✗", "red"),
+    "waiting": ("○", "dim"), "running": ("●", "bold cyan"), "done": ("✓", "green"), "reused": ("✓", "dim"),
+    "failed": ("✗", "red"),
 }
 _MOST_UNITS = 12
 _MOST_NOTICES = 3
@@ -101,9 +103,9 @@ def _stage_list(state: RunState, now: float) -> RenderableType:
 def _seconds(stage: StageState, now: float) -> Text:
     match stage.status:
         case "running":
-            return Text(duration(max(0.0, now - stage.started)))
+            return Text(format_seconds(max(0.0, now - stage.started)))
         case "done" | "failed":
-            return Text(duration(stage.seconds))
+            return Text(format_seconds(stage.seconds))
         case "reused":
             return Text("there", "dim")
         case "waiting":
@@ -117,12 +119,12 @@ def _unit_table(units: dict[str, UnitState]) -> RenderableType:
     for name, unit in list(units.items())[:_MOST_UNITS]:
         left = unit.seconds_left
         table.add_row(
-            Text(name, "dim" if unit.finished else ""),
+            Text(name, "dim" if unit.done == 1 else ""),
             ProgressBar(total=1.0, completed=unit.done, width=30),
             f"{unit.step}/{unit.steps}",
             "" if unit.loss is None else f"loss {unit.loss:.3f}",
             f"{count(unit.tokens_per_second)} tokens/s" if unit.tokens_per_second else "",
-            "done" if unit.finished else "" if left is None else f"{duration(left)} left",
+            "" if left is None else "done" if unit.done == 1 else f"{format_seconds(left)} left",
         )
     if len(units) > _MOST_UNITS:
         table.add_row(Text(f"and {len(units) - _MOST_UNITS} more", "dim"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
-from moedisco_ray.display.words import count, duration, percent
+from moedisco_ray.display.state import cluster_sizes
+from moedisco_ray.display.words import count, percent
 from moedisco_ray.events import Event
+from moedisco_ray.report import format_seconds
 
 
 class JsonLines:
@@ -62,7 +64,7 @@ def describe(event: Event) -> str:
         case "stage_skipped":
             return f"{event.stage}: already there"
         case "stage_finished":
-            return f"{event.stage}: finished in {duration(data.get('seconds', 0.0))}"
+            return f"{event.stage}: finished in {format_seconds(data.get('seconds', 0.0))}"
         case "unit_started":
             return f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens"
         case "progress":
@@ -70,16 +72,16 @@ def describe(event: Event) -> str:
                 f"{unit}: step {data.get('step', 0)}/{data.get('steps', 0)}, loss {data.get('loss', float('nan')):.4f}, "
                 f"{count(data.get('tokens_per_second', 0))} tokens/s")
         case "unit_finished":
-            return f"{unit}: finished, loss {data.get('loss', float('nan')):.4f}, {duration(data.get('seconds', 0.0))}"
+            return f"{unit}: finished, loss {data.get('loss', float('nan')):.4f}, {format_seconds(data.get('seconds', 0.0))}"
         case "clusters":
-            tokens = data.get("tokens") or [0]
+            tokens, _ = cluster_sizes(data)
             shares = ", ".join(percent(part / max(1, sum(tokens))) for part in tokens)
             return f"{len(tokens)} clusters, {count(sum(tokens))} tokens: {shares}"
         case "worker_restarted":
-            return f"{unit}: its worker died ({data.get('reason', 'no reason given')}), restarted at step {data.get('step', 0)}"
+            return f"{unit}: restarted: {data.get('reason') or 'its worker died'}"
         case "warning":
             return f"warning: {data.get('message', '')}"
         case "run_finished":
-            return f"finished in {duration(data.get('seconds', 0.0))}"
+            return f"finished in {format_seconds(data.get('seconds', 0.0))}"
         case "run_failed":
             return ""  # the command line ends with the error itself

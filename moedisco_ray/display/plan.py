@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.display.tables import plain_table
-from moedisco_ray.display.words import count, dollars, duration, gigabytes
+from moedisco_ray.display.words import count, gigabytes
 from moedisco_ray.plan import Parameters, Plan
+from moedisco_ray.report import format_dollars, format_seconds
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -25,7 +26,7 @@ def plan_view(plan: Plan) -> RenderableType:
         for stage in plan.stages if stage.remedy is not None]
     if plan.saved_percent is not None:
         parts.append(Text(
-            f"{dollars(plan.dollars)} against {dollars(plan.full_training.dollars)} for full training on as many tokens: "
+            f"{format_dollars(plan.dollars)} against {format_dollars(plan.full_training.dollars)} for full training on as many tokens: "
             f"{abs(plan.saved_percent):.0f} % {'saved' if plan.saved_percent >= 0 else 'more'}", style="bold"))
     parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
     return Group(*parts)
@@ -61,14 +62,14 @@ def _cost(plan: Plan) -> Table:
         cost = stage.cost
         table.add_row(
             stage.stage, stage.pool.replace("_", "-"), workers, f"{stage.steps:,}", count(cost.tokens), str(cost.waves),
-            duration(cost.hours * 3600), f"{cost.worker_hours:.2f}", dollars(cost.dollars))
+            format_seconds(cost.hours * 3600), f"{cost.worker_hours:.2f}", format_dollars(cost.dollars))
     table.add_section()
     worker_hours = sum(stage.cost.worker_hours for stage in plan.stages)
     table.add_row(
-        Text("total", "bold"), "", "", "", count(plan.tokens), "", duration(plan.hours * 3600), f"{worker_hours:.2f}",
-        Text(dollars(plan.dollars), "bold"))
+        Text("total", "bold"), "", "", "", count(plan.tokens), "", format_seconds(plan.hours * 3600), f"{worker_hours:.2f}",
+        Text(format_dollars(plan.dollars), "bold"))
     full = plan.full_training
     table.add_row(
-        Text("full training", "dim"), "high-memory", "", "", count(full.tokens), "", duration(full.hours * 3600),
-        f"{full.worker_hours:.2f}", dollars(full.dollars))
+        Text("full training", "dim"), "high-memory", "", "", count(full.tokens), "", format_seconds(full.hours * 3600),
+        f"{full.worker_hours:.2f}", format_dollars(full.dollars))
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from moedisco_ray.events import Event
@@ -24,28 +25,21 @@ class UnitState:
     stage: str | None
     steps: int = 0
     step: int = 0
-    tokens_in_all: int = 0
     tokens: int = 0
     loss: float | None = None
     tokens_per_second: float = 0.0
-    restarts: int = 0
-    finished: bool = False
 
     @property
     def done(self) -> float:
         """Share of the steps that are done."""
-        if self.finished:
-            return 1.0
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
     @property
     def seconds_left(self) -> float | None:
         """At the current speed; None while there is none."""
-        if self.finished:
-            return 0.0
-        if not self.tokens_per_second or not self.tokens_in_all:
+        if not self.tokens_per_second or not self.step:
             return None
-        return max(0, self.tokens_in_all - self.tokens) / self.tokens_per_second
+        return (self.steps - self.step) * (self.tokens / self.step) / self.tokens_per_second
 
 
 @dataclasses.dataclass
@@ -76,7 +70,7 @@ class RunState:
                 if stage.status == "running":
                     stage.status, stage.seconds = "failed", event.time - stage.started
         elif event.type == "clusters":
-            self.cluster_tokens, self.cluster_documents = list(data.get("tokens", ())), list(data.get("documents", ()))
+            self.cluster_tokens, self.cluster_documents = cluster_sizes(data)
         elif event.type == "warning":
             self.notices.append(str(data.get("message", "")))
 
@@ -89,14 +83,19 @@ class RunState:
             stage.status, stage.seconds = "done", event.data.get("seconds", event.time - stage.started)
 
     def _unit_event(self, event: Event, unit: UnitState) -> None:
-        data: dict[str, Any] = event.data
-        if event.type == "unit_started":
-            unit.steps, unit.tokens_in_all = data.get("steps", 0), data.get("tokens", 0)
-        elif event.type == "worker_restarted":
-            unit.restarts += 1
-            self.notices.append(f"{event.unit} restarted at step {data.get('step', 0)}: {data.get('reason', 'its worker died')}")
-        elif event.type in ("progress", "unit_finished"):
-            unit.steps, unit.step = data.get("steps", unit.steps), data.get("step", unit.step)
-            unit.tokens, unit.loss = data.get("tokens", unit.tokens), data.get("loss", unit.loss)
-            unit.tokens_per_second = data.get("tokens_per_second", unit.tokens_per_second)
-            unit.finished = event.type == "unit_finished"
+        data = event.data
+        unit.steps, unit.step = data.get("steps", unit.steps), data.get("step", unit.step)
+        unit.loss = data.get("loss", unit.loss)
+        unit.tokens_per_second = data.get("tokens_per_second", unit.tokens_per_second)
+        if event.type in ("progress", "unit_finished"):
+            unit.tokens = data.get("tokens", unit.tokens)
+        if event.type == "worker_restarted":
+            self.notices.append(f"{event.unit} restarted: {data.get('reason') or 'its worker died'}")
+
+
+def cluster_sizes(data: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Tokens and documents per cluster of a `clusters` event: two lists, or entries that hold both."""
+    entries = data.get("clusters")
+    if entries is not None:
+        return [entry["tokens"] for entry in entries], [entry["documents"] for entry in entries]
+    return list(data.get("tokens", ())), list(data.get("documents", ()))

@@ -1,20 +1,8 @@
-"""Numbers as people read them."""
+"""Counts, sizes and shares as people read them; durations and dollars are as the report writes them."""
 
 from __future__ import annotations
 
 import math
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def count(number: float) -> str:
@@ -24,13 +12,6 @@ def count(number: float) -> str:
             value = number / size
             return f"{value:.{max(0, 2 - int(math.log10(max(1.0, abs(value) * 1.0005))))}f}{unit}"
     return f"{number:.0f}"
-
-
-def dollars(amount: float) -> str:
-    """Cents, and where those say nothing two digits that do."""
-    if amount == 0 or amount >= 0.995:
-        return f"${amount:,.2f}"
-    return f"${amount:.2g}" if amount < 0.01 else f"${amount:.3f}"
 
 
 def gigabytes(size: float) -> str:

@@ -114,7 +114,7 @@ class _Once:
 
 def _joined(key: str, source: _Once, model_map: ModelMap, groups: Mapping[int, int],
             weights: Sequence[float]) -> Iterator[tuple[Tensor, TensorReport]]:
-    """The merged tensors that the sub-models' tensors of this name become: one, or one per sub-model for an expert's."""
+    """What the sub-models' tensors of this name become: one tensor, or one per sub-model for an expert's."""
     role = model_map.classify(key)
     if role.layer is not None and role.expert is not None:
         for index in source.everyone:
@@ -123,6 +123,8 @@ def _joined(key: str, source: _Once, model_map: ModelMap, groups: Mapping[int, i
         return
     copies = [source.take(index, key) for index in source.everyone]
     if role.role is Role.ROUTER:
+        if role.layer is None or any(len(copy) != groups[role.layer] for copy in copies):
+            raise CheckpointError("tensor", key, "has not one row per expert of its sub-model")
         yield torch.cat(copies), TensorReport(key, role.role, "concatenated", source.everyone)
         return
     mean, deviation = weighted_mean(key, copies, weights)

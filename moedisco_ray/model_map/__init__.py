@@ -27,9 +27,9 @@ from moedisco_ray.model_map.layout import ModelMap, Place, canonical_state, memo
 from moedisco_ray.model_map.speed import specialise
 
 __all__ = [
-    "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "Checkpoint", "Family", "ModelMap", "Part", "Place", "RandomSource", "Role",
-    "TensorRole", "canonical_shapes", "canonical_state", "check_complete", "check_experts", "check_same", "config_values",
-    "differences", "expert_count", "group_size", "hf_config", "load_model",
+    "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "Checkpoint", "Family", "ModelMap", "Part", "Place",
+    "RandomSource", "Role", "TensorRole", "canonical_shapes", "canonical_state", "check_complete", "check_experts",
+    "check_same", "config_values", "differences", "expert_count", "group_size", "hf_config", "load_model",
     "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "random_source", "read_config", "same_bits",
     "save_model", "skeleton", "specialise", "submodel_config", "write_checkpoint", "write_config",
 ]

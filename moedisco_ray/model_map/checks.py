@@ -54,6 +54,6 @@ def check_complete(keys: Iterable[str], expected: Iterable[str]) -> None:
     """
     found, needed = set(keys), set(expected)
     if missing := sorted(needed - found):
-        raise CheckpointError("tensor", missing[0], f"is missing, with {len(missing) - 1} more; the model is incomplete")
+        raise CheckpointError("tensor", missing[0], f"is missing, with {len(missing) - 1} more: an incomplete model")
     if unknown := sorted(found - needed):
         raise CheckpointError("tensor", unknown[0], "is not in a model of this configuration")

@@ -1,8 +1,8 @@
 """The corpus stage on Ray Data: reading tasks and bucket tasks are the rows of a data set each.
 
-The tasks read and write files that all nodes see; what flows through Ray are their descriptions and reports, a few kilobytes
-each. So the object store stays empty however large the corpus is, a task that died is run again by Ray, and the result does
-not depend on blocks: everything that decides over a document is in `moedisco_ray.corpus`.
+The tasks read and write files that all nodes see; what flows through Ray are their descriptions and reports, a few
+kilobytes each. So the object store stays empty however large the corpus is, a task that died is run again by Ray, and
+the result does not depend on blocks: everything that decides over a document is in `moedisco_ray.corpus`.
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ class MicroBatch:
 class Batches:
     """This worker's part of every global batch.
 
-    The global batch of a step depends on (seed, step) alone; worker r takes the r-th contiguous part of it. All parts are
-    filled up to the size of the largest with sequences of weight 0, because every worker must take part in every forward
-    pass of a sharded model.
+    The global batch of a step depends on (seed, step) alone; worker r takes the r-th contiguous part of it. All parts
+    are filled up to the size of the largest with sequences of weight 0, because every worker must take part in every
+    forward pass of a sharded model.
 
     Raises:
         CorpusError: The shards are shorter than one sequence.

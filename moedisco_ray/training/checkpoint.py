@@ -1,7 +1,7 @@
 """Distributed checkpoints: written by any number of workers, read by any other number.
 
-CHECKPOINTS/step-0000100/ holds the shards of weights and optimizer (torch.distributed.checkpoint) and `progress.json`. It
-appears under this name when complete.
+CHECKPOINTS/step-0000100/ holds the shards of weights and optimizer (torch.distributed.checkpoint) and `progress.json`.
+It appears under this name when complete.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ class Ledger:
         means = (losses / self._job.step_tokens).tolist()
         for step, loss in enumerate(means, start=first):
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"{self._job.name}: the loss of step {step} is {loss}; lower the learning rate, or lengthen its warm-up")
+                remedy = "lower the learning rate, or lengthen its warm-up"
+                raise TrainingError(f"{self._job.name}: the loss of step {step} is {loss}; {remedy}")
         now = time.monotonic()
         self.progress.step += len(means)
         self.progress.tokens += len(means) * self._job.step_tokens

@@ -1,13 +1,13 @@
 """The one training loop: of the seed model, the sub-models, and the merged Mixture-of-Experts.
 
-A step's global batch depends on (seed, step) alone, and every loss is a sum over its tokens: so the result is the same for
-any number of workers and any micro-batch up to rounding, and the same bit for bit when a run is interrupted and resumed.
+A step's global batch depends on (seed, step) alone, and every loss is a sum over its tokens: so the result is the same
+for any number of workers and any micro-batch up to rounding, and the same bit for bit when a run is interrupted and
+resumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -73,7 +73,8 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
             break
     if not stopped:
         write_model(model, job, world)
-    return TrainResult(progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored, finished=not stopped)
+    return TrainResult(
+        progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored, finished=not stopped)
 
 
 class Stepper:
@@ -108,7 +109,7 @@ class Stepper:
         if self._probe is not None and fractions_NE:
             self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
 
-    def __call__(self, micro_batches: Any, lr: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, micro_batches: Iterable[MicroBatch], lr: float) -> tuple[Tensor, Tensor]:
         """Make a step.
 
         Args:
@@ -135,16 +136,15 @@ class Stepper:
         tokens = self._job.step_tokens
         if self._probe is None:
             loss_sum = self._forward(micro)
-            (loss_sum / tokens).backward()
+            torch.autograd.backward(loss_sum / tokens)
             return loss_sum.detach()
         with self._probe.recording(micro.weights_T):
             loss_sum = self._forward(micro)
         sums = self._probe.sums()
         self._selections_NE += sums.selections_NE
-        loss = loss_sum / tokens
-        loss = loss + self._job.load_balance * objective.load_balance_loss(sums.probabilities_NE, self.fractions_NE, tokens)
-        loss = loss + self._job.z_loss * objective.z_loss(sums.log_partition_N, tokens)
-        loss.backward()
+        balance = objective.load_balance_loss(sums.probabilities_NE, self.fractions_NE, tokens)
+        z = objective.z_loss(sums.log_partition_N, tokens)
+        torch.autograd.backward(loss_sum / tokens + self._job.load_balance * balance + self._job.z_loss * z)
         return loss_sum.detach()
 
     def _forward(self, micro: MicroBatch) -> Tensor:

@@ -7,12 +7,13 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from moedisco_ray.artifacts import disk_full
+from moedisco_ray.model_map import ModelMap, canonical_state, save_model
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.sharding import whole_state
 
 
 def write_model(model: PreTrainedModel, job: TrainJob, world: World) -> None:
-    """Write the trained weights as a Hugging Face directory under the family's classic names; every worker must call it.
+    """Write the trained weights as a Hugging Face directory under classic names; every worker must call it.
 
     Raises:
         RunDirError: The disk is full.
@@ -22,8 +23,10 @@ def write_model(model: PreTrainedModel, job: TrainJob, world: World) -> None:
         draft = job.output.with_name(f".{job.output.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            draft.mkdir(parents=True)
-            model.save_pretrained(draft, state_dict=state)
+            # A head that is the embedding is not written twice.
+            if model.config.tie_word_embeddings:
+                state.pop("lm_head.weight", None)
+            save_model(model, draft, canonical_state(state, ModelMap(str(model.config.model_type))).items())
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

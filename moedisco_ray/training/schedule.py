@@ -11,7 +11,8 @@ def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
     """The learning rate of a step: linear warm-up, then constant, or a cosine that ends at a tenth.
 
     With w = warmup * steps rounded up: lr (step + 1) / w while step < w; after that, for the cosine with
-    t = (step - w) / (steps - 1 - w): lr (0.1 + 0.9 (1 + cos(pi t)) / 2), after Loshchilov and Hutter 2017, SGDR, equation 5.
+    t = (step - w) / (steps - 1 - w): lr (0.1 + 0.9 (1 + cos(pi t)) / 2), after Loshchilov and Hutter 2017, SGDR,
+    equation 5.
 
     Args:
         step: Counted from 0.

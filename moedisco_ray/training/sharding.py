@@ -1,4 +1,4 @@
-"""A model on its device, or cut over the workers of a gang (FSDP2), ready to train; and its weights back in one piece."""
+"""A model on its device, or cut over the workers of a gang (FSDP2), ready to train; and its weights in one piece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.config import Optimizer
-from moedisco_ray.objective import routers
+from moedisco_ray.model_map import load_model, specialise
 from moedisco_ray.training.job import World
 
 
@@ -35,18 +35,18 @@ def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrained
         directory: Hugging Face model directory.
         optimizer: Its `state`, `precision` and `gradient_checkpointing`.
         world: This process.
+
+    Raises:
+        CheckpointError: The directory holds no model of a known family.
     """
     dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
     if world.size == 1:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(world.device)
-        _configure(model, optimizer)
-        return model
+        return _configured(load_model(directory, dtype).to(world.device), optimizer)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), dtype=dtype)
-    _configure(model, optimizer)
+    _configured(model, optimizer)
     _shard(model, compute_dtype(optimizer, world.device), world)
-    source = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype) if world.rank == 0 else None
-    _distribute(model, source, world)
+    _distribute(model, load_model(directory, dtype) if world.rank == 0 else None, world)
     return model
 
 
@@ -62,14 +62,12 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def _configure(model: PreTrainedModel, optimizer: Optimizer) -> None:
-    model.train()
-    for router in routers(model).values():
-        # Softmax over one expert is 1 whatever the weight is: it has no gradient, and weight decay would shrink it.
-        if router.num_experts == 1:
-            router.requires_grad_(requires_grad=False)
+def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
+    # Among other things this freezes the routers of one-expert layers, which get no gradient but would get weight decay.
+    specialise(model).train()
     if optimizer.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World) -> None:

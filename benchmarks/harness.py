@@ -1,0 +1,80 @@
+"""What every benchmark shares: whole processes run in turn, medians and ratios, and a result file that says how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.artifacts import versions
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+
+
+def environment(command: str) -> dict[str, Any]:
+    """Where and with what a result was measured."""
+    return {
+        "command": command,
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "../moedisco_ray")),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(terse=True),
+        "versions": versions(),
+    }
+
+
+def run_arm(script: Path, arm: str, *arguments: str) -> dict[str, Any]:
+    """Run `script --arm ARM` as a process of its own with one thread; its last line of output is a JSON object."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, str(script), "--arm", arm, *arguments],
+        check=True, capture_output=True, text=True, env={**os.environ, **threads, "PYTHONWARNINGS": "ignore"})
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def interleave(script: Path, arms: Sequence[str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
+    """Every arm in turn, `rounds` times, so that a machine whose speed drifts slows all of them alike."""
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for turn in range(rounds):
+        for arm in arms:
+            results[arm].append(run_arm(script, arm, *arguments))
+            print(f"round {turn + 1}/{rounds} {arm}: {results[arm][-1]}", file=sys.stderr)
+    return results
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Smallest, median and largest."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Round by round, ours over theirs."""
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def write_result(name: str, result: dict[str, Any]) -> None:
+    """Keep a result where the document is generated from."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)  # noqa: S607 - git is on PATH
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()

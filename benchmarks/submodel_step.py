@@ -1,0 +1,149 @@
+"""A sub-model's training step, whole process against whole process:
+
+ours      the product's training loop on a one-expert sub-model, router, checkpoints and progress events included
+bare      the shortest PyTorch loop on the dense Hugging Face model of the same sizes
+trainer   the Hugging Face Trainer on that dense model
+
+Same sizes, batch, optimizer, data and thread count. Tokens per second are those of steady state: the first steps are not counted.
+Target: ours / bare >= 0.97, ours / trainer > 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from harness import environment, interleave, ratios, spread, write_result
+from torch.utils.data import Dataset
+from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from moedisco_ray import decompose
+from moedisco_ray.config import Architecture, Model, Optimizer
+from moedisco_ray.events import Event
+from moedisco_ray.tokens import write_packed
+from moedisco_ray.training import TrainJob, World, train
+
+SIZES = Architecture(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+                     moe_intermediate_size=704, num_experts=4, num_experts_per_tok=2)
+VOCABULARY, LENGTH, BATCH = 4096, 128, 16
+STEPS, WARM = 60, 20
+
+
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCABULARY, (STEPS + 4) * BATCH * LENGTH, dtype=np.int64)
+
+
+def dense_model() -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=SIZES.hidden_size, intermediate_size=SIZES.moe_intermediate_size,
+        num_hidden_layers=SIZES.num_hidden_layers, num_attention_heads=SIZES.num_attention_heads,
+        num_key_value_heads=SIZES.key_value_heads, head_dim=SIZES.head_size, max_position_embeddings=LENGTH,
+        tie_word_embeddings=False, use_cache=False))
+
+
+def per_second(times: list[float]) -> float:
+    """Tokens per second from the moments at which steps ended; the median step, so that one hiccup does not count."""
+    return BATCH * LENGTH / statistics.median(np.diff(times[WARM:]))
+
+
+def ours(scratch: Path) -> float:
+    decompose.write_seed(Model(family="qwen3_moe", config=SIZES), scratch / "start", SIZES.num_experts, VOCABULARY, LENGTH, 0)
+    write_packed(scratch / "shards", [[tokens().astype(np.int32)]], eos=0, vocab_size=VOCABULARY)
+    times: list[float] = []
+
+    def clock(event: Event) -> None:
+        if event.type == "progress":
+            times.append(time.perf_counter())
+
+    job = TrainJob(
+        stage="submodels", name="submodel-0", model=scratch / "start", shards=(scratch / "shards",), output=scratch / "trained",
+        checkpoints=scratch / "steps", steps=STEPS, sequence_length=LENGTH, checkpoint_every=STEPS, log_every=1,
+        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH))
+    train(job, World(), clock, lambda: False)
+    return per_second(times)
+
+
+def bare(_: Path) -> float:
+    model = dense_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
+    data = torch.from_numpy(tokens()[: STEPS * BATCH * LENGTH].reshape(STEPS, BATCH, LENGTH))
+    times = []
+    for x_BL in data:
+        logits_BLV = model(input_ids=x_BL).logits
+        loss = torch.nn.functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), x_BL[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        times.append(time.perf_counter())
+    return per_second(times)
+
+
+class Rows(Dataset[dict[str, torch.Tensor]]):
+    def __init__(self) -> None:
+        self.x_NL = torch.from_numpy(tokens()[: STEPS * BATCH * LENGTH].reshape(-1, LENGTH))
+
+    def __len__(self) -> int:
+        return len(self.x_NL)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.x_NL[index], "labels": self.x_NL[index]}
+
+
+class Clock(TrainerCallback):
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.times.append(time.perf_counter())
+
+
+def trainer(scratch: Path) -> float:
+    clock = Clock()
+    Trainer(
+        model=dense_model(),
+        args=TrainingArguments(
+            output_dir=str(scratch), max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-4, weight_decay=0.01,
+            adam_beta2=0.95, max_grad_norm=1.0, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
+            use_cpu=True, disable_tqdm=True),
+        train_dataset=Rows(), callbacks=[clock],
+    ).train()
+    return per_second(clock.times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arm", choices=["ours", "bare", "trainer"])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.arm:
+        transformers.logging.set_verbosity_error()
+        torch.set_num_threads(1)
+        with tempfile.TemporaryDirectory() as scratch:
+            print(json.dumps({"tokens_per_second": {"ours": ours, "bare": bare, "trainer": trainer}[arguments.arm](Path(scratch))}))
+        return
+    rounds = interleave(Path(__file__), ["ours", "bare", "trainer"], arguments.rounds)
+    speed = {arm: [result["tokens_per_second"] for result in results] for arm, results in rounds.items()}
+    write_result("submodel_step", {
+        **environment("python benchmarks/submodel_step.py"),
+        "setting": {"architecture": SIZES.model_dump(), "vocabulary": VOCABULARY, "sequence_length": LENGTH, "batch": BATCH,
+                    "steps": STEPS, "warm_up_steps": WARM, "threads": 1, "rounds": arguments.rounds, "seed": 0},
+        "tokens_per_second": {arm: spread(values) for arm, values in speed.items()},
+        "ours_over_bare": ratios(speed["ours"], speed["bare"]),
+        "ours_over_trainer": ratios(speed["ours"], speed["trainer"]),
+        "targets": {"ours_over_bare": 0.97, "ours_over_trainer": 1.0},
+    })
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The command line. Arguments are parsed and checked first; what is heavy is imported when it is certain to be needed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from moedisco_ray import __version__
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.config import RunConfig, load_config
+from moedisco_ray.config.presets import PresetName, preset_text
+from moedisco_ray.display import listener_for, plan_view, report_view
+from moedisco_ray.errors import ConfigError, RunDirError, RunError, UserError
+from moedisco_ray.events import Emit
+from moedisco_ray.plan import build_plan
+from moedisco_ray.tracking import trackers
+
+_USER_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
+_PIPE_WIDTH = 120
+
+
+class _Commands(TyperGroup):
+    """Ends every command's errors the same way: one line, and a code that says whose mistake it was."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's context is click's
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _complain(str(error))
+            raise typer.Exit(_USER_ERROR) from error
+        except RunError as error:
+            _complain(" ".join(str(error).split()))
+            raise typer.Exit(_RUN_ERROR) from error
+        except KeyboardInterrupt as error:
+            _complain("interrupted; the same command goes on from the last checkpoint")
+            raise typer.Exit(_INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Train Mixture-of-Experts language models mostly on cheap, low-memory GPUs, on Ray.")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JSON file; `moedisco init` writes one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as tokens.total=1000000.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run: OUTPUT/NAME.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="moedisco")
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"moedisco {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Make again what changed settings affect, in the same directory.")] = False,
+) -> None:
+    """Carry out a run, or go on with one that was interrupted."""
+    checked = load_config(config, overrides or ())
+    build_plan(checked)  # finds a vocabulary that does not fit the model, before anything is started
+    console = _console()
+    with contextlib.ExitStack() as stack:
+        listeners: list[Emit] = []
+        for listener in (listener_for(console, as_json), *trackers(checked)):
+            stack.callback(listener.close)
+            listeners.append(listener)
+        directory: Path = _import_late("moedisco_ray.pipeline").run(checked, tuple(listeners), redo)
+    if not as_json:
+        console.print()
+        console.print(report_view(_report(directory)))
+        console.print(f"\nThe model is in {directory / 'model'}", soft_wrap=True)
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what a run needs and costs: parameters, memory, hours, dollars. Trains nothing."""
+    worked_out = build_plan(load_config(config, overrides or ()))
+    if as_json:
+        print(worked_out.model_dump_json(indent=2))
+    else:
+        _console().print(plan_view(worked_out))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write; - is the standard output.")] = Path("moedisco.yaml"),
+    preset: Annotated[PresetName, typer.Option(help="What to start from.")] = "default",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented configuration to start from."""
+    text = preset_text(preset)
+    if str(path) == "-":
+        print(text, end="")
+        return
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise ConfigError("PATH", str(path), "is there already; choose another, or pass --force") from error
+    except OSError as error:
+        raise ConfigError("PATH", str(path), f"cannot be written ({error.strerror})") from error
+    print(f"wrote {path}; next: moedisco plan {path}")
+
+
+@app.command()
+def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a configuration and what it names."""
+    checked = load_config(config, overrides or ())
+    vocab_size = build_plan(checked).vocab_size
+    print(
+        f"ok: {checked.name}, {checked.model.family} with {checked.model.architecture.num_experts} experts and "
+        f"{vocab_size:,} tokens of vocabulary, {checked.clusters.count} clusters, {checked.tokens.total:,} tokens")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of configurations."""
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+def show(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Show a finished run: its table, clusters, measurements and samples."""
+    report = _report(run_dir)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _console().print(report_view(report))
+
+
+@app.command()
+def plot(run_dir: RunDir) -> None:
+    """Draw a run's loss curves, clusters and expert load into RUN_DIR/figures."""
+    for path in _import_late("moedisco_ray.figures").plot(run_dir):
+        print(path)
+
+
+def _import_late(name: Literal["moedisco_ray.pipeline", "moedisco_ray.figures"]) -> ModuleType:
+    """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` and a mistyped setting should not cost."""
+    return importlib.import_module(name)
+
+
+def _report(run_dir: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = read_json(run_dir / "report.json")
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunDirError(
+            "RUN_DIR", str(run_dir), "holds no readable report.json; it is written when `moedisco run` ends") from error
+    return report
+
+
+def _console() -> Console:
+    # A pipe has no width of its own, and rich would cut tables to 80 columns.
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def _complain(line: str) -> None:
+    print(f"moedisco: {line}", file=sys.stderr)

@@ -1,0 +1,91 @@
+"""A finished run: what each stage took and reached, the clusters, the measurements, what the model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from moedisco_ray.display.tables import plain_table
+from moedisco_ray.display.words import count, percent
+from moedisco_ray.report import TABLE_COLUMNS, report_table
+
+_MOST_TERMS = 8
+
+
+def report_view(report: Mapping[str, Any]) -> RenderableType:
+    """The whole of a run's report that a person reads; parts that were not measured are left out."""
+    parts: list[RenderableType] = [Text.assemble((report["name"], "bold"), f"  {report['family']}"), _stages(report)]
+    saved = report["totals"].get("saved")
+    if saved is not None:
+        parts.append(Text(
+            f"{percent(abs(saved))} {'cheaper' if saved >= 0 else 'dearer'} than full training on as many tokens (estimate)",
+            style="bold"))
+    clusters = report["clusters"].get("clusters", [])
+    if clusters:
+        parts.append(_section("Clusters", _clusters(clusters, report["evaluation"])))
+    if report["evaluation"]:
+        parts.append(_section("Validation", _evaluation(report["evaluation"])))
+    if report["samples"]:
+        parts.append(_section("What the model writes", Group(*(_sample(sample) for sample in report["samples"]))))
+    return Group(*parts)
+
+
+def _section(title: str, content: RenderableType) -> RenderableType:
+    return Padding(Group(Rule(title, align="left", style="dim"), content), (1, 0, 0, 0))
+
+
+def _stages(report: Mapping[str, Any]) -> Table:
+    table = plain_table(*TABLE_COLUMNS)
+    for row in report_table(dict(report)):
+        if row[0] == "total":
+            table.add_section()
+        table.add_row(*row)
+    return table
+
+
+def _clusters(clusters: list[dict[str, Any]], evaluation: Mapping[str, Any]) -> Table:
+    measured = {entry["cluster"]: entry["perplexity"] for entry in evaluation.get("clusters", [])}
+    tokens = [entry["tokens"] for entry in clusters]
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(width=16)
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", overflow="ellipsis", no_wrap=True)
+    table.add_row("", "", Text("tokens", "dim"), Text("documents", "dim"), Text("perplexity", "dim"), "most typical words")
+    for number, entry in enumerate(clusters):
+        bar = ProgressBar(
+            total=max(1, *tokens), completed=entry["tokens"], width=16, complete_style="blue", finished_style="blue")
+        perplexity = measured.get(number)
+        table.add_row(
+            str(number), bar, count(entry["tokens"]), f"{entry['documents']:,}",
+            "" if perplexity is None else f"{perplexity:.2f}", ", ".join(entry.get("terms", [])[:_MOST_TERMS]))
+    return table
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> Table:
+    table = plain_table("", "perplexity", "bits per byte", "documents", "tokens")
+    rows = [("all", evaluation), *((entry["source"], entry) for entry in evaluation.get("sources", []))]
+    for name, figures in rows:
+        table.add_row(
+            name, _number(figures.get("perplexity"), 2), _number(figures.get("bits_per_byte"), 3),
+            _number(figures.get("documents"), 0), _number(figures.get("tokens"), 0))
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _sample(sample: Mapping[str, str]) -> Panel:
+    prompt, text = sample["prompt"], sample["text"]
+    body = text.removeprefix(prompt)
+    return Panel(Text.assemble((prompt, "bold"), body), border_style="dim", expand=False)

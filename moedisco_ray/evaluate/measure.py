@@ -1,0 +1,203 @@
+"""Measuring models as a whole, per cluster and per source, and looking at their routers.
+
+Axes: N documents, R routers, G groups, E experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from moedisco_ray.evaluate.documents import Documents, load_documents
+from moedisco_ray.evaluate.routers import (
+    RouterMeter,
+    RouterStatistics,
+    entropy,
+    expert_load,
+    normalized_mutual_information,
+)
+from moedisco_ray.evaluate.scoring import Score, document_nats, document_scores, perplexity
+from moedisco_ray.model_map import load_model, specialise
+
+Assign = Callable[[Path, Sequence[str], Sequence[NDArray[np.int32]]], NDArray[np.integer[Any]]]
+"""From the directory of a fitted cluster model, texts and their tokens to the cluster of each text."""
+
+
+def evaluate_run(
+    run_dir: Path, clusters: int, *, with_seed: bool, sequence_length: int, max_tokens: int, device: str, assign: Assign,
+) -> dict[str, Any]:
+    """Measure every model of a run on its validation documents: what `evaluation.json` holds.
+
+    Args:
+        run_dir: The run directory, finished up to the fine-tune.
+        clusters: How many there are.
+        with_seed: Whether a common seed was trained.
+        sequence_length: Length of a training sequence.
+        max_tokens: Most validation tokens to measure on.
+        device: Where to run: in fp32 on a CPU, in bf16 on a GPU.
+        assign: Gives each document its cluster.
+
+    Returns:
+        As `evaluate_stages`.
+
+    Raises:
+        CorpusError: There is no validation document.
+        RunError: A model's likelihood is not finite.
+    """
+    documents = load_documents(sorted((run_dir / "corpus" / "validation").glob("part-*.parquet")), max_tokens)
+    labels_N = assign(run_dir / "clusters" / "cluster_model", documents.texts, documents.tokens)
+    models = {"merge": run_dir / "merged", "finetune": run_dir / "finetuned"}
+    if with_seed:
+        models = {"seed": run_dir / "seed", **models}
+    return evaluate_stages(
+        models, [run_dir / "submodels" / str(k) for k in range(clusters)], documents, labels_N,
+        eos=int(AutoTokenizer.from_pretrained(run_dir / "corpus" / "tokenizer").eos_token_id),
+        sequence_length=sequence_length, device=device,
+        dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32)
+
+
+def evaluate(
+    model_dir: Path, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, eos: int,
+    sequence_length: int, device: str = "cpu", dtype: torch.dtype = torch.float32, batch_tokens: int = 16_384,
+) -> dict[str, Any]:
+    """Measure one model.
+
+    Args:
+        model_dir: A Hugging Face directory.
+        documents: What to measure on.
+        labels_N: Cluster of each document; None where there are no clusters.
+        eos: The token before each document.
+        sequence_length: Length of a training sequence.
+        device: Where to run.
+        dtype: Arithmetic to run in; sums are in float64 whatever it is.
+        batch_tokens: Positions that run at once.
+
+    Returns:
+        JSON-ready: the figures of `Score.to_dict`, and
+
+        * `clusters`: the same per cluster, with `cluster`; `sources`: the same per source, with `source` (empty where
+          the user named no source and gave only one);
+        * `routers`: per MoE layer `layer`, `load` [E] (share of the top-k selections), `token_entropy` (mean over
+          tokens, in nats), `load_entropy` (of `load`, in nats), `nmi_cluster` and `nmi_source` (of each token's first
+          expert);
+        * `load_by_cluster` [clusters][E] and `load_by_source` {source: [E]}, means over layers;
+        * `specialisation`: `cluster` and `source`, the normalised mutual information between that label of a document
+          and the expert that is most often the first choice in it. Expert k of every layer comes from the same
+          sub-model, so layers are counted together. None where there is no such label.
+    """
+    source_N, sources = _source_codes(documents)
+    clusters: list[int] = [] if labels_N is None else [int(label) for label in np.unique(labels_N)]
+    cluster_N = np.zeros(len(documents), dtype=np.int64) if labels_N is None else np.searchsorted(clusters, labels_N)
+    columns = max(1, len(clusters))
+    groups = max(1, len(sources)) * columns
+    model = load_model(model_dir, dtype).to(device)     # not specialised: a lone expert's router would not be asked
+    with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
+        nats_N = document_nats(
+            model, documents.tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens,
+            observe=meter.observe)
+    scores = document_scores(documents, nats_N)
+    statistics = meter.statistics()
+    return {
+        **sum(scores, Score()).to_dict(),
+        "clusters": [
+            {"cluster": cluster, **_total(scores, cluster_N == i).to_dict()} for i, cluster in enumerate(clusters)],
+        "sources": [{"source": source, **_total(scores, source_N == i).to_dict()} for i, source in enumerate(sources)],
+        **_routers(statistics, cluster_N, clusters, source_N, sources),
+    }
+
+
+def evaluate_stages(
+    models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]], *,
+    eos: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype = torch.float32, batch_tokens: int = 16_384,
+) -> dict[str, Any]:
+    """Measure what every training stage made; one model is in memory at a time.
+
+    Args:
+        models: Model directory of each stage that made one (`seed`, `merge`); `finetune` must be among them.
+        submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone.
+        documents: What to measure on.
+        labels_N: Cluster of each document.
+        eos: The token before each document.
+        sequence_length: Length of a training sequence.
+        device: Where to run.
+        dtype: Arithmetic to run in.
+        batch_tokens: Positions that run at once.
+
+    Returns:
+        `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels` sums
+        over all clusters and has `units`, the figures of each.
+    """
+    settings: dict[str, Any] = {"eos": eos, "sequence_length": sequence_length, "batch_tokens": batch_tokens}
+
+    def score(directory: Path, chosen: Documents) -> Score:
+        if not len(chosen):
+            return Score()
+        return perplexity(specialise(load_model(directory, dtype).to(device)), chosen, **settings)
+
+    stages: dict[str, Any] = {
+        stage: score(directory, documents).to_dict() for stage, directory in models.items() if stage != "finetune"}
+    if submodels:
+        units = [score(directory, documents.where(labels_N == k)) for k, directory in enumerate(submodels)]
+        stages["submodels"] = {**sum(units, Score()).to_dict(), "units": [unit.to_dict() for unit in units]}
+    final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)
+    stages["finetune"] = {key: final[key] for key in Score().to_dict()}
+    return {**final, "stages": stages}
+
+
+def _source_codes(documents: Documents) -> tuple[NDArray[np.int64], list[str]]:
+    # A single source that the user did not name says nothing that the overall figures do not.
+    sources = sorted(set(documents.sources))
+    if len(sources) == 1 and re.fullmatch(r"source-\d+", sources[0]):
+        return np.zeros(len(documents), dtype=np.int64), []
+    return np.array([sources.index(source) for source in documents.sources], dtype=np.int64), sources
+
+
+def _total(scores: Sequence[Score], mask_N: NDArray[np.bool_]) -> Score:
+    return sum((scores[int(i)] for i in np.flatnonzero(mask_N)), Score())
+
+
+def _routers(
+    statistics: RouterStatistics, cluster_N: NDArray[np.int64], clusters: list[int], source_N: NDArray[np.int64],
+    sources: list[str],
+) -> dict[str, Any]:
+    # A group is a pair of source and cluster, so summing one of the two axes leaves the other.
+    routers, _, experts = statistics.selections_RGE.shape
+    shape = (routers, max(1, len(sources)), max(1, len(clusters)), experts)
+    selections_RSCE = statistics.selections_RGE.reshape(shape)
+    first_RSCE = statistics.first_RGE.reshape(shape)
+    load_RE = expert_load(selections_RSCE.sum(axis=(1, 2)))
+    load_CE = expert_load(selections_RSCE.sum(axis=1)).mean(axis=0)
+    load_SE = expert_load(selections_RSCE.sum(axis=2)).mean(axis=0)
+    expert_N = statistics.document_first_NE.argmax(axis=1)
+    return {
+        "routers": [
+            {
+                "layer": layer,
+                "load": load_RE[r].tolist(),
+                "token_entropy": float(statistics.token_entropy_R[r]),
+                "load_entropy": entropy(load_RE[r]),
+                "nmi_cluster": normalized_mutual_information(first_RSCE[r].sum(axis=0)) if clusters else None,
+                "nmi_source": normalized_mutual_information(first_RSCE[r].sum(axis=1)) if sources else None,
+            }
+            for r, layer in enumerate(statistics.layers)
+        ],
+        "load_by_cluster": load_CE.tolist() if clusters else [],
+        "load_by_source": dict(zip(sources, load_SE.tolist(), strict=True)) if sources else {},
+        "specialisation": {
+            "cluster": _document_nmi(cluster_N, expert_N, experts) if clusters else None,
+            "source": _document_nmi(source_N, expert_N, experts) if sources else None,
+        },
+    }
+
+
+def _document_nmi(label_N: NDArray[np.int64], expert_N: NDArray[np.int64], experts: int) -> float:
+    rows = int(label_N.max()) + 1
+    counts = np.bincount(label_N * experts + expert_N, minlength=rows * experts)
+    return normalized_mutual_information(counts.reshape(rows, experts))

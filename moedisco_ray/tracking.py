@@ -1,0 +1,158 @@
+"""Experiment trackers as listeners of a run's events, each by its own library.
+
+Series are named UNIT/FIGURE, such as `submodel-0/loss`, and run over the unit's tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Protocol
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.events import Event
+
+_FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second")
+
+
+class Tracker(Protocol):
+    """Takes events; `close` hands over what is still in memory."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def trackers(config: RunConfig) -> tuple[Tracker, ...]:
+    """The trackers that a configuration asks for.
+
+    Raises:
+        ConfigError: A tracker's library is not installed.
+    """
+    wanted: list[Tracker] = []
+    tracking = config.tracking
+    if tracking.tensorboard:
+        wanted.append(TensorBoard(config, _library("torch.utils.tensorboard", "tensorboard", value=True)))
+    if tracking.wandb is not None:
+        wanted.append(WeightsAndBiases(config, tracking.wandb, _library("wandb", "wandb", tracking.wandb)))
+    if tracking.mlflow is not None:
+        wanted.append(Mlflow(config, tracking.mlflow, _library("mlflow", "mlflow", tracking.mlflow)))
+    return tuple(wanted)
+
+
+class TensorBoard:
+    """Writes to RUN_DIR/tensorboard, one run of the board per unit, so that units share a chart."""
+
+    def __init__(self, config: RunConfig, library: ModuleType) -> None:
+        self._config = config
+        self._library = library
+        self._writers: dict[str, Any] = {}
+
+    def __call__(self, event: Event) -> None:
+        if event.type == "run_started":
+            lines = "\n".join(f"    {name}: {value}" for name, value in parameters(self._config).items())
+            self._writer(".").add_text("config", lines)
+        for unit, figure, value, tokens in scalars(event):
+            self._writer(unit).add_scalar(figure, value, tokens)
+
+    def close(self) -> None:
+        """Flush and close every file."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _writer(self, unit: str) -> Any:
+        # Made on first use: before the run has begun, its directory is not ours to write to.
+        if unit not in self._writers:
+            self._writers[unit] = self._library.SummaryWriter(str(self._config.directory / "tensorboard" / unit))
+        return self._writers[unit]
+
+
+class WeightsAndBiases:
+    """One Weights & Biases run; a resumed run goes on under the same id."""
+
+    def __init__(self, config: RunConfig, project: str, library: ModuleType) -> None:
+        self._config = config
+        self._project = project
+        self._library = library
+        self._run: Any = None
+        self._units: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        if event.type == "run_started":
+            directory = self._config.directory
+            self._run = self._library.init(
+                project=self._project, name=self._config.name, id=f"{self._config.name}-{self._config.seed}", resume="allow",
+                config=self._config.model_dump(mode="json"), dir=str(directory))
+        for unit, figure, value, tokens in scalars(event):
+            if self._run is None:
+                return
+            if unit not in self._units:
+                # Units train at the same time: each series has its own axis of tokens.
+                self._run.define_metric(f"{unit}/*", step_metric=f"{unit}/tokens")
+                self._units.add(unit)
+            self._run.log({f"{unit}/{figure}": value, f"{unit}/tokens": tokens})
+
+    def close(self) -> None:
+        """End the run."""
+        if self._run is not None:
+            self._run.finish()
+
+
+class Mlflow:
+    """One MLflow run, on the server that MLFLOW_TRACKING_URI names."""
+
+    def __init__(self, config: RunConfig, experiment: str, library: ModuleType) -> None:
+        self._config = config
+        self._experiment = experiment
+        self._library = library
+        self._started = False
+
+    def __call__(self, event: Event) -> None:
+        if event.type == "run_started":
+            self._library.set_experiment(self._experiment)
+            self._library.start_run(run_name=self._config.name, tags=dict(self._config.tags))
+            self._library.log_params(parameters(self._config))
+            self._started = True
+        for unit, figure, value, tokens in scalars(event):
+            if self._started:
+                self._library.log_metric(f"{unit}/{figure}", value, step=tokens)
+
+    def close(self) -> None:
+        """End the run."""
+        if self._started:
+            self._library.end_run()
+
+
+def scalars(event: Event) -> Iterator[tuple[str, str, float, int]]:
+    """Unit, figure, value and tokens of each finite number of a progress event; nothing of any other."""
+    if event.type != "progress" or event.unit is None:
+        return
+    tokens = int(event.data.get("tokens", 0))
+    for figure in _FIGURES:
+        value = event.data.get(figure)
+        if value is not None and math.isfinite(value):
+            yield event.unit, figure, float(value), tokens
+
+
+def parameters(config: RunConfig) -> dict[str, str]:
+    """The configuration as flat `section.setting` pairs."""
+    return dict(_flatten(config.model_dump(mode="json"), ""))
+
+
+def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if children is None:
+        yield path, str(value)
+        return
+    for key, child in children:
+        yield from _flatten(child, f"{path}.{key}" if path else str(key))
+
+
+def _library(module: str, name: str, value: Any) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"tracking.{name}", value, f"{name} is not installed; pip install 'moedisco-ray[{name}]'") from error
