@@ -1,4 +1,4 @@
-"""The command line. Arguments are parsed and checked first; what is heavy is imported when it is certain to be needed."""
+"""The command line. Arguments are parsed and checked first; what is heavy is imported when it is sure to be needed."""
 
 from __future__ import annotations
 
@@ -51,8 +51,12 @@ app = typer.Typer(
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JSON file; `moedisco init` writes one.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as tokens.total=1000000.")]
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as tokens.total=1000000."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write; - is the standard output.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Make again what changed settings affect, in the same directory.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run: OUTPUT/NAME.")]
 
 
@@ -73,7 +77,7 @@ def _options(
 @app.command()
 def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Make again what changed settings affect, in the same directory.")] = False,
+    redo: Redo = False,
 ) -> None:
     """Carry out a run, or go on with one that was interrupted."""
     checked = load_config(config, overrides or ())
@@ -103,7 +107,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write; - is the standard output.")] = Path("moedisco.yaml"),
+    path: NewFile = Path("moedisco.yaml"),
     preset: Annotated[PresetName, typer.Option(help="What to start from.")] = "default",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
@@ -156,7 +160,7 @@ def plot(run_dir: RunDir) -> None:
 
 
 def _import_late(name: Literal["moedisco_ray.pipeline", "moedisco_ray.figures"]) -> ModuleType:
-    """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` and a mistyped setting should not cost."""
+    """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)
 
 

@@ -23,7 +23,8 @@ _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _INK = "#333333"
 _STYLE: dict[str, Any] = {
-    "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 12,
+    "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.titlepad": 12,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "axes.labelcolor": _INK,
     "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.grid": True, "grid.color": "#E8E8E8",
     "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8, "figure.dpi": 150,
@@ -92,7 +93,8 @@ def draw_clusters(points: Sequence[Mapping[str, Any]]) -> Figure | None:
     """A sample of documents in the plane of the first two principal directions of their vectors.
 
     Args:
-        points: {x, y, cluster, source} each. Colour tells the cluster; a second panel tells the source, where there are several.
+        points: {x, y, cluster, source} each. Colour tells the cluster; a second panel tells the source, where
+            there are several.
 
     Returns:
         The figure; None when there is no point.
@@ -138,8 +140,8 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
         for layer, row in enumerate(load):
             for expert, share in enumerate(row):
                 far = share > even + 0.6 * (most - even) or share < 0.4 * even
-                axes.text(
-                    expert, layer, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color="white" if far else _INK)
+                colour = "white" if far else _INK
+                axes.text(expert, layer, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color=colour)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
     bar = figure.colorbar(image, ax=axes, shrink=0.9, format=lambda share, _: f"{100 * share:.0f} %")
@@ -196,7 +198,8 @@ def _scatter(axes: Axes, points: Sequence[Mapping[str, Any]], labels: Sequence[s
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second")
     columns = math.ceil(len(set(labels)) / 20)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, markerscale=1.8, handletextpad=0.2, fontsize=9)
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, markerscale=1.8, handletextpad=0.2, fontsize=9)
 
 
 def _natural(label: str) -> tuple[str, int]:

@@ -109,7 +109,7 @@ class TokenStream:
         return int(self._starts[-1])
 
     def __len__(self) -> int:
-        return (self.tokens - 1) // self.sequence_length
+        return max(0, self.tokens - 1) // self.sequence_length
 
     def window(self, i: int) -> NDArray[np.int64]:
         """Token ids [L + 1] of window i: inputs are `w[:-1]`, targets `w[1:]`.

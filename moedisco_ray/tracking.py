@@ -21,9 +21,11 @@ _FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second")
 class Tracker(Protocol):
     """Takes events; `close` hands over what is still in memory."""
 
-    def __call__(self, event: Event) -> None: ...
+    def __call__(self, event: Event) -> None:
+        """Take an event."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Take no more."""
 
 
 def trackers(config: RunConfig) -> tuple[Tracker, ...]:
@@ -52,6 +54,7 @@ class TensorBoard:
         self._writers: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
+        """Take an event."""
         if event.type == "run_started":
             lines = "\n".join(f"    {name}: {value}" for name, value in parameters(self._config).items())
             self._writer(".").add_text("config", lines)
@@ -81,10 +84,11 @@ class WeightsAndBiases:
         self._units: set[str] = set()
 
     def __call__(self, event: Event) -> None:
+        """Take an event."""
         if event.type == "run_started":
             directory = self._config.directory
             self._run = self._library.init(
-                project=self._project, name=self._config.name, id=f"{self._config.name}-{self._config.seed}", resume="allow",
+                project=self._project, name=self._config.name, id=self._config.name, resume="allow",
                 config=self._config.model_dump(mode="json"), dir=str(directory))
         for unit, figure, value, tokens in scalars(event):
             if self._run is None:
@@ -111,6 +115,7 @@ class Mlflow:
         self._started = False
 
     def __call__(self, event: Event) -> None:
+        """Take an event."""
         if event.type == "run_started":
             self._library.set_experiment(self._experiment)
             self._library.start_run(run_name=self._config.name, tags=dict(self._config.tags))
@@ -155,4 +160,5 @@ def _library(module: str, name: str, value: Any) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"tracking.{name}", value, f"{name} is not installed; pip install 'moedisco-ray[{name}]'") from error
+        remedy = f"{name} is not installed; pip install 'moedisco-ray[{name}]'"
+        raise ConfigError(f"tracking.{name}", value, remedy) from error

@@ -1,18 +1,21 @@
 """One block's part of a Lloyd step: labels, and from them exact sums and counts per cluster.
 
-What is true of every label: it is the argmin over k of `squared_distances`, a float64 formula of one row and one centroid, the smallest
-k on a tie. How it is found fast:
+What is true of every label: it is the argmin over k of `squared_distances`, a float64 formula of one row and one
+centroid, the smallest k on a tie. How it is found fast:
 
 * **Screen in float32.** Scores s_k = |c_k|^2 / 2 - x.c_k come from a matrix product in float32. Its error is bounded by
-  e = (D + 8) 2^-24 (|x| |c| + |c|^2) for any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). Where the
-  two smallest scores are more than 2e apart the argmin is certain; the few other rows are computed in float64.
-* **Skip what cannot have changed.** After a row is labelled, `gap` is a lower bound of (distance to the second nearest centroid -
-  distance to the nearest). When centroids move, the gap shrinks by at most the nearest one's move plus the largest move of the others
-  (the triangle inequality, Hamerly 2010 with both bounds folded into one). While it is positive, the label stands.
-* **Add only what changed.** Sums are exact, so that taking a row out of one cluster and putting it into another gives the very sums
-  that adding everything up again would.
+  e = (D + 8) 2^-24 (|x| |c| + |c|^2) for any order of summation (Higham, Accuracy and Stability of Numerical
+  Algorithms, 3.1). Where the two smallest scores are more than 2e apart the argmin is certain; the few other rows are
+  computed in float64.
+* **Skip what cannot have changed.** After a row is labelled, `gap` is a lower bound of (distance to the second
+  nearest centroid - distance to the nearest). When centroids move, the gap shrinks by at most the nearest one's move
+  plus the largest move of the others (the triangle inequality, Hamerly 2010 with both bounds folded into one). While
+  it is positive, the label stands.
+* **Add only what changed.** Sums are exact, so that taking a row out of one cluster and putting it into another gives
+  the very sums that adding everything up again would.
 
-So a block remembers labels and gaps, but only to save work: a block that forgets (its worker died) gives the same answers.
+So a block remembers labels and gaps, but only to save work: a block that forgets (its worker died) gives the same
+answers.
 
 Shapes: N documents, M documents of a chunk, D dimensions, K clusters, R restarts.
 """
@@ -49,12 +52,14 @@ class Statistics:
     squares: int
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.sums_RKD + other.sums_RKD, self.counts_RK + other.counts_RK, self.squares + other.squares)
+        return Statistics(
+            self.sums_RKD + other.sums_RKD, self.counts_RK + other.counts_RK, self.squares + other.squares)
 
     def inertias(self, centroids_RKD: Array, grid: Grid) -> Array:
         """Sum of squared distances to the nearest centroid, per restart [R].
 
-        sum |x - c|^2 = sum |x|^2 - 2 sum_k c_k . S_k + sum_k n_k |c_k|^2, with S_k and n_k the sum and size of cluster k.
+        sum |x - c|^2 = sum |x|^2 - 2 sum_k c_k . S_k + sum_k n_k |c_k|^2, with S_k and n_k the sum and size of
+        cluster k.
         """
         cross_R = (centroids_RKD * (self.sums_RKD * grid.step)).sum(axis=(1, 2))
         norms_R = (self.counts_RK * np.square(centroids_RKD).sum(axis=2)).sum(axis=1)
@@ -130,19 +135,20 @@ class Block:
         changes: list[list[_Change]] = [[] for _ in running]
         for start in range(0, len(self._x_ND), self._rows):
             rows = slice(start, start + self._rows)
-            for memory, drift_K, screen, changed in zip(memories, drifts_RK, screens, changes, strict=True):
-                changed += self._label(memory, rows, drift_K, screen)
-        for memory, changed in zip(memories, changes, strict=True):
-            self._carry_over(memory, changed)
+            for memory, drift_K, screen, found in zip(memories, drifts_RK, screens, changes, strict=True):
+                found.extend(self._label(memory, rows, drift_K, screen))
+        for memory, found in zip(memories, changes, strict=True):
+            self._carry_over(memory, found)
         sums_RKD = np.stack([memory.sums_KD for memory in memories])
-        return Statistics(self._grid.integers(sums_RKD), np.stack([memory.counts_K for memory in memories]), self._squares)
+        counts_RK = np.stack([memory.counts_K for memory in memories])
+        return Statistics(self._grid.integers(sums_RKD), counts_RK, self._squares)
 
     def labels(self, restart: int) -> Array:
         """The nearest centroid of every vector as of the last step, int64 [N]."""
         return self._memories[restart].labels_N.astype(np.int64)
 
     def _drift(self, restart: int, centroids_KD: Array) -> Array:
-        """How much the gap of a vector of cluster k may have shrunk since the last step, [K]; starts a memory where there is none."""
+        """Bound on how much gaps in cluster k shrank since the last step, [K]; starts a memory where there is none."""
         memory = self._memories.get(restart)
         K, D = centroids_KD.shape
         if memory is None:
@@ -150,7 +156,7 @@ class Block:
             gaps_N = np.full(len(self._x_ND), -np.inf)
             self._memories[restart] = _Memory(centroids_KD, labels_N, gaps_N, np.zeros((K, D)), np.zeros(K, np.int64))
             # Everything starts in cluster 0, so that the first step is one more change of labels.
-            self._memories[restart].sums_KD[0] = self._total_D()
+            self._memories[restart].sums_KD[0] = self._total()
             self._memories[restart].counts_K[0] = len(self._x_ND)
             return np.zeros(K)
         moves_K = np.sqrt(np.square(centroids_KD - memory.centroids_KD).sum(axis=1)) * (1 + 1e-9)
@@ -162,7 +168,7 @@ class Block:
         largest_other_K[order[-1]] = moves_K[order[-2]]
         return moves_K + largest_other_K
 
-    def _total_D(self) -> Array:
+    def _total(self) -> Array:
         total_D = np.zeros(self._x_ND.shape[1])
         for start in range(0, len(self._x_ND), self._rows):
             total_D += self._x_ND[start : start + self._rows].sum(axis=0, dtype=np.float64)
@@ -234,12 +240,13 @@ class _Screen:
     def of(cls, centroids_KD: Array) -> _Screen:
         norms_K = np.square(centroids_KD).sum(axis=1)
         largest = float(np.sqrt(norms_K.max()))
-        return cls(centroids_KD, -centroids_KD.astype(np.float32), (norms_K / 2).astype(np.float32), largest, 1e-9 * largest)
+        narrow_KD, halves_K = -centroids_KD.astype(np.float32), (norms_K / 2).astype(np.float32)
+        return cls(centroids_KD, narrow_KD, halves_K, largest, 1e-9 * largest)
 
     def nearest(self, x_MD: Array, squares_M: Array) -> tuple[Array, Array]:
         """Labels [M], and lower bounds of the gap to the second nearest centroid [M]."""
         K, D = self.narrow_KD.shape
-        # BLAS is twice as fast on this product than on its transpose; what follows wants one cluster's scores side by side.
+        # BLAS is twice as fast on this product as on its transpose; what follows wants a cluster's scores side by side.
         scores_KM = np.ascontiguousarray((x_MD @ self.narrow_KD.T).T)
         best_M = scores_KM[0]
         best_M += self.halves_K[0]

@@ -1,9 +1,10 @@
 """A fixed-point grid for document vectors, on which sums come out the same in any order.
 
-A float32 holds 24 significant bits. Vectors are moved so that the sample's mean is the origin and then rounded to multiples of a
-power of two, chosen so that every coordinate has at most 23 bits. Each still is a float32, off by no more than float32's own
-rounding of the largest coordinate; but a float64 now adds 2^29 of them without any rounding, and an int64 adds 2^39. Addition without
-rounding is associative: k-means on such vectors does not depend on how documents are cut into blocks, or on their order.
+A float32 holds 24 significant bits. Vectors are moved so that the sample's mean is the origin and then rounded to
+multiples of a power of two, chosen so that every coordinate has at most 23 bits. Each still is a float32, off by no
+more than float32's own rounding of the largest coordinate; but a float64 now adds 2^29 of them without any rounding,
+and an int64 adds 2^39. Addition without rounding is associative: k-means on such vectors does not depend on how
+documents are cut into blocks, or on their order.
 
 Shapes: N documents, D dimensions.
 """

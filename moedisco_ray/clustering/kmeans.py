@@ -1,15 +1,19 @@
 """K-means by Lloyd's algorithm from per-block sufficient statistics, for several restarts at once, exact in any order.
 
-One step sends the centroids to the blocks; each block answers with sums and counts of its clusters; the driver adds the answers up and
-moves the centroids. Blocks may be arrays in this process or held by actors elsewhere: `fit_kmeans` only sees a `step` function.
+One step sends the centroids to the blocks; each block answers with sums and counts of its clusters; the driver adds
+the answers up and moves the centroids. Blocks may be arrays in this process or held by actors elsewhere: `fit_kmeans`
+only sees a `step` function.
 
-Two properties make the result a function of the set of vectors alone (the same bits for any cut into blocks and any order):
+Two properties make the result a function of the set of vectors alone (the same bits for any cut into blocks and any
+order):
 
 * vectors lie on a `Grid`, so that sums are exact;
-* a label is argmin_k of squared distances that are computed in float64, each from its own row alone (`blocks.squared_distances`).
+* a label is argmin_k of squared distances that are computed in float64, each from its own row alone
+  (`blocks.squared_distances`).
 
-Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as scikit-learn), refined by
-Lloyd steps on the sample alone (Bradley and Fayyad 1998): most of the way costs no pass over the data.
+Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as
+scikit-learn), refined by Lloyd steps on the sample alone (Bradley and Fayyad 1998): most of the way costs no pass
+over the data.
 
 Shapes: N documents, S documents of the sample, D dimensions, K clusters, R restarts.
 """
@@ -27,7 +31,10 @@ from moedisco_ray.clustering.grid import Array, Grid, peak
 Step = Callable[[Array, Sequence[int]], Statistics]
 """Takes centroids_RKD of the running restarts and those restarts' numbers; returns the statistics over all blocks."""
 
-__all__ = ["Block", "Fit", "Statistics", "Step", "block_statistics", "fit_kmeans", "fit_kmeans_on_blocks", "reduce", "seed_centroids", "update"]
+__all__ = [
+    "Block", "Fit", "Statistics", "Step", "block_statistics", "fit_kmeans", "fit_kmeans_on_blocks", "reduce",
+    "seed_centroids", "update",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +59,8 @@ class Fit:
 def seed_centroids(sample_SD: Array, k: int, generator: np.random.Generator) -> Array:
     """Choose k points of the sample by greedy k-means++.
 
-    Each new centroid is the best of 2 + log k candidates, drawn with probability proportional to the squared distance to the
-    nearest centroid so far; the best is the one that leaves the least inertia.
+    Each new centroid is the best of 2 + log k candidates, drawn with probability proportional to the squared distance
+    to the nearest centroid so far; the best is the one that leaves the least inertia.
 
     Args:
         sample_SD: float32, at least k rows.
@@ -106,13 +113,13 @@ def update(statistics: Statistics, centroids_RKD: Array, grid: Grid, sample_SD: 
 
 
 def fit_kmeans(
-    step: Step, sample_SD: Array, grid: Grid, k: int, restarts: int, iterations: int, seed: int, tolerance: float = 1e-4,
-    initial_RKD: Array | None = None,
+    step: Step, sample_SD: Array, grid: Grid, k: int, *, restarts: int, iterations: int, seed: int,
+    tolerance: float = 1e-4, initial_RKD: Array | None = None,
 ) -> Fit:
     """Lloyd's algorithm over whatever answers `step`.
 
-    A restart ends when its centroids move by no more than `tolerance` times the mean variance (scikit-learn's rule), or after
-    `iterations` steps; the others go on without it.
+    A restart ends when its centroids move by no more than `tolerance` times the mean variance (scikit-learn's rule),
+    or after `iterations` steps; the others go on without it.
 
     Args:
         step: Statistics over all blocks of vectors, which are snapped to `grid`.
@@ -135,26 +142,30 @@ def fit_kmeans(
     if initial_RKD is None:
         generators = [np.random.Generator(np.random.Philox(key=[seed, r])) for r in range(restarts)]
         seeds_RKD = np.stack([seed_centroids(sample_SD, k, generator) for generator in generators])
-        start_RKD = _lloyd(Block(sample_SD, grid).step, seeds_RKD, sample_SD, grid, iterations, still).centroids_RKD
+        alone = Block(sample_SD, grid)
+        start_RKD = _lloyd(
+            alone.step, seeds_RKD, sample_SD, grid, iterations=iterations, still=still).centroids_RKD
     else:
         start_RKD = np.asarray(initial_RKD, np.float64) - grid.origin_D
-    path = _lloyd(step, start_RKD, sample_SD, grid, iterations, still)
+    path = _lloyd(step, start_RKD, sample_SD, grid, iterations=iterations, still=still)
     best = int(path.inertias_R.argmin())
     return Fit(
-        path.centroids_RKD[best] + grid.origin_D, float(path.inertias_R[best]), int(path.steps_R[best]), int(path.steps_R.max()),
-        tuple(map(float, path.inertias_R)))
+        path.centroids_RKD[best] + grid.origin_D, float(path.inertias_R[best]), int(path.steps_R[best]),
+        int(path.steps_R.max()), tuple(map(float, path.inertias_R)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Path:
-    """Where Lloyd's algorithm ended, per restart: centroids relative to the grid's origin, their inertia, steps taken."""
+    """Where each restart ended: centroids relative to the grid's origin, their inertia, steps taken."""
 
     centroids_RKD: Array
     inertias_R: Array
     steps_R: Array
 
 
-def _lloyd(step: Step, centroids_RKD: Array, sample_SD: Array, grid: Grid, iterations: int, still: float) -> _Path:
+def _lloyd(
+    step: Step, centroids_RKD: Array, sample_SD: Array, grid: Grid, *, iterations: int, still: float,
+) -> _Path:
     running = list(range(len(centroids_RKD)))
     path = _Path(centroids_RKD.copy(), np.full(len(running), np.inf), np.zeros(len(running), np.int64))
     for number in range(1, iterations + 1):
@@ -171,8 +182,8 @@ def _lloyd(step: Step, centroids_RKD: Array, sample_SD: Array, grid: Grid, itera
 
 
 def fit_kmeans_on_blocks(
-    blocks: Iterable[Array], sample_SD: Array, k: int, restarts: int = 4, iterations: int = 50, seed: int = 0, tolerance: float = 1e-4,
-    initial_RKD: Array | None = None,
+    blocks: Iterable[Array], sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = 50, seed: int = 0,
+    tolerance: float = 1e-4, initial_RKD: Array | None = None,
 ) -> Fit:
     """`fit_kmeans` over arrays [N_b, D] in this process."""
     arrays = list(blocks)
@@ -184,4 +195,6 @@ def fit_kmeans_on_blocks(
     def step(centroids_RKD: Array, running: Sequence[int]) -> Statistics:
         return reduce(block.step(centroids_RKD, running) for block in held)
 
-    return fit_kmeans(step, sample_SD, grid, k, restarts, iterations, seed, tolerance, initial_RKD)
+    return fit_kmeans(
+        step, sample_SD, grid, k, restarts=restarts, iterations=iterations, seed=seed, tolerance=tolerance,
+        initial_RKD=initial_RKD)

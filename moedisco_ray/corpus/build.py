@@ -48,7 +48,7 @@ def in_this_process(function: Callable[[T], R], items: Sequence[T]) -> Iterable[
 def build(
     config: RunConfig, directory: Path, map_tasks: MapTasks = in_this_process, unit_bytes: int = UNIT_BYTES,
 ) -> dict[str, Any]:
-    """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/` and `shards/` (packed training tokens).
+    """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
 
     The result is the same whatever `map_tasks` and `unit_bytes`. Memory is bounded by one bucket per task and, here, by
     one part, while the number of both grows with the text.
@@ -108,7 +108,7 @@ def _make_tokenizer(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, 
 def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged]) -> None:
     for source in inputs:
         if not sum(report.documents for report in staged if report.order == source.order):
-            raise CorpusError(f"{source.field}.path", source.path, "holds no documents, only white space; add text there")
+            raise CorpusError(f"{source.field}.path", source.path, "holds no documents, only white space; add text")
 
 
 def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:

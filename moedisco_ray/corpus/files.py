@@ -20,7 +20,7 @@ FileFormat = Literal["text", "jsonl", "parquet", "arrow"]
 _ENDINGS: dict[str, FileFormat] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow",
 }
-_COMPRESSED = (".gz", ".bz2", ".zst")
+_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")
 _MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
 
 

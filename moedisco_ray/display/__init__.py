@@ -18,9 +18,11 @@ __all__ = ["JsonLines", "LiveView", "PlainLines", "View", "listener_for", "plan_
 class View(Protocol):
     """Shows events as they come; `close` leaves the terminal as it was."""
 
-    def __call__(self, event: Event) -> None: ...
+    def __call__(self, event: Event) -> None:
+        """Take an event."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Take no more."""
 
 
 def listener_for(console: Console, json: bool) -> View:

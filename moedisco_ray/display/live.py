@@ -34,6 +34,7 @@ class LiveView:
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __call__(self, event: Event) -> None:
+        """Take an event."""
         with self._lock:
             self._state.update(event)
         self._live.start()
@@ -115,7 +116,7 @@ def _seconds(stage: StageState, now: float) -> Text:
 def _unit_table(units: dict[str, UnitState]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "left", "right", "right", "right", "right"):
-        table.add_column(justify=justify)  # type: ignore[arg-type]  # rich spells its justifications as a Literal
+        table.add_column(justify=justify)
     for name, unit in list(units.items())[:_MOST_UNITS]:
         left = unit.seconds_left
         table.add_row(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
-from typing import TextIO
+from collections.abc import Callable, Mapping
+from typing import IO, Any
 
 from moedisco_ray.display.state import cluster_sizes
 from moedisco_ray.display.words import count, percent
-from moedisco_ray.events import Event
+from moedisco_ray.events import Event, EventType
 from moedisco_ray.report import format_seconds
 
 
 class JsonLines:
     """Each event as one JSON line."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def __call__(self, event: Event) -> None:
+        """Take an event."""
         self._stream.write(event.to_json() + "\n")
         self._stream.flush()
 
@@ -28,12 +31,13 @@ class JsonLines:
 class PlainLines:
     """One line per happening; of a unit's progress, at most one line in `interval` seconds."""
 
-    def __init__(self, stream: TextIO, interval: float = 10.0) -> None:
+    def __init__(self, stream: IO[str], interval: float = 10.0) -> None:
         self._stream = stream
         self._interval = interval
         self._shown: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
+        """Take an event."""
         if event.type == "progress" and not self._is_due(event):
             return
         text = describe(event)
@@ -55,33 +59,32 @@ class PlainLines:
 
 def describe(event: Event) -> str:
     """One line about an event, without its time; empty for what needs no line."""
-    data, unit = event.data, event.unit or event.stage or ""
-    match event.type:
-        case "run_started":
-            return f"run {data.get('name', '')} in {data.get('directory', '')}"
-        case "stage_started":
-            return f"{event.stage}: started"
-        case "stage_skipped":
-            return f"{event.stage}: already there"
-        case "stage_finished":
-            return f"{event.stage}: finished in {format_seconds(data.get('seconds', 0.0))}"
-        case "unit_started":
-            return f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens"
-        case "progress":
-            return (
-                f"{unit}: step {data.get('step', 0)}/{data.get('steps', 0)}, loss {data.get('loss', float('nan')):.4f}, "
-                f"{count(data.get('tokens_per_second', 0))} tokens/s")
-        case "unit_finished":
-            return f"{unit}: finished, loss {data.get('loss', float('nan')):.4f}, {format_seconds(data.get('seconds', 0.0))}"
-        case "clusters":
-            tokens, _ = cluster_sizes(data)
-            shares = ", ".join(percent(part / max(1, sum(tokens))) for part in tokens)
-            return f"{len(tokens)} clusters, {count(sum(tokens))} tokens: {shares}"
-        case "worker_restarted":
-            return f"{unit}: restarted: {data.get('reason') or 'its worker died'}"
-        case "warning":
-            return f"warning: {data.get('message', '')}"
-        case "run_finished":
-            return f"finished in {format_seconds(data.get('seconds', 0.0))}"
-        case "run_failed":
-            return ""  # the command line ends with the error itself
+    line = _LINES.get(event.type)
+    return line(event.unit or event.stage or "", event.data) if line is not None else ""
+
+
+def _progress(unit: str, data: Mapping[str, Any]) -> str:
+    loss, speed = data.get("loss", math.nan), count(data.get("tokens_per_second", 0))
+    return f"{unit}: step {data.get('step', 0)}/{data.get('steps', 0)}, loss {loss:.4f}, {speed} tokens/s"
+
+
+def _clusters(_: str, data: Mapping[str, Any]) -> str:
+    tokens, _documents = cluster_sizes(data)
+    shares = ", ".join(percent(part / max(1, sum(tokens))) for part in tokens)
+    return f"{len(tokens)} clusters, {count(sum(tokens))} tokens: {shares}"
+
+
+# A failed run needs no line: the command ends with the error itself.
+_LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
+    "run_started": lambda _, data: f"run {data.get('name', '')} in {data.get('directory', '')}",
+    "stage_started": lambda stage, _: f"{stage}: started",
+    "stage_skipped": lambda stage, _: f"{stage}: already there",
+    "stage_finished": lambda stage, data: f"{stage}: finished in {format_seconds(data.get('seconds', 0.0))}",
+    "unit_started": lambda unit, data: f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens",
+    "progress": _progress,
+    "unit_finished": lambda unit, data: f"{unit}: finished, loss {data.get('loss', math.nan):.4f}",
+    "clusters": _clusters,
+    "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
+    "warning": lambda _, data: f"warning: {data.get('message', '')}",
+    "run_finished": lambda _, data: f"finished in {format_seconds(data.get('seconds', 0.0))}",
+}

@@ -19,15 +19,16 @@ def plan_view(plan: Plan) -> RenderableType:
         Text.assemble(
             (plan.name, "bold"), f"  {plan.family}, {plan.clusters} sub-models of {plan.experts_per_submodel} expert"
             f"{'s' if plan.experts_per_submodel > 1 else ''} per layer, vocabulary {plan.vocab_size:,}"),
-        Padding(_parameters(plan), (1, 0, 0, 0)), Padding(_memory(plan), (1, 0, 0, 0)), Padding(_cost(plan), (1, 0, 0, 0)),
+        *(Padding(table(plan), (1, 0, 0, 0)) for table in (_parameters, _memory, _cost)),
     ]
     parts += [
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
         for stage in plan.stages if stage.remedy is not None]
     if plan.saved_percent is not None:
+        verdict = "saved" if plan.saved_percent >= 0 else "more"
         parts.append(Text(
-            f"{format_dollars(plan.dollars)} against {format_dollars(plan.full_training.dollars)} for full training on as many tokens: "
-            f"{abs(plan.saved_percent):.0f} % {'saved' if plan.saved_percent >= 0 else 'more'}", style="bold"))
+            f"{format_dollars(plan.dollars)} against {format_dollars(plan.full_training.dollars)} for full training on as "
+            f"many tokens: {abs(plan.saved_percent):.0f} % {verdict}", style="bold"))
     parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
     return Group(*parts)
 
@@ -55,7 +56,8 @@ def _memory(plan: Plan) -> Table:
 
 
 def _cost(plan: Plan) -> Table:
-    table = plain_table("stage", "pool", "models x workers", "steps", "tokens", "waves", "time", "worker-hours", "dollars")
+    table = plain_table(
+        "stage", "pool", "models x workers", "steps", "tokens", "waves", "time", "worker-hours", "dollars")
     for stage in plan.stages:
         gang = stage.stage == "finetune"
         workers = f"{stage.units} x {stage.workers if gang else 1}"
@@ -66,8 +68,8 @@ def _cost(plan: Plan) -> Table:
     table.add_section()
     worker_hours = sum(stage.cost.worker_hours for stage in plan.stages)
     table.add_row(
-        Text("total", "bold"), "", "", "", count(plan.tokens), "", format_seconds(plan.hours * 3600), f"{worker_hours:.2f}",
-        Text(format_dollars(plan.dollars), "bold"))
+        Text("total", "bold"), "", "", "", count(plan.tokens), "", format_seconds(plan.hours * 3600),
+        f"{worker_hours:.2f}", Text(format_dollars(plan.dollars), "bold"))
     full = plan.full_training
     table.add_row(
         Text("full training", "dim"), "high-memory", "", "", count(full.tokens), "", format_seconds(full.hours * 3600),

@@ -25,9 +25,9 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text.assemble((report["name"], "bold"), f"  {report['family']}"), _stages(report)]
     saved = report["totals"].get("saved")
     if saved is not None:
+        verdict = "cheaper" if saved >= 0 else "dearer"
         parts.append(Text(
-            f"{percent(abs(saved))} {'cheaper' if saved >= 0 else 'dearer'} than full training on as many tokens (estimate)",
-            style="bold"))
+            f"{percent(abs(saved))} {verdict} than full training on as many tokens (estimate)", style="bold"))
     clusters = report["clusters"].get("clusters", [])
     if clusters:
         parts.append(_section("Clusters", _clusters(clusters, report["evaluation"])))
@@ -60,7 +60,8 @@ def _clusters(clusters: list[dict[str, Any]], evaluation: Mapping[str, Any]) -> 
     for _ in range(3):
         table.add_column(justify="right", no_wrap=True)
     table.add_column(style="dim", overflow="ellipsis", no_wrap=True)
-    table.add_row("", "", Text("tokens", "dim"), Text("documents", "dim"), Text("perplexity", "dim"), "most typical words")
+    titles = (Text(title, "dim") for title in ("tokens", "documents", "perplexity"))
+    table.add_row("", "", *titles, "most typical words")
     for number, entry in enumerate(clusters):
         bar = ProgressBar(
             total=max(1, *tokens), completed=entry["tokens"], width=16, complete_style="blue", finished_style="blue")

@@ -89,6 +89,8 @@ def _fit(job: TrainJob, placement: Placement, directory: Path, stop: Path, mail:
     if outcome is None:
         raise TrainingError(f"{job.name}: its worker ended without a result; see the Ray logs")
     seconds = time.monotonic() - started
+    ray.get(mail.handle.push.remote(Event("unit_finished", job.stage, job.name, {
+        "steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss, "seconds": round(seconds, 3)})))
     return Trained(outcome, seconds, seconds * placement.workers)
 
 
@@ -100,6 +102,10 @@ def _worker(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
+    if world.rank == 0:
+        emitter(mailbox)(Event("unit_started", job.stage, job.name, {
+            "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
+            "node": ray.util.get_node_ip_address(), "pid": os.getpid()}))
     try:
         outcome: TrainResult | MoeDiscoError = train(job, world, emitter(mailbox), stop.exists)
     except MoeDiscoError as error:

@@ -42,9 +42,10 @@ def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: 
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW with weights, gradients and both moments in bf16: 8 bytes per parameter.
 
-    bf16 has 8 significant bits: rounded to nearest, a weight would lose every update below 1/512 of it, and a second moment
-    with a beta near 1 would stand still. Both are computed in fp32 and rounded up or down at random, with the probability
-    that makes the expected value exact. The first moment moves by far more per step and is rounded to nearest.
+    bf16 has 8 significant bits: rounded to nearest, a weight would lose every update below 1/512 of it, and a second
+    moment with a beta near 1 would stand still. Both are computed in fp32 and rounded up or down at random, with the
+    probability that makes the expected value exact. The first moment moves by far more per step and is rounded to
+    nearest.
 
     The bits come from a generator keyed by (seed, step, rank): the same run gives the same weights, resumed or not.
 

@@ -63,7 +63,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
-    # Among other things this freezes the routers of one-expert layers, which get no gradient but would get weight decay.
+    # This also freezes the routers of one-expert layers, which get no gradient, but would get weight decay.
     specialise(model).train()
     if optimizer.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,67 @@
+"""What Ray adds to the demo: the same run on a local Ray and in one plain process, stage by stage.
+
+Both make the same artifacts, bit for bit. The plain process trains one sub-model after the other; Ray trains as many at once as the
+machine has cores, so its submodels stage can be faster than the plain one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from harness import environment, interleave, spread, write_result
+
+from moedisco_ray import pipeline
+from moedisco_ray.artifacts import read_manifest
+from moedisco_ray.clustering import build as build_clusters
+from moedisco_ray.config import check_config
+from moedisco_ray.config.presets import preset_text
+from moedisco_ray.corpus import build as build_corpus
+from moedisco_ray.events import Event
+from moedisco_ray.shell import InProcess
+from moedisco_ray.stages import STAGES
+
+
+def measure(arm: str) -> dict[str, float]:
+    """Seconds per stage, and of the whole; what is in no stage is starting and stopping Ray."""
+    torch.set_num_threads(1)
+    shell = InProcess(build_corpus, build_clusters) if arm == "plain" else None
+    whole: list[float] = []
+
+    def listen(event: Event) -> None:
+        if event.type == "run_finished":
+            whole.append(event.data["seconds"])
+
+    with tempfile.TemporaryDirectory() as scratch:
+        config = check_config({**yaml.safe_load(preset_text("demo")), "output": scratch})
+        directory = pipeline.run(config, (listen,), shell=shell)
+        manifests = {stage.name: read_manifest(directory / stage.directory) for stage in STAGES}
+    seconds = {name: manifest.seconds for name, manifest in manifests.items() if manifest}
+    return {**seconds, "outside stages": whole[0] - sum(seconds.values()), "whole run": whole[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arm", choices=["ray", "plain"])
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.arm:
+        print(json.dumps(measure(arguments.arm)))
+        return
+    rounds = interleave(Path(__file__), ["ray", "plain"], arguments.rounds)
+    names = list(rounds["ray"][0])
+    write_result("ray_overhead", {
+        **environment("python benchmarks/ray_overhead.py"),
+        "setting": {"preset": "demo", "rounds": arguments.rounds, "seed": 0},
+        "seconds": {arm: {name: spread([result[name] for result in results]) for name in names} for arm, results in rounds.items()},
+        "ray_adds": {
+            name: spread([a[name] - b[name] for a, b in zip(rounds["ray"], rounds["plain"], strict=True)]) for name in names},
+    })
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Measure everything again, then write RESULTS.md from the results."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from harness import ROOT
+
+if __name__ == "__main__":
+    for script in ("submodel_step.py", "kmeans.py", "ray_overhead.py", "document.py"):
+        subprocess.run([sys.executable, str(ROOT / script)], check=True)

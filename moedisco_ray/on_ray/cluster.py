@@ -1,0 +1,128 @@
+"""The cluster stage on Ray.
+
+Ray Data reads the documents, vectorises them on a pool of actors and writes the vectors once. Then each of a few
+actors takes some of the files that Ray Data wrote and holds those vectors for all Lloyd steps; a step sends it the
+centroids and gets back sums and counts. A `map_batches` or aggregation per step would say the same in one line, but
+plans and starts a new execution every time (0.1 s and more, against milliseconds for a call), and throws away what a
+block remembers of the last step, which saves most of the distances. Because sums are exact, neither the number of
+actors nor one that died and began again changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from moedisco_ray.clustering.stage import build_clusters as build
+from moedisco_ray.clustering.stage import members
+from moedisco_ray.clustering.store import Shard, embed_table
+from moedisco_ray.clustering.vectors import load_vectoriser
+from moedisco_ray.config import RunConfig
+from moedisco_ray.corpus.packing import pack
+from moedisco_ray.corpus.tokenizer import Encoder
+
+_READ = ["id", "text", "tokens", "copies"]
+
+
+def build_clusters(
+    config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, gpus: int | None = None,
+) -> dict[str, Any]:
+    """`clustering.stage.build_clusters` on the connected Ray cluster.
+
+    Args:
+        config: The run's configuration.
+        corpus_dir: The corpus artifact.
+        model_dir: The model that `mean_token` and `hidden_state` look into.
+        directory: Where the artifact goes; all nodes must see it.
+        gpus: GPUs of each vectorising actor; None: those of a low-memory worker where vectors come from a model's
+            hidden states.
+    """
+    if gpus is None:
+        gpus = config.pools.low_memory.gpu if config.clusters.vectors == "hidden_state" else 0
+    return build(config, corpus_dir, model_dir, directory, RayWorkers(corpus_dir / "tokenizer", gpus))
+
+
+class _Embedder:
+    """Ray Data's actor: a vectoriser, loaded once."""
+
+    def __init__(self, vectoriser: Path, device: str) -> None:
+        self._vectoriser = load_vectoriser(vectoriser, device)
+
+    def __call__(self, documents: pa.Table) -> pa.Table:
+        return embed_table(self._vectoriser, documents)
+
+
+@dataclasses.dataclass
+class RayWorkers:
+    """`clustering.stage.Workers` as Ray Data, actors and tasks.
+
+    Attributes:
+        tokenizer: The corpus' tokeniser directory.
+        gpus: GPUs of each vectorising actor.
+        most_shards: Most actors that hold vectors; None: one per CPU.
+    """
+
+    tokenizer: Path
+    gpus: int = 0
+    most_shards: int | None = None
+    _shards: list[Any] = dataclasses.field(default_factory=list)
+
+    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
+        """One pass of Ray Data over the documents."""
+        device = "cuda" if self.gpus else "cpu"
+        # A CPU is left for reading.
+        room = int(ray.cluster_resources().get("GPU", 0)) // self.gpus if self.gpus else _cpus() - 1
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(room, len(parts))))
+        paths = [str(path.resolve()) for path in parts]
+        documents = ray.data.read_parquet(paths, columns=_READ, override_num_blocks=len(parts))
+        vectors = documents.map_batches(
+            _Embedder, fn_constructor_args=(vectoriser.resolve(), device), compute=pool, batch_size=1024,
+            batch_format="pyarrow", zero_copy_batch=True, num_gpus=self.gpus or None)
+        vectors.write_parquet(str(directory.resolve()))
+
+    def hold(self, files: Sequence[Path]) -> None:
+        """One actor per CPU, at most one per file, started anew wherever its node is lost."""
+        count = max(1, min(len(files), self.most_shards or _cpus()))
+        # Shards are idle while something else computes, so that they ask for no CPU and cannot wait for one for ever.
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Shard)
+        self._shards = [actor.remote([path.resolve() for path in files[i::count]]) for i in range(count)]
+
+    def ask(self, method: str, *args: Any) -> list[Any]:
+        """The same question to all shards at once."""
+        stored = [ray.put(arg) for arg in args]
+        return ray.get([getattr(shard, method).remote(*stored) for shard in self._shards])
+
+    def release(self) -> None:
+        """End the actors."""
+        for shard in self._shards:
+            ray.kill(shard)
+        self._shards = []
+
+    def pack(
+        self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
+    ) -> list[dict[str, Any]]:
+        """One task per cluster."""
+        paths = [[path.resolve() for path in group] for group in (parts, assignments)]
+        tokenizer = self.tokenizer.resolve()
+        return ray.get([_pack.remote(*paths, k, directory.resolve() / str(k), tokenizer) for k in range(count)])
+
+
+def pack_cluster(
+    parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path,
+) -> dict[str, Any]:
+    """Pack the documents that a cluster trains on; returns the index of its packed tokens."""
+    encoder = Encoder(tokenizer)
+    return pack(parts, directory, encoder.eos, encoder.vocab_size, lambda _, part: members(assignments[part], cluster))
+
+
+_pack = ray.remote(pack_cluster)
+
+
+def _cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 1))

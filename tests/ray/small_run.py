@@ -1,0 +1,44 @@
+"""A whole run of seconds: a tiny model on the standard library's own source text."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import unittest
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from moedisco_ray.config import RunConfig, check_config
+
+DOMAINS: dict[str, ModuleType] = {"asyncio": asyncio, "email": email, "unittest": unittest}
+
+
+def small_config(output: Path, **changes: Any) -> RunConfig:
+    """Two sub-models of two experts' worth; sections in `changes` replace single settings."""
+    base: dict[str, Any] = {
+        "name": "small",
+        "output": str(output),
+        "corpus": {
+            "sources": [
+                {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "documents": "paragraph", "format": "text"}
+                for name, module in DOMAINS.items()],
+            "validation_fraction": 0.05,
+            "sequence_length": 64,
+        },
+        "tokenizer": {"train_vocab_size": 600},
+        "model": {"family": "qwen3_moe", "config": {
+            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128,
+            "num_experts": 2, "num_experts_per_tok": 2}},
+        "tokens": {"total": 400_000, "seed_share": 0.0, "finetune_share": 0.4},
+        "clusters": {"count": 2, "vectors": "tfidf_svd", "dimensions": 16, "restarts": 2},
+        "submodels": {"optimizer": {"batch_tokens": 1024, "lr": 2e-3}},
+        "finetune": {"optimizer": {"batch_tokens": 1024, "lr": 1e-3, "schedule": "cosine", "warmup": 0.05}},
+        "merge": {"calibration_tokens": 4096},
+        "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
+        "checkpoint": {"every": 10},
+        "evaluation": {"max_tokens": 20_000, "sample_tokens": 8},
+    }
+    for section, values in changes.items():
+        base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
+    return check_config(base)

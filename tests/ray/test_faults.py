@@ -1,0 +1,131 @@
+"""Workers and the pipeline are killed at seeded steps; what comes out must be the undisturbed run's, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from small_run import small_config
+
+from moedisco_ray import pipeline
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.clustering import build as build_clusters
+from moedisco_ray.config import RunConfig
+from moedisco_ray.corpus import build as build_corpus
+from moedisco_ray.events import Event, EventLog
+from moedisco_ray.shell import InProcess
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(tmp_path_factory.mktemp("undisturbed"))
+    return pipeline.run(config, shell=InProcess(build_corpus, build_clusters))
+
+
+class Killer:
+    """Kills the worker of a unit once it has passed a step."""
+
+    def __init__(self, unit: str, step: int) -> None:
+        self.unit, self.step, self.pid, self.killed = unit, step, 0, False
+
+    def __call__(self, event: Event) -> None:
+        if event.unit != self.unit or self.killed:
+            return
+        if event.type == "unit_started":
+            self.pid = event.data["pid"]
+        if event.type == "progress" and event.data["step"] >= self.step:
+            os.kill(self.pid, signal.SIGKILL)
+            self.killed = True
+
+
+@pytest.mark.parametrize(("unit", "seed"), [("submodel-1", 1), ("finetune", 2)])
+def test_a_killed_worker_goes_on_from_its_checkpoint(ray_cluster: None, undisturbed: Path, tmp_path: Path, unit: str, seed: int) -> None:
+    killer = Killer(unit, random.Random(seed).randrange(15, 40))
+    events: list[Event] = []
+    directory = pipeline.run(small_config(tmp_path), (killer, events.append))
+    assert killer.killed
+    assert [event.unit for event in events if event.type == "worker_restarted"] == [unit]
+    steps = [event.data["step"] for event in events if event.type == "progress" and event.unit == unit]
+    back = next(later for earlier, later in zip(steps, steps[1:], strict=False) if later <= earlier)
+    assert back > 10                                # it did not begin anew: a checkpoint is written every 10 steps
+    same_outcome(directory, undisturbed)
+
+
+def test_a_killed_pipeline_goes_on_where_it_was(undisturbed: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    step = random.Random(3).randrange(15, 40)
+    with started(path) as running:
+        for event in read_events(running):
+            if event.type == "progress" and event.stage == "submodels" and event.data["step"] >= step:
+                running.send_signal(signal.SIGKILL)
+                break
+    assert (config.directory / "clusters" / "manifest.json").exists()
+    assert not (config.directory / "submodels").exists()
+    with started(path) as running:
+        events = list(read_events(running))
+        assert running.wait(timeout=60) == 0
+    assert {event.stage for event in events if event.type == "stage_skipped"} == {"corpus", "seed", "cluster", "decompose"}
+    first = next(event.data["step"] for event in events if event.type == "progress" and event.stage == "submodels")
+    assert first > 10
+    same_outcome(config.directory, undisturbed)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path, checkpoint={"every": 100_000})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    with started(path) as running:
+        for event in read_events(running):
+            if event.type == "progress" and event.stage == "finetune" and event.data["step"] >= 20:
+                running.send_signal(signal.SIGINT)
+                break
+        _, message = running.communicate(timeout=90)
+        assert running.returncode == 130
+    assert "same command" in message
+    assert "Traceback" not in message
+    assert list((config.directory / "checkpoints").glob("finetune-*/finetune/steps/step-*"))
+    with started(path) as running:
+        events = list(read_events(running))
+        assert running.wait(timeout=60) == 0
+    assert next(event.data["step"] for event in events if event.type == "progress") > 20
+    same_outcome(config.directory, undisturbed)
+
+
+def started(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "moedisco_ray", "run", str(path), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, "RAY_AUTH_MODE": "disabled"})
+
+
+def read_events(running: subprocess.Popen[str]) -> Iterator[Event]:
+    assert running.stdout is not None
+    for line in running.stdout:
+        yield Event(**json.loads(line))
+
+
+def same_outcome(directory: Path, undisturbed: Path) -> None:
+    assert config_of(directory).name == config_of(undisturbed).name
+    for part in ("submodels/0", "submodels/1", "finetuned"):
+        assert (directory / part / "model.safetensors").read_bytes() == (undisturbed / part / "model.safetensors").read_bytes(), part
+    ours, theirs = (EventLog.read(run / "events.jsonl") for run in (directory, undisturbed))
+    assert last_loss(ours) == last_loss(theirs)
+
+
+def config_of(directory: Path) -> RunConfig:
+    return RunConfig.model_validate(read_json(directory / "config.json"))
+
+
+def last_loss(events: list[Event]) -> float:
+    return [event.data["summary"]["units"][0]["loss"] for event in events if event.type == "stage_finished" and event.stage == "finetune"][-1]

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_run import small_config
+
+from moedisco_ray import pipeline
+from moedisco_ray.artifacts import read_json, read_manifest
+from moedisco_ray.clustering import build as build_clusters
+from moedisco_ray.corpus import build as build_corpus
+from moedisco_ray.errors import PoolError, RunDirError, UserError
+from moedisco_ray.events import Event, EventLog
+from moedisco_ray.shell import InProcess
+from moedisco_ray.stages import STAGES
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+IN_PROCESS = InProcess(build_corpus, build_clusters)
+
+
+@pytest.fixture(scope="module")
+def on_ray(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline.run(small_config(tmp_path_factory.mktemp("on_ray")))
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline.run(small_config(tmp_path_factory.mktemp("in_process")), shell=IN_PROCESS)
+
+
+def test_every_stage_leaves_its_artifact_and_the_report_counts_them(on_ray: Path) -> None:
+    assert all(read_manifest(on_ray / stage.directory) for stage in STAGES)
+    report = read_json(on_ray / "report.json")
+    assert [stage["name"] for stage in report["stages"]] == [stage.name for stage in STAGES]
+    assert report["totals"]["tokens"] == pytest.approx(400_000, rel=0.02)
+    assert report["totals"]["dollars"] > 0
+    assert {"submodel-0", "submodel-1", "finetune"} == set(report["curves"])
+    assert not (on_ray / "checkpoints").exists()
+
+
+def test_the_model_has_learnt(on_ray: Path) -> None:
+    stages = read_json(on_ray / "evaluation" / "evaluation.json")["stages"]
+    assert stages["finetune"]["perplexity"] < 150 < 600          # a uniform guess over the vocabulary is 600
+    assert stages["finetune"]["perplexity"] < stages["merge"]["perplexity"]
+
+
+def test_ray_and_one_plain_process_make_the_same_bits(on_ray: Path, in_process: Path) -> None:
+    for name in ("merged/model.safetensors", "finetuned/model.safetensors", "model/model.safetensors", "clusters/report.json"):
+        assert (on_ray / name).read_bytes() == (in_process / name).read_bytes(), name
+    for k in (0, 1):
+        assert (on_ray / f"submodels/{k}/model.safetensors").read_bytes() == (in_process / f"submodels/{k}/model.safetensors").read_bytes()
+
+
+def test_a_fresh_process_with_only_transformers_loads_it_and_writes_text(on_ray: Path) -> None:
+    script = """
+import sys, json
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+tokens = model.generate(**tokenizer("def ", return_tensors="pt"), max_new_tokens=24, do_sample=False)
+assert not [name for name in sys.modules if name.startswith(("moedisco", "ray"))]
+print(json.dumps(tokenizer.decode(tokens[0])))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(on_ray / "model")], capture_output=True, text=True, check=True)
+    text = json.loads(done.stdout.splitlines()[-1])
+    assert text.startswith("def ")
+    assert len(text) > 12
+    assert all(character.isprintable() or character.isspace() for character in text)
+
+
+def test_a_second_run_does_nothing_again(in_process: Path) -> None:
+    before = {stage.name: read_manifest(in_process / stage.directory) for stage in STAGES}
+    events: list[Event] = []
+    pipeline.run(small_config(in_process.parent), (events.append,), shell=IN_PROCESS)
+    assert [event.stage for event in events if event.type == "stage_skipped"] == [stage.name for stage in STAGES]
+    assert {stage.name: read_manifest(in_process / stage.directory) for stage in STAGES} == before
+
+
+def test_another_runs_directory_is_refused_and_left_alone(in_process: Path) -> None:
+    before = (in_process / "config.json").read_bytes()
+    with pytest.raises(RunDirError, match=r"tokens\.total"):
+        pipeline.run(small_config(in_process.parent, tokens={"total": 500_000}), shell=IN_PROCESS)
+    assert (in_process / "config.json").read_bytes() == before
+
+
+def test_redo_makes_again_only_what_a_setting_changes(in_process: Path) -> None:
+    events: list[Event] = []
+    pipeline.run(small_config(in_process.parent, evaluation={"max_tokens": 10_000, "sample_tokens": 8}), (events.append,),
+                 redo=True, shell=IN_PROCESS)
+    made = [event.stage for event in events if event.type == "stage_started"]
+    assert made == ["evaluate", "export"]
+
+
+def test_a_gang_larger_than_the_pool_is_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(PoolError, match=r"pools\.high_memory\.workers: 4: the gang needs 4 high_mem_gpu at once and the cluster has 3"):
+        pipeline.run(small_config(tmp_path, pools={"high_memory": {"workers": 4}}))
+
+
+def test_a_pool_without_a_node_is_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(PoolError, match=r"pools\.low_memory\.resource: 'no_such_tag': no node"):
+        pipeline.run(small_config(tmp_path, pools={"low_memory": {"resource": "no_such_tag"}}))
+
+
+def test_a_failed_stage_leaves_nothing_half_written(ray_cluster: None, tmp_path: Path) -> None:
+    config = small_config(tmp_path, clusters={"count": 2, "vectors": "tfidf_svd"}, corpus={
+        "sources": [{"path": str(_text(tmp_path)), "format": "text"}], "validation_fraction": 0.3, "sequence_length": 64})
+    with pytest.raises(UserError):
+        pipeline.run(config)
+    assert {path.name for path in config.directory.iterdir()} == {"config.json", "events.jsonl"}
+    assert EventLog.read(config.directory / "events.jsonl")[-1].type == "run_failed"
+
+
+def _text(directory: Path) -> Path:
+    path = directory / "one.txt"
+    path.write_text("a single short document", encoding="utf-8")
+    return path

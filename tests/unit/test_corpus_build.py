@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moedisco_ray.config import check_config
+from moedisco_ray.corpus import Encoder, build, input_identity
+from moedisco_ray.corpus.documents import DOCUMENTS, document_id
+from moedisco_ray.errors import ConfigError, CorpusError
+from moedisco_ray.tokens import TokenStream
+
+WORDS = "the cat sat on a mat while rain fell over seven grey hills and nobody came".split()
+
+
+def sentences(count, seed):
+    generator = np.random.Generator(np.random.Philox(key=[seed, 1]))
+    return [" ".join(generator.choice(WORDS, 12)) + f" {i}." for i in range(count)]
+
+
+def run_config(sources, **sections):
+    corpus = {"sources": sources, "sequence_length": 32, "validation_fraction": 0.1, **sections.pop("corpus", {})}
+    return check_config({"name": "t", "corpus": corpus, "tokenizer": {"train_vocab_size": 320}, **sections})
+
+
+@pytest.fixture
+def sources(tmp_path):
+    first, second = sentences(300, 0), sentences(200, 7)
+    (tmp_path / "lines.txt").write_text("\n".join([*first, *first[:10]]))
+    rows = [{"body": text, "n": 1} for text in [*second, *first[:5]]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return [
+        {"path": str(tmp_path / "lines.txt"), "documents": "line", "name": "lines", "weight": 2.5},
+        {"path": str(tmp_path / "rows.jsonl"), "text_column": "body", "weight": 0.5},
+    ]
+
+
+def make(config, directory, **options):
+    directory.mkdir()
+    return build(config, directory, **options)
+
+
+def contents(directory):
+    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def read(directory):
+    return pa.concat_tables([pq.read_table(path) for path in sorted(directory.glob("part-*.parquet"))])
+
+
+def test_the_artifact_holds_what_the_summary_says(sources, tmp_path):
+    summary = make(run_config(sources), tmp_path / "corpus")
+    assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == ["shards", "tokenizer", "train", "validation"]
+    train, validation = read(tmp_path / "corpus" / "train"), read(tmp_path / "corpus" / "validation")
+    assert train.schema.equals(DOCUMENTS)
+    assert validation.schema.equals(DOCUMENTS)
+    ids = train["id"].to_pylist()
+    assert ids == sorted(ids) == [document_id(text) for text in train["text"].to_pylist()]
+    assert not set(ids) & set(validation["id"].to_pylist())
+    assert set(validation["copies"].to_pylist()) == {1}
+
+    by_source = {name: train.filter(pa.compute.equal(train["source"], name)) for name in ("lines", "source-1")}
+    assert summary["duplicates"] == 15
+    assert summary["documents"] == len(train) == sum(source["documents"] for source in summary["sources"].values())
+    assert summary["validation_documents"] == len(validation) > 0
+    assert set(by_source["lines"]["copies"].to_pylist()) == {2, 3}
+    assert set(by_source["source-1"]["copies"].to_pylist()) == {1}
+    lines_held_out = validation["source"].to_pylist().count("lines")
+    assert len(by_source["lines"]) + lines_held_out == 300
+    assert 60 < summary["sources"]["source-1"]["documents"] < 120      # half of 200, less the held out
+    assert summary["bytes"] == sum(len(text.encode()) for text in train["text"].to_pylist())
+
+    encoder = Encoder(tmp_path / "corpus" / "tokenizer")
+    assert summary["vocab_size"] == encoder.vocab_size <= 320
+    encoded = [ids.tolist() for ids in encoder.encode(train["text"].to_pylist())]
+    assert train["tokens"].to_pylist() == encoded
+    stream = TokenStream([tmp_path / "corpus" / "shards"], 32)
+    copies = train["copies"].to_pylist()
+    assert stream.tokens == summary["tokens"] == sum((len(ids) + 1) * n for ids, n in zip(encoded, copies, strict=True))
+    assert summary["tokens"] == sum(source["tokens"] for source in summary["sources"].values())
+    assert stream.window(0).tolist() == sum(([*ids, encoder.eos] for ids in encoded[:20]), [])[:33]
+
+
+def test_the_result_does_not_depend_on_how_the_reading_is_cut(sources, tmp_path):
+    config = run_config(sources)
+    summary = make(config, tmp_path / "a")
+    backwards = make(
+        config, tmp_path / "b", unit_bytes=700, map_tasks=lambda function, items: [function(item) for item in reversed(items)])
+    assert backwards == summary
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_another_seed_holds_out_other_documents(sources, tmp_path):
+    make(run_config(sources), tmp_path / "a")
+    make(run_config(sources, seed=1), tmp_path / "b")
+    first, second = (set(read(tmp_path / name / "validation")["id"].to_pylist()) for name in "ab")
+    assert first != second
+
+
+def test_few_documents_have_a_validation_document_too(tmp_path):
+    (tmp_path / "x.txt").write_text("\n".join(sentences(9, 3)))
+    source = {"path": str(tmp_path / "x.txt"), "documents": "line"}
+    summary = make(run_config([source], corpus={"validation_fraction": 1e-6}), tmp_path / "c")
+    assert (summary["documents"], summary["validation_documents"]) == (8, 1)
+
+
+@pytest.mark.parametrize(("text", "options", "message"), [
+    ("a b c\nd e f\ng h i", {}, r"clusters\.count: 4: fewer documents than clusters: 2 for training"),
+    (" \n\n", {}, r"corpus\.sources\.0\.path: .*holds no documents"),
+    ("\n".join("abcdefgh"), {"clusters": {"count": 2}}, r"corpus\.sequence_length: 32: there are only \d+ tokens"),
+])
+def test_too_little_text_ends_in_one_line(tmp_path, text, options, message):
+    (tmp_path / "x.txt").write_text(text)
+    with pytest.raises(CorpusError, match=message):
+        make(run_config([{"path": str(tmp_path / "x.txt"), "documents": "line"}], **options), tmp_path / "c")
+
+
+def test_a_small_vocabulary_is_refused_before_text_is_read(tmp_path):
+    (tmp_path / "x.bin").write_bytes(b"\0")
+    config = run_config([{"path": str(tmp_path / "x.bin")}], model={"config": {"vocab_size": 300}})
+    with pytest.raises(ConfigError, match=r"model\.config\.vocab_size"):
+        make(config, tmp_path / "c")
+
+
+def test_identity_follows_the_files(sources):
+    config = run_config(sources)
+    before = input_identity(config)
+    assert input_identity(config) == before
+    path = Path(sources[0]["path"])
+    os.utime(path, ns=(1, 1))
+    touched = input_identity(config)
+    path.write_text(path.read_text() + "\nmore")
+    os.utime(path, ns=(1, 1))
+    assert len({before, touched, input_identity(config)}) == 3
+    assert input_identity(run_config([{"path": "embedded"}])) == input_identity(run_config([{"path": "embedded"}]))
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from moedisco_ray.corpus import readers, staging
+from moedisco_ray.corpus.files import list_files
+from moedisco_ray.corpus.sources import expand_sources
+from moedisco_ray.config import Source
+import moedisco_ray.corpus.buckets as buckets
+from moedisco_ray.corpus.tokenizer import Encoder, save_tokenizer, train_bpe
+folder = Path(sys.argv[1])
+(item,) = expand_sources([Source(path=str(folder / "x.txt"), documents="line")], folder)
+save_tokenizer(train_bpe(["some text"], 300), {}, folder / "tokenizer")
+files = list_files(item.field, item.path, item.format)
+count = max(1, files[0].size // (1 << 20))
+staged = [staging.stage_unit(unit, folder / "staged", count, 0, flush=1 << 20) for unit in readers.plan_units([(item, files)])]
+rules = buckets.Rules((item.name,), (1.0,), 0.1, 0, 0.0)
+for bucket in staging.plan_buckets(staged, count):
+    buckets.finish_bucket(bucket, rules, folder / "tokenizer", folder)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    peaks = []
+    for size in (1, 4):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        (folder / "x.txt").write_text("\n".join(sentences(size * 60_000, size)))     # 4 and 16 MB
+        done = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] < peaks[0] + 25, peaks

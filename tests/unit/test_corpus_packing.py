@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moedisco_ray.corpus.documents import DOCUMENTS, staged_table
+from moedisco_ray.corpus.packing import pack, part_path
+
+EOS = 0
+document = st.tuples(st.lists(st.integers(1, 9), max_size=4), st.integers(1, 4))    # tokens, copies
+parts = st.lists(st.lists(document, max_size=6), max_size=3)
+
+
+def write(directory, found):
+    paths = []
+    for i, rows in enumerate(found):
+        names = [f"{i} {j}" for j in range(len(rows))]
+        table = pa.table([
+            staged_table(names, 0)["id"], pa.array(["s"] * len(rows), pa.string()), pa.array(names, pa.string()),
+            pa.array([row[0] for row in rows], pa.list_(pa.int32())), pa.array([row[1] for row in rows], pa.int32()),
+        ], schema=DOCUMENTS)
+        paths.append(part_path(directory, i))
+        pq.write_table(table, paths[-1], row_group_size=2)
+    return paths
+
+
+def packed(directory, index):
+    pieces = [np.load(directory / name) for name in index["parts"]]
+    return np.concatenate([np.empty(0, dtype=np.uint16), *pieces]).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts)
+def test_each_document_is_packed_as_often_as_it_has_copies_pass_after_pass(found):
+    with tempfile.TemporaryDirectory() as scratch:
+        index = pack(write(Path(scratch), found), Path(scratch) / "shards", EOS, 10)
+        stream = packed(Path(scratch) / "shards", index)
+    flat = [row for rows in found for row in rows]
+    expected = [tokens for c in range(4) for tokens, copies in flat if copies > c]
+    assert stream == [token for tokens in expected for token in [*tokens, EOS]]
+    assert index["documents"] == len(expected) == sum(copies for _, copies in flat)
+    assert index["tokens"] == len(stream)
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts, st.integers(1, 3), st.integers(0, 99))
+def test_packing_by_cluster_is_a_partition_of_packing_all(found, clusters, seed):
+    generator = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    members = [generator.integers(clusters, size=len(rows)) for rows in found]
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = write(Path(scratch), found)
+        whole = pack(paths, Path(scratch) / "all", EOS, 10)
+        indices = [
+            pack(paths, Path(scratch) / str(k), EOS, 10, lambda table, part, k=k: members[part] == k) for k in range(clusters)
+        ]
+        for k, index in enumerate(indices):
+            flat = [row for rows, member in zip(found, members, strict=True) for row, m in zip(rows, member, strict=True) if m == k]
+            expected = [tokens for c in range(4) for tokens, copies in flat if copies > c]
+            assert packed(Path(scratch) / str(k), index) == [token for tokens in expected for token in [*tokens, EOS]]
+    for figure in ("documents", "tokens"):
+        assert sum(index[figure] for index in indices) == whole[figure]

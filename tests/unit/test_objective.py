@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
+
+from moedisco_ray.config import FAMILIES, Architecture
+from moedisco_ray.model_map import hf_config, skeleton, specialise
+from moedisco_ray.objective import (
+    RouterProbe,
+    RouterSums,
+    load_balance_loss,
+    routers,
+    token_loss,
+    uniform_fractions,
+    z_loss,
+)
+
+B, L, V, E, K, LAYERS = 3, 8, 64, 4, 2, 2
+T = B * L
+
+
+def tiny(family: str = "qwen3_moe", experts: int = E) -> torch.nn.Module:
+    sizes = Architecture(
+        hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=2, moe_intermediate_size=24, num_experts=experts,
+        num_experts_per_tok=min(K, experts))
+    torch.manual_seed(0)
+    model = type(skeleton(hf_config(family, sizes, V, L, 0)))(hf_config(family, sizes, V, L, 0))
+    for router in routers(model).values():
+        torch.nn.init.normal_(router.weight)  # far from balanced
+    return model
+
+
+def tokens(rows: int = B) -> Tensor:
+    return torch.randint(0, V, (rows, L), generator=torch.Generator().manual_seed(1))
+
+
+def recorded(model: torch.nn.Module, ids: Tensor, weights: Tensor | None = None) -> tuple[RouterSums, Tensor]:
+    probe = RouterProbe(model)
+    with probe.recording(weights):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return probe.sums(), logits
+
+
+def test_token_loss_is_hugging_faces_loss_times_its_tokens() -> None:
+    model, ids = tiny(), tokens()
+    with torch.no_grad():
+        out = model(input_ids=ids, labels=ids)
+    ours = token_loss(out.logits[:, :-1], ids[:, 1:])
+    assert ours / (B * (L - 1)) == pytest.approx(out.loss.item(), rel=1e-6)
+
+
+def test_token_loss_weighs_sequences_and_is_fp32_for_bf16_logits() -> None:
+    logits, targets = torch.randn(B, L, V, generator=torch.Generator().manual_seed(2)), tokens()
+    weights = torch.tensor([1.0, 0.0, 0.5])
+    each = torch.stack([token_loss(logits[i:i + 1], targets[i:i + 1]) for i in range(B)])
+    torch.testing.assert_close(token_loss(logits, targets, weights), each @ weights)
+    rounded = logits.bfloat16()
+    assert token_loss(rounded, targets).dtype is torch.float32
+    torch.testing.assert_close(token_loss(rounded, targets), token_loss(rounded.float(), targets))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_probe_sees_every_router_of_every_family_and_matches_transformers(family: str) -> None:
+    model, ids = specialise(tiny(family)), tokens()
+    sums, _ = recorded(model, ids)
+    logits = model(input_ids=ids, output_router_logits=True, use_cache=False).router_logits
+    assert len(logits) == LAYERS == len(sums.probabilities_NE)
+    fractions = sums.selections_NE / T
+    torch.testing.assert_close(fractions.sum(dim=1), torch.full((LAYERS,), float(K)))
+    per_layer = torch.stack([load_balancing_loss_func((layer,), E, K) for layer in logits])
+    torch.testing.assert_close(load_balance_loss(sums.probabilities_NE, fractions, T), per_layer.mean())
+    reference = torch.stack([torch.logsumexp(layer, -1).square().mean() for layer in logits]).mean()
+    torch.testing.assert_close(z_loss(sums.log_partition_N, T), reference)
+
+
+def test_load_balance_loss_by_hand() -> None:
+    # Two experts, top-1, 4 tokens: expert 0 is chosen 3 times and has a mean probability of 0.7.
+    loss = load_balance_loss(torch.tensor([[2.8, 1.2]]), torch.tensor([[0.75, 0.25]]), 4)
+    assert loss.item() == pytest.approx(2 * (0.75 * 0.7 + 0.25 * 0.3))
+    balanced = load_balance_loss(torch.full((3, 4), T / 4), uniform_fractions(3, 4, 2), T)
+    assert balanced.item() == pytest.approx(2)
+
+
+def test_z_loss_by_hand() -> None:
+    logits = torch.zeros(5, 4)
+    assert z_loss(torch.logsumexp(logits, -1).square().sum()[None], 5).item() == pytest.approx(math.log(4) ** 2)
+
+
+def test_opposite_imbalances_of_two_layers_do_not_cancel() -> None:
+    skewed = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert load_balance_loss(skewed * T, skewed, T).item() == pytest.approx(2)
+
+
+def test_sums_of_parts_are_the_sums_of_the_whole_and_weight_zero_counts_nothing() -> None:
+    model, ids = tiny(), tokens()
+    whole, _ = recorded(model, ids)
+    first, _ = recorded(model, ids[:1])
+    filled = torch.cat([ids[1:], torch.zeros(2, L, dtype=torch.long)])
+    weights = torch.tensor([1.0, 1, 0, 0]).repeat_interleave(L)
+    rest, _ = recorded(model, filled, weights)
+    for name in ("probabilities_NE", "log_partition_N", "selections_NE"):
+        torch.testing.assert_close(getattr(first, name) + getattr(rest, name), getattr(whole, name))
+
+
+def test_activation_checkpointing_changes_neither_sums_nor_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        probe = RouterProbe(model)
+        for _ in range(2):  # a second pass would trip over anything that the first recomputation left behind
+            model.zero_grad()
+            with probe.recording():
+                logits = model(input_ids=tokens(), use_cache=False).logits
+            sums = probe.sums()
+            loss = token_loss(logits, tokens()) / T + z_loss(sums.log_partition_N, T)
+            (loss + load_balance_loss(sums.probabilities_NE, sums.selections_NE / T, T)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
+def test_the_router_losses_reach_the_router() -> None:
+    model = tiny()
+    sums, _ = recorded(model, tokens())
+    (load_balance_loss(sums.probabilities_NE, sums.selections_NE / T, T) + z_loss(sums.log_partition_N, T)).backward()
+    assert all(router.weight.grad.abs().max() > 0 for router in routers(model).values())
+
+
+def test_layers_with_one_expert_are_not_probed() -> None:
+    assert RouterProbe(tiny(experts=1)).layers == 0
