@@ -17,10 +17,8 @@ from harness import environment, interleave, spread, write_result
 
 from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_manifest
-from moedisco_ray.clustering import build as build_clusters
 from moedisco_ray.config import check_config
 from moedisco_ray.config.presets import preset_text
-from moedisco_ray.corpus import build as build_corpus
 from moedisco_ray.events import Event
 from moedisco_ray.shell import InProcess
 from moedisco_ray.stages import STAGES
@@ -29,7 +27,7 @@ from moedisco_ray.stages import STAGES
 def measure(arm: str) -> dict[str, float]:
     """Seconds per stage, and of the whole; what is in no stage is starting and stopping Ray."""
     torch.set_num_threads(1)
-    shell = InProcess(build_corpus, build_clusters) if arm == "plain" else None
+    shell = InProcess() if arm == "plain" else None
     whole: list[float] = []
 
     def listen(event: Event) -> None:

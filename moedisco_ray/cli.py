@@ -46,7 +46,7 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    cls=_Commands, add_completion=False, pretty_exceptions_enable=False,
     help="Train Mixture-of-Experts language models mostly on cheap, low-memory GPUs, on Ray.")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JSON file; `moedisco init` writes one.")]
@@ -65,7 +65,7 @@ def main() -> None:
     app(prog_name="moedisco")
 
 
-@app.callback()
+@app.callback(no_args_is_help=True)
 def _options(
     version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
 ) -> None:

@@ -50,14 +50,17 @@ def decompose(source: Mapping[str, Tensor], model_map: ModelMap, num_experts: in
     for key in source:
         role = model_map.classify(key)
         if role.role is Role.ROUTER:
-            w_ED = source[key]
-            if w_ED.shape[0] != num_experts:
-                raise CheckpointError("tensor", key, f"has {w_ED.shape[0]} rows for {num_experts} experts")
-            yield key, w_ED[first:first + group].clone()
+            yield key, _rows(key, source[key], num_experts, slice(first, first + group))
         elif role.expert is None:
             yield key, source[key]
         elif first <= role.expert < first + group:
             yield model_map.renumbered(key, role.expert - first), source[key]
+
+
+def _rows(key: str, w_ED: Tensor, num_experts: int, rows: slice) -> Tensor:
+    if len(w_ED) != num_experts:
+        raise CheckpointError("tensor", key, f"has {len(w_ED)} rows for {num_experts} experts")
+    return w_ED[rows].clone()
 
 
 def write_submodels(source: Mapping[str, Tensor], config: Mapping[str, Any], clusters: int, directory: Path,

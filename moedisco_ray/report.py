@@ -23,7 +23,7 @@ export's has `samples`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -113,7 +113,7 @@ def thin(values: Sequence[T], most: int) -> Sequence[T]:
     return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
 
 
-def report_table(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The run's table, as text: a row per stage, their total, and what full training would have cost.
 
     Returns:

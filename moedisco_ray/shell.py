@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from moedisco_ray import corpus, tasks
+from moedisco_ray.clustering import stage
 from moedisco_ray.config import Pool, RunConfig
 from moedisco_ray.events import Emit
 from moedisco_ray.training import TrainJob, TrainResult, World, train
@@ -58,7 +61,7 @@ class Shell(Protocol):
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
         """Make the corpus artifact; returns its figures."""
 
-    def build_clusters(self, config: RunConfig, corpus: Path, model: Path, directory: Path) -> dict[str, Any]:
+    def build_clusters(self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path) -> dict[str, Any]:
         """Make the cluster artifact; returns its figures."""
 
     def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -71,9 +74,14 @@ class Shell(Protocol):
 class InProcess:
     """The same work without Ray: one thing after the other, one worker each. For tests, and to measure what Ray adds."""
 
-    def __init__(self, build_corpus: Callable[..., dict[str, Any]], build_clusters: Callable[..., dict[str, Any]]) -> None:
-        self.build_corpus = build_corpus
-        self.build_clusters = build_clusters
+    def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
+        """Make the corpus here."""
+        return corpus.build(config, directory)
+
+    def build_clusters(self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path) -> dict[str, Any]:
+        """Make the clusters here."""
+        pack = functools.partial(tasks.pack_cluster, tokenizer=corpus_dir / "tokenizer")
+        return stage.build_clusters(config, corpus_dir, model, directory, stage.LocalWorkers(pack))
 
     def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call it here."""

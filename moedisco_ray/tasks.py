@@ -10,8 +10,10 @@ from torch import Tensor
 
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
+from moedisco_ray.clustering.stage import members
 from moedisco_ray.config import CheckpointInit, Merge, Model
-from moedisco_ray.corpus import Encoder
+from moedisco_ray.corpus import Encoder, pack
+from moedisco_ray.merge.calibrate import Batch
 from moedisco_ray.model_map import (
     ModelMap,
     config_values,
@@ -69,7 +71,7 @@ def write_submodels(
 
 def merge_submodels(
     model: Model, tokenizer: Path, sequence_length: int, seed: int, submodels: Sequence[Path], tokens: Sequence[int],
-    batches: Sequence[merge.Batch], settings: Merge, directory: Path,
+    batches: Sequence[Batch], settings: Merge, directory: Path,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 
@@ -92,6 +94,23 @@ def merge_submodels(
         submodels, config, merge.merge_weights(settings.backbone, tokens), batches, directory,
         router=settings.router, match_scale=settings.match_scale, seed=seed)
     return {"weights": result["weights"], "tensors": len(result["tensors"]), "layers": result["layers"]}
+
+
+def pack_cluster(parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path) -> dict[str, Any]:
+    """Pack the documents that a cluster trains on.
+
+    Args:
+        parts: The corpus' documents.
+        assignments: Their clusters, a file per part.
+        cluster: Whose documents.
+        directory: Where the packed tokens go.
+        tokenizer: The corpus' tokeniser.
+
+    Returns:
+        The index of the packed tokens.
+    """
+    encoder = Encoder(tokenizer)
+    return pack(parts, directory, encoder.eos, encoder.vocab_size, lambda _, part: members(assignments[part], cluster))
 
 
 def measure(

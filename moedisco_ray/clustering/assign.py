@@ -129,7 +129,7 @@ def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array
 
 
 def _soften(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array, limit: float) -> bool:
-    """Where nothing fits: one move into the emptiest cluster that leaves the pair less uneven; whether there was one."""
+    """If nothing fits: a move into the emptiest cluster that leaves the pair less uneven; whether there was one."""
     target = int(loads_E.argmin())
     for source in np.argsort(-loads_E, kind="stable"):
         if loads_E[source] <= limit:

@@ -26,9 +26,10 @@ def plan_view(plan: Plan) -> RenderableType:
         for stage in plan.stages if stage.remedy is not None]
     if plan.saved_percent is not None:
         verdict = "saved" if plan.saved_percent >= 0 else "more"
+        full = format_dollars(plan.full_training.dollars)
         parts.append(Text(
-            f"{format_dollars(plan.dollars)} against {format_dollars(plan.full_training.dollars)} for full training on as "
-            f"many tokens: {abs(plan.saved_percent):.0f} % {verdict}", style="bold"))
+            f"{format_dollars(plan.dollars)} against {full} for full training on as many tokens: "
+            f"{abs(plan.saved_percent):.0f} % {verdict}", style="bold"))
     parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
     return Group(*parts)
 

@@ -1,9 +1,7 @@
 """Measure models on validation documents: perplexity, bits per byte, expert load, router entropy, specialisation."""
 
 from moedisco_ray.evaluate.documents import Documents, load_documents
-from moedisco_ray.evaluate.measure import Assign, evaluate, evaluate_run, evaluate_stages
+from moedisco_ray.evaluate.measure import evaluate, evaluate_stages
 from moedisco_ray.evaluate.scoring import Score, perplexity
 
-__all__ = [
-    "Assign", "Documents", "Score", "evaluate", "evaluate_run", "evaluate_stages", "load_documents", "perplexity",
-]
+__all__ = ["Documents", "Score", "evaluate", "evaluate_stages", "load_documents", "perplexity"]

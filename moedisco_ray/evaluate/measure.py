@@ -6,16 +6,15 @@ Axes: N documents, R routers, G groups, E experts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
-from moedisco_ray.evaluate.documents import Documents, load_documents
+from moedisco_ray.evaluate.documents import Documents
 from moedisco_ray.evaluate.routers import (
     RouterMeter,
     RouterStatistics,
@@ -26,46 +25,10 @@ from moedisco_ray.evaluate.routers import (
 from moedisco_ray.evaluate.scoring import Score, document_nats, document_scores, perplexity
 from moedisco_ray.model_map import load_model, specialise
 
-Assign = Callable[[Path, Sequence[str], Sequence[NDArray[np.int32]]], NDArray[np.integer[Any]]]
-"""From the directory of a fitted cluster model, texts and their tokens to the cluster of each text."""
-
-
-def evaluate_run(
-    run_dir: Path, clusters: int, *, with_seed: bool, sequence_length: int, max_tokens: int, device: str, assign: Assign,
-) -> dict[str, Any]:
-    """Measure every model of a run on its validation documents: what `evaluation.json` holds.
-
-    Args:
-        run_dir: The run directory, finished up to the fine-tune.
-        clusters: How many there are.
-        with_seed: Whether a common seed was trained.
-        sequence_length: Length of a training sequence.
-        max_tokens: Most validation tokens to measure on.
-        device: Where to run: in fp32 on a CPU, in bf16 on a GPU.
-        assign: Gives each document its cluster.
-
-    Returns:
-        As `evaluate_stages`.
-
-    Raises:
-        CorpusError: There is no validation document.
-        RunError: A model's likelihood is not finite.
-    """
-    documents = load_documents(sorted((run_dir / "corpus" / "validation").glob("part-*.parquet")), max_tokens)
-    labels_N = assign(run_dir / "clusters" / "cluster_model", documents.texts, documents.tokens)
-    models = {"merge": run_dir / "merged", "finetune": run_dir / "finetuned"}
-    if with_seed:
-        models = {"seed": run_dir / "seed", **models}
-    return evaluate_stages(
-        models, [run_dir / "submodels" / str(k) for k in range(clusters)], documents, labels_N,
-        eos=int(AutoTokenizer.from_pretrained(run_dir / "corpus" / "tokenizer").eos_token_id),
-        sequence_length=sequence_length, device=device,
-        dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32)
-
 
 def evaluate(
     model_dir: Path, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, eos: int,
-    sequence_length: int, device: str = "cpu", dtype: torch.dtype = torch.float32, batch_tokens: int = 16_384,
+    sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
 ) -> dict[str, Any]:
     """Measure one model.
 
@@ -76,7 +39,7 @@ def evaluate(
         eos: The token before each document.
         sequence_length: Length of a training sequence.
         device: Where to run.
-        dtype: Arithmetic to run in; sums are in float64 whatever it is.
+        dtype: Arithmetic of the model, bf16 on a GPU and fp32 elsewhere where not given; sums are in float64.
         batch_tokens: Positions that run at once.
 
     Returns:
@@ -97,7 +60,8 @@ def evaluate(
     cluster_N = np.zeros(len(documents), dtype=np.int64) if labels_N is None else np.searchsorted(clusters, labels_N)
     columns = max(1, len(clusters))
     groups = max(1, len(sources)) * columns
-    model = load_model(model_dir, dtype).to(device)     # not specialised: a lone expert's router would not be asked
+    # Not specialised: the router of a lone expert would not be asked.
+    model = load_model(model_dir, dtype or _dtype(device)).to(device)
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
             model, documents.tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens,
@@ -115,7 +79,7 @@ def evaluate(
 
 def evaluate_stages(
     models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]], *,
-    eos: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype = torch.float32, batch_tokens: int = 16_384,
+    eos: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
 ) -> dict[str, Any]:
     """Measure what every training stage made; one model is in memory at a time.
 
@@ -127,7 +91,7 @@ def evaluate_stages(
         eos: The token before each document.
         sequence_length: Length of a training sequence.
         device: Where to run.
-        dtype: Arithmetic to run in.
+        dtype: As in `evaluate`.
         batch_tokens: Positions that run at once.
 
     Returns:
@@ -139,7 +103,8 @@ def evaluate_stages(
     def score(directory: Path, chosen: Documents) -> Score:
         if not len(chosen):
             return Score()
-        return perplexity(specialise(load_model(directory, dtype).to(device)), chosen, **settings)
+        model = load_model(directory, dtype or _dtype(device)).to(device)
+        return perplexity(specialise(model), chosen, **settings)
 
     stages: dict[str, Any] = {
         stage: score(directory, documents).to_dict() for stage, directory in models.items() if stage != "finetune"}
@@ -149,6 +114,10 @@ def evaluate_stages(
     final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)
     stages["finetune"] = {key: final[key] for key in Score().to_dict()}
     return {**final, "stages": stages}
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
 def _source_codes(documents: Documents) -> tuple[NDArray[np.int64], list[str]]:

@@ -31,32 +31,38 @@ class Ledger:
         self._emit = emit
         self.progress = progress
         self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._last_norm = math.nan
         self._settled_at = time.monotonic()
         self._logged_at = self._settled_at
         self._logged_step = progress.step
 
-    def add(self, loss_sum: Tensor) -> None:
-        """Take a step's cross-entropy, summed over this worker's tokens."""
+    def add(self, loss_sum: Tensor, grad_norm: Tensor) -> None:
+        """Take a step's cross-entropy, summed over this worker's tokens, and the norm of its whole gradient."""
         self._losses.append(loss_sum)
+        self._norms.append(grad_norm)
 
     def settle(self) -> None:
         """Read what was added: afterwards `progress` holds all of it, equal on all workers.
 
         Raises:
-            TrainingError: A loss is not finite.
+            TrainingError: A loss or a gradient is not finite.
         """
         if not self._losses:
             return
         losses = torch.stack(self._losses).double()
+        norms = torch.stack(self._norms).tolist()
         self._losses.clear()
+        self._norms.clear()
         if self._world.size > 1:
             dist.all_reduce(losses)
-        first = self.progress.step + 1
         means = (losses / self._job.step_tokens).tolist()
-        for step, loss in enumerate(means, start=first):
-            if not math.isfinite(loss):
-                remedy = "lower the learning rate, or lengthen its warm-up"
-                raise TrainingError(f"{self._job.name}: the loss of step {step} is {loss}; {remedy}")
+        for step, figures in enumerate(zip(means, norms, strict=True), start=self.progress.step + 1):
+            for what, value in zip(("loss", "norm of the gradient"), figures, strict=True):
+                if not math.isfinite(value):
+                    remedy = "lower the learning rate, or lengthen its warm-up"
+                    raise TrainingError(f"{self._job.name}: the {what} of step {step} is {value}; {remedy}")
+        self._last_norm = norms[-1]
         now = time.monotonic()
         self.progress.step += len(means)
         self.progress.tokens += len(means) * self._job.step_tokens
@@ -64,7 +70,7 @@ class Ledger:
         self.progress.seconds += now - self._settled_at
         self._settled_at = now
 
-    def log(self, lr: float, grad_norm: Tensor) -> None:
+    def log(self, lr: float) -> None:
         """Emit a progress event for the steps since the last one; call after `settle`."""
         steps = self.progress.step - self._logged_step
         now = time.monotonic()
@@ -75,7 +81,7 @@ class Ledger:
                 "tokens": self.progress.tokens,
                 "loss": sum(self.progress.losses[-steps:]) / steps,
                 "lr": lr,
-                "grad_norm": float(grad_norm),
+                "grad_norm": self._last_norm,
                 "tokens_per_second": steps * self._job.step_tokens / max(now - self._logged_at, 1e-9),
             }))
         self._logged_step = self.progress.step

@@ -39,7 +39,7 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         stop: Asked after steps; once it is true on any worker, all save a checkpoint and return an unfinished result.
 
     Raises:
-        TrainingError: A loss is not finite.
+        TrainingError: A loss or a gradient is not finite.
         CorpusError: The shards are shorter than one sequence.
         RunDirError: The disk is full.
     """
@@ -56,8 +56,7 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
     stopped = False
     for step in range(restored, job.steps):
         lr = learning_rate(step, job.steps, job.optimizer)
-        loss_sum, grad_norm = stepper(batches(step), lr)
-        ledger.add(loss_sum)
+        ledger.add(*stepper(batches(step), lr))
         done = step + 1
         last = done == job.steps
         stopped = not last and _agree(stop, done, world)
@@ -65,7 +64,7 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         if save or done % job.log_every == 0:
             ledger.settle()
         if last or stopped or done % job.log_every == 0:
-            ledger.log(lr, grad_norm)
+            ledger.log(lr)
         if save:
             progress.fractions_NE = stepper.fractions_NE.tolist()
             checkpoint.save(job.checkpoints, model, stepper.optimizer, progress, world, job.keep)

@@ -66,7 +66,7 @@ def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel
     # This also freezes the routers of one-expert layers, which get no gradient, but would get weight decay.
     specialise(model).train()
     if optimizer.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 

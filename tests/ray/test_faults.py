@@ -17,9 +17,7 @@ from small_run import small_config
 
 from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json
-from moedisco_ray.clustering import build as build_clusters
 from moedisco_ray.config import RunConfig
-from moedisco_ray.corpus import build as build_corpus
 from moedisco_ray.events import Event, EventLog
 from moedisco_ray.shell import InProcess
 
@@ -29,7 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small_config(tmp_path_factory.mktemp("undisturbed"))
-    return pipeline.run(config, shell=InProcess(build_corpus, build_clusters))
+    return pipeline.run(config, shell=InProcess())
 
 
 class Killer:

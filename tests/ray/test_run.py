@@ -10,8 +10,6 @@ from small_run import small_config
 
 from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json, read_manifest
-from moedisco_ray.clustering import build as build_clusters
-from moedisco_ray.corpus import build as build_corpus
 from moedisco_ray.errors import PoolError, RunDirError, UserError
 from moedisco_ray.events import Event, EventLog
 from moedisco_ray.shell import InProcess
@@ -19,7 +17,7 @@ from moedisco_ray.stages import STAGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
-IN_PROCESS = InProcess(build_corpus, build_clusters)
+IN_PROCESS = InProcess()
 
 
 @pytest.fixture(scope="module")

@@ -100,3 +100,11 @@ def test_a_vocabulary_larger_than_the_models_is_found_before_any_work(trained, t
         check_settings(run_config(
             tmp_path, model=own, tokenizer={"path": str(trained)}, tokens={"seed_share": 0}, clusters={"vectors": "tfidf_svd"}))
     shutil.rmtree(checkpoint)
+
+
+def test_another_tokeniser_at_the_same_path_is_not_the_old_one(trained):
+    before = Encoder(trained).encode(["def f(x)"])[0].tolist()
+    save_tokenizer(train_bpe(["zz yy"] * 9, 300), {}, trained)
+    after = Encoder(trained)
+    assert after.vocab_size < 300
+    assert after.encode(["def f(x)"])[0].tolist() != before

@@ -10,12 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
-from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from moedisco_ray.config import FAMILIES, Architecture
 from moedisco_ray.errors import CorpusError, RunError
-from moedisco_ray.evaluate import Score, evaluate, evaluate_run, evaluate_stages, load_documents, perplexity
+from moedisco_ray.evaluate import Score, evaluate, evaluate_stages, load_documents, perplexity
 from moedisco_ray.evaluate.routers import RouterMeter, entropy, expert_load, normalized_mutual_information
 from moedisco_ray.evaluate.scoring import document_nats, plan_batches
 from moedisco_ray.model_map import hf_config, save_model
@@ -300,28 +299,3 @@ def test_a_run_measures_every_model_and_submodels_on_their_own_cluster(tmp_path,
     total = sum(expected, Score())
     assert found["stages"]["submodels"]["perplexity"] == pytest.approx(total.perplexity, rel=1e-5)
     assert found["stages"]["submodels"]["tokens"] == sum(LENGTHS)
-
-
-def test_a_run_directory_is_all_that_is_needed(tmp_path, tiny_tokenizer):
-    write_documents(tmp_path / "corpus" / "validation" / "part-00000.parquet")
-    tiny_tokenizer.save_pretrained(tmp_path / "corpus" / "tokenizer")
-    for seed, name in enumerate(("seed", "merged", "finetuned", "submodels/0", "submodels/1")):
-        save_model(tiny_model("qwen3_moe", seed), tmp_path / name)
-    asked = []
-
-    def assign(directory, texts, tokens):
-        asked.append((directory, len(texts), len(tokens)))
-        return np.arange(len(texts)) % 2
-
-    found = evaluate_run(
-        tmp_path, 2, with_seed=True, sequence_length=LENGTH, max_tokens=100, device="cpu", assign=assign)
-    assert list(found["stages"]) == ["seed", "merge", "submodels", "finetune"]
-    assert asked == [(tmp_path / "clusters" / "cluster_model", found["documents"], found["documents"])]
-    assert 0 < found["tokens"] <= 100
-
-
-@pytest.fixture(scope="module")
-def tiny_tokenizer():
-    vocabulary = {"<|endoftext|>": 0, **{chr(97 + i): i + 1 for i in range(26)}}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, [])), eos_token="<|endoftext|>")
-

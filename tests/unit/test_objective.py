@@ -111,7 +111,7 @@ def test_activation_checkpointing_changes_neither_sums_nor_gradients() -> None:
     for checkpointing in (False, True):
         model = tiny().train()
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         probe = RouterProbe(model)
         for _ in range(2):  # a second pass would trip over anything that the first recomputation left behind
             model.zero_grad()

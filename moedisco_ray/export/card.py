@@ -1,0 +1,110 @@
+"""The model card: `README.md` of the finished directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from moedisco_ray.report import TABLE_COLUMNS, report_table
+
+_MOST_TERMS = 8
+_NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster"}
+
+_USAGE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+inputs = tokenizer("The", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```"""
+
+
+def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    """A model card in Markdown with YAML front matter.
+
+    Args:
+        report: As in `report.json`; parts that are missing are left out.
+        figures: `parameters`, `active_parameters` and `samples` of the finished model.
+    """
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["mixture-of-experts", "moe-disco", report["family"]],
+    }
+    about = (
+        f"A Mixture-of-Experts language model of the `{report['family']}` family with {figures['parameters']:,} "
+        f"parameters, of which a token uses {figures['active_parameters']:,}. It was trained as MoE-DisCo "
+        "([arXiv 2601.06857](https://arxiv.org/abs/2601.06857)) describes: the text was clustered, a sub-model was "
+        "trained on each cluster on a low-memory worker of its own, their experts were put side by side, and the "
+        "whole was fine-tuned for a short time on high-memory workers.")
+    legend = (
+        "Loss is in nats per token, on training text, at the end of the stage; perplexity is on validation documents, "
+        "a sub-model's on those of its own cluster. Costs are worker-hours at the configured prices.")
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {report['name']}",
+        about,
+        "## Use", _USAGE,
+        "## Training", _table(TABLE_COLUMNS, report_table(report)), legend,
+        *_clusters(report.get("clusters", {}).get("clusters", [])),
+        *_evaluation(report.get("evaluation", {})),
+        *_samples(figures["samples"]),
+        "## Made with", _made_with(report),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _clusters(clusters: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not clusters:
+        return []
+    rows = [
+        (str(number), f"{entry['documents']:,}", f"{entry['tokens']:,}", ", ".join(entry["terms"][:_MOST_TERMS]))
+        for number, entry in enumerate(clusters)
+    ]
+    return ["## Clusters", _table(("cluster", "documents", "tokens", "most typical words"), rows)]
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
+    if not evaluation:
+        return []
+    parts = [
+        ("all", evaluation),
+        *((entry["source"], entry) for entry in evaluation.get("sources", [])),
+        *((f"cluster {entry['cluster']}", entry) for entry in evaluation.get("clusters", [])),
+    ]
+    rows = [
+        (name, _number(entry["perplexity"], 2), _number(entry["bits_per_byte"], 3), f"{entry['documents']:,}",
+         f"{entry['tokens']:,}")
+        for name, entry in parts
+    ]
+    return ["## Validation", _table(("text", "perplexity", "bits per byte", "documents", "tokens"), rows)]
+
+
+def _samples(samples: Sequence[Mapping[str, str]]) -> list[str]:
+    # Indented, not fenced: what a model writes may hold a fence.
+    if not samples:
+        return []
+    blocks = ["\n".join(f"    {line}" for line in (s["prompt"] + s["text"]).splitlines()) for s in samples]
+    return ["## Samples", *[part for block in blocks for part in (block, "<!-- -->")]]
+
+
+def _made_with(report: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return f"Seed {report['seed']}; {versions}."
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rule = ["---:" if column in _NUMBERS else "---" for column in columns]
+    lines = [columns, rule, *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"

@@ -1,0 +1,83 @@
+"""A finished model continues prompts.
+
+Shapes: V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from moedisco_ray.model_map import load_model
+
+_TEMPERATURE = 0.7
+_TOP_K = 40
+
+
+def generate_samples(
+    model_dir: Path, tokenizer_dir: Path, prompts: Sequence[str], tokens: int, seed: int,
+) -> list[dict[str, str]]:
+    """Load a model and let it continue each prompt; see `continue_prompts`."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+    return continue_prompts(load_model(model_dir), tokenizer, prompts, tokens, seed)
+
+
+def continue_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int, seed: int,
+) -> list[dict[str, str]]:
+    """Let a model continue each prompt, as if the prompt began a document.
+
+    The next token is drawn from the 40 likeliest at temperature 0.7: greedy decoding of a small model soon repeats
+    itself. Draws come from a generator keyed by the seed and the prompt's number: the same model writes the same text.
+
+    Args:
+        model: On its device.
+        tokenizer: Has an end-of-sequence token.
+        prompts: Beginnings; an empty one is a beginning too. All but the end of one that is too long is left out.
+        tokens: Most tokens to add; fewer where the model ends the document, or its positions end.
+        seed: Of the run.
+
+    Returns:
+        `prompt` and `text`, what the model added, of each.
+    """
+    model.eval()
+    most = int(model.config.max_position_embeddings)
+    added = min(tokens, most - 1)
+    samples = []
+    for number, prompt in enumerate(prompts):
+        draws = np.random.Generator(np.random.Philox(key=[seed, number]))
+        ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        written = _continue(model, ids[added - most:], draws, tokens=added, vocabulary=len(tokenizer), eos=ids[0])
+        samples.append({"prompt": prompt, "text": tokenizer.decode(written)})
+    return samples
+
+
+@torch.inference_mode()
+def _continue(
+    model: PreTrainedModel, ids: list[int], draws: np.random.Generator, *, tokens: int, vocabulary: int, eos: int,
+) -> list[int]:
+    inputs = torch.tensor([ids], device=model.device)
+    cache = DynamicCache(config=model.config)   # the model writes into it
+    written: list[int] = []
+    while len(written) < tokens:
+        # By position: the cache's name changes within the range of transformers that this package supports.
+        logits_V = model(inputs, None, None, cache, use_cache=True).logits[0, -1]
+        # The embedding may have more rows than the tokeniser has entries.
+        token = _draw(logits_V[:vocabulary].double().cpu().numpy(), float(draws.random()))
+        if token == eos:
+            break
+        written.append(token)
+        inputs = torch.tensor([[token]], device=model.device)
+    return written
+
+
+def _draw(logits_V: NDArray[np.float64], uniform: float) -> int:
+    likeliest = np.argsort(-logits_V, kind="stable")[:_TOP_K]
+    cumulative = np.cumsum(np.exp((logits_V[likeliest] - logits_V[likeliest[0]]) / _TEMPERATURE))
+    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return int(likeliest[min(place, len(likeliest) - 1)])

@@ -1,0 +1,129 @@
+"""The whole cluster stage in one process, and its report."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from clustering_corpus import WORDS, run_config, write_corpus, write_model
+from sklearn.metrics import normalized_mutual_info_score
+
+from moedisco_ray.clustering import ClusterModel
+from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
+from moedisco_ray.clustering.blocks import squared_distances
+from moedisco_ray.clustering.report import Sample, cluster_report, silhouette
+from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, first_documents
+from moedisco_ray.clustering.vectors import TfidfSvd
+from moedisco_ray.errors import CorpusError
+from moedisco_ray.on_ray.cluster import pack_cluster
+
+SMALL8 = Path(__file__).parents[3] / "shared" / "corpora" / "small8" / "train"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def build(corpus, model_dir, directory, **clusters):
+    workers = LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer"))
+    return build_clusters(run_config(**clusters), corpus, model_dir, directory, workers)
+
+
+def read(directory):
+    return pa.concat_tables([pq.read_table(path) for path in sorted(directory.glob("*.parquet"))])
+
+
+@pytest.mark.parametrize("vectors", ["mean_token", "tfidf_svd", "hidden_state"])
+def test_every_document_is_in_one_cluster_and_every_token_in_its_shard(vectors, corpus, model_dir, tmp_path):
+    summary = build(corpus, model_dir, tmp_path, vectors=vectors)
+    documents, assigned = read(corpus / "train"), read(tmp_path / "assignments")
+    assert assigned["id"].to_pylist() == documents["id"].to_pylist()
+    clusters_N = assigned["cluster"].to_numpy()
+    assert sum(entry["documents"] for entry in summary["clusters"]) == len(documents)
+    assert summary["balance"] <= 1.05
+    for k in range(3):
+        packed = np.concatenate([np.load(path) for path in sorted((tmp_path / "shards" / str(k)).glob("*.npy"))])
+        rows = np.flatnonzero(clusters_N == k)
+        expected = [[*documents["tokens"][int(i)].as_py(), 0] for i in rows]
+        assert len(packed) == summary["clusters"][k]["tokens"]
+        np.testing.assert_array_equal(packed[: sum(map(len, expected))], np.concatenate(expected))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["assignments", "cluster_model", "report.json", "shards"]
+
+
+def test_domains_are_found_and_the_report_shows_them(corpus, model_dir, tmp_path):
+    summary = build(corpus, model_dir, tmp_path, capacity=None)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert summary["nmi"] == report["nmi"] > 0.95
+    assert summary["silhouette"] > 0.2
+    assert summary["iterations"] >= 1
+    named = {frozenset(entry["terms"][:5]) for entry in report["clusters"]}
+    for words in WORDS.values():
+        assert any(terms <= set(words) for terms in named)
+    assert all(len(entry["examples"]) == 3 for entry in report["clusters"])
+    assert {len(report["map"][key]) for key in ("x", "y", "cluster", "source")} == {100}
+    documents = read(corpus / "train")
+    assigned_N = ClusterModel.load(tmp_path / "cluster_model").assign(
+        documents["text"].to_pylist(), [np.array(ids) for ids in documents["tokens"].to_pylist()])
+    np.testing.assert_array_equal(assigned_N, read(tmp_path / "assignments")["cluster"].to_numpy())
+
+
+def test_overlap_reaches_the_shards(corpus, model_dir, tmp_path):
+    summary = build(corpus, model_dir, tmp_path, overlap=0.5)
+    overlap = read(tmp_path / "assignments")["overlap"].to_pylist()
+    given = sum(map(len, overlap))
+    assert 0.25 * 240 < given < 0.75 * 240
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert sum(report["shard_tokens"]) > 1.2 * sum(entry["tokens"] for entry in summary["clusters"])
+
+
+def test_fewer_documents_than_clusters_is_told(model_dir, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=5, parts=2)
+    with pytest.raises(CorpusError, match=r"clusters.count: 6: the corpus has 5"):
+        build(corpus, model_dir, tmp_path, count=6)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_number_of_parts_changes_nothing(parts, model_dir, corpus, tmp_path):
+    other = write_corpus(tmp_path / "corpus", parts=parts)
+    one, two = (build(path, model_dir, tmp_path / str(i)) for i, path in enumerate((corpus, other)))
+    assert one == two
+    assert read(tmp_path / "0" / "assignments").equals(read(tmp_path / "1" / "assignments"))
+
+
+def test_the_sample_is_the_smallest_ids(corpus):
+    ids = sorted(read(corpus / "train")["id"].to_pylist())
+    assert first_documents(sorted((corpus / "train").glob("*")), 90)["id"].to_pylist() == ids[:90]
+
+
+def test_a_report_of_one_cluster_and_one_source():
+    sample = Sample(["a word", "another word"], ["x", "x"], np.eye(2, dtype=np.float32), np.zeros(2, np.int64))
+    report = cluster_report(sample, np.zeros((1, 2)), np.zeros(2, np.int64), np.array([3, 4]), np.zeros(2, np.int64))
+    assert report["nmi"] is None
+    assert report["silhouette"] is None
+    assert report["balance"] == 1
+    assert report["clusters"][0]["tokens"] == 7
+    assert silhouette(np.ones((1, 2), np.float32), np.zeros(1, np.int64)) is None
+
+
+@pytest.mark.skipif(not SMALL8.is_dir(), reason="the shared corpora are not here")
+def test_domains_of_real_text_are_found():
+    texts, sources = [], []
+    for name in sorted(SMALL8.glob("*.txt")):
+        text = name.read_text(encoding="utf-8")
+        chunks = [text[at : at + 1000] for at in range(0, len(text) - 999, 2000)]
+        texts += chunks
+        sources += [name.stem] * len(chunks)
+    x_ND = TfidfSvd.fit(texts, 32, 0).transform(texts, [])
+    fit = fit_kmeans_on_blocks([x_ND], x_ND, 8)
+    assert normalized_mutual_info_score(sources, squared_distances(x_ND, fit.centroids_KD).argmin(axis=1)) > 0.8

@@ -1,0 +1,136 @@
+"""Document vectors and the fitted cluster model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from clustering_corpus import VOCABULARY, WORDS, write_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from moedisco_ray.clustering import ClusterModel
+from moedisco_ray.clustering.vectors import HiddenState, MeanToken, TfidfSvd, load_vectoriser
+from moedisco_ray.errors import CheckpointError, CorpusError
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def documents():
+    generator = np.random.default_rng(0)
+    texts = [" ".join(generator.choice(words, n)) for words in WORDS.values() for n in (3, 9, 5, 40, 9, 1, 8, 7)]
+    return texts, [np.array([VOCABULARY[word] for word in text.split()], np.int32) for text in texts]
+
+
+def make(kind, model_dir, documents):
+    texts, tokens = documents
+    if kind == "mean_token":
+        return MeanToken.of_model(model_dir)
+    if kind == "tfidf_svd":
+        return TfidfSvd.fit(texts, 6, 0)
+    vectoriser = HiddenState(model_dir, 16)
+    vectoriser.centre(vectoriser.embed(texts, tokens))
+    return vectoriser
+
+
+KINDS = ["mean_token", "tfidf_svd", "hidden_state"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_loaded_gives_the_same_bits(kind, model_dir, documents, tmp_path):
+    vectoriser = make(kind, model_dir, documents)
+    vectoriser.save(tmp_path)
+    loaded = load_vectoriser(tmp_path)
+    x_ND = vectoriser.transform(*documents)
+    assert x_ND.dtype == np.float32
+    np.testing.assert_array_equal(loaded.transform(*documents), x_ND)
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vector_does_not_depend_on_its_company(kind, model_dir, documents):
+    vectoriser = make(kind, model_dir, documents)
+    texts, tokens = documents
+    together_ND = vectoriser.transform(texts, tokens)
+    for i in (0, 3, 5, 11):
+        np.testing.assert_array_equal(vectoriser.transform(texts[i:i + 1], tokens[i:i + 1])[0], together_ND[i])
+
+
+def test_mean_token_is_the_mean_of_the_embeddings(model_dir, documents):
+    table_VD = AutoModelForCausalLM.from_pretrained(model_dir).get_input_embeddings().weight.detach()
+    tokens = [*documents[1], np.empty(0, np.int32)]
+    x_ND = MeanToken.of_model(model_dir).transform([""] * len(tokens), tokens)
+    for x_D, ids in zip(x_ND[:-1], tokens[:-1], strict=True):
+        np.testing.assert_allclose(x_D, table_VD[torch.from_numpy(ids).long()].mean(dim=0).numpy(), atol=1e-6)
+    assert not x_ND[-1].any()
+
+
+def test_mean_token_reads_a_sharded_checkpoint_and_refuses_one_without_embedding(model_dir, documents, tmp_path):
+    tensors = load_file(model_dir / "model.safetensors")
+    save_file({"model.embed_tokens.weight": tensors["model.embed_tokens.weight"]}, tmp_path / "a.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.embed_tokens.weight": "a.safetensors"}}))
+    np.testing.assert_array_equal(
+        MeanToken.of_model(tmp_path).transform(*documents), MeanToken.of_model(model_dir).transform(*documents))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(CheckpointError, match="embed_tokens"):
+        MeanToken.of_model(tmp_path)
+
+
+def test_hidden_state_is_the_mean_last_hidden_state_of_the_first_tokens(model_dir, documents):
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    vectoriser = HiddenState(model_dir, 16)
+    raw_ND = vectoriser.embed(*documents)
+    for x_D, ids in zip(raw_ND, documents[1], strict=True):
+        with torch.no_grad():
+            states = model(torch.from_numpy(ids[:16]).long()[None], output_hidden_states=True).hidden_states[-1][0]
+        np.testing.assert_allclose(x_D, states.mean(dim=0).numpy(), atol=1e-5)
+    vectoriser.centre(raw_ND)
+    centred_ND = raw_ND - raw_ND.mean(axis=0)
+    np.testing.assert_allclose(
+        vectoriser.transform(*documents), centred_ND / np.linalg.norm(centred_ND, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_batches_of_hidden_states_differ_by_rounding_alone(model_dir, documents):
+    alone, batched = HiddenState(model_dir, 16), HiddenState(model_dir, 16)
+    batched._batch_tokens = 64    # what a GPU does
+    texts, tokens = [*documents[0], ""], [*documents[1], np.empty(0, np.int32)]
+    np.testing.assert_allclose(batched.embed(texts, tokens), alone.embed(texts, tokens), atol=1e-5)
+
+
+def test_tfidf_vectors_have_unit_length_and_tell_topics_apart(documents):
+    x_ND = TfidfSvd.fit(documents[0], 6, 0).transform([*documents[0], "unheard of"], [])
+    np.testing.assert_allclose(np.linalg.norm(x_ND[:-1], axis=1), 1, atol=1e-5)
+    assert not x_ND[-1].any()
+    cosine_NN = x_ND[:-1] @ x_ND[:-1].T
+    same_NN = np.repeat(np.arange(3), 8)[:, None] == np.repeat(np.arange(3), 8)
+    assert cosine_NN[same_NN].mean() > cosine_NN[~same_NN].mean() + 0.3
+
+
+def test_tfidf_needs_words():
+    with pytest.raises(CorpusError, match="no words"):
+        TfidfSvd.fit(["!", "?"], 4, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_cluster_model_assigns_equally(kind, model_dir, documents, tmp_path):
+    vectoriser = make(kind, model_dir, documents)
+    centroids_ED = vectoriser.transform(*documents)[[0, 9, 20]].astype(np.float64)
+    fitted = ClusterModel(vectoriser, centroids_ED, np.array([0.0, 5.0, 10.0]))
+    fitted.save(tmp_path / "cluster_model")
+    loaded = ClusterModel.load(tmp_path / "cluster_model")
+    np.testing.assert_array_equal(loaded.assign(*documents), fitted.assign(*documents))
+    assert loaded.assign(*documents)[[0, 9, 20]].tolist() == [0, 1, 2]
+    assert not loaded.assign(*documents, balanced=True).any()
+
+
+def test_an_unknown_kind_is_named(tmp_path):
+    (tmp_path / "vectoriser.json").write_text('{"kind": "word2vec"}')
+    with pytest.raises(CheckpointError, match="word2vec"):
+        load_vectoriser(tmp_path)

@@ -1,0 +1,300 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from moedisco_ray.config import FAMILIES, Architecture
+from moedisco_ray.errors import CheckpointError, RunError
+from moedisco_ray.export import continue_prompts, export, generate_samples
+from moedisco_ray.export import directory as export_directory
+from moedisco_ray.export.samples import _draw
+from moedisco_ray.model_map import ModelMap, hf_config, save_model, write_config
+
+VOCAB, POSITIONS, EXPERTS = 320, 48, 4
+TEXTS = ("def f(x): return x  # Größe 漢字", "hello world the cat sat on the mat")
+TOKENS = torch.arange(2 * 24).mul(31).remainder(VOCAB).view(2, 24)
+
+READER = """
+import sys
+from pathlib import Path
+import numpy, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+assert not any(name.startswith("moedisco") for name in sys.modules)
+tokens = torch.arange(2 * 24).mul(31).remainder(320).view(2, 24)
+for directory in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits
+    inputs = tokenizer("hello", return_tensors="pt", return_token_type_ids=False)
+    text = tokenizer.decode(model.generate(**inputs, max_new_tokens=3)[0])
+    assert text.startswith("hello"), text
+    numpy.save(Path(directory).parent / (Path(directory).name + ".npy"), logits.float().numpy())
+    print(model.dtype, *tokenizer("the cat <|endoftext|>").input_ids)
+"""
+
+REPORT = {
+    "name": "tiny", "seed": 3, "family": "qwen3_moe",
+    "stages": [{
+        "name": "seed", "pool": "low_memory", "workers": 1, "seconds": 12.0, "tokens": 1000, "worker_seconds": 12.0,
+        "dollars": 0.5, "loss": 3.25, "perplexity": 25.5, "bits_per_byte": 2.0}],
+    "totals": {
+        "tokens": 1000, "seconds": 12.0, "worker_seconds": 12.0, "dollars": 0.5, "full_training_dollars": 2.0,
+        "saved": 0.75},
+    "clusters": {"clusters": [{"documents": 7, "tokens": 99, "terms": ["a|b", "def"], "examples": []}]},
+    "evaluation": {
+        "perplexity": 21.5, "bits_per_byte": 1.75, "documents": 4, "tokens": 50,
+        "sources": [{"source": "code", "perplexity": 9.0, "bits_per_byte": 1.0, "documents": 4, "tokens": 50}],
+        "clusters": [{"cluster": 0, "perplexity": None, "bits_per_byte": None, "documents": 0, "tokens": 0}]},
+    "versions": {"torch": "2.x"},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_model(family, dtype=torch.float32, **changes):
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "moe_intermediate_size": 16, "num_experts": EXPERTS, "num_experts_per_tok": 2, "initializer_range": 0.3,
+        "rope_theta": 12_345.0, **changes}
+    torch.manual_seed(1)
+    config = hf_config(family, Architecture(**sizes), VOCAB, POSITIONS, 0)
+    config.dtype = dtype
+    return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(TEXTS * 5, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    directory = tmp_path_factory.mktemp("tokenizer")
+    named = dict.fromkeys(("eos_token", "bos_token", "pad_token"), "<|endoftext|>")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(directory)
+    return directory
+
+
+def names(directory):
+    found = []
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found += file.keys()
+    return found
+
+
+def save_fused(model, directory):
+    """As transformers holds it in memory, under the names it has there."""
+    directory.mkdir(parents=True)
+    save_file({key: tensor.clone() for key, tensor in model.state_dict().items()}, directory / "model.safetensors")
+    write_config(directory, model.config.to_dict())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tokenizer_dir):
+    """Models by name: every family, one in bf16 and shards, one tied, one that was stored in its fused form."""
+    root = tmp_path_factory.mktemp("exported")
+    built = {family: tiny_model(family) for family in FAMILIES}
+    built |= {
+        "bf16": tiny_model("qwen3_moe", torch.bfloat16), "tied": tiny_model("olmoe", tie_word_embeddings=True),
+        "fused": tiny_model("mixtral")}
+    for name, model in built.items():
+        if name == "fused":
+            save_fused(model, root / "trained" / name)
+        else:
+            save_model(model, root / "trained" / name, max_shard_bytes=20_000 if name == "bf16" else 2**30)
+        export(root / "trained" / name, tokenizer_dir, root / name, REPORT, prompts=("the cat", ""), sample_tokens=8)
+    return root, built
+
+
+def test_a_process_with_only_transformers_gets_the_same_logits(exported, tokenizer_dir):
+    root, built = exported
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    run = subprocess.run(
+        [sys.executable, "-c", READER, *(str(root / name) for name in built)], cwd=root, env=environment, check=False,
+        capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    ids = AutoTokenizer.from_pretrained(tokenizer_dir)("the cat <|endoftext|>").input_ids
+    for (name, model), line in zip(built.items(), run.stdout.splitlines(), strict=True):
+        with torch.no_grad():
+            expected = model(input_ids=TOKENS).logits.float().numpy()
+        np.testing.assert_array_equal(np.load(root / f"{name}.npy"), expected, err_msg=name)
+        assert line.split() == [str(model.dtype), *map(str, ids)]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "bf16", "tied", "fused"])
+def test_names_on_disk_are_classic_and_complete(exported, name):
+    root, built = exported
+    family = built[name].config.model_type
+    found = names(root / name)
+    block = "block_sparse_moe" if family == "mixtral" else "mlp"
+    parts = ("w1", "w2", "w3") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    experts = {
+        f"model.layers.{layer}.{block}.experts.{expert}.{part}.weight"
+        for layer in range(2) for expert in range(EXPERTS) for part in parts}
+    assert {key for key in found if ".experts." in key} == experts
+    assert f"model.layers.1.{block}.gate.weight" in found
+    assert not [key for key in found if "gate_up_proj" in key]
+    assert len(found) == len(set(found))
+
+
+def test_classic_weights_are_linked_and_fused_ones_are_not(exported):
+    root, _ = exported
+    linked = [root / "trained" / "bf16", root / "bf16"]
+    assert len(list(linked[1].glob("*.safetensors"))) > 1
+    for path in linked[0].glob("*.safetensors*"):
+        assert (linked[1] / path.name).read_bytes() == path.read_bytes()
+        assert path.suffix != ".safetensors" or (linked[1] / path.name).samefile(path)
+    assert not (root / "fused" / "model.safetensors").samefile(root / "trained" / "fused" / "model.safetensors")
+
+
+def test_where_links_do_not_work_files_are_copied(exported, tokenizer_dir, tmp_path, monkeypatch):
+    root, _ = exported
+
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    source = root / "trained" / "mixtral"
+    export(source, tokenizer_dir, tmp_path / "model", REPORT)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "bf16"])
+def test_configuration_says_what_readers_ask(exported, name):
+    root, built = exported
+    config = json.loads((root / name / "config.json").read_text())
+    assert config["architectures"] == [type(built[name]).__name__]
+    assert config["dtype"] == config["torch_dtype"] == str(built[name].dtype).removeprefix("torch.")
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 12_345.0
+    assert config["num_local_experts" if name == "mixtral" else "num_experts"] == EXPERTS
+    assert config["eos_token_id"] == 0
+    assert config["pad_token_id"] is None
+    generation = json.loads((root / name / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == generation["pad_token_id"] == 0
+    assert json.loads((root / name / "tokenizer_config.json").read_text())["model_max_length"] == POSITIONS
+
+
+def test_nothing_is_pickled(exported):
+    root, built = exported
+    suffixes = {path.suffix for name in built for path in (root / name).iterdir()}
+    assert suffixes == {".safetensors", ".json", ".md"}
+
+
+def test_parameters_are_counted(tmp_path, tokenizer_dir):
+    model = tiny_model("qwen2_moe")
+    save_model(model, tmp_path / "trained")
+    figures = export(tmp_path / "trained", tokenizer_dir, tmp_path / "model", REPORT)
+    assert figures["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert figures["parameters"] - figures["active_parameters"] == 2 * (EXPERTS - 2) * 3 * 32 * 16
+    assert figures["bytes"] > 4 * figures["parameters"]
+    assert figures["samples"] == []
+
+
+def test_the_card_holds_the_run(exported):
+    root, _ = exported
+    text = (root / "qwen3_moe" / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "transformers"
+    assert "| seed | low-memory | 1 | 1,000 | 12.0 s | $0.5000 | 3.2500 | 25.50 |" in body
+    assert "| 0 | 7 | 99 | a\\|b, def |" in body
+    assert "| code | 9.00 | 1.000 | 4 | 50 |" in body
+    assert "| cluster 0 | - | - | 0 | 0 |" in body
+    assert "    the cat" in body
+    code = body.split("```")[1]
+    assert len(code.strip().splitlines()) == 6      # the language, and five lines
+    compile(code.removeprefix("python"), "card", "exec")
+
+
+def test_the_lines_on_the_card_work(exported):
+    root, _ = exported
+    code = (root / "olmoe" / "README.md").read_text().split("```")[1].removeprefix("python")
+    printed = []
+    exec(code.replace("path/to/this/directory", str(root / "olmoe")), {"print": printed.append})
+    assert printed[0].startswith("The")
+
+
+def test_a_model_that_reloads_differently_is_an_error(exported, tokenizer_dir, tmp_path, monkeypatch):
+    root, _ = exported
+    load = export_directory.load_model
+
+    def broken(directory, dtype):
+        model = load(directory, dtype)
+        if directory == tmp_path / "model":
+            experts = model.model.layers[0].mlp.experts
+            with torch.no_grad():
+                experts.down_proj[[0, 1]] = experts.down_proj[[1, 0]]
+        return model
+
+    monkeypatch.setattr(export_directory, "load_model", broken)
+    with pytest.raises(RunError, match="logits"):
+        export(root / "trained" / "qwen3_moe", tokenizer_dir, tmp_path / "model", REPORT)
+
+
+def test_fused_names_are_an_error():
+    for family, key in (
+        ("mixtral", "model.layers.0.mlp.experts.gate_up_proj"), ("mixtral", "model.layers.0.mlp.gate.weight"),
+        ("olmoe", "model.layers.0.mlp.experts.down_proj"),
+    ):
+        with pytest.raises(CheckpointError, match=key):
+            export_directory.check_classic([key], ModelMap(family))
+
+
+def test_a_missing_expert_is_an_error(exported, tokenizer_dir, tmp_path):
+    root, built = exported
+    save_model(built["mixtral"], tmp_path / "trained", (
+        (key, tensor) for key, tensor in _canonical(root / "mixtral").items() if ".experts.3.w2" not in key))
+    with pytest.raises(CheckpointError, match="is missing"):
+        export(tmp_path / "trained", tokenizer_dir, tmp_path / "model", REPORT)
+
+
+def _canonical(directory):
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a safetensors file is no mapping
+
+
+def test_samples_are_the_same_every_time(exported, tokenizer_dir):
+    root, built = exported
+    prompts = ("the cat", "", "hello " * 60)
+    first = generate_samples(root / "olmoe", tokenizer_dir, prompts, 12, seed=5)
+    again = continue_prompts(built["olmoe"], AutoTokenizer.from_pretrained(tokenizer_dir), prompts, 12, 5)
+    assert first == again
+    assert [sample["prompt"] for sample in first] == list(prompts)
+    assert all(sample["text"] for sample in first)
+    assert generate_samples(root / "olmoe", tokenizer_dir, prompts, 12, seed=6) != first
+
+
+def test_samples_end_where_positions_end(exported, tokenizer_dir):
+    _, built = exported
+    lengths = []
+    handle = built["mixtral"].register_forward_hook(
+        lambda _module, args, _output: lengths.append(args[0].shape[1]))
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    continue_prompts(built["mixtral"], tokenizer, ("hello " * 60,), 1000, 0)
+    handle.remove()
+    assert sum(lengths) <= POSITIONS
+
+
+def test_draws_follow_the_probabilities():
+    logits = np.log(np.array([0.1, 0.6, 0.3])) * 0.7    # the temperature cancels
+    drawn = [_draw(logits, (i + 0.5) / 1000) for i in range(1000)]
+    assert [drawn.count(token) for token in range(3)] == [100, 600, 300]
+    assert _draw(np.zeros(100), 0.999999) == 39

@@ -1,0 +1,294 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from moedisco_ray.config import FAMILIES, Architecture, Optimizer, RunConfig
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.plan import (
+    GIB,
+    Plan,
+    build_plan,
+    count_parameters,
+    planned_vocab_size,
+    submodel_architecture,
+    tokenizer_vocab_size,
+    worker_memory,
+)
+from moedisco_ray.plan.cost import flops_per_token
+from moedisco_ray.plan.memory import activation_bytes_per_token
+
+VOCAB = 96
+# Qwen1.5-MoE-2.7B re-configured to four experts, as in the paper: a sub-model of it has 2.06 billion parameters.
+QWEN = {
+    "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632, "num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 151_936,
+}
+
+
+def hf_config(family, architecture, vocab_size=VOCAB):
+    sizes = architecture.model_dump(exclude={
+        "num_experts", "moe_intermediate_size", "shared_expert_intermediate_size", "vocab_size", "head_dim",
+        "max_position_embeddings", "rope_theta", "num_key_value_heads", "norm_topk_prob"})
+    sizes |= {"vocab_size": vocab_size, "num_key_value_heads": architecture.key_value_heads, "pad_token_id": None}
+    sizes["num_local_experts" if family == "mixtral" else "num_experts"] = architecture.num_experts
+    own = family in ("qwen2_moe", "qwen3_moe")
+    sizes["moe_intermediate_size" if own else "intermediate_size"] = architecture.moe_intermediate_size
+    if family == "qwen2_moe":
+        sizes["shared_expert_intermediate_size"] = (
+            architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size)
+    if family in ("qwen3_moe", "mixtral"):
+        sizes["head_dim"] = architecture.head_size
+    return AutoConfig.for_model(family, **sizes)
+
+
+def hf_counts(family, architecture):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_config(family, architecture))
+    counts = dict.fromkeys(("embedding", "attention", "norms", "router", "experts", "shared_expert", "head"), 0)
+    for name, tensor in model.named_parameters():
+        role = next(role for part, role in (
+            ("shared_expert", "shared_expert"), ("experts", "experts"), (".gate.", "router"), ("norm", "norms"),
+            ("self_attn", "attention"), ("embed", "embedding"), ("lm_head", "head")) if part in name)
+        counts[role] += tensor.numel()
+    return counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", [
+    {}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}, {"num_experts": 6, "num_experts_per_tok": 3},
+    {"head_dim": 16}, {"shared_expert_intermediate_size": 40},
+], ids=str)
+def test_parameters_equal_the_hugging_face_models(family, changes):
+    if "head_dim" in changes and family not in ("qwen3_moe", "mixtral"):
+        pytest.skip("the family ties head_dim to hidden_size")
+    if "shared_expert_intermediate_size" in changes and family != "qwen2_moe":
+        pytest.skip("the family has no shared expert")
+    architecture = Architecture(hidden_size=32, num_hidden_layers=2, moe_intermediate_size=24, **changes)
+    for shape in (architecture, submodel_architecture(architecture, 2)):
+        ours = count_parameters(family, shape, VOCAB)
+        theirs = hf_counts(family, shape)
+        assert {role: getattr(ours, role) for role in theirs} == theirs
+        assert ours.total == sum(theirs.values())
+        assert ours.active == ours.total - theirs["experts"] * (1 - shape.num_experts_per_tok / shape.num_experts)
+
+
+def test_a_submodel_has_its_share_of_experts_and_no_larger_top_k():
+    whole = Architecture(num_experts=12, num_experts_per_tok=4)
+    assert [(s.num_experts, s.num_experts_per_tok) for s in (submodel_architecture(whole, c) for c in (1, 2, 6, 12))] == [
+        (12, 4), (6, 4), (2, 2), (1, 1)]
+
+
+def saved_bytes(family, architecture, tokens, dtype, autocast):
+    model = AutoModelForCausalLM.from_config(hf_config(family, architecture, 64)).to(dtype)
+    storages = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, nn.Parameter) and tensor.untyped_storage().data_ptr() not in weights:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    ids = torch.arange(tokens)[None] % 64
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(
+            "cpu", torch.bfloat16, enabled=autocast):
+        hidden = model.model(input_ids=ids).last_hidden_state
+    assert hidden.requires_grad
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_activations_are_what_autograd_saves(family, dtype):
+    torch.set_num_threads(1)
+    # Added layers and tokens, so that what is saved once (masks, rotary tables, the last norm) cancels out.
+    small = Architecture(
+        hidden_size=64, num_hidden_layers=1, moe_intermediate_size=96, num_experts=4, num_experts_per_tok=2,
+        num_key_value_heads=2)
+    large = small.model_copy(update={"num_hidden_layers": 3})
+    tokens, width = 128, torch.finfo(dtype).bits // 8
+    measured = saved_bytes(family, large, tokens, dtype, autocast=False) - saved_bytes(family, small, tokens, dtype, autocast=False)
+    planned = tokens * (
+        activation_bytes_per_token(family, large, 64, width, checkpointing=False)
+        - activation_bytes_per_token(family, small, 64, width, checkpointing=False))
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_the_others():
+    one, many = Architecture(num_hidden_layers=1), Architecture(num_hidden_layers=9)
+    def cost(shape, checkpointing):
+        return activation_bytes_per_token("qwen3_moe", shape, VOCAB, 2, checkpointing=checkpointing)
+    assert cost(many, checkpointing=True) - cost(one, checkpointing=True) == 8 * 2 * 256
+    assert cost(many, checkpointing=True) < cost(many, checkpointing=False) / 4
+
+
+@pytest.mark.parametrize(("state", "sizes"), [("fp32", (4, 4, 8)), ("bf16", (2, 2, 4))])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_state_bytes_per_parameter(state, sizes, workers):
+    shape = Architecture()
+    total = count_parameters("qwen3_moe", shape, 1000).total
+    memory = worker_memory(
+        "qwen3_moe", shape, 1000, Optimizer(state=state), sequence_length=1024, gpu=1, workers=workers)
+    assert total % workers == 0
+    assert (memory.weights, memory.gradients, memory.optimizer) == tuple(size * total // workers for size in sizes)
+    assert memory.total == sum(memory.parts.values())
+
+
+def test_copies_for_low_precision_arithmetic():
+    shape = Architecture()
+    parameters = count_parameters("qwen3_moe", shape, 1000)
+    def copies(gpu, workers=1, **settings):
+        return worker_memory(
+            "qwen3_moe", shape, 1000, Optimizer(**settings), sequence_length=1024, gpu=gpu, workers=workers).compute_copies
+    assert copies(0) == 0
+    assert copies(1) == 2 * parameters.total  # autocast
+    assert copies(1, state="bf16") == 0
+    assert copies(1, workers=2) == 2 * 2 * parameters.largest_block  # a gathered block and its gradient
+
+
+def config(**sections):
+    base = {
+        "name": "x", "corpus": {"sources": [{"path": "embedded"}]},
+        "model": {"family": "qwen2_moe", "config": QWEN}, "pools": {"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}},
+    }
+    return RunConfig.model_validate(base | sections)
+
+
+def with_settings(value, assignments):
+    raw = value.model_dump(mode="json")
+    for assignment in assignments:
+        path, _, text = assignment.partition("=")
+        node = raw
+        *parents, last = path.split(".")
+        for part in parents:
+            node = node[part]
+        node[last] = json.loads(text) if text in ("true", "false") or text.isdigit() else text
+    return RunConfig.model_validate(raw)
+
+
+def test_two_billion_parameters_in_fp32_do_not_fit_24_gb_and_the_remedy_makes_them_fit():
+    plan = build_plan(config(submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1}}))
+    stage = next(stage for stage in plan.stages if stage.stage == "submodels")
+    assert stage.parameters.total == pytest.approx(2.06e9, rel=0.01)
+    assert not stage.fits
+    assert not plan.fits
+    assert stage.memory.weights + stage.memory.gradients + stage.memory.optimizer == 16 * stage.parameters.total > 24 * GIB
+    assert stage.remedy.settings == ("submodels.optimizer.state=bf16",)
+
+
+def test_the_cheapest_setting_is_tried_first():
+    plan = build_plan(config(submodels={"optimizer": {"batch_tokens": 65_536, "state": "bf16"}}))
+    assert plan.stages[0].remedy.settings == ("submodels.optimizer.micro_batch=1",)
+
+
+def test_too_small_a_card_is_told_how_much_it_would_take():
+    plan = build_plan(config(pools={"low_memory": {"memory_gb": 2}, "high_memory": {"memory_gb": 80}}))
+    remedy = plan.stages[0].remedy
+    assert not remedy.fits
+    assert "clusters.count" not in " ".join(remedy.settings)  # as many clusters as experts already
+    assert f"a worker would need {remedy.memory_gb:.0f}" in str(remedy) or remedy.memory_gb > 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    low=st.integers(4, 64), high=st.integers(8, 80), clusters=st.sampled_from((1, 2, 4, 8)), state=st.sampled_from(("fp32", "bf16")),
+    sequences=st.sampled_from((1, 6, 16, 64)), layers=st.integers(1, 24))
+def test_applying_a_remedy_makes_every_stage_fit(low, high, clusters, state, sequences, layers):
+    sizes = QWEN | {"num_experts": 8, "num_hidden_layers": layers}
+    optimizer = {"batch_tokens": 1024 * sequences, "state": state}
+    before = config(
+        model={"family": "qwen2_moe", "config": sizes}, clusters={"count": clusters}, submodels={"optimizer": optimizer},
+        finetune={"optimizer": optimizer},
+        pools={"low_memory": {"memory_gb": low, "gpu": 1}, "high_memory": {"memory_gb": high, "gpu": 1}})
+    stages = build_plan(before).stages
+    chosen = dict.fromkeys(s for stage in stages if stage.remedy and stage.remedy.fits for s in stage.remedy.settings)
+    after = {stage.stage: stage for stage in build_plan(with_settings(before, chosen)).stages}
+    for stage in stages:
+        assert (stage.remedy is None) == stage.fits
+        if stage.remedy is not None:
+            assert after[stage.stage].fits == stage.remedy.fits
+            if stage.remedy.fits:
+                assert after[stage.stage].memory.total == pytest.approx(stage.remedy.memory_gb * GIB)
+
+
+def test_hours_and_dollars_by_hand():
+    plan = build_plan(config(
+        tokens={"total": 1_000_000_000, "seed_share": 0.25, "finetune_share": 0.25},
+        pools={
+            "low_memory": {"price_per_hour": 0.5, "speed": 0.5, "max_workers": 3},
+            "high_memory": {"price_per_hour": 2.0, "speed": 1.0, "workers": 2}}))
+    seed, submodels, finetune = plan.stages
+    per_second = 312e12 * 0.35
+    flops = 6 * seed.parameters.multiplied + 12 * 24 * 2048 * 1024
+    hours = flops * 250_000_000 / (per_second * 0.5) / 3600
+    assert seed.cost.hours == pytest.approx(hours)
+    assert seed.cost.dollars == pytest.approx(hours * 0.5)
+    assert submodels.cost.worker_hours == pytest.approx(2 * hours)
+    assert submodels.cost.waves == 2  # four sub-models, three at once
+    assert submodels.cost.hours == pytest.approx(2 * (2 * hours / 4))
+    whole = 6 * plan.parameters.multiplied + 12 * 24 * 2048 * 1024
+    assert finetune.cost.worker_hours == pytest.approx(whole * 250_000_000 / per_second / 3600)
+    assert finetune.cost.hours == pytest.approx(finetune.cost.worker_hours / 2)
+    assert plan.full_training.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
+    assert plan.dollars == pytest.approx(sum(stage.cost.dollars for stage in plan.stages))
+    assert plan.saved_percent == pytest.approx(100 * (1 - plan.dollars / plan.full_training.dollars))
+
+
+def test_recomputing_costs_a_third_more():
+    shape = Architecture()
+    parameters = count_parameters("qwen3_moe", shape, 100)
+    plain, recomputed = (flops_per_token(parameters, shape, 128, checkpointing=on) for on in (False, True))
+    assert recomputed == pytest.approx(plain * 4 / 3)
+
+
+def test_a_run_without_a_seed_phase_has_no_seed_stage_and_free_pools_save_nothing():
+    plan = build_plan(config(
+        tokens={"seed_share": 0}, clusters={"vectors": "mean_token"},
+        pools={"low_memory": {"price_per_hour": 0}, "high_memory": {"price_per_hour": 0}}))
+    assert [stage.stage for stage in plan.stages] == ["submodels", "finetune"]
+    assert plan.saved_percent is None
+
+
+def test_a_plan_survives_json():
+    plan = build_plan(config())
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert json.loads(plan.model_dump_json())["stages"][0]["memory"]["total"] == plan.stages[0].memory.total
+
+
+@pytest.mark.parametrize(("name", "content", "size"), [
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<|end|>"}]}, 3),
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "e": 7}}, "added_tokens": []}, 8),
+    ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]]}}, 2),
+    ("vocab.json", {"a": 0, "b": 1, "c": 2}, 3),
+], ids=["added", "gap", "unigram", "vocab"])
+def test_vocabulary_of_a_tokeniser_on_disk(tmp_path, name, content, size):
+    (tmp_path / name).write_text(json.dumps(content))
+    assert tokenizer_vocab_size(tmp_path) == size
+
+
+@pytest.mark.parametrize("content", [None, "no json", "{}", '{"model": {}}'])
+def test_a_directory_without_a_tokeniser_is_told(tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"tokenizer\.path"):
+        tokenizer_vocab_size(tmp_path)
+
+
+def test_a_tokeniser_larger_than_the_model_is_told():
+    with pytest.raises(ConfigError, match=r"model\.config\.vocab_size: 512: is less than the tokeniser's 8192"):
+        planned_vocab_size(config(model={"config": {"vocab_size": 512}}))
+    assert planned_vocab_size(config(model={"config": {"vocab_size": 9000}})) == 9000
+    assert planned_vocab_size(config(model={"config": {}}, tokenizer={"train_vocab_size": 700})) == 700
+
+
+def test_a_checkpoint_brings_its_sizes(tmp_path):
+    shape = Architecture(hidden_size=32, num_hidden_layers=2, moe_intermediate_size=24)
+    hf_config("olmoe", shape).save_pretrained(tmp_path)
+    plan = build_plan(config(
+        model={"family": "olmoe", "init": {"checkpoint": str(tmp_path)}}, tokens={"seed_share": 0}))
+    assert plan.vocab_size == VOCAB
+    assert plan.parameters == count_parameters("olmoe", shape, VOCAB)

@@ -1,0 +1,218 @@
+"""Routers of the merged model, and the scale trap: experts trained at weight 1 must not be used at less."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config
+
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.config import FAMILIES
+from moedisco_ray.decompose import with_seed, write_submodels
+from moedisco_ray.errors import CheckpointError
+from moedisco_ray.merge import build_merged, calibrate, merge, merge_weights
+from moedisco_ray.model_map import (
+    ModelMap,
+    canonical_shapes,
+    differences,
+    load_model,
+    moe_blocks,
+    open_checkpoint,
+    random_source,
+    submodel_config,
+    write_checkpoint,
+)
+
+CLUSTERS = 4
+SCALED = ("qwen2_moe", "qwen3_moe", "olmoe")
+
+
+def batches(documents=24, seed=0):
+    """Documents whose tokens come from their cluster's own quarter of the vocabulary, in two batches."""
+    random = np.random.Generator(np.random.Philox(key=seed))
+    cluster = np.arange(documents) % CLUSTERS
+    tokens = random.integers(0, VOCAB // CLUSTERS, (documents, LENGTH)) + cluster[:, None] * (VOCAB // CLUSTERS)
+    half = documents // 2
+    return [(tokens[:half], cluster[:half]), (tokens[half:], cluster[half:])]
+
+
+def experts_of_one_seed(config, group, path):
+    """Sub-models that all equal one seed, on disk."""
+    seed = {key: tensor * (1.0 if key.endswith("norm.weight") else 0.3)
+            for key, tensor in random_tensors(submodel_config(config, group), seed=3).items()}
+    whole = with_seed(seed, random_source(config, 1), model_map(config))
+    write_submodels(whole, config, expert_total(config) // group, path)
+    return sorted(path.iterdir())
+
+
+def expert_total(config):
+    return config[ModelMap(config["model_type"]).family.num_experts_field]
+
+
+def merged(config, parts, path, data=None, **settings):
+    chosen = {"router": "ridge", "match_scale": True, "seed": 0} | settings
+    report = build_merged(parts, config, merge_weights("uniform", [1] * len(parts)), data or batches(), path, **chosen)
+    return load_model(path).eval(), report
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(torch.as_tensor(tokens)).logits
+
+
+@pytest.mark.parametrize("router", ["ridge", "concat"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_normalised_weights_keep_the_branches_logits(family, router, tmp_path):
+    config = tiny_config(family, CLUSTERS)
+    parts = experts_of_one_seed(config, 1, tmp_path / "parts")
+    model, report = merged(config, parts, tmp_path / "merged", router=router)
+    tokens = batches(8, seed=1)[0][0]
+    torch.testing.assert_close(logits(model, tokens), logits(load_model(parts[0]), tokens), rtol=1e-5, atol=2e-6)
+    assert [entry["scale"] for entry in report["layers"]] == [1.0, 1.0]
+
+
+def routed_norm(model, tokens, layer):
+    """Mean norm of what the routed experts of a layer add, on the model's own hidden states."""
+    seen = []
+    block = moe_blocks(model)[layer]
+    handle = block.experts.register_forward_hook(lambda _m, _i, output: seen.append(output.norm(dim=-1).mean()))
+    logits(model, tokens)
+    handle.remove()
+    return float(seen[0])
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("family", SCALED)
+def test_unnormalised_weights_keep_the_branches_output_scale_only_when_matched(family, group, tmp_path):
+    config = tiny_config(family, CLUSTERS * group, norm_topk_prob=False)
+    data = batches(48)
+    parts = experts_of_one_seed(config, group, tmp_path / "parts")
+    tokens = np.concatenate([tokens for tokens, _ in data])
+    branch = routed_norm(load_model(parts[0]).eval(), tokens, 0)
+    matched, report = merged(config, parts, tmp_path / "matched", data)
+    left, _ = merged(config, parts, tmp_path / "left", data, match_scale=False)
+    assert report["layers"][0]["scale"] > 1.1
+    assert routed_norm(left, tokens, 0) < 0.9 * branch
+    # With one expert per group all experts are equal and the scale is the only difference; with more, which of the group's
+    # experts is chosen differs too, so only its order of magnitude is a law.
+    tolerance = 0.01 if group == 1 else 0.25
+    assert routed_norm(matched, tokens, 0) == pytest.approx(branch, rel=tolerance)
+    if group == 1:
+        reference = logits(load_model(parts[0]), tokens)
+        error = {name: float((logits(model, tokens) - reference).norm() / reference.norm())
+                 for name, model in (("matched", matched), ("left", left))}
+        assert error["matched"] < 0.75 * error["left"]
+
+
+def separate_branches(config, path):
+    """Sub-models with a common backbone and experts of their own, one per cluster."""
+    write_submodels(random_tensors(config, seed=2), config, CLUSTERS, path)
+    return sorted(path.iterdir())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_routers_from_data_send_documents_to_their_own_experts(family, tmp_path):
+    config = tiny_config(family, CLUSTERS, hidden_size=64)
+    parts = separate_branches(config, tmp_path / "parts")
+    accuracy = {}
+    for router in ("ridge", "centroid", "random"):
+        model, report = merged(config, parts, tmp_path / router, router=router)
+        accuracy[router] = [entry["accuracy"] for entry in report["layers"]]
+        for entry in report["layers"]:
+            assert sum(entry["load_E"]) == pytest.approx(1)
+            assert sum(entry["group_load_C"]) == pytest.approx(1)
+            assert len(entry["load_E"]) == CLUSTERS
+        assert next(model.parameters()).dtype == torch.float32
+    assert min(accuracy["ridge"]) > 0.8
+    assert min(accuracy["centroid"]) > 0.45      # chance is 0.25
+    assert max(accuracy["random"]) < 0.45
+
+
+def test_the_reported_accuracy_and_load_are_those_of_the_written_model(tmp_path):
+    config = tiny_config("qwen3_moe", 2 * CLUSTERS, norm_topk_prob=False)
+    parts = separate_branches(config, tmp_path / "parts")
+    model, report = merged(config, parts, tmp_path / "merged")
+    chosen = {layer: [] for layer in (0, 1)}
+    for layer, block in moe_blocks(model).items():
+        block.gate.register_forward_hook(lambda _m, _i, output, layer=layer: chosen[layer].append(output[2]))
+    clusters = []
+    for tokens, cluster in batches():
+        logits(model, tokens)
+        clusters.append(np.repeat(cluster, LENGTH))
+    for layer, entry in enumerate(report["layers"]):
+        selected = torch.cat(chosen[layer])
+        load = torch.bincount(selected.flatten(), minlength=2 * CLUSTERS).double()
+        torch.testing.assert_close(torch.tensor(entry["load_E"], dtype=torch.float64), load / load.sum(), atol=5e-3, rtol=0)
+        hits = (selected[:, 0] // 2).numpy() == np.concatenate(clusters)
+        assert entry["accuracy"] == pytest.approx(hits.mean(), abs=5e-3)
+
+
+def test_only_routers_and_rescaled_projections_differ_from_the_plain_merge(tmp_path):
+    config = tiny_config("qwen3_moe", CLUSTERS, norm_topk_prob=False, mlp_only_layers=[1], num_hidden_layers=3)
+    parts = separate_branches(config, tmp_path / "parts")
+    plain = dict(merge([open_checkpoint(part) for part in parts], model_map(config), [0.25] * 4))
+    _, report = merged(config, parts, tmp_path / "merged")
+    names = model_map(config)
+    expected = [names.router_key(layer) for layer in (0, 2)]
+    expected += [names.expert_key(layer, e, "down") for layer in (0, 2) for e in range(CLUSTERS)]
+    assert differences(plain, open_checkpoint(tmp_path / "merged")) == sorted(expected)
+    for entry in report["layers"]:
+        key = names.expert_key(entry["layer"], 1, "down")
+        torch.testing.assert_close(open_checkpoint(tmp_path / "merged")[key], plain[key] * entry["scale"])
+    assert [entry["layer"] for entry in report["layers"]] == [0, 2]
+    assert read_json(tmp_path / "merged/merge.json") == report
+    assert {entry["key"] for entry in report["tensors"]} == set(plain)
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["config.json", "merge.json", "model.safetensors"]
+
+
+def test_concat_with_normalised_weights_is_the_plain_merge(tmp_path):
+    config = tiny_config("olmoe", CLUSTERS)
+    parts = separate_branches(config, tmp_path / "parts")
+    merged(config, parts, tmp_path / "merged", router="concat")
+    assert differences(random_tensors(config, seed=2), open_checkpoint(tmp_path / "merged")) == []
+
+
+def test_the_same_seed_gives_the_same_bits_and_groups_share_their_direction(tmp_path):
+    config = tiny_config("qwen3_moe", 2 * CLUSTERS)
+    parts = separate_branches(config, tmp_path / "parts")
+    for name in ("one", "two"):
+        merged(config, parts, tmp_path / name)
+    one, two = open_checkpoint(tmp_path / "one"), open_checkpoint(tmp_path / "two")
+    assert differences(one, two) == []
+    own = random_tensors(config, seed=2)
+    key = model_map(config).router_key(0)
+    moved = (one[key] - own[key]).view(CLUSTERS, 2, -1)
+    torch.testing.assert_close(moved[:, 0], moved[:, 1], rtol=1e-4, atol=1e-5)
+    assert moved.abs().max() > 0.01
+
+
+def test_wrong_inputs_are_told(tmp_path):
+    config = tiny_config("qwen3_moe", CLUSTERS)
+    parts = separate_branches(config, tmp_path / "parts")
+    model = load_model(parts[0])
+    with pytest.raises(CheckpointError, match="no calibration data"):
+        calibrate(model, 1, [], "ridge", match_scale=True, seed=0)
+    with pytest.raises(CheckpointError, match="names a cluster"):
+        calibrate(model, 1, batches(), "ridge", match_scale=True, seed=0)
+    with pytest.raises(CheckpointError):
+        merged(tiny_config("qwen3_moe", 2 * CLUSTERS), parts, tmp_path / "merged")
+    other = tiny_config("olmoe", CLUSTERS)
+    write_checkpoint(tmp_path / "olmoe", random_tensors(other).items(), other)
+    with pytest.raises(CheckpointError, match="family"):
+        merged(config, [*parts[:3], tmp_path / "olmoe"], tmp_path / "merged")
+
+
+def test_the_model_is_left_as_it_was_but_for_its_routers(tmp_path):
+    config = tiny_config("mixtral", CLUSTERS)
+    write_checkpoint(tmp_path, random_tensors(config).items(), config)
+    model = load_model(tmp_path).train()
+    calibrate(model, CLUSTERS, batches(), "ridge", match_scale=True, seed=0)
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert canonical_shapes(model.config).keys() == random_tensors(config).keys()

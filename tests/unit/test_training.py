@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed import checkpoint as dcp
+from transformers import AutoModelForCausalLM
+
+from moedisco_ray.config import Architecture, Optimizer
+from moedisco_ray.errors import CorpusError, RunDirError, TrainingError
+from moedisco_ray.events import Event
+from moedisco_ray.model_map import check_same, hf_config, open_checkpoint, save_model, skeleton
+from moedisco_ray.objective import routers
+from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
+from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, learning_rate, steps_for, train
+from moedisco_ray.training.optimizer import RoundingAdamW, adamw
+from moedisco_ray.training.sharding import trainable
+
+L, V, BATCH = 16, 64, 6
+RECIPE = Optimizer(lr=3e-3, batch_tokens=BATCH * L, schedule="cosine", warmup=0.2)
+
+
+def never() -> bool:
+    return False
+
+
+def ignore(event: Event) -> None:
+    pass
+
+
+def write_tiny(directory: Path, experts: int, *, tied: bool = False, router_std: float = 0.1) -> None:
+    sizes = Architecture(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=experts,
+        num_experts_per_tok=min(2, experts), tie_word_embeddings=tied)
+    config = hf_config("qwen3_moe", sizes, V, L, 0)
+    torch.manual_seed(0)
+    model = type(skeleton(config))(config)
+    for router in routers(model).values():
+        torch.nn.init.normal_(router.weight, std=router_std)
+    save_model(model, directory)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("training")
+    torch.set_num_threads(1)
+    rng = np.random.Generator(np.random.Philox(key=[1, 2]))
+    # A walk with small steps: there is something to learn.
+    documents = [np.cumsum(rng.integers(0, 3, size=80)) % (V - 1) + 1 for _ in range(20)]
+    write_packed(home / "shard", [documents], 0, V)
+    write_tiny(home / "moe", 4)
+    write_tiny(home / "dense", 1)
+    write_tiny(home / "tied", 4, tied=True)
+    write_tiny(home / "skewed", 4, router_std=1.0)
+    return home
+
+
+@pytest.fixture
+def job(home: Path, tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        stage="finetune", name="finetune", model=home / "moe", shards=(home / "shard",), output=tmp_path / "out",
+        checkpoints=tmp_path / "steps", steps=8, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, keep=2, seed=5,
+        load_balance=0.02, z_loss=0.01, log_every=2)
+
+
+def variant(job: TrainJob, name: str, **changes: Any) -> TrainJob:
+    return dataclasses.replace(
+        job, output=job.output.with_name(f"{name}-out"), checkpoints=job.checkpoints.with_name(f"{name}-steps"), **changes)
+
+
+def run(job: TrainJob, emit: Callable[[Event], None] = ignore, stop: Callable[[], bool] = never) -> TrainResult:
+    return train(job, World(), emit, stop)
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    asked = iter(range(1, 10_000))
+    return lambda: next(asked) >= steps
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(open_checkpoint(directory))
+
+
+class Killed(Exception):  # noqa: N818 - what happens to the process, not an error of ours
+    pass
+
+
+def kill_at(step: int) -> Callable[[Event], None]:
+    def emit(event: Event) -> None:
+        if event.data["step"] >= step:
+            raise Killed
+    return emit
+
+
+# --- the schedule
+
+
+@given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["constant", "cosine"]))
+def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, schedule: str) -> None:
+    recipe = Optimizer(lr=0.5, warmup=warmup, schedule=schedule)
+    rates = [learning_rate(step, steps, recipe) for step in range(steps)]
+    assert all(0 < rate <= 0.5 for rate in rates)
+    ramp = math.ceil(warmup * steps)
+    assert rates[:ramp] == pytest.approx([0.5 * (i + 1) / ramp for i in range(ramp)])
+    after = rates[ramp:]
+    assert after == sorted(after, reverse=True)
+    if after:
+        assert after[0] == pytest.approx(0.5)
+    if schedule == "constant":
+        assert set(after) <= {0.5}
+    elif len(after) > 1:
+        assert after[-1] == pytest.approx(0.05)
+
+
+def test_cosine_is_halfway_in_the_middle() -> None:
+    assert learning_rate(50, 101, Optimizer(lr=1.0, schedule="cosine")) == pytest.approx(0.55)
+
+
+def test_steps_for_a_token_budget() -> None:
+    assert [steps_for(n, Optimizer(batch_tokens=100)) for n in (1, 99, 100, 250)] == [1, 1, 1, 2]
+
+
+# --- the loop
+
+
+def reference_losses(job: TrainJob, directory: Path) -> list[float]:
+    """The same training in plain PyTorch: whole batch at once, unfused AdamW, Hugging Face's own loss."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()
+    trained = [p for name, p in model.named_parameters() if not name.endswith("mlp.gate.weight") or len(p) > 1]
+    optimizer = torch.optim.AdamW([
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": job.optimizer.weight_decay},
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+    ], betas=job.optimizer.betas, foreach=False)
+    stream = TokenStream(job.shards, L)
+    losses = []
+    fractions = torch.full((2, 4), 0.5)
+    for step in range(job.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, job.steps, job.optimizer)
+        rows = torch.from_numpy(np.stack([stream.window(int(i)) for i in batch_indices(job.seed, step, BATCH, len(stream))]))
+        out = model(input_ids=rows[:, :-1], output_router_logits=job.load_balance > 0, use_cache=False)
+        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), rows[:, 1:].flatten())
+        total = loss
+        if job.load_balance:
+            chosen = [logits.softmax(-1).topk(2).indices for logits in out.router_logits]
+            for layer, logits in enumerate(out.router_logits):
+                balance = 4 * (fractions[layer] * logits.softmax(-1).mean(0)).sum()
+                total = total + (job.load_balance * balance + job.z_loss * logits.logsumexp(-1).square().mean()) / 2
+            fractions = torch.stack([torch.bincount(c.flatten(), minlength=4) / len(c) for c in chosen])
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, job.optimizer.clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_equals_a_plain_pytorch_loop_step_by_step_on_a_moe(job: TrainJob) -> None:
+    assert run(job).losses == pytest.approx(reference_losses(job, job.model), rel=1e-5)
+
+
+def test_equals_a_plain_pytorch_loop_on_a_one_expert_submodel(job: TrainJob, home: Path) -> None:
+    dense = dataclasses.replace(job, model=home / "dense", load_balance=0.0, z_loss=0.0)
+    assert run(dense).losses == pytest.approx(reference_losses(dense, home / "dense"), rel=1e-5)
+    before, after = weights(home / "dense"), weights(dense.output)
+    gates = [key for key in before if key.endswith("mlp.gate.weight")]
+    assert len(gates) == 2
+    assert all(torch.equal(before[key], after[key]) for key in gates), "weight decay shrank a router without gradient"
+    assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+
+
+def test_learns_and_reports(job: TrainJob) -> None:
+    events: list[Event] = []
+    job = dataclasses.replace(job, steps=41, log_every=10, checkpoint_every=100)
+    result = run(job, events.append)
+    assert result.finished
+    assert (result.steps, result.tokens, len(result.losses), result.restored_step) == (41, 41 * BATCH * L, 41, 0)
+    assert result.loss == pytest.approx(np.mean(result.losses[-2:]))
+    assert result.loss < result.losses[0] - 0.5
+    assert [(e.type, e.stage, e.unit, e.data["step"]) for e in events] == [
+        ("progress", "finetune", "finetune", step) for step in (10, 20, 30, 40, 41)]
+    assert [e.data["loss"] for e in events] == pytest.approx(
+        [np.mean(result.losses[i:min(i + 10, 41)]) for i in range(0, 41, 10)])
+    assert set(events[0].data) == {"step", "steps", "tokens", "loss", "lr", "grad_norm", "tokens_per_second"}
+    assert all(math.isfinite(value) and value > 0 for e in events for value in e.data.values())
+
+
+def test_output_is_a_hugging_face_directory_in_classic_names(job: TrainJob) -> None:
+    run(job)
+    keys = set(weights(job.output))
+    assert "model.layers.1.mlp.experts.3.gate_proj.weight" in keys
+    assert keys == set(weights(job.model))
+    assert [p.name for p in job.output.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_tied_head_is_written_once(job: TrainJob, home: Path) -> None:
+    run(dataclasses.replace(job, model=home / "tied", steps=2))
+    written = weights(job.output)
+    assert "lm_head.weight" not in written
+    assert not torch.equal(written["model.embed_tokens.weight"], weights(home / "tied")["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("changes", [
+    {"micro_batch": 1}, {"micro_batch": 4}, {"gradient_checkpointing": True}, {"micro_batch": 4, "gradient_checkpointing": True}])
+def test_neither_micro_batch_nor_checkpointing_changes_the_result(job: TrainJob, changes: dict[str, Any]) -> None:
+    whole = run(job)
+    parts = variant(job, "parts", optimizer=RECIPE.model_copy(update=changes))
+    assert run(parts).losses == pytest.approx(whole.losses, rel=1e-5)
+    torch.testing.assert_close(weights(parts.output), weights(job.output), rtol=1e-3, atol=2e-5)
+
+
+def test_the_router_losses_change_the_training(job: TrainJob) -> None:
+    with_losses = run(job).losses
+    assert run(variant(job, "without", load_balance=0.0)).losses != with_losses
+    assert run(variant(job, "no-z", z_loss=0.0)).losses != with_losses
+
+
+def test_load_balance_balances(job: TrainJob, home: Path) -> None:
+    job = dataclasses.replace(job, model=home / "skewed", steps=60, checkpoint_every=100)
+    spread = []
+    for name, weight in (("none", 0.0), ("some", 0.5)):
+        trial = variant(job, name, load_balance=weight, z_loss=1e-9)
+        run(trial)
+        progress = checkpoint.latest(trial.checkpoints)
+        assert progress is not None
+        fractions = np.array(checkpoint.read_json(progress / "progress.json")["fractions_NE"])
+        spread.append(fractions.std())
+    assert spread[1] < 0.6 * spread[0], spread
+
+
+# --- interruptions
+
+
+@pytest.mark.parametrize("state", ["fp32", "bf16"])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob, step: int, state: str) -> None:
+    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"state": state}))
+    whole = run(variant(job, "whole"))
+    halted = run(job, stop=stop_after(step))
+    assert (halted.finished, halted.steps, job.output.exists()) == (False, step, False)
+    assert halted.losses == whole.losses[:step]
+    resumed = run(job)
+    assert (resumed.finished, resumed.restored_step, resumed.losses) == (True, step, whole.losses)
+    check_same(weights(job.output), weights(job.output.with_name("whole-out")))
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob) -> None:
+    whole = run(variant(job, "whole"))
+    with pytest.raises(Killed):
+        run(dataclasses.replace(job, log_every=1), kill_at(5))
+    resumed = run(job)
+    assert (resumed.restored_step, resumed.losses) == (3, whole.losses)
+    check_same(weights(job.output), weights(job.output.with_name("whole-out")))
+
+
+def test_a_finished_training_is_not_done_again(job: TrainJob) -> None:
+    first = run(job)
+    again = run(job)
+    assert (again.restored_step, again.losses, again.seconds) == (job.steps, first.losses, first.seconds)
+    check_same(weights(job.output), weights(job.output))
+
+
+def test_keeps_the_newest_checkpoints_and_trusts_only_whole_ones(job: TrainJob) -> None:
+    run(job)
+    assert sorted(p.name for p in job.checkpoints.iterdir()) == ["step-0000006", "step-0000008"]
+    (job.checkpoints / ".step-0000009.draft").mkdir()
+    (job.checkpoints / "step-0000010").mkdir()  # no progress.json: someone's half-made copy
+    assert checkpoint.latest(job.checkpoints) == job.checkpoints / "step-0000008"
+    shutil.rmtree(job.checkpoints / "step-0000008")
+    assert checkpoint.latest(job.checkpoints) == job.checkpoints / "step-0000006"
+    assert checkpoint.latest(job.checkpoints / "absent") is None
+
+
+def test_a_full_disk_is_told_and_leaves_no_draft_in_the_way(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dcp, "save", full)
+        with pytest.raises(RunDirError, match="the disk is full"):
+            run(job)
+    assert checkpoint.latest(job.checkpoints) is None
+    assert run(job).finished
+
+
+@pytest.mark.parametrize("steps", [2, 8])  # the last step's gradient alone, which no later loss would betray
+def test_an_overflow_names_its_step_and_saves_nothing(job: TrainJob, steps: int) -> None:
+    wild = dataclasses.replace(job, steps=steps, optimizer=Optimizer(lr=1e30, batch_tokens=BATCH * L), log_every=100)
+    with pytest.raises(TrainingError, match=r"finetune: the norm of the gradient of step 2 is (inf|nan); lower the"):
+        run(wild)
+    assert checkpoint.latest(job.checkpoints) is None
+    assert not job.output.exists()
+
+
+def test_a_loss_that_is_not_finite_names_its_step(job: TrainJob, home: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(home / "moe")
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    save_model(model, tmp_path / "poisoned")
+    with pytest.raises(TrainingError, match=r"finetune: the loss of step 1 is nan"):
+        run(dataclasses.replace(job, model=tmp_path / "poisoned"))
+
+
+def test_a_shard_without_a_whole_sequence_is_told(job: TrainJob, tmp_path: Path) -> None:
+    write_packed(tmp_path / "short", [[np.arange(1, 5)]], 0, V)
+    with pytest.raises(CorpusError, match="sequence_length"):
+        run(dataclasses.replace(job, shards=(tmp_path / "short",)))
+
+
+# --- bf16
+
+
+def test_bf16_precision_stays_near_fp32(job: TrainJob) -> None:
+    exact = run(job).losses
+    rough = run(variant(job, "rough", optimizer=RECIPE.model_copy(update={"precision": "bf16"}))).losses
+    assert rough != exact
+    assert rough == pytest.approx(exact, rel=0.02)
+
+
+def test_bf16_state_takes_8_bytes_per_parameter_and_learns_like_fp32(job: TrainJob) -> None:
+    job = dataclasses.replace(job, steps=40, checkpoint_every=100)
+    exact = run(job)
+    recipe = RECIPE.model_copy(update={"state": "bf16"})
+    small = run(variant(job, "small", optimizer=recipe))
+    assert small.loss == pytest.approx(exact.loss, rel=0.03)
+    model = trainable(job.model, recipe, World())
+    optimizer = adamw([{"params": list(model.parameters())}], recipe, 0)
+    model(input_ids=torch.ones(1, L, dtype=torch.long), use_cache=False).logits.sum().backward()
+    optimizer.step()
+    held = [t for p in model.parameters() for t in (p, p.grad, *optimizer.state[p].values()) if t.ndim]
+    assert sum(t.nbytes for t in held) == 8 * sum(p.numel() for p in model.parameters())
+
+
+def test_rounding_adamw_follows_torch_in_the_mean() -> None:
+    # Updates of 1e-4 on weights near 1, where bf16 has a spacing of 1/128: rounding to nearest would never move.
+    start = torch.full((20_000,), 1.0)
+    exact, rounded = start.clone().requires_grad_(), start.bfloat16().requires_grad_()
+    reference = torch.optim.AdamW([exact], lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    ours = RoundingAdamW([rounded], lr=1e-4, weight_decay=0.1, seed=3)
+    for step in range(30):
+        gradient = torch.randn(1, generator=torch.Generator().manual_seed(step)).abs().bfloat16()
+        exact.grad = gradient.float().expand_as(exact).clone()
+        rounded.grad = gradient.expand_as(rounded).clone()
+        reference.step()
+        ours.step()
+    moved = (1 - exact.detach()).mean()
+    assert moved > 2e-3
+    assert (1 - rounded.detach().float()).mean() == pytest.approx(moved.item(), rel=0.05)
+    assert ours.state[rounded]["exp_avg_sq"].float().mean() == pytest.approx(
+        reference.state[exact]["exp_avg_sq"].mean().item(), rel=0.01)
+
+
+def test_rounding_is_a_function_of_seed_step_and_rank() -> None:
+    def result(seed: int, rank: int) -> torch.Tensor:
+        weight = torch.ones(1000, dtype=torch.bfloat16, requires_grad=True)
+        optimizer = RoundingAdamW([weight], lr=1e-3, seed=seed, rank=rank)
+        for _ in range(2):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        return weight.detach()
+
+    assert torch.equal(result(0, 0), result(0, 0))
+    assert not torch.equal(result(0, 0), result(1, 0))
+    assert not torch.equal(result(0, 0), result(0, 1))

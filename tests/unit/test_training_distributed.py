@@ -1,0 +1,192 @@
+"""The same training on one, two and three workers (gloo, CPU)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moedisco_ray.config import Architecture, Optimizer
+from moedisco_ray.model_map import check_same, hf_config, open_checkpoint, save_model, skeleton
+from moedisco_ray.objective import routers
+from moedisco_ray.tokens import write_packed
+from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, train
+
+L, V, BATCH, STEPS, STOP = 16, 64, 4, 12, 8
+WORKER = Path(__file__).with_name("training_worker.py")
+NOBODY = None
+
+Work = Sequence[tuple[TrainJob, int | None]]
+
+
+def gang(size: int, directory: Path, work: Work) -> list[dict[str, Any]]:
+    """Results of each rank. `work` says for each job which rank wants to stop it, as soon as it is asked."""
+    file = directory / f"work-{size}"
+    file.write_bytes(pickle.dumps(list(work)))
+    rendezvous = directory / f"rendezvous-{size}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    workers = [
+        subprocess.Popen([sys.executable, WORKER, str(rank), str(size), rendezvous, file], env=environment,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in range(size)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=60)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert not any(worker.returncode for worker in workers), "\n".join(outputs)
+    return [pickle.loads(file.with_name(f"{file.name}.{rank}").read_bytes()) for rank in range(size)]
+
+
+def alone(job: TrainJob) -> TrainResult:
+    return train(job, World(), lambda event: None, lambda: False)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(open_checkpoint(directory))
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    home: Path
+    base: TrainJob
+    two: list[dict[str, Any]]
+    three: list[dict[str, Any]]
+
+    def job(self, name: str, **changes: Any) -> TrainJob:
+        return dataclasses.replace(
+            self.base, name=name, output=self.home / f"{name}-out", checkpoints=self.home / f"{name}-steps", **changes)
+
+
+def write_model(directory: Path, family: str, *, tied: bool = False, experts: int = 4) -> None:
+    sizes = Architecture(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=experts,
+        num_experts_per_tok=min(2, experts), tie_word_embeddings=tied)
+    config = hf_config(family, sizes, V, L, 0)
+    torch.manual_seed(0)
+    model = type(skeleton(config))(config)
+    for router in routers(model).values():
+        torch.nn.init.normal_(router.weight, std=0.1)
+    save_model(model, directory)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    home = tmp_path_factory.mktemp("gang")
+    torch.set_num_threads(1)
+    rng = np.random.Generator(np.random.Philox(key=[1, 2]))
+    write_packed(home / "shard", [[np.cumsum(rng.integers(0, 3, size=80)) % (V - 1) + 1 for _ in range(20)]], 0, V)
+    write_model(home / "moe", "qwen2_moe")
+    write_model(home / "tied", "olmoe", tied=True)
+    write_model(home / "dense", "qwen3_moe", experts=1)
+    recipe = Optimizer(lr=3e-3, batch_tokens=BATCH * L, schedule="cosine", warmup=0.1)
+    base = TrainJob(
+        stage="finetune", name="base", model=home / "moe", shards=(home / "shard",), output=home / "out",
+        checkpoints=home / "steps", steps=STEPS, sequence_length=L, optimizer=recipe, checkpoint_every=100, seed=5,
+        load_balance=0.05, z_loss=0.01, log_every=5)
+    runs = Runs(home, base, [], [])
+    small = recipe.model_copy(update={"state": "bf16"})
+    runs.two.extend(gang(2, home, [
+        (runs.job("two"), NOBODY),
+        (runs.job("parts", optimizer=recipe.model_copy(update={"micro_batch": 1, "gradient_checkpointing": True})), NOBODY),
+        (runs.job("tied", model=home / "tied"), NOBODY),
+        (runs.job("dense", model=home / "dense"), NOBODY),
+        (runs.job("bf16", optimizer=recipe.model_copy(update={"precision": "bf16"})), NOBODY),
+        (runs.job("small", optimizer=small), NOBODY),
+        (runs.job("small-again", optimizer=small), 0),
+        (runs.job("small-again", optimizer=small), NOBODY),
+        (runs.job("again"), 1),
+        (runs.job("again"), NOBODY),
+        (runs.job("to-one"), 1),
+        (runs.job("to-three"), 1),
+        (runs.job("wild", optimizer=Optimizer(lr=1e30, batch_tokens=BATCH * L)), NOBODY),
+    ]))
+    runs.three.extend(gang(3, home, [(runs.job("three"), NOBODY), (runs.job("to-three"), NOBODY)]))
+    return runs
+
+
+def close(runs: Runs, name: str, reference: TrainJob, losses: Sequence[float], expected: Sequence[float]) -> None:
+    assert losses == pytest.approx(expected, rel=2e-5)
+    torch.testing.assert_close(
+        weights(runs.home / f"{name}-out"), weights(reference.output), rtol=1e-3, atol=5e-5)
+
+
+@pytest.fixture(scope="module")
+def one(runs: Runs) -> tuple[TrainJob, TrainResult]:
+    job = runs.job("one")
+    return job, alone(job)
+
+
+@pytest.mark.parametrize("name", ["two", "parts"])
+def test_two_workers_equal_one(runs: Runs, one: tuple[TrainJob, TrainResult], name: str) -> None:
+    close(runs, name, one[0], runs.two[0][name].losses, one[1].losses)
+
+
+def test_a_batch_that_three_workers_cannot_share_evenly_gives_the_same(runs: Runs, one: tuple[TrainJob, TrainResult]) -> None:
+    assert BATCH % 3
+    close(runs, "three", one[0], runs.three[0]["three"].losses, one[1].losses)
+
+
+@pytest.mark.parametrize("name", ["tied", "dense"])
+def test_tied_embeddings_and_one_expert_layers_shard_too(runs: Runs, name: str) -> None:
+    job = runs.job(f"{name}-alone", model=runs.home / name)
+    close(runs, name, job, runs.two[0][name].losses, alone(job).losses)
+
+
+def test_all_ranks_return_the_same(runs: Runs) -> None:
+    for ranks in (runs.two, runs.three):
+        for name, first in ranks[0].items():
+            for other in ranks[1:]:
+                if isinstance(first, TrainResult):
+                    assert dataclasses.replace(other[name], seconds=0) == dataclasses.replace(first, seconds=0)
+                else:
+                    assert other[name] == first
+
+
+def test_one_worker_that_wants_to_stop_stops_all_and_the_same_gang_resumes_bit_for_bit(runs: Runs) -> None:
+    again = runs.two[0]["again"]
+    assert (again.finished, again.restored_step) == (True, STOP)
+    assert again.losses == runs.two[0]["two"].losses
+    check_same(weights(runs.home / "again-out"), weights(runs.home / "two-out"))
+
+
+def test_two_workers_checkpoint_resumes_on_one(runs: Runs, one: tuple[TrainJob, TrainResult]) -> None:
+    assert not runs.two[0]["to-one"].finished
+    result = alone(runs.job("to-one"))
+    assert result.restored_step == STOP
+    close(runs, "to-one", one[0], result.losses, one[1].losses)
+
+
+def test_two_workers_checkpoint_resumes_on_three(runs: Runs, one: tuple[TrainJob, TrainResult]) -> None:
+    result = runs.three[0]["to-three"]
+    assert (runs.two[0]["to-three"].finished, result.restored_step) == (False, STOP)
+    close(runs, "to-three", one[0], result.losses, one[1].losses)
+
+
+def test_bf16_arithmetic_on_shards_stays_near_fp32(runs: Runs, one: tuple[TrainJob, TrainResult]) -> None:
+    for name in ("bf16", "small"):
+        losses = runs.two[0][name].losses
+        assert losses != one[1].losses
+        assert losses == pytest.approx(one[1].losses, rel=0.03)
+
+
+def test_bf16_state_on_shards_resumes_bit_for_bit(runs: Runs) -> None:
+    again = runs.two[0]["small-again"]
+    assert again.restored_step == STOP
+    assert again.losses == runs.two[0]["small"].losses
+    check_same(weights(runs.home / "small-again-out"), weights(runs.home / "small-out"))
+
+
+def test_every_rank_raises_when_a_step_overflows(runs: Runs) -> None:
+    assert all("wild: the norm of the gradient of step 2 is" in ranks["wild"] for ranks in runs.two)
+    assert checkpoint.latest(runs.job("wild").checkpoints) is None

@@ -1,0 +1,37 @@
+"""One worker of a gang on gloo: runs the jobs it is handed one after the other and writes their results.
+
+Usage: training_worker.py RANK SIZE RENDEZVOUS WORK
+"""
+
+from __future__ import annotations
+
+import datetime
+import pickle
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from moedisco_ray.errors import TrainingError
+from moedisco_ray.training import World, train
+
+
+def main(rank: int, size: int, rendezvous: str, work: Path) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=30))
+    results = {}
+    for job, stopper in pickle.loads(work.read_bytes()):
+        try:
+            results[job.name] = train(job, World(rank, size), lambda event: None, lambda s=stopper: rank == s)
+        except TrainingError as error:
+            results[job.name] = str(error)
+    dist.destroy_process_group()
+    work.with_name(f"{work.name}.{rank}").write_bytes(pickle.dumps(results))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
