@@ -20,7 +20,7 @@ from moedisco_ray.artifacts import read_manifest
 from moedisco_ray.config import check_config
 from moedisco_ray.config.presets import preset_text
 from moedisco_ray.events import Event
-from moedisco_ray.shell import InProcess
+from moedisco_ray.in_process import InProcess
 from moedisco_ray.stages import STAGES
 
 

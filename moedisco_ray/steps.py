@@ -217,7 +217,7 @@ def _calibration(context: Context) -> list[Batch]:
     length = config.corpus.sequence_length
     sizes = _cluster_tokens(context)
     windows = config.merge.calibration_tokens // length
-    batches = []
+    batches: list[Batch] = []
     for k, size in enumerate(sizes):
         stream = TokenStream([context.of("cluster") / "shards" / str(k)], length)
         wanted = min(len(stream), max(1, round(windows * size / sum(sizes))))

@@ -26,7 +26,7 @@ from moedisco_ray.clustering.kmeans import Fit, fit_kmeans
 from moedisco_ray.clustering.model import ClusterModel
 from moedisco_ray.clustering.report import Sample, cluster_report
 from moedisco_ray.clustering.store import ID, Shard, embed_table
-from moedisco_ray.clustering.vectors import adjust, load_vectoriser, new_vectoriser
+from moedisco_ray.clustering.vectors import FitInputs, adjust, kind, load_vectoriser
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import CorpusError
 
@@ -114,7 +114,8 @@ def build_clusters(
             "clusters.count", settings.count, f"the corpus has {documents} training documents; lower it or add text")
     sampled = first_documents(parts, max(settings.sample, settings.count))
     texts = sampled["text"].to_pylist()
-    vectoriser = new_vectoriser(settings, texts, model_dir, config.corpus.sequence_length, config.seed)
+    vectoriser = kind(settings.vectors).fit(
+        FitInputs(texts, model_dir, config.corpus.sequence_length, settings.dimensions, config.seed))
     model_path, scratch = directory / "cluster_model", directory / "vectors.scratch"
     try:
         for path in (model_path, scratch, directory / "assignments"):
@@ -138,7 +139,8 @@ def build_clusters(
     sample = Sample(texts, sampled["source"].to_pylist(), x_SD, clusters_N[: len(sampled)])
     report = cluster_report(sample, fit.centroids_KD, clusters_N, weights_N, _source_codes(parts))
     report |= {
-        "vectors": settings.vectors, "dimensions": x_SD.shape[1], "inertia": fit.inertia, "inertias": list(fit.inertias),
+        "vectors": settings.vectors, "dimensions": x_SD.shape[1],
+        "inertia": fit.inertia, "inertias": list(fit.inertias),
         "iterations": fit.iterations, "shard_tokens": [index["tokens"] for index in indices]}
     write_json(directory / "report.json", report)
     figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance")}

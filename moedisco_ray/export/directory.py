@@ -32,7 +32,7 @@ from moedisco_ray.model_map import (
 )
 
 _SUFFIXES = {".safetensors", ".json", ".md", ".jinja"}
-_PROBE = "  The quick brown fox\n\tdef f(x): return x**2  # Größe, 漢字, 12345, it's"
+_PROBE = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
 
 
 def export(
@@ -142,7 +142,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
-    expected = tokenizer(_PROBE)["input_ids"]
+    expected = tokenizer(list(_PROBE))["input_ids"]
     tokenizer.model_max_length = most_positions
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
@@ -151,7 +151,7 @@ def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int) 
         # The name that transformers 4 and its readers know the same class by.
         write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
     again = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    if again(_PROBE)["input_ids"] != expected or again.eos_token_id != tokenizer.eos_token_id:
+    if again(list(_PROBE))["input_ids"] != expected or again.eos_token_id != tokenizer.eos_token_id:
         raise RunError("the exported tokeniser does not give the tokens that the model was trained on")
     return again
 

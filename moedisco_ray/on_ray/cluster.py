@@ -80,8 +80,8 @@ class RayWorkers:
         room = int(ray.cluster_resources().get("GPU", 0)) // self.gpus if self.gpus else _cpus() - 1
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(room, len(parts))))
         paths = [str(path.resolve()) for path in parts]
-        documents = ray.data.read_parquet(paths, columns=_READ, override_num_blocks=len(parts))
-        vectors = documents.map_batches(
+        documents = ray.data.read_parquet(paths, override_num_blocks=len(parts))
+        vectors = documents.select_columns(_READ).map_batches(
             _Embedder, fn_constructor_args=(vectoriser.resolve(), device), compute=pool, batch_size=1024,
             batch_format="pyarrow", zero_copy_batch=True, num_gpus=self.gpus or None)
         vectors.write_parquet(str(directory.resolve()))

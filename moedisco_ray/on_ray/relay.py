@@ -15,7 +15,6 @@ from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.events import Emit, Event
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
 class _Mailbox:
     """Keeps events until the driver takes them, and each unit's last word."""
 
@@ -59,7 +58,7 @@ def relay(emit: Emit, interval: float = 0.2) -> Iterator[Relay]:
         emit: Receives the events.
         interval: Seconds between two looks.
     """
-    mailbox = _Mailbox.remote()
+    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
     stopped = threading.Event()
 
     def pump() -> None:

@@ -4,17 +4,18 @@ Weights, gradients and moments follow `optimizer.state`: 4 + 4 + 8 bytes per par
 
 Activations are counted tensor by tensor, as autograd saves them, in the manner of Korthikanti et al., "Reducing
 activation recomputation in large transformer models" (arXiv 2205.05198, section 4.1), for layers with RMSNorm, SwiGLU
-and attention that never stores its L x L scores. With s bytes per number in the forward pass, a token costs in
-one layer:
+and attention that never stores its L x L scores. With s bytes per number in a matrix product and r on the
+residual stream (4 under autocast, else s), a token costs in one layer:
 
-* two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + 2s) D;
+* two RMSNorms, each keeping its input in fp32, the normalised vector, and its output: 2 (4 + r + s) D;
 * attention: queries, keys, values and the output, s (2Hd + 2Gd), and a log-sum-exp of 4 bytes per head; where queries
   and keys are normalised (qwen3_moe, olmoe), their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd);
 * each of its k experts: the token's copy, gate and up (one tensor), the activated gate, the product, the output before
-  its weight: s (2D + 4F); a shared expert: s (D + 4S).
+  its weight: s (2D + 4F); a layer's only expert, which runs as a dense one: 4sF; a shared expert: s (D + 4S);
+* under autocast, where every linear casts its input for itself: a copy sD more for each that shares one.
 
-The last norm adds (4 + 2s) D. Logits add sV, an fp32 copy where s < 4, the log-softmax and its gradient: 4V each.
-With gradient checkpointing a layer keeps its input (sD) only, and one layer at a time is recomputed in full.
+The last norm adds (4 + r + s) D. Logits add sV, an fp32 copy where s < 4, the log-softmax and its gradient: 4V each.
+With gradient checkpointing a layer keeps its input (rD) only, and one layer at a time is recomputed in full.
 
 Letters: D hidden, H attention heads, G key-value heads, d head size, F expert hidden, S shared expert hidden,
 V vocabulary, k top-k.
@@ -84,13 +85,12 @@ def worker_memory(
     share = -(-parameters.total // workers)
     weights, gradients, moments = (share * size for size in _STATE_BYTES[optimizer.state])
     width = compute_bytes(optimizer, gpu)
-    if workers > 1:
-        copies = 2 * width * parameters.largest_block
-    else:
-        copies = width * parameters.total if _STATE_BYTES[optimizer.state][0] > width else 0
+    autocast = workers == 1 and optimizer.state == "fp32" and width < 4
+    copies = 2 * width * parameters.largest_block if workers > 1 else width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     activations = tokens * activation_bytes_per_token(
-        family, architecture, vocab_size, width, checkpointing=optimizer.gradient_checkpointing)
+        family, architecture, vocab_size, width, residual=4 if autocast else width,
+        checkpointing=optimizer.gradient_checkpointing)
     held = weights + gradients + moments + copies + activations
     return Memory(
         weights=weights, gradients=gradients, optimizer=moments, activations=activations, compute_copies=copies,
@@ -98,7 +98,8 @@ def worker_memory(
 
 
 def activation_bytes_per_token(
-    family: FamilyName, architecture: Architecture, vocab_size: int, width: int, *, checkpointing: bool,
+    family: FamilyName, architecture: Architecture, vocab_size: int, width: int, *, residual: int,
+    checkpointing: bool,
 ) -> int:
     """Bytes that training holds per token of the micro-batch; the formula stands in the module's docstring.
 
@@ -106,28 +107,33 @@ def activation_bytes_per_token(
         family: The model's family.
         architecture: Its sizes.
         vocab_size: Rows of the head.
-        width: Bytes per number in the forward pass.
+        width: Bytes per number in a matrix product.
+        residual: Bytes per number on the residual stream.
         checkpointing: Whether layers are recomputed in the backward pass.
     """
-    layer = layer_bytes_per_token(family, architecture, width)
+    layer = layer_bytes_per_token(family, architecture, width, residual)
     layers, hidden = architecture.num_hidden_layers, architecture.hidden_size
-    kept = layers * width * hidden + layer if checkpointing else layers * layer
+    kept = layers * residual * hidden + layer if checkpointing else layers * layer
     logits = vocab_size * (width + (4 if width < 4 else 0) + 8)
-    return kept + (4 + 2 * width) * hidden + logits
+    return kept + (4 + residual + width) * hidden + logits
 
 
-def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width: int) -> int:
+def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width: int, residual: int) -> int:
     """Bytes of one layer's saved tensors per token."""
     hidden = architecture.hidden_size
     queries = architecture.num_attention_heads * architecture.head_size
     keys = architecture.key_value_heads * architecture.head_size
-    norms = 2 * (4 + 2 * width) * hidden
+    norms = 2 * (4 + residual + width) * hidden
     attention = width * 2 * (queries + keys) + 4 * architecture.num_attention_heads
     if family in ("qwen3_moe", "olmoe"):
         attention += (4 + width) * (queries + keys)
-    experts = architecture.num_experts_per_tok * width * (2 * hidden + 4 * architecture.moe_intermediate_size)
+    expert = 4 * architecture.moe_intermediate_size + (2 * hidden if architecture.num_experts > 1 else 0)
     shared = shared_hidden_size(family, architecture)
-    return norms + attention + experts + (width * (hidden + 4 * shared) if shared else 0)
+    held = norms + attention + width * architecture.num_experts_per_tok * expert
+    held += width * (hidden + 4 * shared) if shared else 0
+    # Queries, keys and values share an input; so do the router or the only expert's two halves, and the shared expert's three.
+    casts = 2 + 1 + (3 if shared else 0) if residual > width else 0
+    return held + casts * width * hidden
 
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:

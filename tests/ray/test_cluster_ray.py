@@ -20,7 +20,7 @@ from moedisco_ray.errors import CorpusError
 from moedisco_ray.on_ray.cluster import RayWorkers, build_clusters, pack_cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from clustering_corpus import run_config, write_corpus, write_model  # noqa: E402  # lies beside the unit tests
+from clustering_corpus import run_config, write_corpus, write_model  # lies beside the unit tests
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),

@@ -19,7 +19,7 @@ from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event, EventLog
-from moedisco_ray.shell import InProcess
+from moedisco_ray.in_process import InProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

@@ -12,7 +12,7 @@ from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json, read_manifest
 from moedisco_ray.errors import PoolError, RunDirError, UserError
 from moedisco_ray.events import Event, EventLog
-from moedisco_ray.shell import InProcess
+from moedisco_ray.in_process import InProcess
 from moedisco_ray.stages import STAGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

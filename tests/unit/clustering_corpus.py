@@ -16,9 +16,9 @@ from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus.tokenizer import save_tokenizer
 
 WORDS = {
-    "sea": "ship harbour sail anchor storm captain wave island tide rope mast deck".split(),
-    "kitchen": "flour butter oven sugar knead dough bread salt yeast bake crust spoon".split(),
-    "court": "judge statute clause appeal verdict counsel witness oath plaintiff claim brief law".split(),
+    "sea": ["ship", "harbour", "sail", "anchor", "storm", "captain", "wave", "island", "tide", "rope", "mast", "deck"],
+    "kitchen": ["flour", "butter", "oven", "sugar", "knead", "dough", "bread", "salt", "yeast", "bake", "crust", "spoon"],
+    "court": ["judge", "statute", "clause", "appeal", "verdict", "counsel", "witness", "oath", "plaintiff", "claim", "brief", "law"],
 }
 VOCABULARY = {word: i for i, word in enumerate(["<|endoftext|>", "and", *[w for words in WORDS.values() for w in words]])}
 

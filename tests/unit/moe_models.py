@@ -27,7 +27,8 @@ def tiny_config(family: str, num_experts: int = 4, **changes: Any) -> dict[str, 
     return config_values(hf_config(family, architecture, VOCAB, LENGTH, 0)) | changes
 
 
-def random_tensors(config: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_tensors(config: dict[str, Any], dtype: torch.dtype = torch.float32,
+                   seed: int = 0) -> dict[str, torch.Tensor]:
     """Canonical tensors, every one of them random: norms and biases too."""
     generator = torch.Generator().manual_seed(seed)
     shapes = canonical_shapes(config)

@@ -14,11 +14,11 @@ from clustering_corpus import WORDS, run_config, write_corpus, write_model
 from sklearn.metrics import normalized_mutual_info_score
 
 from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
 from moedisco_ray.clustering.blocks import squared_distances
+from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
 from moedisco_ray.clustering.report import Sample, cluster_report, silhouette
 from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, first_documents
-from moedisco_ray.clustering.vectors import TfidfSvd
+from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.on_ray.cluster import pack_cluster
 
@@ -124,6 +124,6 @@ def test_domains_of_real_text_are_found():
         chunks = [text[at : at + 1000] for at in range(0, len(text) - 999, 2000)]
         texts += chunks
         sources += [name.stem] * len(chunks)
-    x_ND = TfidfSvd.fit(texts, 32, 0).transform(texts, [])
+    x_ND = TfidfSvd.of_texts(texts, 32, 0).transform(texts, [])
     fit = fit_kmeans_on_blocks([x_ND], x_ND, 8)
     assert normalized_mutual_info_score(sources, squared_distances(x_ND, fit.centroids_KD).argmin(axis=1)) > 0.8

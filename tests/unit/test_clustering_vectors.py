@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.clustering.vectors import HiddenState, MeanToken, TfidfSvd, load_vectoriser
+from moedisco_ray.clustering.vectors import load_vectoriser
+from moedisco_ray.clustering.vectors.hidden_state import HiddenState
+from moedisco_ray.clustering.vectors.mean_token import MeanToken
+from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
 from moedisco_ray.errors import CheckpointError, CorpusError
 
 
@@ -33,7 +38,7 @@ def make(kind, model_dir, documents):
     if kind == "mean_token":
         return MeanToken.of_model(model_dir)
     if kind == "tfidf_svd":
-        return TfidfSvd.fit(texts, 6, 0)
+        return TfidfSvd.of_texts(texts, 6, 0)
     vectoriser = HiddenState(model_dir, 16)
     vectoriser.centre(vectoriser.embed(texts, tokens))
     return vectoriser
@@ -105,7 +110,7 @@ def test_batches_of_hidden_states_differ_by_rounding_alone(model_dir, documents)
 
 
 def test_tfidf_vectors_have_unit_length_and_tell_topics_apart(documents):
-    x_ND = TfidfSvd.fit(documents[0], 6, 0).transform([*documents[0], "unheard of"], [])
+    x_ND = TfidfSvd.of_texts(documents[0], 6, 0).transform([*documents[0], "unheard of"], [])
     np.testing.assert_allclose(np.linalg.norm(x_ND[:-1], axis=1), 1, atol=1e-5)
     assert not x_ND[-1].any()
     cosine_NN = x_ND[:-1] @ x_ND[:-1].T
@@ -115,7 +120,7 @@ def test_tfidf_vectors_have_unit_length_and_tell_topics_apart(documents):
 
 def test_tfidf_needs_words():
     with pytest.raises(CorpusError, match="no words"):
-        TfidfSvd.fit(["!", "?"], 4, 0)
+        TfidfSvd.of_texts(["!", "?"], 4, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,3 +139,9 @@ def test_an_unknown_kind_is_named(tmp_path):
     (tmp_path / "vectoriser.json").write_text('{"kind": "word2vec"}')
     with pytest.raises(CheckpointError, match="word2vec"):
         load_vectoriser(tmp_path)
+
+
+def test_holding_vectors_needs_neither_torch_nor_transformers():
+    code = "import sys, moedisco_ray.clustering.store; print(sorted({'torch', 'transformers', 'ray'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -60,5 +60,5 @@ def test_the_embedded_source_becomes_one_named_source_per_domain(tmp_path, monke
 def test_its_identity_follows_versions(monkeypatch):
     before = embedded.identity()
     assert embedded.identity() == before
-    monkeypatch.setattr(embedded, "_distribution", lambda name: None)
+    monkeypatch.setattr(embedded, "_distribution", lambda _: None)
     assert embedded.identity() != before

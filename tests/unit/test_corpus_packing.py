@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -57,11 +58,12 @@ def test_packing_by_cluster_is_a_partition_of_packing_all(found, clusters, seed)
         paths = write(Path(scratch), found)
         whole = pack(paths, Path(scratch) / "all", EOS, 10)
         indices = [
-            pack(paths, Path(scratch) / str(k), EOS, 10, lambda table, part, k=k: members[part] == k) for k in range(clusters)
+            pack(paths, Path(scratch) / str(k), EOS, 10, lambda _, part, k=k: members[part] == k) for k in range(clusters)
         ]
         for k, index in enumerate(indices):
-            flat = [row for rows, member in zip(found, members, strict=True) for row, m in zip(rows, member, strict=True) if m == k]
-            expected = [tokens for c in range(4) for tokens, copies in flat if copies > c]
+            flat = [row for rows in found for row in rows]
+            mine = [row for row, member in zip(flat, itertools.chain(*members), strict=True) if member == k]
+            expected = [tokens for c in range(4) for tokens, copies in mine if copies > c]
             assert packed(Path(scratch) / str(k), index) == [token for tokens in expected for token in [*tokens, EOS]]
     for figure in ("documents", "tokens"):
         assert sum(index[figure] for index in indices) == whole[figure]

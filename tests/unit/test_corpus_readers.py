@@ -17,6 +17,9 @@ from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.errors import ConfigError, CorpusError
 
 
+words = st.text(st.characters(codec="utf-8", categories=["L", "N"]), max_size=12)
+
+
 def read(tmp_path, unit_bytes=1 << 20, **source):
     (item,) = expand_sources([Source(**source)], tmp_path / "scratch")
     units = plan_units([(item, list_files(item.field, item.path, item.format))], unit_bytes)
@@ -79,8 +82,7 @@ def test_saved_data_sets_as_the_library_reads_them(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(lines=st.lists(st.text(st.characters(codec="utf-8", categories=["L", "N"]), max_size=12), min_size=1, max_size=30),
-       unit_bytes=st.integers(1, 60), end=st.booleans())
+@given(lines=st.lists(words, min_size=1, max_size=30), unit_bytes=st.integers(1, 60), end=st.booleans())
 def test_slices_of_lines_read_each_line_once(tmp_path_factory, lines, unit_bytes, end):
     folder = tmp_path_factory.mktemp("slices")
     (folder / "x.txt").write_text("\n".join(lines) + "\n" * end, encoding="utf-8")

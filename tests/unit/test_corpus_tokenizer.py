@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -62,7 +61,8 @@ def test_its_own_special_tokens_are_kept_and_a_missing_end_is_added(tmp_path):
     for name in ("own", "none"):
         (tmp_path / name).mkdir()
         word_level.save(str(tmp_path / name / "tokenizer.json"))
-    (tmp_path / "own" / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "[END]"}, "chat_template": "x"}))
+    settings = {"eos_token": {"content": "[END]"}, "chat_template": "x"}
+    (tmp_path / "own" / "tokenizer_config.json").write_text(json.dumps(settings))
     save_tokenizer(*load_tokenizer(tmp_path / "own"), tmp_path / "own-saved")
     save_tokenizer(*load_tokenizer(tmp_path / "none"), tmp_path / "none-saved")
     own, none = Encoder(tmp_path / "own-saved"), Encoder(tmp_path / "none-saved")
@@ -77,7 +77,7 @@ def test_its_own_special_tokens_are_kept_and_a_missing_end_is_added(tmp_path):
 def test_what_is_no_tokeniser_is_told(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ConfigError, match="tokenizer.path") as raised:
+    with pytest.raises(ConfigError, match=r"tokenizer\.path") as raised:
         load_tokenizer(tmp_path)
     assert "\n" not in str(raised.value)
 
@@ -98,8 +98,8 @@ def test_a_vocabulary_larger_than_the_models_is_found_before_any_work(trained, t
     own = {"init": {"checkpoint": str(checkpoint)}}
     with pytest.raises(CheckpointError, match=r"model\.init\.checkpoint: .*set tokenizer\.path to its own"):
         check_settings(run_config(
-            tmp_path, model=own, tokenizer={"path": str(trained)}, tokens={"seed_share": 0}, clusters={"vectors": "tfidf_svd"}))
-    shutil.rmtree(checkpoint)
+            tmp_path, model=own, tokenizer={"path": str(trained)}, tokens={"seed_share": 0},
+            clusters={"vectors": "tfidf_svd"}))
 
 
 def test_another_tokeniser_at_the_same_path_is_not_the_old_one(trained):

@@ -75,8 +75,8 @@ def tiny_model(family, dtype=torch.float32, **changes):
         "rope_theta": 12_345.0, **changes}
     torch.manual_seed(1)
     config = hf_config(family, Architecture(**sizes), VOCAB, POSITIONS, 0)
-    config.dtype = dtype
-    return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    # Not .to(dtype), which would round the rotary frequencies too.
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 @pytest.fixture(scope="module")

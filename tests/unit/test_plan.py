@@ -1,14 +1,16 @@
+import itertools
 import json
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moedisco_ray.config import FAMILIES, Architecture, Optimizer, RunConfig
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.model_map import specialise
 from moedisco_ray.plan import (
     GIB,
     Plan,
@@ -23,6 +25,7 @@ from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.memory import activation_bytes_per_token
 
 VOCAB = 96
+TOKENS = 128
 # Qwen1.5-MoE-2.7B re-configured to four experts, as in the paper: a sub-model of it has 2.06 billion parameters.
 QWEN = {
     "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "moe_intermediate_size": 1408,
@@ -58,16 +61,16 @@ def hf_counts(family, architecture):
     return counts
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("changes", [
-    {}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}, {"num_experts": 6, "num_experts_per_tok": 3},
-    {"head_dim": 16}, {"shared_expert_intermediate_size": 40},
-], ids=str)
+CHANGES = [
+    *itertools.product(FAMILIES, (
+        {}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}, {"num_experts": 6, "num_experts_per_tok": 3})),
+    ("qwen3_moe", {"head_dim": 16}), ("mixtral", {"head_dim": 16}),
+    ("qwen2_moe", {"shared_expert_intermediate_size": 40}),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), CHANGES, ids=str)
 def test_parameters_equal_the_hugging_face_models(family, changes):
-    if "head_dim" in changes and family not in ("qwen3_moe", "mixtral"):
-        pytest.skip("the family ties head_dim to hidden_size")
-    if "shared_expert_intermediate_size" in changes and family != "qwen2_moe":
-        pytest.skip("the family has no shared expert")
     architecture = Architecture(hidden_size=32, num_hidden_layers=2, moe_intermediate_size=24, **changes)
     for shape in (architecture, submodel_architecture(architecture, 2)):
         ours = count_parameters(family, shape, VOCAB)
@@ -79,49 +82,57 @@ def test_parameters_equal_the_hugging_face_models(family, changes):
 
 def test_a_submodel_has_its_share_of_experts_and_no_larger_top_k():
     whole = Architecture(num_experts=12, num_experts_per_tok=4)
-    assert [(s.num_experts, s.num_experts_per_tok) for s in (submodel_architecture(whole, c) for c in (1, 2, 6, 12))] == [
-        (12, 4), (6, 4), (2, 2), (1, 1)]
+    parts = [submodel_architecture(whole, clusters) for clusters in (1, 2, 6, 12)]
+    assert [(part.num_experts, part.num_experts_per_tok) for part in parts] == [(12, 4), (6, 4), (2, 2), (1, 1)]
 
 
-def saved_bytes(family, architecture, tokens, dtype, autocast):
-    model = AutoModelForCausalLM.from_config(hf_config(family, architecture, 64)).to(dtype)
+def saved_bytes(family, architecture, dtype, autocast):
+    model = AutoModelForCausalLM.from_config(hf_config(family, architecture)).to(dtype)
+    specialise(model)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages = {}
 
     def keep(tensor):
-        if not isinstance(tensor, nn.Parameter) and tensor.untyped_storage().data_ptr() not in weights:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage  # held, so that no other tensor gets this address
         return tensor
 
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    ids = torch.arange(tokens)[None] % 64
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(
             "cpu", torch.bfloat16, enabled=autocast):
-        hidden = model.model(input_ids=ids).last_hidden_state
-    assert hidden.requires_grad
+        model.model(input_ids=torch.arange(TOKENS)[None] % VOCAB)
     return sum(storage.nbytes() for storage in storages.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_activations_are_what_autograd_saves(family, dtype):
+@pytest.mark.parametrize(("dtype", "autocast"), [
+    (torch.float32, False), (torch.bfloat16, False), (torch.float32, True)], ids=["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize("experts", [1, 4])
+def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
     torch.set_num_threads(1)
-    # Added layers and tokens, so that what is saved once (masks, rotary tables, the last norm) cancels out.
     small = Architecture(
-        hidden_size=64, num_hidden_layers=1, moe_intermediate_size=96, num_experts=4, num_experts_per_tok=2,
-        num_key_value_heads=2)
+        hidden_size=64, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts,
+        num_experts_per_tok=min(2, experts), num_key_value_heads=2)
     large = small.model_copy(update={"num_hidden_layers": 3})
-    tokens, width = 128, torch.finfo(dtype).bits // 8
-    measured = saved_bytes(family, large, tokens, dtype, autocast=False) - saved_bytes(family, small, tokens, dtype, autocast=False)
-    planned = tokens * (
-        activation_bytes_per_token(family, large, 64, width, checkpointing=False)
-        - activation_bytes_per_token(family, small, 64, width, checkpointing=False))
-    assert planned == pytest.approx(measured, rel=0.15)
+    width = 2 if autocast else torch.finfo(dtype).bits // 8
+
+    def planned(shape):
+        parameters = count_parameters(family, shape, VOCAB)
+        copies = width * (parameters.total - parameters.norms) if autocast else 0
+        return copies + TOKENS * activation_bytes_per_token(
+            family, shape, VOCAB, width, residual=torch.finfo(dtype).bits // 8, checkpointing=False)
+
+    # The difference of two depths: what is saved once (masks, rotary tables, the last norm) cancels out.
+    measured = saved_bytes(family, large, dtype, autocast) - saved_bytes(family, small, dtype, autocast)
+    assert planned(large) - planned(small) == pytest.approx(measured, rel=0.05)
 
 
 def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_the_others():
     one, many = Architecture(num_hidden_layers=1), Architecture(num_hidden_layers=9)
+
     def cost(shape, checkpointing):
-        return activation_bytes_per_token("qwen3_moe", shape, VOCAB, 2, checkpointing=checkpointing)
+        return activation_bytes_per_token("qwen3_moe", shape, VOCAB, 2, residual=2, checkpointing=checkpointing)
+
     assert cost(many, checkpointing=True) - cost(one, checkpointing=True) == 8 * 2 * 256
     assert cost(many, checkpointing=True) < cost(many, checkpointing=False) / 4
 
@@ -141,9 +152,12 @@ def test_state_bytes_per_parameter(state, sizes, workers):
 def test_copies_for_low_precision_arithmetic():
     shape = Architecture()
     parameters = count_parameters("qwen3_moe", shape, 1000)
-    def copies(gpu, workers=1, **settings):
-        return worker_memory(
-            "qwen3_moe", shape, 1000, Optimizer(**settings), sequence_length=1024, gpu=gpu, workers=workers).compute_copies
+
+    def copies(gpu, workers=1, **values):
+        memory = worker_memory(
+            "qwen3_moe", shape, 1000, Optimizer(**values), sequence_length=1024, gpu=gpu, workers=workers)
+        return memory.compute_copies
+
     assert copies(0) == 0
     assert copies(1) == 2 * parameters.total  # autocast
     assert copies(1, state="bf16") == 0
@@ -153,7 +167,8 @@ def test_copies_for_low_precision_arithmetic():
 def config(**sections):
     base = {
         "name": "x", "corpus": {"sources": [{"path": "embedded"}]},
-        "model": {"family": "qwen2_moe", "config": QWEN}, "pools": {"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}},
+        "model": {"family": "qwen2_moe", "config": QWEN},
+        "pools": {"low_memory": {"gpu": 1}, "high_memory": {"gpu": 1}},
     }
     return RunConfig.model_validate(base | sections)
 
@@ -176,7 +191,8 @@ def test_two_billion_parameters_in_fp32_do_not_fit_24_gb_and_the_remedy_makes_th
     assert stage.parameters.total == pytest.approx(2.06e9, rel=0.01)
     assert not stage.fits
     assert not plan.fits
-    assert stage.memory.weights + stage.memory.gradients + stage.memory.optimizer == 16 * stage.parameters.total > 24 * GIB
+    state = stage.memory.weights + stage.memory.gradients + stage.memory.optimizer
+    assert state == 16 * stage.parameters.total > 24 * GIB
     assert stage.remedy.settings == ("submodels.optimizer.state=bf16",)
 
 
@@ -190,14 +206,18 @@ def test_too_small_a_card_is_told_how_much_it_would_take():
     remedy = plan.stages[0].remedy
     assert not remedy.fits
     assert "clusters.count" not in " ".join(remedy.settings)  # as many clusters as experts already
-    assert f"a worker would need {remedy.memory_gb:.0f}" in str(remedy) or remedy.memory_gb > 2
+    assert f"a worker would need {math.ceil(remedy.memory_gb)} GB" in str(remedy)
+    enough = with_settings(
+        config(pools={"low_memory": {"memory_gb": math.ceil(remedy.memory_gb)}}), remedy.settings)
+    assert build_plan(enough).stages[0].fits
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    low=st.integers(4, 64), high=st.integers(8, 80), clusters=st.sampled_from((1, 2, 4, 8)), state=st.sampled_from(("fp32", "bf16")),
-    sequences=st.sampled_from((1, 6, 16, 64)), layers=st.integers(1, 24))
-def test_applying_a_remedy_makes_every_stage_fit(low, high, clusters, state, sequences, layers):
+    cards=st.tuples(st.integers(4, 64), st.integers(8, 80)), clusters=st.sampled_from((1, 2, 4, 8)),
+    state=st.sampled_from(("fp32", "bf16")), sequences=st.sampled_from((1, 6, 16, 64)), layers=st.integers(1, 24))
+def test_applying_a_remedy_makes_every_stage_fit(cards, clusters, state, sequences, layers):
+    low, high = cards
     sizes = QWEN | {"num_experts": 8, "num_hidden_layers": layers}
     optimizer = {"batch_tokens": 1024 * sequences, "state": state}
     before = config(
@@ -260,7 +280,7 @@ def test_a_plan_survives_json():
 
 
 @pytest.mark.parametrize(("name", "content", "size"), [
-    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<|end|>"}]}, 3),
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]}, 3),
     ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0, "e": 7}}, "added_tokens": []}, 8),
     ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]]}}, 2),
     ("vocab.json", {"a": 0, "b": 1, "c": 2}, 3),

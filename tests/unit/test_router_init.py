@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_statistics_add_up_over_any_blocks():
     x, label = data()
     whole = statistics(x, label, 3)
     bounds = [0, 1, 100, 377, len(x)]
-    parts = [statistics(x[a:b], label[a:b], 3) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [statistics(x[a:b], label[a:b], 3) for a, b in itertools.pairwise(bounds)]
     total = parts[3] + parts[0] + parts[2] + parts[1]
     for field in ("xx_DD", "xy_DC", "unit_DC", "count_C"):
         torch.testing.assert_close(getattr(total, field), getattr(whole, field), rtol=1e-12, atol=1e-10)

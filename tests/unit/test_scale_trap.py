@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config
 
 from moedisco_ray.artifacts import read_json
@@ -99,8 +94,8 @@ def test_unnormalised_weights_keep_the_branches_output_scale_only_when_matched(f
     left, _ = merged(config, parts, tmp_path / "left", data, match_scale=False)
     assert report["layers"][0]["scale"] > 1.1
     assert routed_norm(left, tokens, 0) < 0.9 * branch
-    # With one expert per group all experts are equal and the scale is the only difference; with more, which of the group's
-    # experts is chosen differs too, so only its order of magnitude is a law.
+    # With one expert per group all experts are equal and the scale is the only difference; with more, which of the
+    # group's experts is chosen differs too, so only its order of magnitude is a law.
     tolerance = 0.01 if group == 1 else 0.25
     assert routed_norm(matched, tokens, 0) == pytest.approx(branch, rel=tolerance)
     if group == 1:
@@ -148,7 +143,8 @@ def test_the_reported_accuracy_and_load_are_those_of_the_written_model(tmp_path)
     for layer, entry in enumerate(report["layers"]):
         selected = torch.cat(chosen[layer])
         load = torch.bincount(selected.flatten(), minlength=2 * CLUSTERS).double()
-        torch.testing.assert_close(torch.tensor(entry["load_E"], dtype=torch.float64), load / load.sum(), atol=5e-3, rtol=0)
+        reported = torch.tensor(entry["load_E"], dtype=torch.float64)
+        torch.testing.assert_close(reported, load / load.sum(), atol=5e-3, rtol=0)
         hits = (selected[:, 0] // 2).numpy() == np.concatenate(clusters)
         assert entry["accuracy"] == pytest.approx(hits.mean(), abs=5e-3)
 
@@ -168,7 +164,8 @@ def test_only_routers_and_rescaled_projections_differ_from_the_plain_merge(tmp_p
     assert [entry["layer"] for entry in report["layers"]] == [0, 2]
     assert read_json(tmp_path / "merged/merge.json") == report
     assert {entry["key"] for entry in report["tensors"]} == set(plain)
-    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["config.json", "merge.json", "model.safetensors"]
+    files = sorted(path.name for path in (tmp_path / "merged").iterdir())
+    assert files == ["config.json", "merge.json", "model.safetensors"]
 
 
 def test_concat_with_normalised_weights_is_the_plain_merge(tmp_path):

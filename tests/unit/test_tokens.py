@@ -35,10 +35,10 @@ def test_windows_lose_nothing_and_share_only_their_border_token(directories, len
             assert index == read_json(path / "index.json")
             assert index["documents"] == sum(len(part) for part in parts)
             assert index["tokens"] == len(joined(parts))
-        stream = sum((joined(parts) for parts in directories), [])
+        stream = [token for parts in directories for token in joined(parts)]
         windows = (len(stream) - 1) // length if stream else 0
         if windows < 1:
-            with pytest.raises(CorpusError, match="corpus.sequence_length"):
+            with pytest.raises(CorpusError, match=r"corpus\.sequence_length"):
                 TokenStream(paths, length)
             return
         opened = TokenStream(paths, length)

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
 from pathlib import Path
 
-from moedisco_ray.clustering.vectors.base import Vectoriser, adjust, read_settings
-from moedisco_ray.clustering.vectors.hidden_state import HiddenState
-from moedisco_ray.clustering.vectors.mean_token import MeanToken
-from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
-from moedisco_ray.config import Clusters
+from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, adjust, read_settings
 from moedisco_ray.errors import CheckpointError
 
-__all__ = ["HiddenState", "MeanToken", "TfidfSvd", "Vectoriser", "adjust", "load_vectoriser", "new_vectoriser"]
+__all__ = ["FitInputs", "Vectoriser", "adjust", "kind", "load_vectoriser"]
+
+# By name, so that a worker that only holds vectors, or only counts words, starts without torch and transformers.
+_KINDS = {"mean_token": "mean_token:MeanToken", "tfidf_svd": "tfidf:TfidfSvd", "hidden_state": "hidden_state:HiddenState"}
 
 
-def new_vectoriser(
-    settings: Clusters, sample_texts: Sequence[str], model_dir: Path, max_tokens: int, seed: int,
-) -> Vectoriser:
-    """The vectoriser that `clusters.vectors` names, fitted on the texts of a sample as far as it needs them.
+def kind(name: str) -> type[Vectoriser]:
+    """The class of a kind of document vectors, as `clusters.vectors` names it.
 
-    Args:
-        settings: The configuration's section.
-        sample_texts: In an order that depends on nothing but the documents.
-        model_dir: The seed model.
-        max_tokens: What `hidden_state` reads of a document.
-        seed: Of the SVD.
+    Raises:
+        CheckpointError: There is none of this name.
     """
-    if settings.vectors == "tfidf_svd":
-        return TfidfSvd.fit(sample_texts, settings.dimensions, seed)
-    if settings.vectors == "mean_token":
-        return MeanToken.of_model(model_dir)
-    return HiddenState(model_dir, max_tokens)
+    if name not in _KINDS:
+        raise CheckpointError("clusters.vectors", name, f"no such document vectors; there are {', '.join(_KINDS)}")
+    module, _, cls = _KINDS[name].partition(":")
+    found: type[Vectoriser] = getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+    return found
 
 
 def load_vectoriser(directory: Path, device: str = "cpu") -> Vectoriser:
@@ -44,9 +37,4 @@ def load_vectoriser(directory: Path, device: str = "cpu") -> Vectoriser:
     Raises:
         CheckpointError: It is of a kind that this version does not know.
     """
-    loaders: dict[str, type[MeanToken | TfidfSvd | HiddenState]] = {
-        "mean_token": MeanToken, "tfidf_svd": TfidfSvd, "hidden_state": HiddenState}
-    kind = read_settings(directory)["kind"]
-    if kind not in loaders:
-        raise CheckpointError(str(directory), kind, f"no such kind of document vectors; known are {', '.join(loaders)}")
-    return loaders[kind].load(directory, device)
+    return kind(read_settings(directory)["kind"]).load(directory, device)

@@ -6,14 +6,34 @@ Shapes: N documents, D dimensions.
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from moedisco_ray.artifacts import read_json, write_json
 from moedisco_ray.clustering.grid import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FitInputs:
+    """What a vectoriser may be made from; each kind takes what it needs.
+
+    Attributes:
+        texts: A sample of the corpus, in an order that depends on nothing but the documents.
+        model_dir: The seed model.
+        max_tokens: What `hidden_state` reads of a document.
+        dimensions: Components of the SVD.
+        seed: Of the SVD.
+    """
+
+    texts: Sequence[str]
+    model_dir: Path
+    max_tokens: int
+    dimensions: int
+    seed: int
 
 
 class Vectoriser(abc.ABC):
@@ -25,6 +45,11 @@ class Vectoriser(abc.ABC):
 
     kind: ClassVar[str]
     centre_D: Array | None = None
+
+    @classmethod
+    @abc.abstractmethod
+    def fit(cls, inputs: FitInputs) -> Self:
+        """Make one for a corpus; `centre` completes it."""
 
     @abc.abstractmethod
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:
@@ -45,6 +70,11 @@ class Vectoriser(abc.ABC):
     @abc.abstractmethod
     def save(self, directory: Path) -> None:
         """Write everything that is needed to load it again, into an existing directory."""
+
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, directory: Path, device: str = "cpu") -> Self:
+        """Read what `save` wrote; a model goes to `device`."""
 
 
 def adjust(x_ND: Array, centre_D: Array | None) -> Array:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.clustering.grid import Array
-from moedisco_ray.clustering.vectors.base import Vectoriser, read_settings, write_settings
+from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
 
 _MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 
@@ -45,6 +45,11 @@ class HiddenState(Vectoriser):
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         self._model = model.base_model.to(device).eval()
         self._device = device
+
+    @classmethod
+    def fit(cls, inputs: FitInputs) -> Self:
+        """With the seed model; `centre` takes the mean afterwards."""
+        return cls(inputs.model_dir, inputs.max_tokens)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.clustering.grid import Array
-from moedisco_ray.clustering.vectors.base import Vectoriser, write_settings
+from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, write_settings
 from moedisco_ray.errors import CheckpointError
 
 _EMBEDDING = "model.embed_tokens.weight"  # in all families
@@ -36,6 +36,11 @@ class MeanToken(Vectoriser):
 
     def __init__(self, table_VD: Array) -> None:
         self._table_VD = table_VD
+
+    @classmethod
+    def fit(cls, inputs: FitInputs) -> Self:
+        """Of the seed model's embedding."""
+        return cls.of_model(inputs.model_dir)
 
     @classmethod
     def of_model(cls, directory: Path) -> Self:

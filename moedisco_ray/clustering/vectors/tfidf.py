@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.clustering.grid import Array
-from moedisco_ray.clustering.vectors.base import Vectoriser, unit_length, write_settings
+from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, unit_length, write_settings
 from moedisco_ray.errors import CorpusError
 
 _MOST_TERMS = 50_000
@@ -41,7 +41,12 @@ class TfidfSvd(Vectoriser):
         self._vectorizer.idf_ = idf_T
 
     @classmethod
-    def fit(cls, texts: Sequence[str], dimensions: int, seed: int) -> Self:
+    def fit(cls, inputs: FitInputs) -> Self:
+        """Of the sample's words."""
+        return cls.of_texts(inputs.texts, inputs.dimensions, inputs.seed)
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], dimensions: int, seed: int) -> Self:
         """Learn vocabulary and components from a sample.
 
         Args:
