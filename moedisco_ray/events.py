@@ -68,12 +68,14 @@ class EventLog:
         self._listeners = listeners
 
     def __call__(self, event: Event) -> None:
+        """Append it; on disk before any listener sees it."""
         self._file.write(event.to_json() + "\n")
         self._file.flush()
         for listener in self._listeners:
             listener(event)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     @staticmethod

@@ -15,9 +15,9 @@ from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, read_manifest, write_json
 from moedisco_ray.config import CheckpointInit, Model, RunConfig
 from moedisco_ray.events import Emit, Event
+from moedisco_ray.merge.calibrate import Batch
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement, Shell, Trained
-from moedisco_ray.merge.calibrate import Batch
 from moedisco_ray.stages import STAGES
 from moedisco_ray.tokens import TokenStream
 from moedisco_ray.training import TrainJob, steps_for

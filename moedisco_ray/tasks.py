@@ -96,7 +96,9 @@ def merge_submodels(
     return {"weights": result["weights"], "tensors": len(result["tensors"]), "layers": result["layers"]}
 
 
-def pack_cluster(parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path) -> dict[str, Any]:
+def pack_cluster(
+    parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path,
+) -> dict[str, Any]:
     """Pack the documents that a cluster trains on.
 
     Args:
@@ -131,7 +133,8 @@ def measure(
     documents = evaluate.load_documents(sorted((corpus / "validation").glob("*.parquet")), max_tokens)
     labels_N = ClusterModel.load(cluster_model).assign(list(documents.texts), list(documents.tokens))
     return evaluate.evaluate_stages(
-        models, submodels, documents, labels_N, eos=Encoder(corpus / "tokenizer").eos, sequence_length=sequence_length, device=device)
+        models, submodels, documents, labels_N, eos=Encoder(corpus / "tokenizer").eos, sequence_length=sequence_length,
+        device=device)
 
 
 def publish(

@@ -29,7 +29,7 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
     """Names the run and its directory, OUTPUT/NAME."""
     seed: int = Field(0, ge=0, lt=2**31)
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default_factory=dict)
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
@@ -59,7 +59,8 @@ class RunConfig(Section):
                 raise ValueError("tokens.seed_share must be 0 with model.init.checkpoint: a checkpoint is a common seed already")
         elif self.clusters.vectors == "hidden_state" and not self.tokens.seed_share:
             raise ValueError(
-                "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, or use tfidf_svd or mean_token")
+                "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, "
+                "or use tfidf_svd or mean_token")
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
         return self

@@ -62,7 +62,8 @@ class Tokens(Section):
     def _something_is_left(self) -> Self:
         if self.seed_share + self.finetune_share >= 1:
             raise ValueError(
-                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} leave no tokens for the sub-models; lower one")
+                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} leave no tokens for the sub-models; "
+                "lower one")
         return self
 
     @property

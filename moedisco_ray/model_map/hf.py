@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from moedisco_ray.config import Architecture, FamilyName
 from moedisco_ray.errors import CheckpointError, ConfigError
@@ -127,9 +129,10 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     """
     ModelMap(str(read_config(directory).get("model_type")))
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            output_loading_info=True)
+        with _no_progress_bar():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                output_loading_info=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError("checkpoint", str(directory), f"cannot be loaded ({error})") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -171,6 +174,18 @@ def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
     layers = model.get_submodule("model.layers")
     blocks = {index: layer.get_submodule("mlp") for index, layer in enumerate(layers.children())}
     return {index: block for index, block in blocks.items() if hasattr(block, "experts")}
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    # A run has its own view of what happens; a bar per worker would be printed across it.
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -131,7 +131,7 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     shared = shared_hidden_size(family, architecture)
     held = norms + attention + width * architecture.num_experts_per_tok * expert
     held += width * (hidden + 4 * shared) if shared else 0
-    # Queries, keys and values share an input; so do the router or the only expert's two halves, and the shared expert's three.
+    # Those that share: queries, keys, values; the router, or the only expert's two halves; the shared expert's three.
     casts = 2 + 1 + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
+from clustering_corpus import run_config, write_corpus, write_model
 
 from moedisco_ray.clustering.grid import Grid, peak
 from moedisco_ray.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
@@ -19,13 +19,19 @@ from moedisco_ray.clustering.stage import build_clusters as build_here
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.on_ray.cluster import RayWorkers, build_clusters, pack_cluster
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from clustering_corpus import run_config, write_corpus, write_model  # lies beside the unit tests
-
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray"),  # Ray Data warns of its own defaults
 ]
+
+
+@pytest.fixture
+def one_thread():
+    """Many threads round a sum in another order than one, which is what Ray gives its workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def files_under(directory):
@@ -33,9 +39,8 @@ def files_under(directory):
 
 
 @pytest.mark.parametrize(("vectors", "parts"), [("tfidf_svd", 4), ("hidden_state", 2)])
-def test_the_artifact_is_that_of_the_pure_path(vectors, parts, tmp_path):
+def test_the_artifact_is_that_of_the_pure_path(vectors, parts, one_thread, tmp_path):
     corpus, model = write_corpus(tmp_path / "corpus", parts=parts), write_model(tmp_path / "model")
-    # A sum of many threads is rounded in another order than that of one, which is what Ray gives its workers.
     config = run_config(vectors=vectors, overlap=0.1)
     here, there = tmp_path / "here", tmp_path / "there"
     pure = build_here(config, corpus, model, here, LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer")))
@@ -91,4 +96,5 @@ def test_fewer_documents_than_clusters_is_told(tmp_path):
 
 def write_vectors(path, ids, x_ND):
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), x_ND.shape[1])
-    pq.write_table(pa.table({"id": pa.array(ids, pa.binary(16)), "weight": np.ones(len(ids), np.int64), "vector": vectors}), path)
+    weights = np.ones(len(ids), np.int64)
+    pq.write_table(pa.table({"id": pa.array(ids, pa.binary(16)), "weight": weights, "vector": vectors}), path)

@@ -15,8 +15,8 @@ from moedisco_ray.on_ray.corpus import build_corpus
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(300),
-    # Ray's own: the constructor of its DataContext sets a field that it has deprecated.
-    pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"),
+    # Ray's own: the constructor of its DataContext sets fields that it has deprecated.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 
 

@@ -42,15 +42,14 @@ def test_every_stage_leaves_its_artifact_and_the_report_counts_them(on_ray: Path
 
 def test_the_model_has_learnt(on_ray: Path) -> None:
     stages = read_json(on_ray / "evaluation" / "evaluation.json")["stages"]
-    assert stages["finetune"]["perplexity"] < 150 < 600          # a uniform guess over the vocabulary is 600
+    assert stages["finetune"]["perplexity"] < 150      # a uniform guess over the vocabulary is 600
     assert stages["finetune"]["perplexity"] < stages["merge"]["perplexity"]
 
 
 def test_ray_and_one_plain_process_make_the_same_bits(on_ray: Path, in_process: Path) -> None:
-    for name in ("merged/model.safetensors", "finetuned/model.safetensors", "model/model.safetensors", "clusters/report.json"):
+    models = [f"{part}/model.safetensors" for part in ("submodels/0", "submodels/1", "merged", "finetuned", "model")]
+    for name in ("clusters/report.json", *models):
         assert (on_ray / name).read_bytes() == (in_process / name).read_bytes(), name
-    for k in (0, 1):
-        assert (on_ray / f"submodels/{k}/model.safetensors").read_bytes() == (in_process / f"submodels/{k}/model.safetensors").read_bytes()
 
 
 def test_a_fresh_process_with_only_transformers_loads_it_and_writes_text(on_ray: Path) -> None:
@@ -94,7 +93,7 @@ def test_redo_makes_again_only_what_a_setting_changes(in_process: Path) -> None:
 
 
 def test_a_gang_larger_than_the_pool_is_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"pools\.high_memory\.workers: 4: the gang needs 4 high_mem_gpu at once and the cluster has 3"):
+    with pytest.raises(PoolError, match=r"pools\.high_memory\.workers: 4: the gang needs 4 .* and the cluster has 3"):
         pipeline.run(small_config(tmp_path, pools={"high_memory": {"workers": 4}}))
 
 

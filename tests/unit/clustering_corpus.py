@@ -17,10 +17,11 @@ from moedisco_ray.corpus.tokenizer import save_tokenizer
 
 WORDS = {
     "sea": ["ship", "harbour", "sail", "anchor", "storm", "captain", "wave", "island", "tide", "rope", "mast", "deck"],
-    "kitchen": ["flour", "butter", "oven", "sugar", "knead", "dough", "bread", "salt", "yeast", "bake", "crust", "spoon"],
-    "court": ["judge", "statute", "clause", "appeal", "verdict", "counsel", "witness", "oath", "plaintiff", "claim", "brief", "law"],
+    "kitchen": ["flour", "butter", "oven", "sugar", "knead", "dough", "bread", "salt", "yeast", "bake", "crust", "jam"],
+    "court": ["judge", "statute", "clause", "appeal", "verdict", "counsel", "witness", "oath", "claim", "brief", "law"],
 }
-VOCABULARY = {word: i for i, word in enumerate(["<|endoftext|>", "and", *[w for words in WORDS.values() for w in words]])}
+_ALL = ["<|endoftext|>", "and", *[word for words in WORDS.values() for word in words]]
+VOCABULARY = {word: i for i, word in enumerate(_ALL)}
 
 
 def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: int = 0) -> Path:
@@ -29,7 +30,8 @@ def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: in
     rows = []
     for i in range(documents):
         name = list(WORDS)[i % 3]
-        words = [*generator.choice(WORDS[name], generator.integers(5, 40)), "and", *generator.choice(list(VOCABULARY)[1:], 2)]
+        own, any_two = generator.choice(WORDS[name], generator.integers(5, 40)), generator.choice(_ALL[1:], 2)
+        words = [*own, "and", *any_two]
         text = " ".join(map(str, words))
         rows.append({
             "id": hashlib.blake2b(text.encode(), digest_size=16).digest(), "source": name, "text": text,

@@ -38,8 +38,8 @@ def test_a_snapped_vector_is_a_float32_on_the_grid_close_to_the_original(seed, d
     units_ND = snapped_ND.astype(np.float64) / grid.step
     np.testing.assert_array_equal(units_ND, np.rint(units_ND))
     assert np.abs(units_ND).max() <= 2**23
-    np.testing.assert_allclose(
-        snapped_ND.astype(np.float64), x_ND.astype(np.float64) - grid.origin_D, atol=2**-22 * np.abs(x_ND).max() + 1e-30)
+    moved_ND = x_ND.astype(np.float64) - grid.origin_D
+    np.testing.assert_allclose(snapped_ND.astype(np.float64), moved_ND, atol=2**-22 * np.abs(x_ND).max() + 1e-30)
 
 
 @settings(max_examples=25, deadline=None)

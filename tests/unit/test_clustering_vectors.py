@@ -142,6 +142,7 @@ def test_an_unknown_kind_is_named(tmp_path):
 
 
 def test_holding_vectors_needs_neither_torch_nor_transformers():
-    code = "import sys, moedisco_ray.clustering.store; print(sorted({'torch', 'transformers', 'ray'} & sys.modules.keys()))"
+    heavy = "{'torch', 'transformers', 'ray'}"
+    code = f"import sys, moedisco_ray.clustering.store; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -16,7 +16,6 @@ from moedisco_ray.corpus.readers import plan_units, read_unit
 from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.errors import ConfigError, CorpusError
 
-
 words = st.text(st.characters(codec="utf-8", categories=["L", "N"]), max_size=12)
 
 

@@ -221,8 +221,8 @@ def test_applying_a_remedy_makes_every_stage_fit(cards, clusters, state, sequenc
     sizes = QWEN | {"num_experts": 8, "num_hidden_layers": layers}
     optimizer = {"batch_tokens": 1024 * sequences, "state": state}
     before = config(
-        model={"family": "qwen2_moe", "config": sizes}, clusters={"count": clusters}, submodels={"optimizer": optimizer},
-        finetune={"optimizer": optimizer},
+        model={"family": "qwen2_moe", "config": sizes}, clusters={"count": clusters},
+        submodels={"optimizer": optimizer}, finetune={"optimizer": optimizer},
         pools={"low_memory": {"memory_gb": low, "gpu": 1}, "high_memory": {"memory_gb": high, "gpu": 1}})
     stages = build_plan(before).stages
     chosen = dict.fromkeys(s for stage in stages if stage.remedy and stage.remedy.fits for s in stage.remedy.settings)

@@ -11,7 +11,11 @@ from moedisco_ray.errors import CheckpointError
 __all__ = ["FitInputs", "Vectoriser", "adjust", "kind", "load_vectoriser"]
 
 # By name, so that a worker that only holds vectors, or only counts words, starts without torch and transformers.
-_KINDS = {"mean_token": "mean_token:MeanToken", "tfidf_svd": "tfidf:TfidfSvd", "hidden_state": "hidden_state:HiddenState"}
+_KINDS = {
+    "mean_token": "mean_token:MeanToken",
+    "tfidf_svd": "tfidf:TfidfSvd",
+    "hidden_state": "hidden_state:HiddenState",
+}
 
 
 def kind(name: str) -> type[Vectoriser]:

@@ -1,0 +1,127 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moedisco_ray.config import RunConfig, load_config
+from moedisco_ray.config.presets import PRESETS, preset_text
+from moedisco_ray.errors import ConfigError, UserError
+from moedisco_ray.plan import build_plan
+
+BASE = "name: x\ncorpus: {sources: [{path: embedded}]}\n"
+
+
+def load(tmp_path, text=BASE, *overrides):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_shipped_file_loads_and_fits_its_pools(tmp_path, name):
+    config = load(tmp_path, preset_text(name))
+    assert build_plan(config).fits
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_shipped_file_shows_every_section(name):
+    assert set(yaml.safe_load(preset_text(name))) == set(RunConfig.model_fields)
+
+
+def test_no_preset_file_is_missing_from_the_list():
+    import moedisco_ray.config  # noqa: PLC0415  # only to find its folder
+    folder = Path(moedisco_ray.config.__file__).parent / "presets"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(PRESETS)
+
+
+def test_the_paper_preset_is_the_paper(tmp_path):
+    config = load(tmp_path, preset_text("paper"))
+    assert config.tokens.seed == 0
+    assert (config.clusters.vectors, config.clusters.capacity, config.clusters.overlap) == ("mean_token", None, 0)
+    assert config.merge.backbone == "uniform"
+    submodels, finetune = config.submodels.optimizer, config.finetune.optimizer
+    assert (submodels.lr, submodels.schedule, submodels.warmup, submodels.batch_tokens) == (1e-4, "constant", 0, 16 * 1024)
+    assert (finetune.lr, finetune.schedule, finetune.warmup, finetune.weight_decay) == (3e-4, "cosine", 0.03, 0.01)
+    assert (finetune.batch_tokens, config.corpus.sequence_length) == (16 * 1024, 1024)
+    assert (config.finetune.load_balance, config.finetune.z_loss) == (0, 0)
+
+
+@pytest.mark.parametrize(("override", "reads"), [
+    ("tokens.total=5000000", lambda c: c.tokens.total == 5_000_000),
+    ("tokens.total=5_000_000", lambda c: c.tokens.total == 5_000_000),
+    ("clusters.capacity=null", lambda c: c.clusters.capacity is None),
+    ("submodels.optimizer.lr=3e-4", lambda c: c.submodels.optimizer.lr == 3e-4),
+    ("submodels.optimizer={lr: 0.5}", lambda c: c.submodels.optimizer.lr == 0.5),
+    ("corpus.sources.0.weight=0.5", lambda c: c.corpus.sources[0].weight == 0.5),
+    ("tags.team=a=b", lambda c: c.tags == {"team": "a=b"}),
+    ("evaluation.prompts=[x, y]", lambda c: c.evaluation.prompts == ("x", "y")),
+    ("model.config.hidden_size=64", lambda c: c.model.architecture.hidden_size == 64),
+])
+def test_overrides(tmp_path, override, reads):
+    assert reads(load(tmp_path, BASE, override))
+
+
+def test_the_last_override_wins(tmp_path):
+    assert load(tmp_path, BASE, "seed=1", "seed=2").seed == 2
+
+
+@pytest.mark.parametrize(("text", "overrides", "line"), [
+    (BASE + "tokns: {}\n", (), "tokns: no such setting; did you mean 'tokens'?"),
+    (BASE, ("tokens.totl=1",), "tokens.totl: no such setting; did you mean 'total'?"),
+    (BASE, ("model.config.hiden_size=64",), "model.config.hiden_size: no such setting; did you mean 'hidden_size'?"),
+    (BASE, ("corpus.sources.0.pth=x",), "corpus.sources.0.pth: no such setting; did you mean 'path'?"),
+    (BASE, ("pools.low_memory.zzz=1",), "pools.low_memory.zzz: no such setting; remove it; `moedisco schema` lists every setting"),
+    ("name: x\n", (), "corpus: is missing; `moedisco init` writes a configuration with every setting"),
+    ("corpus: {sources: [{path: embedded}]}\n", (), "name: is missing; `moedisco init` writes a configuration with every setting"),
+    (BASE, ("corpus.sources=[]",), "corpus.sources: [].*at least 1"),
+    (BASE, ("tokens.total=-1",), "tokens.total: -1: input should be greater than 0"),
+    (BASE, ("tokens.total=many",), "tokens.total: 'many': input should be a valid integer"),
+    (BASE, ("name='a b'",), "name: 'a b'"),
+    (BASE, ("model.family=gpt2",), "model.family: 'gpt2': input should be 'mixtral', 'qwen2_moe', 'qwen3_moe' or 'olmoe'"),
+    (BASE, ("clusters.count=3",), "clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
+    (BASE, ("tokens.seed_share=0",), "clusters.vectors: 'hidden_state' needs a trained model"),
+    (BASE, ("tokens.seed_share=0.9",), "tokens: seed_share 0.9 and finetune_share 0.15 leave no tokens"),
+    (BASE, ("submodels.optimizer.batch_tokens=1000",), "submodels.optimizer.batch_tokens: 1000 is not a multiple"),
+    (BASE, ("model.config.num_attention_heads=3",), "model.config: hidden_size 256 is not a multiple"),
+    (BASE, ("model.config.num_experts_per_tok=9",), "model.config: num_experts_per_tok 9 exceeds num_experts 4"),
+    (BASE, ("corpus.sources.0.path=no/such/place",), "corpus.sources.0.path: 'no/such/place': no such file or folder"),
+    (BASE, ("tokenizer.path=no/such/place",), "tokenizer.path: 'no/such/place': no such directory"),
+    (BASE, ("corpus.sources=[{path: embedded, name: a}, {path: embedded, name: a}]",), "corpus.sources: 'a': two sources"),
+    (BASE, ("output=s3://bucket/runs",), "output: .*mount the bucket"),
+    (BASE, ("checkpoint.every=sometimes",), "checkpoint.every: 'sometimes'"),
+    (BASE, ("nonsense",), "--set: 'nonsense': must read key.sub=value"),
+    (BASE, ("=1",), "--set: '=1': must read key.sub=value"),
+    (BASE, ("seed.sub=1",), "seed: input should be a valid integer"),
+    (BASE + "seed: 1\n", ("seed.sub=1",), "--set: 'seed.sub=1': 'sub' is not a setting"),
+    (BASE, ("corpus.sources.7.path=x",), "--set: 'corpus.sources.7.path=x': '7' is not a section"),
+    (BASE, ("seed=[",), "--set: 'seed=[': the value is not YAML; quote it"),
+    ("- a\n", (), "CONFIG: .*must hold a mapping"),
+    ("", (), "CONFIG: .*must hold a mapping"),
+    ("a: [\n", (), "CONFIG: .*is not YAML at line 2"),
+    (BASE, ("model.init.checkpoint=no/such", "tokens.seed_share=0"), "model.init.checkpoint: 'no/such': no readable config.json"),
+    (BASE, ("model.init.chekpoint=x",), "model.init.chekpoint: no such setting; did you mean 'checkpoint'?"),
+    (BASE, ("model.init=zeros",), "model.init: 'zeros'"),
+])
+def test_each_mistake_is_one_line_that_names_the_field(tmp_path, text, overrides, line):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    pattern = ".*".join(re.escape(part) for part in line.split(".*"))
+    assert re.match(pattern, message), message
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="is not a text file"):
+        load_config(tmp_path / "binary")
+
+
+def test_every_field_is_documented_or_named_by_the_field():
+    schema = RunConfig.model_json_schema()
+    assert schema["$defs"]["Source"]["properties"]["path"]["description"].startswith("A file, a folder")

@@ -1,0 +1,213 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.artifacts import Manifest, write_json
+from moedisco_ray.config import RunConfig
+from moedisco_ray.events import Event, EventLog
+from moedisco_ray.report import (
+    CURVE_POINTS,
+    TABLE_COLUMNS,
+    build_report,
+    format_dollars,
+    format_seconds,
+    read_curves,
+    report_table,
+    thin,
+)
+
+LOW, HIGH = 0.36, 3.6     # dollars per hour
+
+
+def run_config(**changes):
+    return RunConfig.model_validate({
+        "name": "tiny", "seed": 7, "tags": {"team": "a"}, "corpus": {"sources": [{"path": "embedded"}]},
+        "clusters": {"count": 2},
+        "pools": {
+            "low_memory": {"price_per_hour": LOW, "max_workers": 2},
+            "high_memory": {"price_per_hour": HIGH, "workers": 2}},
+        **changes})
+
+
+def unit(name, tokens, loss, worker_seconds):
+    return {
+        "name": name, "steps": 1, "tokens": tokens, "loss": loss, "seconds": worker_seconds,
+        "worker_seconds": worker_seconds}
+
+
+SUMMARIES = {
+    "corpus": (5.0, {"documents": 10, "tokens": 5000, "vocab_size": 300}),
+    "seed": (20.0, {"units": [unit("seed", 1000, 4.0, 18.0)]}),
+    "clusters": (2.0, {}),
+    "decomposed": (1.0, {}),
+    "submodels": (60.0, {"units": [unit("submodel-0", 3000, 3.0, 50.0), unit("submodel-1", 1000, 5.0, 30.0)]}),
+    "merged": (3.0, {"layers": []}),
+    "finetuned": (30.0, {"units": [unit("finetune", 500, 2.5, 50.0)]}),
+    "evaluation": (4.0, {}),
+    "model": (1.0, {"samples": [{"prompt": "The", "text": " cat"}]}),
+}
+
+
+def write_run(directory, stages=tuple(SUMMARIES)):
+    for number, name in enumerate(stages):
+        seconds, summary = SUMMARIES[name]
+        (directory / name).mkdir(parents=True)
+        manifest = Manifest("f", seconds, summary, {"maker": name}, float(number))
+        write_json(directory / name / "manifest.json", dataclasses.asdict(manifest))
+
+
+@pytest.fixture
+def report(tmp_path):
+    write_run(tmp_path)
+    write_json(tmp_path / "clusters" / "report.json", {"clusters": [{"documents": 6, "tokens": 9, "terms": ["a"]}]})
+    write_json(tmp_path / "evaluation" / "evaluation.json", {
+        "perplexity": 20.0, "stages": {"seed": {"perplexity": 50.0, "bits_per_byte": 2.5}, "finetune": {"perplexity": 20.0}}})
+    return build_report(tmp_path, run_config())
+
+
+def stage(report, name):
+    return next(entry for entry in report["stages"] if entry["name"] == name)
+
+
+def test_stages_cost_worker_hours_at_their_pools_price(report):
+    assert [entry["name"] for entry in report["stages"]] == [
+        "corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export"]
+    assert stage(report, "seed")["dollars"] == pytest.approx(18 / 3600 * LOW)
+    assert stage(report, "submodels")["dollars"] == pytest.approx(80 / 3600 * LOW)
+    assert stage(report, "finetune")["dollars"] == pytest.approx(50 / 3600 * HIGH)
+    assert stage(report, "merge")["dollars"] == pytest.approx(3 / 3600 * HIGH)
+    assert stage(report, "evaluate")["dollars"] == pytest.approx(4 / 3600 * HIGH)
+    for name in ("corpus", "cluster", "decompose", "export"):
+        assert stage(report, name)["dollars"] == 0
+        assert stage(report, name)["pool"] == "head"
+
+
+def test_figures_of_a_stage(report):
+    submodels = stage(report, "submodels")
+    assert submodels["tokens"] == 4000
+    assert submodels["loss"] == pytest.approx((3 * 3000 + 5 * 1000) / 4000)
+    assert submodels["workers"] == 2
+    assert submodels["seconds"] == 60.0
+    assert submodels["pool"] == "low_memory"
+    assert stage(report, "finetune")["workers"] == 2
+    assert stage(report, "seed")["perplexity"] == 50.0
+    assert stage(report, "seed")["bits_per_byte"] == 2.5
+    assert stage(report, "submodels")["perplexity"] is None
+    assert stage(report, "corpus")["tokens"] is None
+
+
+def test_totals_and_the_estimate_of_full_training(report):
+    totals = report["totals"]
+    assert totals["tokens"] == 5500
+    assert totals["seconds"] == pytest.approx(126.0)
+    assert totals["dollars"] == pytest.approx(sum(entry["dollars"] for entry in report["stages"]))
+    # The fine-tune made 10 tokens per worker-second: 5,500 tokens are 550 worker-seconds.
+    assert totals["full_training_dollars"] == pytest.approx(550 / 3600 * HIGH)
+    trained = (98 * LOW + 50 * HIGH) / 3600
+    assert totals["saved"] == pytest.approx(1 - trained / totals["full_training_dollars"])
+
+
+def test_the_rest_of_the_run(report):
+    assert (report["name"], report["seed"], report["tags"], report["family"]) == ("tiny", 7, {"team": "a"}, "qwen3_moe")
+    assert report["corpus"]["vocab_size"] == 300
+    assert report["clusters"]["clusters"][0]["terms"] == ["a"]
+    assert report["evaluation"]["perplexity"] == 20.0
+    assert report["samples"] == [{"prompt": "The", "text": " cat"}]
+    assert report["versions"] == {"maker": "model"}
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_an_unfinished_run_has_a_report(tmp_path):
+    write_run(tmp_path, ("corpus", "seed"))
+    report = build_report(tmp_path, run_config())
+    assert [entry["name"] for entry in report["stages"]] == ["corpus", "seed"]
+    assert report["totals"]["full_training_dollars"] is None
+    assert report["totals"]["saved"] is None
+    assert report["evaluation"] == report["clusters"] == report["curves"] == {}
+    assert len(report_table(report)) == 3
+
+
+def test_an_empty_run_has_a_report(tmp_path):
+    report = build_report(tmp_path, run_config())
+    assert report["stages"] == []
+    assert report["totals"]["tokens"] == 0
+    assert "python" in report["versions"]
+
+
+def test_a_seed_without_training_costs_nothing_but_its_time(tmp_path):
+    (tmp_path / "seed").mkdir()
+    write_json(tmp_path / "seed" / "manifest.json", dataclasses.asdict(Manifest("f", 2.0, {"units": []}, {}, 0.0)))
+    seed = build_report(tmp_path, run_config())["stages"][0]
+    assert seed["tokens"] == 0
+    assert seed["loss"] is None
+
+
+def test_the_table(report):
+    rows = report_table(report)
+    assert all(len(row) == len(TABLE_COLUMNS) for row in rows)
+    assert rows[0] == ("corpus", "head", "1", "-", "5.0 s", "$0.00", "-", "-")
+    assert rows[1] == ("seed", "low-memory", "1", "1,000", "20.0 s", "$0.0018", "4.0000", "50.00")
+    assert rows[-2] == ("total", "", "", "5,500", "2 min 06 s", "$0.0668", "", "")
+    assert rows[-1][:2] == ("full training (estimate)", "high-memory")
+
+
+def progress(log, name, step, loss, stage_name="submodels", **more):
+    log(Event("progress", stage_name, name, {"step": step, "tokens": step * 10, "loss": loss, **more}))
+
+
+def test_curves_follow_the_unit_that_went_back(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log(Event("run_started", data={"name": "tiny"}))
+    for step in (1, 2, 3, 4):
+        progress(log, "submodel-0", step, 10.0 - step)
+    progress(log, "submodel-1", 1, 7.0)
+    for step in (3, 5):     # resumed from the checkpoint after step 2
+        progress(log, "submodel-0", step, 20.0 - step)
+    progress(log, "finetune", 2, 1.5, stage_name="finetune")
+    log.close()
+    assert read_curves(tmp_path / "events.jsonl") == {
+        "submodel-0": {"stage": "submodels", "tokens": [10, 20, 30, 50], "loss": [9.0, 8.0, 17.0, 15.0]},
+        "submodel-1": {"stage": "submodels", "tokens": [10], "loss": [7.0]},
+        "finetune": {"stage": "finetune", "tokens": [20], "loss": [1.5]},
+    }
+
+
+def test_long_curves_are_thinned(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    for step in range(1, 1202):
+        progress(log, "seed", step, float(step), stage_name="seed")
+    log.close()
+    curve = read_curves(tmp_path / "events.jsonl")["seed"]
+    assert len(curve["tokens"]) == len(curve["loss"]) == CURVE_POINTS
+    assert (curve["tokens"][0], curve["tokens"][-1]) == (10, 12_010)
+
+
+@given(st.integers(0, 2000), st.integers(2, 500))
+def test_thinning_keeps_ends_and_order(count, most):
+    kept = thin(range(count), most)
+    assert len(kept) == min(count, most)
+    assert list(kept) == sorted(set(kept))
+    if count:
+        assert (kept[0], kept[-1]) == (0, count - 1)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 00 s"), (60, "1 min 00 s"), (125, "2 min 05 s"),
+    (3599.7, "1 h 00 min"), (7800, "2 h 10 min"), (7229.6, "2 h 00 min")])
+def test_durations(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("dollars", "text"), [(0, "$0.00"), (0.00214, "$0.0021"), (0.25, "$0.2500"), (1234.5, "$1,234.50")])
+def test_dollars(dollars, text):
+    assert format_dollars(dollars) == text
+
+
+def test_the_report_needs_nothing_heavy():
+    heavy = "import sys, moedisco_ray.report; print([m for m in ('torch', 'ray', 'numpy', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True).stdout.strip() == "[]"
