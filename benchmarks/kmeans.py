@@ -20,7 +20,8 @@ from harness import environment, interleave, ratios, spread, write_result
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from moedisco_ray.clustering import fit_kmeans, squared_distances
+from moedisco_ray.clustering.blocks import squared_distances
+from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
 
 SETTINGS = {
     "50k x 64, K 16": (50_000, 64, 16),
@@ -34,16 +35,16 @@ TOLERANCE = 0.005
 def vectors(n: int, d: int, k: int) -> NDArray[np.float32]:
     """Overlapping clusters of unequal size and width, so that Lloyd has something to do."""
     generator = np.random.default_rng(0)
-    centres_KD = generator.normal(size=(2 * k, d)) * 1.2
-    label_N = generator.choice(2 * k, size=n, p=generator.dirichlet(np.full(2 * k, 3.0)))
-    width_K = generator.uniform(0.6, 1.4, size=2 * k)
+    centres_KD = generator.normal(size=(k, d)) * 1.2
+    label_N = generator.choice(k, size=n, p=generator.dirichlet(np.full(k, 3.0)))
+    width_K = generator.uniform(0.6, 1.4, size=k)
     return (centres_KD[label_N] + generator.normal(size=(n, d)) * width_K[label_N, None]).astype(np.float32)
 
 
 def fit(arm: str, x_ND: NDArray[np.float32], k: int) -> NDArray[np.floating]:
     if arm == "ours":
         blocks = [x_ND[i:i + BLOCK] for i in range(0, len(x_ND), BLOCK)]
-        return fit_kmeans(blocks, x_ND[:SAMPLE], k=k, restarts=RESTARTS, iterations=ITERATIONS, seed=0).centroids_KD
+        return fit_kmeans_on_blocks(blocks, x_ND[:SAMPLE], k, restarts=RESTARTS, iterations=ITERATIONS).centroids_KD
     if arm == "lloyd":
         return KMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, random_state=0).fit(x_ND).cluster_centers_
     return MiniBatchKMeans(k, n_init=RESTARTS, max_iter=ITERATIONS, batch_size=4096, random_state=0).fit(x_ND).cluster_centers_

@@ -25,9 +25,10 @@ from harness import environment, interleave, ratios, spread, write_result
 from torch.utils.data import Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from moedisco_ray import decompose
-from moedisco_ray.config import Architecture, Model, Optimizer
+from moedisco_ray.config import Architecture, Optimizer
+from moedisco_ray.decompose import decompose
 from moedisco_ray.events import Event
+from moedisco_ray.model_map import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
 from moedisco_ray.tokens import write_packed
 from moedisco_ray.training import TrainJob, World, train
 
@@ -56,7 +57,9 @@ def per_second(times: list[float]) -> float:
 
 
 def ours(scratch: Path) -> float:
-    decompose.write_seed(Model(family="qwen3_moe", config=SIZES), scratch / "start", SIZES.num_experts, VOCABULARY, LENGTH, 0)
+    config = config_values(hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0))
+    tensors = decompose(random_source(config, 0), ModelMap("qwen3_moe"), SIZES.num_experts, SIZES.num_experts, 0)
+    write_checkpoint(scratch / "start", tensors, submodel_config(config, 1))
     write_packed(scratch / "shards", [[tokens().astype(np.int32)]], eos=0, vocab_size=VOCABULARY)
     times: list[float] = []
 

@@ -47,7 +47,7 @@ def plot(run_dir: Path) -> list[Path]:
     with mpl.rc_context(_STYLE):
         drawn = {
             "loss.png": draw_loss(report.get("curves", {})),
-            "clusters.png": draw_clusters(report.get("clusters", {}).get("map", [])),
+            "clusters.png": draw_clusters(report.get("clusters", {}).get("map", {})),
             "experts.png": draw_experts(report.get("evaluation", {}).get("routers", [])),
         }
     folder = run_dir / "figures"
@@ -89,26 +89,25 @@ def draw_loss(curves: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def draw_clusters(points: Sequence[Mapping[str, Any]]) -> Figure | None:
+def draw_clusters(points: Mapping[str, Sequence[Any]]) -> Figure | None:
     """A sample of documents in the plane of the first two principal directions of their vectors.
 
     Args:
-        points: {x, y, cluster, source} each. Colour tells the cluster; a second panel tells the source, where
+        points: x, y, cluster and source, one entry per document. Colour tells the cluster; a second panel tells the source, where
             there are several.
 
     Returns:
         The figure; None when there is no point.
     """
-    if not points:
+    if not points.get("x"):
         return None
-    views = {"Clusters": [f"cluster {point['cluster']}" for point in points]}
-    sources = [str(point.get("source") or "") for point in points]
-    if len(set(sources)) > 1:
-        views["Sources"] = sources
+    views: dict[str, Sequence[str]] = {"Clusters": [f"cluster {cluster}" for cluster in points["cluster"]]}
+    if len(set(points["source"])) > 1:
+        views["Sources"] = points["source"]
     figure = _figure(5.6 * len(views), 4.4)
     panels = figure.subplots(1, len(views), squeeze=False)[0]
     for axes, (title, labels) in zip(panels, views.items(), strict=True):
-        _scatter(axes, points, labels)
+        _scatter(axes, points["x"], points["y"], labels)
         axes.set_title(title)
     return figure
 
@@ -132,7 +131,7 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
     most = max(2 * even, *(share for row in load for share in row))
     image = axes.imshow(load, cmap="PuOr_r", norm=TwoSlopeNorm(even, 0, most), aspect="auto")
     axes.grid(visible=False)
-    axes.set(title="Expert load", xlabel="expert", ylabel="layer", xticks=range(experts), yticks=range(layers))
+    axes.set(title="Expert load  (white: even)", xlabel="expert", ylabel="layer", xticks=range(experts), yticks=range(layers))
     axes.set_yticklabels([str(router["layer"]) for router in routers])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -147,7 +146,7 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
     bar = figure.colorbar(image, ax=axes, shrink=0.9, format=lambda share, _: f"{100 * share:.0f} %")
     bar.set_ticks([0, even, most])
     bar.outline.set_visible(False)
-    bar.set_label("share of choices (white: an even share)")
+    bar.set_label("share of choices")
     return figure
 
 
@@ -186,17 +185,17 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
             1.02, height, f"{unit}  {loss:.2f}", transform=axes.transAxes, color=colour, va="center", fontsize=9)
 
 
-def _scatter(axes: Axes, points: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
-    size = min(24.0, max(5.0, 9000 / len(points)))
+def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], labels: Sequence[str]) -> None:
+    size = min(24.0, max(5.0, 9000 / len(x)))
     for number, label in enumerate(sorted(set(labels), key=_natural)):
-        chosen = [point for point, name in zip(points, labels, strict=True) if name == label]
+        chosen = [i for i, name in enumerate(labels) if name == label]
         # When the colours are used up, the next round has other markers.
         axes.scatter(
-            [point["x"] for point in chosen], [point["y"] for point in chosen], s=size, alpha=0.65, linewidths=0,
+            [x[i] for i in chosen], [y[i] for i in chosen], s=size, alpha=0.65, linewidths=0,
             color=_PALETTE[number % len(_PALETTE)], marker=_MARKERS[number // len(_PALETTE) % len(_MARKERS)],
             label=f"{label}  ({len(chosen)})")
     axes.grid(visible=False)
-    axes.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second")
+    axes.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
     columns = math.ceil(len(set(labels)) / 20)
     axes.legend(
         loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, markerscale=1.8, handletextpad=0.2, fontsize=9)

@@ -140,7 +140,7 @@ def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def format_seconds(seconds: float) -> str:
     """A duration as a person says it: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 60:
+    if seconds < 59.95:     # else it would round to 60.0
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -143,7 +143,6 @@ def publish(
     """Write the Hugging Face directory and let it continue a few prompts.
 
     Returns:
-        `samples`: [{prompt, text}].
+        The export's figures, and `samples`: [{prompt, text}].
     """
-    export.export(model, tokenizer, directory, report)
-    return {"samples": export.generate_samples(directory, tokenizer, prompts, sample_tokens, seed)}
+    return export.export(model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,11 @@ def check_files(config: RunConfig) -> None:
         raise ConfigError("tokenizer.path", str(config.tokenizer.path), "no such directory; leave it out to train a tokeniser")
     if isinstance(config.model.init, CheckpointInit):
         try:
-            check_division(config.model.architecture.num_experts, config.clusters.count)
+            num_experts = config.model.architecture.num_experts
         except ValidationError as error:
             raise _first_mistake(error) from error
+        try:
+            check_division(num_experts, config.clusters.count)
         except ValueError as error:
             raise ConfigError("clusters.count", None, str(error)) from error
 
@@ -123,12 +126,15 @@ def _first_mistake(error: ValidationError) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(field, None, "is missing; `moedisco init` writes a configuration with every setting")
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error":  # pydantic's own words; ours begin with a field, whose case matters
+        message = message[0].lower() + message[1:].replace("valid tuple", "list")
+        message = re.sub(r"valid dictionary or instance of \w+", "section with settings of its own", message)
     if not field:  # a rule between sections: its message begins with the field
         field, _, message = message.partition(" ")
         return ConfigError(field, None, message)
     if isinstance(first["input"], (dict, BaseModel)):
         return ConfigError(field, None, message)
-    return ConfigError(field, first["input"], message[0].lower() + message[1:])
+    return ConfigError(field, first["input"], message)
 
 
 def _known_keys(path: list[str]) -> list[str]:

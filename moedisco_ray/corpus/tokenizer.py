@@ -144,7 +144,7 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
 
 
 # A tokeniser that is dropped leaves megabytes behind in its library (measured, tokenizers 0.23), so a worker that
-# finishes bucket after bucket keeps one. Its contents are the key: the same path may hold another tokeniser the next time.
+# finishes bucket after bucket keeps one. Its contents are the key: the same path may hold another tokeniser next time.
 @functools.lru_cache(maxsize=1)
 def _shared_tokenizer(serialised: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(serialised)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from moedisco_ray.display.state import cluster_sizes
 from moedisco_ray.display.words import count, percent
 from moedisco_ray.events import Event, EventType
 from moedisco_ray.report import format_seconds
@@ -69,7 +68,7 @@ def _progress(unit: str, data: Mapping[str, Any]) -> str:
 
 
 def _clusters(_: str, data: Mapping[str, Any]) -> str:
-    tokens, _documents = cluster_sizes(data)
+    tokens = data.get("tokens", [])
     shares = ", ".join(percent(part / max(1, sum(tokens))) for part in tokens)
     return f"{len(tokens)} clusters, {count(sum(tokens))} tokens: {shares}"
 

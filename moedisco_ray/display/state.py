@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from moedisco_ray.events import Event
 
@@ -70,7 +69,7 @@ class RunState:
                 if stage.status == "running":
                     stage.status, stage.seconds = "failed", event.time - stage.started
         elif event.type == "clusters":
-            self.cluster_tokens, self.cluster_documents = cluster_sizes(data)
+            self.cluster_tokens, self.cluster_documents = data.get("tokens", []), data.get("documents", [])
         elif event.type == "warning":
             self.notices.append(str(data.get("message", "")))
 
@@ -91,11 +90,3 @@ class RunState:
             unit.tokens = data.get("tokens", unit.tokens)
         if event.type == "worker_restarted":
             self.notices.append(f"{event.unit} restarted: {data.get('reason') or 'its worker died'}")
-
-
-def cluster_sizes(data: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """Tokens and documents per cluster of a `clusters` event: two lists, or entries that hold both."""
-    entries = data.get("clusters")
-    if entries is not None:
-        return [entry["tokens"] for entry in entries], [entry["documents"] for entry in entries]
-    return list(data.get("tokens", ())), list(data.get("documents", ()))

@@ -91,6 +91,8 @@ def test_the_last_override_wins(tmp_path):
     (BASE, ("output=s3://bucket/runs",), "output: .*mount the bucket"),
     (BASE, ("checkpoint.every=sometimes",), "checkpoint.every: 'sometimes'"),
     (BASE, ("nonsense",), "--set: 'nonsense': must read key.sub=value"),
+    (BASE, ("corpus=3",), "corpus: 3: input should be a section with settings of its own"),
+    (BASE, ("evaluation.prompts=x",), "evaluation.prompts: 'x': input should be a list"),
     (BASE, ("=1",), "--set: '=1': must read key.sub=value"),
     (BASE, ("seed.sub=1",), "seed: input should be a valid integer"),
     (BASE + "seed: 1\n", ("seed.sub=1",), "--set: 'seed.sub=1': 'sub' is not a setting"),

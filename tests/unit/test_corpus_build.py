@@ -94,7 +94,8 @@ def test_the_artifact_holds_what_the_summary_says(sources, tmp_path):
 def test_the_result_does_not_depend_on_how_the_reading_is_cut(sources, tmp_path):
     config = run_config(sources)
     summary = make(config, tmp_path / "a")
-    backwards = make(config, tmp_path / "b", unit_bytes=700, map_tasks=lambda function, items: map(function, items[::-1]))
+    backwards = make(
+        config, tmp_path / "b", unit_bytes=700, map_tasks=lambda function, items: map(function, items[::-1]))
     assert backwards == summary
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 

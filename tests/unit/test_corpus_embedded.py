@@ -40,7 +40,6 @@ def test_a_domain_is_distinct_readable_text_of_bounded_documents(name):
     assert len(set(texts)) == len(texts)
     assert max(len(text) for text in texts) <= embedded.DOCUMENT_CHARACTERS
     assert min(len(text) for text in texts) >= 200
-    assert texts == embedded.domain_texts(name, 300_000)
     shorter = embedded.domain_texts(name, 60_000)
     assert texts[:len(shorter)] == shorter
 

@@ -54,7 +54,7 @@ def gang(size: int, directory: Path, work: Work) -> list[dict[str, Any]]:
 
 
 def alone(job: TrainJob) -> TrainResult:
-    return train(job, World(), lambda event: None, lambda: False)
+    return train(job, World(), lambda _event: None, lambda: False)
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

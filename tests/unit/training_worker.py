@@ -5,10 +5,10 @@ Usage: training_worker.py RANK SIZE RENDEZVOUS WORK
 
 from __future__ import annotations
 
-import datetime
 import pickle
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,11 +22,11 @@ def main(rank: int, size: int, rendezvous: str, work: Path) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=30))
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=timedelta(seconds=30))
     results = {}
     for job, stopper in pickle.loads(work.read_bytes()):
         try:
-            results[job.name] = train(job, World(rank, size), lambda event: None, lambda s=stopper: rank == s)
+            results[job.name] = train(job, World(rank, size), lambda _event: None, lambda s=stopper: rank == s)
         except TrainingError as error:
             results[job.name] = str(error)
     dist.destroy_process_group()

@@ -1,0 +1,167 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+from run_example import events, report
+
+from moedisco_ray.config import load_config
+from moedisco_ray.config.presets import preset_text
+from moedisco_ray.display import JsonLines, LiveView, PlainLines, listener_for, plan_view, report_view
+from moedisco_ray.display.live import render
+from moedisco_ray.display.state import RunState
+from moedisco_ray.display.words import count, gigabytes
+from moedisco_ray.events import Event
+from moedisco_ray.plan import build_plan
+
+
+def text_of(renderable, width=120):
+    console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def feed(listener):
+    for event in events():
+        listener(event)
+    listener.close()
+
+
+def test_plain_lines():
+    stream = io.StringIO()
+    feed(PlainLines(stream, interval=0))
+    assert [line[10:] for line in stream.getvalue().splitlines()] == [
+        "run demo in runs/demo",
+        "corpus: already there",
+        "seed: started",
+        "seed: step 50/100, loss 4.8522, 10.2k tokens/s",
+        "seed: step 100/100, loss 2.9430, 10.2k tokens/s",
+        "seed: finished in 12.2 s",
+        "cluster: started",
+        "4 clusters, 1.00M tokens: 10 %, 20 %, 30 %, 40 %",
+        "cluster: finished in 3.0 s",
+        "submodels: started",
+        "submodel-0: step 10/100, loss 7.2387, 10.2k tokens/s",
+        "submodel-1: step 50/100, loss 4.8522, 10.2k tokens/s",
+        "submodel-1: restarted: its node went away",
+        "warning: no GPU found",
+        "finished in 1 min 15 s",
+    ]
+
+
+def test_plain_lines_show_each_unit_at_most_once_per_interval():
+    stream = io.StringIO()
+    lines = PlainLines(stream, interval=10)
+    for second in range(35):
+        for unit in ("submodel-0", "submodel-1"):
+            lines(Event("progress", "submodels", unit, {"step": second, "steps": 99, "loss": 1.0}, time=float(second)))
+    shown = [line.split()[1:4] for line in stream.getvalue().splitlines()]
+    assert shown == [[f"{unit}:", "step", f"{step}/99,"] for step in (0, 10, 20, 30) for unit in ("submodel-0", "submodel-1")]
+
+
+def test_json_lines_are_the_events():
+    stream = io.StringIO()
+    feed(JsonLines(stream))
+    assert [Event.from_json(line) for line in stream.getvalue().splitlines()] == events()
+
+
+@pytest.mark.parametrize("json_wanted", [True, False])
+def test_the_view_suits_the_output(json_wanted):
+    pipe, terminal = Console(file=io.StringIO()), Console(file=io.StringIO(), force_terminal=True)
+    assert type(listener_for(pipe, json_wanted)) is (JsonLines if json_wanted else PlainLines)
+    assert type(listener_for(terminal, json_wanted)) is (JsonLines if json_wanted else LiveView)
+
+
+def state_after(count_of_events):
+    state = RunState()
+    for event in events()[:count_of_events]:
+        state.update(event)
+    return state
+
+
+def test_the_live_view_shows_stages_bars_clusters_and_notices():
+    text = text_of(render(state_after(14), now=1_700_000_013.0))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[:10] == [
+        "demo runs/demo", "✓ corpus there", "✓ seed 12.2 s loss 2.943", "✓ cluster 3.0 s", "○ decompose",
+        "● submodels 4.0 s loss 6.045", "○ merge", "○ finetune", "○ evaluate", "○ export"]
+    units = [line for line in lines if line.startswith("submodel-")]
+    assert [unit.split(" ", 2)[2] for unit in units] == [
+        "10/100 loss 7.239 10.2k tokens/s 18.0 s left", "50/100 loss 4.852 10.2k tokens/s 10.0 s left"]
+    assert [line.split(" ", 3)[3] for line in lines if line.startswith("cluster ")] == [
+        "100k tokens 10 % 10 documents", "200k tokens 20 % 20 documents", "300k tokens 30 % 30 documents",
+        "400k tokens 40 % 40 documents"]
+    assert "! submodel-1 restarted: its node went away" in lines
+    assert "! no GPU found" in lines
+
+
+def test_cluster_bars_are_as_long_as_their_tokens():
+    text = text_of(render(state_after(8), now=0.0))
+    bars = [line.count("━") for line in text.splitlines() if line.startswith("cluster ")]
+    assert bars[3] == 30
+    assert bars == pytest.approx([7, 15, 22, 30], abs=1)
+
+
+def test_the_live_view_marks_a_stage_that_failed():
+    text = text_of(render(state_after(15), now=1_700_000_100.0))
+    assert "✗ submodels       5.0 s" in text
+
+
+def test_many_units_are_cut_short():
+    state = RunState()
+    state.update(Event("stage_started", "submodels"))
+    for k in range(40):
+        state.update(Event("progress", "submodels", f"submodel-{k}", {"step": 1, "steps": 2, "tokens": 1, "loss": 1.0}))
+    assert "and 28 more" in text_of(render(state, now=0.0))
+
+
+def test_the_live_view_lets_go_of_the_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    feed(LiveView(console))
+    text = console.file.getvalue()
+    assert "submodel-1" in text
+    assert text.rstrip("\n").endswith("\x1b[?25h")  # the cursor is back
+    LiveView(console).close()  # before any event
+
+
+def test_show_has_the_table_the_clusters_the_measurements_and_the_samples():
+    text = text_of(report_view(report()))
+    for part in (
+            "full training (estimate)", "65 % cheaper", "license, import, return", "bits per byte", "licences", "41.25",
+            "The license of the [bold]software[/bold] is"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_show_leaves_out_what_was_not_measured():
+    bare = report() | {"clusters": {}, "evaluation": {}, "samples": []}
+    bare["totals"] |= {"saved": None, "full_training_dollars": None}
+    text = text_of(report_view(bare))
+    assert "total" in text
+    for part in ("Clusters", "Validation", "cheaper", "full training"):
+        assert part not in text
+
+
+@pytest.mark.parametrize(("state", "verdict"), [("bf16", "fits"), ("fp32", "--set submodels.optimizer.state=bf16")])
+def test_a_plan_says_what_fits_and_what_would(tmp_path, state, verdict):
+    path = tmp_path / "run.yaml"
+    path.write_text(preset_text("paper"))
+    text = text_of(plan_view(build_plan(load_config(path, [f"submodels.optimizer.state={state}"]))))
+    assert verdict in text
+    assert ("does not fit" in text) == (state == "fp32")
+    assert "2.06B" in text
+    assert "% saved" in text
+
+
+@pytest.mark.parametrize(("number", "text"), [
+    (0, "0"), (999, "999"), (1000, "1.00k"), (10_240, "10.2k"), (999_960, "1.00M"), (123_456_789, "123M"), (1.5e9, "1.50B")])
+def test_counts(number, text):
+    assert count(number) == text
+
+
+def test_gigabytes_are_of_two_to_the_thirty():
+    assert [gigabytes(size * 2**30) for size in (0.5, 24)] == ["0.50", "24.0"]
+
+
+def test_every_event_type_is_json():
+    assert all(json.loads(event.to_json())["type"] == event.type for event in events())
