@@ -65,13 +65,19 @@ def main() -> None:
     app(prog_name="moedisco")
 
 
-@app.callback(no_args_is_help=True)
-def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"moedisco {__version__}")
         raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command."""
 
 
 @app.command()

@@ -23,7 +23,7 @@ _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _INK = "#333333"
 _STYLE: dict[str, Any] = {
-    "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold",
     "axes.titlepad": 12,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "axes.labelcolor": _INK,
     "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.grid": True, "grid.color": "#E8E8E8",
@@ -79,7 +79,7 @@ def draw_loss(curves: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     figure = _figure(5.2 * len(panels), 3.8)
     rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axes, (title, part) in zip(rows[0], panels.items(), strict=True):
-        axes.set_title(title)
+        axes.set_title(title, loc="left")
         axes.set_xlabel("tokens of each model")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -108,7 +108,7 @@ def draw_clusters(points: Mapping[str, Sequence[Any]]) -> Figure | None:
     panels = figure.subplots(1, len(views), squeeze=False)[0]
     for axes, (title, labels) in zip(panels, views.items(), strict=True):
         _scatter(axes, points["x"], points["y"], labels)
-        axes.set_title(title)
+        axes.set_title(title, loc="left")
     return figure
 
 
@@ -131,7 +131,8 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
     most = max(2 * even, *(share for row in load for share in row))
     image = axes.imshow(load, cmap="PuOr_r", norm=TwoSlopeNorm(even, 0, most), aspect="auto")
     axes.grid(visible=False)
-    axes.set(title="Expert load  (white: even)", xlabel="expert", ylabel="layer", xticks=range(experts), yticks=range(layers))
+    axes.set_title("Expert load  (white: even)", loc="left")
+    axes.set(xlabel="expert", ylabel="layer", xticks=range(experts), yticks=range(layers))
     axes.set_yticklabels([str(router["layer"]) for router in routers])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -81,8 +81,10 @@ def save(
                 shutil.rmtree(old)
         _barrier(world)
     except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
         raise _told(error, directory) from error
     except dcp.CheckpointException as error:
+        shutil.rmtree(draft, ignore_errors=True)
         causes = [failure[0] for failure in error.failures.values() if isinstance(failure[0], OSError)]
         if causes:
             raise _told(causes[0], directory) from error

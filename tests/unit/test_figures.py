@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import matplotlib.image
 import pytest
@@ -40,7 +41,7 @@ def test_loss_names_every_unit_and_no_two_names_overlap():
     assert len(units.lines) == 5
     assert len(tuned.lines) == 1
     heights = sorted(text.get_position()[1] for text in units.texts)
-    assert all(right - left >= 0.06 - 1e-9 for left, right in zip(heights, heights[1:], strict=False))
+    assert all(right - left >= 0.06 - 1e-9 for left, right in pairwise(heights))
     assert len({line.get_color() for line in units.lines}) == 5
 
 
@@ -50,7 +51,7 @@ def test_a_fine_tune_alone_has_one_panel():
 
 def test_clusters_have_a_second_panel_where_there_are_sources():
     points = report()["clusters"]["map"]
-    both, = (draw_clusters(points),)
+    both = draw_clusters(points)
     assert [axes.get_title(loc="left") for axes in both.axes] == ["Clusters", "Sources"]
     assert sum(len(dots.get_offsets()) for dots in both.axes[0].collections) == 900
     alone = draw_clusters(points | {"source": ["docs"] * 900})

@@ -285,15 +285,19 @@ def test_keeps_the_newest_checkpoints_and_trusts_only_whole_ones(job: TrainJob) 
     assert checkpoint.latest(job.checkpoints / "absent") is None
 
 
-def test_a_full_disk_is_told_and_leaves_no_draft_in_the_way(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_a_full_disk_is_told_and_leaves_nothing_behind(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, by_torch: bool,
+) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        error = OSError(errno.ENOSPC, "No space left on device")
+        raise dcp.CheckpointException("write", {0: (error, None)}) if by_torch else error
 
     with monkeypatch.context() as patch:
         patch.setattr(dcp, "save", full)
         with pytest.raises(RunDirError, match="the disk is full"):
             run(job)
-    assert checkpoint.latest(job.checkpoints) is None
+    assert list(job.checkpoints.iterdir()) == []
     assert run(job).finished
 
 
