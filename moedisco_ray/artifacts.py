@@ -4,6 +4,7 @@ RUN_DIR/
 ├── config.json      the resolved configuration
 ├── events.jsonl     everything that happened, in order
 ├── report.json      everything the final table shows
+├── ray.log          what Ray printed
 ├── corpus/          tokenizer/, train/ and validation/ documents (Parquet), shards/ (packed tokens)
 ├── seed/            the common dense model that all sub-models start from (a Hugging Face directory)
 ├── clusters/        the fitted cluster model, assignments/, shards/0..E-1/, report.json

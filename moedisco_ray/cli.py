@@ -181,7 +181,8 @@ def _report(run_dir: Path) -> dict[str, Any]:
 
 def _console() -> Console:
     # A pipe has no width of its own, and rich would cut tables to 80 columns.
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    # The stream by name: what Ray prints while a run goes on is kept off it.
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 
 def _complain(line: str) -> None:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 EventType = Literal[
-    "run_started",      # name, directory, stages, config
+    "run_started",      # name, directory, stages
     "stage_started",    # stage
     "stage_skipped",    # stage; its artifact is already there
     "stage_finished",   # stage, seconds, summary
-    "unit_started",     # stage, unit, steps, tokens
+    "unit_started",     # stage, unit, steps, tokens, workers, node, pid
     "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
-    "unit_finished",    # stage, unit, steps, tokens, loss, seconds
+    "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "clusters",         # documents, tokens: one number per cluster
-    "worker_restarted", # stage, unit, step, reason
+    "worker_restarted", # stage, unit, reason
     "warning",          # message
     "run_finished",     # seconds
     "run_failed",       # message

@@ -87,6 +87,8 @@ class Model(Section):
             raise ValueError("model.config and model.init.checkpoint exclude each other: the checkpoint brings its own sizes")
         if self.config is not None and self.config.shared_expert_intermediate_size is not None and self.family != "qwen2_moe":
             raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe; {self.family} has no shared expert")
+        if self.config is not None and self.config.head_dim is not None and self.family not in ("mixtral", "qwen3_moe"):
+            raise ValueError(f"head_dim: {self.family} has heads of hidden_size / num_attention_heads; remove it")
         if self.config is not None and self.family == "mixtral" and not self.config.norm_topk_prob:
             raise ValueError("norm_topk_prob false: Mixtral always normalises its router weights; remove the setting")
         return self

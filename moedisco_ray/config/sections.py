@@ -205,13 +205,13 @@ class Pools(Section):
 class Checkpoint(Section):
     """How often a trainer saves what it would need to go on."""
 
-    every: int | Literal["auto"] = "auto"
+    every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Steps; auto: a tenth of the phase."""
     keep: int = Field(2, ge=1)
 
     def interval(self, steps: int) -> int:
         """Steps between checkpoints of a phase of `steps` steps."""
-        return max(1, steps // 10) if self.every == "auto" else max(1, self.every)
+        return max(1, steps // 10) if self.every == "auto" else self.every
 
 
 class Evaluation(Section):

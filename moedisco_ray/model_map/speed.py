@@ -43,7 +43,8 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """Experts' weighted output: tokens sorted by expert, one plain linear per expert, no atomics, so deterministic.
 
-    On a GPU, where its loop over experts would wait for the device, it hands over to transformers' `grouped_mm`.
+    On a GPU, where its loop over experts would wait for the device, it hands over to transformers' `grouped_mm`;
+    not under autocast, which `grouped_mm` does not know: it would compute in the weights' fp32.
 
     Args:
         self: The experts' module, with w_EGD `gate_up_proj` and w_EDF `down_proj`.
@@ -54,7 +55,7 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     Returns:
         y_TD.
     """
-    if x_TD.is_cuda:
+    if x_TD.is_cuda and not torch.is_autocast_enabled("cuda"):
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, x_TD, expert_TK, weight_TK)
     T, K = expert_TK.shape
     flat_S = expert_TK.reshape(-1)

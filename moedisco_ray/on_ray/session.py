@@ -16,7 +16,7 @@ from moedisco_ray.errors import PoolError
 
 @contextlib.contextmanager
 def cluster(config: RunConfig) -> Iterator[None]:
-    """Be connected to Ray inside the block.
+    """Be connected to Ray inside the block. What Ray prints meanwhile goes to RUN_DIR/ray.log.
 
     A cluster named by RAY_ADDRESS, or one this process is connected to already, is used and left running. Otherwise a local
     one is started whose custom resources are the pools' tags, and is stopped at the end.
@@ -24,18 +24,19 @@ def cluster(config: RunConfig) -> Iterator[None]:
     Raises:
         PoolError: The cluster has no room for a pool's workers.
     """
-    _quiet()
-    ours = not ray.is_initialized()
-    if ours and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    elif ours:
-        _start_local(config)
-    try:
-        check_pools(config)
-        yield
-    finally:
-        if ours:
-            ray.shutdown()
+    with (config.directory / "ray.log").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        _quiet()
+        ours = not ray.is_initialized()
+        if ours and os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        elif ours:
+            _start_local(config)
+        try:
+            check_pools(config)
+            yield
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 def slots(pool: Pool) -> int:
@@ -89,6 +90,7 @@ def _sum_by_tag(*tags: tuple[str, int]) -> dict[str, float]:
 def _quiet() -> None:
     """Leave the terminal to our own view; Ray's logs stay in its session directory."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")     # its C++ part writes to the terminal past sys.stderr
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

@@ -90,7 +90,8 @@ def _fit(job: TrainJob, placement: Placement, directory: Path, stop: Path, mail:
         raise TrainingError(f"{job.name}: its worker ended without a result; see the Ray logs")
     seconds = time.monotonic() - started
     ray.get(mail.handle.push.remote(Event("unit_finished", job.stage, job.name, {
-        "steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss, "seconds": round(seconds, 3)})))
+        "steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss, "seconds": round(seconds, 3),
+        "restored_step": outcome.restored_step})))
     return Trained(outcome, seconds, seconds * placement.workers)
 
 

@@ -21,7 +21,6 @@ from moedisco_ray.on_ray.cluster import RayWorkers, build_clusters, pack_cluster
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),
-    pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray"),  # Ray Data warns of its own defaults
 ]
 
 

@@ -15,8 +15,6 @@ from moedisco_ray.on_ray.corpus import build_corpus
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(300),
-    # Ray's own: the constructor of its DataContext sets fields that it has deprecated.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 
 

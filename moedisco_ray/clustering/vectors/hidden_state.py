@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from moedisco_ray.clustering.grid import Array
 from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
+from moedisco_ray.model_map import load_model
 
 _MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 
@@ -42,7 +42,7 @@ class HiddenState(Vectoriser):
     def __init__(self, model_dir: Path, max_tokens: int, device: str = "cpu", batch_tokens: int = 32_768) -> None:
         self._model_dir, self._max_tokens = model_dir, max_tokens
         self._batch_tokens = 0 if torch.device(device).type == "cpu" else batch_tokens
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        model: Any = load_model(model_dir)
         self._model = model.base_model.to(device).eval()
         self._device = device
 
