@@ -26,7 +26,6 @@ from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
 SETTINGS = {
     "50k x 64, K 16": (50_000, 64, 16),
     "20k x 256, K 8": (20_000, 256, 8),
-    "200k x 32, K 32": (200_000, 32, 32),
 }
 RESTARTS, ITERATIONS, SAMPLE, BLOCK = 4, 100, 10_000, 8192
 TOLERANCE = 0.005
@@ -54,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=["ours", "lloyd", "minibatch"])
     parser.add_argument("--setting", choices=list(SETTINGS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.arm:
         n, d, k = SETTINGS[arguments.setting]

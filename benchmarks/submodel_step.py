@@ -35,7 +35,7 @@ from moedisco_ray.training import TrainJob, World, train
 SIZES = Architecture(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
                      moe_intermediate_size=704, num_experts=4, num_experts_per_tok=2)
 VOCABULARY, LENGTH, BATCH = 4096, 128, 16
-STEPS, WARM = 60, 20
+STEPS, WARM = 36, 12
 
 
 def tokens() -> np.ndarray:
@@ -127,7 +127,7 @@ def trainer(scratch: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=["ours", "bare", "trainer"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     if arguments.arm:
         transformers.logging.set_verbosity_error()

@@ -5,20 +5,20 @@ Keys of the report; a figure that nobody measured is null:
 * `name`, `seed`, `tags`, `family`: of the run's configuration.
 * `stages`: one entry per committed stage, in pipeline order:
   `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once; `seconds`, wall-clock; `tokens`,
-  trained on; `worker_seconds`, summed over workers; `dollars`, worker_seconds at the pool's price (the head node's
-  is 0); `loss`, training loss at the end, nats per token, mean over units weighted by tokens; `perplexity` and
-  `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
+  trained on; `worker_seconds`, summed over workers, their start-up included; `training_worker_seconds`, without it; `dollars`,
+  worker_seconds at the pool's price (the head node's is 0); `loss`, training loss at the end, nats per token, mean over
+  units weighted by tokens; `perplexity` and `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
 * `totals`: `tokens`, `seconds`, `worker_seconds` and `dollars`, summed over stages; `full_training_dollars`, an
-  estimate: the same tokens trained at the fine-tune's measured tokens per worker-second, at the high-memory pool's
-  price; `saved`, the share of that which the training stages did not cost.
+  estimate: the same tokens trained at the fine-tune's measured tokens per worker-second after one start-up, at the
+  high-memory pool's price; `saved`, the share of that which the training stages, start-ups included, did not cost.
 * `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
 * `samples`: [{prompt, text}], what the finished model wrote.
 * `curves`: {unit: {`stage`, `tokens` [..], `loss` [..]}}, training loss over the unit's tokens, at most 400 points.
 * `versions`: {package: version} that made the newest stage.
 
-What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `tokens`, `loss`
-and `worker_seconds`. Any stage may have `worker_seconds` (its seconds times its workers otherwise) and `workers`. The
-export's has `samples`.
+What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `tokens`, `loss`,
+`seconds` (of the loop) and `worker_seconds` (for which workers were held). Any stage may have `worker_seconds` (its
+seconds times its workers otherwise) and `workers`. The export's has `samples`.
 """
 
 from __future__ import annotations
@@ -162,6 +162,7 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], config: RunC
         worker_seconds = sum(unit["worker_seconds"] for unit in units)
     else:
         worker_seconds = summary.get("worker_seconds", manifest.seconds * workers)
+    loop_seconds = sum(unit["seconds"] for unit in units) * (config.pools.high_memory.workers if name == "finetune" else 1)
     trained = [unit for unit in units if unit["tokens"] and unit["loss"] is not None]
     pool = _POOLS.get(name, "head")
     return {
@@ -171,6 +172,7 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], config: RunC
         "seconds": manifest.seconds,
         "tokens": tokens if name in _TRAINING else None,
         "worker_seconds": worker_seconds,
+        "training_worker_seconds": loop_seconds if units else None,
         "dollars": worker_seconds / 3600 * _price(pool, config),
         "loss": sum(unit["loss"] * unit["tokens"] for unit in trained) / tokens if trained else None,
         "perplexity": measured.get("perplexity"),
@@ -192,18 +194,20 @@ def _price(pool: PoolName, config: RunConfig) -> float:
 def _totals(stages: list[dict[str, Any]], high_memory_price: float) -> dict[str, Any]:
     training = [stage for stage in stages if stage["name"] in _TRAINING]
     tokens = sum(stage["tokens"] for stage in training)
-    dollars = sum(stage["dollars"] for stage in training)
+    paid = sum(stage["dollars"] for stage in training)
     finetune = next((stage for stage in training if stage["name"] == "finetune" and stage["tokens"]), None)
     full = None
     if finetune is not None:
-        full = tokens * (finetune["worker_seconds"] / finetune["tokens"]) / 3600 * high_memory_price
+        rate = finetune["training_worker_seconds"] / finetune["tokens"]
+        start_up = finetune["worker_seconds"] - finetune["training_worker_seconds"]
+        full = (tokens * rate + start_up) / 3600 * high_memory_price
     return {
         "tokens": tokens,
         "seconds": sum(stage["seconds"] for stage in stages),
         "worker_seconds": sum(stage["worker_seconds"] for stage in stages),
         "dollars": sum(stage["dollars"] for stage in stages),
         "full_training_dollars": full,
-        "saved": 1 - dollars / full if full else None,
+        "saved": 1 - paid / full if full else None,
     }
 
 

@@ -116,7 +116,7 @@ def _first_mistake(error: ValidationError) -> ConfigError:
     mistakes = error.errors()
     unknown = [m for m in mistakes if m["type"] == "extra_forbidden"]
     first = unknown[0] if unknown else max(mistakes, key=lambda m: len(m["loc"]))
-    known_union_tags = {"Architecture", "CheckpointInit", "int", "literal['random']", "literal['auto']"}
+    known_union_tags = {"Architecture", "CheckpointInit", "int", "constrained-int", "literal['random']", "literal['auto']"}
     parts = [str(part) for part in first["loc"] if str(part) not in known_union_tags and not str(part).startswith("literal[")]
     field = ".".join(parts)
     if first["type"] == "extra_forbidden":

@@ -55,7 +55,7 @@ def _clusters(clusters: list[dict[str, Any]], evaluation: Mapping[str, Any]) -> 
     measured = {entry["cluster"]: entry["perplexity"] for entry in evaluation.get("clusters", [])}
     tokens = [entry["tokens"] for entry in clusters]
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, min_width=1)
     table.add_column(width=16)
     for title in ("tokens", "documents", "perplexity"):
         table.add_column(justify="right", no_wrap=True, min_width=len(title))
