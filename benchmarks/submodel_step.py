@@ -78,11 +78,12 @@ def ours(scratch: Path) -> float:
 def bare(_: Path) -> float:
     model = dense_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
-    data = torch.from_numpy(tokens()[: STEPS * BATCH * LENGTH].reshape(STEPS, BATCH, LENGTH))
+    data = torch.from_numpy(tokens()[: STEPS * BATCH * LENGTH + 1])
+    inputs, targets = (half.reshape(STEPS, BATCH, LENGTH) for half in (data[:-1], data[1:]))
     times = []
-    for x_BL in data:
+    for x_BL, y_BL in zip(inputs, targets, strict=True):
         logits_BLV = model(input_ids=x_BL).logits
-        loss = torch.nn.functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), x_BL[:, 1:].flatten())
+        loss = torch.nn.functional.cross_entropy(logits_BLV.flatten(0, 1), y_BL.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from moedisco_ray import corpus, tasks
+from moedisco_ray import corpus
+from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering import stage
 from moedisco_ray.config import Pool, RunConfig
 from moedisco_ray.events import Emit
@@ -28,7 +29,7 @@ class InProcess:
 
     def build_clusters(self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path) -> dict[str, Any]:
         """Make the clusters here."""
-        pack = functools.partial(tasks.pack_cluster, tokenizer=corpus_dir / "tokenizer")
+        pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
         return stage.build_clusters(config, corpus_dir, model, directory, stage.LocalWorkers(pack))
 
     def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

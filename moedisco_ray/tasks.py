@@ -10,9 +10,8 @@ from torch import Tensor
 
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.clustering.stage import members
 from moedisco_ray.config import CheckpointInit, Merge, Model
-from moedisco_ray.corpus import Encoder, pack
+from moedisco_ray.corpus import Encoder
 from moedisco_ray.merge.calibrate import Batch
 from moedisco_ray.model_map import (
     ModelMap,
@@ -94,25 +93,6 @@ def merge_submodels(
         submodels, config, merge.merge_weights(settings.backbone, tokens), batches, directory,
         router=settings.router, match_scale=settings.match_scale, seed=seed)
     return {"weights": result["weights"], "tensors": len(result["tensors"]), "layers": result["layers"]}
-
-
-def pack_cluster(
-    parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path,
-) -> dict[str, Any]:
-    """Pack the documents that a cluster trains on.
-
-    Args:
-        parts: The corpus' documents.
-        assignments: Their clusters, a file per part.
-        cluster: Whose documents.
-        directory: Where the packed tokens go.
-        tokenizer: The corpus' tokeniser.
-
-    Returns:
-        The index of the packed tokens.
-    """
-    encoder = Encoder(tokenizer)
-    return pack(parts, directory, encoder.eos, encoder.vocab_size, lambda _, part: members(assignments[part], cluster))
 
 
 def measure(

@@ -19,13 +19,11 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering.stage import build_clusters as build
-from moedisco_ray.clustering.stage import members
 from moedisco_ray.clustering.store import Shard, embed_table
 from moedisco_ray.clustering.vectors import load_vectoriser
 from moedisco_ray.config import RunConfig
-from moedisco_ray.corpus.packing import pack
-from moedisco_ray.corpus.tokenizer import Encoder
 
 _READ = ["id", "text", "tokens", "copies"]
 
@@ -110,18 +108,8 @@ class RayWorkers:
         """One task per cluster."""
         paths = [[path.resolve() for path in group] for group in (parts, assignments)]
         tokenizer = self.tokenizer.resolve()
-        return ray.get([_pack.remote(*paths, k, directory.resolve() / str(k), tokenizer) for k in range(count)])
-
-
-def pack_cluster(
-    parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path,
-) -> dict[str, Any]:
-    """Pack the documents that a cluster trains on; returns the index of its packed tokens."""
-    encoder = Encoder(tokenizer)
-    return pack(parts, directory, encoder.eos, encoder.vocab_size, lambda _, part: members(assignments[part], cluster))
-
-
-_pack = ray.remote(pack_cluster)
+        pack = ray.remote(pack_cluster)
+        return ray.get([pack.remote(*paths, k, directory.resolve() / str(k), tokenizer) for k in range(count)])
 
 
 def _cpus() -> int:

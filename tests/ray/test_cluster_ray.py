@@ -12,12 +12,13 @@ import ray
 import torch
 from clustering_corpus import run_config, write_corpus, write_model
 
+from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering.grid import Grid, peak
 from moedisco_ray.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
 from moedisco_ray.clustering.stage import LocalWorkers
 from moedisco_ray.clustering.stage import build_clusters as build_here
 from moedisco_ray.errors import CorpusError
-from moedisco_ray.on_ray.cluster import RayWorkers, build_clusters, pack_cluster
+from moedisco_ray.on_ray.cluster import RayWorkers, build_clusters
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),

@@ -13,7 +13,10 @@ from moedisco_ray.artifacts import read_json, read_manifest
 from moedisco_ray.errors import PoolError, RunDirError, UserError
 from moedisco_ray.events import Event, EventLog
 from moedisco_ray.in_process import InProcess
+from moedisco_ray.on_ray.trainers import train_all
+from moedisco_ray.shell import Placement
 from moedisco_ray.stages import STAGES
+from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -115,3 +118,20 @@ def _text(directory: Path) -> Path:
     path = directory / "one.txt"
     path.write_text("a single short document", encoding="utf-8")
     return path
+
+
+def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, in_process: Path, tmp_path: Path) -> None:
+    config = small_config(in_process.parent)
+
+    def job(name: str) -> TrainJob:
+        return TrainJob(
+            stage="finetune", name=name, model=in_process / "merged", shards=(in_process / "corpus" / "shards",),
+            output=tmp_path / name, checkpoints=tmp_path / f"{name}-steps", steps=12, sequence_length=64,
+            optimizer=config.finetune.optimizer, checkpoint_every=5, load_balance=0.01, z_loss=0.001)
+
+    events: list[Event] = []
+    [gang] = train_all([job("gang")], Placement(config.pools.high_memory, 2, 0), tmp_path / "ray", events.append)
+    [alone] = IN_PROCESS.train_all([job("alone")], Placement(config.pools.high_memory, 1, 0), tmp_path, events.append)
+    assert [event.data["workers"] for event in events if event.type == "unit_started"] == [2]
+    assert gang.worker_seconds == pytest.approx(2 * gang.seconds)
+    assert gang.result.losses == pytest.approx(alone.result.losses, rel=1e-4)

@@ -13,6 +13,7 @@ import pytest
 from clustering_corpus import WORDS, run_config, write_corpus, write_model
 from sklearn.metrics import normalized_mutual_info_score
 
+from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering import ClusterModel
 from moedisco_ray.clustering.blocks import squared_distances
 from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
@@ -20,7 +21,6 @@ from moedisco_ray.clustering.report import Sample, cluster_report, silhouette
 from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, first_documents
 from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
 from moedisco_ray.errors import CorpusError
-from moedisco_ray.on_ray.cluster import pack_cluster
 
 SMALL8 = Path(__file__).parents[3] / "shared" / "corpora" / "small8" / "train"
 

@@ -1,0 +1,29 @@
+"""Packing a cluster's documents: where the corpus' stage and the clusters' meet. Light to import, for it runs in tasks of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.clustering.stage import members
+from moedisco_ray.corpus import Encoder, pack
+
+
+def pack_cluster(
+    parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path,
+) -> dict[str, Any]:
+    """Pack the documents that a cluster trains on.
+
+    Args:
+        parts: The corpus' documents.
+        assignments: Their clusters, a file per part.
+        cluster: Whose documents.
+        directory: Where the packed tokens go.
+        tokenizer: The corpus' tokeniser.
+
+    Returns:
+        The index of the packed tokens.
+    """
+    encoder = Encoder(tokenizer)
+    return pack(parts, directory, encoder.eos, encoder.vocab_size, lambda _, part: members(assignments[part], cluster))

@@ -1,0 +1,41 @@
+"""The README's commands, as a new user would type them, on a smaller run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\$ (moedisco (?:init|validate|plan|run|show|plot)[^#\n]*)", README, flags=re.MULTILINE)
+SMALL = [
+    "corpus.sources=[{path: embedded}]", "tokens.total=120_000", "tokenizer.train_vocab_size=600", "model.config.hidden_size=32",
+    "evaluation.max_tokens=4000", "clusters.sample=300"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_the_readmes_commands_work_in_order(tmp_path: Path) -> None:
+    assert [command.split()[1] for command in COMMANDS] == ["init", "validate", "plan", "run", "show", "plot"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
+    for command in COMMANDS:
+        words = command.split()[1:]
+        if words[0] in ("validate", "plan", "run"):
+            words += [word for setting in SMALL for word in ("--set", setting)]
+        done = subprocess.run(
+            [sys.executable, "-m", "moedisco_ray", *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        assert not done.stderr, (command, done.stderr)
+    figures = {path.name for path in (tmp_path / "runs" / "demo" / "figures").iterdir()}
+    assert figures == {"loss.png", "clusters.png", "experts.png"}
+
+
+def test_every_command_the_readme_shows_exists() -> None:
+    listed = subprocess.run([sys.executable, "-m", "moedisco_ray", "--help"], capture_output=True, text=True, check=True).stdout
+    shown = {command.split()[1] for command in re.findall(r"moedisco [a-z]+(?= )", README)}
+    assert shown - {"run", "schema"} <= set(re.findall(r"[a-z]+", listed))
