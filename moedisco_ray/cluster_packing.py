@@ -1,4 +1,4 @@
-"""Packing a cluster's documents: where the corpus' stage and the clusters' meet. Light to import, for it runs in tasks of its own."""
+"""Packing a cluster's documents, where corpus and clusters meet. Light to import: it runs in tasks of its own."""
 
 from __future__ import annotations
 
