@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import ray
 import ray.data
@@ -16,7 +17,7 @@ from moedisco_ray.errors import PoolError
 
 @contextlib.contextmanager
 def cluster(config: RunConfig) -> Iterator[None]:
-    """Be connected to Ray inside the block. What Ray prints meanwhile goes to RUN_DIR/ray.log.
+    """Be connected to Ray inside the block. What is printed meanwhile goes to RUN_DIR/ray.log.
 
     A cluster named by RAY_ADDRESS, or one this process is connected to already, is used and left running. Otherwise a local
     one is started whose custom resources are the pools' tags, and is stopped at the end.
@@ -24,7 +25,7 @@ def cluster(config: RunConfig) -> Iterator[None]:
     Raises:
         PoolError: The cluster has no room for a pool's workers.
     """
-    with (config.directory / "ray.log").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+    with _output_to(config.directory / "ray.log"):
         _quiet()
         ours = not ray.is_initialized()
         if ours and os.environ.get("RAY_ADDRESS"):
@@ -65,6 +66,20 @@ def check_pools(config: RunConfig) -> None:
                 f"the gang needs {needed} {pool.resource} at once and the cluster has {room}; lower it or add nodes")
 
 
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Send what is printed to a file: standard output as Python sees it, standard error as the process does."""
+    with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        # Ray's C++ part writes to the file descriptor, past sys.stderr.
+        terminal = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
 def _start_local(config: RunConfig) -> None:
     low, high = config.pools.low_memory, config.pools.high_memory
     cores = os.cpu_count() or 1
@@ -90,7 +105,6 @@ def _sum_by_tag(*tags: tuple[str, int]) -> dict[str, float]:
 def _quiet() -> None:
     """Leave the terminal to our own view; Ray's logs stay in its session directory."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")     # its C++ part writes to the terminal past sys.stderr
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

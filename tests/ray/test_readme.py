@@ -14,7 +14,8 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding=
 COMMANDS = re.findall(r"^\$ (moedisco (?:init|validate|plan|run|show|plot)[^#\n]*)", README, flags=re.MULTILINE)
 SMALL = [
     "corpus.sources=[{path: embedded}]", "tokens.total=120_000", "tokenizer.train_vocab_size=600", "model.config.hidden_size=32",
-    "evaluation.max_tokens=4000", "clusters.sample=300"]
+    "evaluation.max_tokens=4000",
+    "clusters.sample=300", "clusters.count=2", "clusters.vectors=tfidf_svd", "tokens.seed_share=0"]
 
 
 @pytest.mark.ray
