@@ -43,12 +43,22 @@ def run_arm(script: Path, arm: str, *arguments: str) -> dict[str, Any]:
     return result
 
 
-def interleave(script: Path, arms: Sequence[str], rounds: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
-    """Every arm in turn, `rounds` times, so that a machine whose speed drifts slows all of them alike."""
+def interleave(
+    script: Path, arms: Sequence[str], rounds: int, *arguments: str, seeded: bool = False,
+) -> dict[str, list[dict[str, Any]]]:
+    """Every arm in turn, `rounds` times, so that a machine whose speed drifts slows all of them alike.
+
+    Args:
+        script: Takes `--arm`.
+        arms: Their names.
+        rounds: How often.
+        arguments: Passed on.
+        seeded: Pass the round on as `--seed` too.
+    """
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for turn in range(rounds):
         for arm in arms:
-            results[arm].append(run_arm(script, arm, *arguments))
+            results[arm].append(run_arm(script, arm, *arguments, *(("--seed", str(turn)) if seeded else ())))
             print(f"round {turn + 1}/{rounds} {arm}: {results[arm][-1]}", file=sys.stderr)
     return results
 
