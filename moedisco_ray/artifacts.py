@@ -107,13 +107,11 @@ def commit(directory: Path, fingerprint: str) -> Iterator[Draft]:
         write_json(draft.path / "manifest.json", dataclasses.asdict(manifest))
         _replace(draft.path, directory)
     except OSError as error:
-        shutil.rmtree(draft.path, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(directory) from error
         raise
-    except BaseException:
-        shutil.rmtree(draft.path, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(draft.path, ignore_errors=True)   # gone already where it took its place
 
 
 def disk_full(path: Path) -> RunDirError:
