@@ -76,8 +76,8 @@ def ray_overhead() -> str:
         for stage, adds in result["ray_adds"].items()]
     return section(
         "What Ray adds to the demo",
-        """Seconds per stage of `moedisco run` with the demo preset on a local Ray, and of the same run in one plain process that
-        trains one sub-model after the other. *Outside stages* is starting and stopping Ray.""",
+        """Seconds per stage of `moedisco run` with the demo preset, on fewer tokens, on a local Ray, and of the same run in one
+        plain process that trains one sub-model after the other. *Outside stages* is starting and stopping Ray.""",
         table(["stage", "on Ray", "plain", "Ray adds"], rows), made_with(result))
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -24,7 +25,12 @@ from moedisco_ray.in_process import InProcess
 from moedisco_ray.stages import STAGES
 
 
-def measure(arm: str) -> dict[str, float]:
+def smaller(tokens: int) -> dict[str, Any]:
+    section = yaml.safe_load(preset_text("demo"))["tokens"]
+    return {"tokens": {**section, "total": tokens}}
+
+
+def measure(arm: str, tokens: int) -> dict[str, float]:
     """Seconds per stage, and of the whole; what is in no stage is starting and stopping Ray."""
     torch.set_num_threads(1)
     shell = InProcess() if arm == "plain" else None
@@ -35,7 +41,7 @@ def measure(arm: str) -> dict[str, float]:
             whole.append(event.data["seconds"])
 
     with tempfile.TemporaryDirectory() as scratch:
-        config = check_config({**yaml.safe_load(preset_text("demo")), "output": scratch})
+        config = check_config({**yaml.safe_load(preset_text("demo")), "output": scratch, **smaller(tokens)})
         directory = pipeline.run(config, (listen,), shell=shell)
         manifests = {stage.name: read_manifest(directory / stage.directory) for stage in STAGES}
     seconds = {name: manifest.seconds for name, manifest in manifests.items() if manifest}
@@ -45,16 +51,17 @@ def measure(arm: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=["ray", "plain"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=400_000)
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.arm:
-        print(json.dumps(measure(arguments.arm)))
+        print(json.dumps(measure(arguments.arm, arguments.tokens)))
         return
-    rounds = interleave(Path(__file__), ["ray", "plain"], arguments.rounds)
+    rounds = interleave(Path(__file__), ["ray", "plain"], arguments.rounds, "--tokens", str(arguments.tokens))
     names = list(rounds["ray"][0])
     write_result("ray_overhead", {
         **environment("python benchmarks/ray_overhead.py"),
-        "setting": {"preset": "demo", "rounds": arguments.rounds, "seed": 0},
+        "setting": {"preset": "demo", "tokens": arguments.tokens, "rounds": arguments.rounds, "seed": 0},
         "seconds": {arm: {name: spread([result[name] for result in results]) for name in names} for arm, results in rounds.items()},
         "ray_adds": {
             name: spread([a[name] - b[name] for a, b in zip(rounds["ray"], rounds["plain"], strict=True)]) for name in names},

@@ -93,7 +93,7 @@ def test_init_where_there_is_no_folder(tmp_path):
 
 def test_validate_names_family_clusters_and_tokens(demo):
     assert invoke("validate", demo, "--set", "clusters.count=2").stdout == (
-        "ok: demo, qwen3_moe with 4 experts and 4,096 tokens of vocabulary, 2 clusters, 1,200,000 tokens\n")
+        "ok: demo, qwen3_moe with 4 experts and 2,048 tokens of vocabulary, 2 clusters, 1,600,000 tokens\n")
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "validate"])
@@ -101,7 +101,7 @@ def test_validate_names_family_clusters_and_tokens(demo):
     ("tokns.total=1", "moedisco: tokns: no such setting; did you mean 'tokens'?"),
     ("clusters.count=3", "moedisco: clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
     ("model.config.vocab_size=100",
-     "moedisco: model.config.vocab_size: 100: is less than the tokeniser's 4096 tokens; raise it, or leave it out"),
+     "moedisco: model.config.vocab_size: 100: is less than the tokeniser's 2048 tokens; raise it, or leave it out"),
 ])
 def test_a_users_mistake_is_one_line_and_exit_code_2(demo, command, setting, line):
     result = invoke(command, demo, "--set", setting)
@@ -120,7 +120,7 @@ def test_plan_as_table_and_as_json(demo):
     assert "GB per worker" in invoke("plan", demo).stdout
     plan = json.loads(invoke("plan", demo, "--json", "--set", "tokens.seed_share=0.1").stdout)
     assert plan["fits"]
-    assert plan["stages"][0]["cost"]["tokens"] == 120_000
+    assert plan["stages"][0]["cost"]["tokens"] == 160_000
 
 
 def test_schema_is_the_configurations():

@@ -5,6 +5,7 @@ Usage: training_worker.py RANK SIZE RENDEZVOUS WORK
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import warnings
@@ -29,8 +30,9 @@ def main(rank: int, size: int, rendezvous: str, work: Path) -> None:
             results[job.name] = train(job, World(rank, size), lambda _event: None, lambda s=stopper: rank == s)
         except TrainingError as error:
             results[job.name] = str(error)
-    dist.destroy_process_group()
     work.with_name(f"{work.name}.{rank}").write_bytes(pickle.dumps(results))
+    dist.barrier()
+    os._exit(0)     # gloo's threads can abort an interpreter that ends in the usual way
 
 
 if __name__ == "__main__":
