@@ -11,6 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 .PHONY: demo test check lint unit bench clean
 
 demo: $(INSTALLED)
+	@mkdir -p runs
 	@$(BIN)/moedisco init --preset demo --force runs/demo.yaml >/dev/null
 	@$(BIN)/moedisco run runs/demo.yaml
 	@$(BIN)/moedisco show runs/demo
