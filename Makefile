@@ -14,7 +14,6 @@ demo: $(INSTALLED)
 	@mkdir -p runs
 	@$(BIN)/moedisco init --preset demo --force runs/demo.yaml >/dev/null
 	@$(BIN)/moedisco run runs/demo.yaml
-	@$(BIN)/moedisco show runs/demo
 	@$(BIN)/moedisco plot runs/demo
 
 test: $(INSTALLED)
