@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +19,13 @@ from moedisco_ray import __version__
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import RunConfig, load_config
 from moedisco_ray.config.presets import PresetName, preset_text
-from moedisco_ray.display import listener_for, plan_view, report_view
-from moedisco_ray.errors import ConfigError, RunDirError, RunError, UserError
-from moedisco_ray.events import Emit
+from moedisco_ray.display import View, listener_for, plan_view, report_view
+from moedisco_ray.errors import ConfigError, RunDirError, RunError, RunStopped, UserError
 from moedisco_ray.plan import build_plan
+from moedisco_ray.stopping import StopFile
 from moedisco_ray.tracking import trackers
 
-_USER_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
+_USER_ERROR, _RUN_ERROR, _STOPPED, _INTERRUPTED = 2, 1, 3, 130
 _PIPE_WIDTH = 120
 
 
@@ -40,6 +41,9 @@ class _Commands(TyperGroup):
         except RunError as error:
             _complain(" ".join(str(error).split()))
             raise typer.Exit(_RUN_ERROR) from error
+        except RunStopped as error:
+            _complain(str(error))
+            raise typer.Exit(_STOPPED) from error
         except KeyboardInterrupt as error:
             _complain("interrupted; the same command goes on from the last checkpoint")
             raise typer.Exit(_INTERRUPTED) from error
@@ -57,6 +61,12 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write; - is the standard output.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Make again what changed settings affect, in the same directory.")]
+StopPath = Annotated[
+    Path | None, typer.Option("--stop-file", metavar="PATH", help="End with a checkpoint, and code 3, once this file exists."),
+]
+ReportTo = Annotated[
+    str | None, typer.Option("--report-to", metavar="URL", help="Report to a control service, with the token MOEDISCO_RUN_TOKEN."),
+]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run: OUTPUT/NAME.")]
 
 
@@ -83,18 +93,20 @@ def _options(
 @app.command()
 def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Redo = False,
+    redo: Redo = False, stop_file: StopPath = None, report_to: ReportTo = None,
 ) -> None:
     """Carry out a run, or go on with one that was interrupted."""
     checked = load_config(config, overrides or ())
     build_plan(checked)  # finds a vocabulary that does not fit the model, before anything is started
     console = _console()
+    stop = StopFile(stop_file)
     with contextlib.ExitStack() as stack:
-        listeners: list[Emit] = []
-        for listener in (listener_for(console, as_json), *trackers(checked)):
-            stack.callback(listener.close)
-            listeners.append(listener)
-        directory: Path = _import_late("moedisco_ray.pipeline").run(checked, tuple(listeners), redo)
+        views: list[View] = [listener_for(console, as_json), *trackers(checked)]
+        if report_to is not None:
+            views.append(_reporter(report_to, checked, stop))
+        for view in views:
+            stack.callback(view.close)
+        directory: Path = _import_late("moedisco_ray.pipeline").run(checked, tuple(views), redo, stop=stop)
     if not as_json:
         console.print()
         console.print(report_view(_report(directory)))
@@ -165,7 +177,15 @@ def plot(run_dir: RunDir) -> None:
         print(path)
 
 
-def _import_late(name: Literal["moedisco_ray.pipeline", "moedisco_ray.figures"]) -> ModuleType:
+def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
+    token = os.environ.get("MOEDISCO_RUN_TOKEN")
+    if not token:
+        raise ConfigError("--report-to", url, "needs the run's token in the environment variable MOEDISCO_RUN_TOKEN")
+    view: View = _import_late("moedisco_ray.reporter").Reporter(url, token, config.directory / "events.jsonl", stop)
+    return view
+
+
+def _import_late(name: Literal["moedisco_ray.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter"]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)
 

@@ -7,8 +7,9 @@ MoeDiscoError
 │   ├── CheckpointError  a model directory is of another family, or holds a tensor nobody claims
 │   ├── PoolError        no node offers what a pool asks for
 │   └── RunDirError      the output holds another run, or the disk is full
-└── RunError             the run itself failed: exit code 1
-    └── TrainingError    a loss that is not finite, a worker that kept dying
+├── RunError             the run itself failed: exit code 1
+│   └── TrainingError    a loss that is not finite, a worker that kept dying
+└── RunStopped           somebody asked the run to end: exit code 3
 """
 
 from __future__ import annotations
@@ -67,3 +68,18 @@ class RunError(MoeDiscoError, RuntimeError):
 
 class TrainingError(RunError):
     """A loss that is not finite, or a worker that kept dying."""
+
+
+class RunStopped(MoeDiscoError):  # noqa: N818 - an end, not an error
+    """Somebody asked the run to end; its checkpoints are there.
+
+    Args:
+        reason: One word: `cancelled`, `budget`, `superseded`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"stopped ({self.reason}); the same command goes on from the last checkpoint"

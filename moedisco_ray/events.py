@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,13 @@ EventType = Literal[
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason
+    "workers_held",     # hold, pool, workers: slots of a pool are taken
+    "workers_released", # hold
+    "heartbeat",        # every few seconds: the run lives, and what is held is still held
     "warning",          # message
     "run_finished",     # seconds
     "run_failed",       # message
+    "run_stopped",      # reason; a checkpoint is there, and the same command goes on
 ]
 
 
@@ -60,19 +65,26 @@ class EventLog:
     """
 
     def __init__(self, path: Path, listeners: tuple[Emit, ...] = ()) -> None:
+        # Events come from the pipeline, from the workers' relay and from the heartbeat, each in a thread of its own.
+        self._lock = threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
         self._file = path.open("a", encoding="utf-8")
         if torn:
             self._file.write("\n")
-        self._listeners = listeners
+        self._listeners = list(listeners)
 
     def __call__(self, event: Event) -> None:
         """Append it; on disk before any listener sees it."""
-        self._file.write(event.to_json() + "\n")
-        self._file.flush()
-        for listener in self._listeners:
-            listener(event)
+        with self._lock:
+            self._file.write(event.to_json() + "\n")
+            self._file.flush()
+            for listener in self._listeners:
+                listener(event)
+
+    def listen(self, listener: Emit) -> None:
+        """Hand it every event from now on."""
+        self._listeners.append(listener)
 
     def close(self) -> None:
         """Close the file."""

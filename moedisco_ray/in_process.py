@@ -13,7 +13,8 @@ from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering import stage
 from moedisco_ray.config import Pool, RunConfig
 from moedisco_ray.events import Emit
-from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.shell import Placement, Trained, holding
+from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob, World, train
 
 P = ParamSpec("P")
@@ -37,13 +38,18 @@ class InProcess:
         del pool
         return function(*args, **kwargs)
 
-    def train_all(self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit) -> list[Trained]:
+    def train_all(
+        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
+    ) -> list[Trained]:
         """Train here, in order, each job by one worker."""
-        del placement, directory
+        del directory
         trained = []
         for job in jobs:
             started = time.monotonic()
-            result = train(job, World(), emit, lambda: False)
+            with holding(emit, placement.pool, 1, job.stage):
+                result = train(job, World(), emit, lambda: stop.requested)
+            if not result.finished:
+                stop.check()
             seconds = time.monotonic() - started
             trained.append(Trained(result, seconds, seconds))
         return trained

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from moedisco_ray import stages
-from moedisco_ray.artifacts import Draft, commit, disk_full, is_done, read_json, read_manifest, write_json
+from moedisco_ray.artifacts import commit, disk_full, is_done, read_json, read_manifest, write_json
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
-from moedisco_ray.errors import MoeDiscoError, RunDirError
+from moedisco_ray.errors import MoeDiscoError, RunDirError, RunStopped
 from moedisco_ray.events import Emit, Event, EventLog
+from moedisco_ray.heartbeat import heartbeats
 from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.gauges import Gauges
 from moedisco_ray.on_ray.shell import RayShell
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Shell
 from moedisco_ray.stages import STAGES, Stage
 from moedisco_ray.steps import STEPS, Context
+from moedisco_ray.stopping import NEVER, StopFile
+
+_PATIENCE = 60.0
+"""Seconds that a run waits for an earlier process of its own to let go of its directory."""
 
 
-def run(config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, shell: Shell | None = None) -> Path:
+def run(
+    config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, shell: Shell | None = None, stop: StopFile = NEVER,
+) -> Path:
     """Carry a run to its end, from wherever an earlier attempt left it.
 
     Args:
@@ -30,6 +40,7 @@ def run(config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False,
         listeners: Get every event as it happens.
         redo: Accept that the directory holds a run with other settings, and make again what they change.
         shell: Runs the work; None: Ray, on the cluster that is there or a local one.
+        stop: Ends the run, with checkpoints, once it is there.
 
     Returns:
         The run directory.
@@ -37,8 +48,15 @@ def run(config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False,
     Raises:
         UserError: Something the user can mend; nothing half-written is left.
         RunError: The run failed; the same call goes on from the last checkpoint.
+        RunStopped: Somebody asked it to end.
     """
     directory = claim(config, redo)
+    with _alone(directory, _PATIENCE if stop.path else 0.0):
+        _carry_out(config, directory, listeners, shell, stop)
+    return directory
+
+
+def _carry_out(config: RunConfig, directory: Path, listeners: tuple[Emit, ...], shell: Shell | None, stop: StopFile) -> None:
     log = EventLog(directory / "events.jsonl", listeners)
     started = time.time()
     try:
@@ -46,15 +64,19 @@ def run(config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False,
         digests = stages.fingerprints(config, input_identity(config))
         if not all(is_done(directory / stage.directory, digests[stage.name]) for stage in STAGES):
             if shell is not None:
-                _make_all(config, directory, digests, log, shell)
+                _make_all(config, directory, digests, log, shell, stop)
             else:
                 with session.cluster(config):
-                    _make_all(config, directory, digests, log, RayShell())
+                    log.listen(Gauges(config))
+                    _make_all(config, directory, digests, log, RayShell(config.name), stop)
         else:
             for stage in STAGES:
                 log(Event("stage_skipped", stage.name))
         write_json(directory / "report.json", build_report(directory, config))
         log(Event("run_finished", data={"seconds": round(time.time() - started, 3)}))
+    except RunStopped as error:
+        log(Event("run_stopped", data={"reason": error.reason}))
+        raise
     except MoeDiscoError as error:
         log(Event("run_failed", data={"message": str(error)}))
         raise
@@ -64,7 +86,27 @@ def run(config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False,
         raise
     finally:
         log.close()
-    return directory
+
+
+@contextlib.contextmanager
+def _alone(directory: Path, patience: float) -> Iterator[None]:
+    """Be the only process at work in a run directory.
+
+    Raises:
+        RunDirError: Another one is, and does not end within `patience` seconds.
+    """
+    with (directory / ".lock").open("a") as lock:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    remedy = "another process is at work on this run; wait for it, or end it"
+                    raise RunDirError("output", str(directory), remedy) from error
+                time.sleep(0.2)
+        yield
 
 
 def claim(config: RunConfig, redo: bool) -> Path:
@@ -94,24 +136,24 @@ def claim(config: RunConfig, redo: bool) -> Path:
     return directory
 
 
-def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], emit: Emit, shell: Shell) -> None:
-    for stage in STAGES:
-        if is_done(directory / stage.directory, digests[stage.name]):
-            emit(Event("stage_skipped", stage.name))
-            continue
-        emit(Event("stage_started", stage.name))
-        context = Context(config, directory, digests[stage.name], emit, shell)
-        _make(stage, context, STEPS[stage.name])
-        manifest = read_manifest(directory / stage.directory)
-        if manifest is not None:
-            emit(Event("stage_finished", stage.name, data={"seconds": manifest.seconds, "summary": manifest.summary}))
+def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], log: EventLog, shell: Shell, stop: StopFile) -> None:
+    with heartbeats(log):
+        for stage in STAGES:
+            stop.check()
+            _make(stage, Context(config, directory, digests[stage.name], log, shell, stop))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
-def _make(stage: Stage, context: Context, step: Callable[[Context, Draft], None]) -> None:
-    with commit(context.directory / stage.directory, context.fingerprint) as draft:
-        step(context, draft)
+def _make(stage: Stage, context: Context) -> None:
+    artifact = context.directory / stage.directory
+    if is_done(artifact, context.fingerprint):
+        context.emit(Event("stage_skipped", stage.name))
+        return
+    context.emit(Event("stage_started", stage.name))
+    with commit(artifact, context.fingerprint) as draft:
+        STEPS[stage.name](context, draft)
     # Trainers' checkpoints are kept until what they led to is committed.
     shutil.rmtree(context.checkpoints(stage.name), ignore_errors=True)
-
-
+    manifest = read_manifest(artifact)
+    if manifest is not None:
+        context.emit(Event("stage_finished", stage.name, data={"seconds": manifest.seconds, "summary": manifest.summary}))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from moedisco_ray.config import Pool, RunConfig
-from moedisco_ray.events import Emit
+from moedisco_ray.events import Emit, Event
+from moedisco_ray.stopping import StopFile
 from moedisco_ray.training import TrainJob, TrainResult
 
 P = ParamSpec("P")
@@ -63,5 +66,18 @@ class Shell(Protocol):
     def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """One pure function on one worker of a pool; None: anywhere."""
 
-    def train_all(self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit) -> list[Trained]:
-        """Train every job, as many at once as there is room for."""
+    def train_all(
+        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = ...,
+    ) -> list[Trained]:
+        """Train every job, as many at once as there is room for; `RunStopped` once the stop file is there."""
+
+
+@contextlib.contextmanager
+def holding(emit: Emit, pool: Pool, workers: int, stage: str | None = None) -> Iterator[None]:
+    """Tell the meter that workers of a pool are held inside the block."""
+    hold = uuid.uuid4().hex[:12]
+    emit(Event("workers_held", stage, data={"hold": hold, "pool": pool.kind, "workers": workers}))
+    try:
+        yield
+    finally:
+        emit(Event("workers_released", stage, data={"hold": hold}))

@@ -7,20 +7,24 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, read_manifest, write_json
-from moedisco_ray.config import CheckpointInit, Model, RunConfig
+from moedisco_ray.config import CheckpointInit, Model, Pool, RunConfig
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.merge.calibrate import Batch
 from moedisco_ray.report import build_report
-from moedisco_ray.shell import Placement, Shell, Trained
+from moedisco_ray.shell import Placement, Shell, Trained, holding
 from moedisco_ray.stages import STAGES
+from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.tokens import TokenStream
 from moedisco_ray.training import TrainJob, steps_for
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CALIBRATION_BATCH = 16
 
@@ -35,6 +39,7 @@ class Context:
         fingerprint: Of the stage under way.
         emit: Takes events.
         shell: Runs the work.
+        stop: Ends the run once it is there.
     """
 
     config: RunConfig
@@ -42,6 +47,12 @@ class Context:
     fingerprint: str
     emit: Emit
     shell: Shell
+    stop: StopFile = NEVER
+
+    def call(self, pool: Pool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """One pure function on one worker of a pool, metered."""
+        with holding(self.emit, pool, 1):
+            return self.shell.call(pool, function, *args, **kwargs)
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""
@@ -128,7 +139,7 @@ def reunite(context: Context, draft: Draft) -> None:
     """Sub-models to the MoE: experts side by side, one backbone, a router."""
     config = context.config
     tokens = [unit["tokens"] for unit in context.summary("submodels")["units"]]
-    draft.summary.update(context.shell.call(
+    draft.summary.update(context.call(
         config.pools.high_memory, tasks.merge_submodels, *context.start, context.submodels, tokens, _calibration(context),
         config.merge, draft.path))
 
@@ -148,7 +159,7 @@ def measure(context: Context, draft: Draft) -> None:
     """Every model of the run on the validation text."""
     config = context.config
     made = [*(["seed"] if config.tokens.seed else []), "merge", "finetune"]
-    result = context.shell.call(
+    result = context.call(
         config.pools.high_memory, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
         context.of("corpus"), context.of("cluster") / "cluster_model", config.corpus.sequence_length,
         config.evaluation.max_tokens, "cuda" if config.pools.high_memory.gpu else "cpu")
@@ -159,7 +170,7 @@ def measure(context: Context, draft: Draft) -> None:
 def publish(context: Context, draft: Draft) -> None:
     """The Hugging Face directory, with a model card."""
     config = context.config
-    draft.summary.update(context.shell.call(
+    draft.summary.update(context.call(
         config.pools.high_memory, tasks.publish, context.of("finetune"), context.of("corpus") / "tokenizer", draft.path,
         build_report(context.directory, config), config.evaluation.prompts, config.evaluation.sample_tokens, config.seed))
 
@@ -189,12 +200,12 @@ def _job(context: Context, stage: str, name: str, model: Path, shards: Path, tok
         checkpoint_every=config.checkpoint.interval(steps), keep=config.checkpoint.keep,
         load_balance=config.finetune.load_balance if stage == "finetune" else 0.0,
         z_loss=config.finetune.z_loss if stage == "finetune" else 0.0,
-        seed=seed, log_every=max(1, steps // 100),
+        seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
     )
 
 
 def _train(context: Context, jobs: Sequence[TrainJob], placement: Placement) -> list[Trained]:
-    return context.shell.train_all(jobs, placement, context.checkpoints(jobs[0].stage) / "ray", context.emit)
+    return context.shell.train_all(jobs, placement, context.checkpoints(jobs[0].stage) / "ray", context.emit, context.stop)
 
 
 def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -160,6 +160,9 @@ class Finetune(Section):
 class Pool(Section):
     """Machines of one kind, as Ray sees them."""
 
+    kind: ClassVar[Literal["low_memory", "high_memory"]]
+    """Its key in `pools`."""
+
     resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
     """The custom resource that a node of this pool offers: one per worker it has room for."""
     gpu: int = Field(0, ge=0, le=1)
@@ -174,6 +177,7 @@ class Pool(Section):
 class LowMemoryPool(Pool):
     """Trains the seed model and the sub-models, one worker each."""
 
+    kind = "low_memory"
     resource: str = Field("low_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
     gpu: int = Field(0, ge=0, le=1)
     memory_gb: float = Field(24, gt=0)
@@ -186,6 +190,7 @@ class LowMemoryPool(Pool):
 class HighMemoryPool(Pool):
     """Trains the merged MoE with all its workers at once."""
 
+    kind = "high_memory"
     resource: str = Field("high_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
     gpu: int = Field(0, ge=0, le=1)
     memory_gb: float = Field(80, gt=0)

@@ -85,5 +85,6 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "clusters": _clusters,
     "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
     "warning": lambda _, data: f"warning: {data.get('message', '')}",
+    "run_stopped": lambda _, data: f"stopped: {data.get('reason', '')}",
     "run_finished": lambda _, data: f"finished in {format_seconds(data.get('seconds', 0.0))}",
 }

@@ -43,7 +43,8 @@ def build_clusters(
     """
     if gpus is None:
         gpus = config.pools.low_memory.gpu if config.clusters.vectors == "hidden_state" else 0
-    return build(config, corpus_dir, model_dir, directory, RayWorkers(corpus_dir / "tokenizer", gpus))
+    workers = RayWorkers(corpus_dir / "tokenizer", gpus, name=f"{config.name}-vectors")
+    return build(config, corpus_dir, model_dir, directory, workers)
 
 
 class _Embedder:
@@ -64,11 +65,13 @@ class RayWorkers:
         tokenizer: The corpus' tokeniser directory.
         gpus: GPUs of each vectorising actor.
         most_shards: Most actors that hold vectors; None: one per CPU.
+        name: Of the pass over the documents, in the Ray dashboard.
     """
 
     tokenizer: Path
     gpus: int = 0
     most_shards: int | None = None
+    name: str = "vectors"
     _shards: list[Any] = dataclasses.field(default_factory=list)
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
@@ -82,6 +85,7 @@ class RayWorkers:
         vectors = documents.select_columns(_READ).map_batches(
             _Embedder, fn_constructor_args=(vectoriser.resolve(), device), compute=pool, batch_size=1024,
             batch_format="pyarrow", zero_copy_batch=True, num_gpus=self.gpus or None)
+        vectors.set_name(self.name)
         vectors.write_parquet(str(directory.resolve()))
 
     def hold(self, files: Sequence[Path]) -> None:

@@ -37,15 +37,17 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None) 
         UserError: As `corpus.build`.
     """
     def on_ray_data(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        return _map_tasks(function, items, blocks)
+        return _map_tasks(f"{config.name}-corpus", function, items, blocks)
 
     return build(config, directory.absolute(), on_ray_data)
 
 
-def _map_tasks(function: Callable[[T], R], items: Sequence[T], blocks: int | None) -> Iterator[R]:
+def _map_tasks(name: str, function: Callable[[T], R], items: Sequence[T], blocks: int | None) -> Iterator[R]:
     rows = [{"task": pickle.dumps((function, item))} for item in items]
     tasks = ray.data.from_items(rows, override_num_blocks=min(blocks or len(rows), len(rows)))
-    for row in tasks.map(_run_task).iter_rows():
+    mapped = tasks.map(_run_task)
+    mapped.set_name(name)
+    for row in mapped.iter_rows():
         outcome = pickle.loads(row["outcome"])  # noqa: S301  # written by the task a moment ago
         if isinstance(outcome, MoeDiscoError):
             raise outcome

@@ -11,6 +11,7 @@ from moedisco_ray.on_ray.corpus import build_corpus
 from moedisco_ray.on_ray.tasks import run_on
 from moedisco_ray.on_ray.trainers import train_all
 from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob
 
 P = ParamSpec("P")
@@ -18,7 +19,10 @@ T = TypeVar("T")
 
 
 class RayShell:
-    """A `shell.Shell` on the connected Ray cluster."""
+    """A `shell.Shell` on the connected Ray cluster; what Ray shows of a run begins with the run's name."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
         """Ray Data over the sources' files."""
@@ -33,7 +37,7 @@ class RayShell:
         return run_on(pool, function, *args, **kwargs)
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit,
+        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
     ) -> list[Trained]:
         """A Ray Train run per job."""
-        return train_all(jobs, placement, directory, emit)
+        return train_all(jobs, placement, directory, emit, stop, self._run)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -16,19 +16,25 @@ import torch
 from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from moedisco_ray.config import Pool
 from moedisco_ray.errors import MoeDiscoError, TrainingError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.on_ray.relay import Relay, emitter, relay
 from moedisco_ray.on_ray.session import slots
+from moedisco_ray.on_ray.worker_log import worker_log
 from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 _COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
 
 
-def train_all(jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit) -> list[Trained]:
+def train_all(
+    jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER, run: str = "run",
+) -> list[Trained]:
     """Train every job, as many at once as the pool has room for; the rest wait in order.
 
     Args:
@@ -36,48 +42,52 @@ def train_all(jobs: Sequence[TrainJob], placement: Placement, directory: Path, e
         placement: Where.
         directory: For Ray Train's own state, and the flag that stops the trainers; all nodes must see it.
         emit: Receives the workers' events.
+        stop: Asks the trainers to end.
+        run: Begins the names of the Ray Train runs.
 
     Raises:
         MoeDiscoError: The first job's error that is ours, such as a loss that is not finite.
         TrainingError: A worker died more often than allowed.
-        KeyboardInterrupt: The trainers have saved a checkpoint and ended.
+        RunStopped: Somebody asked the run to end; the trainers have saved a checkpoint and ended.
+        KeyboardInterrupt: The same, from the keyboard.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    stop = directory / f"stop-{uuid.uuid4().hex}"
+    end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
     at_once = max(1, min(len(jobs), slots(placement.pool) // placement.workers))
     with relay(emit) as mail, ThreadPoolExecutor(at_once, thread_name_prefix="trainer") as threads:
-        futures = [threads.submit(_fit, job, placement, directory, stop, mail) for job in jobs]
+        futures = [threads.submit(_fit, run, job, placement, directory, (stop, end), mail) for job in jobs]
         try:
             done, waiting = wait(futures, return_when="FIRST_EXCEPTION")
             failed = [future for future in done if future.exception()]
             if failed:
-                _end(stop, waiting)
+                _end(end, waiting)
             return [future.result() for future in (failed or futures)]
         except KeyboardInterrupt:
-            _end(stop, futures)
+            _end(end, futures)
             wait(futures)
             raise
 
 
-def _end(stop: Path, futures: Any) -> None:
-    stop.touch()
+def _end(end: StopFile, futures: Any) -> None:
+    end.request("ended")
     for future in futures:
         future.cancel()
 
 
-def _fit(job: TrainJob, placement: Placement, directory: Path, stop: Path, mail: Relay) -> Trained:
+def _fit(run: str, job: TrainJob, placement: Placement, directory: Path, stops: tuple[StopFile, StopFile], mail: Relay) -> Trained:
+    stops[0].check()
     started = time.monotonic()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "stop": stop, "mailbox": mail.handle},
+        train_loop_config={"job": job, "stops": stops, "mailbox": mail.handle},
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
         run_config=RunConfig(
             # A name of its own: Ray Train would take up the state of an earlier run of the same name; ours is in the job.
-            name=f"{job.name}-{uuid.uuid4().hex[:8]}",
+            name=f"{run}-{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(directory.absolute()),
             failure_config=FailureConfig(max_failures=placement.max_failures),
-            callbacks=[_Restarts(job, mail.handle)],
+            callbacks=[_Restarts(job, mail.handle), _Slots(job, placement.pool, mail.handle)],
         ),
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
     )
@@ -88,6 +98,8 @@ def _fit(job: TrainJob, placement: Placement, directory: Path, stop: Path, mail:
     outcome = mail.outcome(job.name)
     if outcome is None:
         raise TrainingError(f"{job.name}: its worker ended without a result; see the Ray logs")
+    if not outcome.finished:
+        stops[0].check()
     seconds = time.monotonic() - started
     ray.get(mail.handle.push.remote(Event("unit_finished", job.stage, job.name, {
         "steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss, "seconds": round(seconds, 3),
@@ -97,7 +109,7 @@ def _fit(job: TrainJob, placement: Placement, directory: Path, stop: Path, mail:
 
 def _worker(config: dict[str, Any]) -> None:
     """What runs on each worker of a trainer."""
-    job, stop, mailbox = config["job"], config["stop"], config["mailbox"]
+    job, stops, mailbox = config["job"], config["stops"], config["mailbox"]
     context = ray.train.get_context()
     device = get_device()
     if device.type == "cpu":
@@ -108,7 +120,8 @@ def _worker(config: dict[str, Any]) -> None:
             "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
             "node": ray.util.get_node_ip_address(), "pid": os.getpid()}))
     try:
-        outcome: TrainResult | MoeDiscoError = train(job, world, emitter(mailbox), stop.exists)
+        with worker_log(job, world, emitter(mailbox)) as emit:
+            outcome: TrainResult | MoeDiscoError = train(job, world, emit, lambda: any(stop.requested for stop in stops))
     except MoeDiscoError as error:
         outcome = error  # returned, not raised: Ray Train would try again what cannot get better
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):
@@ -126,6 +139,41 @@ class _Restarts(UserCallback):
         reasons = sorted({_last_line(error) for error in worker_exceptions.values()})
         event = Event("worker_restarted", self._job.stage, self._job.name, {"reason": "; ".join(reasons)})
         ray.get(self._mailbox.push.remote(event))
+
+
+class _Slots(WorkerGroupCallback):
+    """Tells the meter from when until when a trainer's workers hold their slots.
+
+    Ray Train's public callbacks know neither; waiting for the slots must not be charged.
+    """
+
+    def __init__(self, job: TrainJob, pool: Pool, mailbox: ActorHandle) -> None:
+        self._stage = job.stage
+        self._pool = pool.kind
+        self._mailbox = mailbox
+        self._hold: str | None = None
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        """The actors are up."""
+        self._hold = uuid.uuid4().hex[:12]
+        self._push("workers_held", {"hold": self._hold, "pool": self._pool, "workers": len(workers)})
+        return {}
+
+    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """The slots are free."""
+        self._release()
+
+    def after_worker_group_abort(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """The slots are free."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._hold is not None:
+            self._push("workers_released", {"hold": self._hold})
+            self._hold = None
+
+    def _push(self, kind: Literal["workers_held", "workers_released"], data: dict[str, Any]) -> None:
+        ray.get(self._mailbox.push.remote(Event(kind, self._stage, data=data)))
 
 
 def _last_line(error: BaseException) -> str:

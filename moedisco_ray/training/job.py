@@ -28,6 +28,7 @@ class TrainJob:
         load_balance: Weight of the load-balance loss.
         z_loss: Weight of the router z-loss.
         log_every: Steps between progress events.
+        logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
     """
 
     stage: str
@@ -45,6 +46,7 @@ class TrainJob:
     load_balance: float = 0.0
     z_loss: float = 0.0
     log_every: int = 10
+    logs: Path | None = None
 
     @property
     def batch(self) -> int:

@@ -33,7 +33,7 @@ def pipeline(monkeypatch, tmp_path):
     module = types.ModuleType("moedisco_ray.pipeline")
     module.calls = []
 
-    def run(config, listeners, redo):
+    def run(config, listeners, redo, stop):
         module.calls.append((config, redo))
         for event in events():
             for listener in listeners:

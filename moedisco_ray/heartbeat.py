@@ -1,0 +1,39 @@
+"""A sign of life in the event log while workers are held, so that a meter is never more than seconds behind."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from moedisco_ray.events import Event, EventLog
+
+INTERVAL = 5.0
+"""Seconds."""
+
+
+@contextlib.contextmanager
+def heartbeats(log: EventLog, interval: float = INTERVAL) -> Iterator[None]:
+    """Write `heartbeat` events inside the block, whenever a pool's workers are held."""
+    held: set[str] = set()
+    stopped = threading.Event()
+
+    def listen(event: Event) -> None:
+        if event.type == "workers_held":
+            held.add(event.data["hold"])
+        elif event.type == "workers_released":
+            held.discard(event.data["hold"])
+
+    def beat() -> None:
+        while not stopped.wait(interval):
+            if held:
+                log(Event("heartbeat"))
+
+    log.listen(listen)
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,167 @@
+"""A run's events on their way to the control service.
+
+`events.jsonl` is the spool: whatever stands in it is delivered, in order, each line once. The service answers every
+report with the number of the line it wants next, so neither side need remember what the other has seen; while the
+service is away the file grows, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from moedisco_ray.events import Event
+from moedisco_ray.stopping import StopFile
+
+_BATCH = 1000
+_LONGEST_PAUSE = 10.0
+_LAST_WORDS = 20.0
+"""Seconds to wait, at the end, for a service that is away; it reads the file itself when it is back."""
+_REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
+
+
+class Reporter:
+    """A listener that sends what the event log holds.
+
+    Args:
+        url: Where the service takes this run's reports.
+        token: Of this attempt alone; a service that refuses it has started another driver, or deleted the run.
+        events: The run's `events.jsonl`.
+        stop: Is requested when the service refuses us: two drivers must not train one run.
+    """
+
+    def __init__(self, url: str, token: str, events: Path, stop: StopFile) -> None:
+        self._url = url
+        self._stop = stop
+        self._spool = Spool(events)
+        self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=30.0)
+        self._news = threading.Event()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="reporter", daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: Event) -> None:
+        """Take note that there is something to send."""
+        del event   # it is in the file already
+        self._news.set()
+
+    def close(self) -> None:
+        """Send the rest, as long as that is worth waiting for."""
+        self._ending.set()
+        self._news.set()
+        self._thread.join()
+        self._client.close()
+
+    def _work(self) -> None:
+        pause, wanted, deadline = 0.0, 0, float("inf")
+        while True:
+            # Asked before the file is read: what is written after it would not be sent.
+            ending = self._ending.is_set()
+            if ending:
+                deadline = min(deadline, time.monotonic() + _LAST_WORDS)
+            try:
+                wanted = self._deliver(wanted)
+                pause = 0.0
+            except (httpx.TransportError, _AwayError):
+                pause = min(_LONGEST_PAUSE, max(0.2, 2 * pause))
+            except _RefusedError:
+                self._stop.request("superseded")
+                return
+            if ending and (not pause or time.monotonic() >= deadline):
+                return
+            if ending:
+                time.sleep(min(pause, 1.0))
+            elif pause:
+                self._ending.wait(pause)
+            else:
+                self._news.wait()
+                self._news.clear()
+
+    def _deliver(self, wanted: int) -> int:
+        """Send until the service has everything; returns the line it wants next."""
+        while True:
+            lines = self._spool.read(wanted, _BATCH)
+            if not lines and wanted:
+                return wanted
+            answered = self._send(wanted, lines)
+            if not lines and answered == wanted:
+                return wanted
+            wanted = answered
+
+    def _send(self, first: int, lines: list[dict[str, Any]]) -> int:
+        answer = self._client.post(self._url, json={"first": first, "events": lines})
+        if answer.status_code in _REFUSED:
+            raise _RefusedError
+        if answer.status_code != httpx.codes.OK:
+            raise _AwayError
+        return int(answer.json()["next"])
+
+
+class Spool:
+    """The whole lines of a growing `events.jsonl`, by number; a line that cannot be read has none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offsets: list[int] = []
+        self._end = 0
+
+    def read(self, first: int, most: int) -> list[dict[str, Any]]:
+        """The events from number `first` on, as they go over the wire, on disk for good.
+
+        Args:
+            first: From 0.
+            most: At most so many.
+        """
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            # What the service has must not vanish from the file with the machine's power.
+            os.fsync(file.fileno())
+            self._scan(file)
+            chosen = self._offsets[first:first + most]
+            events = []
+            for offset in chosen:
+                file.seek(offset)
+                events.append(finite(json.loads(file.readline())))
+        return events
+
+    def _scan(self, file: Any) -> None:
+        file.seek(self._end)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            if _readable(line):
+                self._offsets.append(self._end)
+            self._end += len(line)
+
+
+def finite(value: Any) -> Any:
+    """The same value in JSON that every parser reads: NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {key: finite(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _readable(line: bytes) -> bool:
+    try:
+        Event(**json.loads(line))
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+class _AwayError(Exception):
+    """The service is there, but cannot take it now."""
+
+
+class _RefusedError(Exception):
+    """The service will never take it."""

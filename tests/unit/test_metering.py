@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.events import Event
+from moedisco_ray.metering import Meter
+
+
+def fold(*events: Event) -> Meter:
+    meter = Meter()
+    for event in events:
+        meter.update(event)
+    return meter
+
+
+def held(hold: str, pool: str, workers: int, time: float) -> Event:
+    return Event("workers_held", data={"hold": hold, "pool": pool, "workers": workers}, time=time)
+
+
+def released(hold: str, time: float) -> Event:
+    return Event("workers_released", data={"hold": hold}, time=time)
+
+
+def test_workers_are_charged_from_held_to_released() -> None:
+    meter = fold(held("a", "low_memory", 1, 10), held("b", "high_memory", 8, 12), released("a", 20), released("b", 14))
+    assert meter.worker_seconds == {"low_memory": 10, "high_memory": 16}
+
+
+def test_a_hold_under_way_counts_up_to_the_last_sign_of_life() -> None:
+    meter = fold(held("a", "low_memory", 2, 10), Event("heartbeat", time=15))
+    assert meter.worker_seconds == {"low_memory": 10}
+    meter.update(Event("heartbeat", time=20))
+    assert meter.worker_seconds == {"low_memory": 20}
+
+
+@pytest.mark.parametrize("end", ["run_started", "run_finished", "run_failed", "run_stopped"])
+def test_nothing_is_charged_once_the_driver_has_ended(end: str) -> None:
+    last_words = Event(end, time=100 if end == "run_started" else 15)      # the next driver comes when it comes
+    meter = fold(held("a", "low_memory", 1, 10), Event("heartbeat", time=15), last_words, Event("heartbeat", time=200))
+    assert meter.worker_seconds == {"low_memory": 5}
+
+
+pools = st.sampled_from(["low_memory", "high_memory"])
+holds = st.lists(st.tuples(pools, st.integers(1, 8), st.integers(0, 1000), st.integers(0, 1000)), max_size=8)
+
+
+@given(holds)
+def test_the_total_is_the_sum_over_holds_and_survives_json(spans: list[tuple[str, int, int, int]]) -> None:
+    events = []
+    expected: dict[str, float] = {}
+    for i, (pool, workers, start, length) in enumerate(spans):
+        events += [held(str(i), pool, workers, start), released(str(i), start + length)]
+        expected[pool] = expected.get(pool, 0) + workers * length
+    meter = Meter()
+    for event in sorted(events, key=lambda event: (event.time, event.type)):
+        meter.update(event)
+        meter = Meter.from_dict(json.loads(json.dumps(meter.to_dict())))
+    assert {pool: seconds for pool, seconds in meter.worker_seconds.items() if seconds} == {
+        pool: seconds for pool, seconds in expected.items() if seconds}
+    assert not meter.open
