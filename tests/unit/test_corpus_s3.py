@@ -1,0 +1,52 @@
+"""Buckets, through a real S3 server on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from small_run import small_config
+
+from moedisco_ray import corpus
+from moedisco_ray.errors import CorpusError
+
+DOCUMENTS = {f"wiki/{i:03}.txt": f"Article {i}. " + " ".join(f"word{i * j % 97}" for j in range(120)) for i in range(40)}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="text")
+        for key, text in DOCUMENTS.items():
+            client.put_object(Bucket="text", Key=key, Body=text.encode())
+        yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.mark.parametrize("path", ["s3://text/wiki/*.txt", "s3://text/wiki", "s3://text/wiki?endpoint_override={endpoint}&scheme=http"])
+def test_a_bucket_is_a_source_like_a_folder(endpoint: str, tmp_path: Path, path: str) -> None:
+    sources = [{"path": path.format(endpoint=endpoint), "name": "wiki", "format": "text"}]
+    config = small_config(tmp_path / "runs", corpus={"sources": sources, "validation_fraction": 0.1, "sequence_length": 64})
+    (tmp_path / "corpus").mkdir()
+    summary = corpus.build(config, tmp_path / "corpus")
+    assert summary["documents"] + summary["validation_documents"] == len(DOCUMENTS)
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_line(endpoint: str, tmp_path: Path) -> None:
+    config = small_config(tmp_path / "runs", corpus={
+        "sources": [{"path": "s3://nowhere/wiki", "format": "text"}], "validation_fraction": 0.1, "sequence_length": 64})
+    (tmp_path / "corpus").mkdir()
+    with pytest.raises(CorpusError, match=r"corpus\.sources\.0\.path"):
+        corpus.build(config, tmp_path / "corpus")
