@@ -20,37 +20,38 @@ from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import RunConfig, load_config
 from moedisco_ray.config.presets import PresetName, preset_text
 from moedisco_ray.display import View, listener_for, plan_view, report_view
-from moedisco_ray.errors import ConfigError, RunDirError, RunError, RunStopped, UserError
+from moedisco_ray.errors import ConfigError, MoeDiscoError, RunDirError, RunStopped, UserError
 from moedisco_ray.plan import build_plan
 from moedisco_ray.stopping import StopFile
 from moedisco_ray.tracking import trackers
 
-_USER_ERROR, _RUN_ERROR, _STOPPED, _INTERRUPTED = 2, 1, 3, 130
+_USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130
 _PIPE_WIDTH = 120
 
 
-class _Commands(TyperGroup):
+class Commands(TyperGroup):
     """Ends every command's errors the same way: one line, and a code that says whose mistake it was."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's context is click's
+        """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
         except UserError as error:
             _complain(str(error))
             raise typer.Exit(_USER_ERROR) from error
-        except RunError as error:
-            _complain(" ".join(str(error).split()))
-            raise typer.Exit(_RUN_ERROR) from error
         except RunStopped as error:
             _complain(str(error))
             raise typer.Exit(_STOPPED) from error
+        except MoeDiscoError as error:
+            _complain(" ".join(str(error).split()))
+            raise typer.Exit(_RUN_ERROR) from error
         except KeyboardInterrupt as error:
             _complain("interrupted; the same command goes on from the last checkpoint")
-            raise typer.Exit(_INTERRUPTED) from error
+            raise typer.Exit(INTERRUPTED) from error
 
 
 app = typer.Typer(
-    cls=_Commands, add_completion=False, pretty_exceptions_enable=False,
+    cls=Commands, add_completion=False, pretty_exceptions_enable=False,
     help="Train Mixture-of-Experts language models mostly on cheap, low-memory GPUs, on Ray.")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JSON file; `moedisco init` writes one.")]
@@ -82,7 +83,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback(no_args_is_help=True)
-def _options(
+def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
@@ -98,7 +99,7 @@ def run(
     """Carry out a run, or go on with one that was interrupted."""
     checked = load_config(config, overrides or ())
     build_plan(checked)  # finds a vocabulary that does not fit the model, before anything is started
-    console = _console()
+    console = output_console()
     stop = StopFile(stop_file)
     with contextlib.ExitStack() as stack:
         views: list[View] = [listener_for(console, as_json), *trackers(checked)]
@@ -120,7 +121,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     if as_json:
         print(worked_out.model_dump_json(indent=2))
     else:
-        _console().print(plan_view(worked_out))
+        output_console().print(plan_view(worked_out))
 
 
 @app.command()
@@ -167,7 +168,7 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        _console().print(report_view(report))
+        output_console().print(report_view(report))
 
 
 @app.command()
@@ -199,7 +200,8 @@ def _report(run_dir: Path) -> dict[str, Any]:
     return report
 
 
-def _console() -> Console:
+def output_console() -> Console:
+    """The standard output, wide enough for tables where it is a pipe."""
     # A pipe has no width of its own, and rich would cut tables to 80 columns.
     # The stream by name: what Ray prints while a run goes on is kept off it.
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)

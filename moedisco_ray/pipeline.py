@@ -95,7 +95,7 @@ def _alone(directory: Path, patience: float) -> Iterator[None]:
     Raises:
         RunDirError: Another one is, and does not end within `patience` seconds.
     """
-    with (directory / ".lock").open("a") as lock:
+    with (directory / "events.jsonl").open("a", encoding="utf-8") as lock:
         deadline = time.monotonic() + patience
         while True:
             try:

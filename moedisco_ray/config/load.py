@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise _first_mistake(error) from error
+        raise first_mistake(error.errors()) from error
     check_files(config)
     return config
 
@@ -77,7 +77,7 @@ def check_files(config: RunConfig) -> None:
         try:
             num_experts = config.model.architecture.num_experts
         except ValidationError as error:
-            raise _first_mistake(error) from error
+            raise first_mistake(error.errors()) from error
         try:
             check_division(num_experts, config.clusters.count)
         except ValueError as error:
@@ -111,9 +111,13 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError("--set", override, f"{last!r} is not a setting")
 
 
-def _first_mistake(error: ValidationError) -> ConfigError:
+def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
+    """What pydantic found, told as field, value and remedy.
+
+    Args:
+        mistakes: `ValidationError.errors()`, at least one.
+    """
     # Unions report every member they tried; the longest path is the member the user meant.
-    mistakes = error.errors()
     unknown = [m for m in mistakes if m["type"] == "extra_forbidden"]
     first = unknown[0] if unknown else max(mistakes, key=lambda m: len(m["loc"]))
     known_union_tags = {"Architecture", "CheckpointInit", "int", "constrained-int", "literal['random']", "literal['auto']"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moedisco_ray.artifacts import read_json, read_manifest
 from moedisco_ray.config import RunConfig, check_config
 
 DOMAINS: dict[str, ModuleType] = {"asyncio": asyncio, "email": email, "unittest": unittest}
@@ -42,3 +43,22 @@ def small_config(output: Path, **changes: Any) -> RunConfig:
     for section, values in changes.items():
         base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
     return check_config(base)
+
+
+def same_outcome(directory: Path, undisturbed: Path) -> None:
+    """Weights and final loss are the same, bit for bit."""
+    assert config_of(directory).name == config_of(undisturbed).name
+    for part in ("submodels/0", "submodels/1", "finetuned"):
+        ours, theirs = (run / part / "model.safetensors" for run in (directory, undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes(), part
+    assert last_loss(directory) == last_loss(undisturbed)
+
+
+def config_of(directory: Path) -> RunConfig:
+    return RunConfig.model_validate(read_json(directory / "config.json"))
+
+
+def last_loss(directory: Path) -> float:
+    manifest = read_manifest(directory / "finetuned")
+    assert manifest is not None
+    return manifest.summary["units"][0]["loss"]

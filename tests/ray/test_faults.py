@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_run import small_config
+from small_run import same_outcome, small_config
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_json, read_manifest
-from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event
 from moedisco_ray.in_process import InProcess
 
@@ -114,21 +112,3 @@ def read_events(running: subprocess.Popen[str]) -> Iterator[Event]:
     assert running.stdout is not None
     for line in running.stdout:
         yield Event(**json.loads(line))
-
-
-def same_outcome(directory: Path, undisturbed: Path) -> None:
-    assert config_of(directory).name == config_of(undisturbed).name
-    for part in ("submodels/0", "submodels/1", "finetuned"):
-        ours, theirs = (run / part / "model.safetensors" for run in (directory, undisturbed))
-        assert ours.read_bytes() == theirs.read_bytes(), part
-    assert last_loss(directory) == last_loss(undisturbed)
-
-
-def config_of(directory: Path) -> RunConfig:
-    return RunConfig.model_validate(read_json(directory / "config.json"))
-
-
-def last_loss(directory: Path) -> float:
-    manifest = read_manifest(directory / "finetuned")
-    assert manifest is not None
-    return manifest.summary["units"][0]["loss"]

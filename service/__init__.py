@@ -1,0 +1,1 @@
+"""The control service: training requests over REST, each run as a Ray Job. Imports no torch."""

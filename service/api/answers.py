@@ -1,0 +1,109 @@
+"""From rows to what travels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from service.api.context import Context
+from service.api.security import Caller
+from service.database import runs, tables
+from service.database.metrics import Curve
+from service.domain.jobs import submission_id
+from service.domain.states import RunState
+from service.schemas import (
+    AuditEntry,
+    DeliveryInfo,
+    Money,
+    PriceEntry,
+    Run,
+    RunDetail,
+    Series,
+    StageProgress,
+    TokenInfo,
+    Unit,
+    WebhookInfo,
+)
+
+
+def run_answers(context: Context, session: Session, rows: Sequence[tables.Run]) -> list[Run]:
+    """Runs as they stand, with their places in the queue."""
+    places = _places(session, rows)
+    return [Run.model_validate(_run(context, row, places)) for row in rows]
+
+
+def run_detail(context: Context, session: Session, row: tables.Run) -> RunDetail:
+    """A run with its configuration."""
+    return RunDetail.model_validate({**_run(context, row, _places(session, [row])), "config": row.config})
+
+
+def unit_answer(row: tables.Unit) -> Unit:
+    """A part of a stage."""
+    return Unit.model_validate({name: getattr(row, name) for name in Unit.model_fields})
+
+
+def series_answer(curve: Curve) -> Series:
+    """A curve."""
+    return Series(
+        unit=curve.unit, stage=curve.stage, step=curve.steps, tokens=curve.tokens, value=curve.values, points=curve.count)
+
+
+def token_answer(row: tables.Token) -> TokenInfo:
+    """A token, without itself."""
+    return TokenInfo.model_validate({name: getattr(row, name) for name in TokenInfo.model_fields})
+
+
+def webhook_answer(row: tables.Webhook) -> WebhookInfo:
+    """A webhook, without its secret."""
+    return WebhookInfo.model_validate({name: getattr(row, name) for name in WebhookInfo.model_fields})
+
+
+def delivery_answer(row: tables.Delivery) -> DeliveryInfo:
+    """A delivery, without its body."""
+    return DeliveryInfo.model_validate({name: getattr(row, name) for name in DeliveryInfo.model_fields})
+
+
+def audit_answer(row: tables.Audit) -> AuditEntry:
+    """An entry of the audit log."""
+    return AuditEntry.model_validate({name: getattr(row, name) for name in AuditEntry.model_fields})
+
+
+def price_answer(row: tables.Price) -> PriceEntry:
+    """An entry of the price book."""
+    return PriceEntry.model_construct(resource=row.resource, dollars_per_hour=row.dollars_per_hour, since=row.since)
+
+
+def owner_filter(caller: Caller) -> str | None:
+    """Whose things a listing shows: the caller's own, or an administrator's: everybody's."""
+    return None if caller.admin else caller.owner
+
+
+def _places(session: Session, rows: Sequence[tables.Run]) -> dict[str, int]:
+    if not any(row.state == RunState.QUEUED for row in rows):
+        return {}
+    return {run_id: place for place, run_id in enumerate(runs.queue_order(session), 1)}
+
+
+def _run(context: Context, row: tables.Run, places: dict[str, int]) -> dict[str, Any]:
+    stages: dict[str, dict[str, Any]] = row.progress.get("stages", {})
+    return {
+        **{name: getattr(row, name) for name in _SAME},
+        "position": places.get(row.id) if row.state == RunState.QUEUED else None,
+        "stages": [StageProgress(name=name, **stage) for name, stage in stages.items()],
+        "money": Money(
+            dollars=row.dollars, worker_seconds=row.worker_seconds, estimate_dollars=row.estimate["dollars"],
+            full_training_dollars=row.estimate["full_training"]["dollars"], budget_dollars=row.budget_dollars),
+        "events": row.next_position,
+        "job_url": _job_url(context.settings.dashboard_url, row),
+    }
+
+
+def _job_url(dashboard: str | None, row: tables.Run) -> str | None:
+    if dashboard is None or not row.attempt:
+        return None
+    return f"{dashboard.rstrip('/')}/#/jobs/{submission_id(row.id, row.attempt)}"
+
+
+_SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "events", "job_url"})

@@ -1,0 +1,75 @@
+"""The application: its parts put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from service.api.bodies import BodyLimit
+from service.api.context import Context
+from service.api.envelope import Envelope
+from service.api.limits import Limits
+from service.api.live_reports import LiveReports
+from service.api.openapi import documented, operation_id
+from service.api.problems import handle_problems
+from service.api.routes import access, files, operations, page, planning, runs, watching, webhooks
+from service.api.streams import Streams
+from service.bell import Bell
+from service.database.session import Database
+from service.domain.confinement import Roots
+from service.observability import Figures
+from service.ray_side.jobs import Jobs
+from service.ray_side.pools import PoolReader
+from service.settings import Settings
+from service.web import STATIC
+
+_ROUTERS = (
+    runs.router, watching.router, watching.reports, files.router, planning.router, access.router, access.sessions, webhooks.router,
+    operations.router, page.router)
+
+
+def create_app(
+    settings: Settings, database: Database, jobs: Jobs, pools: PoolReader, bell: Bell, poke: Callable[[], None],
+) -> FastAPI:
+    """Put the application together. It starts nothing, and closes nothing that it was given.
+
+    Args:
+        settings: What the operator set.
+        database: Migrated.
+        jobs: Ray's jobs.
+        pools: Ray's machines.
+        bell: Rung by whoever writes to the database.
+        poke: Makes the reconciler look now.
+    """
+    figures = Figures()
+    context = Context(
+        settings=settings, database=database, jobs=jobs, pools=pools, bell=bell, poke=poke,
+        streams=Streams(database, bell, figures), reports=LiveReports(), limits=Limits(settings.requests_per_minute),
+        figures=figures, roots=Roots(settings.input_roots, settings.output_roots))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        context.streams.close()
+
+    release = version("moedisco-ray")
+    app = FastAPI(
+        title="MoEDisCo control service", version=release, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan,
+        generate_unique_id_function=operation_id, separate_input_output_schemas=False)
+    app.state.context = context
+    app.openapi = documented(app, release)  # type: ignore[method-assign]
+    handle_problems(app)
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    def limit_of(path: str) -> int:
+        return settings.max_report_bytes if path.startswith("/v1/runs/") and path.endswith("/report") else settings.max_body_bytes
+
+    app.add_middleware(BodyLimit, limit_of=limit_of)
+    app.add_middleware(Envelope, figures=figures)
+    return app

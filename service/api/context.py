@@ -1,0 +1,68 @@
+"""What every endpoint works with."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.api.limits import Limits
+from service.api.live_reports import LiveReports
+from service.api.streams import Streams
+from service.bell import Bell
+from service.database.session import Database
+from service.domain.confinement import Roots
+from service.observability import Figures
+from service.ray_side.jobs import Jobs
+from service.ray_side.pools import PoolReader
+from service.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The parts of the service, put together once.
+
+    Attributes:
+        settings: What the operator set.
+        database: Where everything is.
+        jobs: Ray's jobs; asked only where an operator's wish cannot wait for the reconciler.
+        pools: Ray's machines.
+        bell: Rung after every transaction that tells a run's readers something.
+        poke: Makes the reconciler look now.
+        streams: The open event streams.
+        reports: Reports of runs under way.
+        limits: Who asked how often.
+        figures: For Prometheus.
+        roots: Where runs may read and write.
+        now: Seconds since the epoch.
+    """
+
+    settings: Settings
+    database: Database
+    jobs: Jobs
+    pools: PoolReader
+    bell: Bell
+    poke: Callable[[], None]
+    streams: Streams
+    reports: LiveReports
+    limits: Limits
+    figures: Figures
+    roots: Roots
+    now: Callable[[], float] = time.time
+
+    def tell(self, run_id: str) -> None:
+        """After a transaction changed a run: wake its readers and the reconciler."""
+        self.bell.ring(run_id)
+        self.poke()
+
+
+def of(request: Request) -> Context:
+    """The context of the application that the request came to."""
+    context: Context = request.app.state.context
+    return context
+
+
+InContext = Annotated[Context, Depends(of)]

@@ -1,0 +1,46 @@
+"""Reports of runs under way, built from what their stages left behind so far."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.report import build_report
+
+FRESH_SECONDS = 3.0
+_MOST = 64
+
+
+class LiveReports:
+    """Builds one report at a time and keeps each for a moment: a report reads all events of its run.
+
+    Args:
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: dict[Path, tuple[float, dict[str, Any]]] = {}
+
+    def get(self, directory: Path, config: RunConfig) -> dict[str, Any]:
+        """The report of a run directory, at most a few seconds old.
+
+        Args:
+            directory: The run directory; may be absent still.
+            config: The run's configuration.
+        """
+        with self._lock:
+            made, report = self._kept.get(directory, (float("-inf"), {}))
+            if self._clock() - made < FRESH_SECONDS:
+                return report
+            report = build_report(directory, config)
+            if len(self._kept) >= _MOST:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept.pop(directory, None)
+            self._kept[directory] = (self._clock(), report)
+            return report

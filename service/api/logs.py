@@ -1,0 +1,95 @@
+"""Logs of a run: its driver's and its workers', from the end or as they grow."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from starlette.concurrency import run_in_threadpool
+
+from service.api.files import OpenFile, open_file
+from service.errors import NotFound
+from service.schemas import LogFile
+
+DRIVER = "driver"
+POLL_SECONDS = 0.5
+_BLOCK = 2**16
+_MOST = 8 * 2**20
+"""Bytes that are looked through for the last lines."""
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
+
+
+def list_logs(directory: Path) -> list[LogFile]:
+    """What there is to read, the driver's log first."""
+    places = [(DRIVER, directory / "ray.log")]
+    logs = directory / "logs"
+    if logs.is_dir():
+        places += sorted((path.name.removesuffix(".log"), path) for path in logs.glob("*.log"))
+    found = []
+    for name, path in places:
+        if path.is_file() and not path.is_symlink() and (name == DRIVER or _NAME.fullmatch(name)):
+            state = path.stat()
+            found.append(LogFile(name=name, bytes=state.st_size, updated=state.st_mtime))
+    return found
+
+
+def open_log(directory: Path, name: str) -> OpenFile:
+    """Open a log.
+
+    Raises:
+        NotFound: There is none of this name.
+    """
+    if not _NAME.fullmatch(name):
+        raise NotFound("the run has no such log")
+    return open_file(directory, "ray.log" if name == DRIVER else f"logs/{name}.log")
+
+
+def tail_start(file: BinaryIO, size: int, lines: int) -> int:
+    """Where the last lines of a file begin.
+
+    Args:
+        file: The log.
+        size: Bytes of it to look at, from the start.
+        lines: How many; what stands behind the last line end counts as one.
+    """
+    if not lines:
+        return size
+    number, wanted, place = file.fileno(), lines, size
+    if size and os.pread(number, 1, size - 1) == b"\n":
+        wanted += 1
+    lowest = max(0, size - _MOST)
+    while place > lowest:
+        start = max(lowest, place - _BLOCK)
+        block = os.pread(number, place - start, start)
+        found = block.count(b"\n")
+        if found >= wanted:
+            for _ in range(wanted):
+                block = block[:block.rindex(b"\n")]
+            return start + len(block) + 1
+        wanted -= found
+        place = start
+    return lowest
+
+
+async def follow(
+    file: BinaryIO, start: int, ended: Callable[[], bool], pause: Callable[[float], Awaitable[bool]],
+) -> AsyncIterator[bytes]:
+    """What is in a log from a place on, and what is still written to it, until its run has ended.
+
+    Args:
+        file: The log; is closed.
+        start: The first byte.
+        ended: Whether nobody writes any more; asked in a thread, before the last look at the file.
+        pause: Waits so many seconds; false: stop following.
+    """
+    with file:
+        while True:
+            last = await run_in_threadpool(ended)
+            while block := await run_in_threadpool(os.pread, file.fileno(), _BLOCK, start):
+                start += len(block)
+                yield block
+            if last or not await pause(POLL_SECONDS):
+                return

@@ -1,0 +1,98 @@
+"""The OpenAPI document: every answer, problems included, examples, and which request leads to which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from service.api.problems import MEDIA_TYPE
+from service.schemas import Problem
+
+Responses = dict[int | str, dict[str, Any]]
+
+_DESCRIPTION = """\
+Control service of MoEDisCo training runs on Ray: submit a configuration, watch it train, and fetch the model.
+
+Sign in with `Authorization: Bearer TOKEN`. Errors are problem documents (RFC 9457); `errors` names each field that is
+wrong, in the words of `moedisco validate`. Times are seconds since the epoch, UTC.
+"""
+_MEANINGS = {
+    400: "The request is no JSON.",
+    401: "Nobody that is known asks.",
+    403: "The token does not allow this.",
+    404: "It is not there, or another owner's.",
+    409: "The present state does not allow it.",
+    413: "The body is too large.",
+    416: "None of the asked bytes are in the file.",
+    422: "A field is wrong; `errors` says which and what to do.",
+    429: "Too many requests; `Retry-After` says when to come back.",
+    500: "The service failed.",
+    503: "The database or Ray does not answer.",
+}
+_ALWAYS = (401, 403, 422, 429, 500, 503)
+_WITH_BODY = (400, 413)
+
+
+def problems(*statuses: int, body: bool = False) -> Responses:
+    """Documentation of a route's problems, those that every route has included.
+
+    Args:
+        statuses: More than those.
+        body: The route takes a JSON body.
+    """
+    every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
+    return {status: _problem(status) for status in sorted(every)}
+
+
+def content(media_type: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Documentation of an answer that is no document of ours."""
+    return {"description": description, "content": {media_type: {"schema": schema or {"type": "string", "format": "binary"}}}}
+
+
+def links(*operations: str, parameter: str = "run_id") -> dict[str, Any]:
+    """What can be asked about what was just made.
+
+    Args:
+        operations: Ids of the operations.
+        parameter: Their path parameter that takes the new thing's id.
+    """
+    return {operation: {"operationId": operation, "parameters": {parameter: "$response.body#/id"}} for operation in operations}
+
+
+def operation_id(route: APIRoute) -> str:
+    """An operation is called as its function."""
+    return route.name
+
+
+def documented(app: FastAPI, version: str) -> Callable[[], dict[str, Any]]:
+    """What takes the place of `app.openapi`: makes the document once."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title="MoEDisCo control service", version=version, description=_DESCRIPTION, routes=app.routes,
+                tags=[{"name": name} for name in ("runs", "watching", "files", "planning", "access", "webhooks", "operations")])
+            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas = document["components"]["schemas"]
+            schemas.update(schema.pop("$defs"))
+            schemas["Problem"] = schema
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    return openapi
+
+
+def _problem(status: int) -> dict[str, Any]:
+    documented: dict[str, Any] = {
+        "description": _MEANINGS[status],
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    if status in (429, 503):
+        documented["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return documented

@@ -1,0 +1,23 @@
+"""Parameters that several routes take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Header, Path, Query
+
+from service.api.bodies import LARGEST
+
+ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
+
+RunId = Annotated[str, Path(max_length=64, description="Of a run.", examples=["01JDB5W3XQ3N8QZ7V0G6M4T9KE"])]
+ThingId = Annotated[str, Path(max_length=64)]
+Cursor = Annotated[str | None, Query(pattern=ULID, description="`next_cursor` of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=200)]
+After = Annotated[int | None, Query(ge=-1, le=LARGEST, description="The last position that is known; -1: none.")]
+LastEventId = Annotated[
+    int | None,
+    Header(alias="Last-Event-ID", ge=-1, le=LARGEST, description="As `after`; what a browser sends when it comes back.")]
+IdempotencyKey = Annotated[str | None, Header(
+    alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$",
+    description="Makes it safe to send again, within a day.", examples=["7c0f6f0e-demo"])]

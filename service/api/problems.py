@@ -1,0 +1,153 @@
+"""Every error as an RFC 9457 problem document."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from moedisco_ray.config.load import first_mistake
+from moedisco_ray.errors import UserError
+from service.api.headers import SECURITY_HEADERS
+from service.errors import BadRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
+from service.schemas import Mistake
+
+MEDIA_TYPE = "application/problem+json"
+_LONGEST_VALUE = 200
+_SECTION = {"model_attributes_type": {"msg": "Input should be a valid dictionary or instance of Section"}}
+"""FastAPI lets pydantic take objects for sections too, and then it words this otherwise."""
+
+
+def handle_problems(app: FastAPI) -> None:
+    """Make every error of the application a problem document, the router's own ones too."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(UserError, _user_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def problem_response(error: ServiceError, request: Request) -> Response:
+    """The answer that an error becomes."""
+    headers: dict[str, str] = {}
+    if isinstance(error, Unauthorised):
+        headers["WWW-Authenticate"] = 'Bearer realm="moedisco"'
+    if isinstance(error, TooMany):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, RangeUnsatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = "2"
+    return _response(request, error.status, error.slug, error.title, error.detail, headers=headers)
+
+
+def mistakes_in(error: UserError) -> list[Mistake]:
+    """A user's mistake, under the field of the request that it is in."""
+    return [Mistake(field=f"config.{error.field}" if error.field else "config", message=_words(error.value, error.remedy))]
+
+
+def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[Mistake]:
+    """What validation found, by field of the request; of a run's configuration in the words of `moedisco validate`."""
+    config = [
+        {**mistake, **_SECTION.get(mistake["type"], {}), "loc": mistake["loc"][2:]}
+        for mistake in found if mistake["loc"][:2] == ("body", "config")]
+    others = [_mistake(mistake) for mistake in found if mistake["loc"][:2] != ("body", "config")]
+    if config and not (len(config) == 1 and not config[0]["loc"] and config[0]["type"] != "value_error"):
+        return [*mistakes_in(first_mistake(config)), *others]
+    return [*(_mistake({**mistake, "loc": ("body", "config")}) for mistake in config), *others]
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)  # noqa: S101 - as it was registered
+    return problem_response(error, request)
+
+
+async def _user_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, UserError)  # noqa: S101 - as it was registered
+    return _invalid(request, mistakes_in(error))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as it was registered
+    return _invalid(request, mistakes_of(error.errors()))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - as it was registered
+    status = HTTPStatus(error.status_code)
+    details: Any = error.detail
+    if isinstance(details, list):
+        return _invalid(request, mistakes_of(details))
+    if status == HTTPStatus.BAD_REQUEST:
+        return problem_response(BadRequest(str(error.detail)), request)
+    detail = {
+        HTTPStatus.NOT_FOUND: f"there is nothing at {_plain_path(request)}",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} cannot be done at {_plain_path(request)}",
+    }.get(status, str(error.detail))
+    return _response(request, status, status.phrase.lower().replace(" ", "-"), status.phrase, detail, headers=error.headers)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    del error   # the server logs it; its words may hold what is nobody's business
+    # This answer is made outside of the middleware that puts headers on all others.
+    return _response(
+        request, 500, ServiceError.slug, ServiceError.title, "the service failed; its log says why, under the request's id",
+        headers=SECURITY_HEADERS)
+
+
+def _invalid(request: Request, mistakes: list[Mistake]) -> Response:
+    first = f"{mistakes[0].field}: {mistakes[0].message}"
+    detail = first if len(mistakes) == 1 else f"{len(mistakes)} mistakes; the first: {first}"
+    return _response(request, 422, "invalid", "Invalid request", detail, mistakes)
+
+
+def _response(
+    request: Request, status: int, slug: str, title: str, detail: str, errors: Sequence[Mistake] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    problem = {
+        "type": f"urn:moedisco:problem:{slug}", "title": title, "status": int(status), "detail": detail,
+        "instance": _plain_path(request), "errors": [{"field": mistake.field, "message": mistake.message} for mistake in errors]}
+    # ASCII, since what a request brought may hold what UTF-8 cannot.
+    text = json.dumps(problem)
+    return Response(text, status, headers={"Cache-Control": "no-store", **(headers or {})}, media_type=MEDIA_TYPE)
+
+
+def _mistake(found: Mapping[str, Any]) -> Mistake:
+    parts = [str(part) for part in found["loc"]]
+    field = ".".join(parts[1:]) or parts[0]
+    match found["type"]:
+        case "missing":
+            return Mistake(field=field, message="is missing")
+        case "extra_forbidden":
+            return Mistake(field=field, message="no such field; remove it")
+        case "model_attributes_type" | "model_type" if found["loc"] == ("body",):
+            return Mistake(field=field, message="must be a JSON object, with the header Content-Type: application/json")
+        case _:
+            message = str(found["msg"]).removeprefix("Value error, ")
+            return Mistake(field=field, message=_words(_scalar(found.get("input")), message[:1].lower() + message[1:]))
+
+
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) else None
+
+
+def _words(value: Any, remedy: str) -> str:
+    if value is None:
+        return remedy.replace("\n", " ")
+    shown = repr(value)
+    if len(shown) > _LONGEST_VALUE:
+        shown = shown[:_LONGEST_VALUE] + "..."
+    return f"{shown}: {remedy}".replace("\n", " ")
+
+
+def _plain_path(request: Request) -> str:
+    return quote(request.scope["path"], errors="replace")

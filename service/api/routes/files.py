@@ -1,0 +1,51 @@
+"""Files that a run makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.archives import Archive
+from service.api.files import attachment, list_files, open_file, send_file
+from service.api.openapi import content, problems
+from service.api.responses import ClosedStream
+from service.api.routes.watching import VisibleRun
+from service.api.security import SIGNED_IN
+from service.schemas import ArtifactPage
+
+router = APIRouter(prefix="/v1/runs/{run_id}", tags=["files"], dependencies=SIGNED_IN)
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: content("application/octet-stream", "The file."),
+    206: content("application/octet-stream", "The part that `Range` asked for."),
+    304: {"description": "`If-None-Match` names what is there."},
+}
+
+
+@router.get("/artifacts", responses=problems(404))
+def list_artifacts(run: VisibleRun) -> ArtifactPage:
+    """The files of the run directory, by path; what is being written is left out."""
+    return ArtifactPage(items=sorted(list_files(Path(run.directory)), key=lambda file: file.path))
+
+
+@router.get("/artifacts/{path:path}", response_class=Response, responses=_FILE | problems(404, 416))
+def get_artifact(run: VisibleRun, path: str, request: Request) -> Response:
+    """A file, or a part of it (`Range`)."""
+    return send_file(request, open_file(Path(run.directory), path))
+
+
+@router.head("/artifacts/{path:path}", response_class=Response, responses=_FILE | problems(404, 416))
+def head_artifact(run: VisibleRun, path: str, request: Request) -> Response:
+    """Size and version of a file."""
+    return send_file(request, open_file(Path(run.directory), path))
+
+
+@router.get("/model.tar", response_class=Response, responses=problems(404) | {
+    200: content("application/x-tar", "The archive.")})
+def get_model_archive(run: VisibleRun) -> Response:
+    """The finished model, a Hugging Face directory, as one archive."""
+    directory = Path(run.directory)
+    archive = Archive(directory / "model", directory.name)
+    headers = {"Content-Length": str(archive.size), **attachment(f"{directory.name}.tar")}
+    return ClosedStream(archive.stream(), headers=headers, media_type="application/x-tar")

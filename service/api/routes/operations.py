@@ -1,0 +1,59 @@
+"""What an operator and their machines look at."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.api.answers import audit_answer
+from service.api.context import Context, InContext
+from service.api.openapi import content, problems
+from service.api.parameters import Cursor, Limit
+from service.api.security import SIGNED_IN, Admin
+from service.database import audit, overview, runs
+from service.errors import DatabaseError
+from service.schemas import AuditPage, Health
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/v1/audit", responses=problems(), dependencies=SIGNED_IN)
+def list_audit(caller: Admin, context: InContext, cursor: Cursor = None, limit: Limit = 50) -> AuditPage:
+    """Who did what, newest first."""
+    del caller
+    with context.database.read() as session:
+        rows, following = audit.page(session, cursor=cursor, limit=limit)
+        return AuditPage(items=[audit_answer(row) for row in rows], next_cursor=following)
+
+
+@router.get("/healthz")
+def healthz() -> Health:
+    """Whether the process lives."""
+    return Health(status="ok", checks={})
+
+
+@router.get("/readyz", responses={503: {"model": Health, "description": "A part does not answer."}})
+def readyz(context: InContext, response: Response) -> Health:
+    """Whether the service can work: its database answers in this version's form, and so does Ray."""
+    checks = {"database": _database(context), "ray": "ok" if context.pools.read().connected else "does not answer"}
+    ready = all(word == "ok" for word in checks.values())
+    response.status_code = 200 if ready else 503
+    return Health(status="ok" if ready else "unavailable", checks=checks)
+
+
+@router.get("/metrics", response_class=Response, responses={200: content("text/plain", "For Prometheus.", {"type": "string"})})
+def get_figures(context: InContext) -> Response:
+    """Figures of the service for Prometheus."""
+    with context.database.read() as session:
+        for state, count in runs.state_counts(session).items():
+            context.figures.runs.labels(state.value).set(count)
+        context.figures.dollars.set(overview.metered_dollars(session))
+    return Response(generate_latest(context.figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _database(context: Context) -> str:
+    try:
+        context.database.check()
+    except DatabaseError as error:
+        return str(error)
+    return "ok"

@@ -1,0 +1,180 @@
+"""Making, finding, changing and ending runs."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.api.answers import owner_filter, run_answers, run_detail
+from service.api.bodies import StrictRoute
+from service.api.context import Context, InContext
+from service.api.openapi import Responses, links, problems
+from service.api.parameters import Cursor, IdempotencyKey, Limit, RunId
+from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
+from service.api.submission import Wanted, digest, note, submit, wanted, wanted_again
+from service.database import runs, tables
+from service.domain.jobs import submission_id
+from service.domain.placement import Placement
+from service.domain.settling import STOP_REASONS, Stop
+from service.domain.states import ACTIVE, TERMINAL, RunState
+from service.errors import Conflict, IllegalTransition, RayUnavailable
+from service.schemas import CancelRequest, RetryRequest, RunChange, RunDetail, RunPage, RunRequest
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute, dependencies=SIGNED_IN)
+
+_ABOUT_RUN = (
+    "get_run", "change_run", "cancel_run", "resume_run", "retry_run", "delete_run", "get_metrics", "list_submodels", "get_report",
+    "list_logs", "list_artifacts")
+_MADE: Responses = {201: {
+    "description": "The run, queued.", "links": links(*_ABOUT_RUN),
+    "headers": {"Location": {"description": "Of the run.", "schema": {"type": "string"}}}}}
+_TagFilter = Annotated[str, Query(max_length=321, pattern=r"^[^:]{1,64}:.*$")]
+
+
+@router.post("", status_code=201, responses=_MADE | problems(409, body=True))
+def submit_run(
+    body: RunRequest, request: Request, response: Response, caller: Submitter, context: InContext,
+    idempotency_key: IdempotencyKey = None,
+) -> RunDetail:
+    """Queue a run. With an Idempotency-Key it is safe to send again: the same run answers."""
+    asked = digest("submit", body.model_dump_json())
+    return _made(context, caller, wanted(body, context.roots), idempotency_key, asked, request, response)
+
+
+@router.get("", responses=problems())
+def list_runs(
+    caller: Reader, context: InContext,
+    state: Annotated[list[RunState], Query(max_length=7, description="Any of these.")] = [],  # noqa: B006 - FastAPI copies it
+    owner: Annotated[str | None, Query(max_length=64)] = None,
+    name: Annotated[str | None, Query(max_length=128, description="A part of the name.")] = None,
+    tag: Annotated[list[_TagFilter], Query(max_length=32, description="`key:value`; every one of these.")] = [],  # noqa: B006
+    cursor: Cursor = None,
+    limit: Limit = 50,
+) -> RunPage:
+    """Runs, newest first: one's own, or everybody's for an administrator."""
+    mine = owner_filter(caller)
+    if owner is not None and mine is not None and owner != mine:
+        return RunPage(items=[], next_cursor=None)
+    tags = dict(part.split(":", 1) for part in tag)
+    with context.database.read() as session:
+        rows, following = runs.page(
+            session, owner=owner if mine is None else mine, states=state, name=name, tags=tags, cursor=cursor, limit=limit)
+        return RunPage(items=run_answers(context, session, rows), next_cursor=following)
+
+
+@router.get("/{run_id}", responses=problems(404))
+def get_run(run_id: RunId, caller: Reader, context: InContext) -> RunDetail:
+    """A run as it stands."""
+    with context.database.read() as session:
+        return run_detail(context, session, visible_run(session, caller, run_id))
+
+
+@router.patch("/{run_id}", responses=problems(404, 409, body=True))
+def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InContext) -> RunDetail:
+    """Change what may change while a run exists. Priority counts while it is queued, the budget at once."""
+    changes = {name: value for name, value in body if value is not None}
+    now = context.now()
+    with context.database.write() as session:
+        run = visible_run(session, caller, run_id, lock=True)
+        if changes:
+            runs.amend(session, run, now=now, **changes)
+            note(session, caller, "run.change", run_id, now, changes)
+        answer = run_detail(context, session, run)
+    context.tell(run_id)
+    return answer
+
+
+@router.delete("/{run_id}", status_code=204, responses=problems(404, 409))
+def delete_run(
+    run_id: RunId, caller: Submitter, context: InContext,
+    keep_artifacts: Annotated[bool, Query(description="Leave its files where they are.")] = False,
+) -> None:
+    """Delete a run, its history and its files; one that has a driver must be cancelled first."""
+    now = context.now()
+    with context.database.write() as session:
+        run = visible_run(session, caller, run_id, lock=True)
+        if RunState(run.state) in ACTIVE:
+            raise Conflict(f"the run is {run.state}; cancel it, then delete it")
+        runs.delete(session, run)
+        note(session, caller, "run.delete", run_id, now, {"name": run.name, "keep_artifacts": keep_artifacts})
+    context.tell(run_id)
+    # What follows can be done again by hand; the run is gone whether or not it succeeds.
+    with contextlib.suppress(RayUnavailable):
+        for attempt in range(1, run.attempt + 1):
+            context.jobs.delete(submission_id(run.id, attempt))
+    if not keep_artifacts:
+        _delete_files(context, run)
+
+
+@router.post("/{run_id}/cancel", status_code=202, responses=problems(404, 409, body=True))
+def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: CancelRequest | None = None) -> RunDetail:
+    """End a run: its step is finished and a checkpoint written, unless `force` kills it. Asking twice is the same as once."""
+    force = body is not None and body.force
+    now = context.now()
+    with context.database.write() as session:
+        run = visible_run(session, caller, run_id, lock=True)
+        state = RunState(run.state)
+        if state in TERMINAL and state is not RunState.CANCELLED:
+            raise IllegalTransition(f"the run has {state.value} already")
+        stop: Stop = "killed" if force else "cancelled"
+        if state is RunState.QUEUED:
+            runs.transition(session, run, RunState.CANCELLED, reason=STOP_REASONS["cancelled"], now=now)
+        elif state in (RunState.STARTING, RunState.RUNNING):
+            runs.transition(session, run, RunState.STOPPING, reason=STOP_REASONS[stop], now=now, stop=stop)
+        elif state is RunState.STOPPING and force:
+            runs.amend(session, run, now=now, stop=stop, reason=STOP_REASONS[stop])
+        if state is not RunState.CANCELLED:
+            note(session, caller, "run.cancel", run_id, now, {"force": force})
+        answer = run_detail(context, session, run)
+    context.tell(run_id)
+    return answer
+
+
+@router.post("/{run_id}/resume", status_code=202, responses=problems(404, 409))
+def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetail:
+    """Queue a failed or cancelled run again; it goes on from its last checkpoint."""
+    now = context.now()
+    with context.database.write() as session:
+        run = visible_run(session, caller, run_id, lock=True)
+        if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
+            raise Conflict(f"the run has used its budget of ${run.budget_dollars:g}; raise budget_dollars first")
+        runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
+        note(session, caller, "run.resume", run_id, now, {})
+        answer = run_detail(context, session, run)
+    context.tell(run_id)
+    return answer
+
+
+@router.post("/{run_id}/retry", status_code=201, responses=_MADE | problems(404, 409, body=True))
+def retry_run(
+    run_id: RunId, request: Request, response: Response, caller: Submitter, context: InContext,
+    body: RetryRequest | None = None, idempotency_key: IdempotencyKey = None,
+) -> RunDetail:
+    """Queue a new run with an old one's configuration, changed as asked."""
+    body = body or RetryRequest()
+    with context.database.read() as session:
+        parent = visible_run(session, caller, run_id)
+    asked = digest("retry", run_id, body.model_dump_json())
+    return _made(context, caller, wanted_again(parent, body, context.roots), idempotency_key, asked, request, response)
+
+
+def _made(
+    context: Context, caller: Caller, run: Wanted, key: str | None, asked: bytes, request: Request, response: Response,
+) -> RunDetail:
+    row, new = submit(context, caller, run, key, asked)
+    response.headers["Location"] = str(request.app.url_path_for("get_run", run_id=row.id))
+    if not new:
+        response.headers["Idempotency-Replayed"] = "true"
+    with context.database.read() as session:
+        return run_detail(context, session, row)
+
+
+def _delete_files(context: Context, run: tables.Run) -> None:
+    home = Placement(Path(run.directory)).home
+    # The roots may have changed since, and a mistake here would delete what is not ours.
+    if home.name == run.id and any(home.parent.resolve().is_relative_to(root) for root in context.roots.outputs):
+        shutil.rmtree(home, ignore_errors=True)

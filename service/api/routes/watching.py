@@ -1,0 +1,175 @@
+"""What a run reports, and what its readers see of it."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.concurrency import run_in_threadpool
+
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.config import RunConfig
+from moedisco_ray.events import Event
+from service.api.answers import series_answer, unit_answer
+from service.api.context import Context, InContext
+from service.api.logs import follow as follow_file
+from service.api.logs import list_logs as logs_in
+from service.api.logs import open_log, tail_start
+from service.api.openapi import content, problems
+from service.api.parameters import After, LastEventId, RunId
+from service.api.responses import ClosedStream, EventStream, none_yet
+from service.api.security import DRIVER, SIGNED_IN, Reader, check_driver, presented_token, valid_token, visible_run
+from service.database import ingest, metrics, overview, prices, runs, tables
+from service.domain.states import TERMINAL, RunState
+from service.errors import BadRequest
+from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, UnitPage
+
+router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
+reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=DRIVER)
+_DECISIVE = frozenset({"run_started", "run_finished", "run_failed", "run_stopped"})
+_MOST_LINES = 100_000
+
+
+def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.Run:
+    """The run that a path names, where the caller may see it."""
+    with context.database.read() as session:
+        return visible_run(session, caller, run_id)
+
+
+VisibleRun = Annotated[tables.Run, Depends(find_run)]
+
+
+async def raw_body(request: Request) -> bytes:
+    """The body as it came: a report is parsed in the thread that stores it."""
+    return await request.body()
+
+
+@router.get("/events", response_class=EventStream, responses=problems(404) | {
+    200: content("text/event-stream", "Messages with `id: POSITION`, `event: TYPE` and the event as `data`; `end` is the last.")})
+async def stream_events(
+    run: VisibleRun, request: Request, context: InContext, after: After = None, last_event_id: LastEventId = None,
+    follow: Annotated[bool, Query(description="Wait for what comes, until the run has ended.")] = True,
+) -> EventStream:
+    """A run's events from any position on, live. Going on after the last id that was seen misses nothing."""
+    position = last_event_id if last_event_id is not None else -1 if after is None else after
+    plain = presented_token(request, context.settings)
+    allowed = partial(_may_go_on, plain, context)
+    messages = context.streams.follow(run.id, position, allowed) if follow else context.streams.replay(run.id, position)
+    return EventStream(messages, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+@reports.post("/report", responses=problems(400, 404, body=True), openapi_extra={"requestBody": {
+    "required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Report"}}}}})
+def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], request: Request, context: InContext) -> ReportAnswer:
+    """Take in lines of the driver's `events.jsonl`; for the driver of the run's present attempt only."""
+    with context.database.read() as session:
+        check_driver(request, context, runs.get(session, run_id))
+    report = _report(body)
+    events = [Event(event.type, event.stage, event.unit, event.data, event.time) for event in report.events]  # type: ignore[arg-type]
+    now = context.now()
+    with context.database.write() as session:
+        # Asked again: another attempt may have begun since.
+        run = check_driver(request, context, runs.lock(session, run_id))
+        before = run.next_seq
+        following = ingest.take(session, run, report.first, events, lambda resource: prices.price_at(session, resource, now), now)
+    context.figures.reported.inc(following - before)
+    context.bell.ring(run_id)
+    if any(event.type in _DECISIVE for event in events):
+        context.poke()
+    return ReportAnswer(next=following)
+
+
+@router.get("/metrics", responses=problems(404))
+def get_metrics(
+    run: VisibleRun, context: InContext, figure: Figure = "loss",
+    unit: Annotated[list[str], Query(max_length=256, description="Only these.")] = [],  # noqa: B006 - FastAPI copies it
+    points: Annotated[int, Query(ge=2, le=10_000, description="At most so many per curve.")] = 1000,
+) -> Metrics:
+    """Curves, thinned so that their extremes stay."""
+    with context.database.read() as session:
+        curves = metrics.series(session, run.id, figure, unit or None, points)
+    return Metrics(figure=figure, series=[series_answer(curve) for curve in curves])
+
+
+@router.get("/submodels", responses=problems(404))
+def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
+    """Every part that trains by itself: the seed, each sub-model, the fine-tune."""
+    with context.database.read() as session:
+        return UnitPage(items=[unit_answer(row) for row in overview.units(session, run.id)])
+
+
+@router.get("/clusters", responses=problems(404))
+def get_clusters(run: VisibleRun) -> dict[str, Any]:
+    """How the documents were grouped."""
+    return _document(Path(run.directory) / "clusters" / "report.json", "clusters")
+
+
+@router.get("/report", responses=problems(404))
+def get_report(run: VisibleRun, context: InContext) -> dict[str, Any]:
+    """What the run has cost and reached, stage by stage; while it runs, of the stages so far."""
+    directory = Path(run.directory)
+    if RunState(run.state) is RunState.SUCCEEDED:
+        return _document(directory / "report.json", "report")
+    return context.reports.get(directory, RunConfig.model_validate(run.config))
+
+
+@router.get("/logs", responses=problems(404))
+def list_logs(run: VisibleRun) -> LogPage:
+    """Logs that can be read: the driver's, and one per training worker."""
+    return LogPage(items=logs_in(Path(run.directory)))
+
+
+@router.get("/logs/{name}", response_class=ClosedStream, responses=problems(404) | {
+    200: content("text/plain", "The last lines, and with `follow` those that come.", {"type": "string"})})
+async def get_log(
+    run: VisibleRun, name: str, context: InContext,
+    tail: Annotated[int, Query(ge=0, le=_MOST_LINES, description="Lines to begin with.")] = 200,
+    follow: Annotated[bool, Query(description="Go on until the run has ended.")] = False,
+) -> Response:
+    """The end of a log, and what is still written to it."""
+    found = await run_in_threadpool(open_log, Path(run.directory), name)
+    start = await run_in_threadpool(tail_start, found.file, found.size, tail)
+
+    def ended() -> bool:
+        return not follow or _has_ended(context, run.id)
+
+    async def pause(seconds: float) -> bool:
+        await asyncio.sleep(seconds)
+        return not context.streams.closing
+
+    return ClosedStream(
+        follow_file(found.file, start, ended, pause), media_type="text/plain; charset=utf-8",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+def _report(body: bytes) -> Report:
+    try:
+        return Report.model_validate(from_json(body))
+    except ValidationError as error:
+        raise RequestValidationError([{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors()]) from error
+    except ValueError as error:
+        raise BadRequest(f"the body is no JSON: {error}") from error
+
+
+def _may_go_on(plain: str | None, context: Context) -> bool:
+    return plain is not None and valid_token(plain, context) is not None
+
+
+def _has_ended(context: Context, run_id: str) -> bool:
+    with context.database.read() as session:
+        run = runs.get(session, run_id)
+    return run is None or RunState(run.state) in TERMINAL
+
+
+def _document(path: Path, what: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = read_json(path)
+    except FileNotFoundError as error:
+        raise none_yet(what) from error
+    return found

@@ -1,0 +1,79 @@
+"""Who is told of state changes."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from sqlalchemy.orm import Session
+
+from service.api.answers import delivery_answer, owner_filter, webhook_answer
+from service.api.bodies import StrictRoute
+from service.api.context import InContext
+from service.api.openapi import Responses, links, problems
+from service.api.parameters import ThingId
+from service.api.security import SIGNED_IN, Caller, Submitter
+from service.api.submission import note
+from service.database import tables, webhooks
+from service.errors import Conflict, NotFound
+from service.schemas import DeliveryPage, NewWebhook, WebhookPage, WebhookRequest
+
+MOST = 100
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=StrictRoute, dependencies=SIGNED_IN)
+_ABOUT: Responses = {201: {
+    "description": "The webhook.", "links": links("delete_webhook", "list_deliveries", parameter="webhook_id")}}
+
+
+@router.get("", responses=problems())
+def list_webhooks(caller: Submitter, context: InContext) -> WebhookPage:
+    """One's webhooks, oldest first; everybody's for an administrator."""
+    with context.database.read() as session:
+        return WebhookPage(items=[webhook_answer(row) for row in webhooks.page(session, owner_filter(caller))])
+
+
+@router.post("", status_code=201, responses=_ABOUT | problems(409, body=True))
+def create_webhook(body: WebhookRequest, caller: Submitter, context: InContext) -> NewWebhook:
+    """Be told of the caller's runs. The secret that signs deliveries is shown this once."""
+    now = context.now()
+    with context.database.write() as session:
+        if len(webhooks.page(session, caller.owner)) >= MOST:
+            raise Conflict(f"there are {MOST} webhooks already; delete one")
+        row = webhooks.create(session, owner=caller.owner, url=body.url, states=body.states, now=now)
+        note(session, caller, "webhook.create", row.id, now, {"url": body.url})
+    return NewWebhook.model_validate({**webhook_answer(row).model_dump(), "secret": row.secret})
+
+
+@router.delete("/{webhook_id}", status_code=204, responses=problems(404))
+def delete_webhook(webhook_id: ThingId, caller: Submitter, context: InContext) -> None:
+    """Tell nobody there any more; what is under way is dropped."""
+    now = context.now()
+    with context.database.write() as session:
+        row = _visible(session, caller, webhook_id)
+        webhooks.delete(session, row)
+        note(session, caller, "webhook.delete", webhook_id, now, {"url": row.url})
+
+
+@router.get("/{webhook_id}/deliveries", responses=problems(404))
+def list_deliveries(webhook_id: ThingId, caller: Submitter, context: InContext) -> DeliveryPage:
+    """What was sent and how it went, newest first."""
+    with context.database.read() as session:
+        row = _visible(session, caller, webhook_id)
+        return DeliveryPage(items=[delivery_answer(delivery) for delivery in webhooks.deliveries(session, row.id)])
+
+
+@router.post("/{webhook_id}/deliveries/{delivery_id}/retry", status_code=204, responses=problems(404))
+def retry_delivery(webhook_id: ThingId, delivery_id: ThingId, caller: Submitter, context: InContext) -> None:
+    """Send a message again now."""
+    now = context.now()
+    with context.database.write() as session:
+        row = _visible(session, caller, webhook_id)
+        if delivery_id not in {delivery.id for delivery in webhooks.deliveries(session, row.id)}:
+            raise NotFound("there is no such delivery")
+        webhooks.retry(session, delivery_id, now)
+        note(session, caller, "webhook.retry", webhook_id, now, {"delivery": delivery_id})
+
+
+def _visible(session: Session, caller: Caller, webhook_id: str) -> tables.Webhook:
+    row = webhooks.get(session, webhook_id)
+    if row is None or not (caller.admin or row.owner == caller.owner):
+        raise NotFound("there is no such webhook, or it is not yours")
+    return row

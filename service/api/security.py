@@ -1,0 +1,184 @@
+"""Who asks, and what they may do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyCookie, HTTPBearer
+from sqlalchemy.orm import Session
+
+from service.api.context import Context, InContext
+from service.database import runs, tables, tokens
+from service.errors import Forbidden, NotFound, Unauthorised
+from service.schemas import Scope
+from service.settings import Settings
+
+SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_LONGEST_TOKEN = 256
+
+_bearer = HTTPBearer(auto_error=False, scheme_name="token", description="A token that `moedisco token create` made.")
+_cookie = APIKeyCookie(
+    name=Settings.model_fields["session_cookie"].default, auto_error=False, scheme_name="session",
+    description="What POST /v1/session sets. Requests that change something must come from the service's own page.")
+_driver = HTTPBearer(auto_error=False, scheme_name="driver", description="The token of one attempt of one run.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        owner: In whose name.
+        scopes: All that the token allows, those that others imply included.
+        token_id: The token's.
+        address: Where the request comes from.
+    """
+
+    owner: str
+    scopes: frozenset[Scope]
+    token_id: str
+    address: str | None
+
+    @property
+    def admin(self) -> bool:
+        """Whether every owner's things are theirs to see."""
+        return "admin" in self.scopes
+
+
+def require(scope: Scope) -> Callable[..., Caller]:
+    """A dependency that lets in whoever holds the scope."""
+
+    def caller(request: Request, context: InContext) -> Caller:
+        found = identify(request, context)
+        if scope not in found.scopes:
+            raise Forbidden(f"this needs a token with the scope {scope!r}; yours has {', '.join(sorted(found.scopes))}")
+        return found
+
+    return caller
+
+
+_SCHEMES = (Security(_bearer), Security(_cookie))
+Reader = Annotated[Caller, Depends(require("read"))]
+Submitter = Annotated[Caller, Depends(require("submit"))]
+Admin = Annotated[Caller, Depends(require("admin"))]
+SIGNED_IN = list(_SCHEMES)
+"""Dependencies that document how one signs in."""
+DRIVER = [Security(_driver)]
+"""Dependencies that document how a driver proves itself."""
+
+
+def identify(request: Request, context: Context) -> Caller:
+    """Find out who asks.
+
+    Raises:
+        Unauthorised: Nobody that is known.
+        Forbidden: A browser's session was used by another site.
+        TooMany: They ask too often.
+    """
+    plain = presented_token(request, context.settings)
+    if plain is not None and bearer_token(request) is None and request.method not in _SAFE:
+        check_same_origin(request, context.settings)
+    address = client_address(request)
+    if plain is None:
+        context.limits.take(f"address {address}")
+        raise Unauthorised("send a token in the header `Authorization: Bearer TOKEN`")
+    token = valid_token(plain, context)
+    if token is None:
+        context.limits.take(f"address {address}")
+        raise Unauthorised("the token is unknown, expired or revoked")
+    context.limits.take(f"token {token.id}")
+    return Caller(token.owner, implied(token.scopes), token.id, address)
+
+
+def valid_token(plain: str, context: Context) -> tables.Token | None:
+    """The row of a token that is valid now; its use is noted, once a minute."""
+    if len(plain) > _LONGEST_TOKEN:
+        return None
+    now = context.now()
+    with context.database.read() as session:
+        token = tokens.find(session, plain, now)
+    if token is not None and not tokens.used_lately(token, now):
+        with context.database.write() as session:
+            tokens.touch(session, token, now)
+    return token
+
+
+def check_driver(request: Request, context: Context, run: tables.Run | None) -> tables.Run:
+    """Let in the driver of a run's present attempt only.
+
+    Raises:
+        Unauthorised: It is another's token, or that of an attempt that was given up.
+    """
+    plain = bearer_token(request)
+    if plain is None or len(plain) > _LONGEST_TOKEN or run is None or not tokens.matches(plain, run.token_hash):
+        context.limits.take(f"address {client_address(request)}")
+        raise Unauthorised("this is not the token of the run's present attempt")
+    return run
+
+
+def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = False) -> tables.Run:
+    """A run of the caller's, or anybody's for an administrator.
+
+    Args:
+        session: Any; one that writes, to lock it.
+        caller: Who asks.
+        run_id: Which.
+        lock: Keep others from changing it until the transaction ends.
+
+    Raises:
+        NotFound: There is none, or it is another owner's.
+    """
+    run = (runs.lock if lock else runs.get)(session, run_id)
+    if run is None or not (caller.admin or run.owner == caller.owner):
+        raise NotFound("there is no such run, or it is not yours")
+    return run
+
+
+def implied(scopes: list[str]) -> frozenset[Scope]:
+    """The scopes with those they hold."""
+    highest = max((i for i, scope in enumerate(SCOPES) if scope in scopes), default=-1)
+    return frozenset(SCOPES[:highest + 1])
+
+
+def check_same_origin(request: Request, settings: Settings) -> None:
+    """Refuse a browser's request that another site made.
+
+    Raises:
+        Forbidden: It did, or nothing says that it did not.
+    """
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    if site is not None:
+        allowed = site in ("same-origin", "none")
+    else:
+        allowed = origin is not None and _host(origin) in {_host(settings.url), request.headers.get("host", "").lower()}
+    if not allowed:
+        raise Forbidden("a session may be used from the service's own page only; programs send the token as a header")
+
+
+def presented_token(request: Request, settings: Settings) -> str | None:
+    """What a request proves itself with: its header, else its session."""
+    return bearer_token(request) or request.cookies.get(settings.session_cookie)
+
+
+def bearer_token(request: Request) -> str | None:
+    """What the Authorization header brings."""
+    kind, _, plain = request.headers.get("authorization", "").partition(" ")
+    return plain.strip() if kind.lower() == "bearer" and plain.strip() else None
+
+
+def client_address(request: Request) -> str | None:
+    """Where a request comes from, a trusted proxy's word included."""
+    return request.client.host if request.client else None
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""

@@ -1,0 +1,159 @@
+"""From a request to a run: confine, check, plan, place, store."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from moedisco_ray.config import Optimizer, RunConfig
+from moedisco_ray.config.load import check_files, first_mistake
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.plan import Plan, build_plan
+from service.api.context import Context
+from service.api.security import Caller, visible_run
+from service.database import audit, idempotency, runs, tables
+from service.database.ids import new_id
+from service.domain.changes import changed
+from service.domain.confinement import Roots, check_links, confined
+from service.domain.placement import placed
+from service.errors import Conflict, KeyReused, NotFound
+from service.schemas import RetryRequest, RunRequest
+
+MOST_SEQUENCES = 65_536
+"""Sequences of one step; a plan tries their divisors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A run to be made.
+
+    Attributes:
+        config: Confined and checked.
+        plan: Its plan.
+        priority: Higher goes first.
+        budget_dollars: Where it is stopped.
+        parent: The run it is a retry of.
+    """
+
+    config: RunConfig
+    plan: Plan
+    priority: int
+    budget_dollars: float | None
+    parent: str | None
+
+
+def checked(config: RunConfig, roots: Roots) -> tuple[RunConfig, Plan]:
+    """The configuration with absolute paths, and its plan. Nothing outside of the roots is looked at.
+
+    Raises:
+        UserError: A path lies elsewhere or is absent; the settings cannot be planned.
+    """
+    config = confined(config, roots)
+    check_links(config, roots)
+    check_files(config)
+    for field, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
+        _check_batch(f"{field}.optimizer.batch_tokens", optimizer, config)
+    try:
+        plan = build_plan(config)
+    except ArithmeticError as error:
+        raise _too_large() from error
+    if not all(map(math.isfinite, (plan.dollars, plan.hours, plan.full_training.dollars, plan.full_training.hours))):
+        raise _too_large()
+    return config, plan
+
+
+def wanted(request: RunRequest, roots: Roots) -> Wanted:
+    """What a request asks for.
+
+    Raises:
+        UserError: As `checked`.
+    """
+    config, plan = checked(request.config, roots)
+    return Wanted(config, plan, request.priority, request.budget_dollars, None)
+
+
+def wanted_again(parent: tables.Run, request: RetryRequest, roots: Roots) -> Wanted:
+    """A new run from an old one's configuration, with changes.
+
+    Raises:
+        UserError: A change names no setting, or as `checked`.
+    """
+    raw = {**parent.config, "tags": parent.tags, "output": str(Path(parent.directory).parent.parent)}
+    for path, value in request.changes.items():
+        raw = changed(raw, path, value)
+    try:
+        again = RunRequest.model_validate({"config": raw}).config
+    except ValidationError as error:
+        raise first_mistake([{**mistake, "loc": mistake["loc"][1:]} for mistake in error.errors()]) from error
+    config, plan = checked(again, roots)
+    priority = parent.priority if request.priority is None else request.priority
+    budget = parent.budget_dollars if request.budget_dollars is None else request.budget_dollars
+    return Wanted(config, plan, priority, budget, parent.id)
+
+
+def submit(context: Context, caller: Caller, run: Wanted, key: str | None, body_hash: bytes) -> tuple[tables.Run, bool]:
+    """Store a run, or find the one that the same request has made before.
+
+    Args:
+        context: Of the application.
+        caller: Becomes the owner.
+        run: What to store.
+        key: The request's Idempotency-Key.
+        body_hash: Of what was asked, to tell a repetition from another request with the same key.
+
+    Returns:
+        The run, and whether it is new.
+
+    Raises:
+        KeyReused: The key came with another request before.
+        Conflict: The run that the key made was deleted.
+    """
+    now = context.now()
+    with context.database.write() as session:
+        if key is not None and (known := idempotency.find(session, caller.owner, key, now)) is not None:
+            return _repeated(session, caller, known, body_hash), False
+        run_id = new_id()
+        row = runs.insert(
+            session, run_id=run_id, config=placed(run.config, run.config.output, run_id), owner=caller.owner, priority=run.priority,
+            budget_dollars=run.budget_dollars, estimate=run.plan.model_dump(mode="json"), parent=run.parent, now=now)
+        if key is not None:
+            idempotency.remember(session, owner=caller.owner, key=key, body_hash=body_hash, run_id=run_id, now=now)
+        note(session, caller, "run.submit" if run.parent is None else "run.retry", run_id, now, {"name": row.name})
+    context.tell(run_id)
+    return row, True
+
+
+def note(session: Session, caller: Caller, action: str, target: str, now: float, detail: dict[str, Any]) -> None:
+    """Put into the audit log what a caller did."""
+    audit.note(
+        session, owner=caller.owner, token_id=caller.token_id, action=action, target=target, detail=detail, address=caller.address,
+        now=now)
+
+
+def digest(*parts: str) -> bytes:
+    """SHA-256 of what was asked."""
+    return hashlib.sha256("\n".join(parts).encode()).digest()
+
+
+def _check_batch(field: str, optimizer: Optimizer, config: RunConfig) -> None:
+    if optimizer.batch_tokens > MOST_SEQUENCES * config.corpus.sequence_length:
+        raise ConfigError(field, optimizer.batch_tokens, f"is more than {MOST_SEQUENCES} sequences in a step")
+
+
+def _too_large() -> ConfigError:
+    return ConfigError("model", None, "these sizes are beyond what can be planned")
+
+
+def _repeated(session: Session, caller: Caller, known: tables.IdempotencyKey, body_hash: bytes) -> tables.Run:
+    if known.body_hash != body_hash:
+        raise KeyReused("this Idempotency-Key came with another request before; use a new one")
+    try:
+        return visible_run(session, caller, known.run_id)
+    except NotFound as error:
+        raise Conflict("the run that this Idempotency-Key made was deleted; use a new key") from error

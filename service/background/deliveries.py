@@ -1,0 +1,125 @@
+"""Sends what is in the outbox to webhooks, until it has arrived or a day has gone by.
+
+A delivery may arrive twice, when the service ends between the answer and its note of it; both carry the same id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from service.background.outgoing import Outgoing, Undeliverable
+from service.database import webhooks
+from service.database.session import Database
+from service.domain.backoff import next_try
+from service.domain.signatures import SIGNATURE_HEADER, sign
+from service.errors import DatabaseError
+from service.observability import logger
+
+_log = logger(__name__)
+DELIVERY_HEADER = "X-MoeDisco-Delivery"
+AT_ONCE = 8
+AT_ONCE_PER_WEBHOOK = 2
+"""So that one that takes its time holds up itself only."""
+LOOK_AHEAD = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class _Message:
+    id: str
+    webhook_id: str
+    url: str
+    secret: str = dataclasses.field(repr=False)
+    body: dict[str, Any]
+    created: float
+    attempts: int
+
+
+class Deliveries:
+    """Sends deliveries when they are due.
+
+    Args:
+        database: Holds the outbox.
+        outgoing: Makes the requests.
+        clock: Seconds since the epoch.
+        fraction: A random number from 0 to 1, for the backoff's jitter.
+    """
+
+    def __init__(
+        self, database: Database, outgoing: Outgoing, clock: Callable[[], float] = time.time,
+        fraction: Callable[[], float] = random.random,
+    ) -> None:
+        self._database = database
+        self._outgoing = outgoing
+        self._clock = clock
+        self._fraction = fraction
+        self._workers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="delivery")
+        self._lock = threading.Lock()
+        self._under_way: dict[str, str] = {}
+
+    def round(self, now: float) -> None:
+        """Begin to send what is due; returns before it has arrived.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        with self._lock:
+            before = set(self._under_way)   # may settle before they are read, and are not due then
+        with self._database.read() as session:
+            due = [
+                _Message(each.id, hook.id, hook.url, hook.secret, each.body, each.created, each.attempts)
+                for each, hook in webhooks.due(session, now, LOOK_AHEAD) if each.id not in before]
+        for message in self._taken(due):
+            self._workers.submit(self._deliver, message)
+
+    def close(self) -> None:
+        """Wait for what is being sent."""
+        self._workers.shutdown(wait=True)
+        self._outgoing.close()
+
+    def _taken(self, due: list[_Message]) -> list[_Message]:
+        with self._lock:
+            busy = Counter(self._under_way.values())
+            taken = []
+            for message in due:
+                if len(self._under_way) == AT_ONCE:
+                    break
+                if message.id in self._under_way or busy[message.webhook_id] == AT_ONCE_PER_WEBHOOK:
+                    continue
+                self._under_way[message.id] = message.webhook_id
+                busy[message.webhook_id] += 1
+                taken.append(message)
+        return taken
+
+    def _deliver(self, message: _Message) -> None:
+        try:
+            arrived, answer = self._send(message)
+            now = self._clock()
+            again = None if arrived else next_try(message.created, message.attempts + 1, now, self._fraction())
+            with self._database.write() as session:
+                webhooks.settle(session, message.id, delivered=now if arrived else None, answer=answer, due=again)
+        except DatabaseError as error:
+            _log.warning("delivery %s will be sent again: %s", message.id, error)
+        finally:
+            with self._lock:
+                del self._under_way[message.id]
+
+    def _send(self, message: _Message) -> tuple[bool, str]:
+        body = json.dumps(message.body, separators=(",", ":")).encode()
+        try:
+            status = self._outgoing.post(message.url, body, {
+                "Content-Type": "application/json",
+                "User-Agent": "moedisco",
+                DELIVERY_HEADER: message.id,
+                SIGNATURE_HEADER: sign(message.secret, body, self._clock()),
+            })
+        except Undeliverable as error:
+            return False, str(error)
+        return 200 <= status < 300, str(status)

@@ -1,0 +1,61 @@
+"""Runs of the database as the decisions of `domain` see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from service.database.tables import Run
+from service.domain.admission import Active, Cluster, Need, Queued, Room
+from service.domain.settling import AWAITED, Facts, last_word
+from service.domain.states import RunState
+from service.schemas import Pools
+
+_ON_LOW_MEMORY = "submodels"
+"""The last stage that trains on the low-memory pool."""
+
+
+def facts(run: Run) -> Facts:
+    """What `settle` asks of a run."""
+    began, word = last_word(run.progress)
+    return Facts(
+        state=RunState(run.state), stop=run.stop, futile=run.futile, advanced=run.mark > run.mark_at_start, began=began, word=word)
+
+
+def awaiting(progress: dict[str, object]) -> dict[str, object]:
+    """A run's progress when its next driver is about to begin: the last word of the one before counts no more."""
+    return {**progress, "ended": {"type": AWAITED}}
+
+
+def queued(run: Run) -> Queued:
+    """What `admit` asks of a queued run: a slot to train a sub-model on, and machines enough for the gang."""
+    pools = run.config["pools"]
+    low, high = pools["low_memory"], pools["high_memory"]
+    return Queued(
+        run.id, run.owner, (Need(low["resource"], slots=1, free=1), Need(high["resource"], slots=high["workers"], free=0)),
+        held=budget_spent(run))
+
+
+def active(run: Run) -> Active:
+    """What `admit` asks of an active run. One whose sub-models are done leaves the low-memory pool to others."""
+    stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
+    pool = "high_memory" if stage.get("status") in ("done", "reused") else "low_memory"
+    return Active(run.owner, (run.config["pools"][pool]["resource"],))
+
+
+def resources(runs: Iterable[Run]) -> set[str]:
+    """Tags of every pool that the runs name."""
+    return {pool["resource"] for run in runs for pool in run.config["pools"].values()}
+
+
+def cluster(pools: Pools, *, grows: bool) -> Cluster | None:
+    """What `admit` asks of Ray; None: it does not answer."""
+    if not pools.connected:
+        return None
+    return Cluster({pool.resource: Room(pool.slots, pool.free, pool.pending) for pool in pools.items}, grows)
+
+
+def budget_spent(run: Run) -> str | None:
+    """Why a run may not go on, if its dollars have reached its budget."""
+    if run.budget_dollars is None or run.dollars < run.budget_dollars:
+        return None
+    return f"its budget of ${run.budget_dollars:,.2f} is spent"

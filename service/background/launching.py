@@ -1,0 +1,66 @@
+"""What has to be on disk and in Ray for a run's driver to start or to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moedisco_ray.artifacts import write_json
+from service.database.tables import Run
+from service.domain.jobs import submission_id
+from service.domain.placement import Placement
+from service.domain.signatures import driver_token
+from service.ray_side.jobs import Jobs, Submission
+from service.settings import Settings
+
+
+class Launcher:
+    """Starts drivers and asks them to end. Everything here may be done again, with the same result.
+
+    Args:
+        jobs: Ray's.
+        settings: Say where drivers report.
+        secret: What their tokens are derived from.
+    """
+
+    def __init__(self, jobs: Jobs, settings: Settings, secret: bytes) -> None:
+        self._jobs = jobs
+        self._settings = settings
+        self._secret = secret
+
+    def token(self, run_id: str, attempt: int) -> str:
+        """What the driver of an attempt reports with."""
+        return driver_token(self._secret, run_id, attempt)
+
+    def launch(self, run: Run) -> None:
+        """Write the driver's configuration and submit the job of the run's present attempt.
+
+        Raises:
+            OSError: The run's own directory cannot be written.
+            RayUnavailable: Nobody can tell whether the job was taken.
+        """
+        place = Placement(Path(run.directory))
+        place.home.mkdir(parents=True, exist_ok=True)
+        write_json(place.request, run.config)
+        self._jobs.submit(Submission(
+            id=submission_id(run.id, run.attempt),
+            config_path=place.request,
+            stop_file=place.stop_file(run.attempt),
+            report_url=self._settings.report_url(run.id),
+            token=self.token(run.id, run.attempt),
+            metadata={"run": run.id, "attempt": str(run.attempt), "owner": run.owner},
+        ))
+
+    @staticmethod
+    def ask_to_end(run: Run) -> None:
+        """Write the stop file of the run's present attempt.
+
+        Raises:
+            OSError: The run's own directory cannot be written.
+        """
+        path = Placement(Path(run.directory)).stop_file(run.attempt)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Complete as soon as it is there: the driver tells its content as the reason.
+            draft = path.with_name(f".{path.name}.draft")
+            draft.write_text(run.stop or "cancelled", encoding="utf-8")
+            draft.replace(path)

@@ -1,0 +1,224 @@
+"""Brings the runs of the database and the jobs of Ray together.
+
+A round loads, asks Ray, decides, and applies; one process makes them, one after the other. Each step can be repeated, and what
+follows from a step is seen from the database and Ray alone: a round that was cut short is finished by the next.
+
+queued ─► starting       one transaction: attempt + 1, the driver's token
+starting                 its job is submitted until Ray knows it
+stopping                 its stop file is written until it is there
+job ended or unknown     what the driver left in events.jsonl is taken in; then the run's state is decided
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from service.background import facts, spool
+from service.background.launching import Launcher
+from service.bell import Bell
+from service.database import ingest, prices, runs, tokens
+from service.database.session import Database
+from service.database.tables import Run
+from service.domain.admission import Cluster, Limits, admit
+from service.domain.jobs import JobState, submission_id, submitted_run
+from service.domain.placement import Placement
+from service.domain.settling import STOP_REASONS, Settlement, settle
+from service.domain.states import ACTIVE, TERMINAL, RunState
+from service.errors import NotFound, RayUnavailable, StaleRun
+from service.observability import bound, logger
+from service.ray_side.jobs import Jobs
+from service.ray_side.pools import PoolReader
+from service.settings import Settings
+
+_log = logger(__name__)
+RAY_AWAY = "Ray does not answer"
+POOLS_SECONDS = 3.0
+"""Ray's own figures are renewed every five."""
+
+
+class Reconciler:
+    """Looks after every run.
+
+    Args:
+        database: The truth about runs.
+        jobs: Ray's.
+        pools: Ray's.
+        bell: Rung for a run when something about it was committed.
+        settings: Limits, and where drivers report.
+        secret: What drivers' tokens are derived from; see `background.secret`.
+    """
+
+    def __init__(
+        self, database: Database, jobs: Jobs, pools: PoolReader, bell: Bell, settings: Settings, secret: bytes,
+    ) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._pools = pools
+        self._bell = bell
+        self._launcher = Launcher(jobs, settings, secret)
+        self._limits = Limits(settings.max_active_runs, settings.max_active_runs_per_owner)
+        self._looked: tuple[float, frozenset[str], Cluster | None] = (float("-inf"), frozenset(), None)
+
+    def round(self, now: float) -> None:
+        """One pass over all runs.
+
+        Args:
+            now: Seconds since the epoch.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer; the next round goes on.
+        """
+        try:
+            jobs = self._jobs.statuses()
+        except RayUnavailable as error:
+            _log.debug("no jobs: %s", error)
+            jobs = None
+        for run in self._runs(*ACTIVE):
+            with bound(run_id=run.id):
+                try:
+                    self._look_after(run, jobs, now)
+                except (StaleRun, NotFound):
+                    continue    # changed or deleted by a request meanwhile: looked at again in the next round
+                except OSError as error:
+                    self._explain(run.id, f"its directory cannot be used: {error.strerror or error}", now)
+        if jobs is not None:
+            self._end_strays(jobs)
+        self._admit(now, connected=jobs is not None)
+
+    def _look_after(self, run: Run, jobs: Mapping[str, JobState] | None, now: float) -> None:
+        state = RunState(run.state)
+        if state is not RunState.STOPPING and facts.budget_spent(run):
+            self._stop_for_budget(run.id, now)
+            return
+        if state is RunState.STOPPING:
+            self._launcher.ask_to_end(run)
+        if jobs is None:
+            if state is not RunState.STOPPING:
+                self._explain(run.id, RAY_AWAY, now)
+            return
+        job = jobs.get(submission_id(run.id, run.attempt))
+        if job is None or job.phase.ended:
+            self._catch_up(run, now)
+        self._apply(run.id, run.attempt, job, now)
+
+    def _apply(self, run_id: str, attempt: int, job: JobState | None, now: float) -> None:
+        with self._database.read() as session:
+            run = runs.get(session, run_id)
+            if run is None or run.attempt != attempt:
+                return
+            settlement = settle(facts.facts(run), job, now)
+        if settlement.state is not None:
+            settlement = self._settle(run_id, attempt, job, now)
+        elif run.reason == RAY_AWAY:
+            self._explain(run_id, None, now)
+        try:
+            if settlement.submit:
+                self._launcher.launch(run)
+            if settlement.kill:
+                self._jobs.kill(submission_id(run_id, attempt))
+        except RayUnavailable as error:
+            _log.info("to be repeated: %s", error)
+
+    def _settle(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Settlement:
+        """Decide again, inside the transaction that writes the decision down."""
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            if run is None or run.attempt != attempt:
+                return Settlement()
+            settlement = settle(facts.facts(run), job, now)
+            if settlement.state is not None:
+                gone = settlement.state in TERMINAL or settlement.state is RunState.QUEUED
+                runs.transition(
+                    session, run, settlement.state, reason=settlement.reason, now=now, futile=settlement.futile,
+                    token_hash=None if gone else run.token_hash)
+        _log.info("%s: %s", settlement.state, settlement.reason)
+        self._bell.ring(run_id)
+        return settlement
+
+    def _catch_up(self, run: Run, now: float) -> None:
+        """Take in what the driver wrote down and could not report."""
+        for first, events in spool.unread(Placement(Path(run.directory)).events, run.next_seq):
+            with self._database.write() as session:
+                row = runs.lock(session, run.id)
+                if row is None:
+                    return
+                ingest.take(session, row, first, events, lambda resource: prices.price_at(session, resource, now), now)
+            self._bell.ring(run.id)
+
+    def _stop_for_budget(self, run_id: str, now: float) -> None:
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            if run is None or run.state not in (RunState.STARTING, RunState.RUNNING) or not facts.budget_spent(run):
+                return
+            runs.transition(session, run, RunState.STOPPING, reason=STOP_REASONS["budget"], now=now, stop="budget")
+        self._bell.ring(run_id)
+        self._launcher.ask_to_end(run)
+
+    def _admit(self, now: float, *, connected: bool) -> None:
+        with self._database.read() as session:
+            waiting = {run.id: run for run in runs.in_states(session, [RunState.QUEUED])}
+            queue = [waiting[run_id] for run_id in runs.queue_order(session)]
+            active = runs.in_states(session, list(ACTIVE))
+        if not queue:
+            return
+        cluster = self._cluster(frozenset(facts.resources(queue)), now) if connected else None
+        for admission in admit([facts.queued(run) for run in queue], [facts.active(run) for run in active], self._limits, cluster):
+            with bound(run_id=admission.run_id):
+                if admission.start:
+                    self._start(admission.run_id, now)
+                elif admission.reason != waiting[admission.run_id].reason:
+                    self._explain(admission.run_id, admission.reason, now)
+
+    def _start(self, run_id: str, now: float) -> None:
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            if run is None or run.state != RunState.QUEUED:
+                return
+            attempt = run.attempt + 1
+            runs.transition(
+                session, run, RunState.STARTING, reason=None, now=now, attempt=attempt, mark_at_start=run.mark, stop=None,
+                progress=facts.awaiting(run.progress), token_hash=tokens.digest(self._launcher.token(run_id, attempt)))
+        self._bell.ring(run_id)
+        try:
+            self._launcher.launch(run)
+        except RayUnavailable as error:
+            _log.info("to be repeated: %s", error)
+        except OSError as error:
+            self._explain(run_id, f"its directory cannot be used: {error.strerror or error}", now)
+
+    def _cluster(self, resources: frozenset[str], now: float) -> Cluster | None:
+        looked, known, cluster = self._looked
+        if cluster is None or not resources <= known or not 0 <= now - looked < POOLS_SECONDS:
+            cluster = facts.cluster(self._pools.read(resources), grows=self._pools.grows())
+            self._looked = (now, resources, cluster)
+        return cluster
+
+    def _explain(self, run_id: str, reason: str | None, now: float) -> None:
+        """Say why a run is where it is, without changing where."""
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            if run is None or run.reason == reason or run.state in TERMINAL:
+                return
+            runs.amend(session, run, now=now, reason=reason)
+        self._bell.ring(run_id)
+
+    def _end_strays(self, jobs: Mapping[str, JobState]) -> None:
+        """End drivers of attempts that were given up: two of one run would write over each other."""
+        for name, job in jobs.items():
+            named = submitted_run(name)
+            if named is None or job.phase.ended:
+                continue
+            run_id, attempt = named
+            with self._database.read() as session:
+                run = runs.get(session, run_id)
+            if run is None or (run.state in ACTIVE and run.attempt == attempt):
+                continue    # of another service, or where it belongs
+            try:
+                self._jobs.kill(name)
+            except RayUnavailable as error:
+                _log.info("to be repeated: %s", error)
+
+    def _runs(self, *states: RunState) -> list[Run]:
+        with self._database.read() as session:
+            return runs.in_states(session, states)

@@ -1,0 +1,20 @@
+"""`moedisco`: the training commands, and those of the service."""
+
+from __future__ import annotations
+
+import typer
+
+from moedisco_ray.cli import Commands, options
+from moedisco_ray.cli import app as training
+from service.commands import commands
+
+app = typer.Typer(
+    cls=Commands, add_completion=False, pretty_exceptions_enable=False, help=training.info.help,
+    callback=options, no_args_is_help=True)
+app.registered_commands += training.registered_commands
+app.add_typer(commands)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="moedisco")

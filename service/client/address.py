@@ -1,0 +1,107 @@
+"""Where the service is and what opens it: arguments, then the environment, then the file that `moedisco serve` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+from moedisco_ray.errors import UserError
+
+URL_VARIABLE, TOKEN_VARIABLE = "MOEDISCO_URL", "MOEDISCO_TOKEN"
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Of a service.
+
+    Attributes:
+        url: Base of its URLs, without a trailing slash.
+        token: None: asks without one.
+    """
+
+    url: str
+    token: str | None = dataclasses.field(default=None, repr=False)
+
+
+def address_file(environment: Mapping[str, str] = os.environ) -> Path:
+    """The file in the user's configuration directory."""
+    home = environment.get("XDG_CONFIG_HOME")
+    return (Path(home) if home else Path.home() / ".config") / "moedisco" / "service.json"
+
+
+def save_address(address: Address, path: Path | None = None) -> Path:
+    """Write the address for the user's own programs; nobody else can read it.
+
+    Returns:
+        The file, `address_file()` unless a path is given.
+    """
+    path = path or address_file()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600 from its first moment
+    draft = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(address), file)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def load_address(path: Path | None = None) -> Address | None:
+    """What `save_address` wrote; None where there is no file.
+
+    Raises:
+        UserError: The file holds something else.
+    """
+    path = path or address_file()
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), None, "cannot be read; remove it, or start `moedisco serve` again") from error
+    url, token = (raw.get("url"), raw.get("token")) if isinstance(raw, dict) else (None, None)
+    if not isinstance(url, str) or not isinstance(token, str | None):
+        raise UserError(str(path), None, "holds no address; remove it, or start `moedisco serve` again")
+    return Address(url, token)
+
+
+def find_address(url: str | None = None, token: str | None = None, environment: Mapping[str, str] = os.environ) -> Address:
+    """The address to use.
+
+    Args:
+        url: Comes before everything else.
+        token: Likewise.
+        environment: Variables of the process.
+
+    Raises:
+        UserError: Nothing says where the service is, or what does is no URL.
+    """
+    url = url or environment.get(URL_VARIABLE) or None
+    token = token or environment.get(TOKEN_VARIABLE) or None
+    if url is None or token is None:
+        saved = load_address(address_file(environment))
+        if saved is not None and _base(url or saved.url) == _base(saved.url):  # a token is for its own service only
+            url, token = saved.url, token or saved.token
+    if url is None:
+        raise UserError(
+            URL_VARIABLE, None, "is not set and no service was started here; start one with `moedisco serve`, "
+            f"or set {URL_VARIABLE} and {TOKEN_VARIABLE}")
+    try:
+        usable = httpx.URL(url).scheme in {"http", "https"} and httpx.URL(url).host
+    except httpx.InvalidURL:
+        usable = False
+    if not usable:
+        raise UserError(URL_VARIABLE, url, "is no address of a service; it reads http://HOST:PORT")
+    return Address(_base(url), token)
+
+
+def _base(url: str) -> str:
+    return url.strip().rstrip("/")

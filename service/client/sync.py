@@ -1,0 +1,304 @@
+"""The client for programs that wait."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import JsonValue
+
+from moedisco_ray.errors import MoeDiscoError
+from moedisco_ray.events import Event
+from moedisco_ray.plan import Plan
+from service.client import carrying, downloading, operation_calls, run_calls
+from service.client.address import find_address
+from service.client.asking import ask
+from service.client.calls import Answer, Call, Dialogue, Send
+from service.client.downloading import Progress, no_progress
+from service.client.following import EventFollower, LogFollower
+from service.client.patience import DEFAULT, Patience
+from service.client.run_calls import Configuration
+from service.domain.states import TERMINAL, RunState
+from service.schemas import (
+    Artifact,
+    DeliveryInfo,
+    Figure,
+    Identity,
+    LogFile,
+    Metrics,
+    NewToken,
+    NewWebhook,
+    Pools,
+    PriceEntry,
+    Run,
+    RunDetail,
+    Scope,
+    TokenInfo,
+    Unit,
+    WebhookInfo,
+)
+
+T = TypeVar("T")
+
+
+class Client:
+    """The service, as methods. Every one may raise `ServiceProblem` or `ServiceAway`.
+
+    GETs, and what carries an idempotency key, are sent again while the service is away or overloaded; nothing else is.
+
+    Args:
+        url: Of the service; left out: MOEDISCO_URL, or what `moedisco serve` wrote.
+        token: Left out: MOEDISCO_TOKEN, or what `moedisco serve` wrote.
+        patience: How long the service may be away.
+        transport: Carries the requests; for tests and unusual networks.
+
+    Raises:
+        UserError: Nothing says where the service is.
+    """
+
+    def __init__(
+        self, url: str | None = None, token: str | None = None, *, patience: Patience = DEFAULT,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        address = find_address(url, token)
+        self.url = address.url
+        self._patience = patience
+        self._http = httpx.Client(base_url=address.url, headers=carrying.headers(address), transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def submit(
+        self, config: Configuration, *, priority: int = 0, budget_dollars: float | None = None, idempotency_key: str | None = None,
+    ) -> RunDetail:
+        """Make a run.
+
+        Args:
+            config: As `moedisco run` takes it.
+            priority: Higher goes first.
+            budget_dollars: The run is stopped, with a checkpoint, when it has cost this much.
+            idempotency_key: Requests with the same key make one run; left out: a new key for this call and its repetitions.
+        """
+        return self._ask(run_calls.submit(config, priority, budget_dollars, idempotency_key or carrying.new_key()))
+
+    def runs(
+        self, *, states: Sequence[RunState] = (), owner: str | None = None, name: str | None = None,
+        tags: Mapping[str, str] | None = None, page_size: int = 100,
+    ) -> Iterator[Run]:
+        """Runs, newest first; pages are asked for as they are needed."""
+        cursor: str | None = None
+        while True:
+            page = self._ask(run_calls.page(states, owner, name, tags or {}, cursor, page_size))
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def run(self, run_id: str) -> RunDetail:
+        """A run as it stands."""
+        return self._ask(run_calls.run(run_id))
+
+    def change(
+        self, run_id: str, *, name: str | None = None, tags: Mapping[str, str] | None = None, priority: int | None = None,
+        budget_dollars: float | None = None,
+    ) -> RunDetail:
+        """Change what may change; what is left out stays."""
+        return self._ask(run_calls.change(run_id, name, tags, priority, budget_dollars))
+
+    def delete(self, run_id: str, *, keep_artifacts: bool = False) -> None:
+        """Delete a run that has ended, and its files unless they are to be kept."""
+        self._ask(run_calls.delete(run_id, keep_artifacts))
+
+    def cancel(self, run_id: str, *, force: bool = False) -> RunDetail:
+        """End a run; with a checkpoint unless by force."""
+        return self._ask(run_calls.cancel(run_id, force))
+
+    def resume(self, run_id: str) -> RunDetail:
+        """Queue a failed or cancelled run again; it goes on from its last checkpoint."""
+        return self._ask(run_calls.resume(run_id))
+
+    def retry(
+        self, run_id: str, changes: Mapping[str, JsonValue] | None = None, *, priority: int | None = None,
+        budget_dollars: float | None = None, idempotency_key: str | None = None,
+    ) -> RunDetail:
+        """Make a new run of an old one's configuration, with changed settings (`{"tokens.total": 1000000}`)."""
+        key = idempotency_key or carrying.new_key()
+        return self._ask(run_calls.retry(run_id, changes or {}, priority, budget_dollars, key))
+
+    def events(self, run_id: str, after: int | None = None, *, follow: bool = True) -> Iterator[tuple[int, Event]]:
+        """A run's events with their positions, each once, in order, across restarts of the service.
+
+        Args:
+            run_id: The run.
+            after: Position of the last event already seen; None: from the start.
+            follow: Go on until the run ends; else stop at the newest event.
+        """
+        follower = EventFollower(run_id, after, follow, self._patience, self.url)
+        while not follower.done:
+            time.sleep(follower.pause)
+            try:
+                with self._open(follower.call) as response:
+                    if follower.opened(_head(response)):
+                        for chunk in response.iter_bytes():
+                            yield from follower.take(chunk)
+                            if follower.done:
+                                return
+                        follower.closed()
+            except httpx.TransportError as error:
+                follower.lost(error)
+
+    def wait(self, run_id: str) -> RunDetail:
+        """Wait until a run has ended; the run as it then stands."""
+        while (run := self.run(run_id)).state not in TERMINAL:
+            for _ in self.events(run_id, run.events - 1 if run.events else None):
+                pass
+        return run
+
+    def metrics(self, run_id: str, figure: Figure = "loss", *, units: Sequence[str] = (), points: int = 1000) -> Metrics:
+        """Curves of one figure, of all units or of some, down-sampled to about `points` points each."""
+        return self._ask(run_calls.metrics(run_id, figure, units, points))
+
+    def units(self, run_id: str) -> list[Unit]:
+        """The seed, the sub-models and the fine-tune."""
+        return self._ask(run_calls.units(run_id))
+
+    def clusters(self, run_id: str) -> dict[str, Any]:
+        """The clustering's own report."""
+        return self._ask(run_calls.clusters(run_id))
+
+    def report(self, run_id: str) -> dict[str, Any]:
+        """The run's report; while it runs, so far."""
+        return self._ask(run_calls.report(run_id))
+
+    def logs(self, run_id: str) -> list[LogFile]:
+        """The logs there are."""
+        return self._ask(run_calls.logs(run_id))
+
+    def log(self, run_id: str, name: str = "driver", *, tail: int = 200) -> str:
+        """The last lines of a log."""
+        return self._ask(run_calls.log(run_id, name, tail, follow=False))
+
+    def follow_log(self, run_id: str, name: str = "driver", *, tail: int = 200) -> Iterator[str]:
+        """The last lines of a log and those that are added until the run ends; a lost connection ends it with `ServiceAway`."""
+        follower = LogFollower(run_id, name, tail, self._patience, self.url)
+        while not follower.done:
+            time.sleep(follower.pause)
+            try:
+                with self._open(follower.call) as response:
+                    if follower.opened(_head(response)):
+                        for chunk in response.iter_bytes():
+                            yield from follower.take(chunk)
+                        yield from follower.closed()
+            except httpx.TransportError as error:
+                follower.lost(error)
+
+    def artifacts(self, run_id: str) -> list[Artifact]:
+        """The files of the run directory."""
+        return self._ask(run_calls.artifacts(run_id))
+
+    def fetch(self, run_id: str, path: str, target: Path, progress: Progress = no_progress) -> Path:
+        """Bring one file of the run directory; see `service.client.downloading.fetch`."""
+        return self._carry_out(downloading.fetch(run_id, path, target, progress, self._patience, self.url))
+
+    def download(self, run_id: str, directory: Path, progress: Progress = no_progress) -> Path:
+        """Bring the finished model into a new directory; see `service.client.downloading.download`."""
+        return self._carry_out(downloading.download(run_id, directory, progress, self._patience, self.url))
+
+    def estimate(self, config: Configuration) -> Plan:
+        """What a run would need and cost."""
+        return self._ask(operation_calls.estimate(config))
+
+    def pools(self) -> Pools:
+        """The machines of every pool."""
+        return self._ask(operation_calls.pools())
+
+    def prices(self) -> list[PriceEntry]:
+        """The price book, oldest entry first."""
+        return self._ask(operation_calls.prices()).items
+
+    def set_price(self, resource: str, dollars_per_hour: float, since: float | None = None) -> None:
+        """Enter a pool's price, from now or from a time on."""
+        self._ask(operation_calls.set_price(resource, dollars_per_hour, since))
+
+    def tokens(self) -> list[TokenInfo]:
+        """All tokens, without themselves."""
+        return self._ask(operation_calls.tokens()).items
+
+    def create_token(self, name: str, owner: str, scopes: Sequence[Scope], expires_in_days: float | None = 90) -> NewToken:
+        """Make a token, which is shown this once; None days: it does not expire."""
+        return self._ask(operation_calls.create_token(name, owner, scopes, expires_in_days))
+
+    def revoke_token(self, token_id: str) -> None:
+        """Make a token invalid."""
+        self._ask(operation_calls.revoke_token(token_id))
+
+    def webhooks(self) -> list[WebhookInfo]:
+        """Who is told of state changes."""
+        return self._ask(operation_calls.webhooks()).items
+
+    def create_webhook(self, url: str, states: Sequence[RunState] = ()) -> NewWebhook:
+        """Have state changes told to a URL; the secret that signs them is shown this once."""
+        return self._ask(operation_calls.create_webhook(url, states))
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Tell it no more."""
+        self._ask(operation_calls.delete_webhook(webhook_id))
+
+    def deliveries(self, webhook_id: str) -> list[DeliveryInfo]:
+        """What a webhook was told lately."""
+        return self._ask(operation_calls.deliveries(webhook_id)).items
+
+    def identity(self) -> Identity:
+        """Who asks, and what answers."""
+        return self._ask(operation_calls.identity())
+
+    def _ask(self, call: Call[T]) -> T:
+        return self._carry_out(ask(call, self._patience, self.url))
+
+    def _carry_out(self, dialogue: Dialogue[T]) -> T:
+        with contextlib.closing(dialogue):
+            try:
+                step = next(dialogue)
+                while True:
+                    try:
+                        answer = self._send(step)
+                    except (httpx.TransportError, MoeDiscoError) as error:
+                        step = dialogue.throw(error)
+                    else:
+                        step = dialogue.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    def _send(self, step: Send) -> Answer:
+        time.sleep(step.pause)
+        with self._open(step.call) as response:
+            if step.sink is None or response.status_code not in carrying.CONTENT:
+                return _head(response, whole=True)
+            head = _head(response)
+            take = step.sink(head)
+            for chunk in response.iter_bytes():
+                take(chunk)
+            return head
+
+    def _open(self, call: Call[Any]) -> contextlib.AbstractContextManager[httpx.Response]:
+        return self._http.stream(**carrying.request(call))
+
+
+def _head(response: httpx.Response, *, whole: bool = False) -> Answer:
+    if whole or response.status_code not in carrying.CONTENT:
+        response.read()
+        return carrying.answer(response, response.content)
+    return carrying.answer(response)

@@ -1,0 +1,9 @@
+"""The service's commands, by what they are about."""
+
+import typer
+
+from service.commands import administering, managing, serving, submitting, watching
+
+commands = typer.Typer()
+for group in (submitting, watching, managing, administering, serving):
+    commands.add_typer(group.commands)

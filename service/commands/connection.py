@@ -1,0 +1,69 @@
+"""The way from a command to the service, and from what a person types to a run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moedisco_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+RUNS_PANEL, SERVICE_PANEL = "Runs of a service", "The service"
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Its id, the first letters of its id, or its name where no other run has it.")]
+
+_ID_LENGTH = 26
+_ID_LETTERS = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+_MOST_NAMED = 5
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Client]:
+    """A client of the service that the environment, or the file of `moedisco serve`, names."""
+    # Late: what speaks HTTP costs time that `--help` and a mistake should not.
+    with importlib.import_module("service.client").Client() as client:
+        yield client
+
+
+def find_run(client: Client, text: str) -> str:
+    """The id of the run that is meant.
+
+    Raises:
+        UserError: No run, or more than one, is meant.
+    """
+    text = text.strip()
+    prefix = text.upper()
+    may_be_id = bool(prefix) and _ID_LETTERS.issuperset(prefix)
+    if may_be_id and len(prefix) == _ID_LENGTH:
+        return prefix
+    named = [run.id for run in client.runs(name=text) if run.name == text] if text else []
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise UserError("RUN", text, f"is the name of {len(named)} runs; give the id of one: {_some(named)}")
+    begun = list(_with_prefix(client, prefix)) if may_be_id else []
+    if len(begun) == 1:
+        return begun[0]
+    if begun:
+        raise UserError("RUN", text, f"begins the ids of {len(begun)} runs; give more letters: {_some(begun)}")
+    raise UserError("RUN", text, "no such run; `moedisco list` shows those there are")
+
+
+def _with_prefix(client: Client, prefix: str) -> Iterator[str]:
+    # Newest first, and ids grow with time: behind the prefix there is nothing more to find.
+    for run in client.runs():
+        if run.id.startswith(prefix):
+            yield run.id
+        elif run.id < prefix:
+            return
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(ids[:_MOST_NAMED]) + (" ..." if len(ids) > _MOST_NAMED else "")

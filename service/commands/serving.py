@@ -1,0 +1,85 @@
+"""The command that is the service."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from moedisco_ray.errors import ConfigError
+from service.commands.connection import SERVICE_PANEL
+from service.commands.output import say
+
+if TYPE_CHECKING:
+    from service.serve import Announcement
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=SERVICE_PANEL)
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="0: any that is free.", show_default="8300")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; left out: a local one is started.")] = None,
+    dashboard_url: Annotated[str | None, typer.Option(help="That cluster's dashboard, which takes its jobs.")] = None,
+    database_url: Annotated[str | None, typer.Option(
+        envvar="MOEDISCO_DATABASE_URL", help="sqlite:///FILE or postgresql+psycopg://...; left out: SQLite in the state directory.",
+    )] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Holds what the service remembers.")] = None,
+    input_root: Annotated[list[str] | None, typer.Option(
+        help="A directory or s3://BUCKET/PREFIX that runs may read; may be given more than once.", show_default="."),
+    ] = None,
+    output_root: Annotated[list[Path] | None, typer.Option(
+        help="A directory that holds runs, the first by default; may be given more than once.", show_default="runs")] = None,
+    max_active_runs: Annotated[int | None, typer.Option(help="Runs that go on at once.", show_default="4")] = None,
+    max_active_runs_per_owner: Annotated[int | None, typer.Option(help="Of one owner.", show_default="2")] = None,
+    public_url: Annotated[str | None, typer.Option(help="Under which browsers and drivers reach the service.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Of one token.", show_default="1200")] = None,
+    allow_private_webhooks: Annotated[
+        bool, typer.Option("--allow-private-webhooks", help="Webhooks may go to private addresses.")] = False,
+    forwarded_allow_ips: Annotated[
+        str | None, typer.Option(metavar="ADDRESSES", help="Proxies whose X-Forwarded headers are believed.")] = None,
+    log_format: Annotated[Literal["console", "json"] | None, typer.Option(show_default="console")] = None,
+) -> None:
+    """Run the service: REST, the page, and the queue of runs. Ctrl-C ends it; runs go on and are taken up again."""
+    given: dict[str, Any] = {
+        "host": host, "port": port, "ray_address": ray_address, "dashboard_url": dashboard_url, "database_url": database_url,
+        "state_dir": state_dir or _state_dir(), "input_roots": input_root or None, "output_roots": output_root or None,
+        "max_active_runs": max_active_runs, "max_active_runs_per_owner": max_active_runs_per_owner, "public_url": public_url,
+        "requests_per_minute": requests_per_minute, "allow_private_webhooks": allow_private_webhooks or None,
+        "forwarded_allow_ips": forwarded_allow_ips, "log_format": log_format}
+    settings_of = importlib.import_module("service.settings").Settings
+    try:
+        settings = settings_of.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise _mistake(error) from error
+    importlib.import_module("service.serve").serve(settings, announce)
+
+
+def announce(started: Announcement) -> None:
+    """Tell where the service is, and leave its address for this user's own commands."""
+    client = importlib.import_module("service.client")
+    saved = client.load_address()
+    token = started.token or (saved.token if saved is not None else None)
+    path = client.save_address(client.Address(started.url, token))
+    say(f"MoeDisco is at {started.url}; commands of this user find it by {path}")
+    if started.dashboard_url is not None:
+        say(f"Ray is at {started.dashboard_url}")
+    if started.token is not None:
+        say(f"To sign in, the first token, which is shown this once: {started.token}")
+
+
+def _state_dir() -> Path:
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "moedisco"
+
+
+def _mistake(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    option = str(first["loc"][0]).replace("_", "-").replace("roots", "root")
+    value = first["input"]
+    return ConfigError(f"--{option}", value if isinstance(value, str | int | float) else str(value), first["msg"])

@@ -1,0 +1,138 @@
+"""Runs, pools, tokens, webhooks and prices as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from moedisco_ray.display.tables import plain_table
+from moedisco_ray.display.words import count
+from moedisco_ray.report import format_dollars, format_seconds
+from service.commands.output import moment
+from service.domain.states import RunState
+
+if TYPE_CHECKING:
+    from service.schemas import LogFile, Pools, PriceEntry, Run, TokenInfo, Unit, WebhookInfo
+
+_STYLES = {
+    RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.RUNNING: "bold cyan", RunState.STOPPING: "yellow",
+    RunState.SUCCEEDED: "green", RunState.FAILED: "bold red", RunState.CANCELLED: "dim"}
+
+
+def runs_table(runs: Iterable[Run]) -> Table:
+    """One line per run."""
+    table = _table("id", "name", "owner", "state", "created", "dollars", "")
+    for run in runs:
+        _row(
+            table, run.id, run.name, run.owner, state_text(run), moment(run.created), format_dollars(run.money.dollars),
+            Text(run.reason or "", "dim"))
+    return table
+
+
+def run_view(run: Run, units: Sequence[Unit]) -> RenderableType:
+    """One run: where it stands, its stages, its units, its money."""
+    facts = [f"of {run.owner}", f"created {moment(run.created)}", f"priority {run.priority}"]
+    facts += [f"attempt {run.attempt}"] if run.attempt > 1 else []
+    facts += [f"a retry of {run.parent}"] if run.parent else []
+    facts += [f"{key}: {value}" for key, value in run.tags.items()]
+    parts: list[RenderableType] = [
+        Text.assemble((run.name, "bold"), f"  {run.id}  ", state_text(run)), Text(", ".join(facts), "dim")]
+    if run.reason:
+        parts.append(Text(run.reason))
+    if run.stages:
+        table = plain_table("stage", "", "time")
+        for stage in run.stages:
+            _row(table, stage.name, stage.status, "" if stage.seconds is None else format_seconds(stage.seconds))
+        parts.append(Padding(table, (1, 0, 0, 0)))
+    if units:
+        parts.append(Padding(_units(units), (1, 0, 0, 0)))
+    parts.append(Padding(Text(_money(run)), (1, 0, 0, 0)))
+    if run.job_url:
+        parts.append(Text(f"Ray job: {run.job_url}", "dim", overflow="fold"))
+    return Group(*parts)
+
+
+def state_text(run: Run) -> Text:
+    """A run's state, with its place in the queue."""
+    place = f", {run.position}. in the queue" if run.position is not None else ""
+    return Text(run.state.value + place, _STYLES[run.state])
+
+
+def pools_view(pools: Pools) -> RenderableType:
+    """Every pool, and whether Ray answers."""
+    table = plain_table("pool", "free", "slots", "GPUs", "nodes", "lost in 24 h", "asked for", "dollars per hour")
+    for pool in pools.items:
+        alive = sum(node.alive for node in pool.nodes)
+        _row(
+            table, pool.resource, f"{pool.free:g}", f"{pool.slots:g}", f"{pool.gpus:g}", str(alive), str(pool.lost),
+            str(pool.pending), "" if pool.price_per_hour is None else f"{pool.price_per_hour:g}")
+    return table if pools.connected else Group(Text("Ray does not answer; what follows is what was last known", "yellow"), table)
+
+
+def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
+    """One line per token."""
+    table = _table("id", "name", "owner", "may", "created", "expires", "last used", "")
+    for token in tokens:
+        _row(
+            table, token.id, token.name, token.owner, ", ".join(token.scopes), moment(token.created),
+            moment(token.expires) or "never", moment(token.used), "" if token.revoked is None else Text("revoked", "red"))
+    return table
+
+
+def webhooks_table(webhooks: Iterable[WebhookInfo]) -> Table:
+    """One line per webhook."""
+    table = _table("id", "URL", "told of", "created")
+    for webhook in webhooks:
+        _row(table, webhook.id, webhook.url, ", ".join(webhook.states) or "every state", moment(webhook.created))
+    return table
+
+
+def prices_table(prices: Iterable[PriceEntry]) -> Table:
+    """One line per entry of the price book."""
+    table = _table("pool", "since", "dollars per hour")
+    for price in prices:
+        _row(table, price.resource, moment(price.since), f"{price.dollars_per_hour:g}")
+    return table
+
+
+def logs_table(logs: Iterable[LogFile]) -> Table:
+    """One line per log."""
+    table = _table("log", "last line", "bytes")
+    for log in logs:
+        _row(table, log.name, moment(log.updated), f"{log.bytes:,}")
+    return table
+
+
+def _units(units: Iterable[Unit]) -> Table:
+    table = plain_table("unit", "", "step", "loss", "tokens", "tokens/s", "restarts", "node")
+    for unit in units:
+        _row(
+            table, unit.unit, unit.status, f"{unit.step}/{unit.steps}", "" if unit.loss is None else f"{unit.loss:.4f}",
+            count(unit.tokens), "" if unit.tokens_per_second is None else count(unit.tokens_per_second), str(unit.restarts),
+            unit.node or "")
+    return table
+
+
+def _money(run: Run) -> str:
+    money = run.money
+    budget = f" of {format_dollars(money.budget_dollars)}" if money.budget_dollars is not None else ""
+    return (
+        f"{format_dollars(money.dollars)}{budget} so far; estimated {format_dollars(money.estimate_dollars)}, "
+        f"full training on as many tokens {format_dollars(money.full_training_dollars)}")
+
+
+def _row(table: Table, *cells: str | Text) -> None:
+    # As text: rich would read markup in names that people chose.
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def _table(*titles: str) -> Table:
+    table = plain_table(titles[0], *titles[1:])
+    for column in table.columns:
+        column.justify, column.overflow = "left", "fold"
+    return table

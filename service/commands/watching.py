@@ -1,0 +1,106 @@
+"""Commands that look on while something happens: watch, logs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from moedisco_ray.cli import AsJson, output_console
+from moedisco_ray.display import listener_for, report_view
+from moedisco_ray.errors import RunError, UserError
+from moedisco_ray.events import Event
+from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
+from service.commands.output import leaving, say, write_json, write_table
+from service.commands.views import logs_table
+from service.domain.states import TERMINAL, RunState
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=RUNS_PANEL)
+def watch(run: RunName, as_json: AsJson = False) -> None:
+    """Show a run as it goes on, from its beginning. Ctrl-C stops watching, not the run."""
+    with connected() as client:
+        look_on(client, find_run(client, run), as_json)
+
+
+@commands.command(rich_help_panel=RUNS_PANEL)
+def logs(
+    run: RunName,
+    unit: Annotated[str | None, typer.Option(metavar="NAME", help="A unit's worker, such as submodel-0; else the driver.")] = None,
+    tail: Annotated[int, typer.Option(min=0, help="Lines from the end.")] = 200,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what is added.")] = False,
+    which: Annotated[bool, typer.Option("--list", help="Say which logs there are.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print a log of a run's driver or of a unit's worker."""
+    with connected() as client:
+        run_id = find_run(client, run)
+        if which:
+            found = client.logs(run_id)
+            write_json(found) if as_json else write_table(logs_table(found))
+            return
+        name = "driver" if unit is None else _log_of(client, run_id, unit)
+        if follow:
+            with leaving(f"the log goes on: moedisco logs {run_id} --follow"):
+                for line in client.follow_log(run_id, name, tail=tail):
+                    write_json({"line": line}) if as_json else say(line)
+            return
+        text = client.log(run_id, name, tail=tail)
+    write_json({"name": name, "lines": text.splitlines()}) if as_json else typer.echo(text, nl=not text.endswith("\n"))
+
+
+def look_on(client: Client, run_id: str, as_json: bool) -> None:
+    """Show a run's events until it ends.
+
+    Raises:
+        RunError: It did not succeed.
+    """
+    with leaving(f"the run goes on: moedisco watch {run_id}"):
+        _show_events(client, run_id, as_json)
+        run = client.run(run_id)
+        if run.state != RunState.SUCCEEDED:
+            raise RunError(f"run {run.name} {run.state.value}: {run.reason or 'no reason is known'}")
+        if not as_json:
+            console = output_console()
+            console.print()
+            console.print(report_view(client.report(run_id)))
+            console.print(f"\nThe model is there: moedisco download {run_id}", soft_wrap=True)
+
+
+def _show_events(client: Client, run_id: str, as_json: bool) -> None:
+    console = output_console()
+    last: int | None = None
+    with contextlib.closing(listener_for(console, as_json)) as view:
+        while True:
+            for position, event in client.events(run_id, last):
+                last = position
+                if str(event.type) == "state" and not as_json:
+                    console.print(_state_line(event))  # above the live view, which shows the training only
+                else:
+                    view(event)
+            if client.run(run_id).state in TERMINAL:  # else it was resumed just then
+                return
+
+
+def _state_line(event: Event) -> Text:
+    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    state, reason = event.data.get("state", ""), event.data.get("reason")
+    return Text(f"{clock}  {state}: {reason}" if reason else f"{clock}  {state}")
+
+
+def _log_of(client: Client, run_id: str, unit: str) -> str:
+    names = sorted(log.name for log in client.logs(run_id))
+    if unit in names:
+        return unit
+    workers = [name for name in names if name.rpartition(".")[0] == unit]
+    if not workers:
+        raise UserError("--unit", unit, f"has no log; there are {', '.join(names) or 'none yet'}")
+    return workers[0]  # of a gang, the first worker tells what the others do too

@@ -1,0 +1,40 @@
+"""The audit log: who did what, written in the transaction that did it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.database import values
+from service.database.ids import new_id
+from service.database.tables import Audit
+
+
+def note(
+    session: Session, *, owner: str, token_id: str | None, action: str, target: str, detail: dict[str, Any],
+    address: str | None, now: float,
+) -> None:
+    """Add an entry.
+
+    Args:
+        session: Of the transaction that does it.
+        owner: Who.
+        token_id: With which token; None: it was the service itself, or the command line.
+        action: `run.submit`, `run.cancel`, `token.create`, ...
+        target: The id of what it was done to.
+        detail: More; no secrets.
+        address: Where the request came from.
+        now: Seconds since the epoch.
+    """
+    session.add(Audit(
+        id=new_id(), time=now, owner=values.text(owner), token_id=token_id, action=action, target=values.text(target),
+        detail=values.document(detail), address=None if address is None else values.text(address)))
+
+
+def page(session: Session, *, cursor: str | None, limit: int) -> tuple[list[Audit], str | None]:
+    """Entries, newest first, and the cursor of the next page; None: that was all."""
+    chosen = select(Audit) if cursor is None else select(Audit).where(Audit.id < values.text(cursor))
+    found = list(session.scalars(chosen.order_by(Audit.id.desc()).limit(limit + 1)))
+    return found[:limit], found[limit - 1].id if len(found) > limit else None

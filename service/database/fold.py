@@ -1,0 +1,166 @@
+"""What a driver's events add up to: stages, units, curves, and how far the run has ever got.
+
+A driver's word is checked here, not trusted: an event whose data make no sense stays in the stream and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moedisco_ray.events import Event
+from service.database import values
+from service.database.tables import Unit
+
+_LAST_WORDS = ("run_finished", "run_failed", "run_stopped")
+_STAGE_WEIGHT = 10**12
+"""A finished stage is further than any number of steps."""
+POOLS = ("low_memory", "high_memory")
+
+
+class Fold:
+    """Takes events in, one after the other.
+
+    Attributes:
+        units: Rows by name, changed in place; those that are new are under `made` as well.
+        made: Units that began with these events.
+        points: New points per unit, steps ascending.
+        rewound: Per unit with new points, the lowest step that was reported: what is stored from there on is void.
+        spoke: Whether a driver began or said its last word.
+    """
+
+    def __init__(self, run_id: str, progress: Mapping[str, Any], units: Mapping[str, Unit]) -> None:
+        self._run_id = run_id
+        self._stages: dict[str, dict[str, Any]] = {name: dict(stage) for name, stage in progress.get("stages", {}).items()}
+        self._current: str | None = progress.get("current")
+        self._ended: dict[str, Any] | None = progress.get("ended")
+        reached = progress.get("reached", {})
+        self._finished: list[str] = list(reached.get("stages", ()))
+        self._furthest: dict[str, int] = dict(reached.get("steps", {}))
+        self.units = dict(units)
+        self.made: list[Unit] = []
+        self.points: dict[str, list[dict[str, Any]]] = {}
+        self.rewound: dict[str, int] = {}
+        self.spoke = False
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """For the run's column of that name: {stages, current, reached, ended}; `ended` only once the driver has."""
+        reached = {"stages": self._finished, "steps": self._furthest}
+        ended = {} if self._ended is None else {"ended": self._ended}
+        return {"stages": self._stages, "current": self._current, "reached": reached, **ended}
+
+    @property
+    def mark(self) -> int:
+        """Stages ever finished and steps ever made, as one number that only grows."""
+        return len(self._finished) * _STAGE_WEIGHT + sum(self._furthest.values())
+
+    def update(self, event: Event) -> None:
+        """Take the next event in."""
+        if event.unit is not None and event.stage is not None:
+            self._unit_event(event, values.text(event.stage, 32), values.text(event.unit, 64))
+        elif event.stage is not None and event.type.startswith("stage_"):
+            self._stage_event(event, values.text(event.stage, 32))
+        elif event.type == "run_started":
+            self._begin(event)
+        elif event.type in _LAST_WORDS:
+            self._end(event)
+
+    def _begin(self, event: Event) -> None:
+        self.spoke, self._ended, self._current = True, None, None
+        names = event.data.get("stages")
+        if not isinstance(names, list):
+            names = list(self._stages)
+        self._stages = {values.text(name, 32): _stage("waiting") for name in names if isinstance(name, str)}
+        for unit in self.units.values():
+            if unit.status == "running":
+                unit.status = "restarting"
+
+    def _end(self, event: Event) -> None:
+        self.spoke, self._ended = True, {**values.named_document(event.data), "type": event.type, "time": event.time}
+        status = {"run_failed": "failed", "run_stopped": "waiting"}.get(event.type, "done")
+        for stage in self._stages.values():
+            if stage["status"] == "running":
+                stage["status"] = status
+                stage["seconds"] = max(0.0, event.time - stage["started"])
+
+    def _stage_event(self, event: Event, name: str) -> None:
+        if event.type == "stage_started":
+            self._stages[name], self._current = _stage("running", event.time), name
+            return
+        before = self._stages.get(name) or _stage("waiting")
+        if event.type == "stage_skipped":
+            self._stages[name] = before | {"status": "reused"}
+        else:
+            seconds = values.number(event.data.get("seconds"))
+            self._stages[name] = before | {"status": "done", "seconds": seconds}
+        if name not in self._finished:
+            self._finished.append(name)
+
+    def _unit_event(self, event: Event, stage: str, name: str) -> None:
+        unit = self.units.get(name)
+        if unit is None:
+            unit = self.units[name] = _new_unit(self._run_id, stage, name, event.time)
+            self.made.append(unit)
+        if event.type == "progress":
+            self._progress(event, unit)
+        elif event.type == "unit_started":
+            unit.stage, unit.status, unit.ended = stage, "running", None
+            unit.steps = _known(event.data, "steps", unit.steps)
+            unit.workers = _known(event.data, "workers", unit.workers)
+            node = event.data.get("node")
+            unit.node = values.text(node, 256) if isinstance(node, str) else unit.node
+        elif event.type == "worker_restarted":
+            unit.status, unit.restarts = "restarting", unit.restarts + 1
+        elif event.type == "unit_finished":
+            unit.status, unit.ended = "done", event.time
+            unit.steps = _known(event.data, "steps", unit.steps)
+            unit.tokens = _known(event.data, "tokens", unit.tokens)
+            unit.step = unit.steps
+            unit.loss = values.number(event.data.get("loss", unit.loss))
+            self._reach(name, unit.step)
+
+    def _progress(self, event: Event, unit: Unit) -> None:
+        data = event.data
+        step = values.whole(data.get("step"))
+        if step is None:
+            return
+        loss, speed = values.number(data.get("loss")), values.number(data.get("tokens_per_second"))
+        tokens = _known(data, "tokens", unit.tokens)
+        unit.status, unit.step, unit.tokens, unit.loss, unit.tokens_per_second = "running", step, tokens, loss, speed
+        unit.steps = _known(data, "steps", unit.steps)
+        self._reach(unit.unit, step)
+        points = self.points.setdefault(unit.unit, [])
+        while points and points[-1]["step"] >= step:
+            points.pop()
+        self.rewound[unit.unit] = min(step, self.rewound.get(unit.unit, step))
+        points.append({
+            "run_id": self._run_id, "unit": unit.unit, "step": step, "tokens": tokens, "time": event.time, "loss": loss,
+            "lr": values.number(data.get("lr")), "grad_norm": values.number(data.get("grad_norm")), "tokens_per_second": speed})
+
+    def _reach(self, unit: str, step: int) -> None:
+        # A wild number must not fill the column.
+        self._furthest[unit] = max(self._furthest.get(unit, 0), min(step, _STAGE_WEIGHT // 1000))
+
+
+def meterable(event: Event) -> bool:
+    """Whether the meter can take an event's data."""
+    data = event.data
+    if event.type == "workers_held":
+        return isinstance(data.get("hold"), str) and data.get("pool") in POOLS and values.whole(data.get("workers")) is not None
+    return event.type != "workers_released" or isinstance(data.get("hold"), str)
+
+
+def _stage(status: str, started: float | None = None) -> dict[str, Any]:
+    return {"status": status, "started": started, "seconds": None}
+
+
+def _known(data: Mapping[str, Any], key: str, otherwise: int) -> int:
+    value = values.whole(data.get(key))
+    return otherwise if value is None else value
+
+
+def _new_unit(run_id: str, stage: str, name: str, started: float) -> Unit:
+    return Unit(
+        run_id=run_id, unit=name, stage=stage, status="running", step=0, steps=0, tokens=0, loss=None, tokens_per_second=None,
+        restarts=0, workers=1, node=None, started=started, ended=None)

@@ -1,0 +1,89 @@
+"""Takes in what a run's driver reports, each line once, however often it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.orm import Session
+
+from moedisco_ray.events import Event
+from moedisco_ray.metering import Meter
+from service.database import runs, stream
+from service.database.fold import Fold, meterable
+from service.database.tables import Point, Run, Unit
+from service.errors import NotFound
+
+PriceOf = Callable[[str], float | None]
+"""Dollars per worker-hour of a pool's resource now; None: the price book does not say."""
+
+
+def take(session: Session, run: Run, first: int, events: Sequence[Event], price_of: PriceOf, now: float) -> int:
+    """Store consecutive lines of a run's `events.jsonl`.
+
+    Lines that are there already are passed over, and those after a gap are left for the next report. The run's version
+    changes only when a driver begins or says its last word, since decisions rest on that and not on every step.
+
+    Args:
+        session: Of a transaction that writes.
+        run: Of this session: follows what is written.
+        first: Number of the first line, from 0.
+        events: The lines.
+        price_of: What a worker-hour costs; where it does not know, the run's configuration does.
+        now: Seconds since the epoch.
+
+    Returns:
+        The number of the line that is wanted next.
+
+    Raises:
+        NotFound: The run was deleted meanwhile.
+    """
+    row = runs.lock(session, run.id)
+    if row is None:
+        raise NotFound(f"run {run.id} was deleted")
+    wanted = row.next_seq
+    fresh = events[wanted - first:] if first <= wanted else ()
+    if not fresh:
+        return wanted
+    units = {unit.unit: unit for unit in session.scalars(select(Unit).where(Unit.run_id == row.id))}
+    fold, meter = Fold(row.id, row.progress, units), Meter.from_dict(row.meter)
+    for event in fresh:
+        fold.update(event)
+        if meterable(event):
+            meter.update(event)
+    stream.append(session, row, fresh, now)
+    session.add_all(fold.made)
+    _store_points(session, row.id, fold)
+    _accrue(row, meter, price_of)
+    row.next_seq = wanted + len(fresh)
+    row.progress, row.mark = fold.progress, max(row.mark, fold.mark)
+    if fold.spoke:
+        row.version += 1
+    session.flush()
+    return row.next_seq
+
+
+def _store_points(session: Session, run_id: str, fold: Fold) -> None:
+    if not fold.points:
+        return
+    mine = Point.run_id == run_id
+    stored = session.execute(
+        select(Point.unit, func.max(Point.step)).where(mine, Point.unit.in_(list(fold.points))).group_by(Point.unit))
+    for unit, last in stored.all():
+        if last >= fold.rewound[unit]:
+            session.execute(delete(Point).where(mine, Point.unit == unit, Point.step >= fold.rewound[unit]))
+    session.execute(insert(Point.__table__), [point for points in fold.points.values() for point in points])  # type: ignore[arg-type]
+
+
+def _accrue(row: Run, meter: Meter, price_of: PriceOf) -> None:
+    """Charge what was used since the last report, at today's price; what was charged once stays charged."""
+    used: dict[str, float] = dict(row.worker_seconds)
+    for pool, seconds in meter.worker_seconds.items():
+        added = seconds - used.get(pool, 0.0)
+        if added <= 0:
+            continue
+        settings = row.config["pools"][pool]
+        price = price_of(settings["resource"])
+        row.dollars += added / 3600 * (settings["price_per_hour"] if price is None else price)
+        used[pool] = seconds
+    row.worker_seconds, row.meter = used, meter.to_dict()

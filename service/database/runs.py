@@ -1,0 +1,209 @@
+"""Runs: the only place where one is made, listed, changed or deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import delete as delete_from
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.stages import STAGES
+from service.database import stream, values, webhooks
+from service.database.ids import is_id
+from service.database.tables import Run
+from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
+from service.errors import IllegalTransition, StaleRun
+
+
+def insert(
+    session: Session, *, run_id: str, config: RunConfig, owner: str, priority: int, budget_dollars: float | None,
+    estimate: dict[str, Any], parent: str | None, now: float,
+) -> Run:
+    """Make a queued run.
+
+    Args:
+        session: Of a transaction that writes.
+        run_id: From `new_id`.
+        config: With `output` set to the run's own directory.
+        owner: Whom it belongs to.
+        priority: Higher goes first.
+        budget_dollars: Stop it there; None: never.
+        estimate: The plan.
+        parent: The run it is a retry of.
+        now: Seconds since the epoch.
+    """
+    document = values.document(config.model_dump(mode="json"))
+    waiting = {stage.name: {"status": "waiting", "started": None, "seconds": None} for stage in STAGES}
+    run = Run(
+        id=run_id, name=config.name, owner=owner, tags=document["tags"], priority=priority, state=RunState.QUEUED.value,
+        reason=None, version=1, config=document, directory=str(config.directory), attempt=0, futile=0, mark=0, mark_at_start=0,
+        stop=None, budget_dollars=budget_dollars, dollars=0.0, worker_seconds={}, meter={}, estimate=values.document(estimate),
+        progress={"stages": waiting, "current": None}, parent=parent, next_position=1, next_seq=0, token_hash=None,
+        created=now, queued=now, started=None, ended=None, updated=now)
+    session.add(run)
+    session.flush()
+    _tell(session, run, now)
+    return run
+
+
+def get(session: Session, run_id: str) -> Run | None:
+    """One run as this transaction sees it."""
+    return session.get(Run, run_id) if is_id(run_id) else None
+
+
+def lock(session: Session, run_id: str) -> Run | None:
+    """One run as it stands, which nobody else changes before this transaction ends."""
+    return session.get(Run, run_id, with_for_update=True, populate_existing=True) if is_id(run_id) else None
+
+
+def page(
+    session: Session, *, owner: str | None, states: Sequence[RunState], name: str | None, tags: Mapping[str, str],
+    cursor: str | None, limit: int,
+) -> tuple[list[Run], str | None]:
+    """Runs, newest first.
+
+    Args:
+        session: Any.
+        owner: Whose; None: everybody's.
+        states: Any of these; empty: all.
+        name: A part of the name, in either case.
+        tags: Every one of these.
+        cursor: What the page before gave.
+        limit: At most so many.
+
+    Returns:
+        The runs, and the cursor of the next page; None: that was all.
+    """
+    chosen = select(Run)
+    if owner is not None:
+        chosen = chosen.where(Run.owner == values.text(owner))
+    if states:
+        chosen = chosen.where(Run.state.in_([state.value for state in states]))
+    if name:
+        chosen = chosen.where(Run.name.icontains(values.text(name), autoescape=True))
+    if cursor is not None:
+        chosen = chosen.where(Run.id < values.text(cursor))
+    dialect = session.get_bind().dialect.name
+    for key, value in tags.items():
+        chosen = chosen.where(_has_tag(dialect, values.text(key), values.text(value)))
+    found = list(session.scalars(chosen.order_by(Run.id.desc()).limit(limit + 1)))
+    return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+
+def in_states(session: Session, states: Sequence[RunState]) -> list[Run]:
+    """All runs in any of the states, oldest first."""
+    return list(session.scalars(select(Run).where(Run.state.in_([state.value for state in states])).order_by(Run.id)))
+
+
+def queue_order(session: Session) -> list[str]:
+    """Ids of the queued runs, the next one first."""
+    queued = select(Run.id).where(Run.state == RunState.QUEUED.value)
+    return list(session.scalars(queued.order_by(Run.priority.desc(), Run.queued, Run.id)))
+
+
+def owner_counts(session: Session) -> dict[str, int]:
+    """Active runs per owner."""
+    active = [state.value for state in ACTIVE]
+    rows = session.execute(select(Run.owner, func.count()).where(Run.state.in_(active)).group_by(Run.owner))
+    return dict(rows.all())
+
+
+def state_counts(session: Session) -> dict[RunState, int]:
+    """Runs per state; every state is there."""
+    rows = session.execute(select(Run.state, func.count()).group_by(Run.state))
+    counts = dict(rows.all())
+    return {state: counts.get(state.value, 0) for state in RunState}
+
+
+def transition(session: Session, run: Run, state: RunState, *, reason: str | None, now: float, **columns: Any) -> None:
+    """Bring a run into another state, and tell its stream and its owner's webhooks.
+
+    `started` is set when it first runs and `ended` when it has come to its end. A run whose driver was lost keeps its
+    place in the queue; one that is resumed goes to its end, with `stop` and `futile` as at the beginning.
+
+    Args:
+        session: Of a transaction that writes.
+        run: As the decision saw it; follows what is written.
+        state: The new one.
+        reason: Why, in words for its owner.
+        now: Seconds since the epoch.
+        columns: More to set in the same breath.
+
+    Raises:
+        IllegalTransition: That state may not follow.
+        StaleRun: The run was changed since it was read, or deleted.
+    """
+    before = RunState(run.state)
+    if not may_follow(before, state):
+        raise IllegalTransition(f"run {run.id} is {before}: it cannot become {state}")
+    changes: dict[str, Any] = {
+        "state": state.value, "reason": None if reason is None else values.text(reason), "next_position": Run.next_position + 1}
+    if state is RunState.RUNNING and run.started is None:
+        changes["started"] = now
+    if state in TERMINAL:
+        changes["ended"] = now
+    if before in TERMINAL:
+        changes |= {"queued": now, "ended": None, "stop": None, "futile": 0}
+    _change(session, run, now, changes | columns)
+    _tell(session, run, now)
+
+
+def amend(session: Session, run: Run, *, now: float, **columns: Any) -> None:
+    """Change a run without changing its state.
+
+    Args:
+        session: Of a transaction that writes.
+        run: As it was read; follows what is written.
+        now: Seconds since the epoch.
+        columns: What to set.
+
+    Raises:
+        StaleRun: The run was changed since it was read, or deleted.
+    """
+    _change(session, run, now, columns)
+
+
+def delete(session: Session, run: Run) -> None:
+    """Delete a run with its events, units and points; its files are somebody else's.
+
+    Raises:
+        StaleRun: The run was changed since it was read, or deleted.
+    """
+    gone = session.execute(
+        delete_from(Run).where(Run.id == run.id, Run.version == run.version).returning(Run.id)
+        .execution_options(synchronize_session=False)).scalar()
+    if gone is None:
+        raise _stale(run)
+    if run in session:
+        session.expunge(run)
+
+
+def _change(session: Session, run: Run, now: float, changes: dict[str, Any]) -> None:
+    changes = {**changes, "version": run.version + 1, "updated": now}
+    position = session.execute(
+        update(Run).where(Run.id == run.id, Run.version == run.version).values(**changes).returning(Run.next_position)
+        .execution_options(synchronize_session=False)).scalar()
+    if position is None:
+        raise _stale(run)
+    for name, value in {**changes, "next_position": position}.items():
+        set_committed_value(run, name, value)
+
+
+def _tell(session: Session, run: Run, now: float) -> None:
+    data = {"state": run.state, "reason": run.reason, "attempt": run.attempt}
+    stream.put(session, run.id, run.next_position - 1, [{"time": now, "type": "state", "stage": None, "unit": None, "data": data}])
+    webhooks.enqueue(session, run, now)
+
+
+def _stale(run: Run) -> StaleRun:
+    return StaleRun(f"run {run.id} was changed meanwhile; look at it again")
+
+
+def _has_tag(dialect: str, key: str, value: str) -> ColumnElement[bool]:
+    each = func.json_each(Run.tags) if dialect == "sqlite" else func.json_each_text(Run.tags)
+    tag = each.table_valued("key", "value", name="tag")
+    return exists(select(1).select_from(tag).where(tag.c.key == key, tag.c.value == value))

@@ -1,0 +1,198 @@
+"""The connection to SQLite or PostgreSQL: transactions that read or write, and one kind of error for a database that is away."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, exc, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session, sessionmaker
+
+from moedisco_ray.errors import ConfigError
+from service.errors import DatabaseError, DatabaseUnavailable
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_PATIENCE = 15.0
+"""Seconds to wait for a lock or a free connection."""
+_MIGRATION_LOCK = 7_236_001
+_AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+
+
+class Database:
+    """A database of the service; one object serves all threads.
+
+    Rows that a transaction gave stay readable after it. After a failed transaction load them again: an object may
+    already carry what was rolled back.
+
+    Args:
+        url: `sqlite:///FILE` or `postgresql+psycopg://...`.
+
+    Raises:
+        ConfigError: The URL is neither.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _sqlite(url) if url.startswith("sqlite:") else _postgresql(url)
+        sqlite = self.dialect == "sqlite"
+        reading: dict[str, Any] = {"begin": "READ"} if sqlite else {
+            "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._read = sessionmaker(self._engine.execution_options(**reading), expire_on_commit=False)
+        self._write = sessionmaker(self._engine.execution_options(begin="WRITE"), expire_on_commit=False)
+        # SQLite has one writer at a time; its own waiting is a poll that is neither fair nor prompt.
+        self._turn = threading.Lock() if sqlite else None
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction that is committed when the block ends, and rolled back when it raises.
+
+        Raises:
+            DatabaseUnavailable: The connection or a lock was lost; nothing was written, or nobody can tell whether it was.
+            DatabaseError: The tables are not those of this version.
+        """
+        with self._in_turn(), _translated(), self._write.begin() as session:
+            yield session
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """One transaction that sees one moment of the database and cannot write; errors as in `write`."""
+        with _translated(), self._read.begin() as session:
+            yield session
+
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the tables to a revision; of several processes that start at once, one does it.
+
+        Args:
+            revision: `head`, `base`, or one in between.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer.
+        """
+        with self.write() as session:
+            if self.dialect == "postgresql":
+                session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+            config = alembic_config(session.connection())
+            here, there = self._revision(session.connection()), self._script.as_revision_number(revision)
+            if here == there:
+                return
+            back = here is not None and (revision == "base" or there in _ancestors(self._script, here))
+            (command.downgrade if back else command.upgrade)(config, revision)
+
+    def check(self) -> None:
+        """Ask the database whether it answers and has the tables of this version.
+
+        Raises:
+            DatabaseUnavailable: It does not answer.
+            DatabaseError: Its migrations are not current.
+        """
+        with self.read() as session:
+            here = self._revision(session.connection())
+        head = self._script.get_current_head()
+        if here != head:
+            raise DatabaseError(f"the database is at revision {here}, this version needs {head}: migrate it")
+
+    def close(self) -> None:
+        """Close every connection that nobody uses."""
+        self._engine.dispose()
+
+    @functools.cached_property
+    def _script(self) -> ScriptDirectory:
+        return ScriptDirectory(str(MIGRATIONS))
+
+    @staticmethod
+    def _revision(connection: Connection) -> str | None:
+        return MigrationContext.configure(connection).get_current_revision()
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=_PATIENCE):
+            raise DatabaseUnavailable("the database is busy: another transaction has been writing for too long")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+
+def alembic_config(connection: Connection) -> Config:
+    """What `alembic.command` needs to work inside a transaction of ours."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except _AWAY as error:
+        orig = getattr(error, "orig", None)
+        cause = " ".join(str(orig or error).split())
+        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:   # the statement, not the file
+            raise DatabaseError(f"the database's tables are not those of this version ({cause}): migrate it") from error
+        raise DatabaseUnavailable(f"the database does not answer: {cause}") from error
+    except exc.DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise DatabaseUnavailable("the connection to the database was lost") from error
+
+
+def _ancestors(script: ScriptDirectory, revision: str) -> set[str]:
+    return {step.revision for step in script.iterate_revisions(revision, "base")}
+
+
+def _serialize(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _sqlite(url: str) -> Engine:
+    path = make_url(url).database
+    if not path or path == ":memory:":
+        raise ConfigError("database_url", url, "names no file; a database in memory would not outlive its connection")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        url, connect_args={"timeout": _PATIENCE, "isolation_level": None}, json_serializer=_serialize,
+        hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, record: Any) -> None:  # noqa: ARG001 - SQLAlchemy's signature
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # The driver's own BEGIN is deferred: two that read and then write would meet a lock that waiting cannot resolve.
+        writes = connection.get_execution_options().get("begin") == "WRITE"
+        connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: str) -> Engine:
+    if not url.startswith("postgresql+psycopg:"):
+        raise ConfigError("database_url", url, "must start with sqlite:/// or postgresql+psycopg://")
+    milliseconds = int(1000 * _PATIENCE)
+    # Compiling takes longer than any statement of ours runs.
+    options = f"-c lock_timeout={milliseconds} -c idle_in_transaction_session_timeout={4 * milliseconds} -c jit=off"
+    return create_engine(
+        url, connect_args={"connect_timeout": 5, "options": options}, json_serializer=_serialize,
+        hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=_PATIENCE)

@@ -1,0 +1,66 @@
+"""A run's stream: one sequence of events without gaps, whoever wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
+
+from moedisco_ray.events import Event
+from service.database import tables, values
+from service.errors import NotFound
+
+
+def append(session: Session, run: tables.Run, events: Sequence[Event], now: float) -> None:
+    """Put a driver's events at the end of a run's stream; of several writers, one goes after the other.
+
+    Args:
+        session: Of a transaction that writes.
+        run: Its `next_position` and `updated` follow.
+        events: In order.
+        now: Seconds since the epoch.
+
+    Raises:
+        NotFound: The run was deleted meanwhile.
+    """
+    # The UPDATE takes the row's lock, so that nobody else is given these positions before this transaction ends.
+    end = session.execute(
+        update(tables.Run).where(tables.Run.id == run.id)
+        .values(next_position=tables.Run.next_position + len(events), updated=now)
+        .returning(tables.Run.next_position)
+        .execution_options(synchronize_session=False)).scalar()
+    if end is None:
+        raise NotFound(f"run {run.id} was deleted")
+    set_committed_value(run, "next_position", end)
+    set_committed_value(run, "updated", now)
+    put(session, run.id, end - len(events), [
+        {"time": event.time, "type": values.text(event.type, 32),
+         "stage": None if event.stage is None else values.text(event.stage, 32),
+         "unit": None if event.unit is None else values.text(event.unit, 64),
+         "data": values.named_document(event.data)}
+        for event in events])
+
+
+def put(session: Session, run_id: str, first: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Store rows at positions that the caller has reserved on the run."""
+    if rows:
+        session.execute(insert(tables.Event.__table__), [  # type: ignore[arg-type]
+            {"run_id": run_id, "position": position, **row} for position, row in enumerate(rows, first)])
+
+
+def read(session: Session, run_id: str, after: int, limit: int) -> list[tables.Event]:
+    """What follows a position.
+
+    Args:
+        session: Any.
+        run_id: Whose stream.
+        after: The last position that is known; -1: none is.
+        limit: At most so many.
+    """
+    position = tables.Event.position
+    return list(session.scalars(
+        select(tables.Event).where(tables.Event.run_id == run_id, position > min(after, values.LARGEST))
+        .order_by(position).limit(limit)))

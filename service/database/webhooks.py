@@ -1,0 +1,106 @@
+"""Webhooks and their outbox: a delivery is written in the transaction of the state change it tells of."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import delete as delete_from
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from service.database import values
+from service.database.ids import new_id
+from service.database.tables import Delivery, Run, Webhook
+from service.domain.states import RunState
+
+
+def create(session: Session, *, owner: str, url: str, states: Sequence[RunState], now: float) -> Webhook:
+    """Tell somebody of an owner's runs; the row holds the new secret.
+
+    Args:
+        session: Of a transaction that writes.
+        owner: Whose runs.
+        url: Where to.
+        states: Which states; empty: all.
+        now: Seconds since the epoch.
+    """
+    webhook = Webhook(
+        id=new_id(), owner=owner, url=values.text(url), secret=f"whsec_{secrets.token_urlsafe(32)}",
+        states=[state.value for state in states], created=now)
+    session.add(webhook)
+    session.flush()
+    return webhook
+
+
+def get(session: Session, webhook_id: str) -> Webhook | None:
+    """One webhook."""
+    return session.get(Webhook, values.text(webhook_id))
+
+
+def page(session: Session, owner: str | None) -> list[Webhook]:
+    """An owner's webhooks, or everybody's, oldest first."""
+    chosen = select(Webhook) if owner is None else select(Webhook).where(Webhook.owner == owner)
+    return list(session.scalars(chosen.order_by(Webhook.id)))
+
+
+def delete(session: Session, webhook: Webhook) -> None:
+    """Delete a webhook with its deliveries."""
+    session.execute(delete_from(Webhook).where(Webhook.id == webhook.id))
+
+
+def enqueue(session: Session, run: Run, now: float) -> None:
+    """Write a delivery of the run's present state for each webhook that wants to know."""
+    for webhook in page(session, run.owner):
+        if webhook.states and run.state not in webhook.states:
+            continue
+        delivery = new_id()
+        body = {
+            "id": delivery, "type": "run.state", "time": now,
+            "run": {"id": run.id, "name": run.name, "owner": run.owner, "state": run.state, "reason": run.reason,
+                    "attempt": run.attempt, "dollars": run.dollars}}
+        session.add(Delivery(
+            id=delivery, webhook_id=webhook.id, run_id=run.id, body=body, created=now, attempts=0, due=now, delivered=None,
+            answer=None))
+    session.flush()
+
+
+def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhook]]:
+    """Deliveries whose time has come, with where they go, the longest due first."""
+    rows = session.execute(
+        select(Delivery, Webhook).join(Webhook, Webhook.id == Delivery.webhook_id)
+        .where(Delivery.due <= now).order_by(Delivery.due, Delivery.id).limit(limit))
+    return [(delivery, webhook) for delivery, webhook in rows]
+
+
+def settle(session: Session, delivery_id: str, *, delivered: float | None, answer: str, due: float | None) -> None:
+    """Write down how an attempt went.
+
+    Args:
+        session: Of a transaction that writes.
+        delivery_id: Of which; one that was deleted meanwhile is passed over.
+        delivered: When it arrived; None: it did not.
+        answer: The status or the error.
+        due: When to try again; None: never.
+    """
+    session.execute(
+        update(Delivery).where(Delivery.id == delivery_id)
+        .values(attempts=Delivery.attempts + 1, delivered=delivered, answer=values.text(answer, 500), due=due))
+
+
+def retry(session: Session, delivery_id: str, now: float) -> bool:
+    """Make a delivery due at once; False: there is none."""
+    return session.execute(
+        update(Delivery).where(Delivery.id == values.text(delivery_id)).values(due=now, delivered=None)
+        .returning(Delivery.id)).scalar() is not None
+
+
+def deliveries(session: Session, webhook_id: str, limit: int = 100) -> list[Delivery]:
+    """A webhook's deliveries, newest first."""
+    return list(session.scalars(
+        select(Delivery).where(Delivery.webhook_id == values.text(webhook_id)).order_by(Delivery.id.desc()).limit(limit)))
+
+
+def purge(session: Session, before: float) -> None:
+    """Forget deliveries that were settled and made before a time."""
+    session.execute(delete_from(Delivery).where(Delivery.due.is_(None), Delivery.created < before))

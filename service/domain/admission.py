@@ -1,0 +1,149 @@
+"""Which queued runs start now, and what the others wait for.
+
+The queue is taken in its order. A run that waits for its owner's limit or for machines that do not exist lets others pass;
+one that waits for a free slot does not lose it to a later one, since every run asks for one slot to begin with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a run asks of a pool.
+
+    Attributes:
+        resource: The pool's tag.
+        slots: That must exist, busy or not: a gang runs whole or not at all.
+        free: Of those, free to begin with.
+    """
+
+    resource: str
+    slots: int
+    free: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Queued:
+    """A run that waits."""
+
+    run_id: str
+    owner: str
+    needs: tuple[Need, ...]
+    held: str | None = None
+    """Why it may not start, whatever room there is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Active:
+    """A run that has, or may have, a driver.
+
+    Attributes:
+        owner: Whose.
+        claims: Tags of the pools in which it holds, or is about to hold, a slot.
+    """
+
+    owner: str
+    claims: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """A pool as Ray tells of it, some seconds ago.
+
+    Attributes:
+        slots: Workers there is room for.
+        free: Of those, not in use.
+        pending: Workers that wait for a slot already.
+    """
+
+    slots: float
+    free: float
+    pending: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What Ray has.
+
+    Attributes:
+        rooms: By tag.
+        grows: An autoscaler may bring what is missing.
+    """
+
+    rooms: Mapping[str, Room]
+    grows: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Most active runs."""
+
+    runs: int
+    runs_per_owner: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Admission:
+    """What becomes of a queued run: it starts, or `reason` says what it waits for."""
+
+    run_id: str
+    start: bool
+    reason: str | None
+
+
+def admit(queued: Sequence[Queued], active: Sequence[Active], limits: Limits, cluster: Cluster | None) -> list[Admission]:
+    """Decide on every queued run.
+
+    Args:
+        queued: In the queue's order.
+        active: All of them.
+        limits: Most active runs, altogether and of one owner.
+        cluster: None: Ray does not answer.
+    """
+    owners = Counter(run.owner for run in active)
+    claims = Counter(resource for run in active for resource in run.claims)
+    decided = []
+    for run in queued:
+        if run.held is not None:
+            reason: str | None = run.held
+        elif cluster is None:
+            reason = "Ray does not answer"
+        else:
+            reason = _limit(run, owners, limits) or (None if cluster.grows else _room(run, claims, cluster))
+        decided.append(Admission(run.run_id, reason is None, reason))
+        if reason is None:
+            owners[run.owner] += 1
+            claims.update({need.resource: need.free for need in run.needs})
+    return decided
+
+
+def _limit(run: Queued, owners: Mapping[str, int], limits: Limits) -> str | None:
+    active, own = sum(owners.values()), owners.get(run.owner, 0)
+    if active >= limits.runs:
+        return f"{active} of {limits.runs} runs are active"
+    if own >= limits.runs_per_owner:
+        return f"owner {run.owner} has {own} of {limits.runs_per_owner} runs active"
+    return None
+
+
+def _room(run: Queued, claims: Mapping[str, int], cluster: Cluster) -> str | None:
+    for need in run.needs:
+        room = cluster.rooms.get(need.resource, Room(0, 0))
+        if room.slots < max(need.slots, need.free):
+            return _missing(need, room)
+        # What Ray tells is some seconds old, and a run that has just begun holds nothing yet.
+        free = min(room.free, room.slots - claims.get(need.resource, 0))
+        if free < need.free:
+            asked = f"; {room.pending} workers wait already" if room.pending else ""
+            return f"waits for {need.free} {need.resource}: {max(free, 0):g} of {room.slots:g} are free{asked}"
+    return None
+
+
+def _missing(need: Need, room: Room) -> str:
+    if not room.slots:
+        return f"no node offers {need.resource}"
+    return f"needs {need.slots} {need.resource} at once; the nodes offer {room.slots:g}"

@@ -1,0 +1,49 @@
+"""Where a run's files lie.
+
+ROOT/RUN_ID/              the run's own directory under one of the service's roots
+├── request.json          the configuration its drivers are started with
+├── stop-ATTEMPT          its presence asks that attempt's driver to end; its content says why
+└── NAME/                 the run directory; see `moedisco_ray.artifacts`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from moedisco_ray.config import RunConfig
+
+
+def placed(config: RunConfig, root: Path, run_id: str) -> RunConfig:
+    """The configuration with `output` set to the run's own directory under a root, so that no two runs meet."""
+    return config.model_copy(update={"output": root / run_id})
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Paths of one run.
+
+    Attributes:
+        directory: The run directory, ROOT/RUN_ID/NAME.
+    """
+
+    directory: Path
+
+    @property
+    def home(self) -> Path:
+        """ROOT/RUN_ID: holds everything of the run."""
+        return self.directory.parent
+
+    @property
+    def request(self) -> Path:
+        """The configuration for the driver."""
+        return self.home / "request.json"
+
+    @property
+    def events(self) -> Path:
+        """The driver's events, which are also the spool of what it reports."""
+        return self.directory / "events.jsonl"
+
+    def stop_file(self, attempt: int) -> Path:
+        """What asks the driver of an attempt to end."""
+        return self.home / f"stop-{attempt}"

@@ -1,0 +1,110 @@
+"""What we read of the dashboard's answers; they hold more."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from service.domain.jobs import JobPhase
+from service.errors import RayUnavailable
+
+
+class Answer(BaseModel):
+    """Base: frozen; what it does not name is passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Job(Answer):
+    """An element of `/api/jobs/`; drivers that were not submitted have no submission id."""
+
+    submission_id: str | None
+    status: JobPhase
+    message: str | None = None
+    driver_exit_code: int | None = None
+
+
+class Node(Answer):
+    """An element of `/api/v0/nodes`."""
+
+    node_id: str
+    node_ip: str
+    state: str
+    state_message: str | None = None
+    resources_total: dict[str, float]
+    labels: dict[str, str] = Field(default_factory=dict)
+    end_time_ms: float | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can carry work."""
+        return self.state == "ALIVE"
+
+    def lost_since(self, time: float) -> bool:
+        """Whether it died after this moment, and not because it was asked to."""
+        wanted = (self.state_message or "").startswith(("Expected", "Terminated due to idle"))
+        return not self.alive and not wanted and (self.end_time_ms or 0) / 1000 > time
+
+
+class Bundle(Answer):
+    """A worker's share of a placement group; without a node it waits."""
+
+    node_id: str | None = None
+    unit_resources: dict[str, float]
+
+
+class Group(Answer):
+    """An element of `/api/v0/placement_groups`."""
+
+    state: str
+    bundles: list[Bundle] | None = None
+
+    @property
+    def waiting(self) -> list[Bundle]:
+        """Bundles that no node carries yet."""
+        if self.state not in ("PENDING", "RESCHEDULING"):
+            return []
+        return [bundle for bundle in self.bundles or () if not bundle.node_id]
+
+
+class SummaryNode(Answer):
+    """A node in the summary; an autoscaler names its type."""
+
+    type_name: str = Field("", validation_alias=AliasPath("raylet", "nodeTypeName"))
+
+
+class Summary(Answer):
+    """`/nodes?view=summary`. Ray turns its keys into camel case, resource names too, but not what is inside a text."""
+
+    nodes: list[SummaryNode] = Field(validation_alias=AliasPath("data", "summary"))
+    uses: dict[str, str] = Field(validation_alias=AliasPath("data", "nodeLogicalResources"))
+    """Per node, lines such as `1.0/2.0 low_mem_gpu`."""
+
+
+class NodeList(Answer):
+    """`/api/v0/nodes`."""
+
+    items: list[Node] = Field(validation_alias=AliasPath("data", "result", "result"))
+
+
+class GroupList(Answer):
+    """`/api/v0/placement_groups`."""
+
+    items: list[Group] = Field(validation_alias=AliasPath("data", "result", "result"))
+
+
+T = TypeVar("T")
+
+
+def read_as(form: type[T], answer: Any) -> T:
+    """The answer in a form of this module.
+
+    Raises:
+        RayUnavailable: It has another: something else than this Ray answers there.
+    """
+    try:
+        return TypeAdapter(form).validate_python(answer)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise RayUnavailable(f"Ray's answer cannot be read ({where}: {error.errors()[0]['msg']})") from error

@@ -1,0 +1,261 @@
+"""A Ray cluster of one machine that belongs to the service and outlives it.
+
+STATE_DIR/ray/           only the service's user may look inside
+├── cluster.json         what was started: mark, pid, ports
+├── auth_token           that every request to it carries
+├── ray.log              what `ray start` printed
+└── tmp/session_*/       Ray's own files
+
+Its processes are told from all others by a mark in their environment, a random word of this start. Nothing else is ever signalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from moedisco_ray.artifacts import read_json, write_json
+from service.errors import RayUnavailable
+from service.ray_side.answers import NodeList, read_as
+from service.ray_side.dashboard import Dashboard
+
+MARK = "MOEDISCO_LOCAL_RAY"
+START_SECONDS = 90.0
+TERM_SECONDS = 5.0
+LONGEST_DIRECTORY = 44
+"""Ray's sockets lie some 60 characters below its directory, and the path of a socket has at most 107."""
+SESSIONS_KEPT = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalCluster:
+    """A cluster that runs.
+
+    Attributes:
+        dashboard_url: Takes its jobs, on the loopback interface.
+        address: Of its control store: RAY_ADDRESS for a driver on this machine.
+        token_path: File with its token.
+    """
+
+    dashboard_url: str
+    address: str
+    token_path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    mark: str
+    pid: int | None
+    dashboard_port: int
+    gcs_port: int
+    directory: str
+
+
+class LocalRay:
+    """Starts the cluster, finds it again, ends it.
+
+    Args:
+        state_dir: The service's own directory.
+        resources: Slots per pool tag; null: a slot per GPU, or per core where there is none, in both default pools.
+        cpus: Null: all.
+        object_store_bytes: Null: as Ray thinks best.
+    """
+
+    def __init__(
+        self, state_dir: Path, *, resources: Mapping[str, int] | None = None, cpus: int | None = None,
+        object_store_bytes: int | None = None,
+    ) -> None:
+        self._home = state_dir / "ray"
+        self._resources = default_resources() if resources is None else dict(resources)
+        self._cpus = cpus
+        self._object_store_bytes = object_store_bytes
+
+    def start(self) -> LocalCluster:
+        """The cluster that runs already, or a new one once it answers.
+
+        Raises:
+            RayUnavailable: It did not come up; the message names its log.
+        """
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._locked():
+            found = self.find()
+            if found is not None and self._answers(found, START_SECONDS):
+                return found
+            self._end()
+            self._forget_old_sessions()
+            return self._launch()
+
+    def find(self) -> LocalCluster | None:
+        """The recorded cluster, if its head process lives."""
+        record = self._record()
+        if record is None or record.pid is None or not _bears(record.pid, record.mark):
+            return None
+        return self._cluster(record)
+
+    def stop(self) -> None:
+        """End it and everything it started; without one, nothing happens."""
+        if self._home.exists():
+            with self._locked():
+                self._end()
+
+    def _launch(self) -> LocalCluster:
+        token_path = self._home / "auth_token"
+        _write_secret(token_path, secrets.token_hex(32))
+        # Ray opens its directory to everybody, so that one lies in another that is closed.
+        fits = len(str(self._sessions)) <= LONGEST_DIRECTORY
+        directory = self._sessions if fits else Path(tempfile.mkdtemp(prefix="moedisco-"), "r")
+        dashboard_port, gcs_port = _free_ports(2)
+        record = _Record(secrets.token_hex(16), None, dashboard_port, gcs_port, str(directory))
+        # Before the process: whoever finds a half-started cluster can still tell its processes.
+        self._write(record)
+        record = dataclasses.replace(record, pid=self._spawn(record, token_path))
+        self._write(record)
+        cluster = self._cluster(record)
+        if not self._answers(cluster, START_SECONDS):
+            self._end()
+            raise RayUnavailable(f"the local Ray cluster did not start; see {self._home / 'ray.log'}")
+        return cluster
+
+    def _spawn(self, record: _Record, token_path: Path) -> int:
+        words = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+            "--node-ip-address=127.0.0.1", f"--port={record.gcs_port}",
+            "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={record.dashboard_port}",
+            "--dashboard-agent-listen-port=0",
+            f"--temp-dir={record.directory}", f"--resources={json.dumps(self._resources)}",
+            "--disable-usage-stats", "--log-style=record", "--log-color=false",
+        ]
+        if self._cpus is not None:
+            words.append(f"--num-cpus={self._cpus}")
+        if self._object_store_bytes is not None:
+            words.append(f"--object-store-memory={self._object_store_bytes}")
+        environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+        environment |= {
+            MARK: record.mark,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_path),
+            # Drivers are started as `python`: this one, which has our packages.
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+        }
+        log = str(self._home / "ray.log")
+        return os.posix_spawn(
+            sys.executable, words, environment, setsid=True,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ])
+
+    def _end(self) -> None:
+        record = self._record()
+        if record is None:
+            return
+        # The head ends its children in order; workers that lost it, and drivers in sessions of their own, are ended after it.
+        if record.pid is not None and _bears(record.pid, record.mark):
+            _signal([psutil.Process(record.pid)], kill=False, seconds=TERM_SECONDS)
+        deadline = time.monotonic() + TERM_SECONDS
+        while remaining := _bearers(record.mark):
+            _signal(remaining, kill=True, seconds=2)
+            if time.monotonic() > deadline:
+                raise RayUnavailable(f"processes of the local Ray cluster do not end: {', '.join(str(p.pid) for p in remaining)}")
+        if Path(record.directory) != self._sessions:
+            shutil.rmtree(Path(record.directory).parent, ignore_errors=True)
+        self._record_path.unlink(missing_ok=True)
+
+    def _answers(self, cluster: LocalCluster, seconds: float) -> bool:
+        dashboard = Dashboard(cluster.dashboard_url, cluster.token_path)
+        deadline = time.monotonic() + seconds
+        with contextlib.closing(dashboard):
+            while time.monotonic() < deadline and self.find() is not None:
+                with contextlib.suppress(RayUnavailable):
+                    nodes = read_as(NodeList, dashboard.get("/api/v0/nodes")).items
+                    if any(node.alive for node in nodes):   # the dashboard is up before the node is
+                        return True
+                time.sleep(0.2)
+        return False
+
+    def _forget_old_sessions(self) -> None:
+        sessions = sorted(path for path in self._sessions.glob("session_*") if not path.is_symlink())
+        for path in sessions[:-SESSIONS_KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def _sessions(self) -> Path:
+        return self._home / "tmp"
+
+    @property
+    def _record_path(self) -> Path:
+        return self._home / "cluster.json"
+
+    def _record(self) -> _Record | None:
+        try:
+            return _Record(**read_json(self._record_path))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _write(self, record: _Record) -> None:
+        write_json(self._record_path, dataclasses.asdict(record))
+
+    def _cluster(self, record: _Record) -> LocalCluster:
+        return LocalCluster(
+            f"http://127.0.0.1:{record.dashboard_port}", f"127.0.0.1:{record.gcs_port}", self._home / "auth_token")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self._home / "lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def default_resources() -> dict[str, int]:
+    """Slots of the default pools on this machine: one per GPU, or per core where there is none."""
+    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    slots = gpus or os.cpu_count() or 1
+    return {"low_mem_gpu": slots, "high_mem_gpu": slots}
+
+
+def _bears(pid: int, mark: str) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
+    except psutil.Error:
+        return False
+
+
+def _bearers(mark: str) -> list[psutil.Process]:
+    return [psutil.Process(pid) for pid in psutil.pids() if _bears(pid, mark)]
+
+
+def _signal(processes: list[psutil.Process], *, kill: bool, seconds: float) -> None:
+    """Signal processes and wait for their end. psutil refuses where a pid has meanwhile gone to another process."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill() if kill else process.terminate()
+    psutil.wait_procs(processes, timeout=seconds)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(secret)

@@ -1,0 +1,113 @@
+"""Pools: the machines of the cluster that carry one tag, as the Ray dashboard describes them.
+
+Totals come from the state API. What is in use comes from the nodes' summary, the only place that has it under either
+autoscaler; it is text there, and some five seconds old.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+from service.errors import RayUnavailable
+from service.ray_side.answers import GroupList, Node, NodeList, Summary, read_as
+from service.ray_side.dashboard import Dashboard
+from service.schemas import PoolNode, Pools, PoolStatus
+
+_RAYS_OWN = re.compile(r"CPU|GPU|TPU|memory|object_store_memory|node:.*|accelerator_type:.*|.*_group_(\d+_)?[0-9a-f]{36}")
+_USE = re.compile(
+    r"\s*(?P<used>[\d.]+)/[\d.]+ (?P<name>\S+)( \((?P<used_of_reserved>[\d.]+) used of (?P<reserved>[\d.]+) reserved)?")
+_ALL = {"detail": "1", "limit": "10000"}
+_DAY = 24 * 3600.0
+
+
+class PoolReader(Protocol):
+    """Looks at the cluster."""
+
+    def read(self, resources: Collection[str] = ()) -> Pools:
+        """Every pool now; those named are listed though no node offers them.
+
+        Never raises: where Ray does not answer, `connected` is false. `price_per_hour` is not Ray's to know and is null.
+        """
+
+    def grows(self) -> bool:
+        """Whether an autoscaler may bring nodes; not while Ray does not answer."""
+
+
+class RayPools:
+    """`PoolReader` over a dashboard's REST.
+
+    Args:
+        dashboard: Of the cluster.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, dashboard: Dashboard, clock: Callable[[], float] = time.time) -> None:
+        self._dashboard = dashboard
+        self._clock = clock
+
+    def read(self, resources: Collection[str] = ()) -> Pools:
+        """See `PoolReader`."""
+        try:
+            nodes = read_as(NodeList, self._dashboard.get("/api/v0/nodes", _ALL)).items
+            used, wanted = self._used(), self._wanted()
+        except RayUnavailable:
+            return Pools(connected=False, items=[])
+        offered = {name for node in nodes for name in node.resources_total if not _RAYS_OWN.fullmatch(name)}
+        return Pools(connected=True, items=[
+            _pool(name, nodes, used.get(name, 0.0), wanted.get(name, 0.0), since=self._clock() - _DAY)
+            for name in sorted(offered | set(resources))])
+
+    def grows(self) -> bool:
+        """See `PoolReader`. A cluster that an autoscaler keeps names each node's type."""
+        try:
+            return any(node.type_name for node in self._summary().nodes)
+        except RayUnavailable:
+            return False
+
+    def _used(self) -> Mapping[str, float]:
+        used: dict[str, float] = defaultdict(float)
+        for text in self._summary().uses.values():
+            for line in text.splitlines():
+                if match := _USE.match(line):
+                    # What a placement group reserves is taken, though Ray counts it as used only once a worker holds it.
+                    idle = float(match["reserved"] or 0) - float(match["used_of_reserved"] or 0)
+                    used[match["name"]] += float(match["used"]) + idle
+        return used
+
+    def _wanted(self) -> Mapping[str, float]:
+        """Of each resource, what placement groups wait for."""
+        wanted: dict[str, float] = defaultdict(float)
+        for group in read_as(GroupList, self._dashboard.get("/api/v0/placement_groups", _ALL)).items:
+            for bundle in group.waiting:
+                for name, count in bundle.unit_resources.items():
+                    wanted[name] += count
+        return wanted
+
+    def _summary(self) -> Summary:
+        return read_as(Summary, self._dashboard.get("/nodes", {"view": "summary", "nocache": "1"}))
+
+
+def _pool(resource: str, nodes: list[Node], used: float, wanted: float, *, since: float) -> PoolStatus:
+    ours = [node for node in nodes if node.resources_total.get(resource)]
+    alive = [node for node in ours if node.alive]
+    lost = [node for node in ours if node.lost_since(since)]
+    slots = sum(node.resources_total[resource] for node in alive)
+    return PoolStatus(
+        resource=resource,
+        slots=slots,
+        free=max(0.0, slots - used),
+        gpus=sum(node.resources_total.get("GPU", 0.0) for node in alive),
+        nodes=[_node(node) for node in (*alive, *lost)],
+        price_per_hour=None,
+        lost=len(lost),
+        pending=round(wanted),
+    )
+
+
+def _node(node: Node) -> PoolNode:
+    resources = {name: count for name, count in node.resources_total.items() if not name.startswith("node:")}
+    return PoolNode(id=node.node_id, address=node.node_ip, alive=node.alive, resources=resources, labels=node.labels)

@@ -1,0 +1,177 @@
+"""The service as one process: database, Ray, background work, and uvicorn in front of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from moedisco_ray.errors import ConfigError
+from service.api.app import create_app
+from service.api.server import Server
+from service.background.deliveries import Deliveries
+from service.background.housekeeping import Housekeeping
+from service.background.loop import Loop
+from service.background.outgoing import Outgoing
+from service.background.reconciler import Reconciler
+from service.background.secret import service_secret
+from service.bell import Bell
+from service.database import runs, tokens
+from service.database.session import Database
+from service.domain.states import ACTIVE
+from service.observability import configure_logging
+from service.process import alone
+from service.ray_side.dashboard import Dashboard
+from service.ray_side.jobs import RayJobs
+from service.ray_side.local import LocalRay
+from service.ray_side.pools import RayPools
+from service.settings import Settings, check_bind
+
+RECONCILE_SECONDS = 1.0
+DELIVER_SECONDS = 1.0
+TIDY_SECONDS = 600.0
+GRACE_SECONDS = 5
+"""For requests under way when the service ends."""
+KEEP_ALIVE_SECONDS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Announcement:
+    """What whoever started the service wants to know once it listens.
+
+    Attributes:
+        url: Of the service and its page.
+        token: The first token, an administrator's, where there was none yet; it can be shown this once.
+        dashboard_url: Of Ray.
+    """
+
+    url: str
+    token: str | None
+    dashboard_url: str
+
+
+def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: What the operator set; port 0 takes a free one.
+        announce: Called once the service listens.
+
+    Returns:
+        Whether a local Ray goes on, because runs are under way; the next start takes it and them up.
+
+    Raises:
+        ConfigError: A public address without tokens, a port that another program has, a state directory that another service uses.
+        DatabaseError: The database cannot be used.
+        RayUnavailable: The local Ray cluster did not start.
+    """
+    configure_logging(settings.log_format)
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(settings.state_dir))
+        database = stack.enter_context(contextlib.closing(Database(settings.database)))
+        database.migrate()
+        with database.read() as session:
+            check_bind(settings, tokens=tokens.count_valid(session, time.time()))
+        listener = stack.enter_context(_listen(settings))
+        settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+        local, dashboard = _ray(settings)
+        stack.enter_context(contextlib.closing(dashboard))
+        settings = settings.model_copy(update={"dashboard_url": dashboard.url})
+        _work(settings, database, dashboard, listener, announce)
+        return local is not None and not _end_idle(local, database)
+
+
+def _work(
+    settings: Settings, database: Database, dashboard: Dashboard, listener: socket.socket, announce: Callable[[Announcement], None],
+) -> None:
+    """Everything between the start and the signal that ends it."""
+    jobs, pools, bell = RayJobs(dashboard), RayPools(dashboard), Bell()
+    deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
+    reconciler = Reconciler(database, jobs, pools, bell, settings, service_secret(settings.state_dir))
+    loops = (
+        reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
+        Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),
+        Loop(Housekeeping(database).round, TIDY_SECONDS, "housekeeping"),
+    )
+    app = create_app(settings, database, jobs, pools, bell, reconciling.poke)
+    server = Server(
+        uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS, forwarded_allow_ips=settings.forwarded_allow_ips or None,
+            proxy_headers=bool(settings.forwarded_allow_ips)),
+        app)
+    with contextlib.ExitStack() as stack:
+        stack.callback(deliveries.close)
+        for loop in loops:
+            loop.start()
+            stack.callback(loop.stop)
+        # The socket listens already: who comes now waits the moment until uvicorn answers.
+        announce(Announcement(settings.url, _first_token(database), str(settings.dashboard_url)))
+        with _ended_by_signals():
+            server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Leave the block at SIGINT and SIGTERM, with everything else still to be ended in order.
+
+    uvicorn raises the signal that ended it once more, and SIGTERM's own way is to end the process at once.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _listen(settings: Settings) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+            listener.listen(2048)
+        except OSError as error:
+            remedy = "another program listens there; choose another with --port" if error.errno == errno.EADDRINUSE else str(error)
+            raise ConfigError("--port", settings.port, remedy) from error
+        yield listener
+
+
+def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard]:
+    given = settings.dashboard_url or settings.ray_address
+    if given is None:
+        local = LocalRay(settings.state_dir)
+        cluster = local.start()
+        return local, Dashboard(cluster.dashboard_url, cluster.token_path)
+    if not given.startswith(("http://", "https://")):
+        raise ConfigError("--ray-address", given, "must be where jobs are submitted to, such as http://HEAD:8265")
+    return None, Dashboard(given)
+
+
+def _first_token(database: Database) -> str | None:
+    """A token for the first person, where nobody could do anything otherwise."""
+    now = time.time()
+    with database.write() as session:
+        if tokens.count_valid(session, now):
+            return None
+        plain, _ = tokens.create(
+            session, name="first token", owner="admin", scopes=["read", "submit", "admin"], expires=None, now=now)
+        return plain
+
+
+def _end_idle(local: LocalRay, database: Database) -> bool:
+    """End the local Ray if nobody needs it; returns whether it was ended."""
+    with database.read() as session:
+        busy = bool(runs.in_states(session, list(ACTIVE)))
+    if not busy:
+        local.stop()
+    return not busy

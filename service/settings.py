@@ -1,0 +1,132 @@
+"""What an operator sets."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from moedisco_ray.errors import ConfigError
+
+MIB = 2**20
+BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+"""Schemes of file systems whose buckets may be named as input roots."""
+
+
+class Settings(BaseModel):
+    """Frozen; paths are absolute, with links and `..` resolved."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    state_dir: Path
+    """Holds the SQLite database, the local Ray cluster's files and the service's own log."""
+    database_url: str | None = None
+    """`sqlite:///FILE` or `postgresql+psycopg://...`; null: SQLite in `state_dir`."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8300
+    public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$")] | None = None
+    """Under which browsers and drivers reach the service, when it is not `http://HOST:PORT`."""
+    ray_address: str | None = None
+    """Of the cluster; null: a local one is started."""
+    dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """Of the cluster's dashboard, which also takes its jobs."""
+    input_roots: tuple[str, ...] = (".",)
+    """Directories, and `s3://BUCKET/PREFIX` and the like, that a run may read. The embedded text is always allowed."""
+    output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)
+    """Directories that hold run directories; the first is the default."""
+    max_active_runs: PositiveInt = 4
+    max_active_runs_per_owner: PositiveInt = 2
+    requests_per_minute: PositiveInt = 1200
+    """Of one token, or of one address that has none."""
+    max_body_bytes: PositiveInt = MIB
+    max_report_bytes: PositiveInt = 8 * MIB
+    """Of a driver's report."""
+    allow_private_webhooks: bool = False
+    """Whether webhooks may go to loopback, private and link-local addresses."""
+    forwarded_allow_ips: str = ""
+    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, comma-separated."""
+    session_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "moedisco_session"
+    session_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
+    log_format: Literal["console", "json"] = "console"
+
+    @field_validator("state_dir", mode="after")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().resolve()
+
+    @field_validator("output_roots", mode="after")
+    @classmethod
+    def _absolute_outputs(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(root.expanduser().resolve() for root in roots)
+
+    @field_validator("input_roots", mode="after")
+    @classmethod
+    def _absolute_inputs(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_input_root(root) for root in roots)
+
+    @property
+    def database(self) -> str:
+        """`database_url` with its default resolved."""
+        return self.database_url or f"sqlite:///{self.state_dir / 'service.sqlite3'}"
+
+    @property
+    def url(self) -> str:
+        """Base of the service's own URLs, without a trailing slash."""
+        if self.public_url is not None:
+            return self.public_url.rstrip("/")
+        host = "127.0.0.1" if is_any_address(self.host) else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def report_url(self, run_id: str) -> str:
+        """Where a run's driver reports."""
+        return f"{self.url}/v1/runs/{quote(run_id)}/report"
+
+
+def check_bind(settings: Settings, *, tokens: int) -> None:
+    """Refuse to listen where others can reach the service while nobody could be told apart.
+
+    Args:
+        settings: Names the host.
+        tokens: Valid tokens in the database.
+
+    Raises:
+        ConfigError: The host is not a loopback address and there is no token.
+    """
+    if not is_loopback(settings.host) and not tokens:
+        raise ConfigError(
+            "--host", settings.host,
+            "is reachable from other machines and there is no token yet; "
+            "make one first (`moedisco token create`), or listen on 127.0.0.1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_any_address(host: str) -> bool:
+    """Whether it stands for every address of the machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return host == ""
+
+
+def _input_root(root: str) -> str:
+    scheme, sign, rest = root.partition("://")
+    if not sign:
+        return str(Path(root).expanduser().resolve())
+    if scheme not in BUCKET_SCHEMES:
+        raise ValueError(f"input root {root!r}: {scheme}:// is none of {', '.join(BUCKET_SCHEMES)}")
+    bucket = rest.rstrip("/")
+    if not bucket or "?" in bucket or "#" in bucket or "@" in bucket or ".." in bucket.split("/"):
+        raise ValueError(f"input root {root!r} must read {scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
+    return f"{scheme}://{bucket}"

@@ -1,0 +1,106 @@
+/** Requests to the service. The session cookie says who asks. */
+
+import { connectionFailed } from "./connection.js";
+
+/** What the service says is wrong, as RFC 9457 has it. */
+export class Problem extends Error {
+  /** @param {number} status @param {{title?: string, detail?: string, errors?: {field: string, message: string}[]}} body */
+  constructor(status, body) {
+    super(body.detail || body.title || `The service answered ${status}.`);
+    this.status = status;
+    this.title = body.title ?? "";
+    this.mistakes = body.errors ?? [];
+  }
+}
+
+/** The request did not get there, or its answer did not get back. */
+export class ConnectionLost extends Error {
+  constructor() {
+    super("The service cannot be reached.");
+  }
+}
+
+/** @type {() => void} */
+let signedOut = () => {};
+
+/** @param {() => void} listener Called when an answer says that the session is over. */
+export function onSignedOut(listener) {
+  signedOut = listener;
+}
+
+/**
+ * Ask for JSON.
+ * @param {string} path
+ * @param {{method?: string, body?: unknown, headers?: Record<string, string>, signal?: AbortSignal}} [options]
+ * @returns {Promise<any>} The answer's JSON; null for an empty one.
+ * @throws {Problem | ConnectionLost | DOMException} DOMException: aborted.
+ */
+export async function ask(path, options = {}) {
+  const answer = await send(path, options);
+  return answer.status === 204 ? null : answer.json();
+}
+
+/** Ask for text. @param {string} path @param {{signal?: AbortSignal}} [options] @returns {Promise<string>} */
+export async function askText(path, options = {}) {
+  return (await send(path, options)).text();
+}
+
+/**
+ * Text that goes on while it is written, piece by piece.
+ * @param {string} path @param {AbortSignal} signal @param {(piece: string) => void} take
+ */
+export async function followText(path, signal, take) {
+  const answer = await send(path, { signal });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      take(value);
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ConnectionLost();
+  }
+}
+
+/** A query string without what is empty. @param {Record<string, string | number | null | undefined>} fields */
+export function query(fields) {
+  const filled = Object.entries(fields).filter(([, value]) => value !== "" && value != null);
+  return filled.length ? "?" + new URLSearchParams(filled) : "";
+}
+
+/** A name for a request that may be repeated without being done twice. */
+export function newKey() {
+  // crypto.randomUUID exists on HTTPS and localhost only
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
+  const request = { method, headers: { Accept: "application/json", ...headers }, signal, cache: "no-store" };
+  if (body !== undefined) {
+    request.body = JSON.stringify(body);
+    request.headers["Content-Type"] = "application/json";
+  }
+  let answer;
+  try {
+    answer = await fetch(path, request);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    connectionFailed();
+    throw new ConnectionLost();
+  }
+  if (answer.ok) return answer;
+  if (answer.status === 401 && path !== "/v1/session") signedOut();
+  throw await problemOf(answer);
+}
+
+async function problemOf(answer) {
+  const kind = answer.headers.get("Content-Type") ?? "";
+  if (kind.includes("json")) return new Problem(answer.status, await answer.json());
+  if (answer.status === 502 || answer.status === 504) {
+    connectionFailed();
+    return new ConnectionLost();
+  }
+  return new Problem(answer.status, { title: answer.statusText });
+}

@@ -1,0 +1,127 @@
+/** The page: who is signed in, the frame, and the view that the address names. */
+
+import { ask, onSignedOut } from "./api.js";
+import { watchConnection } from "./connection.js";
+import { html, render, useEffect, useRef, useState } from "./lib.js";
+import { useRoute } from "./router.js";
+import { PoolsView } from "./views/pools.js";
+import { RunView } from "./views/run.js";
+import { RunsView } from "./views/runs.js";
+import { SignIn } from "./views/sign_in.js";
+import { RetryView, SubmitView } from "./views/submit.js";
+
+const PLACES = [
+  ["#/runs", "Runs", ["runs", "run"]],
+  ["#/submit", "New run", ["submit", "retry"]],
+  ["#/pools", "Pools", ["pools"]],
+];
+const TITLES = { runs: "Runs", run: "Run", submit: "New run", retry: "Retry", pools: "Pools", unknown: "Not found" };
+
+/** A token in the address, `/#token=...`, which is taken out of it before anybody sees it. @returns {string | null} */
+function tokenOfAddress() {
+  const found = /^#token=(.+)$/.exec(location.hash);
+  if (!found) return null;
+  history.replaceState(null, "", location.pathname);
+  return decodeURIComponent(found[1]);
+}
+
+function App() {
+  const [identity, setIdentity] = useState(undefined);
+  const [problem, setProblem] = useState(null);
+  const identify = async () => {
+    try {
+      setIdentity(await ask("/v1/identity"));
+      setProblem(null);
+    } catch (error) {
+      if (error.status === 401) setIdentity(null);
+      else setProblem(error);
+    }
+  };
+  useEffect(() => {
+    onSignedOut(() => setIdentity(null));
+    const start = async () => {
+      const token = tokenOfAddress();
+      try {
+        if (token) await ask("/v1/session", { method: "POST", body: { token } });
+      } catch (error) {
+        setProblem(error);
+        setIdentity(null);
+        return;
+      }
+      await identify();
+    };
+    start();
+    return watchConnection((reached) => reached && identify());
+  }, []);
+  const signOut = async () => {
+    await ask("/v1/session", { method: "DELETE" });
+    setIdentity(null);
+  };
+  return html`
+    <${Connection} />
+    ${identity === null && html`<${SignIn} problem=${problem} signedIn=${identify} />`}
+    ${identity === undefined && html`<${Waiting} problem=${problem} />`}
+    ${identity && html`<${Frame} identity=${identity} signOut=${signOut} />`}
+    <p id="announcer" class="unseen" role="status" aria-live="polite"></p>`;
+}
+
+function Frame({ identity, signOut }) {
+  const route = useRoute();
+  const main = useRef(null);
+  const first = useRef(true);
+  const place = `${route.view}/${route.id ?? ""}`;
+  useEffect(() => {
+    document.title = `${TITLES[route.view]} · MoE-DisCo`;
+    if (!first.current) {
+      main.current.focus({ preventScroll: true });
+      scrollTo(0, 0);
+    }
+    first.current = false;
+  }, [place]);
+  const skip = (event) => {
+    event.preventDefault();
+    main.current.focus();
+  };
+  return html`
+    <a class="skip" href="#main" onClick=${skip}>Skip to content</a>
+    <header class="bar">
+      <div>
+        <a class="brand" href="#/runs"><img src="/static/icon.svg" alt="" />MoE-DisCo</a>
+        <nav aria-label="Main">
+          <ul>${PLACES.map(
+            ([address, words, views]) => html`
+            <li><a href=${address} aria-current=${views.includes(route.view) ? "page" : null}>${words}</a></li>`,
+          )}</ul>
+        </nav>
+        <div class="who">
+          <span>${identity.owner}</span>
+          <button class="plain" onClick=${signOut}>Sign out</button>
+        </div>
+      </div>
+    </header>
+    <main id="main" tabindex="-1" ref=${main}>
+      ${route.view === "runs" && html`<${RunsView} />`}
+      ${route.view === "run" && html`<${RunView} key=${route.id} id=${route.id} />`}
+      ${route.view === "submit" && html`<${SubmitView} key="new" />`}
+      ${route.view === "retry" && html`<${RetryView} key=${route.id} id=${route.id} />`}
+      ${route.view === "pools" && html`<${PoolsView} dashboard=${identity.dashboard_url} />`}
+      ${route.view === "unknown" && html`<div class="empty"><h1>Nothing is here</h1><p><a href="#/runs">All runs</a></p></div>`}
+    </main>`;
+}
+
+const Waiting = ({ problem }) => html`
+  <main class="empty" id="main">
+    <h1 class="unseen">MoE-DisCo</h1>
+    <p>${problem ? problem.message : "Loading…"}</p>
+  </main>`;
+
+function Connection() {
+  const [reached, setReached] = useState(true);
+  useEffect(() => watchConnection(setReached), []);
+  return html`<div role="status" aria-live="polite">
+    ${!reached && html`
+      <div class="away"><p>The service cannot be reached. What is shown may be old; it catches up by itself.</p></div>`}
+  </div>`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));

@@ -1,0 +1,9 @@
+/** The page's one way to its rendering library: preact with htm's templates. */
+
+import htm from "./vendor/htm.js";
+import { h } from "./vendor/preact.js";
+
+export { render } from "./vendor/preact.js";
+export { useCallback, useEffect, useId, useLayoutEffect, useMemo, useReducer, useRef, useState } from "./vendor/preact-hooks.js";
+
+export const html = htm.bind(h);

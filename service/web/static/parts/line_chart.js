@@ -1,0 +1,91 @@
+/** Lines over a common axis, drawn by uPlot. */
+
+import { html, useEffect, useLayoutEffect, useRef } from "../lib.js";
+import uPlot from "../vendor/uplot.js";
+import { count } from "../words.js";
+import { colour, useDark } from "./colours.js";
+
+/**
+ * @typedef {{key: string, tone: string, dash: number[] | null, faint?: boolean, x: number[], y: (number | null)[]}} Line
+ *   `tone`: a CSS variable. `faint`: drawn behind, without a mark under the pointer.
+ */
+
+const FAINT = 0.22;
+const HEIGHT = 280;
+
+/**
+ * @param {{label: string, lines: Line[], format: (value: number, step: number) => string, point: (x: number | null) => void}} props
+ *   `label`: what is drawn, for who does not see it. `format`: of the vertical axis, given the distance of two ticks.
+ *   `point`: told where the pointer is.
+ */
+export function LineChart({ label, lines, format, point }) {
+  const box = useRef(null);
+  const chart = useRef(null);
+  const dark = useDark();
+  const shape = lines.map((line) => line.key + (line.faint ? "~" : "")).join("|");
+  const latest = useRef(point);
+  latest.current = point;
+
+  useLayoutEffect(() => {
+    const place = box.current;
+    const drawn = new uPlot(
+      options(lines, format, (x) => latest.current(x), place.clientWidth),
+      tables(lines),
+      place,
+    );
+    chart.current = drawn;
+    const fitting = new ResizeObserver(() => drawn.setSize({ width: place.clientWidth, height: HEIGHT }));
+    fitting.observe(place);
+    return () => {
+      fitting.disconnect();
+      drawn.destroy();
+      chart.current = null;
+    };
+  }, [shape, dark, format]);
+
+  useEffect(() => {
+    chart.current?.setData(tables(lines));
+  }, [lines]);
+
+  return html`<div class="chart" ref=${box} role="img" aria-label=${label}></div>`;
+}
+
+/** A count without decimals that say nothing. */
+const tick = (value) => count(value).replace(/\.0+(?=\D)/, "");
+
+/** Every line on one axis; where a line has no point there is a gap that it spans. */
+const tables = (lines) => (lines.length ? uPlot.join(lines.map((line) => [line.x, line.y])) : [[]]);
+
+function options(lines, format, point, width) {
+  const ink = colour("--soft");
+  const axis = {
+    stroke: ink,
+    font: `11px ${colour("--sans")}`,
+    ticks: { show: false },
+    grid: { stroke: colour("--line"), width: 1 },
+  };
+  return {
+    width,
+    height: HEIGHT,
+    padding: [10, 8, 0, 0],
+    legend: { show: false },
+    scales: { x: { time: false } },
+    axes: [
+      { ...axis, values: (_, ticks) => ticks.map(tick), size: 28, grid: { show: false } },
+      { ...axis, values: (_, ticks, __, ___, step) => ticks.map((tick) => format(tick, step)), size: 52 },
+    ],
+    cursor: { drag: { x: true, y: false }, points: { size: 7 } },
+    series: [{}, ...lines.map(series)],
+    hooks: { setCursor: [(chart) => point(chart.cursor.idx == null ? null : chart.data[0][chart.cursor.idx])] },
+  };
+}
+
+const series = ({ key, tone, dash, faint }) => ({
+  label: key,
+  stroke: colour(tone),
+  alpha: faint ? FAINT : 1,
+  width: 1.75,
+  dash: dash ?? undefined,
+  spanGaps: true,
+  points: { show: false },
+});

@@ -1,0 +1,30 @@
+/** A question that must be answered before anything else. */
+
+import { html, useEffect, useId, useRef } from "../lib.js";
+
+/**
+ * @param {{title: string, yes: string, danger?: boolean, answer: (yes: boolean) => void, children: unknown}} props
+ *   `answer` is called once; Escape is a no.
+ */
+export function Question({ title, yes, danger = false, answer, children }) {
+  const dialog = useRef(null);
+  const heading = useId();
+  useEffect(() => {
+    const asker = document.activeElement;
+    dialog.current.showModal();
+    return () => asker?.focus?.();
+  }, []);
+  const cancelled = (event) => {
+    event.preventDefault();
+    answer(false);
+  };
+  return html`
+    <dialog ref=${dialog} aria-labelledby=${heading} onCancel=${cancelled}>
+      <h2 id=${heading}>${title}</h2>
+      ${children}
+      <div class="actions">
+        <button type="button" onClick=${() => answer(false)}>Back</button>
+        <button type="button" class=${danger ? "danger" : "primary"} onClick=${() => answer(true)}>${yes}</button>
+      </div>
+    </dialog>`;
+}

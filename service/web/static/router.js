@@ -1,0 +1,34 @@
+/** Where the reader is: the URL's fragment, such as `#/runs/01J...`. */
+
+import { useEffect, useState } from "./lib.js";
+
+/** @typedef {{view: "runs" | "run" | "submit" | "retry" | "pools" | "unknown", id?: string}} Route */
+
+/** @param {string} fragment @returns {Route} */
+export function routeOf(fragment) {
+  const [first = "", id, last] = fragment.replace(/^#\/?/, "").split("/");
+  if (first === "" || (first === "runs" && !id)) return { view: "runs" };
+  if (first === "runs" && !last) return { view: "run", id };
+  if (first === "runs" && last === "retry") return { view: "retry", id };
+  if (first === "submit") return { view: "submit" };
+  if (first === "pools") return { view: "pools" };
+  return { view: "unknown" };
+}
+
+/** The place now, and again whenever it changes. @returns {Route} */
+export function useRoute() {
+  const [fragment, setFragment] = useState(location.hash);
+  useEffect(() => {
+    const moved = () => setFragment(location.hash);
+    addEventListener("hashchange", moved);
+    // The address may have changed since it was first read
+    moved();
+    return () => removeEventListener("hashchange", moved);
+  }, []);
+  return routeOf(fragment);
+}
+
+/** @param {string} path Such as `/runs`. */
+export function go(path) {
+  location.hash = "#" + path;
+}

@@ -1,0 +1,113 @@
+/** The curves of all units of a run, with a legend that switches them and tells their values. */
+
+import { html, useMemo, useState } from "../lib.js";
+import { LineChart } from "../parts/line_chart.js";
+import { Choices, Sheet } from "../parts/small.js";
+import { count, decimal } from "../words.js";
+import { smooth } from "./curves.js";
+import { byUnit, unitDash, unitTone } from "./palette.js";
+
+const FIGURES = [
+  ["loss", "loss"],
+  ["lr", "learning rate"],
+  ["grad_norm", "gradient norm"],
+  ["tokens_per_second", "tokens/s"],
+];
+/** As many decimals as tell two ticks apart. */
+const plain = (value, step) =>
+  decimal(value, [0, 1, 2, 3, 4].find((digits) => Number.isInteger(Number((step * 10 ** digits).toFixed(6)))) ?? 5);
+const scientific = (value) => (value === 0 ? "0" : value.toExponential(1));
+const AXES = { loss: plain, lr: scientific, grad_norm: plain, tokens_per_second: count };
+const FORMATS = {
+  loss: (value) => decimal(value, 3),
+  lr: scientific,
+  grad_norm: (value) => decimal(value, 2),
+  tokens_per_second: count,
+};
+
+/** @param {{live: import("./live.js").LiveRun, curves: Map<string, import("./curves.js").Curve>, version: unknown}} props
+ *   `version` changes when a curve does. */
+export function CurvesSheet({ live, version }) {
+  const [smoothed, setSmoothed] = useState(true);
+  const [hidden, setHidden] = useState(new Set());
+  const [pointed, setPointed] = useState(null);
+  const curves = useMemo(() => [...live.curves.values()].sort((a, b) => byUnit(a.unit, b.unit)), [version, live.curves]);
+  const shown = useMemo(() => curves.filter((curve) => !hidden.has(curve.unit)), [curves, hidden]);
+  const lines = useMemo(() => shown.flatMap((curve) => linesOf(curve, smoothed)), [shown, smoothed]);
+  const format = FORMATS[live.figure];
+  const words = FIGURES.find(([figure]) => figure === live.figure)[1];
+  const toggle = (unit) => {
+    const next = new Set(hidden);
+    if (!next.delete(unit)) next.add(unit);
+    setHidden(next);
+  };
+  const tools = html`
+    <div class="actions">
+      <${Choices} label="Figure" options=${FIGURES} value=${live.figure} choose=${(figure) => live.setFigure(figure)} />
+      <${Choices} label="Smoothing" options=${[
+        ["on", "smooth"],
+        ["off", "raw"],
+      ]} value=${smoothed ? "on" : "off"}
+        choose=${(choice) => setSmoothed(choice === "on")} />
+    </div>`;
+  return html`
+    <${Sheet} title="Training" note=${pointed === null ? "over tokens" : `at ${count(pointed)} tokens`} tools=${tools}>
+      ${
+        curves.length === 0
+          ? html`<p class="empty">Curves appear with the first training steps.</p>`
+          : html`
+          <${LineChart} label=${`Curves of ${words} over tokens, one per unit; the table of units has the present values`}
+            lines=${lines} format=${AXES[live.figure]} point=${setPointed} />
+          <ul class="legend">
+            ${curves.map(
+              (curve) => html`
+              <li key=${curve.unit}>
+                <button
+                  type="button" class="plain"
+                  aria-pressed=${String(!hidden.has(curve.unit))} onClick=${() => toggle(curve.unit)}
+                >
+                  <${LineMark} unit=${curve.unit} />${curve.unit}
+                  <span class="number">${valueAt(curve, pointed, format)}</span>
+                </button>
+              </li>`,
+            )}
+          </ul>`
+      }
+    </${Sheet}>`;
+}
+
+/** A piece of a unit's line. */
+const LineMark = ({ unit }) => html`
+  <svg class="mark" width="20" height="8" aria-hidden="true">
+    <line
+      x1="1" y1="4" x2="19" y2="4" stroke-width="2.5"
+      stroke=${`var(${unitTone(unit)})`} stroke-dasharray=${unitDash(unit)?.join(" ")}
+    />
+  </svg>`;
+
+function linesOf(curve, smoothed) {
+  const line = {
+    key: curve.unit,
+    tone: unitTone(curve.unit),
+    dash: unitDash(curve.unit),
+    x: curve.tokens.slice(),
+    y: curve.value.slice(),
+  };
+  if (!smoothed) return [line];
+  return [
+    { ...line, faint: true, dash: null },
+    { ...line, y: smooth(curve.value) },
+  ];
+}
+
+/** The newest value, or the one under the pointer. */
+function valueAt(curve, tokens, format) {
+  if (!curve.value.length) return "";
+  let at = curve.value.length - 1;
+  if (tokens !== null) {
+    at = curve.tokens.findLastIndex((each) => each <= tokens);
+    if (at < 0) return "–";
+  }
+  const value = curve.value[at];
+  return value === null ? "–" : format(value);
+}

@@ -1,0 +1,73 @@
+/**
+ * What a run's events add up to, as the page shows it.
+ * @typedef {{type: string, stage: string | null, unit: string | null, data: Record<string, any>, time: number,
+ *   position: number}} RunEvent
+ * @typedef {{unit: string, stage: string, status: "running" | "restarting" | "done", step: number, steps: number, tokens: number,
+ *   loss: number | null, tokens_per_second: number | null, restarts: number, workers: number, node: string | null,
+ *   started: number | null, ended: number | null}} Unit
+ * @typedef {{name: string, status: "waiting" | "running" | "done" | "reused" | "failed", started: number | null,
+ *   seconds: number | null}} Stage
+ * @typedef {{stages: Stage[], units: Map<string, Unit>, sizes: {documents: number[], tokens: number[]} | null}} Progress
+ */
+
+const FRESH = {
+  status: "running",
+  step: 0,
+  steps: 0,
+  tokens: 0,
+  loss: null,
+  tokens_per_second: null,
+  restarts: 0,
+  workers: 1,
+  node: null,
+  started: null,
+  ended: null,
+};
+
+/** Take one event in. @param {Progress} progress @param {RunEvent} event */
+export function fold(progress, event) {
+  if (event.stage && event.type.startsWith("stage_")) foldStage(progress, event);
+  else if (event.unit) foldUnit(progress, event);
+  else if (event.type === "run_started") startAgain(progress, event);
+  else if (event.type === "run_failed" || event.type === "run_stopped") stopStages(progress, event);
+  else if (event.type === "clusters") progress.sizes = { documents: event.data.documents ?? [], tokens: event.data.tokens ?? [] };
+}
+
+function foldStage(progress, { type, stage: name, data, time }) {
+  progress.stages = progress.stages.map((stage) => {
+    if (stage.name !== name) return stage;
+    if (type === "stage_started") return { ...stage, status: "running", started: time, seconds: null };
+    if (type === "stage_skipped") return { ...stage, status: "reused" };
+    return { ...stage, status: "done", seconds: data.seconds ?? time - (stage.started ?? time) };
+  });
+}
+
+function foldUnit(progress, { type, stage, unit: name, data, time }) {
+  const unit = { ...(progress.units.get(name) ?? { ...FRESH, unit: name, stage: stage ?? "" }) };
+  for (const key of ["step", "steps", "loss", "tokens_per_second", "workers", "node"]) if (data[key] != null) unit[key] = data[key];
+  // unit_started tells how many tokens there will be, the others how many there have been
+  if (type !== "unit_started" && data.tokens != null) unit.tokens = data.tokens;
+  if (type === "unit_started") Object.assign(unit, { status: "running", started: unit.started ?? time, ended: null });
+  if (type === "progress") unit.status = "running";
+  if (type === "worker_restarted") Object.assign(unit, { status: "restarting", restarts: unit.restarts + 1 });
+  if (type === "unit_finished") Object.assign(unit, { status: "done", step: unit.steps, ended: time });
+  progress.units.set(name, unit);
+}
+
+function startAgain(progress, { data }) {
+  const names = data.stages ?? progress.stages.map((stage) => stage.name);
+  progress.stages = names.map((name) => ({ name, status: "waiting", started: null, seconds: null }));
+}
+
+function stopStages(progress, { type, time }) {
+  const status = type === "run_failed" ? "failed" : "waiting";
+  progress.stages = progress.stages.map((stage) =>
+    stage.status === "running" ? { ...stage, status, seconds: time - (stage.started ?? time) } : stage,
+  );
+}
+
+/** Seconds a unit still needs at its present speed; null while that is not known. @param {Unit} unit */
+export function secondsLeft(unit) {
+  if (unit.status !== "running" || !unit.tokens_per_second || !unit.step) return null;
+  return ((unit.steps - unit.step) * (unit.tokens / unit.step)) / unit.tokens_per_second;
+}

@@ -1,0 +1,98 @@
+/** A run's name, state and what can be done about it. */
+
+import { ask } from "../api.js";
+import { html, useState } from "../lib.js";
+import { Question } from "../parts/question.js";
+import { Notice, Outside, StatePill } from "../parts/small.js";
+import { useNow } from "../polling.js";
+import { age, duration, moment } from "../words.js";
+import { isTerminal } from "./live.js";
+
+const CONSEQUENCES = {
+  queued: "It has not started; it leaves the queue.",
+  running: "The present step is finished and a checkpoint written; it can be resumed later.",
+  stopping: "Its job is killed at once; what was trained since the last checkpoint is lost.",
+};
+
+/** @param {{run: any, acted: () => void}} props `acted`: something was done that changes the run. */
+export function RunHeader({ run, acted }) {
+  const [asking, setAsking] = useState(false);
+  const [force, setForce] = useState(false);
+  const [problem, setProblem] = useState(null);
+  const act = async (action, body) => {
+    setProblem(null);
+    try {
+      await ask(`/v1/runs/${run.id}/${action}`, { method: "POST", body });
+    } catch (error) {
+      setProblem(error);
+    }
+    acted();
+  };
+  const answered = (yes) => {
+    setAsking(false);
+    if (yes) act("cancel", { force: force || stopping });
+  };
+  const ended = isTerminal(run.state);
+  const stopping = run.state === "stopping";
+  const verb = stopping ? "Kill" : "Cancel";
+  const resumable = run.state === "failed" || run.state === "cancelled";
+  return html`
+    <div class="heading tall">
+      <div class="lead">
+        <h1>${run.name} <${StatePill} state=${run.state} /></h1>
+        <${Facts} run=${run} />
+      </div>
+      <div class="actions">
+        ${run.job_url && html`<${Outside} address=${run.job_url}>Ray job</${Outside}>`}
+        <a class="button" href=${`#/runs/${run.id}/retry`}>Retry with changes</a>
+        ${resumable && html`<button class="primary" onClick=${() => act("resume")}>Resume</button>`}
+        ${run.state === "succeeded" && html`
+          <a class="button primary" href=${`/v1/runs/${run.id}/model.tar`} download=${`${run.name}.tar`}>Download model</a>`}
+        ${!ended && html`<button class="danger" onClick=${() => setAsking(true)}>${verb}</button>`}
+      </div>
+    </div>
+    <${Notice} problem=${problem} />
+    ${run.reason && html`<p class=${run.state === "failed" ? "notice" : "notice warn"}>${reasonWords(run)}</p>`}
+    ${
+      asking &&
+      html`
+      <${Question} title=${`${verb} ${run.name}?`} yes=${`${verb} the run`} danger answer=${answered}>
+        <p>${CONSEQUENCES[run.state] ?? CONSEQUENCES.running}</p>
+        ${
+          run.state !== "queued" &&
+          !stopping &&
+          html`
+          <label><input type="checkbox" checked=${force} onChange=${(event) => setForce(event.target.checked)} />
+            Kill its job at once; what was trained since the last checkpoint is lost</label>`
+        }
+      </${Question}>`
+    }`;
+}
+
+/** Who, when, how often. */
+function Facts({ run }) {
+  const now = useNow();
+  const parts = [
+    run.owner,
+    html`<span title=${moment(run.created)}>created ${age(now - run.created)} ago</span>`,
+    run.position !== null && `number ${run.position} in the queue`,
+    run.started !== null &&
+      `${run.ended === null ? "running for" : "took"} ${duration(Math.max(0, Math.floor((run.ended ?? now) - run.started)))}`,
+    run.attempt > 1 && `attempt ${run.attempt}`,
+    run.priority !== 0 && `priority ${run.priority}`,
+    run.parent && html`<a href=${`#/runs/${run.parent}`}>retry of an earlier run</a>`,
+    ...Object.entries(run.tags).map(([key, value]) => `${key}: ${value}`),
+    html`<code>${run.id}</code>`,
+  ];
+  return html`<ul class="facts">${parts.filter(Boolean).map((part) => html`<li>${part}</li>`)}</ul>`;
+}
+
+const AFTERWARDS = {
+  cancelled: "It can be resumed from its last checkpoint.",
+  stopping: "The present step is finished and a checkpoint written.",
+};
+
+function reasonWords({ state, reason }) {
+  const name = state[0].toUpperCase() + state.slice(1);
+  return [reason === state ? name : `${name}: ${reason}`, AFTERWARDS[state]].filter(Boolean).join(". ");
+}

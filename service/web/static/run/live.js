@@ -1,0 +1,215 @@
+/** One run as it is now: loaded once, then kept up to date by its events. */
+
+import { ask } from "../api.js";
+import { announce } from "../announce.js";
+import { watchConnection } from "../connection.js";
+import { useEffect, useReducer, useRef } from "../lib.js";
+import { append, pointsFor } from "./curves.js";
+import { fold } from "./fold.js";
+import { followEvents } from "./stream.js";
+
+const BACKFILL = 1000;
+const KEPT_EVENTS = 1000;
+const REFRESH_MILLISECONDS = 5000;
+const ENDED_REFRESH_MILLISECONDS = 30_000;
+const SETTLE_MILLISECONDS = 300;
+const TERMINAL = ["succeeded", "failed", "cancelled"];
+
+/** @param {string} state */
+export const isTerminal = (state) => TERMINAL.includes(state);
+
+export class LiveRun {
+  /** @param {string} id @param {() => void} changed Called after every change. */
+  constructor(id, changed) {
+    this.id = id;
+    this.run = null;
+    this.problem = null;
+    /** @type {import("./fold.js").Progress} */
+    this.progress = { stages: [], units: new Map(), sizes: null };
+    /** @type {import("./fold.js").RunEvent[]} */
+    this.events = [];
+    this.figure = "loss";
+    /** @type {Map<string, import("./curves.js").Curve>} */
+    this.curves = new Map();
+    /** Changes whenever a curve does. */
+    this.curvesVersion = 0;
+    this.clusters = null;
+    this.report = null;
+    this._changed = changed;
+    this._position = -1;
+    this._known = 0;
+    this._missed = [];
+    this._most = pointsFor(1);
+    this._thinning = false;
+    this._ending = new AbortController();
+    this._stop = null;
+  }
+
+  /** Load everything and follow. */
+  async start() {
+    this._unwatch = watchConnection((reached) => reached && this.refresh());
+    await this.refresh();
+    this._refreshLater();
+  }
+
+  /** Let go. */
+  end() {
+    this._ending.abort();
+    clearTimeout(this._timer);
+    clearTimeout(this._soon);
+    this._unwatch?.();
+    this._stop?.();
+  }
+
+  /** Ask for the run again: its state, its place in the queue, its money. */
+  async refresh() {
+    const run = await this._load("");
+    if (!run) return;
+    const first = this.run === null;
+    this._setRun(run);
+    if (first) await this._loadParts();
+    const open = this._stop !== null;
+    if (!open && (first || !isTerminal(run.state))) this._follow(first ? run.events : this._known);
+    this._changed();
+  }
+
+  /** Show another figure's curves. @param {string} figure */
+  async setFigure(figure) {
+    this.figure = figure;
+    this.curves = new Map();
+    this._changed();
+    await this._loadCurves();
+    this._changed();
+  }
+
+  _setRun(run) {
+    if (this.run && this.run.state !== run.state)
+      announce(`Run ${run.name} is now ${run.state}${run.reason ? `: ${run.reason}` : ""}`);
+    this.run = run;
+    this.problem = null;
+    if (run.stages.length) this.progress.stages = run.stages;
+  }
+
+  async _loadParts() {
+    const units = await this._load("/submodels");
+    for (const unit of units?.items ?? []) this.progress.units.set(unit.unit, unit);
+    await Promise.all([this._loadCurves(), this._loadResults()]);
+  }
+
+  async _loadCurves() {
+    const figure = this.figure;
+    const most = pointsFor(this.progress.units.size);
+    // What arrives while the answer is under way may be missing from it
+    this._missed = [];
+    const metrics = await this._load(`/metrics?figure=${figure}&points=${most}`);
+    if (!metrics || figure !== this.figure) return;
+    this.curves = new Map(metrics.series.map((series) => [series.unit, series]));
+    for (const event of this._missed) append(this.curves, event, figure);
+    this._most = most;
+    this.curvesVersion += 1;
+  }
+
+  async _loadResults() {
+    const done = (name) => this.progress.stages.some((stage) => stage.name === name && ["done", "reused"].includes(stage.status));
+    const [clusters, report] = await Promise.all([
+      done("cluster") && !this.clusters ? this._load("/clusters", true) : this.clusters,
+      this.progress.stages.some((stage) => ["done", "reused"].includes(stage.status)) ? this._load("/report", true) : null,
+    ]);
+    this.clusters = clusters ?? this.clusters;
+    this.report = report ?? this.report;
+  }
+
+  _follow(from) {
+    // Older events are shown in the list; what they add up to is in what was loaded
+    this._known = from;
+    const after = this._position >= 0 ? this._position : from - 1 - BACKFILL;
+    this._stop = followEvents(
+      this.id,
+      Math.max(-1, after),
+      (events) => this._take(events),
+      () => this._ended(),
+    );
+  }
+
+  _take(events) {
+    let turned = false;
+    for (const event of events) {
+      this._position = event.position;
+      if (event.position < this._known) continue;
+      fold(this.progress, event);
+      if (event.type === "progress") {
+        this._missed.push(event);
+        append(this.curves, event, this.figure);
+        this.curvesVersion += 1;
+      }
+      turned ||= event.type === "state" || event.type.startsWith("stage_");
+    }
+    this._known = Math.max(this._known, this._position + 1);
+    this.events = [...this.events, ...events.filter((event) => event.type !== "heartbeat")].slice(-KEPT_EVENTS);
+    if (this._missed.length > KEPT_EVENTS) this._missed = this._missed.slice(-KEPT_EVENTS);
+    if (turned) this._refreshSoon();
+    this._thin();
+    this._changed();
+  }
+
+  /** A run that has ended may be resumed by somebody else. */
+  _refreshLater() {
+    if (this._ending.signal.aborted) return;
+    const ended = this.run && isTerminal(this.run.state);
+    this._timer = setTimeout(
+      async () => {
+        if (!document.hidden) await this.refresh();
+        this._refreshLater();
+      },
+      ended ? ENDED_REFRESH_MILLISECONDS : REFRESH_MILLISECONDS,
+    );
+  }
+
+  /** Curves that have grown long are asked for again, down-sampled. */
+  async _thin() {
+    const long = [...this.curves.values()].some((curve) => curve.step.length > 2 * this._most);
+    if (!long || this._thinning) return;
+    this._thinning = true;
+    await this._loadCurves();
+    this._thinning = false;
+  }
+
+  _refreshSoon() {
+    clearTimeout(this._soon);
+    this._soon = setTimeout(async () => {
+      await this.refresh();
+      await this._loadResults();
+      this._changed();
+    }, SETTLE_MILLISECONDS);
+  }
+
+  _ended() {
+    this._stop = null;
+    this._refreshSoon();
+  }
+
+  /** @returns {Promise<any>} The answer; null where there is none, and `problem` says why unless it `mayLack`. */
+  async _load(part, mayLack = false) {
+    try {
+      return await ask(`/v1/runs/${this.id}${part}`, { signal: this._ending.signal });
+    } catch (error) {
+      if (error.name !== "AbortError" && !(mayLack && error.status === 404)) {
+        this.problem = error;
+        this._changed();
+      }
+      return null;
+    }
+  }
+}
+
+/** A run, followed while it is looked at. @param {string} id @returns {LiveRun} */
+export function useLiveRun(id) {
+  const [, redraw] = useReducer((turn) => turn + 1, 0);
+  const live = useRef(null);
+  if (live.current === null) live.current = new LiveRun(id, () => redraw());
+  useEffect(() => {
+    live.current.start();
+    return () => live.current.end();
+  }, []);
+  return live.current;
+}

@@ -1,0 +1,96 @@
+/** What a run came to, stage by stage, and what its model writes. */
+
+import { html } from "../lib.js";
+import { NumberHeads, Scroll, Sheet } from "../parts/small.js";
+import { decimal, dollars, duration, whole } from "../words.js";
+import { savedWords } from "./money.js";
+
+const tokens = (number) => (number == null ? "–" : whole(number));
+
+/** @param {{report: any}} props `report.json` as it is so far. */
+export function Results({ report }) {
+  if (!report?.stages?.length) return null;
+  const { totals } = report;
+  return html`
+    <${Sheet} title="Report" note=${totals.saved == null ? "so far" : savedWords(totals.saved)}>
+      <${Scroll} label="Report">
+        <table>
+          <thead><tr>
+            <th scope="col">Stage</th><th scope="col">Pool</th>
+            <${NumberHeads} titles=${["Workers", "Tokens", "Time", "Cost", "Loss", "Perplexity"]} />
+          </tr></thead>
+          <tbody>${report.stages.map(
+            (stage) => html`
+            <tr key=${stage.name}>
+              <th scope="row">${stage.name}</th>
+              <td class="soft">${stage.pool.replace("_", "-")}</td>
+              <td class="number">${stage.workers}</td>
+              <td class="number">${tokens(stage.tokens)}</td>
+              <td class="number">${duration(stage.seconds)}</td>
+              <td class="number">${dollars(stage.dollars)}</td>
+              <td class="number">${decimal(stage.loss, 4)}</td>
+              <td class="number">${decimal(stage.perplexity, 2)}</td>
+            </tr>`,
+          )}</tbody>
+          <tfoot>
+            <tr>
+              <th scope="row">total</th><td></td><td></td>
+              <td class="number">${tokens(totals.tokens)}</td><td class="number">${duration(totals.seconds)}</td>
+              <td class="number">${dollars(totals.dollars)}</td><td></td><td></td>
+            </tr>
+            ${
+              totals.full_training_dollars != null &&
+              html`
+              <tr>
+                <th scope="row">full training, estimated</th><td class="soft">high-memory</td><td></td>
+                <td class="number">${tokens(totals.tokens)}</td><td></td>
+                <td class="number">${dollars(totals.full_training_dollars)}</td><td></td><td></td>
+              </tr>`
+            }
+          </tfoot>
+        </table>
+      </${Scroll}>
+    </${Sheet}>
+    <${Validation} evaluation=${report.evaluation} />
+    <${Samples} samples=${report.samples ?? []} />`;
+}
+
+function Validation({ evaluation }) {
+  if (evaluation?.perplexity == null) return null;
+  const rows = [["all", evaluation], ...(evaluation.sources ?? []).map((entry) => [entry.source, entry])];
+  return html`
+    <${Sheet} title="Validation" note=${`perplexity ${decimal(evaluation.perplexity, 2)}`} span="half">
+      <${Scroll} label="Validation">
+        <table>
+          <thead><tr>
+            <th scope="col">Source</th>
+            <${NumberHeads} titles=${["Perplexity", "Bits per byte", "Documents", "Tokens"]} />
+          </tr></thead>
+          <tbody>${rows.map(
+            ([name, figures]) => html`
+            <tr key=${name}>
+              <th scope="row">${name}</th>
+              <td class="number">${decimal(figures.perplexity, 2)}</td><td class="number">${decimal(figures.bits_per_byte, 3)}</td>
+              <td class="number">${tokens(figures.documents)}</td><td class="number">${tokens(figures.tokens)}</td>
+            </tr>`,
+          )}</tbody>
+        </table>
+      </${Scroll}>
+    </${Sheet}>`;
+}
+
+function Samples({ samples }) {
+  if (!samples.length) return null;
+  return html`
+    <${Sheet} title="What the model writes" span="half">
+      <ul class="samples">
+        ${samples.map(
+          ({ prompt, text }) => html`
+          <li key=${prompt}><pre><b>${prompt}</b>${text.startsWith(prompt) ? text.slice(prompt.length) : text}</pre></li>`,
+        )}
+      </ul>
+    </${Sheet}>`;
+}
+
+/** @param {any} report @returns {number | null} Measured share saved against full training. */
+export const savedOf = (report) => report?.totals?.saved ?? null;

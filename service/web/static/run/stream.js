@@ -1,0 +1,77 @@
+/** A run's event stream, from a position on, without gaps; the browser reconnects by itself and says where it was. */
+
+import { ask } from "../api.js";
+
+const TYPES = [
+  "run_started",
+  "run_finished",
+  "run_failed",
+  "run_stopped",
+  "stage_started",
+  "stage_skipped",
+  "stage_finished",
+  "unit_started",
+  "progress",
+  "unit_finished",
+  "clusters",
+  "worker_restarted",
+  "workers_held",
+  "workers_released",
+  "warning",
+  "heartbeat",
+  "state",
+];
+const GATHER_MILLISECONDS = 100;
+const RETRY_MILLISECONDS = 2000;
+
+/**
+ * Follow it. Events come in batches, so that a burst is one redraw.
+ * @param {string} id
+ * @param {number} after Position of the last event that is known already; -1: none.
+ * @param {(events: import("./fold.js").RunEvent[]) => void} take
+ * @param {() => void} ended The run has ended and everything was sent.
+ * @returns {() => void} Stops following.
+ */
+export function followEvents(id, after, take, ended) {
+  let source = null;
+  let last = after;
+  let batch = [];
+  let gathering = 0;
+  let retrying = 0;
+
+  const flush = () => {
+    gathering = 0;
+    const events = batch;
+    batch = [];
+    if (events.length) take(events);
+  };
+  const receive = (message) => {
+    last = Number(message.lastEventId);
+    batch.push({ ...JSON.parse(message.data), position: last });
+    gathering ||= setTimeout(flush, GATHER_MILLISECONDS);
+  };
+  const finish = () => {
+    stop();
+    flush();
+    ended();
+  };
+  const failed = () => {
+    // An answer that is no stream closes the source for good: a proxy's page, or a service that is not ready yet
+    if (source.readyState === EventSource.CLOSED) retrying = setTimeout(open, RETRY_MILLISECONDS);
+    // EventSource does not say why; a plain question tells the page whether the service is gone or the session is over
+    ask("/v1/identity").catch(() => {});
+  };
+  const open = () => {
+    source = new EventSource(`/v1/runs/${id}/events${last < 0 ? "" : `?after=${last}`}`);
+    for (const type of TYPES) source.addEventListener(type, receive);
+    source.addEventListener("end", finish);
+    source.addEventListener("error", failed);
+  };
+  const stop = () => {
+    clearTimeout(retrying);
+    clearTimeout(gathering);
+    source.close();
+  };
+  open();
+  return stop;
+}

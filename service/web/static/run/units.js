@@ -1,0 +1,56 @@
+/** Everything that trains, or has trained, one row each. */
+
+import { html } from "../lib.js";
+import { Meter, Sheet } from "../parts/small.js";
+import { count, decimal, duration, plural, whole } from "../words.js";
+import { secondsLeft } from "./fold.js";
+import { byUnit, unitTone } from "./palette.js";
+
+const COLUMNS = [
+  ["Unit", ""],
+  ["Status", ""],
+  ["Progress", ""],
+  ["Step", "number"],
+  ["Loss", "number"],
+  ["Tokens/s", "number"],
+  ["Left", "number"],
+  ["Restarts", "number"],
+  ["Node", ""],
+];
+
+/** @param {{units: Map<string, import("./fold.js").Unit>, active: boolean}} props `active`: the run has a driver. */
+export function UnitTable({ units, active }) {
+  const rows = [...units.values()].sort((a, b) => byUnit(a.unit, b.unit));
+  if (!rows.length) return null;
+  const training = active ? rows.filter((unit) => unit.status !== "done").length : 0;
+  return html`
+    <${Sheet} title="Units" note=${training ? `${training} training, ${rows.length} in all` : plural(rows.length, "unit")}>
+      <table class="rows units" role="table">
+        <thead role="rowgroup">
+          <tr role="row">
+            ${COLUMNS.map(([title, kind]) => html`<th role="columnheader" scope="col" class=${kind}>${title}</th>`)}
+          </tr>
+        </thead>
+        <tbody role="rowgroup">${rows.map((unit) => html`<${UnitRow} key=${unit.unit} unit=${unit} active=${active} />`)}</tbody>
+      </table>
+    </${Sheet}>`;
+}
+
+function UnitRow({ unit, active }) {
+  const left = active ? secondsLeft(unit) : null;
+  const status = unit.status !== "done" && !active ? "stopped" : unit.status;
+  const speed = active && unit.status === "running" && unit.tokens_per_second;
+  const tone = { "--tone": `var(${unitTone(unit.unit)})` };
+  return html`
+    <tr role="row">
+      <th role="rowheader" scope="row" class="name"><span class="named"><i class="swatch" style=${tone}></i>${unit.unit}</span></th>
+      <td role="cell" class=${`status ${status}`}>${status}</td>
+      <td role="cell" class="full progress"><${Meter} share=${unit.step / (unit.steps || 1)} tone=${tone["--tone"]} /></td>
+      <td role="cell" class="number" data-label="step">${whole(unit.step)}<span class="soft"> / ${whole(unit.steps)}</span></td>
+      <td role="cell" class="number" data-label="loss">${decimal(unit.loss, 3)}</td>
+      <td role="cell" class="number" data-label="tokens/s">${speed ? count(unit.tokens_per_second) : "–"}</td>
+      <td role="cell" class="number" data-label="left">${left === null ? "–" : duration(left)}</td>
+      <td role="cell" class="number" data-label="restarts">${unit.restarts}</td>
+      <td role="cell" class="soft" data-label="on">${unit.workers > 1 ? `${unit.workers} workers` : (unit.node ?? "–")}</td>
+    </tr>`;
+}

@@ -1,0 +1,101 @@
+/** What a configuration would take, while it is written. */
+
+import { ask } from "../api.js";
+import { html, useEffect, useState } from "../lib.js";
+import { Meter, Scroll, Sheet } from "../parts/small.js";
+import { count, dollars, duration, gigabytes, percent, plural, whole } from "../words.js";
+
+const PAUSE_MILLISECONDS = 350;
+const GIB = 2 ** 30;
+
+/**
+ * The service's estimate of a configuration, asked for when the writer pauses.
+ * @param {Record<string, any> | null} config @param {string} text The configuration's text: what to notice changes by.
+ * @returns {{plan: any, problem: Error | null, busy: boolean}} `plan` stays, as an old one, while the next is under way.
+ */
+export function useEstimate(config, text) {
+  const [answer, setAnswer] = useState({ plan: null, problem: null, of: null });
+  useEffect(() => {
+    if (config === null) return undefined;
+    const ending = new AbortController();
+    const timer = setTimeout(async () => {
+      try {
+        const plan = await ask("/v1/estimates", { method: "POST", body: { config }, signal: ending.signal });
+        setAnswer({ plan, problem: null, of: text });
+      } catch (error) {
+        if (error.name !== "AbortError") setAnswer((before) => ({ plan: before.plan, problem: error, of: text }));
+      }
+    }, PAUSE_MILLISECONDS);
+    return () => {
+      clearTimeout(timer);
+      ending.abort();
+    };
+  }, [text]);
+  return { plan: answer.plan, problem: answer.problem, busy: answer.of !== text };
+}
+
+/** @param {{plan: any, stale: boolean}} props `stale`: of an earlier text. */
+export function Estimate({ plan, stale }) {
+  if (!plan)
+    return html`<${Sheet} title="Estimate"><p class="soft">An estimate appears as soon as the configuration is complete.</p></${Sheet}>`;
+  return html`
+    <${Sheet} title="Estimate" note=${stale ? "of an earlier text" : ""}>
+      <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
+        <p class=${plan.fits ? "verdict fits" : "verdict"} role="status">${plan.fits ? "Fits the pools" : "Does not fit the pools"}</p>
+        <dl class="figures">
+          <div><dt>Time</dt><dd>${duration(plan.hours * 3600)}</dd></div>
+          <div><dt>Cost</dt><dd>${dollars(plan.dollars)}</dd></div>
+          <div><dt>Full training</dt><dd>${dollars(plan.full_training.dollars)}</dd></div>
+          ${plan.saved_percent !== null && html`<div><dt>${plan.saved_percent >= 0 ? "Saved" : "Dearer by"}</dt><dd>${percent(Math.abs(plan.saved_percent) / 100)}</dd></div>`}
+        </dl>
+        <h3>Memory per worker</h3>
+        <ul class="memory">${plan.stages.map((stage) => html`<${StageMemory} key=${stage.stage} stage=${stage} />`)}</ul>
+        <h3>Stages</h3>
+        <${StageCosts} plan=${plan} />
+        <p class="soft small">
+          ${count(plan.parameters.total)} parameters, ${count(plan.parameters.active)} active per token; ${plural(plan.clusters, "sub-model")} of
+          ${" "}${count(plan.stages[0].parameters.total)}, ${plural(plan.experts_per_submodel, "expert")} per layer each.
+        </p>
+        <p class="soft small">Assumed: ${plan.assumptions}.</p>
+      </div>
+    </${Sheet}>`;
+}
+
+function StageMemory({ stage }) {
+  const total = stage.memory.total / GIB;
+  return html`
+    <li>
+      <span>${stage.stage}</span>
+      <span class="number">${gigabytes(stage.memory.total)} of ${stage.pool_gb} GB</span>
+      <${Meter} share=${total / stage.pool_gb} tone="var(--good)" over=${!stage.fits} />
+      ${stage.remedy && html`<span class="remedy">${remedyWords(stage.remedy)}</span>`}
+    </li>`;
+}
+
+/** @param {{fits: boolean, settings: string[], memory_gb: number}} remedy */
+function remedyWords({ fits, settings, memory_gb: needed }) {
+  const list = settings.map((setting) => setting.replace("=", ": ")).join(", ");
+  if (fits) return html`Fits with <code>${list}</code>`;
+  return html`No setting makes it fit: a worker would need ${Math.ceil(needed)} GB${settings.length > 0 && html`, even with <code>${list}</code>`}`;
+}
+
+const StageCosts = ({ plan }) => html`
+  <${Scroll} label="Stages of the estimate">
+    <table>
+      <thead><tr>
+        <th scope="col">Stage</th>
+        ${["Workers", "Steps", "Tokens", "Time", "Cost"].map((title) => html`<th scope="col" class="number">${title}</th>`)}
+      </tr></thead>
+      <tbody>${plan.stages.map(
+        (stage) => html`
+        <tr key=${stage.stage}>
+          <th scope="row">${stage.stage}</th>
+          <td class="number">${stage.workers}</td>
+          <td class="number">${whole(stage.steps)}</td>
+          <td class="number">${count(stage.cost.tokens)}</td>
+          <td class="number">${duration(stage.cost.hours * 3600)}</td>
+          <td class="number">${dollars(stage.cost.dollars)}</td>
+        </tr>`,
+      )}</tbody>
+    </table>
+  </${Scroll}>`;

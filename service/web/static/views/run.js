@@ -1,0 +1,49 @@
+/** One run, live: where it stands, how it learns, what it costs, what it came to. */
+
+import { ask, ConnectionLost } from "../api.js";
+import { html, useEffect } from "../lib.js";
+import { PoolBars } from "../parts/pools.js";
+import { Notice, Sheet } from "../parts/small.js";
+import { usePolled } from "../polling.js";
+import { Clusters } from "../run/clusters.js";
+import { CurvesSheet } from "../run/curves_sheet.js";
+import { EventList } from "../run/events.js";
+import { RunHeader } from "../run/header.js";
+import { isTerminal, useLiveRun } from "../run/live.js";
+import { Logs } from "../run/logs.js";
+import { Money } from "../run/money.js";
+import { Results, savedOf } from "../run/results.js";
+import { StageTrack } from "../run/stages.js";
+import { UnitTable } from "../run/units.js";
+
+const POOL_SECONDS = 10;
+
+/** @param {{id: string}} props */
+export function RunView({ id }) {
+  const live = useLiveRun(id);
+  const { value: pools } = usePolled((signal) => ask("/v1/pools", { signal }), POOL_SECONDS, []);
+  const { run, progress, report, clusters } = live;
+  useEffect(() => {
+    if (run) document.title = `${run.name} (${run.state}) · MoE-DisCo`;
+  }, [run?.name, run?.state]);
+  if (!run) {
+    return live.problem && !(live.problem instanceof ConnectionLost)
+      ? html`<div class="empty"><h1>No run to show</h1><${Notice} problem=${live.problem} /><p><a href="#/runs">All runs</a></p></div>`
+      : html`<p class="empty">Loading…</p>`;
+  }
+  const active = !isTerminal(run.state) && run.state !== "queued";
+  return html`
+    <${RunHeader} run=${run} acted=${() => live.refresh()} />
+    <${Notice} problem=${live.problem} />
+    <div class="grid run">
+      <${StageTrack} stages=${progress.stages} active=${active} />
+      <${CurvesSheet} live=${live} version=${live.curvesVersion} />
+      <${UnitTable} units=${progress.units} active=${active} />
+      <${Money} run=${run} saved=${savedOf(report)} changed=${() => live.refresh()} />
+      <${Sheet} title="Pools" span="half">${pools ? html`<${PoolBars} pools=${pools} />` : html`<p class="soft">Loading…</p>`}</${Sheet}>
+      <${Clusters} sizes=${progress.sizes} clusters=${clusters} evaluation=${report?.evaluation} />
+      <${Results} report=${report} />
+      <${Logs} id=${id} active=${active} />
+      <${EventList} events=${live.events} />
+    </div>`;
+}

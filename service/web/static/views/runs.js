@@ -1,0 +1,110 @@
+/** All runs, newest first, as they are now. */
+
+import { ask, query } from "../api.js";
+import { html, useState } from "../lib.js";
+import { Choices, Meter, Notice, StatePill } from "../parts/small.js";
+import { useNow, usePolled } from "../polling.js";
+import { age, dollars, moment, plural } from "../words.js";
+
+const REFRESH_SECONDS = 3;
+const PAGE = 50;
+const STATES = ["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"];
+
+export function RunsView() {
+  const [state, setState] = useState("");
+  const [name, setName] = useState("");
+  const [older, setOlder] = useState({ items: [], cursor: undefined });
+  const path = (cursor) => "/v1/runs" + query({ state, name: name.trim(), limit: PAGE, cursor });
+  const { value: page, problem } = usePolled((signal) => ask(path(), { signal }), REFRESH_SECONDS, [state, name]);
+  const now = useNow(5);
+  const choose = (set) => (value) => {
+    setOlder({ items: [], cursor: undefined });
+    set(value);
+  };
+  const shown = merged(page?.items ?? [], older.items);
+  const cursor = older.cursor === undefined ? page?.next_cursor : older.cursor;
+  const loadOlder = async () => {
+    const next = await ask(path(cursor));
+    setOlder({ items: [...older.items, ...next.items], cursor: next.next_cursor });
+  };
+  const filtered = state !== "" || name.trim() !== "";
+  return html`
+    <div class="heading">
+      <div class="lead"><h1>Runs</h1></div>
+      <div class="actions"><a class="button primary" href="#/submit">New run</a></div>
+    </div>
+    <div class="filters" role="search">
+      <input type="search" aria-label="Find by name" placeholder="Find by name" value=${name} onInput=${(event) => choose(setName)(event.target.value)} />
+      <${Choices} label="State" options=${[["", "all"], ...STATES.map((each) => [each, each])]} value=${state} choose=${choose(setState)} />
+    </div>
+    <${Notice} problem=${problem} />
+    <section class="sheet" aria-label="List of runs" aria-busy=${page === null}>
+      ${page === null && html`<p class="empty">Loading…</p>`}
+      ${page && shown.length === 0 && (filtered ? html`<p class="empty">No run matches.</p>` : html`<${NoRuns} />`)}
+      ${shown.length > 0 && html`<${RunTable} runs=${shown} now=${now} />`}
+      ${cursor && html`<div class="more"><button onClick=${loadOlder}>Older runs</button></div>`}
+    </section>`;
+}
+
+const NoRuns = () => html`
+  <div class="empty">
+    <h2>No runs yet</h2>
+    <p>A run clusters a corpus, trains one small dense model per cluster on cheap GPUs, and merges them into one Mixture-of-Experts.</p>
+    <p><a href="#/submit">Start one from a preset</a></p>
+  </div>`;
+
+/** Roles are written out: laid out as a list on a narrow screen, it stays a table to a screen reader. */
+const RunTable = ({ runs, now }) => html`
+  <table class="rows runs" role="table">
+    <thead role="rowgroup">
+      <tr role="row">
+        ${["Run", "State", "Stage"].map((title) => html`<th role="columnheader" scope="col">${title}</th>`)}
+        <th role="columnheader" scope="col" class="number">Spent of estimate</th>
+        <th role="columnheader" scope="col" class="number">Age</th>
+      </tr>
+    </thead>
+    <tbody role="rowgroup">${runs.map((run) => html`<${RunRow} key=${run.id} run=${run} now=${now} />`)}</tbody>
+  </table>`;
+
+function RunRow({ run, now }) {
+  const { money } = run;
+  return html`
+    <tr role="row">
+      <td role="cell" class="name"><a href=${`#/runs/${run.id}`}>${run.name}</a><span class="sub">${subline(run)}</span></td>
+      <td role="cell"><${StatePill} state=${run.state} /></td>
+      <td role="cell" class="stage"><${StageStrip} stages=${run.stages} /><span class="sub">${stageWords(run)}</span></td>
+      <td role="cell" class="number cost">
+        <span>${dollars(money.dollars)} <span class="soft">of ${dollars(money.estimate_dollars)}</span></span>
+        <${Meter} share=${money.dollars / (money.estimate_dollars || 1)} over=${money.budget_dollars !== null && money.dollars >= money.budget_dollars} />
+      </td>
+      <td role="cell" class="number" title=${moment(run.created)}>${age(now - run.created)}</td>
+    </tr>`;
+}
+
+/** The pipeline as nine marks. */
+const StageStrip = ({ stages }) => html`
+  <span class="strip" aria-hidden="true">${stages.map((stage) => html`<i class=${stage.status} key=${stage.name}></i>`)}</span>`;
+
+/** @returns {string} The words under a run's name: who, how urgent, and why it is where it is. */
+function subline(run) {
+  const tags = Object.entries(run.tags).map(([key, value]) => `${key}: ${value}`);
+  const parts = [run.owner, ...tags];
+  if (run.priority !== 0) parts.push(`priority ${run.priority}`);
+  if (run.reason && run.state !== "succeeded") parts.push(run.reason);
+  return parts.join(" · ");
+}
+
+/** @returns {string} Where the pipeline is. */
+export function stageWords(run) {
+  if (run.position !== null) return `number ${run.position} in the queue`;
+  const done = run.stages.filter((stage) => stage.status === "done" || stage.status === "reused").length;
+  const current = run.stages.find((stage) => stage.status === "running" || stage.status === "failed");
+  if (current) return `${current.name}, ${done + 1} of ${run.stages.length}`;
+  return run.stages.length ? `${done} of ${plural(run.stages.length, "stage")}` : "";
+}
+
+/** The first page as it is now, then what was loaded beyond it; each run once. */
+function merged(first, older) {
+  const fresh = new Set(first.map((run) => run.id));
+  return [...first, ...older.filter((run) => !fresh.has(run.id))];
+}

@@ -1,0 +1,158 @@
+/** A new run: its configuration, what it would take, and the submit. A retry is the same, from a run that was. */
+
+import { ask, askText, newKey } from "../api.js";
+import { html, useEffect, useMemo, useRef, useState } from "../lib.js";
+import { Question } from "../parts/question.js";
+import { Choices, Notice, Sheet } from "../parts/small.js";
+import { go } from "../router.js";
+import { Editor } from "../submit/editor.js";
+import { Estimate, useEstimate } from "../submit/estimate.js";
+import { changesBetween, parse, place, write } from "../submit/yaml.js";
+
+const PRESETS = [
+  ["demo", "demo"],
+  ["default", "default"],
+  ["paper", "paper"],
+];
+
+export function SubmitView() {
+  const [preset, setPreset] = useState("demo");
+  const [wanted, setWanted] = useState(null);
+  const [start, setStart] = useState("");
+  const [text, setText] = useState("");
+  const [problem, setProblem] = useState(null);
+  const load = async (name) => {
+    setPreset(name);
+    try {
+      const loaded = await askText(`/v1/presets/${name}`);
+      setStart(loaded);
+      setText(loaded);
+    } catch (error) {
+      setProblem(error);
+    }
+  };
+  useEffect(() => {
+    load("demo");
+  }, []);
+  const choose = (name) => (text === start ? load(name) : setWanted(name));
+  const answered = (yes) => {
+    if (yes) load(wanted);
+    setWanted(null);
+  };
+  const send = ({ config, priority, budget, key }) =>
+    ask("/v1/runs", { method: "POST", body: { config, priority, budget_dollars: budget }, headers: { "Idempotency-Key": key } });
+  return html`
+    <${RunForm} title="New run" verb="Submit" text=${text} setText=${setText} send=${send} problem=${problem}
+      tools=${html`<${Choices} label="Preset" options=${PRESETS} value=${preset} choose=${choose} />`} />
+    ${
+      wanted &&
+      html`
+      <${Question} title="Replace what you wrote?" yes="Replace it" answer=${answered}><p>The preset ${wanted} takes its place.</p></${Question}>`
+    }`;
+}
+
+/** @param {{id: string}} props The run to begin again from. */
+export function RetryView({ id }) {
+  const [run, setRun] = useState(null);
+  const [before, setBefore] = useState(null);
+  const [text, setText] = useState("");
+  const [problem, setProblem] = useState(null);
+  useEffect(() => {
+    const load = async () => {
+      try {
+        const found = await ask(`/v1/runs/${id}`);
+        // Where a run lies is the service's to say
+        const { output, ...config } = found.config;
+        setRun(found);
+        setBefore(config);
+        setText(write(config));
+      } catch (error) {
+        setProblem(error);
+      }
+    };
+    load();
+  }, []);
+  const send = ({ config, priority, budget, key }) =>
+    ask(`/v1/runs/${id}/retry`, {
+      method: "POST",
+      body: { changes: changesBetween(before, config), priority, budget_dollars: budget },
+      headers: { "Idempotency-Key": key },
+    });
+  return html`
+    <${RunForm} key=${run?.id} title=${run ? `Retry ${run.name}` : "Retry"} verb="Submit the retry" text=${text} setText=${setText} send=${send} problem=${problem}
+      priority=${run?.priority} budget=${run?.money.budget_dollars} tools=${null} />`;
+}
+
+/**
+ * @param {{title: string, verb: string, text: string, setText: (text: string) => void, tools: unknown, problem: Error | null,
+ *   priority?: number, budget?: number | null,
+ *   send: (request: {config: any, priority: number, budget: number | null, key: string}) => Promise<any>}} props
+ */
+function RunForm({
+  title,
+  verb,
+  text,
+  setText,
+  tools,
+  send,
+  problem: earlier,
+  priority: firstPriority = 0,
+  budget: firstBudget = null,
+}) {
+  const [priority, setPriority] = useState(String(firstPriority));
+  const [budget, setBudget] = useState(firstBudget === null ? "" : String(firstBudget));
+  const [busy, setBusy] = useState(false);
+  const [refused, setRefused] = useState(null);
+  const key = useRef(newKey());
+  const parsed = useMemo(() => (text.trim() ? parse(text) : { config: null, mistakes: [] }), [text]);
+  const { plan, problem: doubt, busy: estimating } = useEstimate(parsed.config, text);
+  useEffect(() => {
+    // Another request than before: a repeated key would bring the earlier one's answer
+    key.current = newKey();
+    setRefused(null);
+  }, [text, priority, budget]);
+  const said = refused ?? (estimating ? null : doubt);
+  const mistakes = [...parsed.mistakes, ...(parsed.config && said?.mistakes ? place(text, said.mistakes) : [])];
+  const ready = parsed.config !== null && !estimating && doubt === null && plan !== null;
+  const submit = async (event) => {
+    event.preventDefault();
+    if (!ready || busy) return;
+    setBusy(true);
+    try {
+      const run = await send({
+        config: parsed.config,
+        priority: Number(priority || 0),
+        budget: budget === "" ? null : Number(budget),
+        key: key.current,
+      });
+      go(`/runs/${run.id}`);
+    } catch (error) {
+      setRefused(error);
+      setBusy(false);
+    }
+  };
+  return html`
+    <div class="heading"><div class="lead"><h1>${title}</h1></div></div>
+    <${Notice} problem=${earlier ?? (mistakes.length ? null : said)} />
+    <form class="submit" onSubmit=${submit}>
+      <${Sheet} title="Configuration" tools=${tools}>
+        <${Editor} label="Configuration, YAML" text=${text} change=${setText} mistakes=${mistakes} />
+      </${Sheet}>
+      <${Estimate} plan=${plan} stale=${estimating || doubt !== null || parsed.config === null} />
+      <${Sheet} title="Queue and budget">
+        <div class="terms-form">
+          <div class="field">
+            <label for="priority">Priority</label>
+            <input id="priority" type="number" min="-100" max="100" step="1" value=${priority} onInput=${(event) => setPriority(event.target.value)} aria-describedby="priority-hint" />
+            <span class="hint" id="priority-hint">−100 to 100; higher goes first</span>
+          </div>
+          <div class="field">
+            <label for="budget">Budget, dollars</label>
+            <input id="budget" type="number" min="0.0001" step="any" placeholder="none" value=${budget} onInput=${(event) => setBudget(event.target.value)} aria-describedby="budget-hint" />
+            <span class="hint" id="budget-hint">stopped, with a checkpoint, once it is spent</span>
+          </div>
+          <button class="primary" disabled=${!ready || busy}>${busy ? "Submitting…" : verb}</button>
+        </div>
+      </${Sheet}>
+    </form>`;
+}

@@ -1,0 +1,126 @@
+"""The real application over a SQLite database of its own, with a Ray that is none."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fake_jobs import FakeJobs, FakePools
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from moedisco_ray.events import Event
+from service.api.app import create_app
+from service.bell import Bell
+from service.database import ingest, runs, tokens
+from service.database.session import Database
+from service.domain.states import RunState
+from service.settings import Settings
+
+
+@dataclasses.dataclass
+class Service:
+    """An application and what is behind it.
+
+    Attributes:
+        anonymous: A client that says nothing of itself.
+        admin, ann, bob, reader: Clients with a token; `ann` and `bob` may submit, `reader` is ann's and may only look.
+        pokes: How often the reconciler was asked to look.
+    """
+
+    app: FastAPI
+    settings: Settings
+    database: Database
+    jobs: FakeJobs
+    pools: FakePools
+    bell: Bell
+    plain: dict[str, str]
+    pokes: list[float] = dataclasses.field(default_factory=list)
+
+    def client(self, who: str | None, **options: Any) -> TestClient:
+        """A client with a token, or without."""
+        headers = {} if who is None else {"Authorization": f"Bearer {self.plain[who]}"}
+        return TestClient(self.app, headers=headers, **options)
+
+    @property
+    def anonymous(self) -> TestClient:
+        return self.client(None)
+
+    @property
+    def admin(self) -> TestClient:
+        return self.client("admin")
+
+    @property
+    def ann(self) -> TestClient:
+        return self.client("ann")
+
+    @property
+    def bob(self) -> TestClient:
+        return self.client("bob")
+
+    @property
+    def reader(self) -> TestClient:
+        return self.client("reader")
+
+    def submit(self, who: str = "ann", **changes: Any) -> dict[str, Any]:
+        """A new run; `changes` are top-level settings."""
+        answer = self.client(who).post("/v1/runs", json={"config": demo(**changes)})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def bring(self, run_id: str, *states: RunState, **columns: Any) -> None:
+        """Take a run through states, as the reconciler would."""
+        for state in states:
+            with self.database.write() as session:
+                run = runs.get(session, run_id)
+                runs.transition(session, run, state, reason=None, now=time.time(), **columns)
+            self.bell.ring(run_id)
+
+    def start(self, run_id: str, token: str = "mdr_driver") -> str:
+        """Bring a run to its first driver; returns what that reports with."""
+        self.bring(run_id, RunState.STARTING, attempt=1, token_hash=tokens.digest(token))
+        self.bring(run_id, RunState.RUNNING)
+        return token
+
+    def report(self, run_id: str, *events: Event) -> None:
+        """Store a driver's events without the detour over HTTP."""
+        with self.database.write() as session:
+            run = runs.get(session, run_id)
+            ingest.take(session, run, run.next_seq, events, lambda _: None, time.time())
+        self.bell.ring(run_id)
+
+    def directory(self, run_id: str) -> Path:
+        """The run's directory, made."""
+        with self.database.read() as session:
+            place = Path(runs.get(session, run_id).directory)
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+
+def demo(**changes: Any) -> dict[str, Any]:
+    """The smallest configuration."""
+    return {"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}} | changes
+
+
+@contextlib.contextmanager
+def service(home: Path, **settings: Any) -> Iterator[Service]:
+    """An application whose files are under `home`: inputs in `home/data`, runs in `home/runs`."""
+    data = home / "data"
+    data.mkdir(exist_ok=True)
+    made = Settings(**{
+        "state_dir": home / "state", "input_roots": (str(data),), "output_roots": (home / "runs",),
+        "dashboard_url": "http://127.0.0.1:8265"} | settings)
+    with contextlib.closing(Database(made.database)) as database:
+        database.migrate()
+        plain = {}
+        people = {"admin": ("root", ["admin"]), "ann": ("ann", ["submit"]), "bob": ("bob", ["submit"]), "reader": ("ann", ["read"])}
+        with database.write() as session:
+            for who, (owner, scopes) in people.items():
+                plain[who], _ = tokens.create(session, name=who, owner=owner, scopes=scopes, expires=None, now=time.time())
+        jobs, pools, bell, pokes = FakeJobs(), FakePools(), Bell(), []
+        app = create_app(made, database, jobs, pools, bell, lambda: pokes.append(time.time()))
+        yield Service(app, made, database, jobs, pools, bell, plain, pokes)

@@ -1,0 +1,91 @@
+"""Both clients against a service that is a function, with connections that break where a test says."""
+
+import asyncio
+import dataclasses
+import json
+
+import httpx
+
+from service.client import AsyncClient, Client, Patience
+
+URL = "http://service.test:8300"
+PROMPT = Patience(seconds=30.0, first=0.0, longest=0.0)
+"""Does not wait between attempts."""
+
+RUN = {
+    "id": "01JABCDEFGHJKMNPQRSTVWXYZ0", "name": "demo", "owner": "ann", "tags": {}, "priority": 0, "state": "running",
+    "reason": None, "position": None, "attempt": 1, "parent": None, "created": 1.0, "queued": 1.0, "started": 2.0,
+    "ended": None, "updated": 3.0, "stages": [{"name": "corpus", "status": "done", "started": 2.0, "seconds": 1.0}],
+    "money": {"dollars": 0.5, "worker_seconds": {"low_memory": 10.0}, "estimate_dollars": 1.0, "full_training_dollars": 2.0,
+              "budget_dollars": None},
+    "events": 3, "job_url": None, "config": {"name": "demo"},
+}
+
+
+class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """Chunks, then the end or a broken connection."""
+
+    def __init__(self, chunks, broken=False):
+        self.chunks, self.broken = chunks, broken
+
+    def __iter__(self):
+        yield from self.chunks
+        if self.broken:
+            raise httpx.ReadError("connection reset")
+
+    async def __aiter__(self):
+        for chunk in self:
+            yield chunk
+
+
+class Blocking:
+    """An `AsyncClient` that is called like a `Client`, so that one test holds for both."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def __getattr__(self, name):
+        def call(*arguments, **named):
+            result = getattr(self.client, name)(*arguments, **named)
+            return asyncio.run(_collect(result) if hasattr(result, "__aiter__") else result)
+        return call
+
+
+async def _collect(items):
+    return [item async for item in items]
+
+
+def make(kind, service, patience=PROMPT, token="mdk_test"):
+    """A client (`sync` or `async`) of a service given as a function from a request to a response."""
+    transport = httpx.MockTransport(service)
+    if kind == "sync":
+        return Client(URL, token, patience=patience, transport=transport)
+    return Blocking(AsyncClient(URL, token, patience=patience, transport=transport))
+
+
+def problem(status, detail="", errors=(), headers=None):
+    """An answer with a problem document."""
+    return httpx.Response(status, headers=headers, json={
+        "type": f"/problems/{status}", "title": "Problem", "status": status, "detail": detail,
+        "errors": [{"field": field, "message": message} for field, message in errors]})
+
+
+@dataclasses.dataclass
+class Script:
+    """Answers with what it was given, in order; the last again and again. Remembers the requests."""
+
+    answers: list
+    requests: list = dataclasses.field(default_factory=list)
+
+    def __call__(self, request):
+        self.requests.append(request)
+        answer = self.answers[min(len(self.requests), len(self.answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return _again(answer) if isinstance(answer, httpx.Response) else httpx.Response(200, content=json.dumps(answer))
+
+
+def _again(answer):
+    # A response is used up by the client that reads it.
+    kept = {"stream": answer.stream} if isinstance(answer.stream, Body) else {"content": answer.content}
+    return httpx.Response(answer.status_code, headers=answer.headers, **kept)

@@ -1,0 +1,94 @@
+"""Databases for tests: SQLite always, PostgreSQL where MOEDISCO_TEST_POSTGRES names a server on which databases may be made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+from moedisco_ray.config import RunConfig
+from service.database import runs, stream
+from service.database.ids import new_id
+from service.database.session import Database
+from service.database.tables import Event, Run
+
+SERVER = os.environ.get("MOEDISCO_TEST_POSTGRES")
+T0 = 1_800_000_000.0
+
+
+@contextlib.contextmanager
+def postgresql_database() -> Iterator[str]:
+    """URL of a new database, which is dropped afterwards; skips where there is no server."""
+    if SERVER is None:
+        pytest.skip("MOEDISCO_TEST_POSTGRES is not set")
+    name = f"moedisco_test_{new_id().lower()}"
+    server = create_engine(make_url(SERVER).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    try:
+        with server.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        yield server.url.set(database=name).render_as_string(hide_password=False)
+        with server.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    finally:
+        server.dispose()
+
+
+@pytest.fixture
+def postgresql_url() -> Iterator[str]:
+    with postgresql_database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'service.sqlite3'}"
+    else:
+        with postgresql_database() as url:
+            yield url
+
+
+@pytest.fixture
+def empty_database(database_url: str) -> Iterator[Database]:
+    """Without tables."""
+    with contextlib.closing(Database(database_url)) as database:
+        yield database
+
+
+@pytest.fixture
+def database(empty_database: Database) -> Database:
+    """With the tables of this version."""
+    empty_database.migrate()
+    return empty_database
+
+
+def config(**changes: object) -> RunConfig:
+    return RunConfig.model_validate({"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}} | changes)
+
+
+def insert_run(
+    database: Database, *, owner: str = "ann", priority: int = 0, now: float = T0, budget: float | None = None, **changes: object,
+) -> Run:
+    """A queued run; its configuration is the demo's with `changes`."""
+    with database.write() as session:
+        return runs.insert(
+            session, run_id=new_id(), config=config(**changes), owner=owner, priority=priority, budget_dollars=budget,
+            estimate={}, parent=None, now=now)
+
+
+def reload(database: Database, run: Run) -> Run:
+    with database.read() as session:
+        found = runs.get(session, run.id)
+    assert found is not None
+    return found
+
+
+def whole_stream(database: Database, run: Run) -> list[Event]:
+    with database.read() as session:
+        return stream.read(session, run.id, -1, 1_000_000)

@@ -1,0 +1,91 @@
+"""The service as users start it, with a local Ray of its own, in processes that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from service.client import Client, Patience
+from service.ray_side.local import LocalRay
+
+START_SECONDS = 150
+INPUT_ROOT = Path(os.__file__).parent
+
+
+class RealService:
+    """`moedisco serve` on a port that stays the same over restarts.
+
+    Args:
+        home: Everything it writes lies below.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.output = home / "serve.log"
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MOEDISCO_"))}
+        with self.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service", "serve", f"--port={self.port}", f"--state-dir={self.home / 'state'}",
+                 f"--output-root={self.home / 'runs'}", f"--input-root={INPUT_ROOT}"],
+                stdout=output, stderr=output, env={**environment, "XDG_CONFIG_HOME": str(self.home / "config")})
+        deadline = time.monotonic() + START_SECONDS
+        while not self._listens():
+            assert self._process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """As a lost machine ends it."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> int:
+        """As Ctrl-C ends it; the exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(60)
+
+    def close(self) -> None:
+        """End whatever is left, Ray included."""
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+        LocalRay(self.home / "state").stop()
+
+    def client(self) -> Client:
+        """With the first token."""
+        address = json.loads((self.home / "config" / "moedisco" / "service.json").read_text())
+        return Client(address["url"], address["token"], patience=Patience(seconds=120))
+
+    def drivers(self, run_id: str) -> list[psutil.Process]:
+        """The processes that drive a run."""
+        return [process for process in psutil.process_iter() if _drives(process, run_id)]
+
+    def _listens(self) -> bool:
+        if not (self.home / "config" / "moedisco" / "service.json").exists():
+            return False
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def _drives(process: psutil.Process, run_id: str) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return "moedisco_ray" in words and any(run_id in word for word in words)

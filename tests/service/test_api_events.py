@@ -1,0 +1,305 @@
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import uvicorn
+from api_client import service
+
+from moedisco_ray.events import Event
+from service.api import streams
+from service.api.server import Server
+from service.database import runs
+from service.domain.states import RunState
+
+
+@pytest.fixture
+def api(tmp_path):
+    with service(tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def listening(api):
+    """The application behind a real uvicorn; yields its URL, and ends it within seconds whoever still reads."""
+    config = uvicorn.Config(api.app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="on")
+    server = Server(config, api.app)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(2048)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive(), "the server hangs on its streams"
+
+
+@contextlib.contextmanager
+def reading(api, url, run, token=None):
+    """An open stream of a run; yields its text, piece by piece."""
+    headers = {"Authorization": f"Bearer {token or api.plain['ann']}"}
+    with httpx.stream("GET", f"{url}/v1/runs/{run}/events", headers=headers, timeout=30) as answer:
+        assert answer.status_code == 200
+        yield answer.iter_text()
+
+
+def until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def messages(text):
+    """[(id, event, data)] of a stream's text, comments left out."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if line and not line.startswith(":"))
+        if "event" in fields:
+            found.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def progress(step, unit="seed"):
+    return Event("progress", "seed", unit, {"step": step, "steps": 100, "tokens": step, "loss": 2.0})
+
+
+def finished(api, run):
+    api.start(run)
+    api.bring(run, RunState.SUCCEEDED)
+
+
+def test_an_ended_runs_stream_is_everything_and_an_end(api):
+    run = api.submit()["id"]
+    api.start(run)
+    api.report(run, *(progress(step) for step in range(1200)))
+    api.bring(run, RunState.SUCCEEDED)
+    answer = api.ann.get(f"/v1/runs/{run}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    found = messages(answer.text)
+    assert [int(position) for position, _, _ in found[:-1]] == list(range(1204))
+    assert [kind for _, kind, _ in found if kind == "state"] == ["state"] * 4
+    assert found[-1] == (None, "end", {})
+    assert found[3][2] == {
+        "type": "progress", "stage": "seed", "unit": "seed", "time": found[3][2]["time"],
+        "data": {"step": 0, "steps": 100, "tokens": 0, "loss": 2.0}}
+
+
+def test_a_reader_goes_on_after_the_last_id_it_saw(api):
+    run = api.submit()["id"]
+    finished(api, run)
+    path = f"/v1/runs/{run}/events"
+    by_header = messages(api.ann.get(path, headers={"Last-Event-ID": "1"}).text)
+    assert [position for position, _, _ in by_header] == ["2", "3", None]
+    assert messages(api.ann.get(path, params={"after": 1}).text) == by_header
+    # A browser's header is newer than what stands in its URL.
+    assert messages(api.ann.get(path, params={"after": 0}, headers={"Last-Event-ID": "1"}).text) == by_header
+    assert [kind for _, kind, _ in messages(api.ann.get(path, params={"after": 10**9}).text)] == ["end"]
+    assert api.ann.get(path, headers={"Last-Event-ID": "x"}).status_code == 422
+
+
+def test_without_following_a_stream_ends_at_its_tail(api):
+    run = api.submit()["id"]
+    found = messages(api.ann.get(f"/v1/runs/{run}/events", params={"follow": False}).text)
+    assert [kind for _, kind, _ in found] == ["state"]
+
+
+def test_numbers_that_are_none_travel_as_null(api):
+    run = api.submit()["id"]
+    api.report(run, Event("progress", "seed", "seed", {"step": 1, "tokens": 1, "loss": float("nan")}))
+    text = api.ann.get(f"/v1/runs/{run}/events", params={"follow": False}).text
+    assert "NaN" not in text.replace('"nan"', "")
+
+
+def test_a_live_stream_brings_what_is_reported(api):
+    run = api.submit()["id"]
+    with listening(api) as url, reading(api, url, run) as chunks:
+        text = next(chunks)
+        assert "retry: 2000" in text
+        token = api.start(run)
+        report = {"first": 0, "events": [json.loads(progress(1).to_json())]}
+        sent = httpx.post(f"{url}/v1/runs/{run}/report", json=report, headers={"Authorization": f"Bearer {token}"})
+        assert sent.json() == {"next": 1}
+        api.bring(run, RunState.SUCCEEDED)
+        text += "".join(chunks)
+    assert [kind for _, kind, _ in messages(text)] == ["state", "state", "state", "progress", "state", "end"]
+
+
+def test_streams_do_not_keep_the_service_from_ending(api):
+    run = api.submit()["id"]
+
+    def read(url, first, rest):
+        with reading(api, url, run) as chunks:
+            next(chunks)
+            first.set()
+            rest.append("".join(chunks))
+
+    rest = []
+    with listening(api) as url:
+        opened = [threading.Event() for _ in range(5)]
+        readers = [threading.Thread(target=read, args=(url, first, rest)) for first in opened]
+        for reader in readers:
+            reader.start()
+        for first in opened:
+            assert first.wait(20)
+    for reader in readers:
+        reader.join(20)
+    assert len(rest) == 5, "a stream broke instead of ending"
+
+
+def test_a_reader_that_leaves_leaves_nothing_behind(api):
+    run = api.submit()["id"]
+    context = api.app.state.context
+    with listening(api) as url:
+        with reading(api, url, run) as chunks:
+            next(chunks)
+            until(lambda: context.streams._feeds)
+        until(lambda: not context.streams._feeds)
+        assert context.figures.streams._value.get() == 0
+
+
+def test_a_thousand_readers_share_what_is_read(api, monkeypatch):
+    run = api.submit()["id"]
+    token = api.start(run)
+    reads = []
+    read = streams.Streams._read
+
+    def counted(self, run_id, after):
+        reads.append(after)
+        return read(self, run_id, after)
+
+    monkeypatch.setattr(streams.Streams, "_read", counted)
+    with listening(api) as url:
+        asyncio.run(_thousand(api, url, run, token))
+    assert len(reads) < 300, "every reader reads for itself"
+
+
+async def _thousand(api, url, run, token):
+    address = url.removeprefix("http://").split(":")
+    head = (f"GET /v1/runs/{run}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.plain['ann']}\r\n\r\n").encode()
+    pairs = []
+    for _ in range(20):
+        pairs += await asyncio.gather(*(asyncio.open_connection(address[0], int(address[1])) for _ in range(50)))
+        for _, writer in pairs[-50:]:
+            writer.write(head)
+        await asyncio.gather(*(reader.readuntil(b'"attempt":1}') for reader, _ in pairs[-50:]))
+    assert len(pairs) == 1000
+    async with httpx.AsyncClient(base_url=url) as client:
+        for step in range(20):
+            report = {"first": step, "events": [json.loads(progress(step).to_json())]}
+            began = time.monotonic()
+            answer = await client.post(f"/v1/runs/{run}/report", json=report, headers={"Authorization": f"Bearer {token}"})
+            assert answer.json() == {"next": step + 1}
+            assert time.monotonic() - began < 10
+    await asyncio.wait_for(asyncio.gather(*(reader.readuntil(b'"step":19') for reader, _ in pairs)), 60)
+    for _, writer in pairs:
+        writer.close()
+
+
+def test_a_deleted_runs_stream_ends(api):
+    run = api.submit()["id"]
+    with listening(api) as url, reading(api, url, run) as chunks:
+        next(chunks)
+        assert api.ann.delete(f"/v1/runs/{run}").status_code == 204
+        assert "event: end" not in "".join(chunks)
+
+
+def test_a_revoked_token_ends_its_streams(api, monkeypatch):
+    monkeypatch.setattr(streams, "RECHECK_SECONDS", 0.1)
+    monkeypatch.setattr(streams, "PING_SECONDS", 0.1)
+    run = api.submit()["id"]
+    made = api.admin.post("/v1/tokens", json={"name": "x", "owner": "ann", "scopes": ["read"]}).json()
+    with listening(api) as url, reading(api, url, run, made["token"]) as chunks:
+        while ": ping" not in next(chunks):
+            pass
+        api.admin.delete(f"/v1/tokens/{made['id']}")
+        assert "event: end" not in "".join(chunks)
+
+
+def test_a_run_that_is_resumed_is_followed_further(api):
+    run = api.submit()["id"]
+    api.bring(run, RunState.CANCELLED)
+    assert messages(api.ann.get(f"/v1/runs/{run}/events").text)[-1][1] == "end"
+    api.bring(run, RunState.QUEUED, RunState.CANCELLED)
+    found = messages(api.ann.get(f"/v1/runs/{run}/events").text)
+    assert [data.get("state") or data.get("data", {}).get("state") for _, _, data in found] == [
+        "queued", "cancelled", "queued", "cancelled", None]
+
+
+def test_a_report_is_taken_once_and_a_gap_asked_for_again(api):
+    run = api.submit()["id"]
+    driver = {"Authorization": f"Bearer {api.start(run)}"}
+
+    def report(first, *events):
+        body = {"first": first, "events": [json.loads(event.to_json()) for event in events]}
+        return api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers=driver)
+
+    assert report(0, progress(1), progress(2)).json() == {"next": 2}
+    assert report(0, progress(1), progress(2), progress(3)).json() == {"next": 3}
+    assert report(9, progress(9)).json() == {"next": 3}
+    assert report(3).json() == {"next": 3}
+    assert len(messages(api.ann.get(f"/v1/runs/{run}/events", params={"follow": False}).text)) == 3 + 3
+    curve = api.ann.get(f"/v1/runs/{run}/metrics", params={"figure": "loss"}).json()["series"][0]
+    assert (curve["step"], curve["value"]) == ([1, 2, 3], [2.0, 2.0, 2.0])
+    assert api.ann.get(f"/v1/runs/{run}/submodels").json()["items"][0]["unit"] == "seed"
+
+
+def test_only_the_present_attempts_driver_reports(api):
+    run, other = api.submit()["id"], api.submit()["id"]
+    old = api.start(run, "mdr_old")
+    api.start(other, "mdr_other")
+
+    def report(token):
+        nothing = {"first": 0, "events": []}
+        return api.anonymous.post(f"/v1/runs/{run}/report", json=nothing, headers={"Authorization": f"Bearer {token}"}).status_code
+
+    assert report(old) == 200
+    assert {report(token) for token in ("mdr_other", api.plain["admin"], api.plain["ann"], "x")} == {401}
+    api.bring(run, RunState.QUEUED, token_hash=None)
+    assert report(old) == 401
+    assert api.anonymous.get("/v1/runs", headers={"Authorization": f"Bearer {old}"}).status_code == 401
+
+
+@pytest.mark.parametrize(("body", "status"), [
+    (b"{", 400), (b"{}", 422), (b'{"first": -1, "events": []}', 422), (b'{"first": 0, "events": [{"type": "x"}]}', 422),
+    (b'{"first": 0, "events": [{"type": "progress", "unit": "u\\u0000", "time": 1, "data": {"step": 1e400, "loss": NaN}}]}', 200),
+    (b"\xff", 400), (b"", 400),
+])
+def test_reports_that_cannot_be_are_refused(api, body, status):
+    run = api.submit()["id"]
+    token = api.start(run)
+    answer = api.anonymous.post(
+        f"/v1/runs/{run}/report", content=body, headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+
+
+def test_a_report_may_be_larger_than_other_bodies(tmp_path):
+    with service(tmp_path, max_body_bytes=5000, max_report_bytes=100_000) as api:
+        run = api.submit()["id"]
+        token = api.start(run)
+        body = {"first": 0, "events": [json.loads(progress(step).to_json()) for step in range(100)]}
+        answer = api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers={"Authorization": f"Bearer {token}"})
+        assert answer.json() == {"next": 100}
+        body["events"] *= 20
+        answer = api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == 413
+
+
+def test_the_last_word_wakes_the_reconciler(api):
+    run = api.submit()["id"]
+    token = api.start(run)
+    pokes = len(api.pokes)
+    for first, event in enumerate([progress(1), Event("run_finished", data={"seconds": 1.0})]):
+        body = {"first": first, "events": [json.loads(event.to_json())]}
+        api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers={"Authorization": f"Bearer {token}"})
+        assert len(api.pokes) - pokes == first
+    with api.database.read() as session:
+        assert runs.get(session, run).progress["ended"]["type"] == "run_finished"

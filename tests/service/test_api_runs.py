@@ -1,0 +1,249 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from api_client import demo, service
+
+from service.domain.states import RunState
+
+
+@pytest.fixture
+def api(tmp_path):
+    with service(tmp_path) as made:
+        yield made
+
+
+def states(api, run_id):
+    return api.ann.get(f"/v1/runs/{run_id}").json()["state"]
+
+
+def test_a_submitted_run_is_queued_under_its_own_directory(api):
+    answer = api.ann.post("/v1/runs", json={"config": demo(tags={"team": "a"}), "priority": 3, "budget_dollars": 5})
+    assert answer.status_code == 201
+    run = answer.json()
+    assert answer.headers["location"] == f"/v1/runs/{run['id']}"
+    assert (run["state"], run["owner"], run["priority"], run["position"], run["tags"]) == ("queued", "ann", 3, 1, {"team": "a"})
+    assert run["config"]["output"] == str(api.settings.output_roots[0] / run["id"])
+    assert run["money"]["budget_dollars"] == 5
+    assert 0 < run["money"]["estimate_dollars"] < run["money"]["full_training_dollars"]
+    assert {stage["status"] for stage in run["stages"]} == {"waiting"}
+    assert api.pokes
+
+
+def test_the_queue_has_places(api):
+    first, second = api.submit(), api.submit()
+    assert api.ann.patch(f"/v1/runs/{second['id']}", json={"priority": 5}).json()["position"] == 1
+    assert api.ann.get(f"/v1/runs/{first['id']}").json()["position"] == 2
+
+
+def test_paths_are_taken_from_the_input_root(api):
+    (api.settings.state_dir.parent / "data" / "a.txt").write_text("text")
+    run = api.submit(corpus={"sources": [{"path": "a.txt"}]})
+    assert run["config"]["corpus"]["sources"][0]["path"] == f"{api.settings.input_roots[0]}/a.txt"
+
+
+def test_an_idempotency_key_makes_one_run(api):
+    first = api.ann.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"})
+    again = api.ann.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"})
+    assert first.json()["id"] == again.json()["id"]
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert len(api.ann.get("/v1/runs").json()["items"]) == 1
+
+
+def test_an_idempotency_key_with_another_body_is_a_conflict(api):
+    api.ann.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"})
+    other = api.ann.post("/v1/runs", json={"config": demo(seed=1)}, headers={"Idempotency-Key": "k"})
+    assert (other.status_code, other.json()["type"]) == (409, "urn:moedisco:problem:key-reused")
+
+
+def test_idempotency_keys_of_two_owners_are_two(api):
+    runs = {client.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"}).json()["id"]
+            for client in (api.ann, api.bob)}
+    assert len(runs) == 2
+
+
+def test_equal_requests_at_once_make_one_run(api):
+    barrier = threading.Barrier(6)
+
+    def ask(_):
+        barrier.wait()
+        return api.ann.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"}).json()["id"]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(ask, range(6)))) == 1
+
+
+def test_a_key_whose_run_was_deleted_says_so(api):
+    run = api.ann.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"}).json()
+    assert api.ann.delete(f"/v1/runs/{run['id']}").status_code == 204
+    again = api.ann.post("/v1/runs", json={"config": demo()}, headers={"Idempotency-Key": "k"})
+    assert again.status_code == 409
+    assert "deleted" in again.json()["detail"]
+
+
+def test_runs_are_listed_newest_first_in_pages(api):
+    made = [api.submit(name=f"run-{i}")["id"] for i in range(5)]
+    seen, cursor = [], None
+    while True:
+        page = api.ann.get("/v1/runs", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        seen += [run["id"] for run in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert seen == made[::-1]
+
+
+def test_runs_are_found_by_state_name_tag_and_owner(api):
+    one, other = api.submit(name="alpha", tags={"team": "x:y"}), api.submit("bob", name="beta")
+    api.bring(other["id"], RunState.CANCELLED)
+
+    def found(**query):
+        return [run["id"] for run in api.admin.get("/v1/runs", params=query).json()["items"]]
+
+    assert found(state="queued") == [one["id"]]
+    assert found(state=["queued", "cancelled"]) == [other["id"], one["id"]]
+    assert found(name="LPH") == [one["id"]]
+    assert found(tag="team:x:y") == [one["id"]]
+    assert found(tag=["team:x:y", "b:c"]) == []
+    assert found(owner="bob") == [other["id"]]
+
+
+def test_a_run_is_its_owners_and_an_administrators(api):
+    run = api.submit()["id"]
+    for path in ("", "/events", "/metrics", "/submodels", "/clusters", "/report", "/logs", "/logs/driver", "/artifacts",
+                 "/artifacts/x", "/model.tar"):
+        assert api.bob.get(f"/v1/runs/{run}{path}").status_code == 404
+    for method, path in (("PATCH", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/resume"), ("POST", "/retry")):
+        body = {} if method != "DELETE" else None
+        assert api.bob.request(method, f"/v1/runs/{run}{path}", json=body).status_code == 404
+    assert api.bob.get("/v1/runs").json()["items"] == []
+    assert api.bob.get("/v1/runs", params={"owner": "ann"}).json()["items"] == []
+    assert api.admin.get(f"/v1/runs/{run}").json()["owner"] == "ann"
+    assert api.reader.get(f"/v1/runs/{run}").status_code == 200
+
+
+@pytest.mark.parametrize("run_id", ["x", "01M87KCP88DHR1ACAYZM4TS1P7", "%00", "..%2f..", "\ud7ff"])
+def test_a_run_that_is_none_is_not_found(api, run_id):
+    assert api.ann.get(f"/v1/runs/{run_id}").status_code == 404
+
+
+def test_what_is_left_out_of_a_change_stays(api):
+    run = api.submit(tags={"a": "b"})["id"]
+    changed = api.ann.patch(f"/v1/runs/{run}", json={"name": "Better name", "budget_dollars": 2.5}).json()
+    assert (changed["name"], changed["tags"], changed["money"]["budget_dollars"]) == ("Better name", {"a": "b"}, 2.5)
+    assert api.ann.patch(f"/v1/runs/{run}", json={"tags": {}}).json()["tags"] == {}
+    assert api.ann.patch(f"/v1/runs/{run}", json={}).status_code == 200
+
+
+def test_a_queued_run_is_cancelled_at_once_and_may_be_resumed(api):
+    run = api.submit()["id"]
+    assert api.ann.post(f"/v1/runs/{run}/cancel").json()["state"] == "cancelled"
+    assert api.ann.post(f"/v1/runs/{run}/cancel").status_code == 202
+    resumed = api.ann.post(f"/v1/runs/{run}/resume")
+    assert (resumed.status_code, resumed.json()["state"]) == (202, "queued")
+
+
+def test_a_running_run_is_asked_to_stop(api):
+    run = api.submit()["id"]
+    api.start(run)
+    answer = api.ann.post(f"/v1/runs/{run}/cancel", json={"force": False})
+    assert (answer.status_code, answer.json()["state"], answer.json()["reason"]) == (202, "stopping", "cancelled")
+    forced = api.ann.post(f"/v1/runs/{run}/cancel", json={"force": True})
+    assert (forced.json()["state"], "killed" in forced.json()["reason"]) == ("stopping", True)
+
+
+def test_an_ended_run_is_not_cancelled(api):
+    run = api.submit()["id"]
+    api.start(run)
+    api.bring(run, RunState.SUCCEEDED)
+    answer = api.ann.post(f"/v1/runs/{run}/cancel")
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:moedisco:problem:illegal-transition")
+    assert api.ann.post(f"/v1/runs/{run}/resume").status_code == 409
+
+
+def test_a_run_without_budget_left_is_not_resumed(api):
+    run = api.submit()["id"]
+    api.start(run)
+    api.bring(run, RunState.STOPPING)
+    api.bring(run, RunState.CANCELLED, dollars=3.0, budget_dollars=2.0)
+    assert "budget" in api.ann.post(f"/v1/runs/{run}/resume").json()["detail"]
+    api.ann.patch(f"/v1/runs/{run}", json={"budget_dollars": 4})
+    assert api.ann.post(f"/v1/runs/{run}/resume").status_code == 202
+
+
+def test_a_retry_is_a_new_run_with_changes(api):
+    parent = api.submit(name="first", tags={"a": "b"})
+    changes = {"tokens.total": 5_000_000, "corpus.sources.0.weight": 2, "clusters.count": 2, "tracking.tensorboard": True}
+    answer = api.ann.post(f"/v1/runs/{parent['id']}/retry", json={"changes": changes, "priority": 7})
+    assert answer.status_code == 201
+    run = answer.json()
+    assert (run["parent"], run["priority"], run["tags"]) == (parent["id"], 7, {"a": "b"})
+    assert run["config"]["tokens"]["total"] == 5_000_000
+    assert run["config"]["corpus"]["sources"][0] == parent["config"]["corpus"]["sources"][0] | {"weight": 2}
+    assert run["config"]["output"] == str(api.settings.output_roots[0] / run["id"])
+
+
+def test_a_retry_may_be_without_changes_and_has_keys(api):
+    parent = api.submit()["id"]
+    made = {api.ann.post(f"/v1/runs/{parent}/retry", headers={"Idempotency-Key": "r"}).json()["id"] for _ in range(2)}
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(("changes", "field"), [
+    ({"tokens.totl": 1}, "config.tokens.totl"), ({"corpus.sources.7.path": "x"}, "config.corpus.sources.7.path"),
+    ({"name.x": 1}, "config.name.x"), ({"corpus.sources.0.path": "/etc/passwd"}, "config.corpus.sources.0.path"),
+    ({"clusters.count": 3}, "config.clusters.count"), ({"": 1}, "config"), ({"a..b": 1}, "config.a"),
+    ({"model.config.num_experts": 10**12}, "config.model.config.num_experts"), ({"corpus.sources": []}, "config.corpus.sources"),
+])
+def test_a_change_that_cannot_be_is_told_by_its_field(api, changes, field):
+    parent = api.submit()["id"]
+    answer = api.ann.post(f"/v1/runs/{parent}/retry", json={"changes": changes})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"].startswith(field)
+
+
+def test_a_deleted_run_takes_its_files_along(api):
+    run = api.submit()["id"]
+    home = api.directory(run).parent
+    (home / "demo" / "report.json").write_text("{}")
+    assert api.ann.delete(f"/v1/runs/{run}").status_code == 204
+    assert not home.exists()
+    assert home.parent.exists()
+    assert api.ann.get(f"/v1/runs/{run}").status_code == 404
+
+
+def test_the_files_of_a_deleted_run_may_be_kept(api):
+    run = api.submit()["id"]
+    home = api.directory(run).parent
+    assert api.ann.delete(f"/v1/runs/{run}", params={"keep_artifacts": True}).status_code == 204
+    assert home.exists()
+
+
+def test_a_run_with_a_driver_is_not_deleted(api):
+    run = api.submit()["id"]
+    api.start(run)
+    assert api.ann.delete(f"/v1/runs/{run}").status_code == 409
+    assert states(api, run) == "running"
+
+
+def test_the_job_is_found_in_the_dashboard_once_there_is_one(api):
+    run = api.submit()
+    assert run["job_url"] is None
+    api.start(run["id"])
+    assert api.ann.get(f"/v1/runs/{run['id']}").json()["job_url"] == f"http://127.0.0.1:8265/#/jobs/{run['id']}-1"
+
+
+def test_every_change_is_in_the_audit_log(api):
+    run = api.submit()["id"]
+    api.ann.patch(f"/v1/runs/{run}", json={"priority": 1})
+    api.ann.post(f"/v1/runs/{run}/cancel")
+    api.ann.post(f"/v1/runs/{run}/resume")
+    retried = api.ann.post(f"/v1/runs/{run}/retry").json()["id"]
+    api.ann.delete(f"/v1/runs/{run}")
+    entries = api.admin.get("/v1/audit").json()["items"]
+    assert [(entry["action"], entry["target"]) for entry in reversed(entries)] == [
+        ("run.submit", run), ("run.change", run), ("run.cancel", run), ("run.resume", run),
+        ("run.retry", retried), ("run.delete", run)]
+    assert {entry["owner"] for entry in entries} == {"ann"}
+    assert all(entry["address"] for entry in entries)

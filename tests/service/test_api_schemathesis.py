@@ -1,0 +1,96 @@
+"""The whole OpenAPI document against the whole application: each operation by itself, and one after the other along its links."""
+
+import collections
+
+import pytest
+import schemathesis
+from api_client import demo, service
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation.modes import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
+    response_schema_conformance]
+QUIET = [HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example,
+         HealthCheck.function_scoped_fixture]
+ENDLESS = {"stream_events", "get_log"}
+"""With `follow` these wait for a run that nobody ends here."""
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    with service(tmp_path_factory.mktemp("schemathesis"), requests_per_minute=10_000_000) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def document(api):
+    return schemathesis.openapi.from_asgi("/openapi.json", api.app)
+
+
+def sent(api, case, seen):
+    operation = case.operation.definition.raw["operationId"]
+    if operation in ENDLESS:
+        case.query["follow"] = "false"
+    answer = case.call(headers={"Authorization": f"Bearer {api.plain['admin']}"})
+    case.validate_response(answer, checks=CHECKS)
+    seen[operation].add(answer.status_code)
+
+
+def test_every_operation_answers_as_documented(api, document):
+    seen = collections.defaultdict(set)
+    for found in document.get_all_operations():
+        operation = found.ok()
+        right, wrong = (operation.as_strategy(generation_mode=mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE))
+
+        @seed(1)
+        @settings(max_examples=15, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], database=None)
+        @given(right | wrong)
+        def ask(case):
+            sent(api, case, seen)
+
+        ask()
+    assert len(seen) >= 39, "an operation was not asked for"
+    assert 201 in seen["create_token"]
+    assert 200 in seen["list_runs"]
+
+
+def test_operations_answer_as_documented_one_after_the_other(api, document):
+    seen = collections.Counter()
+
+    def valid(case):
+        # Decided by what was drawn, so that a repetition is the same.
+        return len(repr(case.body)) % 4
+
+    class Machine(document.as_state_machine()):
+        def setup(self):
+            for webhook in api.admin.get("/v1/webhooks").json()["items"]:
+                api.admin.delete(f"/v1/webhooks/{webhook['id']}")
+
+        def get_call_kwargs(self, case):
+            operation = case.operation.definition.raw["operationId"]
+            if operation in ENDLESS:
+                case.query["follow"] = "false"
+            # What a configuration must be no schema can say in full; without runs there is nothing to go on with.
+            if operation == "submit_run" and valid(case):
+                case.body, case.headers, case.media_type = {"config": demo()}, {}, "application/json"
+            if operation == "retry_run" and valid(case):
+                case.body, case.headers, case.media_type = {"changes": {"seed": 1}}, {}, "application/json"
+            return {"headers": {"Authorization": f"Bearer {api.plain['admin']}"}}
+
+        def validate_response(self, response, case, **options):
+            case.validate_response(response, checks=CHECKS)
+            seen[case.operation.definition.raw["operationId"], response.status_code] += 1
+
+    Machine.run(settings=settings(
+        max_examples=60, stateful_step_count=10, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate], database=None,
+        derandomize=True))
+    for reached in (("submit_run", 201), ("get_run", 200), ("retry_run", 201), ("cancel_run", 202), ("delete_run", 204)):
+        assert seen[reached], (reached, seen)

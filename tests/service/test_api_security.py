@@ -1,0 +1,153 @@
+import time
+
+import pytest
+from api_client import demo, service
+
+from service.api.limits import Limits
+from service.database import tokens
+from service.errors import TooMany
+
+
+@pytest.fixture
+def api(tmp_path):
+    with service(tmp_path) as made:
+        yield made
+
+
+def session_of(api, who="ann", **headers):
+    client = api.client(None, base_url="http://testserver")
+    assert client.post("/v1/session", json={"token": api.plain[who]}, headers=headers).status_code == 204
+    return client
+
+
+def test_every_route_of_the_api_wants_a_token(api):
+    for path, operations in api.anonymous.get("/openapi.json").json()["paths"].items():
+        for method in operations:
+            if path.startswith("/v1") and path != "/v1/session":
+                real = path.replace("{name}", "demo" if "presets" in path else "driver")
+                answer = api.anonymous.request(method, real, json={} if method in ("post", "put", "patch") else None)
+                assert answer.status_code == 401, (method, path)
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer mdk_wrong", "Basic YTpi", "Bearer " + "x" * 5000, "mdk_x"])
+def test_what_is_no_token_is_refused(api, header):
+    answer = api.anonymous.get("/v1/identity", headers={"Authorization": header})
+    assert (answer.status_code, answer.json()["title"]) == (401, "Not signed in")
+
+
+def test_expired_and_revoked_tokens_are_refused(api):
+    with api.database.write() as session:
+        plain, _ = tokens.create(session, name="x", owner="ann", scopes=["read"], expires=time.time() - 1, now=time.time() - 9)
+    assert api.anonymous.get("/v1/identity", headers={"Authorization": f"Bearer {plain}"}).status_code == 401
+    made = api.admin.post("/v1/tokens", json={"name": "ci", "owner": "ann", "scopes": ["read"]}).json()
+    mine = {"Authorization": f"Bearer {made['token']}"}
+    assert api.anonymous.get("/v1/identity", headers=mine).status_code == 200
+    assert api.admin.delete(f"/v1/tokens/{made['id']}").status_code == 204
+    assert api.anonymous.get("/v1/identity", headers=mine).status_code == 401
+
+
+def test_scopes_hold_those_before_them(api):
+    assert api.admin.get("/v1/identity").json()["scopes"] == ["read", "submit", "admin"]
+    assert api.ann.get("/v1/identity").json()["scopes"] == ["read", "submit"]
+    assert api.reader.get("/v1/identity").json()["scopes"] == ["read"]
+
+
+def test_a_scope_that_is_missing_is_named(api):
+    answer = api.reader.post("/v1/runs", json={"config": demo()})
+    assert (answer.status_code, "'submit'" in answer.json()["detail"]) == (403, True)
+    for method, path in (("GET", "/v1/tokens"), ("GET", "/v1/audit"), ("POST", "/v1/tokens"), ("PUT", "/v1/prices")):
+        bodies = {"POST": {"name": "x", "owner": "x", "scopes": ["read"]}, "PUT": {"resource": "x", "dollars_per_hour": 1}}
+        assert api.ann.request(method, path, json=bodies.get(method)).status_code == 403
+
+
+def test_a_session_is_a_cookie_that_scripts_cannot_read(api):
+    answer = api.anonymous.post("/v1/session", json={"token": api.plain["ann"]})
+    cookie = answer.headers["set-cookie"].lower()
+    assert all(part in cookie for part in ("moedisco_session=", "httponly", "samesite=strict", "max-age="))
+    assert "secure" not in cookie
+    secure = api.client(None, base_url="https://testserver").post("/v1/session", json={"token": api.plain["ann"]})
+    assert "secure" in secure.headers["set-cookie"].lower()
+
+
+def test_a_session_reads_and_ends(api):
+    client = session_of(api)
+    assert client.get("/v1/identity").json()["owner"] == "ann"
+    assert client.delete("/v1/session", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 204
+    assert client.get("/v1/identity").status_code == 401
+
+
+def test_a_wrong_token_makes_no_session(api):
+    assert api.anonymous.post("/v1/session", json={"token": "mdk_no"}).status_code == 401
+
+
+@pytest.mark.parametrize(("headers", "status"), [
+    ({"Sec-Fetch-Site": "same-origin"}, 201), ({"Origin": "http://testserver"}, 201), ({}, 403),
+    ({"Sec-Fetch-Site": "cross-site", "Origin": "http://testserver"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403),
+    ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": "http://[broken"}, 403),
+])
+def test_a_session_changes_something_only_from_the_page_itself(api, headers, status):
+    answer = session_of(api).post("/v1/runs", json={"config": demo()}, headers=headers)
+    assert answer.status_code == status
+
+
+def test_another_site_cannot_sign_somebody_in(api):
+    answer = api.anonymous.post("/v1/session", json={"token": api.plain["ann"]}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 403
+
+
+def test_every_answer_has_security_headers(api):
+    for path in ("/", "/v1/runs", "/nowhere", "/openapi.json", "/healthz"):
+        headers = api.anonymous.get(path).headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+        assert headers["x-request-id"]
+
+
+def test_a_request_keeps_a_plain_id_of_its_own(api):
+    assert api.anonymous.get("/healthz", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert api.anonymous.get("/healthz", headers={"X-Request-ID": "a b\x01"}).headers["x-request-id"] != "a b\x01"
+
+
+def test_too_many_requests_are_told_when_to_come_back(tmp_path):
+    with service(tmp_path, requests_per_minute=3) as api:
+        answers = [api.ann.get("/v1/identity") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
+        assert answers[-1].headers["content-type"] == "application/problem+json"
+        assert api.bob.get("/v1/identity").status_code == 200
+        assert api.anonymous.get("/healthz").status_code == 200
+
+
+def test_guessing_tokens_is_limited_by_address(tmp_path):
+    with service(tmp_path, requests_per_minute=3) as api:
+        guesses = [api.anonymous.get("/v1/identity", headers={"Authorization": f"Bearer mdk_{i}"}).status_code for i in range(4)]
+        assert guesses == [401, 401, 401, 429]
+        assert api.ann.get("/v1/identity").status_code == 200
+
+
+def test_a_bucket_fills_evenly_and_never_above_its_brim():
+    clock = [0.0]
+    limits = Limits(60, lambda: clock[0])
+    for _ in range(60):
+        limits.take("a")
+    with pytest.raises(TooMany) as caught:
+        limits.take("a")
+    assert caught.value.retry_after == pytest.approx(1.0)
+    clock[0] = 1.0
+    limits.take("a")
+    with pytest.raises(TooMany):
+        limits.take("a")
+    clock[0] = 1000.0
+    for _ in range(60):
+        limits.take("a")
+    with pytest.raises(TooMany):
+        limits.take("a")
+
+
+def test_buckets_do_not_pile_up():
+    limits = Limits(60, lambda: 0.0)
+    for i in range(25_000):
+        limits.take(str(i))
+    assert len(limits._buckets) <= 10_000

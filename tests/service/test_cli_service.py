@@ -1,0 +1,428 @@
+import functools
+import io
+import json
+import os
+import re
+import resource
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+import types
+
+import httpx
+import pytest
+from client_standin import PROMPT, RUN, URL, Body, problem
+from run_example import report
+from typer.testing import CliRunner
+
+import service.client
+from moedisco_ray.cli import app as training
+from moedisco_ray.config.presets import preset_text
+from service.cli import app
+from service.client import Client, Patience, load_address
+from service.settings import Settings
+
+HEAVY = ("torch", "ray", "sqlalchemy", "fastapi", "starlette", "uvicorn", "numpy", "httpx", "structlog", "alembic")
+ID = RUN["id"]
+PLAIN = {key: value for key, value in RUN.items() if key != "config"}
+OTHERS = [
+    PLAIN | {"id": "01JABCDEFGHJKMNPQRSTVWXYZ9", "name": "twin"}, PLAIN,
+    PLAIN | {"id": "01J0BCDEFGHJKMNPQRSTVWXYZ1", "name": "twin"}]
+UNIT = {
+    "unit": "submodel-0", "stage": "submodels", "status": "running", "step": 5, "steps": 10, "tokens": 5000, "loss": 3.25,
+    "tokens_per_second": 1200.0, "restarts": 1, "workers": 1, "node": "10.0.0.7", "started": 2.0, "ended": None}
+EVENTS = [
+    {"type": "state", "stage": None, "unit": None, "data": {"state": "queued", "reason": "waits for 2 low_mem_gpu"}, "time": 1.0},
+    {"type": "run_started", "stage": None, "unit": None, "data": {"name": "demo", "directory": "/runs/demo", "stages": ["corpus"]},
+     "time": 2.0},
+    {"type": "stage_started", "stage": "corpus", "unit": None, "data": {}, "time": 3.0},
+    {"type": "heartbeat", "stage": None, "unit": None, "data": {}, "time": 4.0},
+    {"type": "stage_finished", "stage": "corpus", "unit": None, "data": {"seconds": 2.0}, "time": 5.0},
+]
+POOL = {
+    "resource": "low_mem_gpu", "slots": 4.0, "free": 3.0, "gpus": 4.0, "price_per_hour": 0.35, "lost": 1, "pending": 2,
+    "nodes": [{"id": "n", "address": "10.0.0.7", "alive": True, "resources": {}, "labels": {}}]}
+TOKEN = {
+    "id": "T1", "name": "ci", "owner": "ann", "scopes": ["submit"], "created": 1.0, "expires": None, "revoked": 2.0, "used": None}
+WEBHOOK = {"id": "W1", "url": "https://hooks.test/x", "states": [], "created": 1.0}
+PRICE = {"resource": "low_mem_gpu", "dollars_per_hour": 0.35, "since": 1.0}
+
+
+class Fake:
+    """A service with three runs, in one of which something happens."""
+
+    def __init__(self):
+        self.requests = []
+        self.final = RUN | {"state": "succeeded"}
+        self.answers = {
+            ("GET", "/v1/runs"): {"items": OTHERS, "next_cursor": None},
+            ("POST", "/v1/runs"): RUN,
+            ("POST", f"/v1/runs/{ID}/cancel"): RUN | {"state": "stopping"},
+            ("POST", f"/v1/runs/{ID}/resume"): RUN | {"state": "queued"},
+            ("POST", f"/v1/runs/{ID}/retry"): RUN | {"state": "queued"},
+            ("DELETE", f"/v1/runs/{ID}"): None,
+            ("GET", f"/v1/runs/{ID}/submodels"): {"items": [UNIT]},
+            ("GET", f"/v1/runs/{ID}/report"): report(),
+            ("GET", f"/v1/runs/{ID}/logs"): {"items": [
+                {"name": name, "bytes": 10, "updated": 1.0} for name in ("driver", "finetune.1", "finetune.0", "submodel-0.0")]},
+            ("GET", "/v1/pools"): {"connected": True, "items": [POOL]},
+            ("GET", "/v1/prices"): {"items": [PRICE]},
+            ("PUT", "/v1/prices"): PRICE,
+            ("GET", "/v1/tokens"): {"items": [TOKEN]},
+            ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
+            ("DELETE", "/v1/tokens/T1"): None,
+            ("GET", "/v1/webhooks"): {"items": [WEBHOOK]},
+            ("POST", "/v1/webhooks"): WEBHOOK | {"secret": "whsec"},
+            ("DELETE", "/v1/webhooks/W1"): None,
+        }
+
+    def __call__(self, request):
+        self.requests.append(request)
+        path = request.url.path
+        if (request.method, path) == ("GET", f"/v1/runs/{ID}"):
+            return httpx.Response(200, json=self.final)
+        if path.endswith("/events"):
+            return self.events()
+        if "/logs/" in path:
+            return httpx.Response(200, stream=Body([f"log of {path.rpartition('/')[2]}\nlast\n".encode()]))
+        if path.endswith(("/artifacts", "/model.tar")):
+            return self.model(path)
+        answer = self.answers.get((request.method, path), problem(404, f"nothing at {path}"))
+        if isinstance(answer, httpx.Response):
+            return answer
+        return httpx.Response(204) if answer is None else httpx.Response(200, json=answer)
+
+    def events(self):
+        text = "".join(f"id: {n}\nevent: {e['type']}\ndata: {json.dumps(e)}\n\n" for n, e in enumerate(EVENTS))
+        return httpx.Response(200, stream=Body([text.encode(), b"event: end\ndata: {}\n\n"]))
+
+    def model(self, path):
+        if path.endswith("/artifacts"):
+            return httpx.Response(200, json={"items": [{"path": "model/config.json", "bytes": 2, "updated": 1.0}]})
+        memory = io.BytesIO()
+        with tarfile.open(fileobj=memory, mode="w") as tar:
+            member = tarfile.TarInfo("demo/config.json")
+            member.size = 2
+            tar.addfile(member, io.BytesIO(b"{}"))
+        return httpx.Response(200, content=memory.getvalue())
+
+    @property
+    def sent(self):
+        return json.loads(self.requests[-1].content)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fake = Fake()
+    monkeypatch.setattr(service.client, "Client", functools.partial(
+        Client, URL, "t", patience=PROMPT, transport=httpx.MockTransport(fake)))
+    return fake
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text(preset_text("demo"))
+    return "demo.yaml"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="moedisco")
+
+
+def ran(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def mistake(*arguments, code=2):
+    result = invoke(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stderr.count("\n") == 1
+    return result.stderr.rstrip("\n")
+
+
+def test_every_command_has_help():
+    commands = {command.name or command.callback.__name__ for command in training.registered_commands}
+    assert commands == {"run", "plan", "init", "validate", "schema", "show", "plot"}
+    ours = {
+        "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
+        "estimate", "tokens", "webhooks", "prices"}
+    shown = ran("--help")
+    for command in commands | ours:
+        assert f"│ {command} " in shown
+        assert f"Usage: moedisco {command}" in ran(command, "--help")
+
+
+def test_the_training_commands_work_unchanged(config):
+    assert "GB per worker" in ran("plan", config)
+    assert ran("--version") == CliRunner().invoke(training, ["--version"]).stdout
+    assert mistake("plan", config, "--set", "tokns.total=1") == "moedisco: tokns: no such setting; did you mean 'tokens'?"
+
+
+def test_starting_imports_nothing_heavy_and_is_quick():
+    program = (
+        "import sys, contextlib, io\n"
+        "from service.cli import main\n"
+        "for arguments in (['--help'], ['submit', '--help'], ['serve', '--help'], ['submit', 'missing.yaml'], ['schema']):\n"
+        "    sys.argv = ['moedisco', *arguments]\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        main()\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+    assert result.stderr.startswith("moedisco: CONFIG: 'missing.yaml': cannot be read")
+
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", "from service.cli import main; main()", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.6
+
+
+def test_submit_sends_absolute_paths_and_leaves_the_output_to_the_service(fake, config, tmp_path):
+    (tmp_path / "books").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path)
+    line = ran(
+        "submit", config, "--set",
+        f"corpus.sources=[{{path: books}}, {{path: here/../{tmp_path.name}/books}}, {{path: 's3://b/c'}}, {{path: embedded}}]",
+        "--name", "mine", "--priority", "5", "--budget", "2.5")
+    assert line == f"{ID}  demo: running; next: moedisco watch {ID}\n"
+    assert (fake.sent["priority"], fake.sent["budget_dollars"]) == (5, 2.5)
+    asked = fake.sent["config"]
+    assert asked["name"] == "mine"
+    assert [source["path"] for source in asked["corpus"]["sources"]] == [str(tmp_path / "books")] * 2 + ["s3://b/c", "embedded"]
+    assert "output" not in asked
+    ran("submit", config, "--set", "output=elsewhere", "--json")
+    assert fake.sent["config"]["output"] == str(tmp_path / "elsewhere")
+
+
+def test_submit_refuses_a_mistake_before_anything_is_sent(fake, config):
+    assert mistake("submit", config, "--set", "clusters.count=3").startswith("moedisco: clusters.count: 3 does not divide")
+    assert not fake.requests
+
+
+def test_submit_may_go_on_to_watch(fake, config):
+    out = ran("submit", config, "--watch")
+    assert out.startswith(f"{ID}  demo\n")
+    assert "corpus: finished" in out
+    assert [json.loads(line)["type"] for line in ran("submit", config, "--watch", "--json").splitlines()] == [
+        event["type"] for event in EVENTS]
+
+
+def test_list(fake):
+    out = ran("list", "--state", "running", "--state", "queued", "--tag", "team:a", "--owner", "ann")
+    assert str(fake.requests[0].url.query, "ascii") == "state=running&state=queued&owner=ann&tag=team%3Aa&limit=50"
+    assert re.search(f"{ID} +demo +ann +running ", out)
+    assert len(json.loads(ran("list", "--limit", "2", "--json"))) == 2
+    assert mistake("list", "--tag", "team") == "moedisco: --tag: 'team': must read KEY:VALUE"
+
+
+def test_status(fake):
+    fake.final = RUN | {"reason": "waits for 2 low_mem_gpu", "tags": {"team": "a"}, "position": 3, "state": "queued"}
+    out = ran("status", "demo")
+    for words in ("demo", "queued, 3. in the queue", "waits for 2 low_mem_gpu", "team: a", "corpus", "submodel-0", "5/10", "3.2500",
+                  "10.0.0.7", "$0.5000 so far; estimated $1.00"):
+        assert words in out
+    assert json.loads(ran("status", ID, "--json"))["position"] == 3
+
+
+@pytest.mark.parametrize("text", [ID, ID.lower(), "demo", "01JABCDEFGHJKMNPQRSTVWXYZ0"[:25] + "0", " demo "])
+def test_a_run_is_found_by_id_and_by_name(fake, text):
+    assert ran("resume", text).startswith(f"{ID}  demo: queued")
+
+
+def test_a_run_is_found_by_the_first_letters_of_its_id(fake):
+    fake.answers["GET", "/v1/runs"]["items"] = OTHERS[1:]
+    assert ran("resume", "01ja").startswith(ID)
+
+
+def test_a_run_that_is_not_one(fake):
+    assert mistake("status", "nobody") == "moedisco: RUN: 'nobody': no such run; `moedisco list` shows those there are"
+    assert mistake("status", "").startswith("moedisco: RUN: '': no such run")
+    assert "is the name of 2 runs; give the id of one: 01JABCDEFGHJKMNPQRSTVWXYZ9, 01J0" in mistake("status", "twin")
+    assert "begins the ids of 3 runs; give more letters" in mistake("status", "01J")
+
+
+def test_watch_shows_a_run_as_a_local_run_is_shown(fake):
+    out = ran("watch", "demo")
+    assert "queued: waits for 2 low_mem_gpu\n" in out
+    assert out.index("run demo in /runs/demo") < out.index("corpus: started") < out.index("corpus: finished in 2.0 s")
+    assert "full training (estimate)" in out
+    assert out.endswith(f"The model is there: moedisco download {ID}\n")
+    assert [json.loads(line)["type"] for line in ran("watch", "demo", "--json").splitlines()] == [event["type"] for event in EVENTS]
+
+
+@pytest.mark.parametrize(("state", "reason", "line"), [
+    ("failed", "the loss is\nnan", "moedisco: run demo failed: the loss is nan"),
+    ("cancelled", None, "moedisco: run demo cancelled: no reason is known")])
+def test_watch_of_a_run_that_does_not_succeed(fake, state, reason, line):
+    fake.final = RUN | {"state": state, "reason": reason}
+    assert mistake("watch", ID, code=1) == line
+
+
+def test_ctrl_c_ends_watching_and_not_the_run(fake):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    fake.events = interrupted
+    assert mistake("watch", "demo", code=130) == f"moedisco: the run goes on: moedisco watch {ID}"
+    assert {request.method for request in fake.requests} == {"GET"}
+
+
+def test_logs(fake):
+    assert ran("logs", "demo", "--tail", "7") == "log of driver\nlast\n"
+    assert fake.requests[-1].url.params["tail"] == "7"
+    assert ran("logs", "demo", "--unit", "submodel-0") == "log of submodel-0.0\nlast\n"
+    assert ran("logs", "demo", "--unit", "finetune.1") == "log of finetune.1\nlast\n"
+    assert ran("logs", "demo", "--unit", "finetune", "--follow") == "log of finetune.0\nlast\n"
+    assert json.loads(ran("logs", "demo", "--json")) == {"name": "driver", "lines": ["log of driver", "last"]}
+    assert "submodel-0.0" in ran("logs", "demo", "--list")
+    assert "--unit: 'seed': has no log; there are driver, finetune.0, " in mistake("logs", "demo", "--unit", "seed")
+
+
+def test_cancel_resume_retry_delete(fake):
+    assert ran("cancel", "demo", "--force") == f"{ID}  demo: stopping\n"
+    assert fake.sent == {"force": True}
+    assert json.loads(ran("resume", "demo", "--json"))["state"] == "queued"
+    assert ran("retry", "demo", "--set", "tokens.total=5", "--set", "name=b", "--budget", "3") == (
+        f"{ID}  demo: queued; next: moedisco watch {ID}\n")
+    assert fake.sent == {"changes": {"tokens.total": 5, "name": "b"}, "budget_dollars": 3.0}
+    assert "must read key.sub=value" in mistake("retry", "demo", "--set", "tokens")
+    assert ran("delete", "demo", "--keep-artifacts") == f"{ID}  demo: deleted\n"
+    assert fake.requests[-1].url.params["keep_artifacts"] == "true"
+
+
+def test_download(fake, config, tmp_path):
+    assert ran("download", "demo") == f"The model is in {tmp_path / 'demo'}\n"
+    assert (tmp_path / "demo" / "config.json").read_text() == "{}"
+    assert "is there already" in mistake("download", "demo")
+    assert json.loads(ran("download", "demo", "other", "--json")) == {"directory": str(tmp_path / "other")}
+
+
+def test_names_are_neither_paths_nor_markup(fake, config, tmp_path):
+    fake.final = RUN | {"name": "../[red]a/b", "reason": "[bold]"}
+    assert ran("download", ID) == f"The model is in {tmp_path / 'red-a-b'}\n"
+    assert "../[red]a/b" in ran("status", ID)
+    fake.answers["GET", "/v1/runs"]["items"] = [PLAIN | {"name": "[red]a", "reason": "[bold]"}]
+    assert all(words in ran("list") for words in ("[red]a", "[bold]"))
+
+
+def test_estimate(fake, config):
+    fake.answers["POST", "/v1/estimates"] = json.loads(ran("plan", config, "--json"))
+    assert ran("estimate", config) == ran("plan", config)
+    assert json.loads(ran("estimate", config, "--json")) == json.loads(ran("plan", config, "--json"))
+
+
+def test_pools_and_prices(fake):
+    for words in ("low_mem_gpu", "3", "0.35"):
+        assert words in ran("pools")
+    fake.answers["GET", "/v1/pools"]["connected"] = False
+    assert "Ray does not answer" in ran("pools")
+    assert json.loads(ran("pools", "--json"))["items"] == [POOL]
+    assert "low_mem_gpu" in ran("prices", "list")
+    assert ran("prices", "set", "low_mem_gpu", "0.4", "--since", "2026-01-02") == "low_mem_gpu: $0.4 per hour\n"
+    since = time.mktime((2026, 1, 2, 0, 0, 0, 0, 0, -1))
+    assert fake.sent == {"resource": "low_mem_gpu", "dollars_per_hour": 0.4, "since": since}
+
+
+def test_tokens(fake):
+    assert "revoked" in ran("tokens", "list")
+    assert ran("tokens", "create", "ci", "--owner", "ann", "--scope", "read", "--forever") == "mdk_new\n"
+    assert fake.sent == {"name": "ci", "owner": "ann", "scopes": ["read"], "expires_in_days": None}
+    assert ran("tokens", "revoke", "T1") == "T1: revoked\n"
+
+
+def test_webhooks(fake):
+    assert "every state" in ran("webhooks", "list")
+    assert ran("webhooks", "create", "https://hooks.test/x", "--state", "failed") == "W1  secret: whsec\n"
+    assert fake.sent == {"url": "https://hooks.test/x", "states": ["failed"]}
+    assert json.loads(ran("webhooks", "delete", "W1", "--json")) == {"deleted": "W1"}
+
+
+@pytest.mark.parametrize(("answer", "code", "line"), [
+    (problem(404, "no such run"), 2, "moedisco: no such run"),
+    (problem(409, "the run is running; cancel it"), 2, "moedisco: the run is running; cancel it"),
+    (problem(422, "mistakes", [("config.seed", "is negative")]), 2, "moedisco: seed: is negative"),
+    (problem(401, "unknown token"), 2, "moedisco: unknown token; set MOEDISCO_TOKEN to a valid token"),
+    (problem(503, "database gone"), 1, "moedisco: database gone"),
+    (problem(500, "internal"), 1, "moedisco: internal")])
+def test_how_refusals_end(fake, answer, code, line):
+    fake.answers["POST", f"/v1/runs/{ID}/cancel"] = answer
+    assert mistake("cancel", ID, code=code) == line
+
+
+def test_a_service_that_is_away(monkeypatch):
+    def refuse(request):
+        raise httpx.ConnectError("connection refused")
+
+    monkeypatch.setattr(service.client, "Client", functools.partial(
+        Client, URL, patience=Patience(seconds=0), transport=httpx.MockTransport(refuse)))
+    assert mistake("list", code=1).startswith(f"moedisco: no service answers at {URL} (connection refused); start one with")
+
+
+def test_no_service_is_known(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("MOEDISCO_URL", raising=False)
+    assert mistake("pools").startswith("moedisco: MOEDISCO_URL: is not set and no service was started here")
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+    """A stand-in for the service itself: the settings it was started with, and what it announces."""
+    module = types.ModuleType("service.serve")
+    module.settings = []
+    module.announcement = types.SimpleNamespace(url="http://127.0.0.1:8300", token="mdk_first", dashboard_url="http://127.0.0.1:8265")
+
+    def serve(settings, announce):
+        module.settings.append(settings)
+        announce(module.announcement)
+
+    module.serve = serve
+    monkeypatch.setitem(sys.modules, "service.serve", module)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return module
+
+
+def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
+    out = ran(
+        "serve", "--port", "0", "--output-root", "a", "--output-root", "b", "--input-root", "s3://bucket", "--max-active-runs", "7",
+        "--allow-private-webhooks", "--log-format", "json", "--public-url", "https://moe.test")
+    assert served.settings == [Settings(
+        state_dir=tmp_path / "state" / "moedisco", port=0, output_roots=("a", "b"), input_roots=("s3://bucket",), max_active_runs=7,
+        allow_private_webhooks=True, log_format="json", public_url="https://moe.test")]
+    assert "mdk_first" in out
+    path = tmp_path / "config" / "moedisco" / "service.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_address(path).token == "mdk_first"
+    assert Client().url == "http://127.0.0.1:8300"
+
+
+def test_a_further_start_keeps_the_token(served):
+    ran("serve")
+    served.announcement.url, served.announcement.token = "http://127.0.0.1:9000", None
+    assert "sign in" not in ran("serve")
+    assert (load_address().url, load_address().token) == ("http://127.0.0.1:9000", "mdk_first")
+
+
+def test_serve_refuses_mistakes_in_one_line(served):
+    assert mistake("serve", "--port", "70000").startswith("moedisco: --port: 70000: ")
+    assert mistake("serve", "--input-root", "ftp://x").startswith("moedisco: --input-root: ")
+    assert not served.settings
+
+
+def test_a_real_process_ends_in_one_line(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MOEDISCO_")}
+    result = subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main()", "list"], capture_output=True, text=True, check=False,
+        env=environment | {"XDG_CONFIG_HOME": str(tmp_path)})
+    assert result.returncode == 2
+    assert result.stderr.startswith("moedisco: MOEDISCO_URL: is not set")
+    assert result.stderr.count("\n") == 1

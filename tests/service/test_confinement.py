@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.errors import ConfigError
+from service.domain.confinement import Roots, check_links, confined
+
+
+@pytest.fixture
+def roots(tmp_path) -> Roots:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("s")
+    return Roots((str(tmp_path / "data"), str(tmp_path / "more"), "s3://bucket/texts"), (tmp_path / "runs", tmp_path / "big"))
+
+
+def config(source: str = "embedded", **sections) -> RunConfig:
+    return RunConfig.model_validate({"name": "x", "corpus": {"sources": [{"path": source}]}} | sections)
+
+
+def refused(made: RunConfig, roots: Roots) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        check_links(confined(made, roots), roots)
+    return caught.value
+
+
+def test_paths_become_absolute_under_the_first_root(roots):
+    asked = config("a/*.md", tokenizer={"path": "tok"}, model={"init": {"checkpoint": "moe"}}, tokens={"seed_share": 0})
+    made = confined(asked, roots)
+    first = roots.inputs[0]
+    assert made.corpus.sources[0].path == f"{first}/a/*.md"
+    assert str(made.tokenizer.path) == f"{first}/tok"
+    assert str(made.model.init.checkpoint) == f"{first}/moe"
+
+
+def test_the_embedded_text_is_always_allowed(roots):
+    nothing = Roots((), roots.outputs)
+    assert confined(config(), nothing).corpus.sources[0].path == "embedded"
+    assert "buckets only" in str(refused(config("a"), nothing))
+
+
+def test_every_root_may_be_read(roots):
+    path = f"{roots.inputs[1]}/a"
+    assert confined(config(path), roots).corpus.sources[0].path == path
+
+
+@pytest.mark.parametrize("path", [
+    "/etc/passwd", "/", "../secret/key", "a/../../secret/key", "a/..", "~/x", "~root/x", "", "a\0b", "..\\secret", "C:\\x",
+    "file:///etc/passwd", "FILE:///etc", "http://169.254.169.254/latest", "https://h/x", "local:/etc", "s3:bucket/texts",
+    "s3://other/texts", "s3://bucket", "s3://bucket/texts2", "s3://bucket/texts/../x", "s3://bucket/texts/%2e%2e/x",
+    "s3://bucket/te%78ts/x", "s3://key:secret@bucket/texts/x", "S3://bucket/texts/x", "gs://bucket/texts",
+    "s3://bucket/texts/x?endpoint_override=http://evil", "s3://bucket/texts/x?region=r&endpoint_override=evil",
+    "s3://bucket/texts/x?scheme=http", "s3://bucket/texts/x?allow_bucket_creation=1", "s3://bucket/texts/x?y", "s3://bucket/texts/x#y",
+    "s3://bucket/texts/*?endpoint_override=evil",
+])
+def test_a_source_elsewhere_is_refused(roots, path):
+    error = refused(config(path), roots)
+    assert (error.field, error.value) == ("corpus.sources.0.path", path)
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/texts", "s3://bucket/texts/a/*.jsonl", "s3://bucket/texts/a?region=eu-west-1&anonymous=1"])
+def test_a_configured_bucket_may_be_read(roots, path):
+    assert confined(config(path), roots).corpus.sources[0].path == path
+
+
+@pytest.mark.parametrize(("section", "field"), [
+    ({"tokenizer": {"path": "/etc"}}, "tokenizer.path"),
+    ({"tokenizer": {"path": "s3://bucket/texts"}}, "tokenizer.path"),
+    ({"model": {"init": {"checkpoint": "/etc"}}, "tokens": {"seed_share": 0}}, "model.init.checkpoint"),
+    ({"output": "/etc"}, "output"),
+    ({"output": "a/../../x"}, "output"),
+])
+def test_every_path_of_the_configuration_is_looked_at(roots, section, field):
+    assert refused(config(**section), roots).field == field
+
+
+def test_a_path_before_the_root_is_not_in_it(roots):
+    assert "outside" in str(refused(config(roots.inputs[0] + "2"), roots))
+
+
+def test_the_output_lies_under_a_root(roots):
+    assert confined(config(), roots).output == roots.outputs[0]
+    assert confined(config(output="runs"), roots).output == roots.outputs[0]
+    assert confined(config(output="team/a"), roots).output == roots.outputs[0] / "team" / "a"
+    assert confined(config(output=str(roots.outputs[1])), roots).output == roots.outputs[1]
+
+
+@pytest.mark.parametrize("path", ["link/key", "link", "folder", "folder/*.txt", "fo*/x", "folder/**/*.txt"])
+def test_a_link_out_of_the_roots_is_refused(roots, tmp_path, path):
+    data = tmp_path / "data"
+    (data / "link").symlink_to(tmp_path / "secret")
+    (data / "folder" / "deep").mkdir(parents=True)
+    (data / "folder" / "deep" / "a.txt").symlink_to(tmp_path / "secret" / "key")
+    assert "is a link that leads out" in str(refused(config(path), roots))
+
+
+def test_links_between_roots_and_hidden_ones_are_fine(roots, tmp_path):
+    data = tmp_path / "data"
+    (data / "folder" / ".hidden").mkdir(parents=True)
+    (data / "folder" / ".hidden" / "x").symlink_to(tmp_path / "secret")
+    (data / "folder" / ".x").symlink_to(tmp_path / "secret")
+    (data / "folder" / "more").symlink_to(tmp_path / "more")
+    check_links(confined(config("folder"), roots), roots)
+
+
+def test_a_loop_of_links_ends(roots, tmp_path):
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    check_links(confined(config("."), roots), roots)
+
+
+@pytest.mark.parametrize("field", ["tokenizer", "checkpoint", "output"])
+def test_links_are_followed_for_every_path(roots, tmp_path, field):
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret")
+    made = {
+        "tokenizer": config(tokenizer={"path": "link"}), "output": config(output="link"),
+        "checkpoint": config(model={"init": {"checkpoint": "link"}}, tokens={"seed_share": 0})}[field]
+    refused(made, roots)
+
+
+@given(st.text(st.sampled_from("ab./~%:?*[]\\ s3"), max_size=20))
+def test_whatever_is_allowed_lies_under_a_root(path):
+    roots = Roots(("/data", "s3://a/b"), (Path("/runs"),))
+    try:
+        made = confined(config(path), roots).corpus.sources[0].path
+    except ConfigError:
+        return
+    assert made.startswith(("/data/", "s3://a/b/")) or made in ("/data", "s3://a/b")
+    assert ".." not in made.split("/")

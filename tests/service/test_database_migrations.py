@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from databases import insert_run, reload
+from sqlalchemy import inspect
+
+from service.database.session import MIGRATIONS, Database
+from service.database.tables import Table
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_code(database):
+    with database.write() as session:
+        context = MigrationContext.configure(session.connection(), opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Table.metadata) == []
+
+
+def test_they_can_be_taken_back_and_made_again(database):
+    database.migrate("base")
+    with database.read() as session:
+        assert set(inspect(session.connection()).get_table_names()) <= {"alembic_version"}
+    database.migrate()
+    database.check()
+
+
+def test_migrating_again_keeps_what_is_there(database):
+    run = insert_run(database)
+    database.migrate()
+    assert reload(database, run).name == "demo"
+
+
+def test_processes_that_start_at_once_migrate_once(database_url):
+    def start(_: int) -> None:
+        with contextlib.closing(Database(database_url)) as database:
+            database.migrate()
+            database.check()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(start, range(4)))
+
+
+def test_the_migrations_travel_with_the_package():
+    assert {"env.py", "versions"} <= {entry.name for entry in MIGRATIONS.iterdir()}
+    assert (MIGRATIONS / "versions" / "__init__.py").exists()

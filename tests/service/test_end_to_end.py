@@ -1,0 +1,107 @@
+"""A run over REST on a local Ray: posted, watched across a restart of the service, its driver killed, its model downloaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_service import RealService
+from small_run import same_outcome, small_config
+
+from moedisco_ray import pipeline
+from moedisco_ray.events import Event
+from moedisco_ray.in_process import InProcess
+from service.client import Client
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[RealService]:
+    running = RealService(tmp_path)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.close()
+
+
+class Watcher:
+    """Follows a run's events in a thread, as a person's `moedisco watch` would."""
+
+    def __init__(self, client: Client, run_id: str) -> None:
+        self.seen: list[tuple[int, Event]] = []
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._follow, args=(client, run_id))
+        self._thread.start()
+
+    def _follow(self, client: Client, run_id: str) -> None:
+        for position, event in client.events(run_id):
+            with self._news:
+                self.seen.append((position, event))
+                self._news.notify_all()
+
+    def wait_for(self, stage: str, step: int) -> None:
+        """Until a unit of the stage has passed the step."""
+        with self._news:
+            assert self._news.wait_for(lambda: any(
+                event.type == "progress" and event.stage == stage and event.data["step"] >= step for _, event in self.seen), 200)
+
+    def join(self) -> None:
+        self._thread.join(200)
+        assert not self._thread.is_alive()
+
+
+def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path) -> None:
+    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed"), shell=InProcess())
+    with service.client() as client:
+        run = client.submit(small_config(tmp_path / "ignored").model_copy(update={"output": Path("runs")}))
+        watcher = Watcher(client, run.id)
+        watcher.wait_for("submodels", 15)
+        service.kill()
+        service.start()
+        watcher.wait_for("finetune", 15)
+        [process.kill() for process in service.drivers(run.id)]
+        watcher.join()
+        finished = client.wait(run.id)
+        assert finished.state == "succeeded", (finished.reason, service.output.read_text())
+        assert finished.attempt == 2
+        assert [position for position, _ in watcher.seen] == list(range(finished.events))
+        same_outcome(next((service.home / "runs").glob(f"{run.id}/small")), undisturbed)
+        check_story(client, run.id, [event for _, event in watcher.seen])
+        model = client.download(run.id, tmp_path / "model")
+    assert service.stop() == 0
+    reload(model)
+
+
+def check_story(client: Client, run_id: str, events: list[Event]) -> None:
+    states = [event.data["state"] for event in events if event.type == "state"]
+    assert states == ["queued", "starting", "running", "queued", "starting", "running", "succeeded"]
+    report = client.report(run_id)
+    curves = {series.unit: series for series in client.metrics(run_id).series}
+    assert set(curves) == {"submodel-0", "submodel-1", "finetune"} == set(report["curves"])
+    assert curves["finetune"].value == pytest.approx(report["curves"]["finetune"]["loss"])
+    money = client.run(run_id).money
+    paid: dict[str, Any] = {stage["name"]: stage for stage in report["stages"]}
+    # The meter counts what was lost with the first driver as well.
+    assert money.worker_seconds["high_memory"] > paid["finetune"]["training_worker_seconds"]
+    assert money.worker_seconds["low_memory"] > paid["submodels"]["training_worker_seconds"]
+    assert money.dollars == pytest.approx(
+        (money.worker_seconds["low_memory"] * 0.35 + money.worker_seconds["high_memory"] * 2.28) / 3600)
+    assert "worker 0 of 1" in client.log(run_id, "submodel-0.0")
+    assert [unit.status for unit in client.units(run_id)] == ["done"] * 3
+    assert client.pools().connected
+
+
+def reload(model: Path) -> None:
+    program = (
+        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
+        "m = M.from_pretrained(sys.argv[1]); t = T.from_pretrained(sys.argv[1]);"
+        "print(t.decode(m.generate(**t('import', return_tensors='pt'), max_new_tokens=5)[0]))")
+    written = subprocess.run([sys.executable, "-c", program, str(model)], capture_output=True, text=True, check=True, timeout=100)
+    assert written.stdout.startswith("import")

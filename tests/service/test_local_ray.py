@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from service.domain.jobs import JobPhase
+from service.errors import RayUnavailable
+from service.ray_side import local
+from service.ray_side.dashboard import Dashboard
+from service.ray_side.jobs import RayJobs, Submission
+from service.ray_side.local import MARK, LocalRay
+from service.ray_side.pools import RayPools
+
+DRIVER = """\
+import os, pathlib, sys, time
+import ray
+ray.init(log_to_driver=False)
+ray.get(ray.util.placement_group([{"low_mem_gpu": 1}]).ready())
+pathlib.Path(sys.argv[1]).write_text(os.environ["MOEDISCO_RUN_TOKEN"])
+time.sleep(600)
+"""
+
+
+def tiny(state_dir: Path) -> LocalRay:
+    return LocalRay(state_dir, resources={"low_mem_gpu": 2, "high_mem_gpu": 1}, cpus=1, object_store_bytes=80_000_000)
+
+
+def processes(state_dir: Path) -> list[int]:
+    """Pids of everything that belongs to the cluster of a directory, found by what only they have."""
+    needle = f"{state_dir / 'ray' / 'auth_token'}"
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RAY_AUTH_TOKEN_PATH") == needle and MARK in process.environ():
+                found.append(process.pid)
+    return found
+
+
+def note(state_dir: Path, mark: str, pid: int | None) -> None:
+    """As an earlier service left it."""
+    home = state_dir / "ray"
+    home.mkdir()
+    record = {"mark": mark, "pid": pid, "dashboard_port": 1, "gcs_port": 2, "directory": str(home / "tmp")}
+    (home / "cluster.json").write_text(json.dumps(record))
+
+
+def eventually(true: Callable[[], bool], seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    tiny(tmp_path).stop()
+
+
+@pytest.mark.ray
+def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(state_dir, monkeypatch):
+    """One life of a cluster, on which jobs and pools are looked at too: starting it takes most of the time."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")    # of another cluster: not ours to use
+    start = "import sys, pathlib, test_local_ray as t; print(t.tiny(pathlib.Path(sys.argv[1])).start().dashboard_url)"
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    service = subprocess.run(
+        [sys.executable, "-c", start, str(state_dir)], env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True,
+        check=True)
+
+    found = tiny(state_dir).start()
+    assert found.dashboard_url == service.stdout.strip(), "another one was started"
+    assert httpx.get(f"{found.dashboard_url}/api/jobs/", trust_env=False).status_code == 401
+    assert stat.S_IMODE(found.token_path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((state_dir / "ray").stat().st_mode) == 0o700
+
+    with contextlib.closing(Dashboard(found.dashboard_url, found.token_path)) as dashboard:
+        _jobs_run_and_end(RayJobs(dashboard), RayPools(dashboard), state_dir)
+    _refused_without_the_token(found.dashboard_url, state_dir)
+
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "raylet gcs_server"])
+    tiny(state_dir).stop()
+    assert processes(state_dir) == []
+    assert tiny(state_dir).find() is None
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+    with contextlib.closing(Dashboard(found.dashboard_url)) as gone, pytest.raises(RayUnavailable):
+        RayJobs(gone).statuses()
+
+
+def _jobs_run_and_end(jobs: RayJobs, pools: RayPools, directory: Path) -> None:
+    there = {pool.resource: pool for pool in pools.read(["rare"]).items}
+    assert {name: pool.slots for name, pool in there.items()} == {"low_mem_gpu": 2, "high_mem_gpu": 1, "rare": 0}
+    assert not pools.grows()
+    proof = directory / "proof"
+    driver = directory / "driver.py"
+    driver.write_text(DRIVER)
+    submission = Submission("R-1", proof, directory / "stop", "http://127.0.0.1:1", "mdr_secret")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.ray_side.jobs.entrypoint", lambda it, python: f"exec {python} {driver} {it.config_path}")
+        jobs.submit(submission)
+        jobs.submit(submission)
+    assert list(jobs.statuses()) == ["R-1"]
+    eventually(proof.exists)
+    assert proof.read_text() == "mdr_secret"
+    assert jobs.statuses()["R-1"].phase is JobPhase.RUNNING
+    eventually(lambda: next(pool.free for pool in pools.read().items if pool.resource == "low_mem_gpu") == 1)
+    with pytest.raises(RayUnavailable, match="non-terminal"):
+        jobs.delete("R-1")
+    jobs.kill("R-1")
+    eventually(lambda: jobs.statuses()["R-1"].phase is JobPhase.STOPPED)
+    jobs.kill("R-1")
+    jobs.kill("S-1")
+    jobs.delete("R-1")
+    jobs.delete("R-1")
+    assert jobs.statuses() == {}
+
+
+def _refused_without_the_token(url: str, directory: Path) -> None:
+    (directory / "wrong").write_text("0" * 64)
+    for token in (directory / "wrong", directory / "absent"):
+        with contextlib.closing(Dashboard(url, token)) as stranger, pytest.raises(RayUnavailable, match="refuses the token"):
+            RayJobs(stranger).statuses()
+
+
+@pytest.mark.ray
+def test_a_cluster_that_does_not_start_is_told_with_its_log_and_leaves_nothing(state_dir, monkeypatch):
+    broken = LocalRay(state_dir, resources={"CPU": 1})
+    with pytest.raises(RayUnavailable, match=r"see .*ray\.log"):
+        broken.start()
+    assert (state_dir / "ray" / "ray.log").read_text()
+    assert processes(state_dir) == []
+    assert broken.find() is None
+
+
+def test_a_pid_that_has_gone_to_another_process_is_not_touched(state_dir):
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    note(state_dir, "0" * 32, stranger.pid)
+    ray = tiny(state_dir)
+    assert ray.find() is None
+    ray.stop()
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_whatever_carries_the_mark_is_ended_though_it_ignores_sigterm_and_nobody_noted_its_pid(state_dir):
+    """As a worker does whose raylet was killed, or a head whose service died before it could note the pid."""
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", stubborn], env=os.environ | {MARK: "1" * 32}, stdout=subprocess.PIPE, start_new_session=True)
+    orphan.stdout.readline()
+    note(state_dir, "1" * 32, None)
+    tiny(state_dir).stop()
+    orphan.stdout.close()
+    assert orphan.wait(5) in (-signal.SIGKILL, 0)
+    assert not (state_dir / "ray" / "cluster.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"mark": 1}'])
+def test_a_record_that_cannot_be_read_is_none(state_dir, content):
+    (state_dir / "ray").mkdir()
+    (state_dir / "ray" / "cluster.json").write_text(content)
+    assert tiny(state_dir).find() is None
+    tiny(state_dir).stop()
+
+
+def test_without_a_cluster_there_is_nothing_to_stop(tmp_path):
+    tiny(tmp_path).stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_offers_a_slot_per_gpu_or_per_core():
+    low, high = local.default_resources().values()
+    assert low == high >= 1

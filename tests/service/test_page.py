@@ -1,0 +1,292 @@
+"""What the web page does, in a real browser, over the real application."""
+
+import json
+import os
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import run_example
+from axe_playwright_python.sync_playwright import Axe
+from page_runs import begin, finish, train
+from page_server import site as serve
+from playwright.sync_api import expect, sync_playwright
+
+from moedisco_ray.display.state import RunState as TerminalState
+from moedisco_ray.events import Event
+from service.database import runs
+from service.domain.states import RunState
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync")
+ARTIFACTS = os.environ.get("MOEDISCO_TEST_ARTIFACTS")
+"""Where screenshots are kept."""
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def site(tmp_path):
+    with serve(tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def open_page(browser, site):
+    """Opens pages; none of them may have broken its security policy or thrown."""
+    contexts, faults = [], []
+
+    def open_one(*, width=1280, height=900, scheme="light", who="ann"):
+        context = browser.new_context(base_url=site.url, viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
+        if who is not None:
+            page.goto(f"/#token={site.service.plain[who]}")
+            expect(page.get_by_role("navigation")).to_be_visible()
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def page(open_page):
+    return open_page()
+
+def stored(site, run_id):
+    with site.service.database.read() as session:
+        return runs.get(session, run_id)
+
+
+def state_pill(page):
+    return page.locator("h1 .pill")
+
+
+def unit_row(page, unit):
+    return page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=unit))
+
+
+def tab_to(page, selector):
+    """Go there as a keyboard does."""
+    for _ in range(60):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+        page.keyboard.press("Tab")
+    pytest.fail(f"Tab does not lead to {selector}")
+
+
+def test_a_token_in_the_address_signs_in_and_leaves_the_address(site, page):
+    assert "token" not in page.url
+    assert "mdk_" not in page.evaluate("document.cookie + JSON.stringify(localStorage)")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_a_wrong_token_is_refused_in_words(open_page):
+    page = open_page(who=None)
+    page.goto("/")
+    page.get_by_label("Access token").fill("mdk_wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("unknown, expired or revoked")
+
+
+def test_a_run_is_submitted_after_its_estimate_was_shown(site, page):
+    page.get_by_role("link", name="New run").first.click()
+    expect(page.get_by_text("Fits the pools")).to_be_visible()
+    expect(page.get_by_role("region", name="Estimate")).to_contain_text("Full training")
+    page.get_by_label("Budget, dollars").fill("2.5")
+    page.get_by_label("Priority").fill("7")
+    with page.expect_request(lambda asked: asked.method == "POST" and asked.url.endswith("/v1/runs")) as asked:
+        page.get_by_role("button", name="Submit").click()
+    assert len(asked.value.headers["idempotency-key"]) == 32
+    expect(state_pill(page)).to_have_text("queued")
+    run = stored(site, page.url.rsplit("/", 1)[1])
+    assert (run.priority, run.budget_dollars, run.config["tokens"]["total"]) == (7, 2.5, 1_600_000)
+
+
+def test_a_mistake_is_shown_at_its_line_and_nothing_can_be_submitted(page):
+    page.goto("/#/submit")
+    expect(page.get_by_text("Fits the pools")).to_be_visible()
+    text = page.get_by_label("Configuration, YAML")
+    lines = text.input_value().split("\n")
+    wrong = next(i for i, line in enumerate(lines) if line.strip().startswith("total:"))
+    text.fill("\n".join([*lines[:wrong], lines[wrong].replace("total", "totl"), *lines[wrong + 1:]]))
+    expect(page.locator(".mistakes")).to_contain_text("tokens.totl")
+    expect(page.get_by_role("button", name="Submit")).to_be_disabled()
+    page.get_by_role("button", name=f"Line {wrong + 1}", exact=True).click()
+    selected = text.evaluate("area => area.value.slice(area.selectionStart, area.selectionEnd)")
+    assert selected.strip().startswith("totl:")
+    text.fill("clusters: [1")
+    expect(page.locator(".mistakes")).to_contain_text("not YAML")
+
+
+def test_curves_and_figures_move_while_events_come_in(site, page):
+    run_id = begin(site)
+    train(site, run_id, "submodel-0", 1, 40)
+    page.goto(f"/#/runs/{run_id}")
+    expect(unit_row(page, "submodel-0")).to_contain_text("39 / 400")
+    drawn = "document.querySelector('.chart canvas').toDataURL()"
+    before = page.evaluate(drawn)
+    train(site, run_id, "submodel-0", 40, 100)
+    train(site, run_id, "submodel-1", 1, 60)
+    expect(unit_row(page, "submodel-0")).to_contain_text("99 / 400")
+    expect(unit_row(page, "submodel-1")).to_contain_text("59 / 400")
+    expect(page.get_by_role("button", name="submodel-1")).to_contain_text("7.410")
+    assert page.evaluate(drawn) != before
+
+
+def test_a_run_is_cancelled_and_resumed(site, page):
+    run_id = begin(site)
+    page.goto(f"/#/runs/{run_id}")
+    expect(state_pill(page)).to_have_text("running")
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel the run").click()
+    expect(state_pill(page)).to_have_text("stopping")
+    assert stored(site, run_id).stop == "cancelled"
+    site.service.report(run_id, Event("run_stopped", data={"reason": "cancelled"}))
+    site.service.bring(run_id, RunState.CANCELLED)
+    expect(state_pill(page)).to_have_text("cancelled")
+    expect(page.get_by_role("status").filter(has_text="is now cancelled")).to_have_count(1)
+    page.get_by_role("button", name="Resume").click()
+    expect(state_pill(page)).to_have_text("queued")
+
+
+def test_a_retry_sends_the_changes_only(site, page):
+    run_id = begin(site)
+    site.service.bring(run_id, RunState.FAILED)
+    page.goto(f"/#/runs/{run_id}")
+    page.get_by_role("link", name="Retry with changes").click()
+    text = page.get_by_label("Configuration, YAML")
+    expect(text).to_have_value(re.compile("total: 20000000"))
+    text.fill(text.input_value().replace("total: 20000000", "total: 30000000"))
+    expect(page.get_by_role("button", name="Submit the retry")).to_be_enabled()
+    with page.expect_request(f"**/v1/runs/{run_id}/retry") as asked:
+        page.get_by_role("button", name="Submit the retry").click()
+    assert asked.value.post_data_json["changes"] == {"tokens.total": 30_000_000}
+    expect(page.get_by_role("link", name="retry of an earlier run")).to_be_visible()
+
+
+def test_the_model_of_a_finished_run_is_downloaded(site, page, tmp_path):
+    run_id = finish(site)
+    page.goto(f"/#/runs/{run_id}")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download model").click()
+    download.value.save_as(tmp_path / "model.tar")
+    with tarfile.open(tmp_path / "model.tar") as archive:
+        assert any(name.endswith("config.json") for name in archive.getnames())
+
+
+def test_a_finished_run_shows_its_report_clusters_samples_and_log(site, page):
+    page.goto(f"/#/runs/{finish(site)}")
+    expect(page.get_by_role("region", name="Report")).to_contain_text("65 % cheaper than full training")
+    expect(page.get_by_role("region", name="Clusters")).to_contain_text("license, import, return")
+    expect(page.get_by_role("img", name="Documents in the plane")).to_be_visible()
+    expect(page.get_by_text("The license of the [bold]software[/bold] is")).to_be_visible()
+    expect(page.get_by_role("group", name="Log text")).to_contain_text("the driver ended")
+    expect(page.get_by_role("group", name="Events, newest first")).to_contain_text("Stage export finished")
+
+
+def test_what_happened_while_the_service_was_away_is_caught_up(site, page):
+    run_id = begin(site)
+    train(site, run_id, "seed", 1, 10, stage="seed")
+    page.goto(f"/#/runs/{run_id}")
+    expect(unit_row(page, "seed")).to_contain_text("9 / 400")
+    site.stop()
+    expect(page.get_by_text("The service cannot be reached.")).to_be_visible(timeout=15_000)
+    train(site, run_id, "seed", 10, 50, stage="seed")
+    site.start()
+    expect(page.get_by_text("The service cannot be reached.")).to_have_count(0, timeout=15_000)
+    expect(unit_row(page, "seed")).to_contain_text("49 / 400", timeout=15_000)
+
+
+def test_the_list_filters_and_follows(site, page):
+    first, second = site.service.submit(name="alpha")["id"], site.service.submit(name="beta")["id"]
+    page.goto("/#/runs")
+    expect(page.get_by_role("row")).to_have_count(3)
+    page.get_by_label("Find by name").fill("alp")
+    expect(page.get_by_role("row")).to_have_count(2)
+    site.service.start(first)
+    expect(page.get_by_role("row").filter(has_text="alpha")).to_contain_text("running", timeout=10_000)
+    page.get_by_label("Find by name").fill("")
+    page.get_by_role("button", name="queued").click()
+    expect(page.get_by_role("row").filter(has_text="beta")).to_be_visible()
+    expect(page.get_by_role("row")).to_have_count(2)
+    page.get_by_role("link", name="beta").click()
+    assert page.url.endswith(second)
+
+
+def test_a_keyboard_signs_in_and_submits(site, open_page):
+    page = open_page(who=None)
+    page.goto("/")
+    expect(page.get_by_label("Access token")).to_be_visible()
+    tab_to(page, "#token")
+    page.keyboard.type(site.service.plain["ann"])
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("navigation")).to_be_visible()
+    tab_to(page, "a[href='#/submit']")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Fits the pools")).to_be_visible()
+    tab_to(page, "form button.primary")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect(state_pill(page)).to_have_text("queued")
+
+
+def test_the_page_folds_events_as_the_terminal_does(site, page):
+    happened = run_example.events()
+    terminal = TerminalState()
+    for event in happened:
+        terminal.update(event)
+    folded = page.evaluate(
+        """async (events) => {
+          const { fold } = await import("/static/run/fold.js");
+          const progress = { stages: [], units: new Map(), sizes: null };
+          events.forEach((event, position) => fold(progress, { ...event, position }));
+          return { stages: progress.stages, units: [...progress.units.values()], sizes: progress.sizes };
+        }""", [json.loads(event.to_json()) for event in happened])
+    stages = {stage["name"]: stage["status"] for stage in folded["stages"]}
+    assert stages == {name: stage.status for name, stage in terminal.stages.items()}
+    assert {unit["unit"]: unit["loss"] for unit in folded["units"]} == {name: unit.loss for name, unit in terminal.units.items()}
+    assert folded["sizes"] == {"documents": terminal.cluster_documents, "tokens": terminal.cluster_tokens}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path, scheme, width):
+    done, live = finish(site), begin(site, name="a-run-with-a-name-that-is-somewhat-longer-than-usual")
+    train(site, live, "submodel-0", 1, 40)
+    views = {
+        "runs": ("/#/runs", "table.runs"), "run": (f"/#/runs/{done}", ".samples"), "live": (f"/#/runs/{live}", "table.units"),
+        "submit": ("/#/submit", ".verdict.fits"), "retry": (f"/#/runs/{done}/retry", ".verdict.fits"),
+        "pools": ("/#/pools", ".pools"),
+        "absent": ("/#/runs/absent", ".empty .notice"),
+    }
+    folder = Path(ARTIFACTS) if ARTIFACTS else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    outside, inside = (open_page(width=width, scheme=scheme, who=who) for who in (None, "ann"))
+    for name, (address, sign) in {"sign-in": ("/", "#token"), **views}.items():
+        page = outside if name == "sign-in" else inside
+        page.goto(address)
+        expect(page.locator(sign)).to_be_visible()
+        page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than its window"
+        found = [entry for entry in Axe().run(page).response["violations"] if entry["impact"] in ("serious", "critical")]
+        assert [(entry["id"], [node["html"] for node in entry["nodes"]]) for entry in found] == [], name

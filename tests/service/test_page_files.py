@@ -1,0 +1,17 @@
+"""What others wrote of the web page."""
+
+import hashlib
+
+from service.web import STATIC
+
+
+def test_every_vendored_file_is_listed_with_its_digest_and_its_licence_lies_beside_it():
+    vendor = STATIC / "vendor"
+    listed = {
+        cells[1]: cells[-2] for line in (vendor / "README.md").read_text().splitlines()
+        if len(cells := [cell.strip() for cell in line.split("|")]) == 8 and cells[1] not in ("file", "---")}
+    there = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in vendor.iterdir()
+        if path.suffix not in (".md", ".LICENSE")}
+    assert listed == there
+    assert all((vendor / f"{name.split('.')[0].removesuffix('-hooks')}.LICENSE").exists() for name in there)

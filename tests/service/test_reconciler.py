@@ -1,0 +1,482 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reconciling import FINISH, SECRET, Scene
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.events import Event
+from service.background import launching
+from service.background.reconciler import RAY_AWAY
+from service.database import ingest, runs, tokens
+from service.database.session import Database
+from service.domain.jobs import submission_id
+from service.domain.signatures import driver_token
+from service.domain.states import TERMINAL, RunState
+from service.errors import RayUnavailable, StaleRun
+
+
+@pytest.fixture
+def scene(database: Database, tmp_path: Path) -> Scene:
+    return Scene.on(database, tmp_path)
+
+
+def test_a_queued_run_becomes_a_job_that_can_prove_itself(scene):
+    run_id = scene.submit()
+    scene.round()
+    run, submission = scene.run(run_id), scene.jobs.submissions[f"{run_id}-1"]
+    assert (run.state, run.attempt, run.reason) == ("starting", 1, None)
+    assert submission.token == driver_token(SECRET, run_id, 1)
+    assert tokens.matches(submission.token, run.token_hash)
+    assert submission.report_url == f"http://127.0.0.1:8300/v1/runs/{run_id}/report"
+    written = RunConfig.model_validate(json.loads(submission.config_path.read_text()))
+    assert written.directory == Path(run.directory)
+    assert submission.config_path.parent == submission.stop_file.parent == Path(run.directory).parent
+
+
+def test_a_run_goes_from_the_queue_to_its_end(scene):
+    run_id = scene.running()
+    scene.report(run_id, FINISH)
+    scene.round()
+    assert scene.run(run_id).state == "running", "its process has not ended"
+    scene.jobs.ends(scene.job(run_id))
+    scene.round(3)
+    assert scene.states(run_id) == ["queued", "starting", "running", "succeeded"]
+
+
+def test_rounds_without_news_change_nothing(scene):
+    run_id = scene.running()
+    version = scene.run(run_id).version
+    scene.round(5)
+    assert scene.run(run_id).version == version
+    assert scene.jobs.asked == [f"{run_id}-1"]
+
+
+def test_a_submission_whose_answer_was_lost_starts_one_driver(scene):
+    run_id = scene.submit()
+    scene.jobs.answers_lost = 1
+    scene.round(3)
+    assert scene.run(run_id).state == "starting"
+    assert list(scene.jobs.submissions) == [f"{run_id}-1"]
+
+
+def test_a_submission_that_never_arrived_is_repeated_with_the_same_token(scene):
+    run_id = scene.submit()
+    scene.round()
+    first = scene.jobs.submissions[f"{run_id}-1"]
+    scene.jobs.restart()
+    scene.round()
+    assert scene.jobs.asked == [f"{run_id}-1"] * 2
+    assert scene.jobs.submissions[f"{run_id}-1"] == first
+
+
+def test_while_ray_is_away_nothing_changes_but_the_reason(scene):
+    running, queued = scene.running(), scene.submit()
+    scene.jobs.away = scene.pools.away = True
+    scene.round(3)
+    assert (scene.run(running).state, scene.run(running).reason) == ("running", RAY_AWAY)
+    assert (scene.run(queued).state, scene.run(queued).reason) == ("queued", RAY_AWAY)
+    scene.jobs.away = scene.pools.away = False
+    scene.round()
+    assert (scene.run(running).state, scene.run(running).reason) == ("running", None)
+    assert scene.run(queued).state == "starting"
+
+
+def test_a_lost_driver_is_followed_by_another_with_another_token(scene):
+    run_id = scene.running()
+    old = scene.run(run_id).token_hash
+    scene.jobs.dies(scene.job(run_id))
+    scene.round()
+    run = scene.run(run_id)
+    assert (run.state, run.attempt) == ("starting", 2)
+    assert run.token_hash != old
+    assert scene.states(run_id)[-2:] == ["queued", "starting"]
+
+
+def test_a_head_that_comes_back_without_jobs_costs_a_driver_and_no_run(scene):
+    run_id = scene.running()
+    scene.jobs.restart()
+    scene.round()
+    assert scene.run(run_id).attempt == 2
+    scene.begins(run_id)
+    scene.round()
+    assert scene.run(run_id).state == "running"
+
+
+def test_three_drivers_that_got_no_further_are_enough(scene):
+    run_id = scene.submit()
+    for _ in range(3):
+        scene.round()
+        scene.begins(run_id)
+        scene.jobs.dies(scene.job(run_id))
+    scene.round()
+    run = scene.run(run_id)
+    assert run.state == "failed"
+    assert "lost 3 drivers" in run.reason
+    assert run.attempt == 3
+
+
+def test_drivers_that_get_further_may_be_lost_for_ever(scene):
+    run_id = scene.running()
+    scene.report(run_id, Event("unit_started", "seed", "seed", {"steps": 100, "tokens": 100, "workers": 1}))
+    for step in range(1, 8):
+        scene.report(run_id, Event("progress", "seed", "seed", {"step": step, "steps": 100, "tokens": step, "loss": 1.0}))
+        scene.jobs.dies(scene.job(run_id))
+        scene.round()
+        scene.begins(run_id)
+        scene.round()
+    assert scene.run(run_id).state == "running"
+    assert scene.run(run_id).attempt == 8
+
+
+def test_what_a_dead_driver_left_in_its_log_decides(scene):
+    run_id = scene.running()
+    scene.leave(run_id, FINISH)
+    scene.jobs.restart()
+    scene.round()
+    run = scene.run(run_id)
+    assert (run.state, run.attempt, run.next_seq) == ("succeeded", 1, 2)
+
+
+def test_lines_that_cannot_be_read_have_no_number_and_a_torn_one_is_not_there(scene):
+    run_id = scene.running()
+    log = scene.place(run_id).events
+    with log.open("a") as file:
+        file.write('{"type": "warn\nnull\n[1]\n\n')
+        file.write(Event("warning", data={"message": "whole"}).to_json() + "\n")
+        file.write(FINISH.to_json())
+    scene.jobs.dies(scene.job(run_id))
+    scene.round()
+    run = scene.run(run_id)
+    assert run.next_seq == 2
+    assert run.attempt == 2, "the torn last word was not said"
+
+
+def test_an_event_that_makes_no_sense_keeps_its_number(scene):
+    run_id = scene.running()
+    with scene.place(run_id).events.open("a") as file:
+        file.write('{"type": "progress", "data": 7, "time": "noon"}\n')
+    scene.leave(run_id, FINISH)
+    scene.jobs.ends(scene.job(run_id))
+    scene.round()
+    assert (scene.run(run_id).state, scene.run(run_id).next_seq) == ("succeeded", 3)
+
+
+def test_a_log_that_cannot_be_read_decides_nothing(scene):
+    run_id = scene.running()
+    scene.place(run_id).events.unlink()
+    scene.place(run_id).events.mkdir()
+    scene.jobs.dies(scene.job(run_id))
+    scene.round()
+    assert scene.run(run_id).state == "running"
+    assert "cannot be used" in scene.run(run_id).reason
+
+
+def test_a_failure_is_told_in_the_drivers_words(scene):
+    run_id = scene.running()
+    scene.report(run_id, Event("run_failed", data={"message": "loss is not finite"}))
+    scene.jobs.ends(scene.job(run_id), exit_code=1)
+    scene.round()
+    assert (scene.run(run_id).state, scene.run(run_id).reason) == ("failed", "loss is not finite")
+
+
+def test_a_driver_that_refuses_its_configuration_is_not_started_again(scene):
+    run_id = scene.submit()
+    scene.round()
+    scene.jobs.ends(scene.job(run_id), exit_code=2)
+    scene.round()
+    assert (scene.run(run_id).state, scene.run(run_id).reason) == ("failed", "it broke")
+
+
+def test_a_spent_budget_stops_a_run_with_a_checkpoint(scene):
+    run_id = scene.running(budget=1.0)
+    with scene.database.write() as session:
+        runs.amend(session, runs.lock(session, run_id), now=scene.now, dollars=1.5)
+    scene.round()
+    run = scene.run(run_id)
+    assert (run.state, run.stop) == ("stopping", "budget")
+    assert scene.place(run_id).stop_file(1).read_text() == "budget"
+    scene.report(run_id, Event("run_stopped", data={"reason": "budget"}))
+    scene.jobs.ends(scene.job(run_id), exit_code=3)
+    scene.round()
+    assert (scene.run(run_id).state, scene.run(run_id).reason) == ("cancelled", "its budget is spent")
+
+
+def test_a_run_without_budget_left_waits_for_more(scene):
+    run_id = scene.submit(budget=1.0)
+    with scene.database.write() as session:
+        runs.amend(session, runs.lock(session, run_id), now=scene.now, dollars=1.0)
+    scene.round()
+    assert scene.run(run_id).reason == "its budget of $1.00 is spent"
+    with scene.database.write() as session:
+        runs.amend(session, runs.lock(session, run_id), now=scene.now, budget_dollars=2.0)
+    scene.round()
+    assert scene.run(run_id).state == "starting"
+
+
+def test_a_cancelled_run_ends_after_its_checkpoint(scene):
+    run_id = scene.running()
+    scene.change(run_id, RunState.STOPPING, stop="cancelled")
+    scene.round(2)
+    assert scene.place(run_id).stop_file(1).read_text() == "cancelled"
+    assert scene.jobs.killed == []
+    scene.report(run_id, Event("run_stopped", data={"reason": "cancelled"}))
+    scene.jobs.ends(scene.job(run_id), exit_code=3)
+    scene.round()
+    assert scene.states(run_id)[-2:] == ["stopping", "cancelled"]
+
+
+def test_a_run_that_finishes_while_it_is_cancelled_has_succeeded(scene):
+    run_id = scene.running()
+    scene.change(run_id, RunState.STOPPING, stop="cancelled")
+    scene.report(run_id, FINISH)
+    scene.jobs.ends(scene.job(run_id))
+    scene.round()
+    assert scene.run(run_id).state == "succeeded"
+
+
+def test_a_kill_reaches_the_job_though_ray_was_away(scene):
+    run_id = scene.running()
+    scene.change(run_id, RunState.STOPPING, stop="killed")
+    scene.jobs.away = True
+    scene.round()
+    scene.jobs.away = False
+    scene.round(2)
+    assert scene.jobs.killed == [f"{run_id}-1"]
+    assert scene.run(run_id).state == "cancelled"
+
+
+def test_the_stop_file_of_one_attempt_does_not_stop_the_next(scene):
+    run_id = scene.running()
+    scene.change(run_id, RunState.STOPPING, stop="cancelled")
+    scene.round()
+    scene.report(run_id, Event("run_stopped", data={"reason": "cancelled"}))
+    scene.jobs.ends(scene.job(run_id), exit_code=3)
+    scene.round()
+    scene.change(run_id, RunState.QUEUED)
+    scene.round()
+    run = scene.run(run_id)
+    assert (run.state, run.attempt, run.stop) == ("starting", 2, None)
+    assert not scene.place(run_id).stop_file(2).exists()
+    scene.round(2)
+    assert scene.run(run_id).state == "starting", "the last word of the driver before counts no more"
+
+
+def test_the_driver_of_an_attempt_that_was_given_up_is_ended(scene):
+    run_id = scene.running()
+    scene.jobs.dies(f"{run_id}-1")
+    scene.round()
+    scene.jobs.runs(f"{run_id}-1")
+    scene.jobs.runs("another-services-job")
+    scene.jobs.runs("01ARZ3NDEKTSV4RRFFQ69G5FAV-1")
+    scene.round()
+    assert scene.jobs.killed == [f"{run_id}-1"]
+
+
+def test_a_driver_that_hangs_after_its_last_word_is_ended(scene):
+    run_id = scene.running()
+    scene.report(run_id, FINISH)
+    scene.round(4)
+    assert scene.run(run_id).state == "running"
+    scene.round(4)
+    assert scene.run(run_id).state == "succeeded"
+    assert scene.jobs.killed == [f"{run_id}-1"]
+
+
+def test_priorities_and_limits_order_the_queue(database, tmp_path):
+    scene = Scene.on(database, tmp_path, max_active_runs=2, max_active_runs_per_owner=1)
+    late, urgent, other = scene.submit(), scene.submit(priority=5), scene.submit(owner="bob")
+    last = scene.submit(owner="eve")
+    scene.round()
+    assert [scene.run(each).state for each in (late, urgent, other, last)] == ["queued", "starting", "starting", "queued"]
+    assert scene.run(last).reason == "2 of 2 runs are active"
+
+
+def test_runs_wait_for_slots_and_say_so(scene):
+    scene.pools.slots["low_mem_gpu"] = 1
+    first, second = scene.submit(), scene.submit(owner="bob")
+    scene.round(2)
+    assert scene.run(first).state == "starting"
+    assert scene.run(second).reason == "waits for 1 low_mem_gpu: 0 of 1 are free"
+    scene.pools.slots["low_mem_gpu"] = 2
+    scene.round()
+    assert scene.run(second).state == "starting"
+
+
+def test_a_pool_without_machines_is_waited_for_unless_an_autoscaler_brings_them(scene):
+    scene.pools.slots = {"high_mem_gpu": 1}
+    run_id = scene.submit()
+    scene.round()
+    assert scene.run(run_id).reason == "no node offers low_mem_gpu"
+    scene.pools.autoscaled = True
+    scene.round()
+    assert scene.run(run_id).state == "starting"
+
+
+def test_a_directory_that_cannot_be_made_is_told_and_tried_again(scene):
+    run_id = scene.submit()
+    (scene.root / "runs").write_text("in the way")
+    scene.round(2)
+    assert scene.run(run_id).state == "starting"
+    assert "cannot be used" in scene.run(run_id).reason
+    (scene.root / "runs").unlink()
+    scene.round()
+    assert list(scene.jobs.submissions) == [f"{run_id}-1"]
+
+
+def test_a_request_that_comes_in_between_wins(scene, monkeypatch):
+    run_id, other = scene.running(), scene.running(owner="bob")
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        if args[1].id == run_id:
+            raise StaleRun("changed meanwhile")
+        transition(*args, **kwargs)
+
+    transition = runs.transition
+    monkeypatch.setattr(runs, "transition", refuse)
+    for each in (run_id, other):
+        scene.report(each, FINISH)
+        scene.jobs.ends(scene.job(each))
+    scene.round()
+    assert (scene.run(run_id).state, scene.run(other).state) == ("running", "succeeded")
+    monkeypatch.undo()
+    scene.round()
+    assert scene.run(run_id).state == "succeeded"
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("step", ["transition", "write", "submit before", "submit after", "kill", "take", "stop file"])
+def test_a_round_that_is_cut_short_anywhere_is_finished_by_the_next(scene, step, monkeypatch):
+    """Every step of a run's life is crashed once; the run still has one driver per attempt and ends as it should."""
+    crashed: list[str] = []
+
+    def crashing(*args: Any, **kwargs: Any) -> Any:
+        if crashed:
+            return original(*args, **kwargs)
+        crashed.append(step)
+        if after:
+            original(*args, **kwargs)
+        raise Crash
+
+    owner, name, after = {
+        "transition": (runs, "transition", False),
+        "write": (launching, "write_json", False),
+        "submit before": (scene.jobs, "submit", False),
+        "submit after": (scene.jobs, "submit", True),
+        "kill": (scene.jobs, "kill", False),
+        "take": (ingest, "take", False),
+        "stop file": (launching.Launcher, "ask_to_end", False),
+    }[step]
+
+    def round_() -> None:
+        with contextlib.suppress(Crash):
+            scene.round()
+
+    run_id = scene.submit()
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, staticmethod(crashing) if owner is launching.Launcher else crashing)
+    for _ in range(3):
+        round_()
+    assert list(scene.jobs.submissions) == [f"{run_id}-1"]
+    with contextlib.suppress(Crash):
+        scene.begins(run_id)
+    scene.begins(run_id)
+    round_()
+    scene.change(run_id, RunState.STOPPING, stop="killed")
+    for _ in range(2):
+        round_()
+    scene.leave(run_id, Event("run_stopped", data={"reason": "killed"}))
+    for _ in range(3):
+        round_()
+    assert crashed
+    assert scene.states(run_id) == ["queued", "starting", "running", "stopping", "cancelled"]
+
+
+WORDS = {
+    "finish": FINISH,
+    "fail": Event("run_failed", data={"message": "no"}),
+    "stop": Event("run_stopped", data={"reason": "x"}),
+    "progress": Event("progress", "seed", "seed", {"step": 1, "steps": 99, "tokens": 1, "loss": 1.0}),
+}
+TO_A_DRIVER = ("begin", "die", "end", *WORDS)
+TO_RAY = ("restart", "away", "back", "lose answer")
+TO_THE_RUN = ("cancel", "kill", "resume")
+HAPPENINGS = st.lists(st.sampled_from(["round"] * 3 + [*TO_A_DRIVER, *TO_RAY, *TO_THE_RUN]), max_size=40)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(happenings=HAPPENINGS)
+def test_whatever_happens_a_run_comes_to_an_end(scene, happenings):
+    """No happening makes a round fail; no attempt has two drivers; once Ray answers and drivers end, so does the run."""
+    with scene.database.write() as session:
+        for left_over in runs.in_states(session, list(RunState)):
+            runs.delete(session, left_over)
+    scene = Scene.on(scene.database, scene.root)
+    run_id = scene.submit()
+    for happening in happenings:
+        _let_happen(scene, run_id, happening)
+        assert sum(not job.phase.ended for job in scene.jobs.jobs.values()) <= 1
+    scene.jobs.away = scene.pools.away = False
+    for _ in range(4):
+        scene.round()
+        for name, job in list(scene.jobs.jobs.items()):
+            if not job.phase.ended:
+                scene.jobs.ends(name, exit_code=0)
+    scene.round()
+    assert RunState(scene.run(run_id).state) in TERMINAL
+
+
+def _let_happen(scene: Scene, run_id: str, happening: str) -> None:
+    run = scene.run(run_id)
+    job = submission_id(run_id, run.attempt)
+    if happening == "round":
+        scene.round()
+    elif happening in TO_A_DRIVER and job in scene.jobs.jobs and not scene.jobs.jobs[job].phase.ended:
+        _to_a_driver(scene, run_id, job, happening)
+    elif happening in TO_RAY:
+        _to_ray(scene, happening)
+    elif happening == "resume" and run.state in ("failed", "cancelled"):
+        scene.change(run_id, RunState.QUEUED)
+    elif happening in ("cancel", "kill") and run.state in ("starting", "running"):
+        scene.change(run_id, RunState.STOPPING, stop="killed" if happening == "kill" else "cancelled")
+
+
+def _to_a_driver(scene: Scene, run_id: str, job: str, happening: str) -> None:
+    if happening == "begin":
+        scene.begins(run_id)
+    elif happening == "die":
+        scene.jobs.dies(job)
+    elif happening == "end":
+        scene.jobs.ends(job, exit_code=1)
+    else:
+        scene.leave(run_id, WORDS[happening])
+
+
+def _to_ray(scene: Scene, happening: str) -> None:
+    if happening == "restart":
+        scene.jobs.restart()
+    elif happening == "lose answer":
+        scene.jobs.answers_lost = 1
+    else:
+        scene.jobs.away = scene.pools.away = happening == "away"
+
+
+def test_an_outage_between_two_calls_is_an_outage(scene, monkeypatch):
+    run_id = scene.running()
+    scene.change(run_id, RunState.STOPPING, stop="killed")
+
+    def away(name: str) -> None:
+        raise RayUnavailable("gone")
+
+    monkeypatch.setattr(scene.jobs, "kill", away)
+    scene.round()
+    assert scene.run(run_id).state == "stopping"

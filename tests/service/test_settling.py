@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.domain.jobs import JobPhase, JobState, submission_id, submitted_run
+from service.domain.settling import FUTILE_LIMIT, LINGER_SECONDS, Facts, Settlement, Word, last_word, settle
+from service.domain.states import ACTIVE, RunState, may_follow
+
+NOW = 1000.0
+FINISHED = Word("run_finished", "", NOW)
+FAILED = Word("run_failed", "loss is not finite", NOW)
+STOPPED = Word("run_stopped", "cancelled", NOW)
+
+PENDING, RUNNING, SUCCEEDED, KILLED = (
+    JobState(phase) for phase in (JobPhase.PENDING, JobPhase.RUNNING, JobPhase.SUCCEEDED, JobPhase.STOPPED))
+DIED = JobState(JobPhase.FAILED, "Job supervisor actor died: the node was lost")
+REFUSED = JobState(JobPhase.FAILED, "failed with exit code 2, last logs:\n\nconfig.name: 'x': no\n", 2)
+ENDED = JobState(JobPhase.FAILED, "failed with exit code 1", 1)
+
+ST, RU, SP = RunState.STARTING, RunState.RUNNING, RunState.STOPPING
+
+TABLE = [
+    # state, began, word, job -> state
+    (ST, False, None, PENDING, None),
+    (ST, False, None, RUNNING, None),
+    (ST, True, None, RUNNING, RU),
+    (ST, True, FINISHED, RUNNING, RU),
+    (ST, False, None, None, "submit"),
+    (ST, True, None, None, RunState.QUEUED),
+    (ST, False, None, DIED, RunState.QUEUED),
+    (ST, False, None, KILLED, RunState.QUEUED),
+    (ST, False, None, REFUSED, RunState.FAILED),
+    (ST, False, None, SUCCEEDED, RunState.SUCCEEDED),
+    (ST, True, FINISHED, SUCCEEDED, RunState.SUCCEEDED),
+    (ST, True, FAILED, ENDED, RunState.FAILED),
+    (RU, True, None, RUNNING, None),
+    (RU, True, FINISHED, RUNNING, None),
+    (RU, True, FINISHED, SUCCEEDED, RunState.SUCCEEDED),
+    (RU, True, FINISHED, DIED, RunState.SUCCEEDED),
+    (RU, True, FINISHED, None, RunState.SUCCEEDED),
+    (RU, True, FAILED, ENDED, RunState.FAILED),
+    (RU, True, FAILED, None, RunState.FAILED),
+    (RU, True, STOPPED, ENDED, RunState.CANCELLED),
+    (RU, True, None, DIED, RunState.QUEUED),
+    (RU, True, None, ENDED, RunState.QUEUED),
+    (RU, True, None, KILLED, RunState.QUEUED),
+    (RU, True, None, None, RunState.QUEUED),
+    (RU, True, None, REFUSED, RunState.FAILED),
+    (RU, True, None, SUCCEEDED, RunState.SUCCEEDED),
+    (SP, True, None, RUNNING, None),
+    (SP, False, None, PENDING, None),
+    (SP, True, STOPPED, ENDED, RunState.CANCELLED),
+    (SP, True, STOPPED, None, RunState.CANCELLED),
+    (SP, True, FINISHED, SUCCEEDED, RunState.SUCCEEDED),
+    (SP, True, FAILED, ENDED, RunState.FAILED),
+    (SP, True, None, DIED, RunState.CANCELLED),
+    (SP, True, None, KILLED, RunState.CANCELLED),
+    (SP, True, None, None, RunState.CANCELLED),
+    (SP, False, None, None, RunState.CANCELLED),
+    (SP, False, None, REFUSED, RunState.CANCELLED),
+]
+
+
+@pytest.mark.parametrize(("state", "began", "word", "job", "expected"), TABLE)
+def test_state_job_and_last_word_decide(state, began, word, job, expected):
+    settlement = settle(Facts(state, stop="cancelled" if state is SP else None, began=began, word=word), job, NOW)
+    assert (settlement.state or ("submit" if settlement.submit else None)) == expected
+
+
+@pytest.mark.parametrize(("stop", "reason"), [
+    ("cancelled", "cancelled"), ("killed", "cancelled; its driver was killed"), ("budget", "its budget is spent")])
+def test_a_stopped_run_says_who_stopped_it(stop, reason):
+    for word, job in ((STOPPED, ENDED), (None, KILLED), (None, None)):
+        assert settle(Facts(SP, stop=stop, began=True, word=word), job, NOW) == Settlement(RunState.CANCELLED, reason)
+
+
+def test_a_driver_that_stopped_by_itself_gives_the_reason():
+    word = Word("run_stopped", "superseded", NOW)
+    assert settle(Facts(RU, began=True, word=word), ENDED, NOW).reason == "superseded"
+
+
+def test_a_failure_is_told_in_the_drivers_words_and_a_refusal_in_those_of_its_log():
+    assert settle(Facts(RU, began=True, word=FAILED), ENDED, NOW).reason == "loss is not finite"
+    assert settle(Facts(ST), REFUSED, NOW).reason == "config.name: 'x': no"
+
+
+def test_a_kill_is_repeated_until_the_driver_is_gone():
+    facts = Facts(SP, stop="killed", began=True)
+    assert settle(facts, RUNNING, NOW).kill
+    assert settle(facts, PENDING, NOW).kill
+    assert not settle(facts, KILLED, NOW).kill
+    assert not settle(Facts(SP, stop="cancelled", began=True), RUNNING, NOW).kill
+
+
+def test_a_process_that_lingers_after_its_last_word_is_not_waited_for():
+    facts = Facts(RU, began=True, word=FINISHED)
+    assert settle(facts, RUNNING, NOW + LINGER_SECONDS).state is None
+    assert settle(facts, RUNNING, NOW + LINGER_SECONDS + 1).state is RunState.SUCCEEDED
+
+
+def test_drivers_lost_without_getting_further_are_counted():
+    futile = 0
+    for _ in range(FUTILE_LIMIT - 1):
+        settlement = settle(Facts(RU, futile=futile, began=True), DIED, NOW)
+        assert settlement.state is RunState.QUEUED
+        assert "the node was lost" in settlement.reason
+        futile = settlement.futile
+    settlement = settle(Facts(RU, futile=futile, began=True), DIED, NOW)
+    assert settlement.state is RunState.FAILED
+    assert "lost 3 drivers in a row" in settlement.reason
+
+
+def test_progress_begins_the_count_anew():
+    assert settle(Facts(RU, futile=2, advanced=True, began=True), DIED, NOW) == Settlement(
+        RunState.QUEUED, f"its driver was lost and will be started again: {DIED.message}", 0)
+
+
+def test_the_last_word_is_read_from_the_progress():
+    assert last_word({}) == (True, None)
+    assert last_word({"ended": {"type": "awaited"}}) == (False, None)
+    failed, stopped = {"type": "run_failed", "message": "no", "time": 3}, {"type": "run_stopped", "reason": "budget", "time": 3}
+    assert last_word({"ended": failed}) == (True, Word("run_failed", "no", 3.0))
+    assert last_word({"ended": stopped}) == (True, Word("run_stopped", "budget", 3.0))
+
+
+WORDS = st.none() | st.builds(
+    Word, st.sampled_from(["run_finished", "run_failed", "run_stopped", "run_confused"]), st.text(), st.floats(0, 2 * NOW))
+FACTS = st.builds(
+    Facts, st.sampled_from(RunState), st.sampled_from([None, "cancelled", "killed", "budget"]), st.integers(0, 5), st.booleans(),
+    st.booleans(), WORDS)
+JOBS = st.none() | st.builds(
+    JobState, st.sampled_from(JobPhase), st.none() | st.text(), st.none() | st.integers(-15, 255))
+
+
+@given(FACTS, JOBS, st.floats(0, 1e10))
+def test_no_settlement_is_an_illegal_transition(facts, job, now):
+    settlement = settle(facts, job, now)
+    assert settlement.state is None or may_follow(facts.state, settlement.state)
+    assert facts.state in ACTIVE or settlement == Settlement(futile=facts.futile)
+
+
+@given(FACTS, JOBS)
+def test_an_active_run_without_a_living_driver_is_never_left_alone(facts, job):
+    settlement = settle(facts, job, NOW)
+    gone = job is None or job.phase.ended
+    if facts.state in ACTIVE and gone:
+        assert settlement.state is not None or settlement.submit
+    assert not (settlement.submit and job is not None), "a driver is submitted only where Ray knows none"
+
+
+@given(st.sampled_from(sorted(ACTIVE)), JOBS, st.integers(0, 5))
+def test_lost_drivers_end_after_so_many_attempts(state, job, futile):
+    settlement = settle(Facts(state, futile=futile, began=True), job, NOW)
+    assert settlement.state is not RunState.QUEUED or settlement.futile < FUTILE_LIMIT
+
+
+@given(st.text("0123456789ABCDEFGHJKMNPQRSTVWXYZ", min_size=26, max_size=26), st.integers(0, 10**8))
+def test_a_submission_id_names_its_run(run_id, attempt):
+    assert submitted_run(submission_id(run_id, attempt)) == (run_id, attempt)
+
+
+@pytest.mark.parametrize("name", ["raysubmit_4LamXRuQpYdSMg7J", "", "-", "a-", "a-x", "a-1e5", "a-٣", "a-99999999999999999999"])
+def test_other_submission_ids_are_none_of_ours(name):
+    assert submitted_run(name) is None

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.domain.thinning import thin
+
+CURVES = st.lists(st.floats(-1e6, 1e6), max_size=400)
+MOST = st.integers(4, 100)
+
+
+@given(CURVES, MOST)
+def test_the_ends_and_the_extremes_survive(values, most):
+    kept = thin(values, most)
+    if values:
+        assert (kept[0], kept[-1]) == (0, len(values) - 1)
+        assert min(values[at] for at in kept) == min(values)
+        assert max(values[at] for at in kept) == max(values)
+
+
+@given(CURVES, MOST)
+def test_no_more_points_are_kept_than_asked_for_and_each_once_in_order(values, most):
+    kept = thin(values, most)
+    assert len(kept) <= most
+    assert kept == sorted(set(kept))
+
+
+@given(CURVES, st.integers(400, 500))
+def test_a_short_curve_stays_whole(values, most):
+    assert thin(values, most) == list(range(len(values)))
+
+
+@given(st.integers(10, 2000), st.integers(10, 200), st.data())
+def test_a_single_spike_anywhere_survives(count, most, data):
+    spike = data.draw(st.integers(0, count - 1))
+    values = [0.0] * count
+    values[spike] = data.draw(st.sampled_from([-1.0, 1.0]))
+    assert spike in thin(values, most)
+
+
+@given(st.integers(100, 3000), st.integers(10, 100))
+def test_what_is_kept_is_spread_evenly(count, most):
+    kept = thin([float(number) for number in range(count)], most)
+    widest = max(then - now for now, then in itertools.pairwise(kept))
+    assert widest <= 2 + 2 * count // ((most - 2) // 2)
+
+
+@pytest.mark.parametrize("most", [-1, 0, 1, 2, 3])
+def test_below_four_points_the_ends_and_the_extremes_remain(most):
+    assert thin([0.0, 5.0, -5.0, 1.0, 0.0], most) == [0, 1, 2, 4]
