@@ -129,7 +129,7 @@ class Spool:
             events = []
             for offset in chosen:
                 file.seek(offset)
-                events.append(finite(json.loads(file.readline())))
+                events.append(portable(json.loads(file.readline())))
         return events
 
     def _scan(self, file: Any) -> None:
@@ -142,12 +142,14 @@ class Spool:
             self._end += len(line)
 
 
-def finite(value: Any) -> Any:
-    """The same value in JSON that every parser reads: NaN and infinities become null."""
+def portable(value: Any) -> Any:
+    """The same value in JSON that every parser and database takes: no NaN or infinity, no NUL, no half of a character."""
     if isinstance(value, dict):
-        return {key: finite(child) for key, child in value.items()}
+        return {portable(key): portable(child) for key, child in value.items()}
     if isinstance(value, list):
-        return [finite(child) for child in value]
+        return [portable(child) for child in value]
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

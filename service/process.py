@@ -1,27 +1,48 @@
-"""One service per state directory: who it is, and how to end it."""
+"""One service per state directory: who it is, where it listens, and how to end it.
+
+The state directory's `service.pid` is locked for as long as a service lives, so that what it says can be believed
+exactly then; its lines are the process id and, once the service listens, its URL.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from moedisco_ray.errors import ConfigError, RunError
 
 _NAME = "service.pid"
-_END_SECONDS = 60.0
+_END_SECONDS = 90.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningService:
+    """A service that uses a state directory.
+
+    Attributes:
+        pid: Its process.
+        url: Where it listens; None: not yet.
+    """
+
+    pid: int
+    url: str | None
 
 
 @contextlib.contextmanager
-def alone(state_dir: Path) -> Iterator[None]:
+def alone(state_dir: Path) -> Iterator[Callable[[str], None]]:
     """Be the only service that uses a state directory.
 
+    Yields:
+        To be called with the service's URL once it listens.
+
     Raises:
-        ConfigError: Another one does.
+        ConfigError: Another service uses it.
     """
     with (state_dir / _NAME).open("a+", encoding="utf-8") as file:
         try:
@@ -29,21 +50,27 @@ def alone(state_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             remedy = "another service uses it; end that one with `moedisco stop`, or choose another with --state-dir"
             raise ConfigError("--state-dir", str(state_dir), remedy) from error
+
+        def tell(text: str) -> None:
+            file.write(text + "\n")
+            file.flush()
+
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+        tell(str(os.getpid()))
+        yield tell
+        file.truncate(0)
 
 
-def running(state_dir: Path) -> int | None:
-    """The process id of the service that uses a state directory; None: there is none."""
+def find(state_dir: Path) -> RunningService | None:
+    """The service that uses a state directory, if there is one."""
     try:
-        with (state_dir / _NAME).open("r+", encoding="utf-8") as file:
+        with (state_dir / _NAME).open(encoding="utf-8") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return int(file.read())
-    except (FileNotFoundError, ValueError):
+                lines = file.read().splitlines()
+                return RunningService(int(lines[0]), lines[1] if len(lines) > 1 else None) if lines else None
+    except FileNotFoundError:
         pass
     return None
 
@@ -57,13 +84,13 @@ def end(state_dir: Path) -> bool:
     Raises:
         RunError: It does not end.
     """
-    pid = running(state_dir)
-    if pid is None:
+    found = find(state_dir)
+    if found is None:
         return False
-    os.kill(pid, signal.SIGTERM)
+    os.kill(found.pid, signal.SIGTERM)
     deadline = time.monotonic() + _END_SECONDS
-    while running(state_dir) is not None:
+    while find(state_dir) is not None:
         if time.monotonic() > deadline:
-            raise RunError(f"the service (process {pid}) does not end")
+            raise RunError(f"the service (process {found.pid}) does not end")
         time.sleep(0.1)
     return True

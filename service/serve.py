@@ -74,7 +74,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
     configure_logging(settings.log_format)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(alone(settings.state_dir))
+        tell = stack.enter_context(alone(settings.state_dir))
         database = stack.enter_context(contextlib.closing(Database(settings.database)))
         database.migrate()
         with database.read() as session:
@@ -84,7 +84,12 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         local, dashboard = _ray(settings)
         stack.enter_context(contextlib.closing(dashboard))
         settings = settings.model_copy(update={"dashboard_url": dashboard.url})
-        _work(settings, database, dashboard, listener, announce)
+
+        def listening(announcement: Announcement) -> None:
+            announce(announcement)
+            tell(announcement.url)
+
+        _work(settings, database, dashboard, listener, listening)
         return local is not None and not _end_idle(local, database)
 
 

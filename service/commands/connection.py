@@ -19,16 +19,24 @@ RUNS_PANEL, SERVICE_PANEL = "Runs of a service", "The service"
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Its id, the first letters of its id, or its name where no other run has it.")]
 
+BRIEF_SECONDS = 5.0
+"""How long a service may be away before a command that somebody waits for gives up."""
+
 _ID_LENGTH = 26
 _ID_LETTERS = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
 _MOST_NAMED = 5
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[Client]:
-    """A client of the service that the environment, or the file of `moedisco serve`, names."""
+def connected(*, staying: bool = False) -> Iterator[Client]:
+    """A client of the service that the environment, or the file of `moedisco serve`, names.
+
+    Args:
+        staying: The command goes on for long and outlives a restart of the service; else somebody waits for its answer.
+    """
     # Late: what speaks HTTP costs time that `--help` and a mistake should not.
-    with importlib.import_module("service.client").Client() as client:
+    library = importlib.import_module("service.client")
+    with library.Client(patience=library.Patience() if staying else library.Patience(seconds=BRIEF_SECONDS)) as client:
         yield client
 
 

@@ -24,7 +24,8 @@ commands = typer.Typer()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="0: any that is free.", show_default="8300")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; left out: a local one is started.")] = None,
+    ray_address: Annotated[str | None, typer.Option(
+        help="Where a running Ray cluster takes jobs, such as http://HEAD:8265; left out: a local one is started.")] = None,
     dashboard_url: Annotated[str | None, typer.Option(help="That cluster's dashboard, which takes its jobs.")] = None,
     database_url: Annotated[str | None, typer.Option(
         envvar="MOEDISCO_DATABASE_URL", help="sqlite:///FILE or postgresql+psycopg://...; left out: SQLite in the state directory.",
@@ -57,7 +58,8 @@ def serve(
         settings = settings_of.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise _mistake(error) from error
-    importlib.import_module("service.serve").serve(settings, announce)
+    if importlib.import_module("service.serve").serve(settings, announce):
+        say("Ray and the runs under way go on; the next `moedisco serve` takes them up")
 
 
 def announce(started: Announcement) -> None:

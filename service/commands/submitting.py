@@ -38,7 +38,7 @@ def submit(
 ) -> None:
     """Hand a run to the service, which queues it and sees it through."""
     asked = _located(config, [*(overrides or ()), *([f"name={name}"] if name is not None else [])])
-    with connected() as client:
+    with connected(staying=watch) as client:
         _tell(client, client.submit(asked, priority=priority, budget_dollars=budget), watch, as_json)
 
 
@@ -59,7 +59,7 @@ def retry(
 ) -> None:
     """Make a new run of an old one's configuration, with some settings changed."""
     changes = dict(_change(override) for override in overrides or ())
-    with connected() as client:
+    with connected(staying=watch) as client:
         made = client.retry(find_run(client, run), changes, priority=priority, budget_dollars=budget)
         _tell(client, made, watch, as_json)
 

@@ -71,7 +71,7 @@ def pools_view(pools: Pools) -> RenderableType:
         _row(
             table, pool.resource, f"{pool.free:g}", f"{pool.slots:g}", f"{pool.gpus:g}", str(alive), str(pool.lost),
             str(pool.pending), "" if pool.price_per_hour is None else f"{pool.price_per_hour:g}")
-    return table if pools.connected else Group(Text("Ray does not answer; what follows is what was last known", "yellow"), table)
+    return table if pools.connected else Group(Text("Ray does not answer; what is known without it:", "yellow"), table)
 
 
 def tokens_table(tokens: Iterable[TokenInfo]) -> Table:

@@ -27,7 +27,7 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=RUNS_PANEL)
 def watch(run: RunName, as_json: AsJson = False) -> None:
     """Show a run as it goes on, from its beginning. Ctrl-C stops watching, not the run."""
-    with connected() as client:
+    with connected(staying=True) as client:
         look_on(client, find_run(client, run), as_json)
 
 
@@ -41,7 +41,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print a log of a run's driver or of a unit's worker."""
-    with connected() as client:
+    with connected(staying=follow) as client:
         run_id = find_run(client, run)
         if which:
             found = client.logs(run_id)
@@ -67,7 +67,8 @@ def look_on(client: Client, run_id: str, as_json: bool) -> None:
         _show_events(client, run_id, as_json)
         run = client.run(run_id)
         if run.state != RunState.SUCCEEDED:
-            raise RunError(f"run {run.name} {run.state.value}: {run.reason or 'no reason is known'}")
+            reason = run.reason if run.reason != run.state.value else None
+            raise RunError(f"run {run.name} {run.state.value}: {reason or 'no reason is known'}")
         if not as_json:
             console = output_console()
             console.print()

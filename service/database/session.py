@@ -70,7 +70,7 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """One transaction that sees one moment of the database and cannot write; errors as in `write`."""
+        """One transaction that cannot write and sees the database as it is at its first question; errors as in `write`."""
         with _translated(), self._read.begin() as session:
             yield session
 

@@ -22,7 +22,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -94,9 +94,22 @@ class LocalRay:
             found = self.find()
             if found is not None and self._answers(found, START_SECONDS):
                 return found
+            before = self._record()
             self._end()
             self._forget_old_sessions()
-            return self._launch()
+            # Who knows the old address finds the new cluster there.
+            ports = (before.dashboard_port, before.gcs_port) if before is not None else ()
+            return self._launch(ports if ports and all(map(_is_free, ports)) else _free_ports(2))
+
+    def keep(self, now: float) -> None:
+        """Start it again, at its old address, if its head process has died; the work of a `background.loop`.
+
+        Raises:
+            RayUnavailable: It did not come up.
+        """
+        del now
+        if self.find() is None:
+            self.start()
 
     def find(self) -> LocalCluster | None:
         """The recorded cluster, if its head process lives."""
@@ -111,13 +124,13 @@ class LocalRay:
             with self._locked():
                 self._end()
 
-    def _launch(self) -> LocalCluster:
+    def _launch(self, ports: Sequence[int]) -> LocalCluster:
         token_path = self._home / "auth_token"
         _write_secret(token_path, secrets.token_hex(32))
         # Ray opens its directory to everybody, so that one lies in another that is closed.
         fits = len(str(self._sessions)) <= LONGEST_DIRECTORY
         directory = self._sessions if fits else Path(tempfile.mkdtemp(prefix="moedisco-"), "r")
-        dashboard_port, gcs_port = _free_ports(2)
+        dashboard_port, gcs_port = ports
         record = _Record(secrets.token_hex(16), None, dashboard_port, gcs_port, str(directory))
         # Before the process: whoever finds a half-started cluster can still tell its processes.
         self._write(record)
@@ -134,7 +147,8 @@ class LocalRay:
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--node-ip-address=127.0.0.1", f"--port={record.gcs_port}",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={record.dashboard_port}",
-            "--dashboard-agent-listen-port=0",
+            # Ray's fixed defaults would keep two clusters of one machine from starting.
+            "--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_ports(1)[0]}",
             f"--temp-dir={record.directory}", f"--resources={json.dumps(self._resources)}",
             "--disable-usage-stats", "--log-style=record", "--log-color=false",
         ]
@@ -245,6 +259,16 @@ def _signal(processes: list[psutil.Process], *, kill: bool, seconds: float) -> N
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill() if kill else process.terminate()
     psutil.wait_procs(processes, timeout=seconds)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _free_ports(count: int) -> list[int]:

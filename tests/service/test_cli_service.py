@@ -13,7 +13,7 @@ import types
 
 import httpx
 import pytest
-from client_standin import PROMPT, RUN, URL, Body, problem
+from client_standin import RUN, URL, Body, problem
 from run_example import report
 from typer.testing import CliRunner
 
@@ -21,7 +21,8 @@ import service.client
 from moedisco_ray.cli import app as training
 from moedisco_ray.config.presets import preset_text
 from service.cli import app
-from service.client import Client, Patience, load_address
+from service.client import Client, load_address
+from service.commands import connection
 from service.settings import Settings
 
 HEAVY = ("torch", "ray", "sqlalchemy", "fastapi", "starlette", "uvicorn", "numpy", "httpx", "structlog", "alembic")
@@ -116,8 +117,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     fake = Fake()
-    monkeypatch.setattr(service.client, "Client", functools.partial(
-        Client, URL, "t", patience=PROMPT, transport=httpx.MockTransport(fake)))
+    monkeypatch.setattr(service.client, "Client", functools.partial(Client, URL, "t", transport=httpx.MockTransport(fake)))
     return fake
 
 
@@ -350,7 +350,7 @@ def test_webhooks(fake):
     (problem(409, "the run is running; cancel it"), 2, "moedisco: the run is running; cancel it"),
     (problem(422, "mistakes", [("config.seed", "is negative")]), 2, "moedisco: seed: is negative"),
     (problem(401, "unknown token"), 2, "moedisco: unknown token; set MOEDISCO_TOKEN to a valid token"),
-    (problem(503, "database gone"), 1, "moedisco: database gone"),
+    (problem(500, "database broken"), 1, "moedisco: database broken"),
     (problem(500, "internal"), 1, "moedisco: internal")])
 def test_how_refusals_end(fake, answer, code, line):
     fake.answers["POST", f"/v1/runs/{ID}/cancel"] = answer
@@ -361,8 +361,8 @@ def test_a_service_that_is_away(monkeypatch):
     def refuse(request):
         raise httpx.ConnectError("connection refused")
 
-    monkeypatch.setattr(service.client, "Client", functools.partial(
-        Client, URL, patience=Patience(seconds=0), transport=httpx.MockTransport(refuse)))
+    monkeypatch.setattr(connection, "BRIEF_SECONDS", 0)
+    monkeypatch.setattr(service.client, "Client", functools.partial(Client, URL, transport=httpx.MockTransport(refuse)))
     assert mistake("list", code=1).startswith(f"moedisco: no service answers at {URL} (connection refused); start one with")
 
 
@@ -382,6 +382,7 @@ def served(monkeypatch, tmp_path):
     def serve(settings, announce):
         module.settings.append(settings)
         announce(module.announcement)
+        return True
 
     module.serve = serve
     monkeypatch.setitem(sys.modules, "service.serve", module)
@@ -399,6 +400,7 @@ def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
         state_dir=tmp_path / "state" / "moedisco", port=0, output_roots=("a", "b"), input_roots=("s3://bucket",), max_active_runs=7,
         allow_private_webhooks=True, log_format="json", public_url="https://moe.test")]
     assert "mdk_first" in out
+    assert out.endswith("the next `moedisco serve` takes them up\n")
     path = tmp_path / "config" / "moedisco" / "service.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_address(path).token == "mdk_first"

@@ -120,5 +120,5 @@ def test_a_terminal_shows_the_live_view(running, moedisco):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert "queued" in text
     assert "✓ corpus" in text
-    assert "3/1000" in text
+    assert "loss 3.000" in text
     assert "\x1b[?25h" in shown.decode()  # the cursor is back

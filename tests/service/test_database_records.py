@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from databases import T0, config, insert_run, reload
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.database import audit, idempotency, prices, runs, tokens, values, webhooks
@@ -186,6 +186,7 @@ def test_the_audit_log_is_read_backwards_page_by_page(database):
     assert (end, first[0].detail) == (None, {"n": None})
 
 
+@settings(deadline=None)
 @given(st.text() | st.just("\x00\ud800"))
 def test_any_text_becomes_fit_to_be_stored(value):
     fit = values.text(value)

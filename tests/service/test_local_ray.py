@@ -89,6 +89,12 @@ def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(sta
         _jobs_run_and_end(RayJobs(dashboard), RayPools(dashboard), state_dir)
     _refused_without_the_token(found.dashboard_url, state_dir)
 
+    os.kill(json.loads((state_dir / "ray" / "cluster.json").read_text())["pid"], signal.SIGKILL)
+    tiny(state_dir).keep(0.0)
+    assert tiny(state_dir).find() == found, "it came back elsewhere"
+    with contextlib.closing(Dashboard(found.dashboard_url, found.token_path)) as dashboard:
+        assert RayJobs(dashboard).statuses() == {}
+
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "raylet gcs_server"])
     tiny(state_dir).stop()
     assert processes(state_dir) == []

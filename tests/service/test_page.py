@@ -153,7 +153,7 @@ def test_curves_and_figures_move_while_events_come_in(site, page):
     assert page.evaluate(drawn) != before
 
 
-def test_a_run_is_cancelled_and_resumed(site, page):
+def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
     run_id = begin(site)
     page.goto(f"/#/runs/{run_id}")
     expect(state_pill(page)).to_have_text("running")
@@ -165,6 +165,10 @@ def test_a_run_is_cancelled_and_resumed(site, page):
     site.service.bring(run_id, RunState.CANCELLED)
     expect(state_pill(page)).to_have_text("cancelled")
     expect(page.get_by_role("status").filter(has_text="is now cancelled")).to_have_count(1)
+    page.get_by_role("button", name="Set a budget").click()
+    page.get_by_label("Budget, dollars").fill("5")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("region", name="Cost")).to_contain_text("$5.00")
     page.get_by_role("button", name="Resume").click()
     expect(state_pill(page)).to_have_text("queued")
 

@@ -3,15 +3,17 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain.thinning import thin
 
 CURVES = st.lists(st.floats(-1e6, 1e6), max_size=400)
 MOST = st.integers(4, 100)
+UNHURRIED = settings(deadline=None)
 
 
+@UNHURRIED
 @given(CURVES, MOST)
 def test_the_ends_and_the_extremes_survive(values, most):
     kept = thin(values, most)
@@ -21,6 +23,7 @@ def test_the_ends_and_the_extremes_survive(values, most):
         assert max(values[at] for at in kept) == max(values)
 
 
+@UNHURRIED
 @given(CURVES, MOST)
 def test_no_more_points_are_kept_than_asked_for_and_each_once_in_order(values, most):
     kept = thin(values, most)
@@ -28,11 +31,13 @@ def test_no_more_points_are_kept_than_asked_for_and_each_once_in_order(values, m
     assert kept == sorted(set(kept))
 
 
+@UNHURRIED
 @given(CURVES, st.integers(400, 500))
 def test_a_short_curve_stays_whole(values, most):
     assert thin(values, most) == list(range(len(values)))
 
 
+@UNHURRIED
 @given(st.integers(10, 2000), st.integers(10, 200), st.data())
 def test_a_single_spike_anywhere_survives(count, most, data):
     spike = data.draw(st.integers(0, count - 1))
@@ -41,6 +46,7 @@ def test_a_single_spike_anywhere_survives(count, most, data):
     assert spike in thin(values, most)
 
 
+@UNHURRIED
 @given(st.integers(100, 3000), st.integers(10, 100))
 def test_what_is_kept_is_spread_evenly(count, most):
     kept = thin([float(number) for number in range(count)], most)

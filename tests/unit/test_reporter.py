@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from moedisco_ray.events import Event, EventLog
-from moedisco_ray.reporter import Reporter, Spool
+from moedisco_ray.reporter import Reporter, Spool, portable
 from moedisco_ray.stopping import StopFile
 
 
@@ -116,3 +116,8 @@ def test_a_line_under_way_is_not_read_yet(tmp_path: Path) -> None:
     path.write_text(whole + "\n" + whole + "\n")
     assert len(spool.read(0, 10)) == 2
     assert spool.read(1, 10) == spool.read(0, 1)
+
+
+def test_what_other_parsers_refuse_is_replaced() -> None:
+    odd = {"loss": float("nan"), "text": "a\0b\ud800", "list": [float("inf"), 1, True, None]}
+    assert portable(odd) == {"loss": None, "text": "a\N{REPLACEMENT CHARACTER}b?", "list": [None, 1, True, None]}

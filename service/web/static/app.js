@@ -10,11 +10,7 @@ import { RunsView } from "./views/runs.js";
 import { SignIn } from "./views/sign_in.js";
 import { RetryView, SubmitView } from "./views/submit.js";
 
-const PLACES = [
-  ["#/runs", "Runs", ["runs", "run"]],
-  ["#/submit", "New run", ["submit", "retry"]],
-  ["#/pools", "Pools", ["pools"]],
-];
+const PLACES = [["#/runs", "Runs", ["runs", "run"]], ["#/submit", "New run", ["submit", "retry"]], ["#/pools", "Pools", ["pools"]]];
 const TITLES = { runs: "Runs", run: "Run", submit: "New run", retry: "Retry", pools: "Pools", unknown: "Not found" };
 
 /** A token in the address, `/#token=...`, which is taken out of it before anybody sees it. @returns {string | null} */
@@ -88,10 +84,8 @@ function Frame({ identity, signOut }) {
       <div>
         <a class="brand" href="#/runs"><img src="/static/icon.svg" alt="" />MoE-DisCo</a>
         <nav aria-label="Main">
-          <ul>${PLACES.map(
-            ([address, words, views]) => html`
-            <li><a href=${address} aria-current=${views.includes(route.view) ? "page" : null}>${words}</a></li>`,
-          )}</ul>
+          <ul>${PLACES.map(([address, words, views]) => html`
+            <li><a href=${address} aria-current=${views.includes(route.view) ? "page" : null}>${words}</a></li>`)}</ul>
         </nav>
         <div class="who">
           <span>${identity.owner}</span>

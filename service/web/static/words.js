@@ -1,11 +1,6 @@
 /** Numbers and times as people read them; the same forms as the terminal's. */
 
-const SIZES = [
-  [1e12, "T"],
-  [1e9, "B"],
-  [1e6, "M"],
-  [1e3, "k"],
-];
+const SIZES = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
 const GIB = 2 ** 30;
 
 /** Three digits and a unit: `812`, `1.20M`, `14.3B`. @param {number} number */

@@ -28,11 +28,7 @@ export function LineChart({ label, lines, format, point }) {
 
   useLayoutEffect(() => {
     const place = box.current;
-    const drawn = new uPlot(
-      options(lines, format, (x) => latest.current(x), place.clientWidth),
-      tables(lines),
-      place,
-    );
+    const drawn = new uPlot(options(lines, format, (x) => latest.current(x), place.clientWidth), tables(lines), place);
     chart.current = drawn;
     const fitting = new ResizeObserver(() => drawn.setSize({ width: place.clientWidth, height: HEIGHT }));
     fitting.observe(place);
@@ -50,8 +46,11 @@ export function LineChart({ label, lines, format, point }) {
   return html`<div class="chart" ref=${box} role="img" aria-label=${label}></div>`;
 }
 
-/** A count without decimals that say nothing. */
-const tick = (value) => count(value).replace(/\.0+(?=\D)/, "");
+/** A count without zeros that say nothing: `1.2M`, `10M`. */
+function tick(value) {
+  const words = count(value);
+  return words.includes(".") ? words.replace(/\.?0+(?=[A-Za-z]$)/, "") : words;
+}
 
 /** Every line on one axis; where a line has no point there is a gap that it spans. */
 const tables = (lines) => (lines.length ? uPlot.join(lines.map((line) => [line.x, line.y])) : [[]]);
@@ -59,10 +58,7 @@ const tables = (lines) => (lines.length ? uPlot.join(lines.map((line) => [line.x
 function options(lines, format, point, width) {
   const ink = colour("--soft");
   const axis = {
-    stroke: ink,
-    font: `11px ${colour("--sans")}`,
-    ticks: { show: false },
-    grid: { stroke: colour("--line"), width: 1 },
+    stroke: ink, font: `11px ${colour("--sans")}`, ticks: { show: false }, grid: { stroke: colour("--line"), width: 1 },
   };
   return {
     width,

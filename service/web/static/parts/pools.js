@@ -4,21 +4,20 @@ import { html } from "../lib.js";
 import { decimal, plural, price } from "../words.js";
 import { Meter } from "./small.js";
 
-/** @param {{pools: any}} props Answer of `GET /v1/pools`. */
+/** @param {{pools: any}} props Answer of `GET /v1/pools`; null: it is under way. */
 export function PoolBars({ pools }) {
+  if (!pools) return html`<p class="soft">Loading…</p>`;
   if (!pools.connected) return html`<p class="notice warn">Ray does not answer. Runs go on as soon as it does.</p>`;
   if (!pools.items.length) return html`<p class="soft">The cluster has no pools.</p>`;
   return html`
     <ul class="pools">
-      ${pools.items.map(
-        (pool) => html`
+      ${pools.items.map((pool) => html`
         <li key=${pool.resource}>
           <span class="pool-name"><code>${pool.resource}</code></span>
           <span class="number">${number(pool.slots - pool.free)} of ${number(pool.slots)} in use</span>
           <${Meter} share=${(pool.slots - pool.free) / (pool.slots || 1)} />
           <span class="soft note">${poolWords(pool)}</span>
-        </li>`,
-      )}
+        </li>`)}
     </ul>`;
 }
 

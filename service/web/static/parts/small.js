@@ -13,11 +13,8 @@ export function Notice({ problem }) {
   return html`
     <div class="notice" role="alert">
       <strong>${sentence(problem.message)}</strong>
-      ${
-        mistakes.length > 0 &&
-        html`
-        <ul>${mistakes.map((mistake) => html`<li><code>${mistake.field}</code> ${mistake.message}</li>`)}</ul>`
-      }
+      ${mistakes.length > 0 && html`
+        <ul>${mistakes.map((mistake) => html`<li><code>${mistake.field}</code> ${mistake.message}</li>`)}</ul>`}
     </div>`;
 }
 
@@ -45,10 +42,8 @@ export function Sheet({ title, note, tools, span = "", children }) {
  */
 export const Choices = ({ label, options, value, choose }) => html`
   <div class="choices" role="group" aria-label=${label}>
-    ${options.map(
-      ([key, words]) => html`
-      <button type="button" key=${key} aria-pressed=${String(key === value)} onClick=${() => choose(key)}>${words}</button>`,
-    )}
+    ${options.map(([key, words]) => html`
+      <button type="button" key=${key} aria-pressed=${String(key === value)} onClick=${() => choose(key)}>${words}</button>`)}
   </div>`;
 
 /** A link to another site, in a window of its own. @param {{address: string, children: unknown}} props */

@@ -7,12 +7,7 @@ import { count, decimal, percent, plural, whole } from "../words.js";
 import { clusterTone } from "./palette.js";
 
 const COLUMNS = [
-  ["Cluster", ""],
-  ["Tokens", "number"],
-  ["Size", ""],
-  ["Documents", "number"],
-  ["Perplexity", "number"],
-  ["Typical words", ""],
+  ["Cluster", ""], ["Tokens", "number"], ["Size", ""], ["Documents", "number"], ["Perplexity", "number"], ["Typical words", ""],
 ];
 const TERMS = 8;
 const DOT = 1.7;
@@ -34,8 +29,7 @@ export function Clusters({ sizes, clusters, evaluation }) {
         <thead role="rowgroup"><tr role="row">
           ${COLUMNS.map(([title, kind]) => html`<th role="columnheader" scope="col" class=${kind}>${title}</th>`)}
         </tr></thead>
-        <tbody role="rowgroup">${rows.map(
-          (row, cluster) => html`
+        <tbody role="rowgroup">${rows.map((row, cluster) => html`
           <tr role="row" key=${cluster}>
             <th role="rowheader" scope="row" class="name">
               <span class="named"><i class="swatch" style=${{ "--tone": `var(${clusterTone(cluster)})` }}></i>${cluster}</span>
@@ -47,8 +41,7 @@ export function Clusters({ sizes, clusters, evaluation }) {
             <td role="cell" class="number" data-label="documents">${whole(row.documents)}</td>
             <td role="cell" class="number" data-label="perplexity">${decimal(row.perplexity, 2)}</td>
             <td role="cell" class="terms full">${row.terms.join(", ")}</td>
-          </tr>`,
-        )}</tbody>
+          </tr>`)}</tbody>
       </table>
     </${Sheet}>
     ${map && html`
@@ -59,12 +52,10 @@ export function Clusters({ sizes, clusters, evaluation }) {
 
 function rowsOf(sizes, clusters, evaluation) {
   const measured = new Map((evaluation?.clusters ?? []).map((entry) => [entry.cluster, entry.perplexity]));
-  const entries = clusters?.clusters ?? (sizes?.tokens ?? []).map((tokens, k) => ({ tokens, documents: sizes.documents[k] ?? 0 }));
+  const streamed = (sizes?.tokens ?? []).map((tokens, k) => ({ tokens, documents: sizes.documents[k] ?? 0 }));
+  const entries = clusters?.clusters ?? streamed;
   return entries.map((entry, k) => ({
-    tokens: entry.tokens,
-    documents: entry.documents,
-    terms: (entry.terms ?? []).slice(0, TERMS),
-    perplexity: measured.get(k),
+    tokens: entry.tokens, documents: entry.documents, terms: (entry.terms ?? []).slice(0, TERMS), perplexity: measured.get(k),
   }));
 }
 
@@ -86,8 +77,7 @@ function ClusterMap({ map }) {
     fitting.observe(place);
     return () => fitting.disconnect();
   }, [map, dark]);
-  const label =
-    "Documents in the plane of the two main axes of their vectors, coloured by cluster; the table tells the clusters' sizes";
+  const label = "Documents in the plane of the two main axes of their vectors, coloured by cluster";
   return html`<canvas class="map" ref=${canvas} role="img" aria-label=${label}></canvas>`;
 }
 

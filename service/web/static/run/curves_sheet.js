@@ -7,15 +7,15 @@ import { count, decimal } from "../words.js";
 import { smooth } from "./curves.js";
 import { byUnit, unitDash, unitTone } from "./palette.js";
 
-const FIGURES = [
-  ["loss", "loss"],
-  ["lr", "learning rate"],
-  ["grad_norm", "gradient norm"],
-  ["tokens_per_second", "tokens/s"],
-];
-/** As many decimals as tell two ticks apart. */
-const plain = (value, step) =>
-  decimal(value, [0, 1, 2, 3, 4].find((digits) => Number.isInteger(Number((step * 10 ** digits).toFixed(6)))) ?? 5);
+/** So many lines can be told apart with their noise behind them. */
+const FEW = 8;
+const FIGURES = [["loss", "loss"], ["lr", "learning rate"], ["grad_norm", "gradient norm"], ["tokens_per_second", "tokens/s"]];
+/** As many decimals as tell two ticks apart: 1 for a step of 0.5, 2 for one of 0.25. */
+function plain(value, step) {
+  const whole = (digits) => Number.isInteger(Number((step * 10 ** digits).toFixed(6)));
+  return decimal(value, [0, 1, 2, 3, 4].find(whole) ?? 5);
+}
+
 const scientific = (value) => (value === 0 ? "0" : value.toExponential(1));
 const AXES = { loss: plain, lr: scientific, grad_norm: plain, tokens_per_second: count };
 const FORMATS = {
@@ -33,46 +33,40 @@ export function CurvesSheet({ live, version }) {
   const [pointed, setPointed] = useState(null);
   const curves = useMemo(() => [...live.curves.values()].sort((a, b) => byUnit(a.unit, b.unit)), [version, live.curves]);
   const shown = useMemo(() => curves.filter((curve) => !hidden.has(curve.unit)), [curves, hidden]);
-  const lines = useMemo(() => shown.flatMap((curve) => linesOf(curve, smoothed)), [shown, smoothed]);
+  const lines = useMemo(() => shown.flatMap((curve) => linesOf(curve, smoothed, shown.length <= FEW)), [shown, smoothed]);
   const format = FORMATS[live.figure];
   const words = FIGURES.find(([figure]) => figure === live.figure)[1];
+  const isShown = (curve) => String(!hidden.has(curve.unit));
   const toggle = (unit) => {
     const next = new Set(hidden);
     if (!next.delete(unit)) next.add(unit);
     setHidden(next);
   };
+  const toggleAll = () => setHidden(new Set(hidden.size ? [] : curves.map((curve) => curve.unit)));
   const tools = html`
     <div class="actions">
       <${Choices} label="Figure" options=${FIGURES} value=${live.figure} choose=${(figure) => live.setFigure(figure)} />
-      <${Choices} label="Smoothing" options=${[
-        ["on", "smooth"],
-        ["off", "raw"],
-      ]} value=${smoothed ? "on" : "off"}
+      <${Choices} label="Smoothing" options=${[["on", "smooth"], ["off", "raw"]]} value=${smoothed ? "on" : "off"}
         choose=${(choice) => setSmoothed(choice === "on")} />
     </div>`;
   return html`
     <${Sheet} title="Training" note=${pointed === null ? "over tokens" : `at ${count(pointed)} tokens`} tools=${tools}>
-      ${
-        curves.length === 0
-          ? html`<p class="empty">Curves appear with the first training steps.</p>`
-          : html`
+      ${curves.length === 0
+        ? html`<p class="empty">Curves appear with the first training steps.</p>`
+        : html`
           <${LineChart} label=${`Curves of ${words} over tokens, one per unit; the table of units has the present values`}
             lines=${lines} format=${AXES[live.figure]} point=${setPointed} />
           <ul class="legend">
-            ${curves.map(
-              (curve) => html`
+            ${curves.length > FEW && html`
+              <li><button type="button" class="plain" onClick=${toggleAll}>${hidden.size ? "Show all" : "Hide all"}</button></li>`}
+            ${curves.map((curve) => html`
               <li key=${curve.unit}>
-                <button
-                  type="button" class="plain"
-                  aria-pressed=${String(!hidden.has(curve.unit))} onClick=${() => toggle(curve.unit)}
-                >
+                <button type="button" class="plain" aria-pressed=${isShown(curve)} onClick=${() => toggle(curve.unit)}>
                   <${LineMark} unit=${curve.unit} />${curve.unit}
                   <span class="number">${valueAt(curve, pointed, format)}</span>
                 </button>
-              </li>`,
-            )}
-          </ul>`
-      }
+              </li>`)}
+          </ul>`}
     </${Sheet}>`;
 }
 
@@ -85,19 +79,12 @@ const LineMark = ({ unit }) => html`
     />
   </svg>`;
 
-function linesOf(curve, smoothed) {
-  const line = {
-    key: curve.unit,
-    tone: unitTone(curve.unit),
-    dash: unitDash(curve.unit),
-    x: curve.tokens.slice(),
-    y: curve.value.slice(),
-  };
+function linesOf(curve, smoothed, withRaw) {
+  const { unit, tokens, value } = curve;
+  const line = { key: unit, tone: unitTone(unit), dash: unitDash(unit), x: tokens.slice(), y: value.slice() };
   if (!smoothed) return [line];
-  return [
-    { ...line, faint: true, dash: null },
-    { ...line, y: smooth(curve.value) },
-  ];
+  const mean = { ...line, y: smooth(value) };
+  return withRaw ? [{ ...line, faint: true, dash: null }, mean] : [mean];
 }
 
 /** The newest value, or the one under the pointer. */

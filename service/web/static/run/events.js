@@ -2,8 +2,9 @@
 
 import { html, useState } from "../lib.js";
 import { Choices, Sheet } from "../parts/small.js";
-import { clock, count, decimal, duration, moment, plural } from "../words.js";
+import { clock, decimal, duration, moment, plural } from "../words.js";
 
+const KINDS = [["main", "main"], ["all", "all"]];
 const SHOWN = 200;
 const BAD = ["run_failed", "worker_restarted", "warning"];
 
@@ -13,65 +14,40 @@ export function EventList({ events }) {
   if (!events.length) return null;
   const chosen = all ? events : events.filter((event) => event.type !== "progress");
   const tools = html`
-    <${Choices} label="Events" options=${[
-      ["main", "main"],
-      ["all", "all"],
-    ]} value=${all ? "all" : "main"} choose=${(choice) => setAll(choice === "all")} />`;
+    <${Choices} label="Events" options=${KINDS} value=${all ? "all" : "main"} choose=${(choice) => setAll(choice === "all")} />`;
   return html`
     <${Sheet} title="Events" tools=${tools} span="half">
       <div class="events" tabindex="0" role="group" aria-label="Events, newest first">
         <ol>
-          ${chosen
-            .slice(-SHOWN)
-            .reverse()
-            .map(
-              (event) => html`
+          ${chosen.slice(-SHOWN).reverse().map((event) => html`
             <li key=${event.position} class=${BAD.includes(event.type) ? "bad" : ""}>
               <time datetime=${new Date(event.time * 1000).toISOString()} title=${moment(event.time)}>${clock(event.time)}</time>
               <span>${eventWords(event)}</span>
-            </li>`,
-            )}
+            </li>`)}
         </ol>
       </div>
     </${Sheet}>`;
 }
 
 /** @param {import("./fold.js").RunEvent} event @returns {string} */
-export function eventWords({ type, stage, unit, data }) {
+function eventWords({ type, stage, unit, data }) {
   switch (type) {
-    case "state":
-      return `State: ${data.state}${data.reason ? `, ${data.reason}` : ""}`;
-    case "run_started":
-      return "The driver started";
-    case "run_finished":
-      return `The run finished after ${duration(data.seconds ?? 0)}`;
-    case "run_failed":
-      return `The run failed: ${data.message ?? ""}`;
-    case "run_stopped":
-      return `The run stopped${data.reason ? `: ${data.reason}` : ""}`;
-    case "stage_started":
-      return `Stage ${stage} started`;
-    case "stage_skipped":
-      return `Stage ${stage} is there already`;
-    case "stage_finished":
-      return `Stage ${stage} finished after ${duration(data.seconds ?? 0)}`;
-    case "unit_started":
-      return `${unit} started on ${data.node ?? "a worker"}, ${plural(data.steps ?? 0, "step")}`;
-    case "unit_finished":
-      return `${unit} finished, loss ${decimal(data.loss, 3)}`;
-    case "progress":
-      return `${unit} step ${data.step}, loss ${decimal(data.loss, 3)}, ${count(data.tokens_per_second ?? 0)} tokens/s`;
-    case "clusters":
-      return `${plural((data.tokens ?? []).length, "cluster")} found`;
-    case "worker_restarted":
-      return `${unit} restarted: ${data.reason || "its worker died"}`;
-    case "workers_held":
-      return `${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool held`;
-    case "workers_released":
-      return "Workers released";
-    case "warning":
-      return `Warning: ${data.message ?? ""}`;
-    default:
-      return type;
+    case "state": return `State: ${data.state}${data.reason ? `, ${data.reason}` : ""}`;
+    case "run_started": return "The driver started";
+    case "run_finished": return `The run finished after ${duration(data.seconds ?? 0)}`;
+    case "run_failed": return `The run failed: ${data.message ?? ""}`;
+    case "run_stopped": return `The run stopped${data.reason ? `: ${data.reason}` : ""}`;
+    case "stage_started": return `Stage ${stage} started`;
+    case "stage_skipped": return `Stage ${stage} is there already`;
+    case "stage_finished": return `Stage ${stage} finished after ${duration(data.seconds ?? 0)}`;
+    case "unit_started": return `${unit} started on ${data.node ?? "a worker"}, ${plural(data.steps ?? 0, "step")}`;
+    case "unit_finished": return `${unit} finished, loss ${decimal(data.loss, 3)}`;
+    case "progress": return `${unit} step ${data.step}, loss ${decimal(data.loss, 3)}`;
+    case "clusters": return `${plural((data.tokens ?? []).length, "cluster")} found`;
+    case "worker_restarted": return `${unit} restarted: ${data.reason || "its worker died"}`;
+    case "workers_held": return `${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool held`;
+    case "workers_released": return "Workers released";
+    case "warning": return `Warning: ${data.message ?? ""}`;
+    default: return type;
   }
 }

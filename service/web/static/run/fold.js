@@ -11,17 +11,8 @@
  */
 
 const FRESH = {
-  status: "running",
-  step: 0,
-  steps: 0,
-  tokens: 0,
-  loss: null,
-  tokens_per_second: null,
-  restarts: 0,
-  workers: 1,
-  node: null,
-  started: null,
-  ended: null,
+  status: "running", step: 0, steps: 0, tokens: 0, loss: null, tokens_per_second: null, restarts: 0, workers: 1, node: null,
+  started: null, ended: null,
 };
 
 /** Take one event in. @param {Progress} progress @param {RunEvent} event */
@@ -62,8 +53,7 @@ function startAgain(progress, { data }) {
 function stopStages(progress, { type, time }) {
   const status = type === "run_failed" ? "failed" : "waiting";
   progress.stages = progress.stages.map((stage) =>
-    stage.status === "running" ? { ...stage, status, seconds: time - (stage.started ?? time) } : stage,
-  );
+    stage.status === "running" ? { ...stage, status, seconds: time - (stage.started ?? time) } : stage);
 }
 
 /** Seconds a unit still needs at its present speed; null while that is not known. @param {Unit} unit */

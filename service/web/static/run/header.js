@@ -53,31 +53,24 @@ export function RunHeader({ run, acted }) {
     </div>
     <${Notice} problem=${problem} />
     ${run.reason && html`<p class=${run.state === "failed" ? "notice" : "notice warn"}>${reasonWords(run)}</p>`}
-    ${
-      asking &&
-      html`
+    ${asking && html`
       <${Question} title=${`${verb} ${run.name}?`} yes=${`${verb} the run`} danger answer=${answered}>
         <p>${CONSEQUENCES[run.state] ?? CONSEQUENCES.running}</p>
-        ${
-          run.state !== "queued" &&
-          !stopping &&
-          html`
+        ${run.state !== "queued" && !stopping && html`
           <label><input type="checkbox" checked=${force} onChange=${(event) => setForce(event.target.checked)} />
-            Kill its job at once; what was trained since the last checkpoint is lost</label>`
-        }
-      </${Question}>`
-    }`;
+            Kill its job at once; what was trained since the last checkpoint is lost</label>`}
+      </${Question}>`}`;
 }
 
 /** Who, when, how often. */
 function Facts({ run }) {
   const now = useNow();
+  const seconds = Math.max(0, Math.floor((run.ended ?? now) - run.started));
   const parts = [
     run.owner,
     html`<span title=${moment(run.created)}>created ${age(now - run.created)} ago</span>`,
     run.position !== null && `number ${run.position} in the queue`,
-    run.started !== null &&
-      `${run.ended === null ? "running for" : "took"} ${duration(Math.max(0, Math.floor((run.ended ?? now) - run.started)))}`,
+    run.started !== null && `${run.ended === null ? "running for" : "took"} ${duration(seconds)}`,
     run.attempt > 1 && `attempt ${run.attempt}`,
     run.priority !== 0 && `priority ${run.priority}`,
     run.parent && html`<a href=${`#/runs/${run.parent}`}>retry of an earlier run</a>`,

@@ -83,8 +83,9 @@ export class LiveRun {
   }
 
   _setRun(run) {
-    if (this.run && this.run.state !== run.state)
+    if (this.run && this.run.state !== run.state) {
       announce(`Run ${run.name} is now ${run.state}${run.reason ? `: ${run.reason}` : ""}`);
+    }
     this.run = run;
     this.problem = null;
     if (run.stages.length) this.progress.stages = run.stages;
@@ -110,25 +111,16 @@ export class LiveRun {
   }
 
   async _loadResults() {
-    const done = (name) => this.progress.stages.some((stage) => stage.name === name && ["done", "reused"].includes(stage.status));
-    const [clusters, report] = await Promise.all([
-      done("cluster") && !this.clusters ? this._load("/clusters", true) : this.clusters,
-      this.progress.stages.some((stage) => ["done", "reused"].includes(stage.status)) ? this._load("/report", true) : null,
-    ]);
-    this.clusters = clusters ?? this.clusters;
-    this.report = report ?? this.report;
+    const done = this.progress.stages.filter((stage) => ["done", "reused"].includes(stage.status)).map((stage) => stage.name);
+    if (done.length) this.report = (await this._load("/report", true)) ?? this.report;
+    if (done.includes("cluster")) this.clusters ??= await this._load("/clusters", true);
   }
 
   _follow(from) {
     // Older events are shown in the list; what they add up to is in what was loaded
     this._known = from;
     const after = this._position >= 0 ? this._position : from - 1 - BACKFILL;
-    this._stop = followEvents(
-      this.id,
-      Math.max(-1, after),
-      (events) => this._take(events),
-      () => this._ended(),
-    );
+    this._stop = followEvents(this.id, Math.max(-1, after), (events) => this._take(events), () => this._ended());
   }
 
   _take(events) {
@@ -156,13 +148,10 @@ export class LiveRun {
   _refreshLater() {
     if (this._ending.signal.aborted) return;
     const ended = this.run && isTerminal(this.run.state);
-    this._timer = setTimeout(
-      async () => {
-        if (!document.hidden) await this.refresh();
-        this._refreshLater();
-      },
-      ended ? ENDED_REFRESH_MILLISECONDS : REFRESH_MILLISECONDS,
-    );
+    this._timer = setTimeout(async () => {
+      if (!document.hidden) await this.refresh();
+      this._refreshLater();
+    }, ended ? ENDED_REFRESH_MILLISECONDS : REFRESH_MILLISECONDS);
   }
 
   /** Curves that have grown long are asked for again, down-sampled. */

@@ -5,6 +5,7 @@ import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
 import { Notice, Sheet } from "../parts/small.js";
 import { usePolled } from "../polling.js";
 
+const NOTHING = "Nothing was written yet.";
 const TAIL = 200;
 const KEPT_LINES = 2000;
 const LIST_SECONDS = 10;
@@ -55,9 +56,7 @@ function LogText({ path, follow, stick }) {
   };
   return html`
     <${Notice} problem=${problem} />
-    <pre class="log" ref=${box} tabindex="0" role="group" aria-label="Log text" onScroll=${scrolled}>
-      ${text || "Nothing was written yet."}
-    </pre>`;
+    <pre class="log" ref=${box} tabindex="0" role="group" aria-label="Log text" onScroll=${scrolled}>${text || NOTHING}</pre>`;
 }
 
 /** Read the tail, and go on with what is added; after a lost connection, from the tail again. */

@@ -18,9 +18,7 @@ export function Money({ run, saved, changed }) {
     ...(budget === null ? [] : [["Budget", budget, "var(--warn)", `${percent(spent / budget)} of it spent`]]),
     ["Full training", full, "var(--edge)", "the whole model on as many tokens, estimated"],
   ];
-  const tools =
-    run.state !== "succeeded" &&
-    html`
+  const tools = run.state !== "succeeded" && html`
     <button class="plain" onClick=${() => setAsking(true)}>${budget === null ? "Set a budget" : "Change the budget"}</button>`;
   const answered = () => {
     setAsking(false);
@@ -29,15 +27,13 @@ export function Money({ run, saved, changed }) {
   return html`
     <${Sheet} title="Cost" note=${saved === null ? "" : savedWords(saved)} span="half" tools=${tools}>
       <dl class="bars">
-        ${bars.map(
-          ([name, amount, tone, note]) => html`
+        ${bars.map(([name, amount, tone, note]) => html`
           <div key=${name}>
             <dt>${name}</dt>
             <dd class="number">${dollars(amount)}</dd>
             <dd class="bar-cell"><${Meter} share=${amount / most} tone=${tone} over=${name === "Spent" && overspent} /></dd>
             <dd class="soft note">${note}</dd>
-          </div>`,
-        )}
+          </div>`)}
       </dl>
       <p class="soft small held">${heldWords(run.money.worker_seconds)}</p>
       ${asking && html`<${BudgetQuestion} run=${run} answered=${answered} />`}

@@ -19,8 +19,7 @@ export function Results({ report }) {
             <th scope="col">Stage</th><th scope="col">Pool</th>
             <${NumberHeads} titles=${["Workers", "Tokens", "Time", "Cost", "Loss", "Perplexity"]} />
           </tr></thead>
-          <tbody>${report.stages.map(
-            (stage) => html`
+          <tbody>${report.stages.map((stage) => html`
             <tr key=${stage.name}>
               <th scope="row">${stage.name}</th>
               <td class="soft">${stage.pool.replace("_", "-")}</td>
@@ -30,23 +29,19 @@ export function Results({ report }) {
               <td class="number">${dollars(stage.dollars)}</td>
               <td class="number">${decimal(stage.loss, 4)}</td>
               <td class="number">${decimal(stage.perplexity, 2)}</td>
-            </tr>`,
-          )}</tbody>
+            </tr>`)}</tbody>
           <tfoot>
             <tr>
               <th scope="row">total</th><td></td><td></td>
               <td class="number">${tokens(totals.tokens)}</td><td class="number">${duration(totals.seconds)}</td>
               <td class="number">${dollars(totals.dollars)}</td><td></td><td></td>
             </tr>
-            ${
-              totals.full_training_dollars != null &&
-              html`
+            ${totals.full_training_dollars != null && html`
               <tr>
                 <th scope="row">full training, estimated</th><td class="soft">high-memory</td><td></td>
                 <td class="number">${tokens(totals.tokens)}</td><td></td>
                 <td class="number">${dollars(totals.full_training_dollars)}</td><td></td><td></td>
-              </tr>`
-            }
+              </tr>`}
           </tfoot>
         </table>
       </${Scroll}>
@@ -66,14 +61,12 @@ function Validation({ evaluation }) {
             <th scope="col">Source</th>
             <${NumberHeads} titles=${["Perplexity", "Bits per byte", "Documents", "Tokens"]} />
           </tr></thead>
-          <tbody>${rows.map(
-            ([name, figures]) => html`
+          <tbody>${rows.map(([name, figures]) => html`
             <tr key=${name}>
               <th scope="row">${name}</th>
               <td class="number">${decimal(figures.perplexity, 2)}</td><td class="number">${decimal(figures.bits_per_byte, 3)}</td>
               <td class="number">${tokens(figures.documents)}</td><td class="number">${tokens(figures.tokens)}</td>
-            </tr>`,
-          )}</tbody>
+            </tr>`)}</tbody>
         </table>
       </${Scroll}>
     </${Sheet}>`;
@@ -84,10 +77,8 @@ function Samples({ samples }) {
   return html`
     <${Sheet} title="What the model writes" span="half">
       <ul class="samples">
-        ${samples.map(
-          ({ prompt, text }) => html`
-          <li key=${prompt}><pre><b>${prompt}</b>${text.startsWith(prompt) ? text.slice(prompt.length) : text}</pre></li>`,
-        )}
+        ${samples.map(({ prompt, text }) => html`
+          <li key=${prompt}><pre><b>${prompt}</b>${text.startsWith(prompt) ? text.slice(prompt.length) : text}</pre></li>`)}
       </ul>
     </${Sheet}>`;
 }

@@ -20,14 +20,12 @@ export function StageTrack({ stages, active }) {
   return html`
     <${Sheet} title="Stages">
       <ol class="track">
-        ${stages.map(
-          (stage) => html`
+        ${stages.map((stage) => html`
           <li key=${stage.name} class=${stage.status} aria-current=${stage.status === "running" ? "step" : null}>
             <svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="7" class="ring" />${MARKS[stage.status]}</svg>
             <span class="name">${stage.name}<span class="unseen">, ${stage.status}</span></span>
             <span class="time">${timeWords(stage, active ? now : null)}</span>
-          </li>`,
-        )}
+          </li>`)}
       </ol>
     </${Sheet}>`;
 }
@@ -35,7 +33,6 @@ export function StageTrack({ stages, active }) {
 function timeWords(stage, now) {
   if (stage.status === "reused") return "reused";
   if (stage.seconds !== null) return duration(stage.seconds);
-  if (stage.status === "running" && stage.started !== null && now !== null)
-    return duration(Math.max(0, Math.floor(now - stage.started)));
-  return "";
+  if (stage.status !== "running" || stage.started === null || now === null) return "";
+  return duration(Math.max(0, Math.floor(now - stage.started)));
 }

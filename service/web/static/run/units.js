@@ -7,15 +7,8 @@ import { secondsLeft } from "./fold.js";
 import { byUnit, unitTone } from "./palette.js";
 
 const COLUMNS = [
-  ["Unit", ""],
-  ["Status", ""],
-  ["Progress", ""],
-  ["Step", "number"],
-  ["Loss", "number"],
-  ["Tokens/s", "number"],
-  ["Left", "number"],
-  ["Restarts", "number"],
-  ["Node", ""],
+  ["Unit", ""], ["Status", ""], ["Progress", ""], ["Step", "number"], ["Loss", "number"], ["Tokens/s", "number"],
+  ["Left", "number"], ["Restarts", "number"], ["Node", ""],
 ];
 
 /** @param {{units: Map<string, import("./fold.js").Unit>, active: boolean}} props `active`: the run has a driver. */
@@ -24,7 +17,7 @@ export function UnitTable({ units, active }) {
   if (!rows.length) return null;
   const training = active ? rows.filter((unit) => unit.status !== "done").length : 0;
   return html`
-    <${Sheet} title="Units" note=${training ? `${training} training, ${rows.length} in all` : plural(rows.length, "unit")}>
+    <${Sheet} title="Units" note=${training ? `${training} of ${rows.length} training` : plural(rows.length, "unit")}>
       <table class="rows units" role="table">
         <thead role="rowgroup">
           <tr role="row">

@@ -30,13 +30,11 @@ export function Editor({ label, text, change, mistakes }) {
         value=${text} onInput=${(event) => change(event.target.value)} onScroll=${scrolled}></textarea>
     </div>
     <ul id=${list} class="mistakes" aria-live="polite">
-      ${mistakes.map(
-        (mistake) => html`
+      ${mistakes.map((mistake) => html`
         <li key=${mistake.field + mistake.message}>
           ${mistake.line !== null && html`
             <button type="button" class="plain" onClick=${() => goTo(mistake.line)}>Line ${mistake.line}</button>`}
           <span>${mistake.field && html`<code>${mistake.field}</code> `}${mistake.message}</span>
-        </li>`,
-      )}
+        </li>`)}
     </ul>`;
 }

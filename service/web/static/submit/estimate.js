@@ -2,7 +2,7 @@
 
 import { ask } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
-import { Meter, Scroll, Sheet } from "../parts/small.js";
+import { Meter, NumberHeads, Scroll, Sheet } from "../parts/small.js";
 import { count, dollars, duration, gigabytes, percent, plural, whole } from "../words.js";
 
 const PAUSE_MILLISECONDS = 350;
@@ -36,25 +36,32 @@ export function useEstimate(config, text) {
 
 /** @param {{plan: any, stale: boolean}} props `stale`: of an earlier text. */
 export function Estimate({ plan, stale }) {
-  if (!plan)
-    return html`<${Sheet} title="Estimate"><p class="soft">An estimate appears as soon as the configuration is complete.</p></${Sheet}>`;
+  if (!plan) {
+    return html`
+      <${Sheet} title="Estimate"><p class="soft">An estimate appears as soon as the configuration is complete.</p></${Sheet}>`;
+  }
+  const saved = plan.saved_percent;
   return html`
     <${Sheet} title="Estimate" note=${stale ? "of an earlier text" : ""}>
       <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
-        <p class=${plan.fits ? "verdict fits" : "verdict"} role="status">${plan.fits ? "Fits the pools" : "Does not fit the pools"}</p>
+        <p class=${plan.fits ? "verdict fits" : "verdict"} role="status">
+          ${plan.fits ? "Fits the pools" : "Does not fit the pools"}
+        </p>
         <dl class="figures">
           <div><dt>Time</dt><dd>${duration(plan.hours * 3600)}</dd></div>
           <div><dt>Cost</dt><dd>${dollars(plan.dollars)}</dd></div>
           <div><dt>Full training</dt><dd>${dollars(plan.full_training.dollars)}</dd></div>
-          ${plan.saved_percent !== null && html`<div><dt>${plan.saved_percent >= 0 ? "Saved" : "Dearer by"}</dt><dd>${percent(Math.abs(plan.saved_percent) / 100)}</dd></div>`}
+          ${saved !== null && html`
+            <div><dt>${saved >= 0 ? "Saved" : "Dearer by"}</dt><dd>${percent(Math.abs(saved) / 100)}</dd></div>`}
         </dl>
         <h3>Memory per worker</h3>
         <ul class="memory">${plan.stages.map((stage) => html`<${StageMemory} key=${stage.stage} stage=${stage} />`)}</ul>
         <h3>Stages</h3>
         <${StageCosts} plan=${plan} />
         <p class="soft small">
-          ${count(plan.parameters.total)} parameters, ${count(plan.parameters.active)} active per token; ${plural(plan.clusters, "sub-model")} of
-          ${" "}${count(plan.stages[0].parameters.total)}, ${plural(plan.experts_per_submodel, "expert")} per layer each.
+          ${count(plan.parameters.total)} parameters, ${count(plan.parameters.active)} active per token;
+          ${" "}${plural(plan.clusters, "sub-model")} of ${count(plan.stages[0].parameters.total)} each,
+          ${" "}${plural(plan.experts_per_submodel, "expert")} per layer.
         </p>
         <p class="soft small">Assumed: ${plan.assumptions}.</p>
       </div>
@@ -76,7 +83,8 @@ function StageMemory({ stage }) {
 function remedyWords({ fits, settings, memory_gb: needed }) {
   const list = settings.map((setting) => setting.replace("=", ": ")).join(", ");
   if (fits) return html`Fits with <code>${list}</code>`;
-  return html`No setting makes it fit: a worker would need ${Math.ceil(needed)} GB${settings.length > 0 && html`, even with <code>${list}</code>`}`;
+  const least = settings.length > 0 && html`, even with <code>${list}</code>`;
+  return html`No setting makes it fit: a worker would need ${Math.ceil(needed)} GB${least}`;
 }
 
 const StageCosts = ({ plan }) => html`
@@ -84,10 +92,9 @@ const StageCosts = ({ plan }) => html`
     <table>
       <thead><tr>
         <th scope="col">Stage</th>
-        ${["Workers", "Steps", "Tokens", "Time", "Cost"].map((title) => html`<th scope="col" class="number">${title}</th>`)}
+        <${NumberHeads} titles=${["Workers", "Steps", "Tokens", "Time", "Cost"]} />
       </tr></thead>
-      <tbody>${plan.stages.map(
-        (stage) => html`
+      <tbody>${plan.stages.map((stage) => html`
         <tr key=${stage.stage}>
           <th scope="row">${stage.stage}</th>
           <td class="number">${stage.workers}</td>
@@ -95,7 +102,6 @@ const StageCosts = ({ plan }) => html`
           <td class="number">${count(stage.cost.tokens)}</td>
           <td class="number">${duration(stage.cost.hours * 3600)}</td>
           <td class="number">${dollars(stage.cost.dollars)}</td>
-        </tr>`,
-      )}</tbody>
+        </tr>`)}</tbody>
     </table>
   </${Scroll}>`;

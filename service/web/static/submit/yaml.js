@@ -21,10 +21,8 @@ export function parse(text) {
     if (config !== null && typeof config === "object" && !Array.isArray(config)) return { config, mistakes: [] };
     return { config: null, mistakes: [{ field: "", message: "A configuration is a mapping, such as `name: demo`.", line: 1 }] };
   } catch (error) {
-    return {
-      config: null,
-      mistakes: [{ field: "", message: `This is not YAML: ${error.reason ?? error.message}.`, line: (error.mark?.line ?? 0) + 1 }],
-    };
+    const message = `This is not YAML: ${error.reason ?? error.message}.`;
+    return { config: null, mistakes: [{ field: "", message, line: (error.mark?.line ?? 0) + 1 }] };
   }
 }
 
@@ -77,9 +75,9 @@ function linesOf(text) {
   };
   for (const event of parseEvents(text)) {
     if (event.type === SCALAR || event.type === ALIAS) enter(event);
-    else if (event.type === SEQUENCE || event.type === MAPPING)
-      open.push({ sequence: event.type === SEQUENCE, key: null, index: 0, path: enter(event) ?? "" });
-    else if (event.type === POP) open.pop();
+    else if (event.type === SEQUENCE || event.type === MAPPING) {
+      open.push({ path: enter(event) ?? "", sequence: event.type === SEQUENCE, key: null, index: 0 });
+    } else if (event.type === POP) open.pop();
   }
   return lines;
 }

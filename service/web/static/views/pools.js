@@ -3,9 +3,10 @@
 import { ask } from "../api.js";
 import { html } from "../lib.js";
 import { PoolBars } from "../parts/pools.js";
-import { Notice, Scroll, Sheet } from "../parts/small.js";
+import { Notice, Outside, Scroll, Sheet } from "../parts/small.js";
 import { usePolled } from "../polling.js";
 
+const COLUMNS = ["Address", "State", "Pools", "Resources", "Labels"];
 const REFRESH_SECONDS = 5;
 
 /** @param {{dashboard: string | null}} props Address of Ray's dashboard. */
@@ -15,34 +16,27 @@ export function PoolsView({ dashboard }) {
   return html`
     <div class="heading">
       <div class="lead"><h1>Pools</h1></div>
-      ${dashboard && html`<div class="actions"><a class="button" href=${dashboard} target="_blank" rel="noopener">Ray dashboard <span aria-hidden="true">↗</span></a></div>`}
+      ${dashboard && html`<div class="actions"><${Outside} address=${dashboard}>Ray dashboard</${Outside}></div>`}
     </div>
     <${Notice} problem=${problem} />
     <div class="grid">
-      <${Sheet} title="Use">${pools ? html`<${PoolBars} pools=${pools} />` : html`<p class="soft">Loading…</p>`}</${Sheet}>
-      ${
-        nodes.length > 0 &&
-        html`
+      <${Sheet} title="Use"><${PoolBars} pools=${pools} /></${Sheet}>
+      ${nodes.length > 0 && html`
         <${Sheet} title="Nodes" note=${String(nodes.length)}>
           <${Scroll} label="Nodes">
             <table>
-              <thead><tr><th scope="col">Address</th><th scope="col">State</th><th scope="col">Pools</th><th scope="col">Resources</th><th scope="col">Labels</th></tr></thead>
-              <tbody>${nodes.map(
-                ({ node, pools: names }) => html`
+              <thead><tr>${COLUMNS.map((title) => html`<th scope="col">${title}</th>`)}</tr></thead>
+              <tbody>${nodes.map(({ node, pools: names }) => html`
                 <tr key=${node.id}>
                   <th scope="row">${node.address}</th>
                   <td>${node.alive ? "alive" : "lost"}</td>
                   <td><code>${names.join(", ")}</code></td>
                   <td class="soft">${resourceWords(node.resources)}</td>
-                  <td class="soft">${Object.entries(node.labels)
-                    .map(([key, value]) => `${key}=${value}`)
-                    .join(", ")}</td>
-                </tr>`,
-              )}</tbody>
+                  <td class="soft">${Object.entries(node.labels).map(([key, value]) => `${key}=${value}`).join(", ")}</td>
+                </tr>`)}</tbody>
             </table>
           </${Scroll}>
-        </${Sheet}>`
-      }
+        </${Sheet}>`}
     </div>`;
 }
 
@@ -60,10 +54,7 @@ function nodesOf(pools) {
 }
 
 const resourceWords = (resources) =>
-  Object.entries(resources)
-    .filter(([name]) => !name.startsWith("node:"))
-    .map(([name, amount]) => {
-      const bytes = name === "memory" || name === "object_store_memory";
-      return `${name} ${bytes ? `${Math.round(amount / 2 ** 30)} GB` : amount}`;
-    })
-    .join(", ");
+  Object.entries(resources).filter(([name]) => !name.startsWith("node:")).map(([name, amount]) => {
+    const bytes = name === "memory" || name === "object_store_memory";
+    return `${name} ${bytes ? `${Math.round(amount / 2 ** 30)} GB` : amount}`;
+  }).join(", ");

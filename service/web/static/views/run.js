@@ -28,7 +28,12 @@ export function RunView({ id }) {
   }, [run?.name, run?.state]);
   if (!run) {
     return live.problem && !(live.problem instanceof ConnectionLost)
-      ? html`<div class="empty"><h1>No run to show</h1><${Notice} problem=${live.problem} /><p><a href="#/runs">All runs</a></p></div>`
+      ? html`
+        <div class="empty">
+          <h1>No run to show</h1>
+          <${Notice} problem=${live.problem} />
+          <p><a href="#/runs">All runs</a></p>
+        </div>`
       : html`<p class="empty">Loading…</p>`;
   }
   const active = !isTerminal(run.state) && run.state !== "queued";
@@ -40,7 +45,7 @@ export function RunView({ id }) {
       <${CurvesSheet} live=${live} version=${live.curvesVersion} />
       <${UnitTable} units=${progress.units} active=${active} />
       <${Money} run=${run} saved=${savedOf(report)} changed=${() => live.refresh()} />
-      <${Sheet} title="Pools" span="half">${pools ? html`<${PoolBars} pools=${pools} />` : html`<p class="soft">Loading…</p>`}</${Sheet}>
+      <${Sheet} title="Pools" span="half"><${PoolBars} pools=${pools} /></${Sheet}>
       <${Clusters} sizes=${progress.sizes} clusters=${clusters} evaluation=${report?.evaluation} />
       <${Results} report=${report} />
       <${Logs} id=${id} active=${active} />

@@ -9,6 +9,7 @@ import { age, dollars, moment, plural } from "../words.js";
 const REFRESH_SECONDS = 3;
 const PAGE = 50;
 const STATES = ["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"];
+const STATE_CHOICES = [["", "all"], ...STATES.map((state) => [state, state])];
 
 export function RunsView() {
   const [state, setState] = useState("");
@@ -34,8 +35,11 @@ export function RunsView() {
       <div class="actions"><a class="button primary" href="#/submit">New run</a></div>
     </div>
     <div class="filters" role="search">
-      <input type="search" aria-label="Find by name" placeholder="Find by name" value=${name} onInput=${(event) => choose(setName)(event.target.value)} />
-      <${Choices} label="State" options=${[["", "all"], ...STATES.map((each) => [each, each])]} value=${state} choose=${choose(setState)} />
+      <input
+        type="search" aria-label="Find by name" placeholder="Find by name"
+        value=${name} onInput=${(event) => choose(setName)(event.target.value)}
+      />
+      <${Choices} label="State" options=${STATE_CHOICES} value=${state} choose=${choose(setState)} />
     </div>
     <${Notice} problem=${problem} />
     <section class="sheet" aria-label="List of runs" aria-busy=${page === null}>
@@ -49,7 +53,10 @@ export function RunsView() {
 const NoRuns = () => html`
   <div class="empty">
     <h2>No runs yet</h2>
-    <p>A run clusters a corpus, trains one small dense model per cluster on cheap GPUs, and merges them into one Mixture-of-Experts.</p>
+    <p>
+      A run clusters a corpus, trains one small dense model per cluster on cheap GPUs, and merges them into one
+      Mixture-of-Experts.
+    </p>
     <p><a href="#/submit">Start one from a preset</a></p>
   </div>`;
 
@@ -68,14 +75,19 @@ const RunTable = ({ runs, now }) => html`
 
 function RunRow({ run, now }) {
   const { money } = run;
+  const overspent = money.budget_dollars !== null && money.dollars >= money.budget_dollars;
   return html`
     <tr role="row">
-      <td role="cell" class="name"><a href=${`#/runs/${run.id}`}>${run.name}</a><span class="sub">${subline(run)}</span></td>
+      <td role="cell" class="name">
+        <a href=${`#/runs/${run.id}`}>${run.name}</a><span class="sub">${subline(run)}</span>
+      </td>
       <td role="cell"><${StatePill} state=${run.state} /></td>
-      <td role="cell" class="stage"><${StageStrip} stages=${run.stages} /><span class="sub">${stageWords(run)}</span></td>
+      <td role="cell" class="stage">
+        <${StageStrip} stages=${run.stages} /><span class="sub">${stageWords(run)}</span>
+      </td>
       <td role="cell" class="number cost">
         <span>${dollars(money.dollars)} <span class="soft">of ${dollars(money.estimate_dollars)}</span></span>
-        <${Meter} share=${money.dollars / (money.estimate_dollars || 1)} over=${money.budget_dollars !== null && money.dollars >= money.budget_dollars} />
+        <${Meter} share=${money.dollars / (money.estimate_dollars || 1)} over=${overspent} />
       </td>
       <td role="cell" class="number" title=${moment(run.created)}>${age(now - run.created)}</td>
     </tr>`;
@@ -95,7 +107,7 @@ function subline(run) {
 }
 
 /** @returns {string} Where the pipeline is. */
-export function stageWords(run) {
+function stageWords(run) {
   if (run.position !== null) return `number ${run.position} in the queue`;
   const done = run.stages.filter((stage) => stage.status === "done" || stage.status === "reused").length;
   const current = run.stages.find((stage) => stage.status === "running" || stage.status === "failed");

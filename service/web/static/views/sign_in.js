@@ -32,9 +32,14 @@ export function SignIn({ problem: earlier, signedIn }) {
           <${Notice} problem=${problem} />
           <div class="field">
             <label for="token">Access token</label>
-            <input id="token" name="token" type="password" autocomplete="current-password" spellcheck="false" required maxlength="256"
-              placeholder="mdk_…" value=${token} onInput=${(event) => setToken(event.target.value)} aria-describedby="token-hint" />
-            <span class="hint" id="token-hint">An administrator of the service makes tokens. Yours stays in this browser only as a session.</span>
+            <input
+              id="token" name="token" type="password" autocomplete="current-password" spellcheck="false" required maxlength="256"
+              placeholder="mdk_…" aria-describedby="token-hint"
+              value=${token} onInput=${(event) => setToken(event.target.value)}
+            />
+            <span class="hint" id="token-hint">
+              An administrator of the service makes tokens. Yours stays in this browser only as a session.
+            </span>
           </div>
           <button class="primary" disabled=${busy || !token.trim()}>${busy ? "Signing in…" : "Sign in"}</button>
         </form>

@@ -9,11 +9,7 @@ import { Editor } from "../submit/editor.js";
 import { Estimate, useEstimate } from "../submit/estimate.js";
 import { changesBetween, parse, place, write } from "../submit/yaml.js";
 
-const PRESETS = [
-  ["demo", "demo"],
-  ["default", "default"],
-  ["paper", "paper"],
-];
+const PRESETS = [["demo", "demo"], ["default", "default"], ["paper", "paper"]];
 
 export function SubmitView() {
   const [preset, setPreset] = useState("demo");
@@ -40,15 +36,18 @@ export function SubmitView() {
     setWanted(null);
   };
   const send = ({ config, priority, budget, key }) =>
-    ask("/v1/runs", { method: "POST", body: { config, priority, budget_dollars: budget }, headers: { "Idempotency-Key": key } });
+    ask("/v1/runs", {
+      method: "POST",
+      body: { config, priority, budget_dollars: budget },
+      headers: { "Idempotency-Key": key },
+    });
   return html`
     <${RunForm} title="New run" verb="Submit" text=${text} setText=${setText} send=${send} problem=${problem}
       tools=${html`<${Choices} label="Preset" options=${PRESETS} value=${preset} choose=${choose} />`} />
-    ${
-      wanted &&
-      html`
-      <${Question} title="Replace what you wrote?" yes="Replace it" answer=${answered}><p>The preset ${wanted} takes its place.</p></${Question}>`
-    }`;
+    ${wanted && html`
+      <${Question} title="Replace what you wrote?" yes="Replace it" answer=${answered}>
+        <p>The preset ${wanted} takes its place.</p>
+      </${Question}>`}`;
 }
 
 /** @param {{id: string}} props The run to begin again from. */
@@ -79,7 +78,8 @@ export function RetryView({ id }) {
       headers: { "Idempotency-Key": key },
     });
   return html`
-    <${RunForm} key=${run?.id} title=${run ? `Retry ${run.name}` : "Retry"} verb="Submit the retry" text=${text} setText=${setText} send=${send} problem=${problem}
+    <${RunForm} key=${run?.id} title=${run ? `Retry ${run.name}` : "Retry"} verb="Submit the retry"
+      text=${text} setText=${setText} send=${send} problem=${problem}
       priority=${run?.priority} budget=${run?.money.budget_dollars} tools=${null} />`;
 }
 
@@ -88,19 +88,9 @@ export function RetryView({ id }) {
  *   priority?: number, budget?: number | null,
  *   send: (request: {config: any, priority: number, budget: number | null, key: string}) => Promise<any>}} props
  */
-function RunForm({
-  title,
-  verb,
-  text,
-  setText,
-  tools,
-  send,
-  problem: earlier,
-  priority: firstPriority = 0,
-  budget: firstBudget = null,
-}) {
-  const [priority, setPriority] = useState(String(firstPriority));
-  const [budget, setBudget] = useState(firstBudget === null ? "" : String(firstBudget));
+function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ...first }) {
+  const [priority, setPriority] = useState(String(first.priority ?? 0));
+  const [budget, setBudget] = useState(String(first.budget ?? ""));
   const [busy, setBusy] = useState(false);
   const [refused, setRefused] = useState(null);
   const key = useRef(newKey());
@@ -119,12 +109,8 @@ function RunForm({
     if (!ready || busy) return;
     setBusy(true);
     try {
-      const run = await send({
-        config: parsed.config,
-        priority: Number(priority || 0),
-        budget: budget === "" ? null : Number(budget),
-        key: key.current,
-      });
+      const terms = { priority: Number(priority || 0), budget: budget === "" ? null : Number(budget) };
+      const run = await send({ config: parsed.config, key: key.current, ...terms });
       go(`/runs/${run.id}`);
     } catch (error) {
       setRefused(error);
@@ -141,18 +127,26 @@ function RunForm({
       <${Estimate} plan=${plan} stale=${estimating || doubt !== null || parsed.config === null} />
       <${Sheet} title="Queue and budget">
         <div class="terms-form">
-          <div class="field">
-            <label for="priority">Priority</label>
-            <input id="priority" type="number" min="-100" max="100" step="1" value=${priority} onInput=${(event) => setPriority(event.target.value)} aria-describedby="priority-hint" />
-            <span class="hint" id="priority-hint">−100 to 100; higher goes first</span>
-          </div>
-          <div class="field">
-            <label for="budget">Budget, dollars</label>
-            <input id="budget" type="number" min="0.0001" step="any" placeholder="none" value=${budget} onInput=${(event) => setBudget(event.target.value)} aria-describedby="budget-hint" />
-            <span class="hint" id="budget-hint">stopped, with a checkpoint, once it is spent</span>
-          </div>
+          <${NumberField} id="priority" label="Priority" hint="−100 to 100; higher goes first"
+            value=${priority} change=${setPriority} min="-100" max="100" step="1" />
+          <${NumberField} id="budget" label="Budget, dollars" hint="stopped, with a checkpoint, once it is spent"
+            value=${budget} change=${setBudget} min="0.0001" step="any" placeholder="none" />
           <button class="primary" disabled=${!ready || busy}>${busy ? "Submitting…" : verb}</button>
         </div>
       </${Sheet}>
     </form>`;
 }
+
+/**
+ * @param {{id: string, label: string, hint: string, value: string, change: (value: string) => void}} props
+ *   The rest is the input's own.
+ */
+const NumberField = ({ id, label, hint, value, change, ...rest }) => html`
+  <div class="field">
+    <label for=${id}>${label}</label>
+    <input
+      id=${id} type="number" aria-describedby=${`${id}-hint`} ...${rest}
+      value=${value} onInput=${(event) => change(event.target.value)}
+    />
+    <span class="hint" id=${`${id}-hint`}>${hint}</span>
+  </div>`;
