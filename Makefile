@@ -1,6 +1,7 @@
-# make demo   a whole run on text that every installation has, on CPU, in minutes
-# make test   the test suite
-# make check  what CI does: lint, types, import contracts, tests
+# make demo          a service, and a whole run on text that every installation has, on CPU, in minutes
+# make test          the test suite
+# make check         what CI does: lint, types, import contracts, tests
+# make test-chaos    kills everything at seeded moments; make test-cluster    ray up, for real; both take long
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -8,16 +9,19 @@ INSTALLED := .venv/.installed
 # Tests of seconds gain nothing from threads, and results are compared bit for bit with workers that have one each.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test check lint unit bench clean
+.PHONY: demo test test-chaos test-cluster check lint unit bench clean
 
 demo: $(INSTALLED)
-	@mkdir -p runs
-	@$(BIN)/moedisco init --preset demo --force runs/demo.yaml >/dev/null
-	@$(BIN)/moedisco run runs/demo.yaml
-	@$(BIN)/moedisco plot runs/demo
+	@$(BIN)/moedisco demo runs
 
 test: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "not chaos and not cluster"
+
+test-chaos: $(INSTALLED)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m chaos
+
+test-cluster: $(INSTALLED)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m cluster
 
 unit: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q tests/unit -m "not slow"

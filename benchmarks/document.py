@@ -81,10 +81,50 @@ def ray_overhead() -> str:
         table(["stage", "on Ray", "plain", "Ray adds"], rows), made_with(result))
 
 
+def service_load() -> str:
+    result = read("service_load")
+    setting, targets, readers, report = result["setting"], result["targets"], result["readers"], result["report"]
+    asked = {"none": result["requests"], f"{setting['readers']:,}": readers["requests"]}
+    requests = [
+        [f"a page of {setting['page']}" if kind == "page" else "one run", streams, concurrency, *map(span, cell.values())]
+        for streams, kinds in asked.items() for kind, cells in kinds.items() for concurrency, cell in cells.items()]
+    delivery = [
+        [when, span(readers[cell]["p50_ms"]), span(readers[cell]["p99_ms"])]
+        for when, cell in {"no requests": "delivery", "the requests above": "delivery_busy"}.items()]
+    points = {"over HTTP, one driver": "one driver", "over HTTP, four drivers": "four drivers", "`database.ingest`": "direct"}
+    single, late = result["requests"]["run"]["8"]["per_second"], readers["delivery"]["p99_ms"]
+    verdicts = [
+        at_least("metric points per second, over HTTP", report["one driver"], targets["points_per_second"]),
+        at_least("metric points per second, directly", report["direct"], targets["points_per_second"]),
+        at_least("requests per second for one run, over 8 connections", single, targets["runs_get_per_second"]),
+        at_most("an event's way to its readers, p99 in ms", late, targets["delivery_p99_ms"])]
+    return section(
+        "The service under load",
+        f"""`moedisco serve`, one process on SQLite, with {setting["runs"]:,} runs in its database; its clients are another process
+        on the same machine. Half of the {setting["readers"]:,} event streams follow one run, whose driver makes
+        {setting["reports_per_second"]} reports of {setting["events_per_report"]} events in a second; an event is on its way from
+        the beginning of its report until a reader has it, and every reader gets each one. Metric points come in reports of
+        {setting["events_per_batch"]:,} progress events with {setting["points_per_event"]} points each. Median (min to max) over
+        {setting["rounds"]} rounds, each with a fresh service.""",
+        table(["GET", "event streams", "connections", "requests/s", "p50, ms", "p99, ms"], requests),
+        table(["events to readers, beside", "p50, ms", "p99, ms"], delivery),
+        table(["ingest", "metric points/s"], [[how, span(report[cell])] for how, cell in points.items()]),
+        table(["memory of the service", "MiB"], [[when, span(size)] for when, size in result["memory_mib"].items()]),
+        "\n".join(verdicts), made_with(result))
+
+
+def at_least(what: str, measured: dict[str, float], target: float) -> str:
+    return f"* {what}: {span(measured)}, target {number(target)}: {'met' if measured['median'] >= target else '**missed**'}"
+
+
+def at_most(what: str, measured: dict[str, float], target: float) -> str:
+    return f"* {what}: {span(measured)}, at most {number(target)}: {'met' if measured['median'] <= target else '**missed**'}"
+
+
 _INTRODUCTION = """Machines like the one these were measured on are noisy: read ratios and medians, not single figures. Arms run in
 turn, each as a whole process. This page is written by `python benchmarks/document.py` from `benchmarks/results/`; `make bench`
 measures again."""
 
 if __name__ == "__main__":
-    page = ["# Results", " ".join(_INTRODUCTION.split()), submodel_step(), kmeans(), ray_overhead()]
+    page = ["# Results", " ".join(_INTRODUCTION.split()), submodel_step(), kmeans(), ray_overhead(), service_load()]
     (ROOT / "RESULTS.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")

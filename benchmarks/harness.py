@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 
 
-def environment(command: str) -> dict[str, Any]:
-    """Where and with what a result was measured."""
+def environment(command: str, package: str = "moedisco_ray") -> dict[str, Any]:
+    """Where and with what a result was measured; `package` is what was."""
     return {
         "command": command,
         "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "../moedisco_ray")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", f"../{package}")),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -22,6 +22,7 @@ from moedisco_ray.config.presets import PresetName, preset_text
 from moedisco_ray.display import View, listener_for, plan_view, report_view
 from moedisco_ray.errors import ConfigError, MoeDiscoError, RunDirError, RunStopped, UserError
 from moedisco_ray.plan import build_plan
+from moedisco_ray.plan.cluster_file import disagreements, load_cluster
 from moedisco_ray.stopping import StopFile
 from moedisco_ray.tracking import trackers
 
@@ -58,6 +59,10 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JS
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as tokens.total=1000000."),
+]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE", help="Hold the pools against what this file for `ray up` starts."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write; - is the standard output.")]
@@ -115,13 +120,18 @@ def run(
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, as_json: AsJson = False) -> None:
     """Say what a run needs and costs: parameters, memory, hours, dollars. Trains nothing."""
-    worked_out = build_plan(load_config(config, overrides or ()))
+    checked = load_config(config, overrides or ())
+    worked_out = build_plan(checked)
     if as_json:
         print(worked_out.model_dump_json(indent=2))
     else:
         output_console().print(plan_view(worked_out))
+    if cluster is not None and (found := disagreements(load_cluster(cluster), checked, worked_out)):
+        for each in found:
+            _complain(str(each))
+        raise typer.Exit(_USER_ERROR)
 
 
 @app.command()

@@ -23,13 +23,14 @@ EventType = Literal[
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason
-    "workers_held",     # hold, pool, workers: slots of a pool are taken
+    "workers_held",     # hold, pool, workers, unit: slots of a pool are taken; unit of trainers only
     "workers_released", # hold
     "heartbeat",        # every few seconds: the run lives, and what is held is still held
     "warning",          # message
     "run_finished",     # seconds
     "run_failed",       # message
     "run_stopped",      # reason; a checkpoint is there, and the same command goes on
+    "state",            # state, reason, attempt: the control service's own, in the stream that it serves
 ]
 
 

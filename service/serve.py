@@ -36,6 +36,7 @@ from service.settings import Settings, check_bind
 RECONCILE_SECONDS = 1.0
 DELIVER_SECONDS = 1.0
 TIDY_SECONDS = 600.0
+KEEP_RAY_SECONDS = 15.0
 GRACE_SECONDS = 5
 """For requests under way when the service ends."""
 KEEP_ALIVE_SECONDS = 30
@@ -89,7 +90,12 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
             announce(announcement)
             tell(announcement.url)
 
-        _work(settings, database, dashboard, listener, listening)
+        with contextlib.ExitStack() as kept:
+            if local is not None:
+                keeper = Loop(local.keep, KEEP_RAY_SECONDS, "local ray")
+                keeper.start()
+                kept.callback(keeper.stop)
+            _work(settings, database, dashboard, listener, listening)
         return local is not None and not _end_idle(local, database)
 
 

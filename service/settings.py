@@ -99,7 +99,7 @@ def check_bind(settings: Settings, *, tokens: int) -> None:
         raise ConfigError(
             "--host", settings.host,
             "is reachable from other machines and there is no token yet; "
-            "make one first (`moedisco token create`), or listen on 127.0.0.1")
+            "make one first (`moedisco tokens create`), or listen on 127.0.0.1")
 
 
 def is_loopback(host: str) -> bool:

@@ -39,7 +39,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     if not isinstance(raw, dict):
         raise ConfigError("CONFIG", str(path), "must hold a mapping, such as `name: demo`")
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return check_config(raw)
 
 
@@ -84,7 +84,12 @@ def check_files(config: RunConfig) -> None:
             raise ConfigError("clusters.count", None, str(error)) from error
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one `key.sub=value` in plain data.
+
+    Raises:
+        ConfigError: It does not read so, or names no setting of a section.
+    """
     key, sign, value = override.partition("=")
     if not sign or not key:
         raise ConfigError("--set", override, "must read key.sub=value, such as tokens.total=1000000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,5 +89,5 @@ def _number(value: float | None, digits: int) -> str:
 
 def _sample(sample: Mapping[str, str]) -> Panel:
     prompt, text = sample["prompt"], sample["text"]
-    body = text.removeprefix(prompt)
+    body = re.sub(r"\n(\s*\n)+", "\n\n", text.removeprefix(prompt)).rstrip()     # a small model likes blank lines
     return Panel(Text.assemble((prompt, "bold"), body), border_style="dim", expand=False)

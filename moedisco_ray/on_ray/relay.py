@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -13,17 +14,21 @@ from ray.actor import ActorHandle
 
 from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.events import Emit, Event
+from moedisco_ray.metering import Meter
 
 
 class _Mailbox:
-    """Keeps events until the driver takes them, and each unit's last word."""
+    """Keeps events until the driver takes them, each unit's last word, and for how long it held workers."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._outcomes: dict[str, Any] = {}
+        self._meters: defaultdict[str, Meter] = defaultdict(Meter)
 
     def push(self, event: Event) -> None:
         self._events.append(event)
+        if event.type in ("workers_held", "workers_released"):
+            self._meters[event.data["unit"]].update(event)
 
     def take(self) -> list[Event]:
         events, self._events = self._events, []
@@ -34,6 +39,9 @@ class _Mailbox:
 
     def outcome(self, unit: str) -> Any:
         return self._outcomes.get(unit)
+
+    def worker_seconds(self, unit: str) -> float:
+        return sum(self._meters[unit].worker_seconds.values())
 
 
 class Relay:
@@ -48,6 +56,10 @@ class Relay:
         if isinstance(outcome, MoeDiscoError):
             raise outcome
         return outcome
+
+    def worker_seconds(self, unit: str) -> float:
+        """For how long the unit's workers held slots, summed over workers and attempts."""
+        return float(ray.get(self.handle.worker_seconds.remote(unit)))
 
 
 @contextlib.contextmanager

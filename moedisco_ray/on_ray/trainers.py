@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from moedisco_ray.config import Pool
 from moedisco_ray.errors import MoeDiscoError, TrainingError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.on_ray.relay import Relay, emitter, relay
 from moedisco_ray.on_ray.session import slots
+from moedisco_ray.on_ray.train_callbacks import Restarts, Slots, last_line
 from moedisco_ray.on_ray.worker_log import worker_log
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stopping import NEVER, StopFile
@@ -76,10 +75,9 @@ def _end(end: StopFile, futures: Any) -> None:
 
 def _fit(run: str, job: TrainJob, placement: Placement, directory: Path, stops: tuple[StopFile, StopFile], mail: Relay) -> Trained:
     stops[0].check()
-    started = time.monotonic()
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job, "stops": stops, "mailbox": mail.handle},
+        # Not as the trainer's `train_loop_config`: the controller would unpack that, and import all of training for it.
+        functools.partial(_worker, job, stops, mail.handle),
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
         run_config=RunConfig(
@@ -87,29 +85,30 @@ def _fit(run: str, job: TrainJob, placement: Placement, directory: Path, stops: 
             name=f"{run}-{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(directory.absolute()),
             failure_config=FailureConfig(max_failures=placement.max_failures),
-            callbacks=[_Restarts(job, mail.handle), _Slots(job, placement.pool, mail.handle)],
+            callbacks=[
+                Restarts(job.stage, job.name, mail.handle), Slots(job.stage, job.name, placement.pool.kind, mail.handle)],
         ),
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise TrainingError(f"{job.name}: {_last_line(error)}") from error
+        raise TrainingError(f"{job.name}: {last_line(error)}") from error
     outcome = mail.outcome(job.name)
     if outcome is None:
         raise TrainingError(f"{job.name}: its worker ended without a result; see the Ray logs")
     if not outcome.finished:
         stops[0].check()
-    seconds = time.monotonic() - started
+    worker_seconds = mail.worker_seconds(job.name)
+    seconds = worker_seconds / placement.workers
     ray.get(mail.handle.push.remote(Event("unit_finished", job.stage, job.name, {
         "steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss, "seconds": round(seconds, 3),
         "restored_step": outcome.restored_step})))
-    return Trained(outcome, seconds, seconds * placement.workers)
+    return Trained(outcome, seconds, worker_seconds)
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(job: TrainJob, stops: Sequence[StopFile], mailbox: ActorHandle) -> None:
     """What runs on each worker of a trainer."""
-    job, stops, mailbox = config["job"], config["stops"], config["mailbox"]
     context = ray.train.get_context()
     device = get_device()
     if device.type == "cpu":
@@ -126,56 +125,3 @@ def _worker(config: dict[str, Any]) -> None:
         outcome = error  # returned, not raised: Ray Train would try again what cannot get better
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):
         ray.get(mailbox.finish.remote(job.name, outcome))
-
-
-class _Restarts(UserCallback):
-    """Tells the run that workers died and are started again."""
-
-    def __init__(self, job: TrainJob, mailbox: ActorHandle) -> None:
-        self._job = job
-        self._mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's signature
-        reasons = sorted({_last_line(error) for error in worker_exceptions.values()})
-        event = Event("worker_restarted", self._job.stage, self._job.name, {"reason": "; ".join(reasons)})
-        ray.get(self._mailbox.push.remote(event))
-
-
-class _Slots(WorkerGroupCallback):
-    """Tells the meter from when until when a trainer's workers hold their slots.
-
-    Ray Train's public callbacks know neither; waiting for the slots must not be charged.
-    """
-
-    def __init__(self, job: TrainJob, pool: Pool, mailbox: ActorHandle) -> None:
-        self._stage = job.stage
-        self._pool = pool.kind
-        self._mailbox = mailbox
-        self._hold: str | None = None
-
-    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """The actors are up."""
-        self._hold = uuid.uuid4().hex[:12]
-        self._push("workers_held", {"hold": self._hold, "pool": self._pool, "workers": len(workers)})
-        return {}
-
-    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
-        """The slots are free."""
-        self._release()
-
-    def after_worker_group_abort(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
-        """The slots are free."""
-        self._release()
-
-    def _release(self) -> None:
-        if self._hold is not None:
-            self._push("workers_released", {"hold": self._hold})
-            self._hold = None
-
-    def _push(self, kind: Literal["workers_held", "workers_released"], data: dict[str, Any]) -> None:
-        ray.get(self._mailbox.push.remote(Event(kind, self._stage, data=data)))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

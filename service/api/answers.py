@@ -16,12 +16,10 @@ from service.domain.states import RunState
 from service.schemas import (
     AuditEntry,
     DeliveryInfo,
-    Money,
     PriceEntry,
     Run,
     RunDetail,
     Series,
-    StageProgress,
     TokenInfo,
     Unit,
     WebhookInfo,
@@ -91,10 +89,10 @@ def _run(context: Context, row: tables.Run, places: dict[str, int]) -> dict[str,
     return {
         **{name: getattr(row, name) for name in _SAME},
         "position": places.get(row.id) if row.state == RunState.QUEUED else None,
-        "stages": [StageProgress(name=name, **stage) for name, stage in stages.items()],
-        "money": Money(
-            dollars=row.dollars, worker_seconds=row.worker_seconds, estimate_dollars=row.estimate["dollars"],
-            full_training_dollars=row.estimate["full_training"]["dollars"], budget_dollars=row.budget_dollars),
+        "stages": [{"name": name, **stage} for name, stage in stages.items()],
+        "money": {
+            "dollars": row.dollars, "worker_seconds": row.worker_seconds, "estimate_dollars": row.estimate["dollars"],
+            "full_training_dollars": row.estimate["full_training"]["dollars"], "budget_dollars": row.budget_dollars},
         "events": row.next_position,
         "job_url": _job_url(context.settings.dashboard_url, row),
     }

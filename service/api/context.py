@@ -59,8 +59,8 @@ class Context:
         self.poke()
 
 
-def of(request: Request) -> Context:
-    """The context of the application that the request came to."""
+async def of(request: Request) -> Context:
+    """The context of the application that the request came to; async, since a thread of its own would cost more than it does."""
     context: Context = request.app.state.context
     return context
 

@@ -21,7 +21,7 @@ SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_TOKEN = 256
 
-_bearer = HTTPBearer(auto_error=False, scheme_name="token", description="A token that `moedisco token create` made.")
+_bearer = HTTPBearer(auto_error=False, scheme_name="token", description="A token that `moedisco tokens create` made.")
 _cookie = APIKeyCookie(
     name=Settings.model_fields["session_cookie"].default, auto_error=False, scheme_name="session",
     description="What POST /v1/session sets. Requests that change something must come from the service's own page.")

@@ -22,6 +22,12 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._context: Context = app.state.context
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. Head and body of an answer are two packets, and the second must not wait until the first is acknowledged."""
+        for each in sockets or ():      # asyncio sees to that only where a socket's protocol was named when it was made
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await super().startup(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, end the streams, and wait for what is left."""
         self._context.streams.close()

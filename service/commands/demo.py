@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,11 @@ import yaml
 
 from moedisco_ray.cli import Overrides
 from moedisco_ray.config import check_config
+from moedisco_ray.config.load import apply_override
 from moedisco_ray.config.presets import preset_text
+from service.commands.apart import sign_in, start_apart
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.output import say
-from service.commands.serving import start_apart
 from service.commands.watching import look_on
 
 commands = typer.Typer()
@@ -30,14 +30,15 @@ def demo(
     The service goes on afterwards, so that its page can be looked at; `moedisco stop` ends it.
     """
     raw = yaml.safe_load(preset_text("demo"))
-    importlib.import_module("moedisco_ray.config.load").apply_overrides(raw, overrides or ())
+    for override in overrides or ():
+        apply_override(raw, override)
     config = check_config(raw)
     state_dir = directory / "service"
     address = start_apart(state_dir, ["--port=0", f"--output-root={directory.resolve()}"])
-    with connected() as client:
+    with connected(staying=True) as client:
         run = client.submit(config)
         look_on(client, run.id, as_json=False)
         model = client.download(run.id, directory / f"model-{run.id}")
     say(f"The model is in {model}")
-    say(f"The run's page: {address.url}/#token={address.token}")
+    say(f"The run's page: {sign_in(address)}")
     say(f"The service goes on; to end it: moedisco stop --state-dir {state_dir}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from moedisco_ray.errors import ConfigError
+from service.commands.apart import OWN_ADDRESS, sign_in, start_apart
 from service.commands.connection import SERVICE_PANEL
 from service.commands.output import say
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+StateDir = Annotated[Path | None, typer.Option(help="Holds what the service remembers.", show_default="~/.local/state/moedisco")]
+
 
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def serve(
@@ -26,11 +31,10 @@ def serve(
     port: Annotated[int | None, typer.Option(help="0: any that is free.", show_default="8300")] = None,
     ray_address: Annotated[str | None, typer.Option(
         help="Where a running Ray cluster takes jobs, such as http://HEAD:8265; left out: a local one is started.")] = None,
-    dashboard_url: Annotated[str | None, typer.Option(help="That cluster's dashboard, which takes its jobs.")] = None,
     database_url: Annotated[str | None, typer.Option(
         envvar="MOEDISCO_DATABASE_URL", help="sqlite:///FILE or postgresql+psycopg://...; left out: SQLite in the state directory.",
     )] = None,
-    state_dir: Annotated[Path | None, typer.Option(help="Holds what the service remembers.")] = None,
+    state_dir: StateDir = None,
     input_root: Annotated[list[str] | None, typer.Option(
         help="A directory or s3://BUCKET/PREFIX that runs may read; may be given more than once.", show_default="."),
     ] = None,
@@ -45,10 +49,11 @@ def serve(
     forwarded_allow_ips: Annotated[
         str | None, typer.Option(metavar="ADDRESSES", help="Proxies whose X-Forwarded headers are believed.")] = None,
     log_format: Annotated[Literal["console", "json"] | None, typer.Option(show_default="console")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background; `moedisco stop` ends it.")] = False,
 ) -> None:
     """Run the service: REST, the page, and the queue of runs. Ctrl-C ends it; runs go on and are taken up again."""
     given: dict[str, Any] = {
-        "host": host, "port": port, "ray_address": ray_address, "dashboard_url": dashboard_url, "database_url": database_url,
+        "host": host, "port": port, "ray_address": ray_address, "database_url": database_url,
         "state_dir": state_dir or _state_dir(), "input_roots": input_root or None, "output_roots": output_root or None,
         "max_active_runs": max_active_runs, "max_active_runs_per_owner": max_active_runs_per_owner, "public_url": public_url,
         "requests_per_minute": requests_per_minute, "allow_private_webhooks": allow_private_webhooks or None,
@@ -58,21 +63,37 @@ def serve(
         settings = settings_of.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise _mistake(error) from error
-    if importlib.import_module("service.serve").serve(settings, announce):
+    if detach:
+        address = start_apart(settings.state_dir, [word for word in sys.argv[2:] if word != "--detach"])
+        say(f"MoE-DisCo is at {address.url}")
+        say(f"To sign in: {sign_in(address)}")
+        return
+    tell = functools.partial(announce, settings.state_dir)
+    if importlib.import_module("service.serve").serve(settings, tell):
         say("Ray and the runs under way go on; the next `moedisco serve` takes them up")
 
 
-def announce(started: Announcement) -> None:
+@commands.command(rich_help_panel=SERVICE_PANEL)
+def stop(state_dir: StateDir = None) -> None:
+    """End the service of a state directory, and its local Ray unless runs are under way."""
+    ended = importlib.import_module("service.process").end(state_dir or _state_dir())
+    say("The service has ended" if ended else "No service uses this state directory")
+
+
+def announce(state_dir: Path, started: Announcement) -> None:
     """Tell where the service is, and leave its address for this user's own commands."""
     client = importlib.import_module("service.client")
-    saved = client.load_address()
-    token = started.token or (saved.token if saved is not None else None)
-    path = client.save_address(client.Address(started.url, token))
-    say(f"MoeDisco is at {started.url}; commands of this user find it by {path}")
-    if started.dashboard_url is not None:
-        say(f"Ray is at {started.dashboard_url}")
+    # Of the services that this user has started, each keeps its own token; commands go to the one that was started last.
+    own = state_dir / OWN_ADDRESS
+    saved = client.load_address(own)
+    address = client.Address(started.url, started.token or (saved.token if saved is not None else None))
+    client.save_address(address, own)
+    path = client.save_address(address)
+    say(f"MoE-DisCo is at {started.url}; commands of this user find it by {path}")
+    say(f"Ray is at {started.dashboard_url}")
     if started.token is not None:
-        say(f"To sign in, the first token, which is shown this once: {started.token}")
+        say(f"The first token: {started.token}")
+        say(f"To sign in: {sign_in(address)}")
 
 
 def _state_dir() -> Path:

@@ -83,7 +83,7 @@ def _show_events(client: Client, run_id: str, as_json: bool) -> None:
         while True:
             for position, event in client.events(run_id, last):
                 last = position
-                if str(event.type) == "state" and not as_json:
+                if event.type == "state" and not as_json:
                     console.print(_state_line(event))  # above the live view, which shows the training only
                 else:
                     view(event)

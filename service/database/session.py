@@ -15,6 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
@@ -170,7 +171,7 @@ def _sqlite(url: str) -> Engine:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         url, connect_args={"timeout": _PATIENCE, "isolation_level": None}, json_serializer=_serialize,
-        hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)
+        json_deserializer=from_json, hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: Any) -> None:  # noqa: ARG001 - SQLAlchemy's signature
@@ -195,4 +196,5 @@ def _postgresql(url: str) -> Engine:
     options = f"-c lock_timeout={milliseconds} -c idle_in_transaction_session_timeout={4 * milliseconds} -c jit=off"
     return create_engine(
         url, connect_args={"connect_timeout": 5, "options": options}, json_serializer=_serialize,
-        hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=_PATIENCE)
+        json_deserializer=from_json, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20,
+        pool_timeout=_PATIENCE)

@@ -151,7 +151,9 @@ def _lost(facts: Facts, job: JobState | None) -> Settlement:
 
 
 def _words(job: JobState) -> str:
-    """The last line of what Ray says, which is the last of the driver's log where it failed."""
-    lines = [line.strip() for line in (job.message or "").splitlines() if line.strip()]
-    words = lines[-1] if lines else f"its job is {job.phase}"
-    return words[:REASON_LENGTH]
+    """The last line of what Ray says, which is the last of the driver's log where it failed; its events there are no words."""
+    if job.exit_code is not None and job.exit_code < 0:
+        return f"its process was ended by signal {-job.exit_code}"
+    lines = [line.strip() for line in (job.message or "").splitlines()]
+    spoken = [line for line in lines if line and not line.startswith("{")]
+    return (spoken[-1] if spoken else f"its job is {job.phase}")[:REASON_LENGTH]

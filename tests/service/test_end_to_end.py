@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ from moedisco_ray import pipeline
 from moedisco_ray.events import Event
 from moedisco_ray.in_process import InProcess
 from service.client import Client
+from service.ray_side.dashboard import Dashboard
+from service.ray_side.local import LocalRay
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
@@ -74,6 +77,7 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
         assert [position for position, _ in watcher.seen] == list(range(finished.events))
         same_outcome(next((service.home / "runs").glob(f"{run.id}/small")), undisturbed)
         check_story(client, run.id, [event for _, event in watcher.seen])
+        check_dashboard(service, run.id)
         model = client.download(run.id, tmp_path / "model")
     assert service.stop() == 0
     reload(model)
@@ -96,6 +100,20 @@ def check_story(client: Client, run_id: str, events: list[Event]) -> None:
     assert "worker 0 of 1" in client.log(run_id, "submodel-0.0")
     assert [unit.status for unit in client.units(run_id)] == ["done"] * 3
     assert client.pools().connected
+
+
+def check_dashboard(service: RealService, run_id: str) -> None:
+    """Ray shows the run's job, its Train runs and its Data passes under its name; its figures are among Ray's metrics."""
+    cluster = LocalRay(service.home / "state").find()
+    assert cluster is not None
+    with contextlib.closing(Dashboard(cluster.dashboard_url, cluster.token_path)) as dashboard:
+        job = next(job for job in dashboard.get("/api/jobs/") if job["submission_id"] == f"{run_id}-2")
+        assert job["metadata"]["name"] == "small"
+        trained = {run["name"].rpartition("-")[0] for run in dashboard.get("/api/train/v2/runs/v1")["train_runs"]}
+        assert {"small-submodel-0", "small-submodel-1", "small-finetune"} <= trained
+        first = next(job for job in dashboard.get("/api/jobs/") if job["submission_id"] == f"{run_id}-1")
+        passes = {each["dataset"].partition("_")[0] for each in dashboard.get(f"/api/data/datasets/{first['job_id']}")["datasets"]}
+        assert {"small-corpus", "small-vectors"} <= passes
 
 
 def reload(model: Path) -> None:

@@ -86,6 +86,14 @@ def test_a_failure_is_told_in_the_drivers_words_and_a_refusal_in_those_of_its_lo
     assert settle(Facts(ST), REFUSED, NOW).reason == "config.name: 'x': no"
 
 
+def test_a_lost_driver_is_told_of_in_words_and_not_by_its_last_event():
+    event = '{"type": "progress", "data": {}}\n'
+    killed = JobState(JobPhase.FAILED, f"failed with exit code -9, last logs:\n{event}", -9)
+    broken = JobState(JobPhase.FAILED, f"failed with exit code 1, last logs:\nit broke\n{event}", 1)
+    for job, words in ((killed, "its process was ended by signal 9"), (broken, "it broke")):
+        assert settle(Facts(RU, began=True, advanced=True), job, NOW).reason.endswith(f": {words}")
+
+
 def test_a_kill_is_repeated_until_the_driver_is_gone():
     facts = Facts(SP, stop="killed", began=True)
     assert settle(facts, RUNNING, NOW).kill

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# What gcp-spot.yaml needs of a project, once: who may do what, the firewall, the disk that outlives the head, and the image.
+#   gcp-account.sh PROJECT BUCKET SSH_FROM
+set -euo pipefail
+project=$1 bucket=$2 ssh_from=$3
+region=us-central1 zone=us-central1-a
+export CLOUDSDK_CORE_PROJECT=$project CLOUDSDK_CORE_DISABLE_PROMPTS=1
+
+gcloud services enable compute.googleapis.com iam.googleapis.com cloudresourcemanager.googleapis.com
+
+for who in head worker; do
+    gcloud iam service-accounts create "moedisco-$who" --display-name="MoE-DisCo $who"
+    gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role=roles/storage.objectViewer \
+        --member="serviceAccount:moedisco-$who@$project.iam.gserviceaccount.com"
+done
+# The head makes and deletes machines, disks of their own, and nothing else; it may give them the worker's account.
+gcloud iam roles create moediscoHead --project="$project" --title="MoE-DisCo head" --permissions="$(paste -sd, <<'PERMISSIONS'
+compute.acceleratorTypes.list
+compute.disks.create
+compute.disks.setLabels
+compute.disks.use
+compute.images.useReadOnly
+compute.instances.create
+compute.instances.delete
+compute.instances.get
+compute.instances.list
+compute.instances.setLabels
+compute.instances.setMetadata
+compute.instances.setServiceAccount
+compute.instances.setTags
+compute.machineTypes.get
+compute.subnetworks.use
+compute.subnetworks.useExternalIp
+compute.zoneOperations.get
+PERMISSIONS
+)"
+gcloud projects add-iam-policy-binding "$project" --role="projects/$project/roles/moediscoHead" --condition=None \
+    --member="serviceAccount:moedisco-head@$project.iam.gserviceaccount.com"
+gcloud iam service-accounts add-iam-policy-binding "moedisco-worker@$project.iam.gserviceaccount.com" \
+    --role=roles/iam.serviceAccountUser --member="serviceAccount:moedisco-head@$project.iam.gserviceaccount.com"
+
+gcloud compute networks create moedisco --subnet-mode=custom
+gcloud compute networks subnets create moedisco --network=moedisco --region=$region --range=10.77.0.0/20
+gcloud compute firewall-rules create moedisco-ssh --network=moedisco --allow=tcp:22 --source-ranges="$ssh_from"
+gcloud compute firewall-rules create moedisco-nodes --network=moedisco --allow=tcp,udp,icmp --source-ranges=10.77.0.0/20
+
+gcloud compute disks create moedisco-state --zone=$zone --type=pd-balanced --size=200GB
+# A copy of one's own stays what it is while the family moves on.
+gcloud compute images create moedisco \
+    --source-image-family=common-cu129-ubuntu-2204-nvidia-580 --source-image-project=deeplearning-platform-release

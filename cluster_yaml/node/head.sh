@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Starts the head: Ray, then the service, which both come back after a reboot. What they remember is under
+# $MOEDISCO_HOME; runs, which all nodes must see, are under $MOEDISCO_RUNS.
+#   head.sh [INPUT_ROOT...]     directories, s3://BUCKET/PREFIX and the like that runs may read
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/environment.sh"
+
+mkdir -p "$MOEDISCO_HOME"/{state,config} "$MOEDISCO_RUNS"
+ulimit -n 65536 2>/dev/null || true
+ray=(
+    ray start --head --port=6379 --object-manager-port=8076 --dashboard-host=127.0.0.1
+    "--autoscaling-config=$HOME/ray_bootstrap_config.yaml" --disable-usage-stats
+    # Drivers run here; work that needs a processor goes to the workers.
+    --num-cpus=0 --num-gpus=0
+)
+serve=(
+    moedisco serve --ray-address=http://127.0.0.1:8265 --log-format=json
+    "--state-dir=$MOEDISCO_HOME/state" "--output-root=$MOEDISCO_RUNS" "--input-root=$MOEDISCO_RUNS"
+)
+for root in "$@"; do serve+=("--input-root=$root"); done
+
+if [ -d /run/systemd/system ]; then
+    "$here/keep.sh" moedisco-ray "${ray[@]}" --block
+    MOEDISCO_AFTER=moedisco-ray.service "$here/keep.sh" moedisco "${serve[@]}"
+else
+    "${ray[@]}"
+    MOEDISCO_GCS=${RAY_HEAD_IP:-127.0.0.1}:6379 "$here/keep.sh" moedisco "${serve[@]}"
+fi

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Keeps a command running, with the environment of now: as a systemd unit that survives a reboot, or, where there is no systemd, for as
+# long as the Ray of this node is up.
+#   keep.sh NAME COMMAND [ARGUMENT...]
+set -euo pipefail
+
+name=$1
+shift
+if [ -d /run/systemd/system ]; then
+    environment=/etc/$name.env
+    env | grep -E '^(RAY|MOEDISCO|XDG|AWS|PATH|HOME)[A-Z_]*=' | sudo install -m 600 -o "$USER" /dev/stdin "$environment"
+    sudo tee "/etc/systemd/system/$name.service" >/dev/null <<UNIT
+[Unit]
+Description=MoE-DisCo: $name
+After=network-online.target ${MOEDISCO_AFTER:-}
+Wants=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+User=$USER
+EnvironmentFile=$environment
+WorkingDirectory=$HOME
+ExecStart=$(command -v "$1") $(printf '"%s" ' "${@:2}")
+Restart=always
+RestartSec=2
+LimitNOFILE=65536
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+    sudo systemctl daemon-reload
+    sudo systemctl enable --quiet "$name"
+    sudo systemctl restart "$name"
+else
+    log=${MOEDISCO_LOGS:-$HOME}/$name.log
+    # `ray stop` ends Ray's own processes by name; what is kept here ends with them.
+    setsid nohup bash -c '
+        "$@" & child=$!
+        trap "kill $child 2>/dev/null" EXIT
+        while ray health-check --address "$MOEDISCO_GCS" >/dev/null 2>&1; do
+            kill -0 $child 2>/dev/null || { "$@" & child=$!; }
+            sleep 2
+        done' "$name" "$@" >"$log" 2>&1 </dev/null &
+fi

@@ -1,0 +1,91 @@
+"""EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, some time before it.
+
+Both are 404 until there is something. IMDSv2 wants a session token, which expires; a 401 asks for a new one.
+Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of the EC2 user guide.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import time
+from typing import Any
+
+from moedisco_ray.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
+
+NOTICE_SECONDS = 120.0
+"""Between the notice and the end, where the notice gives no time."""
+
+_TOKEN_SECONDS = 21600   # the longest that may be asked for
+
+
+class Aws:
+    """Client of EC2's metadata service.
+
+    Args:
+        service: Where it is.
+    """
+
+    name: ProviderName = "aws"
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._token: str | None = None
+
+    def recognised(self) -> bool:
+        """Whether the service gives a token."""
+        self._token = self._new_token()
+        return True
+
+    def look(self, patience: float) -> Notice | None:  # noqa: ARG002 - it answers at once
+        """The interruption notice, else the rebalance recommendation."""
+        action = self._get("/latest/meta-data/spot/instance-action", "action")
+        if action is not None:
+            due = _time(action.get("time"), time.time() + NOTICE_SECONDS)
+            return Notice("end", due, f"EC2 spot interruption: {action['action']}")
+        risk = self._get("/latest/meta-data/events/recommendations/rebalance", "noticeTime")
+        if risk is not None:
+            return Notice("risk", _time(risk["noticeTime"], time.time()), "EC2 rebalance recommendation")
+        return None
+
+    def _get(self, path: str, key: str) -> dict[str, Any] | None:
+        if self._token is None:
+            self._token = self._new_token()
+        answer = self._with_token(path, self._token)
+        if answer.status == 401:
+            self._token = self._new_token()
+            answer = self._with_token(path, self._token)
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise Unavailable(f"{path}: HTTP {answer.status}")
+        return _document(path, answer.text, key)
+
+    def _with_token(self, path: str, token: str) -> Answer:
+        return self._service.ask(path, {"X-aws-ec2-metadata-token": token})
+
+    def _new_token(self) -> str:
+        answer = self._service.ask(
+            "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}, method="PUT")
+        if answer.status != 200 or not answer.text.isascii() or not answer.text.isprintable() or not answer.text:
+            raise Unavailable(f"no session token: HTTP {answer.status}")
+        return answer.text
+
+
+def _document(path: str, text: str, key: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Unavailable(f"{path}: not JSON") from error
+    if not isinstance(document, dict) or not isinstance(document.get(key), str):
+        raise Unavailable(f"{path}: no object with {key!r}")
+    return document
+
+
+def _time(text: Any, otherwise: float) -> float:
+    """An ISO time in UTC, in seconds since the epoch; a notice whose time cannot be read is a notice all the same."""
+    try:
+        moment = dt.datetime.fromisoformat(str(text))
+    except ValueError:
+        return otherwise
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()

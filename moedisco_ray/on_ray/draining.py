@@ -1,0 +1,62 @@
+"""Tells Ray that a node will end: it takes no more work, and Ray Train hears of it.
+
+Run as a program, it drains one node and ends: `python -m moedisco_ray.on_ray.draining GCS_ADDRESS NODE_ID DEADLINE_MS REASON`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub leaves it out
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+from ray.exceptions import RpcError
+
+_TIMEOUT_S = 5
+
+
+def drain(gcs_address: str, node_id: str, deadline_ms: int, reason: str) -> bool:
+    """Drain a node because it is taken away; Ray does not end it at the deadline, the cloud does.
+
+    Args:
+        gcs_address: HOST:PORT of the cluster's control store.
+        node_id: In hexadecimal digits.
+        deadline_ms: When the node goes, in milliseconds since the epoch.
+        reason: For Ray's log.
+
+    Returns:
+        False: it was draining already, with no later a deadline.
+
+    Raises:
+        ValueError: The cluster has no such node, or refuses.
+        RpcError: The cluster does not answer.
+    """
+    client = GcsClient(address=gcs_address)
+    # Ray accepts the drain of a node that it never heard of, and does nothing.
+    if ray.NodeID.from_hex(node_id) not in client.get_all_node_info(timeout=_TIMEOUT_S):
+        raise ValueError(f"has no node {node_id} yet")
+    known = {_hex(node): deadline for node, deadline in client.get_draining_nodes(timeout=_TIMEOUT_S).items()}
+    if 0 < known.get(node_id, 0) <= deadline_ms:
+        return False
+    accepted, refusal = client.drain_node(node_id, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms, timeout=_TIMEOUT_S)
+    if not accepted:
+        raise ValueError(f"refuses to drain node {node_id}: {refusal}")
+    return True
+
+
+def main(arguments: list[str]) -> str | None:
+    """The program; returns what went wrong."""
+    gcs_address, node_id, deadline_ms, reason = arguments
+    try:
+        drain(gcs_address, node_id, int(deadline_ms), reason)
+    except (ValueError, RpcError) as error:
+        return str(error)
+    return None
+
+
+def _hex(node: object) -> str:
+    return node.hex() if isinstance(node, ray.NodeID | bytes) else str(node)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

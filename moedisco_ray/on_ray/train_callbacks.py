@@ -1,0 +1,87 @@
+"""What Ray Train's controller tells the run.
+
+The controller is a process of its own that imports whatever this module does. Nothing here needs torch, which saves
+seconds at the start of every training.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Literal
+
+import ray
+from ray.actor import ActorHandle
+from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+from moedisco_ray.events import Event
+
+
+class Restarts(UserCallback):
+    """Tells the run that workers died and are started again.
+
+    Args:
+        stage: Of the training.
+        unit: Of the training.
+        mailbox: Of the run; see `on_ray.relay`.
+    """
+
+    def __init__(self, stage: str, unit: str, mailbox: ActorHandle) -> None:
+        self._stage = stage
+        self._unit = unit
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's signature
+        """Workers died."""
+        reasons = sorted({last_line(error) for error in worker_exceptions.values()})
+        event = Event("worker_restarted", self._stage, self._unit, {"reason": "; ".join(reasons)})
+        ray.get(self._mailbox.push.remote(event))
+
+
+class Slots(WorkerGroupCallback):
+    """Tells the meter from when until when a trainer's workers hold their slots.
+
+    Ray Train's public callbacks know neither; waiting for the slots must not be charged.
+
+    Args:
+        stage: Of the training.
+        unit: Of the training.
+        pool: Its key in `pools`.
+        mailbox: Of the run; see `on_ray.relay`.
+    """
+
+    def __init__(self, stage: str, unit: str, pool: str, mailbox: ActorHandle) -> None:
+        self._stage = stage
+        self._unit = unit
+        self._pool = pool
+        self._mailbox = mailbox
+        self._hold: str | None = None
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        """The actors are up."""
+        self._hold = uuid.uuid4().hex[:12]
+        self._push("workers_held", {"pool": self._pool, "workers": len(workers)})
+        return {}
+
+    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """The slots are free."""
+        self._release()
+
+    def after_worker_group_abort(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """The slots are free."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._hold is not None:
+            self._push("workers_released", {})
+            self._hold = None
+
+    def _push(self, kind: Literal["workers_held", "workers_released"], data: dict[str, Any]) -> None:
+        event = Event(kind, self._stage, data={"hold": self._hold, "unit": self._unit, **data})
+        ray.get(self._mailbox.push.remote(event))
+
+
+def last_line(error: BaseException) -> str:
+    """The end of an error's text, where Ray puts what matters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,222 @@
+"""What a cluster file starts, and where that contradicts a configuration: tags, GPUs, memory, room and prices.
+
+Ray ignores a file's top-level `metadata`; ours holds, under `moedisco.node_types`, what Ray has no field for: `gpu_memory_gb` and
+`price_per_hour` of each node type. A file for hosts that exist already (`provider: local`) names each host's type under
+`moedisco.hosts`. A RayCluster of KubeRay has the same as annotations of each worker group's pods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moedisco_ray.config import Pool, RunConfig
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.plan.build import Plan
+from moedisco_ray.plan.memory import GIB
+
+ANNOTATION_PREFIX = "moedisco/"
+_PRICE_TOLERANCE = 0.01
+
+
+class NodeFacts(BaseModel):
+    """What the `metadata` of a cluster file says of one node type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    gpu: str | None = None
+    """Model of its GPUs."""
+    gpu_memory_gb: Annotated[float, Field(ge=0)] = 0
+    """Of one GPU."""
+    price_per_hour: Annotated[float, Field(ge=0)]
+    """Dollars for the whole node."""
+    resources: dict[str, Annotated[int, Field(ge=0)]] = {}
+    """What it offers to Ray, where Ray's own field cannot say it: on hosts that exist already."""
+    labels: dict[str, str] = {}
+    """Likewise."""
+
+
+class ClusterMetadata(BaseModel):
+    """`metadata.moedisco` of a cluster file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    prices_as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}$")]
+    """Month of the prices."""
+    node_types: dict[str, NodeFacts]
+    hosts: dict[str, str] = {}
+    """Address of a host to its node type, for `provider: local`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeType:
+    """One kind of worker that a cluster file can start.
+
+    Attributes:
+        name: Its key in the file.
+        most: How many of it at once.
+        resources: What each offers to Ray.
+        gpu_memory_gb: Of one GPU.
+        price_per_hour: Dollars for the node.
+    """
+
+    name: str
+    most: int
+    resources: Mapping[str, int]
+    gpu_memory_gb: float
+    price_per_hour: float
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one node."""
+        return self.resources.get("GPU", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Disagreement:
+    """A setting and a cluster file that contradict each other.
+
+    Attributes:
+        field: Dotted path of the setting.
+        value: The setting's.
+        remedy: What the file says, and what to change.
+    """
+
+    field: str
+    value: object
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.value!r}: {self.remedy}"
+
+
+def load_cluster(path: Path) -> tuple[NodeType, ...]:
+    """The worker types of a cluster file, for `ray up` or KubeRay.
+
+    Raises:
+        ConfigError: It cannot be read, or lacks what a plan is checked against.
+    """
+    try:
+        documents = [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document is not None]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("--cluster", str(path), f"cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError("--cluster", str(path), f"is not YAML ({' '.join(str(error).split())})") from error
+    return read_cluster(documents, str(path))
+
+
+def read_cluster(documents: Iterable[Any], source: str) -> tuple[NodeType, ...]:
+    """The worker types of a parsed cluster file.
+
+    Args:
+        documents: One dictionary for `ray up`; for KubeRay all of the file's objects.
+        source: Named in errors.
+
+    Raises:
+        ConfigError: The file lacks what a plan is checked against.
+    """
+    given = [document for document in documents if isinstance(document, dict)]
+    try:
+        for document in given:
+            if "provider" in document:
+                return _launcher_types(document)
+            if document.get("kind") == "RayCluster":
+                return tuple(_kuberay_type(group) for group in document["spec"]["workerGroupSpecs"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError("--cluster", source, f"lacks a part that every cluster file has ({error!r})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError("--cluster", source, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    raise ConfigError("--cluster", source, "is neither a file for `ray up` nor a RayCluster")
+
+
+def disagreements(types: Iterable[NodeType], config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
+    """Where the pools of a configuration and what a cluster file starts contradict each other.
+
+    Args:
+        types: The file's.
+        config: Names the pools.
+        plan: Of the same configuration; says what a worker needs.
+    """
+    given = tuple(types)
+    low, high = config.pools.low_memory, config.pools.high_memory
+    return (
+        *_of_pool(given, low, _need_gb(plan, low), "max_workers", low.max_workers),
+        *_of_pool(given, high, _need_gb(plan, high), "workers", high.workers))
+
+
+def _need_gb(plan: Plan, pool: Pool) -> float:
+    """What the largest worker of a pool needs."""
+    return max((stage.memory.total for stage in plan.stages if stage.pool == pool.kind), default=0) / GIB
+
+
+def _of_pool(given: tuple[NodeType, ...], pool: Pool, need_gb: float, count: str, workers: int) -> list[Disagreement]:
+    path = f"pools.{pool.kind}"
+    offering = [node for node in given if node.most and node.resources.get(pool.resource)]
+    if not offering:
+        tags = sorted({tag for node in given for tag in node.resources} - {"CPU", "GPU", "memory"})
+        has = ", ".join(tags) or "no tags"
+        return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
+    found = [*_of_gpus(offering, pool, path), *_of_memory(offering, pool, need_gb, path)]
+    room = sum(node.most * node.resources[pool.resource] for node in offering)
+    if workers > room:
+        found.append(Disagreement(
+            f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or raise max_workers of {_names(offering)}"))
+    prices = [node.price_per_hour / node.resources[pool.resource] for node in offering]
+    lowest, highest = min(prices), max(prices)
+    if not lowest * (1 - _PRICE_TOLERANCE) <= pool.price_per_hour <= highest * (1 + _PRICE_TOLERANCE):
+        found.append(Disagreement(
+            f"{path}.price_per_hour", pool.price_per_hour,
+            f"a worker costs {lowest:.2f} to {highest:.2f} on {_names(offering)}; set what you expect to pay"))
+    return found
+
+
+def _of_gpus(offering: list[NodeType], pool: Pool, path: str) -> list[Disagreement]:
+    crowded = [node for node in offering if node.resources[pool.resource] * pool.gpu > node.gpus]
+    idle = [node for node in offering if node.gpus and not pool.gpu]
+    found = [Disagreement(f"{path}.gpu", pool.gpu, f"{_names(crowded)} offers more {pool.resource} than it has GPUs")] if crowded else []
+    return [*found, *([Disagreement(f"{path}.gpu", pool.gpu, f"the GPUs of {_names(idle)} would idle; set it to 1")] if idle else [])]
+
+
+def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) -> list[Disagreement]:
+    small = [node for node in offering if pool.gpu and node.gpus and need_gb > node.gpu_memory_gb]
+    if not small:
+        return []
+    least = min(node.gpu_memory_gb for node in small)
+    return [Disagreement(
+        f"{path}.memory_gb", pool.memory_gb,
+        f"a worker needs {need_gb:.1f} GB and a GPU of {_names(small)} has {least:g}; set it to {least:g} to see what would fit, "
+        f"or max_workers of {_names(small)} to 0")]
+
+
+def _launcher_types(document: Mapping[str, Any]) -> tuple[NodeType, ...]:
+    metadata = ClusterMetadata.model_validate(document["metadata"]["moedisco"])
+    if document["provider"]["type"] == "local":
+        hosts = [metadata.hosts[address] for address in document["provider"]["worker_ips"]]
+        return tuple(
+            NodeType(name, hosts.count(name), facts.resources, facts.gpu_memory_gb, facts.price_per_hour)
+            for name, facts in metadata.node_types.items() if name in hosts)
+    return tuple(
+        NodeType(
+            name, min(kind.get("max_workers", document["max_workers"]), document["max_workers"]), kind["resources"],
+            metadata.node_types[name].gpu_memory_gb, metadata.node_types[name].price_per_hour)
+        for name, kind in document["available_node_types"].items() if name != document["head_node_type"])
+
+
+def _kuberay_type(group: Mapping[str, Any]) -> NodeType:
+    pods = group["template"]
+    facts = NodeFacts.model_validate({
+        key.removeprefix(ANNOTATION_PREFIX).replace("-", "_"): value
+        for key, value in pods["metadata"]["annotations"].items() if key.startswith(ANNOTATION_PREFIX)})
+    gpus = sum(int(container["resources"]["limits"].get("nvidia.com/gpu", 0)) for container in pods["spec"]["containers"])
+    resources = {name: int(amount) for name, amount in group["resources"].items()}
+    return NodeType(group["groupName"], group["maxReplicas"], resources | {"GPU": gpus}, facts.gpu_memory_gb, facts.price_per_hour)
+
+
+def _names(types: Iterable[NodeType]) -> str:
+    return ", ".join(node.name for node in types)

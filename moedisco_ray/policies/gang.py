@@ -1,0 +1,84 @@
+"""How many workers a gang has: any number between two bounds that divides the global batch, which never changes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How one step's sequences are divided.
+
+    Attributes:
+        workers: Workers.
+        micro_batch: Sequences of one forward pass of one worker.
+        accumulation: Forward passes of each worker per step; the last may be smaller.
+        per_worker: Sequences of each worker per step.
+    """
+
+    workers: int
+    micro_batch: int
+    accumulation: int
+    per_worker: int
+
+    @property
+    def batch(self) -> int:
+        """Sequences per step over all workers."""
+        return self.workers * self.per_worker
+
+
+def counts(batch: int, smallest: int, largest: int) -> tuple[int, ...]:
+    """The numbers of workers that a gang may have, ascending: those within the bounds that divide the batch.
+
+    Args:
+        batch: Sequences per step over all workers.
+        smallest: Fewest workers.
+        largest: Most workers.
+    """
+    return tuple(n for n in range(smallest, min(largest, batch) + 1) if batch % n == 0)
+
+
+def count_now(available: int, batch: int, smallest: int, largest: int) -> int | None:
+    """How many workers to start with.
+
+    Args:
+        available: Slots that can be had now, all of them at once.
+        batch: Sequences per step over all workers.
+        smallest: Fewest workers.
+        largest: Most workers.
+
+    Returns:
+        The most that fit; None: wait, all or nothing.
+    """
+    fitting = [n for n in counts(batch, smallest, largest) if n <= available]
+    return fitting[-1] if fitting else None
+
+
+def split(batch: int, workers: int, micro_batch: int | None = None) -> Split:
+    """Divide a step's sequences among workers, by accumulation where one pass does not hold a worker's share.
+
+    Args:
+        batch: Sequences per step over all workers.
+        workers: A number that divides it.
+        micro_batch: Most sequences of one forward pass; None: the whole share.
+
+    Raises:
+        ValueError: The workers do not divide the batch.
+    """
+    if batch % workers:
+        raise ValueError(f"{workers} workers do not divide a batch of {batch} sequences")
+    share = batch // workers
+    micro = min(share, micro_batch or share)
+    return Split(workers, micro, -(-share // micro), share)
+
+
+def worth_growing(current: int, possible: int, seconds_left: float, restart_seconds: float) -> bool:
+    """Whether more workers save more time than starting again with them takes.
+
+    Args:
+        current: Workers now.
+        possible: Workers that could be had, by `count_now`.
+        seconds_left: Expected with the current ones.
+        restart_seconds: From stopping with a checkpoint to the next step.
+    """
+    return possible > current and seconds_left * (1 - current / possible) > restart_seconds

@@ -1,0 +1,66 @@
+"""Where in a pool of several node types a sub-model goes: where it fits for the least money."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeType:
+    """One kind of machine of a pool.
+
+    Attributes:
+        name: Its tag.
+        memory_gb: What a worker may use.
+        price_per_hour: Dollars per worker-hour.
+        speed: Training speed, relative to anything that is the same for all.
+        free: Workers that could start now.
+    """
+
+    name: str
+    memory_gb: float
+    price_per_hour: float
+    speed: float
+    free: int
+
+    @property
+    def price_of_work(self) -> float:
+        """Dollars for what speed 1 does in an hour: a dear machine that is quick may be the cheaper one."""
+        return self.price_per_hour / self.speed
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """A sub-model that waits.
+
+    Attributes:
+        name: The unit.
+        memory_gb: What its worker holds at its peak.
+    """
+
+    name: str
+    memory_gb: float
+
+
+def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
+    """The cheapest type for its work that holds it and is free; the quicker of two that cost the same; None: wait."""
+    fitting = [kind for kind in types if kind.free > 0 and kind.memory_gb >= need.memory_gb]
+    return min(fitting, key=lambda kind: (kind.price_of_work, -kind.speed, kind.name), default=None)
+
+
+def place_all(needs: Sequence[Need], types: Sequence[NodeType]) -> dict[str, str]:
+    """Types by unit, for those that find one, taken in their order; no type is filled over."""
+    left = {kind.name: kind for kind in types}
+    placed: dict[str, str] = {}
+    for need in needs:
+        kind = place(need, list(left.values()))
+        if kind is not None:
+            placed[need.name] = kind.name
+            left[kind.name] = dataclasses.replace(kind, free=kind.free - 1)
+    return placed
+
+
+def fits_nowhere(need: Need, types: Sequence[NodeType]) -> bool:
+    """Whether waiting is in vain: no type of the pool would ever hold it."""
+    return all(kind.memory_gb < need.memory_gb for kind in types)

@@ -1,0 +1,64 @@
+"""A service in the background: started by a command that does not wait for its end."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moedisco_ray.errors import RunError
+
+if TYPE_CHECKING:
+    from service.client import Address
+
+OWN_ADDRESS = "address.json"
+"""Of the service that uses a state directory, in that directory."""
+_START_SECONDS = 180.0
+
+
+def start_apart(state_dir: Path, arguments: Sequence[str]) -> Address:
+    """The service of a state directory; started, and waited for until it listens, where there is none.
+
+    Args:
+        state_dir: Holds what it remembers; its output goes to `service.log` there.
+        arguments: Of `moedisco serve`, beside the state directory.
+
+    Raises:
+        RunError: It did not come up.
+    """
+    # Late, as everything that `--help` does not need.
+    process, client = importlib.import_module("service.process"), importlib.import_module("service.client")
+    if process.find(state_dir) is None:
+        _launch(state_dir, arguments)
+    address: Address | None = client.load_address(state_dir / OWN_ADDRESS)
+    if address is None:
+        raise RunError(f"the service of {state_dir} does not say where it is; end it with `moedisco stop --state-dir {state_dir}`")
+    client.save_address(address)
+    return address
+
+
+def sign_in(address: Address) -> str:
+    """The page's address with the token in it, which the page takes out before anybody sees it."""
+    return f"{address.url}/#token={address.token}" if address.token else address.url
+
+
+def _launch(state_dir: Path, arguments: Sequence[str]) -> None:
+    find = importlib.import_module("service.process").find
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log = state_dir / "service.log"
+    words = [sys.executable, "-m", "service", "serve", *arguments, "--state-dir", str(state_dir)]
+    with log.open("w", encoding="utf-8") as output:
+        started = subprocess.Popen(  # noqa: S603 - ourselves
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+    deadline = time.monotonic() + _START_SECONDS
+    while (found := find(state_dir)) is None or found.url is None:
+        if started.poll() is not None:
+            lines = log.read_text(encoding="utf-8").strip().splitlines()
+            raise RunError(f"the service did not start: {lines[-1] if lines else log}")
+        if time.monotonic() > deadline:
+            raise RunError(f"the service did not come up within {_START_SECONDS:.0f} s; see {log}")
+        time.sleep(0.1)

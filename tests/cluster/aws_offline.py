@@ -1,0 +1,83 @@
+"""AWS on loopback: a moto server with the account that aws-account.yaml makes, and what a client of it needs in its environment."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import stat
+from pathlib import Path
+
+import boto3
+import yaml
+from moto.server import ThreadedMotoServer
+
+ROOT = Path(__file__).resolve().parents[2]
+REGION = "us-east-1"
+IMAGE_PARAMETER = "/vendor/image"
+"""Stands for the vendor's public parameter, which moto does not have."""
+
+
+@contextlib.contextmanager
+def aws_server():
+    """Yield the URL of an empty AWS."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host.replace('0.0.0.0', '127.0.0.1')}:{port}"
+    finally:
+        server.stop()
+
+
+def credentials(url):
+    """Environment variables that lead any AWS client to the server, and to nowhere else."""
+    return {
+        "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": REGION, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+
+
+def client(url, service):
+    return boto3.client(
+        service, region_name=REGION, endpoint_url=url, aws_access_key_id="testing", aws_secret_access_key="testing")
+
+
+def deploy_account(url):
+    """Make the stack, as `aws cloudformation deploy` does."""
+    image = client(url, "ec2").describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    client(url, "ssm").put_parameter(Name=IMAGE_PARAMETER, Value=image, Type="String")
+    stacks = client(url, "cloudformation")
+    given = {"Bucket": "corpus", "Zone": "us-east-1a", "SshFrom": "203.0.113.7/32"}
+    template = (ROOT / "cluster_yaml" / "aws-account.yaml").read_text()
+    stacks.create_stack(
+        StackName="moedisco", TemplateBody=re.sub(r"/aws/service/deeplearning/\S+", IMAGE_PARAMETER, template),
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()])
+    return stacks
+
+
+def instances(url, *states):
+    """All instances, or those in the given states."""
+    found = client(url, "ec2").describe_instances()
+    machines = [machine for reservation in found["Reservations"] for machine in reservation["Instances"]]
+    return [machine for machine in machines if not states or machine["State"]["Name"] in states]
+
+
+def tags(machine):
+    return {tag["Key"]: tag["Value"] for tag in machine.get("Tags", ())}
+
+
+def stand_ins(folder, log):
+    """`ssh` and `rsync` that write down what they were asked and succeed; `ssh` answers what the launcher reads."""
+    folder.mkdir()
+    for name, answer in (("ssh", 'case "$*" in *uptime*) echo up ;; esac'), ("rsync", "")):
+        path = folder / name
+        path.write_text(f'#!/bin/bash\nprintf "%s\\n" "{name} $*" >>"{log}"\n{answer}\nexit 0\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+def cluster_file(name="aws-spot.yaml"):
+    return yaml.safe_load((ROOT / "cluster_yaml" / name).read_text())

@@ -1,0 +1,130 @@
+"""What follows an end: preemptions are free, failures are counted, poison is stepped around once."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.policies import gang
+from moedisco_ray.policies.retrying import (
+    Again,
+    End,
+    EndKind,
+    GiveUp,
+    GoBack,
+    History,
+    Limits,
+    Skip,
+    decide,
+    kind_of,
+    window_of,
+)
+
+LIMITS = Limits(failures=3, same_step=2, window=10)
+CHECKPOINTS = (70, 80, 90, 100)
+kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", "failed", "not_finite", "out_of_memory"])
+ends = st.builds(End, kinds, st.integers(0, 200), st.just("why"))
+
+
+def after(*given_ends: End, micro_batch: int = 8) -> Again | GoBack | GiveUp:
+    decision: Again | GoBack | GiveUp = Again(History(micro_batch))
+    for end in given_ends:
+        assert not isinstance(decision, GiveUp)
+        decision = decide(decision.history, end, CHECKPOINTS, LIMITS)
+    return decision
+
+
+def test_preemptions_are_never_counted() -> None:
+    assert after(*[End("preempted", 5, "spot")] * 1000) == Again(History(8))
+
+
+def test_failures_are_bounded() -> None:
+    assert isinstance(after(*[End("failed", step, "bug") for step in (1, 2, 3)]), Again)
+    decision = after(*[End("failed", step, "bug") for step in (1, 2, 3, 4)])
+    assert decision == GiveUp("failed 4 times, the last at step 4: bug", poisoned=False)
+
+
+def test_a_loss_that_is_not_finite_goes_back_and_leaves_batches_out() -> None:
+    decision = after(End("not_finite", 101, "nan"))
+    assert decision == GoBack(History(8, skip=Skip(91, 21)), 90)
+
+
+def test_failing_again_at_one_step_is_poison_even_with_a_preemption_between() -> None:
+    decision = after(End("failed", 101, "bug"), End("preempted", 95, "spot"), End("failed", 101, "bug"))
+    assert isinstance(decision, GoBack)
+
+
+def test_poison_twice_is_the_end_and_says_why() -> None:
+    decision = after(End("not_finite", 101, "nan"), End("not_finite", 150, "nan again"))
+    assert decision == GiveUp("poisoned: it went back and left 21 batches out, and yet at step 150: nan again", poisoned=True)
+
+
+def test_without_an_old_checkpoint_it_goes_back_to_the_oldest() -> None:
+    assert decide(History(8), End("not_finite", 75, ""), (70, 80), LIMITS) == GoBack(History(8, skip=Skip(70, 16)), 70)
+    assert decide(History(8), End("not_finite", 3, ""), (), LIMITS) == GoBack(History(8, skip=Skip(0, 14)), 0)
+
+
+def test_memory_is_halved_down_to_one_sequence() -> None:
+    oom = End("out_of_memory", 0, "CUDA")
+    assert after(oom, oom, oom) == Again(History(1))
+    assert isinstance(after(oom, oom, oom, oom), GiveUp)
+    assert after(oom, micro_batch=5) == Again(History(2))
+
+
+@given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 64))
+def test_halving_keeps_the_global_batch(share: int, workers: int, micro_batch: int) -> None:
+    batch = share * workers
+    history = History(micro_batch)
+    while True:
+        parts = gang.split(batch, workers, history.micro_batch)
+        assert parts.batch == batch
+        assert (parts.accumulation - 1) * parts.micro_batch < parts.per_worker <= parts.accumulation * parts.micro_batch
+        decision = decide(history, End("out_of_memory", 0, ""), (), LIMITS)
+        if isinstance(decision, GiveUp):
+            assert history.micro_batch == 1
+            return
+        assert decision.history.micro_batch == history.micro_batch // 2
+        history = decision.history
+
+
+@given(st.lists(ends, min_size=40, max_size=60).filter(lambda some: sum(end.kind != "preempted" for end in some) > 20))
+def test_whatever_happens_it_comes_to_an_end_and_goes_back_once(given_ends: list[End]) -> None:
+    history, back, counted = History(8), 0, 0
+    for end in given_ends:
+        decision = decide(history, end, CHECKPOINTS, LIMITS)
+        counted += end.kind in ("failed", "not_finite")
+        if isinstance(decision, GiveUp):
+            break
+        back += isinstance(decision, GoBack)
+        history = decision.history
+    assert isinstance(decision, GiveUp)
+    assert back <= 1
+    assert counted <= 2 * (LIMITS.failures + 1)
+
+
+@given(st.integers(0, 300), st.lists(st.integers(0, 300), max_size=6), st.integers(1, 50))
+def test_going_back_leaves_the_poisoned_batch_out_and_none_twice(step: int, checkpoints: list[int], window: int) -> None:
+    decision = decide(History(8), End("not_finite", step, ""), checkpoints, Limits(window=window))
+    assert isinstance(decision, GoBack)
+    skip = decision.history.skip
+    assert skip is not None
+    assert decision.checkpoint in (0, *checkpoints)
+    assert decision.checkpoint <= step
+    batches = [skip.batch(s) for s in range(500)]
+    assert step not in batches
+    assert all(a < b for a, b in itertools.pairwise(batches))
+    assert batches[:decision.checkpoint] == list(range(decision.checkpoint))   # what the checkpoint was trained on
+
+
+def test_an_end_is_told_by_what_is_known_of_it() -> None:
+    assert kind_of("ActorDiedError: the node died", node_lost=True) == "preempted"
+    assert kind_of("ActorDiedError: SIGKILL", node_lost=False) == "failed"
+    assert kind_of("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", node_lost=False) == "out_of_memory"
+    assert kind_of("Task was killed due to the node running low on memory", node_lost=False) == "out_of_memory"
+    assert kind_of("TrainingError: the loss is nan", node_lost=True, finite=False) == "not_finite"
+
+
+def test_short_trainings_have_short_windows() -> None:
+    assert [window_of(steps) for steps in (1, 40, 400, 2000, 10**6)] == [1, 2, 20, 100, 100]
