@@ -29,6 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import service_seed
 from harness import environment, run_arm, spread, write_result
@@ -167,22 +168,21 @@ def served(state_dir: Path) -> Iterator[tuple[int, psutil.Process]]:
                  f"--requests-per-minute={10**9}"],
                 stdout=log, stderr=log, env={**os.environ, "XDG_CONFIG_HOME": str(state_dir)})
         try:
-            _wait_until_listening(port, process, state_dir / "serve.log")
+            _wait_until_healthy(port, process, state_dir / "serve.log")
             yield port, psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait(60)
 
 
-def _wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_healthy(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 60
-    while True:
-        with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", port)) == 0:
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/healthz").is_success:
                 return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(log.read_text(encoding="utf-8"))
         time.sleep(0.1)
+    raise RuntimeError(log.read_text(encoding="utf-8"))
 
 
 def one_round(seeded: Path) -> dict[str, Any]:
@@ -229,6 +229,7 @@ def main() -> None:
             measure_direct(arguments.state_dir, seed) if arguments.arm == "direct"
             else asyncio.run(arms[arguments.arm](arguments.port, seed))))
         return
+    others = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as home:
         seeded = Path(home, "state")
         service_seed.write(service_seed.make(seeded, RUNS), seeded / "seed.json")
@@ -245,6 +246,7 @@ def main() -> None:
             "runs": RUNS, "page": PAGE, "readers": READERS, "reports_per_second": REPORTS_PER_SECOND,
             "events_per_report": EVENTS_PER_REPORT, "events_per_batch": BATCH, "points_per_event": FIGURES,
             "seconds_per_cell": SECONDS, "rounds": arguments.rounds},
+        "load_before": others,
         "targets": TARGETS,
         **combined(rounds),
     })

@@ -8,7 +8,8 @@ MoeDiscoError
 │   ├── PoolError        no node offers what a pool asks for
 │   └── RunDirError      the output holds another run, or the disk is full
 ├── RunError             the run itself failed: exit code 1
-│   └── TrainingError    a loss that is not finite, a worker that kept dying
+│   └── TrainingError    a worker that kept dying
+│       └── NotFiniteError   a loss or gradient that is not finite
 └── RunStopped           somebody asked the run to end: exit code 3
 """
 
@@ -68,6 +69,22 @@ class RunError(MoeDiscoError, RuntimeError):
 
 class TrainingError(RunError):
     """A loss that is not finite, or a worker that kept dying."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss or a gradient is not finite.
+
+    Args:
+        message: For people.
+        step: The step, from 1.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message, step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RunStopped(MoeDiscoError):  # noqa: N818 - an end, not an error

@@ -1,4 +1,4 @@
-"""One stretch of training on one machine: after each interval a stall, and a while later the checkpoint is safe."""
+"""One stretch of training at one interval: after each a stall, and a while later the checkpoint is safe."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Attempt:
         node: The machine.
         begins: When the first step is made.
         start: Work that was done before.
+        safe: Of it, what was safe; the rest is so when a checkpoint that was begun just before is.
         work: Work in all.
         speed: Of the machine.
         interval: Training between two checkpoints.
@@ -25,6 +26,7 @@ class Attempt:
     node: Any
     begins: float
     start: float
+    safe: float
     work: float
     speed: float
     interval: float
@@ -35,6 +37,11 @@ class Attempt:
     def ends(self) -> float:
         """When all is done and the result is safe."""
         return self.begins + self._clock(self.work - self.start) + self.latency
+
+    @property
+    def review(self) -> float:
+        """When its interval is worked out anew: after the first checkpoint that is begun an hour later."""
+        return self.begins + math.ceil(3600 / (self.interval + self.stall)) * (self.interval + self.stall)
 
     def left(self, now: float) -> float:
         """Seconds until then, checkpoints included."""
@@ -49,7 +56,9 @@ class Attempt:
     def saved(self, now: float) -> float:
         """Work that the newest safe checkpoint holds."""
         elapsed = now - self.begins + self.stall - self.latency
-        whole = math.floor(elapsed / (self.interval + self.stall)) if elapsed > 0 else 0
+        if elapsed < 0:
+            return self.safe
+        whole = math.floor(elapsed / (self.interval + self.stall))
         return min(self.done(now), self.start + self.speed * whole * self.interval)
 
     def _clock(self, work: float) -> float:

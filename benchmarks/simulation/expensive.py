@@ -6,9 +6,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from simulation.setting import HOUR, Setting
-
 from moedisco_ray.policies import arrival
+from simulation.setting import HOUR, Setting
 
 Known = tuple[list[float], list[float], int, float]
 

@@ -5,80 +5,17 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
-import math
 import random
 from collections.abc import Callable
 from typing import Any
 
+from moedisco_ray.policies import checkpointing, ordering, placement, quorum, retrying
 from simulation.attempt import Attempt
 from simulation.expensive import Gang
-from simulation.setting import HOUR, Kind, Setting, Work, submodels
-
-from moedisco_ray.policies import checkpointing, ordering, placement, quorum, retrying
+from simulation.setting import HOUR, Kind, Setting, submodels
+from simulation.state import Node, Outcome, Unit
 
 _TICK, _SELDOM = 60.0, 1800.0
-
-
-@dataclasses.dataclass(eq=False)
-class Node:
-    """A machine. It is paid for from when it is asked for."""
-
-    kind: Kind
-    zone: int
-    since: float
-    up: bool = False
-    gone: bool = False
-    unit: Unit | None = None
-
-
-@dataclasses.dataclass(eq=False)
-class Unit:
-    """A sub-model as it stands."""
-
-    work: Work
-    history: retrying.History
-    safe: float = 0.0
-    measured: float | None = None
-    state: quorum.State = "training"
-    ended: float = 0.0
-    attempt: Attempt | None = None
-
-    @property
-    def left(self) -> float:
-        """Seconds of work on a machine of speed 1 that no checkpoint holds yet."""
-        return self.work.seconds - self.safe
-
-    @property
-    def remaining(self) -> ordering.Remaining:
-        steps = max(0, math.ceil(self.left / self.work.step_seconds))
-        return ordering.Remaining(self.work.name, steps, self.work.planned_step_seconds, self.measured)
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of it.
-
-    Attributes:
-        makespan: Seconds until the merge could start.
-        dollars: Of the cheap pool.
-        bound: No schedule ends earlier, in seconds.
-        bound_dollars: No schedule costs less.
-        losses: Machines lost while they trained.
-        lost_hours: Work that was done again.
-        finished: Sub-models that ended.
-        idle_dollars: Paid for expensive nodes that waited.
-        late: Seconds from the merge's moment until the expensive nodes were there.
-    """
-
-    makespan: float
-    dollars: float
-    bound: float
-    bound_dollars: float
-    losses: int
-    lost_hours: float
-    finished: int
-    idle_dollars: float
-    late: float
 
 
 class Phase:
@@ -97,12 +34,13 @@ class Phase:
         self._numbers = itertools.count()
         self._units = {work.name: Unit(work, retrying.History(8)) for work in submodels(setting, seed)}
         self._waiting = list(self._units)
-        self._nodes: set[Node] = set()
+        self._nodes: dict[Node, None] = {}     # a set that keeps its order, so that equal seeds make equal runs
         self._free = {kind.name: kind.machines for kind in setting.kinds}
         self._gang = Gang(setting, random.Random(f"gang {seed}"))
         self._paid = self._lost = self._watched = 0.0
         self._losses = self._costly = 0
         self._boots: list[float] = []
+        self._factor = 1.0
         self._over = False
 
     def run(self) -> Outcome:
@@ -134,7 +72,7 @@ class Phase:
         """Start what can start, ask for machines for what cannot, let go of what nobody needs."""
         for name in self._order():
             unit = self._units[name]
-            idle = {kind.name: [n for n in self._nodes if n.up and n.unit is None and n.kind is kind] for kind in self._setting.kinds}
+            idle = {kind.name: self._idle(kind) for kind in self._setting.kinds}
             chosen = self._place(unit, {kind: len(nodes) for kind, nodes in idle.items()})
             if chosen is None:
                 if not any(idle.values()):
@@ -147,16 +85,23 @@ class Phase:
             if chosen is not None:
                 self._boot(next(kind for kind in self._setting.kinds if kind.name == chosen))
         if not self._waiting:
-            for node in [node for node in self._nodes if node.unit is None]:
+            for node in [node for node in self._nodes if node.unit is None and not node.leaving]:
                 self._release(node)
+
+    def _idle(self, kind: Kind) -> list[Node]:
+        return [node for node in self._nodes if node.up and not node.leaving and node.unit is None and node.kind is kind]
 
     def _order(self) -> list[str]:
         if self._setting.order == "longest_first" and len(self._waiting) > 1:
-            # All units correct the plan, those that ended too.
-            known = [unit.remaining for unit in self._units.values()]
-            waiting = set(self._waiting)
-            self._waiting = [unit.name for unit in ordering.longest_first(known) if unit.name in waiting]
+            waiting = [self._units[name].remaining for name in self._waiting]
+            self._waiting = [unit.name for unit in ordering.longest_first(waiting, self._factor)]
         return list(self._waiting)
+
+    def _measure(self, unit: Unit, attempt: Attempt) -> None:
+        """All units correct the plan, those that ended too."""
+        if unit.measured is None:
+            unit.measured = unit.work.step_seconds / attempt.speed
+            self._factor = ordering.calibration([unit.remaining for unit in self._units.values()])
 
     def _place(self, unit: Unit, free: dict[str, int]) -> str | None:
         types = [placement.NodeType(k.name, k.memory_gb, k.price, k.speed, free[k.name]) for k in self._setting.kinds]
@@ -165,7 +110,7 @@ class Phase:
 
     def _boot(self, kind: Kind) -> None:
         node = Node(kind, self._chance.randrange(self._setting.zones), self._now)
-        self._nodes.add(node)
+        self._nodes[node] = None
         self._free[kind.name] -= 1
         self._at(self._setting.boot * self._chance.lognormvariate(0.0, 0.4), self._arrive, node)
 
@@ -193,7 +138,7 @@ class Phase:
             unit.safe = unit.attempt.done(self._now)
             self._losses += 1
             self._stop(unit, retrying.End("preempted", 0, "notice"), self._setting.latency)
-            node.up = False     # takes no more work, and is paid for until it is gone
+            node.leaving = True     # takes no more work, and is paid for until it is gone
 
     def _lose(self, node: Node) -> None:
         if node.gone:
@@ -222,7 +167,7 @@ class Phase:
 
     def _release(self, node: Node, *, back: bool = True) -> None:
         node.gone = True
-        self._nodes.discard(node)
+        del self._nodes[node]
         self._paid += (self._now - node.since) / HOUR * node.kind.price
         if back:
             self._free[node.kind.name] += 1
@@ -232,12 +177,24 @@ class Phase:
     def _start(self, unit: Unit, node: Node) -> None:
         self._waiting.remove(unit.work.name)
         node.unit = unit
-        unit.attempt = Attempt(
-            node, self._now + self._setting.restart, unit.safe, unit.work.seconds, node.kind.speed,
-            self._interval(), self._setting.stall, self._setting.latency)
-        self._at(unit.attempt.ends - self._now, self._finish, unit, unit.attempt)
+        self._train(unit, Attempt(
+            node, self._now + self._setting.restart, unit.safe, unit.safe, unit.work.seconds, node.kind.speed,
+            self._interval(), self._setting.stall, self._setting.latency))
+
+    def _train(self, unit: Unit, attempt: Attempt) -> None:
+        unit.attempt = attempt
+        self._at(attempt.ends - self._now, self._finish, unit, attempt)
+        if attempt.review < attempt.ends - self._setting.latency:
+            self._at(attempt.review - self._now, self._review, unit, attempt)
         if self._setting.failures_per_hour:
-            self._at(self._chance.expovariate(self._setting.failures_per_hour / HOUR), self._fail, unit, unit.attempt)
+            self._at(self._chance.expovariate(self._setting.failures_per_hour / HOUR), self._fail, unit, attempt)
+
+    def _review(self, unit: Unit, attempt: Attempt) -> None:
+        if unit.attempt is attempt:
+            self._watched += self._now - attempt.begins
+            self._train(unit, dataclasses.replace(
+                attempt, begins=self._now, start=attempt.done(self._now), safe=attempt.saved(self._now),
+                interval=self._interval()))
 
     def _rate(self) -> float:
         running = sum(self._now - unit.attempt.begins for unit in self._units.values() if unit.attempt is not None)
@@ -255,7 +212,7 @@ class Phase:
         assert attempt is not None  # noqa: S101 - tells the type
         self._watched += max(0.0, self._now - attempt.begins)
         if self._now > attempt.begins:
-            unit.measured = unit.work.step_seconds / attempt.speed
+            self._measure(unit, attempt)
         attempt.node.unit = None
         unit.attempt = None
         decision = retrying.decide(unit.history, end, (), retrying.Limits())
@@ -286,7 +243,7 @@ class Phase:
         if unit.attempt is not attempt:
             return
         self._watched += self._now - attempt.begins
-        unit.measured = unit.work.step_seconds / attempt.speed
+        self._measure(unit, attempt)
         unit.safe, unit.attempt, unit.state, unit.ended = unit.work.seconds, None, "finished", self._now
         attempt.node.unit = None
         self._dispatch()
@@ -312,9 +269,8 @@ class Phase:
     def _ends_in(self) -> tuple[list[float], list[float], int, float]:
         """What the product knows of the end: seconds left of those that run and wait, slots, and what losses add."""
         units = self._units.values()
-        factor = ordering.calibration([unit.remaining for unit in units])
         running = [unit.attempt.left(self._now) for unit in units if unit.attempt is not None]
-        waiting = [ordering.expected_seconds(self._units[name].remaining, factor) for name in self._waiting]
+        waiting = [ordering.expected_seconds(self._units[name].remaining, self._factor) for name in self._waiting]
         rate = self._rate()
         overhead = self._setting.restart + self._setting.boot
         stretch = checkpointing.expected_stretch(self._interval(), self._setting.stall, HOUR / rate, overhead)

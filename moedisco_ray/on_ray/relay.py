@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,6 +18,31 @@ from moedisco_ray.events import Emit, Event
 from moedisco_ray.metering import Meter
 
 
+@dataclasses.dataclass(frozen=True)
+class Whereabouts:
+    """Where a unit was last seen.
+
+    Attributes:
+        node: The node of its first worker.
+        step: Steps made, as last reported.
+        step_seconds: Seconds per step, as last reported.
+    """
+
+    node: str | None = None
+    step: int = 0
+    step_seconds: float | None = None
+
+    def after(self, event: Event) -> Whereabouts:
+        """With one more event taken in."""
+        data = event.data
+        if event.type == "unit_started":
+            return dataclasses.replace(self, node=data.get("node_id"))
+        if event.type != "progress":
+            return self
+        speed = data["tokens_per_second"] * data["step"] / data["tokens"] if data["tokens"] else 0.0
+        return dataclasses.replace(self, step=data["step"], step_seconds=1 / speed if speed else self.step_seconds)
+
+
 class _Mailbox:
     """Keeps events until the driver takes them, each unit's last word, and for how long it held workers."""
 
@@ -24,21 +50,30 @@ class _Mailbox:
         self._events: list[Event] = []
         self._outcomes: dict[str, Any] = {}
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
+        self._whereabouts: defaultdict[str, Whereabouts] = defaultdict(Whereabouts)
 
     def push(self, event: Event) -> None:
         self._events.append(event)
         if event.type in ("workers_held", "workers_released"):
             self._meters[event.data["unit"]].update(event)
+        elif event.unit is not None:
+            self._whereabouts[event.unit] = self._whereabouts[event.unit].after(event)
 
     def take(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+    def begin(self, unit: str) -> None:
+        self._outcomes.pop(unit, None)
 
     def finish(self, unit: str, outcome: Any) -> None:
         self._outcomes[unit] = outcome
 
     def outcome(self, unit: str) -> Any:
         return self._outcomes.get(unit)
+
+    def whereabouts(self, unit: str) -> Whereabouts:
+        return self._whereabouts[unit]
 
     def worker_seconds(self, unit: str) -> float:
         return sum(self._meters[unit].worker_seconds.values())
@@ -49,6 +84,19 @@ class Relay:
 
     def __init__(self, handle: ActorHandle) -> None:
         self.handle = handle
+
+    def begin(self, unit: str) -> None:
+        """Forget what an earlier attempt of the unit returned."""
+        ray.get(self.handle.begin.remote(unit))
+
+    def whereabouts(self, unit: str) -> Whereabouts:
+        """Where the unit was last seen."""
+        found: Whereabouts = ray.get(self.handle.whereabouts.remote(unit))
+        return found
+
+    def step_seconds(self, unit: str) -> float | None:
+        """Seconds per step as the unit was last seen to run; None: it never ran."""
+        return self.whereabouts(unit).step_seconds
 
     def outcome(self, unit: str) -> Any:
         """What the unit's worker returned, raised here if it was an error of ours; None if it never came to an end."""

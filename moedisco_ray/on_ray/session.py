@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 import ray.data
 
-from moedisco_ray.config import Pool, RunConfig
+from moedisco_ray.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.errors import PoolError
 
 
@@ -46,12 +46,30 @@ def slots(pool: Pool) -> int:
     return offered if not pool.gpu else min(offered, int(ray.cluster_resources().get("GPU", 0)) // pool.gpu)
 
 
+def grows() -> bool:
+    """Whether an autoscaler may add nodes: the nodes that one starts name their type."""
+    return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
+
+
+def room(pool: Pool, workers: int) -> int:
+    """Trainers of so many workers that should be under way now.
+
+    What there is room for; where an autoscaler may bring more, as many as the pool may have, since it sees only what is asked for.
+    """
+    there = slots(pool) // workers
+    if isinstance(pool, LowMemoryPool):
+        return pool.max_workers // workers if grows() else min(there, pool.max_workers // workers)
+    return max(1, there) if grows() else there
+
+
 def check_pools(config: RunConfig) -> None:
     """Refuse to start what would wait for ever.
 
     Raises:
-        PoolError: No node offers a pool's tag, or fewer than the gang needs at once.
+        PoolError: No node offers a pool's tag, or fewer than the gang needs at once, and no autoscaler may bring more.
     """
+    if grows():
+        return
     low, high = config.pools.low_memory, config.pools.high_memory
     for name, pool, needed in (("low_memory", low, 1), ("high_memory", high, high.workers)):
         room = slots(pool)

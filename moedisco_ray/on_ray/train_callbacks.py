@@ -11,31 +11,9 @@ from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
-from ray.train import UserCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from moedisco_ray.events import Event
-
-
-class Restarts(UserCallback):
-    """Tells the run that workers died and are started again.
-
-    Args:
-        stage: Of the training.
-        unit: Of the training.
-        mailbox: Of the run; see `on_ray.relay`.
-    """
-
-    def __init__(self, stage: str, unit: str, mailbox: ActorHandle) -> None:
-        self._stage = stage
-        self._unit = unit
-        self._mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's signature
-        """Workers died."""
-        reasons = sorted({last_line(error) for error in worker_exceptions.values()})
-        event = Event("worker_restarted", self._stage, self._unit, {"reason": "; ".join(reasons)})
-        ray.get(self._mailbox.push.remote(event))
 
 
 class Slots(WorkerGroupCallback):

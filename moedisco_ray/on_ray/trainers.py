@@ -1,43 +1,41 @@
-"""Ray Train around the one training loop: which actors run it, where, how many at once, and what happens when one dies."""
+"""Trainings as a queue over a pool that breathes: as many at once as it has room for now, the longest remaining first."""
 
 from __future__ import annotations
 
-import functools
-import os
+import dataclasses
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import ray
-import ray.train
-import torch
-from ray.actor import ActorHandle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2.api.exceptions import TrainingFailedError
 
-from moedisco_ray.errors import MoeDiscoError, TrainingError
+from moedisco_ray.artifacts import read_json, write_json
+from moedisco_ray.errors import TrainingError
 from moedisco_ray.events import Emit, Event
-from moedisco_ray.on_ray.relay import Relay, emitter, relay
-from moedisco_ray.on_ray.session import slots
-from moedisco_ray.on_ray.train_callbacks import Restarts, Slots, last_line
-from moedisco_ray.on_ray.worker_log import worker_log
+from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.attempts import Surroundings, attempt
+from moedisco_ray.on_ray.relay import relay
+from moedisco_ray.policies import retrying
+from moedisco_ray.policies.ordering import Remaining, longest_first
+from moedisco_ray.policies.retrying import Again, End, GiveUp, GoBack, History, Skip
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stopping import NEVER, StopFile
-from moedisco_ray.training import TrainJob, TrainResult, World, train
+from moedisco_ray.training import TrainJob, TrainResult, checkpoint
 
-_COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
+_LOOK_SECONDS = 1.0
+"""Between two looks at the pool's room."""
+
+Outcome = TrainResult | End
 
 
 def train_all(
     jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER, run: str = "run",
 ) -> list[Trained]:
-    """Train every job, as many at once as the pool has room for; the rest wait in order.
+    """Train every job; those that wait, or whose machine was taken away, hold nothing.
 
     Args:
-        jobs: In the order in which they should start.
+        jobs: Results come in their order.
         placement: Where.
         directory: For Ray Train's own state, and the flag that stops the trainers; all nodes must see it.
         emit: Receives the workers' events.
@@ -45,83 +43,132 @@ def train_all(
         run: Begins the names of the Ray Train runs.
 
     Raises:
-        MoeDiscoError: The first job's error that is ours, such as a loss that is not finite.
-        TrainingError: A worker died more often than allowed.
+        MoeDiscoError: The first job's error that is ours, such as a full disk.
+        TrainingError: A worker died more often than allowed, or a training is poisoned.
         RunStopped: Somebody asked the run to end; the trainers have saved a checkpoint and ended.
         KeyboardInterrupt: The same, from the keyboard.
     """
     directory.mkdir(parents=True, exist_ok=True)
     end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
-    at_once = max(1, min(len(jobs), slots(placement.pool) // placement.workers))
-    with relay(emit) as mail, ThreadPoolExecutor(at_once, thread_name_prefix="trainer") as threads:
-        futures = [threads.submit(_fit, run, job, placement, directory, (stop, end), mail) for job in jobs]
+    with relay(emit) as mail, ThreadPoolExecutor(len(jobs), thread_name_prefix="trainer") as threads:
+        queue = _Queue(jobs, Surroundings(run, placement, directory, (stop, end), mail), threads)
         try:
-            done, waiting = wait(futures, return_when="FIRST_EXCEPTION")
-            failed = [future for future in done if future.exception()]
-            if failed:
-                _end(end, waiting)
-            return [future.result() for future in (failed or futures)]
-        except KeyboardInterrupt:
-            _end(end, futures)
-            wait(futures)
-            raise
+            while not queue.done:
+                stop.check()
+                queue.start()
+                queue.settle()
+        finally:
+            # Whatever ends the queue ends its trainers, each with a checkpoint, before the executor waits for them.
+            if not queue.done:
+                end.request("ended")
+        return [queue.results[job.name] for job in jobs]
 
 
-def _end(end: StopFile, futures: Any) -> None:
-    end.request("ended")
-    for future in futures:
-        future.cancel()
+class _Queue:
+    """What waits, what runs, and what is finished."""
+
+    def __init__(self, jobs: Sequence[TrainJob], around: Surroundings, threads: ThreadPoolExecutor) -> None:
+        self.results: dict[str, Trained] = {}
+        self._around = around
+        self._threads = threads
+        self._waiting = {job.name: job for job in jobs}
+        self._running: dict[Future[Outcome], TrainJob] = {}
+        self._histories = {job.name: _remembered(job, around.placement) for job in jobs}
+        self._said_empty = False
+
+    @property
+    def done(self) -> bool:
+        """Whether every job is finished."""
+        return not self._waiting and not self._running
+
+    def start(self) -> None:
+        """Begin as many as there is room for, the one with most to do first."""
+        placement = self._around.placement
+        room = session.room(placement.pool, placement.workers)
+        if not room and not self._running:
+            self._say_empty()
+        free = room - len(self._running)
+        if free <= 0:
+            return
+        order = longest_first([
+            Remaining(job.name, job.steps - _reached(job), planned=1.0, measured=self._around.mail.step_seconds(job.name))
+            for job in self._waiting.values()])
+        for unit in order[:free]:
+            job = self._waiting.pop(unit.name)
+            self._running[self._threads.submit(attempt, _adjusted(job, self._histories[job.name]), self._around)] = job
+
+    def settle(self) -> None:
+        """Wait a moment for trainings to end, and see to those that did."""
+        done, _ = wait(self._running, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+        for future in done:
+            job = self._running.pop(future)
+            outcome = future.result()
+            if isinstance(outcome, End):
+                self._follow(job, outcome)
+            elif not outcome.finished:
+                self._around.stops[0].check()
+                self._waiting[job.name] = job
+            else:
+                self.results[job.name] = _trained(job, outcome, self._around)
+
+    def _follow(self, job: TrainJob, end: End) -> None:
+        """Do what the policy says of an end."""
+        limits = retrying.Limits(self._around.placement.max_failures, window=retrying.window_of(job.steps))
+        steps = checkpoint.steps(job.checkpoints)
+        decision = retrying.decide(self._histories[job.name], end, steps, limits)
+        if isinstance(decision, GiveUp):
+            raise TrainingError(f"{job.name}: {decision.reason}")
+        if isinstance(decision, GoBack):
+            checkpoint.discard_after(job.checkpoints, decision.checkpoint)
+        self._remember(job, decision)
+        self._tell(Event("worker_restarted", job.stage, job.name, {"kind": end.kind, "step": end.step, "reason": end.reason}))
+        self._waiting[job.name] = job
+
+    def _remember(self, job: TrainJob, decision: Again | GoBack) -> None:
+        self._histories[job.name] = decision.history
+        path = _memory(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dataclasses.asdict(decision.history))
+
+    def _say_empty(self) -> None:
+        if not self._said_empty:
+            self._said_empty = True
+            pool = self._around.placement.pool
+            self._tell(Event("warning", data={"message": f"waits for {pool.resource}: no node of the cluster offers it now"}))
+
+    def _tell(self, event: Event) -> None:
+        ray.get(self._around.mail.handle.push.remote(event))
 
 
-def _fit(run: str, job: TrainJob, placement: Placement, directory: Path, stops: tuple[StopFile, StopFile], mail: Relay) -> Trained:
-    stops[0].check()
-    trainer = TorchTrainer(
-        # Not as the trainer's `train_loop_config`: the controller would unpack that, and import all of training for it.
-        functools.partial(_worker, job, stops, mail.handle),
-        scaling_config=ScalingConfig(
-            num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
-        run_config=RunConfig(
-            # A name of its own: Ray Train would take up the state of an earlier run of the same name; ours is in the job.
-            name=f"{run}-{job.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(directory.absolute()),
-            failure_config=FailureConfig(max_failures=placement.max_failures),
-            callbacks=[
-                Restarts(job.stage, job.name, mail.handle), Slots(job.stage, job.name, placement.pool.kind, mail.handle)],
-        ),
-        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise TrainingError(f"{job.name}: {last_line(error)}") from error
-    outcome = mail.outcome(job.name)
-    if outcome is None:
-        raise TrainingError(f"{job.name}: its worker ended without a result; see the Ray logs")
-    if not outcome.finished:
-        stops[0].check()
-    worker_seconds = mail.worker_seconds(job.name)
-    seconds = worker_seconds / placement.workers
-    ray.get(mail.handle.push.remote(Event("unit_finished", job.stage, job.name, {
-        "steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss, "seconds": round(seconds, 3),
-        "restored_step": outcome.restored_step})))
-    return Trained(outcome, seconds, worker_seconds)
+def _trained(job: TrainJob, result: TrainResult, around: Surroundings) -> Trained:
+    worker_seconds = around.mail.worker_seconds(job.name)
+    seconds = worker_seconds / around.placement.workers
+    ray.get(around.mail.handle.push.remote(Event("unit_finished", job.stage, job.name, {
+        "steps": result.steps, "tokens": result.tokens, "loss": result.loss, "seconds": round(seconds, 3),
+        "restored_step": result.restored_step})))
+    return Trained(result, seconds, worker_seconds)
 
 
-def _worker(job: TrainJob, stops: Sequence[StopFile], mailbox: ActorHandle) -> None:
-    """What runs on each worker of a trainer."""
-    context = ray.train.get_context()
-    device = get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
-    if world.rank == 0:
-        emitter(mailbox)(Event("unit_started", job.stage, job.name, {
-            "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
-            "node": ray.util.get_node_ip_address(), "pid": os.getpid()}))
-    try:
-        with worker_log(job, world, emitter(mailbox)) as emit:
-            outcome: TrainResult | MoeDiscoError = train(job, world, emit, lambda: any(stop.requested for stop in stops))
-    except MoeDiscoError as error:
-        outcome = error  # returned, not raised: Ray Train would try again what cannot get better
-    if world.rank == 0 or isinstance(outcome, MoeDiscoError):
-        ray.get(mailbox.finish.remote(job.name, outcome))
+def _reached(job: TrainJob) -> int:
+    return max(checkpoint.steps(job.checkpoints), default=0)
+
+
+def _adjusted(job: TrainJob, history: History) -> TrainJob:
+    """The job as its history has it: a smaller micro-batch, and batches that are left out."""
+    optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
+    return dataclasses.replace(job, optimizer=optimizer, skip=history.skip)
+
+
+def _memory(job: TrainJob) -> Path:
+    return job.checkpoints.parent / "history.json"
+
+
+def _remembered(job: TrainJob, placement: Placement) -> History:
+    """What an earlier driver learned of a job."""
+    path = _memory(job)
+    if not path.exists():
+        share = -(-job.batch // placement.workers)
+        return History(micro_batch=min(job.optimizer.micro_batch or share, share))
+    values = read_json(path)
+    skip = values.pop("skip")
+    return History(**values, skip=Skip(**skip) if skip else None)

@@ -78,6 +78,24 @@ class NodeType:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What a cluster file can start besides its head.
+
+    Attributes:
+        types: Of its workers, in the order of the file.
+        most: Workers of all types at once; none: as many as the types allow.
+    """
+
+    types: tuple[NodeType, ...]
+    most: int | None = None
+
+    def room(self, resource: str) -> int:
+        """Most of a resource that there can be at once."""
+        each = sorted((node.resources.get(resource, 0) for node in self.types for _ in range(node.most)), reverse=True)
+        return sum(each[:self.most])
+
+
+@dataclasses.dataclass(frozen=True)
 class Disagreement:
     """A setting and a cluster file that contradict each other.
 
@@ -95,8 +113,8 @@ class Disagreement:
         return f"{self.field}: {self.value!r}: {self.remedy}"
 
 
-def load_cluster(path: Path) -> tuple[NodeType, ...]:
-    """The worker types of a cluster file, for `ray up` or KubeRay.
+def load_cluster(path: Path) -> Cluster:
+    """What a cluster file can start, for `ray up` or KubeRay.
 
     Raises:
         ConfigError: It cannot be read, or lacks what a plan is checked against.
@@ -110,8 +128,8 @@ def load_cluster(path: Path) -> tuple[NodeType, ...]:
     return read_cluster(documents, str(path))
 
 
-def read_cluster(documents: Iterable[Any], source: str) -> tuple[NodeType, ...]:
-    """The worker types of a parsed cluster file.
+def read_cluster(documents: Iterable[Any], source: str) -> Cluster:
+    """What a parsed cluster file can start.
 
     Args:
         documents: One dictionary for `ray up`; for KubeRay all of the file's objects.
@@ -124,9 +142,9 @@ def read_cluster(documents: Iterable[Any], source: str) -> tuple[NodeType, ...]:
     try:
         for document in given:
             if "provider" in document:
-                return _launcher_types(document)
+                return _launcher_cluster(document)
             if document.get("kind") == "RayCluster":
-                return tuple(_kuberay_type(group) for group in document["spec"]["workerGroupSpecs"])
+                return Cluster(tuple(_kuberay_type(group) for group in document["spec"]["workerGroupSpecs"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError("--cluster", source, f"lacks a part that every cluster file has ({error!r})") from error
     except ValidationError as error:
@@ -135,19 +153,18 @@ def read_cluster(documents: Iterable[Any], source: str) -> tuple[NodeType, ...]:
     raise ConfigError("--cluster", source, "is neither a file for `ray up` nor a RayCluster")
 
 
-def disagreements(types: Iterable[NodeType], config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
+def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
     """Where the pools of a configuration and what a cluster file starts contradict each other.
 
     Args:
-        types: The file's.
+        cluster: The file's.
         config: Names the pools.
         plan: Of the same configuration; says what a worker needs.
     """
-    given = tuple(types)
     low, high = config.pools.low_memory, config.pools.high_memory
     return (
-        *_of_pool(given, low, _need_gb(plan, low), "max_workers", low.max_workers),
-        *_of_pool(given, high, _need_gb(plan, high), "workers", high.workers))
+        *_of_pool(cluster, low, _need_gb(plan, low), "max_workers", low.max_workers),
+        *_of_pool(cluster, high, _need_gb(plan, high), "workers", high.workers))
 
 
 def _need_gb(plan: Plan, pool: Pool) -> float:
@@ -155,18 +172,18 @@ def _need_gb(plan: Plan, pool: Pool) -> float:
     return max((stage.memory.total for stage in plan.stages if stage.pool == pool.kind), default=0) / GIB
 
 
-def _of_pool(given: tuple[NodeType, ...], pool: Pool, need_gb: float, count: str, workers: int) -> list[Disagreement]:
+def _of_pool(cluster: Cluster, pool: Pool, need_gb: float, count: str, workers: int) -> list[Disagreement]:
     path = f"pools.{pool.kind}"
-    offering = [node for node in given if node.most and node.resources.get(pool.resource)]
+    offering = [node for node in cluster.types if node.most and node.resources.get(pool.resource)]
     if not offering:
-        tags = sorted({tag for node in given for tag in node.resources} - {"CPU", "GPU", "memory"})
+        tags = sorted({tag for node in cluster.types for tag in node.resources} - {"CPU", "GPU", "memory"})
         has = ", ".join(tags) or "no tags"
         return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
     found = [*_of_gpus(offering, pool, path), *_of_memory(offering, pool, need_gb, path)]
-    room = sum(node.most * node.resources[pool.resource] for node in offering)
+    room = cluster.room(pool.resource)
     if workers > room:
         found.append(Disagreement(
-            f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or raise max_workers of {_names(offering)}"))
+            f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or raise max_workers there"))
     prices = [node.price_per_hour / node.resources[pool.resource] for node in offering]
     lowest, highest = min(prices), max(prices)
     if not lowest * (1 - _PRICE_TOLERANCE) <= pool.price_per_hour <= highest * (1 + _PRICE_TOLERANCE):
@@ -179,8 +196,10 @@ def _of_pool(given: tuple[NodeType, ...], pool: Pool, need_gb: float, count: str
 def _of_gpus(offering: list[NodeType], pool: Pool, path: str) -> list[Disagreement]:
     crowded = [node for node in offering if node.resources[pool.resource] * pool.gpu > node.gpus]
     idle = [node for node in offering if node.gpus and not pool.gpu]
-    found = [Disagreement(f"{path}.gpu", pool.gpu, f"{_names(crowded)} offers more {pool.resource} than it has GPUs")] if crowded else []
-    return [*found, *([Disagreement(f"{path}.gpu", pool.gpu, f"the GPUs of {_names(idle)} would idle; set it to 1")] if idle else [])]
+    told = (
+        (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
+        (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"))
+    return [Disagreement(f"{path}.gpu", pool.gpu, remedy) for nodes, remedy in told if nodes]
 
 
 def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) -> list[Disagreement]:
@@ -190,22 +209,23 @@ def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) 
     least = min(node.gpu_memory_gb for node in small)
     return [Disagreement(
         f"{path}.memory_gb", pool.memory_gb,
-        f"a worker needs {need_gb:.1f} GB and a GPU of {_names(small)} has {least:g}; set it to {least:g} to see what would fit, "
-        f"or max_workers of {_names(small)} to 0")]
+        f"a worker needs {need_gb:.1f} GB and a GPU of {_names(small)} has only {least:g}; "
+        f"set it to {least:g} to see what would fit, or max_workers of {_names(small)} to 0")]
 
 
-def _launcher_types(document: Mapping[str, Any]) -> tuple[NodeType, ...]:
+def _launcher_cluster(document: Mapping[str, Any]) -> Cluster:
     metadata = ClusterMetadata.model_validate(document["metadata"]["moedisco"])
     if document["provider"]["type"] == "local":
         hosts = [metadata.hosts[address] for address in document["provider"]["worker_ips"]]
-        return tuple(
+        return Cluster(tuple(
             NodeType(name, hosts.count(name), facts.resources, facts.gpu_memory_gb, facts.price_per_hour)
-            for name, facts in metadata.node_types.items() if name in hosts)
-    return tuple(
+            for name, facts in metadata.node_types.items() if name in hosts))
+    most = document["max_workers"]
+    return Cluster(tuple(
         NodeType(
-            name, min(kind.get("max_workers", document["max_workers"]), document["max_workers"]), kind["resources"],
+            name, kind.get("max_workers", most), kind["resources"],
             metadata.node_types[name].gpu_memory_gb, metadata.node_types[name].price_per_hour)
-        for name, kind in document["available_node_types"].items() if name != document["head_node_type"])
+        for name, kind in document["available_node_types"].items() if name != document["head_node_type"]), most)
 
 
 def _kuberay_type(group: Mapping[str, Any]) -> NodeType:

@@ -49,10 +49,15 @@ def expected_seconds(unit: Remaining, factor: float = 1.0) -> float:
     return unit.steps * (unit.planned * factor if unit.measured is None else unit.measured)
 
 
-def longest_first(units: Sequence[Remaining]) -> list[Remaining]:
-    """The order in which they should start; equals keep theirs."""
-    factor = calibration(units)
-    return sorted(units, key=lambda unit: -expected_seconds(unit, factor))
+def longest_first(units: Sequence[Remaining], factor: float | None = None) -> list[Remaining]:
+    """The order in which they should start; equals keep theirs.
+
+    Args:
+        units: What waits.
+        factor: Corrects the planned speed where none is measured; None: `calibration` of these units.
+    """
+    known = calibration(units) if factor is None else factor
+    return sorted(units, key=lambda unit: -expected_seconds(unit, known))
 
 
 def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int) -> list[float]:

@@ -3,7 +3,8 @@
 | end | what follows |
 | --- | --- |
 | preempted | again, without limit |
-| failed | again, a bounded number of times |
+| died | its process, for a reason that nobody saw: again, a bounded number of times |
+| failed | the same |
 | failed repeatedly at one step, or a loss not finite | poisoned: once, back to an earlier checkpoint and past some batches |
 | out of memory | again with half the micro-batch, down to 1; the global batch stays |
 
@@ -18,7 +19,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-EndKind = Literal["preempted", "failed", "not_finite", "out_of_memory"]
+EndKind = Literal["preempted", "died", "failed", "not_finite", "out_of_memory"]
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemoryerror", "running low on memory", "cublas_status_alloc_failed")
 
@@ -150,7 +151,8 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
         return _halve(history, end)
     at_step = history.at_step + 1 if end.step == history.step else 1
     history = dataclasses.replace(history, failures=history.failures + 1, step=end.step, at_step=at_step)
-    if end.kind == "not_finite" or at_step >= limits.same_step:
+    # A process that dies tells only roughly where it was: dying twice near a step is no sign of poison.
+    if end.kind == "not_finite" or (end.kind == "failed" and at_step >= limits.same_step):
         return _go_back(history, end, checkpoints, limits.window)
     if history.failures > limits.failures:
         return GiveUp(f"failed {history.failures} times, the last at step {end.step}: {end.reason}", poisoned=False)

@@ -60,7 +60,8 @@ class Batches:
     def __call__(self, step: int) -> Iterator[MicroBatch]:
         """The micro-batches of a step, counted from 0."""
         device = self._world.device
-        order = batch_indices(self._job.seed, step, self._job.batch, len(self._stream))[self._start:self._stop]
+        number = step if self._job.skip is None else self._job.skip.batch(step)
+        order = batch_indices(self._job.seed, number, self._job.batch, len(self._stream))[self._start:self._stop]
         real = len(order)
         windows = np.zeros((self._share, self._job.sequence_length + 1), dtype=np.int64)
         for row, index in enumerate(order):

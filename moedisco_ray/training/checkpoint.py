@@ -96,6 +96,18 @@ def latest(directory: Path) -> Path | None:
     return next(iter(reversed(_complete(directory))), None)
 
 
+def steps(directory: Path) -> list[int]:
+    """The steps of the complete checkpoints, ascending."""
+    return [int(path.name.removeprefix("step-")) for path in _complete(directory)]
+
+
+def discard_after(directory: Path, step: int) -> None:
+    """Drop the checkpoints after a step."""
+    for path in _complete(directory):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+
+
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
     """Put a checkpoint into model and optimizer. Every worker must call it.
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from moedisco_ray.config import Optimizer
+from moedisco_ray.policies.retrying import Skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TrainJob:
         load_balance: Weight of the load-balance loss.
         z_loss: Weight of the router z-loss.
         log_every: Steps between progress events.
+        skip: Batches to leave out; None: none.
         logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
     """
 
@@ -46,6 +48,7 @@ class TrainJob:
     load_balance: float = 0.0
     z_loss: float = 0.0
     log_every: int = 10
+    skip: Skip | None = None
     logs: Path | None = None
 
     @property

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moedisco_ray.errors import TrainingError
+from moedisco_ray.errors import NotFiniteError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.training.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
@@ -46,7 +46,7 @@ class Ledger:
         """Read what was added: afterwards `progress` holds all of it, equal on all workers.
 
         Raises:
-            TrainingError: A loss or a gradient is not finite.
+            NotFiniteError: A loss or a gradient is not finite.
         """
         if not self._losses:
             return
@@ -61,7 +61,7 @@ class Ledger:
             for what, value in zip(("loss", "norm of the gradient"), figures, strict=True):
                 if not math.isfinite(value):
                     remedy = "lower the learning rate, or lengthen its warm-up"
-                    raise TrainingError(f"{self._job.name}: the {what} of step {step} is {value}; {remedy}")
+                    raise NotFiniteError(f"{self._job.name}: the {what} of step {step} is {value}; {remedy}", step)
         self._last_norm = norms[-1]
         now = time.monotonic()
         self.progress.step += len(means)

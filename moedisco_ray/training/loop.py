@@ -39,7 +39,7 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         stop: Asked after steps; once it is true on any worker, all save a checkpoint and return an unfinished result.
 
     Raises:
-        TrainingError: A loss or a gradient is not finite.
+        NotFiniteError: A loss or a gradient is not finite.
         CorpusError: The shards are shorter than one sequence.
         RunDirError: The disk is full.
     """

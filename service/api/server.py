@@ -1,7 +1,8 @@
-"""uvicorn that does not wait for readers of endless streams."""
+"""uvicorn that answers without delay, and ends without waiting for readers of endless streams."""
 
 from __future__ import annotations
 
+import gc
 import socket
 
 import uvicorn
@@ -23,9 +24,14 @@ class Server(uvicorn.Server):
         self._context: Context = app.state.context
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen. Head and body of an answer are two packets, and the second must not wait until the first is acknowledged."""
-        for each in sockets or ():      # asyncio sees to that only where a socket's protocol was named when it was made
+        """Listen, and see that nothing delays an answer."""
+        for each in sockets or ():
+            # Head and body are two packets, and the second must not wait until the first is acknowledged. asyncio sees to that
+            # only where the protocol was named when the socket was made.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # What is here now stays: the collector need not look through all of it again and again.
+        gc.collect()
+        gc.freeze()
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

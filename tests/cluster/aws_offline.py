@@ -11,7 +11,10 @@ from pathlib import Path
 
 import boto3
 import yaml
+from moto.moto_api._internal import moto_api_backend
 from moto.server import ThreadedMotoServer
+from ray.autoscaler._private.aws import config as aws_config
+from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "us-east-1"
@@ -19,10 +22,25 @@ IMAGE_PARAMETER = "/vendor/image"
 """Stands for the vendor's public parameter, which moto does not have."""
 
 
+class _Template(yaml.SafeLoader):
+    """Reads a stack's template; its functions as None."""
+
+
+_Template.add_multi_constructor("!", lambda _loader, _tag, _node: None)
+
+
+def empty():
+    """Make AWS as it was: accounts live in the process, not in the server."""
+    moto_api_backend.reset()
+    for cache in (resource_cache, client_cache, aws_config._get_subnets_or_die):
+        cache.cache_clear()
+
+
 @contextlib.contextmanager
 def aws_server():
     """Yield the URL of an empty AWS."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    empty()
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     try:
@@ -55,7 +73,10 @@ def deploy_account(url):
         StackName="moedisco", TemplateBody=re.sub(r"/aws/service/deeplearning/\S+", IMAGE_PARAMETER, template),
         Capabilities=["CAPABILITY_NAMED_IAM"],
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()])
-    return stacks
+    disk = stacks.describe_stack_resource(StackName="moedisco", LogicalResourceId="StateDisk")["StackResourceDetail"]
+    # moto's stacks leave out a volume's tags.
+    volume = yaml.load(template, _Template)["Resources"]["StateDisk"]["Properties"]
+    client(url, "ec2").create_tags(Resources=[disk["PhysicalResourceId"]], Tags=volume["Tags"])
 
 
 def instances(url, *states):

@@ -24,7 +24,7 @@ from moedisco_ray.policies.retrying import (
 
 LIMITS = Limits(failures=3, same_step=2, window=10)
 CHECKPOINTS = (70, 80, 90, 100)
-kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", "failed", "not_finite", "out_of_memory"])
+kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", "died", "failed", "not_finite", "out_of_memory"])
 ends = st.builds(End, kinds, st.integers(0, 200), st.just("why"))
 
 
@@ -54,6 +54,11 @@ def test_a_loss_that_is_not_finite_goes_back_and_leaves_batches_out() -> None:
 def test_failing_again_at_one_step_is_poison_even_with_a_preemption_between() -> None:
     decision = after(End("failed", 101, "bug"), End("preempted", 95, "spot"), End("failed", 101, "bug"))
     assert isinstance(decision, GoBack)
+
+
+def test_dying_twice_near_one_step_is_no_poison() -> None:
+    assert isinstance(after(*[End("died", 101, "SIGKILL")] * 3), Again)
+    assert isinstance(after(*[End("died", 101, "SIGKILL")] * 4), GiveUp)
 
 
 def test_poison_twice_is_the_end_and_says_why() -> None:
@@ -94,7 +99,7 @@ def test_whatever_happens_it_comes_to_an_end_and_goes_back_once(given_ends: list
     history, back, counted = History(8), 0, 0
     for end in given_ends:
         decision = decide(history, end, CHECKPOINTS, LIMITS)
-        counted += end.kind in ("failed", "not_finite")
+        counted += end.kind in ("died", "failed", "not_finite")
         if isinstance(decision, GiveUp):
             break
         back += isinstance(decision, GoBack)

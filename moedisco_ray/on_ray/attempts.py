@@ -1,0 +1,153 @@
+"""One attempt at a training: a Ray Train run that ends with a result, or with how its workers ended before their time.
+
+Ray Train tries nothing again by itself. What follows an end is `policies.retrying`'s decision, and an attempt that waits to be made
+again holds nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ray
+import ray.train
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
+
+from moedisco_ray.errors import MoeDiscoError, NotFiniteError
+from moedisco_ray.events import Event
+from moedisco_ray.on_ray.relay import Relay, emitter
+from moedisco_ray.on_ray.train_callbacks import Slots, last_line
+from moedisco_ray.on_ray.worker_log import worker_log
+from moedisco_ray.policies.retrying import End, kind_of
+from moedisco_ray.shell import Placement
+from moedisco_ray.stopping import StopFile
+from moedisco_ray.training import TrainJob, TrainResult, World, train
+
+_COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
+_NOTICE_SECONDS = 1.0
+"""Between two looks for a notice; a look is a message to another process."""
+_NODE_GONE = re.compile(r"node (has died|was terminated|is dead|died|is being drained)|preempt", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What the attempts of a run share.
+
+    Attributes:
+        run: Begins the names of the Ray Train runs.
+        placement: Where workers run.
+        directory: For Ray Train's own state; all nodes must see it.
+        stops: Each ends the attempts once it is there.
+        mail: The workers' way to the driver.
+    """
+
+    run: str
+    placement: Placement
+    directory: Path
+    stops: tuple[StopFile, ...]
+    mail: Relay
+
+
+def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
+    """Train until the job is finished, or its workers end.
+
+    Returns:
+        A result, unfinished if a stop file asked for it; or the end of the workers.
+
+    Raises:
+        MoeDiscoError: What another attempt could not mend.
+    """
+    placement, mail = around.placement, around.mail
+    mail.begin(job.name)
+    trainer = TorchTrainer(
+        # Not as the trainer's `train_loop_config`: the controller would unpack that, and import all of training for it.
+        functools.partial(_worker, job, around.stops, mail.handle),
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
+        run_config=RunConfig(
+            # A name of its own: Ray Train would take up the state of an earlier run of the same name; ours is in the job.
+            name=f"{around.run}-{job.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(around.directory.absolute()),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            callbacks=[Slots(job.stage, job.name, placement.pool.kind, mail.handle)],
+        ),
+        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+    )
+    try:
+        trainer.fit()
+        outcome = mail.outcome(job.name)
+    except NotFiniteError as error:
+        return End("not_finite", error.step - 1, str(error))
+    except TrainingFailedError as error:
+        return _end(error, mail, job)
+    if outcome is None:
+        return End("failed", mail.whereabouts(job.name).step, "its worker ended without a result; see the Ray logs")
+    if not outcome.finished and not any(stop.requested for stop in around.stops):
+        return End("preempted", outcome.steps, "its node is about to be taken away")
+    return outcome
+
+
+def _end(error: TrainingFailedError, mail: Relay, job: TrainJob) -> End:
+    where = mail.whereabouts(job.name)
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    words = " ".join(str(failure) for failure in failures)
+    lost = (
+        isinstance(error, PreemptionError) or any(getattr(failure, "preempted", False) for failure in failures)
+        or bool(_NODE_GONE.search(words)) or not _alive(where.node))
+    reason = "; ".join(sorted({last_line(failure) for failure in failures}))
+    kind = kind_of(words, node_lost=lost)
+    died = kind == "failed" and all(isinstance(failure, RayActorError) for failure in failures)
+    return End("died" if died else kind, where.step, reason)
+
+
+def _alive(node: str | None) -> bool:
+    """Whether a node is part of the cluster; one that nobody has heard of is not held against it."""
+    return node is None or any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+
+
+def _worker(job: TrainJob, stops: Sequence[StopFile], mailbox: ActorHandle) -> None:
+    """What runs on each worker of a trainer."""
+    context = ray.train.get_context()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
+    if world.rank == 0:
+        emitter(mailbox)(Event("unit_started", job.stage, job.name, {
+            "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
+            "node": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}))
+    noticed = _notice(world)
+    try:
+        with worker_log(job, world, emitter(mailbox)) as emit:
+            outcome: TrainResult | MoeDiscoError = train(
+                job, world, emit, lambda: any(stop.requested for stop in stops) | noticed())
+    except MoeDiscoError as error:
+        outcome = error  # returned, not raised: it is no end of a worker
+    if world.rank == 0 or isinstance(outcome, MoeDiscoError):
+        ray.get(mailbox.finish.remote(job.name, outcome))
+
+
+def _notice(world: World) -> Callable[[], bool]:
+    """Whether a node of the trainer is about to be taken away; all its workers must ask equally often."""
+    asked = 0.0
+
+    def noticed() -> bool:
+        nonlocal asked
+        now = time.monotonic()
+        if world.size == 1 and now - asked < _NOTICE_SECONDS:
+            return False
+        asked = now
+        return ray.train.get_preemption_info() is not None
+
+    return noticed

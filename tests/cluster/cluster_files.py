@@ -1,0 +1,35 @@
+"""The files of cluster_yaml, and what is said of all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "cluster_yaml"
+CLOUDS = ("aws-spot", "gcp-spot", "azure-spot")
+LAUNCHER = (*CLOUDS, "on-prem", "local-fake")
+"""For `ray up` or `ray start`; kuberay.yaml is for kubectl."""
+
+
+def load(name):
+    """A file for Ray's launcher as a dictionary."""
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+def kubernetes_objects():
+    return list(yaml.safe_load_all((FOLDER / "kuberay.yaml").read_text()))
+
+
+def workers(config):
+    """Node types that are not the head's, in the order of the file."""
+    return {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
+
+
+def pool(kind):
+    return kind["labels"]["moedisco/pool"]
+
+
+def market(kind):
+    return kind["labels"]["moedisco/market"]

@@ -1,0 +1,153 @@
+"""AWS without AWS: Ray's launcher and autoscaler with aws-spot.yaml against a server on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import botocore.exceptions
+import pytest
+from autoscaling import Turns
+from aws_offline import ROOT, aws_server, client, cluster_file, credentials, deploy_account, empty, instances, stand_ins, tags
+from ray.autoscaler._private.aws.config import bootstrap_aws
+from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.tags import (
+    TAG_RAY_LAUNCH_CONFIG,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_NAME,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
+
+from moedisco_ray.on_ray import spot_fallback
+
+RAY = Path(sys.executable).with_name("ray")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with aws_server() as url:
+        yield url
+
+
+@pytest.fixture
+def aws(server, monkeypatch, tmp_path):
+    empty()
+    for name, value in (credentials(server) | {"HOME": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    deploy_account(server)
+    return server
+
+
+@pytest.fixture
+def config(aws):
+    return bootstrap_aws(prepare_config(cluster_file()))
+
+
+@pytest.fixture
+def provider(config):
+    return spot_fallback.AWS(config["provider"], config["cluster_name"])
+
+
+def start(provider, config, name, kind="worker"):
+    provider.create_node(config["available_node_types"][name]["node_config"], {
+        TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: name, TAG_RAY_NODE_STATUS: "up-to-date", TAG_RAY_LAUNCH_CONFIG: "test",
+        TAG_RAY_NODE_NAME: name}, 1)
+
+
+def asked_for(provider, refuse):
+    """Types that the provider asks for from now on, as (type, spot); those that `refuse` are out of capacity."""
+    asked = []
+
+    def answer(params, **_):
+        request = params["body"]
+        what = request["InstanceType"], request.get("InstanceMarketOptions.MarketType") == "spot"
+        if asked[-1:] != [what]:
+            asked.append(what)
+        if refuse(*what):
+            raise botocore.exceptions.ClientError(
+                {"Error": {"Code": "InsufficientInstanceCapacity", "Message": "there is none"}}, "RunInstances")
+
+    provider.ec2_fail_fast.meta.client.meta.events.register("before-call.ec2.RunInstances", answer)
+    return asked
+
+
+def test_every_node_type_starts_the_machine_that_the_file_names(aws, config, provider):
+    for name in config["available_node_types"]:
+        start(provider, config, name, "head" if name == "head" else "worker")
+    started = {tags(machine)[TAG_RAY_USER_NODE_TYPE]: machine for machine in instances(aws)}
+    group, = client(aws, "ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["moedisco"]}])["SecurityGroups"]
+    assert started.keys() == config["available_node_types"].keys()
+    for name, kind in config["available_node_types"].items():
+        machine, node = started[name], kind["node_config"]
+        assert machine["InstanceType"] == node["InstanceType"]
+        assert (machine.get("InstanceLifecycle") == "spot") == name.endswith("-spot")
+        assert tags(machine)["ray-cluster-name"] == "moedisco"
+        assert [each["GroupId"] for each in machine["SecurityGroups"]] == [group["GroupId"]]
+        assert machine["IamInstanceProfile"]["Arn"].endswith("moedisco-head" if name == "head" else "moedisco-worker")
+        assert machine["Placement"]["AvailabilityZone"] == "us-east-1a"
+        disk, = node["BlockDeviceMappings"]
+        assert disk["Ebs"]["Encrypted"]
+
+
+def test_low_memory_demand_that_is_refused_goes_to_the_next_type_and_at_last_on_demand(aws, config, provider):
+    start(provider, config, "head", "head")
+    asked = asked_for(provider, lambda _, spot: spot)
+    turns = Turns(config, provider, instances(aws)[0]["InstanceId"])
+    for _ in range(40):
+        turns.take({"GPU": 1, "low_mem_gpu": 1})
+        if len(instances(aws)) == 2:
+            break
+    assert asked == [("g4dn.xlarge", True), ("g6.xlarge", True), ("g5.xlarge", True), ("g6.xlarge", False)]
+    assert [machine["InstanceType"] for machine in instances(aws)[1:]] == ["g6.xlarge"]
+
+
+def test_a_gang_of_the_high_pool_falls_back_to_on_demand(aws, config, provider):
+    start(provider, config, "head", "head")
+    asked = asked_for(provider, lambda _, spot: spot)
+    turns = Turns(config, provider, instances(aws)[0]["InstanceId"])
+    for _ in range(40):
+        turns.take({"GPU": 1, "high_mem_gpu": 1}, 2, gang=True)
+        if len(instances(aws)) == 3:
+            break
+    assert asked[0] == ("p5.4xlarge", True)
+    assert asked[-1] == ("p5.4xlarge", False)
+    assert {machine["InstanceType"] for machine in instances(aws)[1:]} == {"p5.4xlarge"}
+
+
+def test_work_for_processors_never_starts_a_big_gpu(aws, config, provider):
+    start(provider, config, "head", "head")
+    asked = asked_for(provider, lambda *_: False)
+    turns = Turns(config, provider, instances(aws)[0]["InstanceId"])
+    for _ in range(10):
+        turns.take({"CPU": 1}, 3)
+    assert asked == [("g4dn.xlarge", True)]
+
+
+@pytest.mark.timeout(240)
+def test_ray_up_and_ray_down(aws, tmp_path):
+    log = tmp_path / "commands"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    path = f"{stand_ins(tmp_path / 'bin', log)}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "RAY_USAGE_STATS_ENABLED": "0", "TERM": "dumb"}
+
+    def ray(command):
+        done = subprocess.run(
+            [RAY, command, "cluster_yaml/aws-spot.yaml", "--yes", *(["--no-config-cache"] if command == "up" else [])],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    ray("up")
+    head, = instances(aws, "running", "pending")
+    assert (head["InstanceType"], head.get("InstanceLifecycle")) == ("m6i.xlarge", None)
+    assert tags(head)[TAG_RAY_NODE_KIND] == "head"
+    said = log.read_text()
+    for expected in ("head.sh s3://MY_BUCKET", "install.sh boto3", "attach_ebs.py", "RAY_OVERRIDE_RESOURCES", "cluster_yaml/"):
+        assert expected in said, f"{expected} in {said}"
+    assert ".venv/ " not in said
+    assert "pip install" not in said, "Ray's defaults would bring a nightly build"
+    ray("down")
+    assert not instances(aws, "running", "pending", "stopping", "stopped")

@@ -1,0 +1,183 @@
+"""Every file against Ray's own checks, and against what Ray does not check."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster_files import CLOUDS, FOLDER, LAUNCHER, ROOT, load, market, pool, workers
+from ray._private.label_utils import validate_node_label_syntax
+from ray.autoscaler._private import _azure as azure
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from moedisco_ray.plan.cluster_file import ClusterMetadata, load_cluster
+
+NODE_CONFIG_KEYS = {
+    "aws-spot": {
+        "InstanceType", "ImageId", "IamInstanceProfile", "MetadataOptions", "BlockDeviceMappings", "InstanceMarketOptions"},
+    "gcp-spot": {"machineType", "guestAccelerators", "serviceAccounts", "networkInterfaces", "disks", "scheduling"},
+    "azure-spot": {"azure_arm_parameters"},
+}
+MACHINE = {
+    "aws-spot": r"[a-z0-9]+\.\d*x?large",
+    "gcp-spot": r"[a-z]\d-[a-z]+-\d+g?",
+    "azure-spot": r"Standard_[A-Z]{1,2}\d+[a-z]*(_[A-Z0-9]+)?_v\d",
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_ray_accepts_the_file(name):
+    validate_config(prepare_config(load(name)))
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_the_file_repeats_no_key(name):
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value if key.value != "<<"]
+            assert len(keys) == len(set(keys)), f"{name}: {keys}"
+            return super().construct_mapping(node, deep)
+
+    yaml.load((FOLDER / f"{name}.yaml").read_text(), Strict)
+
+
+@pytest.mark.parametrize("name", [*LAUNCHER, "kuberay"])
+def test_the_file_says_what_a_plan_is_held_against(name):
+    types = load_cluster(FOLDER / f"{name}.yaml").types
+    for tag in ("low_mem_gpu", "high_mem_gpu"):
+        offering = [kind for kind in types if tag in kind.resources]
+        assert offering, f"{name} offers no {tag}"
+        assert all(kind.price_per_hour > 0 and kind.most > 0 for kind in offering)
+        assert all(kind.gpus in (0, kind.resources[tag]) for kind in offering), "one tag for each GPU"
+        assert all(bool(kind.gpus) == bool(kind.gpu_memory_gb) for kind in offering)
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_metadata_names_the_types_of_the_file(name):
+    config = load(name)
+    metadata = ClusterMetadata.model_validate(config["metadata"]["moedisco"])
+    if name == "on-prem":
+        assert set(metadata.hosts) == set(config["provider"]["worker_ips"])
+        assert set(metadata.hosts.values()) == set(metadata.node_types)
+    else:
+        assert set(metadata.node_types) == set(config["available_node_types"])
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_labels_are_such_as_ray_takes(name):
+    config = load(name)
+    kinds = list(config.get("available_node_types", config["metadata"]["moedisco"]["node_types"]).values())
+    labels = [kind["labels"] for kind in kinds if "labels" in kind]
+    assert labels
+    for each in labels:
+        validate_node_label_syntax(each)
+        assert each.keys() >= {"moedisco/pool", "moedisco/market"}
+        assert each["moedisco/pool"] in ("low_memory", "high_memory")
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_pools_start_empty_and_the_head_does_no_work(name):
+    config = load(name)
+    head = config["available_node_types"][config["head_node_type"]]
+    assert head["resources"] == {"CPU": 0}
+    assert head["max_workers"] == 0
+    for kind in workers(config).values():
+        assert kind.get("min_workers", 0) == 0
+        assert 0 < kind.get("idle_timeout_s", 60 * config["idle_timeout_minutes"]) <= 600
+        assert kind["max_workers"] <= config["max_workers"]
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_each_pool_has_spot_types_in_order_of_price_and_then_one_on_demand(name):
+    config = load(name)
+    prices = {kind: facts["price_per_hour"] for kind, facts in config["metadata"]["moedisco"]["node_types"].items()}
+    for tier, members in groupby(workers(config).items(), key=lambda item: pool(item[1])):
+        kinds = list(members)
+        priorities = [kind["priority"] for _, kind in kinds]
+        assert priorities == sorted(priorities, reverse=True)
+        assert len(set(priorities)) == len(priorities)
+        spot = [each for each, kind in kinds if market(kind) == "spot"]
+        assert len(spot) >= 2, tier
+        assert [market(kind) for _, kind in kinds] == ["spot"] * len(spot) + ["on-demand"]
+        tag = {"low_memory": "low_mem_gpu", "high_memory": "high_mem_gpu"}[tier]
+        cheapest = [prices[each] for each in spot]
+        assert cheapest == sorted(cheapest)
+        fallback = kinds[-1][1]
+        assert any(kind["resources"] == fallback["resources"] for _, kind in kinds[:-1]), "the fallback does what a spot type does"
+        assert all(tag in kind["resources"] for _, kind in kinds)
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_node_config_has_only_keys_that_the_cloud_knows(name):
+    for kind in load(name)["available_node_types"].values():
+        node = kind["node_config"]
+        assert node.keys() <= NODE_CONFIG_KEYS[name]
+        arm = node.get("azure_arm_parameters", {})
+        machine = node.get("InstanceType") or node.get("machineType") or arm["vmSize"]
+        assert re.fullmatch(MACHINE[name], machine), machine
+
+
+def test_azure_parameters_are_those_of_rays_template():
+    template = json.loads((Path(azure.__file__).parent / "azure-vm-template.json").read_text())
+    for kind in load("azure-spot")["available_node_types"].values():
+        assert kind["node_config"]["azure_arm_parameters"].keys() <= {*template["parameters"], "availability_zone"}
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_market_is_the_one_that_the_label_names(name):
+    for kind in workers(load(name)).values():
+        node = kind["node_config"]
+        spot = (node.get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+                or node.get("scheduling", {}).get("provisioningModel") == "SPOT"
+                or node.get("azure_arm_parameters", {}).get("priority") == "Spot")
+        assert spot == (market(kind) == "spot")
+
+
+@pytest.mark.parametrize("name", [*LAUNCHER, "kuberay", "aws-account"])
+def test_nothing_floats(name):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert not re.search(r":latest\b|[Vv]ersion: latest|nightly|dev0", text)
+    assert "0.0.0.0/0" not in text
+    for setting in ("--dashboard-host=0.0.0.0", "RAY_AUTH_MODE=disabled"):
+        assert setting not in text
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "on-prem"])
+def test_three_lines_are_the_users(name):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    body = text.split("cluster_name:", 1)[1]
+    assert re.findall(r"# \((\d)\)", body) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "on-prem"])
+def test_every_node_gets_the_token_and_what_it_installs(name):
+    mounts = load(name)["file_mounts"]
+    assert mounts["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for local in mounts.values():
+        assert local.startswith("~") or (ROOT / local).exists()
+
+
+def test_pinned_versions_are_those_the_tests_run_with():
+    lines = (FOLDER / "node" / "constraints.txt").read_text().split("\n\n")[0].splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    assert pins.keys() >= {"ray", "torch", "transformers", "pydantic", "fastapi", "sqlalchemy"}
+    assert pins == {name: version(name).split("+")[0] for name in pins}
+
+
+def test_the_dependencies_of_the_project_are_all_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {re.match(r"[\w.-]+", line)[0].lower() for line in project["dependencies"]}
+    pins = {line.split("==")[0] for line in (FOLDER / "node" / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert named <= pins
+
+
+def test_kubernetes_and_the_cloud_files_run_the_same_ray():
+    text = (FOLDER / "kuberay.yaml").read_text()
+    assert f"rayVersion: {version('ray')}" in text
+    assert f"moedisco:{version('moedisco-ray')}" in text

@@ -1,0 +1,112 @@
+"""What a configuration's pools and a cluster file say of each other."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from cluster_files import FOLDER, load
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from moedisco_ray.cli import app
+from moedisco_ray.config import load_config
+from moedisco_ray.config.presets import preset_text
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.plan import GIB, build_plan
+from moedisco_ray.plan.cluster_file import disagreements, load_cluster, read_cluster
+
+
+@pytest.fixture(scope="module")
+def default_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "default.yaml"
+    path.write_text(preset_text("default"))
+    return path
+
+
+def found(default_file, cluster, *overrides):
+    config = load_config(default_file, overrides)
+    return [(each.field, str(each)) for each in disagreements(read_cluster([cluster], "file"), config, build_plan(config))]
+
+
+@pytest.mark.parametrize("name", ["aws-spot", "gcp-spot", "azure-spot", "kuberay"])
+def test_the_default_configuration_agrees_with_every_cloud(default_file, name):
+    config = load_config(default_file)
+    assert disagreements(load_cluster(FOLDER / f"{name}.yaml"), config, build_plan(config)) == ()
+
+
+@pytest.mark.parametrize(("override", "field", "says"), [
+    ("pools.low_memory.resource=tiny_gpu", "pools.low_memory.resource", "the file has high_mem_gpu, low_mem_gpu"),
+    ("pools.low_memory.gpu=0", "pools.low_memory.gpu", "would idle"),
+    ("pools.low_memory.max_workers=200", "pools.low_memory.max_workers", "room for 24"),
+    ("pools.high_memory.workers=32", "pools.high_memory.workers", "room for 24"),
+    ("pools.high_memory.price_per_hour=0.1", "pools.high_memory.price_per_hour", "1.50 to 6.88"),
+    ("submodels.optimizer.micro_batch=36", "pools.low_memory.memory_gb", "low-t4-spot has only 16"),
+])
+def test_a_contradiction_is_told_with_field_value_and_remedy(default_file, override, field, says):
+    told = dict(found(default_file, load("aws-spot"), override))
+    assert field in told
+    assert says in told[field]
+    assert told[field].startswith(f"{field}: ")
+
+
+def test_tags_without_gpus_are_told(default_file):
+    cluster = load("aws-spot")
+    cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "low_mem_gpu": 2}
+    assert any("offers more low_mem_gpu than it has GPUs" in text for _, text in found(default_file, cluster))
+
+
+@given(memory=st.integers(1, 40))
+def test_a_type_is_too_small_exactly_when_a_worker_needs_more(default_file, memory):
+    cluster = load("gcp-spot")
+    cluster["metadata"]["moedisco"]["node_types"]["low-t4-spot"]["gpu_memory_gb"] = memory
+    config = load_config(default_file)
+    plan = build_plan(config)
+    need = max(stage.memory.total for stage in plan.stages if stage.pool == "low_memory") / GIB
+    told = disagreements(read_cluster([cluster], "file"), config, plan)
+    assert bool(told) == (need > memory)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda cluster: cluster.pop("metadata"), "metadata"),
+    (lambda cluster: cluster["metadata"]["moedisco"]["node_types"].pop("low-l4"), "low-l4"),
+    (lambda cluster: cluster["metadata"]["moedisco"]["node_types"]["low-l4"].pop("price_per_hour"), "price_per_hour"),
+    (lambda cluster: cluster["metadata"]["moedisco"]["node_types"]["low-l4"].update(price=1), "price"),
+    (lambda cluster: cluster.pop("provider"), "neither"),
+])
+def test_a_file_that_lacks_something_is_a_user_error(change, says):
+    cluster = load("aws-spot")
+    change(cluster)
+    with pytest.raises(ConfigError, match=says):
+        read_cluster([cluster], "mine.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "just words", "a: [", "kind: RayCluster"])
+def test_what_is_no_cluster_file_is_a_user_error(tmp_path, text):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"--cluster"):
+        load_cluster(path)
+
+
+def test_a_host_is_counted_once_for_its_type():
+    cluster = load("on-prem")
+    cluster["provider"]["worker_ips"].append("192.168.0.13")
+    cluster["metadata"]["moedisco"]["hosts"]["192.168.0.13"] = "low"
+    assert {kind.name: kind.most for kind in read_cluster([cluster], "file").types} == {"low": 2, "high": 1}
+
+
+def test_the_command_ends_with_2_where_they_differ_and_still_prints_the_plan(default_file, tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(load("aws-spot")))
+    runner = CliRunner()
+    agreeing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(path)])
+    assert (agreeing.exit_code, agreeing.stderr) == (0, "")
+    differing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(path), "--json", "--set", "pools.low_memory.gpu=0"])
+    assert differing.exit_code == 2
+    assert json.loads(differing.stdout)["name"] == "my-moe"
+    assert differing.stderr.startswith("moedisco: pools.low_memory.gpu: 0: ")
+    missing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(tmp_path / "none.yaml")])
+    assert missing.exit_code == 2

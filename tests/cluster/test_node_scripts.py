@@ -1,0 +1,69 @@
+"""What nodes run at their start: linted, and the parts that decide something."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster_files import FOLDER, load
+
+from moedisco_ray.plan.cluster_file import ClusterMetadata
+
+SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("node/*.sh")])
+
+
+def tool(name):
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    done = subprocess.run(
+        [tool("shellcheck"), "--external-sources", "--source-path=SCRIPTDIR", "--exclude=SC2016", script],
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert script.stat().st_mode & 0o111
+
+
+def test_hadolint_finds_nothing():
+    done = subprocess.run([tool("hadolint"), FOLDER / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_runs_unprivileged_and_says_how_it_is():
+    text = (FOLDER / "Dockerfile").read_text()
+    assert "\nUSER 1000\n" in text
+    assert "\nHEALTHCHECK " in text
+    assert "\nARG TORCH_INDEX=\n" in text
+
+
+@pytest.fixture(scope="module")
+def host_tags():
+    spec = importlib.util.spec_from_file_location("host_tags", FOLDER / "node" / "host_tags.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_host_gets_the_tags_that_the_file_has_for_it(host_tags):
+    metadata = ClusterMetadata.model_validate(load("on-prem")["metadata"]["moedisco"])
+    arguments = host_tags.arguments(metadata, {"127.0.0.1", "192.168.0.12"})
+    assert arguments == [
+        "--node-ip-address=192.168.0.12", '--resources={"high_mem_gpu": 2}',
+        "--labels=moedisco/pool=high_memory,moedisco/market=own,moedisco/gpu=A100-80GB", "--num-cpus=0", "--num-gpus=2"]
+
+
+def test_a_host_that_the_file_does_not_name_is_told_so(host_tags):
+    metadata = ClusterMetadata.model_validate(load("on-prem")["metadata"]["moedisco"])
+    with pytest.raises(SystemExit, match=r"names none of this host's addresses: 10\.0\.0\.9"):
+        host_tags.arguments(metadata, {"10.0.0.9"})
+
+
+def test_this_host_has_an_address(host_tags):
+    assert "127.0.0.1" in host_tags.own_addresses()
