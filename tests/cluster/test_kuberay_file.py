@@ -95,7 +95,8 @@ def test_only_the_cluster_itself_and_the_operator_reach_it(cluster):
 
 
 def test_what_the_service_remembers_outlives_the_head_and_every_node_sees_the_runs(cluster):
-    claims = {each["metadata"]["name"]: each["spec"]["accessModes"] for each in kubernetes_objects() if each["kind"] == "PersistentVolumeClaim"}
+    objects = [each for each in kubernetes_objects() if each["kind"] == "PersistentVolumeClaim"]
+    claims = {each["metadata"]["name"]: each["spec"]["accessModes"] for each in objects}
     assert claims == {"moedisco-state": ["ReadWriteOnce"], "moedisco-runs": ["ReadWriteMany"]}
     for pod in pods(cluster):
         assert {"name": "runs", "persistentVolumeClaim": {"claimName": "moedisco-runs"}} in pod["volumes"]
