@@ -92,7 +92,7 @@ def service_load() -> str:
         [when, span(readers[cell]["p50_ms"]), span(readers[cell]["p99_ms"])]
         for when, cell in {"no requests": "delivery", "the requests above": "delivery_busy"}.items()]
     points = {"over HTTP, one driver": "one driver", "over HTTP, four drivers": "four drivers", "`database.ingest`": "direct"}
-    single, late = result["requests"]["run"]["8"]["per_second"], readers["delivery"]["p99_ms"]
+    single, late, share = result["requests"]["run"]["8"]["per_second"], readers["delivery"]["p99_ms"], result["others_share"]
     verdicts = [
         at_least("metric points per second, over HTTP", report["one driver"], targets["points_per_second"]),
         at_least("metric points per second, directly", report["direct"], targets["points_per_second"]),
@@ -105,8 +105,8 @@ def service_load() -> str:
         {setting["reports_per_second"]} reports of {setting["events_per_report"]} events in a second; an event is on its way from
         the beginning of its report until a reader has it, and every reader gets each one. Metric points come in reports of
         {setting["events_per_batch"]:,} progress events with {setting["points_per_event"]} points each. Median (min to max) over
-        {setting["rounds"]} rounds, each with a fresh service; other work had loaded the
-        machine with {number(result["load_before"])} before.""",
+        {setting["rounds"]} rounds, each with a fresh service; meanwhile other work had
+        {share["median"]:.0%} ({share["min"]:.0%} to {share["max"]:.0%}) of the machine.""",
         table(["GET", "event streams", "connections", "requests/s", "p50, ms", "p99, ms"], requests),
         table(["events to readers, beside", "p50, ms", "p99, ms"], delivery),
         table(["ingest", "metric points/s"], [[how, span(report[cell])] for how, cell in points.items()]),

@@ -190,12 +190,12 @@ def one_round(seeded: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
         state_dir = Path(home, "state")
         shutil.copytree(seeded, state_dir)
-        where = (f"--state-dir={state_dir}",)
+        where = [f"--state-dir={state_dir}"]
         direct = run_arm(Path(__file__), "direct", *where)
         shutil.rmtree(state_dir)
         shutil.copytree(seeded, state_dir)
         with served(state_dir) as (port, process):
-            where += (f"--port={port}",)
+            where.append(f"--port={port}")
             memory = {"start": process.memory_info().rss}
             measured = {}
             for arm in ("requests", "readers", "report"):
@@ -204,6 +204,19 @@ def one_round(seeded: Path) -> dict[str, Any]:
     return {
         **measured, "report": {**measured["report"], **direct},
         "memory_mib": {when: size / 2**20 for when, size in memory.items()}}
+
+
+def machine_and_own() -> tuple[float, float, float]:
+    """Processor seconds that the machine had, that were used or stolen, and that this process and its ended children used."""
+    machine = psutil.cpu_times()
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(machine), sum(machine) - machine.idle - machine.iowait, sum(usage.ru_utime + usage.ru_stime for usage in own)
+
+
+def others_share(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:
+    """The share of the machine's processors that other work had between two looks."""
+    had, used, own = (then - now for now, then in zip(before, after, strict=True))
+    return max(0.0, used - own) / had
 
 
 def combined(rounds: list[Any]) -> Any:
@@ -229,13 +242,14 @@ def main() -> None:
             measure_direct(arguments.state_dir, seed) if arguments.arm == "direct"
             else asyncio.run(arms[arguments.arm](arguments.port, seed))))
         return
-    others = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as home:
         seeded = Path(home, "state")
         service_seed.write(service_seed.make(seeded, RUNS), seeded / "seed.json")
         rounds = []
         for turn in range(arguments.rounds):
-            rounds.append(one_round(seeded))
+            began = machine_and_own()
+            measured = one_round(seeded)
+            rounds.append({**measured, "others_share": others_share(began, machine_and_own())})
             print(f"round {turn + 1}/{arguments.rounds}: {json.dumps(rounds[-1])}", file=sys.stderr)
     result = environment("python benchmarks/service_load.py", "service")
     packages = {"python": result["versions"]["python"], "sqlite": sqlite3.sqlite_version}
@@ -246,7 +260,6 @@ def main() -> None:
             "runs": RUNS, "page": PAGE, "readers": READERS, "reports_per_second": REPORTS_PER_SECOND,
             "events_per_report": EVENTS_PER_REPORT, "events_per_batch": BATCH, "points_per_event": FIGURES,
             "seconds_per_cell": SECONDS, "rounds": arguments.rounds},
-        "load_before": others,
         "targets": TARGETS,
         **combined(rounds),
     })

@@ -110,7 +110,7 @@ def _copies(session: Session, run_id: str, count: int) -> list[str]:
     for table in (tables.Event, tables.Unit, tables.Point):
         rows = _rows(session, table, table.run_id == run_id)
         for new in made:
-            session.execute(insert(table.__table__), [{**row, "run_id": new} for row in rows])
+            session.execute(insert(table), [{**row, "run_id": new} for row in rows])
     return made
 
 

@@ -44,18 +44,16 @@ class Killer:
             self.killed = True
 
 
-@pytest.mark.parametrize(("unit", "seed"), [("submodel-1", 1), ("finetune", 2)])
-def test_a_killed_worker_goes_on_from_its_checkpoint(
-    ray_cluster: None, undisturbed: Path, tmp_path: Path, unit: str, seed: int,
-) -> None:
-    killer = Killer(unit, random.Random(seed).randrange(15, 40))
+def test_killed_workers_go_on_from_their_checkpoints(ray_cluster: None, undisturbed: Path, tmp_path: Path) -> None:
+    killers = [Killer(unit, random.Random(seed).randrange(15, 40)) for unit, seed in (("submodel-1", 1), ("finetune", 2))]
     events: list[Event] = []
-    directory = pipeline.run(small_config(tmp_path), (killer, events.append))
-    assert killer.killed
-    assert [event.unit for event in events if event.type == "worker_restarted"] == [unit]
-    finished = next(event.data for event in events if event.type == "unit_finished" and event.unit == unit)
-    # It did not begin anew, and lost no more than the steps since its last checkpoint.
-    assert killer.step - 10 < finished["restored_step"] < finished["steps"]
+    directory = pipeline.run(small_config(tmp_path), (*killers, events.append))
+    assert all(killer.killed for killer in killers)
+    assert [event.unit for event in events if event.type == "worker_restarted"] == ["submodel-1", "finetune"]
+    for killer in killers:
+        finished = next(event.data for event in events if event.type == "unit_finished" and event.unit == killer.unit)
+        # It did not begin anew, and lost no more than the steps since its last checkpoint.
+        assert killer.step - 10 < finished["restored_step"] < finished["steps"]
     same_outcome(directory, undisturbed)
 
 

@@ -40,6 +40,7 @@ def test_the_readmes_commands_work_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.chaos  # the same way as the end-to-end test, with a driver and a local Ray of its own
 @pytest.mark.timeout(400)
 def test_the_readmes_service_commands_work_in_order(tmp_path: Path) -> None:
     assert [command.split()[1] for command in SERVICE_COMMANDS] == ["serve", "estimate", "submit", "list", "download", "stop"]

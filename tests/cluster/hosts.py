@@ -1,0 +1,166 @@
+"""Several hosts on one machine: network, process and mount namespaces, each with its own address, home, /tmp, /dev/shm and sshd."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SITE_PACKAGES = Path(sys.executable).parents[1] / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+HOME = "/home/host"
+SSHD = Path("/usr/sbin/sshd")
+
+
+def available():
+    """Whether hosts can be made here: as root, with sshd, rsync and ip."""
+    tools = ("sshd", "rsync", "ip", "unshare", "nsenter", "ssh-keygen")
+    return os.geteuid() == 0 and all(shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin") for tool in tools)
+
+
+class Hosts:
+    """A bridge with hosts on it.
+
+    Args:
+        base: A directory of short path outside /tmp, which every host sees.
+        names: Of the hosts.
+        subnet: First three numbers of their addresses.
+    """
+
+    def __init__(self, base, names, subnet):
+        self.base = base
+        self.address = {name: f"{subnet}.{10 + i}" for i, name in enumerate(names)}
+        self.key = base / "key"
+        self._bridge = f"md{os.getpid() % 100000}"
+        self._gateway = f"{subnet}.1"
+        self._inits = {}
+
+    def start(self):
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.base / "hostkey")
+        run("ip", "link", "add", self._bridge, "type", "bridge")
+        run("ip", "addr", "add", f"{self._gateway}/24", "dev", self._bridge)
+        run("ip", "link", "set", self._bridge, "up")
+        for name in self.address:
+            self._connect(name)
+            self._boot(name)
+
+    def stop(self):
+        for name in self.address:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self.power_off(name)
+            with contextlib.suppress(subprocess.CalledProcessError):
+                run("ip", "netns", "del", self._namespace(name))
+        with contextlib.suppress(subprocess.CalledProcessError):
+            run("ip", "link", "del", self._bridge)
+
+    def home(self, name):
+        return self.base / name / "home"
+
+    def power_off(self, name):
+        """End every process of a host at once, without notice."""
+        init = self._inits.pop(name, None)
+        if init is not None:
+            init.send_signal(signal.SIGKILL)
+            init.wait(30)
+
+    def unplug(self, name):
+        """Cut a host off: its processes go on, and nobody hears of them."""
+        run("ip", "netns", "exec", self._namespace(name), "ip", "link", "set", "eth0", "down")
+
+    def processes(self, name):
+        """Command lines of what runs on a host besides sshd."""
+        listed = self.execute(name, "ps", "-eo", "args", "--no-headers").splitlines()
+        return [line for line in listed if not line.startswith(("/usr/sbin/sshd", "sshd", "ps -eo", "unshare"))]
+
+    def execute(self, name, *command):
+        """What a command that runs on a host prints."""
+        entered = ["nsenter", f"--target={self._init_pid(name)}", "--all", *map(str, command)]
+        return subprocess.run(entered, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    def _namespace(self, name):
+        return f"{self._bridge}-{name}"
+
+    def _init_pid(self, name):
+        outer = self._inits[name].pid
+        return int(Path(f"/proc/{outer}/task/{outer}/children").read_text().split()[0])
+
+    def _connect(self, name):
+        space, cable = self._namespace(name), f"{self._bridge}{list(self.address).index(name)}"
+        inside = ("ip", "netns", "exec", space)
+        run("ip", "netns", "add", space)
+        run("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+        run("ip", "link", "set", cable, "master", self._bridge, "up")
+        run(*inside, "ip", "addr", "add", f"{self.address[name]}/24", "dev", "eth0")
+        run(*inside, "ip", "link", "set", "eth0", "up")
+        run(*inside, "ip", "link", "set", "lo", "up")
+        run(*inside, "ip", "route", "add", "default", "via", self._gateway)
+
+    def _boot(self, name):
+        folder = self.base / name
+        for part in ("home/.ssh", "tmp", "run"):
+            (folder / part).mkdir(parents=True)
+        for part in (folder / "home", folder / "home" / ".ssh"):
+            part.chmod(0o700)
+        shutil.copy(f"{self.key}.pub", folder / "home" / ".ssh" / "authorized_keys")
+        (folder / "passwd").write_text(
+            "".join(f"root:x:0:0:root:{HOME}:/bin/bash\n" if line.startswith("root:") else line
+                    for line in Path("/etc/passwd").read_text().splitlines(keepends=True)))
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{self.address[name]} {name}\n")
+        (folder / "sshd_config").write_text(
+            f"ListenAddress {self.address[name]}\nHostKey {self.base}/hostkey\nPidFile none\nStrictModes no\nUsePAM no\n"
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\nMaxSessions 100\n")
+        install_dependencies(folder / "home" / "moedisco" / ".venv")
+        script = " && ".join((
+            f"mkdir -p {HOME} /run/sshd", f"mount --bind {folder}/home {HOME}", f"mount --bind {folder}/tmp /tmp",
+            f"mount --bind {folder}/passwd /etc/passwd", f"mount --bind {folder}/hosts /etc/hosts",
+            "mount -t tmpfs -o size=2g tmpfs /dev/shm", f"hostname {name}", f"exec {SSHD} -D -e -f {folder}/sshd_config"))
+        with (folder / "sshd.log").open("w") as log:
+            self._inits[name] = subprocess.Popen(
+                ["ip", "netns", "exec", self._namespace(name), "unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc",
+                 "--kill-child", "bash", "-c", script], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        until(lambda: listens(self.address[name], 22), 30, f"sshd of {name}: {folder}/sshd.log")
+
+
+def install_dependencies(venv):
+    """An environment as an administrator leaves it: everything that the project needs, and nothing of the project.
+
+    What is installed beside the tests serves, for these hosts have no way to a package index.
+    """
+    run(sys.executable, "-m", "venv", "--without-pip", venv)
+    (venv / "lib" / SITE_PACKAGES.parent.name / "site-packages" / "dependencies.pth").write_text(f"{SITE_PACKAGES}\n")
+    for name, module in (("ray", "ray.scripts.scripts"), ("pip", "pip._internal.cli.main")):
+        script = venv / "bin" / name
+        script.write_text(f"#!{HOME}/moedisco/.venv/bin/python\nfrom {module} import main\nmain()\n")
+        script.chmod(0o755)
+    settings = venv.parents[1] / ".config" / "pip"
+    settings.mkdir(parents=True)
+    (settings / "pip.conf").write_text("[install]\nno-index = true\nno-deps = true\nno-build-isolation = false\n")
+
+
+def run(*command):
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+
+
+def listens(host, port):
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
+def until(happened, seconds, what):
+    """Poll until something is so.
+
+    Raises:
+        AssertionError: It never was.
+    """
+    deadline = time.monotonic() + seconds
+    while not (result := happened()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what() if callable(what) else what}"
+        time.sleep(0.2)
+    return result

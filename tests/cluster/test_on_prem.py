@@ -1,0 +1,166 @@
+"""`ray up` for real with on-prem.yaml: three hosts made of namespaces, one of which is cut off while a run is under way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster_files import ROOT, load
+from hosts import Hosts, available, listens, until
+from small_run import small_config
+
+from service.client import Client
+
+pytestmark = [
+    pytest.mark.cluster, pytest.mark.timeout(1500),
+    pytest.mark.skipif(not available(), reason="needs root, sshd, rsync and iproute2"),
+]
+RAY = Path(sys.executable).with_name("ray")
+TOKEN = "0123456789abcdef" * 4
+
+
+class Laptop:
+    """Where `ray up` is typed: a checkout whose on-prem.yaml names the hosts.
+
+    Args:
+        base: Holds the checkout, a home, and the directory that all hosts see.
+        hosts: The first is the head.
+    """
+
+    def __init__(self, base, hosts):
+        self.hosts = hosts
+        self.checkout, self.shared = base / "checkout", base / "shared"
+        self._home = base / "laptop"
+        (self._home / ".ray").mkdir(parents=True)
+        (self._home / ".ray" / "auth_token").write_text(TOKEN)
+        self.shared.mkdir()
+        for part in ("moedisco_ray", "service", "cluster_yaml"):
+            shutil.copytree(ROOT / part, self.checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / part, self.checkout / part)
+        self.file = self.checkout / "cluster_yaml" / "on-prem.yaml"
+        self.file.write_text(yaml.safe_dump(self._edited(load("on-prem"))))
+
+    def _edited(self, config):
+        """The three parts that are the user's; and tags for machines without GPUs."""
+        head, *workers = self.hosts.address.values()
+        config["cluster_name"] = f"moedisco-{os.getpid()}"
+        config["provider"] |= {"head_ip": head, "worker_ips": workers}
+        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.hosts.key)}
+        ours = config["metadata"]["moedisco"]
+        ours["node_types"]["low"] |= {"resources": {"CPU": 1, "low_mem_gpu": 1}}
+        ours["node_types"]["high"] |= {"resources": {"CPU": 1, "low_mem_gpu": 1, "high_mem_gpu": 1}}
+        ours["hosts"] = dict(zip(workers, ("low", "high"), strict=True))
+        config["head_start_ray_commands"] = [
+            command.replace("/shared/moedisco", str(self.shared)) for command in config["head_start_ray_commands"]]
+        return config
+
+    def ray(self, command, *arguments, seconds=600):
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {
+            "HOME": str(self._home), "PATH": path, "PYTHONPATH": str(self.checkout), "RAY_USAGE_STATS_ENABLED": "0", "TERM": "dumb",
+            "RAY_AUTH_MODE": "token"}
+        done = subprocess.run(
+            [RAY, command, self.file, *arguments], cwd=self.checkout, env=environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=seconds, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @contextlib.contextmanager
+    def tunnel(self):
+        """The service of the head, through ssh."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        ssh = subprocess.Popen([
+            "ssh", "-N", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-i", self.hosts.key,
+            "-L", f"{port}:127.0.0.1:8300", f"root@{self.hosts.address['head']}"], stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: listens("127.0.0.1", port), 30, "the tunnel")
+            with Client(f"http://127.0.0.1:{port}", self.token()) as client:
+                until(lambda: client_answers(client), 90, self.service_log)
+                yield client
+        finally:
+            ssh.terminate()
+            ssh.wait(10)
+
+    def token(self):
+        """The first token, as the service left it for commands on the head."""
+        saved = self.hosts.home("head") / "moedisco-state" / "config" / "moedisco" / "service.json"
+        until(saved.exists, 120, self.service_log)
+        return json.loads(saved.read_text())["token"]
+
+    def service_log(self):
+        log = self.hosts.home("head") / "moedisco.log"
+        return log.read_text() if log.exists() else "the service never started"
+
+
+def client_answers(client):
+    try:
+        client.pools()
+    except Exception:  # noqa: BLE001 - whatever it is, it is not there yet
+        return False
+    return True
+
+
+@pytest.fixture
+def laptop():
+    # Hosts have a /tmp of their own, and Ray wants short paths.
+    base = Path(tempfile.mkdtemp(prefix="md", dir="/var/tmp"))
+    hosts = Hosts(base, ("head", "low", "high"), "10.78.5")
+    try:
+        hosts.start()
+        yield Laptop(base, hosts)
+    finally:
+        hosts.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def slots(client):
+    """Workers that each pool has room for now."""
+    return {pool.resource: pool.slots for pool in client.pools().items}
+
+
+def configuration(laptop):
+    """A small run on text that lies where all hosts see it."""
+    text = laptop.shared / "text"
+    text.mkdir()
+    for path in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:
+        shutil.copy(path, text)
+    made = small_config(
+        Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
+        tokens={"total": 800_000})
+    return made.model_copy(update={"output": Path("runs")})
+
+
+def wait_for_step(client, run_id, stage, step):
+    """Follow a run until a unit of the stage has passed a step."""
+    for _, event in client.events(run_id):
+        if event.type == "progress" and event.stage == stage and event.data["step"] >= step:
+            return
+    raise AssertionError(f"the run ended before step {step} of {stage}: {client.log(run_id)}")
+
+
+def test_a_run_over_three_hosts_one_of_which_is_cut_off(laptop):
+    laptop.ray("up", "--yes", "--no-config-cache")
+    with laptop.tunnel() as client:
+        until(lambda: slots(client) == {"low_mem_gpu": 2, "high_mem_gpu": 1}, 180, lambda: f"both workers: {client.pools()}")
+        run = client.submit(configuration(laptop))
+        wait_for_step(client, run.id, "submodels", 20)
+        laptop.hosts.unplug("low")
+        finished = client.wait(run.id)
+        assert finished.state == "succeeded", (finished.reason, client.log(run.id), laptop.service_log())
+        assert slots(client)["low_mem_gpu"] == 1
+        assert list((laptop.shared / run.id).glob("*/model/model.safetensors"))
+    laptop.ray("down", "--yes")
+    for name in ("head", "high"):
+        until(lambda name=name: not laptop.hosts.processes(name), 120, lambda name=name: laptop.hosts.processes(name))
