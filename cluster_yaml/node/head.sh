@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts the head: Ray, then the service, which both come back after a reboot. What they remember is under
-# $MOEDISCO_HOME; runs, which all nodes must see, are under $MOEDISCO_RUNS.
+# Starts the head: Ray, then the service, which both come back after a reboot. What they remember is under $MOEDISCO_HOME;
+# runs, which all nodes must see, are under $MOEDISCO_RUNS.
 #   head.sh [INPUT_ROOT...]     directories, s3://BUCKET/PREFIX and the like that runs may read
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
