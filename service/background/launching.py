@@ -47,7 +47,7 @@ class Launcher:
             stop_file=place.stop_file(run.attempt),
             report_url=self._settings.report_url(run.id),
             token=self.token(run.id, run.attempt),
-            metadata={"run": run.id, "attempt": str(run.attempt), "owner": run.owner},
+            metadata={"name": run.name, "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 
     @staticmethod
