@@ -25,5 +25,5 @@ if [ -d /run/systemd/system ]; then
     MOEDISCO_AFTER=moedisco-ray.service "$here/keep.sh" moedisco "${serve[@]}"
 else
     "${ray[@]}"
-    MOEDISCO_GCS=${RAY_HEAD_IP:-127.0.0.1}:6379 "$here/keep.sh" moedisco "${serve[@]}"
+    MOEDISCO_GCS=${RAY_HEAD_IP:-127.0.0.1}/6379 "$here/keep.sh" moedisco "${serve[@]}"
 fi

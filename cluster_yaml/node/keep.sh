@@ -33,12 +33,13 @@ UNIT
     sudo systemctl restart "$name"
 else
     log=${MOEDISCO_LOGS:-$HOME}/$name.log
-    # `ray stop` ends Ray's own processes by name; what is kept here ends with them.
+    # `ray stop` ends Ray's own processes by name; what is kept here ends when Ray has not been there for a while.
     setsid nohup bash -c '
-        "$@" & child=$!
-        trap "kill $child 2>/dev/null" EXIT
-        while ray health-check --address "$MOEDISCO_GCS" >/dev/null 2>&1; do
+        trap "kill \$child 2>/dev/null" EXIT
+        missed=0
+        until [ "$missed" = 3 ]; do
             kill -0 $child 2>/dev/null || { "$@" & child=$!; }
-            sleep 2
+            sleep 3
+            if (exec 3<>"/dev/tcp/$MOEDISCO_GCS") 2>/dev/null; then missed=0; else missed=$((missed + 1)); fi
         done' "$name" "$@" >"$log" 2>&1 </dev/null &
 fi

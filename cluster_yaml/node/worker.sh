@@ -18,5 +18,5 @@ fi
 ulimit -n 65536 2>/dev/null || true
 ray start "${arguments[@]}"
 if [ "$1" != hosts ]; then
-    MOEDISCO_GCS=$RAY_HEAD_IP:6379 "$here/keep.sh" moedisco-node-agent moedisco node-agent --provider "$1"
+    MOEDISCO_GCS=$RAY_HEAD_IP/6379 "$here/keep.sh" moedisco-node-agent moedisco node-agent --provider "$1"
 fi

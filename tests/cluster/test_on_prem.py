@@ -138,7 +138,7 @@ def configuration(laptop):
         shutil.copy(path, text)
     made = small_config(
         Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"total": 800_000})
+        tokens={"total": 400_000})
     return made.model_copy(update={"output": Path("runs")})
 
 
@@ -155,7 +155,7 @@ def test_a_run_over_three_hosts_one_of_which_is_cut_off(laptop):
     with laptop.tunnel() as client:
         until(lambda: slots(client) == {"low_mem_gpu": 2, "high_mem_gpu": 1}, 180, lambda: f"both workers: {client.pools()}")
         run = client.submit(configuration(laptop))
-        wait_for_step(client, run.id, "submodels", 20)
+        wait_for_step(client, run.id, "submodels", 12)
         laptop.hosts.unplug("low")
         finished = client.wait(run.id)
         assert finished.state == "succeeded", (finished.reason, client.log(run.id), laptop.service_log())

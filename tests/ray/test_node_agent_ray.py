@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from moedisco_ray.on_ray.draining import drain
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 
 
 @pytest.fixture
