@@ -17,6 +17,8 @@ elif ! mountpoint -q /moedisco/runs; then
 fi
 ulimit -n 65536 2>/dev/null || true
 ray start "${arguments[@]}"
-if [ "$1" != hosts ]; then
+if [ "$1" = hosts ]; then
+    setsid nohup "$here/follow_head.sh" "$RAY_HEAD_IP" "$(pgrep --newest --exact raylet)" >/dev/null 2>&1 </dev/null &
+else
     MOEDISCO_GCS=$RAY_HEAD_IP/6379 "$here/keep.sh" moedisco-node-agent moedisco node-agent --provider "$1"
 fi

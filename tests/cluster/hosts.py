@@ -48,6 +48,7 @@ class Hosts:
         run("ip", "link", "set", self._bridge, "up")
         for name in self.address:
             self._connect(name)
+            self._furnish(name)
             self._boot(name)
 
     def stop(self):
@@ -73,10 +74,30 @@ class Hosts:
         """Cut a host off: its processes go on, and nobody hears of them."""
         run("ip", "netns", "exec", self._namespace(name), "ip", "link", "set", "eth0", "down")
 
+    def power_on(self, name):
+        """Boot a host that was powered off: its home and /tmp are as they were, its processes gone."""
+        self._boot(name)
+
+    @contextlib.contextmanager
+    def tunnel(self, name, port):
+        """Yield a port of this machine that leads through ssh to a loopback port of a host."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ours = probe.getsockname()[1]
+        ssh = subprocess.Popen([
+            "ssh", "-N", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-i", self.key,
+            "-L", f"{ours}:127.0.0.1:{port}", f"root@{self.address[name]}"], stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: listens("127.0.0.1", ours), 30, "the tunnel")
+            yield ours
+        finally:
+            ssh.terminate()
+            ssh.wait(10)
+
     def processes(self, name):
         """Command lines of what runs on a host besides sshd."""
-        listed = self.execute(name, "ps", "-eo", "args", "--no-headers").splitlines()
-        return [line for line in listed if not line.startswith(("/usr/sbin/sshd", "sshd", "ps -eo", "unshare"))]
+        listed = self.execute(name, "ps", "-ww", "-eo", "args", "--no-headers").splitlines()
+        return [line for line in listed if not line.startswith(("/usr/sbin/sshd", "sshd", "ps -ww", "unshare"))]
 
     def execute(self, name, *command):
         """What a command that runs on a host prints."""
@@ -101,7 +122,7 @@ class Hosts:
         run(*inside, "ip", "link", "set", "lo", "up")
         run(*inside, "ip", "route", "add", "default", "via", self._gateway)
 
-    def _boot(self, name):
+    def _furnish(self, name):
         folder = self.base / name
         for part in ("home/.ssh", "tmp", "run"):
             (folder / part).mkdir(parents=True)
@@ -116,6 +137,9 @@ class Hosts:
             f"ListenAddress {self.address[name]}\nHostKey {self.base}/hostkey\nPidFile none\nStrictModes no\nUsePAM no\n"
             "PermitRootLogin prohibit-password\nPasswordAuthentication no\nMaxStartups 100\nMaxSessions 100\n")
         install_dependencies(folder / "home" / "moedisco" / ".venv")
+
+    def _boot(self, name):
+        folder = self.base / name
         script = " && ".join((
             f"mkdir -p {HOME} /run/sshd", f"mount --bind {folder}/home {HOME}", f"mount --bind {folder}/tmp /tmp",
             f"mount --bind {folder}/passwd /etc/passwd", f"mount --bind {folder}/hosts /etc/hosts",

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster_files import ROOT, load
-from hosts import Hosts, available, listens, until
+from hosts import Hosts, available, until
+from service_over_ssh import client_answers, slots
 from small_run import small_config
 
 from service.client import Client
@@ -78,20 +78,9 @@ class Laptop:
     @contextlib.contextmanager
     def tunnel(self):
         """The service of the head, through ssh."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        ssh = subprocess.Popen([
-            "ssh", "-N", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-i", self.hosts.key,
-            "-L", f"{port}:127.0.0.1:8300", f"root@{self.hosts.address['head']}"], stderr=subprocess.DEVNULL)
-        try:
-            until(lambda: listens("127.0.0.1", port), 30, "the tunnel")
-            with Client(f"http://127.0.0.1:{port}", self.token()) as client:
-                until(lambda: client_answers(client), 90, self.service_log)
-                yield client
-        finally:
-            ssh.terminate()
-            ssh.wait(10)
+        with self.hosts.tunnel("head", 8300) as port, Client(f"http://127.0.0.1:{port}", self.token()) as client:
+            until(lambda: client_answers(client), 90, self.service_log)
+            yield client
 
     def token(self):
         """The first token, as the service left it for commands on the head."""
@@ -102,14 +91,6 @@ class Laptop:
     def service_log(self):
         log = self.hosts.home("head") / "moedisco.log"
         return log.read_text() if log.exists() else "the service never started"
-
-
-def client_answers(client):
-    try:
-        client.pools()
-    except Exception:  # noqa: BLE001 - whatever it is, it is not there yet
-        return False
-    return True
 
 
 @pytest.fixture
@@ -125,29 +106,27 @@ def laptop():
         shutil.rmtree(base, ignore_errors=True)
 
 
-def slots(client):
-    """Workers that each pool has room for now."""
-    return {pool.resource: pool.slots for pool in client.pools().items}
-
-
 def configuration(laptop):
     """A small run on text that lies where all hosts see it."""
     text = laptop.shared / "text"
     text.mkdir()
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:
         shutil.copy(path, text)
-    made = small_config(
+    laptop.configured = small_config(
         Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"total": 400_000})
-    return made.model_copy(update={"output": Path("runs")})
+        tokens={"total": 400_000}).model_copy(update={"output": Path("runs")})
+    return laptop.configured
 
 
-def wait_for_step(client, run_id, stage, step):
-    """Follow a run until a unit of the stage has passed a step."""
+def wait_for_work_on(client, run_id, address, step):
+    """Follow a run until a sub-model that trains on a host has passed a step."""
+    there = set()
     for _, event in client.events(run_id):
-        if event.type == "progress" and event.stage == stage and event.data["step"] >= step:
+        if event.type == "unit_started" and event.data["node"] == address:
+            there.add(event.unit)
+        if event.type == "progress" and event.unit in there and event.data["step"] >= step:
             return
-    raise AssertionError(f"the run ended before step {step} of {stage}: {client.log(run_id)}")
+    raise AssertionError(f"no sub-model passed step {step} on {address}: {client.log(run_id)}")
 
 
 def test_a_run_over_three_hosts_one_of_which_is_cut_off(laptop):
@@ -155,7 +134,7 @@ def test_a_run_over_three_hosts_one_of_which_is_cut_off(laptop):
     with laptop.tunnel() as client:
         until(lambda: slots(client) == {"low_mem_gpu": 2, "high_mem_gpu": 1}, 180, lambda: f"both workers: {client.pools()}")
         run = client.submit(configuration(laptop))
-        wait_for_step(client, run.id, "submodels", 12)
+        wait_for_work_on(client, run.id, laptop.hosts.address["low"], 12)
         laptop.hosts.unplug("low")
         finished = client.wait(run.id)
         assert finished.state == "succeeded", (finished.reason, client.log(run.id), laptop.service_log())
@@ -164,3 +143,24 @@ def test_a_run_over_three_hosts_one_of_which_is_cut_off(laptop):
     laptop.ray("down", "--yes")
     for name in ("head", "high"):
         until(lambda name=name: not laptop.hosts.processes(name), 120, lambda name=name: laptop.hosts.processes(name))
+
+
+def test_a_lost_head_comes_back_with_every_run_and_the_interrupted_one_goes_on(laptop):
+    laptop.ray("up", "--yes", "--no-config-cache")
+    with laptop.tunnel() as client:
+        until(lambda: slots(client) == {"low_mem_gpu": 2, "high_mem_gpu": 1}, 180, lambda: f"both workers: {client.pools()}")
+        ended = client.submit(configuration(laptop))
+        client.cancel(ended.id)
+        client.wait(ended.id)
+        run = client.submit(laptop.configured)
+        wait_for_work_on(client, run.id, laptop.hosts.address["low"], 12)
+    laptop.hosts.power_off("head")
+    laptop.hosts.power_on("head")
+    laptop.ray("up", "--yes", "--no-config-cache")
+    with laptop.tunnel() as client:
+        assert {each.id for each in client.runs()} == {ended.id, run.id}
+        finished = client.wait(run.id)
+        assert finished.state == "succeeded", (finished.reason, client.log(run.id), laptop.service_log())
+        assert finished.attempt == 2
+        restored = [event.data["restored_step"] for _, event in client.events(run.id) if event.type == "unit_finished"]
+        assert any(restored), "a sub-model went on from its checkpoint"

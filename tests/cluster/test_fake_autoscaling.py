@@ -1,0 +1,86 @@
+"""local-fake.yaml: a run from no worker at all, for which the low pool comes, then the high one, and after which both go."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from cluster_files import FOLDER
+from hosts import HOME, Hosts, available, until
+from service_over_ssh import client_answers, slots
+from small_run import small_config
+
+from service.client import Client
+
+pytestmark = [
+    pytest.mark.cluster, pytest.mark.timeout(1500),
+    pytest.mark.skipif(not available(), reason="needs root, sshd and iproute2"),
+]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def host():
+    # A host of its own, for `ray stop` ends all of Ray that it sees.
+    base = Path(tempfile.mkdtemp(prefix="md", dir="/var/tmp"))
+    hosts = Hosts(base, ("lab",), "10.78.7")
+    try:
+        hosts.start()
+        yield hosts
+    finally:
+        hosts.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def start(hosts, command):
+    """Run a shell command on the host as its user would, in the background of the host."""
+    hosts.execute("lab", "env", "-i", f"HOME={HOME}", f"PATH={BIN}:/usr/bin:/bin", "RAY_AUTH_MODE=disabled", "bash", "-c", command)
+
+
+def configuration(hosts):
+    text = hosts.base / "text"
+    text.mkdir()
+    for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
+        shutil.copy(path, text)
+    return small_config(
+        Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
+        tokens={"total": 200_000}).model_copy(update={"output": Path("runs")})
+
+
+def watch(client, run_id, timeline, seconds=900):
+    """Write down how many workers each pool has room for, whenever that changes, until the run has ended and all are gone."""
+    deadline = time.monotonic() + seconds
+    while True:
+        there = slots(client)
+        now = there.get("low_mem_gpu", 0) > 0, there.get("high_mem_gpu", 0) > 0
+        if timeline[-1:] != [now]:
+            timeline.append(now)
+        if now == (False, False) and client.run(run_id).state in ("succeeded", "failed", "cancelled"):
+            return
+        assert time.monotonic() < deadline, timeline
+        time.sleep(0.5)
+
+
+def test_pools_come_with_the_work_and_go_after_it(host):
+    start(host, f"{FOLDER}/local-fake.sh >{HOME}/ray.log 2>&1")
+    serve = f"moedisco serve --ray-address http://127.0.0.1:8265 --output-root {host.base}/runs --input-root {host.base}"
+    start(host, f"setsid nohup {serve} >{HOME}/service.log 2>&1 </dev/null &")
+    saved = host.home("lab") / ".config" / "moedisco" / "service.json"
+    until(saved.exists, 120, "the service's address")
+    with host.tunnel("lab", 8300) as port, Client(f"http://127.0.0.1:{port}", json.loads(saved.read_text())["token"]) as client:
+        until(lambda: client_answers(client), 60, "the service")
+        timeline = []
+        assert not slots(client)
+        run = client.submit(configuration(host))
+        watch(client, run.id, timeline)
+        finished = client.run(run.id)
+        assert finished.state == "succeeded", (finished.reason, client.log(run.id))
+        assert timeline[0] == (False, False)
+        assert timeline[-1] == (False, False)
+        assert timeline.index((True, False)) < next(i for i, (_, high) in enumerate(timeline) if high)
