@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from moedisco_ray.errors import MoeDiscoError, NotFiniteError
 from moedisco_ray.events import Event
@@ -91,6 +91,8 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         return End("not_finite", error.step - 1, str(error))
     except TrainingFailedError as error:
         return _end(error, mail, job)
+    finally:
+        mail.end(job.name)
     if outcome is None:
         return End("failed", mail.whereabouts(job.name).step, "its worker ended without a result; see the Ray logs")
     if not outcome.finished and not any(stop.requested for stop in around.stops):
@@ -100,7 +102,11 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
 
 def _end(error: TrainingFailedError, mail: Relay, job: TrainJob) -> End:
     where = mail.whereabouts(job.name)
-    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    failures: list[Exception] = [error]
+    if isinstance(error, WorkerGroupError):
+        failures = list(error.worker_failures.values())
+    elif isinstance(error, ControllerError):
+        failures = [error.controller_failure]
     words = " ".join(str(failure) for failure in failures)
     lost = (
         isinstance(error, PreemptionError) or any(getattr(failure, "preempted", False) for failure in failures)

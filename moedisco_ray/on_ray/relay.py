@@ -12,6 +12,8 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.events import Emit, Event
@@ -51,6 +53,7 @@ class _Mailbox:
         self._outcomes: dict[str, Any] = {}
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
         self._whereabouts: defaultdict[str, Whereabouts] = defaultdict(Whereabouts)
+        self._groups: dict[str, PlacementGroup] = {}
 
     def push(self, event: Event) -> None:
         self._events.append(event)
@@ -65,6 +68,14 @@ class _Mailbox:
 
     def begin(self, unit: str) -> None:
         self._outcomes.pop(unit, None)
+
+    def place(self, unit: str, group: PlacementGroup) -> None:
+        self._groups[unit] = group
+
+    def end(self, unit: str) -> PlacementGroup | None:
+        for hold in list(self._meters[unit].open):
+            self.push(Event("workers_released", data={"hold": hold, "unit": unit}))
+        return self._groups.pop(unit, None)
 
     def finish(self, unit: str, outcome: Any) -> None:
         self._outcomes[unit] = outcome
@@ -88,6 +99,12 @@ class Relay:
     def begin(self, unit: str) -> None:
         """Forget what an earlier attempt of the unit returned."""
         ray.get(self.handle.begin.remote(unit))
+
+    def end(self, unit: str) -> None:
+        """Free what an attempt still holds. A worker that dies while its group starts leaves the group behind."""
+        group = ray.get(self.handle.end.remote(unit))
+        if group is not None:
+            remove_placement_group(group)
 
     def whereabouts(self, unit: str) -> Whereabouts:
         """Where the unit was last seen."""
@@ -118,7 +135,9 @@ def relay(emit: Emit, interval: float = 0.2) -> Iterator[Relay]:
         emit: Receives the events.
         interval: Seconds between two looks.
     """
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    # Beside the driver: on a spot machine it would take the run with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
     stopped = threading.Event()
 
     def pump() -> None:

@@ -41,6 +41,11 @@ class Slots(WorkerGroupCallback):
         self._push("workers_held", {"pool": self._pool, "workers": len(workers)})
         return {}
 
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Its placement group can be told to whoever may have to remove it."""
+        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        ray.get(self._mailbox.place.remote(self._unit, group))
+
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
         """The slots are free."""
         self._release()

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disturbed_run import Killer, Watcher
+from disturbed_run import Killer
 from kill_plan import draw
-from real_service import RealService
+from real_service import RealService, real_service
 from small_run import same_outcome, small_config
+from watched_run import Watcher
 
 from moedisco_ray import pipeline
 from moedisco_ray.config import RunConfig
@@ -26,12 +27,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[RealService]:
-    running = RealService(tmp_path)
-    try:
-        running.start()
+    with real_service(tmp_path) as running:
         yield running
-    finally:
-        running.close()
 
 
 @pytest.mark.parametrize("seed", [17])

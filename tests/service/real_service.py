@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -90,6 +92,17 @@ class RealService:
             return False
         with socket.socket() as trial:
             return trial.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@contextlib.contextmanager
+def real_service(home: Path) -> Iterator[RealService]:
+    """One that listens, and leaves nothing behind."""
+    running = RealService(home)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.close()
 
 
 def _drives(process: psutil.Process, run_id: str) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real_service import RealService
+from real_service import RealService, real_service
 from small_run import same_outcome, small_config
+from watched_run import Watcher
 
 from moedisco_ray import pipeline
 from moedisco_ray.events import Event
@@ -26,38 +26,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[RealService]:
-    running = RealService(tmp_path)
-    try:
-        running.start()
+    with real_service(tmp_path) as running:
         yield running
-    finally:
-        running.close()
-
-
-class Watcher:
-    """Follows a run's events in a thread, as a person's `moedisco watch` would."""
-
-    def __init__(self, client: Client, run_id: str) -> None:
-        self.seen: list[tuple[int, Event]] = []
-        self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._follow, args=(client, run_id))
-        self._thread.start()
-
-    def _follow(self, client: Client, run_id: str) -> None:
-        for position, event in client.events(run_id):
-            with self._news:
-                self.seen.append((position, event))
-                self._news.notify_all()
-
-    def wait_for(self, stage: str, step: int) -> None:
-        """Until a unit of the stage has passed the step."""
-        with self._news:
-            assert self._news.wait_for(lambda: any(
-                event.type == "progress" and event.stage == stage and event.data["step"] >= step for _, event in self.seen), 200)
-
-    def join(self) -> None:
-        self._thread.join(200)
-        assert not self._thread.is_alive()
 
 
 def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path) -> None:
@@ -65,18 +35,18 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
     with service.client() as client:
         run = client.submit(small_config(tmp_path / "ignored").model_copy(update={"output": Path("runs")}))
         watcher = Watcher(client, run.id)
-        watcher.wait_for("submodels", 15)
+        watcher.wait_for(lambda story: story.reached("submodels", 15))
         service.kill()
         service.start()
-        watcher.wait_for("finetune", 15)
+        watcher.wait_for(lambda story: story.reached("finetune", 15))
         [process.kill() for process in service.drivers(run.id)]
-        watcher.join()
+        seen = watcher.join()
         finished = client.wait(run.id)
         assert finished.state == "succeeded", (finished.reason, service.output.read_text())
         assert finished.attempt == 2
-        assert [position for position, _ in watcher.seen] == list(range(finished.events))
+        assert [position for position, _ in seen] == list(range(finished.events))
         same_outcome(next((service.home / "runs").glob(f"{run.id}/small")), undisturbed)
-        check_story(client, run.id, [event for _, event in watcher.seen])
+        check_story(client, run.id, [event for _, event in seen])
         check_dashboard(service, run.id)
         model = client.download(run.id, tmp_path / "model")
     assert service.stop() == 0
