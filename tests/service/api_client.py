@@ -1,4 +1,4 @@
-"""The real application over a SQLite database of its own, with a Ray that is none."""
+"""The real application over a database of its own, SQLite unless another is named, with a Ray that is none."""
 
 from __future__ import annotations
 

@@ -17,12 +17,6 @@ from service.database import runs
 from service.domain.states import RunState
 
 
-@pytest.fixture
-def api(tmp_path):
-    with service(tmp_path) as made:
-        yield made
-
-
 @contextlib.contextmanager
 def listening(api):
     """The application behind a real uvicorn; yields its URL, and ends it within seconds whoever still reads."""

@@ -3,7 +3,6 @@ import os
 import tarfile
 
 import pytest
-from api_client import service
 
 from service.api import logs
 from service.api.files import open_file
@@ -12,11 +11,6 @@ from service.errors import NotFound
 
 DATA = bytes(range(256)) * 8
 
-
-@pytest.fixture
-def api(tmp_path):
-    with service(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

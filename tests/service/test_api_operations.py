@@ -1,17 +1,10 @@
-import pytest
 import yaml
-from api_client import demo, service
+from api_client import demo
 
 from moedisco_ray.config import check_config
 from moedisco_ray.plan import build_plan
 from service.domain.states import RunState
 from service.errors import DatabaseUnavailable
-
-
-@pytest.fixture
-def api(tmp_path):
-    with service(tmp_path) as made:
-        yield made
 
 
 def test_an_estimate_is_the_plan(api):

@@ -2,15 +2,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from api_client import demo, service
+from api_client import demo
 
 from service.domain.states import RunState
-
-
-@pytest.fixture
-def api(tmp_path):
-    with service(tmp_path) as made:
-        yield made
 
 
 def states(api, run_id):

@@ -8,12 +8,6 @@ from service.database import tokens
 from service.errors import TooMany
 
 
-@pytest.fixture
-def api(tmp_path):
-    with service(tmp_path) as made:
-        yield made
-
-
 def session_of(api, who="ann", **headers):
     client = api.client(None, base_url="http://testserver")
     assert client.post("/v1/session", json={"token": api.plain[who]}, headers=headers).status_code == 204
