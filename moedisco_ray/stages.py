@@ -35,7 +35,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
     Stage("submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels.optimizer")),
     Stage("merge", "merged", ("submodels",), ("merge",)),
-    Stage("finetune", "finetuned", ("merge",), ("finetune.optimizer", "finetune.load_balance", "finetune.z_loss")),
+    Stage("finetune", "finetuned", ("merge",), (
+        "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
+        "finetune.load_balance", "finetune.z_loss")),
     Stage("evaluate", "evaluation", ("finetune",), ("evaluation",)),
     Stage("export", "model", ("finetune", "evaluate"), ()),
 )

@@ -16,6 +16,7 @@ from moedisco_ray.artifacts import Draft, read_manifest, write_json
 from moedisco_ray.config import CheckpointInit, Model, Pool, RunConfig
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.merge.calibrate import Batch
+from moedisco_ray.plan import build_plan
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement, Shell, Trained, holding
 from moedisco_ray.stages import STAGES
@@ -190,7 +191,8 @@ STEPS: Mapping[str, Callable[[Context, Draft], None]] = {
 
 def _job(context: Context, stage: str, name: str, model: Path, shards: Path, tokens: int, seed: int) -> TrainJob:
     config = context.config
-    section = config.finetune if stage == "finetune" else config.submodels
+    tuning = config.finetune if stage == "finetune" else None
+    section = tuning or config.submodels
     steps = steps_for(tokens, section.optimizer)
     home = context.checkpoints(stage) / name
     return TrainJob(
@@ -198,10 +200,22 @@ def _job(context: Context, stage: str, name: str, model: Path, shards: Path, tok
         output=(home / "trained").absolute(), checkpoints=(home / "steps").absolute(), steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
         checkpoint_every=config.checkpoint.interval(steps), keep=config.checkpoint.keep,
-        load_balance=config.finetune.load_balance if stage == "finetune" else 0.0,
-        z_loss=config.finetune.z_loss if stage == "finetune" else 0.0,
+        load_balance=tuning.load_balance if tuning else 0.0,
+        z_loss=tuning.z_loss if tuning else 0.0,
+        phases=tuning.phases if tuning else (),
+        dense_steps=round(tuning.dense_gate * steps) if tuning else 0,
+        spike_guard=tuning.spike_guard if tuning else None,
+        least_gain=_least_gain(config) if tuning else None,
         seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
     )
+
+
+def _least_gain(config: RunConfig) -> float | None:
+    """`finetune.early_stop` in nats per step: by what the plan says a step costs, which no machine's speed changes."""
+    if config.finetune.early_stop is None:
+        return None
+    cost = next(stage.cost for stage in build_plan(config).stages if stage.stage == "finetune")
+    return config.finetune.early_stop * cost.dollars / cost.tokens * config.finetune.optimizer.batch_tokens
 
 
 def _train(context: Context, jobs: Sequence[TrainJob], placement: Placement) -> list[Trained]:

@@ -146,15 +146,40 @@ class Merge(Section):
     """Tokens the router is computed on."""
 
 
+class Phase(Section):
+    """A part of the fine-tune, by what learns in it."""
+
+    train: Literal["router", "backbone", "all"]
+    """`router`: the routers alone. `backbone`: everything but the experts. `all`: everything."""
+    share: float = Field(gt=0, le=1)
+    """Of the fine-tune's steps."""
+
+
 class Finetune(Section):
     """The short training of the whole MoE."""
 
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
+    """Its warm-up is repeated at the beginning of every phase, since tensors that begin to learn have no moments yet."""
+    phases: tuple[Phase, ...] = Field((Phase(train="all", share=1.0),), min_length=1)
+    """What learns when, in order; shares add up to 1. The paper trains everything at once."""
+    dense_gate: Share = 0.0
+    """Share of the steps, from the first, in which every token passes through every expert; 0 is the paper."""
+    spike_guard: float | None = Field(None, gt=1)
+    """Leave out an update whose gradient norm is above this multiple of the median of the last 64; null: never."""
+    early_stop: float | None = Field(None, gt=0)
+    """End the last phase when the training loss falls by less than so many nats per planned dollar; null: never."""
     load_balance: float = Field(0.01, ge=0)
     """Weight of the load-balance loss over the global batch."""
     z_loss: float = Field(0.001, ge=0)
     """Weight of the router z-loss."""
     max_failures: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _shares_are_all(self) -> Self:
+        total = sum(phase.share for phase in self.phases)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"phases have shares of {total:g} in all; make them add up to 1")
+        return self
 
 
 class Pool(Section):

@@ -138,6 +138,14 @@ class ModelMap:
         self.classify(canonical)
         return {canonical: Place(key)}
 
+    def role_in_memory(self, key: str, shape: tuple[int, ...]) -> Role:
+        """The role of a tensor of transformers' model.
+
+        Raises:
+            CheckpointError: No rule claims the key.
+        """
+        return self.classify(next(iter(self.unfold(key, shape)))).role
+
     def sort_key(self, key: str) -> tuple[object, ...]:
         """Orders canonical names: embedding, layers by number, experts by number, head."""
         layer = _LAYER.fullmatch(key)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from moedisco_ray.config import Architecture, FamilyName, Optimizer, Pool, RunConfig
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, flops_per_token, training_cost
+from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, finetune_flops_per_token, flops_per_token, training_cost
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
@@ -152,7 +152,10 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     memory = measure(optimizer, training.spread.now)
     fits = memory.total <= pool.memory_gb * GIB
     parameters = count_parameters(family, shape, vocab_size)
-    flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
+    if training.stage == "finetune":
+        flops = finetune_flops_per_token(parameters, shape, length, config.finetune)
+    else:
+        flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
     return StagePlan(
         stage=training.stage,
         pool=training.pool_name,

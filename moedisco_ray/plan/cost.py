@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import Architecture, Pool
+from moedisco_ray.config import Architecture, Finetune, Pool
 from moedisco_ray.plan.parameters import Parameters
 
 PEAK_FLOPS = 312e12
@@ -42,6 +42,26 @@ def flops_per_token(
     heads = architecture.num_attention_heads * architecture.head_size
     attention = 12 * architecture.num_hidden_layers * heads * sequence_length
     return (6 * parameters.multiplied + attention) * (4 / 3 if checkpointing else 1)
+
+
+def finetune_flops_per_token(
+    parameters: Parameters, architecture: Architecture, sequence_length: int, finetune: Finetune,
+) -> float:
+    """`flops_per_token` of a fine-tune, on the average over its steps.
+
+    Of the 6 operations per parameter 2 make its gradient, and a frozen one needs none. With a dense gate a token passes
+    through all experts.
+    """
+    frozen = {
+        "all": 0,
+        "backbone": parameters.active_experts,
+        "router": parameters.multiplied - parameters.router,
+    }
+    saved = sum(phase.share * 2 * frozen[phase.train] for phase in finetune.phases)
+    checkpointing = finetune.optimizer.gradient_checkpointing
+    passes = 8 if checkpointing else 6
+    added = finetune.dense_gate * passes * (parameters.experts - parameters.active_experts)
+    return flops_per_token(parameters, architecture, sequence_length, checkpointing=checkpointing) - saved + added
 
 
 def training_cost(

@@ -39,6 +39,7 @@ class Progress:
         losses: Mean cross-entropy of each step.
         seconds: Wall-clock time so far.
         fractions_NE: Selections per token of each expert in the last global batch, one row per router; see `objective`.
+        norms: Of the newest gradients, where `spikes.SpikeGuard` needs them.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class Progress:
     losses: list[float] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     fractions_NE: list[list[float]] = dataclasses.field(default_factory=list)
+    norms: list[float] = dataclasses.field(default_factory=list)
 
 
 def save(
@@ -98,13 +100,18 @@ def latest(directory: Path) -> Path | None:
 
 def steps(directory: Path) -> list[int]:
     """The steps of the complete checkpoints, ascending."""
-    return [int(path.name.removeprefix("step-")) for path in _complete(directory)]
+    return [step_of(path) for path in _complete(directory)]
+
+
+def step_of(path: Path) -> int:
+    """The steps that were made when a checkpoint was written."""
+    return int(path.name.removeprefix("step-"))
 
 
 def discard_after(directory: Path, step: int) -> None:
     """Drop the checkpoints after a step."""
     for path in _complete(directory):
-        if int(path.name.removeprefix("step-")) > step:
+        if step_of(path) > step:
             shutil.rmtree(path)
 
 
@@ -131,7 +138,7 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]
 
 def _complete(directory: Path) -> list[Path]:
     found = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name) and (path / _PROGRESS).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
 
 
 def _told(error: OSError, directory: Path) -> Exception:

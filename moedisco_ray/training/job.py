@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from moedisco_ray.config import Optimizer
+from moedisco_ray.config import Optimizer, Phase
 from moedisco_ray.policies.retrying import Skip
 
 
@@ -28,6 +28,10 @@ class TrainJob:
         seed: Of the order of the data, and of stochastic rounding.
         load_balance: Weight of the load-balance loss.
         z_loss: Weight of the router z-loss.
+        phases: What learns when; none: everything, all the time.
+        dense_steps: Steps, from the first, in which every token passes through every expert.
+        spike_guard: Updates with a gradient norm above this multiple of the usual are left out; None: none is.
+        least_gain: Nats per step by which the loss must fall in the last phase, or the training ends; None: it does not.
         log_every: Steps between progress events.
         skip: Batches to leave out; None: none.
         logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
@@ -47,6 +51,10 @@ class TrainJob:
     seed: int = 0
     load_balance: float = 0.0
     z_loss: float = 0.0
+    phases: tuple[Phase, ...] = ()
+    dense_steps: int = 0
+    spike_guard: float | None = None
+    least_gain: float | None = None
     log_every: int = 10
     skip: Skip | None = None
     logs: Path | None = None
@@ -67,12 +75,12 @@ class TrainResult:
     """A training's outcome.
 
     Attributes:
-        steps: Steps made, those before a restart included; fewer than the job's when it was stopped.
+        steps: Steps made, those before a restart included; fewer than the job's when it was stopped, or ended early.
         tokens: Tokens trained on.
         losses: Mean cross-entropy of each step's global batch, in nats per token, without the router losses.
         seconds: Wall-clock time of the loop, that of earlier attempts up to their checkpoint included.
         restored_step: The step of the checkpoint it went on from; 0: it began anew.
-        finished: Whether it made all steps and wrote the model.
+        finished: Whether it came to its end and wrote the model.
     """
 
     steps: int

@@ -7,6 +7,7 @@ resumed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,14 +17,16 @@ from torch.distributed.tensor import DTensor
 
 from moedisco_ray import objective
 from moedisco_ray.events import Emit
+from moedisco_ray.policies import worth
 from moedisco_ray.training import checkpoint
 from moedisco_ray.training.batches import Batches, MicroBatch
+from moedisco_ray.training.course import Course
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.ledger import Ledger
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.output import write_model
-from moedisco_ray.training.schedule import learning_rate
 from moedisco_ray.training.sharding import autocast, trainable
+from moedisco_ray.training.spikes import SpikeGuard
 
 _ASK_EVERY = 8
 """Steps between the moments when several workers agree on whether to stop."""
@@ -45,31 +48,38 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
     """
     batches = Batches(job, world)
     model = trainable(job.model, job.optimizer, world)
+    course = Course(model, str(model.config.model_type), job.phases, job.steps, job.optimizer, job.dense_steps)
     stepper = Stepper(model, job, world)
     progress = checkpoint.Progress()
     found = checkpoint.latest(job.checkpoints)
     if found is not None:
+        course.recall(checkpoint.step_of(found))
         progress = checkpoint.load(found, model, stepper.optimizer, world)
         stepper.restore(progress.fractions_NE)
     restored = progress.step
     ledger = Ledger(job, world, emit, progress)
+    guard = SpikeGuard(job, world, emit, progress)
     stopped = False
-    for step in range(restored, job.steps):
-        lr = learning_rate(step, job.steps, job.optimizer)
-        ledger.add(*stepper(batches(step), lr))
+    for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
+        lr = course.enter(step)
+        ledger.add(*stepper(batches(step), lr, functools.partial(guard.refuses, step)))
         done = step + 1
-        last = done == job.steps
+        log = done % job.log_every == 0
+        if log:
+            ledger.settle()
+        last = done == job.steps or (log and _is_spent(job, course, progress))
         stopped = not last and _agree(stop, done, world)
         save = last or stopped or done % job.checkpoint_every == 0
-        if save or done % job.log_every == 0:
+        if save:
             ledger.settle()
-        if last or stopped or done % job.log_every == 0:
+        if log or last or stopped:
             ledger.log(lr)
         if save:
             progress.fractions_NE = stepper.fractions_NE.tolist()
             checkpoint.save(job.checkpoints, model, stepper.optimizer, progress, world, job.keep)
-        if stopped:
+        if stopped or last:
             break
+    course.leave()
     if not stopped:
         write_model(model, job, world)
     return TrainResult(
@@ -108,12 +118,15 @@ class Stepper:
         if self._probe is not None and fractions_NE:
             self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
 
-    def __call__(self, micro_batches: Iterable[MicroBatch], lr: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, micro_batches: Iterable[MicroBatch], lr: float, refuses: Callable[[Tensor], bool],
+    ) -> tuple[Tensor, Tensor]:
         """Make a step.
 
         Args:
             micro_batches: This worker's part of the global batch.
             lr: Learning rate.
+            refuses: Given the gradient's norm, whether its update is left out.
 
         Returns:
             Cross-entropy summed over this worker's tokens, and the norm of the whole gradient before it was clipped.
@@ -122,14 +135,15 @@ class Stepper:
             group["lr"] = lr
         self._selections_NE.zero_()
         losses = [self._backward(micro) for micro in micro_batches]
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._job.optimizer.clip)
-        self.optimizer.step()
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._job.optimizer.clip))
+        if not refuses(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._probe is not None:
             if self._world.size > 1:
                 dist.all_reduce(self._selections_NE)
             self.fractions_NE = self._selections_NE / self._job.step_tokens
-        return torch.stack(losses).sum(), norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return torch.stack(losses).sum(), norm
 
     def _backward(self, micro: MicroBatch) -> Tensor:
         tokens = self._job.step_tokens
@@ -150,6 +164,16 @@ class Stepper:
         with autocast(self._job.optimizer, self._world):
             logits_BLV = self._model(input_ids=micro.inputs_BL, use_cache=False).logits
         return objective.token_loss(logits_BLV, micro.targets_BL, micro.weights_B)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _is_spent(job: TrainJob, course: Course, progress: checkpoint.Progress) -> bool:
+    if job.least_gain is None or progress.step % job.log_every:
+        return False
+    return worth.is_spent(progress.losses[course.last_phase:], job.least_gain, worth.window_of(job.steps))
 
 
 def _agree(stop: Callable[[], bool], done: int, world: World) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray.config import FAMILIES, Architecture, Optimizer, RunConfig
+from moedisco_ray.config import FAMILIES, Architecture, Finetune, Optimizer, RunConfig
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.model_map import specialise
 from moedisco_ray.plan import (
@@ -21,7 +21,7 @@ from moedisco_ray.plan import (
     tokenizer_vocab_size,
     worker_memory,
 )
-from moedisco_ray.plan.cost import flops_per_token
+from moedisco_ray.plan.cost import finetune_flops_per_token, flops_per_token
 from moedisco_ray.plan.memory import activation_bytes_per_token
 
 VOCAB = 96
@@ -256,6 +256,23 @@ def test_hours_and_dollars_by_hand():
     assert plan.full_training.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
     assert plan.dollars == pytest.approx(sum(stage.cost.dollars for stage in plan.stages))
     assert plan.saved_percent == pytest.approx(100 * (1 - plan.dollars / plan.full_training.dollars))
+
+
+def test_what_is_frozen_saves_its_gradients_and_a_dense_gate_costs_every_expert():
+    shape = Architecture(num_experts=4, num_experts_per_tok=2)
+    parameters = count_parameters("qwen3_moe", shape, 100)
+    plain = flops_per_token(parameters, shape, 128, checkpointing=False)
+
+    def cost(**settings):
+        return finetune_flops_per_token(parameters, shape, 128, Finetune(**settings))
+
+    experts = parameters.experts // 2
+    assert cost() == plain
+    assert cost(phases=[{"train": "backbone", "share": 1}]) == pytest.approx(plain - 2 * experts)
+    assert cost(phases=[{"train": "router", "share": 1}]) == pytest.approx(plain - 2 * (parameters.multiplied - parameters.router))
+    mixed = [{"train": "backbone", "share": 0.25}, {"train": "all", "share": 0.75}]
+    assert cost(phases=mixed) == pytest.approx(plain - experts / 2)
+    assert cost(dense_gate=0.5) == pytest.approx(plain + 0.5 * 6 * experts)
 
 
 def test_recomputing_costs_a_third_more():

@@ -13,55 +13,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_training import BATCH, RECIPE, L, V, run, stop_after, variant, weights, write_shard, write_tiny
 from torch.distributed import checkpoint as dcp
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.config import Architecture, Optimizer
+from moedisco_ray.config import Optimizer
 from moedisco_ray.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.events import Event
-from moedisco_ray.model_map import check_same, hf_config, open_checkpoint, save_model, skeleton
-from moedisco_ray.objective import routers
+from moedisco_ray.model_map import check_same, save_model
 from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
-from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, learning_rate, steps_for, train
+from moedisco_ray.training import TrainJob, World, checkpoint, learning_rate, steps_for
 from moedisco_ray.training.optimizer import RoundingAdamW, adamw
 from moedisco_ray.training.sharding import trainable
-
-L, V, BATCH = 16, 64, 6
-RECIPE = Optimizer(lr=3e-3, batch_tokens=BATCH * L, schedule="cosine", warmup=0.2)
-
-
-def never() -> bool:
-    return False
-
-
-def ignore(event: Event) -> None:
-    pass
-
-
-def write_tiny(directory: Path, experts: int, *, tied: bool = False, favourite: int | None = None) -> None:
-    sizes = Architecture(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=experts,
-        num_experts_per_tok=min(2, experts), tie_word_embeddings=tied)
-    config = hf_config("qwen3_moe", sizes, V, L, 0)
-    torch.manual_seed(0)
-    model = type(skeleton(config))(config)
-    for router in routers(model).values():
-        torch.nn.init.normal_(router.weight, std=0.1)
-        if favourite is not None:
-            router.weight.data[favourite] += 0.2
-    if favourite is not None:  # every token then has something in common that the router can like
-        model.model.embed_tokens.weight.data += 0.05
-    save_model(model, directory)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("training")
     torch.set_num_threads(1)
-    rng = np.random.Generator(np.random.Philox(key=[1, 2]))
-    # A walk with small steps: there is something to learn.
-    documents = [np.cumsum(rng.integers(0, 3, size=80)) % (V - 1) + 1 for _ in range(20)]
-    write_packed(home / "shard", [documents], 0, V)
+    write_shard(home / "shard")
     write_tiny(home / "moe", 4)
     write_tiny(home / "dense", 1)
     write_tiny(home / "tied", 4, tied=True)
@@ -75,24 +45,6 @@ def job(home: Path, tmp_path: Path) -> TrainJob:
         stage="finetune", name="finetune", model=home / "moe", shards=(home / "shard",), output=tmp_path / "out",
         checkpoints=tmp_path / "steps", steps=8, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, keep=2, seed=5,
         load_balance=0.02, z_loss=0.01, log_every=2)
-
-
-def variant(job: TrainJob, name: str, **changes: Any) -> TrainJob:
-    return dataclasses.replace(
-        job, output=job.output.with_name(f"{name}-out"), checkpoints=job.checkpoints.with_name(f"{name}-steps"), **changes)
-
-
-def run(job: TrainJob, emit: Callable[[Event], None] = ignore, stop: Callable[[], bool] = never) -> TrainResult:
-    return train(job, World(), emit, stop)
-
-
-def stop_after(steps: int) -> Callable[[], bool]:
-    asked = iter(range(1, 10_000))
-    return lambda: next(asked) >= steps
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return dict(open_checkpoint(directory))
 
 
 class Killed(Exception):  # noqa: N818 - what happens to the process, not an error of ours

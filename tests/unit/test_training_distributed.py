@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from moedisco_ray.config import Architecture, Optimizer
+from moedisco_ray.config import Architecture, Optimizer, Phase
 from moedisco_ray.model_map import check_same, hf_config, open_checkpoint, save_model, skeleton
 from moedisco_ray.objective import routers
 from moedisco_ray.tokens import write_packed
@@ -26,6 +26,9 @@ from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, trai
 L, V, BATCH, STEPS, STOP = 16, 64, 4, 10, 8
 WORKER = Path(__file__).with_name("training_worker.py")
 NOBODY = None
+STAGED = {
+    "phases": (Phase(train="router", share=0.3), Phase(train="backbone", share=0.4), Phase(train="all", share=0.3)),
+    "dense_steps": 2, "spike_guard": 2.0}
 
 Work = Sequence[tuple[TrainJob, int | None]]
 
@@ -110,6 +113,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (runs.job("small", optimizer=small), NOBODY),
         (runs.job("small-again", optimizer=small), 0),
         (runs.job("small-again", optimizer=small), NOBODY),
+        (runs.job("staged", **STAGED), NOBODY),
+        (runs.job("staged-again", **STAGED), 0),
+        (runs.job("staged-again", **STAGED), NOBODY),
         (runs.job("again"), 1),
         (runs.job("again"), NOBODY),
         (runs.job("wild", optimizer=Optimizer(lr=1e30, batch_tokens=BATCH * L)), NOBODY),
@@ -175,6 +181,14 @@ def test_two_workers_checkpoint_resumes_on_three(runs: Runs, one: tuple[TrainJob
     result = runs.three[0]["to-three"]
     assert result.restored_step == STOP
     close(runs, "to-three", one[0], result.losses, one[1].losses)
+
+
+def test_two_workers_train_in_phases_as_one_does_and_resume_bit_for_bit(runs: Runs) -> None:
+    job = runs.job("staged-alone", **STAGED)
+    close(runs, "staged", job, runs.two[0]["staged"].losses, alone(job).losses)
+    assert runs.two[0]["staged-again"].restored_step == STOP
+    assert runs.two[0]["staged-again"].losses == runs.two[0]["staged"].losses
+    check_same(weights(runs.home / "staged-again-out"), weights(runs.home / "staged-out"))
 
 
 def test_bf16_arithmetic_on_shards_stays_near_fp32(runs: Runs, one: tuple[TrainJob, TrainResult]) -> None:

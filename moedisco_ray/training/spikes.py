@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import math
+import statistics
+
+from torch import Tensor
+
+from moedisco_ray.events import Emit, Event
+from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training.job import TrainJob, World
+
+_REMEMBERED = 64
+_AT_LEAST = 16
+"""Norms to have seen before one can stand out."""
+
+
+class SpikeGuard:
+    """Leaves out updates whose gradient stands out from those before.
+
+    One bad batch can throw a model back by hundreds of steps; left out, it costs its own tokens. The threshold is a
+    multiple of a median, which a spike does not move.
+
+    Args:
+        job: Its `spike_guard` is the multiple; None: nothing is left out, and no norm is read.
+        world: This process.
+        emit: Told of what is left out, on rank 0.
+        progress: Keeps the norms, so that a resumed training decides alike.
+    """
+
+    def __init__(self, job: TrainJob, world: World, emit: Emit, progress: Progress) -> None:
+        self._job = job
+        self._world = world
+        self._emit = emit
+        self._progress = progress
+
+    def refuses(self, step: int, norm: Tensor) -> bool:
+        """Whether the update of a step, counted from 0, is left out. Reading the norm makes a GPU wait."""
+        if self._job.spike_guard is None:
+            return False
+        value = float(norm)
+        known = self._progress.norms
+        if not math.isfinite(value):
+            return False    # the ledger's business: it ends the training
+        median = statistics.median(known) if len(known) >= _AT_LEAST else math.inf
+        if value <= self._job.spike_guard * median:
+            known.append(value)
+            del known[:-_REMEMBERED]
+            return False
+        if self._world.rank == 0:
+            self._emit(Event("warning", self._job.stage, self._job.name, {
+                "message": f"{self._job.name}: step {step + 1} left out, its gradient's norm {value:.3g} is "
+                           f"{value / median:.1f} times the usual {median:.3g}"}))
+        return True
