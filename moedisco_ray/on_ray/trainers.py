@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -104,7 +105,8 @@ class _Queue:
     def settle(self) -> None:
         """Wait a moment for trainings to end, and see to those that did."""
         self._rounds.look()
-        done, _ = wait([*self._running, *self._rounds.at_work], timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+        futures: list[Future[Any]] = [*self._running, *self._rounds.at_work]
+        done, _ = wait(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
         for future in [future for future in self._running if future in done]:
             job = self._running.pop(future)
             outcome = future.result()
