@@ -84,18 +84,6 @@ class ModelMap:
                     return TensorRole(role, int(layer[1]), None, layer[2])
         raise CheckpointError("tensor", key, f"no rule of family {self.family.name} claims it: another kind of model")
 
-    def in_common(self, key: str, shape: tuple[int, ...]) -> bool:
-        """Whether all sub-models have a stored tensor in common: neither experts nor a router, so that the merge averages it.
-
-        Args:
-            key: Its name, in memory or in a checkpoint.
-            shape: Its shape.
-
-        Raises:
-            CheckpointError: No rule claims the key.
-        """
-        return all(self.classify(name).role in (Role.BACKBONE, Role.SHARED_EXPERT) for name in self.unfold(key, shape))
-
     def expert_key(self, layer: int, expert: int, part: Part) -> str:
         """Canonical name of an expert's projection."""
         return f"model.layers.{layer}.{self.family.block}.experts.{expert}.{self.family.projection(part)}.weight"

@@ -79,17 +79,13 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
     restored = progress.step
     ledger = Ledger(job, world, emit, progress)
     guard = SpikeGuard(job, world, emit, progress)
-    meeting = Meeting(job, model, progress, world)
+    meeting = Meeting(job, model, ledger, world)
     stopped = waits = False
     for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
-        if meeting.due(step):
-            ledger.settle()
-            waited = yield from meeting.join(stop)
-            if waited is None:
-                stopped = waits = True
-                _save(job, model, stepper, progress, world)
-                break
-            ledger.leave_out(waited)
+        if not (yield from meeting.attend(step, stop)):
+            stopped = waits = True
+            _save(job, model, stepper, progress, world)
+            break
         lr = course.enter(step)
         set_rates(stepper.optimizer, lr, step, job.backbone_rate)
         ledger.add(*stepper(batches(step), functools.partial(guard.refuses, step)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -11,8 +12,8 @@ from transformers import PreTrainedModel
 from moedisco_ray.model_map import config_values
 from moedisco_ray.training import rounds
 from moedisco_ray.training.backbone import backbone_of
-from moedisco_ray.training.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
+from moedisco_ray.training.ledger import Ledger
 
 
 class Meeting:
@@ -25,57 +26,60 @@ class Meeting:
     Args:
         job: With its rounds.
         model: Its backbone is exchanged.
-        progress: Is told the rounds that are taken in.
+        ledger: Its progress is told the rounds that are taken in.
         world: This process.
 
     Raises:
         ValueError: Several workers train one member.
     """
 
-    def __init__(self, job: TrainJob, model: PreTrainedModel, progress: Progress, world: World) -> None:
+    def __init__(self, job: TrainJob, model: PreTrainedModel, ledger: Ledger, world: World) -> None:
         if job.rounds is not None and world.size > 1:
             raise ValueError("a member of rounds is trained by one worker")
         self._job = job
         self._rounds = job.rounds
-        self._progress = progress
+        self._ledger = ledger
         self._backbone = {} if job.rounds is None else backbone_of(model)
         self._config = {} if job.rounds is None else config_values(model.config)
 
-    def due(self, step: int) -> bool:
-        """Whether a meeting lies between the steps made so far, `step`, and the next one."""
-        at = () if self._rounds is None else self._rounds.at[self._progress.round:]
-        return bool(at) and step >= at[0]
+    def attend(self, step: int, stop: Callable[[], bool]) -> Generator[None, None, bool]:
+        """Where a meeting lies before a step: end the round, and begin the next with what it made.
 
-    def join(self, stop: Callable[[], bool]) -> Generator[None, None, float | None]:
-        """End the round, and begin the next with what it made; `progress` must be up to date.
+        Args:
+            step: The step that comes next, counted from 0.
+            stop: Ends the waiting.
 
         Yields:
-            Whenever it looked in vain.
+            Whenever it looked for the others in vain.
 
         Returns:
-            Seconds it waited; None: it gave up waiting, since it was stopped or had stayed long enough.
+            Whether to go on; not where it was stopped, or has stayed long enough.
         """
-        if self._rounds is None:
-            return 0.0
-        directory, progress = self._rounds.directory, self._progress
+        progress = self._ledger.progress
+        if self._rounds is None or not any(step >= at for at in self._rounds.at[progress.round:][:1]):
+            return True
+        self._ledger.settle()
         began = time.monotonic()
-        closed = rounds.newest(directory, progress.round)
+        closed = rounds.newest(self._rounds.directory, progress.round)
         if closed == progress.round:
-            tokens = (progress.step - progress.joined) * self._job.step_tokens
-            rounds.post(
-                directory, closed + 1, self._job.name, self._backbone.items(), self._config, rounds.Post(progress.step, tokens))
+            self._post(self._rounds.directory, closed + 1)
         while closed == progress.round:
             yield
-            closed = rounds.newest(directory, progress.round)
+            closed = rounds.newest(self._rounds.directory, progress.round)
             if closed == progress.round and (stop() or time.monotonic() - began >= self._rounds.stay):
-                return None
-        self._take(closed)
-        return time.monotonic() - began
+                return False
+        self._take(self._rounds.directory, closed)
+        self._ledger.leave_out(time.monotonic() - began)
+        return True
 
-    def _take(self, number: int) -> None:
-        assert self._rounds is not None  # noqa: S101  # nothing is due without
-        common = rounds.backbone(self._rounds.directory, number)
+    def _post(self, directory: Path, number: int) -> None:
+        progress = self._ledger.progress
+        post = rounds.Post(progress.step, (progress.step - progress.joined) * self._job.step_tokens)
+        rounds.post(directory, number, self._job.name, self._backbone.items(), self._config, post)
+
+    def _take(self, directory: Path, number: int) -> None:
+        common = rounds.backbone(directory, number)
         with torch.no_grad():
             for name, parameter in self._backbone.items():
                 parameter.copy_(common[name])
-        self._progress.round, self._progress.joined = number, self._progress.step
+        self._ledger.progress.round, self._ledger.progress.joined = number, self._ledger.progress.step
