@@ -80,11 +80,11 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
     ledger = Ledger(job, world, emit, progress)
     guard = SpikeGuard(job, world, emit, progress)
     meeting = Meeting(job, model, ledger, world)
+    save_now = functools.partial(_save, job, model, stepper, progress, world)
     stopped = waits = False
     for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
-        if not (yield from meeting.attend(step, stop)):
+        if not (yield from meeting.attend(step, stop, save_now)):
             stopped = waits = True
-            _save(job, model, stepper, progress, world)
             break
         lr = course.enter(step)
         set_rates(stepper.optimizer, lr, step, job.backbone_rate)
@@ -101,7 +101,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
         if log or last or stopped:
             ledger.log(lr)
         if save:
-            _save(job, model, stepper, progress, world)
+            save_now()
         if stopped or last:
             break
     course.leave()

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moedisco_ray.model_map import config_values
-from moedisco_ray.training import rounds
+from moedisco_ray.training import checkpoint, rounds
 from moedisco_ray.training.backbone import backbone_of
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.ledger import Ledger
@@ -19,9 +19,9 @@ from moedisco_ray.training.ledger import Ledger
 class Meeting:
     """Of a training without rounds nothing is ever due.
 
-    The optimizer's state stays the member's own (DiLoCo, arXiv 2311.08105, section 2), and a checkpoint knows the round whose
-    backbone it holds. No checkpoint is needed where a member goes on at once: one that dies trains up to the meeting again,
-    to the same bits, and finds its round closed.
+    The optimizer's state stays the member's own (DiLoCo, arXiv 2311.08105, section 2). A member that posts has a checkpoint, which
+    knows the last round that it took in. So one that dies finds at most one round closed that it did not know, the one that
+    it would have waited for, and goes on to the same bits.
 
     Args:
         job: With its rounds.
@@ -42,12 +42,13 @@ class Meeting:
         self._backbone = {} if job.rounds is None else backbone_of(model)
         self._config = {} if job.rounds is None else config_values(model.config)
 
-    def attend(self, step: int, stop: Callable[[], bool]) -> Generator[None, None, bool]:
+    def attend(self, step: int, stop: Callable[[], bool], save: Callable[[], None]) -> Generator[None, None, bool]:
         """Where a meeting lies before a step: end the round, and begin the next with what it made.
 
         Args:
             step: The step that comes next, counted from 0.
             stop: Ends the waiting.
+            save: Writes a checkpoint.
 
         Yields:
             Whenever it looked for the others in vain.
@@ -62,12 +63,14 @@ class Meeting:
         began = time.monotonic()
         closed = rounds.newest(self._rounds.directory, progress.round)
         if closed == progress.round:
+            if step not in checkpoint.steps(self._job.checkpoints):
+                save()
             self._post(self._rounds.directory, closed + 1)
         while closed == progress.round:
+            if stop() or time.monotonic() - began >= self._rounds.stay:
+                return False
             yield
             closed = rounds.newest(self._rounds.directory, progress.round)
-            if closed == progress.round and (stop() or time.monotonic() - began >= self._rounds.stay):
-                return False
         self._take(self._rounds.directory, closed)
         self._ledger.leave_out(time.monotonic() - began)
         return True
