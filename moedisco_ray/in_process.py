@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,7 +15,7 @@ from moedisco_ray.config import Pool, RunConfig
 from moedisco_ray.events import Emit
 from moedisco_ray.shell import Placement, Trained, holding
 from moedisco_ray.stopping import NEVER, StopFile
-from moedisco_ray.training import TrainJob, World, train
+from moedisco_ray.training import Keeper, TrainJob, TrainResult, World, training
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,15 +41,35 @@ class InProcess:
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
     ) -> list[Trained]:
-        """Train here, in order, each job by one worker."""
+        """Train here, in order, each job by one worker; those that have rounds take turns, all in memory."""
         del directory
-        trained = []
-        for job in jobs:
-            started = time.monotonic()
-            with holding(emit, placement.pool, 1, job.stage):
-                result = train(job, World(), emit, lambda: stop.requested)
-            if not result.finished:
-                stop.check()
-            seconds = time.monotonic() - started
-            trained.append(Trained(result, seconds, seconds))
-        return trained
+        keeper = Keeper(jobs, emit)
+        seconds = [0.0] * len(jobs)
+        works = [training(job, World(), emit, lambda: stop.requested) for job in jobs]
+        results: dict[int, TrainResult] = {}
+        while len(results) < len(jobs):
+            for i, job in enumerate(jobs):
+                if i in results:
+                    continue
+                started = time.monotonic()
+                with holding(emit, placement.pool, 1, job.stage):
+                    result = _until_it_waits(works[i])
+                seconds[i] += time.monotonic() - started
+                if result is not None:
+                    if not result.finished:
+                        stop.check()
+                    results[i] = result
+            gathering = keeper.due()
+            if gathering is not None:
+                keeper.close(gathering)
+        return [Trained(results[i], seconds[i], seconds[i]) for i in range(len(jobs))]
+
+
+def _until_it_waits(work: Generator[None, None, TrainResult]) -> TrainResult | None:
+    """Go on with a training until it waits (None) or ends."""
+    try:
+        next(work)
+    except StopIteration as end:
+        result: TrainResult = end.value
+        return result
+    return None

@@ -33,7 +33,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("seed", "seed", ("corpus",), ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count")),
     Stage("cluster", "clusters", ("corpus", "seed"), ("clusters",)),
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
-    Stage("submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels.optimizer")),
+    Stage("submodels", "submodels", ("decompose", "cluster"), (
+        "tokens", "submodels.optimizer", "submodels.sync_every", "submodels.outer", "submodels.backbone_lr_scale",
+        "submodels.backbone_lr_scale_from")),
     Stage("merge", "merged", ("submodels",), ("merge",)),
     Stage("finetune", "finetuned", ("merge",), (
         "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +14,18 @@ import numpy as np
 
 from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, read_manifest, write_json
-from moedisco_ray.config import CheckpointInit, Model, Pool, RunConfig
+from moedisco_ray.config import CheckpointInit, Model, Pool, RunConfig, Submodels
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.merge.calibrate import Batch
 from moedisco_ray.plan import build_plan
+from moedisco_ray.policies.rounds import meetings
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement, Shell, Trained, holding
 from moedisco_ray.stages import STAGES
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.tokens import TokenStream
-from moedisco_ray.training import TrainJob, steps_for
+from moedisco_ray.training import BackboneRate, Rounds, TrainJob, steps_for
+from moedisco_ray.training.rounds import history
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,7 +123,7 @@ def cut(context: Context, draft: Draft) -> None:
 
 
 def submodels(context: Context, draft: Draft) -> None:
-    """Every sub-model on its own cluster's text, independently; the one with most to do starts first."""
+    """Every sub-model on its own cluster's text, the one with most to do first; they meet where the rounds say so."""
     config = context.config
     sizes = _cluster_tokens(context)
     jobs = [
@@ -128,12 +131,16 @@ def submodels(context: Context, draft: Draft) -> None:
              config.tokens.submodels * sizes[k] // sum(sizes), config.seed + 1 + k)
         for k in range(config.clusters.count)
     ]
+    rounds = context.checkpoints("submodels") / "rounds"
+    jobs = [dataclasses.replace(_anchored(job, config.submodels), rounds=meets)
+            for job, meets in zip(jobs, _rounds([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     done = _train(context, order, Placement(config.pools.low_memory, 1, config.submodels.max_failures))
     trained = dict(zip((job.name for job in order), done, strict=True))
     for k, job in enumerate(jobs):
         _link_tree(job.output, draft.path / str(k))
     draft.summary["units"] = _units(jobs, [trained[job.name] for job in jobs])
+    draft.summary["rounds"] = history(rounds)
 
 
 def reunite(context: Context, draft: Draft) -> None:
@@ -216,6 +223,21 @@ def _least_gain(config: RunConfig) -> float | None:
         return None
     cost = next(stage.cost for stage in build_plan(config).stages if stage.stage == "finetune")
     return config.finetune.early_stop * cost.dollars / cost.tokens * config.finetune.optimizer.batch_tokens
+
+
+def _anchored(job: TrainJob, settings: Submodels) -> TrainJob:
+    if settings.backbone_lr_scale == 1:
+        return job
+    start = math.ceil(settings.backbone_lr_scale_from * job.steps)
+    return dataclasses.replace(job, backbone_rate=BackboneRate(settings.backbone_lr_scale, start))
+
+
+def _rounds(steps: Sequence[int], settings: Submodels, directory: Path) -> list[Rounds | None]:
+    """Of each sub-model, by its steps; a phase that is shorter than a round has none."""
+    if settings.sync_every is None or len(steps) == 1 or max(steps) <= settings.sync_every:
+        return [None] * len(steps)
+    return [Rounds(directory.absolute(), at, settings.outer, settings.round_patience)
+            for at in meetings(steps, settings.sync_every)]
 
 
 def _train(context: Context, jobs: Sequence[TrainJob], placement: Placement) -> list[Trained]:

@@ -13,6 +13,7 @@ from moedisco_ray.config.sections import (
     LowMemoryPool,
     Merge,
     Optimizer,
+    Outer,
     Phase,
     Pool,
     Pools,
@@ -25,6 +26,7 @@ from moedisco_ray.config.sections import (
 
 __all__ = [
     "FAMILIES", "Architecture", "Checkpoint", "CheckpointInit", "Clusters", "Corpus", "Evaluation", "FamilyName", "Finetune",
-    "HighMemoryPool", "LowMemoryPool", "Merge", "Model", "Optimizer", "Phase", "Pool", "Pools", "RunConfig", "Source", "Submodels",
+    "HighMemoryPool", "LowMemoryPool", "Merge", "Model", "Optimizer", "Outer", "Phase", "Pool", "Pools", "RunConfig", "Source",
+    "Submodels",
     "Tokenizer", "Tokens", "Tracking", "check_config", "load_config", "read_architecture",
 ]

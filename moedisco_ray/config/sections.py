@@ -126,10 +126,29 @@ class Optimizer(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
+class Outer(Section):
+    """SGD with Nesterov momentum over rounds: how the common backbone follows the sub-models'."""
+
+    lr: float = Field(0.7, gt=0)
+    """Of the mean way that the backbones went in a round; 1, without momentum, is their plain average."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
 class Submodels(Section):
-    """The independent, parallel phase; the seed phase trains with the same recipe."""
+    """The parallel phase; the seed phase trains with the same recipe."""
 
     optimizer: Optimizer = Optimizer()
+    sync_every: int | None = Field(None, ge=1)
+    """Steps of the longest sub-model between two moments at which all backbones become one; experts stay private. Null, as the
+    paper: never before the merge."""
+    outer: Outer = Outer()
+    round_patience: float | None = Field(None, gt=0)
+    """Seconds that a round waits for the rest once half of the sub-models have ended it; a late one goes on from the newest
+    backbone. Null: until all have, without which the result depends on time."""
+    backbone_lr_scale: float = Field(1.0, ge=0)
+    """Learning rate of the backbone, as a multiple of the experts'; 0 freezes it, so that the merge finds it unchanged."""
+    backbone_lr_scale_from: Share = 0.0
+    """Share of the steps after which the scale applies; 0: all along."""
     max_failures: int = Field(3, ge=0)
     """How often a worker that died is started again, from its last checkpoint."""
 

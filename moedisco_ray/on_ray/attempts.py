@@ -95,7 +95,7 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         mail.end(job.name)
     if outcome is None:
         return End("failed", mail.whereabouts(job.name).step, "its worker ended without a result; see the Ray logs")
-    if not outcome.finished and not any(stop.requested for stop in around.stops):
+    if not outcome.finished and not outcome.waits and not any(stop.requested for stop in around.stops):
         return End("preempted", outcome.steps, "its node is about to be taken away")
     return outcome
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -16,6 +17,7 @@ from moedisco_ray.events import Emit, Event
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
 from moedisco_ray.on_ray.relay import relay
+from moedisco_ray.on_ray.rounds import KeeperBeside
 from moedisco_ray.policies import retrying
 from moedisco_ray.policies.ordering import Remaining, longest_first
 from moedisco_ray.policies.retrying import Again, End, GiveUp, GoBack, History, Skip
@@ -50,7 +52,7 @@ def train_all(
     """
     directory.mkdir(parents=True, exist_ok=True)
     end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
-    with relay(emit) as mail, ThreadPoolExecutor(len(jobs), thread_name_prefix="trainer") as threads:
+    with relay(emit) as mail, ThreadPoolExecutor(len(jobs) + 1, thread_name_prefix="trainer") as threads:
         queue = _Queue(jobs, Surroundings(run, placement, directory, (stop, end), mail), threads)
         try:
             while not queue.done:
@@ -75,6 +77,7 @@ class _Queue:
         self._running: dict[Future[Outcome], TrainJob] = {}
         self._histories = {job.name: _remembered(job, around.placement) for job in jobs}
         self._said_empty = False
+        self._rounds = KeeperBeside(jobs, threads, self._tell)
 
     @property
     def done(self) -> bool:
@@ -92,15 +95,19 @@ class _Queue:
             return
         order = longest_first([
             Remaining(job.name, job.steps - _reached(job), planned=1.0, measured=self._around.mail.step_seconds(job.name))
-            for job in self._waiting.values()])
+            for job in self._waiting.values() if self._rounds.startable(job)])
+        for_all = room >= len(self._waiting) + len(self._running)
         for unit in order[:free]:
             job = self._waiting.pop(unit.name)
-            self._running[self._threads.submit(attempt, _adjusted(job, self._histories[job.name]), self._around)] = job
+            adjusted = self._rounds.seated(_adjusted(job, self._histories[job.name]), for_all=for_all)
+            self._running[self._threads.submit(attempt, adjusted, self._around)] = job
 
     def settle(self) -> None:
         """Wait a moment for trainings to end, and see to those that did."""
-        done, _ = wait(self._running, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
-        for future in done:
+        self._rounds.look()
+        futures: list[Future[Any]] = [*self._running, *self._rounds.at_work]
+        done, _ = wait(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+        for future in [future for future in self._running if future in done]:
             job = self._running.pop(future)
             outcome = future.result()
             if isinstance(outcome, End):

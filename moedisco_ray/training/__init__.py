@@ -1,7 +1,10 @@
 """The one training loop, for the seed model, the sub-models and the merge fine-tune."""
 
-from moedisco_ray.training.job import TrainJob, TrainResult, World, steps_for
-from moedisco_ray.training.loop import train
+from moedisco_ray.training.job import BackboneRate, Rounds, TrainJob, TrainResult, World, steps_for
+from moedisco_ray.training.keeper import Keeper
+from moedisco_ray.training.loop import train, training
 from moedisco_ray.training.schedule import learning_rate
 
-__all__ = ["TrainJob", "TrainResult", "World", "learning_rate", "steps_for", "train"]
+__all__ = [
+    "BackboneRate", "Keeper", "Rounds", "TrainJob", "TrainResult", "World", "learning_rate", "steps_for", "train", "training",
+]

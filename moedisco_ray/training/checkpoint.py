@@ -40,6 +40,8 @@ class Progress:
         seconds: Wall-clock time so far.
         fractions_NE: Selections per token of each expert in the last global batch, one row per router; see `objective`.
         norms: Of the newest gradients, where `spikes.SpikeGuard` needs them.
+        round: The last round whose backbone it took in; 0: none.
+        joined: The step at which it did.
     """
 
     step: int = 0
@@ -48,6 +50,8 @@ class Progress:
     seconds: float = 0.0
     fractions_NE: list[list[float]] = dataclasses.field(default_factory=list)
     norms: list[float] = dataclasses.field(default_factory=list)
+    round: int = 0
+    joined: int = 0
 
 
 def save(

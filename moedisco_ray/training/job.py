@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
-from moedisco_ray.config import Optimizer, Phase
+from moedisco_ray.config import Optimizer, Outer, Phase
 from moedisco_ray.policies.retrying import Skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """When a training exchanges its backbone with others, and where; see `training.rounds`.
+
+    Attributes:
+        directory: Common to all members.
+        at: The steps after which it meets the others, ascending, none of them 0 or the last.
+        outer: The outer step.
+        patience: See `policies.rounds.gather`.
+        stay: Seconds that it waits for the others before it ends unfinished, to go on later.
+    """
+
+    directory: Path
+    at: tuple[int, ...]
+    outer: Outer
+    patience: float | None = None
+    stay: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneRate:
+    """A learning rate of the backbone's own.
+
+    Attributes:
+        scale: As a multiple of everything else's.
+        start: Steps after which it applies.
+    """
+
+    scale: float
+    start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +68,8 @@ class TrainJob:
         log_every: Steps between progress events.
         skip: Batches to leave out; None: none.
         logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
+        backbone_rate: None: the backbone learns like everything else.
+        rounds: Meetings with other trainings; None: it has none.
     """
 
     stage: str
@@ -58,6 +93,8 @@ class TrainJob:
     log_every: int = 10
     skip: Skip | None = None
     logs: Path | None = None
+    backbone_rate: BackboneRate | None = None
+    rounds: Rounds | None = None
 
     @property
     def batch(self) -> int:
@@ -81,6 +118,7 @@ class TrainResult:
         seconds: Wall-clock time of the loop, that of earlier attempts up to their checkpoint included.
         restored_step: The step of the checkpoint it went on from; 0: it began anew.
         finished: Whether it came to its end and wrote the model.
+        waits: Unfinished, because the others of its round are not there yet.
     """
 
     steps: int
@@ -89,6 +127,7 @@ class TrainResult:
     seconds: float
     restored_step: int
     finished: bool
+    waits: bool = False
 
     @property
     def loss(self) -> float:

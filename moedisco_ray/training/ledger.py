@@ -70,6 +70,11 @@ class Ledger:
         self.progress.seconds += now - self._settled_at
         self._settled_at = now
 
+    def leave_out(self, seconds: float) -> None:
+        """Take off what was spent waiting; call after `settle`."""
+        self._settled_at += seconds
+        self._logged_at += seconds
+
     def log(self, lr: float) -> None:
         """Emit a progress event for the steps since the last one; call after `settle`."""
         steps = self.progress.step - self._logged_step

@@ -8,12 +8,14 @@ resumed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from moedisco_ray import objective
 from moedisco_ray.events import Emit
@@ -23,16 +25,31 @@ from moedisco_ray.training.batches import Batches, MicroBatch
 from moedisco_ray.training.course import Course
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.ledger import Ledger
-from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.meeting import Meeting
+from moedisco_ray.training.optimizer import make_optimizer, set_rates
 from moedisco_ray.training.output import write_model
 from moedisco_ray.training.sharding import autocast, trainable
 from moedisco_ray.training.spikes import SpikeGuard
 
 _ASK_EVERY = 8
 """Steps between the moments when several workers agree on whether to stop."""
+_LOOK_SECONDS = 0.2
+"""Between two looks for the others of a round."""
 
 
 def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> TrainResult:
+    """All of `training`, waiting wherever it waits."""
+    work = training(job, world, emit, stop)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: TrainResult = end.value
+            return result
+        time.sleep(_LOOK_SECONDS)
+
+
+def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> Generator[None, None, TrainResult]:
     """Train, from the newest checkpoint if there is one, and write the model; every worker of a training calls this.
 
     Args:
@@ -40,6 +57,9 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         world: This process among the workers.
         emit: Receives `progress` events, on rank 0.
         stop: Asked after steps; once it is true on any worker, all save a checkpoint and return an unfinished result.
+
+    Yields:
+        Whenever it waits for the others of its round; without rounds never.
 
     Raises:
         NotFiniteError: A loss or a gradient is not finite.
@@ -59,10 +79,16 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
     restored = progress.step
     ledger = Ledger(job, world, emit, progress)
     guard = SpikeGuard(job, world, emit, progress)
-    stopped = False
+    meeting = Meeting(job, model, ledger, world)
+    save_now = functools.partial(_save, job, model, stepper, progress, world)
+    stopped = waits = False
     for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
+        if not (yield from meeting.attend(step, stop, save_now)):
+            stopped = waits = True
+            break
         lr = course.enter(step)
-        ledger.add(*stepper(batches(step), lr, functools.partial(guard.refuses, step)))
+        set_rates(stepper.optimizer, lr, step, job.backbone_rate)
+        ledger.add(*stepper(batches(step), functools.partial(guard.refuses, step)))
         done = step + 1
         log = done % job.log_every == 0
         if log:
@@ -75,15 +101,20 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         if log or last or stopped:
             ledger.log(lr)
         if save:
-            progress.fractions_NE = stepper.fractions_NE.tolist()
-            checkpoint.save(job.checkpoints, model, stepper.optimizer, progress, world, job.keep)
+            save_now()
         if stopped or last:
             break
     course.leave()
     if not stopped:
         write_model(model, job, world)
     return TrainResult(
-        progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored, finished=not stopped)
+        progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored, finished=not stopped,
+        waits=waits)
+
+
+def _save(job: TrainJob, model: nn.Module, stepper: Stepper, progress: checkpoint.Progress, world: World) -> None:
+    progress.fractions_NE = stepper.fractions_NE.tolist()
+    checkpoint.save(job.checkpoints, model, stepper.optimizer, progress, world, job.keep)
 
 
 class Stepper:
@@ -99,7 +130,7 @@ class Stepper:
         fractions_NE: Selections per token of each expert in the last global batch, one row per router.
     """
 
-    def __init__(self, model: nn.Module, job: TrainJob, world: World) -> None:
+    def __init__(self, model: PreTrainedModel, job: TrainJob, world: World) -> None:
         self._model = model
         self._job = job
         self._world = world
@@ -118,21 +149,16 @@ class Stepper:
         if self._probe is not None and fractions_NE:
             self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
 
-    def __call__(
-        self, micro_batches: Iterable[MicroBatch], lr: float, refuses: Callable[[Tensor], bool],
-    ) -> tuple[Tensor, Tensor]:
-        """Make a step.
+    def __call__(self, micro_batches: Iterable[MicroBatch], refuses: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
+        """Make a step, at the learning rates that the optimizer's groups have.
 
         Args:
             micro_batches: This worker's part of the global batch.
-            lr: Learning rate.
             refuses: Given the gradient's norm, whether its update is left out.
 
         Returns:
             Cross-entropy summed over this worker's tokens, and the norm of the whole gradient before it was clipped.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self._selections_NE.zero_()
         losses = [self._backward(micro) for micro in micro_batches]
         norm = _whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._job.optimizer.clip))

@@ -1,0 +1,81 @@
+"""The outer step of a round: SGD with Nesterov momentum, its gradient being how far the members moved away.
+
+DiLoCo (arXiv 2311.08105, algorithm 1) with the momentum of torch.optim.SGD: from a common backbone g, members k with
+weights w_k that trained it to theta_k,
+
+    d = sum_k w_k (g - theta_k),    m' = mu m + d,    g' = g - lr (d + mu m').
+
+Both results of a step are streams of their own, and d needs every member: so m' comes first, from the members, and then
+g' from m and m' alone, since d = m' - mu m.
+
+Everything is computed in float64, a chunk at a time, and rounded once; g and m are kept in float32. Members are summed in
+their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from moedisco_ray.config import Outer
+
+_CHUNK = 1 << 22    # elements at a time: 32 MB in float64
+
+
+def next_momentum(
+    start: Mapping[str, Tensor], members: Sequence[Mapping[str, Tensor]], weights: Sequence[float],
+    momentum: Mapping[str, Tensor] | None, outer: Outer,
+) -> Iterator[tuple[str, Tensor]]:
+    """m', tensor by tensor.
+
+    Args:
+        start: g, in float32. A member in bf16 began from it rounded to bf16.
+        members: theta_k.
+        weights: w_k; they sum to 1.
+        momentum: m; None: 0.
+        outer: mu.
+    """
+    def step(start_N: Tensor, *others_N: Tensor) -> Tensor:
+        copies, before = others_N[:len(members)], others_N[len(members):]
+        after_N = outer.momentum * before[0].double() if before else torch.zeros_like(start_N, dtype=torch.float64)
+        for weight, copy_N in zip(weights, copies, strict=True):
+            after_N += weight * (start_N.to(copy_N.dtype).double() - copy_N.double())
+        return after_N
+
+    for key in start:
+        yield key, _in_chunks(step, start[key], *(member[key] for member in members), *_of(momentum, key))
+
+
+def next_backbone(
+    start: Mapping[str, Tensor], momentum: Mapping[str, Tensor] | None, after: Mapping[str, Tensor], outer: Outer,
+) -> Iterator[tuple[str, Tensor]]:
+    """g', tensor by tensor.
+
+    Args:
+        start: g.
+        momentum: m; None: 0.
+        after: m'.
+        outer: lr and mu.
+    """
+    def step(start_N: Tensor, after_N: Tensor, *before: Tensor) -> Tensor:
+        way_N = (1 + outer.momentum) * after_N.double()
+        for before_N in before:
+            way_N -= outer.momentum * before_N.double()
+        return start_N.double() - outer.lr * way_N
+
+    for key in start:
+        yield key, _in_chunks(step, start[key], after[key], *_of(momentum, key))
+
+
+def _of(momentum: Mapping[str, Tensor] | None, key: str) -> tuple[Tensor, ...]:
+    return () if momentum is None else (momentum[key],)
+
+
+def _in_chunks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    result_N = torch.empty_like(flat[0], dtype=torch.float32)
+    for start in range(0, len(result_N), _CHUNK):
+        result_N[start:start + _CHUNK] = function(*(flat_N[start:start + _CHUNK] for flat_N in flat))
+    return result_N.reshape(tensors[0].shape)

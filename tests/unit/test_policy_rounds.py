@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.policies.rounds import Gathering, gather, meetings, shares
+
+
+def test_equal_members_meet_every_so_many_steps_but_not_after_the_last() -> None:
+    assert meetings([12, 12], 4) == [(4, 8), (4, 8)]
+    assert meetings([10], 3) == [(3, 6, 9)]
+
+
+def test_a_shorter_member_meets_at_the_same_shares() -> None:
+    assert meetings([100, 50, 33], 25) == [(25, 50, 75), (12, 25, 37), (8, 16, 24)]
+
+
+@given(steps=st.lists(st.integers(1, 400), min_size=1, max_size=6), every=st.integers(1, 500))
+def test_all_have_equally_many_meetings_each_after_a_step_and_before_the_end(steps: list[int], every: int) -> None:
+    found = meetings(steps, every)
+    assert len({len(at) for at in found}) == 1
+    for mine, at in zip(steps, found, strict=True):
+        assert all(before < after for before, after in pairwise((0, *at, mine)))
+    longest = found[steps.index(max(steps))]
+    assert all(after - before >= every for before, after in pairwise((0, *longest)))
+
+
+def test_without_patience_a_round_waits_for_everybody() -> None:
+    assert gather(["a", "b"], {"a": 0.0}, 1e9, None) is None
+    assert gather(["a", "b"], {"a": 0.0, "b": 5.0}, 5.0, None) == Gathering(("a", "b"))
+
+
+def test_once_half_have_arrived_the_rest_have_some_time() -> None:
+    alive = ["a", "b", "c", "d"]
+    assert gather(alive, {"a": 0.0}, 1e9, 10.0) is None
+    assert gather(alive, {"a": 0.0, "c": 7.0}, 16.9, 10.0) is None
+    assert gather(alive, {"c": 7.0, "a": 0.0}, 17.0, 10.0) == Gathering(("a", "c"), ("b", "d"))
+
+
+def test_a_member_that_was_given_up_does_not_count() -> None:
+    assert gather(["a"], {"a": 0.0, "b": 1.0}, 1.0, None) == Gathering(("a",))
+    assert gather([], {"b": 1.0}, 1.0, 0.5) is None
+
+
+@given(tokens=st.lists(st.integers(1, 10**9), min_size=1, max_size=8))
+def test_shares_are_proportions(tokens: list[int]) -> None:
+    found = shares(tokens)
+    assert sum(found) == pytest.approx(1)
+    assert all(share * sum(tokens) == pytest.approx(count) for share, count in zip(found, tokens, strict=True))

@@ -1,0 +1,256 @@
+"""Members of rounds: what they exchange, and that neither kills nor their order of work changes a bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import BATCH, RECIPE, L, ignore, never, run, stop_after, variant, weights, write_shard, write_tiny
+
+from moedisco_ray.config import LowMemoryPool, Outer
+from moedisco_ray.events import Event
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.model_map import ModelMap, Role, check_same
+from moedisco_ray.policies.rounds import meetings
+from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.training import Keeper, Rounds, TrainJob, World, checkpoint, rounds, train
+from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.sharding import trainable, whole_state
+
+STEPS = (12, 12, 7)
+OUTER = Outer(lr=0.7, momentum=0.9)
+PLACEMENT = Placement(LowMemoryPool(), 1, 0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("rounds")
+    torch.set_num_threads(1)
+    write_shard(home / "shard")
+    write_tiny(home / "dense", 1)
+    return home
+
+
+def members(home: Path, directory: Path, state: str = "fp32", every: int = 3) -> list[TrainJob]:
+    return [
+        TrainJob(
+            stage="submodels", name=f"submodel-{k}", model=home / "dense", shards=(home / "shard",),
+            output=directory / f"out-{k}", checkpoints=directory / f"steps-{k}", steps=steps, sequence_length=L,
+            optimizer=RECIPE.model_copy(update={"state": state}), checkpoint_every=5, seed=k, log_every=1,
+            rounds=Rounds(directory / "rounds", at, OUTER))
+        for k, (steps, at) in enumerate(zip(STEPS, meetings(STEPS, every), strict=True))]
+
+
+def in_process(jobs: Sequence[TrainJob], emit: Callable[[Event], None] = ignore) -> list[Trained]:
+    return InProcess().train_all(jobs, PLACEMENT, Path(), emit)
+
+
+def same(jobs: Sequence[TrainJob], others: Sequence[TrainJob]) -> None:
+    for ours, theirs in zip(jobs, others, strict=True):
+        check_same(weights(ours.output), weights(theirs.output))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[TrainJob]:
+    jobs = members(home, tmp_path_factory.mktemp("undisturbed"))
+    in_process(jobs)
+    return jobs
+
+
+def test_a_round_makes_the_outer_step_of_what_each_has_by_itself(home: Path, tmp_path: Path) -> None:
+    jobs = members(home, tmp_path, every=6)
+    in_process(jobs)
+    made = rounds.backbone(tmp_path / "rounds", 1)
+    assert set(made) == {key for key in weights(home / "dense") if ModelMap("qwen3_moe").classify(key).role is Role.BACKBONE}
+    alone = []
+    for job, steps in zip(jobs, (6, 6, 3), strict=True):
+        lonely = variant(job, f"{job.name}-alone", rounds=None)
+        assert run(lonely, stop=stop_after(steps)).steps == steps
+        model = trainable(job.model, job.optimizer, World())
+        found = checkpoint.latest(lonely.checkpoints)
+        assert found is not None
+        checkpoint.load(found, model, make_optimizer(model, job, World()), World())
+        alone.append(whole_state(model))
+    for key, start in weights(home / "dense").items():
+        if key in made:
+            moved = sum(share * (start - state[key]) for share, state in zip((0.4, 0.4, 0.2), alone, strict=True))
+            torch.testing.assert_close(made[key], start - 0.7 * 1.9 * moved, rtol=1e-5, atol=1e-6)
+
+
+def test_every_round_counts_the_tokens_of_its_members(undisturbed: list[TrainJob]) -> None:
+    a_step = BATCH * L
+    found = rounds.history(undisturbed[0].checkpoints.parent / "rounds")
+    assert [list(entry["members"].values()) for entry in found] == [
+        [3 * a_step, 3 * a_step, a_step], [3 * a_step, 3 * a_step, 2 * a_step], [3 * a_step, 3 * a_step, 2 * a_step]]
+    assert all(entry["late"] == [] for entry in found)
+
+
+def test_only_the_newest_rounds_keep_their_weights(undisturbed: list[TrainJob]) -> None:
+    directory = undisturbed[0].checkpoints.parent / "rounds"
+    kept = {home.name: sorted(path.name for path in home.iterdir()) for home in sorted(directory.iterdir())}
+    assert kept == {
+        "round-0001": ["round.json"], "round-0002": ["backbone", "momentum", "round.json"],
+        "round-0003": ["backbone", "momentum", "round.json"]}
+
+
+def test_rounds_change_the_backbone_and_bring_members_together(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
+    jobs = [dataclasses.replace(job, rounds=None) for job in members(home, tmp_path)]
+    in_process(jobs)
+
+    def distance(pair: Sequence[TrainJob]) -> float:
+        one, other = (weights(job.output) for job in pair)
+        return float((one["lm_head.weight"] - other["lm_head.weight"]).norm())
+
+    assert distance(undisturbed[:2]) < 0.8 * distance(jobs[:2])
+
+
+# --- interruptions
+
+
+class Killed(Exception):  # noqa: N818 - what happens to the process, not an error of ours
+    pass
+
+
+def kill_at(number: int) -> Callable[[Event], None]:
+    """Dies at an event: a step, the end of a member's turn after it posted, a round that nobody has taken in yet."""
+    left = iter(range(number))
+
+    def emit(event: Event) -> None:
+        if next(left, None) is None:
+            raise Killed
+    return emit
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_anywhere_it_ends_with_the_same_bits(
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path, seed: int,
+) -> None:
+    jobs, dice, kills = members(home, tmp_path), random.Random(seed), 0
+    while True:
+        try:
+            # Never so early that nothing new is saved: the longest way between two checkpoints, over all members.
+            in_process(jobs, kill_at(dice.randrange(15, 50)))
+            break
+        except Killed:
+            kills += 1
+    assert kills
+    same(jobs, undisturbed)
+
+
+@pytest.mark.parametrize("what", ["next_momentum", "next_backbone", "write_json"])
+def test_killed_inside_the_outer_step_it_is_made_again(
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str,
+) -> None:
+    jobs = members(home, tmp_path)
+    calls = iter(range(100))
+    original = getattr(rounds, what)
+
+    def dies(*args: object) -> object:
+        if next(calls) == (4 if what == "write_json" else 1):     # each member's post is written as JSON too
+            raise Killed
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, what, dies)
+        with pytest.raises(Killed):
+            in_process(jobs)
+    in_process(jobs)
+    same(jobs, undisturbed)
+
+
+def test_a_member_that_leaves_and_comes_back_is_the_member_that_waited(
+    home: Path, undisturbed: list[TrainJob], tmp_path: Path,
+) -> None:
+    jobs = members(home, tmp_path)
+    keeper = Keeper(jobs, ignore)
+    waited = taken_in_turns(jobs, keeper)
+    assert waited == 3 * len(jobs)
+    same(jobs, undisturbed)
+
+
+def test_bf16_state_killed_equals_undisturbed(home: Path, tmp_path: Path) -> None:
+    whole, halted = members(home, tmp_path / "a", "bf16"), members(home, tmp_path / "b", "bf16")
+    in_process(whole)
+    with pytest.raises(Killed):
+        in_process(halted, kill_at(22))
+    in_process(halted)
+    same(halted, whole)
+
+
+def taken_in_turns(jobs: Sequence[TrainJob], keeper: Keeper) -> int:
+    """A queue with one slot, which nobody keeps while it waits; returns how often one left it unfinished."""
+    left, finished = 0, set[str]()
+    while len(finished) < len(jobs):
+        for job in jobs:
+            if job.name not in finished and not keeper.waits(job.name):
+                result = train(leaving(job), World(), ignore, never)
+                assert result.finished is not result.waits
+                left += result.waits
+                finished |= {job.name} if result.finished else set()
+        gathering = keeper.due()
+        if gathering is not None:
+            keeper.close(gathering)
+    return left
+
+
+def leaving(job: TrainJob) -> TrainJob:
+    assert job.rounds is not None
+    return dataclasses.replace(job, rounds=dataclasses.replace(job.rounds, stay=0.0))
+
+
+# --- stragglers
+
+
+def test_a_late_member_takes_the_newest_backbone_and_is_in_the_next_round(home: Path, tmp_path: Path) -> None:
+    jobs = [
+        dataclasses.replace(job, rounds=dataclasses.replace(job.rounds, patience=10.0, stay=0.0))
+        for job in members(home, tmp_path) if job.rounds is not None]
+    now = 0.0
+    events: list[Event] = []
+    keeper = Keeper(jobs, events.append, lambda: now)
+    for job in jobs[:2]:
+        run(job)
+    assert keeper.due() is None
+    now = 11.0
+    gathering = keeper.due()
+    assert gathering is not None
+    assert (gathering.members, gathering.late) == (("submodel-0", "submodel-1"), ("submodel-2",))
+    keeper.close(gathering)
+    assert events[0].data["late"] == ["submodel-2"]
+    assert run(jobs[2]).steps == 3          # past its first meeting, where its own backbone was not wanted, up to its second
+    assert keeper.waits("submodel-2")
+    taken_in_turns(jobs, keeper)
+    found = rounds.history(tmp_path / "rounds")
+    assert [sorted(entry["members"]) for entry in found] == [
+        ["submodel-0", "submodel-1"], *[["submodel-0", "submodel-1", "submodel-2"]] * 2]
+    assert found[1]["members"]["submodel-2"] == 2 * BATCH * L
+
+
+def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Path) -> None:
+    jobs = [leaving(job) for job in members(home, tmp_path)]
+    keeper = Keeper(jobs, ignore)
+    keeper.drop("submodel-2")
+    for _ in range(2):
+        for job in jobs[:2]:
+            run(job)
+        gathering = keeper.due()
+        assert gathering is not None
+        keeper.close(gathering)
+    assert run(jobs[2]).steps == 5      # its third meeting
+    assert rounds.has_posted(tmp_path / "rounds", 3, "submodel-2")
+
+
+def test_a_keeper_that_begins_again_knows_where_the_rounds_are(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
+    jobs = [leaving(job) for job in members(home, tmp_path)]
+    for job in jobs:
+        run(job)
+    gathering = Keeper(jobs, ignore).due()
+    assert gathering is not None
+    Keeper(jobs, ignore).close(gathering)
+    taken_in_turns(jobs, Keeper(jobs, ignore))
+    same(jobs, undisturbed)
+    assert Keeper(jobs, ignore).due() is None
