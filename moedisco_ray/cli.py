@@ -19,7 +19,7 @@ from moedisco_ray import __version__
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import RunConfig, load_config
 from moedisco_ray.config.presets import PresetName, preset_text
-from moedisco_ray.display import View, listener_for, plan_view, report_view
+from moedisco_ray.display import View, cluster_view, listener_for, plan_view, report_view
 from moedisco_ray.errors import ConfigError, MoeDiscoError, RunDirError, RunStopped, UserError
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
@@ -128,10 +128,15 @@ def plan(config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile =
         print(worked_out.model_dump_json(indent=2))
     else:
         output_console().print(plan_view(worked_out))
-    if cluster is not None and (found := disagreements(load_cluster(cluster), checked, worked_out)):
+    if cluster is not None:
+        started = load_cluster(cluster)
+        found = disagreements(started, checked, worked_out)
+        if not as_json:
+            output_console().print(cluster_view(started, str(cluster), agrees=not found))
         for each in found:
             _complain(str(each))
-        raise typer.Exit(_USER_ERROR)
+        if found:
+            raise typer.Exit(_USER_ERROR)
 
 
 @app.command()

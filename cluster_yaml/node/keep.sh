@@ -34,6 +34,7 @@ UNIT
 else
     log=${MOEDISCO_LOGS:-$HOME}/$name.log
     # `ray stop` ends Ray's own processes by name; what is kept here ends when Ray has not been there for a while.
+    # shellcheck disable=SC2016  # the inner shell expands it
     setsid nohup bash -c '
         trap "kill \$child 2>/dev/null" EXIT
         missed=0

@@ -10,6 +10,7 @@ from rich.text import Text
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count, gigabytes
 from moedisco_ray.plan import Parameters, Plan
+from moedisco_ray.plan.cluster_file import Cluster
 from moedisco_ray.report import format_dollars, format_seconds
 
 
@@ -32,6 +33,17 @@ def plan_view(plan: Plan) -> RenderableType:
             f"{abs(plan.saved_percent):.0f} % {verdict}", style="bold"))
     parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
     return Group(*parts)
+
+
+def cluster_view(cluster: Cluster, file: str, *, agrees: bool) -> RenderableType:
+    """What a cluster file starts, and whether the plan can be carried out on it."""
+    table = plain_table("node type", "workers", "of", "GB per GPU", "dollars per worker-hour")
+    for node in cluster.types:
+        for tag, slots in node.slots.items():
+            memory = f"{node.gpu_memory_gb:g}" if node.gpus else ""
+            table.add_row(node.name, f"up to {slots * node.most}", tag, memory, f"{node.worker_price(tag):.2f}")
+    verdict = Text(f"The pools agree with {file}", "green") if agrees else Text(f"The pools contradict {file}:", "bold red")
+    return Group(Padding(table, (1, 0)), verdict)
 
 
 def _parameters(plan: Plan) -> Table:

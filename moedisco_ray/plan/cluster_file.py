@@ -76,6 +76,15 @@ class NodeType:
         """GPUs of one node."""
         return self.resources.get("GPU", 0)
 
+    @property
+    def slots(self) -> Mapping[str, int]:
+        """Tag of each pool to the workers of it that one node has room for."""
+        return {name: amount for name, amount in self.resources.items() if amount and name not in ("CPU", "GPU", "memory")}
+
+    def worker_price(self, tag: str) -> float:
+        """Dollars for an hour of one worker, on a node that is full of them."""
+        return self.price_per_hour / self.slots[tag]
+
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
@@ -174,17 +183,16 @@ def _need_gb(plan: Plan, pool: Pool) -> float:
 
 def _of_pool(cluster: Cluster, pool: Pool, need_gb: float, count: str, workers: int) -> list[Disagreement]:
     path = f"pools.{pool.kind}"
-    offering = [node for node in cluster.types if node.most and node.resources.get(pool.resource)]
+    offering = [node for node in cluster.types if node.most and pool.resource in node.slots]
     if not offering:
-        tags = sorted({tag for node in cluster.types for tag in node.resources} - {"CPU", "GPU", "memory"})
-        has = ", ".join(tags) or "no tags"
+        has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"
         return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
     found = [*_of_gpus(offering, pool, path), *_of_memory(offering, pool, need_gb, path)]
     room = cluster.room(pool.resource)
     if workers > room:
         found.append(Disagreement(
-            f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or raise max_workers there"))
-    prices = [node.price_per_hour / node.resources[pool.resource] for node in offering]
+            f"{path}.{count}", workers, f"the file starts room for {room}; lower it, or let the file start more"))
+    prices = [node.worker_price(pool.resource) for node in offering]
     lowest, highest = min(prices), max(prices)
     if not lowest * (1 - _PRICE_TOLERANCE) <= pool.price_per_hour <= highest * (1 + _PRICE_TOLERANCE):
         found.append(Disagreement(
@@ -196,8 +204,11 @@ def _of_pool(cluster: Cluster, pool: Pool, need_gb: float, count: str, workers: 
 def _of_gpus(offering: list[NodeType], pool: Pool, path: str) -> list[Disagreement]:
     crowded = [node for node in offering if node.resources[pool.resource] * pool.gpu > node.gpus]
     idle = [node for node in offering if node.gpus and not pool.gpu]
+    without = [node for node in offering if not node.gpus and not pool.gpu]
+    starved = [node for node in without if node.resources[pool.resource] > node.resources.get("CPU", 0)]
     told = (
         (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
+        (starved, f"{_names(starved)} offers more {pool.resource} than it has CPUs, of which a worker without a GPU takes one"),
         (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"))
     return [Disagreement(f"{path}.gpu", pool.gpu, remedy) for nodes, remedy in told if nodes]
 

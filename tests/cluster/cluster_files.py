@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "cluster_yaml"
 CLOUDS = ("aws-spot", "gcp-spot", "azure-spot")
 LAUNCHER = (*CLOUDS, "on-prem", "local-fake")
-"""For `ray up` or `ray start`; kuberay.yaml is for kubectl."""
+"""For `ray up` or `ray start`; the others are for kubectl."""
+KUBERNETES = ("kuberay", "kuberay-job")
 
 
 def load(name):
@@ -19,7 +20,7 @@ def load(name):
 
 
 def kubernetes_objects():
-    return list(yaml.safe_load_all((FOLDER / "kuberay.yaml").read_text()))
+    return [each for name in KUBERNETES for each in yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text())]
 
 
 def workers(config):

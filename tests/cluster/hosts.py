@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -15,12 +16,15 @@ from pathlib import Path
 SITE_PACKAGES = Path(sys.executable).parents[1] / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
 HOME = "/home/host"
 SSHD = Path("/usr/sbin/sshd")
+TOOLS = ("sshd", "ssh-keygen", "rsync", "ip", "unshare", "nsenter")
 
 
-def available():
-    """Whether hosts can be made here: as root, with sshd, rsync and ip."""
-    tools = ("sshd", "rsync", "ip", "unshare", "nsenter", "ssh-keygen")
-    return os.geteuid() == 0 and all(shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin") for tool in tools)
+def require_tools():
+    """Say what is missing, where hosts cannot be made."""
+    assert os.geteuid() == 0, "hosts are namespaces of this machine, which only root can make"
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=path) is None]
+    assert not missing, f"no {', '.join(missing)} here: apt-get install openssh-server iproute2 rsync"
 
 
 class Hosts:
@@ -36,11 +40,13 @@ class Hosts:
         self.base = base
         self.address = {name: f"{subnet}.{10 + i}" for i, name in enumerate(names)}
         self.key = base / "key"
-        self._bridge = f"md{os.getpid() % 100000}"
+        # The kernel takes its time to forget an interface: each bridge has a name of its own.
+        self._bridge = f"md{secrets.token_hex(4)}"
         self._gateway = f"{subnet}.1"
         self._inits = {}
 
     def start(self):
+        require_tools()
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.base / "hostkey")
         run("ip", "link", "add", self._bridge, "type", "bridge")

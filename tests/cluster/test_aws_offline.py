@@ -9,6 +9,7 @@ from pathlib import Path
 
 import botocore.exceptions
 import pytest
+import yaml
 from autoscaling import Turns
 from aws_offline import ROOT, aws_server, client, cluster_file, credentials, deploy_account, empty, instances, stand_ins, tags
 from ray.autoscaler._private.aws.config import bootstrap_aws
@@ -21,9 +22,15 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+from moedisco_ray.config import RunConfig
+from moedisco_ray.config.presets import preset_text
 from moedisco_ray.on_ray import spot_fallback
+from moedisco_ray.shell import Placement
 
 RAY = Path(sys.executable).with_name("ray")
+POOLS = RunConfig.model_validate(yaml.safe_load(preset_text("default"))).pools
+BUNDLE = {pool.kind: Placement(pool, 1, 0).bundle for pool in (POOLS.low_memory, POOLS.high_memory)}
+"""What a trainer's worker asks Ray for."""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +104,7 @@ def test_low_memory_demand_that_is_refused_goes_to_the_next_type_and_at_last_on_
     asked = asked_for(provider, lambda _, spot: spot)
     turns = Turns(config, provider, instances(aws)[0]["InstanceId"])
     for _ in range(40):
-        turns.take({"GPU": 1, "low_mem_gpu": 1})
+        turns.take(BUNDLE["low_memory"])
         if len(instances(aws)) == 2:
             break
     assert asked == [("g4dn.xlarge", True), ("g6.xlarge", True), ("g5.xlarge", True), ("g6.xlarge", False)]
@@ -109,7 +116,7 @@ def test_a_gang_of_the_high_pool_falls_back_to_on_demand(aws, config, provider):
     asked = asked_for(provider, lambda _, spot: spot)
     turns = Turns(config, provider, instances(aws)[0]["InstanceId"])
     for _ in range(40):
-        turns.take({"GPU": 1, "high_mem_gpu": 1}, 2, gang=True)
+        turns.take(BUNDLE["high_memory"], 2, gang=True)
         if len(instances(aws)) == 3:
             break
     assert asked[0] == ("p5.4xlarge", True)

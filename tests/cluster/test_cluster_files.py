@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster_files import CLOUDS, FOLDER, LAUNCHER, ROOT, load, market, pool, workers
+from cluster_files import CLOUDS, FOLDER, KUBERNETES, LAUNCHER, ROOT, load, market, pool, workers
 from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private import _azure as azure
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -139,7 +139,7 @@ def test_the_market_is_the_one_that_the_label_names(name):
         assert spot == (market(kind) == "spot")
 
 
-@pytest.mark.parametrize("name", [*LAUNCHER, "kuberay", "aws-account"])
+@pytest.mark.parametrize("name", [*LAUNCHER, *KUBERNETES, "aws-account"])
 def test_nothing_floats(name):
     text = (FOLDER / f"{name}.yaml").read_text()
     assert not re.search(r":latest\b|[Vv]ersion: latest|nightly|dev0", text)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
 from cluster_files import FOLDER, load
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.train import ScalingConfig
 from typer.testing import CliRunner
 
 from moedisco_ray.cli import app
@@ -17,6 +19,7 @@ from moedisco_ray.config.presets import preset_text
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import GIB, build_plan
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster, read_cluster
+from moedisco_ray.shell import Placement
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,29 @@ def test_tags_without_gpus_are_told(default_file):
     cluster = load("aws-spot")
     cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "low_mem_gpu": 2}
     assert any("offers more low_mem_gpu than it has GPUs" in text for _, text in found(default_file, cluster))
+
+
+def test_tags_without_cpus_are_told_where_workers_need_them(default_file):
+    cluster = load("local-fake")
+    overrides = ("pools.low_memory.gpu=0", "pools.high_memory.gpu=0", "pools.low_memory.max_workers=4")
+    assert found(default_file, cluster, *overrides) == []
+    cluster["available_node_types"]["high"]["resources"]["CPU"] = 1
+    (field, text), = found(default_file, cluster, *overrides)
+    assert field == "pools.high_memory.gpu"
+    assert "high offers more high_mem_gpu than it has CPUs" in text
+
+
+@pytest.mark.parametrize("name", ["aws-spot", "gcp-spot", "azure-spot", "kuberay", "on-prem"])
+@pytest.mark.parametrize("kind", ["low_memory", "high_memory"])
+def test_every_node_of_a_pool_has_what_its_workers_ask_ray_for(default_file, name, kind):
+    pool = getattr(load_config(default_file).pools, kind)
+    bundle = Placement(pool, 1, 0).bundle
+    scaling = ScalingConfig(num_workers=1, use_gpu=True, resources_per_worker=bundle)
+    assert scaling.total_resources == bundle == {pool.resource: 1, "GPU": 1}, "Ray Train adds no CPU: big nodes offer none"
+    nodes = [node for node in load_cluster(FOLDER / f"{name}.yaml").types if pool.resource in node.slots]
+    assert nodes
+    for node in nodes:
+        assert all(node.resources[part] >= amount * node.slots[pool.resource] for part, amount in bundle.items())
 
 
 @given(memory=st.integers(1, 40))
@@ -104,6 +130,8 @@ def test_the_command_ends_with_2_where_they_differ_and_still_prints_the_plan(def
     runner = CliRunner()
     agreeing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(path)])
     assert (agreeing.exit_code, agreeing.stderr) == (0, "")
+    assert agreeing.stdout.splitlines()[-1].startswith("The pools agree with ")
+    assert re.search(r"low-t4-spot +up to 16 +low_mem_gpu +16 +0\.21", agreeing.stdout)
     differing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(path), "--json", "--set", "pools.low_memory.gpu=0"])
     assert differing.exit_code == 2
     assert json.loads(differing.stdout)["name"] == "my-moe"

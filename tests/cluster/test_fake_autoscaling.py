@@ -10,18 +10,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from cluster_files import FOLDER
-from hosts import HOME, Hosts, available, until
+from hosts import HOME, Hosts, until
 from service_over_ssh import client_answers, slots
 from small_run import small_config
 
 from service.client import Client
 
-pytestmark = [
-    pytest.mark.cluster, pytest.mark.timeout(1500),
-    pytest.mark.skipif(not available(), reason="needs root, sshd and iproute2"),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 BIN = Path(sys.executable).parent
 
 
@@ -40,7 +38,7 @@ def host():
 
 def start(hosts, command):
     """Run a shell command on the host as its user would, in the background of the host."""
-    hosts.execute("lab", "env", "-i", f"HOME={HOME}", f"PATH={BIN}:/usr/bin:/bin", "RAY_AUTH_MODE=disabled", "bash", "-c", command)
+    hosts.execute("lab", "env", "-i", f"HOME={HOME}", f"PATH={BIN}:/usr/bin:/bin", "bash", "-c", command)
 
 
 def configuration(hosts):
@@ -68,7 +66,10 @@ def watch(client, run_id, timeline, seconds=900):
 
 
 def test_pools_come_with_the_work_and_go_after_it(host):
+    start(host, "ray get-auth-token --generate")
     start(host, f"{FOLDER}/local-fake.sh >{HOME}/ray.log 2>&1")
+    with host.tunnel("lab", 8265) as port:
+        assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/").status_code == 401, "Ray asks for the token"
     serve = f"moedisco serve --ray-address http://127.0.0.1:8265 --output-root {host.base}/runs --input-root {host.base}"
     start(host, f"setsid nohup {serve} >{HOME}/service.log 2>&1 </dev/null &")
     saved = host.home("lab") / ".config" / "moedisco" / "service.json"

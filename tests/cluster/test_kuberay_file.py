@@ -1,7 +1,8 @@
-"""kuberay.yaml against the operator's own definitions, where they are at hand, and against what they do not say."""
+"""What is for kubectl against a schema of ours, that against the operator's where it is at hand, and what neither says."""
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from cluster_files import kubernetes_objects
 from ray._private.label_utils import validate_node_label_syntax
 
+SCHEMAS = yaml.safe_load(Path(__file__).with_name("kuberay_schema.yaml").read_text())
 CRDS = os.environ.get("MOEDISCO_TEST_KUBERAY_CRDS")
 """A folder with the operator's `ray.io_rayclusters.yaml` and `ray.io_rayjobs.yaml`."""
 
@@ -26,32 +28,69 @@ def cluster():
 
 
 def pods(cluster):
+    """Specifications of the head's pod and of each group's."""
     return [cluster["headGroupSpec"]["template"]["spec"], *(group["template"]["spec"] for group in cluster["workerGroupSpecs"])]
 
 
-def strict(schema):
-    """The schema, with keys that it does not name refused, as the API server refuses or drops them."""
-    if isinstance(schema, list):
-        return [strict(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: strict(value) for key, value in schema.items()}
-    if closed.get("x-kubernetes-int-or-string"):
-        closed.pop("type", None)
-    open_ended = closed.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in closed
-    if isinstance(closed.get("properties"), dict) and not open_ended:
-        closed["additionalProperties"] = False
-    return closed
+def ours(kind):
+    return {"$defs": SCHEMAS["$defs"], **SCHEMAS[kind]}
+
+
+def operators(kind):
+    """The operator's own schema of a kind."""
+    definition = yaml.load((Path(CRDS) / f"ray.io_{kind.lower()}s.yaml").read_text(), yaml.CSafeLoader)
+    version, = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
+    return version["schema"]["openAPIV3Schema"]
+
+
+def assert_no_wider(schema, theirs, path):
+    """Hold a schema of ours against theirs: it names no key that they do not, nor another type, and asks for what they ask for."""
+    if "$ref" in schema:
+        schema = SCHEMAS["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
+    if "anyOf" in schema:
+        assert theirs["x-kubernetes-int-or-string"], path
+        return
+    if not theirs.get("x-kubernetes-int-or-string"):
+        assert schema["type"] == theirs["type"], path
+    if "enum" in theirs:
+        assert set(schema["enum"]) <= set(theirs["enum"]), path
+    defaulted = {key for key, value in theirs.get("properties", {}).items() if "default" in value}
+    assert {*theirs.get("required", ())} - defaulted <= {*schema.get("required", ())}, path
+    for key, value in schema.get("properties", {}).items():
+        if path or key == "spec":  # what stands beside `spec` is every object's
+            assert key in theirs["properties"], f"{path}.{key}"
+            assert_no_wider(value, theirs["properties"][key], f"{path}.{key}")
+    for part in ("items", "additionalProperties"):
+        if schema.get(part):
+            assert_no_wider(schema[part], theirs[part], f"{path}[]")
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_the_schema_accepts_it(kind):
+    jsonschema.Draft202012Validator.check_schema(ours(kind))
+    jsonschema.validate(of_kind(kind), ours(kind))
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (lambda spec: spec.update(autoscaling=True), "'autoscaling' was unexpected"),
+    (lambda spec: spec["workerGroupSpecs"][0].pop("minReplicas"), "'minReplicas' is a required property"),
+    (lambda spec: spec["workerGroupSpecs"][0]["resources"].update(low_mem_gpu=1), "1 is not of type 'string'"),
+    (lambda spec: spec["autoscalerOptions"].update(version="v3"), "'v3' is not one of"),
+    (lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0].update(user=1000), "'user' was unexpected"),
+    (lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"].update(memory="8 GB"),
+     "'8 GB' does not match"),
+])
+def test_the_schema_refuses_what_the_operator_would_not_read(spoil, says):
+    spoiled = copy.deepcopy(of_kind("RayCluster"))
+    spoil(spoiled["spec"])
+    with pytest.raises(jsonschema.ValidationError, match=says):
+        jsonschema.validate(spoiled, ours("RayCluster"))
 
 
 @pytest.mark.skipif(CRDS is None, reason="MOEDISCO_TEST_KUBERAY_CRDS names no folder")
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
-def test_the_operator_accepts_it(kind):
-    definition = yaml.safe_load((Path(CRDS) / f"ray.io_{kind.lower()}s.yaml").read_text())
-    version, = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
-    schema = strict(version["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object"}
-    jsonschema.validate(of_kind(kind), schema)
+def test_the_schema_allows_nothing_that_the_operators_own_does_not(kind):
+    assert_no_wider(ours(kind), operators(kind), "")
 
 
 def test_groups_start_empty_and_name_one_tag_for_each_gpu(cluster):
@@ -80,10 +119,17 @@ def test_nothing_runs_as_root_or_with_a_right_it_does_not_need(cluster):
     for pod in pods(cluster):
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["serviceAccountName"] == "moedisco"
-        for container in pod["containers"]:
+        for container in [*pod.get("initContainers", ()), *pod["containers"]]:
             assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
             assert container["resources"]["limits"] == container["resources"]["requests"] or container["name"] == "service"
     assert of_kind("ServiceAccount")["automountServiceAccountToken"] is False
+
+
+def test_the_service_is_started_again_in_a_pod_that_is_not(cluster):
+    service, = cluster["headGroupSpec"]["template"]["spec"]["initContainers"]
+    assert (service["name"], service["restartPolicy"]) == ("service", "Always")
+    # The second autoscaler's pods end with their Ray container, and the operator refuses any other policy of theirs.
+    assert all("restartPolicy" not in pod for pod in pods(cluster))
 
 
 def test_only_the_cluster_itself_and_the_operator_reach_it(cluster):
