@@ -34,7 +34,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("cluster", "clusters", ("corpus", "seed"), ("clusters",)),
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
     Stage("submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels.optimizer")),
-    Stage("merge", "merged", ("submodels",), ("merge",)),
+    Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge",)),
     Stage("finetune", "finetuned", ("merge",), (
         "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
         "finetune.load_balance", "finetune.z_loss")),

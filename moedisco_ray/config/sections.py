@@ -137,9 +137,23 @@ class Submodels(Section):
 class Merge(Section):
     """How the sub-models become one MoE."""
 
-    backbone: Literal["uniform", "token_weighted"] = "token_weighted"
+    backbone: Literal["uniform", "token_weighted", "ties", "dare", "auto"] = "token_weighted"
+    """The sub-models' mean (`uniform`, `token_weighted`), or what `ties` or `dare` make of their deltas against their common
+    start; `auto` takes the rule and scale whose merged model has the least loss on held-out training text."""
+    delta_scale: float = Field(1.0, gt=0, le=10)
+    """The backbone is its start plus this times the combined delta; `auto` tries `auto_scales` instead."""
+    ties_keep: float = Field(0.2, gt=0, le=1)
+    """Share of each delta's elements, the largest, that `ties` keeps."""
+    dare_drop: float = Field(0.5, ge=0, lt=1)
+    """Chance that `dare` drops an element of a delta."""
+    auto_scales: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field((0.75, 1.0, 1.25), min_length=1)
+    """`auto` tries every rule at each of these scales."""
+    auto_tokens: int = Field(32_768, gt=0)
+    """Tokens `auto` measures on: windows that no sub-model has trained on, unless it went through its whole cluster."""
     router: Literal["ridge", "centroid", "random", "concat"] = "ridge"
     """From data (`ridge`, `centroid`), at random, or the rows that the sub-models carried (`concat`)."""
+    match_load: bool = True
+    """Offset router rows so that each cluster's experts begin with the cluster's share of the tokens; not for `concat`."""
     match_scale: bool = True
     """Where top-k weights are not normalised, rescale each layer's experts so that they keep their output scale."""
     calibration_tokens: int = Field(65_536, gt=0)
