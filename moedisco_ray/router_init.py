@@ -21,7 +21,7 @@ from torch import Tensor
 
 DataMethod = Literal["ridge", "centroid", "random"]
 _LEAST_STRENGTH = 1e-8
-_STRENGTHS = torch.logspace(-8, 1, 10, dtype=torch.float64)
+_STRENGTHS = torch.logspace(-6, 1, 8, dtype=torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,7 +239,7 @@ def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[st
     ]
 
 
-def _calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int64]]]:
+def _calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]:
     """Windows of every cluster's text, in proportion to its tokens: to calibrate routers on, and to compare merges on.
 
     Merges are compared on the windows that come last in their sub-model's own first pass: unless it went through all of
@@ -255,7 +255,7 @@ def _calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int64]]
     length = config.corpus.sequence_length
     sizes = _cluster_tokens(context)
     batches: list[Batch] = []
-    held_out: list[NDArray[np.int64]] = []
+    held_out: list[NDArray[np.int32]] = []
     for k, size in enumerate(sizes):
         stream = TokenStream([context.of("cluster") / "shards" / str(k)], length)
         share = size / sum(sizes) / length
@@ -263,7 +263,7 @@ def _calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int64]]
         if config.merge.backbone == "auto":
             held = min(len(stream) // 2, max(1, round(config.merge.auto_tokens * share)))
         seen = batch_indices(_submodel_seed(config, k), 0, len(stream), len(stream))
-        held_out += [stream.window(int(i))[1:] for i in seen[len(stream) - held:]]
+        held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(stream) - held:]]
         left = np.sort(seen[:len(stream) - held])
         wanted = min(len(left), max(1, round(config.merge.calibration_tokens * share)))
         # Evenly spread over the shard: its beginning alone could be one document.

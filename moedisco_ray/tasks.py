@@ -73,7 +73,7 @@ def write_submodels(
 
 def merge_submodels(
     model: Model, tokenizer: Path, sequence_length: int, seed: int, submodels: Sequence[Path], start: Path,
-    tokens: Sequence[int], batches: Sequence[Batch], held_out: Sequence[NDArray[np.int64]], settings: Merge, directory: Path,
+    tokens: Sequence[int], batches: Sequence[Batch], held_out: Sequence[NDArray[np.int32]], settings: Merge, directory: Path,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 

@@ -70,8 +70,9 @@ def calibrate(model: PreTrainedModel, clusters: int, batches: Sequence[Batch],
 
     Returns:
         Per MoE layer: `layer`, `accuracy` (share of tokens whose top-1 expert is in their own cluster's group),
-        `top1_load_C` (share of tokens whose top-1 expert is in the group), `group_load_C` (share of selections per group), `load_E` (per expert), `weight_sum` (mean sum of the selected
-        weights), `scale` (what `down_proj` was multiplied by).
+        `top1_load_C` (share of tokens whose top-1 expert is in the group), `group_load_C` (share of selections per
+        group), `load_E` (per expert), `weight_sum` (mean sum of the selected weights), `scale` (what `down_proj` was
+        multiplied by).
 
     Raises:
         CheckpointError: There is no calibration data, or a cluster index is out of range.

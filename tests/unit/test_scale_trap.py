@@ -137,6 +137,22 @@ def test_routers_from_data_send_documents_to_their_own_experts(family, tmp_path)
     assert max(accuracy["random"]) < 0.45
 
 
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("router", ["ridge", "centroid", "random"])
+def test_matched_routers_begin_with_the_clusters_shares(router, group, tmp_path):
+    config = tiny_config("qwen3_moe", group * CLUSTERS, hidden_size=64)
+    parts = separate_branches(config, tmp_path / "parts")
+    data = [(tokens[cluster < 2 + 2 * i], cluster[cluster < 2 + 2 * i]) for i, (tokens, cluster) in enumerate(batches(48))]
+    share = np.bincount(np.concatenate([cluster for _, cluster in data]), minlength=CLUSTERS) / sum(len(c) for _, c in data)
+    worst = {}
+    for match_load in (True, False):
+        _, report = merged(config, parts, tmp_path / str(match_load), data, method=router, match_load=match_load)
+        worst[match_load] = max(np.abs(np.array(entry["top1_load_C"]) - share).max() for entry in report["layers"])
+    assert worst[True] < 0.02
+    if router == "random":
+        assert worst[False] > 0.1
+
+
 def test_the_reported_accuracy_and_load_are_those_of_the_written_model(tmp_path):
     config = tiny_config("qwen3_moe", 2 * CLUSTERS, norm_topk_prob=False)
     parts = separate_branches(config, tmp_path / "parts")
