@@ -87,8 +87,10 @@ class Clusters(Section):
 
     count: int = Field(4, ge=1)
     """Clusters, and so sub-models. Must divide the number of experts."""
+    method: Literal["kmeans", "random"] = "kmeans"
+    """`kmeans` on document vectors (the paper), or `random`: by a hash of the text, the paper's ablation."""
     vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
-    """Document vectors: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
+    """Document vectors of `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
     dimensions: int = Field(64, ge=2)
     """Components of the SVD, for `tfidf_svd`."""
     capacity: float | None = Field(1.05, ge=1)

@@ -139,10 +139,10 @@ def _combination(key: str, flat_CN: Sequence[Tensor], start_N: Tensor, recipe: R
         least_C1 = torch.stack([_least_kept(flat_N, start_N, recipe.keep) for flat_N in flat_CN])[:, None]
         return lambda delta_CM: disjoint_mean(torch.where(delta_CM.abs() >= least_C1, delta_CM, 0.0), weight_C1)
     if recipe.rule == "dare":
-        randoms = [_random(recipe.seed, key, k) for k in range(len(flat_CN))]
+        sources = [_source(recipe.seed, key, k) for k in range(len(flat_CN))]
 
         def dropped_mean(delta_CM: Tensor) -> Tensor:
-            uniform_CM = np.stack([random.random(delta_CM.shape[1]) for random in randoms])
+            uniform_CM = np.stack([source.random(delta_CM.shape[1]) for source in sources])
             kept_CM = torch.from_numpy(uniform_CM >= recipe.drop)
             return (weight_C1 * delta_CM * kept_CM).sum(0) / (1.0 - recipe.drop)
 
@@ -164,7 +164,7 @@ def _least_kept(flat_N: Tensor, start_N: Tensor, keep: float) -> Tensor:
     return magnitude_N.kthvalue(len(magnitude_N) - kept + 1).values
 
 
-def _random(seed: int, key: str, submodel: int) -> np.random.Generator:
+def _source(seed: int, key: str, submodel: int) -> np.random.Generator:
     # A stream of its own for each copy of each tensor: the order in which tensors come does not matter.
     name = int.from_bytes(hashlib.blake2b(f"{key} {submodel}".encode(), digest_size=8).digest(), "big")
     return np.random.Generator(np.random.Philox(key=[seed, name]))
