@@ -87,8 +87,9 @@ class Clusters(Section):
 
     count: int = Field(4, ge=1)
     """Clusters, and so sub-models. Must divide the number of experts."""
-    method: Literal["kmeans", "random"] = "kmeans"
-    """`kmeans` on document vectors (the paper), or `random`: by a hash of the text, the paper's ablation."""
+    method: Literal["kmeans", "likelihood", "random"] = "kmeans"
+    """`kmeans` on document vectors (the paper); `likelihood`: a small language model per cluster, and each document where it is
+    likeliest (SMALLTALK); `random`: by a hash of the text, the paper's ablation."""
     vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
     """Document vectors of `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
     dimensions: int = Field(64, ge=2)
@@ -100,7 +101,8 @@ class Clusters(Section):
     restarts: int = Field(4, ge=1, le=64)
     iterations: int = Field(50, ge=1)
     sample: int = Field(10_000, ge=16)
-    """Documents that k-means++ seeding, the tf-idf vocabulary, the silhouette and the 2-D map are computed on."""
+    """Documents that k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette and the
+    2-D map are computed on."""
 
 
 class Optimizer(Section):

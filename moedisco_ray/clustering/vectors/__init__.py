@@ -1,6 +1,6 @@
 """Document vectors, each kind a small class behind one interface.
 
-Of some kinds the vector is the document's cost in each cluster already, so that no centroids are needed: `random`.
+Of some kinds the vector is the document's cost in each cluster already, so that no centroids are needed: `random`, `likelihood`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _KINDS = {
     "tfidf_svd": "tfidf:TfidfSvd",
     "hidden_state": "hidden_state:HiddenState",
     "random": "random:RandomCosts",
+    "likelihood": "likelihood:Likelihood",
 }
 
 
