@@ -153,7 +153,8 @@ class Merge(Section):
     auto_scales: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field((0.75, 1.0, 1.25), min_length=1)
     """`auto` tries every rule at each of these scales."""
     auto_tokens: int = Field(32_768, gt=0)
-    """Tokens `auto` measures on: windows that no sub-model has trained on, unless it went through its whole cluster."""
+    """Tokens `auto` measures on: of each cluster's text the windows that its sub-model would have trained on last, and has not
+    unless it went through all of it. The validation text stays out of the choice."""
     router: Literal["ridge", "centroid", "random", "concat"] = "ridge"
     """From data (`ridge`, `centroid`), at random, or the rows that the sub-models carried (`concat`)."""
     match_load: bool = True

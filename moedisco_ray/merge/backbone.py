@@ -71,13 +71,15 @@ class Recipe:
 def recipes(settings: Merge, tokens: Sequence[int], seed: int) -> list[Recipe]:
     """The recipes that a configuration allows: one, or with `auto` every rule at every scale.
 
-    TIES and DARE weigh all sub-models alike, as their papers do.
+    TIES and DARE weigh all sub-models alike, as their papers do. A single sub-model has nothing to merge.
 
     Args:
         settings: The merge section.
         tokens: What each sub-model was trained on.
         seed: The run's.
     """
+    if len(tokens) == 1:
+        return [Recipe("uniform", (1.0,))]
     auto = settings.backbone == "auto"
     return [
         Recipe(rule, merge_weights(rule, tokens), scale, settings.ties_keep, settings.dare_drop, seed)

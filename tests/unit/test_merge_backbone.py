@@ -145,6 +145,7 @@ def test_the_configuration_allows_one_recipe_or_all():
     assert [(recipe.rule, recipe.scale) for recipe in several] == [(rule, s) for rule in backbone.RULES for s in (0.5, 1.0)]
     assert {recipe.weights for recipe in several if recipe.rule == "token_weighted"} == {(0.25, 0.75)}
     assert merge_weights("dare", tokens) == (0.5, 0.5)
+    assert recipes(Merge(backbone="auto"), [7], 0) == [Recipe("uniform", (1.0,))]
 
 
 def test_the_first_of_equal_losses_is_chosen():
