@@ -12,6 +12,8 @@ Keys of the report; a figure that nobody measured is null:
   estimate: the same tokens trained at the fine-tune's measured tokens per worker-second after one start-up, at the
   high-memory pool's price; `saved`, the share of that which the training stages, start-ups included, did not cost.
 * `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
+* `merge`: the merge stage's summary: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
+  where they were compared), `layers` (of each router: accuracy, loads, scale).
 * `samples`: [{prompt, text}], what the finished model wrote.
 * `curves`: {unit: {`stage`, `tokens` [..], `loss` [..]}}, training loss over the unit's tokens, at most 400 points.
 * `versions`: {package: version} that made the newest stage.
@@ -67,6 +69,7 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "stages": stages,
         "totals": _totals(stages, config.pools.high_memory.price_per_hour),
         "corpus": manifests["corpus"].summary if "corpus" in manifests else {},
+        "merge": manifests["merge"].summary if "merge" in manifests else {},
         "clusters": _read(run_dir / "clusters" / "report.json"),
         "evaluation": evaluation,
         "samples": manifests["export"].summary.get("samples", []) if "export" in manifests else [],

@@ -4,6 +4,9 @@ A router has no bias, so its logits are x_TD w_CD^T. Every solution is shifted s
 changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1: with random or
 learnt rows alike, the softmax starts soft enough for its gradient to pass.
 
+What a bias would do, a direction v_D does on which all inputs are alike: the least-squares solution of X v = 1. Adding
+b_c v to row c adds b_c (v . x) to its logit, so that the rows' offsets b_C can give every cluster its share of the tokens.
+
 Shapes: T tokens, D hidden, C clusters. Everything inside is float64.
 """
 
@@ -17,6 +20,8 @@ import torch
 from torch import Tensor
 
 DataMethod = Literal["ridge", "centroid", "random"]
+_LEAST_STRENGTH = 1e-8
+_STRENGTHS = torch.logspace(-6, 1, 8, dtype=torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +59,78 @@ def statistics(x_TD: Tensor, cluster_T: Tensor, clusters: int) -> Statistics:
     return Statistics(x_TD.T @ x_TD, x_TD.T @ y_TC, unit_TD.T @ y_TC, y_TC.sum(0))
 
 
-def ridge_directions(total: Statistics, strength: float = 1e-3) -> Tensor:
+def ridge_directions(total: Statistics) -> Tensor:
     """Directions w_CD that regress the one-hot cluster label on the router's input, in closed form.
 
-    W = (X^T X + lambda I)^-1 X^T Y, with lambda = strength x the mean of X^T X's diagonal: the least-squares estimate
-    of the probability of each cluster. So the share of tokens a cluster draws follows its share of the data. A
-    training-free router by ridge regression is DUME's.
+    W = (X^T X + lambda I)^-1 X^T Y, with lambda by generalised cross-validation: the least-squares estimate of the
+    probability of each cluster. A training-free router by ridge regression is DUME's.
 
     Args:
         total: Statistics of all calibration data.
-        strength: Relative ridge.
 
     Returns:
         w_CD, normalised.
     """
-    lam = strength * total.xx_DD.diagonal().mean()
-    return normalised(ridge_solution(total, float(lam)).T, total)
+    return normalised(ridge_solution(total, ridge_strength(total)).T, total)
 
 
 def ridge_solution(total: Statistics, lam: float) -> Tensor:
     """The plain ridge solution (X^T X + lam I)^-1 X^T Y without intercept, w_DC."""
     regularised = total.xx_DD + lam * torch.eye(len(total.xx_DD), dtype=torch.float64)
     return torch.linalg.solve(regularised, total.xy_DC)
+
+
+def ridge_strength(total: Statistics) -> float:
+    """The lambda of least generalised cross-validation error, among powers of ten times the mean of X^T X's diagonal.
+
+    GCV(lambda) = T |Y - X W|^2 / (T - tr H)^2 with H = X (X^T X + lambda I)^-1 X^T: leave-one-out error with every
+    leverage at its mean (Golub, Heath and Wahba 1979). In the eigenbasis of X^T X all of it follows from the sums: |Y|^2 is T.
+    """
+    eigen_D, basis_DD = torch.linalg.eigh(total.xx_DD)
+    eigen_D = eigen_D.clamp(min=0.0)
+    squares_D = (basis_DD.T @ total.xy_DC).square().sum(1)
+    tokens = total.count_C.sum()
+    lam_S = _STRENGTHS * eigen_D.mean()
+    filter_SD = 1.0 / (eigen_D + lam_S[:, None])
+    residual_S = tokens - 2 * filter_SD @ squares_D + filter_SD.square() @ (eigen_D * squares_D)
+    free_S = tokens - filter_SD @ eigen_D
+    return float(lam_S[(residual_S / free_S.square()).argmin()])
+
+
+def constant_direction(total: Statistics) -> Tensor:
+    """v_D, on which the inputs are as nearly 1 as a linear function can be: ridge regression of the number 1."""
+    return ridge_solution(total, _LEAST_STRENGTH * float(total.xx_DD.diagonal().mean())).sum(1)
+
+
+def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tensor:
+    """Offsets b_C with which the largest of logits_TC + b_C falls on cluster c for a share `share_C`[c] of the tokens.
+
+    They minimise the convex sum_t max_c (logits_tc + b_c) - T sum_c share_c b_c, whose gradient is the load minus its
+    target. One offset after another is set to its own minimum, which is a quantile: b_c lies where share_c T tokens need
+    less than it to prefer c. Sweeps end when all loads are within a token of their targets.
+
+    Args:
+        logits_TC: Of the calibration data.
+        share_C: Non-negative; sums to 1.
+        sweeps: At most as many.
+
+    Returns:
+        b_C, which sums to 0.
+    """
+    tokens, clusters = logits_TC.shape
+    wanted_C = (share_C * tokens).round().long().clamp(0, tokens)
+    offset_C = torch.zeros(clusters, dtype=torch.float64)
+    for _ in range(sweeps if clusters > 1 else 0):
+        load_C = torch.bincount((logits_TC + offset_C).argmax(1), minlength=clusters)
+        if int((load_C - wanted_C).abs().max()) <= 1:
+            break
+        for c in range(clusters):
+            others_TC = logits_TC + offset_C
+            others_TC[:, c] = -torch.inf
+            need_T = (others_TC.amax(1) - logits_TC[:, c]).sort().values
+            edges = torch.cat([need_T[:1] - 1, need_T, need_T[-1:] + 1])
+            offset_C[c] = edges[wanted_C[c]:wanted_C[c] + 2].mean()
+    return offset_C - offset_C.mean()
 
 
 def centroid_directions(total: Statistics) -> Tensor:

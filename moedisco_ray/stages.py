@@ -36,7 +36,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("submodels", "submodels", ("decompose", "cluster"), (
         "tokens", "submodels.optimizer", "submodels.sync_every", "submodels.outer", "submodels.backbone_lr_scale",
         "submodels.backbone_lr_scale_from")),
-    Stage("merge", "merged", ("submodels",), ("merge",)),
+    Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge",)),
     Stage("finetune", "finetuned", ("merge",), (
         "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
         "finetune.load_balance", "finetune.z_loss")),

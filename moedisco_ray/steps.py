@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, read_manifest, write_json
 from moedisco_ray.config import CheckpointInit, Model, Pool, RunConfig, Submodels
+from moedisco_ray.errors import CorpusError
 from moedisco_ray.events import Emit, Event
-from moedisco_ray.merge.calibrate import Batch
+from moedisco_ray.merge import Batch
 from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.rounds import meetings
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement, Shell, Trained, holding
 from moedisco_ray.stages import STAGES
 from moedisco_ray.stopping import NEVER, StopFile
-from moedisco_ray.tokens import TokenStream
+from moedisco_ray.tokens import TokenStream, batch_indices
 from moedisco_ray.training import BackboneRate, Rounds, TrainJob, steps_for
 from moedisco_ray.training.rounds import history
 
@@ -128,7 +130,7 @@ def submodels(context: Context, draft: Draft) -> None:
     sizes = _cluster_tokens(context)
     jobs = [
         _job(context, "submodels", f"submodel-{k}", context.of("decompose") / str(k), context.of("cluster") / "shards" / str(k),
-             config.tokens.submodels * sizes[k] // sum(sizes), config.seed + 1 + k)
+             config.tokens.submodels * sizes[k] // sum(sizes), _submodel_seed(config, k))
         for k in range(config.clusters.count)
     ]
     rounds = context.checkpoints("submodels") / "rounds"
@@ -147,9 +149,10 @@ def reunite(context: Context, draft: Draft) -> None:
     """Sub-models to the MoE: experts side by side, one backbone, a router."""
     config = context.config
     tokens = [unit["tokens"] for unit in context.summary("submodels")["units"]]
+    batches, held_out = _calibration(context)
     draft.summary.update(context.call(
-        config.pools.high_memory, tasks.merge_submodels, *context.start, context.submodels, tokens, _calibration(context),
-        config.merge, draft.path))
+        config.pools.high_memory, tasks.merge_submodels, *context.start, context.submodels, context.of("decompose") / "0", tokens,
+        batches, held_out, config.merge, draft.path))
 
 
 def finetune(context: Context, draft: Draft) -> None:
@@ -258,22 +261,46 @@ def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[st
     ]
 
 
-def _calibration(context: Context) -> list[Batch]:
-    """Windows of every cluster's text, in proportion to its tokens, with the number of their cluster."""
+def _calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]:
+    """Windows of every cluster's text, in proportion to its tokens: to calibrate routers on, and to compare merges on.
+
+    Merges are compared on the windows that come last in their sub-model's own first pass: unless it went through all of
+    its text, it has not trained on them. Routers are calibrated on none of these.
+
+    Returns:
+        Batches with the number of their cluster; windows [L], empty unless `merge.backbone` is `auto`.
+
+    Raises:
+        CorpusError: There is no window to compare merges on.
+    """
     config = context.config
     length = config.corpus.sequence_length
     sizes = _cluster_tokens(context)
-    windows = config.merge.calibration_tokens // length
     batches: list[Batch] = []
+    held_out: list[NDArray[np.int32]] = []
     for k, size in enumerate(sizes):
         stream = TokenStream([context.of("cluster") / "shards" / str(k)], length)
-        wanted = min(len(stream), max(1, round(windows * size / sum(sizes))))
+        share = size / sum(sizes) / length
+        held = 0
+        if config.merge.backbone == "auto":
+            held = min(len(stream) // 2, max(1, round(config.merge.auto_tokens * share)))
+        seen = batch_indices(_submodel_seed(config, k), 0, len(stream), len(stream))
+        held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(stream) - held:]]
+        left = np.sort(seen[:len(stream) - held])
+        wanted = min(len(left), max(1, round(config.merge.calibration_tokens * share)))
         # Evenly spread over the shard: its beginning alone could be one document.
-        chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
+        chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
             tokens_BL = np.stack([stream.window(int(i))[:-1] for i in some])
             batches.append((tokens_BL, np.full(len(some), k, dtype=np.int64)))
-    return batches
+    if config.merge.backbone == "auto" and not held_out:
+        remedy = "the clusters have no window of text to spare for a comparison; choose a rule, or add text"
+        raise CorpusError("merge.backbone", "auto", remedy)
+    return batches, held_out
+
+
+def _submodel_seed(config: RunConfig, cluster: int) -> int:
+    return config.seed + 1 + cluster
 
 
 def _cluster_tokens(context: Context) -> list[int]:

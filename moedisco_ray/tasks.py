@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
 from moedisco_ray.config import CheckpointInit, Merge, Model
 from moedisco_ray.corpus import Encoder
-from moedisco_ray.merge.calibrate import Batch
+from moedisco_ray.merge import Batch
 from moedisco_ray.model_map import (
     ModelMap,
     config_values,
@@ -69,8 +72,8 @@ def write_submodels(
 
 
 def merge_submodels(
-    model: Model, tokenizer: Path, sequence_length: int, seed: int, submodels: Sequence[Path], tokens: Sequence[int],
-    batches: Sequence[Batch], settings: Merge, directory: Path,
+    model: Model, tokenizer: Path, sequence_length: int, seed: int, submodels: Sequence[Path], start: Path,
+    tokens: Sequence[int], batches: Sequence[Batch], held_out: Sequence[NDArray[np.int32]], settings: Merge, directory: Path,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 
@@ -78,10 +81,12 @@ def merge_submodels(
         model: The run's model section.
         tokenizer: The corpus' tokeniser.
         sequence_length: Of training.
-        seed: Of random router rows.
+        seed: Of random router rows, and of what DARE drops.
         submodels: The trained sub-models, in the clusters' order.
+        start: One of them before its training.
         tokens: What each was trained on.
         batches: Calibration data.
+        held_out: Windows of text [L] on which recipes for the backbone are compared.
         settings: The run's merge section.
         directory: Where to.
 
@@ -89,10 +94,16 @@ def merge_submodels(
         Figures per layer; `merge.json` beside the model also says what became of each tensor.
     """
     _, config = initial_moe(model, tokenizer, sequence_length, seed)
+    eos = Encoder(tokenizer).eos
+
+    def loss(merged: PreTrainedModel) -> float:
+        nats_N = evaluate.document_nats(merged, held_out, eos=eos, sequence_length=sequence_length)
+        return float(nats_N.sum()) / sum(map(len, held_out))
+
+    router = merge.RouterSettings(settings.router, settings.match_load, settings.match_scale, seed)
     result = merge.build_merged(
-        submodels, config, merge.merge_weights(settings.backbone, tokens), batches, directory,
-        router=settings.router, match_scale=settings.match_scale, seed=seed)
-    return {"weights": result["weights"], "tensors": len(result["tensors"]), "layers": result["layers"]}
+        submodels, start, config, merge.recipes(settings, tokens, seed), batches, directory, router=router, loss=loss)
+    return {**result, "tensors": len(result["tensors"])}
 
 
 def measure(

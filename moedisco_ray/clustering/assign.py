@@ -33,7 +33,7 @@ def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float
     documents are too heavy for it, an overfull cluster exceeds the mean by less than its lightest document.
 
     Args:
-        d_NE: Squared distances.
+        d_NE: Squared distances, or other costs.
         weights_N: Tokens of each document, times its copies.
         ids_N: Distinct ids, fixed-size bytes.
         capacity: At least 1; None takes the nearest cluster.

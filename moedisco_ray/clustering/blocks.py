@@ -86,6 +86,11 @@ def squared_distances(x_ND: Array, centroids_KD: Array) -> Array:
     return out_NK
 
 
+def cluster_costs(x_ND: Array, centroids_ED: Array | None) -> Array:
+    """A document's cost in each cluster, float64 [N, E]: squared distances to centroids, or without any the vectors themselves."""
+    return x_ND.astype(np.float64) if centroids_ED is None else squared_distances(x_ND, centroids_ED)
+
+
 def block_statistics(x_ND: Array, centroids_RKD: Array, grid: Grid) -> Statistics:
     """Statistics of one block of snapped vectors for R sets of centroids, without memory of earlier steps."""
     return Block(x_ND, grid).step(centroids_RKD, range(len(centroids_RKD)))

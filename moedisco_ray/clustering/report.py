@@ -40,13 +40,14 @@ class Sample:
 
 
 def cluster_report(
-    sample: Sample, centroids_ED: Array, clusters_N: Array, weights_N: Array, sources_N: Array,
+    sample: Sample, centroids_ED: Array | None, count: int, clusters_N: Array, weights_N: Array, sources_N: Array,
 ) -> dict[str, Any]:
     """Everything that `clusters/report.json` holds, but for how the k-means went.
 
     Args:
         sample: For words, examples, silhouette and map.
-        centroids_ED: The centroids.
+        centroids_ED: The centroids; None: the means of the sample's vectors in each cluster.
+        count: Clusters, E.
         clusters_N: Cluster of every document.
         weights_N: Training tokens of every document.
         sources_N: Integer code of every document's source.
@@ -57,11 +58,11 @@ def cluster_report(
         `nmi` (normalised mutual information of cluster and source, arithmetic mean; None with one source), `map`
         (`x`, `y`, `cluster`, `source`).
     """
-    E = len(centroids_ED)
+    E = count
     documents_E = np.bincount(clusters_N, minlength=E)
     tokens_E = np.array([weights_N[clusters_N == k].sum() for k in range(E)])
     terms = top_terms(sample.texts, sample.clusters_S, E)
-    examples = nearest_texts(sample, centroids_ED)
+    examples = nearest_texts(sample, _means(sample, E) if centroids_ED is None else centroids_ED)
     return {
         "clusters": [
             {"documents": int(documents_E[k]), "tokens": int(tokens_E[k]), "terms": terms[k], "examples": examples[k]}
@@ -108,6 +109,12 @@ def silhouette(x_SD: Array, clusters_S: Array) -> float | None:
     if not 2 <= len(np.unique(clusters_S)) < len(clusters_S):
         return None
     return float(silhouette_score(x_SD, clusters_S))
+
+
+def _means(sample: Sample, count: int) -> Array:
+    own_ES = sample.clusters_S == np.arange(count)[:, None]
+    means_ED: Array = own_ES @ sample.x_SD.astype(np.float64) / np.maximum(own_ES.sum(axis=1, keepdims=True), 1)
+    return means_ED
 
 
 def _map(sample: Sample) -> dict[str, list[Any]]:

@@ -1,6 +1,6 @@
 """The cluster stage: from documents to clusters with packed tokens, whoever carries out what touches all documents.
 
-The driver holds, for N documents and E clusters, their ids, weights and float32 distances: 4 E + 32 bytes per
+The driver holds, for N documents and E clusters, their ids, weights and float32 costs: 4 E + 32 bytes per
 document, and about as much again while it balances (E = 8: 10 million documents take 1.3 GB). Vectors stay with the
 workers.
 
@@ -25,7 +25,7 @@ from moedisco_ray.clustering.grid import Array, Grid
 from moedisco_ray.clustering.kmeans import Fit, fit_kmeans
 from moedisco_ray.clustering.model import ClusterModel
 from moedisco_ray.clustering.report import Sample, cluster_report
-from moedisco_ray.clustering.store import ID, Shard, embed_table
+from moedisco_ray.clustering.store import ID, Shard, embed_table, id_array, token_arrays, weights
 from moedisco_ray.clustering.vectors import FitInputs, adjust, kind, load_vectoriser
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import CorpusError
@@ -100,8 +100,8 @@ def build_clusters(
         workers: Carry out what touches every document.
 
     Returns:
-        The stage's figures: `clusters` (`documents` and `tokens` of each), `inertia`, `iterations`, `silhouette`,
-        `nmi`, `balance`.
+        The stage's figures: `clusters` (`documents` and `tokens` of each), `inertia`, `iterations` (None unless by
+        k-means), `silhouette`, `nmi`, `balance`.
 
     Raises:
         CorpusError: There are fewer documents than clusters.
@@ -113,9 +113,11 @@ def build_clusters(
         raise CorpusError(
             "clusters.count", settings.count, f"the corpus has {documents} training documents; lower it or add text")
     sampled = first_documents(parts, max(settings.sample, settings.count))
-    texts = sampled["text"].to_pylist()
-    vectoriser = kind(settings.vectors).fit(
-        FitInputs(texts, model_dir, config.corpus.sequence_length, settings.dimensions, config.seed))
+    inputs = FitInputs(
+        sampled["text"].to_pylist(), token_arrays(sampled), weights(sampled), id_array(sampled["id"]), model_dir,
+        config.corpus.sequence_length, settings, config.seed)
+    by_distance = settings.method == "kmeans"
+    vectoriser = kind(settings.vectors if by_distance else settings.method).fit(inputs)
     model_path, scratch = directory / "cluster_model", directory / "vectors.scratch"
     try:
         for path in (model_path, scratch, directory / "assignments"):
@@ -123,25 +125,29 @@ def build_clusters(
         vectoriser.save(model_path)
         workers.embed(parts, model_path, scratch)
         workers.hold(sorted(scratch.glob("*.parquet")))
-        raw_SD = _sample_vectors(workers, sampled["id"][-1].as_py())
-        vectoriser.centre(raw_SD)
-        x_SD = adjust(raw_SD, vectoriser.centre_D)
-        fit = _fit(config, workers, vectoriser.centre_D, x_SD, documents)
-        ids_N, weights_N, d_NE = _distances(workers, vectoriser.centre_D, fit.centroids_KD)
+        if by_distance:
+            raw_SD = _sample_vectors(workers, sampled["id"][-1].as_py())
+            vectoriser.centre(raw_SD)
+            x_SD = adjust(raw_SD, vectoriser.centre_D)
+            fit = _fit(config, workers, vectoriser.centre_D, x_SD, documents)
+        else:
+            x_SD, fit = kind("mean_token").fit(inputs).embed(inputs.texts, inputs.tokens), None
+        centroids_ED = fit.centroids_KD if fit else None
+        ids_N, weights_N, cost_NE = _costs(workers, vectoriser.centre_D, centroids_ED)
     finally:
         workers.release()
         shutil.rmtree(scratch, ignore_errors=True)
-    clusters_N, prices_E = assign_balanced(d_NE, weights_N, ids_N, settings.capacity)
+    clusters_N, prices_E = assign_balanced(cost_NE, weights_N, ids_N, settings.capacity)
     overlap_NE = overlap_mask(ids_N, clusters_N, settings.overlap, settings.count)
-    ClusterModel(vectoriser, fit.centroids_KD, prices_E).save(model_path)
+    ClusterModel(vectoriser, centroids_ED, prices_E).save(model_path)
     assignments = write_assignments(parts, ids_N, clusters_N, overlap_NE, directory / "assignments")
     indices = workers.pack(parts, assignments, settings.count, directory / "shards")
-    sample = Sample(texts, sampled["source"].to_pylist(), x_SD, clusters_N[: len(sampled)])
-    report = cluster_report(sample, fit.centroids_KD, clusters_N, weights_N, _source_codes(parts))
+    sample = Sample(inputs.texts, sampled["source"].to_pylist(), x_SD, clusters_N[: len(sampled)])
+    report = cluster_report(sample, centroids_ED, settings.count, clusters_N, weights_N, _source_codes(parts))
     report |= {
-        "vectors": settings.vectors, "dimensions": x_SD.shape[1],
-        "inertia": fit.inertia, "inertias": list(fit.inertias),
-        "iterations": fit.iterations, "shard_tokens": [index["tokens"] for index in indices]}
+        "method": settings.method, "vectors": settings.vectors if by_distance else "mean_token", "dimensions": x_SD.shape[1],
+        "inertia": fit.inertia if fit else None, "inertias": list(fit.inertias) if fit else [],
+        "iterations": fit.iterations if fit else None, "shard_tokens": [index["tokens"] for index in indices]}
     write_json(directory / "report.json", report)
     figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance")}
     sizes = [{key: entry[key] for key in ("documents", "tokens")} for entry in report["clusters"]]
@@ -155,7 +161,7 @@ def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
     """
     tables: list[pa.Table] = []
     for path in parts:
-        tables.append(pq.read_table(path, columns=["id", "source", "text"]))
+        tables.append(pq.read_table(path, columns=["id", "source", "text", "tokens", "copies"]))
         if sum(map(len, tables)) >= count:
             break
     return pa.concat_tables(tables).slice(0, count)
@@ -213,12 +219,12 @@ def _sample_vectors(workers: Workers, last: bytes) -> Array:
     return np.concatenate(vectors)[order]
 
 
-def _distances(workers: Workers, centre_D: Array | None, centroids_ED: Array) -> tuple[Array, Array, Array]:
+def _costs(workers: Workers, centre_D: Array | None, centroids_ED: Array | None) -> tuple[Array, Array, Array]:
     """Of all documents, in ascending order of id."""
-    columns = [np.concatenate(column) for column in zip(*workers.ask("distances", centre_D, centroids_ED), strict=True)]
+    columns = [np.concatenate(column) for column in zip(*workers.ask("costs", centre_D, centroids_ED), strict=True)]
     order = np.argsort(columns[0], kind="stable")
-    ids_N, weights_N, d_NE = (column[order] for column in columns)
-    return ids_N, weights_N, d_NE
+    ids_N, weights_N, cost_NE = (column[order] for column in columns)
+    return ids_N, weights_N, cost_NE
 
 
 def _source_codes(parts: Sequence[Path]) -> Array:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moedisco_ray.clustering.blocks import Block, Statistics, squared_distances
+from moedisco_ray.clustering.blocks import Block, Statistics, cluster_costs
 from moedisco_ray.clustering.grid import Array, Grid, peak
 from moedisco_ray.clustering.vectors import Vectoriser, adjust
 
@@ -87,8 +87,8 @@ class Shard:
             self._blocks = {key: Block(grid.snap(adjust(self._x_ND, centre_D)), grid)}
         return self._blocks[key].step(centroids_RKD, running)
 
-    def distances(self, centre_D: Array | None, centroids_KD: Array) -> tuple[Array, Array, Array]:
-        """Ids, weights, and squared distances to the centroids as float32 [N, K]."""
+    def costs(self, centre_D: Array | None, centroids_KD: Array | None) -> tuple[Array, Array, Array]:
+        """Ids, weights, and the costs of `blocks.cluster_costs` as float32 [N, K]."""
         self._blocks = {}
-        d_NK = squared_distances(adjust(self._x_ND, centre_D), centroids_KD).astype(np.float32)
-        return self._ids_N, self._weights_N, d_NK
+        cost_NK = cluster_costs(adjust(self._x_ND, centre_D), centroids_KD).astype(np.float32)
+        return self._ids_N, self._weights_N, cost_NK

@@ -57,7 +57,7 @@ class RunConfig(Section):
         if isinstance(self.model.init, CheckpointInit):
             if self.tokens.seed_share:
                 raise ValueError("tokens.seed_share must be 0 with model.init.checkpoint: a checkpoint is a common seed already")
-        elif self.clusters.vectors == "hidden_state" and not self.tokens.seed_share:
+        elif self.clusters.method == "kmeans" and self.clusters.vectors == "hidden_state" and not self.tokens.seed_share:
             raise ValueError(
                 "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, "
                 "or use tfidf_svd or mean_token")

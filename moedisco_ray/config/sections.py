@@ -87,8 +87,11 @@ class Clusters(Section):
 
     count: int = Field(4, ge=1)
     """Clusters, and so sub-models. Must divide the number of experts."""
+    method: Literal["kmeans", "likelihood", "random"] = "kmeans"
+    """`kmeans` on document vectors (the paper); `likelihood`: a small language model per cluster, and each document where it is
+    likeliest (SMALLTALK); `random`: by a hash of the text, the paper's ablation."""
     vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
-    """Document vectors: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
+    """Document vectors of `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
     dimensions: int = Field(64, ge=2)
     """Components of the SVD, for `tfidf_svd`."""
     capacity: float | None = Field(1.05, ge=1)
@@ -98,7 +101,8 @@ class Clusters(Section):
     restarts: int = Field(4, ge=1, le=64)
     iterations: int = Field(50, ge=1)
     sample: int = Field(10_000, ge=16)
-    """Documents that k-means++ seeding, the tf-idf vocabulary, the silhouette and the 2-D map are computed on."""
+    """Documents that k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette and the
+    2-D map are computed on."""
 
 
 class Optimizer(Section):
@@ -156,9 +160,24 @@ class Submodels(Section):
 class Merge(Section):
     """How the sub-models become one MoE."""
 
-    backbone: Literal["uniform", "token_weighted"] = "token_weighted"
+    backbone: Literal["uniform", "token_weighted", "ties", "dare", "auto"] = "token_weighted"
+    """The sub-models' mean (`uniform`, `token_weighted`), or what `ties` or `dare` make of their deltas against their common
+    start; `auto` takes the rule and scale whose merged model has the least loss on held-out training text."""
+    delta_scale: float = Field(1.0, gt=0, le=10)
+    """The backbone is its start plus this times the combined delta; `auto` tries `auto_scales` instead."""
+    ties_keep: float = Field(0.2, gt=0, le=1)
+    """Share of each delta's elements, the largest, that `ties` keeps."""
+    dare_drop: float = Field(0.5, ge=0, lt=1)
+    """Chance that `dare` drops an element of a delta."""
+    auto_scales: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field((0.75, 1.0, 1.25), min_length=1)
+    """`auto` tries every rule at each of these scales."""
+    auto_tokens: int = Field(32_768, gt=0)
+    """Tokens `auto` measures on: of each cluster's text the windows that its sub-model would have trained on last, and has not
+    unless it went through all of it. The validation text stays out of the choice."""
     router: Literal["ridge", "centroid", "random", "concat"] = "ridge"
     """From data (`ridge`, `centroid`), at random, or the rows that the sub-models carried (`concat`)."""
+    match_load: bool = True
+    """Offset router rows so that each cluster's experts begin with the cluster's share of the tokens; not for `concat`."""
     match_scale: bool = True
     """Where top-k weights are not normalised, rescale each layer's experts so that they keep their output scale."""
     calibration_tokens: int = Field(65_536, gt=0)

@@ -2,6 +2,6 @@
 
 from moedisco_ray.evaluate.documents import Documents, load_documents
 from moedisco_ray.evaluate.measure import evaluate, evaluate_stages
-from moedisco_ray.evaluate.scoring import Score, perplexity
+from moedisco_ray.evaluate.scoring import Score, document_nats, perplexity
 
-__all__ = ["Documents", "Score", "evaluate", "evaluate_stages", "load_documents", "perplexity"]
+__all__ = ["Documents", "Score", "document_nats", "evaluate", "evaluate_stages", "load_documents", "perplexity"]

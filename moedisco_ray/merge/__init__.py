@@ -1,7 +1,11 @@
 """Sub-models into one Mixture-of-Experts: tensors joined one by one, then routers calibrated on data."""
 
+from moedisco_ray.merge.backbone import Recipe, merge_weights, recipes
 from moedisco_ray.merge.build import build_merged
-from moedisco_ray.merge.calibrate import RouterMethod, calibrate
-from moedisco_ray.merge.tensors import TensorReport, merge, merge_weights, merge_with_report
+from moedisco_ray.merge.calibrate import Batch, RouterMethod, RouterSettings, calibrate
+from moedisco_ray.merge.tensors import TensorReport, merge, merge_with_report
 
-__all__ = ["RouterMethod", "TensorReport", "build_merged", "calibrate", "merge", "merge_weights", "merge_with_report"]
+__all__ = [
+    "Batch", "Recipe", "RouterMethod", "RouterSettings", "TensorReport", "build_merged", "calibrate", "merge", "merge_weights",
+    "merge_with_report", "recipes",
+]

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.artifacts import write_json
 from moedisco_ray.errors import CheckpointError
-from moedisco_ray.merge.calibrate import Batch, RouterMethod, calibrate
+from moedisco_ray.merge.backbone import Recipe
+from moedisco_ray.merge.calibrate import Batch, RouterSettings, calibrate
+from moedisco_ray.merge.choose import Loss, best, measure_recipes
 from moedisco_ray.merge.tensors import TensorReport, merge_with_report
 from moedisco_ray.model_map import (
     Checkpoint,
@@ -30,39 +32,49 @@ from moedisco_ray.model_map import (
 )
 
 _JOINED = ".joined"
+_COMPARED = ".compared"
 
 
-def build_merged(submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float],
-                 batches: Sequence[Batch], directory: Path, *, router: RouterMethod, match_scale: bool,
-                 seed: int) -> dict[str, Any]:
+def build_merged(submodels: Sequence[Path], start: Path, config: Mapping[str, Any], recipes: Sequence[Recipe],
+                 batches: Sequence[Batch], directory: Path, *, router: RouterSettings, loss: Loss) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
     Two passes: tensors are joined as a stream; then the joined model is loaded, its routers are computed, and it is
-    written again with what changed. The second pass holds the merged model once.
+    written again with what changed. The second pass holds the merged model once. Where there are several recipes, their
+    comparison comes first; it holds and writes as much.
 
     Args:
         submodels: Their directories, in the clusters' order.
+        start: What one of them was before its training.
         config: `config.json` of the whole MoE, with its own number of experts and top-k.
-        weights: gamma_k of the backbone.
+        recipes: How the backbone is merged: the one whose merged model has the least loss.
         batches: Calibration data: tokens [B, L] and cluster per document [B].
         directory: Where the merged model goes, with `merge.json`.
-        router: How router rows are found.
-        match_scale: Whether experts keep their output scale where top-k weights are not normalised.
-        seed: For `random` router rows.
+        router: How routers are calibrated.
+        loss: Of a model on held-out text; asked only where there are several recipes.
 
     Returns:
-        What `merge.json` holds: `weights`, `tensors` (one entry each), `layers` (one entry per router).
+        What `merge.json` holds: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
+        where they were compared), `tensors` (one entry each), `layers` (one entry per router).
 
     Raises:
         CheckpointError: A sub-model is of another family, or the tensors together are not the MoE's.
     """
     model_map = ModelMap(str(config.get("model_type")))
     opened = [_open(path, model_map) for path in submodels]
+    origin = _open(start, model_map)
+
+    def calibrated(model: PreTrainedModel) -> list[dict[str, Any]]:
+        return calibrate(model, len(submodels), batches, router)
+
+    candidates = measure_recipes(
+        opened, origin, config, recipes, directory / _COMPARED, calibrated, loss) if len(recipes) > 1 else []
+    recipe = best(candidates) if candidates else recipes[0]
     reports: list[TensorReport] = []
     joined = directory / _JOINED
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for tensor, entry in merge_with_report(opened, model_map, weights):
+        for tensor, entry in merge_with_report(opened, origin, model_map, recipe):
             reports.append(entry)
             yield entry.key, tensor
 
@@ -72,12 +84,15 @@ def build_merged(submodels: Sequence[Path], config: Mapping[str, Any], weights: 
     check_experts(stored, model_map, expert_count(config))
 
     model = specialise(load_model(joined))
-    layers = calibrate(model, len(submodels), batches, router, match_scale=match_scale, seed=seed)
+    layers = calibrated(model)
     write_checkpoint(directory, _overlaid(stored, model, layers), config)
     del stored
     shutil.rmtree(joined)
 
-    result = {"weights": list(weights), "tensors": [entry.to_dict() for entry in reports], "layers": layers}
+    result = {
+        "backbone": recipe.to_dict(), "weights": list(recipe.weights),
+        "candidates": [candidate.to_dict() for candidate in candidates],
+        "tensors": [entry.to_dict() for entry in reports], "layers": layers}
     write_json(directory / "merge.json", result)
     return result
 

@@ -12,6 +12,7 @@ Shapes: B documents, L sequence length, T tokens, D hidden, E experts, C cluster
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -23,11 +24,30 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.errors import CheckpointError
 from moedisco_ray.model_map import ModelMap, group_size, moe_blocks
-from moedisco_ray.router_init import Statistics, directions, statistics
+from moedisco_ray.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
 RouterMethod = Literal["ridge", "centroid", "random", "concat"]
 Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
 """Tokens [B, L] and the cluster of each document [B]."""
+
+_LEAST_CONSTANT = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterSettings:
+    """How routers are calibrated.
+
+    Attributes:
+        method: How the clusters' directions are found.
+        match_load: Give every cluster's group of experts the cluster's share of the tokens; not for `concat`.
+        match_scale: Rescale experts where top-k weights are not normalised.
+        seed: For `random`.
+    """
+
+    method: RouterMethod
+    match_load: bool = True
+    match_scale: bool = True
+    seed: int = 0
 
 
 class _LayerReachedError(Exception):
@@ -35,8 +55,8 @@ class _LayerReachedError(Exception):
 
 
 @torch.no_grad()
-def calibrate(model: PreTrainedModel, clusters: int, batches: Sequence[Batch], method: RouterMethod, *,
-              match_scale: bool, seed: int) -> list[dict[str, Any]]:
+def calibrate(model: PreTrainedModel, clusters: int, batches: Sequence[Batch],
+              settings: RouterSettings) -> list[dict[str, Any]]:
     """Set the router rows of a merged model, in place.
 
     Row of expert e in group k = its own row in the sub-model (zero where that had one expert, whose row has learnt
@@ -46,14 +66,13 @@ def calibrate(model: PreTrainedModel, clusters: int, batches: Sequence[Batch], m
         model: The merged MoE with concatenated router rows.
         clusters: C.
         batches: Calibration data.
-        method: How the clusters' directions are found.
-        match_scale: Rescale experts where top-k weights are not normalised.
-        seed: For `random`.
+        settings: What is done.
 
     Returns:
         Per MoE layer: `layer`, `accuracy` (share of tokens whose top-1 expert is in their own cluster's group),
-        `group_load_C` (share of selections per group), `load_E` (per expert), `weight_sum` (mean sum of the selected
-        weights), `scale` (what `down_proj` was multiplied by).
+        `top1_load_C` (share of tokens whose top-1 expert is in the group), `group_load_C` (share of selections per
+        group), `load_E` (per expert), `weight_sum` (mean sum of the selected weights), `scale` (what `down_proj` was
+        multiplied by).
 
     Raises:
         CheckpointError: There is no calibration data, or a cluster index is out of range.
@@ -72,12 +91,15 @@ def calibrate(model: PreTrainedModel, clusters: int, batches: Sequence[Batch], m
         group = group_size(len(rows_ED), clusters)
         inputs = list(_router_inputs(model, block, batches))
         own_ED = rows_ED.double().cpu()
-        if method != "concat":
+        if settings.method != "concat":
             total = _total(inputs, clusters)
-            direction_ED = directions(method, total, seed + layer).repeat_interleave(group, dim=0)
-            rows_ED.copy_(direction_ED if group == 1 else own_ED + direction_ED)
+            carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
+            direction_CD = directions(settings.method, total, settings.seed + layer)
+            if settings.match_load:
+                direction_CD = _load_matched(direction_CD, carried_ED, inputs, total)
+            rows_ED.copy_(carried_ED + direction_CD.repeat_interleave(group, dim=0))
         entry = _measure(rows_ED.double().cpu(), own_ED, inputs, clusters, min(router.top_k, len(rows_ED)))
-        scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if match_scale and not normalises else 1.0
+        scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if settings.match_scale and not normalises else 1.0
         if scale != 1.0:
             experts: Any = block.get_submodule("experts")
             experts.down_proj.mul_(scale)
@@ -120,6 +142,27 @@ def _total(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics
     return total
 
 
+def _load_matched(direction_CD: Tensor, carried_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]],
+                  total: Statistics) -> Tensor:
+    """Directions with an offset each along the constant one, so that top-1 loads are the clusters' shares.
+
+    A token's logits divided by its v . x > 0 have the same largest; there the offsets are a plain bias. The few tokens
+    where v . x is not positive have no say.
+    """
+    clusters = len(direction_CD)
+    constant_D = constant_direction(total)
+    logits = []
+    for input_TD, _ in inputs:
+        x_TD = input_TD.double()
+        own_TC = (x_TD @ carried_ED.T).view(len(x_TD), clusters, -1).amax(2)
+        constant_T = x_TD @ constant_D
+        says_T = constant_T > _LEAST_CONSTANT
+        logits.append((own_TC + x_TD @ direction_CD.T)[says_T] / constant_T[says_T, None])
+    offset_C = load_offsets(torch.cat(logits), total.count_C / total.count_C.sum())
+    matched_CD = direction_CD + offset_C[:, None] * constant_D
+    return matched_CD if carried_ED.any() else normalised(matched_CD, total)
+
+
 def _measure(rows_ED: Tensor, own_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], clusters: int,
              top_k: int) -> dict[str, Any]:
     """What the router does with the calibration data, and the mean weight that the branches' own routers gave."""
@@ -127,12 +170,15 @@ def _measure(rows_ED: Tensor, own_ED: Tensor, inputs: Sequence[tuple[Tensor, Ten
     group = experts // clusters
     own_CgD = own_ED.view(clusters, group, -1)
     load_E = torch.zeros(experts, dtype=torch.float64)
+    first_C = torch.zeros(clusters, dtype=torch.float64)
     tokens, hits, weight_sum, branch_sum = 0, 0, 0.0, 0.0
     for input_TD, cluster_T in inputs:
         x_TD = input_TD.double()
         chosen = torch.softmax(x_TD @ rows_ED.T, dim=1).topk(top_k, dim=1)
         load_E += torch.bincount(chosen.indices.flatten(), minlength=experts)
-        hits += int((chosen.indices[:, 0] // group == cluster_T).sum())
+        first_T = chosen.indices[:, 0] // group
+        first_C += torch.bincount(first_T, minlength=clusters)
+        hits += int((first_T == cluster_T).sum())
         tokens += len(x_TD)
         weight_sum += float(chosen.values.sum())
         branch_Tg = torch.softmax(torch.einsum("td,cgd->tcg", x_TD, own_CgD), dim=2)[torch.arange(len(x_TD)), cluster_T]
@@ -140,6 +186,7 @@ def _measure(rows_ED: Tensor, own_ED: Tensor, inputs: Sequence[tuple[Tensor, Ten
     load_E /= load_E.sum()
     return {
         "accuracy": hits / tokens,
+        "top1_load_C": (first_C / tokens).tolist(),
         "group_load_C": load_E.view(clusters, group).sum(1).tolist(),
         "load_E": load_E.tolist(),
         "weight_sum": weight_sum / tokens,

@@ -42,7 +42,8 @@ def build_clusters(
             hidden states.
     """
     if gpus is None:
-        gpus = config.pools.low_memory.gpu if config.clusters.vectors == "hidden_state" else 0
+        by_model = config.clusters.method == "kmeans" and config.clusters.vectors == "hidden_state"
+        gpus = config.pools.low_memory.gpu if by_model else 0
     workers = RayWorkers(corpus_dir / "tokenizer", gpus, name=f"{config.name}-vectors")
     return build(config, corpus_dir, model_dir, directory, workers)
 

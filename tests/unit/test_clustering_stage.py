@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from clustering_corpus import WORDS, run_config, write_corpus, write_model
+from scipy.stats import kstest
 from sklearn.metrics import normalized_mutual_info_score
 
 from moedisco_ray.cluster_packing import pack_cluster
@@ -19,6 +20,7 @@ from moedisco_ray.clustering.blocks import squared_distances
 from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
 from moedisco_ray.clustering.report import Sample, cluster_report, silhouette
 from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, first_documents
+from moedisco_ray.clustering.vectors.random import RandomCosts
 from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
 from moedisco_ray.errors import CorpusError
 
@@ -42,6 +44,12 @@ def build(corpus, model_dir, directory, **clusters):
 
 def read(directory):
     return pa.concat_tables([pq.read_table(path) for path in sorted(directory.glob("*.parquet"))])
+
+
+def assigned_anew(corpus, directory):
+    documents = read(corpus / "train")
+    tokens = [np.array(ids) for ids in documents["tokens"].to_pylist()]
+    return ClusterModel.load(directory / "cluster_model").assign(documents["text"].to_pylist(), tokens)
 
 
 @pytest.mark.parametrize("vectors", ["mean_token", "tfidf_svd", "hidden_state"])
@@ -72,10 +80,44 @@ def test_domains_are_found_and_the_report_shows_them(corpus, model_dir, tmp_path
         assert any(terms <= set(words) for terms in named)
     assert all(len(entry["examples"]) == 3 for entry in report["clusters"])
     assert {len(report["map"][key]) for key in ("x", "y", "cluster", "source")} == {100}
-    documents = read(corpus / "train")
-    assigned_N = ClusterModel.load(tmp_path / "cluster_model").assign(
-        documents["text"].to_pylist(), [np.array(ids) for ids in documents["tokens"].to_pylist()])
-    np.testing.assert_array_equal(assigned_N, read(tmp_path / "assignments")["cluster"].to_numpy())
+    np.testing.assert_array_equal(assigned_anew(corpus, tmp_path), read(tmp_path / "assignments")["cluster"].to_numpy())
+
+
+def test_random_clusters_are_balanced_and_know_nothing_of_domains(corpus, model_dir, tmp_path):
+    summary = build(corpus, model_dir, tmp_path / "balanced", method="random")
+    assert summary["balance"] <= 1.05
+    assert summary["nmi"] < 0.05
+    assert summary["inertia"] is None
+    report = json.loads((tmp_path / "balanced" / "report.json").read_text())
+    assert report["method"] == "random"
+    assert all(len(entry["examples"]) == 3 for entry in report["clusters"])
+    build(corpus, model_dir, tmp_path / "free", method="random", capacity=None)
+    free_N = read(tmp_path / "free" / "assignments")["cluster"].to_numpy()
+    assert np.bincount(free_N).min() > 50       # of 240 in 3
+    np.testing.assert_array_equal(assigned_anew(corpus, tmp_path / "free"), free_N)
+    balanced_N = read(tmp_path / "balanced" / "assignments")["cluster"].to_numpy()
+    assert (balanced_N == free_N).mean() > 0.9      # balancing moves few
+
+
+def test_clusters_by_likelihood_find_domains_and_assign_new_documents(corpus, model_dir, tmp_path):
+    summary = build(corpus, model_dir, tmp_path / "all", method="likelihood", sample=240)
+    assert summary["nmi"] > 0.8
+    assert summary["balance"] <= 1.05
+    assert summary["silhouette"] is not None
+    labels_N = read(tmp_path / "all" / "assignments")["cluster"].to_numpy()
+    assert (assigned_anew(corpus, tmp_path / "all") == labels_N).mean() > 0.9
+    few = build(corpus, model_dir, tmp_path / "few", method="likelihood", sample=100)
+    assert few["nmi"] > 0.8     # most documents are not of the sample
+
+
+def test_random_costs_are_uniform_and_independent_whatever_the_company():
+    texts = [f"text {i}" for i in range(4000)]
+    costs_NE = RandomCosts(3, 0).embed(texts, [])
+    for column in costs_NE.T:
+        assert kstest(column, "uniform").pvalue > 1e-3
+    assert np.abs(np.corrcoef(costs_NE.T) - np.eye(3)).max() < 0.05
+    np.testing.assert_array_equal(RandomCosts(3, 0).embed(texts[7:8], []), costs_NE[7:8])
+    assert (RandomCosts(3, 1).embed(texts, []).argmin(1) == costs_NE.argmin(1)).mean() < 0.4
 
 
 def test_overlap_reaches_the_shards(corpus, model_dir, tmp_path):
@@ -93,10 +135,10 @@ def test_fewer_documents_than_clusters_is_told(model_dir, tmp_path):
         build(corpus, model_dir, tmp_path, count=6)
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_the_number_of_parts_changes_nothing(parts, model_dir, corpus, tmp_path):
+@pytest.mark.parametrize(("parts", "method"), [(1, "kmeans"), (4, "kmeans"), (4, "random"), (4, "likelihood")])
+def test_the_number_of_parts_changes_nothing(parts, method, model_dir, corpus, tmp_path):
     other = write_corpus(tmp_path / "corpus", parts=parts)
-    one, two = (build(path, model_dir, tmp_path / str(i)) for i, path in enumerate((corpus, other)))
+    one, two = (build(path, model_dir, tmp_path / str(i), method=method) for i, path in enumerate((corpus, other)))
     assert one == two
     assert read(tmp_path / "0" / "assignments").equals(read(tmp_path / "1" / "assignments"))
 
@@ -108,7 +150,7 @@ def test_the_sample_is_the_smallest_ids(corpus):
 
 def test_a_report_of_one_cluster_and_one_source():
     sample = Sample(["a word", "another word"], ["x", "x"], np.eye(2, dtype=np.float32), np.zeros(2, np.int64))
-    report = cluster_report(sample, np.zeros((1, 2)), np.zeros(2, np.int64), np.array([3, 4]), np.zeros(2, np.int64))
+    report = cluster_report(sample, np.zeros((1, 2)), 1, np.zeros(2, np.int64), np.array([3, 4]), np.zeros(2, np.int64))
     assert report["nmi"] is None
     assert report["silhouette"] is None
     assert report["balance"] == 1

@@ -39,7 +39,8 @@ def test_the_paper_preset_is_the_paper(tmp_path):
     config = load(tmp_path, preset_text("paper"))
     assert config.tokens.seed == 0
     assert (config.clusters.vectors, config.clusters.capacity, config.clusters.overlap) == ("mean_token", None, 0)
-    assert config.merge.backbone == "uniform"
+    assert (config.merge.backbone, config.merge.delta_scale) == ("uniform", 1)
+    assert (config.merge.router, config.merge.match_load) == ("random", False)
     submodels, finetune = config.submodels.optimizer, config.finetune.optimizer
     assert (submodels.lr, submodels.schedule, submodels.warmup, submodels.batch_tokens) == (1e-4, "constant", 0, 16 * 1024)
     assert (finetune.lr, finetune.schedule, finetune.warmup, finetune.weight_decay) == (3e-4, "cosine", 0.03, 0.01)

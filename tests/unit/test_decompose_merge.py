@@ -13,7 +13,8 @@ from moe_models import LENGTH, VOCAB, model_map, moe, random_tensors, tiny_confi
 from moedisco_ray.config import FAMILIES
 from moedisco_ray.decompose import decompose, with_seed, write_submodels
 from moedisco_ray.errors import CheckpointError, ConfigError
-from moedisco_ray.merge import merge, merge_weights, merge_with_report
+from moedisco_ray.merge import Recipe, merge, merge_weights, merge_with_report
+from moedisco_ray.merge.backbone import RULES
 from moedisco_ray.model_map import (
     PARTS,
     Role,
@@ -52,7 +53,12 @@ def slices(config, tensors, clusters):
 
 
 def uniform(clusters):
-    return merge_weights("uniform", [1] * clusters)
+    return Recipe("uniform", merge_weights("uniform", [1] * clusters))
+
+
+def joined(parts, names, start=None):
+    """The uniform merge of sub-models, of which the first stands for their start."""
+    return merge(parts, start or parts[0], names, uniform(len(parts)))
 
 
 def expert(config, layer, index, part):
@@ -63,9 +69,10 @@ def expert(config, layer, index, part):
 @given(moe(), st.data())
 def test_merge_of_decompose_is_bitwise_the_identity(case, data):
     config, tensors, clusters = case
-    tokens = data.draw(st.lists(st.integers(1, 1000), min_size=clusters, max_size=clusters))
+    rule = data.draw(st.sampled_from(RULES))
     recorded = [Recording(part) for part in slices(config, tensors, clusters)]
-    merged = list(merge(recorded, model_map(config), merge_weights("token_weighted", tokens)))
+    recipe = Recipe(rule, uniform(clusters).weights, 1.5)
+    merged = list(merge(recorded, dict(recorded[0].tensors), model_map(config), recipe))
     check_same(dict(merged), tensors)
     assert len(merged) == len(tensors)
     assert all(set(part.reads) == set(part.tensors) and set(part.reads.values()) == {1} for part in recorded)
@@ -110,7 +117,7 @@ def test_permuted_experts_give_permuted_submodels(case, random):
 def test_the_identity_catches_a_merge_that_swaps_experts_or_skips_a_key(family):
     config = tiny_config(family)
     tensors = random_tensors(config)
-    merged = dict(merge(slices(config, tensors, 2), model_map(config), uniform(2)))
+    merged = dict(joined(slices(config, tensors, 2), model_map(config)))
     check_same(merged, tensors)
     for part in PARTS:
         one, two = expert(config, 0, 0, part), expert(config, 0, 3, part)
@@ -155,7 +162,7 @@ def test_slicing_and_merging_hold_one_tensor_at_a_time():
     assert peak[0] <= 2
     peak[0] = 0
     parts = [Fresh(part) for part in slices(config, dict(source.tensors), 4)]
-    for _ in merge(parts, model_map(config), uniform(4)):
+    for _ in joined(parts, model_map(config)):
         pass
     assert peak[0] <= 2 * 4
 
@@ -172,7 +179,7 @@ def test_submodels_on_disk_load_and_merge_back(family, tmp_path):
     assert {model.config.num_experts_per_tok for model in models} == {1}
     assert all(torch.isfinite(model(torch.arange(LENGTH)[None] % VOCAB).logits).all() for model in models)
     opened = [open_checkpoint(tmp_path / "parts" / str(k)) for k in range(4)]
-    check_same(dict(merge(opened, model_map(config), uniform(4))), tensors)
+    check_same(dict(joined(opened, model_map(config))), tensors)
 
 
 @settings(max_examples=20, deadline=None)
@@ -183,18 +190,19 @@ def test_the_backbone_is_the_weighted_mean(case, data):
     weights = merge_weights("token_weighted", tokens)
     assert sum(weights) == pytest.approx(1)
     parts = slices(config, tensors, clusters)
+    start = dict(parts[0])
     for k, part in enumerate(parts):
         generator = torch.Generator().manual_seed(k)
         for key, tensor in part.items():
             if model_map(config).classify(key).role in (Role.BACKBONE, Role.SHARED_EXPERT):
                 part[key] = tensor + torch.randn(tensor.shape, generator=generator).to(tensor)
     reports = {}
-    for tensor, report in merge_with_report(parts, model_map(config), weights):
+    for tensor, report in merge_with_report(parts, start, model_map(config), Recipe("token_weighted", weights)):
         reports[report.key] = report
         if report.role in (Role.BACKBONE, Role.SHARED_EXPERT):
             expected = sum(w * part[report.key].double() for w, part in zip(weights, parts, strict=True))
             torch.testing.assert_close(tensor, expected.to(tensor.dtype), rtol=0 if clusters == 1 else 1e-6, atol=1e-12)
-            assert report.rule == ("identical" if clusters == 1 else "averaged")
+            assert report.rule == ("identical" if clusters == 1 else "combined")
             distance = max(float((part[report.key].double() - expected).norm() / expected.norm()) for part in parts)
             assert report.deviation == pytest.approx(distance if clusters > 1 else 0.0, rel=1e-9)
             assert report.submodels == tuple(range(clusters))
@@ -220,17 +228,19 @@ def test_what_does_not_fit_is_an_error():
     with pytest.raises(CheckpointError, match="no rule"):
         list(decompose(tensors | unknown, names, 4, 2, 0))
     with pytest.raises(CheckpointError, match="no rule"):
-        list(merge([part | unknown for part in parts], names, uniform(2)))
+        list(joined([part | unknown for part in parts], names))
     with pytest.raises(CheckpointError, match="only in one"):
-        list(merge([parts[0], parts[1] | unknown], names, uniform(2)))
+        list(joined([parts[0], parts[1] | unknown], names))
     with pytest.raises(CheckpointError, match="another shape or type"):
-        list(merge([parts[0], parts[1] | {"model.norm.weight": torch.ones(3)}], names, uniform(2)))
+        list(joined([parts[0], parts[1] | {"model.norm.weight": torch.ones(3)}], names))
     with pytest.raises(CheckpointError, match="one row per expert"):
-        list(merge([parts[0], parts[1] | {names.router_key(0): torch.ones(1, 16)}], names, uniform(2)))
+        list(joined([parts[0], parts[1] | {names.router_key(0): torch.ones(1, 16)}], names))
     with pytest.raises(CheckpointError, match="sum to 1"):
-        list(merge(parts, names, [0.5, 0.6]))
+        Recipe("uniform", (0.5, 0.6))
     with pytest.raises(CheckpointError, match="weights"):
-        list(merge(parts, names, [1.0]))
+        list(merge(parts, parts[0], names, Recipe("uniform", (1.0,))))
+    with pytest.raises(CheckpointError, match="only in one"):
+        list(joined(parts, names, dict(list(parts[0].items())[1:])))
     with pytest.raises(ConfigError, match="does not divide"):
         list(decompose(tensors, names, 4, 3, 0))
     with pytest.raises(CheckpointError, match="4 experts where the configuration says 8"):

@@ -61,11 +61,29 @@ def test_families_with_unnormalised_routers(tmp_path: Path, family: str, sizes: 
     assert stages["finetune"]["perplexity"] < 600
 
 
-def test_overlap_weights_and_no_balance(tmp_path: Path) -> None:
-    directory = run(tmp_path, clusters={"count": 2, "vectors": "mean_token", "capacity": None, "overlap": 0.2})
-    report = read_json(directory / "clusters" / "report.json")
+@pytest.fixture(scope="module")
+def elaborate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with what the defaults leave out."""
+    return run(
+        tmp_path_factory.mktemp("elaborate"), clusters={"count": 2, "vectors": "mean_token", "capacity": None, "overlap": 0.2},
+        merge={"backbone": "auto", "auto_scales": [0.5, 1.0], "auto_tokens": 1024})
+
+
+def test_overlap_weights_and_no_balance(elaborate: Path) -> None:
+    report = read_json(elaborate / "clusters" / "report.json")
     own = [entry["tokens"] for entry in report["clusters"]]
     assert all(packed > tokens for packed, tokens in zip(report["shard_tokens"], own, strict=True))
+
+
+def test_the_best_merge_on_held_out_text_is_taken_and_reported(elaborate: Path) -> None:
+    merged = read_json(elaborate / "merged" / "merge.json")
+    losses = {(entry["rule"], entry["scale"]): entry["loss"] for entry in merged["candidates"]}
+    assert len(losses) == 8
+    assert all(0 < loss < 10 for loss in losses.values())
+    assert losses[merged["backbone"]["rule"], merged["backbone"]["scale"]] == min(losses.values())
+    reported = read_json(elaborate / "report.json")["merge"]
+    assert reported["candidates"] == merged["candidates"]
+    assert reported["backbone"] == merged["backbone"]
 
 
 def test_another_familys_checkpoint_is_refused(tmp_path: Path, mixtral: Path) -> None:

@@ -5,14 +5,20 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 
 from moedisco_ray.router_init import (
     centroid_directions,
+    constant_direction,
     directions,
+    load_offsets,
     random_directions,
     ridge_directions,
     ridge_solution,
+    ridge_strength,
     statistics,
 )
 
@@ -32,7 +38,13 @@ def test_ridge_equals_scikit_learn(strength):
     lam = strength * float(total.xx_DD.diagonal().mean())
     reference = Ridge(alpha=lam, fit_intercept=False).fit(x.numpy(), one_hot).coef_
     np.testing.assert_allclose(ridge_solution(total, lam).T.numpy(), reference, rtol=1e-8, atol=1e-10)
-    found = ridge_directions(total, strength)
+
+
+def test_ridge_directions_are_scikit_learns_at_the_chosen_strength():
+    x, label = data()
+    total = statistics(x, label, 3)
+    reference = Ridge(alpha=ridge_strength(total), fit_intercept=False).fit(x.numpy(), np.eye(3)[label.numpy()]).coef_
+    found = ridge_directions(total)
     centred = reference - reference.mean(0)
     ratio = found.numpy() / centred
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
@@ -56,6 +68,68 @@ def test_separated_clusters_are_found_and_random_rows_do_not_find_them(method):
                 for name in (method, "random")}
     assert accuracy[method] > 0.98
     assert accuracy["random"] < 0.7
+
+
+@pytest.mark.parametrize(("tokens", "spread"), [(600, 0.5), (60, 3.0), (30, 8.0), (8, 0.5)])
+def test_the_strength_has_the_least_cross_validation_error_of_its_grid(tokens, spread):
+    x, label = data(tokens, spread=spread)
+    total = statistics(x, label, 3)
+    y = torch.nn.functional.one_hot(label, 3).double()
+    errors = {}
+    for power in range(-6, 2):
+        lam = 10.0**power * float(total.xx_DD.diagonal().mean())
+        hat = x @ torch.linalg.solve(x.T @ x + lam * torch.eye(12, dtype=torch.float64), x.T)
+        errors[lam] = float((y - hat @ y).square().sum() / (tokens - hat.trace()).square())
+    least = min(errors.values())
+    assert min(error for lam, error in errors.items() if lam == pytest.approx(ridge_strength(total), rel=1e-6)) <= least * 1.0001
+
+
+def test_noise_asks_for_a_stronger_ridge():
+    few, many = (ridge_strength(statistics(*data(tokens, spread=8.0), 3)) / tokens for tokens in (40, 20_000))
+    assert few > 10 * many
+
+
+def rows(seed, tokens=2000, clusters=4):
+    """Logits of correlated clusters with unequal favour."""
+    generator = torch.Generator().manual_seed(seed)
+    favour = 2 * torch.randn(clusters, generator=generator, dtype=torch.float64)
+    common = torch.randn(tokens, 1, generator=generator, dtype=torch.float64)
+    return torch.randn(tokens, clusters, generator=generator, dtype=torch.float64) + common + favour
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))
+def test_offsets_give_every_cluster_its_share(seed, parts):
+    share = torch.tensor(parts, dtype=torch.float64) / sum(parts)
+    logits = rows(seed, clusters=len(parts))
+    offsets = load_offsets(logits, share)
+    load = torch.bincount((logits + offsets).argmax(1), minlength=len(parts)) / len(logits)
+    assert float((load - share).abs().max()) <= 0.002
+    assert float(offsets.sum()) == pytest.approx(0, abs=1e-9)
+
+
+def test_offsets_minimise_the_convex_problem_whose_gradient_is_the_load():
+    logits, share = rows(3, clusters=3), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+
+    def value(offsets):
+        return float((logits + torch.as_tensor(offsets)).amax(1).mean()) - float(share @ torch.as_tensor(offsets))
+
+    found = load_offsets(logits, share)
+    reference = minimize(value, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10, "maxiter": 4000})
+    assert value(found) <= reference.fun + 1e-5
+    np.testing.assert_allclose(found.numpy(), reference.x - reference.x.mean(), atol=0.02)
+
+
+def test_the_order_of_tokens_does_not_change_offsets():
+    logits, share = rows(4), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    assert torch.equal(load_offsets(logits, share), load_offsets(logits.flip(0), share))
+
+
+def test_the_constant_direction_is_least_squares():
+    x, label = data()
+    x[:, 0] += 3
+    reference = np.linalg.lstsq(x.numpy(), np.ones(len(x)), rcond=None)[0]
+    np.testing.assert_allclose(constant_direction(statistics(x, label, 3)).numpy(), reference, rtol=1e-5, atol=1e-8)
 
 
 def test_statistics_add_up_over_any_blocks():

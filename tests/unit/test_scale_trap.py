@@ -11,7 +11,7 @@ from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import FAMILIES
 from moedisco_ray.decompose import with_seed, write_submodels
 from moedisco_ray.errors import CheckpointError
-from moedisco_ray.merge import build_merged, calibrate, merge, merge_weights
+from moedisco_ray.merge import Recipe, RouterSettings, build_merged, calibrate, merge, merge_weights
 from moedisco_ray.model_map import (
     ModelMap,
     canonical_shapes,
@@ -50,9 +50,17 @@ def expert_total(config):
     return config[ModelMap(config["model_type"]).family.num_experts_field]
 
 
+def uniform(clusters):
+    return Recipe("uniform", merge_weights("uniform", [1] * clusters))
+
+
+def unasked(model):
+    raise AssertionError(model)
+
+
 def merged(config, parts, path, data=None, **settings):
-    chosen = {"router": "ridge", "match_scale": True, "seed": 0} | settings
-    report = build_merged(parts, config, merge_weights("uniform", [1] * len(parts)), data or batches(), path, **chosen)
+    router = RouterSettings(**{"method": "ridge"} | settings)
+    report = build_merged(parts, parts[0], config, [uniform(len(parts))], data or batches(), path, router=router, loss=unasked)
     return load_model(path).eval(), report
 
 
@@ -66,7 +74,7 @@ def logits(model, tokens):
 def test_normalised_weights_keep_the_branches_logits(family, router, tmp_path):
     config = tiny_config(family, CLUSTERS)
     parts = experts_of_one_seed(config, 1, tmp_path / "parts")
-    model, report = merged(config, parts, tmp_path / "merged", router=router)
+    model, report = merged(config, parts, tmp_path / "merged", method=router)
     tokens = batches(8, seed=1)[0][0]
     torch.testing.assert_close(logits(model, tokens), logits(load_model(parts[0]), tokens), rtol=1e-5, atol=2e-6)
     assert [entry["scale"] for entry in report["layers"]] == [1.0, 1.0]
@@ -117,7 +125,7 @@ def test_routers_from_data_send_documents_to_their_own_experts(family, tmp_path)
     parts = separate_branches(config, tmp_path / "parts")
     accuracy = {}
     for router in ("ridge", "centroid", "random"):
-        model, report = merged(config, parts, tmp_path / router, router=router)
+        model, report = merged(config, parts, tmp_path / router, method=router)
         accuracy[router] = [entry["accuracy"] for entry in report["layers"]]
         for entry in report["layers"]:
             assert sum(entry["load_E"]) == pytest.approx(1)
@@ -127,6 +135,22 @@ def test_routers_from_data_send_documents_to_their_own_experts(family, tmp_path)
     assert min(accuracy["ridge"]) > 0.8
     assert min(accuracy["centroid"]) > 0.45      # chance is 0.25
     assert max(accuracy["random"]) < 0.45
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("router", ["ridge", "centroid", "random"])
+def test_matched_routers_begin_with_the_clusters_shares(router, group, tmp_path):
+    config = tiny_config("qwen3_moe", group * CLUSTERS, hidden_size=64)
+    parts = separate_branches(config, tmp_path / "parts")
+    data = [(tokens[cluster < 2 + 2 * i], cluster[cluster < 2 + 2 * i]) for i, (tokens, cluster) in enumerate(batches(48))]
+    share = np.bincount(np.concatenate([cluster for _, cluster in data]), minlength=CLUSTERS) / sum(len(c) for _, c in data)
+    worst = {}
+    for match_load in (True, False):
+        _, report = merged(config, parts, tmp_path / str(match_load), data, method=router, match_load=match_load)
+        worst[match_load] = max(np.abs(np.array(entry["top1_load_C"]) - share).max() for entry in report["layers"])
+    assert worst[True] < 0.02
+    if router == "random":
+        assert worst[False] > 0.1
 
 
 def test_the_reported_accuracy_and_load_are_those_of_the_written_model(tmp_path):
@@ -152,7 +176,7 @@ def test_the_reported_accuracy_and_load_are_those_of_the_written_model(tmp_path)
 def test_only_routers_and_rescaled_projections_differ_from_the_plain_merge(tmp_path):
     config = tiny_config("qwen3_moe", CLUSTERS, norm_topk_prob=False, mlp_only_layers=[1], num_hidden_layers=3)
     parts = separate_branches(config, tmp_path / "parts")
-    plain = dict(merge([open_checkpoint(part) for part in parts], model_map(config), [0.25] * 4))
+    plain = dict(merge([open_checkpoint(part) for part in parts], open_checkpoint(parts[0]), model_map(config), uniform(4)))
     _, report = merged(config, parts, tmp_path / "merged")
     names = model_map(config)
     expected = [names.router_key(layer) for layer in (0, 2)]
@@ -171,7 +195,7 @@ def test_only_routers_and_rescaled_projections_differ_from_the_plain_merge(tmp_p
 def test_concat_with_normalised_weights_is_the_plain_merge(tmp_path):
     config = tiny_config("olmoe", CLUSTERS)
     parts = separate_branches(config, tmp_path / "parts")
-    merged(config, parts, tmp_path / "merged", router="concat")
+    merged(config, parts, tmp_path / "merged", method="concat")
     assert differences(random_tensors(config, seed=2), open_checkpoint(tmp_path / "merged")) == []
 
 
@@ -194,9 +218,9 @@ def test_wrong_inputs_are_told(tmp_path):
     parts = separate_branches(config, tmp_path / "parts")
     model = load_model(parts[0])
     with pytest.raises(CheckpointError, match="no calibration data"):
-        calibrate(model, 1, [], "ridge", match_scale=True, seed=0)
+        calibrate(model, 1, [], RouterSettings("ridge"))
     with pytest.raises(CheckpointError, match="names a cluster"):
-        calibrate(model, 1, batches(), "ridge", match_scale=True, seed=0)
+        calibrate(model, 1, batches(), RouterSettings("ridge"))
     with pytest.raises(CheckpointError):
         merged(tiny_config("qwen3_moe", 2 * CLUSTERS), parts, tmp_path / "merged")
     other = tiny_config("olmoe", CLUSTERS)
@@ -209,7 +233,7 @@ def test_the_model_is_left_as_it_was_but_for_its_routers(tmp_path):
     config = tiny_config("mixtral", CLUSTERS)
     write_checkpoint(tmp_path, random_tensors(config).items(), config)
     model = load_model(tmp_path).train()
-    calibrate(model, CLUSTERS, batches(), "ridge", match_scale=True, seed=0)
+    calibrate(model, CLUSTERS, batches(), RouterSettings("ridge"))
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert canonical_shapes(model.config).keys() == random_tensors(config).keys()

@@ -1,4 +1,7 @@
-"""Document vectors, each kind a small class behind one interface."""
+"""Document vectors, each kind a small class behind one interface.
+
+Of some kinds the vector is the document's cost in each cluster already, so that no centroids are needed: `random`, `likelihood`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ _KINDS = {
     "mean_token": "mean_token:MeanToken",
     "tfidf_svd": "tfidf:TfidfSvd",
     "hidden_state": "hidden_state:HiddenState",
+    "random": "random:RandomCosts",
+    "likelihood": "likelihood:Likelihood",
 }
 
 
 def kind(name: str) -> type[Vectoriser]:
-    """The class of a kind of document vectors, as `clusters.vectors` names it.
+    """The class of a kind of document vectors, as `clusters.vectors` or `clusters.method` names it.
 
     Raises:
         CheckpointError: There is none of this name.

@@ -1,6 +1,6 @@
 """What every kind of document vector has in common.
 
-Shapes: N documents, D dimensions.
+Shapes: N documents, S documents of the sample, D dimensions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from moedisco_ray.artifacts import read_json, write_json
 from moedisco_ray.clustering.grid import Array
+from moedisco_ray.config import Clusters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +23,23 @@ class FitInputs:
     """What a vectoriser may be made from; each kind takes what it needs.
 
     Attributes:
-        texts: A sample of the corpus, in an order that depends on nothing but the documents.
+        texts: A sample of the corpus, in ascending order of id.
+        tokens: The same documents as token ids.
+        weights_S: Their training tokens.
+        ids_S: Their ids.
         model_dir: The seed model.
-        max_tokens: What `hidden_state` reads of a document.
-        dimensions: Components of the SVD.
-        seed: Of the SVD.
+        max_tokens: Tokens of a training sequence.
+        settings: The clusters section.
+        seed: The run's.
     """
 
     texts: Sequence[str]
+    tokens: Sequence[Array]
+    weights_S: Array
+    ids_S: Array
     model_dir: Path
     max_tokens: int
-    dimensions: int
+    settings: Clusters
     seed: int
 
 

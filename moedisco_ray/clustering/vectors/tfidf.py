@@ -43,7 +43,7 @@ class TfidfSvd(Vectoriser):
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
         """Of the sample's words."""
-        return cls.of_texts(inputs.texts, inputs.dimensions, inputs.seed)
+        return cls.of_texts(inputs.texts, inputs.settings.dimensions, inputs.seed)
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], dimensions: int, seed: int) -> Self:

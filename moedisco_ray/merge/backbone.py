@@ -1,0 +1,172 @@
+"""Rules by which the sub-models' copies of a backbone tensor become one.
+
+Every rule works on deltas against the tensor that all sub-models started from:
+
+    theta = start + scale x combine(theta_1 - start, .., theta_C - start)
+
+* `uniform`, `token_weighted`: the weighted mean sum_k gamma_k delta_k (MoE-DisCo section 3; WP-SGD).
+* `ties`: trim each delta to its largest share, elect per element the sign of the larger sum, and take the mean over those
+  sub-models whose kept element has that sign (Yadav et al. 2023, arXiv 2306.01708).
+* `dare`: drop each element of a delta with probability p and multiply the rest by 1 / (1 - p), which keeps its
+  expectation; then the mean (Yu et al. 2024, arXiv 2311.03099).
+
+TIES' shares are taken tensor by tensor, as a stream allows, where its paper takes them over the whole model.
+
+Shapes: C sub-models, N elements of a tensor, M elements of a chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moedisco_ray.config import Merge
+from moedisco_ray.errors import CheckpointError
+from moedisco_ray.model_map import same_bits
+
+BackboneRule = Literal["uniform", "token_weighted", "ties", "dare"]
+RULES: tuple[BackboneRule, ...] = ("uniform", "token_weighted", "ties", "dare")
+_CHUNK = 1 << 22    # elements that are combined at a time: 32 MB per sub-model in float64
+
+_Combine = Callable[[Tensor], Tensor]
+"""Deltas [C, M] of a chunk to their combination [M]; called once per chunk, in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How backbones are merged.
+
+    Attributes:
+        rule: One of the above.
+        weights: gamma_k, one per sub-model; they sum to 1.
+        scale: Of the combined delta; 1 is the plain rule.
+        keep: Share of a delta's elements that TIES keeps.
+        drop: Share of a delta's elements that DARE drops.
+        seed: Of what DARE drops.
+    """
+
+    rule: BackboneRule
+    weights: tuple[float, ...]
+    scale: float = 1.0
+    keep: float = 0.2
+    drop: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if abs(sum(self.weights) - 1.0) > 1e-6:
+            raise CheckpointError("weights", list(self.weights), "must sum to 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a report shows: `rule` and `scale`."""
+        return {"rule": self.rule, "scale": self.scale}
+
+
+def recipes(settings: Merge, tokens: Sequence[int], seed: int) -> list[Recipe]:
+    """The recipes that a configuration allows: one, or with `auto` every rule at every scale.
+
+    TIES and DARE weigh all sub-models alike, as their papers do. A single sub-model has nothing to merge.
+
+    Args:
+        settings: The merge section.
+        tokens: What each sub-model was trained on.
+        seed: The run's.
+    """
+    if len(tokens) == 1:
+        return [Recipe("uniform", (1.0,))]
+    auto = settings.backbone == "auto"
+    return [
+        Recipe(rule, merge_weights(rule, tokens), scale, settings.ties_keep, settings.dare_drop, seed)
+        for rule in RULES if auto or rule == settings.backbone
+        for scale in (settings.auto_scales if auto else (settings.delta_scale,))]
+
+
+def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:
+    """The backbone's weights gamma_k: equal, or by the tokens that each sub-model was trained on; they sum to 1."""
+    total = sum(tokens)
+    if rule != "token_weighted" or total == 0:
+        return tuple(1.0 / len(tokens) for _ in tokens)
+    return tuple(count / total for count in tokens)
+
+
+def combine(key: str, copies: Sequence[Tensor], start: Tensor, recipe: Recipe) -> tuple[Tensor, float | None]:
+    """One tensor's copies into one, and their largest relative distance from it.
+
+    Computed in float64, a chunk at a time, and rounded once.
+
+    Args:
+        key: Its name, for the error, and for what DARE drops.
+        copies: One per sub-model.
+        start: What they all were before their training.
+        recipe: The rule.
+
+    Returns:
+        The tensor, and max_k |theta_k - theta| / |theta|; copies that are all equal bit for bit are passed on as they
+        are, with None.
+
+    Raises:
+        CheckpointError: Shapes or types differ.
+    """
+    first = copies[0]
+    if any(copy.shape != first.shape or copy.dtype != first.dtype for copy in copies) or start.shape != first.shape:
+        raise CheckpointError("tensor", key, "has another shape or type in another sub-model")
+    if all(same_bits(first, copy) for copy in copies[1:]):
+        return first, None
+    start_N, flat_CN = start.reshape(-1), [copy.reshape(-1) for copy in copies]
+    rule = _combination(key, flat_CN, start_N, recipe)
+    merged_N = torch.empty_like(flat_CN[0])
+    norm, distance_C = 0.0, torch.zeros(len(copies), dtype=torch.float64)
+    for at in range(0, len(merged_N), _CHUNK):
+        chunk = slice(at, at + _CHUNK)
+        start_M = start_N[chunk].double()
+        delta_CM = torch.stack([flat_N[chunk].double() for flat_N in flat_CN]) - start_M
+        moved_M = recipe.scale * rule(delta_CM)
+        merged_M = start_M + moved_M
+        merged_N[chunk] = merged_M.to(first.dtype)
+        norm += float(merged_M.square().sum())
+        distance_C += (delta_CM - moved_M).square().sum(1)
+    deviation = float((distance_C / max(norm, 1e-300)).sqrt().max())
+    return merged_N.reshape(first.shape), deviation
+
+
+def _combination(key: str, flat_CN: Sequence[Tensor], start_N: Tensor, recipe: Recipe) -> _Combine:
+    weight_C1 = torch.tensor(recipe.weights, dtype=torch.float64)[:, None]
+    if recipe.rule == "ties":
+        least_C1 = torch.stack([_least_kept(flat_N, start_N, recipe.keep) for flat_N in flat_CN])[:, None]
+        return lambda delta_CM: disjoint_mean(torch.where(delta_CM.abs() >= least_C1, delta_CM, 0.0), weight_C1)
+    if recipe.rule == "dare":
+        sources = [_source(recipe.seed, key, k) for k in range(len(flat_CN))]
+
+        def dropped_mean(delta_CM: Tensor) -> Tensor:
+            uniform_CM = np.stack([source.random(delta_CM.shape[1]) for source in sources])
+            kept_CM = torch.from_numpy(uniform_CM >= recipe.drop)
+            return (weight_C1 * delta_CM * kept_CM).sum(0) / (1.0 - recipe.drop)
+
+        return dropped_mean
+    return lambda delta_CM: (weight_C1 * delta_CM).sum(0)
+
+
+def disjoint_mean(delta_CM: Tensor, weight_C1: Tensor) -> Tensor:
+    """TIES' last two steps on trimmed deltas: the sign of each element's sum, and the mean of those that have it, [M]."""
+    sign_M = (weight_C1 * delta_CM).sum(0).sign()
+    agreeing_CM = weight_C1 * (delta_CM * sign_M > 0)
+    return (agreeing_CM * delta_CM).sum(0) / agreeing_CM.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def _least_kept(flat_N: Tensor, start_N: Tensor, keep: float) -> Tensor:
+    """The smallest magnitude among the `keep` x N largest of a delta, float64; one element at least is kept."""
+    magnitude_N = (flat_N.double() - start_N.double()).abs()
+    kept = max(1, math.ceil(keep * len(magnitude_N)))
+    return magnitude_N.kthvalue(len(magnitude_N) - kept + 1).values
+
+
+def _source(seed: int, key: str, submodel: int) -> np.random.Generator:
+    # A stream of its own for each copy of each tensor: the order in which tensors come does not matter.
+    name = int.from_bytes(hashlib.blake2b(f"{key} {submodel}".encode(), digest_size=8).digest(), "big")
+    return np.random.Generator(np.random.Philox(key=[seed, name]))
