@@ -11,6 +11,8 @@ Keys of the report; a figure that nobody measured is null:
 * `totals`: `tokens`, `seconds`, `worker_seconds` and `dollars`, summed over stages; `full_training_dollars`, an
   estimate: the same tokens trained at the fine-tune's measured tokens per worker-second after one start-up, at the
   high-memory pool's price; `saved`, the share of that which the training stages, start-ups included, did not cost.
+* `rounds`: one entry per round after which the sub-models' backbones became one: `members`, the tokens of each by name;
+  `late`, the names of those it did not wait for. Empty where they never met.
 * `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
 * `merge`: the merge stage's summary: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
   where they were compared), `layers` (of each router: accuracy, loads, scale).
@@ -68,6 +70,7 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "family": config.model.family,
         "stages": stages,
         "totals": _totals(stages, config.pools.high_memory.price_per_hour),
+        "rounds": manifests["submodels"].summary.get("rounds", []) if "submodels" in manifests else [],
         "corpus": manifests["corpus"].summary if "corpus" in manifests else {},
         "merge": manifests["merge"].summary if "merge" in manifests else {},
         "clusters": _read(run_dir / "clusters" / "report.json"),

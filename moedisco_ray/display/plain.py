@@ -73,6 +73,12 @@ def _clusters(_: str, data: Mapping[str, Any]) -> str:
     return f"{len(tokens)} clusters, {count(sum(tokens))} tokens: {shares}"
 
 
+def _round(stage: str, data: Mapping[str, Any]) -> str:
+    late = f", without {', '.join(data['late'])}" if data.get("late") else ""
+    members = len(data.get("members", []))
+    return f"{stage}: round {data.get('round', 0)}/{data.get('rounds', 0)}: {members} backbones became one{late}"
+
+
 # A failed run needs no line: the command ends with the error itself.
 _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "run_started": lambda _, data: f"run {data.get('name', '')} in {data.get('directory', '')}",
@@ -82,6 +88,7 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "unit_started": lambda unit, data: f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens",
     "progress": _progress,
     "unit_finished": lambda unit, data: f"{unit}: finished, loss {data.get('loss', math.nan):.4f}",
+    "round": _round,
     "clusters": _clusters,
     "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
     "warning": lambda _, data: f"warning: {data.get('message', '')}",

@@ -25,6 +25,9 @@ def plan_view(plan: Plan) -> RenderableType:
     parts += [
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
         for stage in plan.stages if stage.remedy is not None]
+    parts += [
+        Text(f"{stage.stage} meet {stage.sync.meetings} times: {gigabytes(stage.sync.bytes)} GB through storage")
+        for stage in plan.stages if stage.sync is not None]
     if plan.saved_percent is not None:
         verdict = "saved" if plan.saved_percent >= 0 else "more"
         full = format_dollars(plan.full_training.dollars)

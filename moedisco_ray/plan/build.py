@@ -12,6 +12,7 @@ from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, finetune_flops
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
+from moedisco_ray.plan.rounds import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 
 StageName = Literal["seed", "submodels", "finetune"]
@@ -40,6 +41,8 @@ class StagePlan(BaseModel):
     remedy: Remedy | None
     """Where it does not fit: what would make it."""
     cost: Cost
+    sync: Sync | None
+    """What rounds move through storage; null where there are none."""
 
 
 class Plan(BaseModel):
@@ -156,13 +159,14 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         flops = finetune_flops_per_token(parameters, shape, length, config.finetune)
     else:
         flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
+    steps = max(1, training.tokens // units // optimizer.batch_tokens)
     return StagePlan(
         stage=training.stage,
         pool=training.pool_name,
         units=units,
         workers=training.workers,
         parameters=parameters,
-        steps=max(1, training.tokens // units // optimizer.batch_tokens),
+        steps=steps,
         memory=memory,
         pool_gb=pool.memory_gb,
         fits=fits,
@@ -173,4 +177,5 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         cost=training_cost(
             flops, training.tokens, pool, units=units, at_once=1 if training.sharded else training.workers,
             workers_per_unit=training.workers if training.sharded else 1),
+        sync=plan_sync(config.submodels, steps, units, parameters) if training.stage == "submodels" else None,
     )

@@ -86,6 +86,14 @@ def test_the_best_merge_on_held_out_text_is_taken_and_reported(elaborate: Path) 
     assert reported["backbone"] == merged["backbone"]
 
 
+def test_rounds_and_an_anchored_backbone_end_in_the_report(tmp_path: Path) -> None:
+    directory = run(tmp_path, submodels={"sync_every": 3, "backbone_lr_scale": 0.0, "backbone_lr_scale_from": 0.5})
+    found = read_json(directory / "report.json")["rounds"]
+    assert len(found) >= 1
+    assert all(set(entry["members"]) == {"submodel-0", "submodel-1"} and entry["late"] == [] for entry in found)
+    assert not (directory / "checkpoints").exists()
+
+
 def test_another_familys_checkpoint_is_refused(tmp_path: Path, mixtral: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds a model of family 'mixtral', but model.family is 'olmoe'"):
         run(tmp_path, model={"family": "olmoe", "config": None, "init": {"checkpoint": str(mixtral)}})
