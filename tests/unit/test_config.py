@@ -41,6 +41,7 @@ def test_the_paper_preset_is_the_paper(tmp_path):
     assert (config.clusters.vectors, config.clusters.capacity, config.clusters.overlap) == ("mean_token", None, 0)
     assert (config.merge.backbone, config.merge.delta_scale) == ("uniform", 1)
     assert (config.merge.router, config.merge.match_load) == ("random", False)
+    assert (config.submodels.sync_every, config.submodels.backbone_lr_scale) == (None, 1)
     submodels, finetune = config.submodels.optimizer, config.finetune.optimizer
     assert (submodels.lr, submodels.schedule, submodels.warmup, submodels.batch_tokens) == (1e-4, "constant", 0, 16 * 1024)
     assert (finetune.lr, finetune.schedule, finetune.warmup, finetune.weight_decay) == (3e-4, "cosine", 0.03, 0.01)
@@ -79,6 +80,9 @@ def test_the_last_override_wins(tmp_path):
     (BASE, ("tokens.total=-1",), "tokens.total: -1: input should be greater than 0"),
     (BASE, ("tokens.total=many",), "tokens.total: 'many': input should be a valid integer"),
     (BASE, ("name='a b'",), "name: 'a b'"),
+    (BASE, ("submodels.sync_every=0",), "submodels.sync_every: 0: input should be greater than or equal to 1"),
+    (BASE, ("submodels.outer.momentum=1",), "submodels.outer.momentum: 1: input should be less than 1"),
+    (BASE, ("submodels.backbone_lr_scale=-1",), "submodels.backbone_lr_scale: -1: input should be greater"),
     (BASE, ("model.family=gpt2",), "model.family: 'gpt2': input should be 'mixtral', 'qwen2_moe', 'qwen3_moe' or 'olmoe'"),
     (BASE, ("clusters.count=3",), "clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
     (BASE, ("tokens.seed_share=0",), "clusters.vectors: 'hidden_state' needs a trained model"),

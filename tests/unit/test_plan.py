@@ -290,6 +290,18 @@ def test_a_run_without_a_seed_phase_has_no_seed_stage_and_free_pools_save_nothin
     assert plan.saved_percent is None
 
 
+def test_what_rounds_move_by_hand():
+    plan = build_plan(config(submodels={"sync_every": 100, "optimizer": {"batch_tokens": 16_384, "state": "bf16"}}))
+    seed, submodels, finetune = plan.stages
+    assert seed.sync is finetune.sync is None
+    sizes = submodels.parameters
+    backbone = sizes.embedding + sizes.attention + sizes.norms + sizes.shared_expert + sizes.head
+    # Each of the members writes 2 bytes that are read once, and reads 4; the outer step makes 7 passes over 4 bytes.
+    assert submodels.sync.meetings == (submodels.steps - 1) // 100 > 0
+    assert submodels.sync.bytes == submodels.sync.meetings * backbone * (submodels.units * (2 + 2 + 4) + 28)
+    assert build_plan(config()).stages[1].sync is None
+
+
 def test_a_plan_survives_json():
     plan = build_plan(config())
     assert Plan.model_validate_json(plan.model_dump_json()) == plan

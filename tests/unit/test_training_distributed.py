@@ -21,9 +21,10 @@ from moedisco_ray.config import Architecture, Optimizer, Phase
 from moedisco_ray.model_map import check_same, hf_config, open_checkpoint, save_model, skeleton
 from moedisco_ray.objective import routers
 from moedisco_ray.tokens import write_packed
-from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, train
+from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train
 
 L, V, BATCH, STEPS, STOP = 16, 64, 4, 10, 8
+ANCHORED = {"backbone_rate": BackboneRate(0.0, start=6)}
 WORKER = Path(__file__).with_name("training_worker.py")
 NOBODY = None
 STAGED = {
@@ -116,6 +117,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (runs.job("staged", **STAGED), NOBODY),
         (runs.job("staged-again", **STAGED), 0),
         (runs.job("staged-again", **STAGED), NOBODY),
+        (runs.job("anchored", **ANCHORED), 0),
+        (runs.job("anchored", **ANCHORED), NOBODY),
         (runs.job("again"), 1),
         (runs.job("again"), NOBODY),
         (runs.job("wild", optimizer=Optimizer(lr=1e30, batch_tokens=BATCH * L)), NOBODY),
@@ -208,3 +211,10 @@ def test_bf16_state_on_shards_resumes_bit_for_bit(runs: Runs) -> None:
 def test_every_rank_raises_when_a_step_overflows(runs: Runs) -> None:
     assert all(re.match(r"wild: the (loss|norm of the gradient) of step \d is (inf|nan)", r["wild"]) for r in runs.two)
     assert checkpoint.latest(runs.job("wild").checkpoints) is None
+
+
+def test_two_workers_freeze_the_backbone_of_one_also_when_resumed(runs: Runs) -> None:
+    reference = runs.job("anchored-one", **ANCHORED)
+    resumed = runs.two[0]["anchored"]
+    assert resumed.restored_step == STOP
+    close(runs, "anchored", reference, resumed.losses, alone(reference).losses)
