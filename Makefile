@@ -1,7 +1,8 @@
 # make demo          a service, and a whole run on text that every installation has, on CPU, in minutes
 # make test          the test suite
 # make check         what CI does: lint, types, import contracts, tests
-# make test-chaos    kills everything at seeded moments; make test-cluster    ray up, for real; both take long
+# make test-chaos    kills everything at seeded moments; takes long
+# make test-cluster  ray up, for real, a quarter of an hour; as root, with Debian's openssh-server, iproute2 and rsync
 
 PYTHON ?= python3.11
 BIN := .venv/bin

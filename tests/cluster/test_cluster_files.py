@@ -148,10 +148,10 @@ def test_nothing_floats(name):
         assert setting not in text
 
 
-@pytest.mark.parametrize("name", [*CLOUDS, "on-prem"])
+@pytest.mark.parametrize("name", [*CLOUDS, "on-prem", "kuberay"])
 def test_three_lines_are_the_users(name):
-    text = (FOLDER / f"{name}.yaml").read_text()
-    body = text.split("cluster_name:", 1)[1]
+    head, body = re.split(r"^(?=[a-z])", (FOLDER / f"{name}.yaml").read_text(), maxsplit=1, flags=re.MULTILINE)
+    assert "marked (1) to (3)" in head
     assert re.findall(r"# \((\d)\)", body) == ["1", "2", "3"]
 
 
@@ -161,6 +161,14 @@ def test_every_node_gets_the_token_and_what_it_installs(name):
     assert mounts["~/.ray/auth_token"] == "~/.ray/auth_token"
     for local in mounts.values():
         assert local.startswith("~") or (ROOT / local).exists()
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "kuberay"])
+def test_the_readme_has_the_prices_of_the_file(name):
+    types = load_cluster(FOLDER / f"{name}.yaml").types
+    prices = [[kind.worker_price(tag) for kind in types if tag in kind.slots] for tag in ("low_mem_gpu", "high_mem_gpu")]
+    low, high = (f"{min(each):.2f} to {max(each):.2f}" for each in prices)
+    assert f"| {name} | {low} | {high} |" in (FOLDER / "README.md").read_text()
 
 
 def test_pinned_versions_are_those_the_tests_run_with():
