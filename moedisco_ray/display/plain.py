@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from moedisco_ray.display.words import count, percent
+from moedisco_ray.display.words import count, let_go, percent
 from moedisco_ray.events import Event, EventType
 from moedisco_ray.report import format_seconds
 
@@ -82,6 +82,7 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "unit_started": lambda unit, data: f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens",
     "progress": _progress,
     "unit_finished": lambda unit, data: f"{unit}: finished, loss {data.get('loss', math.nan):.4f}",
+    "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",
     "clusters": _clusters,
     "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
     "warning": lambda _, data: f"warning: {data.get('message', '')}",
