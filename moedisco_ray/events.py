@@ -21,10 +21,11 @@ EventType = Literal[
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
     "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
+    "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for it
     "round",            # stage, round, rounds, members, late, seconds: the sub-models' backbones became one
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason
-    "workers_held",     # hold, pool, workers, unit: slots of a pool are taken; unit of trainers only
+    "workers_held",     # hold, pool, workers, unit: slots of a pool, or of a type of it, are taken; unit of trainers only
     "workers_released", # hold
     "heartbeat",        # every few seconds: the run lives, and what is held is still held
     "warning",          # message

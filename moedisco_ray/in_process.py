@@ -13,6 +13,8 @@ from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering import stage
 from moedisco_ray.config import Pool, RunConfig
 from moedisco_ray.events import Emit
+from moedisco_ray.policies.placement import place_all
+from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.shell import Placement, Trained, holding
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import Keeper, TrainJob, TrainResult, World, training
@@ -40,9 +42,17 @@ class InProcess:
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
+        quorum: Quorum = ALL,
     ) -> list[Trained]:
-        """Train here, in order, each job by one worker; those that have rounds take turns, all in memory."""
-        del directory
+        """Train here, in order, each job by one worker; those that have rounds take turns, all in memory.
+
+        Nothing is late here, so that a quorum waits for all.
+        """
+        del directory, quorum
+        needs = {job.name: placement.need(job) for job in jobs}
+        placement.check(list(needs.values()))
+        pools = {kind.key: kind for kind in placement.pool.kinds}
+        keys = [place_all([needs[job.name]], placement.types({}))[job.name] for job in jobs]
         keeper = Keeper(jobs, emit)
         seconds = [0.0] * len(jobs)
         works = [training(job, World(), emit, lambda: stop.requested) for job in jobs]
@@ -52,7 +62,7 @@ class InProcess:
                 if i in results:
                     continue
                 started = time.monotonic()
-                with holding(emit, placement.pool, 1, job.stage):
+                with holding(emit, pools[keys[i]], 1, job.stage):
                     result = _until_it_waits(works[i])
                 seconds[i] += time.monotonic() - started
                 if result is not None:
@@ -62,7 +72,7 @@ class InProcess:
             gathering = keeper.due()
             if gathering is not None:
                 keeper.close(gathering)
-        return [Trained(results[i], seconds[i], seconds[i]) for i in range(len(jobs))]
+        return [Trained(results[i], seconds[i], {keys[i]: seconds[i]}) for i in range(len(jobs))]
 
 
 def _until_it_waits(work: Generator[None, None, TrainResult]) -> TrainResult | None:

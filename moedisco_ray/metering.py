@@ -1,5 +1,7 @@
 """What a run has used, as a fold over its events: worker-seconds per pool, while it runs and over every attempt.
 
+A mixed pool counts per node type: they differ in price.
+
 A worker is paid for while it holds a slot of its pool, whatever it does: start-up and work that was lost with a machine
 are in the figure. A hold that nobody ended is counted up to the newest event, which a heartbeat keeps within seconds.
 """
@@ -17,7 +19,7 @@ class Hold:
     """Slots that are held.
 
     Attributes:
-        pool: `low_memory` or `high_memory`.
+        pool: `low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`.
         workers: How many slots.
         since: When the holding began, in seconds since the epoch.
     """

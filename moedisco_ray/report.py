@@ -6,8 +6,10 @@ Keys of the report; a figure that nobody measured is null:
 * `stages`: one entry per committed stage, in pipeline order:
   `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once; `seconds`, wall-clock; `tokens`,
   trained on; `worker_seconds`, summed over workers, their start-up included; `training_worker_seconds`, without it; `dollars`,
-  worker_seconds at the pool's price (the head node's is 0); `loss`, training loss at the end, nats per token, mean over
+  worker_seconds at the price of what was held (the head node's is 0); `loss`, training loss at the end, nats per token, mean over
   units weighted by tokens; `perplexity` and `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
+  Of `submodels` also `unfinished`: one {`name`, `contribution` (`checkpoint` or `seed`), `steps`, `planned_steps`, `reason`} for
+  each sub-model that the merge did not wait for.
 * `totals`: `tokens`, `seconds`, `worker_seconds` and `dollars`, summed over stages; `full_training_dollars`, an
   estimate: the same tokens trained at the fine-tune's measured tokens per worker-second after one start-up, at the
   high-memory pool's price; `saved`, the share of that which the training stages, start-ups included, did not cost.
@@ -20,9 +22,10 @@ Keys of the report; a figure that nobody measured is null:
 * `curves`: {unit: {`stage`, `tokens` [..], `loss` [..]}}, training loss over the unit's tokens, at most 400 points.
 * `versions`: {package: version} that made the newest stage.
 
-What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `tokens`, `loss`,
-`seconds` (of the loop) and `worker_seconds` (for which workers were held). Any stage may have `worker_seconds` (its
-seconds times its workers otherwise) and `workers`. The export's has `samples`.
+What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `steps` of
+`planned_steps`, `tokens`, `loss`, `seconds` (of the loop), `held` (worker-seconds, by what the meter calls the machines),
+`contribution` and `reason` (see `policies.quorum`). Any stage may have `worker_seconds` (its seconds times its workers
+otherwise) and `workers`. The export's has `samples`.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from moedisco_ray.artifacts import Manifest, read_json, read_manifest, versions
-from moedisco_ray.config import Pool, RunConfig
+from moedisco_ray.config import RunConfig
 from moedisco_ray.events import EventLog
 from moedisco_ray.stages import STAGES
 
@@ -144,6 +147,17 @@ def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def report_notes(report: Mapping[str, Any]) -> list[str]:
+    """What the table cannot say: a line for each sub-model that the merge did not wait for."""
+    return [
+        f"{unit['name']} is not finished: the merge took "
+        + (f"its checkpoint of step {unit['steps']} of {unit['planned_steps']}" if unit["contribution"] == "checkpoint"
+           else "its seed, untrained")
+        + f" ({unit['reason']})"
+        for stage in report["stages"] for unit in stage.get("unfinished", [])
+    ]
+
+
 def format_seconds(seconds: float) -> str:
     """A duration as a person says it: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 59.95:     # else it would round to 60.0
@@ -164,26 +178,32 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], config: RunC
     units = summary.get("units", [])
     tokens = sum(unit["tokens"] for unit in units)
     workers = summary.get("workers", _workers(name, len(units), config))
+    pool = _POOLS.get(name, "head")
     if units:
-        worker_seconds = sum(unit["worker_seconds"] for unit in units)
+        held = [item for unit in units for item in unit["held"].items()]
     else:
-        worker_seconds = summary.get("worker_seconds", manifest.seconds * workers)
+        held = [(pool, summary.get("worker_seconds", manifest.seconds * workers))]
     loop_seconds = sum(unit["seconds"] for unit in units) * (config.pools.high_memory.workers if name == "finetune" else 1)
     trained = [unit for unit in units if unit["tokens"] and unit["loss"] is not None]
-    pool = _POOLS.get(name, "head")
     return {
         "name": name,
         "pool": pool,
         "workers": workers,
         "seconds": manifest.seconds,
         "tokens": tokens if name in _TRAINING else None,
-        "worker_seconds": worker_seconds,
+        "worker_seconds": sum(seconds for _, seconds in held),
         "training_worker_seconds": loop_seconds if units else None,
-        "dollars": worker_seconds / 3600 * _price(pool, config),
+        "dollars": sum(seconds / 3600 * _price(key, config) for key, seconds in held),
         "loss": sum(unit["loss"] * unit["tokens"] for unit in trained) / tokens if trained else None,
         "perplexity": measured.get("perplexity"),
         "bits_per_byte": measured.get("bits_per_byte"),
+        **({"unfinished": _unfinished(units)} if name == "submodels" else {}),
     }
+
+
+def _unfinished(units: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    keys = ("name", "contribution", "steps", "planned_steps", "reason")
+    return [{key: unit[key] for key in keys} for unit in units if unit["contribution"] != "finished"]
 
 
 def _workers(name: str, units: int, config: RunConfig) -> int:
@@ -192,9 +212,8 @@ def _workers(name: str, units: int, config: RunConfig) -> int:
     return config.pools.high_memory.workers if name == "finetune" else 1
 
 
-def _price(pool: PoolName, config: RunConfig) -> float:
-    pools: dict[PoolName, Pool] = {"low_memory": config.pools.low_memory, "high_memory": config.pools.high_memory}
-    return pools[pool].price_per_hour if pool in pools else 0.0
+def _price(key: str, config: RunConfig) -> float:
+    return 0.0 if key == "head" else config.pools.at(key).price_per_hour
 
 
 def _totals(stages: list[dict[str, Any]], high_memory_price: float) -> dict[str, Any]:

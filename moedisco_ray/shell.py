@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from moedisco_ray.config import Pool, RunConfig
+from moedisco_ray.errors import PoolError
 from moedisco_ray.events import Emit, Event
+from moedisco_ray.model_map import read_config
+from moedisco_ray.plan.memory import GIB, model_memory
+from moedisco_ray.policies.placement import Need, NodeType, fits_nowhere
+from moedisco_ray.policies.quorum import Contribution, Quorum
 from moedisco_ray.stopping import StopFile
 from moedisco_ray.training import TrainJob, TrainResult
 
@@ -32,6 +37,42 @@ class Placement:
     workers: int
     max_failures: int
 
+    def on(self, pool: Pool) -> Placement:
+        """The same on one of the pool's node types."""
+        return dataclasses.replace(self, pool=pool)
+
+    def need(self, job: TrainJob) -> Need:
+        """What one of a job's workers holds at its peak, as the plan reckons; nothing, where machines are all alike."""
+        if not self.pool.mixed:
+            return Need(job.name, 0.0)
+        memory = model_memory(
+            job.model, read_config(job.model)["model_type"], job.optimizer, sequence_length=job.sequence_length,
+            gpu=self.pool.gpu, workers=self.workers)
+        return Need(job.name, memory.total / GIB)
+
+    def types(self, free: Mapping[str, int]) -> list[NodeType]:
+        """The pool's node types as `policies.placement` sees them.
+
+        Args:
+            free: Trainers that could start now, by the type's key; of those left out, one.
+        """
+        return [
+            NodeType(kind.key, kind.memory_gb, kind.price_per_hour, kind.speed, free.get(kind.key, 1)) for kind in self.pool.kinds]
+
+    def check(self, needs: Sequence[Need]) -> None:
+        """Refuse what would wait for ever.
+
+        Raises:
+            PoolError: A job fits no node type of the pool.
+        """
+        types = self.types({})
+        for need in needs:
+            if fits_nowhere(need, types):
+                raise PoolError(
+                    f"pools.{self.pool.kind}.types", max(kind.memory_gb for kind in types),
+                    f"{need.name} needs {need.memory_gb:.1f} GB, more than any of them has; add a larger one, or lower "
+                    "submodels.optimizer.micro_batch")
+
     @property
     def bundle(self) -> dict[str, float]:
         """Resources of one worker: its tag, and a GPU where the pool has them, else a core."""
@@ -41,17 +82,26 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A finished trainer.
+    """A trainer that has ended.
 
     Attributes:
-        result: What the loop returned.
+        result: What the loop returned; of one that a quorum did not wait for, what it had come to.
         seconds: Wall-clock time for which the workers were held.
-        worker_seconds: The same, times their number: what is paid for.
+        held: The same times their number, by what the meter calls their machines: what is paid for.
+        contribution: What the training gives to the merge. Unless it is finished, nothing is at the job's output yet.
+        reason: Why it is not finished, for people.
     """
 
     result: TrainResult
     seconds: float
-    worker_seconds: float
+    held: Mapping[str, float]
+    contribution: Contribution = "finished"
+    reason: str | None = None
+
+    @property
+    def worker_seconds(self) -> float:
+        """What is paid for, over all kinds of machines."""
+        return sum(self.held.values())
 
 
 class Shell(Protocol):
@@ -68,15 +118,19 @@ class Shell(Protocol):
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = ...,
+        quorum: Quorum = ...,
     ) -> list[Trained]:
-        """Train every job, as many at once as there is room for; `RunStopped` once the stop file is there."""
+        """Train every job, as many at once as there is room for; `RunStopped` once the stop file is there.
+
+        Those that a quorum does not wait for are not finished.
+        """
 
 
 @contextlib.contextmanager
 def holding(emit: Emit, pool: Pool, workers: int, stage: str | None = None) -> Iterator[None]:
     """Tell the meter that workers of a pool are held inside the block."""
     hold = uuid.uuid4().hex[:12]
-    emit(Event("workers_held", stage, data={"hold": hold, "pool": pool.kind, "workers": workers}))
+    emit(Event("workers_held", stage, data={"hold": hold, "pool": pool.key, "workers": workers}))
     try:
         yield
     finally:

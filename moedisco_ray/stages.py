@@ -19,7 +19,9 @@ class Stage:
         directory: Where its artifact lies in the run directory.
         needs: The stages whose artifacts it reads.
         settings: Dotted configuration paths that its result depends on. Pools, checkpoints and trackers change when and
-            where work happens, never what comes out, so no stage names them.
+            where work happens, never what comes out, so no stage names them. Nor a quorum, which says when a run may do with
+            less: it can be lowered while a run waits for machines that do not come, and what is trained stays. What each sub-model
+            contributed is in the stage's summary.
     """
 
     name: str

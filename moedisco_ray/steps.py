@@ -20,13 +20,14 @@ from moedisco_ray.errors import CorpusError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.merge import Batch
 from moedisco_ray.plan import build_plan
+from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.rounds import meetings
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement, Shell, Trained, holding
 from moedisco_ray.stages import STAGES
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.tokens import TokenStream, batch_indices
-from moedisco_ray.training import BackboneRate, Rounds, TrainJob, steps_for
+from moedisco_ray.training import BackboneRate, Rounds, TrainJob, steps_for, write_standing
 from moedisco_ray.training.rounds import history
 
 P = ParamSpec("P")
@@ -137,9 +138,12 @@ def submodels(context: Context, draft: Draft) -> None:
     jobs = [dataclasses.replace(_anchored(job, config.submodels), rounds=meets)
             for job, meets in zip(jobs, _rounds([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
-    done = _train(context, order, Placement(config.pools.low_memory, 1, config.submodels.max_failures))
+    quorum = Quorum(config.submodels.quorum, config.submodels.patience)
+    done = _train(context, order, Placement(config.pools.low_memory, 1, config.submodels.max_failures), quorum)
     trained = dict(zip((job.name for job in order), done, strict=True))
     for k, job in enumerate(jobs):
+        if trained[job.name].contribution != "finished":
+            context.shell.call(None, write_standing, job)
         _link_tree(job.output, draft.path / str(k))
     draft.summary["units"] = _units(jobs, [trained[job.name] for job in jobs])
     draft.summary["rounds"] = history(rounds)
@@ -243,8 +247,8 @@ def _rounds(steps: Sequence[int], settings: Submodels, directory: Path) -> list[
             for at in meetings(steps, settings.sync_every)]
 
 
-def _train(context: Context, jobs: Sequence[TrainJob], placement: Placement) -> list[Trained]:
-    return context.shell.train_all(jobs, placement, context.checkpoints(jobs[0].stage) / "ray", context.emit, context.stop)
+def _train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:
+    return context.shell.train_all(jobs, placement, context.checkpoints(jobs[0].stage) / "ray", context.emit, context.stop, quorum)
 
 
 def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:
@@ -252,10 +256,13 @@ def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[st
         {
             "name": job.name,
             "steps": done.result.steps,
+            "planned_steps": job.steps,
             "tokens": done.result.tokens,
-            "loss": done.result.loss,
+            "loss": done.result.loss if done.result.steps else None,
             "seconds": round(done.result.seconds, 3),
-            "worker_seconds": round(done.worker_seconds, 3),
+            "held": {key: round(seconds, 3) for key, seconds in done.held.items()},
+            "contribution": done.contribution,
+            "reason": done.reason,
         }
         for job, done in zip(jobs, trained, strict=True)
     ]

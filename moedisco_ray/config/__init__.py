@@ -11,6 +11,7 @@ from moedisco_ray.config.sections import (
     Finetune,
     HighMemoryPool,
     LowMemoryPool,
+    MachineType,
     Merge,
     Optimizer,
     Outer,
@@ -26,7 +27,6 @@ from moedisco_ray.config.sections import (
 
 __all__ = [
     "FAMILIES", "Architecture", "Checkpoint", "CheckpointInit", "Clusters", "Corpus", "Evaluation", "FamilyName", "Finetune",
-    "HighMemoryPool", "LowMemoryPool", "Merge", "Model", "Optimizer", "Outer", "Phase", "Pool", "Pools", "RunConfig", "Source",
-    "Submodels",
-    "Tokenizer", "Tokens", "Tracking", "check_config", "load_config", "read_architecture",
+    "HighMemoryPool", "LowMemoryPool", "MachineType", "Merge", "Model", "Optimizer", "Outer", "Phase", "Pool", "Pools", "RunConfig",
+    "Source", "Submodels", "Tokenizer", "Tokens", "Tracking", "check_config", "load_config", "read_architecture",
 ]

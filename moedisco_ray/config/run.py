@@ -61,6 +61,10 @@ class RunConfig(Section):
             raise ValueError(
                 "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, "
                 "or use tfidf_svd or mean_token")
+        if self.submodels.quorum is not None and self.submodels.quorum > self.clusters.count:
+            raise ValueError(
+                f"submodels.quorum {self.submodels.quorum} is more than the {self.clusters.count} sub-models of clusters.count; "
+                "lower it, or leave it out to wait for all")
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
         return self

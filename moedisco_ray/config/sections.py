@@ -155,6 +155,13 @@ class Submodels(Section):
     """Share of the steps after which the scale applies; 0: all along."""
     max_failures: int = Field(3, ge=0)
     """How often a worker that died is started again, from its last checkpoint."""
+    quorum: int | None = Field(None, ge=1)
+    """Sub-models that must be finished before the merge may start without the others; null: all. One that is missing
+    contributes its last checkpoint, or the start that it began from, and the report says so. What comes out then depends
+    on when machines came and went."""
+    patience: float = Field(1.5, ge=1)
+    """With a quorum: the others have had their time when the phase has lasted so many times as long as the quorum took, or as
+    the longest of them was expected to take."""
 
 
 class Merge(Section):
@@ -236,6 +243,42 @@ class Pool(Section):
     speed: float = Field(gt=0)
     """Training speed relative to one A100-80GB."""
 
+    @property
+    def key(self) -> str:
+        """What the meter calls its workers."""
+        return self.kind
+
+    @property
+    def kinds(self) -> tuple[Pool, ...]:
+        """A pool for each of its node types; itself, where machines are all alike."""
+        return (self,)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it names node types, so that a trainer has to be told where it fits."""
+        return False
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The custom resources that its nodes offer, one of each node type."""
+        return tuple(kind.resource for kind in self.kinds)
+
+
+class MachineType(Section):
+    """One node type of a mixed pool."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")
+    """What the report and the meter call it."""
+    resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
+    """The custom resource that its nodes offer, and those of no other type: Ray places by resources, not by labels."""
+    memory_gb: float = Field(gt=0)
+    price_per_hour: float = Field(ge=0)
+    """Dollars per worker-hour."""
+    speed: float = Field(gt=0)
+    """Training speed relative to one A100-80GB."""
+    max_workers: int = Field(8, ge=1)
+    """Most sub-models that train on it at once."""
+
 
 class LowMemoryPool(Pool):
     """Trains the seed model and the sub-models, one worker each."""
@@ -248,6 +291,39 @@ class LowMemoryPool(Pool):
     speed: float = Field(0.72, gt=0)
     max_workers: int = Field(8, ge=1)
     """Most sub-models that train at once."""
+    types: tuple[MachineType, ...] = ()
+    """Node types of a mixed pool: a sub-model goes where it fits for the least money. Each has its own tag, memory, price and
+    speed, in place of the pool's. Empty: the pool is of one type."""
+
+    @property
+    def kinds(self) -> tuple[LowMemoryPool, ...]:
+        """A pool for each of its node types; itself, where machines are all alike."""
+        return tuple(_OneType(gpu=self.gpu, **each.model_dump()) for each in self.types) or (self,)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it names node types, so that a trainer has to be told where it fits."""
+        return bool(self.types)
+
+    @model_validator(mode="after")
+    def _types_differ(self) -> Self:
+        for setting in ("name", "resource"):
+            values = [getattr(each, setting) for each in self.types]
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"two types have the {setting} {twice!r}; each needs its own")
+        return self
+
+
+class _OneType(LowMemoryPool):
+    """A node type of a mixed pool, as a pool of its own."""
+
+    name: str
+
+    @property
+    def key(self) -> str:
+        """What the meter calls its workers."""
+        return f"{self.kind}.{self.name}"
 
 
 class HighMemoryPool(Pool):
@@ -268,6 +344,20 @@ class Pools(Section):
 
     low_memory: LowMemoryPool = LowMemoryPool()
     high_memory: HighMemoryPool = HighMemoryPool()
+
+    @property
+    def by_key(self) -> dict[str, Pool]:
+        """Everything that workers can be held of, by what the meter calls it: a pool, or a node type of a mixed one."""
+        return {kind.key: kind for pool in (self.low_memory, self.high_memory) for kind in pool.kinds}
+
+    def at(self, key: str) -> Pool:
+        """What the meter calls `key`; of a type that the configuration names no more, its pool.
+
+        Raises:
+            KeyError: There is no such pool.
+        """
+        pools: dict[str, Pool] = {pool.kind: pool for pool in (self.low_memory, self.high_memory)}
+        return self.by_key.get(key) or pools[key.partition(".")[0]]
 
 
 class Checkpoint(Section):

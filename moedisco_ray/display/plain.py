@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from moedisco_ray.display.words import count, percent
+from moedisco_ray.display.words import count, let_go, percent
 from moedisco_ray.events import Event, EventType
 from moedisco_ray.report import format_seconds
 
@@ -89,6 +89,7 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "progress": _progress,
     "unit_finished": lambda unit, data: f"{unit}: finished, loss {data.get('loss', math.nan):.4f}",
     "round": _round,
+    "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",
     "clusters": _clusters,
     "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
     "warning": lambda _, data: f"warning: {data.get('message', '')}",

@@ -22,6 +22,8 @@ def plan_view(plan: Plan) -> RenderableType:
             f"{'s' if plan.experts_per_submodel > 1 else ''} per layer, vocabulary {plan.vocab_size:,}"),
         *(Padding(table(plan), (1, 0, 0, 0)) for table in (_parameters, _memory, _cost)),
     ]
+    if any(stage.types for stage in plan.stages):
+        parts.append(Padding(_types(plan), (1, 0, 0, 0)))
     parts += [
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
         for stage in plan.stages if stage.remedy is not None]
@@ -90,4 +92,16 @@ def _cost(plan: Plan) -> Table:
     table.add_row(
         Text("full training", "dim"), "high-memory", "", "", count(full.tokens), "", format_seconds(full.hours * 3600),
         f"{full.worker_hours:.2f}", format_dollars(full.dollars))
+    return table
+
+
+def _types(plan: Plan) -> Table:
+    """Where the models of a mixed pool go, if all its machines are there."""
+    table = plain_table("low-memory type", "stage", "tag", "GB", "", "models", "worker-hours", "dollars")
+    for stage in plan.stages:
+        for share in stage.types:
+            verdict = Text("fits", "green") if share.fits else Text("too small", "yellow")
+            table.add_row(
+                share.name, stage.stage, share.resource, f"{share.memory_gb:g}", verdict, str(share.units),
+                f"{share.worker_hours:.2f}", format_dollars(share.dollars))
     return table

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count, percent
-from moedisco_ray.report import TABLE_COLUMNS, report_table
+from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table
 
 _MOST_TERMS = 8
 
@@ -24,6 +24,7 @@ _MOST_TERMS = 8
 def report_view(report: Mapping[str, Any]) -> RenderableType:
     """The whole of a run's report that a person reads; parts that were not measured are left out."""
     parts: list[RenderableType] = [Text.assemble((report["name"], "bold"), f"  {report['family']}"), _stages(report)]
+    parts += [Text(f"! {note}", style="yellow") for note in report_notes(report)]
     saved = report["totals"].get("saved")
     if saved is not None:
         verdict = "cheaper" if saved >= 0 else "dearer"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from moedisco_ray.display.words import let_go
 from moedisco_ray.events import Event
 
 
@@ -83,6 +84,9 @@ class RunState:
 
     def _unit_event(self, event: Event, unit: UnitState) -> None:
         data = event.data
+        if event.type == "unit_let_go":
+            self.notices.append(f"{event.unit}: {let_go(data)}")
+            return
         unit.steps, unit.step = data.get("steps", unit.steps), data.get("step", unit.step)
         unit.loss = data.get("loss", unit.loss)
         unit.tokens_per_second = data.get("tokens_per_second", unit.tokens_per_second)

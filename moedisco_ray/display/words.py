@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 
 def count(number: float) -> str:
@@ -23,3 +25,9 @@ def gigabytes(size: float) -> str:
 def percent(share: float) -> str:
     """A share of one as a percentage without decimals."""
     return f"{100 * share:.0f} %"
+
+
+def let_go(data: Mapping[str, Any]) -> str:
+    """What the merge takes of a sub-model that it does not wait for, from the event that says so."""
+    taken = f"its checkpoint of step {data.get('steps', 0)}" if data.get("contribution") == "checkpoint" else "its seed"
+    return f"not waited for, the merge takes {taken}: {data.get('reason', '')}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from moedisco_ray.report import TABLE_COLUMNS, report_table
+from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table
 
 _MOST_TERMS = 8
 _NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster"}
@@ -49,6 +49,7 @@ def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         about,
         "## Use", _USAGE,
         "## Training", _table(TABLE_COLUMNS, report_table(report)), legend,
+        *(f"{note[0].upper()}{note[1:]}." for note in report_notes(report)),
         *_clusters(report.get("clusters", {}).get("clusters", [])),
         *_evaluation(report.get("evaluation", {})),
         *_samples(figures["samples"]),

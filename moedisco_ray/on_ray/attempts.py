@@ -80,7 +80,7 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
             name=f"{around.run}-{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(around.directory.absolute()),
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-            callbacks=[Slots(job.stage, job.name, placement.pool.kind, mail.handle)],
+            callbacks=[Slots(job.stage, job.name, placement.pool.key, mail.handle)],
         ),
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
     )
@@ -91,6 +91,8 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         return End("not_finite", error.step - 1, str(error))
     except TrainingFailedError as error:
         return _end(error, mail, job)
+    except RayActorError as error:
+        return End("died", mail.whereabouts(job.name).step, f"its controller died: {last_line(error)}")
     finally:
         mail.end(job.name)
     if outcome is None:

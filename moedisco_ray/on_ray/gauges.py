@@ -25,9 +25,9 @@ class Gauges:
         """Take an event."""
         run = {"run": self._config.name}
         self._meter.update(event)
-        for pool in (self._config.pools.low_memory, self._config.pools.high_memory):
-            dollars = self._meter.worker_seconds.get(pool.kind, 0.0) / 3600 * pool.price_per_hour
-            self._dollars.set(dollars, {**run, "pool": pool.kind})
+        for key, pool in self._config.pools.by_key.items():
+            dollars = self._meter.worker_seconds.get(key, 0.0) / 3600 * pool.price_per_hour
+            self._dollars.set(dollars, {**run, "pool": key})
         if event.unit is not None and event.type == "progress":
             unit = {**run, "unit": event.unit}
             self._loss.set(event.data["loss"], unit)

@@ -54,6 +54,7 @@ class _Mailbox:
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
         self._whereabouts: defaultdict[str, Whereabouts] = defaultdict(Whereabouts)
         self._groups: dict[str, PlacementGroup] = {}
+        self._controllers: dict[str, ActorHandle] = {}
 
     def push(self, event: Event) -> None:
         self._events.append(event)
@@ -69,12 +70,19 @@ class _Mailbox:
     def begin(self, unit: str) -> None:
         self._outcomes.pop(unit, None)
 
+    def control(self, unit: str, controller: ActorHandle) -> None:
+        self._controllers[unit] = controller
+
+    def controller(self, unit: str) -> ActorHandle | None:
+        return self._controllers.get(unit)
+
     def place(self, unit: str, group: PlacementGroup) -> None:
         self._groups[unit] = group
 
     def end(self, unit: str) -> PlacementGroup | None:
         for hold in list(self._meters[unit].open):
             self.push(Event("workers_released", data={"hold": hold, "unit": unit}))
+        self._controllers.pop(unit, None)
         return self._groups.pop(unit, None)
 
     def finish(self, unit: str, outcome: Any) -> None:
@@ -86,8 +94,13 @@ class _Mailbox:
     def whereabouts(self, unit: str) -> Whereabouts:
         return self._whereabouts[unit]
 
-    def worker_seconds(self, unit: str) -> float:
-        return sum(self._meters[unit].worker_seconds.values())
+    def step_seconds(self) -> dict[str, float | None]:
+        return {unit: where.step_seconds for unit, where in self._whereabouts.items()}
+
+    def held(self) -> dict[str, dict[str, float]]:
+        for meter in self._meters.values():
+            meter.update(Event("heartbeat"))    # what is held is counted up to now
+        return {unit: meter.worker_seconds for unit, meter in self._meters.items()}
 
 
 class Relay:
@@ -106,14 +119,21 @@ class Relay:
         if group is not None:
             remove_placement_group(group)
 
+    def kill(self, unit: str) -> None:
+        """End an attempt at a unit, if one is under way, whatever its workers are doing, or waiting for."""
+        controller = ray.get(self.handle.controller.remote(unit))
+        if controller is not None:
+            ray.kill(controller)
+
     def whereabouts(self, unit: str) -> Whereabouts:
         """Where the unit was last seen."""
         found: Whereabouts = ray.get(self.handle.whereabouts.remote(unit))
         return found
 
-    def step_seconds(self, unit: str) -> float | None:
-        """Seconds per step as the unit was last seen to run; None: it never ran."""
-        return self.whereabouts(unit).step_seconds
+    def step_seconds(self) -> dict[str, float | None]:
+        """Seconds per step of the units that were heard of, as each was last seen to run; None: it never ran."""
+        found: dict[str, float | None] = ray.get(self.handle.step_seconds.remote())
+        return found
 
     def outcome(self, unit: str) -> Any:
         """What the unit's worker returned, raised here if it was an error of ours; None if it never came to an end."""
@@ -122,9 +142,10 @@ class Relay:
             raise outcome
         return outcome
 
-    def worker_seconds(self, unit: str) -> float:
-        """For how long the unit's workers held slots, summed over workers and attempts."""
-        return float(ray.get(self.handle.worker_seconds.remote(unit)))
+    def held(self) -> dict[str, dict[str, float]]:
+        """Worker-seconds of each unit up to now, over attempts, by what the meter calls the machines."""
+        found: dict[str, dict[str, float]] = ray.get(self.handle.held.remote())
+        return found
 
 
 @contextlib.contextmanager

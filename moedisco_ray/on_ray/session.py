@@ -62,6 +62,12 @@ def room(pool: Pool, workers: int) -> int:
     return max(1, there) if grows() else there
 
 
+def most(pool: Pool, workers: int) -> int:
+    """Trainers of so many workers that may be under way in a pool at once, over all its node types."""
+    everywhere = sum(room(kind, workers) for kind in pool.kinds)
+    return min(everywhere, pool.max_workers // workers) if isinstance(pool, LowMemoryPool) else everywhere
+
+
 def check_pools(config: RunConfig) -> None:
     """Refuse to start what would wait for ever.
 
@@ -71,16 +77,16 @@ def check_pools(config: RunConfig) -> None:
     if grows():
         return
     low, high = config.pools.low_memory, config.pools.high_memory
-    for name, pool, needed in (("low_memory", low, 1), ("high_memory", high, high.workers)):
-        room = slots(pool)
+    for pool, needed in ((low, 1), (high, high.workers)):
+        room = sum(slots(kind) for kind in pool.kinds)
         if room == 0:
             raise PoolError(
-                f"pools.{name}.resource", pool.resource,
+                f"pools.{pool.kind}.{'types' if pool.mixed else 'resource'}", " or ".join(pool.tags),
                 f"no node of this Ray cluster offers it{' with a GPU' if pool.gpu else ''}; start a node with "
-                f"`ray start --resources='{{\"{pool.resource}\": 1}}'`, or name the tag that your nodes carry")
+                f"`ray start --resources='{{\"{pool.tags[0]}\": 1}}'`, or name the tag that your nodes carry")
         if room < needed:
             raise PoolError(
-                f"pools.{name}.workers", needed,
+                f"pools.{pool.kind}.workers", needed,
                 f"the gang needs {needed} {pool.resource} at once and the cluster has {room}; lower it or add nodes")
 
 
@@ -101,16 +107,30 @@ def _output_to(path: Path) -> Iterator[None]:
 def _start_local(config: RunConfig) -> None:
     low, high = config.pools.low_memory, config.pools.high_memory
     cores = os.cpu_count() or 1
-    # On CPU a slot is a core: more trainers than cores only slow each other down. A gang must fit, whatever it costs.
-    low_slots = low.max_workers if low.gpu else min(low.max_workers, cores)
+    low_slots = [(kind.resource, count) for kind, count in zip(low.kinds, local_slots(low, cores), strict=True)]
     ray.init(
         address="local",
-        num_cpus=max(cores, low_slots, high.workers),
-        resources=_sum_by_tag((low.resource, low_slots), (high.resource, high.workers)),
+        # A gang must fit, whatever it costs.
+        num_cpus=max(cores, sum(count for _, count in low_slots), high.workers),
+        resources=_sum_by_tag(*low_slots, (high.resource, high.workers)),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+def local_slots(pool: LowMemoryPool, cores: int) -> list[int]:
+    """Slots that one machine offers of each node type of a pool.
+
+    On CPU a slot is a core: more trainers than cores only slow each other down. Of several types each has one slot at least, the
+    first ones as many as cores are left.
+    """
+    left = pool.max_workers if pool.gpu else min(pool.max_workers, cores)
+    slots = []
+    for kind, after in zip(pool.kinds, range(len(pool.kinds) - 1, -1, -1), strict=True):
+        slots.append(max(1, min(kind.max_workers, left - after)))
+        left -= slots[-1]
+    return slots
 
 
 def _sum_by_tag(*tags: tuple[str, int]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from moedisco_ray.on_ray.cluster import build_clusters
 from moedisco_ray.on_ray.corpus import build_corpus
 from moedisco_ray.on_ray.tasks import run_on
 from moedisco_ray.on_ray.trainers import train_all
+from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob
@@ -38,6 +39,7 @@ class RayShell:
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
+        quorum: Quorum = ALL,
     ) -> list[Trained]:
         """A Ray Train run per job."""
-        return train_all(jobs, placement, directory, emit, stop, self._run)
+        return train_all(jobs, placement, directory, emit, stop, quorum, self._run)

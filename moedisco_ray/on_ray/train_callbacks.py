@@ -11,20 +11,20 @@ from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from moedisco_ray.events import Event
 
 
-class Slots(WorkerGroupCallback):
-    """Tells the meter from when until when a trainer's workers hold their slots.
+class Slots(WorkerGroupCallback, ControllerCallback):
+    """Tells the meter from when until when a trainer's workers hold their slots, and the driver whom to end.
 
     Ray Train's public callbacks know neither; waiting for the slots must not be charged.
 
     Args:
         stage: Of the training.
         unit: Of the training.
-        pool: Its key in `pools`.
+        pool: What the meter calls the machines.
         mailbox: Of the run; see `on_ray.relay`.
     """
 
@@ -34,6 +34,10 @@ class Slots(WorkerGroupCallback):
         self._pool = pool
         self._mailbox = mailbox
         self._hold: str | None = None
+
+    def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002 - Ray's signature
+        """This process is the controller; its end is the end of everything that it started."""
+        ray.get(self._mailbox.control.remote(self._unit, ray.get_runtime_context().current_actor))
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """The actors are up."""

@@ -7,8 +7,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import Architecture, FamilyName, Optimizer, Pool, RunConfig
-from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION, Cost, finetune_flops_per_token, flops_per_token, training_cost
+from moedisco_ray.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, RunConfig
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.plan.cost import (
+    PEAK_FLOPS,
+    UTILISATION,
+    Cost,
+    TypeShare,
+    finetune_flops_per_token,
+    flops_per_token,
+    mixed_cost,
+    training_cost,
+)
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
@@ -37,12 +47,15 @@ class StagePlan(BaseModel):
     memory: Memory
     """Of one worker."""
     pool_gb: float
+    """What a worker of the pool may use; of a mixed one, of its largest type."""
     fits: bool
     remedy: Remedy | None
     """Where it does not fit: what would make it."""
     cost: Cost
     sync: Sync | None
     """What rounds move through storage; null where there are none."""
+    types: tuple[TypeShare, ...] = ()
+    """On a mixed pool: what each node type has of it."""
 
 
 class Plan(BaseModel):
@@ -88,7 +101,8 @@ def build_plan(config: RunConfig) -> Plan:
     """Work out parameters, memory, time and price of a run.
 
     Raises:
-        ConfigError: The tokeniser cannot be read, or does not fit the model.
+        ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool,
+            where it would wait for ever.
         CheckpointError: `model.init.checkpoint` is no checkpoint of the family.
     """
     whole = config.model.architecture
@@ -128,7 +142,7 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     sequences = config.finetune.optimizer.batch_tokens // config.corpus.sequence_length
     more_workers = tuple(n for n in range(high.workers + 1, sequences + 1) if sequences % n == 0)
     gang = Spread("pools.high_memory.workers", high.workers, more_workers)
-    at_once = min(clusters, low.max_workers)
+    at_once = min(clusters, low.max_workers, sum(kind.max_workers for kind in low.kinds))
     trainings = [
         _Training("seed", "low_memory", low, recipe, 1, 1, config.tokens.seed, sharded=False, spread=split),
         _Training(
@@ -153,13 +167,28 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
 
     shape = whole if training.sharded else submodel_architecture(whole, config.clusters.count)
     memory = measure(optimizer, training.spread.now)
-    fits = memory.total <= pool.memory_gb * GIB
+    pool_gb = max(kind.memory_gb for kind in pool.kinds)
+    fits = memory.total <= pool_gb * GIB
+    remedy = None if fits else find_remedy(
+        measure, optimizer, training.spread, section="finetune.optimizer" if training.sharded else "submodels.optimizer",
+        sequence_length=length, pool_gb=pool_gb, sharded=training.sharded)
+    if remedy is not None and pool.mixed:
+        raise ConfigError(
+            f"pools.{pool.kind}.types", pool_gb,
+            f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any of them has; {remedy}")
     parameters = count_parameters(family, shape, vocab_size)
     if training.stage == "finetune":
         flops = finetune_flops_per_token(parameters, shape, length, config.finetune)
     else:
         flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
     steps = max(1, training.tokens // units // optimizer.batch_tokens)
+    types: tuple[TypeShare, ...] = ()
+    if isinstance(pool, LowMemoryPool) and pool.mixed:
+        cost, types = mixed_cost(flops, training.tokens, pool, memory.total / GIB, units=units)
+    else:
+        cost = training_cost(
+            flops, training.tokens, pool, units=units, at_once=1 if training.sharded else training.workers,
+            workers_per_unit=training.workers if training.sharded else 1)
     return StagePlan(
         stage=training.stage,
         pool=training.pool_name,
@@ -168,14 +197,10 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         parameters=parameters,
         steps=steps,
         memory=memory,
-        pool_gb=pool.memory_gb,
+        pool_gb=pool_gb,
         fits=fits,
-        remedy=None if fits else find_remedy(
-            measure, optimizer, training.spread,
-            section="finetune.optimizer" if training.sharded else "submodels.optimizer",
-            sequence_length=length, pool_gb=pool.memory_gb, sharded=training.sharded),
-        cost=training_cost(
-            flops, training.tokens, pool, units=units, at_once=1 if training.sharded else training.workers,
-            workers_per_unit=training.workers if training.sharded else 1),
+        remedy=remedy,
+        cost=cost,
+        types=types,
         sync=plan_sync(config.submodels, steps, units, parameters) if training.stage == "submodels" else None,
     )

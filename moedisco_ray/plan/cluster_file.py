@@ -171,9 +171,16 @@ def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disa
         plan: Of the same configuration; says what a worker needs.
     """
     low, high = config.pools.low_memory, config.pools.high_memory
-    return (
-        *_of_pool(cluster, low, _need_gb(plan, low), "max_workers", low.max_workers),
-        *_of_pool(cluster, high, _need_gb(plan, high), "workers", high.workers))
+    # A sub-model never goes to a type that is too small for it: there, what counts is that the type is as large as it says.
+    of_low = (
+        [each for i, kind in enumerate(low.kinds)
+         for each in _of_pool(cluster, kind, f"{_path(low)}.types.{i}", kind.memory_gb, "max_workers", kind.max_workers)]
+        if low.mixed else _of_pool(cluster, low, _path(low), _need_gb(plan, low), "max_workers", low.max_workers))
+    return (*of_low, *_of_pool(cluster, high, _path(high), _need_gb(plan, high), "workers", high.workers))
+
+
+def _path(pool: Pool) -> str:
+    return f"pools.{pool.kind}"
 
 
 def _need_gb(plan: Plan, pool: Pool) -> float:
@@ -181,13 +188,12 @@ def _need_gb(plan: Plan, pool: Pool) -> float:
     return max((stage.memory.total for stage in plan.stages if stage.pool == pool.kind), default=0) / GIB
 
 
-def _of_pool(cluster: Cluster, pool: Pool, need_gb: float, count: str, workers: int) -> list[Disagreement]:
-    path = f"pools.{pool.kind}"
+def _of_pool(cluster: Cluster, pool: Pool, path: str, need_gb: float, count: str, workers: int) -> list[Disagreement]:
     offering = [node for node in cluster.types if node.most and pool.resource in node.slots]
     if not offering:
         has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"
         return [Disagreement(f"{path}.resource", pool.resource, f"no node type offers it; the file has {has}")]
-    found = [*_of_gpus(offering, pool, path), *_of_memory(offering, pool, need_gb, path)]
+    found = [*_of_gpus(offering, pool), *_of_memory(offering, pool, need_gb, path)]
     room = cluster.room(pool.resource)
     if workers > room:
         found.append(Disagreement(
@@ -201,7 +207,7 @@ def _of_pool(cluster: Cluster, pool: Pool, need_gb: float, count: str, workers: 
     return found
 
 
-def _of_gpus(offering: list[NodeType], pool: Pool, path: str) -> list[Disagreement]:
+def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:
     crowded = [node for node in offering if node.resources[pool.resource] * pool.gpu > node.gpus]
     idle = [node for node in offering if node.gpus and not pool.gpu]
     without = [node for node in offering if not node.gpus and not pool.gpu]
@@ -210,7 +216,7 @@ def _of_gpus(offering: list[NodeType], pool: Pool, path: str) -> list[Disagreeme
         (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
         (starved, f"{_names(starved)} offers more {pool.resource} than it has CPUs, of which a worker without a GPU takes one"),
         (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"))
-    return [Disagreement(f"{path}.gpu", pool.gpu, remedy) for nodes, remedy in told if nodes]
+    return [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in told if nodes]
 
 
 def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) -> list[Disagreement]:

@@ -6,10 +6,14 @@ The reference is one A100-80GB: 312 TFLOP/s in bf16 (its data sheet), of which 3
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
+
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import Architecture, Finetune, Pool
+from moedisco_ray.config import Architecture, Finetune, LowMemoryPool, Pool
 from moedisco_ray.plan.parameters import Parameters
+from moedisco_ray.policies.placement import Need, NodeType, place
 
 PEAK_FLOPS = 312e12
 UTILISATION = 0.35
@@ -83,3 +87,66 @@ def training_cost(
     return Cost(
         tokens=tokens, flops=flops, waves=waves, hours=waves * worker_hours / units / workers_per_unit,
         worker_hours=worker_hours, dollars=worker_hours * pool.price_per_hour)
+
+
+class TypeShare(BaseModel):
+    """What one node type of a mixed pool has of a stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    resource: str
+    memory_gb: float
+    fits: bool
+    """Whether a worker of the stage fits it."""
+    units: int
+    """Models that train on it."""
+    worker_hours: float
+    dollars: float
+
+
+def mixed_cost(
+    flops_each_token: float, tokens: int, pool: LowMemoryPool, need_gb: float, *, units: int = 1,
+) -> tuple[Cost, tuple[TypeShare, ...]]:
+    """Cost of training `units` equal models on a mixed pool, each begun where it fits for the least money at that moment.
+
+    Args:
+        flops_each_token: Operations per token.
+        tokens: Of all units together.
+        pool: Its types, one of which holds a unit at least.
+        need_gb: Of a worker.
+        units: Models that train independently.
+    """
+    kinds = {kind.key: kind for kind in pool.kinds}
+    flops = flops_each_token * tokens
+    hours = {key: training_cost(flops_each_token, tokens, kind).worker_hours / units for key, kind in kinds.items()}
+    running: list[tuple[float, str]] = []
+    taken: Counter[str] = Counter()
+    begun: Counter[str] = Counter()
+    now = makespan = 0.0
+    for unit in range(units):
+        need = Need(str(unit), need_gb)
+        while len(running) >= pool.max_workers or (key := _cheapest(need, kinds, taken)) is None:
+            now, ended = heapq.heappop(running)
+            taken[ended] -= 1
+        taken[key] += 1
+        begun[key] += 1
+        heapq.heappush(running, (now + hours[key], key))
+        makespan = max(makespan, now + hours[key])
+    shares = tuple(
+        TypeShare(
+            name=each.name, resource=each.resource, memory_gb=each.memory_gb, fits=each.memory_gb >= need_gb, units=begun[key],
+            worker_hours=begun[key] * hours[key], dollars=begun[key] * hours[key] * each.price_per_hour)
+        for key, each in zip(kinds, pool.types, strict=True))
+    at_once = min(pool.max_workers, sum(each.max_workers for each in pool.types if each.memory_gb >= need_gb))
+    cost = Cost(
+        tokens=tokens, flops=flops, waves=-(-units // at_once), hours=makespan,
+        worker_hours=sum(share.worker_hours for share in shares), dollars=sum(share.dollars for share in shares))
+    return cost, shares
+
+
+def _cheapest(need: Need, kinds: dict[str, LowMemoryPool], taken: Counter[str]) -> str | None:
+    found = place(need, [
+        NodeType(key, kind.memory_gb, kind.price_per_hour, kind.speed, free=kind.max_workers - taken[key])
+        for key, kind in kinds.items()])
+    return None if found is None else found.name

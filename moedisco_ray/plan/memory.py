@@ -23,9 +23,11 @@ V vocabulary, k top-k.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from moedisco_ray.config import Architecture, FamilyName, Optimizer
+from moedisco_ray.config import Architecture, FamilyName, Optimizer, read_architecture
 from moedisco_ray.plan.parameters import count_parameters, shared_hidden_size
 
 GIB = 2**30
@@ -95,6 +97,19 @@ def worker_memory(
     return Memory(
         weights=weights, gradients=gradients, optimizer=moments, activations=activations, compute_copies=copies,
         overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * held))
+
+
+def model_memory(
+    directory: Path, family: FamilyName, optimizer: Optimizer, *, sequence_length: int, gpu: int, workers: int = 1,
+) -> Memory:
+    """`worker_memory` of the model in a Hugging Face directory.
+
+    Raises:
+        CheckpointError: The directory holds no model of the family.
+    """
+    architecture = read_architecture(directory, family)
+    return worker_memory(
+        family, architecture, architecture.vocab_size or 0, optimizer, sequence_length=sequence_length, gpu=gpu, workers=workers)
 
 
 def activation_bytes_per_token(

@@ -11,7 +11,7 @@ class NodeType:
     """One kind of machine of a pool.
 
     Attributes:
-        name: Its tag.
+        name: Tells it from the others.
         memory_gb: What a worker may use.
         price_per_hour: Dollars per worker-hour.
         speed: Training speed, relative to anything that is the same for all.

@@ -11,6 +11,22 @@ Contribution = Literal["finished", "checkpoint", "seed"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Quorum:
+    """What is waited for.
+
+    Attributes:
+        needed: How many must be finished; None: all.
+        patience: For how long the rest is waited for then; see `decide`.
+    """
+
+    needed: int | None = None
+    patience: float = 1.5
+
+
+ALL = Quorum()
+
+
+@dataclasses.dataclass(frozen=True)
 class Member:
     """A sub-model, as it stands.
 

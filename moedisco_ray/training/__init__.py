@@ -4,7 +4,9 @@ from moedisco_ray.training.job import BackboneRate, Rounds, TrainJob, TrainResul
 from moedisco_ray.training.keeper import Keeper
 from moedisco_ray.training.loop import train, training
 from moedisco_ray.training.schedule import learning_rate
+from moedisco_ray.training.standing import standing, write_standing
 
 __all__ = [
-    "BackboneRate", "Keeper", "Rounds", "TrainJob", "TrainResult", "World", "learning_rate", "steps_for", "train", "training",
+    "BackboneRate", "Keeper", "Rounds", "TrainJob", "TrainResult", "World", "learning_rate", "standing", "steps_for", "train",
+    "training", "write_standing",
 ]

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict
 
 from moedisco_ray.artifacts import disk_full, read_json, write_json
 from moedisco_ray.training.job import World
@@ -132,6 +132,19 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: 
     with _alone(world) as no_dist:
         dcp.load(state, checkpoint_id=path, no_dist=no_dist)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return read_progress(path)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights into a model that is whole, in a process of its own."""
+    state = {"model": get_model_state_dict(model)}
+    with _alone(World()) as no_dist:
+        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
+    set_model_state_dict(model, state["model"])
+
+
+def read_progress(path: Path) -> Progress:
+    """Where the training stood at a checkpoint."""
     return Progress(**read_json(path / _PROGRESS))
 
 

@@ -28,23 +28,21 @@ def awaiting(progress: dict[str, object]) -> dict[str, object]:
 
 def queued(run: Run) -> Queued:
     """What `admit` asks of a queued run: a slot to train a sub-model on, and machines enough for the gang."""
-    pools = run.config["pools"]
-    low, high = pools["low_memory"], pools["high_memory"]
+    low, high = run.pools.low_memory, run.pools.high_memory
     return Queued(
-        run.id, run.owner, (Need(low["resource"], slots=1, free=1), Need(high["resource"], slots=high["workers"], free=0)),
-        held=budget_spent(run))
+        run.id, run.owner, (Need(low.tags, slots=1, free=1), Need(high.tags, slots=high.workers, free=0)), held=budget_spent(run))
 
 
 def active(run: Run) -> Active:
     """What `admit` asks of an active run. One whose sub-models are done leaves the low-memory pool to others."""
     stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
-    pool = "high_memory" if stage.get("status") in ("done", "reused") else "low_memory"
-    return Active(run.owner, (run.config["pools"][pool]["resource"],))
+    pool = run.pools.high_memory if stage.get("status") in ("done", "reused") else run.pools.low_memory
+    return Active(run.owner, (pool.tags,))
 
 
 def resources(runs: Iterable[Run]) -> set[str]:
     """Tags of every pool that the runs name."""
-    return {pool["resource"] for run in runs for pool in run.config["pools"].values()}
+    return {kind.resource for run in runs for kind in run.pools.by_key.values()}
 
 
 def cluster(pools: Pools, *, grows: bool) -> Cluster | None:

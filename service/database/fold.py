@@ -5,7 +5,7 @@ A driver's word is checked here, not trusted: an event whose data make no sense 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from moedisco_ray.events import Event
@@ -15,7 +15,6 @@ from service.database.tables import Unit
 _LAST_WORDS = ("run_finished", "run_failed", "run_stopped")
 _STAGE_WEIGHT = 10**12
 """A finished stage is further than any number of steps."""
-POOLS = ("low_memory", "high_memory")
 
 
 class Fold:
@@ -112,6 +111,8 @@ class Fold:
             unit.node = values.text(node, 256) if isinstance(node, str) else unit.node
         elif event.type == "worker_restarted":
             unit.status, unit.restarts = "restarting", unit.restarts + 1
+        elif event.type == "unit_let_go":
+            unit.status, unit.ended = "done", event.time
         elif event.type == "unit_finished":
             unit.status, unit.ended = "done", event.time
             unit.steps = _known(event.data, "steps", unit.steps)
@@ -143,11 +144,12 @@ class Fold:
         self._furthest[unit] = max(self._furthest.get(unit, 0), min(step, _STAGE_WEIGHT // 1000))
 
 
-def meterable(event: Event) -> bool:
-    """Whether the meter can take an event's data."""
+def meterable(event: Event, pools: Collection[str]) -> bool:
+    """Whether the meter can take an event's data, `pools` being what workers of the run can be held of."""
     data = event.data
     if event.type == "workers_held":
-        return isinstance(data.get("hold"), str) and data.get("pool") in POOLS and values.whole(data.get("workers")) is not None
+        named = isinstance(data.get("hold"), str) and isinstance(data.get("pool"), str)
+        return named and data["pool"] in pools and values.whole(data.get("workers")) is not None
     return event.type != "workers_released" or isinstance(data.get("hold"), str)
 
 

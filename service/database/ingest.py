@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
+from moedisco_ray.config import Pools
 from moedisco_ray.events import Event
 from moedisco_ray.metering import Meter
 from service.database import runs, stream
@@ -45,16 +46,17 @@ def take(session: Session, run: Run, first: int, events: Sequence[Event], price_
     fresh = events[wanted - first:] if first <= wanted else ()
     if not fresh:
         return wanted
+    pools = row.pools
     units = {unit.unit: unit for unit in session.scalars(select(Unit).where(Unit.run_id == row.id))}
     fold, meter = Fold(row.id, row.progress, units), Meter.from_dict(row.meter)
     for event in fresh:
         fold.update(event)
-        if meterable(event):
+        if meterable(event, pools.by_key):
             meter.update(event)
     stream.append(session, row, fresh, now)
     session.add_all(fold.made)
     _store_points(session, row.id, fold)
-    _accrue(row, meter, price_of)
+    _accrue(row, meter, pools, price_of)
     row.next_seq = wanted + len(fresh)
     row.progress, row.mark = fold.progress, max(row.mark, fold.mark)
     if fold.spoke:
@@ -75,15 +77,15 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
     session.execute(insert(Point.__table__), [point for points in fold.points.values() for point in points])  # type: ignore[arg-type]
 
 
-def _accrue(row: Run, meter: Meter, price_of: PriceOf) -> None:
+def _accrue(row: Run, meter: Meter, pools: Pools, price_of: PriceOf) -> None:
     """Charge what was used since the last report, at today's price; what was charged once stays charged."""
     used: dict[str, float] = dict(row.worker_seconds)
-    for pool, seconds in meter.worker_seconds.items():
-        added = seconds - used.get(pool, 0.0)
+    for key, seconds in meter.worker_seconds.items():
+        added = seconds - used.get(key, 0.0)
         if added <= 0:
             continue
-        settings = row.config["pools"][pool]
-        price = price_of(settings["resource"])
-        row.dollars += added / 3600 * (settings["price_per_hour"] if price is None else price)
-        used[pool] = seconds
+        pool = pools.at(key)
+        price = price_of(pool.resource)
+        row.dollars += added / 3600 * (pool.price_per_hour if price is None else price)
+        used[key] = seconds
     row.worker_seconds, row.meter = used, meter.to_dict()

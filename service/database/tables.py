@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from moedisco_ray.config import Pools
+
 ULID = String(26)
 Position = BigInteger().with_variant(Integer, "sqlite")
 
@@ -80,6 +82,11 @@ class Run(Table):
         Index("runs_by_state", "state", "priority", "queued"),
         Index("runs_by_owner", "owner", "id"),
     )
+
+    @property
+    def pools(self) -> Pools:
+        """Those of its configuration, which was checked when it was submitted."""
+        return Pools.model_validate(self.config["pools"])
 
 
 class Event(Table):

@@ -16,14 +16,19 @@ class Need:
     """What a run asks of a pool.
 
     Attributes:
-        resource: The pool's tag.
+        resources: The pool's tag; of a mixed pool, those of its node types, any of which will do.
         slots: That must exist, busy or not: a gang runs whole or not at all.
         free: Of those, free to begin with.
     """
 
-    resource: str
+    resources: tuple[str, ...]
     slots: int
     free: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return " or ".join(self.resources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +48,11 @@ class Active:
 
     Attributes:
         owner: Whose.
-        claims: Tags of the pools in which it holds, or is about to hold, a slot.
+        claims: Of each pool in which it holds, or is about to hold, a slot: its tags.
     """
 
     owner: str
-    claims: tuple[str, ...]
+    claims: tuple[tuple[str, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,11 @@ class Cluster:
     rooms: Mapping[str, Room]
     grows: bool = False
 
+    def room(self, resources: tuple[str, ...]) -> Room:
+        """In a pool of such tags, all together."""
+        rooms = [self.rooms.get(resource, Room(0, 0)) for resource in resources]
+        return Room(sum(room.slots for room in rooms), sum(room.free for room in rooms), sum(room.pending for room in rooms))
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -105,7 +115,7 @@ def admit(queued: Sequence[Queued], active: Sequence[Active], limits: Limits, cl
         cluster: None: Ray does not answer.
     """
     owners = Counter(run.owner for run in active)
-    claims = Counter(resource for run in active for resource in run.claims)
+    claims = [resources for run in active for resources in run.claims]
     decided = []
     for run in queued:
         if run.held is not None:
@@ -117,7 +127,7 @@ def admit(queued: Sequence[Queued], active: Sequence[Active], limits: Limits, cl
         decided.append(Admission(run.run_id, reason is None, reason))
         if reason is None:
             owners[run.owner] += 1
-            claims.update({need.resource: need.free for need in run.needs})
+            claims += [need.resources for need in run.needs for _ in range(need.free)]
     return decided
 
 
@@ -130,20 +140,21 @@ def _limit(run: Queued, owners: Mapping[str, int], limits: Limits) -> str | None
     return None
 
 
-def _room(run: Queued, claims: Mapping[str, int], cluster: Cluster) -> str | None:
+def _room(run: Queued, claims: Sequence[tuple[str, ...]], cluster: Cluster) -> str | None:
     for need in run.needs:
-        room = cluster.rooms.get(need.resource, Room(0, 0))
+        room = cluster.room(need.resources)
         if room.slots < max(need.slots, need.free):
             return _missing(need, room)
         # What Ray tells is some seconds old, and a run that has just begun holds nothing yet.
-        free = min(room.free, room.slots - claims.get(need.resource, 0))
+        claimed = sum(not set(resources).isdisjoint(need.resources) for resources in claims)
+        free = min(room.free, room.slots - claimed)
         if free < need.free:
             asked = f"; {room.pending} workers wait already" if room.pending else ""
-            return f"waits for {need.free} {need.resource}: {max(free, 0):g} of {room.slots:g} are free{asked}"
+            return f"waits for {need.free} {need.name}: {max(free, 0):g} of {room.slots:g} are free{asked}"
     return None
 
 
 def _missing(need: Need, room: Room) -> str:
     if not room.slots:
-        return f"no node offers {need.resource}"
-    return f"needs {need.slots} {need.resource} at once; the nodes offer {room.slots:g}"
+        return f"no node offers {need.name}"
+    return f"needs {need.slots} {need.name} at once; the nodes offer {room.slots:g}"

@@ -144,3 +144,24 @@ def test_the_command_ends_with_2_where_they_differ_and_still_prints_the_plan(def
     assert differing.stderr.startswith("moedisco: pools.low_memory.gpu: 0: ")
     missing = runner.invoke(app, ["plan", str(default_file), "--cluster", str(tmp_path / "none.yaml")])
     assert missing.exit_code == 2
+
+
+def mixed(**changes):
+    t4 = {"name": "t4", "resource": "t4_gpu", "memory_gb": 16, "price_per_hour": 0.21, "speed": 0.2, "max_workers": 16} | changes
+    l4 = {"name": "l4", "resource": "low_mem_gpu", "memory_gb": 24, "price_per_hour": 0.33, "speed": 0.35, "max_workers": 8}
+    return f"pools.low_memory.types={json.dumps([t4, l4])}"
+
+
+@pytest.mark.parametrize(("change", "field", "says"), [
+    ({}, None, None),
+    ({"resource": "t5_gpu"}, "pools.low_memory.types.0.resource", "no node type offers it"),
+    ({"memory_gb": 20}, "pools.low_memory.types.0.memory_gb", "low-t4-spot has only 16"),
+    ({"max_workers": 17}, "pools.low_memory.types.0.max_workers", "room for 16"),
+    ({"price_per_hour": 0.5}, "pools.low_memory.types.0.price_per_hour", "0.21 to 0.21"),
+])
+def test_every_type_of_a_mixed_pool_is_held_against_the_file(default_file, change, field, says):
+    cluster = load("aws-spot")
+    cluster["available_node_types"]["low-t4-spot"]["resources"] = {"CPU": 4, "GPU": 1, "t4_gpu": 1}
+    told = dict(found(default_file, cluster, mixed(**change)))
+    assert list(told) == ([] if field is None else [field])
+    assert field is None or says in told[field]

@@ -9,7 +9,7 @@ LIMITS = Limits(runs=4, runs_per_owner=2)
 
 
 def run(run_id: str, owner: str = "ann", low: str = "low", high: str = "high", gang: int = 1, held: str | None = None) -> Queued:
-    return Queued(run_id, owner, (Need(low, slots=1, free=1), Need(high, slots=gang, free=0)), held)
+    return Queued(run_id, owner, (Need((low,), slots=1, free=1), Need((high,), slots=gang, free=0)), held)
 
 
 def cluster(low: float = 4, high: float = 4, *, grows: bool = False, **free: float) -> Cluster:
@@ -27,7 +27,7 @@ def test_runs_start_in_the_order_of_the_queue_up_to_the_limits():
 
 
 def test_active_runs_count():
-    active = [Active("ann", ("low",)), Active("ann", ("low",)), Active("bob", ("low",)), Active("eve", ("low",))]
+    active = [Active("ann", (("low",),)), Active("ann", (("low",),)), Active("bob", (("low",),)), Active("eve", (("low",),))]
     assert reasons(*admit([run("a", "joe")], active, LIMITS, cluster(low=9)))["a"] == "4 of 4 runs are active"
 
 
@@ -40,7 +40,7 @@ def test_a_run_that_waits_for_its_owner_lets_others_pass_and_one_that_waits_for_
 
 
 def test_what_a_run_has_claimed_is_not_free_though_ray_has_not_seen_it_used():
-    decided = admit([run("a"), run("b", "bob")], [Active("eve", ("low",))], LIMITS, cluster(low=2))
+    decided = admit([run("a"), run("b", "bob")], [Active("eve", (("low",),))], LIMITS, cluster(low=2))
     assert [each.start for each in decided] == [True, False]
 
 
@@ -87,7 +87,7 @@ def test_a_run_that_is_held_says_why():
 RUNS = st.builds(
     run, st.uuids().map(str), st.sampled_from(["ann", "bob", "eve"]), st.sampled_from(["low", "rare", "high"]),
     gang=st.integers(1, 4), held=st.sampled_from([None, None, "held"]))
-ACTIVE = st.builds(Active, st.sampled_from(["ann", "bob", "eve"]), st.sampled_from([(), ("low",), ("rare",), ("high",)]))
+ACTIVE = st.builds(Active, st.sampled_from(["ann", "bob", "eve"]), st.sampled_from([(), (("low",),), (("rare",),), (("high",),)]))
 ROOMS = st.builds(lambda slots, used: Room(slots, max(0, slots - used)), st.integers(0, 4), st.integers(0, 4))
 CLUSTERS = st.builds(Cluster, st.dictionaries(st.sampled_from(["low", "rare", "high"]), ROOMS), st.booleans())
 
@@ -103,17 +103,17 @@ def test_no_limit_is_passed_and_every_run_is_answered(queue, active, most, per_o
         assert sum(each.owner == owner for each in (*started, *active)) <= per_owner
     if there is not None and not there.grows:
         for tag, room in there.rooms.items():
-            assert sum(each.needs[0].resource == tag for each in started) <= room.free
+            assert sum(each.needs[0].resources == (tag,) for each in started) <= room.free
 
 
 @given(st.lists(RUNS, max_size=12), CLUSTERS)
 def test_a_run_that_waits_for_a_slot_is_not_overtaken(queue, there):
     """Whoever comes later starts only in another pool."""
-    waiting: set[str] = set()
+    waiting: set[tuple[str, ...]] = set()
     for each, answer in zip(queue, admit(queue, [], Limits(99, 99), there), strict=True):
-        assert not (answer.start and each.needs[0].resource in waiting)
+        assert not (answer.start and each.needs[0].resources in waiting)
         if answer.reason is not None and answer.reason.startswith("waits for"):
-            waiting.add(each.needs[0].resource)
+            waiting.add(each.needs[0].resources)
 
 
 @given(st.lists(RUNS, min_size=1, max_size=12), CLUSTERS)
@@ -122,5 +122,15 @@ def test_an_idle_cluster_never_leaves_a_run_waiting_that_it_could_carry(queue, t
     decided = admit(queue, [], Limits(99, 99), idle)
     possible = [
         each.held is None and (idle.grows or all(
-            idle.rooms.get(need.resource, Room(0, 0)).slots >= need.slots for need in each.needs)) for each in queue]
+            idle.room(need.resources).slots >= need.slots for need in each.needs)) for each in queue]
     assert any(each.start for each in decided) == any(possible)
+
+
+def test_a_mixed_pool_has_the_room_of_all_its_types():
+    mixed = Need(("t4", "l4"), slots=1, free=1)
+    there = Cluster({"t4": Room(1, 1), "l4": Room(1, 1), "high": Room(1, 1)})
+    queue = [Queued(name, name, (mixed, Need(("high",), slots=1, free=0))) for name in "abc"]
+    assert reasons(*admit(queue, [], LIMITS, there)) == {"a": None, "b": None, "c": "waits for 1 t4 or l4: 0 of 2 are free"}
+    # Whoever holds a slot of one of the types leaves the others.
+    assert [each.start for each in admit(queue, [Active("eve", (("l4",),))], LIMITS, there)] == [True, False, False]
+    assert admit(queue[:1], [], LIMITS, Cluster({"high": Room(1, 1)}))[0].reason == "no node offers t4 or l4"

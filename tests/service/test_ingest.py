@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from moedisco_ray.events import Event
 from service.database import ingest, metrics, overview, runs, stream
-from service.database.tables import Point
+from service.database.tables import Point, Unit
 from service.errors import NotFound
 
 FIXTURE_OK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
@@ -265,3 +265,24 @@ def test_reports_of_a_deleted_run_are_refused(database):
         runs.delete(session, runs.lock(session, run.id))
     with pytest.raises(NotFound), database.write() as session:
         ingest.take(session, run, 0, [step(1)], lambda _: None, T0)
+
+
+def test_node_types_of_a_mixed_pool_are_charged_each_at_its_own_price(database):
+    types = [{"name": name, "resource": f"{name}_gpu", "memory_gb": 16, "price_per_hour": price, "speed": 1}
+             for name, price in (("t4", 0.5), ("l4", 4.0))]
+    run = insert_run(database, pools={"low_memory": {"types": types}})
+    report(database, run, 0, [
+        held("a", "low_memory.t4", 2, T0), held("b", "low_memory.l4", 1, T0), held("c", "low_memory.gone", 9, T0),
+        Event("heartbeat", time=T0 + 3600)])
+    now = reload(database, run)
+    assert now.worker_seconds == {"low_memory.t4": 7200.0, "low_memory.l4": 3600.0}
+    assert now.dollars == pytest.approx(2 * 0.5 + 4.0)
+
+
+def test_a_submodel_that_is_let_go_has_ended_where_it_was(database):
+    run = insert_run(database)
+    let_go = Event("unit_let_go", "submodels", "submodel-0", {"contribution": "checkpoint", "steps": 5, "tokens": 50}, time=T0 + 9)
+    report(database, run, 0, [started(), step(7), let_go])
+    with database.read() as session:
+        [unit] = session.scalars(select(Unit).where(Unit.run_id == run.id))
+        assert (unit.status, unit.step, unit.ended) == ("done", 7, T0 + 9)

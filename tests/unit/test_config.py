@@ -8,6 +8,7 @@ from moedisco_ray.config import RunConfig, load_config
 from moedisco_ray.config.presets import PRESETS, preset_text
 from moedisco_ray.errors import ConfigError, UserError
 from moedisco_ray.plan import build_plan
+from moedisco_ray.stages import fingerprints
 
 BASE = "name: x\ncorpus: {sources: [{path: embedded}]}\n"
 
@@ -132,3 +133,44 @@ def test_files_that_are_no_configuration(tmp_path):
 def test_every_field_is_documented_or_named_by_the_field():
     schema = RunConfig.model_json_schema()
     assert schema["$defs"]["Source"]["properties"]["path"]["description"].startswith("A file, a folder")
+
+
+TYPES = "pools.low_memory.types=[{name: t4, resource: t4_gpu, memory_gb: 16, price_per_hour: 0.2, speed: 0.2}, "
+L4 = "{name: l4, resource: l4_gpu, memory_gb: 24, price_per_hour: 0.4, speed: 0.5, max_workers: 3}]"
+
+
+def test_a_mixed_pool_is_a_pool_per_type(tmp_path):
+    config = load(tmp_path, BASE, "pools.low_memory.gpu=1", TYPES + L4)
+    t4, l4 = config.pools.low_memory.kinds
+    assert (t4.resource, t4.memory_gb, t4.price_per_hour, t4.speed, t4.gpu, t4.max_workers) == ("t4_gpu", 16, 0.2, 0.2, 1, 8)
+    assert l4.max_workers == 3
+    assert list(config.pools.by_key) == ["low_memory.t4", "low_memory.l4", "high_memory"]
+    assert config.pools.low_memory.tags == ("t4_gpu", "l4_gpu")
+    assert config.pools.at("low_memory.l4").price_per_hour == 0.4
+    assert config.pools.at("low_memory.gone").price_per_hour == config.pools.low_memory.price_per_hour
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_pool_of_one_type_is_its_only_kind(tmp_path):
+    pools = load(tmp_path).pools
+    assert pools.by_key == {"low_memory": pools.low_memory, "high_memory": pools.high_memory}
+    with pytest.raises(KeyError):
+        pools.at("middle_memory")
+
+
+@pytest.mark.parametrize(("override", "says"), [
+    ("submodels.quorum=5", r"^submodels\.quorum: 5 is more than the 4 sub-models of clusters\.count; lower it"),
+    ("submodels.quorum=0", r"^submodels\.quorum: 0: "),
+    ("submodels.patience=0.9", r"^submodels\.patience: 0\.9: "),
+    (TYPES + L4.replace("l4_gpu", "t4_gpu"), r"^pools\.low_memory: two types have the resource 't4_gpu'"),
+    (TYPES + L4.replace("name: l4", "name: t4"), r"^pools\.low_memory: two types have the name 't4'"),
+    (TYPES + L4.replace("name: l4", "name: l.4"), r"^pools\.low_memory\.types\.1\.name: 'l\.4'"),
+])
+def test_a_quorum_or_a_type_that_cannot_be_is_told(tmp_path, override, says):
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path, BASE, override)
+
+
+def test_a_quorum_changes_no_fingerprint_so_that_it_can_be_lowered_while_a_run_waits(tmp_path):
+    waiting, hurried = load(tmp_path), load(tmp_path, BASE, "submodels.quorum=2", "submodels.patience=2")
+    assert fingerprints(waiting) == fingerprints(hurried)

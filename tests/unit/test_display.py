@@ -165,3 +165,29 @@ def test_gigabytes_are_of_two_to_the_thirty():
 
 def test_every_event_type_is_json():
     assert all(json.loads(event.to_json())["type"] == event.type for event in events())
+
+
+def test_a_plan_on_a_mixed_pool_says_where_submodels_go(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(preset_text("default"))
+    types = [{"name": name, "resource": f"{name}_gpu", "memory_gb": size, "price_per_hour": price, "speed": 1, "max_workers": 5}
+             for name, size, price in (("tiny", 1, 0.01), ("l4", 24, 0.33), ("a10", 24, 0.42))]
+    text = text_of(plan_view(build_plan(load_config(path, [f"pools.low_memory.types={json.dumps(types)}"]))))
+    lines = [line.split() for line in text.splitlines() if "submodels" in line and "_gpu" in line]
+    assert [(line[0], line[2], line[4:-2]) for line in lines] == [
+        ("tiny", "tiny_gpu", ["too", "small", "0"]), ("l4", "l4_gpu", ["fits", "5"]), ("a10", "a10_gpu", ["fits", "3"])]
+
+
+@pytest.mark.parametrize(("contribution", "says"), [("checkpoint", "its checkpoint of step 40"), ("seed", "its seed")])
+def test_one_that_is_let_go_is_told_in_lines_and_in_the_live_view(contribution, says):
+    event = Event("unit_let_go", "submodels", "submodel-1", {
+        "contribution": contribution, "steps": 40, "tokens": 400, "reason": "its time was up"})
+    stream = io.StringIO()
+    PlainLines(stream)(event)
+    said = f"submodel-1: not waited for, the merge takes {says}: its time was up"
+    assert stream.getvalue()[10:] == said + "\n"
+    state = RunState()
+    state.update(Event("progress", "submodels", "submodel-1", {"step": 45, "steps": 100, "loss": 1.0}))
+    state.update(event)
+    assert state.notices == [said]
+    assert (state.units["submodel-1"].step, state.units["submodel-1"].steps) == (45, 100)

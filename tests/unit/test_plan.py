@@ -341,3 +341,49 @@ def test_a_checkpoint_brings_its_sizes(tmp_path):
         model={"family": "olmoe", "init": {"checkpoint": str(tmp_path)}}, tokens={"seed_share": 0}))
     assert plan.vocab_size == VOCAB
     assert plan.parameters == count_parameters("olmoe", shape, VOCAB)
+
+
+def mixed(*types, **pool):
+    named = [{"name": f"type-{i}", "resource": f"tag_{i}", "speed": 1.0, **values} for i, values in enumerate(types)]
+    return {"low_memory": {"gpu": 1, "types": named, **pool}, "high_memory": {"gpu": 1}}
+
+
+def test_a_mixed_pool_by_hand():
+    # Four sub-models of some 22 GB: the small card holds none; the slow one takes $0.4 for the work that costs $1 on the quick one.
+    plan = build_plan(config(
+        submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1, "state": "bf16"}}, tokens={"seed_share": 0},
+        clusters={"count": 4, "vectors": "mean_token"},
+        pools=mixed(
+            {"memory_gb": 16, "price_per_hour": 0.01, "max_workers": 9},
+            {"memory_gb": 24, "price_per_hour": 0.2, "speed": 0.5, "max_workers": 1},
+            {"memory_gb": 48, "price_per_hour": 1.0, "max_workers": 1})))
+    stage = plan.stages[0]
+    unit = stage.cost.flops / (312e12 * 0.35) / 3600 / 4
+    small, slow, quick = stage.types
+    assert (small.fits, slow.fits, quick.fits) == (False, True, True)
+    # The slow one has the first; the quick one the second and third; at two hours both are free, and the slow one is cheaper.
+    assert (small.units, slow.units, quick.units) == (0, 2, 2)
+    assert stage.cost.hours == pytest.approx(4 * unit)
+    assert (slow.worker_hours, quick.worker_hours) == (pytest.approx(4 * unit), pytest.approx(2 * unit))
+    assert stage.cost.dollars == pytest.approx(0.2 * 4 * unit + 1.0 * 2 * unit)
+    assert (stage.workers, stage.cost.waves, stage.pool_gb) == (4, 2, 48)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_a_mixed_pool_of_one_type_costs_what_the_pool_of_that_type_does():
+    values = {"memory_gb": 400, "price_per_hour": 0.7, "speed": 0.3, "max_workers": 3}
+    alone = build_plan(config(pools={"low_memory": {"gpu": 1, **values}, "high_memory": {"gpu": 1}}))
+    typed = build_plan(config(pools=mixed(values)))
+    for one, other in zip(alone.stages, typed.stages, strict=True):
+        assert other.cost.model_dump() == pytest.approx(one.cost.model_dump())
+        assert (other.workers, other.fits) == (one.workers, one.fits)
+
+
+def test_a_submodel_that_fits_no_type_is_refused_with_a_remedy():
+    too_small = config(
+        submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1}},
+        pools=mixed({"memory_gb": 16, "price_per_hour": 1}, {"memory_gb": 24, "price_per_hour": 1}))
+    with pytest.raises(ConfigError, match=r"^pools\.low_memory\.types: 24\.0: a worker of .* fits with --set .*state=bf16") as told:
+        build_plan(too_small)
+    remedy = str(told.value).partition("--set ")[2]
+    assert all(stage.fits for stage in build_plan(with_settings(too_small, [remedy])).stages if stage.types)

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -6,10 +7,13 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from moedisco_ray.artifacts import Manifest, write_json
 from moedisco_ray.config import RunConfig
+from moedisco_ray.display import report_view
 from moedisco_ray.events import Event, EventLog
+from moedisco_ray.export.card import model_card
 from moedisco_ray.report import (
     CURVE_POINTS,
     TABLE_COLUMNS,
@@ -17,6 +21,7 @@ from moedisco_ray.report import (
     format_dollars,
     format_seconds,
     read_curves,
+    report_notes,
     report_table,
     thin,
 )
@@ -34,11 +39,11 @@ def run_config(**changes):
         **changes})
 
 
-def unit(name, tokens, loss, worker_seconds):
+def unit(name, tokens, loss, worker_seconds, pool="low_memory", **changes):
     # The fine-tune's are those of a gang of two, a tenth of whose time was its start-up.
     return {
-        "name": name, "steps": 1, "tokens": tokens, "loss": loss, "seconds": 0.45 * worker_seconds,
-        "worker_seconds": worker_seconds}
+        "name": name, "steps": 1, "planned_steps": 1, "tokens": tokens, "loss": loss, "seconds": 0.45 * worker_seconds,
+        "held": {pool: worker_seconds}, "contribution": "finished", "reason": None, **changes}
 
 
 SUMMARIES = {
@@ -48,7 +53,7 @@ SUMMARIES = {
     "decomposed": (1.0, {}),
     "submodels": (60.0, {"units": [unit("submodel-0", 3000, 3.0, 50.0), unit("submodel-1", 1000, 5.0, 30.0)]}),
     "merged": (3.0, {"layers": []}),
-    "finetuned": (30.0, {"units": [unit("finetune", 500, 2.5, 50.0)]}),
+    "finetuned": (30.0, {"units": [unit("finetune", 500, 2.5, 50.0, "high_memory")]}),
     "evaluation": (4.0, {}),
     "model": (1.0, {"samples": [{"prompt": "The", "text": " cat"}]}),
 }
@@ -212,3 +217,37 @@ def test_dollars(dollars, text):
 def test_the_report_needs_nothing_heavy():
     heavy = "import sys, moedisco_ray.report; print([m for m in ('torch', 'ray', 'numpy', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_node_types_and_what_was_not_waited_for(tmp_path):
+    write_run(tmp_path)
+    units = [
+        unit("submodel-0", 3000, 3.0, 0, held={"low_memory.t4": 3600.0, "low_memory.l4": 1800.0}),
+        unit("submodel-1", 500, 4.0, 3600.0, "low_memory.l4", steps=5, planned_steps=10, contribution="checkpoint",
+             reason="its time was up"),
+        unit("submodel-2", 0, None, 0.0, steps=0, planned_steps=10, contribution="seed", reason="failed 4 times")]
+    write_json(tmp_path / "submodels" / "manifest.json", dataclasses.asdict(Manifest("f", 60.0, {"units": units}, {}, 4.0)))
+    types = [{"name": name, "resource": name, "memory_gb": 16, "price_per_hour": price, "speed": 1}
+             for name, price in (("t4", 0.5), ("l4", 4.0))]
+    report = build_report(tmp_path, run_config(pools={"low_memory": {"types": types}}))
+    submodels = stage(report, "submodels")
+    assert submodels["dollars"] == pytest.approx(0.5 + 2.0 + 4.0)
+    assert submodels["worker_seconds"] == pytest.approx(9000)
+    assert (submodels["tokens"], submodels["loss"]) == (3500, pytest.approx((3 * 3000 + 4 * 500) / 3500))
+    assert [entry["name"] for entry in submodels["unfinished"]] == ["submodel-1", "submodel-2"]
+    assert report_notes(report) == [
+        "submodel-1 is not finished: the merge took its checkpoint of step 5 of 10 (its time was up)",
+        "submodel-2 is not finished: the merge took its seed, untrained (failed 4 times)"]
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    for text in (shown(report), model_card(report, {"parameters": 1, "active_parameters": 1, "samples": []})):
+        assert "ubmodel-1 is not finished: the merge took its checkpoint of step 5 of 10 (its time was up)" in text
+
+
+def test_a_run_that_waited_for_all_has_nothing_to_note(report):
+    assert stage(report, "submodels")["unfinished"] == report_notes(report) == []
+
+
+def shown(report):
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    console.print(report_view(report))
+    return console.file.getvalue()

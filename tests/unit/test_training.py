@@ -22,7 +22,7 @@ from moedisco_ray.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.events import Event
 from moedisco_ray.model_map import check_same, save_model
 from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
-from moedisco_ray.training import TrainJob, World, checkpoint, learning_rate, steps_for
+from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, learning_rate, standing, steps_for, write_standing
 from moedisco_ray.training.optimizer import RoundingAdamW, adamw
 from moedisco_ray.training.sharding import trainable
 
@@ -331,3 +331,29 @@ def test_rounding_is_a_function_of_seed_step_and_rank() -> None:
     assert torch.equal(result(0, 0), result(0, 0))
     assert not torch.equal(result(0, 0), result(1, 0))
     assert not torch.equal(result(0, 0), result(0, 1))
+
+
+# --- where a training stands
+
+
+@pytest.mark.parametrize("state", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["moe", "tied"])
+def test_the_model_of_a_checkpoint_is_what_the_training_would_have_written(
+    job: TrainJob, home: Path, state: str, model: str,
+) -> None:
+    optimizer = job.optimizer.model_copy(update={"state": state, "schedule": "constant"})
+    job = dataclasses.replace(job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0)
+    whole = variant(job, "whole", steps=4, checkpoint_every=2)
+    result = run(whole)
+    assert standing(whole) == dataclasses.replace(result, restored_step=4)
+    part = dataclasses.replace(whole, output=job.output, steps=9)
+    assert standing(part) == dataclasses.replace(result, restored_step=4, finished=False)
+    write_standing(part)
+    assert (part.output / "model.safetensors").read_bytes() == (whole.output / "model.safetensors").read_bytes()
+    assert (part.output / "config.json").read_bytes() == (whole.output / "config.json").read_bytes()
+
+
+def test_without_a_checkpoint_it_stands_where_it_starts(job: TrainJob) -> None:
+    assert standing(job) == TrainResult(0, 0, (), 0.0, 0, finished=False)
+    write_standing(job)
+    check_same(weights(job.output), weights(job.model))

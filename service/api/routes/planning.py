@@ -43,8 +43,7 @@ def list_pools(caller: Reader, context: InContext) -> Pools:
     now = context.now()
     with context.database.read() as session:
         waiting = runs.in_states(session, [RunState.QUEUED, *ACTIVE])
-        asked = {pool["resource"] for run in waiting for pool in run.config["pools"].values()}
-        found = context.pools.read(asked)
+        found = context.pools.read({pool.resource for run in waiting for pool in run.pools.by_key.values()})
         priced = [pool.model_copy(update={"price_per_hour": prices.price_at(session, pool.resource, now)}) for pool in found.items]
     return found.model_copy(update={"items": priced})
 

@@ -42,6 +42,7 @@ function eventWords({ type, stage, unit, data }) {
     case "stage_finished": return `Stage ${stage} finished after ${duration(data.seconds ?? 0)}`;
     case "unit_started": return `${unit} started on ${data.node ?? "a worker"}, ${plural(data.steps ?? 0, "step")}`;
     case "unit_finished": return `${unit} finished, loss ${decimal(data.loss, 3)}`;
+    case "unit_let_go": return `${unit} is not waited for, the merge takes its ${data.contribution}: ${data.reason ?? ""}`;
     case "progress": return `${unit} step ${data.step}, loss ${decimal(data.loss, 3)}`;
     case "clusters": return `${plural((data.tokens ?? []).length, "cluster")} found`;
     case "worker_restarted": return `${unit} restarted: ${data.reason || "its worker died"}`;

@@ -34,6 +34,8 @@ function foldStage(progress, { type, stage: name, data, time }) {
 }
 
 function foldUnit(progress, { type, stage, unit: name, data, time }) {
+  // of one that is not waited for, `steps` says how far it came, not how far it was to go
+  if (type === "unit_let_go") data = {};
   const unit = { ...(progress.units.get(name) ?? { ...FRESH, unit: name, stage: stage ?? "" }) };
   for (const key of ["step", "steps", "loss", "tokens_per_second", "workers", "node"]) if (data[key] != null) unit[key] = data[key];
   // unit_started tells how many tokens there will be, the others how many there have been
@@ -41,6 +43,7 @@ function foldUnit(progress, { type, stage, unit: name, data, time }) {
   if (type === "unit_started") Object.assign(unit, { status: "running", started: unit.started ?? time, ended: null });
   if (type === "progress") unit.status = "running";
   if (type === "worker_restarted") Object.assign(unit, { status: "restarting", restarts: unit.restarts + 1 });
+  if (type === "unit_let_go") Object.assign(unit, { status: "done", ended: time });
   if (type === "unit_finished") Object.assign(unit, { status: "done", step: unit.steps, ended: time });
   progress.units.set(name, unit);
 }

@@ -1,0 +1,212 @@
+"""A queue over a pool that breathes: as many at once as it has room for now, the longest remaining first."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from moedisco_ray.artifacts import read_json, write_json
+from moedisco_ray.cohort import Cohort
+from moedisco_ray.config import Pool
+from moedisco_ray.events import Event
+from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.attempts import Surroundings, attempt
+from moedisco_ray.on_ray.rounds import KeeperBeside
+from moedisco_ray.policies import retrying
+from moedisco_ray.policies.ordering import Remaining, longest_first
+from moedisco_ray.policies.placement import Need, place_all
+from moedisco_ray.policies.retrying import Again, End, GiveUp, GoBack, History, Skip
+from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.training import TrainJob, TrainResult, checkpoint
+
+_LOOK_SECONDS = 1.0
+"""Between two looks at the pool's room."""
+_GRACE_SECONDS = 120.0
+"""For trainers that are no longer waited for, to save a checkpoint and end."""
+
+Outcome = TrainResult | End
+
+
+class Queue:
+    """What waits, and what runs.
+
+    Args:
+        jobs: To be trained, each by as many workers.
+        around: What their attempts share.
+        threads: One for each job, and one more.
+        cohort: Is told what becomes of them.
+
+    Raises:
+        PoolError: A job fits no node type of a mixed pool.
+    """
+
+    def __init__(self, jobs: Sequence[TrainJob], around: Surroundings, threads: ThreadPoolExecutor, cohort: Cohort) -> None:
+        self._jobs = jobs
+        self._around = around
+        self._threads = threads
+        self._cohort = cohort
+        self._pools = {kind.key: kind for kind in around.placement.pool.kinds}
+        self._waiting = {job.name: job for job in jobs if job.name not in cohort.finished}
+        self._running: dict[Future[Outcome], tuple[TrainJob, Pool]] = {}
+        self._histories = {job.name: _remembered(job, around.placement) for job in jobs}
+        self._needs = {job.name: self._need(job) for job in jobs}
+        self._said_empty = False
+        self._rounds = KeeperBeside(jobs, threads, self._tell)
+        around.placement.check(list(self._needs.values()))
+        for job in jobs:
+            if job.name in cohort.finished:
+                self._tell_finished(job)
+
+    @property
+    def worth_waiting(self) -> bool:
+        """Whether something is to be waited for.
+
+        Raises:
+            TrainingError: Too many gave up.
+        """
+        fastest = max(pool.speed for pool in self._pools.values())
+        speeds = {job.name: fastest for job in self._jobs} | {job.name: pool.speed for job, pool in self._running.values()}
+        return self._cohort.verdict(speeds).action == "wait"
+
+    @property
+    def results(self) -> list[Trained]:
+        """Every job as it has ended, or stands."""
+        held = self._around.mail.held()
+        return [self._cohort.trained(job, held) for job in self._jobs]
+
+    def start(self) -> None:
+        """Begin as many as there is room for, the one with most to do first, each where it fits for the least money."""
+        placement = self._around.placement
+        taken = Counter(pool.key for _, pool in self._running.values())
+        free = {key: session.room(pool, placement.workers) - taken[key] for key, pool in self._pools.items()}
+        measured = self._around.mail.step_seconds()
+        order = longest_first([
+            Remaining(job.name, job.steps - _reached(job), planned=1.0, measured=measured.get(job.name))
+            for job in self._waiting.values() if self._rounds.startable(job)])
+        needs = [self._needs[unit.name] for unit in order]
+        placed = place_all(needs, placement.types(free))
+        if needs and not placed and not self._running:
+            self._say_empty(min(need.memory_gb for need in needs))
+        most = session.most(placement.pool, placement.workers)
+        for_all = most >= len(self._waiting) + len(self._running)
+        for name, key in itertools.islice(placed.items(), max(0, most - len(self._running))):
+            job, pool = self._waiting.pop(name), self._pools[key]
+            around = dataclasses.replace(self._around, placement=placement.on(pool))
+            adjusted = self._rounds.seated(_adjusted(job, self._histories[name]), for_all=for_all)
+            self._running[self._threads.submit(attempt, adjusted, around)] = job, pool
+
+    def settle(self) -> None:
+        """Wait a moment for trainings to end, and see to those that did."""
+        self._rounds.look()
+        futures: list[Future[Any]] = [*self._running, *self._rounds.at_work]
+        if not futures:     # of nothing, `wait` returns at once
+            time.sleep(_LOOK_SECONDS)
+        wait(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+        done = [future for future in self._running if future.done()]
+        for future in done:
+            job, pool = self._running.pop(future)
+            outcome = future.result()
+            if isinstance(outcome, End):
+                self._follow(job, outcome)
+            elif not outcome.finished:
+                self._around.stops[0].check()
+                self._waiting[job.name] = job
+            else:
+                self._finish(job, outcome, pool)
+        self._cohort.note(self._around.mail.held, now=bool(done))
+
+    def let_go(self) -> None:
+        """Take leave of what is not waited for: those that train were asked to end, and save a checkpoint first."""
+        wait(self._running, timeout=_GRACE_SECONDS)
+        while self._running:
+            done, hung = wait(self._running, timeout=_LOOK_SECONDS)
+            for future in hung:
+                self._around.mail.kill(self._running[future][0].name)
+            for future in done:
+                job, pool = self._running.pop(future)
+                outcome = future.result()
+                if isinstance(outcome, TrainResult) and outcome.finished:
+                    self._finish(job, outcome, pool)
+        for job, trained in zip(self._jobs, self.results, strict=True):
+            if trained.contribution != "finished":
+                self._tell(Event("unit_let_go", job.stage, job.name, {
+                    "contribution": trained.contribution, "steps": trained.result.steps, "tokens": trained.result.tokens,
+                    "reason": trained.reason}))
+        self._cohort.note(self._around.mail.held, now=True)
+
+    def _finish(self, job: TrainJob, result: TrainResult, pool: Pool) -> None:
+        self._cohort.finish(job.name, result, pool.speed)
+        self._tell_finished(job)
+
+    def _follow(self, job: TrainJob, end: End) -> None:
+        """Do what the policy says of an end."""
+        limits = retrying.Limits(self._around.placement.max_failures, window=retrying.window_of(job.steps))
+        steps = checkpoint.steps(job.checkpoints)
+        decision = retrying.decide(self._histories[job.name], end, steps, limits)
+        if isinstance(decision, GiveUp):
+            self._cohort.give_up(job.name, decision.reason)
+            self._rounds.drop(job)
+            return
+        if isinstance(decision, GoBack):
+            checkpoint.discard_after(job.checkpoints, decision.checkpoint)
+        self._remember(job, decision)
+        self._tell(Event("worker_restarted", job.stage, job.name, {"kind": end.kind, "step": end.step, "reason": end.reason}))
+        self._waiting[job.name] = job
+
+    def _remember(self, job: TrainJob, decision: Again | GoBack) -> None:
+        self._histories[job.name] = decision.history
+        self._needs[job.name] = self._need(job)
+        path = _memory(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dataclasses.asdict(decision.history))
+
+    def _need(self, job: TrainJob) -> Need:
+        return self._around.placement.need(_adjusted(job, self._histories[job.name]))
+
+    def _say_empty(self, need_gb: float) -> None:
+        if not self._said_empty:
+            self._said_empty = True
+            wanted = " or ".join(pool.resource for pool in self._pools.values() if pool.memory_gb >= need_gb)
+            self._tell(Event("warning", data={"message": f"waits for {wanted}: no node of the cluster offers it now"}))
+
+    def _tell_finished(self, job: TrainJob) -> None:
+        trained = self._cohort.trained(job, self._around.mail.held())
+        self._tell(Event("unit_finished", job.stage, job.name, {
+            "steps": trained.result.steps, "tokens": trained.result.tokens, "loss": trained.result.loss,
+            "seconds": round(trained.seconds, 3), "restored_step": trained.result.restored_step}))
+
+    def _tell(self, event: Event) -> None:
+        ray.get(self._around.mail.handle.push.remote(event))
+
+
+def _reached(job: TrainJob) -> int:
+    return max(checkpoint.steps(job.checkpoints), default=0)
+
+
+def _adjusted(job: TrainJob, history: History) -> TrainJob:
+    """The job as its history has it: a smaller micro-batch, and batches that are left out."""
+    optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
+    return dataclasses.replace(job, optimizer=optimizer, skip=history.skip)
+
+
+def _memory(job: TrainJob) -> Path:
+    return job.checkpoints.parent / "history.json"
+
+
+def _remembered(job: TrainJob, placement: Placement) -> History:
+    """What an earlier driver learned of a job."""
+    path = _memory(job)
+    if not path.exists():
+        share = -(-job.batch // placement.workers)
+        return History(micro_batch=min(job.optimizer.micro_batch or share, share))
+    values = read_json(path)
+    skip = values.pop("skip")
+    return History(**values, skip=Skip(**skip) if skip else None)

@@ -1,0 +1,33 @@
+"""Where a training stands when nobody trains it: read from its files, and written as a model."""
+
+from __future__ import annotations
+
+from moedisco_ray.training import checkpoint
+from moedisco_ray.training.job import TrainJob, TrainResult, World
+from moedisco_ray.training.output import write_model
+from moedisco_ray.training.sharding import trainable
+
+
+def standing(job: TrainJob) -> TrainResult:
+    """What a training has come to by its newest checkpoint; without one, it has not begun."""
+    found = checkpoint.latest(job.checkpoints)
+    progress = checkpoint.Progress() if found is None else checkpoint.read_progress(found)
+    return TrainResult(
+        progress.step, progress.tokens, tuple(progress.losses), progress.seconds, progress.step,
+        finished=progress.step == job.steps and job.output.is_dir())
+
+
+def write_standing(job: TrainJob) -> None:
+    """Write the job's model as it stands: out of the newest checkpoint, or as it was before the first step.
+
+    Types and names are those of a finished training's model.
+
+    Raises:
+        CheckpointError: `job.model` holds no model of a known family.
+        RunDirError: The disk is full.
+    """
+    model = trainable(job.model, job.optimizer, World())
+    found = checkpoint.latest(job.checkpoints)
+    if found is not None:
+        checkpoint.load_weights(found, model)
+    write_model(model, job, World())
