@@ -20,6 +20,7 @@ EventType = Literal[
     "stage_finished",   # stage, seconds, summary
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
     "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
+    "checkpoint",       # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was safe)
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason

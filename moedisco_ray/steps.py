@@ -15,6 +15,7 @@ from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, read_manifest, write_json
 from moedisco_ray.config import CheckpointInit, Model, Pool, RunConfig
 from moedisco_ray.events import Emit, Event
+from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.merge.calibrate import Batch
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement, Shell, Trained, holding
@@ -61,6 +62,12 @@ class Context:
     def checkpoints(self, stage: str) -> Path:
         """Where a stage's trainers keep what they need to go on; another fingerprint never finds it."""
         return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
+
+    def storage(self, stage: str) -> Location:
+        """Where they save weights and optimizer: there, or in `checkpoint.storage`."""
+        storage = self.config.checkpoint.storage
+        local = self.checkpoints(stage)
+        return local if storage is None else joined(storage, self.config.name, local.name)
 
     def summary(self, stage: str) -> dict[str, Any]:
         """The figures of an earlier stage."""
@@ -195,9 +202,9 @@ def _job(context: Context, stage: str, name: str, model: Path, shards: Path, tok
     home = context.checkpoints(stage) / name
     return TrainJob(
         stage=stage, name=name, model=model.absolute(), shards=(shards.absolute(),),
-        output=(home / "trained").absolute(), checkpoints=(home / "steps").absolute(), steps=steps,
+        output=(home / "trained").absolute(), checkpoints=joined(context.storage(stage), name, "steps"), steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
-        checkpoint_every=config.checkpoint.interval(steps), keep=config.checkpoint.keep,
+        checkpoint_every=config.checkpoint.steps, keep=config.checkpoint.keep,
         load_balance=config.finetune.load_balance if stage == "finetune" else 0.0,
         z_loss=config.finetune.z_loss if stage == "finetune" else 0.0,
         seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),

@@ -24,7 +24,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
-from moedisco_ray.errors import MoeDiscoError, NotFiniteError
+from moedisco_ray.errors import MoeDiscoError, NotFiniteError, StorageError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray.relay import Relay, emitter
 from moedisco_ray.on_ray.train_callbacks import Slots, last_line
@@ -89,6 +89,8 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         outcome = mail.outcome(job.name)
     except NotFiniteError as error:
         return End("not_finite", error.step - 1, str(error))
+    except StorageError as error:
+        return End("storage", mail.whereabouts(job.name).step, str(error))
     except TrainingFailedError as error:
         return _end(error, mail, job)
     finally:
@@ -96,7 +98,7 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
     if outcome is None:
         return End("failed", mail.whereabouts(job.name).step, "its worker ended without a result; see the Ray logs")
     if not outcome.finished and not any(stop.requested for stop in around.stops):
-        return End("preempted", outcome.steps, "its node is about to be taken away")
+        return End("preempted", outcome.steps, "its node is about to be taken away", saved=True)
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ from pathlib import Path
 import ray
 
 from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.errors import TrainingError
+from moedisco_ray.errors import StorageError, TrainingError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
 from moedisco_ray.on_ray.relay import relay
 from moedisco_ray.policies import retrying
+from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 from moedisco_ray.policies.ordering import Remaining, longest_first
 from moedisco_ray.policies.retrying import Again, End, GiveUp, GoBack, History, Skip
 from moedisco_ray.shell import Placement, Trained
@@ -75,6 +77,7 @@ class _Queue:
         self._running: dict[Future[Outcome], TrainJob] = {}
         self._histories = {job.name: _remembered(job, around.placement) for job in jobs}
         self._said_empty = False
+        self._losses = 0
 
     @property
     def done(self) -> bool:
@@ -95,7 +98,8 @@ class _Queue:
             for job in self._waiting.values()])
         for unit in order[:free]:
             job = self._waiting.pop(unit.name)
-            self._running[self._threads.submit(attempt, _adjusted(job, self._histories[job.name]), self._around)] = job
+            adjusted = _adjusted(job, self._histories[job.name], self._losses_per_hour())
+            self._running[self._threads.submit(attempt, adjusted, self._around)] = job
 
     def settle(self) -> None:
         """Wait a moment for trainings to end, and see to those that did."""
@@ -114,7 +118,8 @@ class _Queue:
     def _follow(self, job: TrainJob, end: End) -> None:
         """Do what the policy says of an end."""
         limits = retrying.Limits(self._around.placement.max_failures, window=retrying.window_of(job.steps))
-        steps = checkpoint.steps(job.checkpoints)
+        steps = [] if end.kind == "storage" else checkpoint.steps(job.checkpoints)
+        self._losses += end.kind in ("died", "preempted") and not end.saved
         decision = retrying.decide(self._histories[job.name], end, steps, limits)
         if isinstance(decision, GiveUp):
             raise TrainingError(f"{job.name}: {decision.reason}")
@@ -129,6 +134,10 @@ class _Queue:
         path = _memory(job)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, dataclasses.asdict(decision.history))
+
+    def _losses_per_hour(self) -> float:
+        seconds = sum(self._around.mail.worker_seconds(name) for name in self._histories)
+        return loss_rate(self._losses, seconds / HOUR)
 
     def _say_empty(self) -> None:
         if not self._said_empty:
@@ -150,17 +159,19 @@ def _trained(job: TrainJob, result: TrainResult, around: Surroundings) -> Traine
 
 
 def _reached(job: TrainJob) -> int:
-    return max(checkpoint.steps(job.checkpoints), default=0)
+    with contextlib.suppress(StorageError):     # which is no reason to end a run here: the order alone hangs on it
+        return max(checkpoint.steps(job.checkpoints), default=0)
+    return 0
 
 
-def _adjusted(job: TrainJob, history: History) -> TrainJob:
-    """The job as its history has it: a smaller micro-batch, and batches that are left out."""
+def _adjusted(job: TrainJob, history: History, losses_per_hour: float) -> TrainJob:
+    """The job as its history has it: a smaller micro-batch, batches that are left out, and checkpoints as losses ask for."""
     optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
-    return dataclasses.replace(job, optimizer=optimizer, skip=history.skip)
+    return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 
 
 def _memory(job: TrainJob) -> Path:
-    return job.checkpoints.parent / "history.json"
+    return job.output.parent / "history.json"
 
 
 def _remembered(job: TrainJob, placement: Placement) -> History:

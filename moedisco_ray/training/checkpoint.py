@@ -1,19 +1,12 @@
-"""Distributed checkpoints: written by any number of workers, read by any other number.
-
-CHECKPOINTS/step-0000100/ holds the shards of weights and optimizer (torch.distributed.checkpoint) and `progress.json`.
-It appears under this name when complete.
-"""
+"""Distributed checkpoints: written by any number of workers, read by any other number. How they lie there: see `storage`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import re
-import shutil
+import json
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +15,12 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from moedisco_ray.artifacts import disk_full, read_json, write_json
+from moedisco_ray.errors import MoeDiscoError
+from moedisco_ray.file_systems import Location
 from moedisco_ray.training.job import World
+from moedisco_ray.training.shards import ShardReader, ShardWriter
+from moedisco_ray.training.storage import Storage
 
-_NAME = re.compile(r"step-(\d{7,})")
 _PROGRESS = "progress.json"
 
 
@@ -47,105 +42,107 @@ class Progress:
     seconds: float = 0.0
     fractions_NE: list[list[float]] = dataclasses.field(default_factory=list)
 
-
-def save(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World, keep: int,
-) -> None:
-    """Write a checkpoint and drop the oldest ones. Every worker must call it.
-
-    Args:
-        directory: Of this training's checkpoints; all workers must see it.
-        model: Its weights are saved.
-        optimizer: Its state is saved.
-        progress: Equal on all workers.
-        world: This process.
-        keep: How many checkpoints are left.
-
-    Raises:
-        RunDirError: The disk is full.
-    """
-    target = directory / f"step-{progress.step:07d}"
-    draft = directory / f".{target.name}.draft"
-    try:
-        if world.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-        _barrier(world)
-        with _alone(world) as no_dist:
-            dcp.save(_state(model, optimizer), checkpoint_id=draft, no_dist=no_dist)
-        if world.rank == 0:
-            write_json(draft / _PROGRESS, dataclasses.asdict(progress))
-            shutil.rmtree(target, ignore_errors=True)
-            draft.rename(target)
-            for old in _complete(directory)[:-keep]:
-                shutil.rmtree(old)
-        _barrier(world)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise _told(error, directory) from error
-    except dcp.CheckpointException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        causes = [failure[0] for failure in error.failures.values() if isinstance(failure[0], OSError)]
-        if causes:
-            raise _told(causes[0], directory) from error
-        raise
+    def copy(self) -> Progress:
+        """One that training does not go on changing."""
+        return dataclasses.replace(self, losses=list(self.losses), fractions_NE=list(self.fractions_NE))
 
 
-def latest(directory: Path) -> Path | None:
-    """The newest complete checkpoint, if there is one."""
-    return next(iter(reversed(_complete(directory))), None)
-
-
-def steps(directory: Path) -> list[int]:
+def steps(location: Location) -> list[int]:
     """The steps of the complete checkpoints, ascending."""
-    return [int(path.name.removeprefix("step-")) for path in _complete(directory)]
+    return Storage(location).steps()
 
 
-def discard_after(directory: Path, step: int) -> None:
+def latest(location: Location) -> int | None:
+    """The step of the newest complete checkpoint, if there is one."""
+    return max(steps(location), default=None)
+
+
+def discard_after(location: Location, step: int) -> None:
     """Drop the checkpoints after a step."""
-    for path in _complete(directory):
-        if int(path.name.removeprefix("step-")) > step:
-            shutil.rmtree(path)
+    storage = Storage(location)
+    for found in storage.steps():
+        if found > step:
+            storage.discard(found)
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
-    """Put a checkpoint into model and optimizer. Every worker must call it.
-
-    Args:
-        path: A complete checkpoint.
-        model: Takes its weights, cut as it is now.
-        optimizer: Takes its state.
-        world: This process.
-    """
-    state = _state(model, optimizer)
-    with _alone(world) as no_dist:
-        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return Progress(**read_json(path / _PROGRESS))
+def remove(location: Location) -> None:
+    """Drop all checkpoints below a location, complete or not."""
+    Storage(location).remove()
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights and optimizer state, not copied. Every worker must call it."""
     weights, moments = get_state_dict(model, optimizer)
     return {"model": weights, "optimizer": moments}
 
 
-def _complete(directory: Path) -> list[Path]:
-    found = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name) and (path / _PROGRESS).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+def write(
+    storage: Storage, state: dict[str, Any], progress: Progress, keep: int, world: World, group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint and drop the oldest ones. Every worker must call it; what fails on one is raised on all.
+
+    Args:
+        storage: Of this training's checkpoints.
+        state: As `state_of` makes it; nobody may change it meanwhile.
+        progress: Equal on all workers.
+        keep: How many checkpoints are left.
+        world: This process.
+        group: For the workers' agreements; None: all of them.
+    """
+    def drop_oldest() -> None:
+        for step in storage.steps()[:-keep]:
+            storage.discard(step)
+
+    record = json.dumps(dataclasses.asdict(progress)).encode()
+    writer = ShardWriter(storage, progress.step, {_PROGRESS: record}, drop_oldest)
+    try:
+        with _one_error():
+            dcp.save(state, storage_writer=writer, process_group=group, no_dist=world.size == 1)
+    except BaseException:
+        storage.abandon(progress.step)
+        raise
 
 
-def _told(error: OSError, directory: Path) -> Exception:
-    return disk_full(directory) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error
+def load(
+    storage: Storage, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, world: World,
+    group: dist.ProcessGroup | None = None,
+) -> Progress:
+    """Put a checkpoint into model and optimizer. Every worker must call it; what fails on one is raised on all.
+
+    Args:
+        storage: Of this training's checkpoints.
+        step: Of a complete one.
+        model: Takes its weights, cut as it is now.
+        optimizer: Takes its state.
+        world: This process.
+        group: For the workers' agreements; None: all of them.
+
+    Raises:
+        StorageError: It is damaged, or out of reach. Model and optimizer are then of no use.
+    """
+    state = state_of(model, optimizer)
+    reader = ShardReader(storage, step, [_PROGRESS])
+    with _one_error(), alone_is_fine():
+        dcp.load(state, storage_reader=reader, process_group=group, no_dist=world.size == 1)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return Progress(**json.loads(reader.extras[_PROGRESS]))
 
 
 @contextlib.contextmanager
-def _alone(world: World) -> Iterator[bool]:
+def alone_is_fine() -> Iterator[None]:
+    """Around `write` and `load`, in the main thread: torch warns of assuming a single process, which is what it is told."""
     with warnings.catch_warnings():
-        # It says that it assumes a single process, which is what it is told.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield world.size == 1
+        yield
 
 
-def _barrier(world: World) -> None:
-    if world.size > 1:
-        dist.barrier()
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Raises what failed on some workers as what it was."""
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        causes = [failure[0] for failure in error.failures.values() if isinstance(failure[0], MoeDiscoError | OSError)]
+        if causes:
+            raise causes[0] from error
+        raise

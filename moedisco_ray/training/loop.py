@@ -7,26 +7,27 @@ resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from moedisco_ray import objective
 from moedisco_ray.events import Emit
-from moedisco_ray.training import checkpoint
 from moedisco_ray.training.batches import Batches, MicroBatch
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.ledger import Ledger
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.output import write_model
+from moedisco_ray.training.saver import Saver
 from moedisco_ray.training.schedule import learning_rate
 from moedisco_ray.training.sharding import autocast, trainable
 
 _ASK_EVERY = 8
-"""Steps between the moments when several workers agree on whether to stop."""
+"""Steps between the moments when several workers agree on whether to stop or save."""
 
 
 def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> TrainResult:
@@ -42,15 +43,20 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         NotFiniteError: A loss or a gradient is not finite.
         CorpusError: The shards are shorter than one sequence.
         RunDirError: The disk is full.
+        StorageError: The checkpoints' storage does not answer, or the newest checkpoint is damaged.
     """
-    batches = Batches(job, world)
     model = trainable(job.model, job.optimizer, world)
     stepper = Stepper(model, job, world)
-    progress = checkpoint.Progress()
-    found = checkpoint.latest(job.checkpoints)
-    if found is not None:
-        progress = checkpoint.load(found, model, stepper.optimizer, world)
-        stepper.restore(progress.fractions_NE)
+    with Saver(job, model, stepper.optimizer, world, emit) as saver:
+        return _train(job, world, emit, stop, model, stepper, saver)
+
+
+def _train(
+    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], model: PreTrainedModel, stepper: Stepper, saver: Saver,
+) -> TrainResult:
+    batches = Batches(job, world)
+    progress = saver.restore()
+    stepper.restore(progress.fractions_NE)
     restored = progress.step
     ledger = Ledger(job, world, emit, progress)
     stopped = False
@@ -59,15 +65,15 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         ledger.add(*stepper(batches(step), lr))
         done = step + 1
         last = done == job.steps
-        stopped = not last and _agree(stop, done, world)
-        save = last or stopped or done % job.checkpoint_every == 0
+        stopped, wanted = (False, False) if last else _agree((stop, saver.wanted), done, world)
+        save = last or stopped or wanted or saver.scheduled(done)
         if save or done % job.log_every == 0:
             ledger.settle()
         if last or stopped or done % job.log_every == 0:
             ledger.log(lr)
         if save:
             progress.fractions_NE = stepper.fractions_NE.tolist()
-            checkpoint.save(job.checkpoints, model, stepper.optimizer, progress, world, job.keep)
+            saver.save(progress)
         if stopped:
             break
     if not stopped:
@@ -152,11 +158,12 @@ class Stepper:
         return objective.token_loss(logits_BLV, micro.targets_BL, micro.weights_B)
 
 
-def _agree(stop: Callable[[], bool], done: int, world: World) -> bool:
+def _agree(questions: Sequence[Callable[[], bool]], done: int, world: World) -> list[bool]:
+    """Whether any worker says yes, to each question."""
     if world.size == 1:
-        return stop()
+        return [question() for question in questions]
     if done % _ASK_EVERY:
-        return False
-    answer = torch.tensor(float(stop()), device=world.device)
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-    return bool(answer)
+        return [False] * len(questions)
+    answers = torch.tensor([float(question()) for question in questions], device=world.device)
+    dist.all_reduce(answers, op=dist.ReduceOp.MAX)
+    return [answer > 0 for answer in answers.tolist()]
