@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.file_systems import Location
 from moedisco_ray.training.job import World
-from moedisco_ray.training.shards import ShardReader, ShardWriter
-from moedisco_ray.training.storage import Storage
+from moedisco_ray.training.shards import METADATA, ShardReader, ShardWriter
+from moedisco_ray.training.storage import Seal, Storage
+
+T = TypeVar("T")
 
 _PROGRESS = "progress.json"
 
@@ -120,12 +122,32 @@ def load(
     Raises:
         StorageError: It is damaged, or out of reach. Model and optimizer are then of no use.
     """
+    def small_files() -> tuple[dict[str, Seal], bytes, bytes]:
+        seals = storage.manifest(step)
+        return seals, storage.read(step, METADATA, seals[METADATA]), storage.read(step, _PROGRESS, seals[_PROGRESS])
+
+    seals, metadata, progress = agreed(small_files, world, group)
     state = state_of(model, optimizer)
-    reader = ShardReader(storage, step, [_PROGRESS])
+    reader = ShardReader(storage, step, seals, metadata)
     with _one_error(), alone_is_fine():
         dcp.load(state, storage_reader=reader, process_group=group, no_dist=world.size == 1)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return Progress(**json.loads(reader.extras[_PROGRESS]))
+    return Progress(**json.loads(progress))
+
+
+def agreed(look: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> T:
+    """What rank 0 sees, or its error, on every worker; another might look a moment later."""
+    seen: list[Any] = [None]
+    if world.rank == 0:
+        try:
+            seen = [look()]
+        except (MoeDiscoError, OSError) as error:
+            seen = [error]
+    if world.size > 1:
+        dist.broadcast_object_list(seen, src=0, group=group)
+    if isinstance(seen[0], Exception):
+        raise seen[0]
+    return seen[0]
 
 
 @contextlib.contextmanager

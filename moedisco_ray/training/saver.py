@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from types import TracebackType
@@ -20,7 +19,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.policies.checkpointing import USUAL, SaveCost, interval
 from moedisco_ray.training import checkpoint
@@ -108,7 +106,7 @@ class Saver:
         Raises:
             StorageError: The storage does not answer, or the checkpoint is damaged.
         """
-        steps = self._agreed(self._storage.steps)
+        steps = checkpoint.agreed(self._storage.steps, self._world, self._group)
         if not steps:
             return Progress()
         return checkpoint.load(self._storage, steps[-1], self._model, self._optimizer, self._world, self._group)
@@ -159,23 +157,10 @@ class Saver:
         if upload is None:
             return
         waiting_since = time.monotonic()
-        latency = upload.written.result() - upload.started
+        safe_at = upload.written.result()
         stall = upload.stall + time.monotonic() - waiting_since
+        latency = max(safe_at - upload.started, stall)
         self._cost = SaveCost(stall, latency)
         if self._world.rank == 0:
             self._emit(Event("checkpoint", self._job.stage, self._job.name, {
                 "step": upload.step, "stall": round(stall, 6), "latency": round(latency, 6)}))
-
-    def _agreed(self, look: Callable[[], list[int]]) -> list[int]:
-        """What rank 0 sees: another worker might look a moment later."""
-        seen: list[Any] = [None]
-        if self._world.rank == 0:
-            try:
-                seen = [look()]
-            except (MoeDiscoError, OSError) as error:
-                seen = [error]
-        if self._world.size > 1:
-            dist.broadcast_object_list(seen, src=0, group=self._group)
-        if isinstance(seen[0], Exception):
-            raise seen[0]
-        return seen[0]

@@ -6,7 +6,7 @@ It plans together over all workers, and every worker learns of what went wrong o
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.futures import Future
 
 from moedisco_ray.training.storage import Seal, SealedStream, Storage
+
+METADATA = ".metadata"
 
 
 class ShardWriter(FileSystemWriter):
@@ -59,28 +61,19 @@ class ShardWriter(FileSystemWriter):
 
 
 class ShardReader(FileSystemReader):
-    """Reads a complete checkpoint; no byte of it is used before its whole file was found to be what was written.
+    """Reads a complete checkpoint's shards; no byte of them is used before its whole file was found to be what was written.
 
     Args:
         storage: Where from.
         step: The checkpoint's.
-        extras: Names of files beside the shards.
-
-    Attributes:
-        extras: These files, once the shards are read.
+        seals: Its manifest.
+        metadata: Its file of that name: torch passes over a failure to read it.
     """
 
-    def __init__(self, storage: Storage, step: int, extras: Iterable[str]) -> None:
+    def __init__(self, storage: Storage, step: int, seals: dict[str, Seal], metadata: bytes) -> None:
         super().__init__(str(step))
-        self.fs = self._folder = _Sealed(storage, step)
+        self.fs = _Sealed(storage, step, seals, metadata)
         self.path = ""
-        self.extras = dict.fromkeys(extras, b"")
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        """What lies where."""
-        # Read here, where a failure is every worker's.
-        self.extras = {name: self._folder.read(name) for name in self.extras}
-        return super().read_metadata(*args, **kwargs)
 
 
 class _Written(list[Any]):
@@ -134,19 +127,17 @@ class _Folder(FileSystemBase):
 class _Sealed(_Folder):
     """A complete checkpoint."""
 
-    def __init__(self, storage: Storage, step: int) -> None:
+    def __init__(self, storage: Storage, step: int, seals: dict[str, Seal], metadata: bytes) -> None:
         super().__init__(storage)
         self._step = step
+        self._metadata = metadata
+        self.seals = seals
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[io.BytesIO]:  # type: ignore[override]  # it reads
         del mode
-        yield io.BytesIO(self.read(_base(path)))
-
-    def read(self, name: str) -> bytes:
-        if not self.seals:
-            self.seals = self._storage.manifest(self._step)
-        return self._storage.read(self._step, name, self.seals[name])
+        name = _base(path)
+        yield io.BytesIO(self._metadata if name == METADATA else self._storage.read(self._step, name, self.seals[name]))
 
 
 def _base(path: str) -> str:

@@ -52,11 +52,11 @@ class Seal:
     """By which a file is known again.
 
     Attributes:
-        bytes: Its size.
+        size: In bytes.
         sha256: In hexadecimal digits.
     """
 
-    bytes: int
+    size: int
     sha256: str
 
     @classmethod
@@ -205,6 +205,8 @@ class Storage:
         for pause in (*_PATIENCE, None):
             try:
                 return operation()
+            except FileNotFoundError as error:
+                raise StorageError(f"{self.location} has lost a file ({first_line(error)})") from error
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise disk_full(Path(self._root)) from error
@@ -242,7 +244,7 @@ class Storage:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         sizes = {info.base_name: info.size for info in infos}
-        return int(match[1]) if all(sizes.get(file) == seal.bytes for file, seal in seals.items()) else None
+        return int(match[1]) if all(sizes.get(file) == seal.size for file, seal in seals.items()) else None
 
     def _manifest(self, name: str) -> dict[str, Seal]:
         files = json.loads(self._get(f"{name}/{MANIFEST}"))["files"]
