@@ -54,31 +54,44 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "refuse":
             self._hang_up()
             return
-        body = self._body(until=0.5 if fault == "cut" else 1.0, pause=0.05 if fault == "slow" else 0.0)
         if fault == "cut":
+            self.rfile.read(next(self._pieces(), 0) // 2)
             self._hang_up()
-        elif fault == "throttle":
+            return
+        body = self._body(pause=0.05 if fault == "slow" else 0.0)
+        if fault == "throttle":
             self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
         else:
             self._forward(body)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 
-    def _body(self, until: float, pause: float) -> bytes:
-        wanted = int(int(self.headers.get("Content-Length", 0)) * until)
+    def _body(self, pause: float) -> bytes:
         parts = []
-        while wanted > 0 and (part := self.rfile.read(min(_CHUNK, wanted))):
-            parts.append(part)
-            wanted -= len(part)
-            time.sleep(pause)
+        for size in self._pieces():
+            for start in range(0, size, _CHUNK):
+                parts.append(self.rfile.read(min(_CHUNK, size - start)))
+                time.sleep(pause)
         return b"".join(parts)
+
+    def _pieces(self) -> Iterator[int]:
+        """Sizes of the body's pieces; each must be read before the next is asked for."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            yield int(self.headers.get("Content-Length", 0))
+            return
+        while size := int(self.rfile.readline(), 16):
+            yield size
+            self.rfile.readline()
+        self.rfile.readline()
 
     def _forward(self, body: bytes) -> None:
         with contextlib.closing(http.client.HTTPConnection(self.proxy.server)) as upstream:
-            upstream.request(self.command, self.path, body, dict(self.headers.items()))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            chunked = "Transfer-Encoding" in self.headers
+            upstream.request(self.command, self.path, iter([body]) if chunked else body, headers, encode_chunked=chunked)
             answer = upstream.getresponse()
-            headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in _PER_CONNECTION]
-            self._answer(answer.status, headers, answer.read())
+            kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _PER_CONNECTION]
+            self._answer(answer.status, kept, answer.read())
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)

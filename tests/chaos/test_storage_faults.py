@@ -68,8 +68,8 @@ def test_what_passes_is_waited_for(
     assert run(job).restored_step == STEPS
 
 
-@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "progress.json", "manifest.json"])
-@pytest.mark.parametrize("fault", ["cut", "refuse"])
+@pytest.mark.parametrize(("fault", "file"), [
+    ("cut", "__0_0.distcp"), ("cut", ".metadata"), ("cut", "progress.json"), ("cut", "manifest.json"), ("refuse", "__0_0.distcp")])
 def test_an_outage_at_any_file_is_told_and_never_leaves_half_a_checkpoint(
     home: Path, proxy: tuple[FaultyS3, str], whole: tuple[TrainJob, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     fault: Fault, file: str,
