@@ -114,6 +114,23 @@ def service_load() -> str:
         "\n".join(verdicts), made_with(result))
 
 
+def checkpoint_stall() -> str:
+    result = read("checkpoint_stall")
+    arms, target = result["arms"], result["targets"]["stalled"]
+    names = {"disk": "disk, beside", "disk-waits": "disk, waiting", "s3": "S3, beside", "s3-waits": "S3, waiting"}
+    rows = [[names[arm], *(span(cell[name]) for name in ("stalled", "slower", "stall", "latency", "interval"))]
+            for arm, cell in arms.items()]
+    verdicts = [at_most(f"share of stalls, {names[arm]}", arms[arm]["stalled"], target) for arm in ("disk", "s3")]
+    return section(
+        "Checkpoints",
+        """The share of its time for which a training stands still to save weights and optimizer, and how much longer its steps
+        take than without any checkpoint. *Beside*: the product, which copies them in memory while a thread writes. *Waiting*:
+        training goes on when the checkpoint is safe. S3 is a server on the same machine, and shares its cores.
+        The policy's intervals are at least 15 s.""",
+        table(["arm", "share of stalls", "slower by", "stall, s", "safe after, s", "interval, s"], rows),
+        "\n".join(verdicts), made_with(result))
+
+
 def simulator() -> str:
     result = read("simulator")
     setting, rates = result["setting"], result["loss_rates"]
@@ -164,5 +181,6 @@ turn, each as a whole process. This page is written by `python benchmarks/docume
 measures again."""
 
 if __name__ == "__main__":
-    page = ["# Results", " ".join(_INTRODUCTION.split()), submodel_step(), kmeans(), ray_overhead(), service_load(), simulator()]
+    page = ["# Results", " ".join(_INTRODUCTION.split()), submodel_step(), kmeans(), ray_overhead(), service_load(),
+            checkpoint_stall(), simulator()]
     (ROOT / "RESULTS.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")

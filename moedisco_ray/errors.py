@@ -8,6 +8,7 @@ MoeDiscoError
 │   ├── PoolError        no node offers what a pool asks for
 │   └── RunDirError      the output holds another run, or the disk is full
 ├── RunError             the run itself failed: exit code 1
+│   ├── StorageError     the checkpoints' storage did not answer for minutes, or a checkpoint is damaged
 │   └── TrainingError    a worker that kept dying
 │       └── NotFiniteError   a loss or gradient that is not finite
 └── RunStopped           somebody asked the run to end: exit code 3
@@ -65,6 +66,10 @@ class RunDirError(UserError):
 
 class RunError(MoeDiscoError, RuntimeError):
     """The run failed for a reason that is not the user's setting."""
+
+
+class StorageError(RunError):
+    """The checkpoints' storage does not answer, or holds something damaged; another attempt may find it mended."""
 
 
 class TrainingError(RunError):

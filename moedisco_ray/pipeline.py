@@ -14,8 +14,9 @@ from moedisco_ray import stages
 from moedisco_ray.artifacts import commit, disk_full, is_done, read_json, read_manifest, write_json
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
-from moedisco_ray.errors import MoeDiscoError, RunDirError, RunStopped
+from moedisco_ray.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.events import Emit, Event, EventLog
+from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.heartbeat import heartbeats
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.gauges import Gauges
@@ -25,6 +26,7 @@ from moedisco_ray.shell import Shell
 from moedisco_ray.stages import STAGES, Stage
 from moedisco_ray.steps import STEPS, Context
 from moedisco_ray.stopping import NEVER, StopFile
+from moedisco_ray.training import checkpoint
 
 _PATIENCE = 60.0
 """Seconds that a run waits for an earlier process of its own to let go of its directory."""
@@ -142,6 +144,8 @@ def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], log: 
             stop.check()
             _make(stage, Context(config, directory, digests[stage.name], log, shell, stop))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    if config.checkpoint.storage is not None:
+        _remove(joined(config.checkpoint.storage, config.name), log)
 
 
 def _make(stage: Stage, context: Context) -> None:
@@ -154,6 +158,15 @@ def _make(stage: Stage, context: Context) -> None:
         STEPS[stage.name](context, draft)
     # Trainers' checkpoints are kept until what they led to is committed.
     shutil.rmtree(context.checkpoints(stage.name), ignore_errors=True)
+    if context.config.checkpoint.storage is not None:
+        _remove(context.storage(stage.name), context.emit)
     manifest = read_manifest(artifact)
     if manifest is not None:
         context.emit(Event("stage_finished", stage.name, data={"seconds": manifest.seconds, "summary": manifest.summary}))
+
+
+def _remove(checkpoints: Location, emit: Emit) -> None:
+    try:
+        checkpoint.remove(checkpoints)
+    except StorageError as error:   # no reason to fail: what they led to is there
+        emit(Event("warning", data={"message": f"checkpoints are left over: {error}"}))

@@ -5,7 +5,8 @@ Keys of the report; a figure that nobody measured is null:
 * `name`, `seed`, `tags`, `family`: of the run's configuration.
 * `stages`: one entry per committed stage, in pipeline order:
   `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once; `seconds`, wall-clock; `tokens`,
-  trained on; `worker_seconds`, summed over workers, their start-up included; `training_worker_seconds`, without it; `dollars`,
+  trained on; `worker_seconds`, summed over workers, their start-up included; `training_worker_seconds`, without it; `stalled`,
+  the share of the training's seconds for which it stood still while checkpoints were saved; `dollars`,
   worker_seconds at the price of what was held (the head node's is 0); `loss`, training loss at the end, nats per token, mean over
   units weighted by tokens; `perplexity` and `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
   Of `submodels` also `unfinished`: one {`name`, `contribution` (`checkpoint` or `seed`), `steps`, `planned_steps`, `reason`} for
@@ -30,13 +31,14 @@ otherwise) and `workers`. The export's has `samples`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from moedisco_ray.artifacts import Manifest, read_json, read_manifest, versions
 from moedisco_ray.config import RunConfig
-from moedisco_ray.events import EventLog
+from moedisco_ray.events import Event, EventLog
 from moedisco_ray.stages import STAGES
 
 T = TypeVar("T")
@@ -64,7 +66,10 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         stage.name: manifest for stage in STAGES if (manifest := read_manifest(run_dir / stage.directory)) is not None}
     evaluation = _read(run_dir / "evaluation" / "evaluation.json")
     measured = evaluation.get("stages", {})
-    stages = [_stage(name, manifest, measured.get(name, {}), config) for name, manifest in manifests.items()]
+    events = EventLog.read(run_dir / "events.jsonl")
+    stalls = _stalls(events)
+    stages = [
+        _stage(name, manifest, measured.get(name, {}), stalls.get(name, 0.0), config) for name, manifest in manifests.items()]
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
     return {
         "name": config.name,
@@ -79,26 +84,26 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "clusters": _read(run_dir / "clusters" / "report.json"),
         "evaluation": evaluation,
         "samples": manifests["export"].summary.get("samples", []) if "export" in manifests else [],
-        "curves": read_curves(run_dir / "events.jsonl"),
+        "curves": read_curves(events),
         "versions": newest.versions if newest is not None else versions(),
     }
 
 
-def read_curves(events: Path) -> dict[str, dict[str, Any]]:
+def read_curves(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
     """Training loss over tokens of every unit that reported progress.
 
     A unit that went back to an earlier step (resumed from a checkpoint, or begun again) loses what it had reported from
     there on: a curve holds each step once, as it was last trained.
 
     Args:
-        events: An `events.jsonl`; may be absent.
+        events: Of a run, in order.
 
     Returns:
         {unit: {stage, tokens [P], loss [P]}} with P at most `CURVE_POINTS`.
     """
     points: dict[str, list[tuple[int, int, float]]] = {}
     stages: dict[str, str | None] = {}
-    for event in EventLog.read(events):
+    for event in events:
         if event.type != "progress" or event.unit is None or event.data.get("loss") is None:
             continue
         step = int(event.data["step"])
@@ -173,7 +178,16 @@ def format_dollars(dollars: float) -> str:
     return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"
 
 
-def _stage(name: str, manifest: Manifest, measured: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+def _stalls(events: Iterable[Event]) -> dict[str, float]:
+    """Seconds for which each stage's trainings stood still for checkpoints."""
+    stalls: defaultdict[str, float] = defaultdict(float)
+    for event in events:
+        if event.type == "checkpoint" and event.stage is not None:
+            stalls[event.stage] += event.data["stall"]
+    return stalls
+
+
+def _stage(name: str, manifest: Manifest, measured: dict[str, Any], stall: float, config: RunConfig) -> dict[str, Any]:
     summary = manifest.summary
     units = summary.get("units", [])
     tokens = sum(unit["tokens"] for unit in units)
@@ -183,7 +197,8 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], config: RunC
         held = [item for unit in units for item in unit["held"].items()]
     else:
         held = [(pool, summary.get("worker_seconds", manifest.seconds * workers))]
-    loop_seconds = sum(unit["seconds"] for unit in units) * (config.pools.high_memory.workers if name == "finetune" else 1)
+    training_seconds = sum(unit["seconds"] for unit in units)
+    loop_seconds = training_seconds * (config.pools.high_memory.workers if name == "finetune" else 1)
     trained = [unit for unit in units if unit["tokens"] and unit["loss"] is not None]
     return {
         "name": name,
@@ -193,6 +208,7 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], config: RunC
         "tokens": tokens if name in _TRAINING else None,
         "worker_seconds": sum(seconds for _, seconds in held),
         "training_worker_seconds": loop_seconds if units else None,
+        "stalled": stall / training_seconds if training_seconds else None,
         "dollars": sum(seconds / 3600 * _price(key, config) for key, seconds in held),
         "loss": sum(unit["loss"] * unit["tokens"] for unit in trained) / tokens if trained else None,
         "perplexity": measured.get("perplexity"),

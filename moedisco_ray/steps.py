@@ -18,6 +18,7 @@ from moedisco_ray.artifacts import Draft, read_manifest, write_json
 from moedisco_ray.config import CheckpointInit, Model, Pool, RunConfig, Submodels
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.events import Emit, Event
+from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.merge import Batch
 from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.quorum import ALL, Quorum
@@ -68,6 +69,12 @@ class Context:
     def checkpoints(self, stage: str) -> Path:
         """Where a stage's trainers keep what they need to go on; another fingerprint never finds it."""
         return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
+
+    def storage(self, stage: str) -> Location:
+        """Where they save weights and optimizer: there, or in `checkpoint.storage`."""
+        storage = self.config.checkpoint.storage
+        local = self.checkpoints(stage)
+        return local if storage is None else joined(storage, self.config.name, local.name)
 
     def summary(self, stage: str) -> dict[str, Any]:
         """The figures of an earlier stage."""
@@ -211,9 +218,9 @@ def _job(context: Context, stage: str, name: str, model: Path, shards: Path, tok
     home = context.checkpoints(stage) / name
     return TrainJob(
         stage=stage, name=name, model=model.absolute(), shards=(shards.absolute(),),
-        output=(home / "trained").absolute(), checkpoints=(home / "steps").absolute(), steps=steps,
+        output=(home / "trained").absolute(), checkpoints=joined(context.storage(stage), name, "steps"), steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
-        checkpoint_every=config.checkpoint.interval(steps), keep=config.checkpoint.keep,
+        checkpoint_every=config.checkpoint.steps, keep=config.checkpoint.keep,
         load_balance=tuning.load_balance if tuning else 0.0,
         z_loss=tuning.z_loss if tuning else 0.0,
         phases=tuning.phases if tuning else (),

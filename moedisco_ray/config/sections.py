@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from moedisco_ray.config.base import Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+_SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 
 
 class Source(Section):
@@ -361,15 +364,27 @@ class Pools(Section):
 
 
 class Checkpoint(Section):
-    """How often a trainer saves what it would need to go on."""
+    """Where and how often a trainer saves what it would need to go on; it trains on meanwhile."""
 
     every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Steps; auto: a tenth of the phase."""
+    """Steps; auto: as often as costs least, by what a save was measured to cost and how often workers were lost."""
     keep: int = Field(2, ge=1)
+    storage: str | None = None
+    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`), for checkpoints in STORAGE/NAME;
+    null: in the run directory."""
 
-    def interval(self, steps: int) -> int:
-        """Steps between checkpoints of a phase of `steps` steps."""
-        return max(1, steps // 10) if self.every == "auto" else self.every
+    @property
+    def steps(self) -> int | None:
+        """Steps between checkpoints; None where that is to be measured."""
+        return None if self.every == "auto" else self.every
+
+    @field_validator("storage")
+    @classmethod
+    def _is_storage(cls, storage: str | None) -> str | None:
+        scheme = re.match(r"([A-Za-z0-9+.-]+):", storage or "")
+        if storage == "" or (scheme and (scheme[1] not in _SCHEMES or not re.match(r"[a-z]+://[^/?]", storage or ""))):
+            raise ValueError(f"names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER ({', '.join(_SCHEMES)})")
+        return storage
 
 
 class Evaluation(Section):

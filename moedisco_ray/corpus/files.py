@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from moedisco_ray.errors import CorpusError
+from moedisco_ray.file_systems import first_line, resolve
 
 FileFormat = Literal["text", "jsonl", "parquet", "arrow"]
 
@@ -54,7 +55,7 @@ class File:
 
     def file_system(self) -> Any:
         """The pyarrow file system that reads `path`."""
-        return fs.LocalFileSystem() if self.root is None else fs.FileSystem.from_uri(self.root)[0]
+        return resolve(self.path if self.root is None else self.root)[0]
 
 
 def list_files(field: str, path: str, kind: str) -> tuple[File, ...]:
@@ -77,7 +78,7 @@ def list_files(field: str, path: str, kind: str) -> tuple[File, ...]:
         saved = kind in ("auto", "datasets") and pattern is None
         data_sets = _saved_data_sets(system, field, path, infos) if saved else None
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise CorpusError(f"{field}.path", path, f"cannot be read ({_first_line(error)})") from error
+        raise CorpusError(f"{field}.path", path, f"cannot be read ({first_line(error)})") from error
     anchor = root if root is None or pattern is None else root[:root.index(_first_wildcard(root))]
     if data_sets is not None:
         found = [(info, "arrow") for info in data_sets]
@@ -107,12 +108,11 @@ def _resolve(path: str, root: str | None) -> tuple[Any, str, re.Pattern[str] | N
     if root is None:
         full = str(Path(path).absolute())
         base = full if first is None else str(Path(path[:first] + "_").absolute().parent)
-        return fs.LocalFileSystem(), base, None if first is None else _glob(full)
+        return (*resolve(Path(base)), None if first is None else _glob(full))
     if first is None:
-        system, place = fs.FileSystem.from_uri(root)
-        return system, place, None
+        return (*resolve(root), None)
     stem, slash, last = path[:first].rpartition("/")
-    system, place = fs.FileSystem.from_uri(stem)
+    system, place = resolve(stem)
     return system, place, _glob(place.rstrip("/") + slash + last + path[first:])
 
 
@@ -171,7 +171,3 @@ def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(
         parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" and piece[-1:] == "]" else re.escape(piece))
         for piece in pieces))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from moedisco_ray.corpus.files import File
 from moedisco_ray.corpus.sources import Input
 from moedisco_ray.errors import CorpusError
+from moedisco_ray.file_systems import first_line
 
 UNIT_BYTES = 64 << 20
 _UNIT_FILES = 4096
@@ -71,8 +72,7 @@ def read_unit(unit: Unit) -> Iterator[str]:
         try:
             yield from (text for text in _texts(unit.source, piece) if text and not text.isspace())
         except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-            raise CorpusError(f"{unit.source.field}.path", piece.file.path, f"cannot be read ({reason})") from error
+            raise CorpusError(f"{unit.source.field}.path", piece.file.path, f"cannot be read ({first_line(error)})") from error
 
 
 def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:

@@ -24,9 +24,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
-from moedisco_ray.errors import MoeDiscoError, NotFiniteError
+from moedisco_ray.errors import MoeDiscoError, NotFiniteError, StorageError
 from moedisco_ray.events import Event
-from moedisco_ray.on_ray.relay import Relay, emitter
+from moedisco_ray.on_ray.relay import Relay, Whereabouts, emitter
 from moedisco_ray.on_ray.train_callbacks import Slots, last_line
 from moedisco_ray.on_ray.worker_log import worker_log
 from moedisco_ray.policies.retrying import End, kind_of
@@ -89,21 +89,22 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         outcome = mail.outcome(job.name)
     except NotFiniteError as error:
         return End("not_finite", error.step - 1, str(error))
-    except TrainingFailedError as error:
-        return _end(error, mail, job)
-    except RayActorError as error:
-        return End("died", mail.whereabouts(job.name).step, f"its controller died: {last_line(error)}")
+    except (StorageError, TrainingFailedError, RayActorError) as error:
+        return _end(error, mail.whereabouts(job.name))
     finally:
         mail.end(job.name)
     if outcome is None:
         return End("failed", mail.whereabouts(job.name).step, "its worker ended without a result; see the Ray logs")
     if not outcome.finished and not outcome.waits and not any(stop.requested for stop in around.stops):
-        return End("preempted", outcome.steps, "its node is about to be taken away")
+        return End("preempted", outcome.steps, "its node is about to be taken away", saved=True)
     return outcome
 
 
-def _end(error: TrainingFailedError, mail: Relay, job: TrainJob) -> End:
-    where = mail.whereabouts(job.name)
+def _end(error: StorageError | TrainingFailedError | RayActorError, where: Whereabouts) -> End:
+    if isinstance(error, StorageError):
+        return End("storage", where.step, str(error))
+    if isinstance(error, RayActorError):
+        return End("died", where.step, f"its controller died: {last_line(error)}")
     failures: list[Exception] = [error]
     if isinstance(error, WorkerGroupError):
         failures = list(error.worker_failures.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -16,11 +17,13 @@ import ray
 from moedisco_ray.artifacts import read_json, write_json
 from moedisco_ray.cohort import Cohort
 from moedisco_ray.config import Pool
+from moedisco_ray.errors import StorageError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
 from moedisco_ray.on_ray.rounds import KeeperBeside
 from moedisco_ray.policies import retrying
+from moedisco_ray.policies.checkpointing import ASSUMED, HOUR, loss_rate
 from moedisco_ray.policies.ordering import Remaining, longest_first
 from moedisco_ray.policies.placement import Need, place_all
 from moedisco_ray.policies.retrying import Again, End, GiveUp, GoBack, History, Skip
@@ -59,6 +62,7 @@ class Queue:
         self._histories = {job.name: _remembered(job, around.placement) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
         self._said_empty = False
+        self._losses = 0
         self._rounds = KeeperBeside(jobs, threads, self._tell)
         around.placement.check(list(self._needs.values()))
         for job in jobs:
@@ -100,7 +104,8 @@ class Queue:
         for name, key in itertools.islice(placed.items(), max(0, most - len(self._running))):
             job, pool = self._waiting.pop(name), self._pools[key]
             around = dataclasses.replace(self._around, placement=placement.on(pool))
-            adjusted = self._rounds.seated(_adjusted(job, self._histories[name]), for_all=for_all)
+            adjusted = _adjusted(job, self._histories[name], self._losses_per_hour)
+            adjusted = self._rounds.seated(adjusted, for_all=for_all)
             self._running[self._threads.submit(attempt, adjusted, around)] = job, pool
 
     def settle(self) -> None:
@@ -149,7 +154,8 @@ class Queue:
     def _follow(self, job: TrainJob, end: End) -> None:
         """Do what the policy says of an end."""
         limits = retrying.Limits(self._around.placement.max_failures, window=retrying.window_of(job.steps))
-        steps = checkpoint.steps(job.checkpoints)
+        steps = [] if end.kind == "storage" else checkpoint.steps(job.checkpoints)
+        self._losses += end.kind in ("died", "preempted") and not end.saved
         decision = retrying.decide(self._histories[job.name], end, steps, limits)
         if isinstance(decision, GiveUp):
             self._cohort.give_up(job.name, decision.reason)
@@ -171,6 +177,11 @@ class Queue:
     def _need(self, job: TrainJob) -> Need:
         return self._around.placement.need(_adjusted(job, self._histories[job.name]))
 
+    @property
+    def _losses_per_hour(self) -> float:
+        seconds = sum(sum(held.values()) for held in self._around.mail.held().values())
+        return loss_rate(self._losses, seconds / HOUR)
+
     def _say_empty(self, need_gb: float) -> None:
         if not self._said_empty:
             self._said_empty = True
@@ -188,17 +199,19 @@ class Queue:
 
 
 def _reached(job: TrainJob) -> int:
-    return max(checkpoint.steps(job.checkpoints), default=0)
+    with contextlib.suppress(StorageError):     # which is no reason to end a run here: the order alone hangs on it
+        return max(checkpoint.steps(job.checkpoints), default=0)
+    return 0
 
 
-def _adjusted(job: TrainJob, history: History) -> TrainJob:
-    """The job as its history has it: a smaller micro-batch, and batches that are left out."""
+def _adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
+    """The job as its history has it: a smaller micro-batch, batches that are left out, and checkpoints as losses ask for."""
     optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
-    return dataclasses.replace(job, optimizer=optimizer, skip=history.skip)
+    return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 
 
 def _memory(job: TrainJob) -> Path:
-    return job.checkpoints.parent / "history.json"
+    return job.output.parent / "history.json"
 
 
 def _remembered(job: TrainJob, placement: Placement) -> History:

@@ -4,7 +4,7 @@
 | --- | --- |
 | preempted | again, without limit |
 | died | its process, for a reason that nobody saw: again, a bounded number of times |
-| failed | the same |
+| failed, or its checkpoints' storage did not answer | the same |
 | failed repeatedly at one step, or a loss not finite | poisoned: once, back to an earlier checkpoint and past some batches |
 | out of memory | again with half the micro-batch, down to 1; the global batch stays |
 
@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-EndKind = Literal["preempted", "died", "failed", "not_finite", "out_of_memory"]
+EndKind = Literal["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"]
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemoryerror", "running low on memory", "cublas_status_alloc_failed")
 
@@ -32,11 +32,13 @@ class End:
         kind: What it was.
         step: The step that was under way, counted from 0.
         reason: One line for people.
+        saved: Whether it was announced, and used for a checkpoint: no work is lost.
     """
 
     kind: EndKind
     step: int
     reason: str
+    saved: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,20 +1,13 @@
-"""Distributed checkpoints: written by any number of workers, read by any other number.
-
-CHECKPOINTS/step-0000100/ holds the shards of weights and optimizer (torch.distributed.checkpoint) and `progress.json`.
-It appears under this name when complete.
-"""
+"""Distributed checkpoints: written by any number of workers, read by any other number. How they lie there: see `storage`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import re
-import shutil
+import json
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,10 +15,14 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict
 
-from moedisco_ray.artifacts import disk_full, read_json, write_json
+from moedisco_ray.errors import MoeDiscoError
+from moedisco_ray.file_systems import Location
 from moedisco_ray.training.job import World
+from moedisco_ray.training.shards import METADATA, ShardReader, ShardWriter
+from moedisco_ray.training.storage import Seal, Storage
 
-_NAME = re.compile(r"step-(\d{7,})")
+T = TypeVar("T")
+
 _PROGRESS = "progress.json"
 
 
@@ -53,123 +50,153 @@ class Progress:
     round: int = 0
     joined: int = 0
 
+    def copy(self) -> Progress:
+        """One that training does not go on changing."""
+        return dataclasses.replace(self, losses=list(self.losses), fractions_NE=list(self.fractions_NE), norms=list(self.norms))
 
-def save(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World, keep: int,
-) -> None:
-    """Write a checkpoint and drop the oldest ones. Every worker must call it.
 
-    Args:
-        directory: Of this training's checkpoints; all workers must see it.
-        model: Its weights are saved.
-        optimizer: Its state is saved.
-        progress: Equal on all workers.
-        world: This process.
-        keep: How many checkpoints are left.
+def steps(location: Location) -> list[int]:
+    """The steps of the complete checkpoints, ascending."""
+    return Storage(location).steps()
+
+
+def latest(location: Location) -> int | None:
+    """The step of the newest complete checkpoint, if there is one."""
+    return max(steps(location), default=None)
+
+
+def discard_after(location: Location, step: int) -> None:
+    """Drop the checkpoints after a step."""
+    storage = Storage(location)
+    for found in storage.steps():
+        if found > step:
+            storage.discard(found)
+
+
+def remove(location: Location) -> None:
+    """Drop all checkpoints below a location, complete or not."""
+    Storage(location).remove()
+
+
+def read_progress(location: Location, step: int) -> Progress:
+    """Where the training stood at a complete checkpoint.
 
     Raises:
-        RunDirError: The disk is full.
+        StorageError: It is damaged, or out of reach.
     """
-    target = directory / f"step-{progress.step:07d}"
-    draft = directory / f".{target.name}.draft"
-    try:
-        if world.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-        _barrier(world)
-        with _alone(world) as no_dist:
-            dcp.save(_state(model, optimizer), checkpoint_id=draft, no_dist=no_dist)
-        if world.rank == 0:
-            write_json(draft / _PROGRESS, dataclasses.asdict(progress))
-            shutil.rmtree(target, ignore_errors=True)
-            draft.rename(target)
-            for old in _complete(directory)[:-keep]:
-                shutil.rmtree(old)
-        _barrier(world)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise _told(error, directory) from error
-    except dcp.CheckpointException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        causes = [failure[0] for failure in error.failures.values() if isinstance(failure[0], OSError)]
-        if causes:
-            raise _told(causes[0], directory) from error
-        raise
+    storage = Storage(location)
+    return Progress(**json.loads(storage.read(step, _PROGRESS, storage.manifest(step)[_PROGRESS])))
 
 
-def latest(directory: Path) -> Path | None:
-    """The newest complete checkpoint, if there is one."""
-    return next(iter(reversed(_complete(directory))), None)
+def load_weights(location: Location, step: int, model: nn.Module) -> None:
+    """Put a complete checkpoint's weights into a model that is whole, in a process of its own.
 
-
-def steps(directory: Path) -> list[int]:
-    """The steps of the complete checkpoints, ascending."""
-    return [step_of(path) for path in _complete(directory)]
-
-
-def step_of(path: Path) -> int:
-    """The steps that were made when a checkpoint was written."""
-    return int(path.name.removeprefix("step-"))
-
-
-def discard_after(directory: Path, step: int) -> None:
-    """Drop the checkpoints after a step."""
-    for path in _complete(directory):
-        if step_of(path) > step:
-            shutil.rmtree(path)
-
-
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Progress:
-    """Put a checkpoint into model and optimizer. Every worker must call it.
-
-    Args:
-        path: A complete checkpoint.
-        model: Takes its weights, cut as it is now.
-        optimizer: Takes its state.
-        world: This process.
+    Raises:
+        StorageError: It is damaged, or out of reach.
     """
-    state = _state(model, optimizer)
-    with _alone(world) as no_dist:
-        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return read_progress(path)
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights into a model that is whole, in a process of its own."""
+    storage = Storage(location)
+    seals = storage.manifest(step)
     state = {"model": get_model_state_dict(model)}
-    with _alone(World()) as no_dist:
-        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
+    reader = ShardReader(storage, step, seals, storage.read(step, METADATA, seals[METADATA]))
+    _alone_is_fine()
+    with _one_error():
+        dcp.load(state, storage_reader=reader, no_dist=True)
     set_model_state_dict(model, state["model"])
 
 
-def read_progress(path: Path) -> Progress:
-    """Where the training stood at a checkpoint."""
-    return Progress(**read_json(path / _PROGRESS))
-
-
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights and optimizer state, not copied. Every worker must call it."""
     weights, moments = get_state_dict(model, optimizer)
     return {"model": weights, "optimizer": moments}
 
 
-def _complete(directory: Path) -> list[Path]:
-    found = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name) and (path / _PROGRESS).is_file()]
-    return sorted(found, key=step_of)
+def write(
+    storage: Storage, state: dict[str, Any], progress: Progress, keep: int, world: World, group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint and drop the oldest ones. Every worker must call it; what fails on one is raised on all.
+
+    Args:
+        storage: Of this training's checkpoints.
+        state: As `state_of` makes it; nobody may change it meanwhile.
+        progress: Equal on all workers.
+        keep: How many checkpoints are left.
+        world: This process.
+        group: For the workers' agreements; None: all of them.
+    """
+    def drop_oldest() -> None:
+        for step in storage.steps()[:-keep]:
+            storage.discard(step)
+
+    record = json.dumps(dataclasses.asdict(progress)).encode()
+    writer = ShardWriter(storage, progress.step, {_PROGRESS: record}, drop_oldest)
+    _alone_is_fine()
+    try:
+        with _one_error():
+            dcp.save(state, storage_writer=writer, process_group=group, no_dist=world.size == 1)
+    except BaseException:
+        storage.abandon(progress.step)
+        raise
 
 
-def _told(error: OSError, directory: Path) -> Exception:
-    return disk_full(directory) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error
+def load(
+    storage: Storage, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, world: World,
+    group: dist.ProcessGroup | None = None,
+) -> Progress:
+    """Put a checkpoint into model and optimizer. Every worker must call it; what fails on one is raised on all.
+
+    Args:
+        storage: Of this training's checkpoints.
+        step: Of a complete one.
+        model: Takes its weights, cut as it is now.
+        optimizer: Takes its state.
+        world: This process.
+        group: For the workers' agreements; None: all of them.
+
+    Raises:
+        StorageError: It is damaged, or out of reach. Model and optimizer are then of no use.
+    """
+    def small_files() -> tuple[dict[str, Seal], bytes, bytes]:
+        seals = storage.manifest(step)
+        return seals, storage.read(step, METADATA, seals[METADATA]), storage.read(step, _PROGRESS, seals[_PROGRESS])
+
+    seals, metadata, progress = agreed(small_files, world, group)
+    state = state_of(model, optimizer)
+    reader = ShardReader(storage, step, seals, metadata)
+    _alone_is_fine()
+    with _one_error():
+        dcp.load(state, storage_reader=reader, process_group=group, no_dist=world.size == 1)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return Progress(**json.loads(progress))
+
+
+def agreed(look: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> T:
+    """What rank 0 sees, or its error, on every worker; another might look a moment later."""
+    seen: list[Any] = [None]
+    if world.rank == 0:
+        try:
+            seen = [look()]
+        except (MoeDiscoError, OSError) as error:
+            seen = [error]
+    if world.size > 1:
+        dist.broadcast_object_list(seen, src=0, group=group)
+    if isinstance(seen[0], Exception):
+        raise seen[0]
+    return seen[0]
+
+
+def _alone_is_fine() -> None:
+    # torch warns of assuming a single process, which is what it is told. Not `catch_warnings`: it would undo what other threads
+    # and trainings that take turns with this one say of warnings.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 @contextlib.contextmanager
-def _alone(world: World) -> Iterator[bool]:
-    with warnings.catch_warnings():
-        # It says that it assumes a single process, which is what it is told.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield world.size == 1
-
-
-def _barrier(world: World) -> None:
-    if world.size > 1:
-        dist.barrier()
+def _one_error() -> Iterator[None]:
+    """Raises what failed on some workers as what it was."""
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        causes = [failure[0] for failure in error.failures.values() if isinstance(failure[0], MoeDiscoError | OSError)]
+        if causes:
+            raise causes[0] from error
+        raise

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 
 from moedisco_ray.config import Optimizer, Outer, Phase
+from moedisco_ray.file_systems import Location
+from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Skip
 
 
@@ -52,11 +54,11 @@ class TrainJob:
         model: Hugging Face model directory to start from.
         shards: Directories of packed tokens.
         output: Hugging Face model directory to make; appears when complete.
-        checkpoints: Directory for this job's checkpoints alone. A job that finds one there goes on from it.
+        checkpoints: Directory or URI for this job's checkpoints alone. A job that finds one there goes on from it.
         steps: Optimizer steps.
         sequence_length: Tokens per sequence.
         optimizer: The recipe.
-        checkpoint_every: Steps between checkpoints.
+        checkpoint_every: Steps between checkpoints; None: as often as costs least, by `policies.checkpointing`.
         keep: How many checkpoints to keep.
         seed: Of the order of the data, and of stochastic rounding.
         load_balance: Weight of the load-balance loss.
@@ -70,6 +72,7 @@ class TrainJob:
         logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
         backbone_rate: None: the backbone learns like everything else.
         rounds: Meetings with other trainings; None: it has none.
+        losses_per_hour: How often a worker is expected to be lost; see `policies.checkpointing.loss_rate`.
     """
 
     stage: str
@@ -77,11 +80,11 @@ class TrainJob:
     model: Path
     shards: tuple[Path, ...]
     output: Path
-    checkpoints: Path
+    checkpoints: Location
     steps: int
     sequence_length: int
     optimizer: Optimizer
-    checkpoint_every: int
+    checkpoint_every: int | None
     keep: int = 2
     seed: int = 0
     load_balance: float = 0.0
@@ -95,6 +98,7 @@ class TrainJob:
     logs: Path | None = None
     backbone_rate: BackboneRate | None = None
     rounds: Rounds | None = None
+    losses_per_hour: float = ASSUMED.per_hour
 
     @property
     def batch(self) -> int:

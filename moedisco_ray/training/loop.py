@@ -9,30 +9,31 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from moedisco_ray import objective
 from moedisco_ray.events import Emit
 from moedisco_ray.policies import worth
-from moedisco_ray.training import checkpoint
 from moedisco_ray.training.batches import Batches, MicroBatch
+from moedisco_ray.training.checkpoint import Progress
 from moedisco_ray.training.course import Course
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.ledger import Ledger
 from moedisco_ray.training.meeting import Meeting
 from moedisco_ray.training.optimizer import make_optimizer, set_rates
 from moedisco_ray.training.output import write_model
+from moedisco_ray.training.saver import Saver
 from moedisco_ray.training.sharding import autocast, trainable
 from moedisco_ray.training.spikes import SpikeGuard
 
 _ASK_EVERY = 8
-"""Steps between the moments when several workers agree on whether to stop."""
+"""Steps between the moments when several workers agree on whether to stop or save."""
 _LOOK_SECONDS = 0.2
 """Between two looks for the others of a round."""
 
@@ -65,56 +66,52 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
         NotFiniteError: A loss or a gradient is not finite.
         CorpusError: The shards are shorter than one sequence.
         RunDirError: The disk is full.
+        StorageError: The checkpoints' storage does not answer, or the newest checkpoint is damaged.
     """
-    batches = Batches(job, world)
     model = trainable(job.model, job.optimizer, world)
     course = Course(model, str(model.config.model_type), job.phases, job.steps, job.optimizer, job.dense_steps)
     stepper = Stepper(model, job, world)
-    progress = checkpoint.Progress()
-    found = checkpoint.latest(job.checkpoints)
-    if found is not None:
-        course.recall(checkpoint.step_of(found))
-        progress = checkpoint.load(found, model, stepper.optimizer, world)
+    with Saver(job, model, stepper.optimizer, world, emit) as saver:
+        batches = Batches(job, world)
+        course.recall(saver.newest)
+        progress = saver.restore()
         stepper.restore(progress.fractions_NE)
-    restored = progress.step
-    ledger = Ledger(job, world, emit, progress)
-    guard = SpikeGuard(job, world, emit, progress)
-    meeting = Meeting(job, model, ledger, world)
-    save_now = functools.partial(_save, job, model, stepper, progress, world)
-    stopped = waits = False
-    for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
-        if not (yield from meeting.attend(step, stop, save_now)):
-            stopped = waits = True
-            break
-        lr = course.enter(step)
-        set_rates(stepper.optimizer, lr, step, job.backbone_rate)
-        ledger.add(*stepper(batches(step), functools.partial(guard.refuses, step)))
-        done = step + 1
-        log = done % job.log_every == 0
-        if log:
-            ledger.settle()
-        last = done == job.steps or (log and _is_spent(job, course, progress))
-        stopped = not last and _agree(stop, done, world)
-        save = last or stopped or done % job.checkpoint_every == 0
-        if save:
-            ledger.settle()
-        if log or last or stopped:
-            ledger.log(lr)
-        if save:
-            save_now()
-        if stopped or last:
-            break
-    course.leave()
-    if not stopped:
-        write_model(model, job, world)
+        restored = progress.step
+        ledger = Ledger(job, world, emit, progress)
+        guard = SpikeGuard(job, world, emit, progress)
+        meeting = Meeting(job, model, ledger, world)
+
+        def standing() -> Progress:
+            progress.fractions_NE = stepper.fractions_NE.tolist()
+            return progress
+
+        stopped = waits = False
+        for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
+            if not (yield from meeting.attend(step, stop, lambda: saver.secure(standing()))):
+                stopped = waits = True
+                break
+            lr = course.enter(step)
+            set_rates(stepper.optimizer, lr, step, job.backbone_rate)
+            ledger.add(*stepper(batches(step), functools.partial(guard.refuses, step)))
+            done = step + 1
+            log = done % job.log_every == 0
+            if log:
+                ledger.settle()
+            last = done == job.steps or (log and _is_spent(job, course, progress))
+            stopped, wanted = (False, False) if last else _agree((stop, saver.wanted), done, world)
+            if last or stopped or wanted or saver.scheduled(done):
+                ledger.settle()
+                saver.save(standing())
+            if log or last or stopped:
+                ledger.log(lr)
+            if stopped or last:
+                break
+        course.leave()
+        if not stopped:
+            write_model(model, job, world)
     return TrainResult(
         progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored, finished=not stopped,
         waits=waits)
-
-
-def _save(job: TrainJob, model: nn.Module, stepper: Stepper, progress: checkpoint.Progress, world: World) -> None:
-    progress.fractions_NE = stepper.fractions_NE.tolist()
-    checkpoint.save(job.checkpoints, model, stepper.optimizer, progress, world, job.keep)
 
 
 class Stepper:
@@ -196,17 +193,18 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _is_spent(job: TrainJob, course: Course, progress: checkpoint.Progress) -> bool:
+def _is_spent(job: TrainJob, course: Course, progress: Progress) -> bool:
     if job.least_gain is None or progress.step % job.log_every:
         return False
     return worth.is_spent(progress.losses[course.last_phase:], job.least_gain, worth.window_of(job.steps))
 
 
-def _agree(stop: Callable[[], bool], done: int, world: World) -> bool:
+def _agree(questions: Sequence[Callable[[], bool]], done: int, world: World) -> list[bool]:
+    """Whether any worker says yes, to each question."""
     if world.size == 1:
-        return stop()
+        return [question() for question in questions]
     if done % _ASK_EVERY:
-        return False
-    answer = torch.tensor(float(stop()), device=world.device)
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-    return bool(answer)
+        return [False] * len(questions)
+    answers = torch.tensor([float(question()) for question in questions], device=world.device)
+    dist.all_reduce(answers, op=dist.ReduceOp.MAX)
+    return [answer > 0 for answer in answers.tolist()]

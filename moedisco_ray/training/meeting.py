@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moedisco_ray.model_map import config_values
-from moedisco_ray.training import checkpoint, rounds
+from moedisco_ray.training import rounds
 from moedisco_ray.training.backbone import backbone_of
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.ledger import Ledger
@@ -42,13 +42,13 @@ class Meeting:
         self._backbone = {} if job.rounds is None else backbone_of(model)
         self._config = {} if job.rounds is None else config_values(model.config)
 
-    def attend(self, step: int, stop: Callable[[], bool], save: Callable[[], None]) -> Generator[None, None, bool]:
+    def attend(self, step: int, stop: Callable[[], bool], secure: Callable[[], None]) -> Generator[None, None, bool]:
         """Where a meeting lies before a step: end the round, and begin the next with what it made.
 
         Args:
             step: The step that comes next, counted from 0.
             stop: Ends the waiting.
-            save: Writes a checkpoint.
+            secure: Returns when a checkpoint of this moment is safe.
 
         Yields:
             Whenever it looked for the others in vain.
@@ -63,8 +63,7 @@ class Meeting:
         began = time.monotonic()
         closed = rounds.newest(self._rounds.directory, progress.round)
         if closed == progress.round:
-            if step not in checkpoint.steps(self._job.checkpoints):
-                save()
+            secure()
             self._post(self._rounds.directory, closed + 1)
         while closed == progress.round:
             if stop() or time.monotonic() - began >= self._rounds.stay:

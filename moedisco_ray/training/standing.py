@@ -9,9 +9,13 @@ from moedisco_ray.training.sharding import trainable
 
 
 def standing(job: TrainJob) -> TrainResult:
-    """What a training has come to by its newest checkpoint; without one, it has not begun."""
+    """What a training has come to by its newest checkpoint; without one, it has not begun.
+
+    Raises:
+        StorageError: The checkpoints' storage does not answer, or the newest one is damaged.
+    """
     found = checkpoint.latest(job.checkpoints)
-    progress = checkpoint.Progress() if found is None else checkpoint.read_progress(found)
+    progress = checkpoint.Progress() if found is None else checkpoint.read_progress(job.checkpoints, found)
     return TrainResult(
         progress.step, progress.tokens, tuple(progress.losses), progress.seconds, progress.step,
         finished=progress.step == job.steps and job.output.is_dir())
@@ -25,9 +29,10 @@ def write_standing(job: TrainJob) -> None:
     Raises:
         CheckpointError: `job.model` holds no model of a known family.
         RunDirError: The disk is full.
+        StorageError: The checkpoints' storage does not answer, or the newest one is damaged.
     """
     model = trainable(job.model, job.optimizer, World())
     found = checkpoint.latest(job.checkpoints)
     if found is not None:
-        checkpoint.load_weights(found, model)
+        checkpoint.load_weights(job.checkpoints, found, model)
     write_model(model, job, World())

@@ -16,8 +16,9 @@ from moedisco_ray.errors import PoolError, TrainingError
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.shell import Placement
-from moedisco_ray.training import TrainJob, TrainResult
+from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint
 from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training.storage import Storage
 
 STEPS = 10
 RESULT = TrainResult(STEPS, 100, (3.0,) * STEPS, 20.0, 0, finished=True)
@@ -41,9 +42,8 @@ def jobs(tmp_path: Path) -> list[TrainJob]:
 
 
 def checkpointed(job: TrainJob, step: int) -> None:
-    path = job.checkpoints / f"step-{step:07d}"
-    path.mkdir(parents=True)
-    (path / "progress.json").write_text(json.dumps(dataclasses.asdict(Progress(step, 10 * step, [3.0] * step, 2.0 * step))))
+    progress = Progress(step, 10 * step, [3.0] * step, 2.0 * step)
+    checkpoint.write(Storage(job.checkpoints), {"model": {}, "optimizer": {}}, progress, 2, World())
 
 
 SPEEDS = dict.fromkeys("abc", 1.0)

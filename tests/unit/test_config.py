@@ -96,6 +96,8 @@ def test_the_last_override_wins(tmp_path):
     (BASE, ("corpus.sources=[{path: embedded, name: a}, {path: embedded, name: a}]",), "corpus.sources: 'a': two sources"),
     (BASE, ("output=s3://bucket/runs",), "output: .*mount the bucket"),
     (BASE, ("checkpoint.every=sometimes",), "checkpoint.every: 'sometimes'"),
+    (BASE, ("checkpoint.storage=s3:/bucket",), "checkpoint.storage: 's3:/bucket': names no storage; give a folder, or a URI"),
+    (BASE, ("checkpoint.storage=ftp://host/x",), "checkpoint.storage: 'ftp://host/x': names no storage"),
     (BASE, ("nonsense",), "--set: 'nonsense': must read key.sub=value"),
     (BASE, ("corpus=3",), "corpus: 3: input should be a section with settings of its own"),
     (BASE, ("evaluation.prompts=x",), "evaluation.prompts: 'x': input should be a list"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+from s3_standin import s3_server
 from small_run import small_config
 
 from moedisco_ray import corpus
@@ -18,21 +18,10 @@ DOCUMENTS = {f"wiki/{i:03}.txt": f"Article {i}. " + " ".join(f"word{i * j % 97}"
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="text")
+    with s3_server("text") as server:
         for key, text in DOCUMENTS.items():
-            client.put_object(Bucket="text", Key=key, Body=text.encode())
-        yield f"{host}:{port}"
-    server.stop()
+            boto3.client("s3").put_object(Bucket="text", Key=key, Body=text.encode())
+        yield server
 
 
 @pytest.mark.parametrize("path", ["s3://text/wiki/*.txt", "s3://text/wiki", "s3://text/wiki?endpoint_override={endpoint}&scheme=http"])

@@ -24,7 +24,7 @@ from moedisco_ray.policies.retrying import (
 
 LIMITS = Limits(failures=3, same_step=2, window=10)
 CHECKPOINTS = (70, 80, 90, 100)
-kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", "died", "failed", "not_finite", "out_of_memory"])
+kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"])
 ends = st.builds(End, kinds, st.integers(0, 200), st.just("why"))
 
 

@@ -176,7 +176,7 @@ def test_curves_follow_the_unit_that_went_back(tmp_path):
         progress(log, "submodel-0", step, 20.0 - step)
     progress(log, "finetune", 2, 1.5, stage_name="finetune")
     log.close()
-    assert read_curves(tmp_path / "events.jsonl") == {
+    assert read_curves(EventLog.read(tmp_path / "events.jsonl")) == {
         "submodel-0": {"stage": "submodels", "tokens": [10, 20, 30, 50], "loss": [9.0, 8.0, 17.0, 15.0]},
         "submodel-1": {"stage": "submodels", "tokens": [10], "loss": [7.0]},
         "finetune": {"stage": "finetune", "tokens": [20], "loss": [1.5]},
@@ -188,7 +188,7 @@ def test_long_curves_are_thinned(tmp_path):
     for step in range(1, 1202):
         progress(log, "seed", step, float(step), stage_name="seed")
     log.close()
-    curve = read_curves(tmp_path / "events.jsonl")["seed"]
+    curve = read_curves(EventLog.read(tmp_path / "events.jsonl"))["seed"]
     assert len(curve["tokens"]) == len(curve["loss"]) == CURVE_POINTS
     assert (curve["tokens"][0], curve["tokens"][-1]) == (10, 12_010)
 

@@ -5,6 +5,7 @@ import errno
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import BATCH, RECIPE, L, V, run, stop_after, variant, weights, write_shard, write_tiny
-from torch.distributed import checkpoint as dcp
 from transformers import AutoModelForCausalLM
 
+from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import Optimizer
 from moedisco_ray.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.events import Event
@@ -25,6 +26,7 @@ from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, learning_rate, standing, steps_for, write_standing
 from moedisco_ray.training.optimizer import RoundingAdamW, adamw
 from moedisco_ray.training.sharding import trainable
+from moedisco_ray.training.storage import SealedStream, Storage
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,9 @@ def test_learns_and_reports(job: TrainJob) -> None:
     assert (result.steps, result.tokens, len(result.losses), result.restored_step) == (41, 41 * BATCH * L, 41, 0)
     assert result.loss == pytest.approx(np.mean(result.losses[-2:]))
     assert result.loss < result.losses[0] - 0.5
+    saved = events.pop()
+    assert (saved.type, saved.data["step"]) == ("checkpoint", 41)
+    assert 0 < saved.data["stall"] <= saved.data["latency"]
     assert [(e.type, e.stage, e.unit, e.data["step"]) for e in events] == [
         ("progress", "finetune", "finetune", step) for step in (10, 20, 30, 40, 41)]
     assert [e.data["loss"] for e in events] == pytest.approx(
@@ -187,9 +192,8 @@ def test_load_balance_balances(job: TrainJob, home: Path) -> None:
     for name, weight in (("none", 0.0), ("some", 0.05)):
         trial = variant(job, name, load_balance=weight)
         run(trial)
-        progress = checkpoint.latest(trial.checkpoints)
-        assert progress is not None
-        fractions = np.array(checkpoint.read_json(progress / "progress.json")["fractions_NE"])
+        progress = read_json(trial.checkpoints / f"step-{trial.steps:07d}" / "progress.json")
+        fractions = np.array(progress["fractions_NE"])
         spread.append(fractions.std())
     assert spread[1] < 0.6 * spread[0], spread
 
@@ -230,23 +234,24 @@ def test_keeps_the_newest_checkpoints_and_trusts_only_whole_ones(job: TrainJob) 
     run(job)
     assert sorted(p.name for p in job.checkpoints.iterdir()) == ["step-0000006", "step-0000008"]
     (job.checkpoints / ".step-0000009.draft").mkdir()
-    (job.checkpoints / "step-0000010").mkdir()  # no progress.json: someone's half-made copy
-    assert checkpoint.latest(job.checkpoints) == job.checkpoints / "step-0000008"
+    (job.checkpoints / "step-0000010").mkdir()  # no manifest: someone's half-made copy
+    assert checkpoint.latest(job.checkpoints) == 8
     shutil.rmtree(job.checkpoints / "step-0000008")
-    assert checkpoint.latest(job.checkpoints) == job.checkpoints / "step-0000006"
+    assert checkpoint.latest(job.checkpoints) == 6
     assert checkpoint.latest(job.checkpoints / "absent") is None
 
 
-@pytest.mark.parametrize("by_torch", [False, True])
-def test_a_full_disk_is_told_and_leaves_nothing_behind(
-    job: TrainJob, monkeypatch: pytest.MonkeyPatch, by_torch: bool,
-) -> None:
-    def full(*args: Any, **kwargs: Any) -> None:
-        error = OSError(errno.ENOSPC, "No space left on device")
-        raise dcp.CheckpointException("write", {0: (error, None)}) if by_torch else error
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata.tmp", "progress.json", "manifest.json"])
+def test_a_full_disk_is_told_and_leaves_nothing_behind(job: TrainJob, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    writing = Storage.writing
+
+    def full(storage: Storage, path: str) -> AbstractContextManager[SealedStream]:
+        if path.endswith(file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return writing(storage, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dcp, "save", full)
+        patch.setattr(Storage, "writing", full)
         with pytest.raises(RunDirError, match="the disk is full"):
             run(job)
     assert list(job.checkpoints.iterdir()) == []

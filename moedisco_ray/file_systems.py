@@ -1,0 +1,44 @@
+"""Paths and URIs to the file systems that pyarrow reads: local disks, `s3://`, `gs://` and others.
+
+Options of a file system stand behind a URI, such as `s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+Location = Path | str
+"""A local path, or a URI."""
+
+
+def resolve(location: Location) -> tuple[Any, str]:
+    """The pyarrow file system of a location, and the location's path in it.
+
+    Raises:
+        OSError: The file system cannot be reached.
+        pyarrow.ArrowInvalid: There is no such file system.
+    """
+    if is_uri(location):
+        return fs.FileSystem.from_uri(str(location))
+    return fs.LocalFileSystem(), str(Path(location).absolute())
+
+
+def joined(location: Location, *parts: str) -> Location:
+    """A location below another; a URI's options stay behind it."""
+    if not is_uri(location):
+        return Path(location).absolute().joinpath(*parts)
+    place, sign, options = str(location).partition("?")
+    return "/".join([place.rstrip("/"), *parts]) + sign + options
+
+
+def is_uri(location: Location) -> bool:
+    """Whether it is a URI, not a local path."""
+    return isinstance(location, str) and "://" in location
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,282 @@
+"""Where checkpoints lie: a folder on any file system that pyarrow reads, in which each appears complete or not at all.
+
+    LOCATION/step-0000100/__0_0.distcp ...   shards of weights and optimizer, a file per worker
+                          .metadata          which part of which tensor lies where (torch.distributed.checkpoint)
+                          progress.json      where the training stood
+                          manifest.json      written last: size and SHA-256 of every other file
+
+A checkpoint is complete when its manifest is there, and every file with the size that it says. On a disk it also gets its name
+only then. An object store has no renaming; but there no object appears before its last byte has arrived. (The parts of an upload
+that was cut off stay there unseen: a lifecycle rule of the bucket, AbortIncompleteMultipartUpload, frees them.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from moedisco_ray.artifacts import disk_full
+from moedisco_ray.errors import ConfigError, StorageError
+from moedisco_ray.file_systems import Location, first_line, resolve
+
+T = TypeVar("T")
+
+MANIFEST = "manifest.json"
+
+_PATIENCE = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
+"""Seconds between attempts; the file systems' own ones come on top."""
+
+_NAME = re.compile(r"step-(\d{7,})")
+_BUFFER = 4 << 20
+_HOPELESS = re.compile(r"NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seal:
+    """By which a file is known again.
+
+    Attributes:
+        size: In bytes.
+        sha256: In hexadecimal digits.
+    """
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Seal:
+        """The seal of these bytes."""
+        return cls(len(data), hashlib.sha256(data).hexdigest())
+
+
+class SealedStream:
+    """Counts and hashes what is written through it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._size = 0
+        self._hash = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Pass it on."""
+        view = memoryview(data).cast("B")
+        self._stream.write(view)
+        self._hash.update(view)
+        self._size += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._size
+
+    def flush(self) -> None:
+        """Nothing: torch asks for it after every tensor, which would cut an upload into as many parts."""
+
+    def close(self) -> None:
+        """Nothing: whoever opened the stream closes it."""
+
+    @property
+    def seal(self) -> Seal:
+        """Of everything written so far."""
+        return Seal(self._size, self._hash.hexdigest())
+
+
+class Storage:
+    """The checkpoints of one training.
+
+    What fails is tried again for some minutes, with growing pauses, unless it is a disk that fails.
+
+    Args:
+        location: A folder for these checkpoints alone; every worker must see it.
+
+    Raises:
+        ConfigError: There is no such file system or bucket, or it refuses us.
+        StorageError: It does not answer, or what it holds is damaged.
+        RunDirError: The disk is full.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        try:
+            self._system, self._root = resolve(location)
+        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise self._misconfigured(error) from error
+        self._on_disk = isinstance(self._system, fs.LocalFileSystem)
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, ascending."""
+        return self.patiently(lambda: [step for name in self._names() if (step := self._step(name)) is not None])
+
+    def manifest(self, step: int) -> dict[str, Seal]:
+        """The files of a complete checkpoint."""
+        return self.patiently(lambda: self._manifest(_name(step)))
+
+    def draft(self, step: int) -> str:
+        """The path under which a checkpoint is written."""
+        return self._path(f".{_name(step)}.draft" if self._on_disk else _name(step))
+
+    def begin(self, step: int) -> None:
+        """Make room for a checkpoint: whatever is not complete is left over from a save that was cut off."""
+        def clear() -> None:
+            for name in self._names():
+                if self._path(name) == self.draft(step) or self._step(name) is None:
+                    self._delete(name)
+            if self._on_disk:
+                self._system.create_dir(self.draft(step))
+        self.patiently(clear)
+
+    def commit(self, step: int, seals: dict[str, Seal]) -> None:
+        """Make a checkpoint complete.
+
+        Args:
+            step: Its step.
+            seals: Of all its files.
+        """
+        manifest = json.dumps({"files": {name: dataclasses.asdict(seal) for name, seal in sorted(seals.items())}}, indent=2)
+        self.write(f"{self.draft(step)}/{MANIFEST}", f"{manifest}\n".encode())
+        if self._on_disk:
+            self.patiently(lambda: self._publish(step, (*seals, MANIFEST)))
+
+    def discard(self, step: int) -> None:
+        """Drop a checkpoint."""
+        self.patiently(lambda: self._delete(_name(step)))
+
+    def abandon(self, step: int) -> None:
+        """Free what a draft takes of a disk; elsewhere the next `begin` does."""
+        if self._on_disk:
+            with contextlib.suppress(OSError):
+                self._system.delete_dir(self.draft(step))
+
+    def remove(self) -> None:
+        """Drop everything."""
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._system.delete_dir(self._root)
+        self.patiently(delete)
+
+    def write(self, path: str, data: bytes) -> Seal:
+        """Write a small file."""
+        def put() -> Seal:
+            with self.writing(path) as stream:
+                stream.write(data)
+                return stream.seal
+        return self.patiently(put)
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Iterator[SealedStream]:
+        """A stream into a file; one attempt."""
+        with self._system.open_output_stream(path, buffer_size=_BUFFER) as stream:
+            yield SealedStream(stream)
+
+    def read(self, step: int, name: str, seal: Seal) -> bytes:
+        """A file of a complete checkpoint.
+
+        Raises:
+            StorageError: It is not what was written. The checkpoint is dropped: the next attempt goes on from the one before.
+        """
+        data = self.patiently(lambda: self._get(f"{_name(step)}/{name}"))
+        if Seal.of(data) != seal:
+            self.discard(step)
+            raise StorageError(f"{name} of checkpoint {_name(step)} in {self.location} is damaged; the checkpoint is dropped")
+        return data
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file of a draft another name."""
+        self.patiently(lambda: self._system.move(old, new))
+
+    def patiently(self, operation: Callable[[], T]) -> T:
+        """Do it, again and again where it fails for a reason that may pass."""
+        for pause in (*_PATIENCE, None):
+            try:
+                return operation()
+            except FileNotFoundError as error:
+                raise StorageError(f"{self.location} has lost a file ({first_line(error)})") from error
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise disk_full(Path(self._root)) from error
+                if self._on_disk:
+                    raise
+                if _HOPELESS.search(str(error)):
+                    raise self._misconfigured(error) from error
+                if pause is None:
+                    raise StorageError(f"{self.location} does not answer ({first_line(error)})") from error
+                _log.warning("%s: %s; once more in %g s", self.location, first_line(error), pause)
+            # Not all at once: where a storage was away, every trainer of the run waits for it.
+            time.sleep(pause * random.uniform(0.5, 1.0))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _publish(self, step: int, files: Iterable[str]) -> None:
+        """Give a draft its name, once all of it is on the disk itself."""
+        for file in files:
+            _sync(f"{self.draft(step)}/{file}")
+        self._delete(_name(step))
+        self._system.move(self.draft(step), self._path(_name(step)))
+        _sync(self._root)
+
+    def _names(self) -> list[str]:
+        selector = fs.FileSelector(self._root, allow_not_found=True)
+        return sorted(info.base_name for info in self._system.get_file_info(selector) if info.type == fs.FileType.Directory)
+
+    def _step(self, name: str) -> int | None:
+        """The step of a complete checkpoint, None for anything else."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        try:
+            seals = self._manifest(name)
+            infos = self._system.get_file_info(fs.FileSelector(self._path(name)))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        sizes = {info.base_name: info.size for info in infos}
+        return int(match[1]) if all(sizes.get(file) == seal.size for file, seal in seals.items()) else None
+
+    def _manifest(self, name: str) -> dict[str, Seal]:
+        files = json.loads(self._get(f"{name}/{MANIFEST}"))["files"]
+        return {file: Seal(**seal) for file, seal in files.items()}
+
+    def _get(self, name: str) -> bytes:
+        with self._system.open_input_stream(self._path(name)) as stream:
+            data: bytes = stream.read()
+        return data
+
+    def _delete(self, name: str) -> None:
+        # What makes it complete goes first: half a checkpoint must not pass for a whole one.
+        with contextlib.suppress(FileNotFoundError):
+            self._system.delete_file(self._path(f"{name}/{MANIFEST}"))
+        with contextlib.suppress(FileNotFoundError):
+            self._system.delete_dir(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _misconfigured(self, error: Exception) -> ConfigError:
+        remedy = f"cannot be used ({first_line(error)}); name a place that you may write to"
+        return ConfigError("checkpoint.storage", str(self.location), remedy)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:07d}"
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,129 @@
+"""Between a client and an S3 server: a proxy on loopback that refuses, throttles, slows down and cuts connections."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+
+Fault = Literal["pass", "refuse", "throttle", "slow", "cut"]
+Faults = Callable[[str, str], Fault]
+"""From a request's method and path to what becomes of it."""
+
+_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_CHUNK = 1 << 16
+_PER_CONNECTION = ("transfer-encoding", "connection")
+
+
+class FaultyS3:
+    """The proxy.
+
+    Args:
+        server: HOST:PORT of the server.
+
+    Attributes:
+        faults: May be replaced at any time.
+        counts: How often each was done.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self.faults: Faults = lambda _method, _path: "pass"
+        self.counts: dict[Fault, int] = {"pass": 0, "refuse": 0, "throttle": 0, "slow": 0, "cut": 0}
+        self._lock = threading.Lock()
+
+    def fault(self, method: str, path: str) -> Fault:
+        """What becomes of this request."""
+        with self._lock:
+            fault = self.faults(method, path)
+            self.counts[fault] += 1
+        return fault
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: FaultyS3
+
+    def _serve(self) -> None:
+        fault = self.proxy.fault(self.command, self.path)
+        if fault == "refuse":
+            self._hang_up()
+            return
+        if fault == "cut":
+            self.rfile.read(next(self._pieces(), 0) // 2)
+            self._hang_up()
+            return
+        body = self._body(pause=0.05 if fault == "slow" else 0.0)
+        if fault == "throttle":
+            self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
+        else:
+            self._forward(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+
+    def _body(self, pause: float) -> bytes:
+        parts = []
+        for size in self._pieces():
+            for start in range(0, size, _CHUNK):
+                parts.append(self.rfile.read(min(_CHUNK, size - start)))
+                time.sleep(pause)
+        return b"".join(parts)
+
+    def _pieces(self) -> Iterator[int]:
+        """Sizes of the body's pieces; each must be read before the next is asked for."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            yield int(self.headers.get("Content-Length", 0))
+            return
+        while size := int(self.rfile.readline(), 16):
+            yield size
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def _forward(self, body: bytes) -> None:
+        with contextlib.closing(http.client.HTTPConnection(self.proxy.server)) as upstream:
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            chunked = "Transfer-Encoding" in self.headers
+            upstream.request(self.command, self.path, iter([body]) if chunked else body, headers, encode_chunked=chunked)
+            answer = upstream.getresponse()
+            kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _PER_CONNECTION]
+            self._answer(answer.status, kept, answer.read())
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() != "content-length" or self.command == "HEAD":
+                self.send_header(name, value)
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+
+@contextlib.contextmanager
+def faulty_s3(server: str) -> Iterator[tuple[FaultyS3, str]]:
+    """A proxy before HOST:PORT, and its own."""
+    proxy = FaultyS3(server)
+    handler = type("Handler", (_Handler,), {"proxy": proxy})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
+        listener.daemon_threads = True
+        thread = threading.Thread(target=listener.serve_forever)
+        thread.start()
+        try:
+            yield proxy, f"127.0.0.1:{listener.server_port}"
+        finally:
+            listener.shutdown()
+            thread.join()
