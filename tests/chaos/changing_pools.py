@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from pool_plan import Change
 from spot_nodes import SpotNodes
 
 from moedisco_ray.events import Event
+from moedisco_ray.stopping import StopFile
+
+T = TypeVar("T")
 
 NOTICE_SECONDS = 20.0
 """Between a notice and the power going; a trainer looks for one every second."""
@@ -44,7 +47,7 @@ class _Trainer:
 
 
 class ChangingPools:
-    """A listener of the run's events, and a thread that acts on them.
+    """A listener of a run's events, and what acts on them.
 
     Args:
         plan: What to do.
@@ -75,18 +78,31 @@ class ChangingPools:
                 self._take(event.stage, event.unit, event)
             self._changed.notify_all()
 
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Carry the plan out beside the block, whole."""
-        with ThreadPoolExecutor(1, thread_name_prefix="chaos") as thread:
-            working = thread.submit(self._work)
+    def disturb(self, run: Callable[[], T], stop: StopFile) -> T:
+        """Carry the plan out, whole, while a run goes on in another thread: Ray wants nodes to be started from the main one.
+
+        Args:
+            run: The run.
+            stop: Ends it, if the plan cannot be carried out.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="run") as thread:
+            running = thread.submit(run)
+            running.add_done_callback(self._end)
             try:
-                yield
-            finally:
-                self._ended.set()
-                with self._changed:
-                    self._changed.notify_all()
-            working.result()
+                for change in self._plan:
+                    self._wait_for(functools.partial(self._due, change))
+                    self._carry_out(change)
+            except BaseException:
+                if running.done():
+                    running.result()
+                stop.request("its pools could not be changed as planned")
+                raise
+            return running.result()
+
+    def _end(self, _: Future[Any]) -> None:
+        self._ended.set()
+        with self._changed:
+            self._changed.notify_all()
 
     def _take(self, stage: str, unit: str, event: Event) -> None:
         if event.type == "unit_started":
@@ -98,11 +114,6 @@ class ChangingPools:
             made[unit] = max(made.get(unit, 0), event.data["step"])
             if unit in self._trainers:
                 self._trainers[unit].step = event.data["step"]
-
-    def _work(self) -> None:
-        for change in self._plan:
-            self._wait_for(lambda change=change: self._due(change))
-            self._carry_out(change)
 
     def _due(self, change: Change) -> bool:
         made = sum(self._made[change.stage].values())

@@ -27,6 +27,7 @@ from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.stages import STAGES
+from moedisco_ray.stopping import StopFile
 
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "30"))
 INTERVAL = 8
@@ -73,8 +74,8 @@ def test_a_run_outlives_its_machines(
     pools = ChangingPools(plan, nodes, POOLS, totals)
     events: list[Event] = []
     began = time.monotonic()
-    with pools.at_work():
-        directory = pipeline.run(mine, (events.append, pools))
+    stop = StopFile(tmp_path / "stop")
+    directory = pools.disturb(lambda: pipeline.run(mine, (events.append, pools), stop=stop), stop)
     _log.info("seed %d, %.1f s: %s", seed, time.monotonic() - began, "; ".join(map(str, plan)))
     same_outcome(directory, undisturbed)
     check_work(events, planned, pools.hits)

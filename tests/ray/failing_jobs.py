@@ -1,4 +1,4 @@
-"""Jobs that end their workers early, by what they are made of: nothing in the workers is replaced."""
+"""Tiny jobs, and such as end their workers early by what they are made of: nothing in the workers is replaced."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from moedisco_ray.config import Architecture, Optimizer
+from moedisco_ray.events import Event
 from moedisco_ray.model_map import hf_config, save_model, skeleton
 from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
-from moedisco_ray.training import TrainJob, checkpoint
+from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 VOCABULARY, LENGTH, BATCH = 64, 16, 4
 BROKEN = VOCABULARY - 1
@@ -19,7 +20,7 @@ BROKEN = VOCABULARY - 1
 
 
 def make_job(directory: Path, steps: int, kind: type[TrainJob] = TrainJob, micro_batch: int | None = None) -> TrainJob:
-    """A dense model of three layers' worth of nothing, on random tokens; it sees no sequence twice."""
+    """A tiny dense model on random tokens; it sees no sequence twice."""
     sizes = Architecture(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1, num_experts_per_tok=1)
     config = hf_config("qwen3_moe", sizes, VOCABULARY, LENGTH, 0)
@@ -34,6 +35,12 @@ def make_job(directory: Path, steps: int, kind: type[TrainJob] = TrainJob, micro
         stage="submodels", name="submodel-0", model=directory / "model", shards=(directory / "shards",),
         output=directory / "trained", checkpoints=directory / "checkpoints" / "steps", steps=steps, sequence_length=LENGTH,
         optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH, micro_batch=micro_batch), checkpoint_every=5, log_every=1)
+
+
+def here(job: TrainJob) -> TrainResult:
+    """Train in this process, undisturbed."""
+    torch.set_num_threads(1)
+    return train(job, World(), _ignore, lambda: False)
 
 
 def spoil(job: TrainJob, step: int) -> None:
@@ -52,6 +59,10 @@ class OnASmallDevice(TrainJob):
     @property
     def step_tokens(self) -> int:
         """What every forward pass asks for."""
-        if (self.optimizer.micro_batch or self.batch) > 2 and checkpoint.steps(self.checkpoints):
+        if (self.optimizer.micro_batch or self.batch) > 2 and any(Path(self.checkpoints).glob("step-*")):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().step_tokens
+
+
+def _ignore(event: Event) -> None:
+    pass
