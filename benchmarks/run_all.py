@@ -8,5 +8,7 @@ import sys
 from harness import ROOT
 
 if __name__ == "__main__":
-    for script in ("submodel_step.py", "kmeans.py", "ray_overhead.py", "service_load.py", "simulator.py", "document.py"):
+    for script in (
+        "submodel_step.py", "kmeans.py", "ray_overhead.py", "service_load.py", "simulator.py", "makespan.py", "document.py",
+    ):
         subprocess.run([sys.executable, str(ROOT / script)], check=True)

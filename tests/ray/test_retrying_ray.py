@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import failing_jobs
 import pytest
 from failing_jobs import OnASmallDevice, here, make_job, spoil
+from ray import cloudpickle
 
 from moedisco_ray.config import LowMemoryPool
 from moedisco_ray.errors import TrainingError
@@ -24,6 +26,7 @@ STEPS = 12
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_cluster: None, tmp_path: Path) -> None:
     roomy = here(make_job(tmp_path / "roomy", STEPS))
     job = make_job(tmp_path / "small", STEPS, OnASmallDevice, micro_batch=4)
+    cloudpickle.register_pickle_by_value(failing_jobs)  # workers cannot import it
     events: list[Event] = []
     [trained] = train_all([job], PLACEMENT, tmp_path / "ray", events.append)
     [restart] = [event.data for event in events if event.type == "worker_restarted"]
