@@ -23,6 +23,7 @@ _MEMORY = 80_000_000
 _PATIENCE = 30.0
 # A node that answers no more is lost after 1.5 s instead of 15: on one machine, a refused connection is no hiccup of a network.
 _SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+_OF_A_NODE = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class SpotNodes:
@@ -67,8 +68,19 @@ class SpotNodes:
         until(lambda: {node["NodeID"] for node in ray.nodes() if node["Alive"] and wanted.keys() & node["Resources"]} == {
             *self._nodes})
 
-    def left_over(self) -> list[str]:
-        """What a run that has ended still holds: placement groups, actors, and processes."""
+    def check_nothing_is_left(self) -> None:
+        """A run that has ended holds no placement group, no actor, and no process; Ray may take its time to end them."""
+        deadline = time.monotonic() + _PATIENCE
+        while (left := self._left_over()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not left
+
+    def shut_down(self) -> None:
+        """End the cluster."""
+        ray.shutdown()
+        self._cluster.shutdown()
+
+    def _left_over(self) -> list[str]:
         groups = [f"placement group {key}: {group['state']}"
                   for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
         actors = [f"actor {actor['ActorClassName']}: {actor['State']}"
@@ -76,14 +88,9 @@ class SpotNodes:
         orphans = [f"process of a node that is gone: {process.pid}" for process in self._gone if process.is_running()]
         return [*groups, *actors, *orphans, *self._busy()]
 
-    def shut_down(self) -> None:
-        """End the cluster."""
-        ray.shutdown()
-        self._cluster.shutdown()
-
     def _busy(self) -> list[str]:
         titles = [_title(child) for _, node in self._nodes.values() for child in _children(node)]
-        return [title for title in titles if title.startswith("ray::") and not title.startswith("ray::IDLE")]
+        return [title for title in titles if title.startswith("ray::") and not title.startswith(_OF_A_NODE)]
 
 
 def _children(node: Node) -> list[psutil.Process]:

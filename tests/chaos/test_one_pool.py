@@ -22,7 +22,7 @@ from moedisco_ray.training import TrainJob
 POOL = LowMemoryPool()
 STEPS = 1500
 """Of seconds altogether: what happens to a training must find it under way."""
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,8 @@ def running(jobs: Sequence[TrainJob], directory: Path) -> Iterator[Running]:
 
 def test_a_notice_is_followed_by_a_checkpoint_and_by_another_node(nodes: SpotNodes, tmp_path: Path) -> None:
     nodes.reset({POOL.resource: 2})
-    job = dataclasses.replace(make_job(tmp_path / "job", STEPS), checkpoint_every=10 * STEPS)
+    job, undisturbed = (
+        dataclasses.replace(make_job(tmp_path / name, STEPS), checkpoint_every=10 * STEPS) for name in ("job", "undisturbed"))
     with running([job], tmp_path / "ray") as run:
         until(lambda: run.reached(50), 60)
         nodes.notify(run.of("unit_started")[0].data["node_id"], seconds=60)
@@ -66,8 +67,8 @@ def test_a_notice_is_followed_by_a_checkpoint_and_by_another_node(nodes: SpotNod
     assert restart.data["kind"] == "preempted"
     before = [event.data["step"] for event in run.of("progress") if event.time < restart.time]
     assert trained.result.restored_step == before[-1] > 50
-    assert trained.result.losses == here(make_job(tmp_path / "undisturbed", STEPS)).losses
-    until(lambda: not nodes.left_over())
+    assert trained.result.losses == here(undisturbed).losses
+    nodes.check_nothing_is_left()
 
 
 def test_an_empty_pool_is_waited_for_and_said_to_be_empty(nodes: SpotNodes, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_what_waits_holds_nothing(nodes: SpotNodes, tmp_path: Path) -> None:
     assert most == 1
     assert [event.type for event in run.events if event.type in ("unit_started", "unit_finished")] == [
         "unit_started", "unit_finished"] * len(names)
-    until(lambda: not nodes.left_over())
+    nodes.check_nothing_is_left()
 
 
 def groups() -> list[str]:
