@@ -1,7 +1,7 @@
 # make demo          a service, and a whole run on text that every installation has, on CPU, in minutes
 # make test          the test suite
 # make check         what CI does: lint, types, import contracts, tests
-# make test-chaos    kills everything at seeded moments; takes long
+# make test-chaos    kills everything at seeded moments (CHAOS_SEEDS=30 times where machines come and go: half an hour)
 # make test-cluster  ray up, for real, a quarter of an hour; as root, with Debian's openssh-server, iproute2 and rsync
 
 PYTHON ?= python3.11

@@ -13,7 +13,7 @@ def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         ray.init(
-            num_cpus=4, resources={"low_mem_gpu": 2, "high_mem_gpu": 3}, include_dashboard=False, log_to_driver=False,
-            logging_level=logging.ERROR, object_store_memory=300_000_000)
+            address="local", num_cpus=4, resources={"low_mem_gpu": 2, "high_mem_gpu": 3}, include_dashboard=False,
+            log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
         yield
         ray.shutdown()

@@ -1,0 +1,205 @@
+"""Eight sub-models of unequal length on few spot machines: how long all of them take, against the shortest possible time.
+
+The cluster is real: Ray's processes, a raylet per node with room for one trainer, Ray Train runs, checkpoints, SIGKILL to raylets.
+Only the accelerator is not: a step of a tiny model waits for as long as a GPU would compute, so that nodes that share a few cores
+do not slow each other down. The bound is max(longest, sum / nodes) of what the steps wait, which no schedule beats.
+
+Losses are a Poisson process: each node lives for an exponentially distributed time, five checkpoint intervals in the mean, and its
+replacement is started at once. Sub-models here last a minute, where real ones last hours, and a start of Ray Train takes as long
+here as there; so a second bound counts, beside its steps, one undisturbed start of each sub-model. Starts after losses are never
+taken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import random
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from harness import environment, run_arm, spread, write_result
+from ray._private.node import Node
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray.cluster_utils import Cluster
+
+from moedisco_ray.config import Architecture, LowMemoryPool, Optimizer
+from moedisco_ray.decompose import decompose
+from moedisco_ray.events import Event
+from moedisco_ray.model_map import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
+from moedisco_ray.on_ray.trainers import train_all
+from moedisco_ray.policies.ordering import makespan_bound
+from moedisco_ray.shell import Placement
+from moedisco_ray.tokens import write_packed
+from moedisco_ray.training import TrainJob
+
+SIZES = Architecture(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1,
+                     num_experts_per_tok=1)
+VOCABULARY, LENGTH, BATCH = 64, 16, 4
+PACE = 0.25
+"""Seconds of a step."""
+SHARES = (2.0, 1.6, 1.3, 1.1, 0.8, 0.6, 0.4, 0.2)
+"""Lengths of the sub-models, relative to their mean."""
+INTERVALS_PER_LOSS = 5
+TARGETS = {"none": 1.10, "poisson": 1.25}
+POOL = LowMemoryPool()
+MEMORY = 80_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Paced(TrainJob):
+    """A job whose forward passes take as long as those of a large model."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Every forward pass asks for them, to weigh its loss."""
+        time.sleep(PACE)
+        return super().step_tokens
+
+
+class Machines:
+    """The nodes of a pool, always as many, each for as long as it lives; a listener that knows when each began to train."""
+
+    def __init__(self, cluster: Cluster, count: int, mean_life: float | None, seed: int) -> None:
+        self.losses = 0
+        self.arrivals: list[float] = []
+        self._cluster = cluster
+        self._mean_life = mean_life
+        self._generator = random.Random(seed)
+        self._arrived: dict[str, float] = {}
+        self._living: list[tuple[float, Node]] = []
+        self._stopped = threading.Event()
+        for _ in range(count):
+            self._add()
+        self._arrived.clear()   # those that are there from the beginning wait for the queue, not the queue for them
+
+    def __call__(self, event: Event) -> None:
+        if event.type == "unit_started":
+            arrived = self._arrived.pop(event.data["node_id"], None)
+            if arrived is not None:
+                self.arrivals.append(event.time - arrived)
+
+    def live(self) -> None:
+        """Lose nodes when their time has come, until `stop`."""
+        while not self._stopped.wait(max(0.0, min(end for end, _ in self._living) - time.time()) if self._mean_life else None):
+            end, node = min(self._living, key=lambda life: life[0])
+            self._living.remove((end, node))
+            os.kill(node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid, signal.SIGKILL)
+            self._cluster.remove_node(node, allow_graceful=False)
+            self.losses += 1
+            self._add()
+
+    def stop(self, _: Future[Any]) -> None:
+        self._stopped.set()
+
+    def _add(self) -> None:
+        node = self._cluster.add_node(num_cpus=1, resources={POOL.resource: 1}, object_store_memory=MEMORY)
+        self._arrived[node.node_id] = time.time()
+        life = self._generator.expovariate(1 / self._mean_life) if self._mean_life else 0.0
+        self._living.append((time.time() + life, node))
+
+
+def jobs(scratch: Path, mean_seconds: float, interval: int) -> list[TrainJob]:
+    config = config_values(hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0))
+    tensors = decompose(random_source(config, 0), ModelMap("qwen3_moe"), 1, 1, 0)
+    write_checkpoint(scratch / "start", tensors, submodel_config(config, 1))
+    write_packed(scratch / "shards", [[np.random.default_rng(0).integers(1, VOCABULARY, 20_000)]], eos=0, vocab_size=VOCABULARY)
+    return [
+        Paced(
+            stage="submodels", name=f"submodel-{k}", model=scratch / "start", shards=(scratch / "shards",),
+            output=scratch / str(k) / "trained", checkpoints=scratch / str(k) / "steps", steps=round(share * mean_seconds / PACE),
+            sequence_length=LENGTH, optimizer=Optimizer(batch_tokens=BATCH * LENGTH), checkpoint_every=interval,
+            log_every=interval)
+        for k, share in enumerate(SHARES)]
+
+
+def starts(events: list[Event], seconds_of_work: dict[str, float]) -> list[float]:
+    """Seconds from a slot's being held to its being free, less those of work; of sub-models that nothing happened to."""
+    disturbed = {event.unit for event in events if event.type == "worker_restarted"}
+    return [
+        event.data["seconds"] - seconds_of_work[event.unit]
+        for event in events if event.type == "unit_finished" and event.unit is not None and event.unit not in disturbed]
+
+
+def measure(losses: str, nodes: int, mean_seconds: float, interval: int, seed: int) -> dict[str, Any]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    cluster = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY,
+        # A refused connection is no hiccup of a network on one machine: a node is given up after 1.5 s, not after 15.
+        "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 3}})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    machines = Machines(cluster, nodes, INTERVALS_PER_LOSS * interval * PACE if losses == "poisson" else None, seed)
+    events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        machines(event)
+
+    try:
+        with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as thread:
+            submodels = jobs(Path(scratch), mean_seconds, interval)
+            began = time.monotonic()
+            training = thread.submit(train_all, submodels, Placement(POOL, 1, max_failures=3), Path(scratch) / "ray", listen)
+            training.add_done_callback(machines.stop)
+            machines.live()     # in the main thread, from which Ray wants nodes to be started
+            training.result()
+            makespan = time.monotonic() - began
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    work = {job.name: job.steps * PACE for job in submodels}
+    return {
+        "makespan": makespan, "losses": machines.losses, "work": list(work.values()), "starts": starts(events, work),
+        "arrivals": machines.arrivals,
+        "restarts": [event.data["kind"] for event in events if event.type == "worker_restarted"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arm", choices=list(TARGETS))
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--mean-seconds", type=float, default=60.0)
+    parser.add_argument("--interval", type=int, default=80, help="steps between checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.arm:
+        print(json.dumps(measure(
+            arguments.arm, arguments.nodes[0], arguments.mean_seconds, arguments.interval, arguments.seed)))
+        return
+    cells: dict[str, dict[str, Any]] = {}
+    passed_on = [f"--mean-seconds={arguments.mean_seconds}", f"--interval={arguments.interval}", f"--seed={arguments.seed}"]
+    for nodes in arguments.nodes:
+        measured = {losses: run_arm(Path(__file__), losses, "--nodes", str(nodes), *passed_on) for losses in TARGETS}
+        start = statistics.median(measured["none"]["starts"])
+        cells[str(nodes)] = {losses: summary(cell, nodes, start) for losses, cell in measured.items()}
+        print(f"{nodes} nodes: {cells[str(nodes)]}")
+    write_result("makespan", {
+        **environment("python benchmarks/makespan.py"),
+        "setting": {
+            "pace": PACE, "seconds": [share * arguments.mean_seconds for share in SHARES], "interval_steps": arguments.interval,
+            "intervals_per_loss": INTERVALS_PER_LOSS, "seed": arguments.seed},
+        "targets": TARGETS, "cells": cells})
+
+
+def summary(cell: dict[str, Any], nodes: int, start: float) -> dict[str, Any]:
+    work = cell["work"]
+    return {
+        "makespan": cell["makespan"], "losses": cell["losses"], "restarts": len(cell["restarts"]), "start": start,
+        "over_bound": cell["makespan"] / makespan_bound(work, nodes),
+        "over_bound_with_starts": cell["makespan"] / makespan_bound([seconds + start for seconds in work], nodes),
+        **({"arrival": spread(cell["arrivals"])} if cell["arrivals"] else {})}
+
+
+if __name__ == "__main__":
+    main()

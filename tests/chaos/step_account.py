@@ -1,0 +1,56 @@
+"""Which steps a run's units trained, attempt by attempt, as their events tell."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from moedisco_ray.events import Event
+
+
+@dataclasses.dataclass
+class Attempt:
+    """What one attempt at a unit trained.
+
+    Attributes:
+        start: Steps that were made before it.
+        told: The steps that it told of, counted from 1, in the order in which it did.
+    """
+
+    start: int
+    told: list[int]
+
+    @property
+    def end(self) -> int:
+        """Steps that were made when it was last heard of."""
+        return self.told[-1]
+
+    @property
+    def in_a_row(self) -> bool:
+        """Whether it made one step after the other, and nobody else made any of the unit's meanwhile."""
+        return self.told == list(range(self.start + 1, self.end + 1))
+
+
+def attempts(events: Iterable[Event]) -> dict[str, list[Attempt]]:
+    """The attempts at each unit that trained something, in their order; of units that tell of every step."""
+    found: dict[str, list[Attempt]] = {}
+    fresh: set[str] = set()
+    for event in events:
+        if event.unit is None:
+            continue
+        if event.type == "unit_started":
+            fresh.add(event.unit)
+        elif event.type == "progress":
+            step = event.data["step"]
+            mine = found.setdefault(event.unit, [])
+            if event.unit in fresh:
+                fresh.discard(event.unit)
+                mine.append(Attempt(step - 1, []))
+            mine[-1].told.append(step)
+    return found
+
+
+def lost(unit: Sequence[Attempt]) -> list[int]:
+    """Steps that each attempt but the first had to make again."""
+    return [max(0, earlier.end - later.start) for earlier, later in pairwise(unit)]

@@ -1,0 +1,125 @@
+"""Runs whose machines come, go and lose their power at seeded moments; what comes out is the undisturbed run's, bit for bit.
+
+CHAOS_SEEDS is the number of seeds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from changing_pools import ChangingPools, Hit
+from pool_plan import NODES, draw
+from small_run import same_outcome, small_config
+from spot_nodes import SpotNodes, spot_nodes
+from step_account import attempts, lost
+
+from moedisco_ray import pipeline
+from moedisco_ray.artifacts import read_manifest
+from moedisco_ray.config import RunConfig
+from moedisco_ray.events import Event
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.stages import STAGES
+from moedisco_ray.stopping import StopFile
+
+SEEDS = int(os.environ.get("CHAOS_SEEDS", "30"))
+INTERVAL = 8
+SUBMODELS = 3
+POOLS = {"submodels": "low_mem_gpu", "finetune": "high_mem_gpu"}
+_log = logging.getLogger(__name__)
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[SpotNodes]:
+    with spot_nodes() as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return pipeline.run(config(tmp_path_factory.mktemp("undisturbed")), shell=InProcess())
+
+
+def config(output: Path) -> RunConfig:
+    """One sub-model more than there are nodes; every step is told."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128,
+             "num_experts": SUBMODELS, "num_experts_per_tok": 2}
+    optimizer = {"batch_tokens": 4096, "lr": 2e-3}
+    return small_config(
+        output, tokens={"total": 800_000, "finetune_share": 0.2}, model={"family": "qwen3_moe", "config": sizes},
+        clusters={"count": SUBMODELS}, submodels={"optimizer": optimizer}, finetune={"optimizer": optimizer},
+        checkpoint={"every": INTERVAL}, evaluation={"max_tokens": 2000, "sample_tokens": 1, "prompts": ["def "]})
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_run_outlives_its_machines(
+    nodes: SpotNodes, undisturbed: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, __name__)
+    nodes.reset({POOLS[stage]: count for stage, count in NODES.items()})
+    mine = config(tmp_path)
+    begin_at_submodels(mine, undisturbed)
+    planned = {unit["name"]: unit["steps"] for stage in POOLS for unit in units(undisturbed, stage)}
+    plan = draw(seed)
+    totals = {stage: sum(unit["steps"] for unit in units(undisturbed, stage)) for stage in POOLS}
+    pools = ChangingPools(plan, nodes, POOLS, totals)
+    events: list[Event] = []
+    began = time.monotonic()
+    stop = StopFile(tmp_path / "stop")
+    directory = pools.disturb(lambda: pipeline.run(mine, (events.append, pools), stop=stop), stop)
+    _log.info("seed %d, %.1f s: %s", seed, time.monotonic() - began, "; ".join(map(str, plan)))
+    same_outcome(directory, undisturbed)
+    check_restarts(events, pools.hits)
+    announced = all(change.kind in ("notice", "arrival") for change in plan)
+    check_work(events, planned, most=0 if announced else INTERVAL)
+    nodes.check_nothing_is_left()
+    assert not (directory / "checkpoints").exists()
+
+
+def check_restarts(events: list[Event], hits: list[Hit]) -> None:
+    """A process that is killed is a failure of its unit's; a machine that goes is none of anybody's."""
+    restarts = [event for event in events if event.type == "worker_restarted"]
+    told = {kind: Counter(event.unit for event in restarts if event.data["kind"] == kind) for kind in ("died", "preempted")}
+    assert told["died"].total() + told["preempted"].total() == len(restarts)
+    assert told["died"] == Counter(hit.unit for hit in hits if hit.change.kind == "process")
+    # More than those: a machine takes with it what has not told of a step yet.
+    assert told["preempted"] >= Counter(hit.unit for hit in hits if hit.change.kind != "process")
+
+
+def check_work(events: list[Event], planned: dict[str, int], most: int) -> None:
+    """Every step is trained, in its order, and none twice but the last `most` before a loss."""
+    trained = attempts(events)
+    assert trained.keys() == planned.keys()
+    for unit, steps in planned.items():
+        mine = trained[unit]
+        assert mine[0].start == 0
+        assert mine[-1].end == steps
+        assert all(attempt.in_a_row for attempt in mine)
+        assert len(mine) <= 1 + sum(event.type == "worker_restarted" and event.unit == unit for event in events)
+        assert max(lost(mine), default=0) <= most
+        assert sum(event.type == "unit_finished" and event.unit == unit for event in events) == 1
+
+
+def begin_at_submodels(config: RunConfig, done: Path) -> None:
+    """Put what another run made before its sub-models into this one's directory."""
+    pipeline.claim(config, redo=False)
+    names = [stage.name for stage in STAGES]
+    for stage in STAGES[:names.index("submodels")]:
+        shutil.copytree(done / stage.directory, config.directory / stage.directory)
+
+
+def units(directory: Path, stage: str) -> list[dict[str, Any]]:
+    artifact = next(known.directory for known in STAGES if known.name == stage)
+    manifest = read_manifest(directory / artifact)
+    assert manifest is not None
+    return list(manifest.summary["units"])

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from step_account import Attempt, attempts, lost
+
+from moedisco_ray.events import Event
+
+# Steps that an attempt makes, and how many of them are lost with it.
+ENDS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), max_size=4)
+
+
+def told(unit: str, start: int, end: int) -> list[Event]:
+    steps = [Event("progress", "submodels", unit, {"step": step}) for step in range(start + 1, end + 1)]
+    return [Event("unit_started", "submodels", unit), *steps]
+
+
+@given(ENDS, st.integers(1, 12))
+def test_what_losses_took_is_what_was_trained_beyond_the_plan(ends: list[tuple[int, int]], rest: int) -> None:
+    events: list[Event] = []
+    start, losses = 0, []
+    for made, gone in ends:
+        events += told("a", start, start + made)
+        losses.append(min(made, gone))
+        start += made - losses[-1]
+    planned = start + rest
+    events += told("a", start, planned)
+    found = attempts(events)["a"]
+    assert lost(found) == losses
+    assert all(attempt.in_a_row for attempt in found)
+    assert sum(len(attempt.told) for attempt in found) == planned + sum(losses)
+
+
+def test_two_trainers_of_one_unit_are_seen() -> None:
+    first, second = told("a", 0, 4), told("a", 2, 6)
+    mixed = [*first[:3], second[0], second[1], first[3], *second[2:]]
+    assert not all(attempt.in_a_row for attempt in attempts(mixed)["a"])
+
+
+def test_an_attempt_that_made_no_step_is_none() -> None:
+    events = [*told("a", 0, 3), Event("unit_started", "submodels", "a"), *told("a", 3, 5)]
+    assert attempts(events)["a"] == [Attempt(0, [1, 2, 3]), Attempt(3, [4, 5])]

@@ -1,0 +1,68 @@
+"""Tiny jobs, and such as end their workers early by what they are made of: nothing in the workers is replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moedisco_ray.config import Architecture, Optimizer
+from moedisco_ray.events import Event
+from moedisco_ray.model_map import hf_config, save_model, skeleton
+from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
+from moedisco_ray.training import TrainJob, TrainResult, World, train
+
+VOCABULARY, LENGTH, BATCH = 64, 16, 4
+BROKEN = VOCABULARY - 1
+"""A token whose embedding is not a number; no text holds it, but where `spoil` puts it."""
+
+
+def make_job(directory: Path, steps: int, kind: type[TrainJob] = TrainJob, micro_batch: int | None = None) -> TrainJob:
+    """A tiny dense model on random tokens; it sees no sequence twice."""
+    sizes = Architecture(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1, num_experts_per_tok=1)
+    config = hf_config("qwen3_moe", sizes, VOCABULARY, LENGTH, 0)
+    torch.manual_seed(0)
+    model = type(skeleton(config))(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[BROKEN] = float("nan")
+    save_model(model, directory / "model")
+    tokens = np.random.default_rng(0).integers(1, BROKEN, 2 * steps * BATCH * LENGTH)
+    write_packed(directory / "shards", [[tokens]], 0, VOCABULARY)
+    return kind(
+        stage="submodels", name="submodel-0", model=directory / "model", shards=(directory / "shards",),
+        output=directory / "trained", checkpoints=directory / "checkpoints" / "steps", steps=steps, sequence_length=LENGTH,
+        optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH, micro_batch=micro_batch), checkpoint_every=5, log_every=1)
+
+
+def here(job: TrainJob) -> TrainResult:
+    """Train in this process, undisturbed."""
+    torch.set_num_threads(1)
+    return train(job, World(), _ignore, lambda: False)
+
+
+def spoil(job: TrainJob, step: int) -> None:
+    """Put the broken token into one sequence of a step's batch, the step counted from 0."""
+    stream = TokenStream(job.shards, LENGTH)
+    window = int(batch_indices(job.seed, step, job.batch, len(stream))[0])
+    part = np.load(job.shards[0] / "part-00000.npy")
+    part[window * LENGTH + LENGTH // 2] = BROKEN
+    np.save(job.shards[0] / "part-00000.npy", part)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnASmallDevice(TrainJob):
+    """Once it has a checkpoint, there is no room for more than two sequences at a time."""
+
+    @property
+    def step_tokens(self) -> int:
+        """What every forward pass asks for."""
+        if (self.optimizer.micro_batch or self.batch) > 2 and any(Path(self.checkpoints).glob("step-*")):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().step_tokens
+
+
+def _ignore(event: Event) -> None:
+    pass

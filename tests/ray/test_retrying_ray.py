@@ -1,0 +1,62 @@
+"""What follows when memory runs out or a loss is not a number, on real workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import failing_jobs
+import pytest
+from failing_jobs import OnASmallDevice, here, make_job, spoil
+from ray import cloudpickle
+
+from moedisco_ray.config import LowMemoryPool
+from moedisco_ray.errors import TrainingError
+from moedisco_ray.events import Event
+from moedisco_ray.on_ray.trainers import train_all
+from moedisco_ray.policies.retrying import Skip
+from moedisco_ray.shell import Placement
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+PLACEMENT = Placement(LowMemoryPool(), workers=1, max_failures=0)
+STEPS = 12
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+    roomy = here(make_job(tmp_path / "roomy", STEPS))
+    job = make_job(tmp_path / "small", STEPS, OnASmallDevice, micro_batch=4)
+    cloudpickle.register_pickle_by_value(failing_jobs)  # workers cannot import it
+    events: list[Event] = []
+    [trained] = train_all([job], PLACEMENT, tmp_path / "ray", events.append)
+    [restart] = [event.data for event in events if event.type == "worker_restarted"]
+    assert restart["kind"] == "out_of_memory"
+    assert "out of memory" in restart["reason"]
+    assert trained.result.restored_step == 5
+    assert trained.result.losses[:5] == roomy.losses[:5]
+    assert trained.result.losses == pytest.approx(roomy.losses, rel=1e-5)
+
+
+def test_a_poisoned_batch_is_left_out_once_and_reported(ray_cluster: None, tmp_path: Path) -> None:
+    job = make_job(tmp_path, STEPS)
+    spoil(job, step=7)
+    events: list[Event] = []
+    [trained] = train_all([job], PLACEMENT, tmp_path / "ray", events.append)
+    [restart] = [event.data for event in events if event.type == "worker_restarted"]
+    assert restart["kind"] == "not_finite"
+    assert restart["step"] == 7
+    assert "step 8 is nan" in restart["reason"]
+    assert trained.result.restored_step == 5
+    # One batch before it and one behind it are left out as well.
+    spared = dataclasses.replace(make_job(tmp_path / "spared", STEPS), skip=Skip(start=6, width=3))
+    assert trained.result.losses == here(spared).losses
+
+
+def test_what_is_poisoned_twice_is_given_up(ray_cluster: None, tmp_path: Path) -> None:
+    job = make_job(tmp_path, STEPS)
+    for step in (7, 11):
+        spoil(job, step)
+    events: list[Event] = []
+    with pytest.raises(TrainingError, match=r"submodel-0: poisoned: it went back .* and yet at step 8"):
+        train_all([job], PLACEMENT, tmp_path / "ray", events.append)
+    assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["not_finite"]
