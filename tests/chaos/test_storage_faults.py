@@ -35,9 +35,9 @@ def whole(home: Path) -> tuple[TrainJob, TrainResult]:
 
 
 @pytest.fixture
-def proxy() -> Iterator[tuple[FaultyS3, str]]:
+def proxy(tmp_path: Path) -> Iterator[tuple[FaultyS3, str]]:
     with s3_server("faulty") as server, faulty_s3(server) as (proxy, address):
-        yield proxy, f"s3://faulty/run?endpoint_override={address}&scheme=http"
+        yield proxy, f"s3://faulty/{tmp_path.name}?endpoint_override={address}&scheme=http"
 
 
 def run(job: TrainJob, emit: Callable[[Event], None] = lambda _event: None) -> TrainResult:

@@ -193,6 +193,18 @@ def test_long_curves_are_thinned(tmp_path):
     assert (curve["tokens"][0], curve["tokens"][-1]) == (10, 12_010)
 
 
+def test_the_share_for_which_trainings_stood_still_to_save(tmp_path):
+    write_run(tmp_path)
+    log = EventLog(tmp_path / "events.jsonl")
+    for name, stall in (("submodel-0", 1.5), ("submodel-1", 0.3), ("submodel-0", 1.8)):
+        log(Event("checkpoint", "submodels", name, {"step": 5, "stall": stall, "latency": 2.0}))
+    log.close()
+    report = build_report(tmp_path, run_config())
+    assert stage(report, "submodels")["stalled"] == pytest.approx(3.6 / (0.45 * 80))
+    assert stage(report, "seed")["stalled"] == 0
+    assert stage(report, "corpus")["stalled"] is None
+
+
 @given(st.integers(0, 2000), st.integers(2, 500))
 def test_thinning_keeps_ends_and_order(count, most):
     kept = thin(range(count), most)

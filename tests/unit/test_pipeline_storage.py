@@ -1,0 +1,38 @@
+"""A run whose checkpoints lie in a storage of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_run import same_outcome, small_config
+
+from moedisco_ray import pipeline
+from moedisco_ray.errors import RunStopped
+from moedisco_ray.events import Event
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.stopping import StopFile
+
+TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}
+
+
+@pytest.mark.slow
+def test_a_run_saves_to_its_storage_goes_on_from_there_and_leaves_nothing(tmp_path: Path) -> None:
+    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed", tokens=TOKENS), shell=InProcess())
+    storage = tmp_path / "storage"
+    config = small_config(tmp_path / "stopped", tokens=TOKENS, checkpoint={"every": "auto", "storage": str(storage)})
+    stop = StopFile(tmp_path / "stop")
+
+    def ask(event: Event) -> None:
+        if event.type == "progress" and event.unit == "finetune" and event.data["step"] >= 10:
+            stop.request("budget")
+
+    with pytest.raises(RunStopped, match="budget"):
+        pipeline.run(config, (ask,), shell=InProcess(), stop=stop)
+    assert list(storage.glob("small/finetune-*/finetune/steps/step-*"))
+    assert not list(config.directory.glob("checkpoints/**/step-*"))
+    events: list[Event] = []
+    pipeline.run(config, (events.append,), shell=InProcess())
+    assert next(event.data["step"] for event in events if event.type == "progress") > 10
+    same_outcome(config.directory, undisturbed)
+    assert not (storage / "small").exists()
