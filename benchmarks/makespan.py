@@ -20,6 +20,7 @@ import os
 import random
 import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -185,7 +186,7 @@ def main() -> None:
         cells[str(nodes)] = {losses: summary(cell, nodes, start) for losses, cell in measured.items()}
         print(f"{nodes} nodes: {cells[str(nodes)]}")
     write_result("makespan", {
-        **environment("python benchmarks/makespan.py"),
+        **environment(" ".join(["python benchmarks/makespan.py", *sys.argv[1:]])),
         "setting": {
             "pace": PACE, "seconds": [share * arguments.mean_seconds for share in SHARES], "interval_steps": arguments.interval,
             "intervals_per_loss": INTERVALS_PER_LOSS, "seed": arguments.seed},

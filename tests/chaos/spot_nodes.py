@@ -23,7 +23,9 @@ _MEMORY = 80_000_000
 _PATIENCE = 30.0
 # A node that answers no more is lost after 1.5 s instead of 15: on one machine, a refused connection is no hiccup of a network.
 _SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
-_OF_A_NODE = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+_OF_A_NODE = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
+_OF_A_CLUSTER = ("TrainStateActor", "_AutoscalingCoordinatorActor")
+"""Ray keeps one of each for as long as a cluster lives, whoever comes and goes."""
 
 
 class SpotNodes:
@@ -73,7 +75,7 @@ class SpotNodes:
         deadline = time.monotonic() + _PATIENCE
         while (left := self._left_over()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert not left
+        assert not left, left
 
     def shut_down(self) -> None:
         """End the cluster."""
@@ -84,13 +86,14 @@ class SpotNodes:
         groups = [f"placement group {key}: {group['state']}"
                   for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
         actors = [f"actor {actor['ActorClassName']}: {actor['State']}"
-                  for actor in state.actors().values() if actor["State"] != "DEAD"]
+                  for actor in state.actors().values() if actor["State"] != "DEAD" and actor["ActorClassName"] not in _OF_A_CLUSTER]
         orphans = [f"process of a node that is gone: {process.pid}" for process in self._gone if process.is_running()]
         return [*groups, *actors, *orphans, *self._busy()]
 
     def _busy(self) -> list[str]:
         titles = [_title(child) for _, node in self._nodes.values() for child in _children(node)]
-        return [title for title in titles if title.startswith("ray::") and not title.startswith(_OF_A_NODE)]
+        workers = [title.removeprefix("ray::") for title in titles if title.startswith("ray::")]
+        return [worker for worker in workers if not worker.startswith((*_OF_A_NODE, *_OF_A_CLUSTER))]
 
 
 def _children(node: Node) -> list[psutil.Process]:

@@ -17,7 +17,7 @@ from moedisco_ray.on_ray.trainers import train_all
 from moedisco_ray.policies.retrying import Skip
 from moedisco_ray.shell import Placement
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 PLACEMENT = Placement(LowMemoryPool(), workers=1, max_failures=0)
 STEPS = 12
