@@ -69,7 +69,7 @@ def test_pools_come_with_the_work_and_go_after_it(host):
     start(host, "ray get-auth-token --generate")
     start(host, f"{FOLDER}/local-fake.sh >{HOME}/ray.log 2>&1")
     with host.tunnel("lab", 8265) as port:
-        assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/").status_code == 401, "Ray asks for the token"
+        assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/", timeout=60).status_code == 401, "Ray asks for the token"
     serve = f"moedisco serve --ray-address http://127.0.0.1:8265 --output-root {host.base}/runs --input-root {host.base}"
     start(host, f"setsid nohup {serve} >{HOME}/service.log 2>&1 </dev/null &")
     saved = host.home("lab") / ".config" / "moedisco" / "service.json"
