@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from moedisco_ray.config.base import Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Workers = Annotated[int, Field(ge=1)]
 
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 
@@ -330,7 +331,7 @@ class _OneType(LowMemoryPool):
 
 
 class HighMemoryPool(Pool):
-    """Trains the merged MoE with all its workers at once."""
+    """Trains the merged MoE with a gang of workers, all of them at once."""
 
     kind = "high_memory"
     resource: str = Field("high_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
@@ -338,8 +339,30 @@ class HighMemoryPool(Pool):
     memory_gb: float = Field(80, gt=0)
     price_per_hour: float = Field(2.28, ge=0)
     speed: float = Field(1.0, gt=0)
-    workers: int = Field(1, ge=1)
-    """Size of the gang: all of them, or none."""
+    workers: Workers | tuple[Workers, Workers] = 1
+    """Size of the gang. N: all of them or none, and the same bits every time. [FEWEST, MOST]: begins with what there is,
+    shrinks when a worker is lost and grows when more come, by sizes that divide the batch; the same up to rounding."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(f"workers [{self.fewest_workers}, {self.most_workers}] must name the fewest first, then the most")
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """The gang never has less."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The gang never has more."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the gang may have one size and then another."""
+        return self.fewest_workers < self.most_workers
 
 
 class Pools(Section):

@@ -1,0 +1,302 @@
+"""The fine-tune as a gang: all its workers at once, as many as there are, fewer after a loss, more when more have come.
+
+The driver waits for slots, not Ray Train: a gang that waits holds nothing, begins at the size that fits, and two runs on a pool
+that holds one of them follow each other. A size that changes is a training that ends with a checkpoint and another that begins
+from it; the global batch stays, so that the loss does up to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+
+from moedisco_ray.artifacts import read_json, write_json
+from moedisco_ray.config import HighMemoryPool
+from moedisco_ray.errors import TrainingError
+from moedisco_ray.events import Emit, Event
+from moedisco_ray.on_ray import histories, session
+from moedisco_ray.on_ray.attempts import Surroundings, attempt
+from moedisco_ray.on_ray.relay import Whereabouts, relay
+from moedisco_ray.on_ray.reservation import Reservation
+from moedisco_ray.policies import retrying
+from moedisco_ray.policies.arrival import boot_seconds
+from moedisco_ray.policies.gang import Sizes, worth_growing
+from moedisco_ray.policies.retrying import End, GiveUp, GoBack
+from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.stopping import NEVER, StopFile
+from moedisco_ray.training import TrainJob, TrainResult, checkpoint
+
+_LOOK_SECONDS = 1.0
+"""Between two looks at the pool."""
+_PATIENCE_SECONDS = 5.0
+"""For which a gang waits before it says so: what Ray knows of free slots is a moment old."""
+_ASSUMED_RESTART = 30.0
+"""Seconds from stopping with a checkpoint to the next step, until that is measured."""
+
+Outcome = TrainResult | End
+
+
+class Site(Protocol):
+    """What a gang asks of the cluster that it is on."""
+
+    @property
+    def free(self) -> int:
+        """Slots that could be had now."""
+
+    @property
+    def boot(self) -> float:
+        """Seconds from asking for more nodes to having them; infinite where nothing brings any."""
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """Where the gang was last seen."""
+
+    def ask(self, workers: int) -> None:
+        """Ask for the nodes of so many more workers, in place of what was asked for before."""
+
+    def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
+        """Train by so many workers, until the job is finished, the file is there, or they end."""
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to whoever listens."""
+
+    def missing(self, workers: int) -> str:
+        """For people: what a gang of so many workers waits for."""
+
+
+class Gang:
+    """One training by a number of workers that may change.
+
+    Args:
+        job: The training.
+        sizes: Which numbers they may be.
+        max_failures: How often workers that failed are started again.
+        site: Where.
+        directory: For the files that ask an attempt to end; all nodes must see it.
+        stop: Asks the whole run to end.
+        clock: Seconds.
+        look: Seconds between two looks.
+    """
+
+    def __init__(
+        self, job: TrainJob, sizes: Sizes, max_failures: int, site: Site, directory: Path, stop: StopFile = NEVER,
+        clock: Callable[[], float] = time.monotonic, look: float = _LOOK_SECONDS,
+    ) -> None:
+        self._job = job
+        self._sizes = sizes
+        self._limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
+        self._site = site
+        self._directory = directory
+        self._stop = stop
+        self._clock = clock
+        self._look = look
+        self._restart = _ASSUMED_RESTART
+        self._history = histories.remembered(job, sizes.fewest)
+        self._asked = False
+        self._said = False
+
+    def train(self) -> TrainResult:
+        """Until it is finished.
+
+        Raises:
+            MoeDiscoError: What another attempt could not mend.
+            TrainingError: Its workers died more often than allowed, or it is poisoned.
+            RunStopped: Somebody asked the run to end.
+        """
+        larger: int | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="gang") as thread:
+            while True:
+                # One that ended to become larger waits for just that: the slots that it left are not known to be free yet.
+                workers = larger or self._slots()
+                end = StopFile(self._directory / f"end-{uuid.uuid4().hex}")
+                running = thread.submit(self._site.attempt, histories.adjusted(self._job, self._history), workers, end)
+                try:
+                    larger = self._watch(running, workers, end)
+                finally:
+                    # Whatever ends the watch ends the workers, with a checkpoint, before the executor waits for them.
+                    end.request("ended")
+                outcome = running.result()
+                if isinstance(outcome, End):
+                    self._follow(outcome)
+                    larger = None
+                elif outcome.finished:
+                    return outcome
+                self._stop.check()
+
+    def _slots(self) -> int:
+        """Wait until there is room for a gang; hold nothing meanwhile."""
+        began = self._clock()
+        while (workers := self._sizes.on(self._site.free)) is None:
+            self._stop.check()
+            self._site.ask(self._sizes.largest)
+            if not self._said and self._clock() - began >= _PATIENCE_SECONDS:
+                self._said = True
+                self._site.tell(Event("warning", data={"message": self._site.missing(self._sizes.fewest)}))
+            time.sleep(self._look)
+        self._site.ask(0)
+        return workers
+
+    def _watch(self, running: Future[Outcome], workers: int, end: StopFile) -> int | None:
+        """Wait for an attempt to end, and end it once a larger one would be quicker; returns the size of that."""
+        began, before = self._clock(), self._site.whereabouts.step
+        under_way = self._asked = False
+        while not wait([running], timeout=self._look).done:
+            self._stop.check()
+            where = self._site.whereabouts
+            if where.step_seconds is None or (where.step == before and not under_way):
+                continue
+            if not under_way:
+                under_way, self._restart = True, self._clock() - began
+            larger = self._larger(workers, (self._job.steps - where.step) * where.step_seconds)
+            if larger is not None:
+                self._site.ask(0)
+                self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
+                    "kind": "grown", "step": where.step, "reason": f"it goes on with {larger} workers in place of {workers}"}))
+                end.request("grows")
+                wait([running])
+                return larger
+        return None
+
+    def _larger(self, workers: int, seconds_left: float) -> int | None:
+        """The size that is worth a restart now; asks for nodes where that of more would be."""
+        possible = self._sizes.on(workers + self._site.free)
+        if possible is not None and worth_growing(workers, possible, seconds_left, self._restart):
+            return possible
+        largest = self._sizes.largest
+        # While the nodes boot, the gang trains on: what is left when they come is what they can shorten.
+        booting = 0.0 if self._asked else self._site.boot
+        self._asked = worth_growing(workers, largest, seconds_left - booting, self._restart)
+        self._site.ask(largest - workers if self._asked else 0)
+        return None
+
+    def _follow(self, end: End) -> None:
+        """Do what the policy says of an end."""
+        decision = retrying.decide(self._history, end, checkpoint.steps(self._job.checkpoints), self._limits)
+        if isinstance(decision, GiveUp):
+            raise TrainingError(f"{self._job.name}: {decision.reason}")
+        if isinstance(decision, GoBack):
+            checkpoint.discard_after(self._job.checkpoints, decision.checkpoint)
+        self._history = decision.history
+        histories.remember(self._job, decision.history)
+        self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
+            "kind": end.kind, "step": end.step, "reason": end.reason}))
+
+
+class RaySite:
+    """A `Site` on the connected cluster.
+
+    Args:
+        around: Of every attempt; its placement's number of workers is that of none of them.
+        name: Of the training.
+        ahead: Asks for nodes.
+        path: Where it is kept for later drivers what was held.
+    """
+
+    def __init__(self, around: Surroundings, name: str, ahead: Reservation, path: Path) -> None:
+        self._around = around
+        self._name = name
+        self._ahead = ahead
+        self._path = path
+        kept: dict[str, Any] = read_json(path) if path.exists() else {"held": {}, "seconds": 0.0}
+        self._held_before: dict[str, float] = kept["held"]
+        self._seconds: float = kept["seconds"]
+        self._grows = session.grows()
+
+    @property
+    def free(self) -> int:
+        """See `Site`; what is reserved for it counts."""
+        return session.free(self._around.placement.bundle) + self._ahead.held
+
+    @property
+    def boot(self) -> float:
+        """See `Site`."""
+        return boot_seconds(self._ahead.boots) if self._grows else float("inf")
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """See `Site`."""
+        return self._around.mail.whereabouts(self._name)
+
+    def ask(self, workers: int) -> None:
+        """See `Site`; without an autoscaler nobody would hear it."""
+        if self._grows:
+            self._ahead.ask(workers)
+
+    def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
+        """See `Site`."""
+        before = sum(self.held.values())
+        around = dataclasses.replace(
+            self._around, placement=dataclasses.replace(self._around.placement, workers=workers),
+            stops=(*self._around.stops, stop))
+        try:
+            return attempt(job, around)
+        finally:
+            held = self.held
+            self._seconds += (sum(held.values()) - before) / workers
+            write_json(self._path, {"held": held, "seconds": self._seconds})
+
+    def tell(self, event: Event) -> None:
+        """See `Site`."""
+        ray.get(self._around.mail.handle.push.remote(event))
+
+    def missing(self, workers: int) -> str:
+        """See `Site`."""
+        pool = self._around.placement.pool
+        there = session.slots(pool)
+        found = f"{self.free} of {there} are free" if there else "no node of the cluster offers it now"
+        return f"waits for {workers} {pool.resource}{' at once' if workers > 1 else ''}: {found}"
+
+    @property
+    def held(self) -> dict[str, float]:
+        """Worker-seconds up to now, by what the meter calls the machines."""
+        held = self._around.mail.held().get(self._name, {})
+        return {key: self._held_before.get(key, 0.0) + held.get(key, 0.0) for key in self._held_before | held}
+
+    def trained(self, job: TrainJob, result: TrainResult) -> Trained:
+        """The training as it has ended, which is told."""
+        trained = Trained(result, self._seconds, self.held)
+        self.tell(Event("unit_finished", job.stage, job.name, {
+            "steps": result.steps, "tokens": result.tokens, "loss": result.loss, "seconds": round(trained.seconds, 3),
+            "restored_step": result.restored_step}))
+        return trained
+
+
+def train_gang(
+    job: TrainJob, pool: HighMemoryPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER, run: str = "run",
+) -> Trained:
+    """Train a job by as many workers of a pool as there are, within its bounds.
+
+    Args:
+        job: The training.
+        pool: Whose workers; says how many they may be.
+        max_failures: How often workers that failed are started again. Losing a machine, or changing size, is no failure.
+        directory: For Ray Train's own state, and the files that end an attempt; all nodes must see it.
+        emit: Receives the workers' events.
+        stop: Asks the workers to end.
+        run: Begins the names of the Ray Train runs.
+
+    Raises:
+        MoeDiscoError: An error that is ours, such as a full disk.
+        TrainingError: A worker died more often than allowed, or the training is poisoned.
+        RunStopped: Somebody asked the run to end; the workers have saved a checkpoint and ended.
+        KeyboardInterrupt: The same, from the keyboard.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    sizes = Sizes(job.batch, pool.fewest_workers, pool.most_workers)
+    placement = Placement(pool, sizes.fewest, max_failures)
+    ahead = Reservation(pool, placement.bundle, f"{run}-{job.name}-ahead")
+    with relay(emit) as mail:
+        around = Surroundings(run, placement, directory, (stop,), mail, waits=False)
+        site = RaySite(around, job.name, ahead, directory / "gang.json")
+        try:
+            result = Gang(job, sizes, max_failures, site, directory, stop).train()
+        finally:
+            ahead.release()
+        return site.trained(job, result)
