@@ -4,9 +4,10 @@ Keys of the report; a figure that nobody measured is null:
 
 * `name`, `seed`, `tags`, `family`: of the run's configuration.
 * `stages`: one entry per committed stage, in pipeline order:
-  `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once; `seconds`, wall-clock; `tokens`,
-  trained on; `worker_seconds`, summed over workers, their start-up included; `training_worker_seconds`, without it; `stalled`,
-  the share of the training's seconds for which it stood still while checkpoints were saved; `dollars`,
+  `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once, of a gang on average; `seconds`,
+  wall-clock; `tokens`, trained on; `worker_seconds`, summed over workers, their start-up included;
+  `training_worker_seconds`, without it; `stalled`, the share of the training's seconds for which it stood still while
+  checkpoints were saved; `dollars`,
   worker_seconds at the price of what was held (the head node's is 0); `loss`, training loss at the end, nats per token, mean over
   units weighted by tokens; `perplexity` and `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
   Of `submodels` also `unfinished`: one {`name`, `contribution` (`checkpoint` or `seed`), `steps`, `planned_steps`, `reason`} for
@@ -26,9 +27,9 @@ Keys of the report; a figure that nobody measured is null:
 * `versions`: {package: version} that made the newest stage.
 
 What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `steps` of
-`planned_steps`, `tokens`, `loss`, `seconds` (of the loop), `workers` (on average), `held` (worker-seconds, by what the meter calls the machines),
-`contribution` and `reason` (see `policies.quorum`). Any stage may have `worker_seconds` (its seconds times its workers
-otherwise) and `workers`. The export's has `samples`.
+`planned_steps`, `tokens`, `loss`, `seconds` (of the loop), `workers` (on average), `held` (worker-seconds, by what the
+meter calls the machines), `contribution` and `reason` (see `policies.quorum`). Any stage may have `worker_seconds` (its
+seconds times its workers otherwise) and `workers`. The export's has `samples`.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from moedisco_ray.on_ray.relay import Whereabouts, relay
 from moedisco_ray.on_ray.reservation import Reservation
 from moedisco_ray.policies import retrying
 from moedisco_ray.policies.arrival import boot_seconds
+from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 from moedisco_ray.policies.gang import Sizes, worth_growing
 from moedisco_ray.policies.retrying import End, GiveUp, GoBack
 from moedisco_ray.shell import Placement, Trained
@@ -57,6 +58,10 @@ class Site(Protocol):
     @property
     def whereabouts(self) -> Whereabouts:
         """Where the gang was last seen."""
+
+    @property
+    def worker_hours(self) -> float:
+        """For which its workers were held, summed over them."""
 
     def ask(self, workers: int) -> None:
         """Ask for the nodes of so many more workers, in place of what was asked for before."""
@@ -99,6 +104,7 @@ class Gang:
         self._look = look
         self._restart = _ASSUMED_RESTART
         self._history = histories.remembered(job, sizes.fewest)
+        self._losses = 0
         self._asked = False
         self._said = False
 
@@ -116,9 +122,12 @@ class Gang:
                 # One that ended to become larger waits for just that: the slots that it left are not known to be free yet.
                 workers = larger or self._slots()
                 end = StopFile(self._directory / f"end-{uuid.uuid4().hex}")
-                running = thread.submit(self._site.attempt, histories.adjusted(self._job, self._history), workers, end)
+                before = self._site.whereabouts.step
+                losses_per_hour = loss_rate(self._losses, self._site.worker_hours)
+                job = histories.adjusted(self._job, self._history, losses_per_hour)
+                running = thread.submit(self._site.attempt, job, workers, end)
                 try:
-                    larger = self._watch(running, workers, end)
+                    larger = self._watch(running, workers, before, end)
                 finally:
                     # Whatever ends the watch ends the workers, with a checkpoint, before the executor waits for them.
                     end.request("ended")
@@ -143,9 +152,9 @@ class Gang:
         self._site.ask(0)
         return workers
 
-    def _watch(self, running: Future[Outcome], workers: int, end: StopFile) -> int | None:
+    def _watch(self, running: Future[Outcome], workers: int, before: int, end: StopFile) -> int | None:
         """Wait for an attempt to end, and end it once a larger one would be quicker; returns the size of that."""
-        began, before = self._clock(), self._site.whereabouts.step
+        began = self._clock()
         under_way = self._asked = False
         while not wait([running], timeout=self._look).done:
             self._stop.check()
@@ -178,7 +187,9 @@ class Gang:
 
     def _follow(self, end: End) -> None:
         """Do what the policy says of an end."""
-        decision = retrying.decide(self._history, end, checkpoint.steps(self._job.checkpoints), self._limits)
+        steps = [] if end.kind == "storage" else checkpoint.steps(self._job.checkpoints)
+        self._losses += end.kind in ("died", "preempted") and not end.saved
+        decision = retrying.decide(self._history, end, steps, self._limits)
         if isinstance(decision, GiveUp):
             raise TrainingError(f"{self._job.name}: {decision.reason}")
         if isinstance(decision, GoBack):
@@ -223,6 +234,11 @@ class RaySite:
     def whereabouts(self) -> Whereabouts:
         """See `Site`."""
         return self._around.mail.whereabouts(self._name)
+
+    @property
+    def worker_hours(self) -> float:
+        """See `Site`."""
+        return sum(self.held.values()) / HOUR
 
     def ask(self, workers: int) -> None:
         """See `Site`; without an autoscaler nobody would hear it."""
