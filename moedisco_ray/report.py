@@ -153,7 +153,7 @@ def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         rows.append((
             "full training (estimate)", "high-memory", "", _tokens(totals["tokens"]), "",
             format_dollars(totals["full_training_dollars"]), "", ""))
-    for pool, seconds in totals["idle_seconds"].items():
+    for pool, seconds in totals.get("idle_seconds", {}).items():
         if seconds:
             dollars = format_dollars(totals["idle_dollars"][pool])
             rows.append(("paid but idle", pool.replace("_", "-"), "", "", format_seconds(seconds), dollars, "", ""))

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
 from moedisco_ray.config.model import CheckpointInit, Model
+from moedisco_ray.config.pools import Pools
 from moedisco_ray.config.sections import (
     Checkpoint,
     Clusters,
@@ -15,7 +16,6 @@ from moedisco_ray.config.sections import (
     Finetune,
     Merge,
     Optimizer,
-    Pools,
     Submodels,
     Tokenizer,
     Tokens,

@@ -10,7 +10,7 @@ from moedisco_ray.events import Emit, Event
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.cluster import build_clusters
 from moedisco_ray.on_ray.corpus import build_corpus
-from moedisco_ray.on_ray.gang import train_gang
+from moedisco_ray.on_ray.gang_site import train_gang
 from moedisco_ray.on_ray.reservation import Reservation
 from moedisco_ray.on_ray.tasks import run_on
 from moedisco_ray.on_ray.trainers import Watch, train_all

@@ -18,7 +18,7 @@ from moedisco_ray.config import HighMemoryPool
 from moedisco_ray.events import Event
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.gang import train_gang
+from moedisco_ray.on_ray.gang_site import train_gang
 from moedisco_ray.on_ray.reservation import Reservation
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob
