@@ -28,6 +28,9 @@ EventType = Literal[
     "worker_restarted", # stage, unit, reason
     "workers_held",     # hold, pool, workers, unit: slots of a pool, or of a type of it, are taken; unit of trainers only
     "workers_released", # hold
+    "slots_free",       # pool, slots: that are there and that nobody holds, from now on
+    "nodes_asked",      # pool, workers, seconds: nodes for so many are asked for, that many seconds before they are needed
+    "nodes_let_go",     # pool: they are not asked for any more
     "heartbeat",        # every few seconds: the run lives, and what is held is still held
     "warning",          # message
     "run_finished",     # seconds

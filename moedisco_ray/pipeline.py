@@ -19,6 +19,7 @@ from moedisco_ray.events import Emit, Event, EventLog
 from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.heartbeat import heartbeats
 from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.free_slots import free_slots
 from moedisco_ray.on_ray.gauges import Gauges
 from moedisco_ray.on_ray.shell import RayShell
 from moedisco_ray.report import build_report
@@ -70,7 +71,8 @@ def _carry_out(config: RunConfig, directory: Path, listeners: tuple[Emit, ...], 
             else:
                 with session.cluster(config):
                     log.listen(Gauges(config))
-                    _make_all(config, directory, digests, log, RayShell(config.name), stop)
+                    with free_slots(config, log):
+                        _make_all(config, directory, digests, log, RayShell(config), stop)
         else:
             for stage in STAGES:
                 log(Event("stage_skipped", stage.name))

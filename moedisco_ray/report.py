@@ -4,9 +4,10 @@ Keys of the report; a figure that nobody measured is null:
 
 * `name`, `seed`, `tags`, `family`: of the run's configuration.
 * `stages`: one entry per committed stage, in pipeline order:
-  `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once; `seconds`, wall-clock; `tokens`,
-  trained on; `worker_seconds`, summed over workers, their start-up included; `training_worker_seconds`, without it; `stalled`,
-  the share of the training's seconds for which it stood still while checkpoints were saved; `dollars`,
+  `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once, of a gang on average; `seconds`,
+  wall-clock; `tokens`, trained on; `worker_seconds`, summed over workers, their start-up included;
+  `training_worker_seconds`, without it; `stalled`, the share of the training's seconds for which it stood still while
+  checkpoints were saved; `dollars`,
   worker_seconds at the price of what was held (the head node's is 0); `loss`, training loss at the end, nats per token, mean over
   units weighted by tokens; `perplexity` and `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
   Of `submodels` also `unfinished`: one {`name`, `contribution` (`checkpoint` or `seed`), `steps`, `planned_steps`, `reason`} for
@@ -14,6 +15,8 @@ Keys of the report; a figure that nobody measured is null:
 * `totals`: `tokens`, `seconds`, `worker_seconds` and `dollars`, summed over stages; `full_training_dollars`, an
   estimate: the same tokens trained at the fine-tune's measured tokens per worker-second after one start-up, at the
   high-memory pool's price; `saved`, the share of that which the training stages, start-ups included, did not cost.
+  `idle_seconds` and `idle_dollars`, per pool, of slots that were there and that nobody held: the machines were paid for, if
+  they were rented for this run alone; they are in no other figure.
 * `rounds`: one entry per round after which the sub-models' backbones became one: `members`, the tokens of each by name;
   `late`, the names of those it did not wait for. Empty where they never met.
 * `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
@@ -24,9 +27,9 @@ Keys of the report; a figure that nobody measured is null:
 * `versions`: {package: version} that made the newest stage.
 
 What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `steps` of
-`planned_steps`, `tokens`, `loss`, `seconds` (of the loop), `held` (worker-seconds, by what the meter calls the machines),
-`contribution` and `reason` (see `policies.quorum`). Any stage may have `worker_seconds` (its seconds times its workers
-otherwise) and `workers`. The export's has `samples`.
+`planned_steps`, `tokens`, `loss`, `seconds` (of the loop), `workers` (on average), `held` (worker-seconds, by what the
+meter calls the machines), `contribution` and `reason` (see `policies.quorum`). Any stage may have `worker_seconds` (its
+seconds times its workers otherwise) and `workers`. The export's has `samples`.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from typing import Any, Literal, TypeVar
 from moedisco_ray.artifacts import Manifest, read_json, read_manifest, versions
 from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event, EventLog
+from moedisco_ray.metering import Meter
 from moedisco_ray.stages import STAGES
 
 T = TypeVar("T")
@@ -77,7 +81,7 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "tags": dict(config.tags),
         "family": config.model.family,
         "stages": stages,
-        "totals": _totals(stages, config.pools.high_memory.price_per_hour),
+        "totals": _totals(stages, config.pools.high_memory.price_per_hour) | _idle(events, config),
         "rounds": manifests["submodels"].summary.get("rounds", []) if "submodels" in manifests else [],
         "corpus": manifests["corpus"].summary if "corpus" in manifests else {},
         "merge": manifests["merge"].summary if "merge" in manifests else {},
@@ -128,7 +132,7 @@ def thin(values: Sequence[T], most: int) -> Sequence[T]:
 
 
 def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The run's table, as text: a row per stage, their total, and what full training would have cost.
+    """The run's table, as text: a row per stage, their total, what full training would have cost, and what idled: slot-time.
 
     Returns:
         Rows of `TABLE_COLUMNS`.
@@ -149,6 +153,10 @@ def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         rows.append((
             "full training (estimate)", "high-memory", "", _tokens(totals["tokens"]), "",
             format_dollars(totals["full_training_dollars"]), "", ""))
+    for pool, seconds in totals.get("idle_seconds", {}).items():
+        if seconds:
+            dollars = format_dollars(totals["idle_dollars"][pool])
+            rows.append(("paid but idle", pool.replace("_", "-"), "", "", format_seconds(seconds), dollars, "", ""))
     return rows
 
 
@@ -191,14 +199,14 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], stall: float
     summary = manifest.summary
     units = summary.get("units", [])
     tokens = sum(unit["tokens"] for unit in units)
-    workers = summary.get("workers", _workers(name, len(units), config))
+    workers = summary.get("workers", _workers(name, units, config))
     pool = _POOLS.get(name, "head")
     if units:
         held = [item for unit in units for item in unit["held"].items()]
     else:
         held = [(pool, summary.get("worker_seconds", manifest.seconds * workers))]
     training_seconds = sum(unit["seconds"] for unit in units)
-    loop_seconds = training_seconds * (config.pools.high_memory.workers if name == "finetune" else 1)
+    loop_seconds = sum(unit["seconds"] * unit["workers"] for unit in units)
     trained = [unit for unit in units if unit["tokens"] and unit["loss"] is not None]
     return {
         "name": name,
@@ -222,10 +230,13 @@ def _unfinished(units: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: unit[key] for key in keys} for unit in units if unit["contribution"] != "finished"]
 
 
-def _workers(name: str, units: int, config: RunConfig) -> int:
+def _workers(name: str, units: list[dict[str, Any]], config: RunConfig) -> float:
     if name == "submodels":
-        return min(units or config.clusters.count, config.pools.low_memory.max_workers)
-    return config.pools.high_memory.workers if name == "finetune" else 1
+        return min(len(units) or config.clusters.count, config.pools.low_memory.max_workers)
+    if name != "finetune" or not units:
+        return 1
+    mean = round(units[0]["workers"], 1)
+    return int(mean) if mean.is_integer() else mean
 
 
 def _price(key: str, config: RunConfig) -> float:
@@ -250,6 +261,14 @@ def _totals(stages: list[dict[str, Any]], high_memory_price: float) -> dict[str,
         "full_training_dollars": full,
         "saved": 1 - paid / full if full else None,
     }
+
+
+def _idle(events: Iterable[Event], config: RunConfig) -> dict[str, dict[str, float]]:
+    meter = Meter()
+    for event in events:
+        meter.update(event)
+    idle = {key: round(seconds, 3) for key, seconds in meter.idle_seconds.items()}
+    return {"idle_seconds": idle, "idle_dollars": {key: seconds / 3600 * _price(key, config) for key, seconds in idle.items()}}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from moedisco_ray.config import Pool, RunConfig
+from moedisco_ray.config import HighMemoryPool, Pool, RunConfig
 from moedisco_ray.errors import PoolError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.model_map import read_config
@@ -103,6 +103,11 @@ class Trained:
         """What is paid for, over all kinds of machines."""
         return sum(self.held.values())
 
+    @property
+    def workers(self) -> float:
+        """How many there were, on average over the time for which there were any."""
+        return self.worker_seconds / self.seconds if self.seconds else 1.0
+
 
 class Shell(Protocol):
     """Runs work somewhere."""
@@ -124,6 +129,11 @@ class Shell(Protocol):
 
         Those that a quorum does not wait for are not finished.
         """
+
+    def train_gang(
+        self, job: TrainJob, pool: HighMemoryPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = ...,
+    ) -> Trained:
+        """Train a job by all the workers of a pool that there are, within its bounds; `RunStopped` once the stop file is there."""
 
 
 @contextlib.contextmanager

@@ -172,9 +172,10 @@ def finetune(context: Context, draft: Draft) -> None:
     high = config.pools.high_memory
     job = _job(context, "finetune", "finetune", context.of("merge"), context.of("corpus") / "shards", config.tokens.finetune,
                config.seed + 1 + config.clusters.count)
-    trained = _train(context, [job], Placement(high, high.workers, config.finetune.max_failures))
+    trained = context.shell.train_gang(
+        job, high, config.finetune.max_failures, context.checkpoints("finetune") / "ray", context.emit, context.stop)
     _link_tree(job.output, draft.path)
-    draft.summary["units"] = _units([job], trained)
+    draft.summary["units"] = _units([job], [trained])
 
 
 def measure(context: Context, draft: Draft) -> None:
@@ -267,6 +268,7 @@ def _units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[st
             "tokens": done.result.tokens,
             "loss": done.result.loss if done.result.steps else None,
             "seconds": round(done.result.seconds, 3),
+            "workers": round(done.workers, 3),
             "held": {key: round(seconds, 3) for key, seconds in done.held.items()},
             "contribution": done.contribution,
             "reason": done.reason,

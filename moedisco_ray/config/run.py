@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
 from moedisco_ray.config.model import CheckpointInit, Model
+from moedisco_ray.config.pools import Pools
 from moedisco_ray.config.sections import (
     Checkpoint,
     Clusters,
@@ -15,7 +16,6 @@ from moedisco_ray.config.sections import (
     Finetune,
     Merge,
     Optimizer,
-    Pools,
     Submodels,
     Tokenizer,
     Tokens,
@@ -67,6 +67,7 @@ class RunConfig(Section):
                 "lower it, or leave it out to wait for all")
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
+        self._gang_divides_the_batch()
         return self
 
     def _batch_is_whole(self, where: str, optimizer: Optimizer) -> None:
@@ -74,6 +75,13 @@ class RunConfig(Section):
             raise ValueError(
                 f"{where}.optimizer.batch_tokens {optimizer.batch_tokens} is not a multiple of corpus.sequence_length "
                 f"{self.corpus.sequence_length}")
+
+    def _gang_divides_the_batch(self) -> None:
+        pool, sequences = self.pools.high_memory, self.finetune.optimizer.batch_tokens // self.corpus.sequence_length
+        if pool.elastic and all(sequences % n for n in range(pool.fewest_workers, pool.most_workers + 1)):
+            raise ValueError(
+                f"pools.high_memory.workers [{pool.fewest_workers}, {pool.most_workers}] holds no number that divides the "
+                f"fine-tune's batch of {sequences} sequences; widen it, or change finetune.optimizer.batch_tokens")
 
     @model_validator(mode="after")
     def _clusters_divide_experts(self) -> Self:

@@ -91,6 +91,10 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "round": _round,
     "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",
     "clusters": _clusters,
+    "nodes_asked": lambda _, data: (
+        f"asks for nodes for {data['workers']} {data['pool'].replace('_', '-')} workers, needed in "
+        f"{format_seconds(data['seconds'])}"),
+    "nodes_let_go": lambda _, data: f"asks for no {data['pool'].replace('_', '-')} nodes any more",
     "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
     "warning": lambda _, data: f"warning: {data.get('message', '')}",
     "run_stopped": lambda _, data: f"stopped: {data.get('reason', '')}",

@@ -12,7 +12,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import ray
@@ -22,6 +22,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from moedisco_ray.errors import MoeDiscoError, NotFiniteError, StorageError
@@ -37,6 +42,8 @@ from moedisco_ray.training import TrainJob, TrainResult, World, train
 _COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
 _NOTICE_SECONDS = 1.0
 """Between two looks for a notice; a look is a message to another process."""
+_NO_SLOTS = (InsufficientClusterResourcesError, WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+"""What Ray Train's controller says when slots that were there went to somebody else, or with their node."""
 _NODE_GONE = re.compile(r"node (has died|was terminated|is dead|died|is being drained)|preempt", re.IGNORECASE)
 
 
@@ -50,6 +57,7 @@ class Surroundings:
         directory: For Ray Train's own state; all nodes must see it.
         stops: Each ends the attempts once it is there.
         mail: The workers' way to the driver.
+        waits: Whether an attempt waits for slots until there are some, which an autoscaler hears; else it ends after a minute.
     """
 
     run: str
@@ -57,6 +65,7 @@ class Surroundings:
     directory: Path
     stops: tuple[StopFile, ...]
     mail: Relay
+    waits: bool = True
 
 
 def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
@@ -79,7 +88,8 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
             # A name of its own: Ray Train would take up the state of an earlier run of the same name; ours is in the job.
             name=f"{around.run}-{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(around.directory.absolute()),
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=-1 if around.waits else 0),
             callbacks=[Slots(job.stage, job.name, placement.pool.key, mail.handle)],
         ),
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
@@ -113,16 +123,17 @@ def _end(error: StorageError | TrainingFailedError | RayActorError, where: Where
     words = " ".join(str(failure) for failure in failures)
     lost = (
         isinstance(error, PreemptionError) or any(getattr(failure, "preempted", False) for failure in failures)
-        or bool(_NODE_GONE.search(words)) or not _alive(where.node))
+        or bool(_NODE_GONE.search(words)) or not _alive(where.nodes)
+        or (isinstance(error, ControllerError) and isinstance(error.controller_failure, _NO_SLOTS)))
     reason = "; ".join(sorted({last_line(failure) for failure in failures}))
     kind = kind_of(words, node_lost=lost)
     died = kind == "failed" and all(isinstance(failure, RayActorError) for failure in failures)
     return End("died" if died else kind, where.step, reason)
 
 
-def _alive(node: str | None) -> bool:
-    """Whether a node is part of the cluster; one that nobody has heard of is not held against it."""
-    return node is None or any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+def _alive(nodes: Collection[str]) -> bool:
+    """Whether all of the nodes are part of the cluster."""
+    return set(nodes) <= {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
 
 
 def _worker(job: TrainJob, stops: Sequence[StopFile], mailbox: ActorHandle) -> None:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from moedisco_ray.artifacts import read_json, write_json
 from moedisco_ray.cohort import Cohort
 from moedisco_ray.config import Pool
 from moedisco_ray.errors import StorageError
 from moedisco_ray.events import Event
-from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray import histories, session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
+from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.rounds import KeeperBeside
 from moedisco_ray.policies import retrying
-from moedisco_ray.policies.checkpointing import ASSUMED, HOUR, loss_rate
-from moedisco_ray.policies.ordering import Remaining, longest_first
+from moedisco_ray.policies.checkpointing import HOUR, loss_rate
+from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first
 from moedisco_ray.policies.placement import Need, place_all
-from moedisco_ray.policies.retrying import Again, End, GiveUp, GoBack, History, Skip
-from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.policies.retrying import Again, End, GiveUp, GoBack
+from moedisco_ray.shell import Trained
 from moedisco_ray.training import TrainJob, TrainResult, checkpoint
 
 _LOOK_SECONDS = 1.0
@@ -59,7 +59,7 @@ class Queue:
         self._pools = {kind.key: kind for kind in around.placement.pool.kinds}
         self._waiting = {job.name: job for job in jobs if job.name not in cohort.finished}
         self._running: dict[Future[Outcome], tuple[TrainJob, Pool]] = {}
-        self._histories = {job.name: _remembered(job, around.placement) for job in jobs}
+        self._histories = {job.name: histories.remembered(job, around.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
         self._said_empty = False
         self._losses = 0
@@ -86,6 +86,16 @@ class Queue:
         held = self._around.mail.held()
         return [self._cohort.trained(job, held) for job in self._jobs]
 
+    @property
+    def left(self) -> tuple[list[float], list[float]]:
+        """Seconds of work left of what runs and of what waits; infinite until one of them was timed."""
+        seen = {job.name: self._around.mail.whereabouts(job.name) for job in self._jobs}
+        timed = [Remaining(name, 1, 1.0, where.step_seconds) for name, where in seen.items() if where.step_seconds]
+        factor = calibration(timed) if timed else math.inf
+        running = [_remaining(job, seen[job.name], seen[job.name].step) for job, _ in self._running.values()]
+        waiting = longest_first([_remaining(job, seen[job.name]) for job in self._waiting.values()], factor)
+        return [expected_seconds(unit, factor) for unit in running], [expected_seconds(unit, factor) for unit in waiting]
+
     def start(self) -> None:
         """Begin as many as there is room for, the one with most to do first, each where it fits for the least money."""
         placement = self._around.placement
@@ -104,7 +114,7 @@ class Queue:
         for name, key in itertools.islice(placed.items(), max(0, most - len(self._running))):
             job, pool = self._waiting.pop(name), self._pools[key]
             around = dataclasses.replace(self._around, placement=placement.on(pool))
-            adjusted = _adjusted(job, self._histories[name], self._losses_per_hour)
+            adjusted = histories.adjusted(job, self._histories[name], self._losses_per_hour)
             adjusted = self._rounds.seated(adjusted, for_all=for_all)
             self._running[self._threads.submit(attempt, adjusted, around)] = job, pool
 
@@ -170,12 +180,10 @@ class Queue:
     def _remember(self, job: TrainJob, decision: Again | GoBack) -> None:
         self._histories[job.name] = decision.history
         self._needs[job.name] = self._need(job)
-        path = _memory(job)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, dataclasses.asdict(decision.history))
+        histories.remember(job, decision.history)
 
     def _need(self, job: TrainJob) -> Need:
-        return self._around.placement.need(_adjusted(job, self._histories[job.name]))
+        return self._around.placement.need(histories.adjusted(job, self._histories[job.name]))
 
     @property
     def _losses_per_hour(self) -> float:
@@ -198,28 +206,12 @@ class Queue:
         ray.get(self._around.mail.handle.push.remote(event))
 
 
+def _remaining(job: TrainJob, where: Whereabouts, step: int = 0) -> Remaining:
+    steps = max(1, job.steps - max(step, _reached(job)))    # the last one made, the model is still to be written
+    return Remaining(job.name, steps, planned=1.0, measured=where.step_seconds)
+
+
 def _reached(job: TrainJob) -> int:
     with contextlib.suppress(StorageError):     # which is no reason to end a run here: the order alone hangs on it
         return max(checkpoint.steps(job.checkpoints), default=0)
     return 0
-
-
-def _adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
-    """The job as its history has it: a smaller micro-batch, batches that are left out, and checkpoints as losses ask for."""
-    optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
-    return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
-
-
-def _memory(job: TrainJob) -> Path:
-    return job.output.parent / "history.json"
-
-
-def _remembered(job: TrainJob, placement: Placement) -> History:
-    """What an earlier driver learned of a job."""
-    path = _memory(job)
-    if not path.exists():
-        share = -(-job.batch // placement.workers)
-        return History(micro_batch=min(job.optimizer.micro_batch or share, share))
-    values = read_json(path)
-    skip = values.pop("skip")
-    return History(**values, skip=Skip(**skip) if skip else None)

@@ -25,20 +25,18 @@ class Whereabouts:
     """Where a unit was last seen.
 
     Attributes:
-        node: The node of its first worker.
+        nodes: Those of its workers.
         step: Steps made, as last reported.
         step_seconds: Seconds per step, as last reported.
     """
 
-    node: str | None = None
+    nodes: tuple[str, ...] = ()
     step: int = 0
     step_seconds: float | None = None
 
     def after(self, event: Event) -> Whereabouts:
         """With one more event taken in."""
         data = event.data
-        if event.type == "unit_started":
-            return dataclasses.replace(self, node=data.get("node_id"))
         if event.type != "progress":
             return self
         speed = data["tokens_per_second"] * data["step"] / data["tokens"] if data["tokens"] else 0.0
@@ -76,8 +74,9 @@ class _Mailbox:
     def controller(self, unit: str) -> ActorHandle | None:
         return self._controllers.get(unit)
 
-    def place(self, unit: str, group: PlacementGroup) -> None:
+    def place(self, unit: str, group: PlacementGroup, nodes: tuple[str, ...]) -> None:
         self._groups[unit] = group
+        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=nodes)
 
     def end(self, unit: str) -> PlacementGroup | None:
         for hold in list(self._meters[unit].open):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ray
 import ray.data
+from ray._private.state import available_resources_per_node
 
 from moedisco_ray.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.errors import PoolError
@@ -46,6 +47,13 @@ def slots(pool: Pool) -> int:
     return offered if not pool.gpu else min(offered, int(ray.cluster_resources().get("GPU", 0)) // pool.gpu)
 
 
+def free(bundle: Mapping[str, float]) -> int:
+    """Workers with a bundle of resources each that could start now, as Ray knew a moment ago."""
+    return sum(
+        min(int(there.get(name, 0) // amount) for name, amount in bundle.items())
+        for there in available_resources_per_node().values())
+
+
 def grows() -> bool:
     """Whether an autoscaler may add nodes: the nodes that one starts name their type."""
     return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
@@ -60,6 +68,11 @@ def room(pool: Pool, workers: int) -> int:
     if isinstance(pool, LowMemoryPool):
         return pool.max_workers // workers if grows() else min(there, pool.max_workers // workers)
     return max(1, there) if grows() else there
+
+
+def there(pool: Pool, workers: int) -> int:
+    """Trainers of so many workers that there is room for now, over all node types of a pool."""
+    return min(most(pool, workers), sum(slots(kind) // workers for kind in pool.kinds))
 
 
 def most(pool: Pool, workers: int) -> int:
@@ -77,7 +90,7 @@ def check_pools(config: RunConfig) -> None:
     if grows():
         return
     low, high = config.pools.low_memory, config.pools.high_memory
-    for pool, needed in ((low, 1), (high, high.workers)):
+    for pool, needed in ((low, 1), (high, high.fewest_workers)):
         room = sum(slots(kind) for kind in pool.kinds)
         if room == 0:
             raise PoolError(
@@ -108,11 +121,12 @@ def _start_local(config: RunConfig) -> None:
     low, high = config.pools.low_memory, config.pools.high_memory
     cores = os.cpu_count() or 1
     low_slots = [(kind.resource, count) for kind, count in zip(low.kinds, local_slots(low, cores), strict=True)]
+    # The smallest gang must fit, whatever it costs.
+    high_slots = high.most_workers if high.gpu else min(high.most_workers, max(high.fewest_workers, cores))
     ray.init(
         address="local",
-        # A gang must fit, whatever it costs.
-        num_cpus=max(cores, sum(count for _, count in low_slots), high.workers),
-        resources=_sum_by_tag(*low_slots, (high.resource, high.workers)),
+        num_cpus=max(cores, sum(count for _, count in low_slots), high_slots),
+        resources=_sum_by_tag(*low_slots, (high.resource, high_slots)),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

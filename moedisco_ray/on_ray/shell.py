@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from moedisco_ray.config import Pool, RunConfig
-from moedisco_ray.events import Emit
+from moedisco_ray.config import HighMemoryPool, Pool, RunConfig
+from moedisco_ray.events import Emit, Event
+from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.cluster import build_clusters
 from moedisco_ray.on_ray.corpus import build_corpus
+from moedisco_ray.on_ray.gang_site import train_gang
+from moedisco_ray.on_ray.reservation import Reservation
 from moedisco_ray.on_ray.tasks import run_on
-from moedisco_ray.on_ray.trainers import train_all
+from moedisco_ray.on_ray.trainers import Watch, train_all
+from moedisco_ray.policies.arrival import ends_in
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stopping import NEVER, StopFile
@@ -22,8 +27,11 @@ T = TypeVar("T")
 class RayShell:
     """A `shell.Shell` on the connected Ray cluster; what Ray shows of a run begins with the run's name."""
 
-    def __init__(self, run: str) -> None:
-        self._run = run
+    def __init__(self, config: RunConfig) -> None:
+        self._run = config.name
+        self._high = config.pools.high_memory
+        self._shared = self._high.resource in config.pools.low_memory.tags
+        self._ahead = Reservation(self._high, Placement(self._high, 1, 0).bundle, f"{config.name}-ahead")
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
         """Ray Data over the sources' files."""
@@ -35,11 +43,40 @@ class RayShell:
 
     def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A Ray task that holds a slot of the pool."""
+        if isinstance(pool, HighMemoryPool):
+            self._ahead.release()
         return run_on(pool, function, *args, **kwargs)
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
-        """A Ray Train run per job."""
-        return train_all(jobs, placement, directory, emit, stop, quorum, self._run)
+        """A Ray Train run per job. While the last ones train, the nodes of what follows are asked for."""
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._ahead.release)
+            trained = train_all(jobs, placement, directory, emit, stop, quorum, self._run, self._watch(jobs[0].stage, emit))
+            failed.pop_all()
+        return trained
+
+    def train_gang(
+        self, job: TrainJob, pool: HighMemoryPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER,
+    ) -> Trained:
+        """A Ray Train run after the other, each as large as there are slots."""
+        self._ahead.release()
+        return train_gang(job, pool, max_failures, directory, emit, stop, self._run)
+
+    def _watch(self, stage: str, emit: Emit) -> Watch | None:
+        # Slots that both pools share would be kept from the very work that is waited for.
+        if stage != "submodels" or self._shared or not session.grows():
+            return None
+        pool, workers = self._high, self._high.most_workers
+
+        def watch(running: Sequence[float], waiting: Sequence[float], slots: int) -> None:
+            advice = self._ahead.foresee(running, waiting, slots, workers)
+            if advice == "ask":
+                seconds = ends_in(running, waiting, slots)
+                emit(Event("nodes_asked", stage, data={"pool": pool.key, "workers": workers, "seconds": round(seconds, 1)}))
+            elif advice == "release":
+                emit(Event("nodes_let_go", stage, data={"pool": pool.key}))
+
+        return watch

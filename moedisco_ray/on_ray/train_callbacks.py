@@ -46,9 +46,10 @@ class Slots(WorkerGroupCallback, ControllerCallback):
         return {}
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Its placement group can be told to whoever may have to remove it."""
-        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        ray.get(self._mailbox.place.remote(self._unit, group))
+        """Its nodes are known, and its placement group can be told to whoever may have to remove it."""
+        state = worker_group.get_worker_group_state()
+        nodes = tuple(worker.metadata.node_id for worker in state.workers)
+        ray.get(self._mailbox.place.remote(self._unit, state.placement_group_handle.placement_group, nodes))
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
         """The slots are free."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from moedisco_ray.cohort import Cohort
 from moedisco_ray.events import Emit
+from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.attempts import Surroundings
 from moedisco_ray.on_ray.queue import Queue
 from moedisco_ray.on_ray.relay import relay
@@ -17,10 +18,12 @@ from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob
 
+Watch = Callable[[Sequence[float], Sequence[float], int], None]
+
 
 def train_all(
     jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER, quorum: Quorum = ALL,
-    run: str = "run",
+    run: str = "run", watch: Watch | None = None,
 ) -> list[Trained]:
     """Train every job; those that wait, or whose machine was taken away, hold nothing.
 
@@ -33,6 +36,7 @@ def train_all(
         stop: Asks the trainers to end.
         quorum: How many of the jobs must be finished, and for how long the others are waited for.
         run: Begins the names of the Ray Train runs.
+        watch: Is told, at every look, the seconds of work left of what runs and of what waits, and the slots that there are.
 
     Raises:
         MoeDiscoError: The first job's error that is ours, such as a full disk.
@@ -50,6 +54,8 @@ def train_all(
             while queue.worth_waiting:
                 stop.check()
                 queue.start()
+                if watch is not None:
+                    watch(*queue.left, session.there(placement.pool, placement.workers))
                 queue.settle()
             end.request("enough")
             queue.let_go()

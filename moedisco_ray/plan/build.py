@@ -39,7 +39,7 @@ class StagePlan(BaseModel):
     units: int
     """Models that train independently."""
     workers: int
-    """Workers that train at once."""
+    """Workers that train at once; of an elastic gang the fewest, with whom it must fit."""
     parameters: Parameters
     """Of one unit."""
     steps: int
@@ -112,7 +112,7 @@ def build_plan(config: RunConfig) -> Plan:
     checkpointing = config.finetune.optimizer.gradient_checkpointing
     flops = flops_per_token(parameters, whole, config.corpus.sequence_length, checkpointing=checkpointing)
     high = config.pools.high_memory
-    full = training_cost(flops, config.tokens.total, high, workers_per_unit=high.workers)
+    full = training_cost(flops, config.tokens.total, high, workers_per_unit=high.fewest_workers)
     dollars = sum(stage.cost.dollars for stage in stages)
     return Plan(
         name=config.name,
@@ -140,8 +140,8 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     more_clusters = tuple(n for n in range(clusters + 1, whole.num_experts + 1) if whole.num_experts % n == 0)
     split = Spread("clusters.count", clusters, more_clusters)
     sequences = config.finetune.optimizer.batch_tokens // config.corpus.sequence_length
-    more_workers = tuple(n for n in range(high.workers + 1, sequences + 1) if sequences % n == 0)
-    gang = Spread("pools.high_memory.workers", high.workers, more_workers)
+    more_workers = tuple(n for n in range(high.fewest_workers + 1, sequences + 1) if sequences % n == 0)
+    gang = Spread("pools.high_memory.workers", high.fewest_workers, more_workers)
     at_once = min(clusters, low.max_workers, sum(kind.max_workers for kind in low.kinds))
     trainings = [
         _Training("seed", "low_memory", low, recipe, 1, 1, config.tokens.seed, sharded=False, spread=split),
@@ -149,7 +149,7 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
             "submodels", "low_memory", low, recipe, clusters, at_once, config.tokens.submodels,
             sharded=False, spread=split),
         _Training(
-            "finetune", "high_memory", high, config.finetune.optimizer, 1, high.workers, config.tokens.finetune,
+            "finetune", "high_memory", high, config.finetune.optimizer, 1, high.fewest_workers, config.tokens.finetune,
             sharded=True, spread=gang),
     ]
     return [training for training in trainings if training.tokens]

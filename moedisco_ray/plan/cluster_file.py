@@ -176,7 +176,7 @@ def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disa
         [each for i, kind in enumerate(low.kinds)
          for each in _of_pool(cluster, kind, f"{_path(low)}.types.{i}", kind.memory_gb, "max_workers", kind.max_workers)]
         if low.mixed else _of_pool(cluster, low, _path(low), _need_gb(plan, low), "max_workers", low.max_workers))
-    return (*of_low, *_of_pool(cluster, high, _path(high), _need_gb(plan, high), "workers", high.workers))
+    return (*of_low, *_of_pool(cluster, high, _path(high), _need_gb(plan, high), "workers", high.most_workers))
 
 
 def _path(pool: Pool) -> str:

@@ -27,6 +27,37 @@ class Split:
         return self.workers * self.per_worker
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Which sizes a gang may have. One that is fixed need not divide the batch: its shares are filled up.
+
+    Attributes:
+        batch: Sequences per step over all workers.
+        fewest: Fewest workers.
+        most: Most workers.
+    """
+
+    batch: int
+    fewest: int
+    most: int
+
+    @property
+    def elastic(self) -> bool:
+        """Whether there is a choice."""
+        return self.fewest < self.most
+
+    def on(self, slots: int) -> int | None:
+        """The largest gang for which so many slots are enough; None: none is."""
+        if not self.elastic:
+            return self.fewest if slots >= self.fewest else None
+        return count_now(slots, self.batch, self.fewest, self.most)
+
+    @property
+    def largest(self) -> int:
+        """The largest gang, on as many slots as it likes."""
+        return self.on(self.most) or self.fewest
+
+
 def counts(batch: int, smallest: int, largest: int) -> tuple[int, ...]:
     """The numbers of workers that a gang may have, ascending: those within the bounds that divide the batch.
 

@@ -27,10 +27,10 @@ def awaiting(progress: dict[str, object]) -> dict[str, object]:
 
 
 def queued(run: Run) -> Queued:
-    """What `admit` asks of a queued run: a slot to train a sub-model on, and machines enough for the gang."""
+    """What `admit` asks of a queued run: a slot to train a sub-model on, and machines enough for the smallest gang."""
     low, high = run.pools.low_memory, run.pools.high_memory
-    return Queued(
-        run.id, run.owner, (Need(low.tags, slots=1, free=1), Need(high.tags, slots=high.workers, free=0)), held=budget_spent(run))
+    needs = (Need(low.tags, slots=1, free=1), Need(high.tags, slots=high.fewest_workers, free=0))
+    return Queued(run.id, run.owner, needs, held=budget_spent(run))
 
 
 def active(run: Run) -> Active:

@@ -150,6 +150,8 @@ def meterable(event: Event, pools: Collection[str]) -> bool:
     if event.type == "workers_held":
         named = isinstance(data.get("hold"), str) and isinstance(data.get("pool"), str)
         return named and data["pool"] in pools and values.whole(data.get("workers")) is not None
+    if event.type == "slots_free":
+        return isinstance(data.get("pool"), str) and data["pool"] in pools and values.whole(data.get("slots")) is not None
     return event.type != "workers_released" or isinstance(data.get("hold"), str)
 
 

@@ -176,3 +176,23 @@ def test_a_quorum_or_a_type_that_cannot_be_is_told(tmp_path, override, says):
 def test_a_quorum_changes_no_fingerprint_so_that_it_can_be_lowered_while_a_run_waits(tmp_path):
     waiting, hurried = load(tmp_path), load(tmp_path, BASE, "submodels.quorum=2", "submodels.patience=2")
     assert fingerprints(waiting) == fingerprints(hurried)
+
+
+def test_a_gang_is_of_one_size_or_between_two(tmp_path):
+    fixed = load(tmp_path, BASE, "pools.high_memory.workers=3").pools.high_memory
+    assert (fixed.fewest_workers, fixed.most_workers, fixed.elastic) == (3, 3, False)
+    elastic = load(tmp_path, BASE, "pools.high_memory.workers=[1, 8]")
+    pool = elastic.pools.high_memory
+    assert (pool.fewest_workers, pool.most_workers, pool.elastic) == (1, 8, True)
+    assert RunConfig.model_validate_json(elastic.model_dump_json()) == elastic
+    # It must fit, and may take as long as it would, with the fewest.
+    assert next(stage for stage in build_plan(elastic).stages if stage.stage == "finetune").workers == 1
+
+
+@pytest.mark.parametrize(("workers", "message"), [
+    ("[3, 2]", "fewest first"), ("[0, 2]", "greater than or equal to 1"), ("[1, 2, 3]", "pools.high_memory.workers"),
+    ("[9, 15]", "no number that divides")])
+def test_a_gang_that_could_never_be_is_refused(tmp_path, workers, message):
+    # The default batch is of 16 sequences.
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, BASE, f"pools.high_memory.workers={workers}")

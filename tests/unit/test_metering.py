@@ -62,3 +62,41 @@ def test_the_total_is_the_sum_over_holds_and_survives_json(spans: list[tuple[str
     assert {pool: seconds for pool, seconds in meter.worker_seconds.items() if seconds} == {
         pool: seconds for pool, seconds in expected.items() if seconds}
     assert not meter.open
+
+
+def free(pool: str, slots: int, time: float) -> Event:
+    return Event("slots_free", data={"pool": pool, "slots": slots}, time=time)
+
+
+def test_slots_that_nobody_holds_idle_up_to_the_last_sign_of_life() -> None:
+    meter = fold(free("low_memory", 2, 10), free("low_memory", 1, 15), free("high_memory", 3, 16), Event("heartbeat", time=20))
+    assert meter.idle_seconds == {"low_memory": 10 + 5, "high_memory": 12}
+    assert meter.worker_seconds == {}
+
+
+@pytest.mark.parametrize("end", ["run_started", "run_finished", "run_failed", "run_stopped"])
+def test_nothing_idles_once_the_driver_has_ended(end: str) -> None:
+    last_words = Event(end, time=100 if end == "run_started" else 15)
+    meter = fold(free("low_memory", 1, 10), Event("heartbeat", time=15), last_words, Event("heartbeat", time=200))
+    assert meter.idle_seconds == {"low_memory": 5}
+
+
+looks = st.lists(st.tuples(pools, st.integers(0, 4), st.integers(0, 50)), max_size=12)
+
+
+@given(looks)
+def test_idle_time_is_the_sum_over_seconds_of_what_was_free(changes: list[tuple[str, int, int]]) -> None:
+    now, events, level = 0, [], {"low_memory": 0, "high_memory": 0}
+    expected = {"low_memory": 0, "high_memory": 0}
+    for pool, slots, later in changes:
+        for each in expected:
+            expected[each] += level[each] * later
+        now += later
+        level[pool] = slots
+        events.append(free(pool, slots, now))
+    meter = Meter()
+    for event in events:
+        meter.update(event)
+        meter = Meter.from_dict(json.loads(json.dumps(meter.to_dict())))
+    assert {pool: seconds for pool, seconds in meter.idle_seconds.items() if seconds} == {
+        pool: seconds for pool, seconds in expected.items() if seconds}

@@ -43,6 +43,7 @@ def unit(name, tokens, loss, worker_seconds, pool="low_memory", **changes):
     # The fine-tune's are those of a gang of two, a tenth of whose time was its start-up.
     return {
         "name": name, "steps": 1, "planned_steps": 1, "tokens": tokens, "loss": loss, "seconds": 0.45 * worker_seconds,
+        "workers": 2.0 if pool == "high_memory" else 1.0,
         "held": {pool: worker_seconds}, "contribution": "finished", "reason": None, **changes}
 
 
@@ -263,3 +264,29 @@ def shown(report):
     console = Console(width=200, file=io.StringIO(), color_system=None)
     console.print(report_view(report))
     return console.file.getvalue()
+
+
+def test_idle_slots_are_shown_at_their_pools_price_and_in_no_other_figure(tmp_path):
+    write_run(tmp_path)
+    without = build_report(tmp_path, run_config())
+    log = EventLog(tmp_path / "events.jsonl")
+    for event in (
+        Event("slots_free", data={"pool": "high_memory", "slots": 2}, time=100.0),
+        Event("slots_free", data={"pool": "high_memory", "slots": 0}, time=1900.0),
+        Event("run_finished", data={"seconds": 1.0}, time=2000.0),
+    ):
+        log(event)
+    log.close()
+    report = build_report(tmp_path, run_config())
+    assert report["totals"] == without["totals"] | {
+        "idle_seconds": {"high_memory": 3600.0}, "idle_dollars": {"high_memory": pytest.approx(HIGH)}}
+    assert report_table(report) == [
+        *report_table(without), ("paid but idle", "high-memory", "", "", "1 h 00 min", "$3.60", "", "")]
+
+
+def test_a_gang_whose_size_changed_counts_its_workers_on_average(tmp_path, monkeypatch):
+    grown = unit("finetune", 500, 2.5, 60.0, "high_memory", seconds=20.0, workers=1.5)
+    monkeypatch.setitem(SUMMARIES, "finetuned", (30.0, {"units": [grown]}))
+    write_run(tmp_path)
+    finetune = next(entry for entry in build_report(tmp_path, run_config())["stages"] if entry["name"] == "finetune")
+    assert (finetune["workers"], finetune["training_worker_seconds"], finetune["worker_seconds"]) == (1.5, 30.0, 60.0)

@@ -48,6 +48,9 @@ function eventWords({ type, stage, unit, data }) {
     case "worker_restarted": return `${unit} restarted: ${data.reason || "its worker died"}`;
     case "workers_held": return `${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool held`;
     case "workers_released": return "Workers released";
+    case "slots_free": return `${plural(data.slots ?? 0, "slot")} of the ${(data.pool ?? "").replace("_", "-")} pool free`;
+    case "nodes_asked": return `Nodes for ${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool asked for`;
+    case "nodes_let_go": return `Nodes of the ${(data.pool ?? "").replace("_", "-")} pool not asked for any more`;
     case "warning": return `Warning: ${data.message ?? ""}`;
     default: return type;
   }

@@ -42,6 +42,12 @@ export function Results({ report }) {
                 <td class="number">${tokens(totals.tokens)}</td><td></td>
                 <td class="number">${dollars(totals.full_training_dollars)}</td><td></td><td></td>
               </tr>`}
+            ${Object.entries(totals.idle_seconds ?? {}).filter(([, seconds]) => seconds).map(([pool, seconds]) => html`
+              <tr key=${pool}>
+                <th scope="row">paid but idle</th><td class="soft">${pool.replace("_", "-")}</td><td></td><td></td>
+                <td class="number">${duration(seconds)}</td>
+                <td class="number">${dollars(totals.idle_dollars[pool])}</td><td></td><td></td>
+              </tr>`)}
           </tfoot>
         </table>
       </${Scroll}>

@@ -4,7 +4,7 @@ import { ask } from "../api.js";
 
 const TYPES = [
   "run_started", "run_finished", "run_failed", "run_stopped", "stage_started", "stage_skipped", "stage_finished", "unit_started",
-  "progress", "unit_finished", "unit_let_go", "clusters", "worker_restarted", "workers_held", "workers_released", "warning", "heartbeat",
+  "progress", "unit_finished", "unit_let_go", "clusters", "worker_restarted", "workers_held", "workers_released", "slots_free", "nodes_asked", "nodes_let_go", "warning", "heartbeat",
   "state",
 ];
 const GATHER_MILLISECONDS = 100;

@@ -1,0 +1,191 @@
+"""The fine-tune as a gang: all its workers at once, as many as there are, fewer after a loss, more when more have come.
+
+The driver waits for slots, not Ray Train: a gang that waits holds nothing, begins at the size that fits, and two runs on a pool
+that holds one of them follow each other. A size that changes is a training that ends with a checkpoint and another that begins
+from it; the global batch stays, so that the loss does up to rounding.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Protocol
+
+from moedisco_ray.errors import TrainingError
+from moedisco_ray.events import Event
+from moedisco_ray.on_ray import histories
+from moedisco_ray.on_ray.relay import Whereabouts
+from moedisco_ray.policies import retrying
+from moedisco_ray.policies.checkpointing import loss_rate
+from moedisco_ray.policies.gang import Sizes, worth_growing
+from moedisco_ray.policies.retrying import End, GiveUp, GoBack
+from moedisco_ray.stopping import NEVER, StopFile
+from moedisco_ray.training import TrainJob, TrainResult, checkpoint
+
+_LOOK_SECONDS = 1.0
+"""Between two looks at the pool."""
+_PATIENCE_SECONDS = 5.0
+"""For which a gang waits before it says so: what Ray knows of free slots is a moment old."""
+_ASSUMED_RESTART = 30.0
+"""Seconds from stopping with a checkpoint to the next step, until that is measured."""
+
+Outcome = TrainResult | End
+
+
+class Site(Protocol):
+    """What a gang asks of the cluster that it is on."""
+
+    @property
+    def free(self) -> int:
+        """Slots that could be had now."""
+
+    @property
+    def boot(self) -> float:
+        """Seconds from asking for more nodes to having them; infinite where nothing brings any."""
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """Where the gang was last seen."""
+
+    @property
+    def worker_hours(self) -> float:
+        """For which its workers were held, summed over them."""
+
+    def ask(self, workers: int) -> None:
+        """Ask for the nodes of so many more workers, in place of what was asked for before."""
+
+    def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
+        """Train by so many workers, until the job is finished, the file is there, or they end."""
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to whoever listens."""
+
+    def missing(self, workers: int) -> str:
+        """For people: what a gang of so many workers waits for."""
+
+
+class Gang:
+    """One training by a number of workers that may change.
+
+    Args:
+        job: The training.
+        sizes: Which numbers they may be.
+        max_failures: How often workers that failed are started again.
+        site: Where.
+        directory: For the files that ask an attempt to end; all nodes must see it.
+        stop: Asks the whole run to end.
+        clock: Seconds.
+        look: Seconds between two looks.
+    """
+
+    def __init__(
+        self, job: TrainJob, sizes: Sizes, max_failures: int, site: Site, directory: Path, stop: StopFile = NEVER,
+        clock: Callable[[], float] = time.monotonic, look: float = _LOOK_SECONDS,
+    ) -> None:
+        self._job = job
+        self._sizes = sizes
+        self._limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
+        self._site = site
+        self._directory = directory
+        self._stop = stop
+        self._clock = clock
+        self._look = look
+        self._restart = _ASSUMED_RESTART
+        self._history = histories.remembered(job, sizes.fewest)
+        self._losses = 0
+        self._asked = False
+        self._said = False
+
+    def train(self) -> TrainResult:
+        """Until it is finished.
+
+        Raises:
+            MoeDiscoError: What another attempt could not mend.
+            TrainingError: Its workers died more often than allowed, or it is poisoned.
+            RunStopped: Somebody asked the run to end.
+        """
+        larger: int | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="gang") as thread:
+            while True:
+                # One that ended to become larger waits for just that: the slots that it left are not known to be free yet.
+                workers = larger or self._slots()
+                end = StopFile(self._directory / f"end-{uuid.uuid4().hex}")
+                before = self._site.whereabouts.step
+                losses_per_hour = loss_rate(self._losses, self._site.worker_hours)
+                job = histories.adjusted(self._job, self._history, losses_per_hour)
+                running = thread.submit(self._site.attempt, job, workers, end)
+                try:
+                    larger = self._watch(running, workers, before, end)
+                finally:
+                    # Whatever ends the watch ends the workers, with a checkpoint, before the executor waits for them.
+                    end.request("ended")
+                outcome = running.result()
+                if isinstance(outcome, End):
+                    self._follow(outcome)
+                    larger = None
+                elif outcome.finished:
+                    return outcome
+                self._stop.check()
+
+    def _slots(self) -> int:
+        """Wait until there is room for a gang; hold nothing meanwhile."""
+        began = self._clock()
+        while (workers := self._sizes.on(self._site.free)) is None:
+            self._stop.check()
+            self._site.ask(self._sizes.largest)
+            if not self._said and self._clock() - began >= _PATIENCE_SECONDS:
+                self._said = True
+                self._site.tell(Event("warning", data={"message": self._site.missing(self._sizes.fewest)}))
+            time.sleep(self._look)
+        self._site.ask(0)
+        return workers
+
+    def _watch(self, running: Future[Outcome], workers: int, before: int, end: StopFile) -> int | None:
+        """Wait for an attempt to end, and end it once a larger one would be quicker; returns the size of that."""
+        began = self._clock()
+        under_way = self._asked = False
+        while not wait([running], timeout=self._look).done:
+            self._stop.check()
+            where = self._site.whereabouts
+            if where.step_seconds is None or (where.step == before and not under_way):
+                continue
+            if not under_way:
+                under_way, self._restart = True, self._clock() - began
+            larger = self._larger(workers, (self._job.steps - where.step) * where.step_seconds)
+            if larger is not None:
+                self._site.ask(0)
+                self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
+                    "kind": "grown", "step": where.step, "reason": f"it goes on with {larger} workers in place of {workers}"}))
+                end.request("grows")
+                wait([running])
+                return larger
+        return None
+
+    def _larger(self, workers: int, seconds_left: float) -> int | None:
+        """The size that is worth a restart now; asks for nodes where that of more would be."""
+        possible = self._sizes.on(workers + self._site.free)
+        if possible is not None and worth_growing(workers, possible, seconds_left, self._restart):
+            return possible
+        largest = self._sizes.largest
+        # While the nodes boot, the gang trains on: what is left when they come is what they can shorten.
+        booting = 0.0 if self._asked else self._site.boot
+        self._asked = worth_growing(workers, largest, seconds_left - booting, self._restart)
+        self._site.ask(largest - workers if self._asked else 0)
+        return None
+
+    def _follow(self, end: End) -> None:
+        """Do what the policy says of an end."""
+        steps = [] if end.kind == "storage" else checkpoint.steps(self._job.checkpoints)
+        self._losses += end.kind in ("died", "preempted") and not end.saved
+        decision = retrying.decide(self._history, end, steps, self._limits)
+        if isinstance(decision, GiveUp):
+            raise TrainingError(f"{self._job.name}: {decision.reason}")
+        if isinstance(decision, GoBack):
+            checkpoint.discard_after(self._job.checkpoints, decision.checkpoint)
+        self._history = decision.history
+        histories.remember(self._job, decision.history)
+        self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
+            "kind": end.kind, "step": end.step, "reason": end.reason}))

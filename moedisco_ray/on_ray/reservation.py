@@ -1,0 +1,97 @@
+"""Slots that are asked for ahead of their work, so that an autoscaler brings their nodes in time.
+
+A pending placement group is what an autoscaler hears; Ray's `request_resources` would overwrite what Ray Train asks for. A
+group holds nothing until all of it can be held at once, so that runs that ask at the same time never wait for each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+
+from moedisco_ray.config import Pool
+from moedisco_ray.policies import arrival
+from moedisco_ray.policies.arrival import Advice
+
+
+class Reservation:
+    """At most one group of a pool's slots.
+
+    Args:
+        pool: Whose.
+        bundle: Resources of one worker.
+        name: What Ray shows of it.
+        clock: Seconds.
+
+    Attributes:
+        workers: How many slots are asked for now.
+        boots: Seconds from asking to each node that came meanwhile, oldest first.
+    """
+
+    def __init__(self, pool: Pool, bundle: dict[str, float], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool = pool
+        self._bundle = bundle
+        self._name = name
+        self._clock = clock
+        self._group: PlacementGroup | None = None
+        self._asked_at = 0.0
+        self._known: set[str] = set()
+        self.workers = 0
+        self.boots: list[float] = []
+
+    @property
+    def held(self) -> int:
+        """Slots that are there and kept for us: all that are asked for, or none."""
+        if self._group is None or placement_group_table(self._group)["state"] != "CREATED":
+            return 0
+        return self.workers
+
+    def ask(self, workers: int) -> None:
+        """Ask for so many slots in place of what was asked for before; for none, let go."""
+        if workers == self.workers:
+            self._note_boots()
+            return
+        self.release()
+        if workers:
+            self._known = self._nodes()
+            self._asked_at = self._clock()
+            self._group = placement_group([self._bundle] * workers, strategy="PACK", name=self._name)
+            self.workers = workers
+
+    def release(self) -> None:
+        """Ask for nothing; must come before the work that the slots are for."""
+        if self._group is not None:
+            self._note_boots()
+            remove_placement_group(self._group)
+            self._group = None
+            self.workers = 0
+
+    def foresee(self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int) -> Advice:
+        """Do what `policies.arrival` advises, given what the work before it has left.
+
+        Args:
+            running: Seconds left of what runs there.
+            waiting: The same of what waits there.
+            slots: Slots there.
+            workers: How many slots of this pool to ask for, when it is time.
+        """
+        self._note_boots()
+        boot = arrival.boot_seconds(self.boots, workers)
+        advice = arrival.advise(arrival.ends_in(running, waiting, slots), boot, asked=self.workers > 0)
+        if advice == "ask":
+            self.ask(workers)
+        elif advice == "release":
+            self.release()
+        return advice
+
+    def _note_boots(self) -> None:
+        if self._group is not None:
+            come = self._nodes() - self._known
+            self._known |= come
+            self.boots += [self._clock() - self._asked_at] * len(come)
+
+    def _nodes(self) -> set[str]:
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(self._pool.resource)}

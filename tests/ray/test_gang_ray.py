@@ -1,0 +1,151 @@
+"""The fine-tune's gang on a cluster whose nodes come and go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+from small_run import small_config
+
+from moedisco_ray import pipeline
+from moedisco_ray.config import HighMemoryPool
+from moedisco_ray.events import Event
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.gang_site import train_gang
+from moedisco_ray.on_ray.reservation import Reservation
+from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.training import TrainJob
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run up to its end, whose merged model is trained again here."""
+    return pipeline.run(small_config(tmp_path_factory.mktemp("run")), shell=InProcess())
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head that works on nothing."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray.shutdown()  # the shared cluster of other tests, if it is connected
+    cluster = Cluster(initialize_head=True, connect=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000})
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster, slots: int = 1) -> object:
+    return cluster.add_node(num_cpus=slots, resources={"high_mem_gpu": slots}, object_store_memory=80_000_000)
+
+
+def job(run: Path, directory: Path, steps: int) -> TrainJob:
+    return TrainJob(
+        stage="finetune", name="finetune", model=run / "merged", shards=(run / "corpus" / "shards",),
+        output=directory / "trained", checkpoints=directory / "steps", steps=steps, sequence_length=64,
+        optimizer=small_config(run.parent).finetune.optimizer, checkpoint_every=50, load_balance=0.01, z_loss=0.001)
+
+
+def train(job: TrainJob, workers: int | tuple[int, int], *listeners: Callable[[Event], None]) -> Trained:
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return train_gang(job, HighMemoryPool(workers=workers), 0, job.checkpoints.parent / "ray", emit)
+
+
+def nothing_is_left() -> None:
+    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+
+
+def test_a_gang_grows_with_a_node_shrinks_with_its_loss_and_learns_the_same(cluster: Cluster, run: Path, tmp_path: Path) -> None:
+    add_node(cluster)
+    came: list[object] = []
+    gone: list[int] = []
+    events: list[Event] = []
+
+    def chance(event: Event) -> None:
+        events.append(event)
+        if event.type != "progress":
+            return
+        workers = [event.data["workers"] for event in events if event.type == "unit_started"]
+        if workers == [1] and not came:
+            came.append(add_node(cluster))
+        elif workers == [1, 2] and not gone:
+            gone.append(event.data["step"])
+            # Not by this thread: the events that would tell of the loss come through it.
+            threading.Thread(target=cluster.remove_node, args=(came[0],), kwargs={"allow_graceful": False}).start()
+
+    alone = InProcess().train_gang(job(run, tmp_path / "alone", 3000), HighMemoryPool(), 0, tmp_path, lambda _: None)
+    trained = train(job(run, tmp_path / "gang", 3000), (1, 2), chance)
+    assert [event.data["workers"] for event in events if event.type == "unit_started"] == [1, 2, 1]
+    assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["grown", "preempted"]
+    assert trained.result.steps == 3000
+    assert trained.result.restored_step > gone[0] - 50
+    assert 1 < trained.workers < 2
+    assert trained.result.losses[:100] == pytest.approx(alone.result.losses[:100], rel=1e-4)
+    assert trained.result.loss == pytest.approx(alone.result.loss, rel=0.02)
+    nothing_is_left()
+
+
+def test_a_fixed_gang_makes_the_same_bits_again(cluster: Cluster, run: Path, tmp_path: Path) -> None:
+    add_node(cluster, 2)
+    for name in ("once", "again"):
+        train(job(run, tmp_path / name, 60), 2)
+    once, again = (tmp_path / name / "trained" / "model.safetensors" for name in ("once", "again"))
+    assert once.read_bytes() == again.read_bytes()
+
+
+def test_two_gangs_on_a_pool_that_holds_one_both_finish(cluster: Cluster, run: Path, tmp_path: Path) -> None:
+    add_node(cluster)
+    add_node(cluster)
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(train, job(run, tmp_path / name, 60), 2) for name in ("one", "other")]
+        assert all(future.result().result.finished for future in both)
+    nothing_is_left()
+
+
+def test_a_pool_without_a_node_is_waited_for_and_that_is_said(cluster: Cluster, run: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+
+    def helpful(event: Event) -> None:
+        events.append(event)
+        if event.type == "warning":
+            add_node(cluster)
+
+    assert train(job(run, tmp_path, 30), 1, helpful).result.finished
+    assert [event.data["message"] for event in events if event.type == "warning"] == [
+        "waits for 1 high_mem_gpu: no node of the cluster offers it now"]
+
+
+def test_a_reservation_holds_all_or_nothing_until_it_is_let_go(cluster: Cluster) -> None:
+    pool = HighMemoryPool()
+    bundle = Placement(pool, 1, 0).bundle
+    reservation = Reservation(pool, bundle, "ahead")
+    add_node(cluster)
+    assert reservation.foresee([1000.0], [], 1, 2) == "wait"
+    assert reservation.foresee([100.0], [200.0], 1, 2) == "ask"
+    assert (reservation.workers, reservation.held, session.free(bundle)) == (2, 0, 1)
+    add_node(cluster)
+    reservation_is_there = threading.Event()
+    for _ in range(100):
+        if reservation.held:
+            reservation_is_there.set()
+            break
+        reservation_is_there.wait(0.1)
+    assert reservation.held == 2
+    assert reservation.foresee([100.0], [], 1, 2) == "keep"
+    assert len(reservation.boots) == 1
+    assert reservation.foresee([100.0], [], 1, 2) == "release"    # a node takes seconds, not the minutes that were assumed
+    nothing_is_left()

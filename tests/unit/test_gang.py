@@ -1,0 +1,213 @@
+"""The gang's loop, on a site where attempts are made up and machines come and go as a script says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.config import Optimizer
+from moedisco_ray.errors import RunStopped, TrainingError
+from moedisco_ray.events import Event
+from moedisco_ray.on_ray.gang import Gang
+from moedisco_ray.on_ray.relay import Whereabouts
+from moedisco_ray.policies.gang import Sizes
+from moedisco_ray.policies.retrying import End
+from moedisco_ray.stopping import NEVER, StopFile
+from moedisco_ray.training import TrainJob, TrainResult
+
+STEPS = 1000
+
+
+@dataclasses.dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+class Scripted:
+    """A site whose attempts are functions, taken one after the other."""
+
+    def __init__(self, slots: int | list[int], *attempts: Callable[[Scripted, int, StopFile], TrainResult | End]) -> None:
+        self.slots = [slots] if isinstance(slots, int) else slots
+        self.attempts = list(attempts)
+        self.boot = math.inf
+        self.worker_hours = 0.0
+        self.whereabouts = Whereabouts()
+        self.sizes: list[int] = []
+        self.asked: list[int] = []
+        self.told: list[Event] = []
+
+    @property
+    def free(self) -> int:
+        return self.slots[0] if len(self.slots) == 1 else self.slots.pop(0)
+
+    def ask(self, workers: int) -> None:
+        self.asked.append(workers)
+
+    def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> TrainResult | End:
+        self.sizes.append(workers)
+        return self.attempts.pop(0)(self, workers, stop)
+
+    def tell(self, event: Event) -> None:
+        self.told.append(event)
+
+    def missing(self, workers: int) -> str:
+        return f"waits for {workers}"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def result(steps: int = STEPS) -> TrainResult:
+    return TrainResult(steps, steps, (), 1.0, 0, finished=steps == STEPS)
+
+
+def finishes(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+    return result()
+
+
+def ends(kind: str) -> Callable[[Scripted, int, StopFile], End]:
+    def attempt(site: Scripted, workers: int, stop: StopFile) -> End:
+        return End(kind, 5, "its end")
+    return attempt
+
+
+def trains_until_stopped(step: int, slots: int) -> Callable[[Scripted, int, StopFile], TrainResult]:
+    """Makes steps of a second; meanwhile so many slots come."""
+    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        site.whereabouts = Whereabouts((), step, 1.0)
+        site.slots = [slots]
+        wait_until(lambda: stop.requested)
+        return result(step)
+    return attempt
+
+
+def gang(tmp_path: Path, site: Scripted, sizes: Sizes, stop: StopFile = NEVER, failures: int = 3) -> Gang:
+    job = TrainJob(
+        stage="finetune", name="finetune", model=tmp_path, shards=(), output=tmp_path / "out",
+        checkpoints=tmp_path / "home" / "steps", steps=STEPS, sequence_length=1, optimizer=Optimizer(batch_tokens=sizes.batch),
+        checkpoint_every=10)
+    return Gang(job, sizes, failures, site, tmp_path, stop, Clock(), look=0.001)
+
+
+@given(st.integers(1, 64), st.integers(1, 8), st.integers(0, 8), st.integers(0, 16))
+def test_a_size_is_within_bounds_and_slots_and_keeps_the_batch(batch: int, fewest: int, more: int, slots: int) -> None:
+    sizes = Sizes(batch, fewest, fewest + more)
+    size = sizes.on(slots)
+    if size is not None:
+        assert fewest <= size <= min(slots, fewest + more)
+        assert batch % size == 0 or not more
+        assert size <= sizes.largest
+    elif slots >= fewest:
+        assert more
+        assert all(batch % n for n in range(fewest, min(slots, fewest + more) + 1))
+
+
+def test_it_begins_with_what_there_is(tmp_path: Path) -> None:
+    site = Scripted(3, finishes)
+    assert gang(tmp_path, site, Sizes(8, 1, 8)).train().finished
+    assert site.sizes == [2]
+    assert site.told == []
+
+
+def test_it_waits_for_all_or_nothing_and_says_so_once(tmp_path: Path) -> None:
+    site = Scripted([0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4], finishes)
+    gang(tmp_path, site, Sizes(8, 4, 4)).train()
+    assert site.sizes == [4]
+    assert [event.data["message"] for event in site.told] == ["waits for 4"]
+    # It asked for its nodes while it waited, and for none once it had them.
+    assert site.asked == [4] * 10 + [0]
+
+
+def test_a_moment_without_slots_is_not_worth_a_word(tmp_path: Path) -> None:
+    site = Scripted([0, 0, 1], finishes)
+    gang(tmp_path, site, Sizes(8, 1, 2)).train()
+    assert site.told == []
+
+
+def test_a_loss_shrinks_it_and_is_no_failure(tmp_path: Path) -> None:
+    site = Scripted([4, 2, 2, 2, 4], *[ends("preempted")] * 4, finishes)
+    gang(tmp_path, site, Sizes(8, 1, 4), failures=0).train()
+    assert site.sizes == [4, 2, 2, 2, 4]
+    assert [event.data["kind"] for event in site.told] == ["preempted"] * 4
+    assert site.asked == [0] * 5
+
+
+def test_failures_are_bounded(tmp_path: Path) -> None:
+    site = Scripted(1, *[ends("died")] * 3)
+    with pytest.raises(TrainingError, match="finetune: failed 3 times"):
+        gang(tmp_path, site, Sizes(8, 1, 1), failures=2).train()
+    assert site.sizes == [1, 1, 1]
+
+
+def test_it_grows_when_that_is_worth_the_restart(tmp_path: Path) -> None:
+    site = Scripted(1, trains_until_stopped(100, slots=1), finishes)
+    gang(tmp_path, site, Sizes(8, 1, 4)).train()
+    # The slot that it left is not free yet, but it waits for no less than what it stopped for.
+    assert site.sizes == [1, 2]
+    assert [(event.type, event.data["kind"]) for event in site.told] == [("worker_restarted", "grown")]
+
+
+@pytest.mark.parametrize(("sizes", "step"), [(Sizes(8, 1, 4), STEPS - 1), (Sizes(8, 1, 1), 100), (Sizes(6, 2, 4), 100)])
+def test_it_stays_where_growing_would_not_help(tmp_path: Path, sizes: Sizes, step: int) -> None:
+    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        site.whereabouts = Whereabouts((), step, 1.0)
+        site.slots = [0 if sizes.fewest == 2 else 3]
+        looked = len(site.asked)
+        wait_until(lambda: stop.requested or len(site.asked) >= looked + 3)
+        assert not stop.requested
+        return result()
+
+    site = Scripted(2, attempt)
+    gang(tmp_path, site, sizes).train()
+    assert len(site.sizes) == 1
+
+
+@pytest.mark.parametrize(("boot", "asked"), [(100.0, 3), (950.0, 0), (math.inf, 0)])
+def test_more_nodes_are_asked_for_if_there_will_be_enough_left_to_do(tmp_path: Path, boot: float, asked: int) -> None:
+    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        site.whereabouts = Whereabouts((), 100, 1.0)
+        site.slots = [0]
+        looked = len(site.asked)
+        wait_until(lambda: len(site.asked) >= looked + 3)
+        return result()
+
+    site = Scripted(1, attempt)
+    site.boot = boot
+    gang(tmp_path, site, Sizes(8, 1, 4)).train()
+    assert site.asked[-1] == asked
+
+
+def test_a_stopped_run_ends_the_workers_first(tmp_path: Path) -> None:
+    stop = StopFile(tmp_path / "stop")
+
+    def attempt(site: Scripted, workers: int, end: StopFile) -> TrainResult:
+        stop.request("by hand")
+        wait_until(lambda: end.requested)
+        return result(7)
+
+    site = Scripted(1, attempt)
+    with pytest.raises(RunStopped, match="by hand"):
+        gang(tmp_path, site, Sizes(8, 1, 1), stop).train()
+    assert site.sizes == [1]
+
+
+def test_a_stopped_run_waits_for_no_slots(tmp_path: Path) -> None:
+    stop = StopFile(tmp_path / "stop")
+    stop.request("by hand")
+    with pytest.raises(RunStopped):
+        gang(tmp_path, Scripted(0), Sizes(8, 1, 1), stop).train()
