@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -15,7 +16,7 @@ from small_run import small_config
 
 from moedisco_ray import pipeline
 from moedisco_ray.config import HighMemoryPool
-from moedisco_ray.events import Event
+from moedisco_ray.events import Emit, Event
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.gang_site import train_gang
@@ -24,6 +25,8 @@ from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+
+STEPS = 2500
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +60,16 @@ def job(run: Path, directory: Path, steps: int) -> TrainJob:
         optimizer=small_config(run.parent).finetune.optimizer, checkpoint_every=50, load_balance=0.01, z_loss=0.001)
 
 
-def train(job: TrainJob, workers: int | tuple[int, int], *listeners: Callable[[Event], None]) -> Trained:
-    def emit(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
+def train(job: TrainJob, workers: int | tuple[int, int], emit: Emit = lambda _: None) -> Trained:
+    return train_gang(job, HighMemoryPool(workers=workers), 0, job.output.parent / "ray", emit)
 
-    return train_gang(job, HighMemoryPool(workers=workers), 0, job.checkpoints.parent / "ray", emit)
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.1)
+    return found
 
 
 def nothing_is_left() -> None:
@@ -71,28 +78,26 @@ def nothing_is_left() -> None:
 
 def test_a_gang_grows_with_a_node_shrinks_with_its_loss_and_learns_the_same(cluster: Cluster, run: Path, tmp_path: Path) -> None:
     add_node(cluster)
-    came: list[object] = []
-    gone: list[int] = []
     events: list[Event] = []
 
-    def chance(event: Event) -> None:
-        events.append(event)
-        if event.type != "progress":
-            return
-        workers = [event.data["workers"] for event in events if event.type == "unit_started"]
-        if workers == [1] and not came:
-            came.append(add_node(cluster))
-        elif workers == [1, 2] and not gone:
-            gone.append(event.data["step"])
-            # Not by this thread: the events that would tell of the loss come through it.
-            threading.Thread(target=cluster.remove_node, args=(came[0],), kwargs={"allow_graceful": False}).start()
+    def steps_by(workers: int) -> int:
+        """The last step that a gang of so many reported, if it is the newest."""
+        sizes = [event.data["workers"] for event in events if event.type == "unit_started"]
+        steps = [event.data["step"] for event in events if event.type == "progress"]
+        return steps[-1] if steps and sizes[-1] == workers and events[-1].type == "progress" else 0
 
-    alone = InProcess().train_gang(job(run, tmp_path / "alone", 3000), HighMemoryPool(), 0, tmp_path, lambda _: None)
-    trained = train(job(run, tmp_path / "gang", 3000), (1, 2), chance)
+    alone = InProcess().train_gang(job(run, tmp_path / "alone", STEPS), HighMemoryPool(), 0, tmp_path, lambda _: None)
+    with ThreadPoolExecutor(1) as thread:
+        training = thread.submit(train, job(run, tmp_path / "gang", STEPS), (1, 2), events.append)
+        until(lambda: steps_by(1))
+        second = add_node(cluster)
+        reached = until(lambda: steps_by(2), 120)
+        cluster.remove_node(second, allow_graceful=False)
+        trained = training.result()
     assert [event.data["workers"] for event in events if event.type == "unit_started"] == [1, 2, 1]
     assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["grown", "preempted"]
-    assert trained.result.steps == 3000
-    assert trained.result.restored_step > gone[0] - 50
+    assert trained.result.steps == STEPS
+    assert trained.result.restored_step > reached - 50
     assert 1 < trained.workers < 2
     assert trained.result.losses[:100] == pytest.approx(alone.result.losses[:100], rel=1e-4)
     assert trained.result.loss == pytest.approx(alone.result.loss, rel=0.02)
@@ -118,15 +123,13 @@ def test_two_gangs_on_a_pool_that_holds_one_both_finish(cluster: Cluster, run: P
 
 def test_a_pool_without_a_node_is_waited_for_and_that_is_said(cluster: Cluster, run: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-
-    def helpful(event: Event) -> None:
-        events.append(event)
-        if event.type == "warning":
-            add_node(cluster)
-
-    assert train(job(run, tmp_path, 30), 1, helpful).result.finished
-    assert [event.data["message"] for event in events if event.type == "warning"] == [
-        "waits for 1 high_mem_gpu: no node of the cluster offers it now"]
+    with ThreadPoolExecutor(1) as thread:
+        training = thread.submit(train, job(run, tmp_path, 30), 1, events.append)
+        until(lambda: events)
+        assert [event.data["message"] for event in events] == ["waits for 1 high_mem_gpu: no node of the cluster offers it now"]
+        add_node(cluster)
+        assert training.result().result.finished
+    assert sum(event.type == "warning" for event in events) == 1
 
 
 def test_a_reservation_holds_all_or_nothing_until_it_is_let_go(cluster: Cluster) -> None:
@@ -138,14 +141,11 @@ def test_a_reservation_holds_all_or_nothing_until_it_is_let_go(cluster: Cluster)
     assert reservation.foresee([100.0], [200.0], 1, 2) == "ask"
     assert (reservation.workers, reservation.held, session.free(bundle)) == (2, 0, 1)
     add_node(cluster)
-    reservation_is_there = threading.Event()
-    for _ in range(100):
-        if reservation.held:
-            reservation_is_there.set()
-            break
-        reservation_is_there.wait(0.1)
+    until(lambda: reservation.held)
     assert reservation.held == 2
-    assert reservation.foresee([100.0], [], 1, 2) == "keep"
+    assert session.free(bundle) == 0
     assert len(reservation.boots) == 1
-    assert reservation.foresee([100.0], [], 1, 2) == "release"    # a node takes seconds, not the minutes that were assumed
+    assert reservation.foresee([0.1], [], 1, 2) == "keep"
+    assert reservation.foresee([1000.0], [], 1, 2) == "release"     # a node takes seconds, not the minutes that were assumed
+    until(lambda: session.free(bundle) == 2)
     nothing_is_left()
