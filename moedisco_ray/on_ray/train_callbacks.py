@@ -12,6 +12,7 @@ from typing import Any, Literal
 import ray
 from ray.actor import ActorHandle
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.util.placement_group import get_current_placement_group
 
 from moedisco_ray.events import Event
 
@@ -40,16 +41,16 @@ class Slots(WorkerGroupCallback, ControllerCallback):
         ray.get(self._mailbox.control.remote(self._unit, ray.get_runtime_context().current_actor))
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """The actors are up."""
+        """The actors are up: their nodes are known, and their placement group can be told to whoever may have to remove it.
+
+        Before Ray Train sets torch up on them: of a worker that dies meanwhile, it leaves the group behind.
+        """
         self._hold = uuid.uuid4().hex[:12]
         self._push("workers_held", {"pool": self._pool, "workers": len(workers)})
+        group = ray.get(workers[0].execute_async(get_current_placement_group))
+        nodes = tuple(worker.metadata.node_id for worker in workers)
+        ray.get(self._mailbox.place.remote(self._unit, group, nodes))
         return {}
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Its nodes are known, and its placement group can be told to whoever may have to remove it."""
-        state = worker_group.get_worker_group_state()
-        nodes = tuple(worker.metadata.node_id for worker in state.workers)
-        ray.get(self._mailbox.place.remote(self._unit, state.placement_group_handle.placement_group, nodes))
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
         """The slots are free."""
