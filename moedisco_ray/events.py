@@ -20,6 +20,7 @@ EventType = Literal[
     "stage_finished",   # stage, seconds, summary
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
     "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
+    "evaluation",       # stage, unit, step, tokens, held_out_loss: of a model while it is trained
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for it
     "round",            # stage, round, rounds, members, late, seconds: the sub-models' backbones became one

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
+from moedisco_ray.config.pools import PoolName
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+_ROUNDING = 1e-9
+"""Shares whose sum differs from 1 by no more than this add up to 1."""
 
 
 class Source(Section):
@@ -55,16 +59,21 @@ class Tokens(Section):
     total: int = Field(20_000_000, gt=0)
     seed_share: Share = 0.2
     """Trains one common dense model on everything first; 0 is the paper."""
-    finetune_share: float = Field(0.15, gt=0, lt=1)
-    """Trains the merged MoE; what is left is the sub-models'."""
+    finetune_share: float = Field(0.15, ge=0, le=1)
+    """Trains the whole MoE; what is left is the sub-models'. Where nothing is left there are none: 1 is joint training of the
+    initial MoE, 1 - seed_share sparse upcycling of the seed. 0 leaves the MoE as it was merged."""
 
     @model_validator(mode="after")
-    def _something_is_left(self) -> Self:
-        if self.seed_share + self.finetune_share >= 1:
+    def _no_more_than_all(self) -> Self:
+        if self.seed_share + self.finetune_share > 1 + _ROUNDING:
             raise ValueError(
-                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} leave no tokens for the sub-models; "
-                "lower one")
+                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} are more than 1 together; lower one")
         return self
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether there are sub-models to train, each on a cluster of its own."""
+        return self.seed_share + self.finetune_share < 1 - _ROUNDING
 
     @property
     def seed(self) -> int:
@@ -73,8 +82,8 @@ class Tokens(Section):
 
     @property
     def finetune(self) -> int:
-        """Tokens of the merge fine-tune."""
-        return int(self.total * self.finetune_share)
+        """Tokens of the whole MoE's training."""
+        return int(self.total * self.finetune_share) if self.decoupled else self.total - self.seed
 
     @property
     def submodels(self) -> int:
@@ -201,8 +210,10 @@ class Phase(Section):
 
 
 class Finetune(Section):
-    """The short training of the whole MoE."""
+    """The training of the whole MoE."""
 
+    pool: PoolName = "high_memory"
+    """Whose workers train it together, sharded: the few large ones, or all of the many small ones."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
     """Its warm-up is repeated at the beginning of every phase, since tensors that begin to learn have no moments yet."""
     phases: tuple[Phase, ...] = Field((Phase(train="all", share=1.0),), min_length=1)
@@ -227,139 +238,6 @@ class Finetune(Section):
         return self
 
 
-class Pool(Section):
-    """Machines of one kind, as Ray sees them."""
-
-    kind: ClassVar[Literal["low_memory", "high_memory"]]
-    """Its key in `pools`."""
-
-    resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
-    """The custom resource that a node of this pool offers: one per worker it has room for."""
-    gpu: int = Field(0, ge=0, le=1)
-    """GPUs a worker holds; 0 trains on CPU."""
-    memory_gb: float = Field(gt=0)
-    price_per_hour: float = Field(ge=0)
-    """Dollars per worker-hour."""
-    speed: float = Field(gt=0)
-    """Training speed relative to one A100-80GB."""
-
-    @property
-    def key(self) -> str:
-        """What the meter calls its workers."""
-        return self.kind
-
-    @property
-    def kinds(self) -> tuple[Pool, ...]:
-        """A pool for each of its node types; itself, where machines are all alike."""
-        return (self,)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether it names node types, so that a trainer has to be told where it fits."""
-        return False
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The custom resources that its nodes offer, one of each node type."""
-        return tuple(kind.resource for kind in self.kinds)
-
-
-class MachineType(Section):
-    """One node type of a mixed pool."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")
-    """What the report and the meter call it."""
-    resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
-    """The custom resource that its nodes offer, and those of no other type: Ray places by resources, not by labels."""
-    memory_gb: float = Field(gt=0)
-    price_per_hour: float = Field(ge=0)
-    """Dollars per worker-hour."""
-    speed: float = Field(gt=0)
-    """Training speed relative to one A100-80GB."""
-    max_workers: int = Field(8, ge=1)
-    """Most sub-models that train on it at once."""
-
-
-class LowMemoryPool(Pool):
-    """Trains the seed model and the sub-models, one worker each."""
-
-    kind = "low_memory"
-    resource: str = Field("low_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
-    gpu: int = Field(0, ge=0, le=1)
-    memory_gb: float = Field(24, gt=0)
-    price_per_hour: float = Field(0.35, ge=0)
-    speed: float = Field(0.72, gt=0)
-    max_workers: int = Field(8, ge=1)
-    """Most sub-models that train at once."""
-    types: tuple[MachineType, ...] = ()
-    """Node types of a mixed pool: a sub-model goes where it fits for the least money. Each has its own tag, memory, price and
-    speed, in place of the pool's. Empty: the pool is of one type."""
-
-    @property
-    def kinds(self) -> tuple[LowMemoryPool, ...]:
-        """A pool for each of its node types; itself, where machines are all alike."""
-        return tuple(_OneType(gpu=self.gpu, **each.model_dump()) for each in self.types) or (self,)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether it names node types, so that a trainer has to be told where it fits."""
-        return bool(self.types)
-
-    @model_validator(mode="after")
-    def _types_differ(self) -> Self:
-        for setting in ("name", "resource"):
-            values = [getattr(each, setting) for each in self.types]
-            twice = next((value for value in values if values.count(value) > 1), None)
-            if twice is not None:
-                raise ValueError(f"two types have the {setting} {twice!r}; each needs its own")
-        return self
-
-
-class _OneType(LowMemoryPool):
-    """A node type of a mixed pool, as a pool of its own."""
-
-    name: str
-
-    @property
-    def key(self) -> str:
-        """What the meter calls its workers."""
-        return f"{self.kind}.{self.name}"
-
-
-class HighMemoryPool(Pool):
-    """Trains the merged MoE with all its workers at once."""
-
-    kind = "high_memory"
-    resource: str = Field("high_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
-    gpu: int = Field(0, ge=0, le=1)
-    memory_gb: float = Field(80, gt=0)
-    price_per_hour: float = Field(2.28, ge=0)
-    speed: float = Field(1.0, gt=0)
-    workers: int = Field(1, ge=1)
-    """Size of the gang: all of them, or none."""
-
-
-class Pools(Section):
-    """Where the work runs."""
-
-    low_memory: LowMemoryPool = LowMemoryPool()
-    high_memory: HighMemoryPool = HighMemoryPool()
-
-    @property
-    def by_key(self) -> dict[str, Pool]:
-        """Everything that workers can be held of, by what the meter calls it: a pool, or a node type of a mixed one."""
-        return {kind.key: kind for pool in (self.low_memory, self.high_memory) for kind in pool.kinds}
-
-    def at(self, key: str) -> Pool:
-        """What the meter calls `key`; of a type that the configuration names no more, its pool.
-
-        Raises:
-            KeyError: There is no such pool.
-        """
-        pools: dict[str, Pool] = {pool.kind: pool for pool in (self.low_memory, self.high_memory)}
-        return self.by_key.get(key) or pools[key.partition(".")[0]]
-
-
 class Checkpoint(Section):
     """How often a trainer saves what it would need to go on."""
 
@@ -377,6 +255,14 @@ class Evaluation(Section):
 
     max_tokens: int = Field(1_000_000, gt=0)
     """Most validation tokens to evaluate on."""
+    every_tokens: int | None = Field(None, gt=0)
+    """Tokens of the seed's and of the whole MoE's training between two looks at their held-out loss; null: none is taken."""
+    slice_tokens: int = Field(65_536, gt=0)
+    """Most validation tokens of such a look."""
+    ensemble: bool = False
+    """Also measure the trained sub-models as an ensemble that is never merged (c-BTM, arXiv 2303.14177)."""
+    ensemble_top_k: int | None = Field(None, ge=1)
+    """Sub-models of the ensemble that a token is predicted by, the nearest ones; null: all."""
     prompts: tuple[str, ...] = ("The", "import ")
     """The finished model continues each of these, as a sample in the report."""
     sample_tokens: int = Field(48, ge=1)

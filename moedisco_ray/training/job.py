@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from moedisco_ray.config import Optimizer, Outer, Phase
 from moedisco_ray.policies.retrying import Skip
+
+
+class HeldOut(Protocol):
+    """Held-out text; a plain value that travels with a job."""
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks; there is one after the last step too."""
+
+    def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets [B, L] of at most `batch_tokens` positions, unless one sequence is longer; -100 is no target."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +85,7 @@ class TrainJob:
         logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
         backbone_rate: None: the backbone learns like everything else.
         rounds: Meetings with other trainings; None: it has none.
+        held_out: Text on which the loss is looked at while it trains; None: none.
     """
 
     stage: str
@@ -95,6 +111,7 @@ class TrainJob:
     logs: Path | None = None
     backbone_rate: BackboneRate | None = None
     rounds: Rounds | None = None
+    held_out: HeldOut | None = None
 
     @property
     def batch(self) -> int:

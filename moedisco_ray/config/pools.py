@@ -1,0 +1,154 @@
+"""The pools: where the work runs, and what it costs."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from moedisco_ray.config.base import Section
+
+PoolName = Literal["low_memory", "high_memory"]
+
+
+class Pool(Section):
+    """Machines of one kind, as Ray sees them."""
+
+    kind: ClassVar[PoolName]
+    """Its key in `pools`."""
+
+    resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
+    """The custom resource that a node of this pool offers: one per worker it has room for."""
+    gpu: int = Field(0, ge=0, le=1)
+    """GPUs a worker holds; 0 trains on CPU."""
+    memory_gb: float = Field(gt=0)
+    price_per_hour: float = Field(ge=0)
+    """Dollars per worker-hour."""
+    speed: float = Field(gt=0)
+    """Training speed relative to one A100-80GB."""
+
+    @property
+    def key(self) -> str:
+        """What the meter calls its workers."""
+        return self.kind
+
+    @property
+    def kinds(self) -> tuple[Pool, ...]:
+        """A pool for each of its node types; itself, where machines are all alike."""
+        return (self,)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it names node types, so that a trainer has to be told where it fits."""
+        return False
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The custom resources that its nodes offer, one of each node type."""
+        return tuple(kind.resource for kind in self.kinds)
+
+
+class MachineType(Section):
+    """One node type of a mixed pool."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")
+    """What the report and the meter call it."""
+    resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
+    """The custom resource that its nodes offer, and those of no other type: Ray places by resources, not by labels."""
+    memory_gb: float = Field(gt=0)
+    price_per_hour: float = Field(ge=0)
+    """Dollars per worker-hour."""
+    speed: float = Field(gt=0)
+    """Training speed relative to one A100-80GB."""
+    max_workers: int = Field(8, ge=1)
+    """Most sub-models that train on it at once."""
+
+
+class LowMemoryPool(Pool):
+    """Trains the seed model and the sub-models, one worker each; all at once, the whole MoE where `finetune.pool` says so."""
+
+    kind = "low_memory"
+    resource: str = Field("low_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
+    gpu: int = Field(0, ge=0, le=1)
+    memory_gb: float = Field(24, gt=0)
+    price_per_hour: float = Field(0.35, ge=0)
+    speed: float = Field(0.72, gt=0)
+    max_workers: int = Field(8, ge=1)
+    """Most sub-models that train at once."""
+    types: tuple[MachineType, ...] = ()
+    """Node types of a mixed pool: a sub-model goes where it fits for the least money. Each has its own tag, memory, price and
+    speed, in place of the pool's. Empty: the pool is of one type."""
+
+    @property
+    def gang(self) -> int:
+        """All of its workers."""
+        return self.max_workers
+
+    @property
+    def kinds(self) -> tuple[LowMemoryPool, ...]:
+        """A pool for each of its node types; itself, where machines are all alike."""
+        return tuple(_OneType(gpu=self.gpu, **each.model_dump()) for each in self.types) or (self,)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it names node types, so that a trainer has to be told where it fits."""
+        return bool(self.types)
+
+    @model_validator(mode="after")
+    def _types_differ(self) -> Self:
+        for setting in ("name", "resource"):
+            values = [getattr(each, setting) for each in self.types]
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"two types have the {setting} {twice!r}; each needs its own")
+        return self
+
+
+class _OneType(LowMemoryPool):
+    """A node type of a mixed pool, as a pool of its own."""
+
+    name: str
+
+    @property
+    def key(self) -> str:
+        """What the meter calls its workers."""
+        return f"{self.kind}.{self.name}"
+
+
+class HighMemoryPool(Pool):
+    """Trains the merged MoE with all its workers at once."""
+
+    kind = "high_memory"
+    resource: str = Field("high_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
+    gpu: int = Field(0, ge=0, le=1)
+    memory_gb: float = Field(80, gt=0)
+    price_per_hour: float = Field(2.28, ge=0)
+    speed: float = Field(1.0, gt=0)
+    workers: int = Field(1, ge=1)
+    """Size of the gang: all of them, or none."""
+
+    @property
+    def gang(self) -> int:
+        """Its workers."""
+        return self.workers
+
+
+class Pools(Section):
+    """Where the work runs."""
+
+    low_memory: LowMemoryPool = LowMemoryPool()
+    high_memory: HighMemoryPool = HighMemoryPool()
+
+    @property
+    def by_key(self) -> dict[str, Pool]:
+        """Everything that workers can be held of, by what the meter calls it: a pool, or a node type of a mixed one."""
+        return {kind.key: kind for pool in (self.low_memory, self.high_memory) for kind in pool.kinds}
+
+    def at(self, key: str) -> Pool:
+        """What the meter calls `key`; of a type that the configuration names no more, its pool.
+
+        Raises:
+            KeyError: There is no such pool.
+        """
+        pools: dict[str, Pool] = {pool.kind: pool for pool in (self.low_memory, self.high_memory)}
+        return self.by_key.get(key) or pools[key.partition(".")[0]]
