@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ from typer.core import TyperGroup
 
 from moedisco_ray import __version__
 from moedisco_ray.artifacts import read_json
+from moedisco_ray.compare.table import compare_view
 from moedisco_ray.config import RunConfig, load_config
 from moedisco_ray.config.presets import PresetName, preset_text
 from moedisco_ray.display import View, cluster_view, listener_for, plan_view, report_view
@@ -193,6 +195,30 @@ def plot(run_dir: RunDir) -> None:
         print(path)
 
 
+@app.command()
+def compare(
+    config: ConfigPath, overrides: Overrides = None,
+    arms: Annotated[str, typer.Option(metavar="A,B,...", help="Which; none: all. Joint training is always among them.")] = "",
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; by default OUTPUT/NAME-compared.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the configured MoE in other ways too, joint training first, and say what each reaches for what."""
+    checked = load_config(config, overrides or ())
+    names = [name for name in arms.split(",") if name]
+    directory = output or checked.output / f"{checked.name}-compared"
+    console = output_console()
+    view = functools.partial(listener_for, console, as_json)
+    result = _import_late("moedisco_ray.compare.run").compare(checked, directory, names, view=view)
+    figures = _import_late("moedisco_ray.compare.figures").plot_comparison(result, directory / "figures")
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    console.print()
+    console.print(compare_view(result))
+    for path in (directory / "compare.json", *figures):
+        console.print(str(path), soft_wrap=True)
+
+
 def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     token = os.environ.get("MOEDISCO_RUN_TOKEN")
     if not token:
@@ -201,7 +227,10 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     return view
 
 
-def _import_late(name: Literal["moedisco_ray.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter"]) -> ModuleType:
+def _import_late(name: Literal[
+    "moedisco_ray.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter", "moedisco_ray.compare.run",
+    "moedisco_ray.compare.figures",
+]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)
 

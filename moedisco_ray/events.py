@@ -21,6 +21,7 @@ EventType = Literal[
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
     "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
     "checkpoint",       # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was safe)
+    "evaluation",       # stage, unit, step, tokens, held_out_loss: of a model while it is trained
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for it
     "round",            # stage, round, rounds, members, late, seconds: the sub-models' backbones became one

@@ -19,14 +19,14 @@ from moedisco_ray.artifacts import read_json
 from moedisco_ray.errors import RunDirError
 
 # Okabe and Ito's palette, which people with any kind of colour blindness tell apart (jfly.uni-koeln.de/color).
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B7A900", "#555555")
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B7A900", "#555555")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_INK = "#333333"
-_STYLE: dict[str, Any] = {
+INK = "#333333"
+STYLE: dict[str, Any] = {
     "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold",
     "axes.titlepad": 12,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "axes.labelcolor": _INK,
-    "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.grid": True, "grid.color": "#E8E8E8",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "axes.labelcolor": INK,
+    "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": "#E8E8E8",
     "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8, "figure.dpi": 150,
 }
 
@@ -44,7 +44,7 @@ def plot(run_dir: Path) -> list[Path]:
     if not path.exists():
         raise RunDirError("RUN_DIR", str(run_dir), "holds no report.json; `moedisco run CONFIG` makes one")
     report = read_json(path)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         drawn = {
             "loss.png": draw_loss(report.get("curves", {})),
             "clusters.png": draw_clusters(report.get("clusters", {}).get("map", {})),
@@ -76,7 +76,7 @@ def draw_loss(curves: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     panels = {title: part for title, part in panels.items() if part}
     if not panels:
         return None
-    figure = _figure(5.2 * len(panels), 3.8)
+    figure = blank_figure(5.2 * len(panels), 3.8)
     rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axes, (title, part) in zip(rows[0], panels.items(), strict=True):
         axes.set_title(title, loc="left")
@@ -84,7 +84,7 @@ def draw_loss(curves: Mapping[str, Mapping[str, Any]]) -> Figure | None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         ends = [_draw_curve(axes, unit, curve, i) for i, (unit, curve) in enumerate(part.items())]
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
     rows[0][0].set_ylabel("training loss (nats per token)")
     return figure
 
@@ -104,7 +104,7 @@ def draw_clusters(points: Mapping[str, Sequence[Any]]) -> Figure | None:
     views: dict[str, Sequence[str]] = {"Clusters": [f"cluster {cluster}" for cluster in points["cluster"]]}
     if len(set(points["source"])) > 1:
         views["Sources"] = points["source"]
-    figure = _figure(5.6 * len(views), 4.4)
+    figure = blank_figure(5.6 * len(views), 4.4)
     panels = figure.subplots(1, len(views), squeeze=False)[0]
     for axes, (title, labels) in zip(panels, views.items(), strict=True):
         _scatter(axes, points["x"], points["y"], labels)
@@ -126,7 +126,7 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
     load = [[float(share) for share in router["load"]] for router in routers]
     layers, experts = len(load), len(load[0])
     even = 1 / experts
-    figure = _figure(max(4.2, 1.6 + 0.62 * experts), max(2.4, 1.4 + 0.42 * layers))
+    figure = blank_figure(max(4.2, 1.6 + 0.62 * experts), max(2.4, 1.4 + 0.42 * layers))
     axes = figure.subplots()
     most = max(2 * even, *(share for row in load for share in row))
     image = axes.imshow(load, cmap="PuOr_r", norm=TwoSlopeNorm(even, 0, most), aspect="auto")
@@ -140,7 +140,7 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
         for layer, row in enumerate(load):
             for expert, share in enumerate(row):
                 far = share > even + 0.6 * (most - even) or share < 0.4 * even
-                colour = "white" if far else _INK
+                colour = "white" if far else INK
                 axes.text(expert, layer, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color=colour)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
@@ -151,7 +151,8 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     # Not pyplot: it keeps every figure alive, and may look for a display.
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -160,7 +161,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _draw_curve(axes: Axes, unit: str, curve: Mapping[str, Any], number: int) -> tuple[float, float, str, str]:
     # The seed is everybody's ancestor: ink; sub-models take the palette's colours in order.
-    colour = _INK if unit == "seed" else _PALETTE[_number_of(unit, number) % len(_PALETTE)]
+    colour = INK if unit == "seed" else PALETTE[_number_of(unit, number) % len(PALETTE)]
     axes.plot(curve["tokens"], curve["loss"], color=colour, linestyle="--" if unit == "seed" else "-")
     return curve["tokens"][-1], curve["loss"][-1], unit, colour
 
@@ -170,7 +171,7 @@ def _number_of(unit: str, otherwise: int) -> int:
     return int(suffix) if suffix.isdigit() else otherwise
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Name each curve to the right of the panel, at the height of its end, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     ordered = sorted(ends, key=lambda end: end[1])
@@ -193,7 +194,7 @@ def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], labels: Sequenc
         # When the colours are used up, the next round has other markers.
         axes.scatter(
             [x[i] for i in chosen], [y[i] for i in chosen], s=size, alpha=0.65, linewidths=0,
-            color=_PALETTE[number % len(_PALETTE)], marker=_MARKERS[number // len(_PALETTE) % len(_MARKERS)],
+            color=PALETTE[number % len(PALETTE)], marker=_MARKERS[number // len(PALETTE) % len(_MARKERS)],
             label=f"{label}  ({len(chosen)})")
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")

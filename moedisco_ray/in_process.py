@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from moedisco_ray import corpus
 from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering import stage
-from moedisco_ray.config import HighMemoryPool, Pool, RunConfig
+from moedisco_ray.config import AnyPool, Pool, RunConfig
 from moedisco_ray.events import Emit
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
@@ -75,7 +75,7 @@ class InProcess:
         return [Trained(results[i], seconds[i], {keys[i]: seconds[i]}) for i in range(len(jobs))]
 
     def train_gang(
-        self, job: TrainJob, pool: HighMemoryPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER,
     ) -> Trained:
         """Train here, by one worker."""
         return self.train_all([job], Placement(pool, 1, max_failures), directory, emit, stop)[0]

@@ -14,7 +14,8 @@ Keys of the report; a figure that nobody measured is null:
   each sub-model that the merge did not wait for.
 * `totals`: `tokens`, `seconds`, `worker_seconds` and `dollars`, summed over stages; `full_training_dollars`, an
   estimate: the same tokens trained at the fine-tune's measured tokens per worker-second after one start-up, at the
-  high-memory pool's price; `saved`, the share of that which the training stages, start-ups included, did not cost.
+  high-memory pool's price and, where the fine-tune ran on the other pool, speed; null where the run is full training itself;
+  `saved`, the share of that which the training stages, start-ups included, did not cost.
   `idle_seconds` and `idle_dollars`, per pool, of slots that were there and that nobody held: the machines were paid for, if
   they were rented for this run alone; they are in no other figure.
 * `rounds`: one entry per round after which the sub-models' backbones became one: `members`, the tokens of each by name;
@@ -24,6 +25,7 @@ Keys of the report; a figure that nobody measured is null:
   where they were compared), `layers` (of each router: accuracy, loads, scale).
 * `samples`: [{prompt, text}], what the finished model wrote.
 * `curves`: {unit: {`stage`, `tokens` [..], `loss` [..]}}, training loss over the unit's tokens, at most 400 points.
+* `held_out`: the same of the held-out loss, of units for which `evaluation.every_tokens` asks for it.
 * `versions`: {package: version} that made the newest stage.
 
 What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `steps` of
@@ -41,7 +43,7 @@ from typing import Any, Literal, TypeVar
 
 from moedisco_ray.artifacts import Manifest, read_json, read_manifest, versions
 from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Event, EventLog
+from moedisco_ray.events import Event, EventLog, EventType
 from moedisco_ray.metering import Meter
 from moedisco_ray.stages import STAGES
 
@@ -53,8 +55,7 @@ CURVE_POINTS = 400
 TABLE_COLUMNS = ("stage", "pool", "workers", "tokens", "time", "cost", "loss", "perplexity")
 
 _POOLS: dict[str, PoolName] = {
-    "seed": "low_memory", "submodels": "low_memory", "merge": "high_memory", "finetune": "high_memory",
-    "evaluate": "high_memory",
+    "seed": "low_memory", "submodels": "low_memory", "merge": "high_memory", "evaluate": "high_memory",
 }
 _TRAINING = ("seed", "submodels", "finetune")
 
@@ -81,7 +82,7 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "tags": dict(config.tags),
         "family": config.model.family,
         "stages": stages,
-        "totals": _totals(stages, config.pools.high_memory.price_per_hour) | _idle(events, config),
+        "totals": _totals(stages, config) | _idle(events, config),
         "rounds": manifests["submodels"].summary.get("rounds", []) if "submodels" in manifests else [],
         "corpus": manifests["corpus"].summary if "corpus" in manifests else {},
         "merge": manifests["merge"].summary if "merge" in manifests else {},
@@ -89,18 +90,21 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "evaluation": evaluation,
         "samples": manifests["export"].summary.get("samples", []) if "export" in manifests else [],
         "curves": read_curves(events),
+        "held_out": read_curves(events, "evaluation", "held_out_loss"),
         "versions": newest.versions if newest is not None else versions(),
     }
 
 
-def read_curves(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
-    """Training loss over tokens of every unit that reported progress.
+def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str = "loss") -> dict[str, dict[str, Any]]:
+    """Loss over tokens of every unit that told it: in training, unless another kind of event is named.
 
     A unit that went back to an earlier step (resumed from a checkpoint, or begun again) loses what it had reported from
     there on: a curve holds each step once, as it was last trained.
 
     Args:
         events: Of a run, in order.
+        kind: Which events tell it.
+        key: Under which name.
 
     Returns:
         {unit: {stage, tokens [P], loss [P]}} with P at most `CURVE_POINTS`.
@@ -108,13 +112,13 @@ def read_curves(events: Iterable[Event]) -> dict[str, dict[str, Any]]:
     points: dict[str, list[tuple[int, int, float]]] = {}
     stages: dict[str, str | None] = {}
     for event in events:
-        if event.type != "progress" or event.unit is None or event.data.get("loss") is None:
+        if event.type != kind or event.unit is None or event.data.get(key) is None:
             continue
         step = int(event.data["step"])
         curve = points.setdefault(event.unit, [])
         while curve and curve[-1][0] >= step:
             curve.pop()
-        curve.append((step, int(event.data["tokens"]), float(event.data["loss"])))
+        curve.append((step, int(event.data["tokens"]), float(event.data[key])))
         stages[event.unit] = event.stage
     curves = {}
     for unit, curve in points.items():
@@ -200,7 +204,7 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], stall: float
     units = summary.get("units", [])
     tokens = sum(unit["tokens"] for unit in units)
     workers = summary.get("workers", _workers(name, units, config))
-    pool = _POOLS.get(name, "head")
+    pool = config.finetune.pool if name == "finetune" else _POOLS.get(name, "head")
     if units:
         held = [item for unit in units for item in unit["held"].items()]
     else:
@@ -243,16 +247,17 @@ def _price(key: str, config: RunConfig) -> float:
     return 0.0 if key == "head" else config.pools.at(key).price_per_hour
 
 
-def _totals(stages: list[dict[str, Any]], high_memory_price: float) -> dict[str, Any]:
+def _totals(stages: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
     training = [stage for stage in stages if stage["name"] in _TRAINING]
     tokens = sum(stage["tokens"] for stage in training)
     paid = sum(stage["dollars"] for stage in training)
     finetune = next((stage for stage in training if stage["name"] == "finetune" and stage["tokens"]), None)
+    high = config.pools.high_memory
     full = None
-    if finetune is not None:
-        rate = finetune["training_worker_seconds"] / finetune["tokens"]
+    if finetune is not None and (finetune["tokens"] < tokens or finetune["pool"] != high.kind):
+        rate = finetune["training_worker_seconds"] / finetune["tokens"] * config.finetune_pool.speed / high.speed
         start_up = finetune["worker_seconds"] - finetune["training_worker_seconds"]
-        full = (tokens * rate + start_up) / 3600 * high_memory_price
+        full = (tokens * rate + start_up) / 3600 * high.price_per_hour
     return {
         "tokens": tokens,
         "seconds": sum(stage["seconds"] for stage in stages),

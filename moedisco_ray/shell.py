@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from moedisco_ray.config import HighMemoryPool, Pool, RunConfig
+from moedisco_ray.config import AnyPool, Pool, RunConfig
 from moedisco_ray.errors import PoolError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.model_map import read_config
@@ -131,7 +131,7 @@ class Shell(Protocol):
         """
 
     def train_gang(
-        self, job: TrainJob, pool: HighMemoryPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = ...,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = ...,
     ) -> Trained:
         """Train a job by all the workers of a pool that there are, within its bounds; `RunStopped` once the stop file is there."""
 

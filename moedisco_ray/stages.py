@@ -18,10 +18,10 @@ class Stage:
         name: Its name in events, reports and on the command line.
         directory: Where its artifact lies in the run directory.
         needs: The stages whose artifacts it reads.
-        settings: Dotted configuration paths that its result depends on. Pools, checkpoints and trackers change when and
-            where work happens, never what comes out, so no stage names them. Nor a quorum, which says when a run may do with
-            less: it can be lowered while a run waits for machines that do not come, and what is trained stays. What each sub-model
-            contributed is in the stage's summary.
+        settings: Dotted configuration paths that its result depends on. Pools, checkpoints, trackers and looks at the held-out
+            loss change when and where work happens, never what comes out, so no stage names them. Nor a quorum, which says when a
+            run may do with less: it can be lowered while a run waits for machines that do not come, and what is trained stays. What
+            each sub-model contributed is in the stage's summary.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer")),
     Stage("seed", "seed", ("corpus",), ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count")),
-    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters",)),
+    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens.finetune_share")),
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
     Stage("submodels", "submodels", ("decompose", "cluster"), (
         "tokens", "submodels.optimizer", "submodels.sync_every", "submodels.outer", "submodels.backbone_lr_scale",
@@ -42,8 +42,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("finetune", "finetuned", ("merge",), (
         "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
         "finetune.load_balance", "finetune.z_loss")),
-    Stage("evaluate", "evaluation", ("finetune",), ("evaluation",)),
-    Stage("export", "model", ("finetune", "evaluate"), ()),
+    Stage("evaluate", "evaluation", ("finetune",), (
+        "evaluation.max_tokens", "evaluation.ensemble", "evaluation.ensemble_top_k")),
+    Stage("export", "model", ("finetune", "evaluate"), ("evaluation.prompts", "evaluation.sample_tokens")),
 )
 
 

@@ -28,7 +28,7 @@ from moedisco_ray.shell import Placement, Shell, Trained, holding
 from moedisco_ray.stages import STAGES
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.tokens import TokenStream, batch_indices
-from moedisco_ray.training import BackboneRate, Rounds, TrainJob, steps_for, write_standing
+from moedisco_ray.training import BackboneRate, HeldOut, Rounds, TrainJob, steps_for, write_standing
 from moedisco_ray.training.rounds import history
 
 P = ParamSpec("P")
@@ -89,8 +89,13 @@ class Context:
 
     @property
     def submodels(self) -> list[Path]:
-        """The trained sub-models, in the clusters' order."""
-        return [self.of("submodels") / str(k) for k in range(self.config.clusters.count)]
+        """The trained sub-models, in the clusters' order; none where their share of the tokens is 0."""
+        return [self.of("submodels") / str(k) for k in range(self.config.clusters.count)] if self.config.tokens.decoupled else []
+
+    @property
+    def trained_seed(self) -> Path | None:
+        """The seed model, where it was trained."""
+        return self.of("seed") if self.config.tokens.seed else None
 
 
 def corpus(context: Context, draft: Draft) -> None:
@@ -102,7 +107,8 @@ def seed(context: Context, draft: Draft) -> None:
     """The model that all sub-models start from: trained on everything for the seed share, or as it was initialised."""
     config = context.config
     if not config.tokens.seed:
-        context.shell.call(None, tasks.write_start, *context.start, config.clusters.count, draft.path)
+        if config.tokens.decoupled:
+            context.shell.call(None, tasks.write_start, *context.start, config.clusters.count, draft.path)
         return
     start = context.checkpoints("seed") / "start"
     context.shell.call(None, tasks.write_start, *context.start, config.clusters.count, start)
@@ -113,8 +119,10 @@ def seed(context: Context, draft: Draft) -> None:
 
 
 def cluster(context: Context, draft: Draft) -> None:
-    """Documents to clusters, each with its own packed tokens."""
+    """Documents to clusters, each with its own packed tokens; none where nothing is trained on them."""
     config = context.config
+    if not config.tokens.decoupled:
+        return
     init = config.model.init
     model = init.checkpoint if isinstance(init, CheckpointInit) else context.of("seed")
     summary = context.shell.build_clusters(config, context.of("corpus"), model, draft.path)
@@ -126,15 +134,17 @@ def cluster(context: Context, draft: Draft) -> None:
 
 def cut(context: Context, draft: Draft) -> None:
     """The MoE to one sub-model per cluster."""
-    config = context.config
-    trained_seed = context.of("seed") if config.tokens.seed else None
-    draft.summary.update(context.shell.call(
-        None, tasks.write_submodels, *context.start, config.clusters.count, trained_seed, draft.path))
+    if context.config.tokens.decoupled:
+        draft.summary.update(context.shell.call(
+            None, tasks.write_submodels, *context.start, context.config.clusters.count, context.trained_seed, draft.path))
 
 
 def submodels(context: Context, draft: Draft) -> None:
     """Every sub-model on its own cluster's text, the one with most to do first; they meet where the rounds say so."""
     config = context.config
+    draft.summary["units"] = []
+    if not config.tokens.decoupled:
+        return
     sizes = _cluster_tokens(context)
     jobs = [
         _job(context, "submodels", f"submodel-{k}", context.of("decompose") / str(k), context.of("cluster") / "shards" / str(k),
@@ -157,23 +167,37 @@ def submodels(context: Context, draft: Draft) -> None:
 
 
 def reunite(context: Context, draft: Draft) -> None:
-    """Sub-models to the MoE: experts side by side, one backbone, a router."""
+    """Sub-models to the MoE: experts side by side, one backbone, a router.
+
+    Without sub-models it is the initial MoE, with the trained seed in it where there is one (sparse upcycling).
+    """
     config = context.config
+    pool = config.pools.high_memory
+    if not config.tokens.decoupled:
+        draft.summary.update(context.call(
+            pool, tasks.write_whole, *context.start, config.clusters.count, context.trained_seed, _sample(context), config.merge,
+            draft.path))
+        return
     tokens = [unit["tokens"] for unit in context.summary("submodels")["units"]]
     batches, held_out = _calibration(context)
     draft.summary.update(context.call(
-        config.pools.high_memory, tasks.merge_submodels, *context.start, context.submodels, context.of("decompose") / "0", tokens,
-        batches, held_out, config.merge, draft.path))
+        pool, tasks.merge_submodels, *context.start, context.submodels, context.of("decompose") / "0", tokens, batches, held_out,
+        config.merge, draft.path))
 
 
 def finetune(context: Context, draft: Draft) -> None:
-    """The whole MoE on the whole corpus, by the gang of the high-memory pool."""
+    """The whole MoE on the whole corpus, by the gang of its pool."""
     config = context.config
-    high = config.pools.high_memory
+    pool = config.finetune_pool
+    draft.summary["units"] = []
+    if not config.tokens.finetune:
+        _link_tree(context.of("merge"), draft.path)
+        (draft.path / "manifest.json").unlink()     # the merge's own
+        return
     job = _job(context, "finetune", "finetune", context.of("merge"), context.of("corpus") / "shards", config.tokens.finetune,
                config.seed + 1 + config.clusters.count)
     trained = context.shell.train_gang(
-        job, high, config.finetune.max_failures, context.checkpoints("finetune") / "ray", context.emit, context.stop)
+        job, pool, config.finetune.max_failures, context.checkpoints("finetune") / "ray", context.emit, context.stop)
     _link_tree(job.output, draft.path)
     draft.summary["units"] = _units([job], [trained])
 
@@ -181,11 +205,11 @@ def finetune(context: Context, draft: Draft) -> None:
 def measure(context: Context, draft: Draft) -> None:
     """Every model of the run on the validation text."""
     config = context.config
-    made = [*(["seed"] if config.tokens.seed else []), "merge", "finetune"]
+    made = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
     result = context.call(
         config.pools.high_memory, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
-        context.of("corpus"), context.of("cluster") / "cluster_model", config.corpus.sequence_length,
-        config.evaluation.max_tokens, "cuda" if config.pools.high_memory.gpu else "cpu")
+        context.of("corpus"), context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
+        config.corpus.sequence_length, config.evaluation, "cuda" if config.pools.high_memory.gpu else "cpu")
     write_json(draft.path / "evaluation.json", result)
     draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
 
@@ -229,7 +253,19 @@ def _job(context: Context, stage: str, name: str, model: Path, shards: Path, tok
         spike_guard=tuning.spike_guard if tuning else None,
         least_gain=_least_gain(config) if tuning else None,
         seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
+        held_out=_held_out(context, stage),
     )
+
+
+def _held_out(context: Context, stage: str) -> HeldOut | None:
+    """What a look at the held-out loss takes: of models that are trained on everything, where it is asked for."""
+    config = context.config
+    if config.evaluation.every_tokens is None or stage == "submodels":
+        return None
+    section = config.finetune if stage == "finetune" else config.submodels
+    every = max(1, config.evaluation.every_tokens // section.optimizer.batch_tokens)
+    return tasks.held_out(
+        context.of("corpus").absolute(), every, config.evaluation.slice_tokens, config.corpus.sequence_length)
 
 
 def _least_gain(config: RunConfig) -> float | None:
@@ -313,6 +349,16 @@ def _calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]
         remedy = "the clusters have no window of text to spare for a comparison; choose a rule, or add text"
         raise CorpusError("merge.backbone", "auto", remedy)
     return batches, held_out
+
+
+def _sample(context: Context) -> list[Batch]:
+    """As much of the whole corpus, evenly spread, as routers are calibrated on; all of one cluster."""
+    stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
+    wanted = min(len(stream), max(1, context.config.merge.calibration_tokens // stream.sequence_length))
+    chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
+    return [
+        (np.stack([stream.window(int(i))[:-1] for i in some]), np.zeros(len(some), dtype=np.int64))
+        for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH))]
 
 
 def _submodel_seed(config: RunConfig, cluster: int) -> int:

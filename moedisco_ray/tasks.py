@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.config import CheckpointInit, Merge, Model
+from moedisco_ray.config import CheckpointInit, Evaluation, Merge, Model
 from moedisco_ray.corpus import Encoder
 from moedisco_ray.merge import Batch
 from moedisco_ray.model_map import (
@@ -21,9 +22,12 @@ from moedisco_ray.model_map import (
     config_values,
     group_size,
     hf_config,
+    load_model,
     open_checkpoint,
     random_source,
     read_config,
+    save_model,
+    specialise,
     submodel_config,
     write_checkpoint,
 )
@@ -106,9 +110,48 @@ def merge_submodels(
     return {**result, "tensors": len(result["tensors"])}
 
 
+def write_whole(
+    model: Model, tokenizer: Path, sequence_length: int, seed: int, clusters: int, trained_seed: Path | None,
+    batches: Sequence[Batch], settings: Merge, directory: Path,
+) -> dict[str, Any]:
+    """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
+
+    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts to all places and begins with a fresh router.
+    A lone expert was trained at a weight of 1: where top-k weights are not normalised, `merge.match_scale` keeps the layers' output
+    scale as it does after a merge.
+
+    Args:
+        model: The run's model section.
+        tokenizer: The corpus' tokeniser.
+        sequence_length: Of training.
+        seed: Of random tensors.
+        clusters: Into how many groups the seed was cut from the MoE.
+        trained_seed: The seed model; None: none was trained.
+        batches: Text that the output scale is measured on, all of cluster 0.
+        settings: The run's merge section.
+        directory: Where to.
+
+    Returns:
+        `layers`: figures per router, where there is a seed.
+    """
+    source, config = initial_moe(model, tokenizer, sequence_length, seed)
+    if trained_seed is None:
+        write_checkpoint(directory, source.items(), config)
+        return {"layers": []}
+    joined = directory / ".joined"
+    upcycled = decompose.with_seed(open_checkpoint(trained_seed), source, ModelMap(model.family))
+    # A copy each: safetensors refuses tensors that share their memory.
+    write_checkpoint(joined, ((key, tensor.clone()) for key, tensor in upcycled.items()), config)
+    whole = specialise(load_model(joined))
+    layers = merge.calibrate(whole, clusters, batches, merge.RouterSettings("concat", match_scale=settings.match_scale, seed=seed))
+    save_model(whole, directory)
+    shutil.rmtree(joined)
+    return {"layers": layers}
+
+
 def measure(
-    models: Mapping[str, Path], submodels: Sequence[Path], corpus: Path, cluster_model: Path, sequence_length: int, max_tokens: int,
-    device: str,
+    models: Mapping[str, Path], submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, sequence_length: int,
+    settings: Evaluation, device: str,
 ) -> dict[str, Any]:
     """Perplexity and bits per byte of every model of the run, and the routers of the finished one.
 
@@ -116,16 +159,38 @@ def measure(
         models: The model that each stage made.
         submodels: The trained sub-models; each is measured on its own cluster.
         corpus: The corpus artifact.
-        cluster_model: Tells which cluster a validation document belongs to.
+        cluster_model: Tells which cluster a validation document belongs to; None: there are no clusters.
         sequence_length: Of training.
-        max_tokens: Most validation tokens to measure on.
+        settings: The run's evaluation section.
         device: Where.
     """
-    documents = evaluate.load_documents(sorted((corpus / "validation").glob("*.parquet")), max_tokens)
-    labels_N = ClusterModel.load(cluster_model).assign(list(documents.texts), list(documents.tokens))
-    return evaluate.evaluate_stages(
-        models, submodels, documents, labels_N, eos=Encoder(corpus / "tokenizer").eos, sequence_length=sequence_length,
-        device=device)
+    documents = evaluate.load_documents(validation_parts(corpus), settings.max_tokens)
+    encoder = Encoder(corpus / "tokenizer")
+    clusters = None if cluster_model is None else ClusterModel.load(cluster_model)
+    labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
+    result = evaluate.evaluate_stages(
+        models, submodels, documents, labels_N, eos=encoder.eos, sequence_length=sequence_length, device=device)
+    if settings.ensemble and clusters is not None:
+        known = clusters    # narrowed for the closure
+
+        def distances(contexts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
+            return known.costs(encoder.decode(contexts), contexts)
+
+        result["ensemble"] = evaluate.evaluate_ensemble(
+            submodels, documents, distances, settings.ensemble_top_k, eos=encoder.eos, sequence_length=sequence_length,
+            device=device)
+    return result
+
+
+def held_out(corpus: Path, every: int, max_tokens: int, sequence_length: int) -> evaluate.ValidationSlice:
+    """What a training's looks at its held-out loss take from the corpus artifact."""
+    return evaluate.ValidationSlice(
+        every, validation_parts(corpus), max_tokens, Encoder(corpus / "tokenizer").eos, sequence_length)
+
+
+def validation_parts(corpus: Path) -> tuple[Path, ...]:
+    """Files of a corpus artifact's validation documents, in order."""
+    return tuple(sorted((corpus / "validation").glob("*.parquet")))
 
 
 def publish(

@@ -2,7 +2,7 @@
 
 from moedisco_ray.config.load import check_config, load_config
 from moedisco_ray.config.model import FAMILIES, Architecture, CheckpointInit, FamilyName, Model, read_architecture
-from moedisco_ray.config.pools import HighMemoryPool, LowMemoryPool, MachineType, Pool, Pools
+from moedisco_ray.config.pools import AnyPool, HighMemoryPool, LowMemoryPool, MachineType, Pool, PoolName, Pools
 from moedisco_ray.config.run import RunConfig
 from moedisco_ray.config.sections import (
     Checkpoint,
@@ -22,7 +22,34 @@ from moedisco_ray.config.sections import (
 )
 
 __all__ = [
-    "FAMILIES", "Architecture", "Checkpoint", "CheckpointInit", "Clusters", "Corpus", "Evaluation", "FamilyName", "Finetune",
-    "HighMemoryPool", "LowMemoryPool", "MachineType", "Merge", "Model", "Optimizer", "Outer", "Phase", "Pool", "Pools", "RunConfig",
-    "Source", "Submodels", "Tokenizer", "Tokens", "Tracking", "check_config", "load_config", "read_architecture",
+    "FAMILIES",
+    "AnyPool",
+    "Architecture",
+    "Checkpoint",
+    "CheckpointInit",
+    "Clusters",
+    "Corpus",
+    "Evaluation",
+    "FamilyName",
+    "Finetune",
+    "HighMemoryPool",
+    "LowMemoryPool",
+    "MachineType",
+    "Merge",
+    "Model",
+    "Optimizer",
+    "Outer",
+    "Phase",
+    "Pool",
+    "PoolName",
+    "Pools",
+    "RunConfig",
+    "Source",
+    "Submodels",
+    "Tokenizer",
+    "Tokens",
+    "Tracking",
+    "check_config",
+    "load_config",
+    "read_architecture",
 ]

@@ -1,4 +1,4 @@
-"""Where the work runs: machines of two kinds, as the configuration describes them."""
+"""The pools: where the work runs, and what it costs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
 
+PoolName = Literal["low_memory", "high_memory"]
 Workers = Annotated[int, Field(ge=1)]
 
 
 class Pool(Section):
     """Machines of one kind, as Ray sees them."""
 
-    kind: ClassVar[Literal["low_memory", "high_memory"]]
+    kind: ClassVar[PoolName]
     """Its key in `pools`."""
 
     resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
@@ -65,7 +66,7 @@ class MachineType(Section):
 
 
 class LowMemoryPool(Pool):
-    """Trains the seed model and the sub-models, one worker each."""
+    """Trains the seed model and the sub-models, one worker each; all at once, the whole MoE where `finetune.pool` says so."""
 
     kind = "low_memory"
     resource: str = Field("low_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
@@ -78,6 +79,16 @@ class LowMemoryPool(Pool):
     types: tuple[MachineType, ...] = ()
     """Node types of a mixed pool: a sub-model goes where it fits for the least money. Each has its own tag, memory, price and
     speed, in place of the pool's. Empty: the pool is of one type."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """A gang of this pool has all of its workers."""
+        return self.max_workers
+
+    @property
+    def most_workers(self) -> int:
+        """The same."""
+        return self.max_workers
 
     @property
     def kinds(self) -> tuple[LowMemoryPool, ...]:
@@ -143,6 +154,9 @@ class HighMemoryPool(Pool):
     def elastic(self) -> bool:
         """Whether the gang may have one size and then another."""
         return self.fewest_workers < self.most_workers
+
+
+AnyPool = LowMemoryPool | HighMemoryPool
 
 
 class Pools(Section):

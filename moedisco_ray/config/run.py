@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
 from moedisco_ray.config.model import CheckpointInit, Model
-from moedisco_ray.config.pools import Pools
+from moedisco_ray.config.pools import AnyPool, Pools
 from moedisco_ray.config.sections import (
     Checkpoint,
     Clusters,
@@ -50,6 +50,11 @@ class RunConfig(Section):
         """The run directory."""
         return self.output / self.name
 
+    @property
+    def finetune_pool(self) -> AnyPool:
+        """The pool whose gang trains the whole MoE."""
+        return self.pools.low_memory if self.finetune.pool == "low_memory" else self.pools.high_memory
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         if "://" in str(self.output) or str(self.output).startswith(("s3:", "gs:")):
@@ -57,7 +62,7 @@ class RunConfig(Section):
         if isinstance(self.model.init, CheckpointInit):
             if self.tokens.seed_share:
                 raise ValueError("tokens.seed_share must be 0 with model.init.checkpoint: a checkpoint is a common seed already")
-        elif self.clusters.method == "kmeans" and self.clusters.vectors == "hidden_state" and not self.tokens.seed_share:
+        elif self._needs_a_trained_model and not self.tokens.seed_share:
             raise ValueError(
                 "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, "
                 "or use tfidf_svd or mean_token")
@@ -65,10 +70,18 @@ class RunConfig(Section):
             raise ValueError(
                 f"submodels.quorum {self.submodels.quorum} is more than the {self.clusters.count} sub-models of clusters.count; "
                 "lower it, or leave it out to wait for all")
+        if self.evaluation.ensemble and not self.tokens.decoupled:
+            raise ValueError("evaluation.ensemble needs sub-models: make seed_share and finetune_share less than 1 together")
+        if self.finetune_pool.mixed:
+            raise ValueError("finetune.pool must have machines that are all alike; leave pools.low_memory.types out")
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
         self._gang_divides_the_batch()
         return self
+
+    @property
+    def _needs_a_trained_model(self) -> bool:
+        return self.tokens.decoupled and self.clusters.method == "kmeans" and self.clusters.vectors == "hidden_state"
 
     def _batch_is_whole(self, where: str, optimizer: Optimizer) -> None:
         if optimizer.batch_tokens % self.corpus.sequence_length:

@@ -9,10 +9,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from moedisco_ray.config.base import Section
+from moedisco_ray.config.pools import PoolName
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
+_ROUNDING = 1e-9
+"""Shares whose sum differs from 1 by no more than this add up to 1."""
 
 
 class Source(Section):
@@ -58,16 +61,21 @@ class Tokens(Section):
     total: int = Field(20_000_000, gt=0)
     seed_share: Share = 0.2
     """Trains one common dense model on everything first; 0 is the paper."""
-    finetune_share: float = Field(0.15, gt=0, lt=1)
-    """Trains the merged MoE; what is left is the sub-models'."""
+    finetune_share: float = Field(0.15, ge=0, le=1)
+    """Trains the whole MoE; what is left is the sub-models'. Where nothing is left there are none: 1 is joint training of the
+    initial MoE, 1 - seed_share sparse upcycling of the seed. 0 leaves the MoE as it was merged."""
 
     @model_validator(mode="after")
-    def _something_is_left(self) -> Self:
-        if self.seed_share + self.finetune_share >= 1:
+    def _no_more_than_all(self) -> Self:
+        if self.seed_share + self.finetune_share > 1 + _ROUNDING:
             raise ValueError(
-                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} leave no tokens for the sub-models; "
-                "lower one")
+                f"seed_share {self.seed_share} and finetune_share {self.finetune_share} are more than 1 together; lower one")
         return self
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether there are sub-models to train, each on a cluster of its own."""
+        return self.seed_share + self.finetune_share < 1 - _ROUNDING
 
     @property
     def seed(self) -> int:
@@ -76,8 +84,8 @@ class Tokens(Section):
 
     @property
     def finetune(self) -> int:
-        """Tokens of the merge fine-tune."""
-        return int(self.total * self.finetune_share)
+        """Tokens of the whole MoE's training."""
+        return int(self.total * self.finetune_share) if self.decoupled else self.total - self.seed
 
     @property
     def submodels(self) -> int:
@@ -204,8 +212,10 @@ class Phase(Section):
 
 
 class Finetune(Section):
-    """The short training of the whole MoE."""
+    """The training of the whole MoE."""
 
+    pool: PoolName = "high_memory"
+    """Whose workers train it together, sharded: the few large ones, or all of the many small ones."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
     """Its warm-up is repeated at the beginning of every phase, since tensors that begin to learn have no moments yet."""
     phases: tuple[Phase, ...] = Field((Phase(train="all", share=1.0),), min_length=1)
@@ -259,6 +269,14 @@ class Evaluation(Section):
 
     max_tokens: int = Field(1_000_000, gt=0)
     """Most validation tokens to evaluate on."""
+    every_tokens: int | None = Field(None, gt=0)
+    """Tokens of the seed's and of the whole MoE's training between two looks at their held-out loss; null: none is taken."""
+    slice_tokens: int = Field(65_536, gt=0)
+    """Most validation tokens of such a look."""
+    ensemble: bool = False
+    """Also measure the trained sub-models as an ensemble that is never merged (c-BTM, arXiv 2303.14177)."""
+    ensemble_top_k: int | None = Field(None, ge=1)
+    """Sub-models of the ensemble that a token is predicted by, the nearest ones; null: all."""
     prompts: tuple[str, ...] = ("The", "import ")
     """The finished model continues each of these, as a sample in the report."""
     sample_tokens: int = Field(48, ge=1)

@@ -23,7 +23,7 @@ _KEPT_SETTINGS = ("eos_token", "bos_token", "pad_token", "unk_token", "chat_temp
 
 
 class Encoder:
-    """A saved tokeniser, to turn text into ids.
+    """A saved tokeniser, to turn text into ids and back.
 
     Attributes:
         eos: Id of the end-of-sequence token.
@@ -51,6 +51,10 @@ class Encoder:
             encoded = self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
             ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encoded]
         return ids
+
+    def decode(self, ids: Sequence[NDArray[np.int32]]) -> list[str]:
+        """The text of each sequence of ids."""
+        return self._tokenizer.decode_batch([sequence.tolist() for sequence in ids], skip_special_tokens=False)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

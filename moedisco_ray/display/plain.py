@@ -87,6 +87,7 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "stage_finished": lambda stage, data: f"{stage}: finished in {format_seconds(data.get('seconds', 0.0))}",
     "unit_started": lambda unit, data: f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens",
     "progress": _progress,
+    "evaluation": lambda unit, data: f"{unit}: step {data.get('step', 0)}, held-out loss {data.get('held_out_loss', math.nan):.4f}",
     "unit_finished": lambda unit, data: f"{unit}: finished, loss {data.get('loss', math.nan):.4f}",
     "round": _round,
     "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",

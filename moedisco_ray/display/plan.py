@@ -18,8 +18,7 @@ def plan_view(plan: Plan) -> RenderableType:
     """Everything of a plan that a person decides on."""
     parts: list[RenderableType] = [
         Text.assemble(
-            (plan.name, "bold"), f"  {plan.family}, {plan.clusters} sub-models of {plan.experts_per_submodel} expert"
-            f"{'s' if plan.experts_per_submodel > 1 else ''} per layer, vocabulary {plan.vocab_size:,}"),
+            (plan.name, "bold"), f"  {plan.family}, {_parts(plan)}, vocabulary {plan.vocab_size:,}"),
         *(Padding(table(plan), (1, 0, 0, 0)) for table in (_parameters, _memory, _cost)),
     ]
     if any(stage.types for stage in plan.stages):
@@ -51,10 +50,19 @@ def cluster_view(cluster: Cluster, file: str, *, agrees: bool) -> RenderableType
     return Group(Padding(table, (1, 0)), verdict)
 
 
+def _parts(plan: Plan) -> str:
+    if all(stage.stage != "submodels" for stage in plan.stages):
+        return "no sub-models"
+    plural = "s" if plan.experts_per_submodel > 1 else ""
+    return f"{plan.clusters} sub-models of {plan.experts_per_submodel} expert{plural} per layer"
+
+
 def _parameters(plan: Plan) -> Table:
     table = plain_table(
         "parameters", "total", "active", "embedding", "attention", "norms", "router", "experts", "shared", "head")
-    models: dict[str, Parameters] = {"sub-model": plan.stages[0].parameters, "mixture": plan.parameters}
+    models: dict[str, Parameters] = {
+        "mixture" if stage.stage == "finetune" else "sub-model": stage.parameters for stage in plan.stages}
+    models["mixture"] = plan.parameters
     for name, model in models.items():
         table.add_row(name, *(count(number) for number in (
             model.total, model.active, model.embedding, model.attention, model.norms, model.router, model.experts,

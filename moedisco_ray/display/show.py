@@ -76,7 +76,8 @@ def _clusters(clusters: list[dict[str, Any]], evaluation: Mapping[str, Any]) -> 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> Table:
     table = plain_table("", "perplexity", "bits per byte", "documents", "tokens")
-    rows = [("all", evaluation), *((entry["source"], entry) for entry in evaluation.get("sources", []))]
+    ensemble = [("sub-models as an ensemble", evaluation["ensemble"])] if "ensemble" in evaluation else []
+    rows = [("all", evaluation), *ensemble, *((entry["source"], entry) for entry in evaluation.get("sources", []))]
     for name, figures in rows:
         table.add_row(
             name, _number(figures.get("perplexity"), 2), _number(figures.get("bits_per_byte"), 3),

@@ -6,7 +6,7 @@ Axes: N documents, R routers, G groups, E experts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moedisco_ray.evaluate.documents import Documents
+from moedisco_ray.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.evaluate.routers import (
     RouterMeter,
     RouterStatistics,
@@ -22,7 +23,7 @@ from moedisco_ray.evaluate.routers import (
     expert_load,
     normalized_mutual_information,
 )
-from moedisco_ray.evaluate.scoring import Score, document_nats, document_scores, perplexity
+from moedisco_ray.evaluate.scoring import Score, document_nats, document_scores, perplexity, token_nats
 from moedisco_ray.model_map import load_model, specialise
 
 
@@ -78,7 +79,7 @@ def evaluate(
 
 
 def evaluate_stages(
-    models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]], *,
+    models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]] | None, *,
     eos: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
 ) -> dict[str, Any]:
     """Measure what every training stage made; one model is in memory at a time.
@@ -87,7 +88,7 @@ def evaluate_stages(
         models: Model directory of each stage that made one (`seed`, `merge`); `finetune` must be among them.
         submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone.
         documents: What to measure on.
-        labels_N: Cluster of each document.
+        labels_N: Cluster of each document; None where there are neither clusters nor sub-models.
         eos: The token before each document.
         sequence_length: Length of a training sequence.
         device: Where to run.
@@ -108,12 +109,39 @@ def evaluate_stages(
 
     stages: dict[str, Any] = {
         stage: score(directory, documents).to_dict() for stage, directory in models.items() if stage != "finetune"}
-    if submodels:
+    if labels_N is not None:
         units = [score(directory, documents.where(labels_N == k)) for k, directory in enumerate(submodels)]
         stages["submodels"] = {**sum(units, Score()).to_dict(), "units": [unit.to_dict() for unit in units]}
     final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)
     stages["finetune"] = {key: final[key] for key in Score().to_dict()}
     return {**final, "stages": stages}
+
+
+def evaluate_ensemble(
+    submodels: Sequence[Path], documents: Documents, distances: Distances, top_k: int | None, *, eos: int, sequence_length: int,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure the sub-models as an ensemble; one of them is in memory at a time.
+
+    Args:
+        submodels: Their directories, in the clusters' order.
+        documents: What to measure on.
+        distances: Squared distances of contexts from the clusters' centres.
+        top_k: Sub-models that a token is predicted by; None: all.
+        eos: The token before each document.
+        sequence_length: Length of a training sequence.
+        device: Where to run.
+
+    Returns:
+        The figures of `Score.to_dict`.
+    """
+    def nats() -> Iterator[list[NDArray[np.float64]]]:
+        for directory in submodels:
+            model = specialise(load_model(directory, _dtype(device)).to(device))
+            yield token_nats(model, documents.tokens, eos=eos, sequence_length=sequence_length)
+
+    scores = document_scores(documents, ensemble_nats(documents, nats(), distances, top_k))
+    return sum(scores, Score()).to_dict()
 
 
 def _dtype(device: str) -> torch.dtype:

@@ -116,20 +116,31 @@ def document_nats(
     Raises:
         RunError: The model's likelihood is not finite.
     """
-    nats_N = np.zeros(len(tokens))
+    nats_NT = token_nats(
+        model, tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
+    return np.array([nats_T.sum() for nats_T in nats_NT])
+
+
+def token_nats(
+    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, eos: int, sequence_length: int,
+    batch_tokens: int = 16_384, observe: Observe | None = None,
+) -> list[NDArray[np.float64]]:
+    """Negative log-likelihood of each token of each document, in nats; see `document_nats`."""
+    nats_NT = [np.zeros(len(document)) for document in tokens]
     lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
     with _evaluating(model), torch.inference_mode():
         for windows in plan_batches(lengths_N, sequence_length, batch_tokens):
-            inputs_BL, targets_BL = _fill(tokens, windows, eos)
+            inputs_BL, targets_BL = fill(tokens, windows, eos)
             documents_B = torch.from_numpy(windows[:, 0]).to(model.device)
             if observe is not None:
                 observe((targets_BL != _PADDING).to(model.device), documents_B)
-            nats_B = _window_nats(model, inputs_BL.to(model.device), targets_BL.to(model.device))
-            np.add.at(nats_N, windows[:, 0], nats_B.cpu().numpy())
-    if not np.isfinite(nats_N).all():
-        broken = int(np.flatnonzero(~np.isfinite(nats_N))[0])
-        raise RunError(f"the model's likelihood of validation document {broken} is not finite: its weights are broken")
-    return nats_N
+            nats_BL = _window_nats(model, inputs_BL.to(model.device), targets_BL.to(model.device)).cpu().numpy()
+            for (document, start, length), nats_L in zip(windows, nats_BL, strict=True):
+                nats_NT[document][start:start + length] = nats_L[:length]
+    for number, nats_T in enumerate(nats_NT):
+        if not np.isfinite(nats_T).all():
+            raise RunError(f"the model's likelihood of validation document {number} is not finite: its weights are broken")
+    return nats_NT
 
 
 def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_tokens: int) -> Iterator[NDArray[np.int64]]:
@@ -160,7 +171,8 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], eos: int) -> tuple[Tensor, Tensor]:
+def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], eos: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets [B, L] of a batch of windows, as `plan_batches` gives them, padded on the right; -100 is no target."""
     shape = (len(windows), int(windows[:, 2].max()))
     inputs_BL = np.full(shape, eos, dtype=np.int64)
     targets_BL = np.full(shape, _PADDING, dtype=np.int64)
@@ -186,4 +198,4 @@ def _window_nats(model: PreTrainedModel, inputs_BL: Tensor, targets_BL: Tensor) 
     ])
     nats_BL = torch.zeros(real_BL.shape, dtype=torch.float64, device=real_BL.device)
     nats_BL[real_BL] = nats_T.double()
-    return nats_BL.sum(dim=1)
+    return nats_BL

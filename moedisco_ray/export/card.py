@@ -36,10 +36,7 @@ def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     }
     about = (
         f"A Mixture-of-Experts language model of the `{report['family']}` family with {figures['parameters']:,} "
-        f"parameters, of which a token uses {figures['active_parameters']:,}. It was trained as MoE-DisCo "
-        "([arXiv 2601.06857](https://arxiv.org/abs/2601.06857)) describes: the text was clustered, a sub-model was "
-        "trained on each cluster on a low-memory worker of its own, their experts were put side by side, and the "
-        "whole was fine-tuned for a short time on high-memory workers.")
+        f"parameters, of which a token uses {figures['active_parameters']:,}. {_recipe(report)}")
     legend = (
         "Loss is in nats per token, on training text, at the end of the stage; perplexity is on validation documents, "
         "a sub-model's on those of its own cluster. Costs are worker-hours at the configured prices.")
@@ -58,6 +55,23 @@ def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _recipe(report: Mapping[str, Any]) -> str:
+    trained = {stage["name"]: stage for stage in report["stages"] if stage.get("tokens")}
+    whole = trained.get("finetune", {})
+    workers = f"{whole.get('pool', 'high_memory').replace('_', '-')} workers"
+    if "submodels" in trained:
+        end = f", and the whole was fine-tuned for a short time on {workers}" if whole else ""
+        return (
+            "It was trained as MoE-DisCo ([arXiv 2601.06857](https://arxiv.org/abs/2601.06857)) describes: the text was clustered, "
+            "a sub-model was trained on each cluster on a low-memory worker of its own, their experts were put side by side, with "
+            f"one backbone and a router{end}.")
+    if "seed" in trained:
+        return (
+            "It was upcycled: a dense model was trained on a low-memory worker, its experts were copied to all places, and the "
+            f"whole was trained on {workers}.")
+    return f"The whole of it was trained jointly, on {workers}."
+
+
 def _clusters(clusters: Sequence[Mapping[str, Any]]) -> list[str]:
     if not clusters:
         return []
@@ -73,6 +87,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
         return []
     parts = [
         ("all", evaluation),
+        *([("sub-models as an ensemble", evaluation["ensemble"])] if "ensemble" in evaluation else []),
         *((entry["source"], entry) for entry in evaluation.get("sources", [])),
         *((f"cluster {entry['cluster']}", entry) for entry in evaluation.get("clusters", [])),
     ]

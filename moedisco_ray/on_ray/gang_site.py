@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.config import HighMemoryPool
+from moedisco_ray.config import AnyPool
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
@@ -109,7 +109,7 @@ class RaySite:
 
 
 def train_gang(
-    job: TrainJob, pool: HighMemoryPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER, run: str = "run",
+    job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER, run: str = "run",
 ) -> Trained:
     """Train a job by as many workers of a pool as there are, within its bounds.
 

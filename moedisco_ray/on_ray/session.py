@@ -90,7 +90,7 @@ def check_pools(config: RunConfig) -> None:
     if grows():
         return
     low, high = config.pools.low_memory, config.pools.high_memory
-    for pool, needed in ((low, 1), (high, high.fewest_workers)):
+    for pool, needed in ((low, low.fewest_workers if config.finetune_pool is low else 1), (high, high.fewest_workers)):
         room = sum(slots(kind) for kind in pool.kinds)
         if room == 0:
             raise PoolError(
@@ -99,7 +99,7 @@ def check_pools(config: RunConfig) -> None:
                 f"`ray start --resources='{{\"{pool.tags[0]}\": 1}}'`, or name the tag that your nodes carry")
         if room < needed:
             raise PoolError(
-                f"pools.{pool.kind}.workers", needed,
+                f"pools.{pool.kind}.{'max_workers' if pool is low else 'workers'}", needed,
                 f"the gang needs {needed} {pool.resource} at once and the cluster has {room}; lower it or add nodes")
 
 
@@ -120,7 +120,8 @@ def _output_to(path: Path) -> Iterator[None]:
 def _start_local(config: RunConfig) -> None:
     low, high = config.pools.low_memory, config.pools.high_memory
     cores = os.cpu_count() or 1
-    low_slots = [(kind.resource, count) for kind, count in zip(low.kinds, local_slots(low, cores), strict=True)]
+    sizes = [low.fewest_workers] if config.finetune_pool is low else local_slots(low, cores)
+    low_slots = [(kind.resource, count) for kind, count in zip(low.kinds, sizes, strict=True)]
     # The smallest gang must fit, whatever it costs.
     high_slots = high.most_workers if high.gpu else min(high.most_workers, max(high.fewest_workers, cores))
     ray.init(

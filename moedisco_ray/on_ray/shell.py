@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from moedisco_ray.config import HighMemoryPool, Pool, RunConfig
+from moedisco_ray.config import AnyPool, HighMemoryPool, Pool, RunConfig
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.cluster import build_clusters
@@ -59,7 +59,7 @@ class RayShell:
         return trained
 
     def train_gang(
-        self, job: TrainJob, pool: HighMemoryPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER,
     ) -> Trained:
         """A Ray Train run after the other, each as large as there are slots."""
         self._ahead.release()

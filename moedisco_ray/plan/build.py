@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, RunConfig
+from moedisco_ray.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, PoolName, RunConfig
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan.cost import (
     PEAK_FLOPS,
@@ -26,7 +26,6 @@ from moedisco_ray.plan.rounds import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 
 StageName = Literal["seed", "submodels", "finetune"]
-PoolName = Literal["low_memory", "high_memory"]
 
 
 class StagePlan(BaseModel):
@@ -87,7 +86,6 @@ class _Training:
     """A stage as the configuration has it."""
 
     stage: StageName
-    pool_name: PoolName
     pool: Pool
     optimizer: Optimizer
     units: int
@@ -135,21 +133,23 @@ def build_plan(config: RunConfig) -> Plan:
 
 
 def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
-    low, high, clusters = config.pools.low_memory, config.pools.high_memory, config.clusters.count
+    low, clusters = config.pools.low_memory, config.clusters.count
     recipe = config.submodels.optimizer
     more_clusters = tuple(n for n in range(clusters + 1, whole.num_experts + 1) if whole.num_experts % n == 0)
     split = Spread("clusters.count", clusters, more_clusters)
     sequences = config.finetune.optimizer.batch_tokens // config.corpus.sequence_length
-    more_workers = tuple(n for n in range(high.fewest_workers + 1, sequences + 1) if sequences % n == 0)
-    gang = Spread("pools.high_memory.workers", high.fewest_workers, more_workers)
+    whole_pool = config.finetune_pool
+    more_workers = tuple(n for n in range(whole_pool.fewest_workers + 1, sequences + 1) if sequences % n == 0)
+    size = "max_workers" if isinstance(whole_pool, LowMemoryPool) else "workers"
+    gang = Spread(f"pools.{whole_pool.kind}.{size}", whole_pool.fewest_workers, more_workers)
     at_once = min(clusters, low.max_workers, sum(kind.max_workers for kind in low.kinds))
     trainings = [
-        _Training("seed", "low_memory", low, recipe, 1, 1, config.tokens.seed, sharded=False, spread=split),
+        _Training("seed", low, recipe, 1, 1, config.tokens.seed, sharded=False, spread=split),
         _Training(
-            "submodels", "low_memory", low, recipe, clusters, at_once, config.tokens.submodels,
+            "submodels", low, recipe, clusters, at_once, config.tokens.submodels,
             sharded=False, spread=split),
         _Training(
-            "finetune", "high_memory", high, config.finetune.optimizer, 1, high.fewest_workers, config.tokens.finetune,
+            "finetune", whole_pool, config.finetune.optimizer, 1, whole_pool.fewest_workers, config.tokens.finetune,
             sharded=True, spread=gang),
     ]
     return [training for training in trainings if training.tokens]
@@ -191,7 +191,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
             workers_per_unit=training.workers if training.sharded else 1)
     return StagePlan(
         stage=training.stage,
-        pool=training.pool_name,
+        pool=pool.kind,
         units=units,
         workers=training.workers,
         parameters=parameters,

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from moedisco_ray.config import Optimizer, Outer, Phase
 from moedisco_ray.file_systems import Location
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Skip
+
+
+class HeldOut(Protocol):
+    """Held-out text; a plain value that travels with a job."""
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks; there is one after the last step too."""
+
+    def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets [B, L] of at most `batch_tokens` positions, unless one sequence is longer; -100 is no target."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +88,7 @@ class TrainJob:
         backbone_rate: None: the backbone learns like everything else.
         rounds: Meetings with other trainings; None: it has none.
         losses_per_hour: How often a worker is expected to be lost; see `policies.checkpointing.loss_rate`.
+        held_out: Text on which the loss is looked at while it trains; None: none.
     """
 
     stage: str
@@ -99,6 +115,7 @@ class TrainJob:
     backbone_rate: BackboneRate | None = None
     rounds: Rounds | None = None
     losses_per_hour: float = ASSUMED.per_hour
+    held_out: HeldOut | None = None
 
     @property
     def batch(self) -> int:

@@ -23,6 +23,7 @@ from moedisco_ray.policies import worth
 from moedisco_ray.training.batches import Batches, MicroBatch
 from moedisco_ray.training.checkpoint import Progress
 from moedisco_ray.training.course import Course
+from moedisco_ray.training.held_out import HeldOutLoss
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.ledger import Ledger
 from moedisco_ray.training.meeting import Meeting
@@ -56,7 +57,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
     Args:
         job: What to train, and where its files lie.
         world: This process among the workers.
-        emit: Receives `progress` events, on rank 0.
+        emit: Receives `progress` and `evaluation` events, on rank 0.
         stop: Asked after steps; once it is true on any worker, all save a checkpoint and return an unfinished result.
 
     Yields:
@@ -79,6 +80,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
         restored = progress.step
         ledger = Ledger(job, world, emit, progress)
         guard = SpikeGuard(job, world, emit, progress)
+        held_out = HeldOutLoss(job, model, world, emit)
         meeting = Meeting(job, model, ledger, world)
 
         def standing() -> Progress:
@@ -104,6 +106,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
                 saver.save(standing())
             if log or last or stopped:
                 ledger.log(lr)
+            held_out(done, last=last)
             if stopped or last:
                 break
         course.leave()

@@ -87,7 +87,7 @@ def test_the_last_override_wins(tmp_path):
     (BASE, ("model.family=gpt2",), "model.family: 'gpt2': input should be 'mixtral', 'qwen2_moe', 'qwen3_moe' or 'olmoe'"),
     (BASE, ("clusters.count=3",), "clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
     (BASE, ("tokens.seed_share=0",), "clusters.vectors: 'hidden_state' needs a trained model"),
-    (BASE, ("tokens.seed_share=0.9",), "tokens: seed_share 0.9 and finetune_share 0.15 leave no tokens"),
+    (BASE, ("tokens.seed_share=0.9",), "tokens: seed_share 0.9 and finetune_share 0.15 are more than 1 together"),
     (BASE, ("submodels.optimizer.batch_tokens=1000",), "submodels.optimizer.batch_tokens: 1000 is not a multiple"),
     (BASE, ("model.config.num_attention_heads=3",), "model.config: hidden_size 256 is not a multiple"),
     (BASE, ("model.config.num_experts_per_tok=9",), "model.config: num_experts_per_tok 9 exceeds num_experts 4"),

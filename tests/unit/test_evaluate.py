@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from moedisco_ray.config import FAMILIES, Architecture
 from moedisco_ray.errors import CorpusError, RunError
-from moedisco_ray.evaluate import Score, evaluate, evaluate_stages, load_documents, perplexity
+from moedisco_ray.evaluate import Score, evaluate, evaluate_ensemble, evaluate_stages, load_documents, perplexity
+from moedisco_ray.evaluate.ensemble import ensemble_nats, log_weights
 from moedisco_ray.evaluate.routers import RouterMeter, entropy, expert_load, normalized_mutual_information
-from moedisco_ray.evaluate.scoring import document_nats, plan_batches
+from moedisco_ray.evaluate.scoring import document_nats, plan_batches, token_nats
 from moedisco_ray.model_map import hf_config, save_model
 
 EOS, VOCAB, LENGTH, EXPERTS = 0, 64, 16, 4
@@ -299,3 +300,55 @@ def test_a_run_measures_every_model_and_submodels_on_their_own_cluster(tmp_path,
     total = sum(expected, Score())
     assert found["stages"]["submodels"]["perplexity"] == pytest.approx(total.perplexity, rel=1e-5)
     assert found["stages"]["submodels"]["tokens"] == sum(LENGTHS)
+
+
+def mixed_directly(models, documents, distance_of, top_k, block):
+    """Token by token, from the models' probabilities and weights that know only what came before the token's block."""
+    def weights(known):
+        if not len(known):
+            return np.full(3, 1 / 3)
+        d_C = distance_of[known.tobytes()]
+        w_C = np.exp(-d_C / 0.1) * (np.argsort(np.argsort(d_C)) < (top_k or 3))
+        return w_C / w_C.sum()
+
+    total = 0.0
+    for tokens in documents.tokens:
+        stream = torch.tensor([EOS, *tokens.tolist()])
+        for start in range(0, len(tokens), LENGTH):
+            window = stream[start:start + LENGTH + 1]
+            with torch.no_grad():
+                p_CLV = torch.stack([model(input_ids=window[None, :-1]).logits[0].softmax(-1) for model in models]).double()
+            for i, token in enumerate(window[1:]):
+                w_C = torch.tensor(weights(tokens[:(start + i) // block * block]))
+                total -= math.log(float((w_C * p_CLV[:, i, token]).sum()))
+    return total
+
+
+def test_the_ensemble_is_the_mixture_of_its_models_probabilities(tmp_path, documents):
+    models = [tiny_model("mixtral", 20 + k, num_experts=1, num_experts_per_tok=1).eval() for k in range(3)]
+    for k, model in enumerate(models):
+        save_model(model, tmp_path / str(k))
+    rng = np.random.default_rng(0)
+    distance_of = {}
+
+    def distances(contexts):
+        for context in contexts:
+            distance_of.setdefault(context.tobytes(), rng.uniform(0, 0.4, 3))
+        return np.array([distance_of[context.tobytes()] for context in contexts])
+
+    for top_k, block in ((None, 8), (1, 8), (2, 16), (None, 1000)):
+        nats = ensemble_nats(
+            documents, (token_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH) for model in models), distances,
+            top_k, block=block)
+        assert nats.sum() == pytest.approx(mixed_directly(models, documents, distance_of, top_k, block), rel=1e-5)
+    found = evaluate_ensemble(
+        [tmp_path / str(k) for k in range(3)], documents, distances, None, eos=EOS, sequence_length=LENGTH)
+    directly = mixed_directly(models, documents, distance_of, None, 64)
+    assert found["loss"] * sum(LENGTHS) == pytest.approx(directly, rel=1e-5)
+
+
+def test_one_near_cluster_gets_all_the_weight():
+    weights = np.exp(log_weights(np.array([[0.0, 1.0, 1.0], [0.2, 0.2, 0.2]]), top_k=None))
+    assert weights[0] == pytest.approx([1 / (1 + 2 * math.exp(-10)), *[math.exp(-10) / (1 + 2 * math.exp(-10))] * 2])
+    assert weights[1] == pytest.approx([1 / 3] * 3)
+    np.testing.assert_array_equal(np.exp(log_weights(np.array([[0.2, 0.2, 0.1]]), top_k=1)), [[0.0, 0.0, 1.0]])

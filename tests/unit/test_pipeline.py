@@ -12,10 +12,12 @@ from small_run import small_config
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_json
+from moedisco_ray.artifacts import read_json, read_manifest
+from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import CheckpointError, ConfigError, CorpusError, RunDirError
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import open_checkpoint
+from moedisco_ray.training import TrainJob, World, steps_for, train
 
 FEW_TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
 
@@ -122,3 +124,90 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="is not empty and holds no run"):
         run(tmp_path)
     assert [path.name for path in (tmp_path / "runs" / "small").iterdir()] == ["thesis.txt"]
+
+
+def trained_whole(directory: Path) -> Any:
+    """What the pipeline left for a fine-tune of everything, trained again by the bare loop, with the pipeline's own steps."""
+    config = RunConfig.model_validate(read_json(directory / "config.json"))
+    recipe = config.finetune.optimizer
+    job = TrainJob(
+        stage="finetune", name="again", model=directory / "merged", shards=(directory / "corpus" / "shards",),
+        output=directory.parent / "again", checkpoints=directory.parent / "steps", steps=steps_for(config.tokens.finetune, recipe),
+        sequence_length=config.corpus.sequence_length, optimizer=recipe, checkpoint_every=1000,
+        load_balance=config.finetune.load_balance, z_loss=config.finetune.z_loss, seed=config.seed + 1 + config.clusters.count)
+    return train(job, World(), lambda _: None, lambda: False)
+
+
+def test_joint_training_is_a_share_of_all(tmp_path: Path) -> None:
+    directory = pipeline.run(small_config(
+        tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 1.0},
+        clusters={"count": 2, "vectors": "hidden_state"}, evaluation={"every_tokens": 4096}), shell=InProcess())
+    report = read_json(directory / "report.json")
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    assert (stages["submodels"]["tokens"], stages["seed"]["tokens"]) == (0, 0)
+    assert report["totals"]["saved"] is None        # it is full training itself
+    assert report["clusters"] == {}
+    assert report["evaluation"]["clusters"] == []
+    assert [source["source"] for source in report["evaluation"]["sources"]] == ["asyncio", "email", "unittest"]
+    assert "trained jointly, on high-memory workers" in (directory / "model" / "README.md").read_text(encoding="utf-8")
+    assert report["held_out"]["finetune"]["tokens"] == [4096, 8192, 11_264]
+    # The looks change no bit: the same loop without them ends at the same loss.
+    assert trained_whole(directory).losses[-1] == read_manifest_units(directory)[0]["loss"]
+    initial = open_checkpoint(directory / "merged")
+    assert set(initial) == set(open_checkpoint(directory / "model"))
+    assert not check_rows_equal(initial)
+
+
+def read_manifest_units(directory: Path) -> Any:
+    manifest = read_manifest(directory / "finetuned")
+    assert manifest is not None
+    return manifest.summary["units"]
+
+
+def check_rows_equal(tensors: Any) -> bool:
+    first, second = (tensors[f"model.layers.0.mlp.experts.{e}.up_proj.weight"] for e in (0, 1))
+    return bool(torch.equal(first, second))
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_upcycling_copies_the_seeds_expert_and_keeps_its_scale(tmp_path: Path, normalised: bool) -> None:
+    directory = pipeline.run(small_config(
+        tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.4, "finetune_share": 0.6}, merge={"calibration_tokens": 1024},
+        clusters={"count": 4},
+        model={"config": {
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
+            "num_experts_per_tok": 2, "norm_topk_prob": normalised}},
+        finetune={"pool": "low_memory"}), shell=InProcess())
+    upcycled = open_checkpoint(directory / "merged")
+    assert check_rows_equal(upcycled)
+    stages = read_json(directory / "evaluation" / "evaluation.json")["stages"]
+    assert list(stages) == ["seed", "finetune"]
+    report = read_json(directory / "report.json")
+    whole = next(stage for stage in report["stages"] if stage["name"] == "finetune")
+    assert (whole["pool"], whole["workers"], whole["tokens"]) == ("low_memory", 1, 7168)
+    assert "It was upcycled" in (directory / "model" / "README.md").read_text(encoding="utf-8")
+    # Before any training of its own the MoE says what the seed says: all experts are the same, at a weight of 1 together.
+    tokens = torch.arange(64)[None]
+    with torch.no_grad():
+        seed, whole_model = (
+            AutoModelForCausalLM.from_pretrained(directory / part)(input_ids=tokens).logits for part in ("seed", "merged"))
+    tolerance = 1e-5 if normalised else 0.05 * float(seed.abs().max())
+    assert torch.allclose(seed, whole_model, atol=tolerance)
+
+
+def test_without_a_fine_tune_the_model_is_the_merged_one(tmp_path: Path) -> None:
+    directory = pipeline.run(small_config(
+        tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.0, "finetune_share": 0.0},
+        evaluation={"ensemble": True}), shell=InProcess())
+    assert read_manifest_units(directory) == []
+    merged, finished = (directory / part / "model.safetensors" for part in ("merged", "finetuned"))
+    assert merged.read_bytes() == finished.read_bytes()
+    evaluation = read_json(directory / "evaluation" / "evaluation.json")
+    assert evaluation["ensemble"]["tokens"] == evaluation["tokens"]
+    assert evaluation["ensemble"]["perplexity"] != evaluation["perplexity"]
+    assert read_json(directory / "report.json")["totals"]["full_training_dollars"] is None
+
+
+def test_an_ensemble_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.ensemble: needs sub-models"):
+        small_config(tmp_path, tokens={"seed_share": 0.0, "finetune_share": 1.0}, evaluation={"ensemble": True})

@@ -1,0 +1,7 @@
+"""Other ways to train the same MoE beside the configured one, on the same text: what each reaches, for how much.
+
+arms        the ways, as changes of a configuration
+accounting  loss over tokens, dollars and hours; what a loss costs
+run         runs the arms one after the other
+table       what a person reads; figures, what a person looks at
+"""

@@ -1,0 +1,124 @@
+"""Runs the arms one after the other: each is a run of the product in a directory of its own, on one corpus and tokeniser."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray import pipeline, stages
+from moedisco_ray.artifacts import is_done, read_json, write_json
+from moedisco_ray.compare.accounting import Point, curve, first_reach, metered_dollars, phases, wall_hours
+from moedisco_ray.compare.arms import ARMS, REFERENCE, Budget, arm_config, chosen, tokens_for
+from moedisco_ray.config import RunConfig
+from moedisco_ray.corpus import input_identity
+from moedisco_ray.display import View
+from moedisco_ray.events import EventLog
+from moedisco_ray.metering import Meter
+from moedisco_ray.plan import build_plan
+from moedisco_ray.shell import Shell
+
+BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
+
+
+def compare(
+    base: RunConfig, output: Path, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
+    view: Callable[[], View] | None = None, shell: Shell | None = None,
+) -> dict[str, Any]:
+    """Train every arm, once with as many tokens as joint training and once for as many planned dollars, and compare.
+
+    What is finished is not made again: an interrupted comparison goes on where it was.
+
+    Args:
+        base: The configuration that is compared; its tokens are joint training's.
+        output: Holds the arms' run directories, and `compare.json`.
+        names: Of arms; none: all of them. The reference is always among them.
+        budgets: What the arms get as much of as joint training.
+        view: Makes what shows a run; it is closed when the run ends. None: nothing is shown.
+        shell: Runs the work; None: Ray.
+
+    Returns:
+        What `compare.json` holds: `reference`, `name`, `seed`, `target_loss` (joint training's, at its last look) and `rows`, one
+        per run; see `measured`.
+
+    Raises:
+        ConfigError: There is no such arm, or the configuration does not allow for it.
+        RunError: A run failed; the same call goes on.
+    """
+    arms = chosen(names)
+    rows: list[dict[str, Any]] = []
+    finished: list[Path] = []
+    for name, arm in arms.items():
+        for budget in ("tokens",) if name == REFERENCE else budgets:
+            config = arm_config(base, name, arm, output, budget, tokens_for(base, arm, budget))
+            share_corpus(config, finished)
+            with contextlib.ExitStack() as stack:
+                views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
+                pipeline.run(config, views, shell=shell)
+            finished.append(config.directory)
+            rows.append(measured(name, budget, config))
+    target = rows[0]["curve"][-1]["loss"]
+    for row in rows:
+        points = [Point(**point) for point in row["curve"]]
+        row["dollars_to_target"] = first_reach(points, target, "dollars")
+        row["hours_to_target"] = first_reach(points, target, "hours")
+    result = {"reference": REFERENCE, "name": base.name, "seed": base.seed, "target_loss": target, "rows": rows}
+    write_json(output / "compare.json", result)
+    return result
+
+
+def measured(name: str, budget: Budget, config: RunConfig) -> dict[str, Any]:
+    """What a finished run of an arm has reached, and for what.
+
+    Returns:
+        `arm`, `title`, `budget`, `run` (its directory's name); `tokens`, `flops`, `dollars` and `hours`, planned, and the same in
+        `phases`; `metered_dollars` and `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the validation
+        documents; `curve`, its looks at the held-out loss (`accounting.Point`), of which an ensemble's last is its evaluation.
+    """
+    arm, plan = ARMS[name], build_plan(config)
+    events = EventLog.read(config.directory / "events.jsonl")
+    prices = {key: pool.price_per_hour for key, pool in config.pools.by_key.items()}
+    meter = Meter()
+    for event in events:
+        meter.update(event)
+    evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
+    figures = evaluation["ensemble"] if arm.measured == "ensemble" else evaluation
+    points = curve(events, plan, prices)
+    if arm.measured == "ensemble":
+        points.append(Point(
+            "finetune", plan.tokens, plan.dollars, plan.hours, metered_dollars(meter, prices), wall_hours(events), figures["loss"]))
+    return {
+        "arm": name, "title": arm.title, "budget": budget, "run": config.name,
+        "tokens": plan.tokens, "flops": sum(stage.cost.flops for stage in plan.stages),
+        "dollars": plan.dollars, "hours": plan.hours,
+        "phases": phases(plan),
+        "metered_dollars": metered_dollars(meter, prices), "worker_seconds": meter.worker_seconds,
+        "loss": figures["loss"], "perplexity": figures["perplexity"], "bits_per_byte": figures["bits_per_byte"],
+        "curve": [dataclasses.asdict(point) for point in points],
+    }
+
+
+def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:
+    """Give a run the corpus of another one that has the same, by hard links.
+
+    Raises:
+        RunDirError: The directory holds a run with other settings.
+    """
+    directory = pipeline.claim(config, redo=False)
+    stage = next(stage for stage in stages.STAGES if stage.name == "corpus")
+    digest = stages.fingerprints(config, input_identity(config))[stage.name]
+    target = directory / stage.directory
+    if is_done(target, digest):
+        return
+    for other in others:
+        if is_done(other / stage.directory, digest):
+            draft = target.with_name(f".{target.name}.shared")
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(other / stage.directory, draft, copy_function=os.link)
+            shutil.rmtree(target, ignore_errors=True)
+            draft.rename(target)
+            return

@@ -1,0 +1,155 @@
+"""Arms, accounts and a whole small comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from small_run import small_config
+
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.compare import accounting
+from moedisco_ray.compare.accounting import Point, curve, first_reach, loss_at, wall_hours
+from moedisco_ray.compare.arms import ARMS, REFERENCE, arm_config, chosen, planned, tokens_for
+from moedisco_ray.compare.figures import plot_comparison
+from moedisco_ray.compare.run import compare
+from moedisco_ray.compare.table import compare_view
+from moedisco_ray.config import RunConfig
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.events import Event
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.plan import build_plan
+
+TOKENS = {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> RunConfig:
+    return small_config(
+        tmp_path, tokens=TOKENS, clusters={"count": 2, "vectors": "hidden_state"},
+        evaluation={"max_tokens": 3000, "slice_tokens": 3000, "every_tokens": 4096}, merge={"calibration_tokens": 1024})
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_is_a_configuration_on_the_same_text(base: RunConfig, tmp_path: Path, name: str) -> None:
+    config = arm_config(base, name, ARMS[name], tmp_path, "tokens", 24_000)
+    assert (config.corpus, config.tokenizer, config.model, config.seed) == (base.corpus, base.tokenizer, base.model, base.seed)
+    assert config.tokens.seed + config.tokens.submodels + config.tokens.finetune == 24_000
+    assert config.tokens.decoupled == (name not in ("joint", "joint-low", "upcycle"))
+    assert config.directory == tmp_path / f"{name}-tokens"
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_equal_dollars_are_equal_to_a_thousandth(base: RunConfig, tmp_path: Path, name: str) -> None:
+    joint = planned(base, ARMS[REFERENCE])
+    tokens = tokens_for(base, ARMS[name], "dollars")
+    ours = build_plan(arm_config(base, name, ARMS[name], tmp_path, "dollars", tokens))
+    assert ours.dollars == pytest.approx(joint.dollars, rel=1e-3)
+    assert tokens_for(base, ARMS[name], "tokens") == base.tokens.total
+    # A token of the cheap pool costs 0.35 / 2.28 / 0.72 of one of the dear pool, for the same operations.
+    if name == "joint-low":
+        assert tokens / base.tokens.total == pytest.approx(2.28 * 0.72 / 0.35, rel=1e-3)
+
+
+def test_arms_that_there_are_not() -> None:
+    assert list(chosen([])) == list(ARMS)
+    assert list(chosen(["disco"])) == ["joint", "disco"]
+    with pytest.raises(ConfigError, match=r"--arms: 'dense': no such arm; there are joint, "):
+        chosen(["dense"])
+
+
+def point(tokens: int, loss: float, stage: str = "finetune") -> Point:
+    return Point(stage, tokens, tokens / 10, tokens / 100, tokens / 5, tokens / 50, loss)
+
+
+HAND = [point(50, 3.0, "seed"), point(100, 6.0), point(200, 4.0), point(300, 4.5), point(400, 3.5)]
+
+
+def test_a_loss_is_reached_between_two_looks() -> None:
+    assert first_reach(HAND, 5.0, "tokens") == 150
+    assert first_reach(HAND, 5.0, "dollars") == pytest.approx(15)
+    assert first_reach(HAND, 4.0, "tokens") == 200
+    assert first_reach(HAND, 3.75, "tokens") == 375      # the first time, and never the seed's
+    assert first_reach(HAND, 7.0, "tokens") == 100
+    assert first_reach(HAND, 3.4, "tokens") is None
+    assert first_reach([], 3.4, "tokens") is None
+
+
+def test_the_loss_for_an_amount() -> None:
+    assert loss_at(HAND, 250, "tokens") == pytest.approx(4.25)
+    assert loss_at(HAND, 10, "dollars") == pytest.approx(6.0)
+    assert loss_at(HAND, 50, "tokens") is None
+
+
+def test_accounts_of_a_run_that_was_interrupted(base: RunConfig) -> None:
+    plan = build_plan(base)
+    seed, submodels, finetune = plan.stages
+
+    def look(time: float, tokens: int, loss: float) -> Event:
+        return Event("evaluation", "finetune", "finetune", {"step": 1, "tokens": tokens, "held_out_loss": loss}, time)
+
+    events = [
+        Event("run_started", time=0.0),
+        Event("workers_held", data={"hold": "a", "pool": "low_memory", "workers": 2}, time=100.0),
+        Event("workers_released", data={"hold": "a"}, time=400.0),
+        Event("workers_held", data={"hold": "b", "pool": "high_memory", "workers": 1}, time=400.0),
+        look(500.0, 1000, 5.0),
+        look(600.0, 2000, 4.0),
+        Event("run_stopped", time=700.0),
+        Event("run_started", time=10_000.0),
+        Event("workers_held", data={"hold": "c", "pool": "high_memory", "workers": 1}, time=10_000.0),
+        look(10_100.0, 2000, 4.5),      # made again from the checkpoint after 1,000
+        Event("run_finished", time=10_200.0)]
+    first, second = curve(events, plan, {"low_memory": 0.36, "high_memory": 3.6})
+    before = seed.cost.tokens + submodels.cost.tokens
+    assert (first.tokens, second.tokens, second.loss) == (before + 1000, before + 2000, 4.5)
+    spent = seed.cost.dollars + submodels.cost.dollars
+    assert first.dollars == pytest.approx(spent + finetune.cost.dollars * 1000 / finetune.cost.tokens)
+    assert first.metered_dollars == pytest.approx(600 / 3600 * 0.36 + 100 / 3600 * 3.6)
+    assert second.metered_dollars == pytest.approx(600 / 3600 * 0.36 + (300 + 100) / 3600 * 3.6)
+    assert first.metered_hours == pytest.approx(500 / 3600)
+    assert second.metered_hours == pytest.approx(800 / 3600)    # 700 of the first attempt, 100 of the second
+    assert wall_hours(events) == pytest.approx(900 / 3600)
+    assert [phase["stage"] for phase in accounting.phases(plan)] == ["seed", "submodels", "finetune"]
+
+
+@pytest.fixture
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) -> None:
+    output = tmp_path / "compared"
+    result = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), shell=InProcess())
+    assert [row["run"] for row in result["rows"]] == ["joint-tokens", "upcycle-tokens", "ensemble-tokens"]
+    assert result == read_json(output / "compare.json")
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    joint, upcycle, ensemble = result["rows"]
+    assert joint["curve"][-1]["loss"] == pytest.approx(joint["loss"], rel=1e-5)     # the same documents, in the same windows
+    assert joint["dollars_to_target"] == pytest.approx(joint["curve"][-1]["dollars"])
+    assert {entry["stage"] for entry in upcycle["curve"]} == {"seed", "finetune"}
+    assert ensemble["loss"] == ensemble["curve"][-1]["loss"] != joint["loss"]
+    # One corpus: the others are links to the first one's files.
+    inodes = {(output / row["run"] / "corpus" / "shards" / "part-00000.npy").stat().st_ino for row in result["rows"]}
+    assert len(inodes) == 1
+    console = Console(width=180, record=True)
+    console.print(compare_view(result))
+    text = console.export_text()
+    assert "sparse upcycling of the seed" in text
+    assert "At as many tokens" in text
+    assert "planned dollars\n" not in text
+    assert len(plot_comparison(result, tmp_path / "figures")) == 3
+
+    written = {row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in result["rows"]}
+    again = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), shell=InProcess())
+    assert written == {
+        row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again["rows"]}
+    assert [row["loss"] for row in again["rows"]] == [row["loss"] for row in result["rows"]]
