@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tiny_training import L, weights, write_shard, write_tiny
 
-from moedisco_ray.config import Architecture, Optimizer, Phase
-from moedisco_ray.model_map import check_same, hf_config, open_checkpoint, save_model, skeleton
-from moedisco_ray.objective import routers
-from moedisco_ray.tokens import write_packed
+from moedisco_ray.config import Optimizer, Phase
+from moedisco_ray.model_map import check_same
 from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train
 
-L, V, BATCH, STEPS, STOP = 16, 64, 4, 10, 8
+BATCH, STEPS, STOP = 4, 10, 8
 ANCHORED = {"backbone_rate": BackboneRate(0.0, start=6)}
 WORKER = Path(__file__).with_name("training_worker.py")
 NOBODY = None
@@ -61,10 +59,6 @@ def alone(job: TrainJob) -> TrainResult:
     return train(job, World(), lambda _event: None, lambda: False)
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return dict(open_checkpoint(directory))
-
-
 @dataclasses.dataclass(frozen=True)
 class Runs:
     home: Path
@@ -77,27 +71,14 @@ class Runs:
             self.base, name=name, output=self.home / f"{name}-out", checkpoints=self.home / f"{name}-steps", **changes)
 
 
-def write_model(directory: Path, family: str, *, tied: bool = False, experts: int = 4) -> None:
-    sizes = Architecture(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=experts,
-        num_experts_per_tok=min(2, experts), tie_word_embeddings=tied)
-    config = hf_config(family, sizes, V, L, 0)
-    torch.manual_seed(0)
-    model = type(skeleton(config))(config)
-    for router in routers(model).values():
-        torch.nn.init.normal_(router.weight, std=0.1)
-    save_model(model, directory)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     home = tmp_path_factory.mktemp("gang")
     torch.set_num_threads(1)
-    rng = np.random.Generator(np.random.Philox(key=[1, 2]))
-    write_packed(home / "shard", [[np.cumsum(rng.integers(0, 3, size=80)) % (V - 1) + 1 for _ in range(20)]], 0, V)
-    write_model(home / "moe", "qwen2_moe")
-    write_model(home / "tied", "olmoe", tied=True)
-    write_model(home / "dense", "qwen3_moe", experts=1)
+    write_shard(home / "shard")
+    write_tiny(home / "moe", 4, family="qwen2_moe")
+    write_tiny(home / "tied", 4, family="olmoe", tied=True)
+    write_tiny(home / "dense", 1, family="qwen3_moe")
     recipe = Optimizer(lr=3e-3, batch_tokens=BATCH * L, schedule="cosine", warmup=0.1)
     base = TrainJob(
         stage="finetune", name="base", model=home / "moe", shards=(home / "shard",), output=home / "out",
