@@ -125,7 +125,8 @@ def checkpoint_stall() -> str:
         "Checkpoints",
         """The share of its time for which a training stands still to save weights and optimizer, and how much longer its steps
         take than without any checkpoint. *Beside*: the product, which copies them in memory while a thread writes. *Waiting*:
-        training goes on when the checkpoint is safe. S3 is a server on the same machine, and shares its cores.
+        training goes on when the checkpoint is safe. S3 is a server on the same machine, and shares its cores. Stalls are measured
+        within a training; *slower by* compares two, and is noise of either sign where the machine has other work.
         The policy's intervals are at least 15 s.""",
         table(["arm", "share of stalls", "slower by", "stall, s", "safe after, s", "interval, s"], rows),
         "\n".join(verdicts), made_with(result))
