@@ -44,6 +44,10 @@ _NOTICE_SECONDS = 1.0
 """Between two looks for a notice; a look is a message to another process."""
 _NO_SLOTS = (InsufficientClusterResourcesError, WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
 """What Ray Train's controller says when slots that were there went to somebody else, or with their node."""
+_CUT_OFF = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
+"""What those say who cannot reach a worker any more: its process ended, or its node, which Ray may not know yet."""
+_VERDICT_SECONDS = 25.0
+"""Ray declares a node dead after five health checks three seconds apart, the first of which may be a while off."""
 _NODE_GONE = re.compile(r"node (has died|was terminated|is dead|died|is being drained)|preempt", re.IGNORECASE)
 
 
@@ -123,7 +127,7 @@ def _end(error: StorageError | TrainingFailedError | RayActorError, where: Where
     words = " ".join(str(failure) for failure in failures)
     lost = (
         isinstance(error, PreemptionError) or any(getattr(failure, "preempted", False) for failure in failures)
-        or bool(_NODE_GONE.search(words)) or not _alive(where.nodes)
+        or bool(_NODE_GONE.search(words)) or not _alive(where.nodes, _VERDICT_SECONDS if _CUT_OFF.search(words) else 0.0)
         or (isinstance(error, ControllerError) and isinstance(error.controller_failure, _NO_SLOTS)))
     reason = "; ".join(sorted({last_line(failure) for failure in failures}))
     kind = kind_of(words, node_lost=lost)
@@ -131,9 +135,14 @@ def _end(error: StorageError | TrainingFailedError | RayActorError, where: Where
     return End("died" if died else kind, where.step, reason)
 
 
-def _alive(nodes: Collection[str]) -> bool:
-    """Whether all of the nodes are part of the cluster."""
-    return set(nodes) <= {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
+def _alive(nodes: Collection[str], patience: float) -> bool:
+    """Whether all of the nodes are part of the cluster, and still are after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while set(nodes) <= {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}:
+        if time.monotonic() >= deadline:
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def _worker(job: TrainJob, stops: Sequence[StopFile], mailbox: ActorHandle) -> None:
