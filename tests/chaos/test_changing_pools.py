@@ -11,7 +11,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from changing_pools import ChangingPools, Hit
 from pool_plan import NODES, draw
 from small_run import same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
-from step_account import attempts
+from step_account import attempts, lost
 
 from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_manifest
@@ -107,10 +106,9 @@ def check_work(events: list[Event], planned: dict[str, int], *, announced: bool)
         assert mine[-1].end == steps
         assert all(attempt.in_a_row for attempt in mine)
         assert len(mine) <= 1 + sum(event.type == "worker_restarted" and event.unit == unit for event in events)
-        for earlier, later in pairwise(mine):
-            # The next save waits for the last one: only the newest may have been on its way, not the one before.
-            newest = earlier.end // INTERVAL * INTERVAL
-            assert later.start >= (earlier.end if announced else newest - INTERVAL)
+        for attempt, steps_lost in zip(mine, lost(mine), strict=False):
+            # Those since the newest checkpoint; or since the one before, where the newest was still on its way.
+            assert steps_lost <= (0 if announced else attempt.end % INTERVAL + INTERVAL)
         assert sum(event.type == "unit_finished" and event.unit == unit for event in events) == 1
 
 
