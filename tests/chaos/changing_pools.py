@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 NOTICE_SECONDS = 20.0
 """Between a notice and the power going; a trainer looks for one every second."""
-_PATIENCE = 120.0
+_PATIENCE = 400.0
 
 
 @dataclasses.dataclass(frozen=True)

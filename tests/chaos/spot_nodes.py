@@ -35,6 +35,7 @@ class SpotNodes:
         self._cluster = Cluster(initialize_head=True, head_node_args={
             "num_cpus": 0, "include_dashboard": False, "object_store_memory": _MEMORY, "_system_config": _SYSTEM})
         self._nodes: dict[str, tuple[str, Node]] = {}
+        self._going: set[str] = set()
         self._gone: list[psutil.Process] = []
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 
@@ -56,11 +57,14 @@ class SpotNodes:
 
     def notify(self, node_id: str, seconds: float) -> None:
         """Announce that the node will go; one that has nothing to do ends by itself."""
+        self._going.add(node_id)
         self._gone += _children(self._nodes[node_id][1])
         drain(self._cluster.gcs_address, node_id, int((time.time() + seconds) * 1000), "chaos")
 
     def reset(self, wanted: Mapping[str, int]) -> None:
-        """Have so many nodes of each resource."""
+        """Have so many nodes of each resource, none of which is about to go."""
+        for node_id in self._going & self._nodes.keys():
+            self.kill(node_id)
         for resource, count in wanted.items():
             there = self.of(resource)
             for node_id in there[count:]:
