@@ -53,10 +53,10 @@ REFERENCE = "joint"
 """The arm that all others are measured against."""
 
 ARMS: Mapping[str, Arm] = {
-    REFERENCE: Arm("joint MoE, high-memory pool", _JOINT),
-    "joint-low": Arm("joint MoE, low-memory pool", {**_JOINT, "finetune.pool": "low_memory"}),
+    REFERENCE: Arm("joint, high-memory pool", _JOINT),
+    "joint-low": Arm("joint, low-memory pool", {**_JOINT, "finetune.pool": "low_memory"}),
     "disco": Arm("MoE-DisCo, as configured", {}),
-    "paper": Arm("MoE-DisCo, the paper's recipe", {
+    "paper": Arm("MoE-DisCo, as the paper", {
         "tokens.seed_share": 0.0,
         "tokens.finetune_share": 0.194,
         "clusters.method": "kmeans",
@@ -75,18 +75,18 @@ ARMS: Mapping[str, Arm] = {
         "finetune.load_balance": 0.0,
         "finetune.z_loss": 0.0,
     }),
-    "upcycle": Arm("sparse upcycling of the seed", _WHOLE),
-    "btx": Arm("BTX: one average, random router", {**_ONE_SHOT, **_PLAIN_MERGE}),
-    "spes": Arm("SPES-like: backbones meet every 100 steps", {
+    "upcycle": Arm("sparse upcycling", _WHOLE),
+    "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE}),
+    "spes": Arm("SPES-like, H = 100", {
         "tokens.seed_share": 0.0,
         "clusters.vectors": "tfidf_svd",    # hidden states need a seed
         "submodels.sync_every": 100,
         "submodels.outer": {"lr": 1.0, "momentum": 0.0},
         **_PLAIN_MERGE,
     }),
-    "random-clusters": Arm("MoE-DisCo on random clusters", {"clusters.method": "random"}),
+    "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
     "ensemble": Arm(
-        "c-BTM ensemble, never merged", {"tokens.finetune_share": 0.0, **_ONE_SHOT, "evaluation.ensemble": True}, "ensemble"),
+        "c-BTM ensemble", {"tokens.finetune_share": 0.0, **_ONE_SHOT, "evaluation.ensemble": True}, "ensemble"),
 }
 
 

@@ -60,7 +60,7 @@ def draw_losses(result: Mapping[str, Any], axis: str) -> Figure:
             if points:
                 axes.plot(
                     [point[axis] for point in points], [point["loss"] for point in points], color=colour, dashes=dashes,
-                    marker="o" if len(points) == 1 else None, markersize=5)
+                    zorder=3 if row is joint else 2, marker="o" if len(points) == 1 else None, markersize=5)
         last = row["curve"][-1]
         ends.append((last[axis], last["loss"], row["arm"], colour))
     axes.axhline(result["target_loss"], color="#999999", linewidth=1, linestyle=":")

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count
-from moedisco_ray.report import format_dollars, format_seconds
 
 _BUDGETS = {"tokens": "At as many tokens", "dollars": "For as many planned dollars"}
 
@@ -24,17 +23,17 @@ def compare_view(result: Mapping[str, Any]) -> RenderableType:
         if not rows:
             continue
         table = plain_table(
-            "", "tokens", "FLOP", "planned $", "planned time", "metered $", "loss", "perplexity", "against joint", "$ to its loss")
+            "", "tokens", "FLOP", "planned $", "hours", "metered $", "loss", "perplexity", "vs joint", "$ to its loss")
         for row in (joint, *rows):
             table.add_row(
-                row["title"], count(row["tokens"]), f"{row['flops']:.2e}", format_dollars(row["dollars"]),
-                format_seconds(row["hours"] * 3600), format_dollars(row["metered_dollars"]), f"{row['loss']:.4f}",
-                f"{row['perplexity']:.2f}", _change(row["perplexity"], joint["perplexity"]),
-                _change(row["dollars_to_target"], joint["dollars"]))
+                row["title"], count(row["tokens"]), f"{row['flops']:.1e}", f"{row['dollars']:.3g}", f"{row['hours']:.3g}",
+                f"{row['metered_dollars']:.3g}", f"{row['loss']:.3f}", f"{row['perplexity']:.1f}",
+                _change(row["perplexity"], joint["perplexity"]), _change(row["dollars_to_target"], joint["dollars_to_target"]))
         parts += [Text(title, style="bold"), table, Text()]
     parts.append(Text(
-        f"$ to its loss: planned dollars until the held-out loss first was joint training's last, {result['target_loss']:.4f}, "
-        "against joint training's dollars. One seed: repeat with others before concluding.", style="dim"))
+        "Dollars and hours are planned, of training, unless they are metered. $ to its loss: until the held-out loss first came "
+        f"down to joint training's last, {result['target_loss']:.3f}, against joint training's dollars. One seed: repeat it with "
+        "others.", style="dim"))
     return Group(*parts)
 
 

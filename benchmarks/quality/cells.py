@@ -1,0 +1,102 @@
+"""A cell of the grid, CORPUS/FAMILY/START, as the configuration that is compared: the default preset's recipe at a CPU's size."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from moedisco_ray import pipeline
+from moedisco_ray.config import FAMILIES, RunConfig, check_config
+from moedisco_ray.config.presets import preset_text
+from moedisco_ray.in_process import InProcess
+
+STARTS = ("random", "seed")
+SIZES: dict[str, Any] = {
+    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 256,
+    "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "tie_word_embeddings": True}
+RECIPE = {"batch_tokens": 1024, "micro_batch": None}
+HELD_OUT = 20_000
+"""Validation tokens: the looks while it trains and the evaluation at the end see the same ones."""
+START_TOKENS = 250_000
+"""Of the common dense model that the arms of a `seed` cell start from; in nobody's bill, for all have it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is compared on what, from where.
+
+    Attributes:
+        corpus: `embedded`, or a folder of text files, one per domain, with blank lines between documents.
+        family: Of the model.
+        start: `random` initialisation, or a common dense `seed` whose experts are copied to all places.
+    """
+
+    corpus: str
+    family: str
+    start: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        parts = text.split("/")
+        if len(parts) != 3 or parts[1] not in FAMILIES or parts[2] not in STARTS:
+            choices = f"FAMILY one of {', '.join(FAMILIES)}; START one of {', '.join(STARTS)}"
+            raise SystemExit(f"--cell {text!r} must read CORPUS/FAMILY/START; {choices}")
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return f"{self.corpus}/{self.family}/{self.start}"
+
+    @property
+    def slug(self) -> str:
+        return str(self).replace("/", "-")
+
+
+def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: Path) -> RunConfig:
+    """The default preset at this size; a `seed` cell trains its common start first, once."""
+    raw = yaml.safe_load(preset_text("default"))
+    raw |= {
+        "name": cell.slug, "seed": seed, "output": str(work),
+        "corpus": {"sources": _sources(cell.corpus, corpora), "validation_fraction": 0.05, "sequence_length": 128},
+        "tokenizer": {"train_vocab_size": 2048},
+        "model": {"family": cell.family, "config": SIZES},
+        "evaluation": {
+            **raw["evaluation"], "max_tokens": HELD_OUT, "slice_tokens": HELD_OUT, "every_tokens": tokens // 20, "prompts": []},
+        "checkpoint": {"every": 100_000, "keep": 1},
+    }
+    raw["tokens"]["total"] = tokens
+    raw["clusters"] |= {"count": 4, "restarts": 2, "iterations": 20, "sample": 2000}
+    raw["merge"]["calibration_tokens"] = 16_384
+    raw["submodels"]["optimizer"] |= {"lr": 3e-3, **RECIPE}
+    raw["finetune"]["optimizer"] |= {"lr": 2e-3, **RECIPE}
+    for pool in raw["pools"].values():
+        pool["gpu"] = 0
+    raw["pools"]["high_memory"]["workers"] = 1
+    return check_config(raw) if cell.start == "random" else _from_seed(raw, work)
+
+
+def _from_seed(raw: dict[str, Any], work: Path) -> RunConfig:
+    # All but the last step of this run trains the seed; what it merges before that step is the start.
+    total = START_TOKENS + RECIPE["batch_tokens"]
+    common = check_config(raw | {
+        "name": "start", "output": str(work),
+        "tokens": {"total": total, "seed_share": START_TOKENS / total, "finetune_share": 1 - START_TOKENS / total},
+        "evaluation": {**raw["evaluation"], "every_tokens": None}})
+    directory = pipeline.run(common, shell=InProcess())
+    return check_config(raw | {
+        "tokenizer": {"path": str(directory / "corpus" / "tokenizer")},
+        "model": {"family": raw["model"]["family"], "init": {"checkpoint": str(directory / "merged")}},
+        "tokens": {**raw["tokens"], "seed_share": 0.0}})
+
+
+def _sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
+    if corpus == "embedded":
+        return [{"path": "embedded"}]
+    folder = None if corpora is None else next(
+        (path for path in (corpora / corpus / "train", corpora / corpus) if sorted(path.glob("*.txt"))), None)
+    if folder is None:
+        raise SystemExit(f"no text files of {corpus!r}: name the folder that holds it with --corpus DIR or MOEDISCO_CORPORA")
+    return [
+        {"path": str(path), "name": path.stem, "documents": "paragraph", "format": "text"} for path in sorted(folder.glob("*.txt"))]
