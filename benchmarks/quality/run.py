@@ -10,10 +10,10 @@ product with its own resumption, and a finished (cell, seed) is a file in result
 The budget. With T tokens for joint training, a (cell, seed) trains about 15 T: T for joint training and for each of the arms at
 equal tokens, 3 to 4 T for the default and the paper's recipe at equal dollars, since their tokens are mostly cheap. Joint training
 on the cheap pool is not run again: its curve is joint training's, at 0.213 of the price per token (0.35 / 2.28 / 0.72).
-Measured on one core of a shared 2-core machine, in CPU-seconds: joint training 8,500 tokens a second, a sub-model 15,000; a look at
-the held-out loss 0.8 s, of which joint training has 20; clustering 26 s. So with T = 400,000 a (cell, seed) is about 14 minutes of a
-core, and the grid of 2 corpora x 2 families x 2 starts x 3 seeds about 3 hours on 2 cores. `run.py` says how long it will take before
-it begins, from `--speed`, the tokens per second of a core with all of this in it.
+Measured on one core of a shared 2-core machine, in CPU-seconds: joint training 8,500 tokens a second, a sub-model 15,000; a
+look at the held-out loss 0.8 s, of which joint training has 20; clustering 26 s. So with T = 400,000 a (cell, seed) is about
+14 minutes of a core, and the grid of 2 corpora x 2 families x 2 starts x 3 seeds about 3 hours on 2 cores. `run.py` says how
+long it will take before it begins, from `--speed`, the tokens per second of a core with all of this in it.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from moedisco_ray.config import Optimizer, Phase
 from moedisco_ray.model_map import check_same
 from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train
 
+# One worker of xdist has them all: each would run the gangs anew.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("gangs")]
+
 BATCH, STEPS, STOP = 4, 10, 8
 ANCHORED = {"backbone_rate": BackboneRate(0.0, start=6)}
 WORKER = Path(__file__).with_name("training_worker.py")
@@ -46,7 +49,7 @@ def gang(size: int, directory: Path, work: Work) -> list[dict[str, Any]]:
                 [sys.executable, WORKER, str(rank), str(size), rendezvous, file], env=environment,
                 stdout=output, stderr=subprocess.STDOUT))
     try:
-        codes = [worker.wait(timeout=80) for worker in workers]
+        codes = [worker.wait(timeout=180) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
