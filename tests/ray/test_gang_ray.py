@@ -24,7 +24,7 @@ from moedisco_ray.on_ray.reservation import Reservation
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 STEPS = 2500
 
