@@ -26,6 +26,7 @@ from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
 )
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
@@ -121,7 +122,7 @@ def _end(error: StorageError | TrainingFailedError | RayActorError, where: Where
         return End("died", where.step, f"its controller died: {last_line(error)}")
     failures: list[Exception] = [error]
     if isinstance(error, WorkerGroupError):
-        failures = list(error.worker_failures.values())
+        failures = [_cause(failure) for failure in error.worker_failures.values()]
     elif isinstance(error, ControllerError):
         failures = [error.controller_failure]
     words = " ".join(str(failure) for failure in failures)
@@ -131,8 +132,15 @@ def _end(error: StorageError | TrainingFailedError | RayActorError, where: Where
         or (isinstance(error, ControllerError) and isinstance(error.controller_failure, _NO_SLOTS)))
     reason = "; ".join(sorted({last_line(failure) for failure in failures}))
     kind = kind_of(words, node_lost=lost)
-    died = kind == "failed" and all(isinstance(failure, RayActorError) for failure in failures)
+    # What the rest of a gang says then is only that they lost sight of the one that died.
+    died = kind == "failed" and any(isinstance(failure, RayActorError) for failure in failures)
     return End("died" if died else kind, where.step, reason)
+
+
+def _cause(failure: Exception) -> Exception:
+    """What is behind a worker's failure; Ray Train wraps the death of one."""
+    cause: Exception = failure.health_check_failure if isinstance(failure, WorkerHealthCheckFailedError) else failure
+    return cause
 
 
 def _alive(nodes: Collection[str], patience: float) -> bool:

@@ -49,7 +49,8 @@ def test_killed_workers_go_on_from_their_checkpoints(ray_cluster: None, undistur
     events: list[Event] = []
     directory = pipeline.run(small_config(tmp_path), (*killers, events.append))
     assert all(killer.killed for killer in killers)
-    assert [event.unit for event in events if event.type == "worker_restarted"] == ["submodel-1", "finetune"]
+    restarts = [(event.unit, event.data["kind"]) for event in events if event.type == "worker_restarted"]
+    assert restarts == [("submodel-1", "died"), ("finetune", "died")]
     for killer in killers:
         finished = next(event.data for event in events if event.type == "unit_finished" and event.unit == killer.unit)
         # It did not begin anew, and lost no more than the steps since its last checkpoint.
