@@ -111,6 +111,8 @@ def quick(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     work = arguments.work / "quick"
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
+    few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
+    base = base.model_copy(update={"evaluation": few_looks})
     result = compare(base, work, list(BOTH), budgets=("dollars",), shell=InProcess())
     output_console().print(compare_view(result))
     perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
