@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from harness import RESULTS, ROOT
+from quality import section as quality_section
 
 
 def read(name: str) -> dict[str, Any]:
@@ -196,6 +197,16 @@ def makespan() -> str:
         "\n".join(arrivals), made_with(result))
 
 
+def quality() -> str:
+    result = quality_section.made_with()
+    return section(
+        "Quality for money",
+        f"""Held-out perplexity against joint training of the same MoE on the high-memory pool, and the planned dollars until its
+        last held-out loss is reached, as shares of joint training's; {result["setting"]["tokens"]:,} tokens of joint training, one
+        tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices and speeds are the paper's.""",
+        table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()), made_with(result))
+
+
 def at_least(what: str, measured: dict[str, float], target: float) -> str:
     return f"* {what}: {span(measured)}, target {number(target)}: {'met' if measured['median'] >= target else '**missed**'}"
 
@@ -212,4 +223,6 @@ if __name__ == "__main__":
     page = [
         "# Results", " ".join(_INTRODUCTION.split()), submodel_step(), kmeans(), ray_overhead(), service_load(),
         checkpoint_stall(), simulator(), makespan()]
+    if (quality_section.RESULTS / "summary.json").exists():     # hours of measuring, apart from `make bench`
+        page.append(quality())
     (ROOT / "RESULTS.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")

@@ -10,10 +10,11 @@ product with its own resumption, and a finished (cell, seed) is a file in result
 The budget. With T tokens for joint training, a (cell, seed) trains about 15 T: T for joint training and for each of the arms at
 equal tokens, 3 to 4 T for the default and the paper's recipe at equal dollars, since their tokens are mostly cheap. Joint training
 on the cheap pool is not run again: its curve is joint training's, at 0.213 of the price per token (0.35 / 2.28 / 0.72).
-Measured on one core of a shared 2-core machine, in CPU-seconds: joint training 8,500 tokens a second, a sub-model 15,000; a
-look at the held-out loss 0.8 s, of which joint training has 20; clustering 26 s. So with T = 400,000 a (cell, seed) is about
-14 minutes of a core, and the grid of 2 corpora x 2 families x 2 starts x 3 seeds about 3 hours on 2 cores. `run.py` says how
-long it will take before it begins, from `--speed`, the tokens per second of a core with all of this in it.
+Measured in CPU-seconds on one core: 11,000 tokens of joint training a second (60,000 in 5.4 s; Mixtral 5.2 s), 15,000 of a
+sub-model, 0.73 s for a look at the held-out loss, of which joint training takes 20, up to 26 s to cluster a corpus of 8 x 360 kB.
+So with T = 400,000 a (cell, seed) is about 15 minutes of a core, and 2 corpora x 2 families x 2 starts x 3 seeds take 3 hours on 2
+idle cores.
+`run.py` says how long it will take before it begins, from `--speed`, the tokens per second of a core with all of this in it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ BOTH = ("disco", "paper")
 """Arms that are run for as many dollars too; the others at as many tokens alone."""
 FAMILIES = ("qwen3_moe", "mixtral")
 STARTS = ("random", "seed")
-QUICK_TOKENS = 60_000
+QUICK_TOKENS = 200_000
 
 
 def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -110,6 +111,8 @@ def quick(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     work = arguments.work / "quick"
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
+    few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
+    base = base.model_copy(update={"evaluation": few_looks})
     result = compare(base, work, list(BOTH), budgets=("dollars",), shell=InProcess())
     output_console().print(compare_view(result))
     perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}

@@ -23,7 +23,7 @@ def compare_view(result: Mapping[str, Any]) -> RenderableType:
         if not rows:
             continue
         table = plain_table(
-            "", "tokens", "FLOP", "planned $", "hours", "metered $", "loss", "perplexity", "vs joint", "$ to its loss")
+            "", "tokens", "FLOP", "planned $", "hours", "metered", "loss", "perplexity", "vs joint", "to its loss")
         for row in (joint, *rows):
             table.add_row(
                 row["title"], count(row["tokens"]), f"{row['flops']:.1e}", f"{row['dollars']:.3g}", f"{row['hours']:.3g}",
@@ -31,9 +31,9 @@ def compare_view(result: Mapping[str, Any]) -> RenderableType:
                 _change(row["perplexity"], joint["perplexity"]), _change(row["dollars_to_target"], joint["dollars_to_target"]))
         parts += [Text(title, style="bold"), table, Text()]
     parts.append(Text(
-        "Dollars and hours are planned, of training, unless they are metered. $ to its loss: until the held-out loss first came "
-        f"down to joint training's last, {result['target_loss']:.3f}, against joint training's dollars. One seed: repeat it with "
-        "others.", style="dim"))
+        "Dollars and hours are planned, of training, unless they are metered. To its loss: dollars until the held-out loss first "
+        f"came down to joint training's last, {result['target_loss']:.3f}, against joint training's dollars. One seed: repeat it "
+        "with others.", style="dim"))
     return Group(*parts)
 
 

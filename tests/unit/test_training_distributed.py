@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_training import L, weights, write_shard, write_tiny
+from training_worker import Counting
 
 from moedisco_ray.config import Optimizer, Phase
-from moedisco_ray.model_map import check_same
+from moedisco_ray.events import Event
+from moedisco_ray.model_map import check_same, load_model
 from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train
 
 # One worker of xdist has them all: each would run the gangs anew.
@@ -92,6 +94,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.two.extend(gang(2, home, [
         (runs.job("two"), NOBODY),
         (runs.job("parts", optimizer=recipe.model_copy(update={"micro_batch": 1, "gradient_checkpointing": True})), NOBODY),
+        (runs.job("looked", held_out=Counting()), NOBODY),
         (runs.job("tied", model=home / "tied"), NOBODY),
         (runs.job("dense", model=home / "dense"), NOBODY),
         (runs.job("bf16", optimizer=recipe.model_copy(update={"precision": "bf16"})), NOBODY),
@@ -141,13 +144,30 @@ def test_tied_embeddings_and_one_expert_layers_shard_too(runs: Runs, name: str) 
     close(runs, name, job, runs.two[0][name].losses, alone(job).losses)
 
 
+def test_looks_at_the_held_out_loss_see_the_whole_model_and_change_no_bit(runs: Runs) -> None:
+    check_same(weights(runs.home / "looked-out"), weights(runs.home / "two-out"))
+    assert runs.two[1]["looked-looks"] == []    # rank 0 tells
+    looks = runs.two[0]["looked-looks"]
+    assert [(look["step"], look["tokens"]) for look in looks] == [(4, 4 * BATCH * L), (8, 8 * BATCH * L), (10, 10 * BATCH * L)]
+    events: list[Event] = []
+    train(runs.job("looked-alone", held_out=Counting()), World(), events.append, lambda: False)
+    alone_looks = [event.data["held_out_loss"] for event in events if event.type == "evaluation"]
+    assert [look["held_out_loss"] for look in looks] == pytest.approx(alone_looks, rel=2e-5)
+    model = load_model(runs.home / "looked-alone-out").eval()
+    (inputs_BL, targets_BL), = Counting().batches(1)
+    with torch.no_grad():
+        directly = model(input_ids=inputs_BL).logits.log_softmax(-1)
+    real = targets_BL != -100
+    assert alone_looks[-1] == pytest.approx(-directly[real].gather(1, targets_BL[real][:, None]).mean().item(), rel=1e-5)
+
+
 def test_all_ranks_return_the_same(runs: Runs) -> None:
     for ranks in (runs.two, runs.three):
         for name, first in ranks[0].items():
             for other in ranks[1:]:
                 if isinstance(first, TrainResult):
                     assert dataclasses.replace(other[name], seconds=0) == dataclasses.replace(first, seconds=0)
-                else:
+                elif not name.endswith("-looks"):   # rank 0 alone tells of them
                     assert other[name] == first
 
 

@@ -5,10 +5,12 @@ Usage: training_worker.py RANK SIZE RENDEZVOUS WORK
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import sys
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +18,21 @@ import torch
 import torch.distributed as dist
 
 from moedisco_ray.errors import TrainingError
+from moedisco_ray.events import Event
 from moedisco_ray.training import World, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """Held-out text: each token is one more than the one before it; the last target is none."""
+
+    every: int = 4
+
+    def batches(self, batch_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        tokens_BL = torch.arange(1, 19).reshape(2, 9)
+        targets_BL = tokens_BL[:, 1:].clone()
+        targets_BL[1, -1] = -100
+        yield tokens_BL[:, :-1], targets_BL
 
 
 def main(rank: int, size: int, rendezvous: str, work: Path) -> None:
@@ -24,10 +40,12 @@ def main(rank: int, size: int, rendezvous: str, work: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=timedelta(seconds=30))
-    results = {}
+    results: dict[str, object] = {}
     for job, stopper in pickle.loads(work.read_bytes()):
         try:
-            results[job.name] = train(job, World(rank, size), lambda _event: None, lambda s=stopper: rank == s)
+            events: list[Event] = []
+            results[job.name] = train(job, World(rank, size), events.append, lambda s=stopper: rank == s)
+            results[f"{job.name}-looks"] = [event.data for event in events if event.type == "evaluation"]
         except TrainingError as error:
             results[job.name] = str(error)
     work.with_name(f"{work.name}.{rank}").write_bytes(pickle.dumps(results))

@@ -1,0 +1,1 @@
+"""The quality benchmark: `run.py` measures, `section.py` tells."""

@@ -1,0 +1,54 @@
+"""The section of RESULTS.md, from results/summary.json; no number in it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.compare.arms import ARMS
+
+RESULTS = Path(__file__).resolve().parent / "results"
+HEAD = ["corpus, family, start", "arm", "seeds", "perplexity, equal tokens", "perplexity, equal dollars", "dollars to its loss"]
+_TARGETS = {"ppl_equal_dollars": 0.9, "dollars_to_joint_loss_ratio": 0.5}
+"""What the default must reach in every cell: at most so much of joint training's."""
+
+
+def rows() -> list[list[str]]:
+    """One per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
+    return [
+        [
+            f"{entry['corpus']}, {entry['family']}, {entry['start']}", ARMS[entry["arm"]].title, str(len(entry["seeds"])),
+            *(_span(entry, name) for name in ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio"))]
+        for entry in _summary()]
+
+
+def verdicts() -> list[str]:
+    """In how many cells the default reaches its targets, and in which it does not."""
+    cells = [entry for entry in _summary() if entry["arm"] == "disco"]
+    lines = []
+    for name, most in _TARGETS.items():
+        missed = [entry for entry in cells if entry[name] is None or entry[name] > most]
+        where = ", ".join(f"{entry['corpus']}/{entry['family']}/{entry['start']}" for entry in missed)
+        verdict = f"**missed** in {where}" if missed else "met in every cell"
+        lines.append(f"* `{name}` of the default at most {most}: {verdict}")
+    return lines
+
+
+def made_with() -> dict[str, Any]:
+    """How the newest of the results was made."""
+    paths = [path for path in RESULTS.glob("*.json") if path.stem != "summary"]
+    found: dict[str, Any] = json.loads(max(paths, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8"))
+    return found
+
+
+def _summary() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _span(entry: dict[str, Any], name: str) -> str:
+    if name in entry["spread"]:
+        spread = entry["spread"][name]
+        return f"{entry[name]:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+    return "never" if name == "dollars_to_joint_loss_ratio" else "-"
