@@ -20,8 +20,6 @@ from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import Keeper, Rounds, TrainJob, World, checkpoint, rounds, train
 from moedisco_ray.training.sharding import trainable, whole_state
 
-pytestmark = pytest.mark.xdist_group("rounds")     # which have an undisturbed run in common
-
 STEPS = (12, 12, 7)
 OUTER = Outer(lr=0.7, momentum=0.9)
 PLACEMENT = Placement(LowMemoryPool(), 1, 0)

@@ -23,8 +23,7 @@ from moedisco_ray.events import Event
 from moedisco_ray.model_map import check_same, load_model
 from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train
 
-# One worker of xdist has them all: each would run the gangs anew.
-pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("gangs")]
+pytestmark = pytest.mark.timeout(400)     # the gangs are several processes, and run once for all of these
 
 BATCH, STEPS, STOP = 4, 10, 8
 ANCHORED = {"backbone_rate": BackboneRate(0.0, start=6)}
