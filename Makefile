@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
 
 test: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not ray and not chaos and not cluster"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not ray and not chaos and not cluster"
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "ray and not chaos and not cluster"
 
 test-chaos: $(INSTALLED)
@@ -26,7 +26,7 @@ test-cluster: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m cluster
 
 unit: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 tests/unit -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -131,7 +131,7 @@ def train_gang(
     directory.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(job.batch, pool.fewest_workers, pool.most_workers)
     placement = Placement(pool, sizes.fewest, max_failures)
-    ahead = Reservation(pool, placement.bundle, f"{run}-{job.name}-ahead")
+    ahead = Reservation(pool, f"{run}-{job.name}-ahead")
     with relay(emit) as mail:
         around = Surroundings(run, placement, directory, (stop,), mail, waits=False)
         site = RaySite(around, job.name, ahead, directory / "gang.json")

@@ -1,7 +1,8 @@
 """Slots that are asked for ahead of their work, so that an autoscaler brings their nodes in time.
 
 A pending placement group is what an autoscaler hears; Ray's `request_resources` would overwrite what Ray Train asks for. A
-group holds nothing until all of it can be held at once, so that runs that ask at the same time never wait for each other.
+group holds nothing until all of it can be held at once, so that runs that ask at the same time never wait for each other. It is
+of the pool's tag alone, which is what brings a node: with a core or a GPU, it would keep sub-models off a machine of both pools.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ class Reservation:
 
     Args:
         pool: Whose.
-        bundle: Resources of one worker.
         name: What Ray shows of it.
         clock: Seconds.
 
@@ -31,9 +31,8 @@ class Reservation:
         boots: Seconds from asking to each node that came meanwhile, oldest first.
     """
 
-    def __init__(self, pool: Pool, bundle: dict[str, float], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pool: Pool, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
-        self._bundle = bundle
         self._name = name
         self._clock = clock
         self._group: PlacementGroup | None = None
@@ -58,7 +57,7 @@ class Reservation:
         if workers:
             self._known = self._nodes()
             self._asked_at = self._clock()
-            self._group = placement_group([self._bundle] * workers, strategy="PACK", name=self._name)
+            self._group = placement_group([{self._pool.resource: 1}] * workers, strategy="PACK", name=self._name)
             self.workers = workers
 
     def release(self) -> None:

@@ -31,7 +31,7 @@ class RayShell:
         self._run = config.name
         self._high = config.pools.high_memory
         self._shared = self._high.resource in config.pools.low_memory.tags
-        self._ahead = Reservation(self._high, Placement(self._high, 1, 0).bundle, f"{config.name}-ahead")
+        self._ahead = Reservation(self._high, f"{config.name}-ahead")
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
         """Ray Data over the sources' files."""

@@ -135,7 +135,7 @@ def test_a_pool_without_a_node_is_waited_for_and_that_is_said(cluster: Cluster, 
 def test_a_reservation_holds_all_or_nothing_until_it_is_let_go(cluster: Cluster) -> None:
     pool = HighMemoryPool()
     bundle = Placement(pool, 1, 0).bundle
-    reservation = Reservation(pool, bundle, "ahead")
+    reservation = Reservation(pool, "ahead")
     add_node(cluster)
     assert reservation.foresee([1000.0], [], 1, 2) == "wait"
     assert reservation.foresee([100.0], [200.0], 1, 2) == "ask"
