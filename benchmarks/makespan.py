@@ -5,15 +5,19 @@ Only the accelerator is not: a step of a tiny model waits for as long as a GPU w
 do not slow each other down. The bound is max(longest, sum / nodes) of what the steps wait, which no schedule beats.
 
 Losses are a Poisson process: each node lives for an exponentially distributed time, five checkpoint intervals in the mean, and its
-replacement is started at once. Sub-models here last a minute, where real ones last hours, and a start of Ray Train takes as long
+replacement is started at once. Sub-models here last minutes, where real ones last hours, and a start of Ray Train takes as long
 here as there; so a second bound counts, beside its steps, one undisturbed start of each sub-model. Starts after losses are never
 taken off.
+
+Clusters of all sizes run beside each other, with sub-models that are as much longer as a cluster has more nodes: each takes as
+long as the others, and mostly waits. What they do take from each other's cores can only make these figures worse.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -53,6 +57,8 @@ PACE = 0.25
 SHARES = (2.0, 1.6, 1.3, 1.1, 0.8, 0.6, 0.4, 0.2)
 """Lengths of the sub-models, relative to their mean."""
 INTERVALS_PER_LOSS = 5
+STAGGER = 25.0
+"""Seconds between the beginnings of clusters that run beside each other."""
 TARGETS = {"none": 1.10, "poisson": 1.25}
 POOL = LowMemoryPool()
 MEMORY = 80_000_000
@@ -79,6 +85,7 @@ class Machines:
         self._mean_life = mean_life
         self._generator = random.Random(seed)
         self._arrived: dict[str, float] = {}
+        self._starting: dict[str, float] = {}
         self._living: list[tuple[float, Node]] = []
         self._stopped = threading.Event()
         for _ in range(count):
@@ -86,10 +93,15 @@ class Machines:
         self._arrived.clear()   # those that are there from the beginning wait for the queue, not the queue for them
 
     def __call__(self, event: Event) -> None:
+        if event.unit is None:
+            return
         if event.type == "unit_started":
             arrived = self._arrived.pop(event.data["node_id"], None)
+            self._starting.pop(event.unit, None)    # a trainer that came no further
             if arrived is not None:
-                self.arrivals.append(event.time - arrived)
+                self._starting[event.unit] = arrived
+        elif event.type == "progress" and event.unit in self._starting:
+            self.arrivals.append(event.time - self._starting.pop(event.unit))
 
     def live(self) -> None:
         """Lose nodes when their time has come, until `stop`."""
@@ -121,7 +133,7 @@ def jobs(scratch: Path, mean_seconds: float, interval: int) -> list[TrainJob]:
             stage="submodels", name=f"submodel-{k}", model=scratch / "start", shards=(scratch / "shards",),
             output=scratch / str(k) / "trained", checkpoints=scratch / str(k) / "steps", steps=round(share * mean_seconds / PACE),
             sequence_length=LENGTH, optimizer=Optimizer(batch_tokens=BATCH * LENGTH), checkpoint_every=interval,
-            log_every=interval)
+            log_every=1)
         for k, share in enumerate(SHARES)]
 
 
@@ -170,25 +182,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=list(TARGETS))
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--mean-seconds", type=float, default=60.0)
-    parser.add_argument("--interval", type=int, default=80, help="steps between checkpoints")
+    parser.add_argument("--mean-seconds", type=float, default=60.0, help="of work per sub-model, times the number of nodes")
+    parser.add_argument("--interval", type=int, default=160, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.arm:
         print(json.dumps(measure(
-            arguments.arm, arguments.nodes[0], arguments.mean_seconds, arguments.interval, arguments.seed)))
+            arguments.arm, arguments.nodes[0], arguments.mean_seconds * arguments.nodes[0], arguments.interval, arguments.seed)))
         return
-    cells: dict[str, dict[str, Any]] = {}
     passed_on = [f"--mean-seconds={arguments.mean_seconds}", f"--interval={arguments.interval}", f"--seed={arguments.seed}"]
-    for nodes in arguments.nodes:
-        measured = {losses: run_arm(Path(__file__), losses, "--nodes", str(nodes), *passed_on) for losses in TARGETS}
-        start = statistics.median(measured["none"]["starts"])
-        cells[str(nodes)] = {losses: summary(cell, nodes, start) for losses, cell in measured.items()}
-        print(f"{nodes} nodes: {cells[str(nodes)]}")
+
+    def run(losses: str, nodes: int) -> dict[str, Any]:
+        time.sleep(STAGGER * arguments.nodes.index(nodes))
+        return run_arm(Path(__file__), losses, "--nodes", str(nodes), *passed_on)
+
+    cells: dict[str, dict[str, Any]] = {str(nodes): {} for nodes in arguments.nodes}
+    start: dict[int, float] = {}
+    with ThreadPoolExecutor(len(arguments.nodes)) as threads:
+        for losses in TARGETS:
+            for nodes, measured in zip(
+                    arguments.nodes, threads.map(functools.partial(run, losses), arguments.nodes), strict=True):
+                start.setdefault(nodes, statistics.median(measured["starts"]))
+                cells[str(nodes)][losses] = summary(measured, nodes, start[nodes])
+                print(f"{nodes} nodes: {cells[str(nodes)]}")
     write_result("makespan", {
         **environment(" ".join(["python benchmarks/makespan.py", *sys.argv[1:]])),
         "setting": {
-            "pace": PACE, "seconds": [share * arguments.mean_seconds for share in SHARES], "interval_steps": arguments.interval,
+            "pace": PACE, "shares": SHARES, "mean_seconds": arguments.mean_seconds, "interval_steps": arguments.interval,
             "intervals_per_loss": INTERVALS_PER_LOSS, "seed": arguments.seed},
         "targets": TARGETS, "cells": cells})
 

@@ -54,9 +54,9 @@ CURVE_POINTS = 400
 
 TABLE_COLUMNS = ("stage", "pool", "workers", "tokens", "time", "cost", "loss", "perplexity")
 
-_POOLS: dict[str, PoolName] = {
-    "seed": "low_memory", "submodels": "low_memory", "merge": "high_memory", "evaluate": "high_memory",
-}
+_ON_LOW_MEMORY = ("seed", "submodels")
+_WITH_THE_GANG = ("merge", "finetune", "evaluate", "export")
+"""Stages that work on the whole MoE, in the pool that fine-tunes it."""
 _TRAINING = ("seed", "submodels", "finetune")
 
 
@@ -204,7 +204,7 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], stall: float
     units = summary.get("units", [])
     tokens = sum(unit["tokens"] for unit in units)
     workers = summary.get("workers", _workers(name, units, config))
-    pool = config.finetune.pool if name == "finetune" else _POOLS.get(name, "head")
+    pool = _pool(name, config)
     if units:
         held = [item for unit in units for item in unit["held"].items()]
     else:
@@ -227,6 +227,12 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], stall: float
         "bits_per_byte": measured.get("bits_per_byte"),
         **({"unfinished": _unfinished(units)} if name == "submodels" else {}),
     }
+
+
+def _pool(stage: str, config: RunConfig) -> PoolName:
+    if stage in _WITH_THE_GANG:
+        return config.finetune.pool
+    return "low_memory" if stage in _ON_LOW_MEMORY else "head"
 
 
 def _unfinished(units: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -172,7 +172,7 @@ def reunite(context: Context, draft: Draft) -> None:
     Without sub-models it is the initial MoE, with the trained seed in it where there is one (sparse upcycling).
     """
     config = context.config
-    pool = config.pools.high_memory
+    pool = config.finetune_pool
     if not config.tokens.decoupled:
         draft.summary.update(context.call(
             pool, tasks.write_whole, *context.start, config.clusters.count, context.trained_seed, _sample(context), config.merge,
@@ -204,12 +204,12 @@ def finetune(context: Context, draft: Draft) -> None:
 
 def measure(context: Context, draft: Draft) -> None:
     """Every model of the run on the validation text."""
-    config = context.config
+    config, pool = context.config, context.config.finetune_pool
     made = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
     result = context.call(
-        config.pools.high_memory, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
+        pool, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
         context.of("corpus"), context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
-        config.corpus.sequence_length, config.evaluation, "cuda" if config.pools.high_memory.gpu else "cpu")
+        config.corpus.sequence_length, config.evaluation, "cuda" if pool.gpu else "cpu")
     write_json(draft.path / "evaluation.json", result)
     draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
 
@@ -218,7 +218,7 @@ def publish(context: Context, draft: Draft) -> None:
     """The Hugging Face directory, with a model card."""
     config = context.config
     draft.summary.update(context.call(
-        config.pools.high_memory, tasks.publish, context.of("finetune"), context.of("corpus") / "tokenizer", draft.path,
+        config.finetune_pool, tasks.publish, context.of("finetune"), context.of("corpus") / "tokenizer", draft.path,
         build_report(context.directory, config), config.evaluation.prompts, config.evaluation.sample_tokens, config.seed))
 
 

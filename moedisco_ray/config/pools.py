@@ -170,6 +170,16 @@ class Pools(Section):
         """Everything that workers can be held of, by what the meter calls it: a pool, or a node type of a mixed one."""
         return {kind.key: kind for pool in (self.low_memory, self.high_memory) for kind in pool.kinds}
 
+    def needed(self, finetune: PoolName) -> tuple[tuple[AnyPool, int], ...]:
+        """The pools that a run works on, in that order, each with the workers that must exist at once.
+
+        Args:
+            finetune: The pool of its fine-tune; where that is the low-memory one, the run needs no other.
+        """
+        if finetune == "low_memory":
+            return ((self.low_memory, self.low_memory.fewest_workers),)
+        return (self.low_memory, 1), (self.high_memory, self.high_memory.fewest_workers)
+
     def at(self, key: str) -> Pool:
         """What the meter calls `key`; of a type that the configuration names no more, its pool.
 

@@ -43,8 +43,10 @@ from moedisco_ray.training import TrainJob, TrainResult, World, train
 _COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
 _NOTICE_SECONDS = 1.0
 """Between two looks for a notice; a look is a message to another process."""
-_NO_SLOTS = (InsufficientClusterResourcesError, WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
-"""What Ray Train's controller says when slots that were there went to somebody else, or with their node."""
+_NO_SLOTS = (InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError)
+"""What Ray Train's controller says when slots that were there went to somebody else."""
+_MOST_STARTS = 5
+"""In a row, in which Ray Train's controller finds no slots or cannot start its workers, until it says so and is asked again."""
 _CUT_OFF = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
 """What those say who cannot reach a worker any more: its process ended, or its node, which Ray may not know yet."""
 _VERDICT_SECONDS = 25.0
@@ -62,7 +64,7 @@ class Surroundings:
         directory: For Ray Train's own state; all nodes must see it.
         stops: Each ends the attempts once it is there.
         mail: The workers' way to the driver.
-        waits: Whether an attempt waits for slots until there are some, which an autoscaler hears; else it ends after a minute.
+        waits: Whether an attempt waits minutes for slots, which an autoscaler hears; else it ends after one.
     """
 
     run: str
@@ -83,6 +85,7 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         MoeDiscoError: What another attempt could not mend.
     """
     placement, mail = around.placement, around.mail
+    gone_before = _gone()
     mail.begin(job.name)
     trainer = TorchTrainer(
         # Not as the trainer's `train_loop_config`: the controller would unpack that, and import all of training for it.
@@ -94,7 +97,7 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
             name=f"{around.run}-{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(around.directory.absolute()),
             failure_config=FailureConfig(
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=-1 if around.waits else 0),
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=_MOST_STARTS if around.waits else 0),
             callbacks=[Slots(job.stage, job.name, placement.pool.key, mail.handle)],
         ),
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
@@ -105,7 +108,7 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
     except NotFiniteError as error:
         return End("not_finite", error.step - 1, str(error))
     except (StorageError, TrainingFailedError, RayActorError) as error:
-        return _end(error, mail.whereabouts(job.name))
+        return end_of(error, mail.whereabouts(job.name), gone_before)
     finally:
         mail.end(job.name)
     if outcome is None:
@@ -115,7 +118,14 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
     return outcome
 
 
-def _end(error: StorageError | TrainingFailedError | RayActorError, where: Whereabouts) -> End:
+def end_of(error: StorageError | TrainingFailedError | RayActorError, where: Whereabouts, gone_before: Collection[str] = ()) -> End:
+    """What an error says of an attempt's end.
+
+    Args:
+        error: Of the storage, or of Ray.
+        where: The trainer was last seen.
+        gone_before: Nodes that were dead when the attempt began.
+    """
     if isinstance(error, StorageError):
         return End("storage", where.step, str(error))
     if isinstance(error, RayActorError):
@@ -126,14 +136,15 @@ def _end(error: StorageError | TrainingFailedError | RayActorError, where: Where
     elif isinstance(error, ControllerError):
         failures = [error.controller_failure]
     words = " ".join(str(failure) for failure in failures)
+    unstarted = any(isinstance(failure, WorkerGroupStartupFailedError) for failure in failures)
     lost = (
         isinstance(error, PreemptionError) or any(getattr(failure, "preempted", False) for failure in failures)
         or bool(_NODE_GONE.search(words)) or not _alive(where.nodes, _VERDICT_SECONDS if _CUT_OFF.search(words) else 0.0)
-        or (isinstance(error, ControllerError) and isinstance(error.controller_failure, _NO_SLOTS)))
+        or any(isinstance(failure, _NO_SLOTS) for failure in failures) or (unstarted and _another_goes(gone_before)))
     reason = "; ".join(sorted({last_line(failure) for failure in failures}))
     kind = kind_of(words, node_lost=lost)
     # What the rest of a gang says then is only that they lost sight of the one that died.
-    died = kind == "failed" and any(isinstance(failure, RayActorError) for failure in failures)
+    died = kind == "failed" and (unstarted or any(isinstance(failure, RayActorError) for failure in failures))
     return End("died" if died else kind, where.step, reason)
 
 
@@ -151,6 +162,20 @@ def _alive(nodes: Collection[str], patience: float) -> bool:
             return True
         time.sleep(0.5)
     return False
+
+
+def _gone() -> set[str]:
+    return {entry["NodeID"] for entry in ray.nodes() if not entry["Alive"]}
+
+
+def _another_goes(before: Collection[str]) -> bool:
+    """Whether a node is dead that was not before, or is found to be a moment later."""
+    deadline = time.monotonic() + _VERDICT_SECONDS
+    while _gone() <= set(before):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _worker(job: TrainJob, stops: Sequence[StopFile], mailbox: ActorHandle) -> None:

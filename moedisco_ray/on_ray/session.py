@@ -89,8 +89,7 @@ def check_pools(config: RunConfig) -> None:
     """
     if grows():
         return
-    low, high = config.pools.low_memory, config.pools.high_memory
-    for pool, needed in ((low, low.fewest_workers if config.finetune_pool is low else 1), (high, high.fewest_workers)):
+    for pool, needed in config.pools.needed(config.finetune.pool):
         room = sum(slots(kind) for kind in pool.kinds)
         if room == 0:
             raise PoolError(
@@ -99,7 +98,7 @@ def check_pools(config: RunConfig) -> None:
                 f"`ray start --resources='{{\"{pool.tags[0]}\": 1}}'`, or name the tag that your nodes carry")
         if room < needed:
             raise PoolError(
-                f"pools.{pool.kind}.{'max_workers' if pool is low else 'workers'}", needed,
+                f"pools.{pool.kind}.{'max_workers' if isinstance(pool, LowMemoryPool) else 'workers'}", needed,
                 f"the gang needs {needed} {pool.resource} at once and the cluster has {room}; lower it or add nodes")
 
 

@@ -30,7 +30,8 @@ class RayShell:
     def __init__(self, config: RunConfig) -> None:
         self._run = config.name
         self._high = config.pools.high_memory
-        self._shared = self._high.resource in config.pools.low_memory.tags
+        # Of slots that both pools share, some would be kept from the very work that is waited for.
+        self._foresees = config.finetune_pool is self._high and self._high.resource not in config.pools.low_memory.tags
         self._ahead = Reservation(self._high, f"{config.name}-ahead")
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
@@ -66,8 +67,7 @@ class RayShell:
         return train_gang(job, pool, max_failures, directory, emit, stop, self._run)
 
     def _watch(self, stage: str, emit: Emit) -> Watch | None:
-        # Slots that both pools share would be kept from the very work that is waited for.
-        if stage != "submodels" or self._shared or not session.grows():
+        if stage != "submodels" or not self._foresees or not session.grows():
             return None
         pool, workers = self._high, self._high.most_workers
 

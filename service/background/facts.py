@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from moedisco_ray.config import AnyPool
 from service.database.tables import Run
 from service.domain.admission import Active, Cluster, Need, Queued, Room
 from service.domain.settling import AWAITED, Facts, last_word
@@ -28,16 +29,20 @@ def awaiting(progress: dict[str, object]) -> dict[str, object]:
 
 def queued(run: Run) -> Queued:
     """What `admit` asks of a queued run: a slot to train a sub-model on, and machines enough for the smallest gang."""
-    low, high = run.pools.low_memory, run.pools.high_memory
-    needs = (Need(low.tags, slots=1, free=1), Need(high.tags, slots=high.fewest_workers, free=0))
+    (low, slots), *others = _pools(run)
+    needs = (Need(low.tags, slots, free=1), *(Need(pool.tags, workers, free=0) for pool, workers in others))
     return Queued(run.id, run.owner, needs, held=budget_spent(run))
 
 
 def active(run: Run) -> Active:
     """What `admit` asks of an active run. One whose sub-models are done leaves the low-memory pool to others."""
     stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
-    pool = run.pools.high_memory if stage.get("status") in ("done", "reused") else run.pools.low_memory
+    pool, _ = _pools(run)[-1 if stage.get("status") in ("done", "reused") else 0]
     return Active(run.owner, (pool.tags,))
+
+
+def _pools(run: Run) -> tuple[tuple[AnyPool, int], ...]:
+    return run.pools.needed(run.config["finetune"]["pool"])
 
 
 def resources(runs: Iterable[Run]) -> set[str]:

@@ -39,6 +39,11 @@ class SpotNodes:
         self._gone: list[psutil.Process] = []
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS."""
+        return str(self._cluster.address)
+
     def add(self, resource: str) -> str:
         """Start a node with room for one worker; returns its id."""
         node = self._cluster.add_node(num_cpus=1, resources={resource: 1}, object_store_memory=_MEMORY)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 import torch
 from changing_pools import ChangingPools, Hit
 from pool_plan import NODES, draw
-from small_run import same_outcome, small_config
+from small_run import begin_at_submodels, same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
 from step_account import attempts, lost
 
@@ -110,14 +109,6 @@ def check_work(events: list[Event], planned: dict[str, int], *, announced: bool)
             # Those since the newest checkpoint; or since the one before, where the newest was still on its way.
             assert steps_lost <= (0 if announced else attempt.end % INTERVAL + INTERVAL)
         assert sum(event.type == "unit_finished" and event.unit == unit for event in events) == 1
-
-
-def begin_at_submodels(config: RunConfig, done: Path) -> None:
-    """Put what another run made before its sub-models into this one's directory."""
-    pipeline.claim(config, redo=False)
-    names = [stage.name for stage in STAGES]
-    for stage in STAGES[:names.index("submodels")]:
-        shutil.copytree(done / stage.directory, config.directory / stage.directory)
 
 
 def units(directory: Path, stage: str) -> list[dict[str, Any]]:

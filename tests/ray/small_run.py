@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import email
+import shutil
 import unittest
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json, read_manifest
 from moedisco_ray.config import RunConfig, check_config
+from moedisco_ray.stages import STAGES
 
 DOMAINS: dict[str, ModuleType] = {"asyncio": asyncio, "email": email, "unittest": unittest}
 
@@ -43,6 +46,14 @@ def small_config(output: Path, **changes: Any) -> RunConfig:
     for section, values in changes.items():
         base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
     return check_config(base)
+
+
+def begin_at_submodels(config: RunConfig, done: Path) -> None:
+    """Put what another run made before its sub-models into this one's directory."""
+    pipeline.claim(config, redo=False)
+    names = [stage.name for stage in STAGES]
+    for stage in STAGES[:names.index("submodels")]:
+        shutil.copytree(done / stage.directory, config.directory / stage.directory)
 
 
 def same_outcome(directory: Path, undisturbed: Path) -> None:

@@ -166,6 +166,7 @@ def test_a_mixed_pool_needs_one_type_at_least(ray_cluster: None, tmp_path: Path)
         return small_config(tmp_path, pools={"low_memory": {"types": types}})
 
     session.check_pools(config("no_such_tag", "low_mem_gpu"))
+    session.check_pools(small_config(tmp_path, finetune={"pool": "low_memory"}, pools={"high_memory": {"resource": "no_such_tag"}}))
     with pytest.raises(PoolError, match=r"pools\.low_memory\.types: 'no_such_tag or nor_this': no node"):
         session.check_pools(config("no_such_tag", "nor_this"))
 

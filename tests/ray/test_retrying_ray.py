@@ -9,10 +9,14 @@ import failing_jobs
 import pytest
 from failing_jobs import OnASmallDevice, here, make_job, spoil
 from ray import cloudpickle
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError
 
 from moedisco_ray.config import LowMemoryPool
 from moedisco_ray.errors import TrainingError
 from moedisco_ray.events import Event
+from moedisco_ray.on_ray import attempts
+from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.trainers import train_all
 from moedisco_ray.policies.retrying import Skip
 from moedisco_ray.shell import Placement
@@ -60,3 +64,14 @@ def test_what_is_poisoned_twice_is_given_up(ray_cluster: None, tmp_path: Path) -
     with pytest.raises(TrainingError, match=r"submodel-0: poisoned: it went back .* and yet at step 8"):
         train_all([job], PLACEMENT, tmp_path / "ray", events.append)
     assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["not_finite"]
+
+
+@pytest.mark.parametrize(("failure", "kind"), [
+    (WorkerGroupStartupTimeoutError(1), "preempted"),
+    (WorkerGroupStartupFailedError("its worker's process died"), "died"),
+])
+def test_workers_that_cannot_start_are_failures_unless_their_slots_or_a_node_went(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: str,
+) -> None:
+    monkeypatch.setattr(attempts, "_VERDICT_SECONDS", 0.5)
+    assert attempts.end_of(ControllerError(failure), Whereabouts(), attempts._gone()).kind == kind

@@ -319,6 +319,16 @@ def test_a_pool_without_machines_is_waited_for_unless_an_autoscaler_brings_them(
     assert scene.run(run_id).state == "starting"
 
 
+def test_a_run_whose_fine_tune_is_on_the_cheap_pool_needs_no_other(scene):
+    scene.pools.slots = {"low_mem_gpu": 1}
+    run_id = scene.submit(finetune={"pool": "low_memory"}, pools={"low_memory": {"max_workers": 2}})
+    scene.round()
+    assert scene.run(run_id).reason == "needs 2 low_mem_gpu at once; the nodes offer 1"
+    scene.pools.slots = {"low_mem_gpu": 2}
+    scene.round()
+    assert scene.run(run_id).state == "starting"
+
+
 def test_a_directory_that_cannot_be_made_is_told_and_tried_again(scene):
     run_id = scene.submit()
     (scene.root / "runs").write_text("in the way")

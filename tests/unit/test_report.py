@@ -89,9 +89,18 @@ def test_stages_cost_worker_hours_at_their_pools_price(report):
     assert stage(report, "finetune")["dollars"] == pytest.approx(50 / 3600 * HIGH)
     assert stage(report, "merge")["dollars"] == pytest.approx(3 / 3600 * HIGH)
     assert stage(report, "evaluate")["dollars"] == pytest.approx(4 / 3600 * HIGH)
-    for name in ("corpus", "cluster", "decompose", "export"):
+    assert stage(report, "export")["dollars"] == pytest.approx(1 / 3600 * HIGH)
+    for name in ("corpus", "cluster", "decompose"):
         assert stage(report, name)["dollars"] == 0
         assert stage(report, name)["pool"] == "head"
+
+
+def test_what_works_on_the_whole_model_is_where_it_is_fine_tuned(tmp_path):
+    write_run(tmp_path)
+    report = build_report(tmp_path, run_config(finetune={"pool": "low_memory"}))
+    assert {entry["name"] for entry in report["stages"] if entry["pool"] == "low_memory"} == {
+        "seed", "submodels", "merge", "finetune", "evaluate", "export"}
+    assert stage(report, "merge")["dollars"] == pytest.approx(3 / 3600 * LOW)
 
 
 def test_figures_of_a_stage(report):
@@ -159,7 +168,7 @@ def test_the_table(report):
     assert all(len(row) == len(TABLE_COLUMNS) for row in rows)
     assert rows[0] == ("corpus", "head", "1", "-", "5.0 s", "$0.00", "-", "-")
     assert rows[1] == ("seed", "low-memory", "1", "1,000", "20.0 s", "$0.0018", "4.0000", "50.00")
-    assert rows[-2] == ("total", "", "", "5,500", "2 min 06 s", "$0.0668", "", "")
+    assert rows[-2] == ("total", "", "", "5,500", "2 min 06 s", "$0.0678", "", "")
     assert rows[-1][:2] == ("full training (estimate)", "high-memory")
 
 
