@@ -3,19 +3,27 @@
 A pending placement group is what an autoscaler hears; Ray's `request_resources` would overwrite what Ray Train asks for. A
 group holds nothing until all of it can be held at once, so that runs that ask at the same time never wait for each other. It is
 of the pool's tag alone, which is what brings a node: with a core or a GPU, it would keep sub-models off a machine of both pools.
+
+How long nodes took to come is kept by the cluster, for the runs that follow.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 
 import ray
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from moedisco_ray.config import Pool
 from moedisco_ray.policies import arrival
 from moedisco_ray.policies.arrival import Advice
+
+_NAMESPACE = "moedisco"
+_KEPT = 50
+"""Boot times of a pool that the cluster keeps."""
 
 
 class Reservation:
@@ -28,7 +36,6 @@ class Reservation:
 
     Attributes:
         workers: How many slots are asked for now.
-        boots: Seconds from asking to each node that came meanwhile, oldest first.
     """
 
     def __init__(self, pool: Pool, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,7 +46,12 @@ class Reservation:
         self._asked_at = 0.0
         self._known: set[str] = set()
         self.workers = 0
-        self.boots: list[float] = []
+
+    @property
+    def boots(self) -> list[float]:
+        """Seconds from asking to each node that came, whichever run asked; oldest first."""
+        kept = _internal_kv_get(self._key, namespace=_NAMESPACE)
+        return [] if kept is None else list(json.loads(kept))
 
     @property
     def held(self) -> int:
@@ -90,7 +102,13 @@ class Reservation:
         if self._group is not None:
             come = self._nodes() - self._known
             self._known |= come
-            self.boots += [self._clock() - self._asked_at] * len(come)
+            if come:
+                boots = [*self.boots, *[self._clock() - self._asked_at] * len(come)]
+                _internal_kv_put(self._key, json.dumps(boots[-_KEPT:]), namespace=_NAMESPACE)
+
+    @property
+    def _key(self) -> str:
+        return f"boots/{self._pool.resource}"
 
     def _nodes(self) -> set[str]:
         return {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(self._pool.resource)}

@@ -21,6 +21,8 @@ from service.client import Client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 BIN = Path(sys.executable).parent
+BOOT = 45
+"""Seconds within which a node of this machine's comes, with room for a slow one; before any came, 300 are assumed."""
 
 
 @pytest.fixture
@@ -41,14 +43,14 @@ def start(hosts, command):
     hosts.execute("lab", "env", "-i", f"HOME={HOME}", f"PATH={BIN}:/usr/bin:/bin", "bash", "-c", command)
 
 
-def configuration(hosts):
+def configuration(hosts, name, tokens):
     text = hosts.base / "text"
-    text.mkdir()
+    text.mkdir(exist_ok=True)
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
         shutil.copy(path, text)
     return small_config(
         Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens={"total": 200_000}).model_copy(update={"output": Path("runs")})
+        tokens=tokens).model_copy(update={"name": name, "output": Path("runs")})
 
 
 def watch(client, run_id, timeline, seconds=900):
@@ -76,12 +78,34 @@ def test_pools_come_with_the_work_and_go_after_it(host):
     until(saved.exists, 120, "the service's address")
     with host.tunnel("lab", 8300) as port, Client(f"http://127.0.0.1:{port}", json.loads(saved.read_text())["token"]) as client:
         until(lambda: client_answers(client), 60, "the service")
-        timeline = []
-        assert not slots(client)
-        run = client.submit(configuration(host))
-        watch(client, run.id, timeline)
-        finished = client.run(run.id)
-        assert finished.state == "succeeded", (finished.reason, client.log(run.id))
-        assert timeline[0] == (False, False)
-        assert timeline[-1] == (False, False)
-        assert timeline.index((True, False)) < next(i for i, (_, high) in enumerate(timeline) if high)
+        asked(client, configuration(host, "short", {"total": 200_000}))
+        # The cluster knows now how long a node of the high pool takes, which is no minutes: this run asks later.
+        left, since_start, to_end = asked(client, configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}))
+        assert left < BOOT
+        assert since_start > to_end
+        assert to_end < 2 * BOOT
+
+
+def asked(client, config):
+    """Follow a run on a cluster without workers to its end.
+
+    Returns:
+        When the nodes of its fine-tune were asked for: the seconds that its sub-models were expected to take from then on, those
+        since the first of them began, and those until the last one ended.
+    """
+    timeline = []
+    assert not slots(client)
+    run = client.submit(config)
+    watch(client, run.id, timeline)
+    finished = client.run(run.id)
+    assert finished.state == "succeeded", (finished.reason, client.log(run.id))
+    assert timeline[0] == (False, False)
+    assert timeline[-1] == (False, False)
+    assert timeline.index((True, False)) < next(i for i, (_, high) in enumerate(timeline) if high)
+    events = [event for _, event in client.events(run.id, follow=False)]
+    *_, ask = [event for event in events if event.type == "nodes_asked"]
+    began = min(event.time for event in events if event.type == "unit_started" and event.stage == "submodels")
+    ended = max(event.time for event in events if event.type == "unit_finished" and event.stage == "submodels")
+    assert (ask.stage, ask.data["pool"]) == ("submodels", "high_memory")
+    assert began < ask.time < ended
+    return ask.data["seconds"], ask.time - began, ended - ask.time
