@@ -1,8 +1,18 @@
-"""What others wrote of the web page."""
+"""The web page's files: what others wrote of them, and what must keep up with the rest of the product."""
 
 import hashlib
+import re
+from typing import get_args
 
+from moedisco_ray.events import EventType
 from service.web import STATIC
+
+
+def test_every_kind_of_event_is_listened_to_and_has_words():
+    kinds = set(get_args(EventType))
+    [listed] = re.findall(r"const TYPES = \[(.*?)\];", (STATIC / "run" / "stream.js").read_text(), re.DOTALL)
+    assert set(re.findall(r'"(\w+)"', listed)) == kinds
+    assert set(re.findall(r'case "(\w+)":', (STATIC / "run" / "events.js").read_text())) == kinds - {"heartbeat"}
 
 
 def test_every_vendored_file_is_listed_with_its_digest_and_its_licence_lies_beside_it():

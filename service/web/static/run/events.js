@@ -6,13 +6,14 @@ import { clock, decimal, duration, moment, plural } from "../words.js";
 
 const KINDS = [["main", "main"], ["all", "all"]];
 const SHOWN = 200;
+const COMMON = ["progress", "checkpoint", "slots_free"];
 const BAD = ["run_failed", "worker_restarted", "warning"];
 
 /** @param {{events: import("./fold.js").RunEvent[]}} props Oldest first. */
 export function EventList({ events }) {
   const [all, setAll] = useState(false);
   if (!events.length) return null;
-  const chosen = all ? events : events.filter((event) => event.type !== "progress");
+  const chosen = all ? events : events.filter((event) => !COMMON.includes(event.type));
   const tools = html`
     <${Choices} label="Events" options=${KINDS} value=${all ? "all" : "main"} choose=${(choice) => setAll(choice === "all")} />`;
   return html`
@@ -44,6 +45,9 @@ function eventWords({ type, stage, unit, data }) {
     case "unit_finished": return `${unit} finished, loss ${decimal(data.loss, 3)}`;
     case "unit_let_go": return `${unit} is not waited for, the merge takes its ${data.contribution}: ${data.reason ?? ""}`;
     case "progress": return `${unit} step ${data.step}, loss ${decimal(data.loss, 3)}`;
+    case "checkpoint": return `${unit} saved at step ${data.step}`;
+    case "evaluation": return `${unit} step ${data.step}, held-out loss ${decimal(data.held_out_loss, 3)}`;
+    case "round": return `Round ${data.round} of ${data.rounds}: ${plural((data.members ?? []).length, "backbone")} became one`;
     case "clusters": return `${plural((data.tokens ?? []).length, "cluster")} found`;
     case "worker_restarted": return `${unit} restarted: ${data.reason || "its worker died"}`;
     case "workers_held": return `${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool held`;

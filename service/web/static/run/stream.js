@@ -4,8 +4,8 @@ import { ask } from "../api.js";
 
 const TYPES = [
   "run_started", "run_finished", "run_failed", "run_stopped", "stage_started", "stage_skipped", "stage_finished", "unit_started",
-  "progress", "unit_finished", "unit_let_go", "clusters", "worker_restarted", "workers_held", "workers_released", "slots_free", "nodes_asked", "nodes_let_go", "warning", "heartbeat",
-  "state",
+  "progress", "checkpoint", "evaluation", "unit_finished", "unit_let_go", "round", "clusters", "worker_restarted", "workers_held",
+  "workers_released", "slots_free", "nodes_asked", "nodes_let_go", "warning", "heartbeat", "state",
 ];
 const GATHER_MILLISECONDS = 100;
 const RETRY_MILLISECONDS = 2000;
