@@ -121,11 +121,11 @@ def loss_at(points: Sequence[Point], value: float, axis: Axis) -> float | None:
 
 
 def phases(plan: Plan) -> list[dict[str, Any]]:
-    """Per training phase: `stage`, `pool`, `tokens`, `flops`, `hours`, `dollars`, as planned."""
+    """Per training phase: `stage`, `pool`, `steps` of one model, `tokens`, `flops`, `hours`, `dollars`, as planned."""
     return [
         {
-            "stage": stage.stage, "pool": stage.pool, "tokens": stage.cost.tokens, "flops": stage.cost.flops,
-            "hours": stage.cost.hours, "dollars": stage.cost.dollars,
+            "stage": stage.stage, "pool": stage.pool, "steps": stage.steps, "tokens": stage.cost.tokens,
+            "flops": stage.cost.flops, "hours": stage.cost.hours, "dollars": stage.cost.dollars,
         }
         for stage in plan.stages]
 

@@ -19,7 +19,7 @@ from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
 from moedisco_ray.events import EventLog
 from moedisco_ray.metering import Meter
-from moedisco_ray.plan import build_plan
+from moedisco_ray.plan import build_plan, recipe, subject
 from moedisco_ray.shell import Shell
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
@@ -75,9 +75,11 @@ def measured(name: str, budget: Budget, config: RunConfig) -> dict[str, Any]:
     """What a finished run of an arm has reached, and for what.
 
     Returns:
-        `arm`, `title`, `budget`, `run` (its directory's name); `tokens`, `flops`, `dollars` and `hours`, planned, and the same in
-        `phases`; `metered_dollars` and `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the validation
-        documents; `curve`, its looks at the held-out loss (`accounting.Point`), of which an ensemble's last is its evaluation.
+        `arm`, `title`, `budget`, `run` (its directory's name); `recipe` and `subject`, by what and on what it was trained
+        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, `flops`, `dollars` and `hours`, planned, and
+        the same in `phases`; `metered_dollars` and `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the
+        validation documents; `curve`, its looks at the held-out loss (`accounting.Point`), of which an ensemble's last is its
+        evaluation.
     """
     arm, plan = ARMS[name], build_plan(config)
     events = EventLog.read(config.directory / "events.jsonl")
@@ -93,6 +95,7 @@ def measured(name: str, budget: Budget, config: RunConfig) -> dict[str, Any]:
             "finetune", plan.tokens, plan.dollars, plan.hours, metered_dollars(meter, prices), wall_hours(events), figures["loss"]))
     return {
         "arm": name, "title": arm.title, "budget": budget, "run": config.name,
+        "recipe": recipe(config), "subject": subject(config, plan), "measured": arm.measured,
         "tokens": plan.tokens, "flops": sum(stage.cost.flops for stage in plan.stages),
         "dollars": plan.dollars, "hours": plan.hours,
         "phases": phases(plan),

@@ -133,6 +133,9 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert result == read_json(output / "compare.json")
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     joint, upcycle, ensemble = result["rows"]
+    assert joint["recipe"]["tokens.finetune_share"] == 1
+    assert [row["measured"] for row in result["rows"]] == ["finetune", "finetune", "ensemble"]
+    assert joint["subject"] == upcycle["subject"] == ensemble["subject"]
     assert joint["curve"][-1]["loss"] == pytest.approx(joint["loss"], rel=1e-5)     # the same documents, in the same windows
     assert joint["dollars_to_target"] == pytest.approx(joint["curve"][-1]["dollars"])
     assert {entry["stage"] for entry in upcycle["curve"]} == {"seed", "finetune"}

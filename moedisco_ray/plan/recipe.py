@@ -1,0 +1,70 @@
+"""What decides how good a run's model becomes, kept apart from how large it was and from where it ran.
+
+Two runs of one recipe on one subject differ in their tokens and their seed alone, so that their losses lie on one curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.config import CheckpointInit, RunConfig
+from moedisco_ray.plan.build import Plan
+
+_SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
+_SIZE = ("tokens.total",)
+_MACHINES = (
+    "submodels.max_failures", "submodels.quorum", "submodels.patience", "submodels.round_patience", "finetune.max_failures",
+    "submodels.optimizer.micro_batch", "submodels.optimizer.precision", "submodels.optimizer.gradient_checkpointing",
+    "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing")
+"""How work is done, not what: none of them is meant to change a loss."""
+
+
+def recipe(config: RunConfig) -> dict[str, Any]:
+    """The settings that a run was trained by.
+
+    Returns:
+        {dotted path: JSON value}, without those that have no say in this configuration: joint training has no clusters to count.
+    """
+    raw = config.model_dump(mode="json", include=set(_SECTIONS))
+    return {path: value for path, value in _leaves(raw) if path not in (*_SIZE, *_MACHINES) and _has_a_say(path, config)}
+
+
+def subject(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What was trained, and on what text: losses of two runs mean the same where this is the same.
+
+    Returns:
+        `family`, `start` (`random`, or a checkpoint's directory name), `parameters`, `active_parameters`, `experts`, `vocab_size`,
+        `sequence_length`, and `sources`, the names of the corpus' or else of their files.
+    """
+    start = config.model.init
+    return {
+        "family": plan.family,
+        "start": start.checkpoint.name if isinstance(start, CheckpointInit) else start,
+        "parameters": plan.parameters.total,
+        "active_parameters": plan.parameters.active,
+        "experts": config.model.architecture.num_experts,
+        "vocab_size": plan.vocab_size,
+        "sequence_length": config.corpus.sequence_length,
+        "sources": sorted(source.name or Path(source.path).name for source in config.corpus.sources),
+    }
+
+
+def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _has_a_say(path: str, config: RunConfig) -> bool:
+    tokens = config.tokens
+    if path.startswith("finetune."):
+        return tokens.finetune > 0
+    if path.startswith("submodels.optimizer.") or path == "clusters.count":
+        return tokens.decoupled or tokens.seed > 0     # the seed is as large as a sub-model, and trains like one
+    if path.startswith("submodels.outer."):
+        return tokens.decoupled and config.submodels.sync_every is not None
+    return tokens.decoupled or path.startswith("tokens.")
