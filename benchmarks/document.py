@@ -202,10 +202,14 @@ def quality() -> str:
     result = quality_section.made_with()
     return section(
         "Quality for money",
-        f"""Held-out perplexity against joint training of the same MoE on the high-memory pool, and the planned dollars until its
-        last held-out loss is reached, as shares of joint training's; {result["setting"]["tokens"]:,} tokens of joint training, one
-        tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices and speeds are the paper's.""",
-        table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()), made_with(result))
+        f"""Held-out perplexity against joint training of the same MoE on the high-memory pool, and the planned dollars for which
+        complete runs come to its final loss, as shares of joint training's; {result["setting"]["tokens"]:,} tokens of joint
+        training, one tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices and speeds are the
+        paper's; dollars are operations at these prices, so that what a gang's workers send each other is not in them, which
+        favours whatever shards a model over cheap cards. Figures of a gang on the low-memory pool are those of the same training,
+        priced there.""",
+        table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
+        "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()), made_with(result))
 
 
 def at_least(what: str, measured: dict[str, float], target: float) -> str:

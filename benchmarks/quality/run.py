@@ -1,25 +1,25 @@
 """The default recipe against joint training of the same MoE, and against the other recipes: `moedisco compare` over a grid.
 
-    python benchmarks/quality/run.py --cell small/qwen3_moe/random --seeds 3 --corpus DIR     one cell
-    python benchmarks/quality/run.py --grid --seeds 3 --corpus DIR                            corpora x families x starts
+    python benchmarks/quality/run.py --grid --corpora a,b --corpus DIR                        corpora x families x starts
+    python benchmarks/quality/run.py --cell a/qwen3_moe/random --arms all --corpus DIR        one cell, every other recipe
+    python benchmarks/quality/run.py --cell a/qwen3_moe/random --arms levers --corpus DIR     one cell, every lever by itself
     python benchmarks/quality/run.py --quick                                                  three minutes: default against paper
 
 Every (cell, seed) is a process with one thread, `--jobs` of them at once. What is finished is skipped: each arm is a run of the
-product with its own resumption, and a finished (cell, seed) is a file in results/.
+product with its own resumption, and the rows of a (cell, seed) are a file in results/, to which arms can be added later.
 
-The budget. With T tokens for joint training, a (cell, seed) trains about 15 T: T for joint training and for each of the arms at
-equal tokens, 3 to 4 T for the default and the paper's recipe at equal dollars, since their tokens are mostly cheap. Joint training
-on the cheap pool is not run again: its curve is joint training's, at 0.213 of the price per token (0.35 / 2.28 / 0.72).
-Measured in CPU-seconds on one core: 11,000 tokens of joint training a second (60,000 in 5.4 s; Mixtral 5.2 s), 15,000 of a
-sub-model, 0.73 s for a look at the held-out loss, of which joint training takes 20, up to 26 s to cluster a corpus of 8 x 360 kB.
-So with T = 400,000 a (cell, seed) is about 15 minutes of a core, and 2 corpora x 2 families x 2 starts x 3 seeds take 3 hours on 2
-idle cores.
-`run.py` says how long it will take before it begins, from `--speed`, the tokens per second of a core with all of this in it.
+The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 9 T: T each for joint training, the default
+and the paper's recipe, and what as many dollars buy of the latter two, whose tokens are mostly cheap. Joint training and the
+default with their gangs on the cheap pool are not run again: the same training is priced there.
+
+`run.py` says how long it will take before it begins, from `--speed`, the tokens per second of a core with looks at the held-out
+loss, clustering and evaluation in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -31,13 +31,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from cells import SIZES, Cell, base_config
+from levers import KNOWN, LEVERS
 from summary import summarise
 
 from moedisco_ray.cli import output_console
-from moedisco_ray.compare.arms import ARMS, REFERENCE
+from moedisco_ray.compare.arms import ARMS, REFERENCE, Budget
 from moedisco_ray.compare.run import compare
 from moedisco_ray.compare.table import compare_view
+from moedisco_ray.config import RunConfig
+from moedisco_ray.config.presets import preset_text
 from moedisco_ray.in_process import InProcess
 
 HERE = Path(__file__).resolve().parent
@@ -46,53 +50,82 @@ sys.path.append(str(HERE.parent))
 harness: Any = importlib.import_module("harness")    # the other benchmarks' common parts, one folder up
 
 BOTH = ("disco", "paper")
-"""Arms that are run for as many dollars too; the others at as many tokens alone."""
+"""Arms that are run at as many tokens and for as many dollars, and that the grid is made of."""
+FOR_DOLLARS = ("joint-low", "ensemble")
+"""Arms that are run for as many dollars alone, the others at as many tokens: more of joint training's tokens say nothing new."""
+GROUPS = {"grid": BOTH, "levers": (*BOTH, *LEVERS), "all": tuple(name for name in ARMS if name != REFERENCE)}
 FAMILIES = ("qwen3_moe", "mixtral")
 STARTS = ("random", "seed")
 QUICK_TOKENS = 200_000
+_COST = 9
+"""Of a (cell, seed) of the grid, as a multiple of joint training's tokens."""
 
 
-def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One (cell, seed), in this process."""
+def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one (cell, seed), in this process; joint training's is the first."""
     torch.set_num_threads(1)
     work = arguments.work / cell.slug / f"seed-{seed}"
     base = base_config(cell, seed, arguments.tokens, arguments.corpus, work)
-    arms = asked(cell, arguments.arms)
-    others = [name for name in arms if name not in (*BOTH, REFERENCE)]
-    rows = compare(base, work, [name for name in arms if name in BOTH] or [REFERENCE], shell=InProcess())["rows"]
-    if others:
-        rows += compare(base, work, others, budgets=("tokens",), shell=InProcess())["rows"][1:]
-    return {"cell": str(cell), "seed": seed, "rows": rows}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for budgets, wanted in _by_budgets(arguments.arms):
+        for row in compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=KNOWN)["rows"]:
+            rows[row["arm"], row["budget"]] = row
+    return list(rows.values())
+
+
+def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
+    groups: dict[tuple[Budget, ...], list[str]] = {}
+    for arm in arms:
+        budgets: tuple[Budget, ...] = ("tokens", "dollars") if arm in BOTH else ("dollars",) if arm in FOR_DOLLARS else ("tokens",)
+        groups.setdefault(budgets, []).append(arm)
+    return list(groups.items())
 
 
 def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
-    """One (cell, seed) as a process of its own; its result file is written when it is complete."""
+    """The arms of one (cell, seed) that its result file does not have, as a process of its own; they are added to the file."""
     path = RESULTS / f"{cell.slug}-{seed}.json"
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        arms = {row["arm"] for row in there["rows"]}
-        if there["setting"]["tokens"] == arguments.tokens and arms >= set(asked(cell, arguments.arms)):
-            return
+    setting = {"model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(), "low_over_high": _low_over_high()}
+    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"setting": setting, "rows": []}
+    if there["setting"] != setting:
+        raise SystemExit(f"{path} was measured with another setting or recipe; move it away")
+    missing = [arm for arm in asked(cell, arguments.arms) if arm not in {row["arm"] for row in there["rows"]}]
+    if not missing:
+        return
     started = time.time()
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     command = [
         sys.executable, __file__, "--worker", str(seed), "--cell", str(cell), "--tokens", str(arguments.tokens),
-        "--work", str(arguments.work), "--arms", ",".join(arguments.arms), "--jobs", "1"]
+        "--work", str(arguments.work), "--arms", ",".join(missing), "--jobs", "1"]
     if arguments.corpus is not None:
         command += ["--corpus", str(arguments.corpus)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
+    rows = json.loads(done.stdout.strip().splitlines()[-1])
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({
         **harness.environment(
-            f"python benchmarks/quality/run.py --cell {cell} --seeds {arguments.seeds} --tokens {arguments.tokens}"),
-        "setting": {"model": SIZES, "tokens": arguments.tokens, "seed": seed}, "seconds": round(time.time() - started, 1),
-        **json.loads(done.stdout.strip().splitlines()[-1])}, indent=1) + "\n", encoding="utf-8")
+            f"python benchmarks/quality/run.py --cell {cell} --seeds {arguments.seeds} --tokens {arguments.tokens}"
+            f" --arms {','.join(arguments.arms)}"),
+        "setting": setting, "seconds": round(time.time() - started + there.get("seconds", 0.0), 1), "cell": str(cell), "seed": seed,
+        "rows": [*(there["rows"] or rows[:1]), *rows[1:]]}, indent=1) + "\n", encoding="utf-8")
+
+
+def _recipe() -> str:
+    """Changes with what the default is here, so that no table mixes two of them."""
+    text = preset_text("default") + (HERE / "cells.py").read_text(encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _low_over_high() -> float:
+    """The price of a FLOP on the low-memory pool over that on the high-memory pool."""
+    pools = RunConfig.model_validate(yaml.safe_load(preset_text("default"))).pools
+    low, high = (pool.price_per_hour / pool.speed for pool in (pools.low_memory, pools.high_memory))
+    return low / high
 
 
 def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
     """Every cell with every seed, seed by seed, so that an interrupted grid has whole columns."""
     work = [(cell, seed) for seed in range(arguments.seeds) for cell in cells]
-    hours = 15 * arguments.tokens * len(work) / arguments.speed / arguments.jobs / 3600
+    hours = _COST * arguments.tokens * len(work) / arguments.speed / arguments.jobs / 3600
     print(f"{len(work)} (cell, seed) with {arguments.tokens:,} tokens each: about {hours:.1f} hours", file=sys.stderr)
     with ThreadPoolExecutor(arguments.jobs) as threads:
         for (cell, seed), _ in zip(work, threads.map(lambda one: run_process(*one, arguments), work), strict=True):
@@ -126,6 +159,10 @@ def asked(cell: Cell, arms: list[str]) -> list[str]:
     return [name for name in arms if cell.start == "random" or name != "upcycle"]
 
 
+def _arms(text: str) -> list[str]:
+    return [arm for part in text.split(",") for arm in GROUPS.get(part, (part,))]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", type=Cell.parse, action="append", default=[], help="CORPUS/FAMILY/START; may be repeated")
@@ -133,7 +170,8 @@ def main() -> int:
     parser.add_argument("--corpora", type=lambda text: text.split(","), default=["embedded"], help="of the grid")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=400_000, help="of joint training")
-    parser.add_argument("--arms", type=lambda text: text.split(","), default=[name for name in ARMS if name != "joint-low"])
+    parser.add_argument(
+        "--arms", type=_arms, default=_arms("grid"), help=f"{', '.join(GROUPS)}, or some of {', '.join(KNOWN)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--speed", type=float, default=7000, help="tokens per second of a core, for the estimate")
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.compare.arms import ARMS
+from quality.levers import KNOWN, LEVERS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HEAD = ["corpus, family, start", "arm", "seeds", "perplexity, equal tokens", "perplexity, equal dollars", "dollars to its loss"]
+LEVERS_HEAD = ["corpus, family, start", "the default", "seeds", "perplexity, equal tokens", "the default's own"]
+_TITLES = {"disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool"}
 _TARGETS = {"ppl_equal_dollars": 0.9, "dollars_to_joint_loss_ratio": 0.5}
 """What the default must reach in every cell: at most so much of joint training's."""
 
@@ -18,9 +20,23 @@ def rows() -> list[list[str]]:
     """One per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
     return [
         [
-            f"{entry['corpus']}, {entry['family']}, {entry['start']}", ARMS[entry["arm"]].title, str(len(entry["seeds"])),
+            _cell(entry), _TITLES.get(entry["arm"]) or KNOWN[entry["arm"]].title,
+            str(len(entry["seeds"])),
             *(_span(entry, name) for name in ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio"))]
-        for entry in _summary()]
+        for entry in _summary() if entry["arm"] not in LEVERS]
+
+
+def levers() -> list[list[str]]:
+    """One per lever and cell in which it was put back: what the perplexity at equal tokens is then, against the default's."""
+    defaults = {_cell(entry): entry for entry in _summary() if entry["arm"] == "disco"}
+    return [
+        [_cell(entry), KNOWN[entry["arm"]].title, str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
+         _span(defaults[_cell(entry)], "ppl_equal_tokens")]
+        for entry in _summary() if entry["arm"] in LEVERS]
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    return f"{entry['corpus']}, {entry['family']}, {entry['start']}"
 
 
 def verdicts() -> list[str]:

@@ -90,17 +90,17 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
-def chosen(names: Sequence[str]) -> dict[str, Arm]:
+def chosen(names: Sequence[str], arms: Mapping[str, Arm] = ARMS) -> dict[str, Arm]:
     """The named arms, the reference first; of no names, all.
 
     Raises:
         ConfigError: There is no such arm.
     """
     for name in names:
-        if name not in ARMS:
-            raise ConfigError("--arms", name, f"no such arm; there are {', '.join(ARMS)}")
-    wanted = {REFERENCE, *(names or ARMS)}
-    return {name: arm for name, arm in ARMS.items() if name in wanted}
+        if name not in arms:
+            raise ConfigError("--arms", name, f"no such arm; there are {', '.join(arms)}")
+    wanted = {REFERENCE, *(names or arms)}
+    return {name: arm for name, arm in arms.items() if name in wanted}
 
 
 def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budget, tokens: int) -> RunConfig:

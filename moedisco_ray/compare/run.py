@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moedisco_ray import pipeline, stages
 from moedisco_ray.artifacts import is_done, read_json, write_json
 from moedisco_ray.compare.accounting import Point, curve, first_reach, metered_dollars, phases, wall_hours
-from moedisco_ray.compare.arms import ARMS, REFERENCE, Budget, arm_config, chosen, tokens_for
+from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, tokens_for
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
@@ -27,7 +27,7 @@ BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
 
 def compare(
     base: RunConfig, output: Path, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
-    view: Callable[[], View] | None = None, shell: Shell | None = None,
+    view: Callable[[], View] | None = None, shell: Shell | None = None, known: Mapping[str, Arm] = ARMS,
 ) -> dict[str, Any]:
     """Train every arm, once with as many tokens as joint training and once for as many planned dollars, and compare.
 
@@ -40,6 +40,7 @@ def compare(
         budgets: What the arms get as much of as joint training.
         view: Makes what shows a run; it is closed when the run ends. None: nothing is shown.
         shell: Runs the work; None: Ray.
+        known: The arms that there are.
 
     Returns:
         What `compare.json` holds: `reference`, `name`, `seed`, `target_loss` (joint training's, at its last look) and `rows`, one
@@ -49,7 +50,7 @@ def compare(
         ConfigError: There is no such arm, or the configuration does not allow for it.
         RunError: A run failed; the same call goes on.
     """
-    arms = chosen(names)
+    arms = chosen(names, known)
     rows: list[dict[str, Any]] = []
     finished: list[Path] = []
     for name, arm in arms.items():
@@ -60,7 +61,7 @@ def compare(
                 views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
                 pipeline.run(config, views, shell=shell)
             finished.append(config.directory)
-            rows.append(measured(name, budget, config))
+            rows.append(measured(name, arm, budget, config))
     target = rows[0]["curve"][-1]["loss"]
     for row in rows:
         points = [Point(**point) for point in row["curve"]]
@@ -71,7 +72,7 @@ def compare(
     return result
 
 
-def measured(name: str, budget: Budget, config: RunConfig) -> dict[str, Any]:
+def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str, Any]:
     """What a finished run of an arm has reached, and for what.
 
     Returns:
@@ -81,7 +82,7 @@ def measured(name: str, budget: Budget, config: RunConfig) -> dict[str, Any]:
         validation documents; `curve`, its looks at the held-out loss (`accounting.Point`), of which an ensemble's last is its
         evaluation.
     """
-    arm, plan = ARMS[name], build_plan(config)
+    plan = build_plan(config)
     events = EventLog.read(config.directory / "events.jsonl")
     prices = {key: pool.price_per_hour for key, pool in config.pools.by_key.items()}
     meter = Meter()

@@ -1,38 +1,70 @@
+import math
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "quality"))
+summary = pytest.importorskip("summary")
+
+JOINT = 10.0    # dollars
+LOW = 0.2
 
 
-@pytest.fixture
-def summary():
-    return pytest.importorskip("summary")
+def row(arm, budget, perplexity, low, high):
+    """A run that cost so much on each pool."""
+    return {"arm": arm, "budget": budget, "perplexity": perplexity, "dollars": low + high, "phases": [
+        {"pool": "low_memory", "dollars": low}, {"pool": "high_memory", "dollars": high}]}
 
 
-def row(arm, budget, perplexity, reached, dollars=10.0):
-    return {"arm": arm, "budget": budget, "perplexity": perplexity, "dollars_to_target": reached, "dollars": dollars}
+def result(seed, for_dollars, cell="small/mixtral/random"):
+    return {"cell": cell, "seed": seed, "setting": {"low_over_high": LOW}, "rows": [
+        row("joint", "tokens", 40.0, 0.0, JOINT), row("disco", "tokens", 50.0, 1.0, 1.5),
+        row("disco", "dollars", for_dollars, 4.0, 6.0), row("btx", "tokens", 60.0, 0.0, 2.0)]}
 
 
-def result(seed, disco, reached, cell="small/mixtral/random"):
-    return {"cell": cell, "seed": seed, "rows": [
-        row("joint", "tokens", 40.0, 10.0), row("disco", "tokens", 44.0, None), row("disco", "dollars", disco, reached),
-        row("btx", "tokens", 60.0, None)]}
+def entries(*results):
+    return {entry["arm"]: entry for entry in summary.summarise(results)}
 
 
-def test_ratios_are_medians_of_each_seeds_own(summary):
-    disco, btx = summary.summarise([result(0, 30.0, 4.0), result(1, 36.0, 3.0), result(2, 20.0, 5.0)])
-    assert (disco["corpus"], disco["family"], disco["start"], disco["arm"], disco["seeds"]) == (
-        "small", "mixtral", "random", "disco", [0, 1, 2])
-    assert disco["ppl_equal_tokens"] == pytest.approx(1.1)
+def test_ratios_are_medians_of_each_seeds_own():
+    found = entries(result(0, 30.0), result(1, 36.0), result(2, 20.0))
+    disco, btx = found["disco"], found["btx"]
+    assert (disco["corpus"], disco["family"], disco["start"], disco["seeds"]) == ("small", "mixtral", "random", [0, 1, 2])
+    assert disco["ppl_equal_tokens"] == pytest.approx(1.25)
     assert disco["ppl_equal_dollars"] == pytest.approx(0.75)
-    assert disco["dollars_to_joint_loss_ratio"] == pytest.approx(0.4)
     assert disco["spread"]["ppl_equal_dollars"] == {"min": pytest.approx(0.5), "max": pytest.approx(0.9)}
     assert (btx["ppl_equal_tokens"], btx["ppl_equal_dollars"], btx["dollars_to_joint_loss_ratio"]) == (1.5, None, None)
 
 
-def test_a_seed_that_never_came_down_is_not_passed_over(summary):
-    disco, _ = summary.summarise([result(0, 30.0, 4.0), result(1, 36.0, None)])
+def test_dollars_to_a_loss_lie_between_two_complete_runs():
+    # Of the way from 50 to 25 on a log scale, 40 is a third and a bit; the dollars go from 2.5 to 10 meanwhile.
+    part = math.log(50 / 40) / math.log(50 / 25)
+    assert entries(result(0, 25.0))["disco"]["dollars_to_joint_loss_ratio"] == pytest.approx(2.5 * 4 ** part / JOINT)
+
+
+def test_the_same_training_is_priced_on_the_cheap_pool():
+    found = entries(result(0, 25.0))
+    joint, disco = found["joint-low"], found["disco-low"]
+    assert (joint["ppl_equal_tokens"], joint["ppl_equal_dollars"], joint["dollars_to_joint_loss_ratio"]) == (1.0, None, LOW)
+    assert disco["ppl_equal_tokens"] == pytest.approx(1.25)
+    assert disco["ppl_equal_dollars"] is None
+    part = math.log(50 / 40) / math.log(50 / 25)
+    assert disco["dollars_to_joint_loss_ratio"] == pytest.approx(1.3 * (5.2 / 1.3) ** part / JOINT)
+
+
+def test_a_seed_that_never_came_down_is_not_passed_over():
+    disco = entries(result(0, 30.0), result(1, 41.0))["disco"]
     assert disco["dollars_to_joint_loss_ratio"] is None
     assert "dollars_to_joint_loss_ratio" not in disco["spread"]
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(2, 100)), max_size=6), st.floats(2, 100))
+def test_what_a_perplexity_costs_lies_within_what_the_runs_cost(runs, perplexity):
+    found = summary.dollars_to(perplexity, runs)
+    good = [dollars for dollars, reached in runs if reached <= perplexity]
+    assert (found is None) == (not good)
+    if found is not None:
+        assert min(dollars for dollars, _ in runs) * (1 - 1e-9) <= found <= min(good) * (1 + 1e-9)

@@ -1,0 +1,25 @@
+"""The default with one lever at a time put back to what the paper has, or to its rival: what each of them is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moedisco_ray.compare.arms import ARMS, Arm
+
+LEVERS: Mapping[str, Arm] = {
+    "no-seed": Arm("without the seed phase", {"tokens.seed_share": 0.0, "clusters.vectors": "tfidf_svd"}),
+    "no-rounds": Arm("without rounds", {"submodels.sync_every": None}),
+    "mean-rounds": Arm("rounds that take the plain mean", {"submodels.outer": {"lr": 1.0, "momentum": 0.0}}),
+    "cosine-branches": Arm("sub-models' rate decays", {"submodels.optimizer.schedule": "cosine"}),
+    "mean-token": Arm("clusters of mean token embeddings", {"clusters.vectors": "mean_token", "clusters.capacity": None}),
+    "random-clusters": ARMS["random-clusters"],
+    "random-router": Arm("random router", {"merge.router": "random", "merge.match_load": False, "merge.match_scale": False}),
+    "no-balance": Arm("no load-balance or z-loss", {"finetune.load_balance": 0.0, "finetune.z_loss": 0.0}),
+    "frozen-experts": Arm("first half of the fine-tune with frozen experts", {"finetune.phases": [
+        {"train": "router", "share": 0.03}, {"train": "backbone", "share": 0.47}, {"train": "all", "share": 0.5}]}),
+    "anchored": Arm("backbone at a tenth of the rate in the last half of the branches", {
+        "submodels.backbone_lr_scale": 0.1, "submodels.backbone_lr_scale_from": 0.5}),
+}
+
+KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS}
+"""Every arm that the benchmark can run."""
