@@ -196,3 +196,10 @@ def test_a_gang_that_could_never_be_is_refused(tmp_path, workers, message):
     # The default batch is of 16 sequences.
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, BASE, f"pools.high_memory.workers={workers}")
+
+
+def test_a_round_does_not_wait_for_ever_for_what_the_merge_does_not(tmp_path):
+    rounds = ("submodels.quorum=2", "submodels.sync_every=10")
+    with pytest.raises(ConfigError, match=r"submodels\.round_patience: must be set"):
+        load(tmp_path, BASE, *rounds)
+    assert load(tmp_path, BASE, *rounds, "submodels.round_patience=60").submodels.round_patience == 60
