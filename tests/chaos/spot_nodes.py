@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import psutil
 import pytest
@@ -16,6 +15,7 @@ from ray._private.node import Node
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
+from waiting import until
 
 from moedisco_ray.on_ray.draining import drain
 
@@ -130,14 +130,3 @@ def spot_nodes() -> Iterator[SpotNodes]:
             yield nodes
         finally:
             nodes.shut_down()
-
-
-def until(condition: Callable[[], Any], seconds: float = _PATIENCE) -> Any:
-    """Wait for something to be true; returns it."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not come true in time")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from failing_jobs import here, make_job
 from ray.util import placement_group_table
-from spot_nodes import SpotNodes, spot_nodes, until
+from spot_nodes import SpotNodes, spot_nodes
+from waiting import until
 
 from moedisco_ray.config import LowMemoryPool
 from moedisco_ray.events import Event

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,18 @@ def ray_cluster() -> Iterator[None]:
             log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster of raylets on this machine, to which a test adds nodes; its head works on nothing."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray.shutdown()  # the shared cluster of other tests, if it is connected
+    cluster = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 from small_run import small_config
+from waiting import until
 
 from moedisco_ray import pipeline
 from moedisco_ray.config import HighMemoryPool
@@ -35,20 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline.run(small_config(tmp_path_factory.mktemp("run")), shell=InProcess())
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head that works on nothing."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    ray.shutdown()  # the shared cluster of other tests, if it is connected
-    cluster = Cluster(initialize_head=True, connect=True, head_node_args={
-        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000})
-    try:
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
 def add_node(cluster: Cluster, slots: int = 1) -> object:
     return cluster.add_node(num_cpus=slots, resources={"high_mem_gpu": slots}, object_store_memory=80_000_000)
 
@@ -62,14 +45,6 @@ def job(run: Path, directory: Path, steps: int) -> TrainJob:
 
 def train(job: TrainJob, workers: int | tuple[int, int], emit: Emit = lambda _: None) -> Trained:
     return train_gang(job, HighMemoryPool(workers=workers), 0, job.output.parent / "ray", emit)
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.1)
-    return found
 
 
 def nothing_is_left() -> None:

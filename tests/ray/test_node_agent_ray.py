@@ -5,42 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import ray
 from metadata_standin import AwsStandin, serving
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from waiting import until
 
 from moedisco_ray.on_ray.draining import drain
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    ray.shutdown()  # the shared cluster of other tests, if it is connected
-    cluster = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000})
-    try:
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not come true in time")
 
 
 @ray.remote(num_cpus=1)
@@ -53,7 +28,6 @@ class Busy:
 
 def test_a_notice_on_the_metadata_service_drains_the_node(cluster: Cluster) -> None:
     node = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
-    ray.init(address=cluster.address, log_to_driver=False)
     busy = Busy.remote()
     assert ray.get(busy.ping.remote()) == node.node_id
     gcs = GcsClient(address=cluster.address)
