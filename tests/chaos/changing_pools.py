@@ -55,14 +55,13 @@ class ChangingPools:
         resources: Of each stage's pool.
         steps: Of each stage, over all its units.
 
-    Attributes:
-        hits: What was done, to units that were under way.
     """
 
     def __init__(
         self, plan: Sequence[Change], nodes: SpotNodes, resources: Mapping[str, str], steps: Mapping[str, int],
     ) -> None:
-        self.hits: list[Hit] = []
+        self._hits: list[tuple[Hit, _Trainer]] = []
+        self._finished: dict[str, _Trainer] = {}
         self._plan = plan
         self._nodes = nodes
         self._resources = resources
@@ -71,6 +70,11 @@ class ChangingPools:
         self._trainers: dict[str, _Trainer] = {}
         self._changed = threading.Condition()
         self._ended = threading.Event()
+
+    @property
+    def hits(self) -> list[Hit]:
+        """What was done to units that were under way; not what came when one had finished, or was let finish by a notice."""
+        return [hit for hit, trainer in self._hits if self._finished.get(hit.unit) is not trainer]
 
     def __call__(self, event: Event) -> None:
         with self._changed:
@@ -108,7 +112,9 @@ class ChangingPools:
         if event.type == "unit_started":
             self._trainers[unit] = _Trainer(stage, event.data["node_id"], event.data["pid"], steps=event.data["steps"])
         elif event.type in ("unit_finished", "worker_restarted"):
-            self._trainers.pop(unit, None)
+            trainer = self._trainers.pop(unit, None)
+            if trainer is not None and event.type == "unit_finished":
+                self._finished[unit] = trainer
         elif event.type == "progress":
             made = self._made[stage]
             made[unit] = max(made.get(unit, 0), event.data["step"])
@@ -133,7 +139,7 @@ class ChangingPools:
             units = self._under_way(change.stage)
             unit = units[change.pick % len(units)]
             struck = units if change.kind == "empty" else [unit]
-            self.hits += [Hit(unit, change) for unit in struck]
+            self._hits += [(Hit(name, change), self._trainers[name]) for name in struck]
             trainer = self._trainers[unit]
         if change.kind == "process":
             os.kill(trainer.pid, signal.SIGKILL)
