@@ -172,9 +172,11 @@ def _go_back(history: History, end: End, checkpoints: Sequence[int], window: int
         return GiveUp(
             f"poisoned: it went back and left {history.skip.width} batches out, and yet at step {end.step}: {end.reason}",
             poisoned=True)
-    before = sorted(checkpoint for checkpoint in checkpoints if checkpoint <= end.step)
+    # One that failed before it told of a step was at the newest checkpoint at least; a loss that is not finite names its step.
+    step = end.step if end.kind == "not_finite" else max(end.step, *checkpoints, 0)
+    before = sorted(checkpoint for checkpoint in checkpoints if checkpoint <= step)
     # Where none is old enough, the oldest: up to there the losses were finite, and the beginning may be days away.
     oldest = before[0] if before else 0
-    target = max((checkpoint for checkpoint in before if checkpoint <= end.step - window), default=oldest)
-    start = max(target, end.step - window)
-    return GoBack(History(history.micro_batch, skip=Skip(start, end.step + window + 1 - start)), target)
+    target = max((checkpoint for checkpoint in before if checkpoint <= step - window), default=oldest)
+    start = max(target, step - window)
+    return GoBack(History(history.micro_batch, skip=Skip(start, step + window + 1 - start)), target)

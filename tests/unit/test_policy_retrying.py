@@ -71,6 +71,10 @@ def test_without_an_old_checkpoint_it_goes_back_to_the_oldest() -> None:
     assert decide(History(8), End("not_finite", 3, ""), (), LIMITS) == GoBack(History(8, skip=Skip(0, 14)), 0)
 
 
+def test_what_fails_before_it_tells_of_a_step_goes_back_from_its_newest_checkpoint() -> None:
+    assert after(*[End("failed", 0, "the disk of a new driver's node hiccups")] * 2) == GoBack(History(8, skip=Skip(90, 21)), 90)
+
+
 def test_memory_is_halved_down_to_one_sequence() -> None:
     oom = End("out_of_memory", 0, "CUDA")
     assert after(oom, oom, oom) == Again(History(1))
