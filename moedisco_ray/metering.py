@@ -73,7 +73,7 @@ class Meter:
         elif event.type == "workers_released" and event.data["hold"] in self.open:
             self._close(event.data["hold"], event.time)
         elif event.type == "slots_free":
-            self._end_idle(event.data["pool"])
+            self._end_idle(event.data["pool"], event.time)
             self.free[event.data["pool"]] = Free(event.data["slots"], event.time)
         elif event.type in ("run_finished", "run_failed", "run_stopped"):
             self._close_all()
@@ -111,11 +111,11 @@ class Meter:
         for name in list(self.open):
             self._close(name, self.newest)
         for pool in list(self.free):
-            self._end_idle(pool)
+            self._end_idle(pool, self.newest)
 
-    def _end_idle(self, pool: str) -> None:
-        self.idle[pool] = self.idle_seconds.get(pool, 0.0)
-        self.free.pop(pool, None)
+    def _end_idle(self, pool: str, end: float) -> None:
+        free = self.free.pop(pool, Free(0, end))
+        self.idle[pool] = self.idle.get(pool, 0.0) + free.slots * max(0.0, end - free.since)
 
     def _close(self, name: str, end: float) -> None:
         hold = self.open.pop(name)

@@ -74,6 +74,12 @@ def test_slots_that_nobody_holds_idle_up_to_the_last_sign_of_life() -> None:
     assert meter.worker_seconds == {}
 
 
+def test_a_worker_whose_clock_is_ahead_makes_nothing_idle() -> None:
+    ahead = Event("progress", time=70)
+    meter = fold(free("low_memory", 1, 10), ahead, free("low_memory", 2, 20), free("low_memory", 0, 30), Event("heartbeat", time=80))
+    assert meter.idle_seconds == {"low_memory": 10 + 20}
+
+
 @pytest.mark.parametrize("end", ["run_started", "run_finished", "run_failed", "run_stopped"])
 def test_nothing_idles_once_the_driver_has_ended(end: str) -> None:
     last_words = Event(end, time=100 if end == "run_started" else 15)
