@@ -44,6 +44,7 @@ class _Trainer:
     pid: int
     step: int = 0
     steps: int = 0
+    struck: bool = False
 
 
 class ChangingPools:
@@ -126,8 +127,10 @@ class ChangingPools:
         return made >= change.share * self._steps[change.stage] and bool(self._under_way(change.stage))
 
     def _under_way(self, stage: str) -> list[str]:
-        """Units that train now; the one with most left first."""
-        mine = {unit: trainer for unit, trainer in self._trainers.items() if trainer.stage == stage and trainer.step}
+        """Units that train now, and that nothing happened to yet; the one with most left first."""
+        mine = {
+            unit: trainer for unit, trainer in self._trainers.items()
+            if trainer.stage == stage and trainer.step and not trainer.struck}
         return sorted(mine, key=lambda unit: mine[unit].step - mine[unit].steps)
 
     def _carry_out(self, change: Change) -> None:
@@ -139,7 +142,9 @@ class ChangingPools:
             units = self._under_way(change.stage)
             unit = units[change.pick % len(units)]
             struck = units if change.kind == "empty" else [unit]
-            self._hits += [(Hit(name, change), self._trainers[name]) for name in struck]
+            for name in struck:
+                self._trainers[name].struck = True
+                self._hits.append((Hit(name, change), self._trainers[name]))
             trainer = self._trainers[unit]
         if change.kind == "process":
             os.kill(trainer.pid, signal.SIGKILL)

@@ -53,9 +53,9 @@ def config(output: Path) -> RunConfig:
     """One sub-model more than there are nodes; every step is told."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128,
              "num_experts": SUBMODELS, "num_experts_per_tok": 2}
-    optimizer = {"batch_tokens": 2048, "lr": 2e-3}
+    optimizer = {"batch_tokens": 4096, "lr": 2e-3}
     return small_config(
-        output, tokens={"total": 400_000, "finetune_share": 0.2}, model={"family": "qwen3_moe", "config": sizes},
+        output, tokens={"total": 800_000, "finetune_share": 0.2}, model={"family": "qwen3_moe", "config": sizes},
         clusters={"count": SUBMODELS}, submodels={"optimizer": optimizer}, finetune={"optimizer": optimizer},
         checkpoint={"every": INTERVAL}, evaluation={"max_tokens": 2000, "sample_tokens": 1, "prompts": ["def "]})
 
