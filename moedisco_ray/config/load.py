@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from moedisco_ray.config.model import CheckpointInit
 from moedisco_ray.config.run import RunConfig, check_division
 from moedisco_ray.config.sections import Evaluation, Source
+from moedisco_ray.config.task_files import read_task_file
 from moedisco_ray.errors import ConfigError
 
 
@@ -85,13 +86,12 @@ def check_evaluation(evaluation: Evaluation) -> None:
     """Check what an evaluation reads, and that what it needs is installed.
 
     Raises:
-        ConfigError: A path does not exist, two names are the same, or lm-eval is missing.
+        ConfigError: A path does not exist, two names are the same, a task file holds no tasks, or lm-eval is missing.
     """
     _check_sources("evaluation.sources", evaluation.sources)
-    for i, path in enumerate(evaluation.lm_eval):
-        if not path.is_file():
-            raise ConfigError(f"evaluation.lm_eval.{i}", str(path), "no such file")
     _check_names("evaluation.lm_eval", "task files", [path.stem for path in evaluation.lm_eval])
+    for i, path in enumerate(evaluation.lm_eval):
+        read_task_file(f"evaluation.lm_eval.{i}", path)
     if evaluation.lm_eval and importlib.util.find_spec("lm_eval") is None:
         files = [str(path) for path in evaluation.lm_eval]
         raise ConfigError("evaluation.lm_eval", files, "lm-eval is not installed; pip install 'moedisco-ray[lm-eval]'")

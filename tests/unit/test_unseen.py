@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from moedisco_ray.config import Source
+from moedisco_ray.config.task_files import read_task_file
 from moedisco_ray.corpus import Encoder, read_unseen
 from moedisco_ray.corpus.documents import document_id
 from moedisco_ray.corpus.tokenizer import save_tokenizer, train_bpe
 from moedisco_ray.errors import ConfigError, CorpusError
-from moedisco_ray.evaluate.task_files import read_task_file
 
 
 @pytest.fixture
@@ -97,5 +97,5 @@ def test_what_is_no_example_is_told_by_its_line(tmp_path: Path, rows: tuple[Any,
 
 def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "tasks.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot be read as text"):
+    with pytest.raises(ConfigError, match="is not a text file"):
         read_task_file("f", tmp_path / "tasks.jsonl")

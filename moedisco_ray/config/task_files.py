@@ -1,4 +1,4 @@
-"""Task files: examples for lm-eval, checked before any model is loaded."""
+"""Task files: examples for lm-eval, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def read_task_file(field: str, path: Path) -> Rows:
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")    # a string may hold what Python takes for another line's end
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(field, str(path), f"cannot be read as text ({error})") from error
+    except OSError as error:
+        raise ConfigError(field, str(path), f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(field, str(path), "is not a text file") from error
     rows: Rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
