@@ -19,9 +19,9 @@ from typer.core import TyperGroup
 from moedisco_ray import __version__
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.compare.table import compare_view
-from moedisco_ray.config import RunConfig, load_config
+from moedisco_ray.config import Evaluation, RunConfig, Source, check_evaluation, load_config
 from moedisco_ray.config.presets import PresetName, preset_text
-from moedisco_ray.display import View, cluster_view, listener_for, plan_view, report_view
+from moedisco_ray.display import View, cluster_view, evaluation_view, listener_for, plan_view, report_view
 from moedisco_ray.errors import ConfigError, MoeDiscoError, RunDirError, RunStopped, UserError
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
@@ -76,6 +76,14 @@ ReportTo = Annotated[
     str | None, typer.Option("--report-to", metavar="URL", help="Report to a control service, with the token MOEDISCO_RUN_TOKEN."),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run: OUTPUT/NAME.")]
+
+TaskFiles = Annotated[
+    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeat for more."),
+]
+UnseenText = Annotated[
+    list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that it was not trained on; repeat for more."),
+]
+ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model that a run exported: OUTPUT/NAME/model.")]
 
 
 def main() -> None:
@@ -196,6 +204,32 @@ def plot(run_dir: RunDir) -> None:
 
 
 @app.command()
+def evaluate(
+    model_dir: ModelDir,
+    lm_eval: TaskFiles = None,
+    sources: UnseenText = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of text.")] = 1_000_000,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task file, the first ones; none: all.")] = None,
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Measure an exported model on text that it was never trained on, and on tasks."""
+    if not lm_eval and not sources:
+        raise ConfigError("--sources", None, "name text, or task files by --lm-eval: there is nothing to measure")
+    if not all((model_dir / name).is_file() for name in ("config.json", "tokenizer.json", "tokenizer_config.json")):
+        raise ConfigError("MODEL_DIR", str(model_dir), "holds no model with its tokeniser; name what a run exported: RUN_DIR/model")
+    settings = Evaluation(
+        sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
+        max_tokens=max_tokens)
+    check_evaluation(settings)
+    result = _import_late("moedisco_ray.tasks").judge(model_dir, model_dir, settings, None, device)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        output_console().print(evaluation_view(result))
+
+
+@app.command()
 def compare(
     config: ConfigPath, overrides: Overrides = None,
     arms: Annotated[str, typer.Option(metavar="A,B,...", help="Which; none: all. Joint training is always among them.")] = "",
@@ -229,7 +263,7 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 def _import_late(name: Literal[
     "moedisco_ray.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter", "moedisco_ray.compare.run",
-    "moedisco_ray.compare.figures",
+    "moedisco_ray.compare.figures", "moedisco_ray.tasks",
 ]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from moedisco_ray.config import RunConfig
@@ -43,17 +44,18 @@ STAGES: tuple[Stage, ...] = (
         "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
         "finetune.load_balance", "finetune.z_loss")),
     Stage("evaluate", "evaluation", ("finetune",), (
-        "evaluation.max_tokens", "evaluation.ensemble", "evaluation.ensemble_top_k")),
+        "evaluation.max_tokens", "evaluation.ensemble", "evaluation.ensemble_top_k", "evaluation.sources", "evaluation.lm_eval",
+        "evaluation.lm_eval_limit")),
     Stage("export", "model", ("finetune", "evaluate"), ("evaluation.prompts", "evaluation.sample_tokens")),
 )
 
 
-def fingerprints(config: RunConfig, inputs: str = "") -> dict[str, str]:
+def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> dict[str, str]:
     """A digest per stage of everything its result depends on: its settings, its upstream stages, and the input files.
 
     Args:
         config: The run's configuration.
-        inputs: Identity of the corpus' files, as the corpus stage sees them.
+        inputs: Identity of the user's files, by the stage that reads them.
     """
     values = config.model_dump(mode="json")
     digests: dict[str, str] = {}
@@ -62,7 +64,7 @@ def fingerprints(config: RunConfig, inputs: str = "") -> dict[str, str]:
             "stage": stage.name,
             "settings": {path: _at(values, path) for path in stage.settings},
             "needs": {name: digests[name] for name in stage.needs},
-            "inputs": inputs if not stage.needs else "",
+            "inputs": (inputs or {}).get(stage.name, ""),
         }
         digests[stage.name] = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
     return digests

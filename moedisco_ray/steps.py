@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, read_manifest, write_json
-from moedisco_ray.config import CheckpointInit, Model, Pool, RunConfig, Submodels
+from moedisco_ray.config import CheckpointInit, Evaluation, Model, Pool, RunConfig, Submodels
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.file_systems import Location, joined
@@ -209,7 +209,7 @@ def measure(context: Context, draft: Draft) -> None:
     result = context.call(
         pool, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
         context.of("corpus"), context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
-        config.corpus.sequence_length, config.evaluation, "cuda" if pool.gpu else "cpu")
+        config.corpus.sequence_length, _from_anywhere(config.evaluation), "cuda" if pool.gpu else "cpu")
     write_json(draft.path / "evaluation.json", result)
     draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
 
@@ -255,6 +255,14 @@ def _job(context: Context, stage: str, name: str, model: Path, shards: Path, tok
         seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
         held_out=_held_out(context, stage),
     )
+
+
+def _from_anywhere(evaluation: Evaluation) -> Evaluation:
+    """With paths that do not depend on where a worker was started."""
+    sources = tuple(
+        source if "://" in source.path or source.path == "embedded"
+        else source.model_copy(update={"path": str(Path(source.path).absolute())}) for source in evaluation.sources)
+    return evaluation.model_copy(update={"sources": sources, "lm_eval": tuple(path.absolute() for path in evaluation.lm_eval)})
 
 
 def _held_out(context: Context, stage: str) -> HeldOut | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
 from moedisco_ray.config import CheckpointInit, Evaluation, Merge, Model
-from moedisco_ray.corpus import Encoder
+from moedisco_ray.corpus import Encoder, read_unseen
 from moedisco_ray.merge import Batch
 from moedisco_ray.model_map import (
     ModelMap,
@@ -153,7 +154,7 @@ def measure(
     models: Mapping[str, Path], submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, sequence_length: int,
     settings: Evaluation, device: str,
 ) -> dict[str, Any]:
-    """Perplexity and bits per byte of every model of the run, and the routers of the finished one.
+    """Perplexity and bits per byte of every model of the run; of the finished one also routers, unseen text and tasks.
 
     Args:
         models: The model that each stage made.
@@ -178,6 +179,46 @@ def measure(
 
         result["ensemble"] = evaluate.evaluate_ensemble(
             submodels, documents, distances, settings.ensemble_top_k, eos=encoder.eos, sequence_length=sequence_length,
+            device=device)
+    trained_on = sorted((corpus / "train").glob("*.parquet"))
+    return result | judge(models["finetune"], corpus / "tokenizer", settings, sequence_length, device, trained_on)
+
+
+def judge(
+    model: Path, tokenizer: Path, settings: Evaluation, sequence_length: int | None, device: str, trained_on: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """What a model makes of text that it was never trained on, and of tasks; nothing of what is not asked for.
+
+    Args:
+        model: A Hugging Face directory.
+        tokenizer: The directory of its tokeniser.
+        settings: Names the sources and task files.
+        sequence_length: Of training; None: as many positions as the model has.
+        device: Where.
+        trained_on: Files of the training documents.
+
+    Returns:
+        `unseen`: `evaluate_unseen`'s figures, and `trained_on`, how many documents were left out since the corpus has them;
+        `lm_eval`: `evaluate_tasks`' figures.
+
+    Raises:
+        CheckpointError: The model cannot be read.
+        ConfigError: A task file holds no tasks.
+        CorpusError: A source cannot be read, or holds nothing that was not trained on.
+    """
+    encoder = Encoder(tokenizer)
+    length = sequence_length or int(read_config(model)["max_position_embeddings"])
+    result: dict[str, Any] = {}
+    if settings.sources:
+        samples, left_out = read_unseen(settings.sources, encoder, settings.max_tokens, trained_on)
+        documents = evaluate.Documents(*map(tuple, zip(*samples, strict=True)))
+        unseen = evaluate.evaluate_unseen(model, documents, eos=encoder.eos, sequence_length=length, device=device)
+        result["unseen"] = {**unseen, "trained_on": left_out}
+    if settings.lm_eval:
+        # Optional, and seconds to import.
+        harness = importlib.import_module("moedisco_ray.evaluate.harness")
+        result["lm_eval"] = harness.evaluate_tasks(
+            model, settings.lm_eval, encoder.encode, eos=encoder.eos, sequence_length=length, limit=settings.lm_eval_limit,
             device=device)
     return result
 

@@ -1,6 +1,6 @@
 """The run configuration: frozen pydantic models, no torch, no Ray."""
 
-from moedisco_ray.config.load import check_config, load_config
+from moedisco_ray.config.load import check_config, check_evaluation, load_config
 from moedisco_ray.config.model import FAMILIES, Architecture, CheckpointInit, FamilyName, Model, read_architecture
 from moedisco_ray.config.pools import AnyPool, HighMemoryPool, LowMemoryPool, MachineType, Pool, PoolName, Pools
 from moedisco_ray.config.run import RunConfig
@@ -50,6 +50,7 @@ __all__ = [
     "Tokens",
     "Tracking",
     "check_config",
+    "check_evaluation",
     "load_config",
     "read_architecture",
 ]

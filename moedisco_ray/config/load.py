@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from moedisco_ray.config.model import CheckpointInit
 from moedisco_ray.config.run import RunConfig, check_division
+from moedisco_ray.config.sections import Evaluation, Source
+from moedisco_ray.config.task_files import read_task_file
 from moedisco_ray.errors import ConfigError
 
 
@@ -64,13 +67,8 @@ def check_files(config: RunConfig) -> None:
         ConfigError: A path that must exist does not.
         CheckpointError: `model.init.checkpoint` is not of `model.family`.
     """
-    for i, source in enumerate(config.corpus.sources):
-        local = "://" not in source.path and source.path != "embedded" and not set("*?[") & set(source.path)
-        if local and not Path(source.path).exists():
-            raise ConfigError(f"corpus.sources.{i}.path", source.path, "no such file or folder")
-    names = [source.name for source in config.corpus.sources if source.name is not None]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError("corpus.sources", name, "two sources have this name; name each once")
+    _check_sources("corpus.sources", config.corpus.sources)
+    check_evaluation(config.evaluation)
     if config.tokenizer.path is not None and not config.tokenizer.path.is_dir():
         raise ConfigError("tokenizer.path", str(config.tokenizer.path), "no such directory; leave it out to train a tokeniser")
     if isinstance(config.model.init, CheckpointInit):
@@ -82,6 +80,34 @@ def check_files(config: RunConfig) -> None:
             check_division(num_experts, config.clusters.count)
         except ValueError as error:
             raise ConfigError("clusters.count", None, str(error)) from error
+
+
+def check_evaluation(evaluation: Evaluation) -> None:
+    """Check what an evaluation reads, and that what it needs is installed.
+
+    Raises:
+        ConfigError: A path does not exist, two names are the same, a task file holds no tasks, or lm-eval is missing.
+    """
+    _check_sources("evaluation.sources", evaluation.sources)
+    _check_names("evaluation.lm_eval", "task files", [path.stem for path in evaluation.lm_eval])
+    for i, path in enumerate(evaluation.lm_eval):
+        read_task_file(f"evaluation.lm_eval.{i}", path)
+    if evaluation.lm_eval and importlib.util.find_spec("lm_eval") is None:
+        files = [str(path) for path in evaluation.lm_eval]
+        raise ConfigError("evaluation.lm_eval", files, "lm-eval is not installed; pip install 'moedisco-ray[lm-eval]'")
+
+
+def _check_sources(field: str, sources: Sequence[Source]) -> None:
+    for i, source in enumerate(sources):
+        local = "://" not in source.path and source.path != "embedded" and not set("*?[") & set(source.path)
+        if local and not Path(source.path).exists():
+            raise ConfigError(f"{field}.{i}.path", source.path, "no such file or folder")
+    _check_names(field, "sources", [source.name for source in sources if source.name is not None])
+
+
+def _check_names(field: str, things: str, names: Sequence[str]) -> None:
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(field, name, f"two {things} have this name; name each once")
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

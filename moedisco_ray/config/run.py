@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ from moedisco_ray.config.sections import (
     Finetune,
     Merge,
     Optimizer,
+    Source,
     Submodels,
     Tokenizer,
     Tokens,
@@ -81,6 +83,7 @@ class RunConfig(Section):
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
         self._gang_divides_the_batch()
+        self._unseen_text_is_no_corpus()
         return self
 
     @property
@@ -100,12 +103,25 @@ class RunConfig(Section):
                 f"pools.high_memory.workers [{pool.fewest_workers}, {pool.most_workers}] holds no number that divides the "
                 f"fine-tune's batch of {sequences} sequences; widen it, or change finetune.optimizer.batch_tokens")
 
+    def _unseen_text_is_no_corpus(self) -> None:
+        trained_on = {_place(source) for source in self.corpus.sources}
+        for i, source in enumerate(self.evaluation.sources):
+            if _place(source) in trained_on:
+                raise ValueError(
+                    f"evaluation.sources.{i}.path {source.path!r} is a source of the corpus, and so trained on; name other text")
+
     @model_validator(mode="after")
     def _clusters_divide_experts(self) -> Self:
         # A checkpoint's sizes are on disk; `check_files` asks the same question of them.
         if not isinstance(self.model.init, CheckpointInit):
             check_division(self.model.architecture.num_experts, self.clusters.count)
         return self
+
+
+def _place(source: Source) -> str:
+    """One name for a path, however it is written; by its words alone, for whoever asks may not be allowed to see the disk."""
+    apart = "://" in source.path or source.path == "embedded"
+    return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
 
 
 def check_division(num_experts: int, clusters: int) -> None:

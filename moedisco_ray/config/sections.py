@@ -277,6 +277,14 @@ class Evaluation(Section):
     """Also measure the trained sub-models as an ensemble that is never merged (c-BTM, arXiv 2303.14177)."""
     ensemble_top_k: int | None = Field(None, ge=1)
     """Sub-models of the ensemble that a token is predicted by, the nearest ones; null: all."""
+    sources: tuple[Source, ...] = ()
+    """Text that is never trained on, to measure the finished model on beside the validation text: of each source, in the order of
+    its files, an equal share of `max_tokens`. A document that the corpus trained on is left out. `weight` means nothing here."""
+    lm_eval: tuple[Path, ...] = ()
+    """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, all of `query`, `choices` and `gold`
+    (the right choice's place, from 0), or all of `context` and `continuation`. A task is called as its file."""
+    lm_eval_limit: int | None = Field(None, ge=1)
+    """Examples of each task file, the first ones; null: all."""
     prompts: tuple[str, ...] = ("The", "import ")
     """The finished model continues each of these, as a sample in the report."""
     sample_tokens: int = Field(48, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,20 +38,28 @@ class Input:
     weight: float
 
 
-def expand_sources(sources: Sequence[Source], scratch: Path) -> tuple[Input, ...]:
+def expand_sources(
+    sources: Sequence[Source], scratch: Path, setting: str = "corpus.sources", unnamed: str = "source",
+) -> tuple[Input, ...]:
     """Name every source, and replace the embedded one by its domains.
 
-    A source without a name is called `source-<i>`. `{path: embedded}` becomes one source per domain of the text that
+    A source without a name is called `<unnamed>-<i>`. `{path: embedded}` becomes one source per domain of the text that
     the installed packages carry (`python`, `cpp`, `licences`, ...), each with the weight of the embedded source, under
     the domain's name, or `<name>-<domain>` where the embedded source has a name. Their text is written to `scratch` as
     JSON Lines, and is then read like any other.
+
+    Args:
+        sources: As configured.
+        scratch: Where embedded text goes; made when absent.
+        setting: Where they are configured; errors name it.
+        unnamed: What a source without a name is called.
 
     Raises:
         ConfigError: Two inputs have the same name.
     """
     inputs: list[Input] = []
     for i, source in enumerate(sources):
-        field = f"corpus.sources.{i}"
+        field = f"{setting}.{i}"
         if source.path == "embedded":
             prefix = "" if source.name is None else f"{source.name}-"
             for domain, path in embedded.write_embedded(scratch).items():
@@ -59,28 +67,40 @@ def expand_sources(sources: Sequence[Source], scratch: Path) -> tuple[Input, ...
                 inputs.append(Input(len(inputs), field, name, str(path), "jsonl", "text", "line", source.weight))
         else:
             inputs.append(Input(
-                len(inputs), field, source.name or f"source-{i}", source.path, source.format, source.text_column,
+                len(inputs), field, source.name or f"{unnamed}-{i}", source.path, source.format, source.text_column,
                 source.documents, source.weight))
     names = [item.name for item in inputs]
     for item in inputs:
         if names.count(item.name) > 1:
-            raise ConfigError("corpus.sources", item.name, "two sources have this name; name each once")
+            raise ConfigError(setting, item.name, "two sources have this name; name each once")
     return tuple(inputs)
 
 
-def input_identity(config: RunConfig) -> str:
-    """A digest that changes when the text of a source may have changed.
+def input_identity(config: RunConfig) -> dict[str, str]:
+    """Per stage that reads the user's files, a digest that changes when their text may have changed.
 
     Of files it holds names, sizes and times of writing; of the embedded text, the versions of the packages that carry
-    it.
+    it; of the evaluation's task files, what is in them.
 
     Raises:
         CorpusError: A source cannot be listed.
     """
-    hashed = hashlib.sha256()
-    for i, source in enumerate(config.corpus.sources):
-        identity = (
-            embedded.identity() if source.path == "embedded"
-            else files.digest(files.list_files(f"corpus.sources.{i}", source.path, source.format)))
-        hashed.update(identity.encode())
-    return hashed.hexdigest()
+    evaluation = config.evaluation
+    read = [*_identities("evaluation.sources", evaluation.sources), *(_contents(path) for path in evaluation.lm_eval)]
+    return {"corpus": _digest(_identities("corpus.sources", config.corpus.sources)), "evaluate": _digest(read)}
+
+
+def _identities(setting: str, sources: Sequence[Source]) -> Iterator[str]:
+    for i, source in enumerate(sources):
+        if source.path == "embedded":
+            yield embedded.identity()
+        else:
+            yield files.digest(files.list_files(f"{setting}.{i}", source.path, source.format))
+
+
+def _contents(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(identities: Iterable[str]) -> str:
+    return hashlib.sha256("".join(identities).encode()).hexdigest()

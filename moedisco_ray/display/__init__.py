@@ -9,10 +9,12 @@ from rich.console import Console
 from moedisco_ray.display.live import LiveView
 from moedisco_ray.display.plain import JsonLines, PlainLines
 from moedisco_ray.display.plan import cluster_view, plan_view
-from moedisco_ray.display.show import report_view
+from moedisco_ray.display.show import evaluation_view, report_view
 from moedisco_ray.events import Event
 
-__all__ = ["JsonLines", "LiveView", "PlainLines", "View", "cluster_view", "listener_for", "plan_view", "report_view"]
+__all__ = [
+    "JsonLines", "LiveView", "PlainLines", "View", "cluster_view", "evaluation_view", "listener_for", "plan_view", "report_view",
+]
 
 
 class View(Protocol):

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count, percent
+from moedisco_ray.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
 from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table
 
 _MOST_TERMS = 8
@@ -34,7 +35,7 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
     if clusters:
         parts.append(_section("Clusters", _clusters(clusters, report["evaluation"])))
     if report["evaluation"]:
-        parts.append(_section("Validation", _evaluation(report["evaluation"])))
+        parts.append(_section("Validation", evaluation_view(report["evaluation"])))
     if report["samples"]:
         parts.append(_section("What the model writes", Group(*(_sample(sample) for sample in report["samples"]))))
     return Group(*parts)
@@ -74,15 +75,24 @@ def _clusters(clusters: list[dict[str, Any]], evaluation: Mapping[str, Any]) -> 
     return table
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> Table:
-    table = plain_table("", "perplexity", "bits per byte", "documents", "tokens")
-    ensemble = [("sub-models as an ensemble", evaluation["ensemble"])] if "ensemble" in evaluation else []
-    rows = [("all", evaluation), *ensemble, *((entry["source"], entry) for entry in evaluation.get("sources", []))]
-    for name, figures in rows:
-        table.add_row(
-            name, _number(figures.get("perplexity"), 2), _number(figures.get("bits_per_byte"), 3),
-            _number(figures.get("documents"), 0), _number(figures.get("tokens"), 0))
-    return table
+def evaluation_view(evaluation: Mapping[str, Any]) -> RenderableType:
+    """What a model makes of text and of tasks; what was not measured is left out."""
+    parts: list[RenderableType] = []
+    if rows := evaluation_rows(evaluation):
+        table = plain_table("", "perplexity", "bits per byte", "documents", "tokens")
+        for name, figures in rows:
+            table.add_row(
+                name, _number(figures.get("perplexity"), 2), _number(figures.get("bits_per_byte"), 3),
+                _number(figures.get("documents"), 0), _number(figures.get("tokens"), 0))
+        parts.append(table)
+    if (note := expert_note(evaluation)) is not None:
+        parts.append(Text(note, style="dim"))
+    if tasks := task_table(evaluation):
+        table = plain_table(*TASK_COLUMNS)
+        for row in tasks:
+            table.add_row(*row)
+        parts.append(Padding(table, (1, 0, 0, 0)) if parts else table)
+    return Group(*parts)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -2,10 +2,10 @@
 
 from moedisco_ray.evaluate.documents import Documents, load_documents
 from moedisco_ray.evaluate.held_out import ValidationSlice
-from moedisco_ray.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages
+from moedisco_ray.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages, evaluate_unseen
 from moedisco_ray.evaluate.scoring import Score, document_nats, perplexity
 
 __all__ = [
     "Documents", "Score", "ValidationSlice", "document_nats", "evaluate", "evaluate_ensemble", "evaluate_stages",
-    "load_documents", "perplexity",
+    "evaluate_unseen", "load_documents", "perplexity",
 ]

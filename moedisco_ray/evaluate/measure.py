@@ -19,11 +19,12 @@ from moedisco_ray.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.evaluate.routers import (
     RouterMeter,
     RouterStatistics,
+    dead_experts,
     entropy,
     expert_load,
     normalized_mutual_information,
 )
-from moedisco_ray.evaluate.scoring import Score, document_nats, document_scores, perplexity, token_nats
+from moedisco_ray.evaluate.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
 from moedisco_ray.model_map import load_model, specialise
 
 
@@ -48,9 +49,9 @@ def evaluate(
 
         * `clusters`: the same per cluster, with `cluster`; `sources`: the same per source, with `source` (empty where
           the user named no source and gave only one);
-        * `routers`: per MoE layer `layer`, `load` [E] (share of the top-k selections), `token_entropy` (mean over
-          tokens, in nats), `load_entropy` (of `load`, in nats), `nmi_cluster` and `nmi_source` (of each token's first
-          expert);
+        * `routers`: per MoE layer `layer`, `load` [E] (share of the top-k selections), `dead` (experts with next to
+          none, see `dead_experts`), `token_entropy` (mean over tokens, in nats), `load_entropy` (of `load`, in nats),
+          `nmi_cluster` and `nmi_source` (of each token's first expert);
         * `load_by_cluster` [clusters][E] and `load_by_source` {source: [E]}, means over layers;
         * `specialisation`: `cluster` and `source`, the normalised mutual information between that label of a document
           and the expert that is most often the first choice in it. Expert k of every layer comes from the same
@@ -62,7 +63,7 @@ def evaluate(
     columns = max(1, len(clusters))
     groups = max(1, len(sources)) * columns
     # Not specialised: the router of a lone expert would not be asked.
-    model = load_model(model_dir, dtype or _dtype(device)).to(device)
+    model = load_model(model_dir, dtype or default_dtype(device)).to(device)
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
             model, documents.tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens,
@@ -104,7 +105,7 @@ def evaluate_stages(
     def score(directory: Path, chosen: Documents) -> Score:
         if not len(chosen):
             return Score()
-        model = load_model(directory, dtype or _dtype(device)).to(device)
+        model = load_model(directory, dtype or default_dtype(device)).to(device)
         return perplexity(specialise(model), chosen, **settings)
 
     stages: dict[str, Any] = {
@@ -115,6 +116,36 @@ def evaluate_stages(
     final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)
     stages["finetune"] = {key: final[key] for key in Score().to_dict()}
     return {**final, "stages": stages}
+
+
+def evaluate_unseen(
+    model_dir: Path, documents: Documents, *, eos: int, sequence_length: int, device: str = "cpu",
+    dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+) -> dict[str, Any]:
+    """Measure one model on text that it was never trained on.
+
+    Args:
+        model_dir: A Hugging Face directory.
+        documents: What to measure on.
+        eos: The token before each document.
+        sequence_length: Most positions of a window.
+        device: Where to run.
+        dtype: As in `evaluate`.
+        batch_tokens: Positions that run at once.
+
+    Returns:
+        The figures of `Score.to_dict`, and `sources`: the same per source, with `source`, in the documents' order.
+    """
+    model = load_model(model_dir, dtype or default_dtype(device)).to(device)
+    nats_N = document_nats(
+        model, documents.tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens)
+    scores = document_scores(documents, nats_N)
+    source_N = np.array(documents.sources)
+    return {
+        **sum(scores, Score()).to_dict(),
+        "sources": [
+            {"source": source, **_total(scores, source_N == source).to_dict()} for source in dict.fromkeys(documents.sources)],
+    }
 
 
 def evaluate_ensemble(
@@ -137,15 +168,11 @@ def evaluate_ensemble(
     """
     def nats() -> Iterator[list[NDArray[np.float64]]]:
         for directory in submodels:
-            model = specialise(load_model(directory, _dtype(device)).to(device))
+            model = specialise(load_model(directory, default_dtype(device)).to(device))
             yield token_nats(model, documents.tokens, eos=eos, sequence_length=sequence_length)
 
     scores = document_scores(documents, ensemble_nats(documents, nats(), distances, top_k))
     return sum(scores, Score()).to_dict()
-
-
-def _dtype(device: str) -> torch.dtype:
-    return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
 def _source_codes(documents: Documents) -> tuple[NDArray[np.int64], list[str]]:
@@ -178,6 +205,7 @@ def _routers(
             {
                 "layer": layer,
                 "load": load_RE[r].tolist(),
+                "dead": dead_experts(load_RE[r]),
                 "token_entropy": float(statistics.token_entropy_R[r]),
                 "load_entropy": entropy(load_RE[r]),
                 "nmi_cluster": normalized_mutual_information(first_RSCE[r].sum(axis=0)) if clusters else None,

@@ -20,6 +20,8 @@ from moedisco_ray.errors import RunError
 _ROUTER = ".mlp.gate"
 """How a router's module is called in transformers 5, in every supported family; it returns logits, scores, indices."""
 
+DEAD_LOAD = 0.01
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RouterStatistics:
@@ -111,6 +113,14 @@ def expert_load(selections_XE: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of each expert in the selections, over the last axis; zeros where nothing was selected."""
     total = selections_XE.sum(axis=-1, keepdims=True)
     return selections_XE / np.maximum(total, 1)
+
+
+def dead_experts(load_E: NDArray[np.float64]) -> int:
+    """How many experts get less than `DEAD_LOAD` of an even share of a layer's selections.
+
+    The literature speaks of experts that get no tokens, or almost none, and draws no line; this one is ours.
+    """
+    return int((load_E < DEAD_LOAD / len(load_E)).sum())
 
 
 def entropy(shares_E: NDArray[np.float64]) -> float:

@@ -126,7 +126,18 @@ def token_nats(
     batch_tokens: int = 16_384, observe: Observe | None = None,
 ) -> list[NDArray[np.float64]]:
     """Negative log-likelihood of each token of each document, in nats; see `document_nats`."""
+    predicted = predict_tokens(
+        model, tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
+    return [nats_T for nats_T, _ in predicted]
+
+
+def predict_tokens(
+    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, eos: int, sequence_length: int,
+    batch_tokens: int = 16_384, observe: Observe | None = None,
+) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Of each token of each document its negative log-likelihood, in nats, and whether it is the likeliest; see `document_nats`."""
     nats_NT = [np.zeros(len(document)) for document in tokens]
+    likeliest_NT = [np.zeros(len(document), dtype=np.bool_) for document in tokens]
     lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
     with _evaluating(model), torch.inference_mode():
         for windows in plan_batches(lengths_N, sequence_length, batch_tokens):
@@ -134,13 +145,15 @@ def token_nats(
             documents_B = torch.from_numpy(windows[:, 0]).to(model.device)
             if observe is not None:
                 observe((targets_BL != _PADDING).to(model.device), documents_B)
-            nats_BL = _window_nats(model, inputs_BL.to(model.device), targets_BL.to(model.device)).cpu().numpy()
-            for (document, start, length), nats_L in zip(windows, nats_BL, strict=True):
+            nats_BL, likeliest_BL = _predict_windows(model, inputs_BL.to(model.device), targets_BL.to(model.device))
+            for (document, start, length), nats_L, likeliest_L in zip(
+                    windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True):
                 nats_NT[document][start:start + length] = nats_L[:length]
+                likeliest_NT[document][start:start + length] = likeliest_L[:length]
     for number, nats_T in enumerate(nats_NT):
         if not np.isfinite(nats_T).all():
             raise RunError(f"the model's likelihood of validation document {number} is not finite: its weights are broken")
-    return nats_NT
+    return list(zip(nats_NT, likeliest_NT, strict=True))
 
 
 def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_tokens: int) -> Iterator[NDArray[np.int64]]:
@@ -159,6 +172,11 @@ def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_token
         size = max(1, batch_tokens // int(windows_W3[done, 2]))
         yield windows_W3[done:done + size]
         done += size
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """Arithmetic of a model that is measured: bf16 on a GPU, fp32 elsewhere."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
 @contextlib.contextmanager
@@ -185,17 +203,23 @@ def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], eos: i
     return torch.from_numpy(inputs_BL), torch.from_numpy(targets_BL)
 
 
-def _window_nats(model: PreTrainedModel, inputs_BL: Tensor, targets_BL: Tensor) -> Tensor:
+def _predict_windows(model: PreTrainedModel, inputs_BL: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
     # The head runs on real positions only, some at a time: all logits of a large vocabulary may outgrow the model.
     real_BL = targets_BL != _PADDING
     hidden_TD = model.base_model(input_ids=inputs_BL, use_cache=False).last_hidden_state[real_BL]
     targets_T = targets_BL[real_BL]
     head = model.get_output_embeddings()
     size = max(1, _LOGITS // head.weight.shape[0])
-    nats_T = torch.cat([
-        cross_entropy(head(hidden_CD).float(), targets_C, reduction="none")
-        for hidden_CD, targets_C in zip(torch.split(hidden_TD, size), torch.split(targets_T, size), strict=True)
-    ])
     nats_BL = torch.zeros(real_BL.shape, dtype=torch.float64, device=real_BL.device)
-    nats_BL[real_BL] = nats_T.double()
-    return nats_BL
+    likeliest_BL = torch.zeros_like(real_BL)
+    pieces = [
+        _predict(head(hidden_CD).float(), targets_C)
+        for hidden_CD, targets_C in zip(torch.split(hidden_TD, size), torch.split(targets_T, size), strict=True)
+    ]
+    nats_BL[real_BL] = torch.cat([nats_C for nats_C, _ in pieces]).double()
+    likeliest_BL[real_BL] = torch.cat([likeliest_C for _, likeliest_C in pieces])
+    return nats_BL, likeliest_BL
+
+
+def _predict(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    return cross_entropy(logits_CV, targets_C, reduction="none"), logits_CV.argmax(dim=-1) == targets_C

@@ -7,10 +7,15 @@ from typing import Any
 
 import yaml
 
+from moedisco_ray.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
 from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table
 
 _MOST_TERMS = 8
-_NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster"}
+_NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster", *TASK_COLUMNS[1:]}
+
+_TASKS_LEGEND = (
+    "Shares of right answers, with their standard errors, by lm-eval: of the likeliest choice, and of the likeliest for its "
+    "length; of a text to complete, where the model would have written just that. Chance is what guessing gets.")
 
 _USAGE = """\
 ```python
@@ -86,9 +91,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     if not evaluation:
         return []
     parts = [
-        ("all", evaluation),
-        *([("sub-models as an ensemble", evaluation["ensemble"])] if "ensemble" in evaluation else []),
-        *((entry["source"], entry) for entry in evaluation.get("sources", [])),
+        *evaluation_rows(evaluation),
         *((f"cluster {entry['cluster']}", entry) for entry in evaluation.get("clusters", [])),
     ]
     rows = [
@@ -96,7 +99,13 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
          f"{entry['tokens']:,}")
         for name, entry in parts
     ]
-    return ["## Validation", _table(("text", "perplexity", "bits per byte", "documents", "tokens"), rows)]
+    note = expert_note(evaluation)
+    tasks = task_table(evaluation)
+    return [
+        "## Validation", _table(("text", "perplexity", "bits per byte", "documents", "tokens"), rows),
+        *([] if note is None else [f"{note[0].upper()}{note[1:]}."]),
+        *(["## Tasks", _table(TASK_COLUMNS, tasks), _TASKS_LEGEND] if tasks else []),
+    ]
 
 
 def _samples(samples: Sequence[Mapping[str, str]]) -> list[str]:

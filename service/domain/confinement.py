@@ -61,9 +61,13 @@ def confined(config: RunConfig, roots: Roots) -> RunConfig:
     Raises:
         ConfigError: A path leads elsewhere, goes through `..`, or is a URI that nobody configured.
     """
-    sources = tuple(_source(i, source, roots) for i, source in enumerate(config.corpus.sources))
     changes: dict[str, Any] = {
-        "corpus": config.corpus.model_copy(update={"sources": sources}), "output": _output(config.output, roots)}
+        "corpus": config.corpus.model_copy(update={"sources": _sources("corpus.sources", config.corpus.sources, roots)}),
+        "evaluation": config.evaluation.model_copy(update={
+            "sources": _sources("evaluation.sources", config.evaluation.sources, roots),
+            "lm_eval": tuple(
+                _local(f"evaluation.lm_eval.{i}", str(path), roots) for i, path in enumerate(config.evaluation.lm_eval))}),
+        "output": _output(config.output, roots)}
     if config.tokenizer.path is not None:
         path = _local("tokenizer.path", str(config.tokenizer.path), roots)
         changes["tokenizer"] = config.tokenizer.model_copy(update={"path": path})
@@ -79,9 +83,12 @@ def check_links(config: RunConfig, roots: Roots) -> None:
     Raises:
         ConfigError: A path, or a link in a folder that would be read, leads out of the roots.
     """
-    for i, source in enumerate(config.corpus.sources):
-        if source.path != EMBEDDED and "://" not in source.path:
-            _check_tree(f"corpus.sources.{i}.path", source.path, roots.directories)
+    for setting, sources in (("corpus.sources", config.corpus.sources), ("evaluation.sources", config.evaluation.sources)):
+        for i, source in enumerate(sources):
+            if source.path != EMBEDDED and "://" not in source.path:
+                _check_tree(f"{setting}.{i}.path", source.path, roots.directories)
+    for i, path in enumerate(config.evaluation.lm_eval):
+        _check_tree(f"evaluation.lm_eval.{i}", str(path), roots.directories)
     if config.tokenizer.path is not None:
         _check_tree("tokenizer.path", str(config.tokenizer.path), roots.directories)
     if isinstance(config.model.init, CheckpointInit):
@@ -90,8 +97,11 @@ def check_links(config: RunConfig, roots: Roots) -> None:
         raise _outside("output", str(config.output), roots.outputs)
 
 
-def _source(i: int, source: Source, roots: Roots) -> Source:
-    field = f"corpus.sources.{i}.path"
+def _sources(setting: str, sources: Sequence[Source], roots: Roots) -> tuple[Source, ...]:
+    return tuple(_source(f"{setting}.{i}.path", source, roots) for i, source in enumerate(sources))
+
+
+def _source(field: str, source: Source, roots: Roots) -> Source:
     if source.path == EMBEDDED:
         return source
     if _SCHEME.match(source.path):

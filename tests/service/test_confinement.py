@@ -29,11 +29,15 @@ def refused(made: RunConfig, roots: Roots) -> ConfigError:
 
 
 def test_paths_become_absolute_under_the_first_root(roots):
-    asked = config("a/*.md", tokenizer={"path": "tok"}, model={"init": {"checkpoint": "moe"}}, tokens={"seed_share": 0})
+    asked = config(
+        "a/*.md", tokenizer={"path": "tok"}, model={"init": {"checkpoint": "moe"}}, tokens={"seed_share": 0},
+        evaluation={"sources": [{"path": "b"}], "lm_eval": ["tasks.jsonl"]})
     made = confined(asked, roots)
     first = roots.inputs[0]
     assert made.corpus.sources[0].path == f"{first}/a/*.md"
     assert str(made.tokenizer.path) == f"{first}/tok"
+    assert made.evaluation.sources[0].path == f"{first}/b"
+    assert [str(path) for path in made.evaluation.lm_eval] == [f"{first}/tasks.jsonl"]
     assert str(made.model.init.checkpoint) == f"{first}/moe"
 
 
@@ -71,6 +75,10 @@ def test_a_configured_bucket_may_be_read(roots, path):
     ({"tokenizer": {"path": "/etc"}}, "tokenizer.path"),
     ({"tokenizer": {"path": "s3://bucket/texts"}}, "tokenizer.path"),
     ({"model": {"init": {"checkpoint": "/etc"}}, "tokens": {"seed_share": 0}}, "model.init.checkpoint"),
+    ({"evaluation": {"sources": [{"path": "a"}, {"path": "/etc/passwd"}]}}, "evaluation.sources.1.path"),
+    ({"evaluation": {"sources": [{"path": "s3://other/texts"}]}}, "evaluation.sources.0.path"),
+    ({"evaluation": {"lm_eval": ["a.jsonl", "/etc/passwd"]}}, "evaluation.lm_eval.1"),
+    ({"evaluation": {"lm_eval": ["../secret/key"]}}, "evaluation.lm_eval.0"),
     ({"output": "/etc"}, "output"),
     ({"output": "a/../../x"}, "output"),
 ])
@@ -112,13 +120,14 @@ def test_a_loop_of_links_ends(roots, tmp_path):
     check_links(confined(config("."), roots), roots)
 
 
-@pytest.mark.parametrize("field", ["tokenizer", "checkpoint", "output"])
+@pytest.mark.parametrize("field", ["tokenizer", "checkpoint", "output", "unseen", "tasks"])
 def test_links_are_followed_for_every_path(roots, tmp_path, field):
     (tmp_path / "data" / "link").symlink_to(tmp_path / "secret")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret")
     made = {
         "tokenizer": config(tokenizer={"path": "link"}), "output": config(output="link"),
+        "unseen": config(evaluation={"sources": [{"path": "link"}]}), "tasks": config(evaluation={"lm_eval": ["link/key"]}),
         "checkpoint": config(model={"init": {"checkpoint": "link"}}, tokens={"seed_share": 0})}[field]
     refused(made, roots)
 

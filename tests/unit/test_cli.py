@@ -58,7 +58,7 @@ def one_line(result):
 
 def test_version_and_help():
     assert invoke("--version").stdout == f"moedisco {__version__}\n"
-    for command in ((), ("run",), ("plan",), ("init",), ("validate",), ("schema",), ("show",), ("plot",)):
+    for command in ((), ("run",), ("plan",), ("init",), ("validate",), ("schema",), ("show",), ("plot",), ("evaluate",)):
         result = invoke(*command, "--help")
         assert result.exit_code == 0
         assert "Usage: moedisco" in result.stdout
@@ -179,6 +179,16 @@ def test_a_directory_that_holds_no_run(tmp_path, command):
     result = invoke(command, tmp_path)
     assert result.exit_code == 2
     assert one_line(result).startswith(f"moedisco: RUN_DIR: '{tmp_path}': holds no ")
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (("--sources", "README.md"),
+     "moedisco: MODEL_DIR: '{0}': holds no model with its tokeniser; name what a run exported: RUN_DIR/model"),
+    ((), "moedisco: --sources: name text, or task files by --lm-eval: there is nothing to measure")])
+def test_what_cannot_be_measured_is_told(tmp_path, arguments, line):
+    result = invoke("evaluate", tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert one_line(result) == line.format(tmp_path)
 
 
 def test_light_commands_import_nothing_heavy(tmp_path):

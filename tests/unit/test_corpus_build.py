@@ -134,14 +134,14 @@ def test_a_small_vocabulary_is_refused_before_text_is_read(tmp_path):
 
 def test_identity_follows_the_files(sources):
     config = run_config(sources)
-    before = input_identity(config)
-    assert input_identity(config) == before
+    before = input_identity(config)["corpus"]
+    assert input_identity(config)["corpus"] == before
     path = Path(sources[0]["path"])
     os.utime(path, ns=(1, 1))
-    touched = input_identity(config)
+    touched = input_identity(config)["corpus"]
     path.write_text(path.read_text() + "\nmore")
     os.utime(path, ns=(1, 1))
-    assert len({before, touched, input_identity(config)}) == 3
+    assert len({before, touched, input_identity(config)["corpus"]}) == 3
     assert input_identity(run_config([{"path": "embedded"}])) == input_identity(run_config([{"path": "embedded"}]))
 
 

@@ -14,10 +14,18 @@ from transformers import AutoModelForCausalLM
 
 from moedisco_ray.config import FAMILIES, Architecture
 from moedisco_ray.errors import CorpusError, RunError
-from moedisco_ray.evaluate import Score, evaluate, evaluate_ensemble, evaluate_stages, load_documents, perplexity
+from moedisco_ray.evaluate import (
+    Score,
+    evaluate,
+    evaluate_ensemble,
+    evaluate_stages,
+    evaluate_unseen,
+    load_documents,
+    perplexity,
+)
 from moedisco_ray.evaluate.ensemble import ensemble_nats, log_weights
-from moedisco_ray.evaluate.routers import RouterMeter, entropy, expert_load, normalized_mutual_information
-from moedisco_ray.evaluate.scoring import document_nats, plan_batches, token_nats
+from moedisco_ray.evaluate.routers import RouterMeter, dead_experts, entropy, expert_load, normalized_mutual_information
+from moedisco_ray.evaluate.scoring import document_nats, plan_batches, predict_tokens, token_nats
 from moedisco_ray.model_map import hf_config, save_model
 
 EOS, VOCAB, LENGTH, EXPERTS = 0, 64, 16, 4
@@ -133,6 +141,35 @@ def test_windows_cover_every_token_once(lengths, sequence_length, batch_tokens):
     assert sorted(seen) == [(d, i) for d, n in enumerate(lengths) for i in range(n)]
 
 
+def test_the_likeliest_tokens_are_those_of_the_logits(documents):
+    model = tiny_model("qwen3_moe").eval()
+    predicted = predict_tokens(model, documents.tokens, eos=EOS, sequence_length=LENGTH, batch_tokens=64)
+    hits = 0
+    for tokens, (_, likeliest) in zip(documents.tokens, predicted, strict=True):
+        stream = torch.tensor([EOS, *tokens.tolist()])
+        expected = []
+        for start in range(0, len(tokens), LENGTH):
+            window = stream[start:start + LENGTH + 1]
+            with torch.no_grad():
+                expected += (model(input_ids=window[None, :-1]).logits[0].argmax(-1) == window[1:]).tolist()
+        assert likeliest.tolist() == expected
+        hits += sum(expected)
+    assert hits
+
+
+def test_unseen_text_is_measured_per_source_and_together(tmp_path, documents):
+    model = tiny_model("olmoe")
+    save_model(model, tmp_path)
+    found = evaluate_unseen(tmp_path, documents, eos=EOS, sequence_length=LENGTH)
+    assert found["bits_per_byte"] == pytest.approx(
+        perplexity(model, documents, eos=EOS, sequence_length=LENGTH).bits_per_byte, rel=1e-6)
+    assert [entry["source"] for entry in found["sources"]] == list(dict.fromkeys(documents.sources))
+    for entry in found["sources"]:
+        alone = documents.where(np.array(documents.sources) == entry["source"])
+        assert entry["perplexity"] == pytest.approx(
+            perplexity(model, alone, eos=EOS, sequence_length=LENGTH).perplexity, rel=1e-6)
+
+
 def test_a_broken_model_is_an_error(documents):
     model = tiny_model("olmoe")
     with torch.no_grad():
@@ -209,6 +246,11 @@ def test_load_of_nothing_is_zero():
     np.testing.assert_array_equal(expert_load(np.array([[3, 1], [0, 0]])), [[0.75, 0.25], [0.0, 0.0]])
 
 
+def test_an_expert_is_dead_under_a_hundredth_of_an_even_share():
+    assert dead_experts(np.array([0.5, 0.4975, 0.0025, 0.0])) == 1
+    assert dead_experts(np.array([0.5, 0.4976, 0.0024, 0.0])) == 2
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=60))
 def test_nmi_is_that_of_scikit_learn(pairs):
@@ -266,6 +308,7 @@ def test_a_router_that_knows_the_source_is_seen(tmp_path):
     assert found["specialisation"] == {"cluster": None, "source": pytest.approx(1.0)}
     assert found["routers"][0]["nmi_source"] > 0.5
     assert found["load_by_source"]["code"][0] == 1.0
+    assert [router["dead"] for router in found["routers"]] == [0, 0]
     assert found["clusters"] == []
     assert found["load_by_cluster"] == []
 

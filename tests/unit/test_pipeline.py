@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import small_config
+from small_run import DOMAINS, small_config
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from moedisco_ray import pipeline
@@ -68,7 +68,22 @@ def elaborate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with what the defaults leave out."""
     return run(
         tmp_path_factory.mktemp("elaborate"), clusters={"count": 2, "vectors": "mean_token", "capacity": None, "overlap": 0.2},
-        merge={"backbone": "auto", "auto_scales": [0.5, 1.0], "auto_tokens": 1024})
+        merge={"backbone": "auto", "auto_scales": [0.5, 1.0], "auto_tokens": 1024},
+        evaluation={"sources": [
+            {"path": str(Path(json.__file__).parent / "*.py"), "name": "json", "documents": "paragraph", "format": "text"},
+            {"path": str(Path(str(DOMAINS["email"].__file__)).parent / "message.py"), "documents": "paragraph"}]})
+
+
+def test_text_that_was_never_trained_on_is_measured_beside_the_validation_text(elaborate: Path) -> None:
+    evaluation = read_json(elaborate / "report.json")["evaluation"]
+    unseen = evaluation["unseen"]
+    assert [entry["source"] for entry in unseen["sources"]] == ["json", "unseen-1"]
+    assert sum(entry["tokens"] for entry in unseen["sources"]) == unseen["tokens"] <= 20_000
+    # Of a file of the corpus only what is held out, or stands in no other file, is left.
+    assert unseen["trained_on"] > 10 * unseen["sources"][1]["documents"]
+    assert unseen["bits_per_byte"] > 0
+    assert "json, never trained on" in (elaborate / "model" / "README.md").read_text(encoding="utf-8")
+    assert "lm_eval" not in evaluation
 
 
 def test_overlap_weights_and_no_balance(elaborate: Path) -> None:

@@ -14,6 +14,7 @@ from moedisco_ray.config import RunConfig
 from moedisco_ray.display import report_view
 from moedisco_ray.events import Event, EventLog
 from moedisco_ray.export.card import model_card
+from moedisco_ray.findings import evaluation_rows, expert_note, task_table
 from moedisco_ray.report import (
     CURVE_POINTS,
     TABLE_COLUMNS,
@@ -101,6 +102,47 @@ def test_what_works_on_the_whole_model_is_where_it_is_fine_tuned(tmp_path):
     assert {entry["name"] for entry in report["stages"] if entry["pool"] == "low_memory"} == {
         "seed", "submodels", "merge", "finetune", "evaluate", "export"}
     assert stage(report, "merge")["dollars"] == pytest.approx(3 / 3600 * LOW)
+
+
+MEASURED = {
+    "perplexity": 20.0, "bits_per_byte": 2.0, "documents": 4, "tokens": 50, "stages": {},
+    "routers": [{"layer": 0, "load": [0.999, 0.001], "dead": 1}, {"layer": 1, "load": [0.5, 0.5], "dead": 0}],
+    "specialisation": {"cluster": 0.25, "source": None},
+    "unseen": {
+        "perplexity": 33.25, "bits_per_byte": 2.5, "documents": 2, "tokens": 20, "trained_on": 1, "sources": [
+            {"source": "wiki", "perplexity": 31.0, "bits_per_byte": 2.4, "documents": 1, "tokens": 10},
+            {"source": "law", "perplexity": 35.0, "bits_per_byte": 2.6, "documents": 1, "tokens": 10}]},
+    "lm_eval": [
+        {"task": "facts", "examples": 1200, "acc": 0.31, "acc_stderr": 0.0134, "acc_norm": 0.355, "acc_norm_stderr": 0.014,
+         "chance": 0.25},
+        {"task": "ends", "examples": 1, "acc": 0.0, "acc_stderr": None, "acc_norm": None, "acc_norm_stderr": None, "chance": None}],
+}
+
+
+def test_text_by_name_tasks_and_experts_as_they_are_shown():
+    assert [name for name, _ in evaluation_rows(MEASURED)] == [
+        "all", "all, never trained on", "wiki, never trained on", "law, never trained on"]
+    assert [name for name, _ in evaluation_rows({"unseen": {"sources": [{"source": "wiki"}]}})] == ["wiki, never trained on"]
+    assert task_table(MEASURED) == [
+        ("facts", "0.310 ± 0.013", "0.355 ± 0.014", "0.250", "1,200"), ("ends", "0.000", "-", "-", "1")]
+    assert expert_note(MEASURED) == (
+        "a document's main expert tells 0.25 of the cluster (normalised mutual information); "
+        "1 of 4 experts are dead (under 1 % of an even load)")
+    assert (task_table({}), evaluation_rows({}), expert_note({})) == ([], [], None)
+
+
+def test_show_and_the_card_have_what_was_measured_beside_the_validation_text(tmp_path):
+    write_run(tmp_path)
+    write_json(tmp_path / "evaluation" / "evaluation.json", MEASURED)
+    report = build_report(tmp_path, run_config())
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report_view(report))
+    shown = console.file.getvalue()
+    card = model_card(report, {"parameters": 1, "active_parameters": 1, "samples": []})
+    for text in ("law, never trained on", "33.25", "0.310 ± 0.013", "1 of 4 experts are dead"):
+        assert text in shown
+        assert text in card
+    assert "## Tasks" in card
 
 
 def test_figures_of_a_stage(report):

@@ -30,9 +30,18 @@ def digests(**sections: dict[str, Any]) -> dict[str, str]:
     ("merge", "match_load", False, "merge"),
     ("finetune", "z_loss", 0.5, "finetune"),
     ("evaluation", "max_tokens", 5, "evaluate"),
+    ("evaluation", "sources", [{"path": "s3://bucket/other"}], "evaluate"),
+    ("evaluation", "lm_eval_limit", 5, "evaluate"),
 ])
 def test_a_setting_changes_its_stage_and_those_after_it_alone(section: str, setting: str, value: Any, first: str) -> None:
     before, after = digests(), digests(**{section: {setting: value}})
+    assert [name for name in ORDER if before[name] != after[name]] == ORDER[ORDER.index(first):]
+
+
+@pytest.mark.parametrize(("reader", "first"), [("corpus", "corpus"), ("evaluate", "evaluate")])
+def test_a_changed_file_changes_the_stage_that_reads_it_and_those_after_it(reader: str, first: str) -> None:
+    config = check_config({"name": "x", "corpus": {"sources": [{"path": "embedded"}]}})
+    before, after = fingerprints(config, {reader: "a"}), fingerprints(config, {reader: "b"})
     assert [name for name in ORDER if before[name] != after[name]] == ORDER[ORDER.index(first):]
 
 
