@@ -76,7 +76,8 @@ def test_slots_that_nobody_holds_idle_up_to_the_last_sign_of_life() -> None:
 
 def test_a_worker_whose_clock_is_ahead_makes_nothing_idle() -> None:
     ahead = Event("progress", time=70)
-    meter = fold(free("low_memory", 1, 10), ahead, free("low_memory", 2, 20), free("low_memory", 0, 30), Event("heartbeat", time=80))
+    later = free("low_memory", 2, 20), free("low_memory", 0, 30), Event("heartbeat", time=80)
+    meter = fold(free("low_memory", 1, 10), ahead, *later)
     assert meter.idle_seconds == {"low_memory": 10 + 20}
 
 
