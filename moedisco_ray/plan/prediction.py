@@ -1,0 +1,112 @@
+"""Advice from runs of the very same model on the same text: their losses are what is predicted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.plan import confidence
+from moedisco_ray.plan.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
+from moedisco_ray.plan.candidates import Candidate, candidates, is_dominated
+from moedisco_ray.plan.loss_curve import Curve
+from moedisco_ray.plan.measured import MeasuredRun
+from moedisco_ray.plan.ranking import rank
+from moedisco_ray.plan.study import study
+
+_ROUNDING = 1.001
+"""A budget that is smaller than a measured run's dollars by less is as large."""
+
+
+def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: Sequence[str]) -> Advice:
+    """The recipe with the least loss for a budget, or the cheapest way to a loss.
+
+    Args:
+        config: That is advised.
+        runs: Of its model and text.
+        goal: What is given.
+        notes: What was set aside before.
+
+    Raises:
+        ConfigError: No recipe can be carried out, or none was measured near enough to the goal.
+        RunDirError: No recipe was measured at two sizes.
+    """
+    found = study(runs)
+    made, refused = candidates(config, found.recipes, scale_free=False)
+    usable = [(each, curve) for each, curve in zip(made, found.curves, strict=True) if each is not None and each.misfit is None]
+    misfits = [f"{each.recipe.title}: {each.misfit}" for each in made if each is not None and each.misfit is not None]
+    if not usable:
+        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({(misfits + refused)[0]})")
+    order = [i for i, each in enumerate(made) if each is not None and each.misfit is None]
+    ours = [each for each, _ in usable]
+
+    def figures(curves: Sequence[Curve], miss: float) -> list[float]:
+        return [_figure(each, curves[i], goal, miss) for each, i in zip(ours, order, strict=True)]
+
+    ranks = rank(figures(found.curves, 0.0), [figures(draw.curves, draw.miss) for draw in found.draws()])
+    options: list[tuple[Option, Candidate]] = []
+    for (each, curve), judged, title in zip(usable, ranks, distinct_titles(ours), strict=True):
+        if not math.isfinite(judged.value):
+            continue
+        dollars = goal.value if goal.kind == "budget_dollars" else judged.value
+        tokens = dollars / each.dollars_per_token
+        row = option(
+            each, judged, tokens, dollars, loss=curve.loss(tokens), extrapolation=tokens / each.recipe.largest,
+            dominated=is_dominated(each, ours))
+        options.append((row.model_copy(update={"title": title}), each))
+    options.sort(key=lambda pair: (pair[0].dominated, pair[0].loss if goal.kind == "budget_dollars" else pair[0].dollars))
+    if not options or options[0][0].dominated or _is_far(options, goal):
+        raise _unanswered(usable, goal)
+    best, chosen = options[0]
+    return Advice(
+        name=config.name, goal=goal, sought="loss" if goal.kind == "budget_dollars" else "dollars",
+        options=tuple(row for row, _ in options), settings=changes(config, chosen, best.tokens),
+        confidence=confidence.weigh([
+            confidence.reach(best.extrapolation, best.runs),
+            confidence.shape(len(best.sizes), best.extrapolation),
+            confidence.scatter(found.noise),
+            confidence.lead(best.best_in, len(options))]),
+        notes=(*notes, *misfits, *refused))
+
+
+def _figure(candidate: Candidate, curve: Curve, goal: Goal, miss: float) -> float:
+    """Loss for a budget, or dollars for a loss; infinity where too little was measured for an answer.
+
+    Args:
+        candidate: Whose.
+        curve: Of its recipe.
+        goal: What is given.
+        miss: Nats by which the run misses the curve.
+    """
+    recipe, price = candidate.recipe, candidate.dollars_per_token
+    if goal.kind == "budget_dollars":
+        tokens = goal.value / price
+        # Below its smallest run a recipe's curve is anyone's guess: sub-models of a few steps are not what was measured.
+        return curve.loss(tokens) + miss if tokens * _ROUNDING >= recipe.smallest else math.inf
+    tokens = max(curve.tokens(goal.value - miss), recipe.smallest)
+    return tokens * price if tokens <= MOST_EXTRAPOLATION * recipe.largest else math.inf
+
+
+def _is_far(options: Sequence[tuple[Option, Candidate]], goal: Goal) -> bool:
+    return goal.kind == "budget_dollars" and all(row.extrapolation > MOST_EXTRAPOLATION for row, _ in options)
+
+
+def _unanswered(usable: Sequence[tuple[Candidate, Curve]], goal: Goal) -> ConfigError:
+    """Why there is no answer, and what to do."""
+    if goal.kind == "target_loss":
+        least = min(curve.loss(MOST_EXTRAPOLATION * each.recipe.largest) for each, curve in usable)
+        return ConfigError(
+            goal.flag, goal.value,
+            f"no recipe comes down to it within {MOST_EXTRAPOLATION:.0f} times its largest measured run, the best to {least:.3f}; "
+            "raise it, or measure larger runs")
+    smallest = min(each.dollars_per_token * each.recipe.smallest for each, _ in usable)
+    if goal.value < smallest:
+        return ConfigError(
+            goal.flag, goal.value,
+            f"is less than the smallest measured run costs here, {smallest:.4g} dollars; raise it, or measure smaller runs")
+    largest = max(each.dollars_per_token * each.recipe.largest for each, _ in usable)
+    return ConfigError(
+        goal.flag, goal.value,
+        f"is more than {MOST_EXTRAPOLATION:.0f} times what the largest measured run costs here, {largest:.4g} dollars; "
+        "lower it, or measure larger runs")

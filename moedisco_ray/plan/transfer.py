@@ -1,0 +1,225 @@
+"""Advice from runs of other models of the family, or on other text: what each recipe costs as a multiple of joint training.
+
+The multiple is of dollars for the same loss, the one that joint training reached where it was measured. Of it the tokens are the
+measurement's, and what a token costs is the configuration's: its prices, its pools and its model, in which a sub-model may be a
+larger or smaller part of the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.errors import ConfigError, RunDirError
+from moedisco_ray.plan import confidence
+from moedisco_ray.plan.advised import MOST_EXTRAPOLATION, Advice, Goal, changes, distinct_titles, option
+from moedisco_ray.plan.candidates import Candidate, candidates, is_dominated
+from moedisco_ray.plan.loss_curve import Curve
+from moedisco_ray.plan.measured import MeasuredRun
+from moedisco_ray.plan.ranking import rank
+from moedisco_ray.plan.study import DRAWS, Draw, Study, study
+
+_SEED = 20_260_102
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparison:
+    """The recipes of one subject beside its joint training.
+
+    Attributes:
+        study: The measurements.
+        made: A candidate per recipe of the study, or None.
+        joint: Which recipe is joint training.
+        draws: The study's.
+    """
+
+    study: Study
+    made: tuple[Candidate | None, ...]
+    joint: int
+    draws: tuple[Draw, ...]
+
+    def dominates(self, recipe: int) -> bool:
+        """Whether another of its recipes that can be carried out dominates this one."""
+        one = self.made[recipe]
+        return one is not None and is_dominated(one, [each for each in self.made if each is not None and each.misfit is None])
+
+    @property
+    def parameters(self) -> int:
+        """Of the model that was measured."""
+        return int(self.study.subject["parameters"])
+
+    def token_ratio(self, recipe: int, curves: Sequence[Curve]) -> float:
+        """Tokens to the losses that joint training was measured at, as a multiple of joint training's: the geometric mean."""
+        if recipe == self.joint:
+            return 1.0
+        logs = []
+        for size in self.study.recipes[self.joint].sizes():
+            needed = self.tokens_to(recipe, curves, curves[self.joint].loss(size.tokens))
+            if not math.isfinite(needed):
+                return math.inf
+            logs.append(math.log(needed / size.tokens))
+        return math.exp(statistics.fmean(logs))
+
+    def tokens_to(self, recipe: int, curves: Sequence[Curve], loss: float) -> float:
+        """Tokens of a recipe to a loss: at least its smallest run's, and infinity beyond what may be extrapolated to."""
+        measured = self.study.recipes[recipe]
+        tokens = max(curves[recipe].tokens(loss), measured.smallest)
+        return tokens if tokens <= MOST_EXTRAPOLATION * measured.largest else math.inf
+
+    def extrapolation(self, recipe: int) -> float:
+        """Tokens to joint training's least measured loss, as a multiple of the recipe's largest run's."""
+        curves = self.study.curves
+        loss = curves[self.joint].loss(self.study.recipes[self.joint].largest)
+        return self.tokens_to(recipe, curves, loss) / self.study.recipes[recipe].largest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Carried:
+    """One recipe in all the comparisons that have it.
+
+    Attributes:
+        candidate: On the configuration that is advised; its runs are those of all comparisons.
+        places: Its recipes in each comparison that has it.
+    """
+
+    candidate: Candidate
+    places: Mapping[int, Sequence[int]]
+
+
+def transfer(
+    config: RunConfig, own: Mapping[str, Any], runs: Sequence[MeasuredRun], goal: Goal, notes: Sequence[str],
+) -> Advice:
+    """The recipe that costs least for the loss of joint training.
+
+    Args:
+        config: That is advised.
+        own: Its subject.
+        runs: Of other subjects of its family.
+        goal: A budget.
+        notes: What was set aside before.
+
+    Raises:
+        ConfigError: No recipe can be carried out.
+        RunDirError: No comparison tells what joint training reaches.
+    """
+    comparisons, refused = _comparisons(config, runs)
+    carried = _carried(comparisons)
+    misfits = sorted({
+        f"{each.recipe.title}: {each.misfit}"
+        for one in comparisons for each in one.made if each is not None and each.misfit is not None})
+    if not carried:
+        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({[*misfits, *refused][0]})")
+    joint = next(one.made[one.joint] for one in comparisons)
+    if joint is None:
+        raise ConfigError("--from", None, f"joint training, which all is measured by, cannot be priced here ({refused[0]})")
+
+    def ratios(curves: Sequence[Sequence[Curve]], chosen: Sequence[int]) -> list[float]:
+        found = []
+        for each in carried:
+            where = [at for at in chosen if at in each.places] or list(each.places)
+            # Of recipes that differ in what does not carry over, such as learning rates, the best tells what the rest can do.
+            tokens = [min(comparisons[at].token_ratio(recipe, curves[at]) for recipe in each.places[at]) for at in where]
+            mean = math.exp(statistics.fmean(map(math.log, tokens))) if all(map(math.isfinite, tokens)) else math.inf
+            found.append(mean * each.candidate.dollars_per_token / joint.dollars_per_token)
+        return found
+
+    everywhere = range(len(comparisons))
+    chance = random.Random(_SEED)
+    drawn = [
+        ratios(
+            [one.draws[i].curves if one.draws else one.study.curves for one in comparisons],
+            chance.choices(everywhere, k=len(comparisons)))
+        for i in range(DRAWS if len(comparisons) > 1 or any(one.draws for one in comparisons) else 0)]
+    ranks = rank(ratios([one.study.curves for one in comparisons], everywhere), drawn)
+    rows = []
+    titles = distinct_titles([each.candidate for each in carried])
+    for each, judged, title in zip(carried, ranks, titles, strict=True):
+        if not math.isfinite(judged.value):
+            continue
+        row = option(
+            each.candidate, judged, goal.value / each.candidate.dollars_per_token, goal.value, ratio=judged.value,
+            extrapolation=max(
+                min(comparisons[at].extrapolation(recipe) for recipe in recipes) for at, recipes in each.places.items()),
+            dominated=all(comparisons[at].dominates(recipe) for at, recipes in each.places.items() for recipe in recipes))
+        rows.append((row.model_copy(update={"title": title}), each.candidate))
+    rows.sort(key=lambda pair: (pair[0].dominated, pair[0].ratio))
+    if not rows or rows[0][0].dominated:
+        raise RunDirError("--from", None, "no recipe that is possible here reaches joint training's loss; measure larger runs")
+    best, candidate = rows[0]
+    noises = [one.study.noise for one in comparisons if one.study.noise is not None]
+    return Advice(
+        name=config.name, goal=goal, sought="ratio", options=tuple(row for row, _ in rows),
+        settings=changes(config, candidate, best.tokens),
+        confidence=confidence.weigh([
+            confidence.likeness(_apart([one.parameters for one in comparisons], own["parameters"]), len(comparisons)),
+            confidence.duration(_away(
+                best.tokens / own["parameters"], [size / one.parameters for one in comparisons for size in _sizes(one)])),
+            confidence.reach(best.extrapolation, best.runs),
+            confidence.shape(len(best.sizes), best.extrapolation),
+            confidence.scatter(min(noises, key=lambda noise: noise.seeds, default=None)),
+            confidence.lead(best.best_in, len(rows))]),
+        notes=(*notes, *misfits, *refused))
+
+
+def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_Comparison], list[str]]:
+    by_subject: dict[str, list[MeasuredRun]] = defaultdict(list)
+    for run in runs:
+        by_subject[json.dumps(run.subject, sort_keys=True)].append(run)
+    comparisons, refused = [], []
+    for _, group in sorted(by_subject.items()):
+        if not any(run.reference for run in group):
+            refused.append("runs of another model without joint training beside them")
+            continue
+        try:
+            found = study(group)
+        except RunDirError as error:
+            refused.append(f"runs of another model: {error.remedy}")
+            continue
+        made, unfit = candidates(config, found.recipes, scale_free=True)
+        joint = next(i for i, recipe in enumerate(found.recipes) if recipe.reference)
+        comparisons.append(_Comparison(found, tuple(made), joint, tuple(found.draws())))
+        refused += unfit
+    if not comparisons:
+        raise RunDirError(
+            "--from", None, f"nothing carries over from {refused[0]}; give a comparison (`moedisco compare`), which has both")
+    return comparisons, sorted(set(refused))
+
+
+def _carried(comparisons: Sequence[_Comparison]) -> list[_Carried]:
+    members: dict[str, list[Candidate]] = defaultdict(list)
+    places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for at, one in enumerate(comparisons):
+        for recipe, each in enumerate(one.made):
+            if each is not None and each.misfit is None:
+                members[each.key].append(each)
+                places[each.key][at].append(recipe)
+    return [_Carried(_together(members[key]), places[key]) for key in sorted(members)]
+
+
+def _together(members: Sequence[Candidate]) -> Candidate:
+    """One candidate with the runs of all."""
+    recipe = dataclasses.replace(
+        members[0].recipe, runs=tuple(run for each in members for run in each.recipe.runs),
+        title=min(each.recipe.title for each in members))
+    return dataclasses.replace(members[0], recipe=recipe)
+
+
+def _sizes(one: _Comparison) -> list[int]:
+    return [size.tokens for recipe in one.study.recipes for size in recipe.sizes()]
+
+
+def _apart(measured: Sequence[int], own: int) -> float:
+    """The factor between a model's parameters and the nearest measured one's."""
+    return min(max(each / own, own / each) for each in measured)
+
+
+def _away(rate: float, measured: Sequence[float]) -> float:
+    """The factor between a rate and the range of the measured ones; 1 inside of it."""
+    return max(1.0, rate / max(measured), min(measured) / rate)
