@@ -45,7 +45,8 @@ def dollars(amount: float) -> str:
 
 def _promise(advice: Advice) -> str:
     best = advice.advised
-    between = "" if best.interval is None else f" ({_interval(advice, best)})"
+    interval = _interval(advice, best)
+    between = "" if interval == "-" else f" ({interval})"
     if advice.sought == "loss":
         return f"{count(best.tokens)} tokens, predicted loss {best.loss:.3f}{between}"
     if advice.sought == "dollars":

@@ -66,7 +66,7 @@ class Option(BaseModel):
     sizes: tuple[int, ...]
     """Tokens that it was measured with."""
     extrapolation: float
-    """Tokens of this run, or of what it took to joint training's loss, as a multiple of the largest measured run's; at least 1."""
+    """How far from its measured runs the figure lies: the factor in tokens, 1 between them."""
     dominated: bool
     """Whether another recipe had a lower loss for no more dollars wherever this one was measured: it is then not advised, however
     steep its curve."""
@@ -127,14 +127,19 @@ def distinct_titles(candidates: Sequence[Candidate]) -> list[str]:
     titles = []
     for one in candidates:
         namesakes = [other for other in candidates if other.recipe.title == one.recipe.title]
-        paths = {path for other in namesakes for path in (*one.settings, *other.settings)}
-        differing = sorted(
-            path for path in paths if any(other.settings.get(path) != one.settings.get(path) for other in namesakes))
-        told = [f"{path.rsplit('.', 1)[-1]} {one.settings[path]}" for path in differing if path in one.settings]
-        if any(other.recipe.rounds != one.recipe.rounds for other in namesakes):
-            told.append("no rounds" if one.recipe.rounds is None else f"{one.recipe.rounds} rounds")
+        differing = [
+            path for path, value in one.settings.items() if any(other.settings.get(path, value) != value for other in namesakes)]
+        told = [f"{path.rsplit('.', 1)[-1]} {one.settings[path]}" for path in differing]
+        if any((other.sync_every, other.recipe.rounds) != (one.sync_every, one.recipe.rounds) for other in namesakes):
+            told.append(_meetings(one))
         titles.append(one.recipe.title + (f" ({', '.join(told)})" if told else ""))
     return titles
+
+
+def _meetings(candidate: Candidate) -> str:
+    if candidate.sync_every is not None:
+        return f"rounds of {candidate.sync_every} steps"
+    return "no rounds" if candidate.recipe.rounds is None else f"{candidate.recipe.rounds} rounds"
 
 
 def _rounded(tokens: float) -> int:

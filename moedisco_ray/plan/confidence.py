@@ -47,13 +47,13 @@ def reach(extrapolation: float, runs: int) -> Ground:
     """How far from what was measured.
 
     Args:
-        extrapolation: Tokens, as a multiple of the recipe's largest run's.
+        extrapolation: Factor in tokens to the nearest run of the recipe; 1 between them.
         runs: Of the recipe.
     """
     if extrapolation <= _INSIDE:
         return Ground("high", f"interpolates between {runs} runs of this recipe")
     level: Level = "medium" if extrapolation <= _NEAR else "low"
-    return Ground(level, f"extrapolates {extrapolation:.1f}x beyond the largest measured run of this recipe")
+    return Ground(level, f"extrapolates {extrapolation:.1f}x beyond the measured runs of this recipe")
 
 
 def shape(sizes: int, extrapolation: float) -> Ground:

@@ -27,6 +27,8 @@ from moedisco_ray.plan.ranking import rank
 from moedisco_ray.plan.study import DRAWS, Draw, Study, study
 
 _SEED = 20_260_102
+_MOST_BELOW = 4.0
+"""A recipe that passed joint training's loss before its smallest run ended is credited with at most so many times fewer tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +70,17 @@ class _Comparison:
         return math.exp(statistics.fmean(logs))
 
     def tokens_to(self, recipe: int, curves: Sequence[Curve], loss: float) -> float:
-        """Tokens of a recipe to a loss: at least its smallest run's, and infinity beyond what may be extrapolated to."""
+        """Tokens of a recipe to a loss: not far fewer than its smallest run's, and infinity far beyond its largest's."""
         measured = self.study.recipes[recipe]
-        tokens = max(curves[recipe].tokens(loss), measured.smallest)
+        tokens = max(curves[recipe].tokens(loss), measured.smallest / _MOST_BELOW)
         return tokens if tokens <= MOST_EXTRAPOLATION * measured.largest else math.inf
 
     def extrapolation(self, recipe: int) -> float:
-        """Tokens to joint training's least measured loss, as a multiple of the recipe's largest run's."""
-        curves = self.study.curves
-        loss = curves[self.joint].loss(self.study.recipes[self.joint].largest)
-        return self.tokens_to(recipe, curves, loss) / self.study.recipes[recipe].largest
+        """How far from the recipe's runs the tokens are that take it to joint training's measured losses: a factor, up or down."""
+        curves, measured = self.study.curves, self.study.recipes[recipe]
+        needed = [
+            self.tokens_to(recipe, curves, curves[self.joint].loss(size.tokens)) for size in self.study.recipes[self.joint].sizes()]
+        return max(max(needed) / measured.largest, measured.smallest / min(needed))
 
 
 @dataclasses.dataclass(frozen=True)
