@@ -18,6 +18,7 @@ from moedisco_ray.plan.confidence import Confidence
 from moedisco_ray.report import format_dollars
 
 _STYLES = {"high": "green", "medium": "yellow", "low": "bold red"}
+_WIDEST_FLAG = 60
 _SOUGHT = {"loss": "loss", "dollars": "dollars", "ratio": "of joint's"}
 
 
@@ -85,10 +86,12 @@ def _options(advice: Advice) -> Table:
 def _settings(advice: Advice) -> RenderableType:
     if not advice.settings:
         return Text("Nothing to set: the configuration is as advised")
+    flags = [f"--set {shlex.quote(f'{path}={_value(change.advised)}')}" for path, change in advice.settings.items()]
     table = plain_table("set", "instead of")
     table.columns[0].no_wrap = False
-    for path, change in advice.settings.items():
-        table.add_row(f"--set {shlex.quote(f'{path}={_value(change.advised)}')}", _value(change.now))
+    table.columns[0].min_width = min(_WIDEST_FLAG, max(map(len, flags)))    # what is to be copied stays on one line
+    for flag, change in zip(flags, advice.settings.values(), strict=True):
+        table.add_row(flag, _value(change.now))
     return table
 
 

@@ -96,13 +96,13 @@ class Advice(BaseModel):
 
 
 def option(
-    candidate: Candidate, rank: Rank, tokens: float, dollars: float, *, extrapolation: float, dominated: bool,
+    title: str, candidate: Candidate, rank: Rank, tokens: float, dollars: float, *, extrapolation: float, dominated: bool,
     loss: float | None = None, ratio: float | None = None,
 ) -> Option:
     """A candidate as an option."""
     recipe, interval = candidate.recipe, rank.interval
     return Option(
-        title=recipe.title, tokens=_rounded(tokens), dollars=dollars, loss=loss, ratio=ratio,
+        title=title, tokens=_rounded(tokens), dollars=dollars, loss=loss, ratio=ratio,
         interval=interval and (interval[0], interval[1] if math.isfinite(interval[1]) else None), best_in=rank.best_in,
         runs=len(recipe.runs), seeds=len({run.seed for run in recipe.runs}), sizes=tuple(size.tokens for size in recipe.sizes()),
         extrapolation=max(1.0, extrapolation), dominated=dominated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError
@@ -13,7 +13,7 @@ from moedisco_ray.plan.candidates import Candidate, candidates, is_dominated
 from moedisco_ray.plan.loss_curve import Curve
 from moedisco_ray.plan.measured import MeasuredRun
 from moedisco_ray.plan.ranking import rank
-from moedisco_ray.plan.study import study
+from moedisco_ray.plan.study import Study, study
 
 _ROUNDING = 1.001
 """A budget that is smaller than a measured run's dollars by less is as large."""
@@ -34,30 +34,14 @@ def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: S
     """
     found = study(runs)
     made, refused = candidates(config, found.recipes, scale_free=False)
-    usable = [(each, curve) for each, curve in zip(made, found.curves, strict=True) if each is not None and each.misfit is None]
     misfits = [f"{each.recipe.title}: {each.misfit}" for each in made if each is not None and each.misfit is not None]
-    if not usable:
-        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({(misfits + refused)[0]})")
-    order = [i for i, each in enumerate(made) if each is not None and each.misfit is None]
-    ours = [each for each, _ in usable]
-
-    def figures(curves: Sequence[Curve], miss: float) -> list[float]:
-        return [_figure(each, curves[i], goal, miss) for each, i in zip(ours, order, strict=True)]
-
-    ranks = rank(figures(found.curves, 0.0), [figures(draw.curves, draw.miss) for draw in found.draws()])
-    options: list[tuple[Option, Candidate]] = []
-    for (each, curve), judged, title in zip(usable, ranks, distinct_titles(ours), strict=True):
-        if not math.isfinite(judged.value):
-            continue
-        dollars = goal.value if goal.kind == "budget_dollars" else judged.value
-        tokens = dollars / each.dollars_per_token
-        row = option(
-            each, judged, tokens, dollars, loss=curve.loss(tokens), extrapolation=tokens / each.recipe.largest,
-            dominated=is_dominated(each, ours))
-        options.append((row.model_copy(update={"title": title}), each))
-    options.sort(key=lambda pair: (pair[0].dominated, pair[0].loss if goal.kind == "budget_dollars" else pair[0].dollars))
+    possible = {i: each for i, each in enumerate(made) if each is not None and each.misfit is None}
+    if not possible:
+        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({[*misfits, *refused][0]})")
+    options = _options(found, possible, goal)
     if not options or options[0][0].dominated or _is_far(options, goal):
-        raise _unanswered(usable, goal)
+        best_ones = [i for i, each in possible.items() if not is_dominated(each, list(possible.values()))]
+        raise _unanswered([(possible[i], found.curves[i]) for i in best_ones], goal)
     best, chosen = options[0]
     return Advice(
         name=config.name, goal=goal, sought="loss" if goal.kind == "budget_dollars" else "dollars",
@@ -68,6 +52,28 @@ def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: S
             confidence.scatter(found.noise),
             confidence.lead(best.best_in, len(options))]),
         notes=(*notes, *misfits, *refused))
+
+
+def _options(found: Study, possible: Mapping[int, Candidate], goal: Goal) -> list[tuple[Option, Candidate]]:
+    """What each recipe makes of the goal, the best first and the dominated ones last; without those that cannot tell."""
+
+    def figures(curves: Sequence[Curve], miss: float) -> list[float]:
+        return [_figure(each, curves[i], goal, miss) for i, each in possible.items()]
+
+    ranks = rank(figures(found.curves, 0.0), [figures(draw.curves, draw.miss) for draw in found.draws()])
+    ours = list(possible.values())
+    options = []
+    for (i, each), judged, title in zip(possible.items(), ranks, distinct_titles(ours), strict=True):
+        if not math.isfinite(judged.value):
+            continue
+        dollars = goal.value if goal.kind == "budget_dollars" else judged.value
+        tokens = dollars / each.dollars_per_token
+        row = option(
+            title, each, judged, tokens, dollars, loss=found.curves[i].loss(tokens), extrapolation=tokens / each.recipe.largest,
+            dominated=is_dominated(each, ours))
+        options.append((judged.value, row, each))
+    options.sort(key=lambda entry: (entry[1].dominated, entry[0]))
+    return [(row, each) for _, row, each in options]
 
 
 def _figure(candidate: Candidate, curve: Curve, goal: Goal, miss: float) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError, RunDirError
 from moedisco_ray.plan import confidence
-from moedisco_ray.plan.advised import MOST_EXTRAPOLATION, Advice, Goal, changes, distinct_titles, option
+from moedisco_ray.plan.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
 from moedisco_ray.plan.candidates import Candidate, candidates, is_dominated
 from moedisco_ray.plan.loss_curve import Curve
 from moedisco_ray.plan.measured import MeasuredRun
@@ -39,12 +39,14 @@ class _Comparison:
         study: The measurements.
         made: A candidate per recipe of the study, or None.
         joint: Which recipe is joint training.
+        joint_rate: Its dollars per token on the configuration that is advised.
         draws: The study's.
     """
 
     study: Study
     made: tuple[Candidate | None, ...]
     joint: int
+    joint_rate: float
     draws: tuple[Draw, ...]
 
     def dominates(self, recipe: int) -> bool:
@@ -89,7 +91,7 @@ class _Carried:
 
     Attributes:
         candidate: On the configuration that is advised; its runs are those of all comparisons.
-        places: Its recipes in each comparison that has it.
+        places: Its recipes in each comparison that has it: several, where they differ in what does not carry over.
     """
 
     candidate: Candidate
@@ -119,40 +121,7 @@ def transfer(
         for one in comparisons for each in one.made if each is not None and each.misfit is not None})
     if not carried:
         raise ConfigError("--from", None, f"no measured recipe can be carried out here ({[*misfits, *refused][0]})")
-    joint = next(one.made[one.joint] for one in comparisons)
-    if joint is None:
-        raise ConfigError("--from", None, f"joint training, which all is measured by, cannot be priced here ({refused[0]})")
-
-    def ratios(curves: Sequence[Sequence[Curve]], chosen: Sequence[int]) -> list[float]:
-        found = []
-        for each in carried:
-            where = [at for at in chosen if at in each.places] or list(each.places)
-            # Of recipes that differ in what does not carry over, such as learning rates, the best tells what the rest can do.
-            tokens = [min(comparisons[at].token_ratio(recipe, curves[at]) for recipe in each.places[at]) for at in where]
-            mean = math.exp(statistics.fmean(map(math.log, tokens))) if all(map(math.isfinite, tokens)) else math.inf
-            found.append(mean * each.candidate.dollars_per_token / joint.dollars_per_token)
-        return found
-
-    everywhere = range(len(comparisons))
-    chance = random.Random(_SEED)
-    drawn = [
-        ratios(
-            [one.draws[i].curves if one.draws else one.study.curves for one in comparisons],
-            chance.choices(everywhere, k=len(comparisons)))
-        for i in range(DRAWS if len(comparisons) > 1 or any(one.draws for one in comparisons) else 0)]
-    ranks = rank(ratios([one.study.curves for one in comparisons], everywhere), drawn)
-    rows = []
-    titles = distinct_titles([each.candidate for each in carried])
-    for each, judged, title in zip(carried, ranks, titles, strict=True):
-        if not math.isfinite(judged.value):
-            continue
-        row = option(
-            each.candidate, judged, goal.value / each.candidate.dollars_per_token, goal.value, ratio=judged.value,
-            extrapolation=max(
-                min(comparisons[at].extrapolation(recipe) for recipe in recipes) for at, recipes in each.places.items()),
-            dominated=all(comparisons[at].dominates(recipe) for at, recipes in each.places.items() for recipe in recipes))
-        rows.append((row.model_copy(update={"title": title}), each.candidate))
-    rows.sort(key=lambda pair: (pair[0].dominated, pair[0].ratio))
+    rows = sorted(_options(comparisons, carried, goal), key=lambda pair: (pair[0].dominated, pair[0].ratio))
     if not rows or rows[0][0].dominated:
         raise RunDirError("--from", None, "no recipe that is possible here reaches joint training's loss; measure larger runs")
     best, candidate = rows[0]
@@ -171,6 +140,56 @@ def transfer(
         notes=(*notes, *misfits, *refused))
 
 
+def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], goal: Goal) -> list[tuple[Option, Candidate]]:
+    """What each recipe makes of the budget; without those that do not come to joint training's loss."""
+    fitted = _ratios(comparisons, carried, [one.study.curves for one in comparisons], range(len(comparisons)))
+    titles = distinct_titles([each.candidate for each in carried])
+    found = []
+    for each, judged, title in zip(carried, rank(fitted, _draws(comparisons, carried)), titles, strict=True):
+        if not math.isfinite(judged.value):
+            continue
+        row = option(
+            title, each.candidate, judged, goal.value / each.candidate.dollars_per_token, goal.value, ratio=judged.value,
+            extrapolation=max(
+                min(comparisons[at].extrapolation(recipe) for recipe in recipes) for at, recipes in each.places.items()),
+            dominated=all(comparisons[at].dominates(recipe) for at, recipes in each.places.items() for recipe in recipes))
+        found.append((row, each.candidate))
+    return found
+
+
+def _draws(comparisons: Sequence[_Comparison], carried: Sequence[_Carried]) -> list[list[float]]:
+    """The ratios as they could have come out as well: by the noise of runs, and by which subjects happened to be measured."""
+    if len(comparisons) == 1 and not comparisons[0].draws:
+        return []
+    chance = random.Random(_SEED)
+    return [
+        _ratios(
+            comparisons, carried, [one.draws[i].curves if one.draws else one.study.curves for one in comparisons],
+            chance.choices(range(len(comparisons)), k=len(comparisons)))
+        for i in range(DRAWS)]
+
+
+def _ratios(
+    comparisons: Sequence[_Comparison], carried: Sequence[_Carried], curves: Sequence[Sequence[Curve]], chosen: Sequence[int],
+) -> list[float]:
+    """Dollars of each recipe for joint training's loss, as a multiple of joint training's.
+
+    Args:
+        comparisons: All.
+        carried: The recipes.
+        curves: Of each comparison's recipes.
+        chosen: Which comparisons count, as often as they are named; a recipe that none of these has is taken from all.
+    """
+    found = []
+    for each in carried:
+        where = [at for at in chosen if at in each.places] or list(each.places)
+        # Of recipes that differ in what does not carry over, such as learning rates, the best tells what the rest can do.
+        tokens = [min(comparisons[at].token_ratio(recipe, curves[at]) for recipe in each.places[at]) for at in where]
+        mean = math.exp(statistics.fmean(map(math.log, tokens))) if all(map(math.isfinite, tokens)) else math.inf
+        found.append(mean * each.candidate.dollars_per_token / comparisons[0].joint_rate)
+    return found
+
+
 def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_Comparison], list[str]]:
     by_subject: dict[str, list[MeasuredRun]] = defaultdict(list)
     for run in runs:
@@ -178,7 +197,7 @@ def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_
     comparisons, refused = [], []
     for _, group in sorted(by_subject.items()):
         if not any(run.reference for run in group):
-            refused.append("runs of another model without joint training beside them")
+            refused.append("runs of another model: no joint training beside them")
             continue
         try:
             found = study(group)
@@ -187,11 +206,11 @@ def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_
             continue
         made, unfit = candidates(config, found.recipes, scale_free=True)
         joint = next(i for i, recipe in enumerate(found.recipes) if recipe.reference)
-        comparisons.append(_Comparison(found, tuple(made), joint, tuple(found.draws())))
         refused += unfit
+        if (priced := made[joint]) is not None:
+            comparisons.append(_Comparison(found, tuple(made), joint, priced.dollars_per_token, tuple(found.draws())))
     if not comparisons:
-        raise RunDirError(
-            "--from", None, f"nothing carries over from {refused[0]}; give a comparison (`moedisco compare`), which has both")
+        raise RunDirError("--from", None, f"{refused[0]}; `moedisco compare` makes all that is needed")
     return comparisons, sorted(set(refused))
 
 

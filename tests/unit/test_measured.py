@@ -19,7 +19,7 @@ def write_run(directory: Path, end: str = "run_finished", **sections: Any) -> Pa
     (directory / "evaluation").mkdir(parents=True)
     write_json(directory / "config.json", base_config(**sections).model_dump(mode="json"))
     write_json(directory / "evaluation" / "evaluation.json", {"loss": 3.25, "perplexity": 25.8})
-    events = [Event("run_started"), Event("run_failed"), Event("run_started"), Event(end), Event("heartbeat")]
+    events = [Event("run_started"), Event("run_finished"), Event("run_started"), Event(end), Event("heartbeat")]
     (directory / "events.jsonl").write_text("".join(f"{event.to_json()}\n" for event in events))
     return directory
 
