@@ -88,8 +88,7 @@ def _settings(advice: Advice) -> RenderableType:
         return Text("Nothing to set: the configuration is as advised")
     flags = [f"--set {shlex.quote(f'{path}={_value(change.advised)}')}" for path, change in advice.settings.items()]
     table = plain_table("set", "instead of")
-    table.columns[0].no_wrap = False
-    table.columns[0].min_width = min(_WIDEST_FLAG, max(map(len, flags)))    # what is to be copied stays on one line
+    table.columns[0].no_wrap = max(map(len, flags)) <= _WIDEST_FLAG     # what is to be copied stays on one line
     for flag, change in zip(flags, advice.settings.values(), strict=True):
         table.add_row(flag, _value(change.now))
     return table

@@ -213,6 +213,8 @@ def test_an_advice_is_whole_at_any_width(width, model, kind, value, promise):
     assert f"How sure: {advice.confidence.level}" in text
     assert "Set aside: going: not finished" in text
     assert "--set 'finetune.phases=[{\"train\": \"all\", \"share\": 1.0}]'" in text
+    assert "instead of" in text
+    assert '"share":0.5}]' in "".join(text.split())
     for row in advice.options:
         assert ("dominated" if row.dominated else f"{row.best_in:.0%}".replace("%", " %")) in text
     assert "…" not in text
