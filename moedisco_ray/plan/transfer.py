@@ -49,7 +49,7 @@ class _Comparison:
     joint_rate: float
     draws: tuple[Draw, ...]
 
-    def dominates(self, recipe: int) -> bool:
+    def is_dominated(self, recipe: int) -> bool:
         """Whether another of its recipes that can be carried out dominates this one."""
         one = self.made[recipe]
         return one is not None and is_dominated(one, [each for each in self.made if each is not None and each.misfit is None])
@@ -152,7 +152,7 @@ def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], go
             title, each.candidate, judged, goal.value / each.candidate.dollars_per_token, goal.value, ratio=judged.value,
             extrapolation=max(
                 min(comparisons[at].extrapolation(recipe) for recipe in recipes) for at, recipes in each.places.items()),
-            dominated=all(comparisons[at].dominates(recipe) for at, recipes in each.places.items() for recipe in recipes))
+            dominated=all(comparisons[at].is_dominated(recipe) for at, recipes in each.places.items() for recipe in recipes))
         found.append((row, each.candidate))
     return found
 
