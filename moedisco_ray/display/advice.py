@@ -35,8 +35,8 @@ def advice_view(advice: Advice) -> RenderableType:
         _grounds(sure),
         *(Text(f"Set aside: {note}", style="dim") for note in advice.notes),
         Text(
-            "Dollars are planned, of training. An interval holds nine of ten resamplings; that the curves have the right form is "
-            "assumed.", style="dim"))
+            "Dollars are planned, of training, without the traffic between a gang's workers. An interval holds nine of ten "
+            "resamplings; that the curves have the right form is assumed.", style="dim"))
 
 
 def dollars(amount: float) -> str:

@@ -126,13 +126,13 @@ def distinct_titles(candidates: Sequence[Candidate]) -> list[str]:
     """Titles that tell recipes of one title apart, by the settings in which these differ."""
     titles = []
     for one in candidates:
-        namesakes = [other for other in candidates if other.recipe.title == one.recipe.title]
+        namesakes = [other for other in candidates if other.title == one.title]
         differing = [
             path for path, value in one.settings.items() if any(other.settings.get(path, value) != value for other in namesakes)]
         told = [f"{path.rsplit('.', 1)[-1]} {one.settings[path]}" for path in differing]
         if any((other.sync_every, other.recipe.rounds) != (one.sync_every, one.recipe.rounds) for other in namesakes):
             told.append(_meetings(one))
-        titles.append(one.recipe.title + (f" ({', '.join(told)})" if told else ""))
+        titles.append(one.title + (f" ({', '.join(told)})" if told else ""))
     return titles
 
 

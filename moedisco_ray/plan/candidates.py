@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moedisco_ray.config import RunConfig, check_config, put
+from moedisco_ray.config import PoolName, RunConfig, check_config, put
 from moedisco_ray.errors import ConfigError, UserError
 from moedisco_ray.plan.build import build_plan
-from moedisco_ray.plan.study import Recipe
+from moedisco_ray.plan.study import POOL, Recipe
 
 SCALE_FREE = (
     "tokens.seed_share", "tokens.finetune_share",
@@ -19,11 +20,12 @@ SCALE_FREE = (
     "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from",
     "merge.backbone", "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.router",
     "merge.match_load", "merge.match_scale",
-    "finetune.pool", "finetune.optimizer.schedule", "finetune.optimizer.warmup", "finetune.phases", "finetune.dense_gate",
-    "finetune.spike_guard", "finetune.load_balance", "finetune.z_loss")
+    "finetune.optimizer.schedule", "finetune.optimizer.warmup", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard",
+    "finetune.load_balance", "finetune.z_loss")
 """What is a choice, a share or a multiple, and so means the same for a model of another size. Learning rates, batches and steps do
 not; rounds do, as a number of parts of a sub-model's training."""
 
+_POOLS: tuple[PoolName | None, ...] = ("high_memory", "low_memory", None)
 _EQUAL_DOLLARS = 1.001
 """Runs whose tokens were chosen to cost as much as another's differ by less."""
 
@@ -33,18 +35,22 @@ class Candidate:
     """A recipe, on the configuration that is advised.
 
     Attributes:
+        title: For people.
         recipe: As measured.
+        at: The recipe's place among all.
         settings: What it sets, how often sub-models meet apart.
         sync_every: Steps between two rounds; None: as many as make the recipe's rounds, or there are none.
         dollars_per_token: By the configuration's prices and model.
-        misfit: Why it cannot be carried out: a worker has too little memory. None where it can.
+        fits: Whether its workers have the memory.
     """
 
+    title: str
     recipe: Recipe
+    at: int
     settings: Mapping[str, Any]
     sync_every: int | None
     dollars_per_token: float
-    misfit: str | None
+    fits: bool
 
     @property
     def key(self) -> str:
@@ -64,8 +70,11 @@ class Candidate:
         return [(size.tokens * self.dollars_per_token, size.loss) for size in self.recipe.sizes()]
 
 
-def candidates(config: RunConfig, recipes: Sequence[Recipe], *, scale_free: bool) -> tuple[list[Candidate | None], list[str]]:
-    """What each recipe would be on a configuration.
+def candidates(config: RunConfig, recipes: Sequence[Recipe], *, scale_free: bool) -> tuple[list[Candidate], list[str]]:
+    """What the recipes would be on a configuration.
+
+    A gang trains where it was measured, and also where the configuration has its own. It is not moved to the cheap pool unasked:
+    what a plan does not count, the traffic between its workers, is what that pool is bad at.
 
     Args:
         config: That is advised.
@@ -73,26 +82,33 @@ def candidates(config: RunConfig, recipes: Sequence[Recipe], *, scale_free: bool
         scale_free: Take over only what means the same for a model of another size.
 
     Returns:
-        A candidate for each, or None where the configuration does not allow for the recipe; and why it does not, a line each.
+        The candidates; and why others are none, or do not fit, a line each, where they are as measured.
 
     Raises:
         ConfigError: Training costs nothing.
     """
-    found: list[Candidate | None] = []
+    found: list[Candidate] = []
     refused = []
-    for recipe in recipes:
+    for (at, recipe), pool in itertools.product(enumerate(recipes), _POOLS):
+        if pool not in recipe.titles and (pool != config.finetune.pool or None in recipe.titles):
+            continue
+        title = recipe.titles.get(pool) or f"{recipe.title}, moved to {str(pool).replace('_', '-')}"
         settings = {path: value for path, value in recipe.settings.items() if not scale_free or path in SCALE_FREE}
+        if pool is not None:
+            settings[POOL] = pool
         sync_every = None if scale_free else recipe.sync_every
         try:
             plan = build_plan(_configured(config, settings, sync_every, recipe.rounds, config.tokens.total))
         except UserError as error:
-            found.append(None)
-            refused.append(f"{recipe.title}: {error}")
+            if pool in recipe.titles:
+                refused.append(f"{title}: {error}")
             continue
         if not plan.dollars:
             raise ConfigError("pools", None, "training costs nothing, so there is nothing to weigh; give the pools prices")
-        misfit = next((f"{stage.stage} does not fit {stage.pool}: {stage.remedy}" for stage in plan.stages if not stage.fits), None)
-        found.append(Candidate(recipe, settings, sync_every, plan.dollars / plan.tokens, misfit))
+        found.append(Candidate(title, recipe, at, settings, sync_every, plan.dollars / plan.tokens, plan.fits))
+        if pool in recipe.titles:
+            refused += [
+                f"{title}: {stage.stage} does not fit {stage.pool}: {stage.remedy}" for stage in plan.stages if not stage.fits][:1]
     return found, refused
 
 

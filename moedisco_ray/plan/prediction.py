@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError
@@ -34,14 +34,12 @@ def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: S
     """
     found = study(runs)
     made, refused = candidates(config, found.recipes, scale_free=False)
-    misfits = [f"{each.recipe.title}: {each.misfit}" for each in made if each is not None and each.misfit is not None]
-    possible = {i: each for i, each in enumerate(made) if each is not None and each.misfit is None}
+    possible = [each for each in made if each.fits]
     if not possible:
-        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({[*misfits, *refused][0]})")
+        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({refused[0]})")
     options = _options(found, possible, goal)
     if not options or options[0][0].dominated or _is_far(options, goal):
-        best_ones = [i for i, each in possible.items() if not is_dominated(each, list(possible.values()))]
-        raise _unanswered([(possible[i], found.curves[i]) for i in best_ones], goal)
+        raise _unanswered([(each, found.curves[each.at]) for each in possible if not is_dominated(each, possible)], goal)
     best, chosen = options[0]
     return Advice(
         name=config.name, goal=goal, sought="loss" if goal.kind == "budget_dollars" else "dollars",
@@ -51,26 +49,25 @@ def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: S
             confidence.shape(len(best.sizes), best.extrapolation),
             confidence.scatter(found.noise),
             confidence.lead(best.best_in, len(options))]),
-        notes=(*notes, *misfits, *refused))
+        notes=(*notes, *refused))
 
 
-def _options(found: Study, possible: Mapping[int, Candidate], goal: Goal) -> list[tuple[Option, Candidate]]:
+def _options(found: Study, possible: Sequence[Candidate], goal: Goal) -> list[tuple[Option, Candidate]]:
     """What each recipe makes of the goal, the best first and the dominated ones last; without those that cannot tell."""
 
     def figures(curves: Sequence[Curve], miss: float) -> list[float]:
-        return [_figure(each, curves[i], goal, miss) for i, each in possible.items()]
+        return [_figure(each, curves[each.at], goal, miss) for each in possible]
 
     ranks = rank(figures(found.curves, 0.0), [figures(draw.curves, draw.miss) for draw in found.draws()])
-    ours = list(possible.values())
     options = []
-    for (i, each), judged, title in zip(possible.items(), ranks, distinct_titles(ours), strict=True):
+    for each, judged, title in zip(possible, ranks, distinct_titles(possible), strict=True):
         if not math.isfinite(judged.value):
             continue
         dollars = goal.value if goal.kind == "budget_dollars" else judged.value
         tokens = dollars / each.dollars_per_token
         row = option(
-            title, each, judged, tokens, dollars, loss=found.curves[i].loss(tokens), extrapolation=tokens / each.recipe.largest,
-            dominated=is_dominated(each, ours))
+            title, each, judged, tokens, dollars, loss=found.curves[each.at].loss(tokens),
+            extrapolation=tokens / each.recipe.largest, dominated=is_dominated(each, possible))
         options.append((judged.value, row, each))
     options.sort(key=lambda entry: (entry[1].dominated, entry[0]))
     return [(row, each) for _, row, each in options]

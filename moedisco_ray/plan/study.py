@@ -15,6 +15,8 @@ from moedisco_ray.errors import RunDirError
 from moedisco_ray.plan.loss_curve import Curve, Size, fit_curve, through_one
 from moedisco_ray.plan.measured import MeasuredRun
 
+POOL = "finetune.pool"
+"""Where a gang trains decides what its tokens cost and never what comes out, so that it is no part of a recipe."""
 _SYNC_EVERY = "submodels.sync_every"
 DRAWS = 400
 _SEED = 20_260_101
@@ -25,15 +27,15 @@ class Recipe:
     """What was measured of one recipe.
 
     Attributes:
-        title: For people.
-        settings: Dotted paths and values, all but how often sub-models meet.
+        titles: For people, per pool that its gang was measured on; of a recipe without one, under None.
+        settings: Dotted paths and values, all but the gang's pool and how often sub-models meet.
         sync_every: Steps between two rounds, where that is the same at all sizes; else None.
         rounds: Parts of a sub-model's training, as in its largest run; None where there are no rounds.
         reference: Whether it is what the others are compared with.
         runs: Of all its sizes.
     """
 
-    title: str
+    titles: Mapping[str | None, str]
     settings: Mapping[str, Any]
     sync_every: int | None
     rounds: int | None
@@ -44,6 +46,11 @@ class Recipe:
     def key(self) -> str:
         """The same for the same recipe alone."""
         return json.dumps([self.settings, self.sync_every, self.rounds], sort_keys=True)
+
+    @property
+    def title(self) -> str:
+        """One for all pools."""
+        return min(self.titles.values())
 
     @property
     def smallest(self) -> int:
@@ -171,7 +178,7 @@ def fit_all(sizes: Sequence[Sequence[Size]], like: Callable[[list[Curve]], list[
 def _recipes(runs: Sequence[MeasuredRun]) -> list[Recipe]:
     groups: dict[str, list[MeasuredRun]] = defaultdict(list)
     for run in runs:
-        groups[json.dumps(_without_rounds(run), sort_keys=True)].append(run)
+        groups[json.dumps(_settings(run), sort_keys=True)].append(run)
     return [recipe for group in groups.values() for recipe in _of_group(group)]
 
 
@@ -189,14 +196,19 @@ def _of_group(group: Sequence[MeasuredRun]) -> list[Recipe]:
     parts = by_rounds if len(by_rounds) <= len(by_steps) else by_steps
     return [
         Recipe(
-            title=min(run.title for run in runs), settings=_without_rounds(runs[0]),
+            titles=_titles(runs), settings=_settings(runs[0]),
             sync_every=sync_every if parts is by_steps else None, rounds=max(runs, key=lambda run: run.tokens).rounds,
             reference=any(run.reference for run in runs), runs=tuple(runs))
         for sync_every, runs in parts.items()]
 
 
-def _without_rounds(run: MeasuredRun) -> dict[str, Any]:
-    return {path: value for path, value in run.recipe.items() if path != _SYNC_EVERY}
+def _titles(runs: Sequence[MeasuredRun]) -> dict[str | None, str]:
+    pools = {run.recipe.get(POOL) for run in runs}
+    return {pool: min(run.title for run in runs if run.recipe.get(POOL) == pool) for pool in pools}
+
+
+def _settings(run: MeasuredRun) -> dict[str, Any]:
+    return {path: value for path, value in run.recipe.items() if path not in (POOL, _SYNC_EVERY)}
 
 
 def _noise(recipes: Sequence[Recipe], curves: Sequence[Curve]) -> Noise | None:

@@ -24,7 +24,7 @@ from moedisco_ray.plan.candidates import Candidate, candidates, is_dominated
 from moedisco_ray.plan.loss_curve import Curve
 from moedisco_ray.plan.measured import MeasuredRun
 from moedisco_ray.plan.ranking import rank
-from moedisco_ray.plan.study import DRAWS, Draw, Study, study
+from moedisco_ray.plan.study import DRAWS, POOL, Draw, Study, study
 
 _SEED = 20_260_102
 _MOST_BELOW = 4.0
@@ -37,22 +37,22 @@ class _Comparison:
 
     Attributes:
         study: The measurements.
-        made: A candidate per recipe of the study, or None.
+        made: Its recipes on the configuration that is advised.
         joint: Which recipe is joint training.
         joint_rate: Its dollars per token on the configuration that is advised.
         draws: The study's.
     """
 
     study: Study
-    made: tuple[Candidate | None, ...]
+    made: tuple[Candidate, ...]
     joint: int
     joint_rate: float
     draws: tuple[Draw, ...]
 
-    def is_dominated(self, recipe: int) -> bool:
-        """Whether another of its recipes that can be carried out dominates this one."""
-        one = self.made[recipe]
-        return one is not None and is_dominated(one, [each for each in self.made if each is not None and each.misfit is None])
+    @property
+    def possible(self) -> list[Candidate]:
+        """Those that can be carried out."""
+        return [each for each in self.made if each.fits]
 
     @property
     def parameters(self) -> int:
@@ -91,11 +91,11 @@ class _Carried:
 
     Attributes:
         candidate: On the configuration that is advised; its runs are those of all comparisons.
-        places: Its recipes in each comparison that has it: several, where they differ in what does not carry over.
+        places: What it is in each comparison that has it: several, where they differ in what does not carry over.
     """
 
     candidate: Candidate
-    places: Mapping[int, Sequence[int]]
+    places: Mapping[int, Sequence[Candidate]]
 
 
 def transfer(
@@ -116,11 +116,8 @@ def transfer(
     """
     comparisons, refused = _comparisons(config, runs)
     carried = _carried(comparisons)
-    misfits = sorted({
-        f"{each.recipe.title}: {each.misfit}"
-        for one in comparisons for each in one.made if each is not None and each.misfit is not None})
     if not carried:
-        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({[*misfits, *refused][0]})")
+        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({refused[0]})")
     rows = sorted(_options(comparisons, carried, goal), key=lambda pair: (pair[0].dominated, pair[0].ratio))
     if not rows or rows[0][0].dominated:
         raise RunDirError("--from", None, "no recipe that is possible here reaches joint training's loss; measure larger runs")
@@ -137,7 +134,7 @@ def transfer(
             confidence.shape(len(best.sizes), best.extrapolation),
             confidence.scatter(min(noises, key=lambda noise: noise.seeds, default=None)),
             confidence.lead(best.best_in, len(rows))]),
-        notes=(*notes, *misfits, *refused))
+        notes=(*notes, *refused))
 
 
 def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], goal: Goal) -> list[tuple[Option, Candidate]]:
@@ -150,9 +147,8 @@ def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], go
             continue
         row = option(
             title, each.candidate, judged, goal.value / each.candidate.dollars_per_token, goal.value, ratio=judged.value,
-            extrapolation=max(
-                min(comparisons[at].extrapolation(recipe) for recipe in recipes) for at, recipes in each.places.items()),
-            dominated=all(comparisons[at].is_dominated(recipe) for at, recipes in each.places.items() for recipe in recipes))
+            extrapolation=max(min(comparisons[at].extrapolation(mine.at) for mine in here) for at, here in each.places.items()),
+            dominated=all(is_dominated(mine, comparisons[at].possible) for at, here in each.places.items() for mine in here))
         found.append((row, each.candidate))
     return found
 
@@ -184,7 +180,7 @@ def _ratios(
     for each in carried:
         where = [at for at in chosen if at in each.places] or list(each.places)
         # Of recipes that differ in what does not carry over, such as learning rates, the best tells what the rest can do.
-        tokens = [min(comparisons[at].token_ratio(recipe, curves[at]) for recipe in each.places[at]) for at in where]
+        tokens = [min(comparisons[at].token_ratio(mine.at, curves[at]) for mine in each.places[at]) for at in where]
         mean = math.exp(statistics.fmean(map(math.log, tokens))) if all(map(math.isfinite, tokens)) else math.inf
         found.append(mean * each.candidate.dollars_per_token / comparisons[0].joint_rate)
     return found
@@ -207,30 +203,26 @@ def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_
         made, unfit = candidates(config, found.recipes, scale_free=True)
         joint = next(i for i, recipe in enumerate(found.recipes) if recipe.reference)
         refused += unfit
-        if (priced := made[joint]) is not None:
-            comparisons.append(_Comparison(found, tuple(made), joint, priced.dollars_per_token, tuple(found.draws())))
+        rates = [each.dollars_per_token for each in made if each.at == joint and each.settings[POOL] == "high_memory"]
+        if rates:
+            comparisons.append(_Comparison(found, tuple(made), joint, rates[0], tuple(found.draws())))
     if not comparisons:
         raise RunDirError("--from", None, f"{refused[0]}; `moedisco compare` makes all that is needed")
     return comparisons, sorted(set(refused))
 
 
 def _carried(comparisons: Sequence[_Comparison]) -> list[_Carried]:
-    members: dict[str, list[Candidate]] = defaultdict(list)
-    places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    places: dict[str, dict[int, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
     for at, one in enumerate(comparisons):
-        for recipe, each in enumerate(one.made):
-            if each is not None and each.misfit is None:
-                members[each.key].append(each)
-                places[each.key][at].append(recipe)
-    return [_Carried(_together(members[key]), places[key]) for key in sorted(members)]
+        for each in one.possible:
+            places[each.key][at].append(each)
+    return [_Carried(_together([mine for here in each.values() for mine in here]), each) for _, each in sorted(places.items())]
 
 
 def _together(members: Sequence[Candidate]) -> Candidate:
     """One candidate with the runs of all."""
-    recipe = dataclasses.replace(
-        members[0].recipe, runs=tuple(run for each in members for run in each.recipe.runs),
-        title=min(each.recipe.title for each in members))
-    return dataclasses.replace(members[0], recipe=recipe)
+    recipe = dataclasses.replace(members[0].recipe, runs=tuple(run for each in members for run in each.recipe.runs))
+    return dataclasses.replace(members[0], recipe=recipe, title=min(each.title for each in members))
 
 
 def _sizes(one: _Comparison) -> list[int]:
