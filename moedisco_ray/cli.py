@@ -21,10 +21,13 @@ from moedisco_ray.artifacts import read_json
 from moedisco_ray.compare.table import compare_view
 from moedisco_ray.config import Evaluation, RunConfig, Source, check_evaluation, load_config
 from moedisco_ray.config.presets import PresetName, preset_text
-from moedisco_ray.display import View, cluster_view, evaluation_view, listener_for, plan_view, report_view
+from moedisco_ray.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
 from moedisco_ray.errors import ConfigError, MoeDiscoError, RunDirError, RunStopped, UserError
 from moedisco_ray.plan import build_plan
+from moedisco_ray.plan.advice import advise
+from moedisco_ray.plan.advised import Goal
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
+from moedisco_ray.plan.measured import read_measurements
 from moedisco_ray.stopping import StopFile
 from moedisco_ray.tracking import trackers
 
@@ -66,6 +69,12 @@ ClusterFile = Annotated[
     Path | None,
     typer.Option("--cluster", metavar="FILE", help="Hold the pools against what this file for `ray up` starts."),
 ]
+MeasuredIn = Annotated[
+    list[Path] | None,
+    typer.Option("--from", metavar="PATH", help="Advise, from finished runs: of comparisons, or in run directories. Repeatable."),
+]
+Budget = Annotated[float | None, typer.Option(metavar="X", help="With --from: dollars to spend on training.")]
+TargetLoss = Annotated[float | None, typer.Option(metavar="Y", help="With --from: the held-out loss to reach, nats per token.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write; - is the standard output.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Make again what changed settings affect, in the same directory.")]
@@ -130,9 +139,20 @@ def run(
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, as_json: AsJson = False) -> None:
-    """Say what a run needs and costs: parameters, memory, hours, dollars. Trains nothing."""
+def plan(
+    config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, measured_in: MeasuredIn = None,
+    budget_dollars: Budget = None, target_loss: TargetLoss = None, as_json: AsJson = False,
+) -> None:
+    """Say what a run needs and costs: parameters, memory, hours, dollars; or, from measured runs, how best to train it."""
     checked = load_config(config, overrides or ())
+    goal = _goal(budget_dollars, target_loss, measured_in, cluster)
+    if goal is not None:
+        advice = advise(checked, read_measurements(measured_in or ()), goal)
+        if as_json:
+            print(advice.model_dump_json(indent=2))
+        else:
+            output_console().print(advice_view(advice))
+        return
     worked_out = build_plan(checked)
     if as_json:
         print(worked_out.model_dump_json(indent=2))
@@ -251,6 +271,23 @@ def compare(
     console.print(compare_view(result))
     for path in (directory / "compare.json", *figures):
         console.print(str(path), soft_wrap=True)
+
+
+def _goal(
+    budget_dollars: float | None, target_loss: float | None, measured_in: list[Path] | None, cluster: Path | None,
+) -> Goal | None:
+    """What an advice is asked for; None where none is."""
+    given = {"budget_dollars": budget_dollars, "target_loss": target_loss}
+    goals = [Goal(kind=kind, value=value) for kind, value in given.items() if value is not None]
+    if not measured_in and not goals:
+        return None
+    if not measured_in:
+        raise ConfigError(goals[0].flag, goals[0].value, "is a question to measured runs; name them with --from")
+    if len(goals) != 1:
+        raise ConfigError("--from", str(measured_in[0]), "needs one of --budget-dollars and --target-loss")
+    if cluster is not None:
+        raise ConfigError("--cluster", str(cluster), "is for the plan as configured; leave it out, or --from")
+    return goals[0]
 
 
 def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from moedisco_ray.config import RunConfig, check_config
+from moedisco_ray.config import RunConfig, check_config, put
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
 
@@ -111,8 +111,8 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budge
     """
     raw = base.model_dump(mode="json")
     for path, value in arm.settings.items():
-        _set(raw, path, value(base) if callable(value) else value)
-    _set(raw, "tokens.total", tokens)
+        put(raw, path, value(base) if callable(value) else value)
+    put(raw, "tokens.total", tokens)
     raw |= {"name": f"{name}-{budget}", "output": str(output)}
     if raw["evaluation"]["every_tokens"] is None:
         raw["evaluation"]["every_tokens"] = max(1, base.tokens.total // _LOOKS)
@@ -140,10 +140,3 @@ def planned(base: RunConfig, arm: Arm) -> Plan:
 
 _LOOKS = 40
 """Looks at the held-out loss, over as many tokens as the configuration has, where it does not say how often."""
-
-
-def _set(raw: dict[str, Any], path: str, value: Any) -> None:
-    *sections, last = path.split(".")
-    for section in sections:
-        raw = raw[section]
-    raw[last] = value

@@ -1,6 +1,6 @@
 """The run configuration: frozen pydantic models, no torch, no Ray."""
 
-from moedisco_ray.config.load import check_config, check_evaluation, load_config
+from moedisco_ray.config.load import check_config, check_evaluation, load_config, put
 from moedisco_ray.config.model import FAMILIES, Architecture, CheckpointInit, FamilyName, Model, read_architecture
 from moedisco_ray.config.pools import AnyPool, HighMemoryPool, LowMemoryPool, MachineType, Pool, PoolName, Pools
 from moedisco_ray.config.run import RunConfig
@@ -52,5 +52,6 @@ __all__ = [
     "check_config",
     "check_evaluation",
     "load_config",
+    "put",
     "read_architecture",
 ]

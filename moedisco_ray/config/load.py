@@ -142,6 +142,14 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError("--set", override, f"{last!r} is not a setting")
 
 
+def put(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set a setting, by its dotted path, in a configuration's own plain data."""
+    *sections, last = path.split(".")
+    for section in sections:
+        raw = raw[section]
+    raw[last] = value
+
+
 def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
     """What pydantic found, told as field, value and remedy.
 

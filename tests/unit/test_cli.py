@@ -4,6 +4,7 @@ import sys
 import types
 
 import pytest
+from measured_example import base_config, comparison
 from run_example import events, report
 from typer.testing import CliRunner
 
@@ -123,6 +124,38 @@ def test_plan_as_table_and_as_json(demo):
     assert plan["stages"][0]["cost"]["tokens"] == 160_000
 
 
+def test_plan_advises_from_measured_runs(tmp_path):
+    config, results = tmp_path / "small.yaml", tmp_path / "results"
+    results.mkdir()
+    config.write_text(json.dumps(base_config().model_dump(mode="json")))
+    for seed in (0, 1):
+        write_json(results / f"{seed}.json", comparison(base_config(), seed=seed, noise=0.01))
+    shown = invoke("plan", config, "--from", results, "--budget-dollars", "0.001").stdout
+    assert "small  for $0.0010: MoE-DisCo, as configured" in shown
+    assert "--set tokens.total=" in shown
+    assert "How sure: medium" in shown
+    arguments = ("plan", config, "--from", results / "0.json", "--from", results / "1.json", "--target-loss", "2.7", "--json")
+    advice = json.loads(invoke(*arguments).stdout)
+    assert advice["sought"] == "dollars"
+    assert advice["settings"]["tokens.total"]["now"] == 40_000_000
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (("--from", "x"), "moedisco: --from: 'x': needs one of --budget-dollars and --target-loss"),
+    (("--from", "x", "--budget-dollars", 1, "--target-loss", 3),
+     "moedisco: --from: 'x': needs one of --budget-dollars and --target-loss"),
+    (("--budget-dollars", 1), "moedisco: --budget-dollars: 1.0: is a question to measured runs; name them with --from"),
+    (("--from", "x", "--target-loss", 3, "--cluster", "y"),
+     "moedisco: --cluster: 'y': is for the plan as configured; leave it out, or --from"),
+    (("--from", "x", "--target-loss", 3),
+     "moedisco: --from: 'x': holds no comparison (`moedisco compare` writes one) and no run"),
+])
+def test_half_a_question_to_measured_runs(demo, arguments, line):
+    result = invoke("plan", demo, *arguments)
+    assert result.exit_code == 2
+    assert one_line(result) == line
+
+
 def test_schema_is_the_configurations():
     schema = json.loads(invoke("schema").stdout)
     assert set(schema["required"]) == {"name", "corpus"}
@@ -193,10 +226,12 @@ def test_what_cannot_be_measured_is_told(tmp_path, arguments, line):
 
 def test_light_commands_import_nothing_heavy(tmp_path):
     write_json(tmp_path / "report.json", report())
-    config = tmp_path / "run.yaml"
+    config, table = tmp_path / "run.yaml", tmp_path / "compare.json"
+    write_json(table, comparison(base_config(model={"family": "qwen2_moe"})))
     commands = [
         ["--help"], ["init", str(config), "--preset", "paper"], ["validate", str(config)], ["plan", str(config)],
-        ["plan", str(config), "--json"], ["schema"], ["show", str(tmp_path)], ["run", str(config), "--set", "seed=x"]]
+        ["plan", str(config), "--json"], ["plan", str(config), "--from", str(table), "--budget-dollars", "100"], ["schema"],
+        ["show", str(tmp_path)], ["run", str(config), "--set", "seed=x"]]
     # One process runs them all: what any of them imports is seen.
     program = (
         "import sys, contextlib, io\n"

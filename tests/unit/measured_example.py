@@ -1,0 +1,51 @@
+"""Comparisons as `moedisco compare` writes them, with losses that follow a law instead of a training."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.compare.accounting import phases
+from moedisco_ray.compare.arms import ARMS, REFERENCE, arm_config, tokens_for
+from moedisco_ray.config import RunConfig
+from moedisco_ray.plan import build_plan, recipe, subject
+
+Law = Callable[[float], float]
+
+MODEL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128}
+LAWS: Mapping[str, Law] = {
+    "joint": lambda tokens: 2.0 + 40 * tokens**-0.22,
+    "disco": lambda tokens: 2.0 + 41 * tokens**-0.22,
+    "paper": lambda tokens: 2.3 + 43 * tokens**-0.22,
+}
+
+
+def base_config(**sections: Any) -> RunConfig:
+    given = {
+        "name": "small", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"config": MODEL},
+        "tokens": {"total": 40_000_000, "seed_share": 0.3}, "clusters": {"count": 4}, **sections}
+    return RunConfig.model_validate(given)
+
+
+def comparison(
+    base: RunConfig, laws: Mapping[str, Law] = LAWS, seed: int = 0, noise: float = 0.0, times: Sequence[float] = (1,),
+) -> dict[str, Any]:
+    """One run per arm, budget and size: `times` as many tokens as the base configuration has."""
+    chance = random.Random(seed)
+    of_seed = chance.gauss(0, noise)
+    rows = []
+    for factor in times:
+        sized = base.model_copy(update={"tokens": base.tokens.model_copy(update={"total": round(base.tokens.total * factor)})})
+        for name, law in laws.items():
+            for budget in ("tokens",) if name == REFERENCE else ("tokens", "dollars"):
+                config = arm_config(sized, name, ARMS[name], Path("runs"), budget, tokens_for(sized, ARMS[name], budget))
+                plan = build_plan(config)
+                loss = law(plan.tokens) + of_seed + chance.gauss(0, noise / 2)
+                rows.append({
+                    "arm": name, "title": ARMS[name].title, "budget": budget, "run": config.name, "measured": ARMS[name].measured,
+                    "recipe": recipe(config), "subject": subject(config, plan), "tokens": plan.tokens, "dollars": plan.dollars,
+                    "phases": phases(plan), "loss": loss, "perplexity": math.exp(loss), "curve": []})
+    return {"reference": REFERENCE, "name": base.name, "seed": seed, "target_loss": rows[0]["loss"], "rows": rows}
