@@ -24,10 +24,8 @@ from moedisco_ray.config.presets import PresetName, preset_text
 from moedisco_ray.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
 from moedisco_ray.errors import ConfigError, MoeDiscoError, RunDirError, RunStopped, UserError
 from moedisco_ray.plan import build_plan
-from moedisco_ray.plan.advice import advise
-from moedisco_ray.plan.advised import Goal
+from moedisco_ray.plan.advice import Goal, advise, read_measurements
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
-from moedisco_ray.plan.measured import read_measurements
 from moedisco_ray.stopping import StopFile
 from moedisco_ray.tracking import trackers
 

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count, percent
-from moedisco_ray.plan.advised import Advice, Option
-from moedisco_ray.plan.confidence import Confidence
+from moedisco_ray.plan.advice.advised import Advice, Option
+from moedisco_ray.plan.advice.confidence import Confidence
 from moedisco_ray.report import format_dollars
 
 _STYLES = {"high": "green", "medium": "yellow", "low": "bold red"}

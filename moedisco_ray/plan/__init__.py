@@ -1,8 +1,4 @@
-"""What a run needs and costs, before anything is rented: parameters, memory, hours, dollars. No torch, no Ray.
-
-`advice` says by which recipe to train, from runs that were measured: `measured` reads them, `study` fits a `loss_curve` to each
-recipe, `prediction` and `transfer` answer from the same model or from others, and `confidence` says how surely.
-"""
+"""What a run needs and costs, before anything is rented: parameters, memory, hours, dollars. No torch, no Ray."""
 
 from moedisco_ray.plan.build import Plan, StagePlan, build_plan
 from moedisco_ray.plan.cost import Cost

@@ -16,9 +16,9 @@ from moedisco_ray.config import RunConfig, check_config, put
 from moedisco_ray.errors import ConfigError, RunDirError
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice import advise
-from moedisco_ray.plan.advised import Advice, Goal
-from moedisco_ray.plan.measured import Measurements, comparison_runs
-from moedisco_ray.plan.study import study
+from moedisco_ray.plan.advice.advised import Advice, Goal
+from moedisco_ray.plan.advice.measured import Measurements, comparison_runs
+from moedisco_ray.plan.advice.study import study
 
 BASE = base_config()
 JOINT = planned(BASE, ARMS["joint"]).dollars

@@ -15,8 +15,8 @@ from moedisco_ray.display.words import count, gigabytes
 from moedisco_ray.events import Event
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice import advise
-from moedisco_ray.plan.advised import Goal
-from moedisco_ray.plan.measured import Measurements, comparison_runs
+from moedisco_ray.plan.advice.advised import Goal
+from moedisco_ray.plan.advice.measured import Measurements, comparison_runs
 
 
 def text_of(renderable, width=120):

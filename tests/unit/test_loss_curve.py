@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
-from moedisco_ray.plan.loss_curve import Curve, Size, fit_curve, through_one
+from moedisco_ray.plan.advice.loss_curve import Curve, Size, fit_curve, through_one
 
 curves = st.builds(
     Curve, unit=st.floats(1e5, 1e9), level=st.floats(1, 9), slope=st.floats(0.05, 2),

@@ -10,7 +10,7 @@ from measured_example import base_config, comparison
 from moedisco_ray.artifacts import write_json
 from moedisco_ray.errors import RunDirError
 from moedisco_ray.events import Event
-from moedisco_ray.plan.measured import read_measurements
+from moedisco_ray.plan.advice.measured import read_measurements
 
 BASE = base_config()
 

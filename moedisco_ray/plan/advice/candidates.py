@@ -10,8 +10,8 @@ from typing import Any
 
 from moedisco_ray.config import PoolName, RunConfig, check_config, put
 from moedisco_ray.errors import ConfigError, UserError
+from moedisco_ray.plan.advice.study import POOL, Recipe
 from moedisco_ray.plan.build import build_plan
-from moedisco_ray.plan.study import POOL, Recipe
 
 SCALE_FREE = (
     "tokens.seed_share", "tokens.finetune_share",

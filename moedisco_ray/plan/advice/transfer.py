@@ -18,13 +18,13 @@ from typing import Any
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError, RunDirError
-from moedisco_ray.plan import confidence
-from moedisco_ray.plan.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
-from moedisco_ray.plan.candidates import Candidate, candidates, is_dominated
-from moedisco_ray.plan.loss_curve import Curve
-from moedisco_ray.plan.measured import MeasuredRun
-from moedisco_ray.plan.ranking import rank
-from moedisco_ray.plan.study import DRAWS, POOL, Draw, Study, study
+from moedisco_ray.plan.advice import confidence
+from moedisco_ray.plan.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
+from moedisco_ray.plan.advice.candidates import Candidate, candidates, is_dominated
+from moedisco_ray.plan.advice.loss_curve import Curve
+from moedisco_ray.plan.advice.measured import MeasuredRun
+from moedisco_ray.plan.advice.ranking import rank
+from moedisco_ray.plan.advice.study import DRAWS, POOL, Draw, Study, study
 
 _SEED = 20_260_102
 _MOST_BELOW = 4.0

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.plan.study import DRAWS, Noise
+from moedisco_ray.plan.advice.study import DRAWS, Noise
 
 Level = Literal["high", "medium", "low"]
 _LEVELS: tuple[Level, ...] = ("low", "medium", "high")

@@ -14,12 +14,12 @@ from typing import Any
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError
-from moedisco_ray.plan.advised import Advice, Goal
+from moedisco_ray.plan.advice.advised import Advice, Goal
+from moedisco_ray.plan.advice.measured import MeasuredRun, Measurements
+from moedisco_ray.plan.advice.prediction import predict
+from moedisco_ray.plan.advice.transfer import transfer
 from moedisco_ray.plan.build import build_plan
-from moedisco_ray.plan.measured import MeasuredRun, Measurements
-from moedisco_ray.plan.prediction import predict
 from moedisco_ray.plan.recipe import subject
-from moedisco_ray.plan.transfer import transfer
 
 
 def advise(config: RunConfig, measurements: Measurements, goal: Goal) -> Advice:

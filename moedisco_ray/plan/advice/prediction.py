@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError
-from moedisco_ray.plan import confidence
-from moedisco_ray.plan.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
-from moedisco_ray.plan.candidates import Candidate, candidates, is_dominated
-from moedisco_ray.plan.loss_curve import Curve
-from moedisco_ray.plan.measured import MeasuredRun
-from moedisco_ray.plan.ranking import rank
-from moedisco_ray.plan.study import Study, study
+from moedisco_ray.plan.advice import confidence
+from moedisco_ray.plan.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
+from moedisco_ray.plan.advice.candidates import Candidate, candidates, is_dominated
+from moedisco_ray.plan.advice.loss_curve import Curve
+from moedisco_ray.plan.advice.measured import MeasuredRun
+from moedisco_ray.plan.advice.ranking import rank
+from moedisco_ray.plan.advice.study import Study, study
 
 _ROUNDING = 1.001
 """A budget that is smaller than a measured run's dollars by less is as large."""

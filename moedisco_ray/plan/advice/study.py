@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from moedisco_ray.errors import RunDirError
-from moedisco_ray.plan.loss_curve import Curve, Size, fit_curve, through_one
-from moedisco_ray.plan.measured import MeasuredRun
+from moedisco_ray.plan.advice.loss_curve import Curve, Size, fit_curve, through_one
+from moedisco_ray.plan.advice.measured import MeasuredRun
 
 POOL = "finetune.pool"
 """Where a gang trains decides what its tokens cost and never what comes out, so that it is no part of a recipe."""

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from moedisco_ray.config import RunConfig
+from moedisco_ray.plan.advice.candidates import Candidate
+from moedisco_ray.plan.advice.confidence import Confidence
+from moedisco_ray.plan.advice.ranking import Rank
 from moedisco_ray.plan.build import build_plan
-from moedisco_ray.plan.candidates import Candidate
-from moedisco_ray.plan.confidence import Confidence
-from moedisco_ray.plan.ranking import Rank
 
 MOST_EXTRAPOLATION = 100.0
 """Nothing is said of runs that are larger than a measured one by more than this factor."""
