@@ -2,7 +2,7 @@
 
 ROUNDS/round-0007/
 ├── members/NAME/       the backbone that a member ended the round with, and `post.json`: its step, and its tokens since it
-│                       last took one in; appears when complete, and goes when the round is closed
+│                       last took one in; appears when complete, and goes when the round is closed, a late one's when the next is
 ├── backbone/           what they became, float32; goes when two newer ones are there, as does
 ├── momentum/           the outer step's
 └── round.json          which members took part, and who was late; the round is closed once it is there
@@ -117,7 +117,11 @@ def close(directory: Path, number: int, start: Path, gathering: Gathering, outer
         after = open_checkpoint(home / "momentum")
         write_checkpoint(home / "backbone", next_backbone(before, momentum, after, outer), config)
         write_json(home / _CLOSED, {"members": dict(zip(gathering.members, tokens, strict=True)), "late": list(gathering.late)})
-    shutil.rmtree(home / "members")
+    # Not those who are late: they may be laying theirs down at this moment.
+    for left in (*(home / "members" / name for name in gathering.members), last / "members"):
+        shutil.rmtree(left, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (home / "members").rmdir()
     for part in ("momentum", "backbone"):
         shutil.rmtree(_home(directory, number - _KEPT) / part, ignore_errors=True)
 

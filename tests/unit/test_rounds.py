@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from tiny_training import BATCH, RECIPE, L, ignore, never, run, stop_after, vari
 from moedisco_ray.config import LowMemoryPool, Outer
 from moedisco_ray.events import Event
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.model_map import ModelMap, Role, check_same
+from moedisco_ray.model_map import ModelMap, Role, check_same, open_checkpoint
 from moedisco_ray.policies.rounds import meetings
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import Keeper, Rounds, TrainJob, World, checkpoint, rounds, train
@@ -241,6 +241,30 @@ def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Pa
         keeper.close(gathering)
     assert run(jobs[2]).steps == 5      # its third meeting
     assert rounds.has_posted(tmp_path / "rounds", 3, "submodel-2")
+
+
+def test_laying_a_backbone_down_while_the_round_is_closed_disturbs_nobody(home: Path, tmp_path: Path) -> None:
+    jobs, directory = [leaving(job) for job in members(home, tmp_path)], tmp_path / "rounds"
+    keeper = Keeper(jobs, ignore)
+    keeper.drop("submodel-2")
+
+    def close_one() -> None:
+        for job in jobs[:2]:
+            run(job)
+        gathering = keeper.due()
+        assert gathering is not None
+        keeper.close(gathering)
+
+    def slowly() -> Iterator[tuple[str, torch.Tensor]]:
+        for i, tensor in enumerate(weights(home / "dense").items()):
+            if i == 1:
+                close_one()
+            yield tensor
+
+    rounds.post(directory, 1, "submodel-2", slowly(), open_checkpoint(home / "dense").config, rounds.Post(1, BATCH * L))
+    assert run(jobs[2]).steps == 3      # it goes on from what the others made
+    close_one()
+    assert sorted(path.name for path in (directory / "round-0001").iterdir()) == ["backbone", "momentum", "round.json"]
 
 
 def test_a_keeper_that_begins_again_knows_where_the_rounds_are(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
