@@ -18,7 +18,8 @@ class SpikeGuard:
     """Leaves out updates whose gradient stands out from those before.
 
     One bad batch can throw a model back by hundreds of steps; left out, it costs its own tokens. The threshold is a
-    multiple of a median, which a spike does not move.
+    multiple of a median, which a spike does not move. Gradients that have become larger for good, as where a phase lets more
+    learn, do after half of what is remembered: then nothing is left out any more.
 
     Args:
         job: Its `spike_guard` is the multiple; None: nothing is left out, and no norm is read.
@@ -42,9 +43,9 @@ class SpikeGuard:
         if not math.isfinite(value):
             return False    # the ledger's business: it ends the training
         median = statistics.median(known) if len(known) >= _AT_LEAST else math.inf
+        known.append(value)
+        del known[:-_REMEMBERED]
         if value <= self._job.spike_guard * median:
-            known.append(value)
-            del known[:-_REMEMBERED]
             return False
         if self._world.rank == 0:
             self._emit(Event("warning", self._job.stage, self._job.name, {

@@ -153,6 +153,11 @@ def test_nothing_stands_out_among_few_or_without_a_guard(job: TrainJob) -> None:
     assert not any(refusals(job, [1.0] * 100 + [100.0], []))
 
 
+def test_gradients_that_stay_larger_are_the_usual_ones_after_half_of_what_is_remembered(job: TrainJob) -> None:
+    refused = refusals(variant(job, "phased", spike_guard=3.0), [1.0] * 100 + [5.0] * 100, [])
+    assert [step for step, left_out in enumerate(refused) if left_out] == list(range(100, 132))
+
+
 def test_a_step_that_is_left_out_changes_no_weight(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SpikeGuard, "refuses", lambda _guard, step, _norm: step >= 2)
     short = variant(job, "short", steps=4, optimizer=RECIPE.model_copy(update={"schedule": "constant", "warmup": 0.0}))
