@@ -103,31 +103,42 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
     )
     try:
-        trainer.fit()
+        failure = _fit(trainer)
+        # What one of the workers has said goes before what the others died of, minutes later, when it was gone.
         outcome = mail.outcome(job.name)
     except NotFiniteError as error:
         return End("not_finite", error.step - 1, str(error))
-    except (StorageError, TrainingFailedError, RayActorError) as error:
-        return end_of(error, mail.whereabouts(job.name), gone_before)
+    except StorageError as error:
+        return End("storage", mail.whereabouts(job.name).step, str(error))
     finally:
         mail.end(job.name)
     if outcome is None:
-        return End("failed", mail.whereabouts(job.name).step, "its worker ended without a result; see the Ray logs")
+        where = mail.whereabouts(job.name)
+        if failure is not None:
+            return end_of(failure, where, gone_before)
+        return End("failed", where.step, "its worker ended without a result; see the Ray logs")
     if not outcome.finished and not outcome.waits and not any(stop.requested for stop in around.stops):
         return End("preempted", outcome.steps, "its node is about to be taken away", saved=True)
     return outcome
 
 
-def end_of(error: StorageError | TrainingFailedError | RayActorError, where: Whereabouts, gone_before: Collection[str] = ()) -> End:
+def _fit(trainer: TorchTrainer) -> TrainingFailedError | RayActorError | None:
+    """Train; returns what Ray says if that fails."""
+    try:
+        trainer.fit()
+    except (TrainingFailedError, RayActorError) as error:
+        return error
+    return None
+
+
+def end_of(error: TrainingFailedError | RayActorError, where: Whereabouts, gone_before: Collection[str] = ()) -> End:
     """What an error says of an attempt's end.
 
     Args:
-        error: Of the storage, or of Ray.
+        error: Of Ray.
         where: The trainer was last seen.
         gone_before: Nodes that were dead when the attempt began.
     """
-    if isinstance(error, StorageError):
-        return End("storage", where.step, str(error))
     if isinstance(error, RayActorError):
         return End("died", where.step, f"its controller died: {last_line(error)}")
     failures: list[Exception] = [error]
@@ -137,15 +148,16 @@ def end_of(error: StorageError | TrainingFailedError | RayActorError, where: Whe
         failures = [error.controller_failure]
     words = " ".join(str(failure) for failure in failures)
     unstarted = any(isinstance(failure, WorkerGroupStartupFailedError) for failure in failures)
+    unplaced = any(isinstance(failure, _NO_SLOTS) for failure in failures)
     lost = (
         isinstance(error, PreemptionError) or any(getattr(failure, "preempted", False) for failure in failures)
         or bool(_NODE_GONE.search(words)) or not _alive(where.nodes, _VERDICT_SECONDS if _CUT_OFF.search(words) else 0.0)
-        or any(isinstance(failure, _NO_SLOTS) for failure in failures) or (unstarted and _another_goes(gone_before)))
+        or unplaced or (unstarted and _another_goes(gone_before)))
     reason = "; ".join(sorted({last_line(failure) for failure in failures}))
     kind = kind_of(words, node_lost=lost)
     # What the rest of a gang says then is only that they lost sight of the one that died.
     died = kind == "failed" and (unstarted or any(isinstance(failure, RayActorError) for failure in failures))
-    return End("died" if died else kind, where.step, reason)
+    return End("died" if died else kind, where.step, reason, saved=unplaced)
 
 
 def _cause(failure: Exception) -> Exception:

@@ -32,7 +32,7 @@ class End:
         kind: What it was.
         step: The step that was under way, counted from 0.
         reason: One line for people.
-        saved: Whether it was announced, and used for a checkpoint: no work is lost.
+        saved: Whether no work is lost: it was announced, and used for a checkpoint; or there was no machine to begin on.
     """
 
     kind: EndKind

@@ -1,0 +1,94 @@
+"""What an attempt's end is taken for, with what Ray Train says made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from moedisco_ray.config import LowMemoryPool, Optimizer
+from moedisco_ray.errors import MoeDiscoError, RunDirError, StorageError
+from moedisco_ray.on_ray import attempts
+from moedisco_ray.on_ray.attempts import Surroundings, attempt, end_of
+from moedisco_ray.on_ray.relay import Relay, Whereabouts
+from moedisco_ray.policies.retrying import End
+from moedisco_ray.shell import Placement
+from moedisco_ray.training import TrainJob, TrainResult
+
+ALONE = WorkerGroupError("", {1: RuntimeError("gloo: timed out waiting for the others")})
+FINISHED = TrainResult(4, 4, (), 1.0, 0, finished=True)
+
+
+class Mail(Relay):
+    """Of a unit whose worker has said something, or not."""
+
+    def __init__(self, outcome: object) -> None:
+        super().__init__(handle=None)
+        self._outcome = outcome
+
+    def begin(self, unit: str) -> None:
+        pass
+
+    def end(self, unit: str) -> None:
+        pass
+
+    def outcome(self, unit: str) -> Any:
+        if isinstance(self._outcome, MoeDiscoError):
+            raise self._outcome
+        return self._outcome
+
+    def whereabouts(self, unit: str) -> Whereabouts:
+        return Whereabouts(("node",), 3)
+
+
+@pytest.fixture(autouse=True)
+def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that lives, and nobody who has to be waited for."""
+    monkeypatch.setattr(attempts, "_VERDICT_SECONDS", 0.0)
+    monkeypatch.setattr(attempts.ray, "nodes", lambda: [{"NodeID": "node", "Alive": True}, {"NodeID": "gone", "Alive": False}])
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Exception | None, object], TrainResult | End]:
+    """An attempt of which Ray Train says this, and a worker that."""
+    job = TrainJob(
+        stage="finetune", name="finetune", model=tmp_path, shards=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
+        steps=4, sequence_length=1, optimizer=Optimizer(batch_tokens=1), checkpoint_every=1)
+
+    def fits(error: Exception | None, outcome: object) -> TrainResult | End:
+        class Trainer:
+            def __init__(self, *args: object, **settings: object) -> None:
+                pass
+
+            def fit(self) -> None:
+                if error is not None:
+                    raise error
+
+        monkeypatch.setattr(attempts, "TorchTrainer", Trainer)
+        return attempt(job, Surroundings("run", Placement(LowMemoryPool(), 2, 0), tmp_path, (), Mail(outcome)))
+
+    return fits
+
+
+def test_a_worker_s_own_words_go_before_what_the_others_died_of(fits: Callable[..., TrainResult | End]) -> None:
+    with pytest.raises(RunDirError, match="disk"):
+        fits(ALONE, RunDirError("output", "/run", "the disk is full"))
+    assert fits(ALONE, StorageError("s3://bucket does not answer")) == End("storage", 3, "s3://bucket does not answer")
+    assert fits(ALONE, FINISHED) == FINISHED
+    assert fits(None, FINISHED) == FINISHED
+
+
+def test_without_a_word_it_is_what_ray_says(fits: Callable[..., TrainResult | End]) -> None:
+    assert fits(ALONE, None) == End("failed", 3, "gloo: timed out waiting for the others")
+    assert fits(None, None) == End("failed", 3, "its worker ended without a result; see the Ray logs")
+
+
+def test_who_finds_no_slot_has_lost_no_work() -> None:
+    end = end_of(ControllerError(WorkerGroupStartupTimeoutError(1)), Whereabouts(), {"gone"})
+    assert (end.kind, end.saved) == ("preempted", True)
+    end = end_of(WorkerGroupError("", {0: RuntimeError("the node has died")}), Whereabouts(), {"gone"})
+    assert (end.kind, end.saved) == ("preempted", False)
