@@ -67,6 +67,7 @@ class _Mailbox:
 
     def begin(self, unit: str) -> None:
         self._outcomes.pop(unit, None)
+        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=())
 
     def control(self, unit: str, controller: ActorHandle) -> None:
         self._controllers[unit] = controller
@@ -109,7 +110,7 @@ class Relay:
         self.handle = handle
 
     def begin(self, unit: str) -> None:
-        """Forget what an earlier attempt of the unit returned."""
+        """Forget what an earlier attempt of the unit returned, and where its workers were."""
         ray.get(self.handle.begin.remote(unit))
 
     def end(self, unit: str) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from moedisco_ray.config import LowMemoryPool, Optimizer
 from moedisco_ray.errors import MoeDiscoError, RunDirError, StorageError
 from moedisco_ray.on_ray import attempts
 from moedisco_ray.on_ray.attempts import Surroundings, attempt, end_of
-from moedisco_ray.on_ray.relay import Relay, Whereabouts
+from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.shell import Placement
 from moedisco_ray.training import TrainJob, TrainResult
@@ -92,3 +92,12 @@ def test_who_finds_no_slot_has_lost_no_work() -> None:
     assert (end.kind, end.saved) == ("preempted", True)
     end = end_of(WorkerGroupError("", {0: RuntimeError("the node has died")}), Whereabouts(), {"gone"})
     assert (end.kind, end.saved) == ("preempted", False)
+
+
+def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
+    mailbox = _Mailbox()
+    mailbox.place("finetune", None, ("gone",))
+    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.whereabouts("finetune")).kind == "preempted"
+    mailbox.begin("finetune")
+    unstarted = ControllerError(WorkerGroupStartupFailedError("its image lacks a library"))
+    assert end_of(unstarted, mailbox.whereabouts("finetune"), {"gone"}).kind == "died"
