@@ -18,12 +18,11 @@ from moedisco_ray.errors import TrainingError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray import histories
 from moedisco_ray.on_ray.relay import Whereabouts
-from moedisco_ray.policies import retrying
 from moedisco_ray.policies.checkpointing import loss_rate
 from moedisco_ray.policies.gang import Sizes, worth_growing
-from moedisco_ray.policies.retrying import End, GiveUp, GoBack
+from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.stopping import NEVER, StopFile
-from moedisco_ray.training import TrainJob, TrainResult, checkpoint
+from moedisco_ray.training import TrainJob, TrainResult
 
 _LOOK_SECONDS = 1.0
 """Between two looks at the pool."""
@@ -87,7 +86,7 @@ class Gang:
     ) -> None:
         self._job = job
         self._sizes = sizes
-        self._limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
+        self._max_failures = max_failures
         self._site = site
         self._directory = directory
         self._stop = stop
@@ -178,14 +177,10 @@ class Gang:
 
     def _follow(self, end: End) -> None:
         """Do what the policy says of an end."""
-        steps = [] if end.kind == "storage" else checkpoint.steps(self._job.checkpoints)
         self._losses += end.kind in ("died", "preempted") and not end.saved
-        decision = retrying.decide(self._history, end, steps, self._limits)
+        decision = histories.follow(self._job, self._history, end, self._max_failures)
         if isinstance(decision, GiveUp):
             raise TrainingError(f"{self._job.name}: {decision.reason}")
-        if isinstance(decision, GoBack):
-            checkpoint.discard_after(self._job.checkpoints, decision.checkpoint)
         self._history = decision.history
-        histories.remember(self._job, decision.history)
         self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
             "kind": end.kind, "step": end.step, "reason": end.reason}))

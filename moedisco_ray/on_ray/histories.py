@@ -6,15 +6,41 @@ import dataclasses
 from pathlib import Path
 
 from moedisco_ray.artifacts import read_json, write_json
+from moedisco_ray.errors import StorageError
+from moedisco_ray.policies import retrying
 from moedisco_ray.policies.checkpointing import ASSUMED
-from moedisco_ray.policies.retrying import History, Skip
-from moedisco_ray.training import TrainJob
+from moedisco_ray.policies.retrying import Decision, End, GiveUp, GoBack, History, Skip
+from moedisco_ray.training import TrainJob, checkpoint
 
 
 def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
     """The job as its history has it: a smaller micro-batch, batches that are left out, and checkpoints as losses ask for."""
     optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
     return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
+
+
+def follow(job: TrainJob, history: History, end: End, max_failures: int) -> Decision:
+    """Do to a job's files what the policy says of an end, and remember it.
+
+    Args:
+        job: Whose attempt ended.
+        history: Of that attempt.
+        end: How it ended.
+        max_failures: How often workers that failed are started again.
+    """
+    checkpoints: list[int] = []
+    if end.kind in retrying.MAY_GO_BACK:
+        try:
+            checkpoints = checkpoint.steps(job.checkpoints)
+        except StorageError as error:   # nobody knows where to go back to: what is poisoned will end like this again
+            end = End("storage", end.step, str(error))
+    limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
+    decision = retrying.decide(history, end, checkpoints, limits)
+    if isinstance(decision, GoBack):
+        checkpoint.discard_after(job.checkpoints, decision.checkpoint)
+    if not isinstance(decision, GiveUp):
+        remember(job, decision.history)
+    return decision
 
 
 def remember(job: TrainJob, history: History) -> None:

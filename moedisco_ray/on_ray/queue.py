@@ -22,11 +22,10 @@ from moedisco_ray.on_ray import histories, session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
 from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.rounds import KeeperBeside
-from moedisco_ray.policies import retrying
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first
 from moedisco_ray.policies.placement import Need, place_all
-from moedisco_ray.policies.retrying import Again, End, GiveUp, GoBack
+from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.shell import Trained
 from moedisco_ray.training import TrainJob, TrainResult, checkpoint
 
@@ -163,24 +162,16 @@ class Queue:
 
     def _follow(self, job: TrainJob, end: End) -> None:
         """Do what the policy says of an end."""
-        limits = retrying.Limits(self._around.placement.max_failures, window=retrying.window_of(job.steps))
-        steps = [] if end.kind == "storage" else checkpoint.steps(job.checkpoints)
         self._losses += end.kind in ("died", "preempted") and not end.saved
-        decision = retrying.decide(self._histories[job.name], end, steps, limits)
+        decision = histories.follow(job, self._histories[job.name], end, self._around.placement.max_failures)
         if isinstance(decision, GiveUp):
             self._cohort.give_up(job.name, decision.reason)
             self._rounds.drop(job)
             return
-        if isinstance(decision, GoBack):
-            checkpoint.discard_after(job.checkpoints, decision.checkpoint)
-        self._remember(job, decision)
-        self._tell(Event("worker_restarted", job.stage, job.name, {"kind": end.kind, "step": end.step, "reason": end.reason}))
-        self._waiting[job.name] = job
-
-    def _remember(self, job: TrainJob, decision: Again | GoBack) -> None:
         self._histories[job.name] = decision.history
         self._needs[job.name] = self._need(job)
-        histories.remember(job, decision.history)
+        self._tell(Event("worker_restarted", job.stage, job.name, {"kind": end.kind, "step": end.step, "reason": end.reason}))
+        self._waiting[job.name] = job
 
     def _need(self, job: TrainJob) -> Need:
         return self._around.placement.need(histories.adjusted(job, self._histories[job.name]))

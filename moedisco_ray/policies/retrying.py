@@ -21,6 +21,9 @@ from typing import Literal
 
 EndKind = Literal["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"]
 
+MAY_GO_BACK: frozenset[EndKind] = frozenset({"failed", "not_finite"})
+"""Ends of which `decide` must know the checkpoints."""
+
 _OUT_OF_MEMORY = ("out of memory", "outofmemoryerror", "running low on memory", "cublas_status_alloc_failed")
 
 
@@ -144,7 +147,7 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
     Args:
         history: Of the attempt that ended.
         end: How it ended.
-        checkpoints: Steps of the checkpoints that are there.
+        checkpoints: Steps of the checkpoints that are there; of ends outside `MAY_GO_BACK` none need be named.
         limits: What is put up with.
     """
     if end.kind == "preempted":

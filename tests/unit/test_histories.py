@@ -1,0 +1,50 @@
+"""What an end does to a job's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moedisco_ray.config import Optimizer
+from moedisco_ray.errors import StorageError
+from moedisco_ray.file_systems import Location
+from moedisco_ray.on_ray.histories import follow, remembered
+from moedisco_ray.policies.retrying import Again, End, EndKind, GoBack, History
+from moedisco_ray.training import TrainJob, checkpoint
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        stage="submodels", name="submodel-0", model=tmp_path, shards=(), output=tmp_path / "home" / "out",
+        checkpoints="s3://bucket/steps", steps=200, sequence_length=1, optimizer=Optimizer(batch_tokens=8), checkpoint_every=1)
+
+
+def storage(found: list[int] | StorageError) -> Callable[[Location], list[int]]:
+    def steps(_location: Location) -> list[int]:
+        if isinstance(found, StorageError):
+            raise found
+        return found
+    return steps
+
+
+@pytest.mark.parametrize("kind", ["preempted", "died", "storage", "out_of_memory", "failed", "not_finite"])
+def test_a_storage_that_is_away_when_workers_end_does_not_end_the_run(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, kind: EndKind,
+) -> None:
+    monkeypatch.setattr(checkpoint, "steps", storage(StorageError("it does not answer")))
+    decision = follow(job, History(8, step=5, at_step=1), End(kind, 5, "its end"), 3)
+    assert isinstance(decision, Again)
+    assert remembered(job, 1) == decision.history
+
+
+def test_poison_drops_the_checkpoints_after_the_one_that_it_goes_back_to(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[int] = []
+    monkeypatch.setattr(checkpoint, "steps", storage([80, 90, 100]))
+    monkeypatch.setattr(checkpoint, "discard_after", lambda _location, step: dropped.append(step))
+    decision = follow(job, History(8), End("not_finite", 101, "nan"), 3)
+    assert isinstance(decision, GoBack)
+    assert dropped == [decision.checkpoint] == [90]
+    assert remembered(job, 1) == decision.history
