@@ -32,7 +32,7 @@ from moedisco_ray.training import TrainJob, TrainResult, checkpoint
 _LOOK_SECONDS = 1.0
 """Between two looks at the pool's room."""
 _GRACE_SECONDS = 120.0
-"""For trainers that are no longer waited for, to save a checkpoint and end."""
+"""For trainers that are asked to end, to save a checkpoint."""
 
 Outcome = TrainResult | End
 
@@ -56,7 +56,8 @@ class Queue:
         self._threads = threads
         self._cohort = cohort
         self._pools = {kind.key: kind for kind in around.placement.pool.kinds}
-        self._waiting = {job.name: job for job in jobs if job.name not in cohort.finished}
+        self._waiting: dict[str, TrainJob] = {}
+        self._reached: dict[str, int] = {}
         self._running: dict[Future[Outcome], tuple[TrainJob, Pool]] = {}
         self._histories = {job.name: histories.remembered(job, around.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
@@ -67,6 +68,8 @@ class Queue:
         for job in jobs:
             if job.name in cohort.finished:
                 self._tell_finished(job)
+            else:
+                self._wait(job)
 
     @property
     def worth_waiting(self) -> bool:
@@ -91,8 +94,8 @@ class Queue:
         seen = {job.name: self._around.mail.whereabouts(job.name) for job in self._jobs}
         timed = [Remaining(name, 1, 1.0, where.step_seconds) for name, where in seen.items() if where.step_seconds]
         factor = calibration(timed) if timed else math.inf
-        running = [_remaining(job, seen[job.name], seen[job.name].step) for job, _ in self._running.values()]
-        waiting = longest_first([_remaining(job, seen[job.name]) for job in self._waiting.values()], factor)
+        running = [self._remaining(job, seen[job.name], seen[job.name].step) for job, _ in self._running.values()]
+        waiting = longest_first([self._remaining(job, seen[job.name]) for job in self._waiting.values()], factor)
         return [expected_seconds(unit, factor) for unit in running], [expected_seconds(unit, factor) for unit in waiting]
 
     def start(self) -> None:
@@ -102,7 +105,7 @@ class Queue:
         free = {key: session.room(pool, placement.workers) - taken[key] for key, pool in self._pools.items()}
         measured = self._around.mail.step_seconds()
         order = longest_first([
-            Remaining(job.name, job.steps - _reached(job), planned=1.0, measured=measured.get(job.name))
+            Remaining(job.name, job.steps - self._reached[job.name], planned=1.0, measured=measured.get(job.name))
             for job in self._waiting.values() if self._rounds.startable(job)])
         needs = [self._needs[unit.name] for unit in order]
         placed = place_all(needs, placement.types(free))
@@ -132,23 +135,27 @@ class Queue:
                 self._follow(job, outcome)
             elif not outcome.finished:
                 self._around.stops[0].check()
-                self._waiting[job.name] = job
+                self._wait(job)
             else:
                 self._finish(job, outcome, pool)
         self._cohort.note(self._around.mail.held, now=bool(done))
 
+    def await_ends(self) -> None:
+        """Wait for those that were asked to end, which save a checkpoint first; kill who waits for slots, or hangs."""
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while hung := wait(self._running, timeout=_LOOK_SECONDS).not_done:
+            for name in [self._running[future][0].name for future in hung]:
+                if time.monotonic() >= deadline or not self._around.mail.whereabouts(name).nodes:
+                    self._around.mail.kill(name)
+
     def let_go(self) -> None:
         """Take leave of what is not waited for: those that train were asked to end, and save a checkpoint first."""
-        wait(self._running, timeout=_GRACE_SECONDS)
-        while self._running:
-            done, hung = wait(self._running, timeout=_LOOK_SECONDS)
-            for future in hung:
-                self._around.mail.kill(self._running[future][0].name)
-            for future in done:
-                job, pool = self._running.pop(future)
-                outcome = future.result()
-                if isinstance(outcome, TrainResult) and outcome.finished:
-                    self._finish(job, outcome, pool)
+        self.await_ends()
+        for future, (job, pool) in self._running.items():
+            outcome = future.result()
+            if isinstance(outcome, TrainResult) and outcome.finished:
+                self._finish(job, outcome, pool)
+        self._running.clear()
         for job, trained in zip(self._jobs, self.results, strict=True):
             if trained.contribution != "finished":
                 self._tell(Event("unit_let_go", job.stage, job.name, {
@@ -171,7 +178,18 @@ class Queue:
         self._histories[job.name] = decision.history
         self._needs[job.name] = self._need(job)
         self._tell(Event("worker_restarted", job.stage, job.name, {"kind": end.kind, "step": end.step, "reason": end.reason}))
+        self._wait(job)
+
+    def _wait(self, job: TrainJob) -> None:
+        """Put a job into the queue. What it has saved does not change while it waits: a storage is slow to ask, and may be away."""
         self._waiting[job.name] = job
+        self._reached.setdefault(job.name, 0)
+        with contextlib.suppress(StorageError):     # which is no reason to end a run here: the order alone hangs on it
+            self._reached[job.name] = max(checkpoint.steps(job.checkpoints), default=0)
+
+    def _remaining(self, job: TrainJob, where: Whereabouts, step: int = 0) -> Remaining:
+        steps = max(1, job.steps - max(step, self._reached[job.name]))      # the last one made, the model is still to be written
+        return Remaining(job.name, steps, planned=1.0, measured=where.step_seconds)
 
     def _need(self, job: TrainJob) -> Need:
         return self._around.placement.need(histories.adjusted(job, self._histories[job.name]))
@@ -195,14 +213,3 @@ class Queue:
 
     def _tell(self, event: Event) -> None:
         ray.get(self._around.mail.handle.push.remote(event))
-
-
-def _remaining(job: TrainJob, where: Whereabouts, step: int = 0) -> Remaining:
-    steps = max(1, job.steps - max(step, _reached(job)))    # the last one made, the model is still to be written
-    return Remaining(job.name, steps, planned=1.0, measured=where.step_seconds)
-
-
-def _reached(job: TrainJob) -> int:
-    with contextlib.suppress(StorageError):     # which is no reason to end a run here: the order alone hangs on it
-        return max(checkpoint.steps(job.checkpoints), default=0)
-    return 0

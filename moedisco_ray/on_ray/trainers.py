@@ -62,4 +62,5 @@ def train_all(
         finally:
             # Whatever ends the queue ends its trainers, each with a checkpoint, before the executor waits for them.
             end.request("ended")
+            queue.await_ends()
         return queue.results

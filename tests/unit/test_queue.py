@@ -1,0 +1,120 @@
+"""The queue of trainings, with attempts that are made up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from moedisco_ray.cohort import Cohort
+from moedisco_ray.config import LowMemoryPool, Optimizer
+from moedisco_ray.file_systems import Location
+from moedisco_ray.on_ray import queue as module
+from moedisco_ray.on_ray.attempts import Surroundings
+from moedisco_ray.on_ray.queue import Queue
+from moedisco_ray.on_ray.relay import Relay, Whereabouts
+from moedisco_ray.policies.quorum import ALL
+from moedisco_ray.policies.retrying import End
+from moedisco_ray.shell import Placement
+from moedisco_ray.stopping import StopFile
+from moedisco_ray.training import TrainJob, TrainResult, checkpoint
+
+NAMES = ("placed", "unplaced")
+
+
+class Mail(Relay):
+    """Of two trainings, one of which has no slot yet."""
+
+    def __init__(self) -> None:
+        super().__init__(handle=SimpleNamespace(push=SimpleNamespace(remote=lambda event: event)))
+        self.killed = {name: threading.Event() for name in NAMES}
+
+    def whereabouts(self, unit: str) -> Whereabouts:
+        return Whereabouts(("node",) if unit == "placed" else ())
+
+    def step_seconds(self) -> dict[str, float | None]:
+        return {}
+
+    def held(self) -> dict[str, dict[str, float]]:
+        return {}
+
+    def kill(self, unit: str) -> None:
+        self.killed[unit].set()
+
+
+@pytest.fixture
+def mail() -> Mail:
+    return Mail()
+
+
+@pytest.fixture
+def end(tmp_path: Path) -> StopFile:
+    return StopFile(tmp_path / "stop")
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: StopFile) -> Iterator[Queue]:
+    """Of two trainings and room for both; the one saves when it is asked to, and the other waits until it is killed."""
+    def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
+        while job.name == "placed" and not end.requested:
+            mail.killed[job.name].wait(0.001)
+        if job.name == "unplaced":
+            mail.killed[job.name].wait(10)
+        if mail.killed[job.name].is_set():
+            return End("died", 0, "its controller died")
+        return TrainResult(3, 3, (), 1.0, 0, finished=False)
+
+    monkeypatch.setattr(module, "attempt", attempt)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module.ray, "get", lambda value: value)
+    for name in ("room", "most"):
+        monkeypatch.setattr(module.session, name, lambda _pool, _workers: 2)
+    jobs = [
+        TrainJob(
+            stage="submodels", name=name, model=tmp_path, shards=(), output=tmp_path / name / "out",
+            checkpoints=tmp_path / name / "steps", steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
+        for name in NAMES]
+    around = Surroundings("run", Placement(LowMemoryPool(), 1, 3), tmp_path, (StopFile(), end), mail)
+    with ThreadPoolExecutor(3) as threads:
+        yield Queue(jobs, around, threads, Cohort(jobs, ALL, 1, tmp_path / "cohort.json"))
+
+
+def test_a_run_that_is_stopped_waits_for_checkpoints_and_for_no_slots(queue: Queue, mail: Mail, end: StopFile) -> None:
+    queue.start()
+    end.request("ended")
+    queue.await_ends()
+    assert {name: killed.is_set() for name, killed in mail.killed.items()} == {"placed": False, "unplaced": True}
+
+
+def test_one_that_hangs_is_killed_after_its_time(
+    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(Mail, "whereabouts", lambda _mail, _unit: Whereabouts(("node",)))
+    queue.start()
+    end.request("ended")
+    queue.await_ends()
+    assert mail.killed["unplaced"].is_set()
+
+
+def test_looks_at_the_queue_do_not_look_at_the_storage(
+    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[Location] = []
+    monkeypatch.setattr(checkpoint, "steps", lambda location: looks.append(location) or [5])
+    for _ in range(10):
+        assert len(queue.left[1]) == 2
+    queue.start()
+    for _ in range(10):
+        assert len(queue.left[0]) == 2
+    assert looks == []
+    mail.kill("unplaced")
+    while not looks:
+        queue.settle()
+    assert len(looks) == 1      # it waits again, and may have saved something
+    end.request("ended")
+    queue.await_ends()
