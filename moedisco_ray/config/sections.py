@@ -259,7 +259,7 @@ class Checkpoint(Section):
     @classmethod
     def _is_storage(cls, storage: str | None) -> str | None:
         scheme = re.match(r"([A-Za-z0-9+.-]+):", storage or "")
-        if storage == "" or (scheme and (scheme[1] not in _SCHEMES or not re.match(r"[a-z]+://[^/?]", storage or ""))):
+        if storage == "" or (scheme and (scheme[1] not in _SCHEMES or not re.match(r"[a-z0-9]+://[^/?]", storage or ""))):
             raise ValueError(f"names no storage; give a folder, or a URI such as s3://BUCKET/FOLDER ({', '.join(_SCHEMES)})")
         return storage
 

@@ -59,6 +59,8 @@ def test_the_paper_preset_is_the_paper(tmp_path):
     ("corpus.sources.0.weight=0.5", lambda c: c.corpus.sources[0].weight == 0.5),
     ("tags.team=a=b", lambda c: c.tags == {"team": "a=b"}),
     ("evaluation.prompts=[x, y]", lambda c: c.evaluation.prompts == ("x", "y")),
+    ("checkpoint.storage=s3://bucket/x?scheme=http", lambda c: c.checkpoint.storage == "s3://bucket/x?scheme=http"),
+    ("checkpoint.storage=gs://bucket", lambda c: c.checkpoint.storage == "gs://bucket"),
     ("model.config.hidden_size=64", lambda c: c.model.architecture.hidden_size == 64),
 ])
 def test_overrides(tmp_path, override, reads):
