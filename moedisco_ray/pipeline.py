@@ -7,6 +7,7 @@ import errno
 import fcntl
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,13 +142,25 @@ def claim(config: RunConfig, redo: bool) -> Path:
 
 
 def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], log: EventLog, shell: Shell, stop: StopFile) -> None:
+    storage = _own_storage(config, directory)
     with heartbeats(log):
         for stage in STAGES:
             stop.check()
-            _make(stage, Context(config, directory, digests[stage.name], log, shell, stop))
+            _make(stage, Context(config, directory, digests[stage.name], log, shell, stop, storage))
+    if storage is not None:
+        _remove(storage, log)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-    if config.checkpoint.storage is not None:
-        _remove(joined(config.checkpoint.storage, config.name), log)
+
+
+def _own_storage(config: RunConfig, directory: Path) -> Location | None:
+    """A folder in `checkpoint.storage` for this run alone: another may have its name, and its settings as well."""
+    if config.checkpoint.storage is None:
+        return None
+    path = directory / "checkpoints" / "storage.json"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"folder": f"{config.name}-{uuid.uuid4().hex[:12]}"})
+    return joined(config.checkpoint.storage, read_json(path)["folder"])
 
 
 def _make(stage: Stage, context: Context) -> None:
@@ -160,7 +173,7 @@ def _make(stage: Stage, context: Context) -> None:
         STEPS[stage.name](context, draft)
     # Trainers' checkpoints are kept until what they led to is committed.
     shutil.rmtree(context.checkpoints(stage.name), ignore_errors=True)
-    if context.config.checkpoint.storage is not None:
+    if context.own_storage is not None:
         _remove(context.storage(stage.name), context.emit)
     manifest = read_manifest(artifact)
     if manifest is not None:

@@ -48,6 +48,7 @@ class Context:
         emit: Takes events.
         shell: Runs the work.
         stop: Ends the run once it is there.
+        own_storage: The run's own folder in `checkpoint.storage`; None: its trainers save in the run directory.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class Context:
     emit: Emit
     shell: Shell
     stop: StopFile = NEVER
+    own_storage: Location | None = None
 
     def call(self, pool: Pool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """One pure function on one worker of a pool, metered."""
@@ -72,9 +74,8 @@ class Context:
 
     def storage(self, stage: str) -> Location:
         """Where they save weights and optimizer: there, or in `checkpoint.storage`."""
-        storage = self.config.checkpoint.storage
         local = self.checkpoints(stage)
-        return local if storage is None else joined(storage, self.config.name, local.name)
+        return local if self.own_storage is None else joined(self.own_storage, local.name)
 
     def summary(self, stage: str) -> dict[str, Any]:
         """The figures of an earlier stage."""

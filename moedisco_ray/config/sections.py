@@ -247,8 +247,8 @@ class Checkpoint(Section):
     """Steps; auto: as often as costs least, by what a save was measured to cost and how often workers were lost."""
     keep: int = Field(2, ge=1)
     storage: str | None = None
-    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`), for checkpoints in STORAGE/NAME;
-    null: in the run directory."""
+    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`), for checkpoints in STORAGE/NAME-ID,
+    which is this run's alone; null: in the run directory."""
 
     @property
     def steps(self) -> int | None:

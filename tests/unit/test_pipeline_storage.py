@@ -29,10 +29,24 @@ def test_a_run_saves_to_its_storage_goes_on_from_there_and_leaves_nothing(tmp_pa
 
     with pytest.raises(RunStopped, match="budget"):
         pipeline.run(config, (ask,), shell=InProcess(), stop=stop)
-    assert list(storage.glob("small/finetune-*/finetune/steps/step-*"))
+    theirs = storage / "small-of-another-run" / "step"
+    theirs.mkdir(parents=True)
+    assert list(storage.glob("small-*/finetune-*/finetune/steps/step-*"))
     assert not list(config.directory.glob("checkpoints/**/step-*"))
     events: list[Event] = []
     pipeline.run(config, (events.append,), shell=InProcess())
     assert next(event.data["step"] for event in events if event.type == "progress") > 10
     same_outcome(config.directory, undisturbed)
-    assert not (storage / "small").exists()
+    assert list(storage.rglob("*")) == [theirs.parent, theirs]
+
+
+def test_two_runs_of_one_name_and_settings_share_no_checkpoints(tmp_path: Path) -> None:
+    one, other = (
+        small_config(tmp_path / place, checkpoint={"storage": "s3://bucket/folder?scheme=http"}) for place in ("one", "other"))
+    for config in (one, other):
+        pipeline.claim(config, redo=False)
+    mine = pipeline._own_storage(one, one.directory)
+    assert mine == pipeline._own_storage(one, one.directory)        # of a driver that goes on
+    assert mine != pipeline._own_storage(other, other.directory)
+    assert str(mine).startswith("s3://bucket/folder/small-")
+    assert str(mine).endswith("?scheme=http")
