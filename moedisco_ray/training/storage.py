@@ -211,7 +211,7 @@ class Storage:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise disk_full(Path(self._root)) from error
                 if self._on_disk:
-                    raise
+                    raise StorageError(f"{self.location} fails ({first_line(error)})") from error
                 if _HOPELESS.search(str(error)):
                     raise self._misconfigured(error) from error
                 if pause is None:
