@@ -30,7 +30,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
-from moedisco_ray.errors import MoeDiscoError, NotFiniteError, StorageError
+from moedisco_ray.errors import MoeDiscoError, NotFiniteError, PoolError, StorageError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray.relay import Relay, Whereabouts, emitter
 from moedisco_ray.on_ray.train_callbacks import Slots, last_line
@@ -43,8 +43,6 @@ from moedisco_ray.training import TrainJob, TrainResult, World, train
 _COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
 _NOTICE_SECONDS = 1.0
 """Between two looks for a notice; a look is a message to another process."""
-_NO_SLOTS = (InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError)
-"""What Ray Train's controller says when slots that were there went to somebody else."""
 _MOST_STARTS = 5
 """In a row, in which Ray Train's controller finds no slots or cannot start its workers, until it says so and is asked again."""
 _CUT_OFF = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
@@ -82,6 +80,7 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         A result, unfinished if a stop file asked for it; or the end of the workers.
 
     Raises:
+        PoolError: An autoscaler may bring nodes, but none with these slots, or never as many.
         MoeDiscoError: What another attempt could not mend.
     """
     placement, mail = around.placement, around.mail
@@ -114,6 +113,12 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         mail.end(job.name)
     if outcome is None:
         where = mail.whereabouts(job.name)
+        if isinstance(failure, ControllerError) and isinstance(failure.controller_failure, InsufficientClusterResourcesError):
+            pool = placement.pool
+            raise PoolError(
+                f"pools.{pool.key}.resource", pool.resource,
+                f"the cluster never has {placement.workers} of it at once, whatever its autoscaler brings; give a node type of the "
+                "cluster file this tag, or name the tag that one has")
         if failure is not None:
             return end_of(failure, where, gone_before)
         return End("failed", where.step, "its worker ended without a result; see the Ray logs")
@@ -148,7 +153,7 @@ def end_of(error: TrainingFailedError | RayActorError, where: Whereabouts, gone_
         failures = [error.controller_failure]
     words = " ".join(str(failure) for failure in failures)
     unstarted = any(isinstance(failure, WorkerGroupStartupFailedError) for failure in failures)
-    unplaced = any(isinstance(failure, _NO_SLOTS) for failure in failures)
+    unplaced = any(isinstance(failure, WorkerGroupStartupTimeoutError) for failure in failures)
     lost = (
         isinstance(error, PreemptionError) or any(getattr(failure, "preempted", False) for failure in failures)
         or bool(_NODE_GONE.search(words)) or not _alive(where.nodes, _VERDICT_SECONDS if _CUT_OFF.search(words) else 0.0)

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from moedisco_ray.config import LowMemoryPool, Optimizer
-from moedisco_ray.errors import MoeDiscoError, RunDirError, StorageError
+from moedisco_ray.errors import MoeDiscoError, PoolError, RunDirError, StorageError
 from moedisco_ray.on_ray import attempts
 from moedisco_ray.on_ray.attempts import Surroundings, attempt, end_of
 from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
@@ -85,6 +89,11 @@ def test_a_worker_s_own_words_go_before_what_the_others_died_of(fits: Callable[.
 def test_without_a_word_it_is_what_ray_says(fits: Callable[..., TrainResult | End]) -> None:
     assert fits(ALONE, None) == End("failed", 3, "gloo: timed out waiting for the others")
     assert fits(None, None) == End("failed", 3, "its worker ended without a result; see the Ray logs")
+
+
+def test_slots_that_no_autoscaler_brings_are_not_waited_for(fits: Callable[..., TrainResult | End]) -> None:
+    with pytest.raises(PoolError, match=r"pools.low_memory.resource: 'low_mem_gpu': the cluster never has 2 of it at once"):
+        fits(ControllerError(InsufficientClusterResourcesError("the cluster only has a maximum of 0")), None)
 
 
 def test_who_finds_no_slot_has_lost_no_work() -> None:
