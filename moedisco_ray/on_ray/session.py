@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 import ray.data
-from ray._private.state import available_resources_per_node
+from ray._private import state
 
 from moedisco_ray.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.errors import PoolError
@@ -43,15 +43,27 @@ def cluster(config: RunConfig) -> Iterator[None]:
 
 def slots(pool: Pool) -> int:
     """Workers that the cluster has room for in this pool, busy or not."""
-    offered = int(ray.cluster_resources().get(pool.resource, 0))
-    return offered if not pool.gpu else min(offered, int(ray.cluster_resources().get("GPU", 0)) // pool.gpu)
+    return _slots(pool, ray.cluster_resources())
+
+
+def lasting(pool: Pool) -> int:
+    """The same without nodes that are about to be taken away: Ray counts them to the last, and starts nothing there."""
+    leaving = state.state.get_draining_nodes()
+    staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return _slots(pool, {name: sum(each.get(name, 0) for each in staying) for name in (pool.resource, "GPU")})
+
+
+def _slots(pool: Pool, resources: Mapping[str, float]) -> int:
+    offered = int(resources.get(pool.resource, 0))
+    return offered if not pool.gpu else min(offered, int(resources.get("GPU", 0)) // pool.gpu)
 
 
 def free(bundle: Mapping[str, float]) -> int:
-    """Workers with a bundle of resources each that could start now, as Ray knew a moment ago."""
+    """Workers with a bundle of resources each that could start now, as Ray knew a moment ago; none where a node is about to go."""
+    leaving = state.state.get_draining_nodes()
     return sum(
         min(int(there.get(name, 0) // amount) for name, amount in bundle.items())
-        for there in available_resources_per_node().values())
+        for node, there in state.available_resources_per_node().items() if node not in leaving)
 
 
 def grows() -> bool:
@@ -64,7 +76,7 @@ def room(pool: Pool, workers: int) -> int:
 
     What there is room for; where an autoscaler may bring more, as many as the pool may have, since it sees only what is asked for.
     """
-    there = slots(pool) // workers
+    there = lasting(pool) // workers
     if isinstance(pool, LowMemoryPool):
         return pool.max_workers // workers if grows() else min(there, pool.max_workers // workers)
     return max(1, there) if grows() else there
@@ -72,7 +84,7 @@ def room(pool: Pool, workers: int) -> int:
 
 def there(pool: Pool, workers: int) -> int:
     """Trainers of so many workers that there is room for now, over all node types of a pool."""
-    return min(most(pool, workers), sum(slots(kind) // workers for kind in pool.kinds))
+    return min(most(pool, workers), sum(lasting(kind) // workers for kind in pool.kinds))
 
 
 def most(pool: Pool, workers: int) -> int:
