@@ -1,0 +1,28 @@
+"""What travels over REST; the server answers with these and the client reads them. Times are seconds since the epoch, UTC."""
+
+from service.schemas.access import AuditEntry, AuditPage, Identity, NewToken, SessionRequest, TokenInfo, TokenPage, TokenRequest
+from service.schemas.answers import Health, Mistake, Problem
+from service.schemas.base import DisplayName, Document, Dollars, Priority, Scope, Tags
+from service.schemas.cluster import PoolNode, Pools, PoolStatus, PriceBook, PriceEntry
+from service.schemas.driver import DriverEvent, Report, ReportAnswer
+from service.schemas.figures import Artifact, ArtifactPage, Figure, LogFile, LogPage, Metrics, Series
+from service.schemas.requests import (
+    MOST_EXPERTS,
+    CancelRequest,
+    EstimateRequest,
+    PlannableConfig,
+    RetryRequest,
+    RunChange,
+    RunRequest,
+)
+from service.schemas.runs import Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
+from service.schemas.webhooks import DeliveryInfo, DeliveryPage, NewWebhook, WebhookInfo, WebhookPage, WebhookRequest
+
+__all__ = [
+    "MOST_EXPERTS", "Artifact", "ArtifactPage", "AuditEntry", "AuditPage", "CancelRequest", "DeliveryInfo", "DeliveryPage",
+    "DisplayName", "Document", "Dollars", "DriverEvent", "EstimateRequest", "Figure", "Health", "Identity", "LogFile",
+    "LogPage", "Metrics", "Mistake", "Money", "NewToken", "NewWebhook", "PlannableConfig", "PoolNode", "PoolStatus", "Pools",
+    "PriceBook", "PriceEntry", "Priority", "Problem", "Report", "ReportAnswer", "RetryRequest", "Run", "RunChange", "RunDetail",
+    "RunPage", "RunRequest", "Scope", "Series", "SessionRequest", "StageProgress", "Tags", "TokenInfo", "TokenPage",
+    "TokenRequest", "Unit", "UnitPage", "WebhookInfo", "WebhookPage", "WebhookRequest",
+]

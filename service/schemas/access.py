@@ -1,0 +1,83 @@
+"""Tokens, sessions, and who did what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from service.schemas.base import DisplayName, Document, Scope, example
+
+
+class TokenRequest(Document):
+    """A token to make."""
+
+    model_config = example(name="ci", owner="ann", scopes=["submit"], expires_in_days=90)
+
+    name: DisplayName
+    owner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,63}$")]
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)]
+    expires_in_days: Annotated[float, Field(gt=0, le=3650)] | None = 90
+
+
+class TokenInfo(Document):
+    """A token, without itself."""
+
+    id: str
+    name: str
+    owner: str
+    scopes: list[Scope]
+    created: float
+    expires: float | None
+    revoked: float | None
+    used: float | None
+
+
+class NewToken(TokenInfo):
+    """A token, shown this once."""
+
+    token: str
+
+
+class TokenPage(Document):
+    """Tokens, oldest first."""
+
+    items: list[TokenInfo]
+
+
+class SessionRequest(Document):
+    """A token that a browser turns into a cookie."""
+
+    model_config = example(token="mdk_...")  # noqa: S106 - none
+
+    token: Annotated[str, Field(max_length=256)]
+
+
+class Identity(Document):
+    """Who asks."""
+
+    owner: str
+    scopes: list[Scope]
+    version: str
+    """Of the service."""
+    dashboard_url: str | None
+    """Of Ray."""
+
+
+class AuditEntry(Document):
+    """Who did what."""
+
+    id: str
+    time: float
+    owner: str
+    action: str
+    target: str
+    detail: dict[str, Any]
+    address: str | None
+
+
+class AuditPage(Document):
+    """Audit log, newest first."""
+
+    items: list[AuditEntry]
+    next_cursor: str | None

@@ -1,0 +1,99 @@
+"""Runs and their units."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from service.domain.states import RunState
+from service.schemas.base import Document
+
+
+class Money(Document):
+    """What a run costs."""
+
+    dollars: float
+    """Metered so far, every attempt included."""
+    worker_seconds: dict[str, float]
+    """Per pool."""
+    estimate_dollars: float
+    """What the plan said."""
+    full_training_dollars: float
+    """The plan's cost of training the whole model on as many tokens on the high-memory pool."""
+    budget_dollars: float | None
+
+
+class StageProgress(Document):
+    """One stage of the pipeline."""
+
+    name: str
+    status: Literal["waiting", "running", "done", "reused", "failed"]
+    started: float | None
+    seconds: float | None
+
+
+class Run(Document):
+    """A run as it stands."""
+
+    id: str
+    name: str
+    owner: str
+    tags: dict[str, str]
+    priority: int
+    state: RunState
+    reason: str | None
+    """Why it is in this state: what it waits for, why it failed."""
+    position: int | None
+    """Place in the queue, from 1; null once it is out of it."""
+    attempt: int
+    """Drivers started so far."""
+    parent: str | None
+    """The run it is a retry of."""
+    created: float
+    queued: float
+    started: float | None
+    ended: float | None
+    updated: float
+    stages: list[StageProgress]
+    money: Money
+    events: int
+    """Length of its event stream so far."""
+    job_url: str | None
+    """Its job in the Ray dashboard."""
+
+
+class RunDetail(Run):
+    """A run with its configuration."""
+
+    config: dict[str, Any]
+
+
+class RunPage(Document):
+    """Runs, newest first."""
+
+    items: list[Run]
+    next_cursor: str | None
+    """Ask with `cursor` of this for what follows; null: that was all."""
+
+
+class Unit(Document):
+    """A part of a stage with its own progress: the seed, a sub-model, the fine-tune."""
+
+    unit: str
+    stage: str
+    status: Literal["running", "restarting", "done"]
+    step: int
+    steps: int
+    tokens: int
+    loss: float | None
+    tokens_per_second: float | None
+    restarts: int
+    workers: int
+    node: str | None
+    started: float | None
+    ended: float | None
+
+
+class UnitPage(Document):
+    """Parts of a run that train by themselves, in the order in which they started."""
+
+    items: list[Unit]
