@@ -13,6 +13,11 @@ LEVERS: Mapping[str, Arm] = {
     "cosine-branches": Arm("sub-models' rate decays", {"submodels.optimizer.schedule": "cosine"}),
     "mean-token": Arm("clusters of mean token embeddings", {"clusters.vectors": "mean_token", "clusters.capacity": None}),
     "random-clusters": ARMS["random-clusters"],
+    "uniform-mean": Arm("plain mean of the backbones", {"merge.backbone": "uniform"}),
+    "ties": Arm("TIES", {"merge.backbone": "ties"}),
+    "dare": Arm("DARE", {"merge.backbone": "dare"}),
+    "auto": Arm("backbones merged as is best on held-out text", {"merge.backbone": "auto"}),
+    "centroid-router": Arm("centroid router", {"merge.router": "centroid"}),
     "random-router": Arm("random router", {"merge.router": "random", "merge.match_load": False, "merge.match_scale": False}),
     "no-balance": Arm("no load-balance or z-loss", {"finetune.load_balance": 0.0, "finetune.z_loss": 0.0}),
     "frozen-experts": Arm("first half of the fine-tune with frozen experts", {"finetune.phases": [
