@@ -86,6 +86,10 @@ class RaySite:
         """See `Site`."""
         ray.get(self._around.mail.handle.push.remote(event))
 
+    def check(self) -> None:
+        """See `Site`."""
+        self._around.mail.check()
+
     def missing(self, workers: int) -> str:
         """See `Site`."""
         pool = self._around.placement.pool
@@ -124,6 +128,7 @@ def train_gang(
 
     Raises:
         MoeDiscoError: An error that is ours, such as a full disk.
+        OSError: An event could not be written.
         TrainingError: A worker died more often than allowed, or the training is poisoned.
         RunStopped: Somebody asked the run to end; the workers have saved a checkpoint and ended.
         KeyboardInterrupt: The same, from the keyboard.
