@@ -92,10 +92,7 @@ class RaySite:
 
     def missing(self, workers: int) -> str:
         """See `Site`."""
-        pool = self._around.placement.pool
-        there = session.slots(pool)
-        found = f"{self.free} of {there} are free" if there else "no node of the cluster offers it now"
-        return f"waits for {workers} {pool.resource}{' at once' if workers > 1 else ''}: {found}"
+        return session.missing(self._around.placement.bundle, workers, self.free)
 
     @property
     def held(self) -> dict[str, float]:
