@@ -14,7 +14,11 @@ INTERVAL = 5.0
 
 @contextlib.contextmanager
 def heartbeats(log: EventLog, interval: float = INTERVAL) -> Iterator[None]:
-    """Write `heartbeat` events inside the block, whenever a pool's workers are held."""
+    """Write `heartbeat` events inside the block, whenever a pool's workers are held.
+
+    One that cannot be written, on a full disk say, is left out, and the next one tried: what the run has to tell cannot be written
+    then either, and that ends it.
+    """
     held: set[str] = set()
     stopped = threading.Event()
 
@@ -27,7 +31,8 @@ def heartbeats(log: EventLog, interval: float = INTERVAL) -> Iterator[None]:
     def beat() -> None:
         while not stopped.wait(interval):
             if held:
-                log(Event("heartbeat"))
+                with contextlib.suppress(OSError):
+                    log(Event("heartbeat"))
 
     log.listen(listen)
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

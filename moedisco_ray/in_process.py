@@ -35,10 +35,13 @@ class InProcess:
         pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
         return stage.build_clusters(config, corpus_dir, model, directory, stage.LocalWorkers(pack))
 
-    def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call it here."""
-        del pool
-        return function(*args, **kwargs)
+    def call(
+        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
+    ) -> T:
+        """Call it here, at once."""
+        stop.check()
+        with holding(emit, pool, 1):
+            return function(*args, **kwargs)
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,

@@ -118,8 +118,13 @@ class Shell(Protocol):
     def build_clusters(self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path) -> dict[str, Any]:
         """Make the cluster artifact; returns its figures."""
 
-    def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """One pure function on one worker of a pool; None: anywhere."""
+    def call(
+        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
+    ) -> T:
+        """One pure function on one worker of a pool, metered while it runs; None: anywhere, unmetered.
+
+        `RunStopped` if the stop file comes before the function begins.
+        """
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = ...,
@@ -137,8 +142,11 @@ class Shell(Protocol):
 
 
 @contextlib.contextmanager
-def holding(emit: Emit, pool: Pool, workers: int, stage: str | None = None) -> Iterator[None]:
-    """Tell the meter that workers of a pool are held inside the block."""
+def holding(emit: Emit, pool: Pool | None, workers: int, stage: str | None = None) -> Iterator[None]:
+    """Tell the meter that workers of a pool are held inside the block; of none, there is nothing to tell."""
+    if pool is None:
+        yield
+        return
     hold = uuid.uuid4().hex[:12]
     emit(Event("workers_held", stage, data={"hold": hold, "pool": pool.key, "workers": workers}))
     try:

@@ -24,7 +24,7 @@ from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.rounds import meetings
 from moedisco_ray.report import build_report
-from moedisco_ray.shell import Placement, Shell, Trained, holding
+from moedisco_ray.shell import Placement, Shell, Trained
 from moedisco_ray.stages import STAGES
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.tokens import TokenStream, batch_indices
@@ -59,10 +59,9 @@ class Context:
     stop: StopFile = NEVER
     own_storage: Location | None = None
 
-    def call(self, pool: Pool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """One pure function on one worker of a pool, metered."""
-        with holding(self.emit, pool, 1):
-            return self.shell.call(pool, function, *args, **kwargs)
+    def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """One pure function on one worker of a pool, metered; None: anywhere, unmetered."""
+        return self.shell.call(pool, self.emit, self.stop, function, *args, **kwargs)
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""
@@ -109,10 +108,10 @@ def seed(context: Context, draft: Draft) -> None:
     config = context.config
     if not config.tokens.seed:
         if config.tokens.decoupled:
-            context.shell.call(None, tasks.write_start, *context.start, config.clusters.count, draft.path)
+            context.call(None, tasks.write_start, *context.start, config.clusters.count, draft.path)
         return
     start = context.checkpoints("seed") / "start"
-    context.shell.call(None, tasks.write_start, *context.start, config.clusters.count, start)
+    context.call(None, tasks.write_start, *context.start, config.clusters.count, start)
     job = _job(context, "seed", "seed", start, context.of("corpus") / "shards", config.tokens.seed, config.seed)
     trained = _train(context, [job], Placement(config.pools.low_memory, 1, config.submodels.max_failures))
     _link_tree(job.output, draft.path)
@@ -136,7 +135,7 @@ def cluster(context: Context, draft: Draft) -> None:
 def cut(context: Context, draft: Draft) -> None:
     """The MoE to one sub-model per cluster."""
     if context.config.tokens.decoupled:
-        draft.summary.update(context.shell.call(
+        draft.summary.update(context.call(
             None, tasks.write_submodels, *context.start, context.config.clusters.count, context.trained_seed, draft.path))
 
 
@@ -161,7 +160,7 @@ def submodels(context: Context, draft: Draft) -> None:
     trained = dict(zip((job.name for job in order), done, strict=True))
     for k, job in enumerate(jobs):
         if trained[job.name].contribution != "finished":
-            context.shell.call(None, write_standing, job)
+            context.call(None, write_standing, job)
         _link_tree(job.output, draft.path / str(k))
     draft.summary["units"] = _units(jobs, [trained[job.name] for job in jobs])
     draft.summary["rounds"] = history(rounds)

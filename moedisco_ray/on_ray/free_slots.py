@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 
 from ray._private.state import available_resources_per_node
+from ray.exceptions import RayError
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Emit, Event
@@ -18,7 +19,7 @@ _INTERVAL = 2.0
 
 @contextlib.contextmanager
 def free_slots(config: RunConfig, emit: Emit, interval: float = _INTERVAL) -> Iterator[None]:
-    """Emit `slots_free` events inside the block.
+    """Emit `slots_free` events inside the block. A look that fails, at Ray or for a full disk, is made again.
 
     Args:
         config: Names the pools. Of two with one tag, the first is charged.
@@ -28,19 +29,24 @@ def free_slots(config: RunConfig, emit: Emit, interval: float = _INTERVAL) -> It
     pools = {pool.resource: key for key, pool in reversed(config.pools.by_key.items())}
     stopped = threading.Event()
 
-    def look() -> None:
-        told: dict[str, int] = {}
-        while True:
-            nodes = list(available_resources_per_node().values())
-            for resource, key in pools.items():
-                slots = unused(nodes, resource)
-                if slots != told.get(key, 0):
-                    told[key] = slots
-                    emit(Event("slots_free", data={"pool": key, "slots": slots}))
-            if stopped.wait(interval):
-                return
+    told: dict[str, int] = {}
 
-    thread = threading.Thread(target=look, name="free-slots", daemon=True)
+    def look() -> None:
+        nodes = list(available_resources_per_node().values())
+        for resource, key in pools.items():
+            slots = unused(nodes, resource)
+            if slots != told.get(key, 0):
+                emit(Event("slots_free", data={"pool": key, "slots": slots}))
+                told[key] = slots
+
+    def keep_looking() -> None:
+        last = False
+        while not last:
+            with contextlib.suppress(OSError, RayError):
+                look()
+            last = stopped.wait(interval)
+
+    thread = threading.Thread(target=keep_looking, name="free-slots", daemon=True)
     thread.start()
     try:
         yield

@@ -62,6 +62,9 @@ class Site(Protocol):
     def tell(self, event: Event) -> None:
         """Hand an event to whoever listens."""
 
+    def check(self) -> None:
+        """Raise what went wrong with handing events on."""
+
     def missing(self, workers: int) -> str:
         """For people: what a gang of so many workers waits for."""
 
@@ -105,6 +108,7 @@ class Gang:
             MoeDiscoError: What another attempt could not mend.
             TrainingError: Its workers died more often than allowed, or it is poisoned.
             RunStopped: Somebody asked the run to end.
+            OSError: An event could not be written.
         """
         larger: int | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="gang") as thread:
@@ -134,6 +138,7 @@ class Gang:
         began = self._clock()
         while (workers := self._sizes.on(self._site.free)) is None:
             self._stop.check()
+            self._site.check()
             self._site.ask(self._sizes.largest)
             if not self._said and self._clock() - began >= _PATIENCE_SECONDS:
                 self._said = True
@@ -148,6 +153,7 @@ class Gang:
         under_way = self._asked = False
         while not wait([running], timeout=self._look).done:
             self._stop.check()
+            self._site.check()
             where = self._site.whereabouts
             if where.step_seconds is None or (where.step == before and not under_way):
                 continue

@@ -86,12 +86,13 @@ class RaySite:
         """See `Site`."""
         ray.get(self._around.mail.handle.push.remote(event))
 
+    def check(self) -> None:
+        """See `Site`."""
+        self._around.mail.check()
+
     def missing(self, workers: int) -> str:
         """See `Site`."""
-        pool = self._around.placement.pool
-        there = session.slots(pool)
-        found = f"{self.free} of {there} are free" if there else "no node of the cluster offers it now"
-        return f"waits for {workers} {pool.resource}{' at once' if workers > 1 else ''}: {found}"
+        return session.missing(self._around.placement.bundle, workers, self.free)
 
     @property
     def held(self) -> dict[str, float]:
@@ -124,6 +125,7 @@ def train_gang(
 
     Raises:
         MoeDiscoError: An error that is ours, such as a full disk.
+        OSError: An event could not be written.
         TrainingError: A worker died more often than allowed, or the training is poisoned.
         RunStopped: Somebody asked the run to end; the workers have saved a checkpoint and ended.
         KeyboardInterrupt: The same, from the keyboard.

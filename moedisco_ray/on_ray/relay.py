@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -104,10 +104,16 @@ class _Mailbox:
 
 
 class Relay:
-    """The driver's end. `handle` is what workers get; it pickles."""
+    """The driver's end.
 
-    def __init__(self, handle: ActorHandle) -> None:
+    Attributes:
+        handle: What workers get; it pickles.
+        check: Raises what went wrong with handing events on, a full disk say. Who waits for workers asks now and then.
+    """
+
+    def __init__(self, handle: ActorHandle, check: Callable[[], None]) -> None:
         self.handle = handle
+        self.check = check
 
     def begin(self, unit: str) -> None:
         """Forget what an earlier attempt of the unit returned, and where its workers were."""
@@ -155,28 +161,55 @@ def relay(emit: Emit, interval: float = 0.2) -> Iterator[Relay]:
     Args:
         emit: Receives the events.
         interval: Seconds between two looks.
+
+    Raises:
+        Exception: What `emit` raised, unless the block raised.
     """
     # Beside the driver: on a spot machine it would take the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
-    stopped = threading.Event()
+    with pumped(lambda: ray.get(mailbox.take.remote()), emit, interval) as check:
+        yield Relay(mailbox, check)
+    ray.kill(mailbox)
+
+
+@contextlib.contextmanager
+def pumped(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iterator[Callable[[], None]]:
+    """Hand what `take` returns to `emit`, from one thread, until the block ends, however it does; then once more.
+
+    Args:
+        take: Returns the events since it was last asked.
+        emit: Receives them.
+        interval: Seconds between two looks.
+
+    Yields:
+        What raises the error that ended the thread, if one did.
+
+    Raises:
+        Exception: The same, when the block ends; unless that raised.
+    """
+    ended = threading.Event()
 
     def pump() -> None:
-        while not stopped.wait(interval):
-            for event in ray.get(mailbox.take.remote()):
+        last = False
+        while not last:
+            last = ended.wait(interval)
+            for event in take():
                 emit(event)
 
     with ThreadPoolExecutor(1, thread_name_prefix="event-relay") as thread:
         pumping = thread.submit(pump)
+
+        def check() -> None:
+            if pumping.done():
+                pumping.result()
+
         try:
-            yield Relay(mailbox)
+            yield check
         finally:
-            stopped.set()
+            ended.set()
             wait([pumping])
-        pumping.result()  # an event that could not be written, on a full disk say, ends the run here
-        for event in ray.get(mailbox.take.remote()):
-            emit(event)
-    ray.kill(mailbox)
+        pumping.result()
 
 
 def emitter(handle: ActorHandle) -> Emit:

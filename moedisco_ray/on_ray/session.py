@@ -66,6 +66,20 @@ def free(bundle: Mapping[str, float]) -> int:
         for node, there in state.available_resources_per_node().items() if node not in leaving)
 
 
+def missing(bundle: Mapping[str, float], workers: int, free: int) -> str:
+    """For people: what so many workers wait for.
+
+    Args:
+        bundle: Resources of each, the tag of its pool first.
+        workers: How many start at once.
+        free: How many of them could.
+    """
+    resources = ray.cluster_resources()
+    there = min(int(resources.get(name, 0) // amount) for name, amount in bundle.items())
+    found = f"{free} of {there} are free" if there else "no node of the cluster offers it now"
+    return f"waits for {workers} {next(iter(bundle))}{' at once' if workers > 1 else ''}: {found}"
+
+
 def grows() -> bool:
     """Whether an autoscaler may add nodes: the nodes that one starts name their type."""
     return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())

@@ -42,11 +42,13 @@ class RayShell:
         """Ray Data over the documents."""
         return build_clusters(config, corpus_dir, model, directory)
 
-    def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(
+        self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
+    ) -> T:
         """A Ray task that holds a slot of the pool."""
         if isinstance(pool, HighMemoryPool):
             self._ahead.release()
-        return run_on(pool, function, *args, **kwargs)
+        return run_on(pool, emit, stop, function, *args, **kwargs)
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,

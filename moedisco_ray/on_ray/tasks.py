@@ -2,34 +2,98 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from moedisco_ray.config import Pool
 from moedisco_ray.errors import MoeDiscoError, RunError
+from moedisco_ray.events import Emit, Event
+from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.task_worker import work
+from moedisco_ray.shell import Placement, holding
+from moedisco_ray.stopping import StopFile
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_MOST_STARTS = 4
+"""Of a function whose worker dies."""
+_LOOK_SECONDS = 1.0
+"""Between two looks at the stop file."""
+_PATIENCE_SECONDS = 5.0
+"""For which a task waits for its slot before that is said."""
 
-def run_on(pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+
+def run_on(pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call `function` in a Ray task that holds one slot of the pool (None: a CPU of any node), and wait for it.
+
+    The slot counts as held from when the task has begun on its worker until it ends; one whose worker died waits for another.
 
     Raises:
         MoeDiscoError: What the function raised, as it raised it.
-        RunError: Any other error of the function, or the worker's death three times in a row.
+        OSError: The same.
+        RunError: Any other error of the function, or the worker's death four times in a row.
+        RunStopped: Somebody asked the run to end before the function began.
     """
-    options: dict[str, object] = {"num_cpus": 1, "max_retries": 3}
-    if pool is not None:
-        options |= {"num_cpus": 0 if pool.gpu else 1, "num_gpus": pool.gpu, "resources": {pool.resource: 1}}
-    try:
-        return ray.get(ray.remote(function).options(**options).remote(*args, **kwargs))
-    except RayTaskError as error:
-        if isinstance(error.cause, (MoeDiscoError, OSError)):
-            raise error.cause from None
-        raise RunError(f"{function.__name__}: {error.cause!r}") from error
-    except ray.exceptions.WorkerCrashedError as error:
-        raise RunError(f"{function.__name__}: its worker died repeatedly; see the Ray logs") from error
+    call = ray.put((function, args, kwargs))
+    for _ in range(_MOST_STARTS):
+        stop.check()
+        try:
+            result: T = _attempt(function.__name__, call, pool, emit, stop)
+        except RayTaskError as error:
+            if isinstance(error.cause, (MoeDiscoError, OSError)):
+                raise error.cause from None
+            raise RunError(f"{function.__name__}: {error.cause!r}") from error
+        except RayError as error:
+            lost = error
+        else:
+            return result
+    raise RunError(f"{function.__name__}: its worker died repeatedly; see the Ray logs") from lost
+
+
+def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop: StopFile) -> Any:
+    bundle = {"CPU": 1.0} if pool is None else Placement(pool, 1, 0).bundle
+    resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
+    task = ray.remote(work).options(
+        name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,
+        # Ray's own retry would wait for a slot unseen, which would be charged.
+        max_retries=0).remote([call])
+    with contextlib.ExitStack() as unless_begun:
+        # By force: one that begins this very moment must not write into a directory that is being removed.
+        unless_begun.callback(ray.cancel, task, force=True)
+        until_begun(
+            lambda: bool(ray.wait([task], timeout=_LOOK_SECONDS)[0]),
+            lambda: session.missing(bundle, 1, session.free(bundle)), emit, stop)
+        ray.get(next(task))
+        unless_begun.pop_all()
+    with holding(emit, pool, 1):
+        return ray.get(next(task))
+
+
+def until_begun(
+    begun: Callable[[], bool], missing: Callable[[], str], emit: Emit, stop: StopFile, patience: float = _PATIENCE_SECONDS,
+) -> None:
+    """Wait for a task to begin; say so once if that takes long.
+
+    Args:
+        begun: Waits a moment, and tells whether it has.
+        missing: For people: what it waits for.
+        emit: Takes the `warning`.
+        stop: Ends the waiting.
+        patience: Seconds until that is said.
+
+    Raises:
+        RunStopped: Somebody asked the run to end.
+    """
+    deadline = time.monotonic() + patience
+    said = False
+    while not begun():
+        stop.check()
+        if not said and time.monotonic() >= deadline:
+            said = True
+            emit(Event("warning", data={"message": missing()}))

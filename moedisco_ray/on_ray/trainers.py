@@ -40,6 +40,7 @@ def train_all(
 
     Raises:
         MoeDiscoError: The first job's error that is ours, such as a full disk.
+        OSError: An event could not be written.
         PoolError: A job fits no node type of a mixed pool.
         TrainingError: A worker died more often than allowed, or a training is poisoned, and the quorum is out of reach.
         RunStopped: Somebody asked the run to end; the trainers have saved a checkpoint and ended.
@@ -53,6 +54,7 @@ def train_all(
         try:
             while queue.worth_waiting:
                 stop.check()
+                mail.check()
                 queue.start()
                 if watch is not None:
                     watch(*queue.left, session.there(placement.pool, placement.workers))

@@ -31,7 +31,7 @@ class Mail(Relay):
     """Of a unit whose worker has said something, or not."""
 
     def __init__(self, outcome: object) -> None:
-        super().__init__(handle=None)
+        super().__init__(handle=None, check=lambda: None)
         self._outcome = outcome
 
     def begin(self, unit: str) -> None:

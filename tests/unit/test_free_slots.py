@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from moedisco_ray.on_ray.free_slots import unused
+import threading
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RpcError
+from small_run import small_config
+
+from moedisco_ray.events import Event
+from moedisco_ray.on_ray import free_slots as looking
+from moedisco_ray.on_ray.free_slots import free_slots, unused
 
 GROUP = "8f3b" * 9
 
@@ -15,3 +24,28 @@ def test_what_a_group_keeps_for_a_worker_to_come_is_unused() -> None:
     assert unused(nodes, "high_mem_gpu") == 2
     assert unused(nodes, "other_gpu") == 7
     assert unused([], "high_mem_gpu") == 0
+
+
+def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answers = [{"node": {"high_mem_gpu": 1.0}}, RpcError("no answer"), {"node": {"high_mem_gpu": 0.0}}]
+    told: list[int] = []
+    done = threading.Event()
+
+    def available() -> dict[str, dict[str, float]]:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, RpcError):
+            raise answer
+        return answer
+
+    def emit(event: Event) -> None:
+        told.append(event.data["slots"])
+        if len(told) in (1, 3):     # the disk is full for a moment, each time
+            raise OSError(28, "No space left on device")
+        if len(told) == 4:
+            done.set()
+
+    answers.insert(0, answers[0])
+    monkeypatch.setattr(looking, "available_resources_per_node", available)
+    with free_slots(small_config(tmp_path), emit, interval=0.001):
+        assert done.wait(10)
+    assert told == [1, 1, 0, 0]

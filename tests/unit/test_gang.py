@@ -46,6 +46,7 @@ class Scripted:
         self.sizes: list[int] = []
         self.asked: list[int] = []
         self.told: list[Event] = []
+        self.failure: OSError | None = None
 
     @property
     def free(self) -> int:
@@ -60,6 +61,10 @@ class Scripted:
 
     def tell(self, event: Event) -> None:
         self.told.append(event)
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     def missing(self, workers: int) -> str:
         return f"waits for {workers}"
@@ -211,3 +216,24 @@ def test_a_stopped_run_waits_for_no_slots(tmp_path: Path) -> None:
     stop.request("by hand")
     with pytest.raises(RunStopped):
         gang(tmp_path, Scripted(0), Sizes(8, 1, 1), stop).train()
+
+
+def test_events_that_cannot_be_written_end_an_attempt_under_way(tmp_path: Path) -> None:
+    saved: list[bool] = []
+
+    def trains(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        site.failure = OSError(28, "No space left on device")
+        wait_until(lambda: stop.requested)
+        saved.append(True)
+        return result(3)
+
+    with pytest.raises(OSError, match="No space left"):
+        gang(tmp_path, Scripted(1, trains), Sizes(8, 1, 1)).train()
+    assert saved
+
+
+def test_events_that_cannot_be_written_end_the_wait_for_slots(tmp_path: Path) -> None:
+    site = Scripted(0)
+    site.failure = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        gang(tmp_path, site, Sizes(8, 1, 1)).train()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ from moedisco_ray.cohort import Cohort
 from moedisco_ray.config import LowMemoryPool, Optimizer
 from moedisco_ray.file_systems import Location
 from moedisco_ray.on_ray import queue as module
+from moedisco_ray.on_ray import trainers
 from moedisco_ray.on_ray.attempts import Surroundings
 from moedisco_ray.on_ray.queue import Queue
 from moedisco_ray.on_ray.relay import Relay, Whereabouts
@@ -30,7 +33,7 @@ class Mail(Relay):
     """Of two trainings, one of which has no slot yet."""
 
     def __init__(self) -> None:
-        super().__init__(handle=SimpleNamespace(push=SimpleNamespace(remote=lambda event: event)))
+        super().__init__(SimpleNamespace(push=SimpleNamespace(remote=lambda event: event)), check=lambda: None)
         self.killed = {name: threading.Event() for name in NAMES}
 
     def whereabouts(self, unit: str) -> Whereabouts:
@@ -118,3 +121,32 @@ def test_looks_at_the_queue_do_not_look_at_the_storage(
     assert len(looks) == 1      # it waits again, and may have saved something
     end.request("ended")
     queue.await_ends()
+
+
+def test_events_that_cannot_be_written_end_the_trainers_at_once(
+    tmp_path: Path, mail: Mail, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[str] = []
+
+    def full_disk() -> None:
+        raise OSError(28, "No space left on device")
+
+    def attempt(job: TrainJob, around: Surroundings) -> TrainResult:
+        mail.check = full_disk
+        deadline = time.monotonic() + 10
+        while not any(stop.requested for stop in around.stops) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        ended.append(job.name)
+        return TrainResult(3, 3, (), 1.0, 0, finished=time.monotonic() >= deadline)
+
+    monkeypatch.setattr(module, "attempt", attempt)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(trainers, "relay", lambda _emit: contextlib.nullcontext(mail))
+    for name in ("room", "most"):
+        monkeypatch.setattr(module.session, name, lambda _pool, _workers: 1)
+    job = TrainJob(
+        stage="submodels", name="placed", model=tmp_path, shards=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
+        steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
+    with pytest.raises(OSError, match="No space left"):
+        trainers.train_all([job], Placement(LowMemoryPool(), 1, 3), tmp_path, lambda _: None)
+    assert ended == ["placed"]

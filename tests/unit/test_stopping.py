@@ -87,3 +87,23 @@ def test_a_heartbeat_is_written_only_while_workers_are_held(tmp_path: Path) -> N
         assert beat.wait(10)
         log(Event("workers_released", data={"hold": "a"}))
     log.close()
+
+
+def test_a_heartbeat_that_finds_the_disk_full_is_not_the_last(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    beats = 0
+    third = threading.Event()
+
+    def disk(event: Event) -> None:
+        nonlocal beats
+        if event.type == "heartbeat":
+            beats += 1
+            if beats == 3:
+                third.set()
+            raise OSError(28, "No space left on device")
+
+    log.listen(disk)
+    with heartbeats(log, interval=0.001):
+        log(Event("workers_held", data={"hold": "a", "pool": "low_memory", "workers": 1}))
+        assert third.wait(10)
+    log.close()

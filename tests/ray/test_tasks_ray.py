@@ -1,0 +1,137 @@
+"""A function that waits for a slot of its pool: it is not charged, it can be stopped, and it says what it waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import ray
+from small_run import small_config
+from waiting import until
+
+from moedisco_ray.config import HighMemoryPool
+from moedisco_ray.errors import CorpusError, RunError, RunStopped
+from moedisco_ray.events import Event
+from moedisco_ray.on_ray.shell import RayShell
+from moedisco_ray.stopping import NEVER, StopFile
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
+
+POOL = HighMemoryPool()
+
+
+class Occupant:
+    """Holds what it was started with for as long as it lives."""
+
+    def here(self) -> None:
+        """Answers once it lives."""
+
+
+@contextlib.contextmanager
+def occupied(slots: int = 3) -> Iterator[Callable[[], None]]:
+    """Hold slots of the high-memory pool inside the block; gives what frees them earlier."""
+    until(lambda: ray.available_resources().get(POOL.resource, 0) == 3)
+    occupant = ray.remote(num_cpus=0, resources={POOL.resource: slots})(Occupant).remote()
+    ray.get(occupant.here.remote())
+    try:
+        yield lambda: ray.kill(occupant)
+    finally:
+        ray.kill(occupant)
+        until(lambda: ray.available_resources().get(POOL.resource, 0) == 3)
+
+
+def double(number: int, by: int = 2) -> int:
+    return number * by
+
+
+def leave(mark: Path) -> None:
+    mark.touch()
+
+
+def refuse() -> None:
+    raise CorpusError("corpus", "text", "add some")
+
+
+def fail() -> None:
+    raise ZeroDivisionError("no")
+
+
+def die_at_first(mark: Path) -> str:
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "lives"
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def types(events: list[Event]) -> list[str]:
+    return [event.type for event in events]
+
+
+def test_a_run_that_waits_for_a_slot_says_so_is_not_charged_and_can_be_stopped(tmp_path: Path) -> None:
+    shell, events = RayShell(small_config(tmp_path)), list[Event]()
+    stop, mark = StopFile(tmp_path / "stop"), tmp_path / "mark"
+    with occupied(), ThreadPoolExecutor(1) as thread:
+        call = thread.submit(shell.call, POOL, events.append, stop, leave, mark)
+        try:
+            until(lambda: events)
+        finally:
+            stop.request("cancelled")
+        with pytest.raises(RunStopped, match="cancelled"):
+            call.result()
+        assert [event.data for event in events] == [{"message": "waits for 1 high_mem_gpu: 0 of 3 are free"}]
+        assert types(events) == ["warning"]
+    # The slots are free again, and its task is not among those that wait for one.
+    assert shell.call(POOL, events.append, NEVER, double, 3) == 6
+    assert not mark.exists()
+
+
+def test_a_slot_is_held_from_when_the_function_begins_until_it_ends(tmp_path: Path) -> None:
+    shell, events, stop = RayShell(small_config(tmp_path)), list[Event](), StopFile(tmp_path / "stop")
+    with occupied() as free, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(shell.call, POOL, events.append, stop, double, 3, by=5)
+        try:
+            until(lambda: events)
+            assert types(events) == ["warning"]
+            free()
+            assert call.result() == 15
+        finally:
+            stop.request("the test ends")
+    assert types(events) == ["warning", "workers_held", "workers_released"]
+    assert events[1].data | {"hold": ""} == {"hold": "", "pool": "high_memory", "workers": 1}
+    assert events[1].data["hold"] == events[2].data["hold"]
+
+
+def test_what_holds_no_pool_is_not_metered(tmp_path: Path) -> None:
+    events: list[Event] = []
+    assert RayShell(small_config(tmp_path)).call(None, events.append, NEVER, double, 3) == 6
+    assert events == []
+
+
+def test_errors_come_through_as_they_were_raised(tmp_path: Path) -> None:
+    shell, events = RayShell(small_config(tmp_path)), list[Event]()
+    with pytest.raises(CorpusError, match="add some") as caught:
+        shell.call(POOL, events.append, NEVER, refuse)
+    assert type(caught.value) is CorpusError
+    with pytest.raises(RunError, match="fail: ZeroDivisionError"):
+        shell.call(POOL, events.append, NEVER, fail)
+    with pytest.raises(FileNotFoundError):
+        shell.call(POOL, events.append, NEVER, leave, tmp_path / "nowhere" / "mark")
+    assert types(events) == ["workers_held", "workers_released"] * 3
+
+
+def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(tmp_path: Path) -> None:
+    shell, events = RayShell(small_config(tmp_path)), list[Event]()
+    assert shell.call(POOL, events.append, NEVER, die_at_first, tmp_path / "mark") == "lives"
+    assert types(events) == ["workers_held", "workers_released"] * 2
+    with pytest.raises(RunError, match="die: its worker died repeatedly"):
+        shell.call(POOL, events.append, NEVER, die)
+    assert types(events) == ["workers_held", "workers_released"] * 6

@@ -1,0 +1,103 @@
+"""A function that waits for its slot: it is not charged, it can be stopped, and it is told what it waits for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from small_run import small_config
+
+from moedisco_ray.config import HighMemoryPool
+from moedisco_ray.errors import RunStopped
+from moedisco_ray.events import Event
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.tasks import until_begun
+from moedisco_ray.shell import Placement
+from moedisco_ray.steps import Context
+from moedisco_ray.stopping import NEVER, StopFile
+
+
+def never() -> bool:
+    return False
+
+
+def wanted() -> str:
+    return "waits for 1 high_mem_gpu"
+
+
+class Busy(InProcess):
+    """A shell whose pool has no slot for a while."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self.events = events
+        self.charged: list[bool] = []
+
+    def call(self, pool: Any, emit: Any, stop: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        self.charged.append(any(event.type == "workers_held" for event in self.events))
+        return super().call(pool, emit, stop, function, *args, **kwargs)
+
+
+def test_what_waits_inside_the_shell_is_not_charged(tmp_path: Path) -> None:
+    events: list[Event] = []
+    shell = Busy(events)
+    context = Context(small_config(tmp_path), tmp_path, "", events.append, shell)
+    assert context.call(HighMemoryPool(), lambda: [event.type for event in events]) == ["workers_held"]
+    assert shell.charged == [False]
+    assert [event.type for event in events] == ["workers_held", "workers_released"]
+    assert events[0].data["pool"] == "high_memory"
+
+
+def test_what_holds_no_pool_is_not_metered(tmp_path: Path) -> None:
+    events: list[Event] = []
+    context = Context(small_config(tmp_path), tmp_path, "", events.append, InProcess())
+    assert context.call(None, max, 2, 3) == 3
+    assert events == []
+
+
+def test_a_function_of_a_stopped_run_does_not_begin(tmp_path: Path) -> None:
+    stop = StopFile(tmp_path / "stop")
+    stop.request("budget")
+    context = dataclasses.replace(Context(small_config(tmp_path), tmp_path, "", lambda _: None, InProcess()), stop=stop)
+    with pytest.raises(RunStopped, match="budget"):
+        context.call(HighMemoryPool(), pytest.fail)
+
+
+def test_what_begins_at_once_is_not_worth_a_word() -> None:
+    events: list[Event] = []
+    until_begun(lambda: True, wanted, events.append, NEVER, patience=0.0)
+    assert events == []
+
+
+def test_a_wait_is_told_of_once() -> None:
+    events: list[Event] = []
+    looks = iter([False] * 5 + [True])
+    until_begun(lambda: next(looks), wanted, events.append, NEVER, patience=0.0)
+    assert [(event.type, event.data) for event in events] == [("warning", {"message": "waits for 1 high_mem_gpu"})]
+
+
+def test_a_short_wait_is_not() -> None:
+    events: list[Event] = []
+    looks = iter([False] * 5 + [True])
+    until_begun(lambda: next(looks), wanted, events.append, NEVER, patience=60.0)
+    assert events == []
+
+
+def test_a_wait_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
+    stop = StopFile(tmp_path / "stop")
+    with pytest.raises(RunStopped, match="cancelled"):
+        until_begun(never, wanted, lambda _: stop.request("cancelled"), stop, patience=0.0)
+
+
+@pytest.mark.parametrize(("there", "workers", "free", "words"), [
+    ({"CPU": 4.0, "high_mem_gpu": 3.0}, 1, 0, "waits for 1 high_mem_gpu: 0 of 3 are free"),
+    ({"CPU": 4.0, "high_mem_gpu": 3.0}, 2, 1, "waits for 2 high_mem_gpu at once: 1 of 3 are free"),
+    ({"CPU": 4.0}, 1, 0, "waits for 1 high_mem_gpu: no node of the cluster offers it now")])
+def test_what_is_missing_is_in_words(
+    monkeypatch: pytest.MonkeyPatch, there: dict[str, float], workers: int, free: int, words: str,
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    assert session.missing(Placement(HighMemoryPool(), 1, 0).bundle, workers, free) == words
