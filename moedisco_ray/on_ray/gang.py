@@ -112,7 +112,7 @@ class Gang:
                 # One that ended to become larger waits for just that: the slots that it left are not known to be free yet.
                 workers = larger or self._slots()
                 end = StopFile(self._directory / f"end-{uuid.uuid4().hex}")
-                before = self._site.whereabouts.step
+                before = self._site.whereabouts
                 losses_per_hour = loss_rate(self._losses, self._site.worker_hours)
                 job = histories.adjusted(self._job, self._history, losses_per_hour)
                 running = thread.submit(self._site.attempt, job, workers, end)
@@ -142,14 +142,15 @@ class Gang:
         self._site.ask(0)
         return workers
 
-    def _watch(self, running: Future[Outcome], workers: int, before: int, end: StopFile) -> int | None:
+    def _watch(self, running: Future[Outcome], workers: int, before: Whereabouts, end: StopFile) -> int | None:
         """Wait for an attempt to end, and end it once a larger one would be quicker; returns the size of that."""
         began = self._clock()
         under_way = self._asked = False
         while not wait([running], timeout=self._look).done:
             self._stop.check()
             where = self._site.whereabouts
-            if where.step_seconds is None or (where.step == before and not under_way):
+            # Until the attempt begins, the site knows of the one before it alone.
+            if where.step_seconds is None or not where.step or (where == before and not under_way):
                 continue
             if not under_way:
                 under_way, self._restart = True, self._clock() - began

@@ -72,6 +72,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def stop_within(stop: StopFile, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not stop.requested and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return stop.requested
+
+
 def result(steps: int = STEPS) -> TrainResult:
     return TrainResult(steps, steps, (), 1.0, 0, finished=steps == STEPS)
 
@@ -175,6 +182,25 @@ def test_it_stays_where_growing_would_not_help(tmp_path: Path, sizes: Sizes, ste
     site = Scripted(2, attempt)
     gang(tmp_path, site, sizes).train()
     assert len(site.sizes) == 1
+
+
+def test_an_attempt_that_starts_up_does_not_grow_by_what_the_one_before_it_told(tmp_path: Path) -> None:
+    def dies_at_100(site: Scripted, workers: int, stop: StopFile) -> End:
+        site.whereabouts = Whereabouts(("node",), 100, 1.0)
+        return End("died", 100, "its end")
+
+    def starts_up(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        site.slots = [3]
+        for where in (site.whereabouts, Whereabouts((), 0, 1.0), Whereabouts(("node",), 0, 1.0)):
+            site.whereabouts = where
+            assert not stop_within(stop, 0.05)
+        site.whereabouts = Whereabouts(("node",), 100, 1.1)     # the same step again, from a checkpoint before it
+        wait_until(lambda: stop.requested)
+        return result(100)
+
+    site = Scripted(1, dies_at_100, starts_up, finishes)
+    gang(tmp_path, site, Sizes(8, 1, 4)).train()
+    assert site.sizes == [1, 1, 4]
 
 
 @pytest.mark.parametrize(("boot", "asked"), [(100.0, 3), (950.0, 0), (math.inf, 0)])
