@@ -123,7 +123,7 @@ class Gang:
                     end.request("ended")
                 outcome = running.result()
                 if isinstance(outcome, End):
-                    self._follow(outcome)
+                    self._follow(outcome, workers)
                     larger = None
                 elif outcome.finished:
                     return outcome
@@ -176,10 +176,10 @@ class Gang:
         self._site.ask(largest - workers if self._asked else 0)
         return None
 
-    def _follow(self, end: End) -> None:
-        """Do what the policy says of an end."""
+    def _follow(self, end: End, workers: int) -> None:
+        """Do what the policy says of an end of so many workers."""
         self._losses += end.kind in ("died", "preempted") and not end.saved
-        decision = histories.follow(self._job, self._history, end, self._max_failures)
+        decision = histories.follow(self._job, self._history, end, self._max_failures, workers)
         if isinstance(decision, GiveUp):
             raise TrainingError(f"{self._job.name}: {decision.reason}")
         self._history = decision.history

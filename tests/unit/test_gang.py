@@ -44,6 +44,7 @@ class Scripted:
         self.worker_hours = 0.0
         self.whereabouts = Whereabouts()
         self.sizes: list[int] = []
+        self.micro_batches: list[int | None] = []
         self.asked: list[int] = []
         self.told: list[Event] = []
 
@@ -56,6 +57,7 @@ class Scripted:
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> TrainResult | End:
         self.sizes.append(workers)
+        self.micro_batches.append(job.optimizer.micro_batch)
         return self.attempts.pop(0)(self, workers, stop)
 
     def tell(self, event: Event) -> None:
@@ -152,6 +154,13 @@ def test_a_loss_shrinks_it_and_is_no_failure(tmp_path: Path) -> None:
     assert site.sizes == [4, 2, 2, 2, 4]
     assert [event.data["kind"] for event in site.told] == ["preempted"] * 4
     assert site.asked == [0] * 5
+
+
+def test_out_of_memory_halves_what_a_worker_had_of_the_batch_and_not_what_the_smallest_gang_would_have(tmp_path: Path) -> None:
+    site = Scripted([8, 8, 2, 2], ends("out_of_memory"), ends("preempted"), ends("out_of_memory"), finishes)
+    gang(tmp_path, site, Sizes(64, 1, 8)).train()
+    assert site.sizes == [8, 8, 2, 2]
+    assert site.micro_batches == [64, 4, 4, 2]
 
 
 def test_failures_are_bounded(tmp_path: Path) -> None:
