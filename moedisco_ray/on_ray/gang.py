@@ -59,6 +59,9 @@ class Site(Protocol):
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
         """Train by so many workers, until the job is finished, the file is there, or they end."""
 
+    def note(self) -> None:
+        """Keep for a later driver what was held so far, also by the attempt that is under way."""
+
     def tell(self, event: Event) -> None:
         """Hand an event to whoever listens."""
 
@@ -148,6 +151,7 @@ class Gang:
         under_way = self._asked = False
         while not wait([running], timeout=self._look).done:
             self._stop.check()
+            self._site.note()
             where = self._site.whereabouts
             # Until the attempt begins, the site knows of the one before it alone.
             if where.step_seconds is None or not where.step or (where == before and not under_way):

@@ -46,6 +46,7 @@ class Scripted:
         self.sizes: list[int] = []
         self.micro_batches: list[int | None] = []
         self.asked: list[int] = []
+        self.notes = 0
         self.told: list[Event] = []
 
     @property
@@ -59,6 +60,9 @@ class Scripted:
         self.sizes.append(workers)
         self.micro_batches.append(job.optimizer.micro_batch)
         return self.attempts.pop(0)(self, workers, stop)
+
+    def note(self) -> None:
+        self.notes += 1
 
     def tell(self, event: Event) -> None:
         self.told.append(event)
@@ -161,6 +165,14 @@ def test_out_of_memory_halves_what_a_worker_had_of_the_batch_and_not_what_the_sm
     gang(tmp_path, site, Sizes(64, 1, 8)).train()
     assert site.sizes == [8, 8, 2, 2]
     assert site.micro_batches == [64, 4, 4, 2]
+
+
+def test_what_is_held_is_noted_while_an_attempt_lasts(tmp_path: Path) -> None:
+    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        wait_until(lambda: site.notes >= 3)
+        return result()
+
+    gang(tmp_path, Scripted(1, attempt), Sizes(8, 1, 1)).train()
 
 
 def test_failures_are_bounded(tmp_path: Path) -> None:
