@@ -59,6 +59,9 @@ class Site(Protocol):
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
         """Train by so many workers, until the job is finished, the file is there, or they end."""
 
+    def note(self) -> None:
+        """Keep for a later driver what was held so far, also by the attempt that is under way."""
+
     def tell(self, event: Event) -> None:
         """Hand an event to whoever listens."""
 
@@ -116,7 +119,7 @@ class Gang:
                 # One that ended to become larger waits for just that: the slots that it left are not known to be free yet.
                 workers = larger or self._slots()
                 end = StopFile(self._directory / f"end-{uuid.uuid4().hex}")
-                before = self._site.whereabouts.step
+                before = self._site.whereabouts
                 losses_per_hour = loss_rate(self._losses, self._site.worker_hours)
                 job = histories.adjusted(self._job, self._history, losses_per_hour)
                 running = thread.submit(self._site.attempt, job, workers, end)
@@ -127,7 +130,7 @@ class Gang:
                     end.request("ended")
                 outcome = running.result()
                 if isinstance(outcome, End):
-                    self._follow(outcome)
+                    self._follow(outcome, workers)
                     larger = None
                 elif outcome.finished:
                     return outcome
@@ -147,15 +150,17 @@ class Gang:
         self._site.ask(0)
         return workers
 
-    def _watch(self, running: Future[Outcome], workers: int, before: int, end: StopFile) -> int | None:
+    def _watch(self, running: Future[Outcome], workers: int, before: Whereabouts, end: StopFile) -> int | None:
         """Wait for an attempt to end, and end it once a larger one would be quicker; returns the size of that."""
         began = self._clock()
         under_way = self._asked = False
         while not wait([running], timeout=self._look).done:
             self._stop.check()
             self._site.check()
+            self._site.note()
             where = self._site.whereabouts
-            if where.step_seconds is None or (where.step == before and not under_way):
+            # Until the attempt begins, the site knows of the one before it alone.
+            if where.step_seconds is None or not where.step or (where == before and not under_way):
                 continue
             if not under_way:
                 under_way, self._restart = True, self._clock() - began
@@ -181,10 +186,10 @@ class Gang:
         self._site.ask(largest - workers if self._asked else 0)
         return None
 
-    def _follow(self, end: End) -> None:
-        """Do what the policy says of an end."""
+    def _follow(self, end: End, workers: int) -> None:
+        """Do what the policy says of an end of so many workers."""
         self._losses += end.kind in ("died", "preempted") and not end.saved
-        decision = histories.follow(self._job, self._history, end, self._max_failures)
+        decision = histories.follow(self._job, self._history, end, self._max_failures, workers)
         if isinstance(decision, GiveUp):
             raise TrainingError(f"{self._job.name}: {decision.reason}")
         self._history = decision.history

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob, TrainResult
 
+_NOTE_SECONDS = 10.0
+"""Between two notes of what was held; what a driver knew beyond the last one is lost with it."""
+
 
 class RaySite:
     """A `Site` on the connected cluster.
@@ -32,9 +38,12 @@ class RaySite:
         name: Of the training.
         ahead: Asks for nodes.
         path: Where it is kept for later drivers what was held.
+        clock: Seconds.
     """
 
-    def __init__(self, around: Surroundings, name: str, ahead: Reservation, path: Path) -> None:
+    def __init__(
+        self, around: Surroundings, name: str, ahead: Reservation, path: Path, clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._around = around
         self._name = name
         self._ahead = ahead
@@ -42,6 +51,11 @@ class RaySite:
         kept: dict[str, Any] = read_json(path) if path.exists() else {"held": {}, "seconds": 0.0}
         self._held_before: dict[str, float] = kept["held"]
         self._seconds: float = kept["seconds"]
+        self._clock = clock
+        self._noted = clock()
+        self._noting = threading.Lock()     # an attempt's end is noted by its own thread
+        self._counted = sum(self._held_before.values())
+        self._workers = 1
         self._grows = session.grows()
 
     @property
@@ -71,16 +85,19 @@ class RaySite:
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
         """See `Site`."""
-        before = sum(self.held.values())
+        self._workers = workers
         around = dataclasses.replace(
             self._around, placement=dataclasses.replace(self._around.placement, workers=workers),
             stops=(*self._around.stops, stop))
         try:
             return attempt(job, around)
         finally:
-            held = self.held
-            self._seconds += (sum(held.values()) - before) / workers
-            write_json(self._path, {"held": held, "seconds": self._seconds})
+            self._note()
+
+    def note(self) -> None:
+        """See `Site`; every few seconds, however often it is called."""
+        if self._clock() - self._noted >= _NOTE_SECONDS:
+            self._note()
 
     def tell(self, event: Event) -> None:
         """See `Site`."""
@@ -107,6 +124,15 @@ class RaySite:
             "steps": result.steps, "tokens": result.tokens, "loss": result.loss, "seconds": round(trained.seconds, 3),
             "restored_step": result.restored_step}))
         return trained
+
+    def _note(self) -> None:
+        with self._noting:
+            self._noted = self._clock()
+            held = self.held
+            total = sum(held.values())
+            self._seconds += (total - self._counted) / self._workers
+            self._counted = total
+            write_json(self._path, {"held": held, "seconds": self._seconds})
 
 
 def train_gang(

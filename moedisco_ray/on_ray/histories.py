@@ -19,7 +19,7 @@ def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.p
     return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 
 
-def follow(job: TrainJob, history: History, end: End, max_failures: int) -> Decision:
+def follow(job: TrainJob, history: History, end: End, max_failures: int, workers: int) -> Decision:
     """Do to a job's files what the policy says of an end, and remember it.
 
     Args:
@@ -27,6 +27,7 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int) -> Deci
         history: Of that attempt.
         end: How it ended.
         max_failures: How often workers that failed are started again.
+        workers: Of that attempt.
     """
     checkpoints: list[int] = []
     if end.kind in retrying.MAY_GO_BACK:
@@ -35,6 +36,8 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int) -> Deci
         except StorageError as error:   # nobody knows where to go back to: what is poisoned will end like this again
             end = End("storage", end.step, str(error))
     limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
+    if end.kind == "out_of_memory":     # no pass was larger than a worker's share, and half of what was too much is to follow
+        history = dataclasses.replace(history, micro_batch=min(history.micro_batch, _share(job, workers)))
     decision = retrying.decide(history, end, checkpoints, limits)
     if isinstance(decision, GoBack):
         checkpoint.discard_after(job.checkpoints, decision.checkpoint)
@@ -59,11 +62,16 @@ def remembered(job: TrainJob, workers: int) -> History:
     """
     path = _memory(job)
     if not path.exists():
-        share = -(-job.batch // workers)
+        share = _share(job, workers)
         return History(micro_batch=min(job.optimizer.micro_batch or share, share))
     values = read_json(path)
     skip = values.pop("skip")
     return History(**values, skip=Skip(**skip) if skip else None)
+
+
+def _share(job: TrainJob, workers: int) -> int:
+    """Sequences per step of one of so many workers."""
+    return -(-job.batch // workers)
 
 
 def _memory(job: TrainJob) -> Path:

@@ -170,7 +170,8 @@ class Queue:
     def _follow(self, job: TrainJob, end: End) -> None:
         """Do what the policy says of an end."""
         self._losses += end.kind in ("died", "preempted") and not end.saved
-        decision = histories.follow(job, self._histories[job.name], end, self._around.placement.max_failures)
+        placement = self._around.placement
+        decision = histories.follow(job, self._histories[job.name], end, placement.max_failures, placement.workers)
         if isinstance(decision, GiveUp):
             self._cohort.give_up(job.name, decision.reason)
             self._rounds.drop(job)

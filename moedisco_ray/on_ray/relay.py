@@ -26,8 +26,8 @@ class Whereabouts:
 
     Attributes:
         nodes: Those of its workers.
-        step: Steps made, as last reported.
-        step_seconds: Seconds per step, as last reported.
+        step: Steps made, as last reported by the newest attempt; 0: it has told of none.
+        step_seconds: Seconds per step, as last reported by any attempt.
     """
 
     nodes: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class _Mailbox:
 
     def begin(self, unit: str) -> None:
         self._outcomes.pop(unit, None)
-        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=())
+        self._whereabouts[unit] = Whereabouts(step_seconds=self._whereabouts[unit].step_seconds)
 
     def control(self, unit: str, controller: ActorHandle) -> None:
         self._controllers[unit] = controller
@@ -116,7 +116,7 @@ class Relay:
         self.check = check
 
     def begin(self, unit: str) -> None:
-        """Forget what an earlier attempt of the unit returned, and where its workers were."""
+        """Forget what an earlier attempt of the unit returned, and where it was."""
         ray.get(self.handle.begin.remote(unit))
 
     def end(self, unit: str) -> None:

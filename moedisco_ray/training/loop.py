@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from moedisco_ray import objective
 from moedisco_ray.events import Emit
 from moedisco_ray.policies import worth
+from moedisco_ray.training.agreement import Agreement
 from moedisco_ray.training.batches import Batches, MicroBatch
 from moedisco_ray.training.checkpoint import Progress
 from moedisco_ray.training.course import Course
@@ -33,8 +34,6 @@ from moedisco_ray.training.saver import Saver
 from moedisco_ray.training.sharding import autocast, trainable
 from moedisco_ray.training.spikes import SpikeGuard
 
-_ASK_EVERY = 8
-"""Steps between the moments when several workers agree on whether to stop or save."""
 _LOOK_SECONDS = 0.2
 """Between two looks for the others of a round."""
 
@@ -82,6 +81,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
         guard = SpikeGuard(job, world, emit, progress)
         held_out = HeldOutLoss(job, model, world, emit)
         meeting = Meeting(job, model, ledger, world)
+        agree = Agreement((stop, saver.wanted), world)
 
         def standing() -> Progress:
             progress.fractions_NE = stepper.fractions_NE.tolist()
@@ -100,7 +100,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
             if log:
                 ledger.settle()
             last = done == job.steps or (log and _is_spent(job, course, progress))
-            stopped, wanted = (False, False) if last else _agree((stop, saver.wanted), done, world)
+            stopped, wanted = (False, False) if last else agree()
             if last or stopped or wanted or saver.scheduled(done):
                 ledger.settle()
                 saver.save(standing())
@@ -200,14 +200,3 @@ def _is_spent(job: TrainJob, course: Course, progress: Progress) -> bool:
     if job.least_gain is None or progress.step % job.log_every:
         return False
     return worth.is_spent(progress.losses[course.last_phase:], job.least_gain, worth.window_of(job.steps))
-
-
-def _agree(questions: Sequence[Callable[[], bool]], done: int, world: World) -> list[bool]:
-    """Whether any worker says yes, to each question."""
-    if world.size == 1:
-        return [question() for question in questions]
-    if done % _ASK_EVERY:
-        return [False] * len(questions)
-    answers = torch.tensor([float(question()) for question in questions], device=world.device)
-    dist.all_reduce(answers, op=dist.ReduceOp.MAX)
-    return [answer > 0 for answer in answers.tolist()]

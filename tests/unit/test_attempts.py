@@ -16,6 +16,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from moedisco_ray.config import LowMemoryPool, Optimizer
 from moedisco_ray.errors import MoeDiscoError, PoolError, RunDirError, StorageError
+from moedisco_ray.events import Event
 from moedisco_ray.on_ray import attempts
 from moedisco_ray.on_ray.attempts import Surroundings, attempt, end_of
 from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
@@ -110,3 +111,14 @@ def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
     mailbox.begin("finetune")
     unstarted = ControllerError(WorkerGroupStartupFailedError("its image lacks a library"))
     assert end_of(unstarted, mailbox.whereabouts("finetune"), {"gone"}).kind == "died"
+
+
+def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was() -> None:
+    mailbox = _Mailbox()
+    told = {"step": 500, "tokens": 500, "tokens_per_second": 2.0}
+    mailbox.push(Event("progress", "finetune", "finetune", told))
+    assert mailbox.whereabouts("finetune") == Whereabouts((), 500, 0.5)
+    mailbox.begin("finetune")
+    end = end_of(WorkerGroupError("", {0: RuntimeError("its image lacks a library")}), mailbox.whereabouts("finetune"))
+    assert (end.kind, end.step) == ("failed", 0)
+    assert mailbox.step_seconds() == {"finetune": 0.5}      # which orders the queue

@@ -44,7 +44,9 @@ class Scripted:
         self.worker_hours = 0.0
         self.whereabouts = Whereabouts()
         self.sizes: list[int] = []
+        self.micro_batches: list[int | None] = []
         self.asked: list[int] = []
+        self.notes = 0
         self.told: list[Event] = []
         self.failure: OSError | None = None
 
@@ -57,7 +59,11 @@ class Scripted:
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> TrainResult | End:
         self.sizes.append(workers)
+        self.micro_batches.append(job.optimizer.micro_batch)
         return self.attempts.pop(0)(self, workers, stop)
+
+    def note(self) -> None:
+        self.notes += 1
 
     def tell(self, event: Event) -> None:
         self.told.append(event)
@@ -75,6 +81,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def stop_within(stop: StopFile, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not stop.requested and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return stop.requested
 
 
 def result(steps: int = STEPS) -> TrainResult:
@@ -152,6 +165,21 @@ def test_a_loss_shrinks_it_and_is_no_failure(tmp_path: Path) -> None:
     assert site.asked == [0] * 5
 
 
+def test_out_of_memory_halves_what_a_worker_had_of_the_batch_and_not_what_the_smallest_gang_would_have(tmp_path: Path) -> None:
+    site = Scripted([8, 8, 2, 2], ends("out_of_memory"), ends("preempted"), ends("out_of_memory"), finishes)
+    gang(tmp_path, site, Sizes(64, 1, 8)).train()
+    assert site.sizes == [8, 8, 2, 2]
+    assert site.micro_batches == [64, 4, 4, 2]
+
+
+def test_what_is_held_is_noted_while_an_attempt_lasts(tmp_path: Path) -> None:
+    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        wait_until(lambda: site.notes >= 3)
+        return result()
+
+    gang(tmp_path, Scripted(1, attempt), Sizes(8, 1, 1)).train()
+
+
 def test_failures_are_bounded(tmp_path: Path) -> None:
     site = Scripted(1, *[ends("died")] * 3)
     with pytest.raises(TrainingError, match="finetune: failed 3 times"):
@@ -180,6 +208,25 @@ def test_it_stays_where_growing_would_not_help(tmp_path: Path, sizes: Sizes, ste
     site = Scripted(2, attempt)
     gang(tmp_path, site, sizes).train()
     assert len(site.sizes) == 1
+
+
+def test_an_attempt_that_starts_up_does_not_grow_by_what_the_one_before_it_told(tmp_path: Path) -> None:
+    def dies_at_100(site: Scripted, workers: int, stop: StopFile) -> End:
+        site.whereabouts = Whereabouts(("node",), 100, 1.0)
+        return End("died", 100, "its end")
+
+    def starts_up(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        site.slots = [3]
+        for where in (site.whereabouts, Whereabouts((), 0, 1.0), Whereabouts(("node",), 0, 1.0)):
+            site.whereabouts = where
+            assert not stop_within(stop, 0.05)
+        site.whereabouts = Whereabouts(("node",), 100, 1.1)     # the same step again, from a checkpoint before it
+        wait_until(lambda: stop.requested)
+        return result(100)
+
+    site = Scripted(1, dies_at_100, starts_up, finishes)
+    gang(tmp_path, site, Sizes(8, 1, 4)).train()
+    assert site.sizes == [1, 1, 4]
 
 
 @pytest.mark.parametrize(("boot", "asked"), [(100.0, 3), (950.0, 0), (math.inf, 0)])

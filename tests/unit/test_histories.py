@@ -35,7 +35,7 @@ def test_a_storage_that_is_away_when_workers_end_does_not_end_the_run(
     job: TrainJob, monkeypatch: pytest.MonkeyPatch, kind: EndKind,
 ) -> None:
     monkeypatch.setattr(checkpoint, "steps", storage(StorageError("it does not answer")))
-    decision = follow(job, History(8, step=5, at_step=1), End(kind, 5, "its end"), 3)
+    decision = follow(job, History(8, step=5, at_step=1), End(kind, 5, "its end"), 3, 1)
     assert isinstance(decision, Again)
     assert remembered(job, 1) == decision.history
 
@@ -44,7 +44,7 @@ def test_poison_drops_the_checkpoints_after_the_one_that_it_goes_back_to(job: Tr
     dropped: list[int] = []
     monkeypatch.setattr(checkpoint, "steps", storage([80, 90, 100]))
     monkeypatch.setattr(checkpoint, "discard_after", lambda _location, step: dropped.append(step))
-    decision = follow(job, History(8), End("not_finite", 101, "nan"), 3)
+    decision = follow(job, History(8), End("not_finite", 101, "nan"), 3, 1)
     assert isinstance(decision, GoBack)
     assert dropped == [decision.checkpoint] == [90]
     assert remembered(job, 1) == decision.history

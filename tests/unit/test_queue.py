@@ -14,12 +14,13 @@ import pytest
 
 from moedisco_ray.cohort import Cohort
 from moedisco_ray.config import LowMemoryPool, Optimizer
+from moedisco_ray.events import Event
 from moedisco_ray.file_systems import Location
 from moedisco_ray.on_ray import queue as module
 from moedisco_ray.on_ray import trainers
 from moedisco_ray.on_ray.attempts import Surroundings
 from moedisco_ray.on_ray.queue import Queue
-from moedisco_ray.on_ray.relay import Relay, Whereabouts
+from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
 from moedisco_ray.policies.quorum import ALL
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.shell import Placement
@@ -84,6 +85,8 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
     around = Surroundings("run", Placement(LowMemoryPool(), 1, 3), tmp_path, (StopFile(), end), mail)
     with ThreadPoolExecutor(3) as threads:
         yield Queue(jobs, around, threads, Cohort(jobs, ALL, 1, tmp_path / "cohort.json"))
+        end.request("over")     # of a test that failed too: the threads are waited for
+        mail.kill("unplaced")
 
 
 def test_a_run_that_is_stopped_waits_for_checkpoints_and_for_no_slots(queue: Queue, mail: Mail, end: StopFile) -> None:
@@ -102,6 +105,26 @@ def test_one_that_hangs_is_killed_after_its_time(
     end.request("ended")
     queue.await_ends()
     assert mail.killed["unplaced"].is_set()
+
+
+def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behind_it(
+    queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mailbox = _Mailbox()
+    monkeypatch.setattr(mail, "whereabouts", mailbox.whereabouts)
+    monkeypatch.setattr(checkpoint, "steps", lambda _location: [5])
+    queue.start()
+    mailbox.push(Event("progress", "submodels", "unplaced", {"step": 9, "tokens": 9, "tokens_per_second": 0.5}))
+    assert sorted(queue.left[0]) == [2.0, 20.0]
+    mail.kill("unplaced")
+    while not queue.left[1]:
+        queue.settle()
+    assert queue.left[1] == [10.0]
+    mailbox.begin("unplaced")
+    queue.start()
+    assert sorted(queue.left[0]) == [10.0, 20.0]
+    end.request("ended")
+    queue.await_ends()
 
 
 def test_looks_at_the_queue_do_not_look_at_the_storage(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_training import L, weights, write_shard, write_tiny
-from training_worker import Counting
+from training_worker import STOP, Counting
 
 from moedisco_ray.config import Optimizer, Phase
 from moedisco_ray.events import Event
@@ -25,7 +25,7 @@ from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, ch
 
 pytestmark = pytest.mark.timeout(400)     # the gangs are several processes, and run once for all of these
 
-BATCH, STEPS, STOP = 4, 10, 8
+BATCH, STEPS = 4, 10
 ANCHORED = {"backbone_rate": BackboneRate(0.0, start=6)}
 WORKER = Path(__file__).with_name("training_worker.py")
 NOBODY = None
@@ -37,7 +37,7 @@ Work = Sequence[tuple[TrainJob, int | None]]
 
 
 def gang(size: int, directory: Path, work: Work) -> list[dict[str, Any]]:
-    """Results of each rank. `work` says for each job which rank wants to stop it, as soon as it is asked."""
+    """Results of each rank. `work` says for each job which rank wants to stop it after step `STOP`."""
     file = directory / f"work-{size}"
     file.write_bytes(pickle.dumps(list(work)))
     rendezvous = directory / f"rendezvous-{size}"

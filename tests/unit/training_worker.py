@@ -6,6 +6,7 @@ Usage: training_worker.py RANK SIZE RENDEZVOUS WORK
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pickle
 import sys
@@ -19,7 +20,9 @@ import torch.distributed as dist
 
 from moedisco_ray.errors import TrainingError
 from moedisco_ray.events import Event
-from moedisco_ray.training import World, train
+from moedisco_ray.training import World, agreement, train
+
+STOP = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +43,16 @@ def main(rank: int, size: int, rendezvous: str, work: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=timedelta(seconds=30))
+    usual = agreement._ASK_SECONDS
     results: dict[str, object] = {}
     for job, stopper in pickle.loads(work.read_bytes()):
         try:
+            # Who is to stop after a certain step is asked after each; the others are, whenever it is time to.
+            agreement._ASK_SECONDS = usual if stopper is None else 0.0
+            asked = itertools.count(1)
             events: list[Event] = []
-            results[job.name] = train(job, World(rank, size), events.append, lambda s=stopper: rank == s)
+            results[job.name] = train(
+                job, World(rank, size), events.append, lambda s=stopper, asked=asked: next(asked) >= STOP and rank == s)
             results[f"{job.name}-looks"] = [event.data for event in events if event.type == "evaluation"]
         except TrainingError as error:
             results[job.name] = str(error)

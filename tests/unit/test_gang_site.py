@@ -1,0 +1,87 @@
+"""What a gang held, as later drivers learn of it, with attempts that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moedisco_ray.config import HighMemoryPool, Optimizer
+from moedisco_ray.on_ray import gang_site
+from moedisco_ray.on_ray.attempts import Surroundings
+from moedisco_ray.on_ray.gang_site import RaySite
+from moedisco_ray.on_ray.relay import Relay
+from moedisco_ray.on_ray.reservation import Reservation
+from moedisco_ray.shell import Placement
+from moedisco_ray.stopping import NEVER
+from moedisco_ray.training import TrainJob, TrainResult
+
+
+class Driver(Relay):
+    """A driver's time, and what its meter says of the gang."""
+
+    def __init__(self) -> None:
+        super().__init__(handle=None)
+        self.now = 0.0
+        self.seconds = 0.0
+
+    def passes(self, seconds: float, workers: int) -> None:
+        self.now += seconds
+        self.seconds += seconds * workers
+
+    def held(self) -> dict[str, dict[str, float]]:
+        return {"finetune": {"high_memory": self.seconds}} if self.seconds else {}
+
+    def tell(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        stage="finetune", name="finetune", model=tmp_path, shards=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
+        steps=10, sequence_length=1, optimizer=Optimizer(batch_tokens=8), checkpoint_every=5)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], RaySite]:
+    """A new driver's."""
+    monkeypatch.setattr(gang_site.session, "grows", lambda: False)
+    monkeypatch.setattr(RaySite, "tell", Driver.tell)
+
+    def new(driver: Driver) -> RaySite:
+        pool = HighMemoryPool()
+        around = Surroundings("run", Placement(pool, 1, 0), tmp_path, (), driver)
+        return RaySite(around, "finetune", Reservation(pool, "ahead"), tmp_path / "gang.json", lambda: driver.now)
+
+    return new
+
+
+def test_a_driver_that_dies_loses_seconds_of_an_attempt_and_its_next_counts_nothing_twice(
+    job: TrainJob, site: Callable[[Driver], RaySite], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcome = TrainResult(10, 10, (), 1.0, 0, finished=True)
+    seen: list[float] = []
+
+    def attempt(job: TrainJob, around: Surroundings) -> TrainResult:
+        """For 25 seconds, in the middle of which the next driver looks at what this one has noted."""
+        for _ in range(5):
+            driver.passes(5, around.placement.workers)
+            here.note()
+            seen.append(site(Driver()).trained(job, outcome).worker_seconds)
+        return outcome
+
+    monkeypatch.setattr(gang_site, "attempt", attempt)
+    driver = Driver()
+    here = site(driver)
+    here.attempt(job, 2, NEVER)
+    here.attempt(job, 4, NEVER)
+    assert seen == [0, 20, 20, 40, 40, 50, 90, 90, 130, 130]
+    trained = here.trained(job, outcome)
+    assert (trained.seconds, trained.held) == (50, {"high_memory": 150})
+    driver = Driver()
+    here = site(driver)
+    here.attempt(job, 1, NEVER)
+    trained = here.trained(job, outcome)
+    assert (trained.seconds, trained.held) == (75, {"high_memory": 175})
