@@ -70,7 +70,8 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
     raw["clusters"] |= {"count": 4, "restarts": 2, "iterations": 20, "sample": 2000}
     raw["merge"]["calibration_tokens"] = 16_384
     raw["submodels"]["optimizer"] |= {"lr": 3e-3, **RECIPE}
-    raw["finetune"]["optimizer"] |= {"lr": 2e-3, **RECIPE}
+    raw["finetune"]["optimizer"] |= {"lr": 3e-3, **RECIPE}
+    raw["submodels"]["sync_every"] = 4    # of some dozens of steps, as the preset's of some hundreds
     for pool in raw["pools"].values():
         pool["gpu"] = 0
     raw["pools"]["high_memory"]["workers"] = 1
