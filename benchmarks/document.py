@@ -174,7 +174,7 @@ def makespan() -> str:
     result = read("makespan")
     setting, targets = result["setting"], result["targets"]
     cells = [
-        (nodes, losses, cell) for nodes, measured in result["cells"].items() for losses, cell in measured.items()]
+        (nodes, losses, cell) for nodes, measured in sorted(result["cells"].items()) for losses, cell in measured.items()]
     rows = [
         [nodes, losses, str(cell["losses"]), number(cell["makespan"]), number(cell["start"]), f"{cell['over_bound']:.2f}",
          f"{cell['over_bound_with_starts']:.2f}", f"{targets[losses]:.2f}",
