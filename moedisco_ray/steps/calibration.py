@@ -1,0 +1,61 @@
+"""Text that routers are calibrated and merges are compared on."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moedisco_ray.errors import CorpusError
+from moedisco_ray.merge import Batch
+from moedisco_ray.steps.context import Context, cluster_tokens, submodel_seed
+from moedisco_ray.tokens import TokenStream, batch_indices
+
+_CALIBRATION_BATCH = 16
+
+
+def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]:
+    """Windows of every cluster's text, in proportion to its tokens: to calibrate routers on, and to compare merges on.
+
+    Merges are compared on the windows that come last in their sub-model's own first pass: unless it went through all of
+    its text, it has not trained on them. Routers are calibrated on none of these.
+
+    Returns:
+        Batches with the number of their cluster; windows [L], empty unless `merge.backbone` is `auto`.
+
+    Raises:
+        CorpusError: There is no window to compare merges on.
+    """
+    config = context.config
+    length = config.corpus.sequence_length
+    sizes = cluster_tokens(context)
+    batches: list[Batch] = []
+    held_out: list[NDArray[np.int32]] = []
+    for k, size in enumerate(sizes):
+        stream = TokenStream([context.of("cluster") / "shards" / str(k)], length)
+        share = size / sum(sizes) / length
+        held = 0
+        if config.merge.backbone == "auto":
+            held = min(len(stream) // 2, max(1, round(config.merge.auto_tokens * share)))
+        seen = batch_indices(submodel_seed(config, k), 0, len(stream), len(stream))
+        held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(stream) - held:]]
+        left = np.sort(seen[:len(stream) - held])
+        wanted = min(len(left), max(1, round(config.merge.calibration_tokens * share)))
+        # Evenly spread over the shard: its beginning alone could be one document.
+        chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
+        for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
+            tokens_BL = np.stack([stream.window(int(i))[:-1] for i in some])
+            batches.append((tokens_BL, np.full(len(some), k, dtype=np.int64)))
+    if config.merge.backbone == "auto" and not held_out:
+        remedy = "the clusters have no window of text to spare for a comparison; choose a rule, or add text"
+        raise CorpusError("merge.backbone", "auto", remedy)
+    return batches, held_out
+
+
+def sample(context: Context) -> list[Batch]:
+    """As much of the whole corpus, evenly spread, as routers are calibrated on; all of one cluster."""
+    stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
+    wanted = min(len(stream), max(1, context.config.merge.calibration_tokens // stream.sequence_length))
+    chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
+    return [
+        (np.stack([stream.window(int(i))[:-1] for i in some]), np.zeros(len(some), dtype=np.int64))
+        for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH))]

@@ -1,0 +1,98 @@
+"""What every step is given, and finds in the run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from moedisco_ray.artifacts import read_manifest
+from moedisco_ray.config import Model, Pool, RunConfig
+from moedisco_ray.events import Emit
+from moedisco_ray.file_systems import Location, joined
+from moedisco_ray.shell import Shell
+from moedisco_ray.stages import STAGES
+from moedisco_ray.stopping import NEVER, StopFile
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every step is given beside its draft.
+
+    Attributes:
+        config: The run's configuration.
+        directory: The run directory.
+        fingerprint: Of the stage under way.
+        emit: Takes events.
+        shell: Runs the work.
+        stop: Ends the run once it is there.
+        own_storage: The run's own folder in `checkpoint.storage`; None: its trainers save in the run directory.
+    """
+
+    config: RunConfig
+    directory: Path
+    fingerprint: str
+    emit: Emit
+    shell: Shell
+    stop: StopFile = NEVER
+    own_storage: Location | None = None
+
+    def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """One pure function on one worker of a pool, metered; None: anywhere, unmetered."""
+        return self.shell.call(pool, self.emit, self.stop, function, *args, **kwargs)
+
+    def of(self, stage: str) -> Path:
+        """The committed artifact of an earlier stage."""
+        return self.directory / next(s.directory for s in STAGES if s.name == stage)
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where a stage's trainers keep what they need to go on; another fingerprint never finds it."""
+        return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
+
+    def storage(self, stage: str) -> Location:
+        """Where they save weights and optimizer: there, or in `checkpoint.storage`."""
+        local = self.checkpoints(stage)
+        return local if self.own_storage is None else joined(self.own_storage, local.name)
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """The figures of an earlier stage."""
+        manifest = read_manifest(self.of(stage))
+        return manifest.summary if manifest else {}
+
+    @property
+    def start(self) -> tuple[Model, Path, int, int]:
+        """What the untrained MoE follows from; see `tasks.initial_moe`."""
+        config = self.config
+        return config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed
+
+    @property
+    def submodels(self) -> list[Path]:
+        """The trained sub-models, in the clusters' order; none where their share of the tokens is 0."""
+        return [self.of("submodels") / str(k) for k in range(self.config.clusters.count)] if self.config.tokens.decoupled else []
+
+    @property
+    def trained_seed(self) -> Path | None:
+        """The seed model, where it was trained."""
+        return self.of("seed") if self.config.tokens.seed else None
+
+
+def submodel_seed(config: RunConfig, cluster: int) -> int:
+    """What the order of a sub-model's batches follows from."""
+    return config.seed + 1 + cluster
+
+
+def cluster_tokens(context: Context) -> list[int]:
+    """What the order of a sub-model's batches follows from."""
+    return [int(entry["tokens"]) for entry in context.summary("cluster")["clusters"]]
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Of each cluster."""
+    """Copy a directory by hard links: the files are final, and the source goes as soon as the copy is committed."""
+    shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
