@@ -36,8 +36,9 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_cluster: None, tmp
     [restart] = [event.data for event in events if event.type == "worker_restarted"]
     assert restart["kind"] == "out_of_memory"
     assert "out of memory" in restart["reason"]
-    assert trained.result.restored_step == 5
-    assert trained.result.losses[:5] == roomy.losses[:5]
+    restored = trained.result.restored_step
+    assert restored in (5, 10)      # the first checkpoint is complete some steps after it began
+    assert trained.result.losses[:restored] == roomy.losses[:restored]
     assert trained.result.losses == pytest.approx(roomy.losses, rel=1e-5)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import ray
+from ray import cloudpickle
 from small_run import small_config
 from waiting import until
 
@@ -23,6 +25,7 @@ from moedisco_ray.stopping import NEVER, StopFile
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 
 POOL = HighMemoryPool()
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 
 
 class Occupant:
