@@ -18,6 +18,7 @@ from moedisco_ray.errors import TrainingError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray import histories
 from moedisco_ray.on_ray.relay import Whereabouts
+from moedisco_ray.on_ray.standstill import Standstill
 from moedisco_ray.policies.checkpointing import loss_rate
 from moedisco_ray.policies.gang import Sizes, worth_growing
 from moedisco_ray.policies.retrying import End, GiveUp
@@ -26,8 +27,6 @@ from moedisco_ray.training import TrainJob, TrainResult
 
 _LOOK_SECONDS = 1.0
 """Between two looks at the pool."""
-_PATIENCE_SECONDS = 5.0
-"""For which a gang waits before it says so: what Ray knows of free slots is a moment old."""
 _ASSUMED_RESTART = 30.0
 """Seconds from stopping with a checkpoint to the next step, until that is measured."""
 
@@ -102,7 +101,7 @@ class Gang:
         self._history = histories.remembered(job, sizes.fewest)
         self._losses = 0
         self._asked = False
-        self._said = False
+        self._standstill = Standstill(site.tell, clock)
 
     def train(self) -> TrainResult:
         """Until it is finished.
@@ -138,15 +137,13 @@ class Gang:
 
     def _slots(self) -> int:
         """Wait until there is room for a gang; hold nothing meanwhile."""
-        began = self._clock()
         while (workers := self._sizes.on(self._site.free)) is None:
             self._stop.check()
             self._site.check()
             self._site.ask(self._sizes.largest)
-            if not self._said and self._clock() - began >= _PATIENCE_SECONDS:
-                self._said = True
-                self._site.tell(Event("warning", data={"message": self._site.missing(self._sizes.fewest)}))
+            self._standstill.waits(lambda: self._site.missing(self._sizes.fewest))
             time.sleep(self._look)
+        self._standstill.goes_on()
         self._site.ask(0)
         return workers
 

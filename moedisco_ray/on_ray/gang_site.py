@@ -109,7 +109,7 @@ class RaySite:
 
     def missing(self, workers: int) -> str:
         """See `Site`."""
-        return session.missing(self._around.placement.bundle, workers, self.free)
+        return session.missing([self._around.placement.bundle], workers, self.free)
 
     @property
     def held(self) -> dict[str, float]:

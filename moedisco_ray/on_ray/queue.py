@@ -22,6 +22,7 @@ from moedisco_ray.on_ray import histories, session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
 from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.rounds import KeeperBeside
+from moedisco_ray.on_ray.standstill import PATIENCE_SECONDS, Standstill
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first
 from moedisco_ray.policies.placement import Need, place_all
@@ -31,6 +32,8 @@ from moedisco_ray.training import TrainJob, TrainResult, checkpoint
 
 _LOOK_SECONDS = 1.0
 """Between two looks at the pool's room."""
+_START_SECONDS = 60.0
+"""For which slots may be taken by trainers of ours that start, and are not heard of yet."""
 _GRACE_SECONDS = 120.0
 """For trainers that are asked to end, to save a checkpoint."""
 
@@ -61,7 +64,7 @@ class Queue:
         self._running: dict[Future[Outcome], tuple[TrainJob, Pool]] = {}
         self._histories = {job.name: histories.remembered(job, around.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
-        self._said_empty = False
+        self._standstill = Standstill(self._tell)
         self._losses = 0
         self._rounds = KeeperBeside(jobs, threads, self._tell)
         around.placement.check(list(self._needs.values()))
@@ -109,8 +112,6 @@ class Queue:
             for job in self._waiting.values() if self._rounds.startable(job)])
         needs = [self._needs[unit.name] for unit in order]
         placed = place_all(needs, placement.types(free))
-        if needs and not placed and not self._running:
-            self._say_empty(min(need.memory_gb for need in needs))
         most = session.most(placement.pool, placement.workers)
         for_all = most >= len(self._waiting) + len(self._running)
         for name, key in itertools.islice(placed.items(), max(0, most - len(self._running))):
@@ -119,6 +120,7 @@ class Queue:
             adjusted = histories.adjusted(job, self._histories[name], self._losses_per_hour)
             adjusted = self._rounds.seated(adjusted, for_all=for_all)
             self._running[self._threads.submit(attempt, adjusted, around)] = job, pool
+        self._look_for_standstill()
 
     def settle(self) -> None:
         """Wait a moment for trainings to end, and see to those that did."""
@@ -200,11 +202,19 @@ class Queue:
         seconds = sum(sum(held.values()) for held in self._around.mail.held().values())
         return loss_rate(self._losses, seconds / HOUR)
 
-    def _say_empty(self, need_gb: float) -> None:
-        if not self._said_empty:
-            self._said_empty = True
-            wanted = " or ".join(pool.resource for pool in self._pools.values() if pool.memory_gb >= need_gb)
-            self._tell(Event("warning", data={"message": f"waits for {wanted}: no node of the cluster offers it now"}))
+    def _look_for_standstill(self) -> None:
+        """Say what is waited for while no training has a worker, or will have one soon."""
+        placement, mail = self._around.placement, self._around.mail
+        running = [job.name for job, _ in self._running.values()]
+        need_gb = min((self._needs[name].memory_gb for name in (*running, *self._waiting)), default=0.0)
+        fitting = [pool for pool in self._pools.values() if pool.memory_gb >= need_gb]
+        bundles = [placement.on(pool).bundle for pool in fitting]
+        free = sum(session.free(bundle) for bundle in bundles)
+        if free or any(mail.whereabouts(name).nodes for name in running):
+            self._standstill.goes_on()
+        else:
+            patience = _START_SECONDS if any(session.lasting(pool) for pool in fitting) else PATIENCE_SECONDS
+            self._standstill.waits(lambda: session.missing(bundles, placement.workers, free), patience)
 
     def _tell_finished(self, job: TrainJob) -> None:
         trained = self._cohort.trained(job, self._around.mail.held())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -66,18 +66,19 @@ def free(bundle: Mapping[str, float]) -> int:
         for node, there in state.available_resources_per_node().items() if node not in leaving)
 
 
-def missing(bundle: Mapping[str, float], workers: int, free: int) -> str:
+def missing(bundles: Sequence[Mapping[str, float]], workers: int, free: int) -> str:
     """For people: what so many workers wait for.
 
     Args:
-        bundle: Resources of each, the tag of its pool first.
+        bundles: Resources of each, the tag of its pool first; of several, any will do.
         workers: How many start at once.
         free: How many of them could.
     """
+    by_tag = {next(iter(bundle)): bundle for bundle in bundles}
     resources = ray.cluster_resources()
-    there = min(int(resources.get(name, 0) // amount) for name, amount in bundle.items())
+    there = sum(min(int(resources.get(name, 0) // amount) for name, amount in bundle.items()) for bundle in by_tag.values())
     found = f"{free} of {there} are free" if there else "no node of the cluster offers it now"
-    return f"waits for {workers} {next(iter(bundle))}{' at once' if workers > 1 else ''}: {found}"
+    return f"waits for {workers} {' or '.join(by_tag)}{' at once' if workers > 1 else ''}: {found}"
 
 
 def grows() -> bool:

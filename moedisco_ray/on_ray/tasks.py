@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,8 +11,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from moedisco_ray.config import Pool
 from moedisco_ray.errors import MoeDiscoError, RunError
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.events import Emit
 from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.standstill import PATIENCE_SECONDS, Standstill
 from moedisco_ray.on_ray.task_worker import work
 from moedisco_ray.shell import Placement, holding
 from moedisco_ray.stopping import StopFile
@@ -25,8 +25,6 @@ _MOST_STARTS = 4
 """Of a function whose worker dies."""
 _LOOK_SECONDS = 1.0
 """Between two looks at the stop file."""
-_PATIENCE_SECONDS = 5.0
-"""For which a task waits for its slot before that is said."""
 
 
 def run_on(pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -68,7 +66,7 @@ def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop
         unless_begun.callback(ray.cancel, task, force=True)
         until_begun(
             lambda: bool(ray.wait([task], timeout=_LOOK_SECONDS)[0]),
-            lambda: session.missing(bundle, 1, session.free(bundle)), emit, stop)
+            lambda: session.missing([bundle], 1, session.free(bundle)), emit, stop)
         ray.get(next(task))
         unless_begun.pop_all()
     with holding(emit, pool, 1):
@@ -76,7 +74,7 @@ def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop
 
 
 def until_begun(
-    begun: Callable[[], bool], missing: Callable[[], str], emit: Emit, stop: StopFile, patience: float = _PATIENCE_SECONDS,
+    begun: Callable[[], bool], missing: Callable[[], str], emit: Emit, stop: StopFile, patience: float = PATIENCE_SECONDS,
 ) -> None:
     """Wait for a task to begin; say so once if that takes long.
 
@@ -90,10 +88,7 @@ def until_begun(
     Raises:
         RunStopped: Somebody asked the run to end.
     """
-    deadline = time.monotonic() + patience
-    said = False
+    standstill = Standstill(emit)
     while not begun():
         stop.check()
-        if not said and time.monotonic() >= deadline:
-            said = True
-            emit(Event("warning", data={"message": missing()}))
+        standstill.waits(missing, patience)

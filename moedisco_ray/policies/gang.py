@@ -6,28 +6,6 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """How one step's sequences are divided.
-
-    Attributes:
-        workers: Workers.
-        micro_batch: Sequences of one forward pass of one worker.
-        accumulation: Forward passes of each worker per step; the last may be smaller.
-        per_worker: Sequences of each worker per step.
-    """
-
-    workers: int
-    micro_batch: int
-    accumulation: int
-    per_worker: int
-
-    @property
-    def batch(self) -> int:
-        """Sequences per step over all workers."""
-        return self.workers * self.per_worker
-
-
-@dataclasses.dataclass(frozen=True)
 class Sizes:
     """Which sizes a gang may have. One that is fixed need not divide the batch: its shares are filled up.
 
@@ -83,24 +61,6 @@ def count_now(available: int, batch: int, smallest: int, largest: int) -> int | 
     """
     fitting = [n for n in counts(batch, smallest, largest) if n <= available]
     return fitting[-1] if fitting else None
-
-
-def split(batch: int, workers: int, micro_batch: int | None = None) -> Split:
-    """Divide a step's sequences among workers, by accumulation where one pass does not hold a worker's share.
-
-    Args:
-        batch: Sequences per step over all workers.
-        workers: A number that divides it.
-        micro_batch: Most sequences of one forward pass; None: the whole share.
-
-    Raises:
-        ValueError: The workers do not divide the batch.
-    """
-    if batch % workers:
-        raise ValueError(f"{workers} workers do not divide a batch of {batch} sequences")
-    share = batch // workers
-    micro = min(share, micro_batch or share)
-    return Split(workers, micro, -(-share // micro), share)
 
 
 def worth_growing(current: int, possible: int, seconds_left: float, restart_seconds: float) -> bool:

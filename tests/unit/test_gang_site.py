@@ -22,7 +22,7 @@ class Driver(Relay):
     """A driver's time, and what its meter says of the gang."""
 
     def __init__(self) -> None:
-        super().__init__(handle=None)
+        super().__init__(handle=None, check=lambda: None)
         self.now = 0.0
         self.seconds = 0.0
 

@@ -124,16 +124,12 @@ def test_every_count_divides_the_batch_and_the_most_that_fit_is_taken(batch: int
         assert all(n > available for n in allowed)
     else:
         assert chosen == max(n for n in allowed if n <= available)
-        assert gang.split(batch, chosen).batch == batch
 
 
 def test_a_gang_shrinks_to_a_divisor() -> None:
     assert gang.counts(16, 1, 8) == (1, 2, 4, 8)
     assert gang.count_now(7, 16, 1, 8) == 4
     assert gang.count_now(1, 16, 2, 8) is None
-    assert gang.split(16, 4, 3) == gang.Split(4, 3, 2, 4)
-    with pytest.raises(ValueError, match="do not divide"):
-        gang.split(16, 3)
 
 
 @given(st.integers(1, 16), st.integers(1, 16), st.floats(0, 1e5), st.floats(0, 1e4))

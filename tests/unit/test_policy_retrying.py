@@ -7,7 +7,6 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.policies import gang
 from moedisco_ray.policies.retrying import (
     Again,
     End,
@@ -82,14 +81,10 @@ def test_memory_is_halved_down_to_one_sequence() -> None:
     assert after(oom, micro_batch=5) == Again(History(2))
 
 
-@given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 64))
-def test_halving_keeps_the_global_batch(share: int, workers: int, micro_batch: int) -> None:
-    batch = share * workers
+@given(st.integers(1, 64))
+def test_halving_ends_at_one_sequence(micro_batch: int) -> None:
     history = History(micro_batch)
     while True:
-        parts = gang.split(batch, workers, history.micro_batch)
-        assert parts.batch == batch
-        assert (parts.accumulation - 1) * parts.micro_batch < parts.per_worker <= parts.accumulation * parts.micro_batch
         decision = decide(history, End("out_of_memory", 0, ""), (), LIMITS)
         if isinstance(decision, GiveUp):
             assert history.micro_batch == 1

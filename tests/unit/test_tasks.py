@@ -15,6 +15,7 @@ from moedisco_ray.errors import RunStopped
 from moedisco_ray.events import Event
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.standstill import Standstill
 from moedisco_ray.on_ray.tasks import until_begun
 from moedisco_ray.shell import Placement
 from moedisco_ray.steps import Context
@@ -86,6 +87,23 @@ def test_a_short_wait_is_not() -> None:
     assert events == []
 
 
+def test_of_several_kinds_any_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "t4": 1.0, "l4": 2.0})
+    assert session.missing([{"t4": 1.0}, {"l4": 1.0}, {"t4": 1.0}], 1, 0) == "waits for 1 t4 or l4: 0 of 3 are free"
+
+
+def test_a_wait_that_begins_again_is_told_of_again() -> None:
+    now, events = [0.0], list[Event]()
+    standstill = Standstill(events.append, lambda: now[0])
+    for goes_on in (False, False, True, False, False):
+        if goes_on:
+            standstill.goes_on()
+        else:
+            standstill.waits(wanted)
+        now[0] += 5.0
+    assert [event.data["message"] for event in events] == ["waits for 1 high_mem_gpu"] * 2
+
+
 def test_a_wait_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
     stop = StopFile(tmp_path / "stop")
     with pytest.raises(RunStopped, match="cancelled"):
@@ -100,4 +118,4 @@ def test_what_is_missing_is_in_words(
     monkeypatch: pytest.MonkeyPatch, there: dict[str, float], workers: int, free: int, words: str,
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
-    assert session.missing(Placement(HighMemoryPool(), 1, 0).bundle, workers, free) == words
+    assert session.missing([Placement(HighMemoryPool(), 1, 0).bundle], workers, free) == words

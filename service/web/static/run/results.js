@@ -53,12 +53,18 @@ export function Results({ report }) {
       </${Scroll}>
     </${Sheet}>
     <${Validation} evaluation=${report.evaluation} />
+    <${Tasks} tasks=${report.evaluation?.lm_eval ?? []} />
     <${Samples} samples=${report.samples ?? []} />`;
 }
 
 function Validation({ evaluation }) {
   if (evaluation?.perplexity == null) return null;
-  const rows = [["all", evaluation], ...(evaluation.sources ?? []).map((entry) => [entry.source, entry])];
+  const { unseen } = evaluation;
+  const rows = [
+    ["all", evaluation], ...(evaluation.sources ?? []).map((entry) => [entry.source, entry]),
+    ...(unseen?.sources.length > 1 ? [["all, never trained on", unseen]] : []),
+    ...(unseen?.sources ?? []).map((entry) => [`${entry.source}, never trained on`, entry]),
+  ];
   return html`
     <${Sheet} title="Validation" note=${`perplexity ${decimal(evaluation.perplexity, 2)}`} span="half">
       <${Scroll} label="Validation">
@@ -72,6 +78,28 @@ function Validation({ evaluation }) {
               <th scope="row">${name}</th>
               <td class="number">${decimal(figures.perplexity, 2)}</td><td class="number">${decimal(figures.bits_per_byte, 3)}</td>
               <td class="number">${tokens(figures.documents)}</td><td class="number">${tokens(figures.tokens)}</td>
+            </tr>`)}</tbody>
+        </table>
+      </${Scroll}>
+    </${Sheet}>`;
+}
+
+function Tasks({ tasks }) {
+  if (!tasks.length) return null;
+  const share = (value, error) => (value == null ? "–" : `${decimal(value, 3)}${error == null ? "" : ` ± ${decimal(error, 3)}`}`);
+  return html`
+    <${Sheet} title="Tasks" note="by lm-eval" span="half">
+      <${Scroll} label="Tasks">
+        <table>
+          <thead><tr>
+            <th scope="col">Task</th><${NumberHeads} titles=${["Accuracy", "By length", "Chance", "Examples"]} />
+          </tr></thead>
+          <tbody>${tasks.map((entry) => html`
+            <tr key=${entry.task}>
+              <th scope="row">${entry.task}</th>
+              <td class="number">${share(entry.acc, entry.acc_stderr)}</td>
+              <td class="number">${share(entry.acc_norm, entry.acc_norm_stderr)}</td>
+              <td class="number">${decimal(entry.chance, 3)}</td><td class="number">${tokens(entry.examples)}</td>
             </tr>`)}</tbody>
         </table>
       </${Scroll}>
