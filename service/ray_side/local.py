@@ -134,7 +134,9 @@ class LocalRay:
         record = _Record(secrets.token_hex(16), None, dashboard_port, gcs_port, str(directory))
         # Before the process: whoever finds a half-started cluster can still tell its processes.
         self._write(record)
-        record = dataclasses.replace(record, pid=self._spawn(record, token_path))
+        pid = self._spawn(record, token_path)
+        _await_environment(pid)
+        record = dataclasses.replace(record, pid=pid)
         self._write(record)
         cluster = self._cluster(record)
         if not self._answers(cluster, START_SECONDS):
@@ -247,6 +249,13 @@ def _bears(pid: int, mark: str) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark
     except psutil.Error:
         return False
+
+
+def _await_environment(pid: int) -> None:
+    """A process that was spawned just now shows an empty environment for a moment, and would not be taken for ours."""
+    with contextlib.suppress(psutil.Error):
+        while not (process := psutil.Process(pid)).environ() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.001)
 
 
 def _bearers(mark: str) -> list[psutil.Process]:

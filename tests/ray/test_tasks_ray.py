@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,15 +65,19 @@ def fail() -> None:
     raise ZeroDivisionError("no")
 
 
-def die_at_first(mark: Path) -> str:
+def die(held: Path) -> None:
+    """Once the slot is known to be held: the word that the function has begun dies with a worker that is too quick."""
+    while not held.exists():
+        time.sleep(0.01)
+    held.unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_first(held: Path, mark: Path) -> str:
     if not mark.exists():
         mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        die(held)
     return "lives"
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def types(events: list[Event]) -> list[str]:
@@ -132,9 +137,15 @@ def test_errors_come_through_as_they_were_raised(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(tmp_path: Path) -> None:
-    shell, events = RayShell(small_config(tmp_path)), list[Event]()
-    assert shell.call(POOL, events.append, NEVER, die_at_first, tmp_path / "mark") == "lives"
+    shell, events, held = RayShell(small_config(tmp_path)), list[Event](), tmp_path / "held"
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        if event.type == "workers_held":
+            held.touch()
+
+    assert shell.call(POOL, emit, NEVER, die_at_first, held, tmp_path / "mark") == "lives"
     assert types(events) == ["workers_held", "workers_released"] * 2
     with pytest.raises(RunError, match="die: its worker died repeatedly"):
-        shell.call(POOL, events.append, NEVER, die)
+        shell.call(POOL, emit, NEVER, die, held)
     assert types(events) == ["workers_held", "workers_released"] * 6

@@ -142,6 +142,32 @@ def _refused_without_the_token(url: str, directory: Path) -> None:
             RayJobs(stranger).statuses()
 
 
+def test_a_process_whose_environment_is_not_there_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = [{}, {}, {MARK: "ours"}]
+
+    class Spawned:
+        def __init__(self, pid: int) -> None:
+            self.pid = pid
+
+        def environ(self) -> dict[str, str]:
+            return environments.pop(0)
+
+        def status(self) -> str:
+            return psutil.STATUS_RUNNING
+
+    monkeypatch.setattr(local.psutil, "Process", Spawned)
+    local._await_environment(1)
+    assert environments == []
+
+
+def test_a_process_that_ended_at_once_is_not_waited_for() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    local._await_environment(ended.pid)     # a zombie
+    ended.wait()
+    local._await_environment(ended.pid)     # nobody
+
+
 @pytest.mark.ray
 def test_a_cluster_that_does_not_start_is_told_with_its_log_and_leaves_nothing(state_dir, monkeypatch):
     broken = LocalRay(state_dir, resources={"CPU": 1})
