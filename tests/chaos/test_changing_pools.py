@@ -17,7 +17,7 @@ import pytest
 import torch
 from changing_pools import ChangingPools, Hit
 from pool_plan import NODES, draw
-from small_run import begin_at_submodels, same_outcome, small_config
+from small_run import begin_at, same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
 from step_account import attempts, lost
 
@@ -67,7 +67,7 @@ def test_a_run_outlives_its_machines(
     caplog.set_level(logging.INFO, __name__)
     nodes.reset({POOLS[stage]: count for stage, count in NODES.items()})
     mine = config(tmp_path)
-    begin_at_submodels(mine, undisturbed)
+    begin_at("submodels", mine, undisturbed)
     planned = {unit["name"]: unit["steps"] for stage in POOLS for unit in units(undisturbed, stage)}
     plan = draw(seed)
     totals = {stage: sum(unit["steps"] for unit in units(undisturbed, stage)) for stage in POOLS}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_run import begin_at_submodels, same_outcome, small_config
+from small_run import begin_at, same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
 
 from moedisco_ray import pipeline
@@ -48,7 +48,7 @@ def test_two_runs_on_a_pool_that_holds_one_gang_both_finish(nodes: SpotNodes, tm
     done = pipeline.run(small_config(tmp_path / "done"), shell=InProcess())
     both = [config(tmp_path / name) for name in ("one", "other")]
     for run in both:
-        begin_at_submodels(run, done)
+        begin_at("submodels", run, done)
     processes = [start(run, nodes) for run in both]
     try:
         for run, process in zip(both, processes, strict=True):

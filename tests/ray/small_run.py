@@ -48,12 +48,12 @@ def small_config(output: Path, **changes: Any) -> RunConfig:
     return check_config(base)
 
 
-def begin_at_submodels(config: RunConfig, done: Path) -> None:
-    """Put what another run made before its sub-models into this one's directory."""
+def begin_at(stage: str, config: RunConfig, done: Path) -> None:
+    """Put what another run made before a stage into this one's directory."""
     pipeline.claim(config, redo=False)
-    names = [stage.name for stage in STAGES]
-    for stage in STAGES[:names.index("submodels")]:
-        shutil.copytree(done / stage.directory, config.directory / stage.directory)
+    names = [each.name for each in STAGES]
+    for before in STAGES[:names.index(stage)]:
+        shutil.copytree(done / before.directory, config.directory / before.directory)
 
 
 def same_outcome(directory: Path, undisturbed: Path) -> None:

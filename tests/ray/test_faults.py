@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_run import same_outcome, small_config
+from small_run import begin_at, same_outcome, small_config
 
 from moedisco_ray import pipeline
 from moedisco_ray.events import Event
@@ -47,7 +47,9 @@ class Killer:
 def test_killed_workers_go_on_from_their_checkpoints(ray_cluster: None, undisturbed: Path, tmp_path: Path) -> None:
     killers = [Killer(unit, random.Random(seed).randrange(15, 40)) for unit, seed in (("submodel-1", 1), ("finetune", 2))]
     events: list[Event] = []
-    directory = pipeline.run(small_config(tmp_path), (*killers, events.append))
+    config = small_config(tmp_path)
+    begin_at("submodels", config, undisturbed)
+    directory = pipeline.run(config, (*killers, events.append))
     assert all(killer.killed for killer in killers)
     restarts = [(event.unit, event.data["kind"]) for event in events if event.type == "worker_restarted"]
     assert restarts == [("submodel-1", "died"), ("finetune", "died")]
@@ -83,6 +85,7 @@ def test_a_killed_pipeline_goes_on_where_it_was(undisturbed: Path, tmp_path: Pat
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path, checkpoint={"every": 100_000})
+    begin_at("finetune", config, undisturbed)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     with started(path) as running:
