@@ -44,6 +44,7 @@ from moedisco_ray.config import Architecture, LowMemoryPool, Optimizer
 from moedisco_ray.decompose import decompose
 from moedisco_ray.events import Event
 from moedisco_ray.model_map import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
+from moedisco_ray.on_ray.session import NO_DASHBOARD
 from moedisco_ray.on_ray.trainers import train_all
 from moedisco_ray.policies.ordering import makespan_bound
 from moedisco_ray.shell import Placement
@@ -169,7 +170,7 @@ def measure(losses: str, nodes: int, mean_seconds: float, interval: int, seed: i
         "num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY,
         # A refused connection is no hiccup of a network on one machine: a node is given up after 1.5 s, not after 15.
         "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 3}})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address=cluster.address, runtime_env=dict(NO_DASHBOARD), log_to_driver=False, logging_level=logging.ERROR)
     machines = Machines(cluster, nodes, INTERVALS_PER_LOSS * interval * PACE if losses == "poisson" else None, seed)
     events: list[Event] = []
 

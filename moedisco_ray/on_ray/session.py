@@ -7,13 +7,19 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data
-from ray._private import state
+from ray._private import services, state
 
 from moedisco_ray.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.errors import PoolError
+
+NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
+"""The runtime environment on a cluster that has none. Helpers of Ray Train ask a dashboard whether the controller of a training
+lives. They look for it in the cluster that this machine knows of, which may be another one, or gone: they would wait for it at the
+end of each training, or take the controller for dead and remove its placement group."""
 
 
 @contextlib.contextmanager
@@ -30,7 +36,10 @@ def cluster(config: RunConfig) -> Iterator[None]:
         _quiet()
         ours = not ray.is_initialized()
         if ours and os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # what the dashboard shows of trainers
+            ray.init(
+                runtime_env={"env_vars": {"RAY_ADDRESS": services.canonicalize_bootstrap_address("auto")}},
+                log_to_driver=False, logging_level=logging.ERROR)
         elif ours:
             _start_local(config)
         try:
@@ -155,6 +164,7 @@ def _start_local(config: RunConfig) -> None:
         num_cpus=max(cores, sum(count for _, count in low_slots), high_slots),
         resources=_sum_by_tag(*low_slots, (high.resource, high_slots)),
         include_dashboard=False,
+        runtime_env=dict(NO_DASHBOARD),
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
@@ -183,7 +193,6 @@ def _sum_by_tag(*tags: tuple[str, int]) -> dict[str, float]:
 
 def _quiet() -> None:
     """Leave the terminal to our own view; Ray's logs stay in its session directory."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

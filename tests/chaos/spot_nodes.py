@@ -18,6 +18,7 @@ from ray.util import placement_group_table
 from waiting import until
 
 from moedisco_ray.on_ray.draining import drain
+from moedisco_ray.on_ray.session import NO_DASHBOARD
 
 _MEMORY = 80_000_000
 _PATIENCE = 30.0
@@ -37,7 +38,8 @@ class SpotNodes:
         self._nodes: dict[str, tuple[str, Node]] = {}
         self._going: set[str] = set()
         self._gone: list[psutil.Process] = []
-        ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=self._cluster.address, runtime_env=dict(NO_DASHBOARD), log_to_driver=False, logging_level=logging.ERROR)
 
     @property
     def address(self) -> str:

@@ -7,6 +7,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from moedisco_ray.on_ray.session import NO_DASHBOARD
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
@@ -15,7 +17,7 @@ def ray_cluster() -> Iterator[None]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         ray.init(
             address="local", num_cpus=4, resources={"low_mem_gpu": 2, "high_mem_gpu": 3}, include_dashboard=False,
-            log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
+            runtime_env=dict(NO_DASHBOARD), log_to_driver=False, logging_level=logging.ERROR, object_store_memory=300_000_000)
         yield
         ray.shutdown()
 
@@ -27,7 +29,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     ray.shutdown()  # the shared cluster of other tests, if it is connected
     cluster = Cluster(initialize_head=True, head_node_args={
         "num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address=cluster.address, runtime_env=dict(NO_DASHBOARD), log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield cluster
     finally:
