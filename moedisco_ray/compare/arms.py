@@ -75,7 +75,11 @@ ARMS: Mapping[str, Arm] = {
         "finetune.load_balance": 0.0,
         "finetune.z_loss": 0.0,
     }),
-    "upcycle": Arm("sparse upcycling", _WHOLE),
+    "upcycle": Arm("sparse upcycling", {     # the seed has the sub-models' tokens too: what do they add?
+        **_WHOLE,
+        "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
+        "tokens.finetune_share": lambda base: base.tokens.finetune_share,
+    }),
     "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE}),
     "spes": Arm("SPES-like, H = 100", {
         "tokens.seed_share": 0.0,
