@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
+from ray._common.network_utils import parse_address
 from ray._private import services, state
 
 from moedisco_ray.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.errors import PoolError
+
+_ANSWER_SECONDS = 10.0
 
 NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
 """The runtime environment on a cluster that has none. Helpers of Ray Train ask a dashboard whether the controller of a training
@@ -30,16 +34,13 @@ def cluster(config: RunConfig) -> Iterator[None]:
     one is started whose custom resources are the pools' tags, and is stopped at the end.
 
     Raises:
-        PoolError: The cluster has no room for a pool's workers.
+        PoolError: The cluster has no room for a pool's workers, or does not answer.
     """
     with _output_to(config.directory / "ray.log"):
         _quiet()
         ours = not ray.is_initialized()
-        if ours and os.environ.get("RAY_ADDRESS"):
-            os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # what the dashboard shows of trainers
-            ray.init(
-                runtime_env={"env_vars": {"RAY_ADDRESS": services.canonicalize_bootstrap_address("auto")}},
-                log_to_driver=False, logging_level=logging.ERROR)
+        if ours and (address := os.environ.get("RAY_ADDRESS")) not in (None, "", "local"):
+            _join(str(address))
         elif ours:
             _start_local(config)
         try:
@@ -150,6 +151,20 @@ def _output_to(path: Path) -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def _join(address: str) -> None:
+    try:
+        found = services.canonicalize_bootstrap_address(address)
+        with socket.create_connection(parse_address(found), _ANSWER_SECONDS):
+            pass    # Ray itself would wait for ever
+    except (OSError, ValueError):
+        raise PoolError(
+            "RAY_ADDRESS", address, "no Ray cluster answers there; give HOST:PORT as `ray start --head` prints it, or unset it to "
+            "run on this machine alone") from None
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # what the dashboard shows of trainers
+    ray.init(
+        address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found}}, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _start_local(config: RunConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import signal
 import threading
@@ -95,8 +94,9 @@ class ChangingPools:
             running.add_done_callback(self._end)
             try:
                 for change in self._plan:
-                    self._wait_for(functools.partial(self._due, change))
-                    self._carry_out(change)
+                    self._wait_for(lambda change=change: self._due(change) or self._too_late(change))
+                    if self._due(change):
+                        self._carry_out(change)
             except BaseException:
                 if running.done():
                     running.result()
@@ -125,6 +125,12 @@ class ChangingPools:
     def _due(self, change: Change) -> bool:
         made = sum(self._made[change.stage].values())
         return made >= change.share * self._steps[change.stage] and bool(self._under_way(change.stage))
+
+    def _too_late(self, change: Change) -> bool:
+        """Whether a notice before it has let the last training of its stage finish, which is what a notice is for."""
+        noticed = [hit for hit, trainer in self._hits if hit.change.kind == "notice" and self._finished.get(hit.unit) is trainer]
+        made = sum(self._made[change.stage].values())
+        return made == self._steps[change.stage] and any(hit.change.stage == change.stage for hit in noticed)
 
     def _under_way(self, stage: str) -> list[str]:
         """Units that train now, and that nothing happened to yet; the one with most left first."""
