@@ -21,7 +21,7 @@ from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob
 
 POOL = LowMemoryPool()
-STEPS = 1500
+STEPS = 5000
 """Of seconds altogether: what happens to a training must find it under way."""
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
