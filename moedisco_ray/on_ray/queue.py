@@ -206,11 +206,14 @@ class Queue:
         """Say what is waited for while no training has a worker, or will have one soon."""
         placement, mail = self._around.placement, self._around.mail
         running = [job.name for job, _ in self._running.values()]
+        if any(mail.whereabouts(name).nodes for name in running):
+            self._standstill.goes_on()
+            return
         need_gb = min((self._needs[name].memory_gb for name in (*running, *self._waiting)), default=0.0)
         fitting = [pool for pool in self._pools.values() if pool.memory_gb >= need_gb]
         bundles = [placement.on(pool).bundle for pool in fitting]
         free = sum(session.free(bundle) for bundle in bundles)
-        if free or any(mail.whereabouts(name).nodes for name in running):
+        if free:
             self._standstill.goes_on()
         else:
             patience = _START_SECONDS if any(session.lasting(pool) for pool in fitting) else PATIENCE_SECONDS

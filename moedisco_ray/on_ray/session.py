@@ -19,6 +19,7 @@ from moedisco_ray.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.errors import PoolError
 
 _ANSWER_SECONDS = 10.0
+"""For which a cluster that is named may take to answer."""
 
 NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
 """The runtime environment on a cluster that has none. Helpers of Ray Train ask a dashboard whether the controller of a training
@@ -39,8 +40,9 @@ def cluster(config: RunConfig) -> Iterator[None]:
     with _output_to(config.directory / "ray.log"):
         _quiet()
         ours = not ray.is_initialized()
-        if ours and (address := os.environ.get("RAY_ADDRESS")) not in (None, "", "local"):
-            _join(str(address))
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if ours and address != "local":
+            _join(address)
         elif ours:
             _start_local(config)
         try:

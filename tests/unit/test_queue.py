@@ -77,6 +77,8 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
     monkeypatch.setattr(module.ray, "get", lambda value: value)
     for name in ("room", "most"):
         monkeypatch.setattr(module.session, name, lambda _pool, _workers: 2)
+    monkeypatch.setattr(module.session, "lasting", lambda _pool: 2)
+    monkeypatch.setattr(module.session, "free", lambda _bundle: 0)
     jobs = [
         TrainJob(
             stage="submodels", name=name, model=tmp_path, shards=(), output=tmp_path / name / "out",
@@ -125,6 +127,35 @@ def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behi
     assert sorted(queue.left[0]) == [10.0, 20.0]
     end.request("ended")
     queue.await_ends()
+
+
+@pytest.mark.parametrize(("there", "patience", "told"), [
+    (2, "_START_SECONDS", True), (0, "PATIENCE_SECONDS", True), (2, "PATIENCE_SECONDS", False)])
+def test_a_pool_that_has_no_slot_for_anything_is_told_of_each_time(
+    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch, there: int, patience: str, told: bool,
+) -> None:
+    events, placed = list[Event](), list[str]()
+    monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
+    monkeypatch.setattr(mail, "whereabouts", lambda _unit: Whereabouts(tuple(placed)))
+    monkeypatch.setattr(module.session, "lasting", lambda _pool: there)
+    monkeypatch.setattr(module.session, "missing", lambda bundles, workers, _free: f"waits for {workers} of {next(iter(*bundles))}")
+    monkeypatch.setattr(module, patience, 0.0)
+    for placed[:] in ([], [], ["node"], [], []):
+        queue.start()
+    assert [event.data["message"] for event in events if event.type == "warning"] == ["waits for 1 of low_mem_gpu"] * (2 * told)
+
+
+def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
+    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events = list[Event]()
+    monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
+    monkeypatch.setattr(mail, "whereabouts", lambda _unit: Whereabouts())
+    monkeypatch.setattr(module.session, "free", lambda _bundle: 1)
+    monkeypatch.setattr(module, "_START_SECONDS", 0.0)
+    queue.start()
+    queue.start()
+    assert events == []
 
 
 def test_looks_at_the_queue_do_not_look_at_the_storage(
