@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from harness import RESULTS, ROOT
+from quality import curves
 from quality import section as quality_section
 
 
@@ -209,6 +210,7 @@ def quality() -> str:
         favours whatever shards a model over cheap cards. Figures of a gang on the low-memory pool are those of the same training,
         priced there.""",
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
+        *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(quality_section.RESULTS)),
         "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()), made_with(result))
 
 

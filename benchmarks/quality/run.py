@@ -38,7 +38,7 @@ from summary import summarise
 
 from moedisco_ray.cli import output_console
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Budget
-from moedisco_ray.compare.run import compare
+from moedisco_ray.compare.run import BUDGETS, compare
 from moedisco_ray.compare.table import compare_view
 from moedisco_ray.config import RunConfig
 from moedisco_ray.config.presets import preset_text
@@ -49,11 +49,11 @@ RESULTS = HERE / "results"
 sys.path.append(str(HERE.parent))
 harness: Any = importlib.import_module("harness")    # the other benchmarks' common parts, one folder up
 
-BOTH = ("disco", "paper")
-"""Arms that are run at as many tokens and for as many dollars, and that the grid is made of."""
+GRID = ("disco", "paper")
+"""Arms that the grid is made of."""
 FOR_DOLLARS = ("joint-low", "ensemble")
-"""Arms that are run for as many dollars alone, the others at as many tokens: more of joint training's tokens say nothing new."""
-GROUPS = {"grid": BOTH, "levers": (*BOTH, *LEVERS), "all": tuple(name for name in ARMS if name != REFERENCE)}
+"""Arms that are run for as many dollars alone, and levers at as many tokens: the other budget says nothing new of them."""
+GROUPS = {"grid": GRID, "levers": (*GRID, *LEVERS), "all": tuple(name for name in ARMS if name != REFERENCE)}
 FAMILIES = ("qwen3_moe", "mixtral")
 STARTS = ("random", "seed")
 QUICK_TOKENS = 200_000
@@ -76,7 +76,8 @@ def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[s
 def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
     groups: dict[tuple[Budget, ...], list[str]] = {}
     for arm in arms:
-        budgets: tuple[Budget, ...] = ("tokens", "dollars") if arm in BOTH else ("dollars",) if arm in FOR_DOLLARS else ("tokens",)
+        only: tuple[Budget, ...] | None = ("dollars",) if arm in FOR_DOLLARS else ("tokens",) if arm in LEVERS else None
+        budgets = only or BUDGETS
         groups.setdefault(budgets, []).append(arm)
     return list(groups.items())
 
@@ -146,7 +147,7 @@ def quick(arguments: argparse.Namespace) -> int:
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
     few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
     base = base.model_copy(update={"evaluation": few_looks})
-    result = compare(base, work, list(BOTH), budgets=("dollars",), shell=InProcess())
+    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess())
     output_console().print(compare_view(result))
     perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
     won = perplexity["disco"] < perplexity["paper"]
