@@ -57,7 +57,7 @@ from moedisco_ray.training import TrainJob
 SIZES = Architecture(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1,
                      num_experts_per_tok=1)
 VOCABULARY, LENGTH, BATCH = 64, 16, 4
-PACE = 0.5
+PACE = 1.0
 """Seconds of a step."""
 SHARES = (2.0, 1.6, 1.3, 1.1, 0.8, 0.6, 0.4, 0.2)
 """Lengths of the sub-models, relative to their mean."""
@@ -189,8 +189,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=list(TARGETS))
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 1, 3, 2])
-    parser.add_argument("--mean-seconds", type=float, default=60.0, help="of work per sub-model, times the number of nodes")
-    parser.add_argument("--interval", type=int, default=80, help="steps between checkpoints")
+    parser.add_argument("--mean-seconds", type=float, default=150.0, help="of work per sub-model, times the number of nodes")
+    parser.add_argument("--interval", type=int, default=90, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.arm:
