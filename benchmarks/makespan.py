@@ -10,9 +10,8 @@ replacement is started at once. Sub-models here last minutes, where real ones la
 here as there; so a second bound counts, beside its steps, one undisturbed start of each sub-model. Starts after losses are never
 taken off.
 
-Two clusters run beside each other, with sub-models that are as much longer as a cluster has more nodes: each takes as long as the
-others, and mostly waits. What they do take from each other's cores can only make these figures worse. (All four at once was tried:
-ten trainers that start together keep two cores busy for minutes.)
+The clusters of all sizes run beside each other, with sub-models that are as much longer as a cluster has more nodes: each takes as
+long as the others, and mostly waits. What they do take from each other's cores can only make these figures worse.
 """
 
 from __future__ import annotations
@@ -62,10 +61,8 @@ PACE = 1.0
 SHARES = (2.0, 1.6, 1.3, 1.1, 0.8, 0.6, 0.4, 0.2)
 """Lengths of the sub-models, relative to their mean."""
 INTERVALS_PER_LOSS = 5
-AT_ONCE = 2
-"""Clusters that run beside each other."""
-STAGGER = 25.0
-"""Seconds between their beginnings."""
+STAGGER = 60.0
+"""Seconds between the beginnings of two clusters, for which one trainer after the other starts."""
 TARGETS = {"none": 1.10, "poisson": 1.25}
 POOL = LowMemoryPool()
 MEMORY = 80_000_000
@@ -188,7 +185,7 @@ def measure(losses: str, nodes: int, mean_seconds: float, interval: int, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", choices=list(TARGETS))
-    parser.add_argument("--nodes", type=int, nargs="+", default=[4, 1, 3, 2])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[4, 3, 2, 1])
     parser.add_argument("--mean-seconds", type=float, default=150.0, help="of work per sub-model, times the number of nodes")
     parser.add_argument("--interval", type=int, default=90, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
@@ -200,12 +197,12 @@ def main() -> None:
     passed_on = [f"--mean-seconds={arguments.mean_seconds}", f"--interval={arguments.interval}", f"--seed={arguments.seed}"]
 
     def run(losses: str, nodes: int) -> dict[str, Any]:
-        time.sleep(STAGGER * (arguments.nodes.index(nodes) % AT_ONCE))
+        time.sleep(STAGGER * arguments.nodes.index(nodes))
         return run_arm(Path(__file__), losses, "--nodes", str(nodes), *passed_on)
 
     cells: dict[str, dict[str, Any]] = {str(nodes): {} for nodes in arguments.nodes}
     start: dict[int, float] = {}
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    with ThreadPoolExecutor(len(arguments.nodes)) as threads:
         for losses in TARGETS:
             for nodes, measured in zip(
                     arguments.nodes, threads.map(functools.partial(run, losses), arguments.nodes), strict=True):
