@@ -188,7 +188,7 @@ def makespan() -> str:
     return section(
         "Makespan on machines that come and go",
         f"""{len(shares)} sub-models of {min(shares):g} to {max(shares):g} times their mean length, which is {mean:g} s for each
-        node of the cluster, on nodes with room for one each, every node a raylet of its own on one machine, all
+        node of the cluster, on nodes with room for one each, every node a raylet of its own on one machine, two
         clusters at once. A step waits {setting["pace"]:g} s, as for a GPU, so that nodes that share the machine's cores do not
         slow each other; everything else is real: Ray Train's starts, checkpoints every {setting["interval_steps"]} steps,
         SIGKILL to raylets. With losses, a node lives {setting["intervals_per_loss"]} checkpoint intervals in the mean, and its
