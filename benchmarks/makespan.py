@@ -14,7 +14,7 @@ The clusters that `--nodes` names run beside each other, with sub-models that ar
 takes as long as the others, and mostly waits. What they do take from each other's cores can only make these figures worse, and all
 four at once do: their starts then take 33 s, two at once 15. Cells of earlier calls with the same setting are kept.
 
-    python benchmarks/makespan.py --nodes 4 1 && python benchmarks/makespan.py --nodes 3 2      an hour and a half; nothing else runs
+    python benchmarks/makespan.py --nodes 4 1 && python benchmarks/makespan.py --nodes 3 2     two hours; nothing else may run
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
     Stage("submodels", "submodels", ("decompose", "cluster"), (
         "tokens", "submodels.optimizer", "submodels.sync_every", "submodels.outer", "submodels.backbone_lr_scale",
-        "submodels.backbone_lr_scale_from")),
-    Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge",)),
+        "submodels.backbone_lr_scale_from", "submodels.keep_moments")),
+    Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_moments")),
     Stage("finetune", "finetuned", ("merge",), (
         "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
         "finetune.load_balance", "finetune.z_loss")),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ from moedisco_ray.corpus import Encoder, read_unseen
 from moedisco_ray.merge import Batch
 from moedisco_ray.model_map import (
     ModelMap,
+    canonical_shapes,
     config_values,
     group_size,
     hf_config,
@@ -32,6 +34,7 @@ from moedisco_ray.model_map import (
     submodel_config,
     write_checkpoint,
 )
+from moedisco_ray.moments import FOLDER, open_moments, write_moments
 
 
 def initial_moe(model: Model, tokenizer: Path, sequence_length: int, seed: int) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
@@ -78,7 +81,8 @@ def write_submodels(
 
 def merge_submodels(
     model: Model, tokenizer: Path, sequence_length: int, seed: int, submodels: Sequence[Path], start: Path,
-    tokens: Sequence[int], batches: Sequence[Batch], held_out: Sequence[NDArray[np.int32]], settings: Merge, directory: Path,
+    tokens: Sequence[int], batches: Sequence[Batch], held_out: Sequence[NDArray[np.int32]], settings: Merge, keep_moments: bool,
+    directory: Path,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 
@@ -93,6 +97,7 @@ def merge_submodels(
         batches: Calibration data.
         held_out: Windows of text [L] on which recipes for the backbone are compared.
         settings: The run's merge section.
+        keep_moments: Whether the sub-models' moments are merged too.
         directory: Where to.
 
     Returns:
@@ -108,12 +113,14 @@ def merge_submodels(
     router = merge.RouterSettings(settings.router, settings.match_load, settings.match_scale, seed)
     result = merge.build_merged(
         submodels, start, config, merge.recipes(settings, tokens, seed), batches, directory, router=router, loss=loss)
+    if keep_moments:
+        merge.merge_moments(submodels, config, merge.merge_weights("token_weighted", tokens), directory)
     return {**result, "tensors": len(result["tensors"])}
 
 
 def write_whole(
     model: Model, tokenizer: Path, sequence_length: int, seed: int, clusters: int, trained_seed: Path | None,
-    batches: Sequence[Batch], settings: Merge, directory: Path,
+    batches: Sequence[Batch], settings: Merge, keep_moments: bool, directory: Path,
 ) -> dict[str, Any]:
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
@@ -130,6 +137,7 @@ def write_whole(
         trained_seed: The seed model; None: none was trained.
         batches: Text that the output scale is measured on, all of cluster 0.
         settings: The run's merge section.
+        keep_moments: Whether the seed's moments are upcycled too.
         directory: Where to.
 
     Returns:
@@ -140,13 +148,22 @@ def write_whole(
         write_checkpoint(directory, source.items(), config)
         return {"layers": []}
     joined = directory / ".joined"
-    upcycled = decompose.with_seed(open_checkpoint(trained_seed), source, ModelMap(model.family))
-    # A copy each: safetensors refuses tensors that share their memory.
-    write_checkpoint(joined, ((key, tensor.clone()) for key, tensor in upcycled.items()), config)
+    names = ModelMap(model.family)
+
+    def upcycled(seed: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        # A copy each: safetensors refuses tensors that share their memory.
+        return ((key, tensor.clone()) for key, tensor in decompose.with_seed(seed, initial, names).items())
+
+    write_checkpoint(joined, upcycled(open_checkpoint(trained_seed), source), config)
     whole = specialise(load_model(joined))
     layers = merge.calibrate(whole, clusters, batches, merge.RouterSettings("concat", match_scale=settings.match_scale, seed=seed))
     save_model(whole, directory)
     shutil.rmtree(joined)
+    moments = open_moments(trained_seed / FOLDER) if keep_moments else None
+    if moments is not None:
+        zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
+        found = moments.tensors
+        write_moments(directory / FOLDER, lambda kind: upcycled(found[kind], zeros), moments.steps, config)
     return {"layers": layers}
 
 

@@ -11,6 +11,8 @@ LEVERS: Mapping[str, Arm] = {
     "no-rounds": Arm("without rounds", {"submodels.sync_every": None}),
     "mean-rounds": Arm("rounds that take the plain mean", {"submodels.outer": {"lr": 1.0, "momentum": 0.0}}),
     "cosine-branches": Arm("sub-models' rate decays", {"submodels.optimizer.schedule": "cosine"}),
+    "fresh-branches": Arm("sub-models begin without the seed's moments", {"submodels.keep_moments": False}),
+    "fresh-finetune": Arm("fine-tune begins without the sub-models' moments", {"finetune.keep_moments": False}),
     "mean-token": Arm("clusters of mean token embeddings", {"clusters.vectors": "mean_token", "clusters.capacity": None}),
     "random-clusters": ARMS["random-clusters"],
     "uniform-mean": Arm("plain mean of the backbones", {"merge.backbone": "uniform"}),

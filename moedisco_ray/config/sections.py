@@ -164,6 +164,8 @@ class Submodels(Section):
     """Learning rate of the backbone, as a multiple of the experts'; 0 freezes it, so that the merge finds it unchanged."""
     backbone_lr_scale_from: Share = 0.0
     """Share of the steps after which the scale applies; 0: all along."""
+    keep_moments: bool = True
+    """Adam's moments of the seed go on in the sub-models; false: each begins with none, and its first updates are signs."""
     max_failures: int = Field(3, ge=0)
     """How often a worker that died is started again, from its last checkpoint."""
     quorum: int | None = Field(None, ge=1)
@@ -230,6 +232,8 @@ class Finetune(Section):
     """Weight of the load-balance loss over the global batch."""
     z_loss: float = Field(0.001, ge=0)
     """Weight of the router z-loss."""
+    keep_moments: bool = True
+    """Adam's moments of the sub-models, or of the seed where there are none, go on in the whole MoE; false: it begins with none."""
     max_failures: int = Field(3, ge=0)
 
     @model_validator(mode="after")

@@ -3,9 +3,10 @@
 from moedisco_ray.merge.backbone import Recipe, merge_weights, recipes
 from moedisco_ray.merge.build import build_merged
 from moedisco_ray.merge.calibrate import Batch, RouterMethod, RouterSettings, calibrate
+from moedisco_ray.merge.moments import merge_moments
 from moedisco_ray.merge.tensors import TensorReport, merge, merge_with_report
 
 __all__ = [
-    "Batch", "Recipe", "RouterMethod", "RouterSettings", "TensorReport", "build_merged", "calibrate", "merge", "merge_weights",
-    "merge_with_report", "recipes",
+    "Batch", "Recipe", "RouterMethod", "RouterSettings", "TensorReport", "build_merged", "calibrate", "merge", "merge_moments",
+    "merge_weights", "merge_with_report", "recipes",
 ]

@@ -61,6 +61,10 @@ def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _has_a_say(path: str, config: RunConfig) -> bool:
     tokens = config.tokens
+    if path == "submodels.keep_moments":
+        return tokens.decoupled and tokens.seed > 0
+    if path == "finetune.keep_moments":
+        return tokens.finetune > 0 and (tokens.decoupled or tokens.seed > 0)
     if path.startswith("finetune."):
         return tokens.finetune > 0
     if path.startswith("submodels.optimizer.") or path == "clusters.count":

@@ -88,11 +88,10 @@ def submodel_seed(config: RunConfig, cluster: int) -> int:
 
 
 def cluster_tokens(context: Context) -> list[int]:
-    """What the order of a sub-model's batches follows from."""
+    """Of each cluster."""
     return [int(entry["tokens"]) for entry in context.summary("cluster")["clusters"]]
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Of each cluster."""
     """Copy a directory by hard links: the files are final, and the source goes as soon as the copy is committed."""
     shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 from moedisco_ray import tasks
 from moedisco_ray.config import RunConfig, Submodels
 from moedisco_ray.file_systems import joined
+from moedisco_ray.moments import FOLDER
 from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.rounds import meetings
@@ -43,7 +44,6 @@ def make_job(context: Context, stage: str, name: str, model: Path, shards: Path,
 
 
 def _held_out(context: Context, stage: str) -> HeldOut | None:
-    """A training of a stage's."""
     """What a look at the held-out loss takes: of models that are trained on everything, where it is asked for."""
     config = context.config
     if config.evaluation.every_tokens is None or stage == "submodels":
@@ -60,6 +60,12 @@ def _least_gain(config: RunConfig) -> float | None:
         return None
     cost = next(stage.cost for stage in build_plan(config).stages if stage.stage == "finetune")
     return config.finetune.early_stop * cost.dollars / cost.tokens * config.finetune.optimizer.batch_tokens
+
+
+def found_moments(model: Path) -> Path | None:
+    """Where the moments of an earlier stage's model lie, if it has any."""
+    moments = (model / FOLDER).absolute()
+    return moments if moments.is_dir() else None
 
 
 def anchored(job: TrainJob, settings: Submodels) -> TrainJob:
@@ -85,7 +91,6 @@ def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quor
 
 def told_units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:
     """What a stage's summary holds of its units; see `report`."""
-    """Each by workers of the placement's pool."""
     return [
         {
             "name": job.name,

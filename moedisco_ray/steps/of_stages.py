@@ -15,7 +15,7 @@ from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement
 from moedisco_ray.steps.calibration import calibration, sample
 from moedisco_ray.steps.context import Context, cluster_tokens, link_tree, submodel_seed
-from moedisco_ray.steps.jobs import anchored, make_job, rounds_of, told_units, train
+from moedisco_ray.steps.jobs import anchored, found_moments, make_job, rounds_of, told_units, train
 from moedisco_ray.training import write_standing
 from moedisco_ray.training.rounds import history
 
@@ -35,6 +35,7 @@ def seed(context: Context, draft: Draft) -> None:
     start = context.checkpoints("seed") / "start"
     context.call(None, tasks.write_start, *context.start, config.clusters.count, start)
     job = make_job(context, "seed", "seed", start, context.of("corpus") / "shards", config.tokens.seed, config.seed)
+    job = dataclasses.replace(job, keep_moments=True)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.submodels.max_failures))
     link_tree(job.output, draft.path)
     draft.summary["units"] = told_units([job], trained)
@@ -74,7 +75,8 @@ def submodels(context: Context, draft: Draft) -> None:
         for k in range(config.clusters.count)
     ]
     rounds = context.checkpoints("submodels") / "rounds"
-    jobs = [dataclasses.replace(anchored(job, config.submodels), rounds=meets)
+    moments = found_moments(context.of("seed")) if config.submodels.keep_moments else None
+    jobs = [dataclasses.replace(anchored(job, config.submodels), rounds=meets, moments=moments, keep_moments=True)
             for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum, config.submodels.patience)
@@ -98,13 +100,13 @@ def reunite(context: Context, draft: Draft) -> None:
     if not config.tokens.decoupled:
         draft.summary.update(context.call(
             pool, tasks.write_whole, *context.start, config.clusters.count, context.trained_seed, sample(context), config.merge,
-            draft.path))
+            config.finetune.keep_moments, draft.path))
         return
     tokens = [unit["tokens"] for unit in context.summary("submodels")["units"]]
     batches, held_out = calibration(context)
     draft.summary.update(context.call(
         pool, tasks.merge_submodels, *context.start, context.submodels, context.of("decompose") / "0", tokens, batches, held_out,
-        config.merge, draft.path))
+        config.merge, config.finetune.keep_moments, draft.path))
 
 
 def finetune(context: Context, draft: Draft) -> None:
@@ -118,6 +120,7 @@ def finetune(context: Context, draft: Draft) -> None:
         return
     job = make_job(context, "finetune", "finetune", context.of("merge"), context.of("corpus") / "shards", config.tokens.finetune,
                config.seed + 1 + config.clusters.count)
+    job = dataclasses.replace(job, moments=found_moments(context.of("merge")))
     trained = context.shell.train_gang(
         job, pool, config.finetune.max_failures, context.checkpoints("finetune") / "ray", context.emit, context.stop)
     link_tree(job.output, draft.path)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.file_systems import Location
@@ -86,22 +86,6 @@ def read_progress(location: Location, step: int) -> Progress:
     """
     storage = Storage(location)
     return Progress(**json.loads(storage.read(step, _PROGRESS, storage.manifest(step)[_PROGRESS])))
-
-
-def load_weights(location: Location, step: int, model: nn.Module) -> None:
-    """Put a complete checkpoint's weights into a model that is whole, in a process of its own.
-
-    Raises:
-        StorageError: It is damaged, or out of reach.
-    """
-    storage = Storage(location)
-    seals = storage.manifest(step)
-    state = {"model": get_model_state_dict(model)}
-    reader = ShardReader(storage, step, seals, storage.read(step, METADATA, seals[METADATA]))
-    _alone_is_fine()
-    with _one_error():
-        dcp.load(state, storage_reader=reader, no_dist=True)
-    set_model_state_dict(model, state["model"])
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

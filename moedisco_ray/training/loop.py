@@ -28,6 +28,7 @@ from moedisco_ray.training.held_out import HeldOutLoss
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.ledger import Ledger
 from moedisco_ray.training.meeting import Meeting
+from moedisco_ray.training.moments import take_up
 from moedisco_ray.training.optimizer import make_optimizer, set_rates
 from moedisco_ray.training.output import write_model
 from moedisco_ray.training.saver import Saver
@@ -64,6 +65,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
 
     Raises:
         NotFiniteError: A loss or a gradient is not finite.
+        CheckpointError: The moments to begin with are another model's.
         CorpusError: The shards are shorter than one sequence.
         RunDirError: The disk is full.
         StorageError: The checkpoints' storage does not answer, or the newest checkpoint is damaged.
@@ -75,6 +77,8 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
         batches = Batches(job, world)
         course.recall(saver.newest)
         progress = saver.restore()
+        if job.moments is not None and not saver.newest:
+            take_up(job.moments, model, stepper.optimizer, world)
         stepper.restore(progress.fractions_NE)
         restored = progress.step
         ledger = Ledger(job, world, emit, progress)
@@ -111,7 +115,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
                 break
         course.leave()
         if not stopped:
-            write_model(model, job, world)
+            write_model(model, stepper.optimizer, job, world)
     return TrainResult(
         progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored, finished=not stopped,
         waits=waits)

@@ -3,35 +3,47 @@ from __future__ import annotations
 import errno
 import shutil
 
+import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from moedisco_ray.artifacts import disk_full
 from moedisco_ray.model_map import ModelMap, canonical_state, save_model
+from moedisco_ray.moments import FOLDER
 from moedisco_ray.training.job import TrainJob, World
+from moedisco_ray.training.moments import lay_down
 from moedisco_ray.training.sharding import whole_state
 
 
-def write_model(model: PreTrainedModel, job: TrainJob, world: World) -> None:
+def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: TrainJob, world: World) -> None:
     """Write the trained weights as a Hugging Face directory under classic names; every worker must call it.
+
+    Args:
+        model: As it was trained.
+        optimizer: Its moments are laid beside the weights, if the job says so.
+        job: Says where to.
+        world: This process.
 
     Raises:
         RunDirError: The disk is full.
     """
     state = whole_state(model)
-    if world.rank == 0:
-        draft = job.output.with_name(f".{job.output.name}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        try:
+    draft = job.output.with_name(f".{job.output.name}.draft")
+    try:
+        if world.rank == 0:
+            shutil.rmtree(draft, ignore_errors=True)
             # A head that is the embedding is not written twice.
             if model.config.tie_word_embeddings:
                 state.pop("lm_head.weight", None)
             save_model(model, draft, canonical_state(state, ModelMap(str(model.config.model_type))).items())
-        except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk_full(job.output) from error
-            raise
+        if job.keep_moments:
+            lay_down(model, optimizer, draft / FOLDER, world)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(job.output) from error
+        raise
+    if world.rank == 0:
         shutil.rmtree(job.output, ignore_errors=True)
         draft.rename(job.output)
     if world.size > 1:

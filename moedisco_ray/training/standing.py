@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from moedisco_ray.training import checkpoint
 from moedisco_ray.training.job import TrainJob, TrainResult, World
+from moedisco_ray.training.moments import take_up
+from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.output import write_model
 from moedisco_ray.training.sharding import trainable
+from moedisco_ray.training.storage import Storage
 
 
 def standing(job: TrainJob) -> TrainResult:
@@ -22,7 +25,7 @@ def standing(job: TrainJob) -> TrainResult:
 
 
 def write_standing(job: TrainJob) -> None:
-    """Write the job's model as it stands: out of the newest checkpoint, or as it was before the first step.
+    """Write the job's model as it stands, its moments too: out of the newest checkpoint, or as it was before the first step.
 
     Types and names are those of a finished training's model.
 
@@ -32,7 +35,10 @@ def write_standing(job: TrainJob) -> None:
         StorageError: The checkpoints' storage does not answer, or the newest one is damaged.
     """
     model = trainable(job.model, job.optimizer, World())
+    optimizer = make_optimizer(model, job, World())
     found = checkpoint.latest(job.checkpoints)
     if found is not None:
-        checkpoint.load_weights(job.checkpoints, found, model)
-    write_model(model, job, World())
+        checkpoint.load(Storage(job.checkpoints), found, model, optimizer, World())
+    elif job.moments is not None:
+        take_up(job.moments, model, optimizer, World())
+    write_model(model, optimizer, job, World())

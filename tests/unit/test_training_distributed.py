@@ -21,6 +21,7 @@ from training_worker import STOP, Counting
 from moedisco_ray.config import Optimizer, Phase
 from moedisco_ray.events import Event
 from moedisco_ray.model_map import check_same, load_model
+from moedisco_ray.moments import FOLDER, KINDS, open_moments
 from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train
 
 pytestmark = pytest.mark.timeout(400)     # the gangs are several processes, and run once for all of these
@@ -70,6 +71,12 @@ class Runs:
     two: list[dict[str, Any]]
     three: list[dict[str, Any]]
 
+    @property
+    def after(self) -> dict[str, Any]:
+        """What makes a job go on from the training `before`."""
+        before = self.home / "before-out"
+        return {"model": before, "moments": before / FOLDER, "keep_moments": True}
+
     def job(self, name: str, **changes: Any) -> TrainJob:
         return dataclasses.replace(
             self.base, name=name, output=self.home / f"{name}-out", checkpoints=self.home / f"{name}-steps", **changes)
@@ -89,6 +96,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         checkpoints=home / "steps", steps=STEPS, sequence_length=L, optimizer=recipe, checkpoint_every=100, seed=5,
         load_balance=0.05, z_loss=0.01, log_every=5)
     runs = Runs(home, base, [], [])
+    alone(runs.job("before", keep_moments=True))
     small = recipe.model_copy(update={"state": "bf16"})
     runs.two.extend(gang(2, home, [
         (runs.job("two"), NOBODY),
@@ -107,6 +115,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (runs.job("anchored", **ANCHORED), NOBODY),
         (runs.job("again"), 1),
         (runs.job("again"), NOBODY),
+        (runs.job("after", **runs.after), NOBODY),
         (runs.job("wild", optimizer=Optimizer(lr=1e30, batch_tokens=BATCH * L)), NOBODY),
     ]))
     for name in ("to-one", "to-three"):
@@ -221,3 +230,14 @@ def test_two_workers_freeze_the_backbone_of_one_also_when_resumed(runs: Runs) ->
     resumed = runs.two[0]["anchored"]
     assert resumed.restored_step == STOP
     close(runs, "anchored", reference, resumed.losses, alone(reference).losses)
+
+
+def test_two_workers_take_moments_up_and_lay_them_down_as_one_does(runs: Runs) -> None:
+    reference = runs.job("after-alone", **runs.after)
+    close(runs, "after", reference, runs.two[0]["after"].losses, alone(reference).losses)
+    ours, theirs = (open_moments(runs.home / name / FOLDER) for name in ("after-out", "after-alone-out"))
+    assert ours is not None
+    assert theirs is not None
+    assert ours.steps == theirs.steps == 2 * STEPS
+    for kind in KINDS:
+        torch.testing.assert_close(dict(ours.tensors[kind]), dict(theirs.tensors[kind]), rtol=1e-2, atol=1e-6)

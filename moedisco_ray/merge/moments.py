@@ -1,0 +1,61 @@
+"""The merged model's moments, out of its sub-models' (`moedisco_ray.moments`).
+
+Experts keep theirs. The backbone's are the weighted mean: a gradient over all clusters is the mean of the clusters' gradients,
+weighted by their tokens, and the mean of its squares is at most that of theirs. In the whole model an expert sees other tokens, at
+other weights; but its updates do not depend on the scale of its gradients, and second moments forget within dozens of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moedisco_ray.model_map import ModelMap, Role
+from moedisco_ray.moments import FOLDER, open_moments, write_moments
+
+
+def merge_moments(submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float], directory: Path) -> bool:
+    """Write the merged model's moments.
+
+    Args:
+        submodels: Directories of the trained sub-models, in the clusters' order.
+        config: `config.json` of the whole MoE.
+        weights: gamma_k of the sub-models; they sum to 1.
+        directory: The merged model's.
+
+    Returns:
+        Whether there are any: not where one of the sub-models has none, as one that was never finished.
+
+    Raises:
+        CheckpointError: They cannot be read.
+        OSError: The disk is full or broken.
+    """
+    found = [moments for path in submodels if (moments := open_moments(path / FOLDER)) is not None]
+    if len(found) < len(submodels):
+        return False
+    names = ModelMap(str(config.get("model_type")))
+    write_moments(
+        directory / FOLDER, lambda kind: _joined([moments.tensors[kind] for moments in found], weights, names),
+        min(moments.steps for moments in found), config)
+    return True
+
+
+def _joined(
+    parts: Sequence[Mapping[str, Tensor]], weights: Sequence[float], names: ModelMap,
+) -> Iterator[tuple[str, Tensor]]:
+    groups = names.experts(parts[0])
+    for key in parts[0]:
+        role = names.classify(key)
+        if role.layer is not None and role.expert is not None:
+            for index, part in enumerate(parts):
+                yield names.renumbered(key, index * groups[role.layer] + role.expert), part[key]
+        elif role.role is Role.ROUTER:
+            yield key, torch.cat([part[key] for part in parts])
+        else:
+            # A sum of products, not of differences from one of them: a mean of squares is never below zero.
+            mean = sum(weight * part[key].double() for weight, part in zip(weights, parts, strict=True))
+            yield key, torch.as_tensor(mean).to(parts[0][key].dtype)
