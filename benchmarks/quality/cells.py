@@ -17,7 +17,8 @@ STARTS = ("random", "seed")
 SIZES: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 256,
     "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "tie_word_embeddings": True}
-RECIPE = {"batch_tokens": 1024, "micro_batch": None}
+RECIPE = {"lr": 1.5e-3, "batch_tokens": 256, "micro_batch": None}
+"""Of all arms: what joint training is best with, of batches of 256, 512 and 1024 tokens at rates of 1e-3 to 3e-3."""
 HELD_OUT = 20_000
 """Validation tokens: the looks while it trains and the evaluation at the end see the same ones."""
 START_TOKENS = 250_000
@@ -69,8 +70,8 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
     raw["tokens"]["total"] = tokens
     raw["clusters"] |= {"count": 4, "restarts": 2, "iterations": 20, "sample": 2000}
     raw["merge"]["calibration_tokens"] = 16_384
-    raw["submodels"]["optimizer"] |= {"lr": 3e-3, **RECIPE}
-    raw["finetune"]["optimizer"] |= {"lr": 3e-3, **RECIPE}
+    raw["submodels"]["optimizer"] |= RECIPE
+    raw["finetune"]["optimizer"] |= RECIPE
     raw["submodels"]["sync_every"] = 4    # of some dozens of steps, as the preset's of some hundreds
     for pool in raw["pools"].values():
         pool["gpu"] = 0
