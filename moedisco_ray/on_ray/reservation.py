@@ -45,6 +45,7 @@ class Reservation:
         self._group: PlacementGroup | None = None
         self._asked_at = 0.0
         self._known: set[str] = set()
+        self._handed_over = False
         self.workers = 0
 
     @property
@@ -63,7 +64,7 @@ class Reservation:
     def ask(self, workers: int) -> None:
         """Ask for so many slots in place of what was asked for before; for none, let go."""
         if workers == self.workers:
-            self._note_boots()
+            self.note()
             return
         self.release()
         if workers:
@@ -73,12 +74,30 @@ class Reservation:
             self.workers = workers
 
     def release(self) -> None:
-        """Ask for nothing; must come before the work that the slots are for."""
+        """Ask for nothing."""
         if self._group is not None:
-            self._note_boots()
+            self.note()
             remove_placement_group(self._group)
             self._group = None
             self.workers = 0
+        self._handed_over = False
+
+    def hand_over(self) -> None:
+        """Ask for nothing, because the work that the slots are for is about to; `note` when it has begun: its nodes have come."""
+        asked = self._group is not None
+        self.release()
+        self._handed_over = asked
+
+    def note(self) -> None:
+        """Keep how long the nodes took that have come since they were asked for."""
+        if self._group is None and not self._handed_over:
+            return
+        self._handed_over = False
+        come = self._nodes() - self._known
+        self._known |= come
+        if come:
+            boots = [*self.boots, *[self._clock() - self._asked_at] * len(come)]
+            _internal_kv_put(self._key, json.dumps(boots[-_KEPT:]), namespace=_NAMESPACE)
 
     def foresee(self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int) -> Advice:
         """Do what `policies.arrival` advises, given what the work before it has left.
@@ -89,7 +108,7 @@ class Reservation:
             slots: Slots there.
             workers: How many slots of this pool to ask for, when it is time.
         """
-        self._note_boots()
+        self.note()
         boot = arrival.boot_seconds(self.boots, workers)
         advice = arrival.advise(arrival.ends_in(running, waiting, slots), boot, asked=self.workers > 0)
         if advice == "ask":
@@ -97,14 +116,6 @@ class Reservation:
         elif advice == "release":
             self.release()
         return advice
-
-    def _note_boots(self) -> None:
-        if self._group is not None:
-            come = self._nodes() - self._known
-            self._known |= come
-            if come:
-                boots = [*self.boots, *[self._clock() - self._asked_at] * len(come)]
-                _internal_kv_put(self._key, json.dumps(boots[-_KEPT:]), namespace=_NAMESPACE)
 
     @property
     def _key(self) -> str:

@@ -46,9 +46,16 @@ class RayShell:
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
         """A Ray task that holds a slot of the pool."""
-        if isinstance(pool, HighMemoryPool):
-            self._ahead.release()
-        return run_on(pool, emit, stop, function, *args, **kwargs)
+        if not isinstance(pool, HighMemoryPool):
+            return run_on(pool, emit, stop, function, *args, **kwargs)
+
+        def begun(event: Event) -> None:
+            if event.type == "workers_held":
+                self._ahead.note()
+            emit(event)
+
+        self._ahead.hand_over()
+        return run_on(pool, begun, stop, function, *args, **kwargs)
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
@@ -65,7 +72,7 @@ class RayShell:
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER,
     ) -> Trained:
         """A Ray Train run after the other, each as large as there are slots."""
-        self._ahead.release()
+        self._ahead.hand_over()
         return train_gang(job, pool, max_failures, directory, emit, stop, self._run)
 
     def _watch(self, stage: str, emit: Emit) -> Watch | None:

@@ -94,7 +94,7 @@ def asked(client, config):
         since the first of them began, and those until the last one ended.
     """
     timeline = []
-    assert not slots(client)
+    assert not any(slots(client).values())
     run = client.submit(config)
     watch(client, run.id, timeline)
     finished = client.run(run.id)

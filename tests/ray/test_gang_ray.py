@@ -107,6 +107,22 @@ def test_a_pool_without_a_node_is_waited_for_and_that_is_said(cluster: Cluster, 
     assert sum(event.type == "warning" for event in events) == 1
 
 
+def test_a_node_that_comes_to_work_which_asks_itself_is_timed_too(cluster: Cluster) -> None:
+    reservation = Reservation(HighMemoryPool(), "ahead")
+    before = reservation.boots
+    reservation.note()
+    reservation.ask(1)
+    reservation.hand_over()
+    assert (reservation.workers, reservation.boots) == (0, before)
+    add_node(cluster)
+    reservation.note()
+    (boot,) = reservation.boots[len(before):]
+    assert 0 < boot < 60
+    reservation.note()
+    assert reservation.boots == [*before, boot]
+    nothing_is_left()
+
+
 def test_a_reservation_holds_all_or_nothing_until_it_is_let_go(cluster: Cluster) -> None:
     pool = HighMemoryPool()
     bundle = Placement(pool, 1, 0).bundle
