@@ -80,7 +80,8 @@ def test_pools_come_with_the_work_and_go_after_it(host):
         until(lambda: client_answers(client), 60, "the service")
         asked(client, configuration(host, "short", {"total": 200_000}))
         # The cluster knows now how long a node of the high pool takes, which is no minutes: this run asks later.
-        left, since_start, to_end = asked(client, configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}))
+        first, left, since_start, to_end = asked(client, configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}))
+        assert first == (True, False)
         assert left < BOOT
         assert since_start > to_end
         assert to_end < 2 * BOOT
@@ -90,8 +91,8 @@ def asked(client, config):
     """Follow a run on a cluster without workers to its end.
 
     Returns:
-        When the nodes of its fine-tune were asked for: the seconds that its sub-models were expected to take from then on, those
-        since the first of them began, and those until the last one ended.
+        Which pools came first, (low, high); when the nodes of its fine-tune were asked for: the seconds that its sub-models were
+        expected to take from then on, those since the first of them began, and those until the last one ended.
     """
     timeline = []
     assert not any(slots(client).values())
@@ -101,11 +102,10 @@ def asked(client, config):
     assert finished.state == "succeeded", (finished.reason, client.log(run.id))
     assert timeline[0] == (False, False)
     assert timeline[-1] == (False, False)
-    assert timeline.index((True, False)) < next(i for i, (_, high) in enumerate(timeline) if high)
     events = [event for _, event in client.events(run.id, follow=False)]
     *_, ask = [event for event in events if event.type == "nodes_asked"]
     began = min(event.time for event in events if event.type == "unit_started" and event.stage == "submodels")
     ended = max(event.time for event in events if event.type == "unit_finished" and event.stage == "submodels")
     assert (ask.stage, ask.data["pool"]) == ("submodels", "high_memory")
     assert began < ask.time < ended
-    return ask.data["seconds"], ask.time - began, ended - ask.time
+    return timeline[1], ask.data["seconds"], ask.time - began, ended - ask.time
