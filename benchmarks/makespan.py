@@ -12,7 +12,7 @@ taken off.
 
 The clusters that `--nodes` names run beside each other, with sub-models that are as much longer as a cluster has more nodes: each
 takes as long as the others, and mostly waits. What they do take from each other's cores can only make these figures worse, and all
-four at once do: their starts then take 33 s, two at once 15. Cells of earlier calls with the same setting are kept.
+four at once do: on 4 nodes a start then takes 33 s, two at once 21. Cells of earlier calls with the same setting are kept.
 
     python benchmarks/makespan.py --nodes 4 1 && python benchmarks/makespan.py --nodes 3 2     two hours; nothing else may run
 """

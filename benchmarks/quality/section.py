@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quality.cells import STARTS
 from quality.levers import KNOWN, LEVERS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HEAD = ["corpus, family, start", "arm", "seeds", "perplexity, equal tokens", "perplexity, equal dollars", "dollars to its loss"]
 LEVERS_HEAD = ["corpus, family, start", "the default", "seeds", "perplexity, equal tokens", "the default's own"]
 _TITLES = {"disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool"}
-_TARGETS = {"ppl_equal_dollars": 0.9, "dollars_to_joint_loss_ratio": 0.5}
-"""What the default must reach in every cell: at most so much of joint training's."""
+_TARGETS = (
+    ("ppl_equal_dollars", 0.9, "", STARTS), ("dollars_to_joint_loss_ratio", 0.5, ", the floor", STARTS),
+    ("dollars_to_joint_loss_ratio", 0.3, ", the goal", STARTS),
+    ("ppl_equal_tokens", 1.05, " from a common seed, which is 1 % of a loss of 4.9 nats", ("seed",)))
+"""What the default must reach, at most so much of joint training's, and in cells of which starts."""
 
 
 def rows() -> list[list[str]]:
@@ -43,11 +47,12 @@ def verdicts() -> list[str]:
     """In how many cells the default reaches its targets, and in which it does not."""
     cells = [entry for entry in _summary() if entry["arm"] == "disco"]
     lines = []
-    for name, most in _TARGETS.items():
-        missed = [entry for entry in cells if entry[name] is None or entry[name] > most]
+    for name, most, words, starts in _TARGETS:
+        asked = [entry for entry in cells if entry["start"] in starts]
+        missed = [entry for entry in asked if entry[name] is None or entry[name] > most]
         where = ", ".join(f"{entry['corpus']}/{entry['family']}/{entry['start']}" for entry in missed)
-        verdict = f"**missed** in {where}" if missed else f"met in all {len(cells)} cells that were run"
-        lines.append(f"* `{name}` of the default at most {most}: {verdict}")
+        verdict = f"**missed** in {where}" if missed else f"met in all {len(asked)} cells that were run"
+        lines.append(f"* `{name}` of the default at most {most}{words}: {verdict}")
     return lines
 
 

@@ -35,7 +35,7 @@ def seed(context: Context, draft: Draft) -> None:
     start = context.checkpoints("seed") / "start"
     context.call(None, tasks.write_start, *context.start, config.clusters.count, start)
     job = make_job(context, "seed", "seed", start, context.of("corpus") / "shards", config.tokens.seed, config.seed)
-    job = dataclasses.replace(job, keep_moments=True)
+    job = dataclasses.replace(job, leave_moments=True)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.submodels.max_failures))
     link_tree(job.output, draft.path)
     draft.summary["units"] = told_units([job], trained)
@@ -76,7 +76,7 @@ def submodels(context: Context, draft: Draft) -> None:
     ]
     rounds = context.checkpoints("submodels") / "rounds"
     moments = found_moments(context.of("seed")) if config.submodels.keep_moments else None
-    jobs = [dataclasses.replace(anchored(job, config.submodels), rounds=meets, moments=moments, keep_moments=True)
+    jobs = [dataclasses.replace(anchored(job, config.submodels), rounds=meets, moments=moments, leave_moments=True)
             for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum, config.submodels.patience)

@@ -90,7 +90,7 @@ class TrainJob:
         losses_per_hour: How often a worker is expected to be lost; see `policies.checkpointing.loss_rate`.
         held_out: Text on which the loss is looked at while it trains; None: none.
         moments: Directory of the moments that its optimizer begins with; None: it begins with none.
-        keep_moments: Whether it leaves its own in the model's directory.
+        leave_moments: Whether it leaves its own in the model's directory.
     """
 
     stage: str
@@ -119,7 +119,7 @@ class TrainJob:
     losses_per_hour: float = ASSUMED.per_hour
     held_out: HeldOut | None = None
     moments: Path | None = None
-    keep_moments: bool = False
+    leave_moments: bool = False
 
     @property
     def batch(self) -> int:

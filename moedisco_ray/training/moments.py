@@ -17,7 +17,7 @@ from moedisco_ray.training.job import World
 
 
 def take_up(directory: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, world: World) -> None:
-    """Let an optimizer that has made no step begin with stored moments. Every worker must call it; rank 0 alone reads.
+    """Let an optimizer that has made no step begin with stored moments. Every worker must call it; rank 0 alone reads tensors.
 
     Raises:
         CheckpointError: There are none, or they are another model's.

@@ -36,7 +36,7 @@ def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: T
             if model.config.tie_word_embeddings:
                 state.pop("lm_head.weight", None)
             save_model(model, draft, canonical_state(state, ModelMap(str(model.config.model_type))).items())
-        if job.keep_moments:
+        if job.leave_moments:
             lay_down(model, optimizer, draft / FOLDER, world)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)

@@ -102,6 +102,8 @@ def asked(client, config):
     assert finished.state == "succeeded", (finished.reason, client.log(run.id))
     assert timeline[0] == (False, False)
     assert timeline[-1] == (False, False)
+    came = [next(i for i, there in enumerate(timeline) if there[pool]) for pool in (0, 1)]
+    assert came == sorted(came), "the high pool came before the low one"
     events = [event for _, event in client.events(run.id, follow=False)]
     *_, ask = [event for event in events if event.type == "nodes_asked"]
     began = min(event.time for event in events if event.type == "unit_started" and event.stage == "submodels")

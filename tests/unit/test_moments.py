@@ -42,7 +42,7 @@ def make(home: Path, directory: Path, model: str, **recipe: object) -> TrainJob:
     return TrainJob(
         stage="seed", name="seed", model=home / model, shards=(home / "shard",), output=directory / "out",
         checkpoints=directory / "steps", steps=2 * HALF, sequence_length=L, optimizer=optimizer, checkpoint_every=100, seed=5,
-        keep_moments=True)
+        leave_moments=True)
 
 
 def opened(directory: Path) -> Moments:

@@ -347,7 +347,7 @@ def test_the_model_of_a_checkpoint_is_what_the_training_would_have_written(
     job: TrainJob, home: Path, state: str, model: str,
 ) -> None:
     optimizer = job.optimizer.model_copy(update={"state": state, "schedule": "constant"})
-    job = dataclasses.replace(job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0, keep_moments=True)
+    job = dataclasses.replace(job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0, leave_moments=True)
     whole = variant(job, "whole", steps=4, checkpoint_every=2)
     result = run(whole)
     assert standing(whole) == dataclasses.replace(result, restored_step=4)

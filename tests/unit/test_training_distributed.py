@@ -75,7 +75,7 @@ class Runs:
     def after(self) -> dict[str, Any]:
         """What makes a job go on from the training `before`."""
         before = self.home / "before-out"
-        return {"model": before, "moments": before / FOLDER, "keep_moments": True}
+        return {"model": before, "moments": before / FOLDER, "leave_moments": True}
 
     def job(self, name: str, **changes: Any) -> TrainJob:
         return dataclasses.replace(
@@ -96,7 +96,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         checkpoints=home / "steps", steps=STEPS, sequence_length=L, optimizer=recipe, checkpoint_every=100, seed=5,
         load_balance=0.05, z_loss=0.01, log_every=5)
     runs = Runs(home, base, [], [])
-    alone(runs.job("before", keep_moments=True))
+    alone(runs.job("before", leave_moments=True))
     small = recipe.model_copy(update={"state": "bf16"})
     runs.two.extend(gang(2, home, [
         (runs.job("two"), NOBODY),
