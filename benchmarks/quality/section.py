@@ -57,10 +57,10 @@ def verdicts() -> list[str]:
 
 
 def made_with() -> dict[str, Any]:
-    """How the newest of the results was made."""
-    paths = [path for path in RESULTS.glob("*.json") if path.stem != "summary"]
-    found: dict[str, Any] = json.loads(max(paths, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8"))
-    return found
+    """How one of the newest results was made."""
+    paths = sorted(path for path in RESULTS.glob("*.json") if path.stem != "summary")
+    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return max(found, key=lambda result: str(result["date"]))
 
 
 def _summary() -> list[dict[str, Any]]:
