@@ -109,7 +109,9 @@ class SeededSource(Mapping[str, Tensor]):
     def __getitem__(self, key: str) -> Tensor:
         role = self._map.classify(key)
         if role.role is not Role.ROUTER:
-            return self._seed[self._seed_key(key)]
+            found = self._seed[self._seed_key(key)]
+            # Two experts read the same bytes of a mapped file, and safetensors refuses tensors that share their memory.
+            return found if role.expert is None else found.clone()
         rows_gD, initial_ED = self._seed[key], self._initial[key]
         if len(rows_gD) == 1:
             return initial_ED

@@ -2,7 +2,8 @@
 
 Keys of the report; a figure that nobody measured is null:
 
-* `name`, `seed`, `tags`, `family`: of the run's configuration.
+* `name`, `seed`, `tags`, `family`: of the run's configuration. `start`: `kind` (`random`, `checkpoint` or `upcycle`) and `name`, of
+  the directory that it names, without its path.
 * `stages`: one entry per committed stage, in pipeline order:
   `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once, of a gang on average; `seconds`,
   wall-clock; `tokens`, trained on; `worker_seconds`, summed over workers, their start-up included;
@@ -42,7 +43,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from moedisco_ray.artifacts import Manifest, read_json, read_manifest, versions
-from moedisco_ray.config import RunConfig
+from moedisco_ray.config import LocalInit, Model, RunConfig
 from moedisco_ray.events import Event, EventLog, EventType
 from moedisco_ray.metering import Meter
 from moedisco_ray.stages import STAGES
@@ -81,6 +82,7 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "tags": dict(config.tags),
         "family": config.model.family,
+        "start": _start(config.model),
         "stages": stages,
         "totals": _totals(stages, config) | _idle(events, config),
         "rounds": manifests["submodels"].summary.get("rounds", []) if "submodels" in manifests else [],
@@ -93,6 +95,12 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "held_out": read_curves(events, "evaluation", "held_out_loss"),
         "versions": newest.versions if newest is not None else versions(),
     }
+
+
+def _start(model: Model) -> dict[str, str | None]:
+    if isinstance(model.init, LocalInit):
+        return {"kind": model.init.KEY, "name": model.init.directory.name}
+    return {"kind": model.init, "name": None}
 
 
 def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str = "loss") -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.config import CheckpointInit, Evaluation, Merge, Model
+from moedisco_ray.config import CheckpointInit, Evaluation, Merge, Model, UpcycleInit
 from moedisco_ray.corpus import Encoder, read_unseen
 from moedisco_ray.merge import Batch
 from moedisco_ray.model_map import (
@@ -27,11 +27,13 @@ from moedisco_ray.model_map import (
     hf_config,
     load_model,
     open_checkpoint,
+    open_dense,
     random_source,
     read_config,
     save_model,
     specialise,
     submodel_config,
+    upcycled_config,
     write_checkpoint,
 )
 from moedisco_ray.moments import FOLDER, open_moments, write_moments
@@ -52,6 +54,10 @@ def initial_moe(model: Model, tokenizer: Path, sequence_length: int, seed: int) 
     """
     if isinstance(model.init, CheckpointInit):
         return open_checkpoint(model.init.checkpoint), read_config(model.init.checkpoint)
+    if isinstance(model.init, UpcycleInit):
+        config = upcycled_config(model.init.upcycle, model.family, model.init.num_experts, model.init.num_experts_per_tok)
+        dense = open_dense(model.init.upcycle, model.family)
+        return decompose.with_seed(dense, random_source(config, seed), ModelMap(model.family)), config
     encoder = Encoder(tokenizer)
     config = config_values(hf_config(model.family, model.architecture, encoder.vocab_size, sequence_length, encoder.eos))
     return random_source(config, seed), config
@@ -150,11 +156,7 @@ def write_whole(
     joined = directory / ".joined"
     names = ModelMap(model.family)
 
-    def upcycled(seed: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        # A copy each: safetensors refuses tensors that share their memory.
-        return ((key, tensor.clone()) for key, tensor in decompose.with_seed(seed, initial, names).items())
-
-    write_checkpoint(joined, upcycled(open_checkpoint(trained_seed), source), config)
+    write_checkpoint(joined, decompose.with_seed(open_checkpoint(trained_seed), source, names).items(), config)
     whole = specialise(load_model(joined))
     layers = merge.calibrate(whole, clusters, batches, merge.RouterSettings("concat", match_scale=settings.match_scale, seed=seed))
     save_model(whole, directory)
@@ -163,7 +165,8 @@ def write_whole(
     if moments is not None:
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
         found = moments.tensors
-        write_moments(directory / FOLDER, lambda kind: upcycled(found[kind], zeros), moments.steps, config)
+        write_moments(
+            directory / FOLDER, lambda kind: decompose.with_seed(found[kind], zeros, names).items(), moments.steps, config)
     return {"layers": layers}
 
 

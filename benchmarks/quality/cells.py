@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,8 @@ from moedisco_ray.config import FAMILIES, RunConfig, check_config
 from moedisco_ray.config.presets import preset_text
 from moedisco_ray.in_process import InProcess
 
-STARTS = ("random", "seed")
+STARTS: Mapping[str, tuple[str, ...]] = {"random": (), "seed": ("model.init.upcycle",)}
+"""What a cell starts from, and the settings that say so."""
 SIZES: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 256,
     "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "tie_word_embeddings": True}
@@ -23,7 +25,9 @@ at 1e-3 and 3e-3 5.01 and 5.07, of 512 at 1.5e-3 and 3e-3 5.01 and 4.98, of 1024
 HELD_OUT = 20_000
 """Validation tokens: the looks while it trains and the evaluation at the end see the same ones."""
 START_TOKENS = 250_000
-"""Of the common dense model that the arms of a `seed` cell start from; in nobody's bill, for all have it."""
+"""Of the common dense model that the arms of a `seed` cell start from; in nobody's bill, for all have it. It is a model like a
+published one: weights without an optimizer's state. What to do with it first is a matter of the recipe: joint training makes an
+MoE of it at once, the default goes on with it as its seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Cell:
     Attributes:
         corpus: `embedded`, or a folder of text files, one per domain, with blank lines between documents.
         family: Of the model.
-        start: `random` initialisation, or a common dense `seed` whose experts are copied to all places.
+        start: `random` initialisation, or a common dense `seed`, of which the arms make their MoE.
     """
 
     corpus: str
@@ -81,7 +85,7 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
 
 
 def _from_seed(raw: dict[str, Any], work: Path) -> RunConfig:
-    # All but the last step of this run trains the seed; what it merges before that step is the start.
+    # All but the last step of this run trains the seed.
     total = START_TOKENS + RECIPE["batch_tokens"]
     common = check_config(raw | {
         "name": "start", "output": str(work),
@@ -90,8 +94,8 @@ def _from_seed(raw: dict[str, Any], work: Path) -> RunConfig:
     directory = pipeline.run(common, shell=InProcess())
     return check_config(raw | {
         "tokenizer": {"path": str(directory / "corpus" / "tokenizer")},
-        "model": {"family": raw["model"]["family"], "init": {"checkpoint": str(directory / "merged")}},
-        "tokens": {**raw["tokens"], "seed_share": 0.0}})
+        "model": {"family": raw["model"]["family"], "init": {
+            "upcycle": str(directory / "seed"), **{key: SIZES[key] for key in ("num_experts", "num_experts_per_tok")}}}})
 
 
 def _sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 import yaml
-from cells import SIZES, START_TOKENS, Cell, base_config
+from cells import SIZES, START_TOKENS, STARTS, Cell, base_config
 from levers import KNOWN, LEVERS
 from summary import summarise
 
@@ -55,7 +55,6 @@ FOR_DOLLARS = ("joint-low", "ensemble")
 """Arms that are run for as many dollars alone, and levers at as many tokens: the other budget says nothing new of them."""
 GROUPS = {"grid": GRID, "levers": (*GRID, *LEVERS), "all": tuple(name for name in ARMS if name != REFERENCE)}
 FAMILIES = ("qwen3_moe", "mixtral")
-STARTS = ("random", "seed")
 QUICK_TOKENS = 200_000
 _COST = 9
 """Of a (cell, seed) of the grid, as a multiple of joint training's tokens."""
@@ -85,7 +84,8 @@ def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
 def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     """The arms of one (cell, seed) that its result file does not have, as a process of its own; they are added to the file."""
     path = RESULTS / f"{cell.slug}-{seed}.json"
-    setting = {"model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(), "low_over_high": _low_over_high()}
+    setting = {
+        "model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(cell.start), "low_over_high": _low_over_high()}
     there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"setting": setting, "rows": []}
     if there["setting"] != setting:
         raise SystemExit(f"{path} was measured with another setting or recipe; move it away")
@@ -110,10 +110,10 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
         "rows": [*(there["rows"] or rows[:1]), *rows[1:]]}, indent=1) + "\n", encoding="utf-8")
 
 
-def _recipe() -> str:
+def _recipe(start: str) -> str:
     """Changes with what the default is here, so that no table mixes two of them; words about it may change."""
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, Path("work"))
-    text = json.dumps([base.model_dump(mode="json"), START_TOKENS], sort_keys=True)
+    text = json.dumps([base.model_dump(mode="json"), START_TOKENS, *STARTS[start]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -1,7 +1,17 @@
 """The run configuration: frozen pydantic models, no torch, no Ray."""
 
 from moedisco_ray.config.load import check_config, check_evaluation, load_config, put
-from moedisco_ray.config.model import FAMILIES, Architecture, CheckpointInit, FamilyName, Model, read_architecture
+from moedisco_ray.config.model import (
+    DENSE,
+    FAMILIES,
+    Architecture,
+    CheckpointInit,
+    FamilyName,
+    LocalInit,
+    Model,
+    UpcycleInit,
+    read_architecture,
+)
 from moedisco_ray.config.pools import AnyPool, HighMemoryPool, LowMemoryPool, MachineType, Pool, PoolName, Pools
 from moedisco_ray.config.run import RunConfig
 from moedisco_ray.config.sections import (
@@ -22,6 +32,7 @@ from moedisco_ray.config.sections import (
 )
 
 __all__ = [
+    "DENSE",
     "FAMILIES",
     "AnyPool",
     "Architecture",
@@ -33,6 +44,7 @@ __all__ = [
     "FamilyName",
     "Finetune",
     "HighMemoryPool",
+    "LocalInit",
     "LowMemoryPool",
     "MachineType",
     "Merge",
@@ -49,6 +61,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "Tracking",
+    "UpcycleInit",
     "check_config",
     "check_evaluation",
     "load_config",

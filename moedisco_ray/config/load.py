@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from moedisco_ray.config.model import CheckpointInit
+from moedisco_ray.config.model import LocalInit
 from moedisco_ray.config.run import RunConfig, check_division
 from moedisco_ray.config.sections import Evaluation, Source
 from moedisco_ray.config.task_files import read_task_file
 from moedisco_ray.errors import ConfigError
+
+_INITS = tuple(init.__name__ for init in LocalInit.__subclasses__())
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -65,13 +68,13 @@ def check_files(config: RunConfig) -> None:
 
     Raises:
         ConfigError: A path that must exist does not.
-        CheckpointError: `model.init.checkpoint` is not of `model.family`.
+        CheckpointError: The directory that `model.init` names holds no start for `model.family`.
     """
     _check_sources("corpus.sources", config.corpus.sources)
     check_evaluation(config.evaluation)
     if config.tokenizer.path is not None and not config.tokenizer.path.is_dir():
         raise ConfigError("tokenizer.path", str(config.tokenizer.path), "no such directory; leave it out to train a tokeniser")
-    if isinstance(config.model.init, CheckpointInit):
+    if isinstance(config.model.init, LocalInit):
         try:
             num_experts = config.model.architecture.num_experts
         except ValidationError as error:
@@ -156,11 +159,17 @@ def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
     Args:
         mistakes: `ValidationError.errors()`, at least one.
     """
-    # Unions report every member they tried; the longest path is the member the user meant.
-    unknown = [m for m in mistakes if m["type"] == "extra_forbidden"]
-    first = unknown[0] if unknown else max(mistakes, key=lambda m: len(m["loc"]))
-    known_union_tags = {"Architecture", "CheckpointInit", "int", "constrained-int", "literal['random']", "literal['auto']"}
-    parts = [str(part) for part in first["loc"] if str(part) not in known_union_tags and not str(part).startswith("literal[")]
+    # Unions report every member they tried: the user meant the section with the fewest mistakes, then the longest path,
+    # then what breaks a rule of ours.
+    section = Counter(_section(mistake) for mistake in mistakes)
+    fewest = min((count for name, count in section.items() if name is not None), default=0)
+    meant = [mistake for mistake in mistakes if _section(mistake) is None or section[_section(mistake)] == fewest]
+    unknown = [m for m in meant if m["type"] == "extra_forbidden"]
+    first = unknown[0] if unknown else max(meant, key=lambda m: (len(m["loc"]), m["type"] == "value_error"))
+    known_union_tags = {"Architecture", "int", "constrained-int", "literal['random']", "literal['auto']"}
+    parts = [
+        str(part) for part in first["loc"]
+        if str(part) not in known_union_tags and not str(part).startswith("literal[") and _init_in(part) is None]
     field = ".".join(parts)
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)
@@ -180,13 +189,21 @@ def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
     return ConfigError(field, first["input"], message)
 
 
+def _section(mistake: Mapping[str, Any]) -> str | None:
+    """Which of `model.init`'s sections was tried."""
+    return next((name for name in map(_init_in, mistake["loc"]) if name is not None), None)
+
+
+def _init_in(part: object) -> str | None:
+    # pydantic's tag of a section is its name, or `function-after[check(), Name]`.
+    return next((name for name in _INITS if name in str(part)), None)
+
+
 def _known_keys(path: list[str]) -> list[str]:
     schema: dict[str, Any] = RunConfig.model_json_schema()
-    node = schema
+    nodes: list[dict[str, Any]] = [schema]
     for part in path:
-        node = node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {})
-        options = [node, *node.get("anyOf", [])]
-        ref = next((option["$ref"] for option in options if "$ref" in option), None)
-        if ref is not None:
-            node = schema["$defs"][ref.rsplit("/", 1)[-1]]
-    return list(node.get("properties", {}))
+        found = [node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {}) for node in nodes]
+        options = [option for node in found for option in (node, *node.get("anyOf", []))]
+        nodes = [schema["$defs"][option["$ref"].rsplit("/", 1)[-1]] for option in options if "$ref" in option] or found
+    return [key for node in nodes for key in node.get("properties", {})]

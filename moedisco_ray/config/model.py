@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +14,9 @@ from moedisco_ray.errors import CheckpointError
 
 FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 FAMILIES: tuple[FamilyName, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+DENSE: Mapping[FamilyName, tuple[str, ...]] = {"mixtral": ("mistral", "llama"), "qwen3_moe": ("qwen3",)}
+"""Dense models (`model_type`) that are a family's with an MLP in place of the experts. The others have none: qwen2_moe has a shared
+expert, and OLMo normalises elsewhere than olmoe."""
 
 
 class Architecture(Section):
@@ -67,10 +71,52 @@ class Architecture(Section):
         return self
 
 
-class CheckpointInit(Section):
+class LocalInit(Section):
+    """A start that lies in a local Hugging Face directory, which the setting `KEY` names."""
+
+    KEY: ClassVar[str]
+
+    @property
+    def setting(self) -> str:
+        """The setting's dotted path."""
+        return f"model.init.{self.KEY}"
+
+    @property
+    def directory(self) -> Path:
+        """The setting's value."""
+        found: Path = getattr(self, self.KEY)
+        return found
+
+    def moved(self, directory: Path) -> Self:
+        """The same from another directory."""
+        return self.model_copy(update={self.KEY: directory})
+
+
+class CheckpointInit(LocalInit):
     """Start from a local Hugging Face MoE directory."""
 
+    KEY: ClassVar[str] = "checkpoint"
+
     checkpoint: Path
+
+
+class UpcycleInit(LocalInit):
+    """Start from a local dense model: its MLP becomes every expert (sparse upcycling, Komatsuzaki et al., arXiv 2212.05055)."""
+
+    KEY: ClassVar[str] = "upcycle"
+
+    upcycle: Path
+    """A Hugging Face directory: a dense relative of the family (Qwen3; Mistral, Llama), or a model of the family with one expert,
+    such as an earlier run's seed."""
+    num_experts: int = Field(4, ge=1)
+    num_experts_per_tok: int = Field(2, ge=1)
+    """Their weights are made to sum to one, so that the MoE computes what the dense model did."""
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}")
+        return self
 
 
 class Model(Section):
@@ -78,13 +124,13 @@ class Model(Section):
 
     family: FamilyName = "qwen3_moe"
     config: Architecture | None = None
-    """Sizes. Left out when `init` names a checkpoint, which brings its own."""
-    init: Literal["random"] | CheckpointInit = "random"
+    """Sizes. Left out when `init` names a directory, which brings its own."""
+    init: Literal["random"] | CheckpointInit | UpcycleInit = "random"
 
     @model_validator(mode="after")
     def _one_source_of_sizes(self) -> Self:
-        if isinstance(self.init, CheckpointInit) and self.config is not None:
-            raise ValueError("model.config and model.init.checkpoint exclude each other: the checkpoint brings its own sizes")
+        if isinstance(self.init, LocalInit) and self.config is not None:
+            raise ValueError(f"model.config and {self.init.setting} exclude each other: the checkpoint brings its own sizes")
         if self.config is not None and self.config.shared_expert_intermediate_size is not None and self.family != "qwen2_moe":
             raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe; {self.family} has no shared expert")
         if self.config is not None and self.config.head_dim is not None and self.family not in ("mixtral", "qwen3_moe"):
@@ -95,40 +141,69 @@ class Model(Section):
 
     @property
     def architecture(self) -> Architecture:
-        """The sizes, from `config` or from the checkpoint's own `config.json`.
+        """The sizes, from `config` or from the directory's own `config.json`.
 
         Raises:
-            CheckpointError: The directory is no checkpoint of this family.
+            CheckpointError: The directory holds no model that this family can start from.
         """
         if isinstance(self.init, CheckpointInit):
             return read_architecture(self.init.checkpoint, self.family)
+        if isinstance(self.init, UpcycleInit):
+            return read_dense_architecture(self.init, self.family)
         return self.config or Architecture()
 
 
 def read_architecture(directory: Path, family: FamilyName) -> Architecture:
-    """The sizes of a Hugging Face model directory.
+    """The sizes of a Hugging Face MoE directory.
 
     Raises:
         CheckpointError: There is no readable `config.json`, it is of another family, or a size is beyond what is supported.
     """
-    path = directory / "config.json"
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError("model.init.checkpoint", str(directory), f"no readable config.json there ({error})") from error
+    raw = _read("model.init.checkpoint", directory)
     if raw.get("model_type") != family:
         raise CheckpointError(
             "model.init.checkpoint", str(directory),
             f"holds a model of family {raw.get('model_type')!r}, but model.family is {family!r}; "
             f"set model.family, one of {', '.join(FAMILIES)}")
-    experts = raw.get("num_experts", raw.get("num_local_experts"))
-    own_name = family in ("qwen2_moe", "qwen3_moe")
+    return _sizes(raw, family)
+
+
+def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architecture:
+    """The sizes of the MoE that a dense model, or one with one expert, becomes.
+
+    Raises:
+        CheckpointError: There is no readable `config.json`, or it is of a model that cannot become one of this family.
+    """
+    raw = _read(start.setting, start.upcycle)
+    kind = raw.get("model_type")
+    if not (kind in DENSE.get(family, ()) or (kind == family and _experts(raw) == 1)):
+        what = f"{_experts(raw)} experts of {kind!r}" if _experts(raw) else f"a model of {kind!r}"
+        starts = " or ".join([*DENSE.get(family, ()), f"{family} with one expert"])
+        raise CheckpointError(start.setting, str(start.upcycle), f"holds {what}; {family} is upcycled from {starts}")
+    return _sizes(raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok, norm_topk_prob=True)
+
+
+def _read(setting: str, directory: Path) -> dict[str, Any]:
+    try:
+        raw: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(setting, str(directory), f"no readable config.json there ({error})") from error
+    return raw
+
+
+def _experts(raw: Mapping[str, Any]) -> int | None:
+    found: int | None = raw.get("num_experts", raw.get("num_local_experts"))
+    return found
+
+
+def _sizes(raw: Mapping[str, Any], family: FamilyName, **changes: Any) -> Architecture:
+    own_name = raw.get("model_type") in ("qwen2_moe", "qwen3_moe")
     rope = raw.get("rope_parameters") or {}
     found = {name: raw[name] for name in Architecture.model_fields if raw.get(name) is not None}
     found.update(
-        num_experts=experts,
+        num_experts=_experts(raw),
         moe_intermediate_size=raw.get("moe_intermediate_size" if own_name else "intermediate_size"),
         norm_topk_prob=True if family == "mixtral" else raw.get("norm_topk_prob", False),
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
     )
-    return Architecture.model_validate(found)
+    return Architecture.model_validate(found | changes)

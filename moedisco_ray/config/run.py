@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
-from moedisco_ray.config.model import CheckpointInit, Model
+from moedisco_ray.config.model import CheckpointInit, LocalInit, Model
 from moedisco_ray.config.pools import AnyPool, Pools
 from moedisco_ray.config.sections import (
     Checkpoint,
@@ -63,8 +63,10 @@ class RunConfig(Section):
             raise ValueError(f"output {str(self.output)!r} is no directory; mount the bucket, or name a shared file system")
         if isinstance(self.model.init, CheckpointInit):
             if self.tokens.seed_share:
-                raise ValueError("tokens.seed_share must be 0 with model.init.checkpoint: a checkpoint is a common seed already")
-        elif self._needs_a_trained_model and not self.tokens.seed_share:
+                raise ValueError(
+                    "tokens.seed_share must be 0 with model.init.checkpoint: an MoE is no dense model to go on with; one has "
+                    "model.init.upcycle")
+        elif self.model.init == "random" and self._needs_a_trained_model and not self.tokens.seed_share:
             raise ValueError(
                 "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, "
                 "or use tfidf_svd or mean_token")
@@ -113,7 +115,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _clusters_divide_experts(self) -> Self:
         # A checkpoint's sizes are on disk; `check_files` asks the same question of them.
-        if not isinstance(self.model.init, CheckpointInit):
+        if not isinstance(self.model.init, LocalInit):
             check_division(self.model.architecture.num_experts, self.clusters.count)
         return self
 

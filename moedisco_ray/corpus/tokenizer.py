@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from moedisco_ray.artifacts import write_json
-from moedisco_ray.config import CheckpointInit, Model, RunConfig
+from moedisco_ray.config import LocalInit, Model, RunConfig
 from moedisco_ray.errors import CheckpointError, ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -139,9 +139,9 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
     rows = model.architecture.vocab_size
     if rows is None or entries <= rows:
         return
-    if isinstance(model.init, CheckpointInit):
+    if isinstance(model.init, LocalInit):
         raise CheckpointError(
-            "model.init.checkpoint", str(model.init.checkpoint),
+            model.init.setting, str(model.init.directory),
             f"its embedding has {rows} rows, the tokeniser {entries} entries; set tokenizer.path to its own")
     raise ConfigError(
         "model.config.vocab_size", rows, f"the tokeniser has {entries} entries; set at least {entries}, or {otherwise}")

@@ -41,7 +41,7 @@ def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     }
     about = (
         f"A Mixture-of-Experts language model of the `{report['family']}` family with {figures['parameters']:,} "
-        f"parameters, of which a token uses {figures['active_parameters']:,}. {_recipe(report)}")
+        f"parameters, of which a token uses {figures['active_parameters']:,}. {_recipe(report)}{_start(report)}")
     legend = (
         "Loss is in nats per token, on training text, at the end of the stage; perplexity is on validation documents, "
         "a sub-model's on those of its own cluster. Costs are worker-hours at the configured prices.")
@@ -75,6 +75,14 @@ def _recipe(report: Mapping[str, Any]) -> str:
             "It was upcycled: a dense model was trained on a low-memory worker, its experts were copied to all places, and the "
             f"whole was trained on {workers}.")
     return f"The whole of it was trained jointly, on {workers}."
+
+
+def _start(report: Mapping[str, Any]) -> str:
+    start = report.get("start", {})
+    if start.get("name") is None:
+        return ""
+    dense = ", a dense model whose MLP became every expert" if start["kind"] == "upcycle" else ""
+    return f" The weights that it started from are those of `{start['name']}`{dense}."
 
 
 def _clusters(clusters: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ from moedisco_ray.model_map.checkpoint import (
 )
 from moedisco_ray.model_map.checks import check_complete, check_experts, expert_count, group_size
 from moedisco_ray.model_map.compare import check_same, differences, same_bits
+from moedisco_ray.model_map.dense import open_dense, upcycled_config
 from moedisco_ray.model_map.families import DECLARATIONS, PARTS, Family, Part, Role, TensorRole
 from moedisco_ray.model_map.hf import (
     canonical_shapes,
@@ -30,6 +31,6 @@ __all__ = [
     "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "Checkpoint", "Family", "ModelMap", "Part", "Place",
     "RandomSource", "Role", "TensorRole", "canonical_shapes", "canonical_state", "check_complete", "check_experts",
     "check_same", "config_values", "differences", "expert_count", "group_size", "hf_config", "load_model",
-    "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "random_source", "read_config", "same_bits",
-    "save_model", "skeleton", "specialise", "submodel_config", "write_checkpoint", "write_config",
+    "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_dense", "random_source", "read_config", "same_bits",
+    "save_model", "skeleton", "specialise", "submodel_config", "upcycled_config", "write_checkpoint", "write_config",
 ]

@@ -67,15 +67,19 @@ class Checkpoint(Mapping[str, Tensor]):
         return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
+def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoint:
     """Open a model directory for reading.
+
+    Args:
+        directory: A Hugging Face model directory.
+        names: Of its tensors; None: those of its own family.
 
     Raises:
         CheckpointError: It is no model directory of a supported family, its weights are pickled, a file is missing or
             broken, or a tensor is unknown or there twice.
     """
     config = read_config(directory)
-    model_map = ModelMap(str(config.get("model_type")))
+    model_map = ModelMap(str(config.get("model_type"))) if names is None else names
     files: dict[str, Any] = {}
     places: dict[str, Place] = {}
     for path in _weight_files(directory):

@@ -101,7 +101,7 @@ def build_plan(config: RunConfig) -> Plan:
     Raises:
         ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool,
             where it would wait for ever.
-        CheckpointError: `model.init.checkpoint` is no checkpoint of the family.
+        CheckpointError: The directory that `model.init` names holds no start for the family.
     """
     whole = config.model.architecture
     vocab_size = planned_vocab_size(config)

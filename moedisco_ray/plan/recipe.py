@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.config import CheckpointInit, RunConfig
+from moedisco_ray.config import LocalInit, RunConfig
 from moedisco_ray.plan.build import Plan
 
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
@@ -35,13 +35,13 @@ def subject(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """What was trained, and on what text: losses of two runs mean the same where this is the same.
 
     Returns:
-        `family`, `start` (`random`, or a checkpoint's directory name), `parameters`, `active_parameters`, `experts`, `vocab_size`,
+        `family`, `start` (`random`, or the name of a directory), `parameters`, `active_parameters`, `experts`, `vocab_size`,
         `sequence_length`, and `sources`, the names of the corpus' or else of their files.
     """
     start = config.model.init
     return {
         "family": plan.family,
-        "start": start.checkpoint.name if isinstance(start, CheckpointInit) else start,
+        "start": start.directory.name if isinstance(start, LocalInit) else start,
         "parameters": plan.parameters.total,
         "active_parameters": plan.parameters.active,
         "experts": config.model.architecture.num_experts,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.config import CheckpointInit, RunConfig
+from moedisco_ray.config import LocalInit, RunConfig
 from moedisco_ray.errors import ConfigError
 
 
@@ -15,10 +15,10 @@ def planned_vocab_size(config: RunConfig) -> int:
 
     Raises:
         ConfigError: The tokeniser has more tokens than the model has rows, or cannot be read.
-        CheckpointError: `model.init.checkpoint` is no checkpoint of the family.
+        CheckpointError: The directory that `model.init` names holds no start for the family.
     """
     rows = config.model.architecture.vocab_size
-    from_checkpoint = isinstance(config.model.init, CheckpointInit)
+    from_checkpoint = isinstance(config.model.init, LocalInit)
     if config.tokenizer.path is not None:
         tokens = tokenizer_vocab_size(config.tokenizer.path)
     elif from_checkpoint and rows is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.config import CheckpointInit, RunConfig
+from moedisco_ray.config import LocalInit, RunConfig
 
 
 def located(config: RunConfig, base: Path) -> dict[str, Any]:
@@ -23,8 +23,9 @@ def located(config: RunConfig, base: Path) -> dict[str, Any]:
             source["path"] = _absolute(base, source["path"])
     if config.tokenizer.path is not None:
         plain["tokenizer"]["path"] = _absolute(base, config.tokenizer.path)
-    if isinstance(config.model.init, CheckpointInit):
-        plain["model"]["init"]["checkpoint"] = _absolute(base, config.model.init.checkpoint)
+    init = config.model.init
+    if isinstance(init, LocalInit):
+        plain["model"]["init"][init.KEY] = _absolute(base, init.directory)
     if config.output == RunConfig.model_fields["output"].default:
         plain.pop("output", None)
     else:

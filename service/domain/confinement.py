@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from moedisco_ray.config import CheckpointInit, RunConfig, Source
+from moedisco_ray.config import LocalInit, RunConfig, Source
 from moedisco_ray.errors import ConfigError
 
 EMBEDDED = "embedded"
@@ -71,9 +71,10 @@ def confined(config: RunConfig, roots: Roots) -> RunConfig:
     if config.tokenizer.path is not None:
         path = _local("tokenizer.path", str(config.tokenizer.path), roots)
         changes["tokenizer"] = config.tokenizer.model_copy(update={"path": path})
-    if isinstance(config.model.init, CheckpointInit):
-        path = _local("model.init.checkpoint", str(config.model.init.checkpoint), roots)
-        changes["model"] = config.model.model_copy(update={"init": CheckpointInit(checkpoint=path)})
+    init = config.model.init
+    if isinstance(init, LocalInit):
+        path = _local(init.setting, str(init.directory), roots)
+        changes["model"] = config.model.model_copy(update={"init": init.moved(path)})
     return config.model_copy(update=changes)
 
 
@@ -91,8 +92,8 @@ def check_links(config: RunConfig, roots: Roots) -> None:
         _check_tree(f"evaluation.lm_eval.{i}", str(path), roots.directories)
     if config.tokenizer.path is not None:
         _check_tree("tokenizer.path", str(config.tokenizer.path), roots.directories)
-    if isinstance(config.model.init, CheckpointInit):
-        _check_tree("model.init.checkpoint", str(config.model.init.checkpoint), roots.directories)
+    if isinstance(config.model.init, LocalInit):
+        _check_tree(config.model.init.setting, str(config.model.init.directory), roots.directories)
     if not _within(config.output.resolve(), roots.outputs):
         raise _outside("output", str(config.output), roots.outputs)
 

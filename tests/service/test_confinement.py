@@ -39,6 +39,8 @@ def test_paths_become_absolute_under_the_first_root(roots):
     assert made.evaluation.sources[0].path == f"{first}/b"
     assert [str(path) for path in made.evaluation.lm_eval] == [f"{first}/tasks.jsonl"]
     assert str(made.model.init.checkpoint) == f"{first}/moe"
+    dense = confined(config(model={"init": {"upcycle": "dense", "num_experts": 8}}), roots).model.init
+    assert (str(dense.upcycle), dense.num_experts) == (f"{first}/dense", 8)
 
 
 def test_the_embedded_text_is_always_allowed(roots):
@@ -75,6 +77,7 @@ def test_a_configured_bucket_may_be_read(roots, path):
     ({"tokenizer": {"path": "/etc"}}, "tokenizer.path"),
     ({"tokenizer": {"path": "s3://bucket/texts"}}, "tokenizer.path"),
     ({"model": {"init": {"checkpoint": "/etc"}}, "tokens": {"seed_share": 0}}, "model.init.checkpoint"),
+    ({"model": {"init": {"upcycle": "/etc"}}}, "model.init.upcycle"),
     ({"evaluation": {"sources": [{"path": "a"}, {"path": "/etc/passwd"}]}}, "evaluation.sources.1.path"),
     ({"evaluation": {"sources": [{"path": "s3://other/texts"}]}}, "evaluation.sources.0.path"),
     ({"evaluation": {"lm_eval": ["a.jsonl", "/etc/passwd"]}}, "evaluation.lm_eval.1"),
@@ -120,7 +123,7 @@ def test_a_loop_of_links_ends(roots, tmp_path):
     check_links(confined(config("."), roots), roots)
 
 
-@pytest.mark.parametrize("field", ["tokenizer", "checkpoint", "output", "unseen", "tasks"])
+@pytest.mark.parametrize("field", ["tokenizer", "checkpoint", "upcycle", "output", "unseen", "tasks"])
 def test_links_are_followed_for_every_path(roots, tmp_path, field):
     (tmp_path / "data" / "link").symlink_to(tmp_path / "secret")
     (tmp_path / "runs").mkdir()
@@ -128,7 +131,8 @@ def test_links_are_followed_for_every_path(roots, tmp_path, field):
     made = {
         "tokenizer": config(tokenizer={"path": "link"}), "output": config(output="link"),
         "unseen": config(evaluation={"sources": [{"path": "link"}]}), "tasks": config(evaluation={"lm_eval": ["link/key"]}),
-        "checkpoint": config(model={"init": {"checkpoint": "link"}}, tokens={"seed_share": 0})}[field]
+        "checkpoint": config(model={"init": {"checkpoint": "link"}}, tokens={"seed_share": 0}),
+        "upcycle": config(model={"init": {"upcycle": "link"}})}[field]
     refused(made, roots)
 
 

@@ -1,0 +1,143 @@
+"""Dense models as starts: the MoE computes what they did, until training tells its experts apart."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moe_models import LENGTH, VOCAB, random_tensors, tiny_config
+from small_run import small_config
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from moedisco_ray import pipeline, tasks
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.config import DENSE, FAMILIES, Merge, Model, check_config
+from moedisco_ray.errors import CheckpointError, ConfigError
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.model_map import ModelMap, load_model, open_checkpoint, write_checkpoint
+
+DENSE_SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": LENGTH, "initializer_range": 0.2, "bos_token_id": 0,
+    "eos_token_id": 0, "pad_token_id": None}
+FEW_TOKENS = {"total": 24_000, "seed_share": 0.4, "finetune_share": 0.4}
+RELATIVES = [(family, kind) for family, kinds in DENSE.items() for kind in kinds]
+
+
+def dense(directory: Path, kind: str, **changes: Any) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **DENSE_SIZES | changes)).save_pretrained(directory)
+    return directory
+
+
+def upcycled(directory: Path, family: str, start: Path, **changes: Any) -> Path:
+    model = Model.model_validate({"family": family, "init": {"upcycle": str(start), "num_experts": 4, **changes}})
+    tasks.write_whole(model, Path("no-tokeniser"), LENGTH, 0, 2, None, [], Merge(), keep_moments=False, directory=directory)
+    return directory
+
+
+def logits(directory: Path) -> torch.Tensor:
+    ids_BL = torch.arange(3 * LENGTH).reshape(3, LENGTH) % VOCAB
+    with torch.no_grad():
+        found: torch.Tensor = load_model(directory)(ids_BL).logits
+    return found
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}])
+@pytest.mark.parametrize(("family", "kind"), RELATIVES)
+def test_the_experts_of_a_dense_model_compute_what_it_did(
+    tmp_path: Path, family: str, kind: str, changes: dict[str, Any],
+) -> None:
+    start = dense(tmp_path / "dense", kind, **changes)
+    ids_BL = torch.arange(3 * LENGTH).reshape(3, LENGTH) % VOCAB
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(start)(ids_BL).logits
+    found = logits(upcycled(tmp_path / "moe", family, start))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_with_one_expert_is_as_good_a_start(tmp_path: Path, family: str) -> None:
+    config = tiny_config(family, 1)
+    write_checkpoint(tmp_path / "seed", random_tensors(config).items(), config)
+    whole = upcycled(tmp_path / "moe", family, tmp_path / "seed", num_experts_per_tok=3)
+    torch.testing.assert_close(logits(whole), logits(tmp_path / "seed"), rtol=1e-4, atol=1e-4)
+    routers = [tensor for key, tensor in open_checkpoint(whole).items() if key.endswith(".gate.weight")]
+    assert all(len(router.unique(dim=0)) == 4 for router in routers), "experts that nothing tells apart stay equal"
+
+
+def test_its_experts_are_the_mlp_and_its_backbone_the_rest(tmp_path: Path) -> None:
+    start = dense(tmp_path / "dense", "qwen3")
+    held = AutoModelForCausalLM.from_pretrained(start).state_dict()
+    names = ModelMap("qwen3_moe")
+    for key, tensor in open_checkpoint(upcycled(tmp_path / "moe", "qwen3_moe", start)).items():
+        role = names.classify(key)
+        of_the_mlp = f"model.layers.{role.layer}.mlp.{role.part}_proj.weight"
+        if role.role != "router":
+            assert torch.equal(tensor, held[key if role.expert is None else of_the_mlp]), key
+
+
+def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
+    """Seed phase, clusters of its hidden states and all that follows, from another run's seed."""
+    first = pipeline.run(small_config(tmp_path / "first", tokens=FEW_TOKENS), shell=InProcess())
+    start = {"family": "qwen3_moe", "config": None, "init": {"upcycle": str(first / "seed"), "num_experts": 4}}
+    changes = {
+        "model": start, "tokenizer": {"path": str(first / "corpus" / "tokenizer")},
+        "clusters": {"count": 4, "vectors": "hidden_state"}}
+    directory = pipeline.run(
+        small_config(tmp_path / "second", tokens=FEW_TOKENS, **changes), shell=InProcess())
+    card = (directory / "model" / "README.md").read_text(encoding="utf-8")
+    assert "started from are those of `seed`, a dense model whose MLP became every expert." in card
+    losses = [read_json(run / "report.json")["evaluation"]["perplexity"] for run in (first, directory)]
+    assert losses[1] < losses[0]
+    untrained = pipeline.run(
+        small_config(tmp_path / "third", tokens=FEW_TOKENS | {"seed_share": 0.0}, **changes), shell=InProcess())
+    begun = open_checkpoint(untrained / "seed")
+    assert all(torch.equal(tensor, begun[key]) for key, tensor in open_checkpoint(first / "seed").items() if "gate" not in key)
+
+
+@pytest.mark.parametrize(("family", "kind", "line"), [
+    ("qwen3_moe", "mistral", "holds a model of 'mistral'; qwen3_moe is upcycled from qwen3 or qwen3_moe with one expert"),
+    ("olmoe", "qwen3", "holds a model of 'qwen3'; olmoe is upcycled from olmoe with one expert"),
+])
+def test_another_kind_of_model_is_refused(tmp_path: Path, family: str, kind: str, line: str) -> None:
+    start = dense(tmp_path / "dense", kind)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(f'model.init.upcycle: {str(start)!r}: {line}')}$"):
+        small_config(tmp_path, model={"family": family, "config": None, "init": {"upcycle": str(start)}})
+
+
+def test_a_whole_moe_is_no_dense_model(tmp_path: Path) -> None:
+    config = tiny_config("qwen3_moe", 4)
+    write_checkpoint(tmp_path / "moe", random_tensors(config).items(), config)
+    with pytest.raises(CheckpointError, match="holds 4 experts of 'qwen3_moe'; qwen3_moe is upcycled from"):
+        small_config(tmp_path, model={"family": "qwen3_moe", "config": None, "init": {"upcycle": str(tmp_path / "moe")}})
+
+
+def test_a_dense_model_with_more_than_a_family_has_is_refused(tmp_path: Path) -> None:
+    start = dense(tmp_path / "dense", "llama", attention_bias=True)
+    with pytest.raises(CheckpointError, match=r"self_attn\.[kqvo]_proj\.bias"):
+        upcycled(tmp_path / "moe", "mixtral", start)
+
+
+@pytest.mark.parametrize(("init", "line"), [
+    ({"upcycle": "x", "num_experts": 0}, "model.init.num_experts: 0: input should be greater"),
+    ({"upcycle": "x", "num_experts": 1}, "model.init: num_experts_per_tok 2 exceeds num_experts 1"),
+    ({"upcycle": "x", "experts": 1}, "model.init.experts: no such setting"),
+    ({"upcycel": "x"}, "model.init.upcycel: no such setting; did you mean 'upcycle'?"),
+    ({"upcycle": "no/such"}, "model.init.upcycle: 'no/such': no readable config.json there"),
+    ({}, "model.init"),
+])
+def test_mistakes_name_the_setting(tmp_path: Path, init: dict[str, Any], line: str) -> None:
+    raw = {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"init": init}}
+    with pytest.raises((ConfigError, CheckpointError)) as caught:
+        check_config(raw)
+    assert str(caught.value).startswith(line)
+
+
+def test_an_moe_has_no_seed_phase_and_the_line_says_what_has(tmp_path: Path) -> None:
+    raw = {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"init": {"checkpoint": "x"}}}
+    with pytest.raises(ConfigError, match=r"^tokens\.seed_share: must be 0 with model\.init\.checkpoint: .* model\.init\.upcycle$"):
+        check_config(raw)
