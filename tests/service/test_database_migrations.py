@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from alembic.autogenerate import compare_metadata
@@ -40,6 +41,24 @@ def test_processes_that_start_at_once_migrate_once(database_url):
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(start, range(4)))
+
+
+def test_processes_that_open_a_new_file_at_once_all_get_in(tmp_path):
+    """SQLite lets one turn on its write-ahead log and refuses the others at once; a tenth of the attempts met that."""
+    def begin(database: Database) -> None:
+        together.wait()
+        with database.read() as session:
+            session.connection()
+
+    together = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(30):
+            databases = [Database(f"sqlite:///{tmp_path}/{number}.sqlite3") for _ in range(4)]
+            try:
+                list(threads.map(begin, databases))
+            finally:
+                for database in databases:
+                    database.close()
 
 
 def test_the_migrations_travel_with_the_package():
