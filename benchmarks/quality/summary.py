@@ -10,7 +10,7 @@ from typing import Any
 
 from moedisco_ray.compare.arms import REFERENCE
 
-FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
+FIGURES = ("ppl_equal_tokens", "loss_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
 
@@ -24,10 +24,10 @@ def summarise(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         `corpus`, `family`, `start`, `arm`, `seeds`, the medians of `FIGURES` (None where the arm has none, or where a seed never
-        came to joint training's loss) and their `spread`, {figure: {min, max}}. Perplexities are ratios to joint training's of the
-        same seed, dollars are planned. Dollars to joint training's loss are those of complete runs, whose learning rates came
-        down, and between two of them a straight line over log dollars; where the cheapest is good enough, its own, which is an
-        upper bound.
+        came to joint training's loss) and their `spread`, {figure: {min, max}}. Perplexities and losses are ratios to joint
+        training's of the same seed, dollars are planned. Dollars to joint training's loss are those of complete runs, whose
+        learning rates came down, and between two of them a straight line over log dollars; where the cheapest is good enough, its
+        own, which is an upper bound.
     """
     by_arm: dict[tuple[str, str], list[tuple[int, dict[str, float | None]]]] = {}
     for result in results:
@@ -64,9 +64,11 @@ def _figures(rows: Sequence[Mapping[str, Any]], low_over_high: float) -> dict[st
 
 def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict[str, float | None]:
     perplexity = {row["budget"]: row["perplexity"] / joint["perplexity"] for row in rows}
+    loss = {row["budget"]: math.log(row["perplexity"]) / math.log(joint["perplexity"]) for row in rows}
     dollars = dollars_to(joint["perplexity"], [(row["dollars"], row["perplexity"]) for row in rows])
     return {
-        "ppl_equal_tokens": perplexity.get("tokens"), "ppl_equal_dollars": perplexity.get("dollars"),
+        "ppl_equal_tokens": perplexity.get("tokens"), "loss_equal_tokens": loss.get("tokens"),
+        "ppl_equal_dollars": perplexity.get("dollars"),
         "dollars_to_joint_loss_ratio": None if dollars is None else dollars / joint["dollars"]}
 
 

@@ -34,6 +34,7 @@ def test_ratios_are_medians_of_each_seeds_own():
     disco, btx = found["disco"], found["btx"]
     assert (disco["corpus"], disco["family"], disco["start"], disco["seeds"]) == ("small", "mixtral", "random", [0, 1, 2])
     assert disco["ppl_equal_tokens"] == pytest.approx(1.25)
+    assert disco["loss_equal_tokens"] == pytest.approx(math.log(50) / math.log(40))
     assert disco["ppl_equal_dollars"] == pytest.approx(0.75)
     assert disco["spread"]["ppl_equal_dollars"] == {"min": pytest.approx(0.5), "max": pytest.approx(0.9)}
     assert (btx["ppl_equal_tokens"], btx["ppl_equal_dollars"], btx["dollars_to_joint_loss_ratio"]) == (1.5, None, None)
