@@ -27,7 +27,8 @@ HELD_OUT = 20_000
 START_TOKENS = 250_000
 """Of the common dense model that the arms of a `seed` cell start from; in nobody's bill, for all have it. It is a model like a
 published one: weights without an optimizer's state. What to do with it first is a matter of the recipe: joint training makes an
-MoE of it at once, the default goes on with it as its seed."""
+MoE of it at once, the default goes on with it as its seed. Where it did not, but clustered and cut the MoE at once, it had 1.14 to
+1.17 of joint training's perplexity for as many tokens, and took 0.38 to 0.41 of its dollars (commit 1b0746a, seed 0)."""
 
 
 @dataclasses.dataclass(frozen=True)
