@@ -180,6 +180,10 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
         what = f"{_experts(raw)} experts of {kind!r}" if _experts(raw) else f"a model of {kind!r}"
         starts = " or ".join([*DENSE.get(family, ()), f"{family} with one expert"])
         raise CheckpointError(start.setting, str(start.upcycle), f"holds {what}; {family} is upcycled from {starts}")
+    if kind != family and raw.get("use_sliding_window"):
+        raise CheckpointError(
+            start.setting, str(start.upcycle),
+            f"has use_sliding_window, with which {kind} and {family} do not attend alike; use another model")
     return _sizes(raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok, norm_topk_prob=True)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from moedisco_ray.config import RunConfig, Source
+from moedisco_ray.config import LocalInit, RunConfig, Source
 from moedisco_ray.corpus import embedded, files
 from moedisco_ray.errors import ConfigError
 
@@ -80,14 +81,17 @@ def input_identity(config: RunConfig) -> dict[str, str]:
     """Per stage that reads the user's files, a digest that changes when their text may have changed.
 
     Of files it holds names, sizes and times of writing; of the embedded text, the versions of the packages that carry
-    it; of the evaluation's task files, what is in them.
+    it; of the evaluation's task files, what is in them; of a model to start from, names, sizes and times of its files.
 
     Raises:
         CorpusError: A source cannot be listed.
     """
     evaluation = config.evaluation
     read = [*_identities("evaluation.sources", evaluation.sources), *(_contents(path) for path in evaluation.lm_eval)]
-    return {"corpus": _digest(_identities("corpus.sources", config.corpus.sources)), "evaluate": _digest(read)}
+    found = {"corpus": _digest(_identities("corpus.sources", config.corpus.sources)), "evaluate": _digest(read)}
+    if isinstance(config.model.init, LocalInit):
+        found["seed"] = _digest(_listing(config.model.init.directory))
+    return found
 
 
 def _identities(setting: str, sources: Sequence[Source]) -> Iterator[str]:
@@ -96,6 +100,12 @@ def _identities(setting: str, sources: Sequence[Source]) -> Iterator[str]:
             yield embedded.identity()
         else:
             yield files.digest(files.list_files(f"{setting}.{i}", source.path, source.format))
+
+
+def _listing(directory: Path) -> Iterator[str]:
+    for path in sorted(path for path in directory.iterdir() if path.is_file()):
+        found = path.stat()
+        yield json.dumps([path.name, found.st_size, found.st_mtime_ns])
 
 
 def _contents(path: Path) -> str:

@@ -18,7 +18,7 @@ from moedisco_ray.model_map.hf import config_values
 from moedisco_ray.model_map.layout import ModelMap, Place
 
 _MLP = re.compile(rf"model\.layers\.(\d+)\.mlp\.({'|'.join(PARTS)})_proj\.weight")
-_OF_A_MODEL_TYPE = ("architectures", "transformers_version")
+_OF_ITS_KIND = ("model_type", "architectures", "transformers_version")
 
 
 class DenseMap(ModelMap):
@@ -60,7 +60,7 @@ def open_dense(directory: Path, family: FamilyName) -> Mapping[str, Tensor]:
     """Open what an MoE is upcycled from: a dense relative of the family, or a model of the family with one expert.
 
     Args:
-        directory: As `config.read_dense_architecture` let it pass.
+        directory: One whose sizes `Model.architecture` read: it is such a model.
         family: Of the MoE.
 
     Returns:
@@ -90,7 +90,7 @@ def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_e
     kind = str(raw.get("model_type"))
     declaration = ModelMap(family).family
     values = AutoConfig.for_model(kind, **{key: value for key, value in raw.items() if key != "model_type"}).to_dict()
-    known = AutoConfig.for_model(family).to_dict().keys() - {"model_type", *_OF_A_MODEL_TYPE}
+    known = AutoConfig.for_model(family).to_dict().keys() - {*_OF_ITS_KIND}
     kept = {key: value for key, value in values.items() if key in known}
     if kind != family:
         kept[declaration.expert_size_field] = raw["intermediate_size"]

@@ -1,5 +1,6 @@
 """Dense models as starts: the MoE computes what they did, until training tells its experts apart."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from moedisco_ray import pipeline, tasks
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import DENSE, FAMILIES, Merge, Model, check_config
+from moedisco_ray.corpus import input_identity
 from moedisco_ray.errors import CheckpointError, ConfigError
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import ModelMap, load_model, open_checkpoint, write_checkpoint
+from moedisco_ray.stages import fingerprints
 
 DENSE_SIZES = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -114,6 +117,25 @@ def test_a_whole_moe_is_no_dense_model(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "moe", random_tensors(config).items(), config)
     with pytest.raises(CheckpointError, match="holds 4 experts of 'qwen3_moe'; qwen3_moe is upcycled from"):
         small_config(tmp_path, model={"family": "qwen3_moe", "config": None, "init": {"upcycle": str(tmp_path / "moe")}})
+
+
+def test_windows_that_slide_in_some_layers_are_refused(tmp_path: Path) -> None:
+    start = dense(tmp_path / "dense", "qwen3", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with pytest.raises(CheckpointError, match=r"^model\.init\.upcycle: .*use_sliding_window.* use another model$"):
+        small_config(tmp_path, model={"family": "qwen3_moe", "config": None, "init": {"upcycle": str(start)}})
+
+
+def test_other_weights_in_the_same_place_are_another_start(tmp_path: Path) -> None:
+    """A run that goes on must not take what it made of the old ones for done."""
+    start = dense(tmp_path / "dense", "qwen3")
+    config = small_config(
+        tmp_path, tokens=FEW_TOKENS, clusters={"count": 4},
+        model={"family": "qwen3_moe", "config": None, "init": {"upcycle": str(start), "num_experts": 4}})
+    before = fingerprints(config, input_identity(config))
+    assert fingerprints(config, input_identity(config)) == before
+    os.utime(start / "model.safetensors", ns=(1, 1))
+    after = fingerprints(config, input_identity(config))
+    assert [stage for stage in before if before[stage] == after[stage]] == ["corpus"]
 
 
 def test_a_dense_model_with_more_than_a_family_has_is_refused(tmp_path: Path) -> None:
