@@ -17,11 +17,12 @@ from hosts import HOME, Hosts, until
 from service_over_ssh import client_answers, slots
 from small_run import small_config
 
-from moedisco_ray.policies.arrival import ASSUMED_BOOT
 from service.client import Client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 BIN = Path(sys.executable).parent
+BOOT = 45
+"""Seconds within which a node of this machine's comes, with room for a slow one; before any came, 300 are assumed."""
 
 
 @pytest.fixture
@@ -77,24 +78,20 @@ def test_pools_come_with_the_work_and_go_after_it(host):
     until(saved.exists, 120, "the service's address")
     with host.tunnel("lab", 8300) as port, Client(f"http://127.0.0.1:{port}", json.loads(saved.read_text())["token"]) as client:
         until(lambda: client_answers(client), 60, "the service")
-        *_, ready = asked(client, configuration(host, "short", {"total": 200_000}))
-        assert ready < ASSUMED_BOOT
-        # The cluster knows now how long a node of the high pool takes: this run asks later.
-        longer = configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02})
-        first, left, since_start, to_end, _ = asked(client, longer)
-        assert first == (True, False)
-        assert left < ready
+        asked(client, configuration(host, "short", {"total": 200_000}))
+        # The cluster knows now how long a node of the high pool takes, which is no minutes: this run asks later.
+        left, since_start, to_end = asked(client, configuration(host, "long", {"total": 5_000_000, "finetune_share": 0.02}))
+        assert left < BOOT
         assert since_start > to_end
-        assert to_end < 2 * ready
+        assert to_end < 2 * BOOT
 
 
 def asked(client, config):
     """Follow a run on a cluster without workers to its end.
 
     Returns:
-        Which pools came first, (low, high); when the nodes of its fine-tune were asked for: the seconds that its sub-models were
-        expected to take from then on, those since the first of them began, those until the last one ended, and those until the
-        fine-tune began, by when a node was there.
+        When the nodes of its fine-tune were asked for: the seconds that its sub-models were expected to take from then on, those
+        since the first of them began, and those until the last one ended.
     """
     timeline = []
     assert not any(slots(client).values())
@@ -104,13 +101,11 @@ def asked(client, config):
     assert finished.state == "succeeded", (finished.reason, client.log(run.id))
     assert timeline[0] == (False, False)
     assert timeline[-1] == (False, False)
-    came = [next(i for i, there in enumerate(timeline) if there[pool]) for pool in (0, 1)]
-    assert came == sorted(came), "the high pool came before the low one"
+    assert timeline.index((True, False)) < next(i for i, (_, high) in enumerate(timeline) if high)
     events = [event for _, event in client.events(run.id, follow=False)]
     *_, ask = [event for event in events if event.type == "nodes_asked"]
     began = min(event.time for event in events if event.type == "unit_started" and event.stage == "submodels")
-    tuned = min(event.time for event in events if event.type == "unit_started" and event.stage == "finetune")
     ended = max(event.time for event in events if event.type == "unit_finished" and event.stage == "submodels")
     assert (ask.stage, ask.data["pool"]) == ("submodels", "high_memory")
     assert began < ask.time < ended
-    return timeline[1], ask.data["seconds"], ask.time - began, ended - ask.time, tuned - ask.time
+    return ask.data["seconds"], ask.time - began, ended - ask.time
