@@ -70,7 +70,9 @@ def _carry_out(config: RunConfig, directory: Path, listeners: tuple[Emit, ...], 
             if shell is not None:
                 _make_all(config, directory, digests, log, shell, stop)
             else:
-                with session.cluster(config):
+                with session.cluster(config) as waits:
+                    for message in waits:
+                        log(Event("warning", data={"message": message}))
                     log.listen(Gauges(config))
                     with free_slots(config, log):
                         _make_all(config, directory, digests, log, RayShell(config), stop)

@@ -7,6 +7,7 @@ from it; the global batch stays, so that the loss does up to rounding.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -43,6 +44,10 @@ class Site(Protocol):
     @property
     def boot(self) -> float:
         """Seconds from asking for more nodes to having them; infinite where nothing brings any."""
+
+    @property
+    def most(self) -> float:
+        """Slots that there may ever be."""
 
     @property
     def whereabouts(self) -> Whereabouts:
@@ -100,7 +105,7 @@ class Gang:
         self._restart = _ASSUMED_RESTART
         self._history = histories.remembered(job, sizes.fewest)
         self._losses = 0
-        self._asked = False
+        self._asked_at: float | None = None
         self._standstill = Standstill(site.tell, clock)
 
     def train(self) -> TrainResult:
@@ -140,17 +145,17 @@ class Gang:
         while (workers := self._sizes.on(self._site.free)) is None:
             self._stop.check()
             self._site.check()
-            self._site.ask(self._sizes.largest)
+            self._ask(self._next())
             self._standstill.waits(lambda: self._site.missing(self._sizes.fewest))
             time.sleep(self._look)
         self._standstill.goes_on()
-        self._site.ask(0)
+        self._ask(0)
         return workers
 
     def _watch(self, running: Future[Outcome], workers: int, before: Whereabouts, end: StopFile) -> int | None:
         """Wait for an attempt to end, and end it once a larger one would be quicker; returns the size of that."""
         began = self._clock()
-        under_way = self._asked = False
+        under_way = False
         while not wait([running], timeout=self._look).done:
             self._stop.check()
             self._site.check()
@@ -163,7 +168,7 @@ class Gang:
                 under_way, self._restart = True, self._clock() - began
             larger = self._larger(workers, (self._job.steps - where.step) * where.step_seconds)
             if larger is not None:
-                self._site.ask(0)
+                self._ask(0)
                 self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
                     "kind": "grown", "step": where.step, "reason": f"it goes on with {larger} workers in place of {workers}"}))
                 end.request("grows")
@@ -176,12 +181,24 @@ class Gang:
         possible = self._sizes.on(workers + self._site.free)
         if possible is not None and worth_growing(workers, possible, seconds_left, self._restart):
             return possible
-        largest = self._sizes.largest
         # While the nodes boot, the gang trains on: what is left when they come is what they can shorten.
-        booting = 0.0 if self._asked else self._site.boot
-        self._asked = worth_growing(workers, largest, seconds_left - booting, self._restart)
-        self._site.ask(largest - workers if self._asked else 0)
+        booting = self._site.boot if self._asked_at is None else 0.0
+        larger = self._next()
+        self._ask(larger - workers if worth_growing(workers, larger, seconds_left - booting, self._restart) else 0)
         return None
+
+    def _next(self) -> int:
+        """The gang to ask for: the largest, and smaller ones where that does not come within twice the time it should take."""
+        patience = 2 * self._site.boot
+        waited = 0.0 if self._asked_at is None else self._clock() - self._asked_at
+        return self._sizes.asked(self._site.most, int(waited // patience) if math.isfinite(patience) else 0)
+
+    def _ask(self, workers: int) -> None:
+        if not workers:
+            self._asked_at = None
+        elif self._asked_at is None:
+            self._asked_at = self._clock()
+        self._site.ask(workers)
 
     def _follow(self, end: End, workers: int) -> None:
         """Do what the policy says of an end of so many workers."""

@@ -69,6 +69,11 @@ class RaySite:
         return boot_seconds(self._ahead.boots) if self._grows else float("inf")
 
     @property
+    def most(self) -> float:
+        """See `Site`."""
+        return session.most_ever(self._around.placement.pool)
+
+    @property
     def whereabouts(self) -> Whereabouts:
         """See `Site`."""
         return self._around.mail.whereabouts(self._name)

@@ -20,12 +20,13 @@ from moedisco_ray.errors import StorageError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray import histories, session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
+from moedisco_ray.on_ray.demand import Demand
 from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.rounds import KeeperBeside
 from moedisco_ray.on_ray.standstill import PATIENCE_SECONDS, Standstill
-from moedisco_ray.policies.checkpointing import HOUR, loss_rate
+from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch, interval, loss_rate
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first
-from moedisco_ray.policies.placement import Need, place_all
+from moedisco_ray.policies.placement import Need, ask_for, place_all
 from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.shell import Trained
 from moedisco_ray.training import TrainJob, TrainResult, checkpoint
@@ -34,6 +35,8 @@ _LOOK_SECONDS = 1.0
 """Between two looks at the pool's room."""
 _START_SECONDS = 60.0
 """For which slots may be taken by trainers of ours that start, and are not heard of yet."""
+_RESTART_SECONDS = 30.0
+"""From a slot to the next step of a training that had lost its own."""
 _GRACE_SECONDS = 120.0
 """For trainers that are asked to end, to save a checkpoint."""
 
@@ -59,8 +62,10 @@ class Queue:
         self._threads = threads
         self._cohort = cohort
         self._pools = {kind.key: kind for kind in around.placement.pool.kinds}
+        self._demand = Demand(self._pools, f"{around.run}-waiting") if session.grows() else None
         self._waiting: dict[str, TrainJob] = {}
-        self._reached: dict[str, int] = {}
+        self._reached = dict.fromkeys((job.name for job in jobs), 0)
+        self._returning: dict[Future[int | None], TrainJob] = {}
         self._running: dict[Future[Outcome], tuple[TrainJob, Pool]] = {}
         self._histories = {job.name: histories.remembered(job, around.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
@@ -73,6 +78,8 @@ class Queue:
                 self._tell_finished(job)
             else:
                 self._wait(job)
+        wait(self._returning)
+        self._queue_up()
 
     @property
     def worth_waiting(self) -> bool:
@@ -101,31 +108,35 @@ class Queue:
         waiting = longest_first([self._remaining(job, seen[job.name]) for job in self._waiting.values()], factor)
         return [expected_seconds(unit, factor) for unit in running], [expected_seconds(unit, factor) for unit in waiting]
 
+    @property
+    def stretch(self) -> float:
+        """What losses and checkpoints add to the seconds of work that are left, as a factor."""
+        seen = [self._around.mail.whereabouts(job.name) for job in self._jobs]
+        cost = SaveCost(max((where.stall for where in seen), default=0.0))
+        restart = _RESTART_SECONDS + (0.0 if self._demand is None else self._demand.boot)
+        rate = self._losses_per_hour
+        return expected_stretch(interval(cost, rate), cost.stall, HOUR / rate, restart)
+
     def start(self) -> None:
         """Begin as many as there is room for, the one with most to do first, each where it fits for the least money."""
         placement = self._around.placement
-        taken = Counter(pool.key for _, pool in self._running.values())
-        free = {key: session.room(pool, placement.workers) - taken[key] for key, pool in self._pools.items()}
-        measured = self._around.mail.step_seconds()
-        order = longest_first([
-            Remaining(job.name, job.steps - self._reached[job.name], planned=1.0, measured=measured.get(job.name))
-            for job in self._waiting.values() if self._rounds.startable(job)])
-        needs = [self._needs[unit.name] for unit in order]
-        placed = place_all(needs, placement.types(free))
-        most = session.most(placement.pool, placement.workers)
-        for_all = most >= len(self._waiting) + len(self._running)
-        for name, key in itertools.islice(placed.items(), max(0, most - len(self._running))):
+        room = session.room(placement.pool, placement.workers)
+        free = {key: session.room(pool, placement.workers) - self._taken[key] for key, pool in self._pools.items()}
+        placed = place_all(self._order(), placement.types(free))
+        for_all = room >= len(self._waiting) + len(self._running) + len(self._returning)
+        for name, key in itertools.islice(placed.items(), max(0, room - len(self._running))):
             job, pool = self._waiting.pop(name), self._pools[key]
             around = dataclasses.replace(self._around, placement=placement.on(pool))
             adjusted = histories.adjusted(job, self._histories[name], self._losses_per_hour)
             adjusted = self._rounds.seated(adjusted, for_all=for_all)
             self._running[self._threads.submit(attempt, adjusted, around)] = job, pool
+        self._ask()
         self._look_for_standstill()
 
     def settle(self) -> None:
         """Wait a moment for trainings to end, and see to those that did."""
         self._rounds.look()
-        futures: list[Future[Any]] = [*self._running, *self._rounds.at_work]
+        futures: list[Future[Any]] = [*self._running, *self._returning, *self._rounds.at_work]
         if not futures:     # of nothing, `wait` returns at once
             time.sleep(_LOOK_SECONDS)
         wait(futures, timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
@@ -140,10 +151,13 @@ class Queue:
                 self._wait(job)
             else:
                 self._finish(job, outcome, pool)
+        self._queue_up()
         self._cohort.note(self._around.mail.held, now=bool(done))
 
     def await_ends(self) -> None:
         """Wait for those that were asked to end, which save a checkpoint first; kill who waits for slots, or hangs."""
+        if self._demand is not None:
+            self._demand.ask({})
         deadline = time.monotonic() + _GRACE_SECONDS
         while hung := wait(self._running, timeout=_LOOK_SECONDS).not_done:
             for name in [self._running[future][0].name for future in hung]:
@@ -165,6 +179,31 @@ class Queue:
                     "reason": trained.reason}))
         self._cohort.note(self._around.mail.held, now=True)
 
+    @property
+    def _taken(self) -> Counter[str]:
+        """Trainings under way on each node type."""
+        return Counter(pool.key for _, pool in self._running.values())
+
+    def _order(self) -> list[Need]:
+        """What waits and could start, in the order in which it should."""
+        measured = self._around.mail.step_seconds()
+        order = longest_first([
+            Remaining(job.name, job.steps - self._reached[job.name], planned=1.0, measured=measured.get(job.name))
+            for job in self._waiting.values() if self._rounds.startable(job)])
+        return [self._needs[unit.name] for unit in order]
+
+    def _ask(self) -> None:
+        """Ask an autoscaler for the nodes of what waits; those of a type that does not come, of the next one that fits."""
+        if self._demand is None:
+            return
+        placement, workers = self._around.placement, self._around.placement.workers
+        types = placement.types({key: session.cap(kind) // workers - self._taken[key] for key, kind in self._pools.items()})
+        order = self._order()
+        found = ask_for(order, types, self._demand.absent)
+        left = max(0, session.cap(placement.pool) // workers - len(self._running))
+        asked = Counter([found[need.name] for need in order if need.name in found][:left])
+        self._demand.ask({key: count * workers for key, count in asked.items()})
+
     def _finish(self, job: TrainJob, result: TrainResult, pool: Pool) -> None:
         self._cohort.finish(job.name, result, pool.speed)
         self._tell_finished(job)
@@ -184,11 +223,15 @@ class Queue:
         self._wait(job)
 
     def _wait(self, job: TrainJob) -> None:
-        """Put a job into the queue. What it has saved does not change while it waits: a storage is slow to ask, and may be away."""
-        self._waiting[job.name] = job
-        self._reached.setdefault(job.name, 0)
-        with contextlib.suppress(StorageError):     # which is no reason to end a run here: the order alone hangs on it
-            self._reached[job.name] = max(checkpoint.steps(job.checkpoints), default=0)
+        """Put a job into the queue, once it is known what it has saved: a storage is slow to ask, and may be away."""
+        self._returning[self._threads.submit(_newest, job)] = job
+
+    def _queue_up(self) -> None:
+        for future in [future for future in self._returning if future.done()]:
+            job, reached = self._returning.pop(future), future.result()
+            self._waiting[job.name] = job
+            if reached is not None:
+                self._reached[job.name] = reached
 
     def _remaining(self, job: TrainJob, where: Whereabouts, step: int = 0) -> Remaining:
         steps = max(1, job.steps - max(step, self._reached[job.name]))      # the last one made, the model is still to be written
@@ -209,8 +252,10 @@ class Queue:
         if any(mail.whereabouts(name).nodes for name in running):
             self._standstill.goes_on()
             return
-        need_gb = min((self._needs[name].memory_gb for name in (*running, *self._waiting)), default=0.0)
-        fitting = [pool for pool in self._pools.values() if pool.memory_gb >= need_gb]
+        # What has begun waits for slots of its own node type, whatever is free of another.
+        need_gb = min((self._needs[name].memory_gb for name in self._waiting), default=0.0)
+        begun = {pool.key for _, pool in self._running.values()}
+        fitting = [kind for key, kind in self._pools.items() if (key in begun if begun else kind.memory_gb >= need_gb)]
         bundles = [placement.on(pool).bundle for pool in fitting]
         free = sum(session.free(bundle) for bundle in bundles)
         if free:
@@ -227,3 +272,9 @@ class Queue:
 
     def _tell(self, event: Event) -> None:
         ray.get(self._around.mail.handle.push.remote(event))
+
+
+def _newest(job: TrainJob) -> int | None:
+    with contextlib.suppress(StorageError):     # no reason to end a run here: the order alone hangs on it
+        return max(checkpoint.steps(job.checkpoints), default=0)
+    return None

@@ -28,15 +28,19 @@ class Whereabouts:
         nodes: Those of its workers.
         step: Steps made, as last reported by the newest attempt; 0: it has told of none.
         step_seconds: Seconds per step, as last reported by any attempt.
+        stall: Seconds for which training stood still for the newest checkpoint.
     """
 
     nodes: tuple[str, ...] = ()
     step: int = 0
     step_seconds: float | None = None
+    stall: float = 0.0
 
     def after(self, event: Event) -> Whereabouts:
         """With one more event taken in."""
         data = event.data
+        if event.type == "checkpoint":
+            return dataclasses.replace(self, stall=data["stall"])
         if event.type != "progress":
             return self
         speed = data["tokens_per_second"] * data["step"] / data["tokens"] if data["tokens"] else 0.0
@@ -67,7 +71,7 @@ class _Mailbox:
 
     def begin(self, unit: str) -> None:
         self._outcomes.pop(unit, None)
-        self._whereabouts[unit] = Whereabouts(step_seconds=self._whereabouts[unit].step_seconds)
+        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=(), step=0)
 
     def control(self, unit: str, controller: ActorHandle) -> None:
         self._controllers[unit] = controller

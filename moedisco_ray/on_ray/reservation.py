@@ -3,27 +3,19 @@
 A pending placement group is what an autoscaler hears; Ray's `request_resources` would overwrite what Ray Train asks for. A
 group holds nothing until all of it can be held at once, so that runs that ask at the same time never wait for each other. It is
 of the pool's tag alone, which is what brings a node: with a core or a GPU, it would keep sub-models off a machine of both pools.
-
-How long nodes took to come is kept by the cluster, for the runs that follow.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 
-import ray
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from moedisco_ray.config import Pool
+from moedisco_ray.on_ray.boot_times import BootTimes
 from moedisco_ray.policies import arrival
 from moedisco_ray.policies.arrival import Advice
-
-_NAMESPACE = "moedisco"
-_KEPT = 50
-"""Boot times of a pool that the cluster keeps."""
 
 
 class Reservation:
@@ -41,18 +33,14 @@ class Reservation:
     def __init__(self, pool: Pool, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._name = name
-        self._clock = clock
         self._group: PlacementGroup | None = None
-        self._asked_at = 0.0
-        self._known: set[str] = set()
-        self._handed_over = False
+        self._boots = BootTimes(pool.resource, clock)
         self.workers = 0
 
     @property
     def boots(self) -> list[float]:
         """Seconds from asking to each node that came, whichever run asked; oldest first."""
-        kept = _internal_kv_get(self._key, namespace=_NAMESPACE)
-        return [] if kept is None else list(json.loads(kept))
+        return self._boots.seconds
 
     @property
     def held(self) -> int:
@@ -63,43 +51,35 @@ class Reservation:
 
     def ask(self, workers: int) -> None:
         """Ask for so many slots in place of what was asked for before; for none, let go."""
+        self.note()
         if workers == self.workers:
-            self.note()
             return
-        self.release()
+        self.hand_over()
+        self._boots.ask(workers)
         if workers:
-            self._known = self._nodes()
-            self._asked_at = self._clock()
             self._group = placement_group([{self._pool.resource: 1}] * workers, strategy="PACK", name=self._name)
             self.workers = workers
 
     def release(self) -> None:
         """Ask for nothing."""
-        if self._group is not None:
-            self.note()
-            remove_placement_group(self._group)
-            self._group = None
-            self.workers = 0
-        self._handed_over = False
+        self.ask(0)
 
     def hand_over(self) -> None:
         """Ask for nothing, because the work that the slots are for is about to; `note` when it has begun: its nodes have come."""
-        asked = self._group is not None
-        self.release()
-        self._handed_over = asked
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+            self.workers = 0
 
     def note(self) -> None:
         """Keep how long the nodes took that have come since they were asked for."""
-        if self._group is None and not self._handed_over:
-            return
-        self._handed_over = False
-        come = self._nodes() - self._known
-        self._known |= come
-        if come:
-            boots = [*self.boots, *[self._clock() - self._asked_at] * len(come)]
-            _internal_kv_put(self._key, json.dumps(boots[-_KEPT:]), namespace=_NAMESPACE)
+        self._boots.note()
+        if not self.workers:
+            self._boots.ask(0)
 
-    def foresee(self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int) -> Advice:
+    def foresee(
+        self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int, stretch: float = 1.0,
+    ) -> Advice:
         """Do what `policies.arrival` advises, given what the work before it has left.
 
         Args:
@@ -107,19 +87,13 @@ class Reservation:
             waiting: The same of what waits there.
             slots: Slots there.
             workers: How many slots of this pool to ask for, when it is time.
+            stretch: What losses and checkpoints add to the seconds, as a factor.
         """
         self.note()
         boot = arrival.boot_seconds(self.boots, workers)
-        advice = arrival.advise(arrival.ends_in(running, waiting, slots), boot, asked=self.workers > 0)
+        advice = arrival.advise(arrival.ends_in(running, waiting, slots, stretch), boot, asked=self.workers > 0)
         if advice == "ask":
             self.ask(workers)
         elif advice == "release":
             self.release()
         return advice
-
-    @property
-    def _key(self) -> str:
-        return f"boots/{self._pool.resource}"
-
-    def _nodes(self) -> set[str]:
-        return {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(self._pool.resource)}

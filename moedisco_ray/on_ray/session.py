@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +30,17 @@ end of each training, or take the controller for dead and remove its placement g
 
 
 @contextlib.contextmanager
-def cluster(config: RunConfig) -> Iterator[None]:
+def cluster(config: RunConfig) -> Iterator[list[str]]:
     """Be connected to Ray inside the block. What is printed meanwhile goes to RUN_DIR/ray.log.
 
     A cluster named by RAY_ADDRESS, or one this process is connected to already, is used and left running. Otherwise a local
     one is started whose custom resources are the pools' tags, and is stopped at the end.
 
+    Yields:
+        What the run will have to wait for, for people: a line each.
+
     Raises:
-        PoolError: The cluster has no room for a pool's workers, or does not answer.
+        PoolError: The cluster will never have room for a pool's workers, or does not answer.
     """
     with _output_to(config.directory / "ray.log"):
         _quiet()
@@ -46,8 +51,7 @@ def cluster(config: RunConfig) -> Iterator[None]:
         elif ours:
             _start_local(config)
         try:
-            check_pools(config)
-            yield
+            yield check_pools(config)
         finally:
             if ours:
                 ray.shutdown()
@@ -99,46 +103,53 @@ def grows() -> bool:
 
 
 def room(pool: Pool, workers: int) -> int:
-    """Trainers of so many workers that should be under way now.
-
-    What there is room for; where an autoscaler may bring more, as many as the pool may have, since it sees only what is asked for.
-    """
-    there = lasting(pool) // workers
-    if isinstance(pool, LowMemoryPool):
-        return pool.max_workers // workers if grows() else min(there, pool.max_workers // workers)
-    return max(1, there) if grows() else there
+    """Trainers of so many workers that may be under way at once: what there is room for now, over all node types of a pool."""
+    return min(sum(lasting(kind) // workers for kind in pool.kinds), cap(pool) // workers)
 
 
-def there(pool: Pool, workers: int) -> int:
-    """Trainers of so many workers that there is room for now, over all node types of a pool."""
-    return min(most(pool, workers), sum(lasting(kind) // workers for kind in pool.kinds))
+def cap(pool: Pool) -> int:
+    """Workers that may be under way at once, as the configuration has it."""
+    return pool.max_workers if isinstance(pool, LowMemoryPool) else sys.maxsize
 
 
-def most(pool: Pool, workers: int) -> int:
-    """Trainers of so many workers that may be under way in a pool at once, over all its node types."""
-    everywhere = sum(room(kind, workers) for kind in pool.kinds)
-    return min(everywhere, pool.max_workers // workers) if isinstance(pool, LowMemoryPool) else everywhere
+def most_ever(pool: Pool) -> float:
+    """Slots of a pool that the cluster may ever have, by what its autoscaler says; infinite where that says nothing of it."""
+    limits = state.state.get_max_resources_from_cluster_config() if grows() else None
+    return math.inf if not limits else sum(max(slots(kind), _slots(kind, limits)) for kind in pool.kinds)
 
 
-def check_pools(config: RunConfig) -> None:
+def check_pools(config: RunConfig) -> list[str]:
     """Refuse to start what would wait for ever.
 
+    Returns:
+        What the run will have to wait for, as things are now, for people.
+
     Raises:
-        PoolError: No node offers a pool's tag, or fewer than the gang needs at once, and no autoscaler may bring more.
+        PoolError: The cluster's autoscaler may never bring a node with a pool's tag, or as many as its gang needs at once.
     """
-    if grows():
-        return
+    waits = []
     for pool, needed in config.pools.needed(config.finetune.pool):
-        room = sum(slots(kind) for kind in pool.kinds)
-        if room == 0:
+        now, ever = sum(slots(kind) for kind in pool.kinds), most_ever(pool)
+        field = f"pools.{pool.kind}.{'types' if pool.mixed else 'resource'}"
+        tags = " or ".join(pool.tags)
+        if ever < 1:
             raise PoolError(
-                f"pools.{pool.kind}.{'types' if pool.mixed else 'resource'}", " or ".join(pool.tags),
-                f"no node of this Ray cluster offers it{' with a GPU' if pool.gpu else ''}; start a node with "
-                f"`ray start --resources='{{\"{pool.tags[0]}\": 1}}'`, or name the tag that your nodes carry")
-        if room < needed:
+                field, tags, "no node type of this cluster offers it, whatever its autoscaler brings; give one this tag in the cluster "
+                "file, or name the tag that one has")
+        if ever < needed:
             raise PoolError(
-                f"pools.{pool.kind}.{'max_workers' if isinstance(pool, LowMemoryPool) else 'workers'}", needed,
-                f"the gang needs {needed} {pool.resource} at once and the cluster has {room}; lower it or add nodes")
+                _size_of(pool), needed, f"the gang needs {needed} {tags} at once, and the cluster's autoscaler brings {ever:g} at most; "
+                "lower it, or raise max_workers in the cluster file")
+        if now < needed and not grows():
+            found = f"has {now}" if now else f"has no node with it{' and a GPU' if pool.gpu else ''}"
+            waits.append(
+                f"{field if now == 0 else _size_of(pool)}: the run needs {needed} {tags}{' at once' if needed > 1 else ''}, and this Ray "
+                f"cluster {found}: it will wait for a node (`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)")
+    return waits
+
+
+def _size_of(pool: Pool) -> str:
+    return f"pools.{pool.kind}.{'max_workers' if isinstance(pool, LowMemoryPool) else 'workers'}"
 
 
 @contextlib.contextmanager

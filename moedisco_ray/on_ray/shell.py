@@ -49,9 +49,14 @@ class RayShell:
         if not isinstance(pool, HighMemoryPool):
             return run_on(pool, emit, stop, function, *args, **kwargs)
 
+        # The rest of the gang that is to come idles meanwhile, and would be let go, and asked for again. Asked for only once the
+        # function holds its slot: two runs that each kept a part would wait for each other's.
+        rest = max(0, self._ahead.workers - 1)
+
         def begun(event: Event) -> None:
             if event.type == "workers_held":
                 self._ahead.note()
+                self._ahead.ask(rest)
             emit(event)
 
         self._ahead.hand_over()
@@ -78,12 +83,14 @@ class RayShell:
     def _watch(self, stage: str, emit: Emit) -> Watch | None:
         if stage != "submodels" or not self._foresees or not session.grows():
             return None
-        pool, workers = self._high, self._high.most_workers
+        pool = self._high
+        # What can never be there together would not come at all.
+        workers = max(pool.fewest_workers, int(min(pool.most_workers, session.most_ever(pool))))
 
-        def watch(running: Sequence[float], waiting: Sequence[float], slots: int) -> None:
-            advice = self._ahead.foresee(running, waiting, slots, workers)
+        def watch(running: Sequence[float], waiting: Sequence[float], slots: int, stretch: float) -> None:
+            advice = self._ahead.foresee(running, waiting, slots, workers, stretch)
             if advice == "ask":
-                seconds = ends_in(running, waiting, slots)
+                seconds = ends_in(running, waiting, slots, stretch)
                 emit(Event("nodes_asked", stage, data={"pool": pool.key, "workers": workers, "seconds": round(seconds, 1)}))
             elif advice == "release":
                 emit(Event("nodes_let_go", stage, data={"pool": pool.key}))

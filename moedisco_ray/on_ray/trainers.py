@@ -18,7 +18,7 @@ from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob
 
-Watch = Callable[[Sequence[float], Sequence[float], int], None]
+Watch = Callable[[Sequence[float], Sequence[float], int, float], None]
 
 
 def train_all(
@@ -36,7 +36,8 @@ def train_all(
         stop: Asks the trainers to end.
         quorum: How many of the jobs must be finished, and for how long the others are waited for.
         run: Begins the names of the Ray Train runs.
-        watch: Is told, at every look, the seconds of work left of what runs and of what waits, and the slots that there are.
+        watch: Is told, at every look, the seconds of work left of what runs and of what waits, the slots that there are, and what
+            losses and checkpoints add to the seconds, as a factor.
 
     Raises:
         MoeDiscoError: The first job's error that is ours, such as a full disk.
@@ -57,7 +58,7 @@ def train_all(
                 mail.check()
                 queue.start()
                 if watch is not None:
-                    watch(*queue.left, session.there(placement.pool, placement.workers))
+                    watch(*queue.left, session.room(placement.pool, placement.workers), queue.stretch)
                 queue.settle()
             end.request("enough")
             queue.let_go()

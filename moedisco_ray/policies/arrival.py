@@ -69,3 +69,13 @@ def advise(seconds_left: float, boot: float, *, asked: bool) -> Advice:
         return "ask" if seconds_left <= boot else "wait"
     # Kept, they idle for what is left; let go, one more boot is paid. Twice that, or a small change would start them anew.
     return "release" if seconds_left > 2 * boot else "keep"
+
+
+def gives_way(asked_for: float, boot: float) -> bool:
+    """Whether nodes that did not come for so many seconds are not to be had now, so that others are to be asked for.
+
+    Args:
+        asked_for: Seconds since they were asked for, or since the newest of them came.
+        boot: By `boot_seconds`.
+    """
+    return asked_for > 2 * boot

@@ -30,10 +30,16 @@ class Sizes:
             return self.fewest if slots >= self.fewest else None
         return count_now(slots, self.batch, self.fewest, self.most)
 
-    @property
-    def largest(self) -> int:
-        """The largest gang, on as many slots as it likes."""
-        return self.on(self.most) or self.fewest
+    def asked(self, slots: float, times: int = 0) -> int:
+        """The gang to ask nodes for, which come all together or not at all.
+
+        Args:
+            slots: How many there may ever be.
+            times: How often one was asked for in vain: each time the next smaller one is, down to the smallest.
+        """
+        within = min(self.most, slots)
+        possible = counts(self.batch, self.fewest, int(within)) if self.elastic else ()
+        return possible[max(0, len(possible) - 1 - times)] if possible else self.fewest
 
 
 def counts(batch: int, smallest: int, largest: int) -> tuple[int, ...]:

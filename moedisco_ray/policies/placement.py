@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,19 @@ def place_all(needs: Sequence[Need], types: Sequence[NodeType]) -> dict[str, str
             placed[need.name] = kind.name
             left[kind.name] = dataclasses.replace(kind, free=kind.free - 1)
     return placed
+
+
+def ask_for(needs: Sequence[Need], types: Sequence[NodeType], absent: Collection[str]) -> dict[str, str]:
+    """Types by unit that nodes are to be asked for of: the cheapest that fits, of those that come when they are asked for.
+
+    Args:
+        needs: In their order.
+        types: `free` of each says how many more of it there may be.
+        absent: Names of those that did not come: they are asked for on behalf of what finds no other.
+    """
+    there = place_all(needs, [kind for kind in types if kind.name not in absent])
+    rest = [need for need in needs if need.name not in there]
+    return there | place_all(rest, [kind for kind in types if kind.name in absent])
 
 
 def fits_nowhere(need: Need, types: Sequence[NodeType]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -64,7 +65,8 @@ class Meeting:
         closed = rounds.newest(self._rounds.directory, progress.round)
         if closed == progress.round:
             secure()
-            self._post(self._rounds.directory, closed + 1)
+            with contextlib.suppress(FileNotFoundError):    # two rounds late: what it was to lie in is cleared away meanwhile
+                self._post(self._rounds.directory, closed + 1)
         while closed == progress.round:
             if stop() or time.monotonic() - began >= self._rounds.stay:
                 return False

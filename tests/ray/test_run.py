@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from second_node import second_node
 from small_run import small_config
+from waiting import until
 
 from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json, read_manifest
-from moedisco_ray.errors import PoolError, RunDirError, UserError
+from moedisco_ray.errors import RunDirError, UserError
 from moedisco_ray.events import Event, EventLog
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.on_ray.trainers import train_all
@@ -95,14 +98,22 @@ def test_redo_makes_again_only_what_a_setting_changes(in_process: Path) -> None:
     assert made == ["evaluate", "export"]
 
 
-def test_a_gang_larger_than_the_pool_is_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"pools\.high_memory\.workers: 4: the gang needs 4 .* and the cluster has 3"):
-        pipeline.run(small_config(tmp_path, pools={"high_memory": {"workers": 4}}))
-
-
-def test_a_pool_without_a_node_is_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"pools\.low_memory\.resource: 'no_such_tag': no node"):
-        pipeline.run(small_config(tmp_path, pools={"low_memory": {"resource": "no_such_tag"}}))
+def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_one_comes(
+    ray_cluster: None, in_process: Path, tmp_path: Path,
+) -> None:
+    events: list[Event] = []
+    config = small_config(tmp_path, pools={"low_memory": {"resource": "late_gpu", "max_workers": 2}})
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(pipeline.run, config, (events.append,))
+        until(lambda: any(event.stage == "submodels" for event in events), 120)
+        until(lambda: [event for event in events if event.type == "warning"][1:])
+        assert not running.done()
+        with second_node("late_gpu"):
+            directory = running.result(timeout=200)
+    at_start, at_work = [event.data["message"] for event in events if event.type == "warning"]
+    assert at_start.startswith("pools.low_memory.resource: the run needs 1 late_gpu, and this Ray cluster has no node with it: it will wait")
+    assert at_work == "waits for 1 late_gpu: no node of the cluster offers it now"
+    assert (directory / "model" / "model.safetensors").read_bytes() == (in_process / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_failed_stage_leaves_nothing_half_written(ray_cluster: None, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Scripted:
         self.slots = [slots] if isinstance(slots, int) else slots
         self.attempts = list(attempts)
         self.boot = math.inf
+        self.most = math.inf
         self.worker_hours = 0.0
         self.whereabouts = Whereabouts()
         self.sizes: list[int] = []
@@ -129,10 +130,28 @@ def test_a_size_is_within_bounds_and_slots_and_keeps_the_batch(batch: int, fewes
     if size is not None:
         assert fewest <= size <= min(slots, fewest + more)
         assert batch % size == 0 or not more
-        assert size <= sizes.largest
+        assert size <= sizes.asked(slots) <= sizes.asked(fewest + more)
     elif slots >= fewest:
         assert more
         assert all(batch % n for n in range(fewest, min(slots, fewest + more) + 1))
+
+
+@given(st.integers(1, 64), st.integers(1, 8), st.integers(0, 8), st.floats(0, 16) | st.just(math.inf), st.integers(0, 20))
+def test_what_is_asked_for_could_come_and_becomes_less_where_it_does_not(
+    batch: int, fewest: int, more: int, slots: float, times: int,
+) -> None:
+    sizes = Sizes(batch, fewest, fewest + more)
+    asked = sizes.asked(slots, times)
+    assert fewest <= asked <= max(fewest, min(slots, fewest + more))
+    assert asked == fewest or sizes.on(asked) == asked
+    assert sizes.asked(slots, times + 1) < asked or asked == sizes.asked(slots, 100)
+
+
+def test_it_asks_for_no_more_than_there_may_ever_be_and_for_less_when_that_does_not_come(tmp_path: Path) -> None:
+    site = Scripted([0] * 40 + [1], finishes)
+    site.boot, site.most = 5.0, 5
+    gang(tmp_path, site, Sizes(8, 1, 8)).train()
+    assert list(dict.fromkeys(site.asked)) == [4, 2, 1, 0]
 
 
 def test_it_begins_with_what_there_is(tmp_path: Path) -> None:

@@ -108,6 +108,11 @@ def test_nodes_come_as_the_last_one_ends_and_are_asked_for_once(work: float, boo
         assert min(work, boot) - work / 1000 - 1e-6 <= asked_at <= boot
 
 
+@given(st.floats(0, 1e5), st.floats(1, 1e4))
+def test_a_type_gives_way_once_it_is_twice_as_late(asked_for: float, boot: float) -> None:
+    assert arrival.gives_way(asked_for, boot) == (asked_for > 2 * boot)
+
+
 def test_nodes_that_would_idle_for_long_are_let_go() -> None:
     assert arrival.advise(550.0, 300.0, asked=True) == "keep"
     assert arrival.advise(601.0, 300.0, asked=True) == "release"
@@ -164,6 +169,21 @@ def test_no_type_is_filled_over_and_nobody_waits_beside_room(given_needs: list[N
     assert all(free >= 0 for free in left.values())
     for need in given_needs:
         if need.name not in placed:
+            assert not [kind for kind in given_types if left[kind.name] and kind.memory_gb >= need.memory_gb]
+
+
+@given(needs, types, st.sets(st.integers(0, 4)))
+def test_what_does_not_come_is_asked_for_on_behalf_of_what_fits_nothing_else(
+    given_needs: list[Need], given_types: list[NodeType], places: set[int],
+) -> None:
+    absent = {kind.name for place, kind in enumerate(given_types) if place in places}
+    asked = placement.ask_for(given_needs, given_types, absent)
+    others = placement.place_all(given_needs, [kind for kind in given_types if kind.name not in absent])
+    assert {name: kind for name, kind in asked.items() if kind not in absent} == others
+    left = {kind.name: kind.free - list(asked.values()).count(kind.name) for kind in given_types}
+    assert all(free >= 0 for free in left.values())
+    for need in given_needs:
+        if need.name not in asked:
             assert not [kind for kind in given_types if left[kind.name] and kind.memory_gb >= need.memory_gb]
 
 

@@ -75,8 +75,8 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
     monkeypatch.setattr(module, "attempt", attempt)
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(module.ray, "get", lambda value: value)
-    for name in ("room", "most"):
-        monkeypatch.setattr(module.session, name, lambda _pool, _workers: 2)
+    monkeypatch.setattr(module.session, "grows", lambda: False)
+    monkeypatch.setattr(module.session, "room", lambda _pool, _workers: 2)
     monkeypatch.setattr(module.session, "lasting", lambda _pool: 2)
     monkeypatch.setattr(module.session, "free", lambda _bundle: 0)
     jobs = [
@@ -196,8 +196,8 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
     monkeypatch.setattr(module, "attempt", attempt)
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(trainers, "relay", lambda _emit: contextlib.nullcontext(mail))
-    for name in ("room", "most"):
-        monkeypatch.setattr(module.session, name, lambda _pool, _workers: 1)
+    monkeypatch.setattr(module.session, "grows", lambda: False)
+    monkeypatch.setattr(module.session, "room", lambda _pool, _workers: 1)
     job = TrainJob(
         stage="submodels", name="placed", model=tmp_path, shards=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
         steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)

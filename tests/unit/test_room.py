@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import ray
 
-from moedisco_ray.config import HighMemoryPool, LowMemoryPool
+from moedisco_ray.config import HighMemoryPool, LowMemoryPool, RunConfig, check_config, put
+from moedisco_ray.errors import PoolError
 from moedisco_ray.on_ray import session
 from moedisco_ray.shell import Placement
 
@@ -31,10 +35,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_a_node_that_is_about_to_be_taken_away_has_no_room(cluster: dict[str, int]) -> None:
     pool = LowMemoryPool(max_workers=8)
     bundle = Placement(pool, 1, 0).bundle
-    assert (session.slots(pool), session.room(pool, 1), session.there(pool, 1), session.free(bundle)) == (7, 3, 3, 3)
+    assert (session.slots(pool), session.room(pool, 1), session.free(bundle)) == (7, 3, 3)
     assert session.room(HighMemoryPool(), 1) == 0
     cluster.clear()
-    assert (session.slots(pool), session.room(pool, 1), session.there(pool, 1), session.free(bundle)) == (7, 7, 7, 7)
+    assert (session.slots(pool), session.room(pool, 1), session.free(bundle)) == (7, 7, 7)
     assert session.room(HighMemoryPool(), 1) == 1
 
 
@@ -42,3 +46,38 @@ def test_a_slot_is_a_gpu_too() -> None:
     pool = LowMemoryPool(gpu=1, max_workers=8)
     assert (session.slots(pool), session.room(pool, 1), session.free(Placement(pool, 1, 0).bundle)) == (6, 2, 2)
     assert session.room(pool, 2) == 1
+
+
+def test_a_run_waits_for_a_node_and_says_how_to_bring_one(config: RunConfig) -> None:
+    assert session.check_pools(config) == []
+    [message] = session.check_pools(put_in(config, "pools.high_memory.workers", 4))
+    assert message.startswith("pools.high_memory.workers: the run needs 4 high_mem_gpu at once, and this Ray cluster has 1: it will wait")
+    [message] = session.check_pools(put_in(config, "pools.low_memory.resource", "a_tag"))
+    assert message.startswith("pools.low_memory.resource: the run needs 1 a_tag, and this Ray cluster has no node with it: it will wait")
+    assert message.endswith("(`ray start --address=HEAD:6379 --resources='{\"a_tag\": 1}'`)")
+
+
+def test_what_an_autoscaler_never_brings_is_refused_at_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, int] = {"CPU": 64, "high_mem_gpu": 4, "b_tag": 1}
+    monkeypatch.setattr(session, "grows", lambda: True)
+    monkeypatch.setattr(session.state.state, "get_max_resources_from_cluster_config", lambda: limits)
+    four = put_in(config, "pools.high_memory.workers", 4)
+    assert (session.check_pools(four), session.most_ever(four.pools.high_memory)) == ([], 4)
+    with pytest.raises(PoolError, match=r"^pools\.high_memory\.workers: 5: the gang needs 5 high_mem_gpu at once, and .* brings 4 at most"):
+        session.check_pools(put_in(config, "pools.high_memory.workers", 5))
+    with pytest.raises(PoolError, match=r"^pools\.low_memory\.resource: 'a_tag': no node type of this cluster offers it"):
+        session.check_pools(put_in(config, "pools.low_memory.resource", "a_tag"))
+    assert session.check_pools(put_in(config, "pools.low_memory.resource", "b_tag")) == []
+    limits.clear()      # an autoscaler that does not say what it may bring
+    assert session.check_pools(put_in(config, "pools.low_memory.resource", "a_tag")) == []
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return check_config({"name": "waits", "output": str(tmp_path), "corpus": {"sources": [{"path": "embedded"}]}})
+
+
+def put_in(config: RunConfig, path: str, value: Any) -> RunConfig:
+    raw = config.model_dump(mode="json")
+    put(raw, path, value)
+    return check_config(raw)

@@ -1,0 +1,113 @@
+"""What an autoscaler is asked for on behalf of what waits, on a cluster whose placement groups and nodes are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moedisco_ray.config import LowMemoryPool
+from moedisco_ray.on_ray import boot_times
+from moedisco_ray.on_ray import demand as module
+from moedisco_ray.on_ray.demand import Demand
+from moedisco_ray.policies.arrival import ASSUMED_BOOT
+
+KINDS = {kind.key: kind for kind in LowMemoryPool.model_validate({"types": [
+    {"name": name, "resource": name, "memory_gb": 9, "price_per_hour": price, "speed": 1} for name, price in (("a", 1), ("b", 2))]}).kinds}
+A, B = KINDS
+
+
+@dataclasses.dataclass
+class Cluster:
+    """Its groups by id: the tag of each, and whether it holds its slot; and how many nodes there are of each tag."""
+
+    now: float = 0.0
+    groups: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    nodes: list[str] = dataclasses.field(default_factory=list)
+    kept: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    made: int = 0
+
+    def boots(self, tag: str) -> list[float]:
+        return list(json.loads(self.kept[f"boots/{tag}"]))
+
+    def asked(self) -> dict[str, int]:
+        tags = [tag for tag, _ in self.groups.values()]
+        return {tag: tags.count(tag) for tag in sorted(set(tags))}
+
+    def comes(self, tag: str) -> None:
+        self.nodes.append(tag)
+        next(group for group in self.groups.values() if group[0] == tag and not group[1])[1] = True
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    there, numbers = Cluster(), itertools.count()
+
+    def group(bundles: list[dict[str, float]], name: str) -> Any:
+        [[tag]] = bundles
+        key = f"{next(numbers)}"
+        there.groups[key] = [tag, False]
+        there.made += 1
+        return SimpleNamespace(id=SimpleNamespace(hex=lambda: key))
+
+    monkeypatch.setattr(module, "placement_group", group)
+    monkeypatch.setattr(module, "remove_placement_group", lambda group: there.groups.pop(group.id.hex()))
+    monkeypatch.setattr(module, "placement_group_table", lambda: {
+        key: {"state": "CREATED" if holds else "PENDING"} for key, (_, holds) in there.groups.items()})
+    monkeypatch.setattr(boot_times.ray, "nodes", lambda: [
+        {"NodeID": str(i), "Alive": True, "Resources": {tag: 1.0}} for i, tag in enumerate(there.nodes)])
+    monkeypatch.setattr(boot_times, "_internal_kv_get", lambda key, namespace: there.kept.get(key))
+    monkeypatch.setattr(boot_times, "_internal_kv_put", lambda key, value, namespace: there.kept.update({key: value}))
+    return there
+
+
+def test_a_slot_is_asked_for_for_each_that_waits_and_none_is_kept(cluster: Cluster) -> None:
+    demand = Demand(KINDS, "run", lambda: cluster.now)
+    demand.ask({A: 3})
+    demand.ask({A: 3})
+    assert (cluster.asked(), cluster.made) == ({"a": 3}, 3)
+    cluster.now = 40.0
+    cluster.comes("a")
+    demand.ask({A: 2})      # one of them has begun there
+    assert cluster.asked() == {"a": 2}
+    assert not any(holds for _, holds in cluster.groups.values())
+    assert cluster.boots("a") == [40.0]
+    demand.ask({B: 1})
+    assert cluster.asked() == {"b": 1}
+    demand.ask({})
+    assert cluster.asked() == {}
+
+
+def test_each_node_is_timed_from_when_its_slot_was_asked_for(cluster: Cluster) -> None:
+    demand = Demand(KINDS, "run", lambda: cluster.now)
+    demand.ask({A: 1})
+    cluster.now = 30.0
+    demand.ask({A: 2})
+    cluster.now = 50.0
+    cluster.comes("a")
+    demand.ask({A: 1})
+    cluster.now = 90.0
+    cluster.comes("a")
+    demand.ask({})
+    assert cluster.boots("a") == [50.0, 60.0]
+
+
+def test_a_type_that_does_not_come_gives_way_for_a_while(cluster: Cluster) -> None:
+    demand = Demand(KINDS, "run", lambda: cluster.now)
+    demand.ask({A: 2})
+    cluster.now = 1.9 * ASSUMED_BOOT
+    cluster.comes("a")
+    demand.ask({A: 1})
+    cluster.now += 2 * ASSUMED_BOOT
+    demand.ask({A: 1})      # the newest of them came that long ago, and no longer
+    assert demand.absent == []
+    boot = demand.boot
+    cluster.now += 2 * boot + 1
+    demand.ask({A: 1})
+    assert demand.absent == [A]
+    cluster.now += module._GIVES_WAY_SECONDS
+    assert demand.absent == []
