@@ -1,0 +1,105 @@
+"""What happens to members of rounds, and to a gang, when a node of theirs goes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from failing_jobs import make_job
+from spot_nodes import SpotNodes, spot_nodes
+from waiting import until
+
+from moedisco_ray.config import HighMemoryPool, LowMemoryPool, Outer
+from moedisco_ray.events import Emit, Event
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.on_ray.gang_site import train_gang
+from moedisco_ray.on_ray.trainers import train_all
+from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.training import Rounds, TrainJob
+
+LOW, HIGH = LowMemoryPool(), HighMemoryPool(workers=2)
+STEPS, AT = 4000, (1000, 2000, 3000)
+NAMES = ["submodel-0", "submodel-1"]
+PATIENCE = 30.0
+"""Seconds that the one waits for the other; several times what the other's new start takes."""
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[SpotNodes]:
+    with spot_nodes() as nodes:
+        yield nodes
+
+
+def members(directory: Path, patience: float | None) -> list[TrainJob]:
+    rounds = Rounds(directory / "rounds", AT, Outer(), patience)
+    return [
+        dataclasses.replace(
+            make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, rounds=rounds)
+        for seed, name in enumerate(NAMES)]
+
+
+@contextlib.contextmanager
+def beside(train: Callable[[Emit], list[Trained]]) -> Iterator[tuple[list[Event], Future[list[Trained]]]]:
+    """A training that goes on beside the block, and its events."""
+    events: list[Event] = []
+    with ThreadPoolExecutor(1) as thread:
+        yield events, thread.submit(train, events.append)
+
+
+def of(events: list[Event], kind: str, unit: str | None = None) -> list[Event]:
+    return [event for event in events if event.type == kind and unit in (None, event.unit)]
+
+
+def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(nodes: SpotNodes, tmp_path: Path) -> None:
+    nodes.reset({LOW.resource: 2})
+    there, here = members(tmp_path / "there", None), members(tmp_path / "here", None)
+    with beside(lambda emit: train_all(there, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
+        until(lambda: of(events, "round"), 90)
+        nodes.kill(of(events, "unit_started", NAMES[0])[-1].data["node_id"])
+        nodes.add(LOW.resource)
+        trained = training.result(180)
+    InProcess().train_all(here, Placement(LOW, 1, 0), tmp_path, lambda _: None)
+    assert [event.data["members"] for event in of(events, "round")] == [NAMES] * len(AT)
+    assert {event.data["kind"] for event in of(events, "worker_restarted")} == {"preempted"}
+    assert all(each.result.finished for each in trained)
+    for ours, theirs in zip(there, here, strict=True):
+        assert (ours.output / "model.safetensors").read_bytes() == (theirs.output / "model.safetensors").read_bytes()
+    nodes.check_nothing_is_left()
+
+
+def test_a_member_that_is_away_is_late_for_one_round_and_joins_the_next(nodes: SpotNodes, tmp_path: Path) -> None:
+    nodes.reset({LOW.resource: 2})
+    jobs = members(tmp_path, PATIENCE)
+    with beside(lambda emit: train_all(jobs, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
+        until(lambda: of(events, "progress", NAMES[0]), 60)
+        nodes.kill(of(events, "unit_started", NAMES[0])[-1].data["node_id"])
+        until(lambda: of(events, "round"), 3 * PATIENCE)
+        nodes.add(LOW.resource)
+        trained = training.result(180)
+    assert [(event.data["members"], event.data["late"]) for event in of(events, "round")] == [
+        (NAMES[1:], NAMES[:1]), (NAMES, []), (NAMES, [])]
+    assert [each.result.steps for each in trained] == [STEPS, STEPS]
+    nodes.check_nothing_is_left()
+
+
+def test_a_notice_to_one_worker_of_a_gang_has_all_of_it_save_and_go_on(nodes: SpotNodes, tmp_path: Path) -> None:
+    nodes.reset({HIGH.resource: 3})
+    job, undisturbed = (
+        dataclasses.replace(make_job(tmp_path / name, 400), stage="finetune", name="finetune", checkpoint_every=4000)
+        for name in ("job", "undisturbed"))
+    with beside(lambda emit: [train_gang(job, HIGH, 0, tmp_path / "ray", emit)]) as (events, training):
+        until(lambda: [event for event in of(events, "progress") if event.data["step"] >= 50], 90)
+        nodes.notify(of(events, "unit_started")[0].data["node_id"], seconds=60)
+        [trained] = training.result(180)
+    [restart] = of(events, "worker_restarted")
+    assert restart.data["kind"] == "preempted"
+    before = [event.data["step"] for event in of(events, "progress") if event.time < restart.time]
+    assert trained.result.restored_step == before[-1] >= 50
+    nodes.check_nothing_is_left()
+    nodes.reset({HIGH.resource: 2})
+    assert train_gang(undisturbed, HIGH, 0, tmp_path / "again", lambda _: None).result.losses == trained.result.losses
