@@ -163,6 +163,7 @@ class Queue:
             for name in [self._running[future][0].name for future in hung]:
                 if time.monotonic() >= deadline or not self._around.mail.whereabouts(name).nodes:
                     self._around.mail.kill(name)
+        self._cohort.note(self._around.mail.held, now=True)
 
     def let_go(self) -> None:
         """Take leave of what is not waited for: those that train were asked to end, and save a checkpoint first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from ray._private.state import state
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from moedisco_ray.config import Pool
@@ -44,10 +45,12 @@ class Reservation:
 
     @property
     def held(self) -> int:
-        """Slots that are there and kept for us: all that are asked for, or none."""
-        if self._group is None or placement_group_table(self._group)["state"] != "CREATED":
+        """Slots that are there and kept for us: all that are asked for, or none, less those of nodes that are about to go."""
+        table = placement_group_table(self._group) if self._group is not None else {}
+        if table.get("state") != "CREATED":
             return 0
-        return self.workers
+        leaving = state.get_draining_nodes()
+        return sum(node not in leaving for node in table["bundles_to_node_id"].values())
 
     def ask(self, workers: int) -> None:
         """Ask for so many slots in place of what was asked for before; for none, let go."""
