@@ -94,7 +94,9 @@ class Phase:
     def _order(self) -> list[str]:
         if self._setting.order == "longest_first" and len(self._waiting) > 1:
             waiting = [self._units[name].remaining for name in self._waiting]
-            self._waiting = [unit.name for unit in ordering.longest_first(waiting, self._factor)]
+            running = [unit.attempt.left(self._now) for unit in self._units.values() if unit.attempt is not None]
+            slots = sum(node.up and not node.leaving for node in self._nodes)
+            self._waiting = [unit.name for unit in ordering.soonest_done(waiting, running, slots, self._factor)]
         return list(self._waiting)
 
     def _measure(self, unit: Unit, attempt: Attempt) -> None:

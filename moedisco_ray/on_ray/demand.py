@@ -1,9 +1,9 @@
 """Slots that an autoscaler is asked for on behalf of what waits: one for each that could start.
 
-Ray Train asks for the slots of a training once that has begun. If all began at once, so that an autoscaler heard of them, each would
-be a process of the head's, and whose slots come first would be Ray's to say, not the queue's. So only what there is room for begins,
-and the rest asks here, by placement groups of one slot each. A slot that has come is let go at once: the queue sees its node, and
-what it begins there takes it.
+Ray Train asks for the slots of a training once that has begun. If all began at once, so that an autoscaler heard of them, each
+would be a process of the head's, and who gets the first slot would be Ray's to say, not the queue's. So only what there is room for
+begins, and the rest asks here, by placement groups of one slot each. A slot that has come is let go at once: the queue sees its
+node, and what it begins there takes it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.rounds import KeeperBeside
 from moedisco_ray.on_ray.standstill import PATIENCE_SECONDS, Standstill
 from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch, interval, loss_rate
-from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first
+from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first, soonest_done
 from moedisco_ray.policies.placement import Need, ask_for, place_all
 from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.shell import Trained
@@ -122,7 +122,8 @@ class Queue:
         placement = self._around.placement
         room = session.room(placement.pool, placement.workers)
         free = {key: session.room(pool, placement.workers) - self._taken[key] for key, pool in self._pools.items()}
-        placed = place_all(self._order(), placement.types(free))
+        order = self._order(room)
+        placed = place_all(order, placement.types(free))
         for_all = room >= len(self._waiting) + len(self._running) + len(self._returning)
         for name, key in itertools.islice(placed.items(), max(0, room - len(self._running))):
             job, pool = self._waiting.pop(name), self._pools[key]
@@ -130,7 +131,7 @@ class Queue:
             adjusted = histories.adjusted(job, self._histories[name], self._losses_per_hour)
             adjusted = self._rounds.seated(adjusted, for_all=for_all)
             self._running[self._threads.submit(attempt, adjusted, around)] = job, pool
-        self._ask()
+        self._ask([need for need in order if need.name in self._waiting])
         self._look_for_standstill()
 
     def settle(self) -> None:
@@ -185,21 +186,24 @@ class Queue:
         """Trainings under way on each node type."""
         return Counter(pool.key for _, pool in self._running.values())
 
-    def _order(self) -> list[Need]:
-        """What waits and could start, in the order in which it should."""
-        measured = self._around.mail.step_seconds()
-        order = longest_first([
-            Remaining(job.name, job.steps - self._reached[job.name], planned=1.0, measured=measured.get(job.name))
-            for job in self._waiting.values() if self._rounds.startable(job)])
+    def _order(self, room: int) -> list[Need]:
+        """What waits and could start, in the order in which it should, with so many slots for all."""
+        startable = [job for job in self._waiting.values() if self._rounds.startable(job)]
+        if not startable:
+            return []
+        seen = {job.name: self._around.mail.whereabouts(job.name) for job in self._jobs}
+        waiting = [self._remaining(job, seen[job.name]) for job in startable]
+        running = [self._remaining(job, seen[job.name], seen[job.name].step) for job, _ in self._running.values()]
+        factor = calibration([*waiting, *running])
+        order = soonest_done(waiting, [expected_seconds(unit, factor) for unit in running], room, factor)
         return [self._needs[unit.name] for unit in order]
 
-    def _ask(self) -> None:
+    def _ask(self, order: Sequence[Need]) -> None:
         """Ask an autoscaler for the nodes of what waits; those of a type that does not come, of the next one that fits."""
         if self._demand is None:
             return
         placement, workers = self._around.placement, self._around.placement.workers
         types = placement.types({key: session.cap(kind) // workers - self._taken[key] for key, kind in self._pools.items()})
-        order = self._order()
         found = ask_for(order, types, self._demand.absent)
         left = max(0, session.cap(placement.pool) // workers - len(self._running))
         asked = Counter([found[need.name] for need in order if need.name in found][:left])

@@ -134,17 +134,18 @@ def check_pools(config: RunConfig) -> list[str]:
         tags = " or ".join(pool.tags)
         if ever < 1:
             raise PoolError(
-                field, tags, "no node type of this cluster offers it, whatever its autoscaler brings; give one this tag in the cluster "
-                "file, or name the tag that one has")
+                field, tags, "no node type of this cluster offers it, whatever its autoscaler brings; give one this tag in the "
+                "cluster file, or name the tag that one has")
         if ever < needed:
             raise PoolError(
-                _size_of(pool), needed, f"the gang needs {needed} {tags} at once, and the cluster's autoscaler brings {ever:g} at most; "
-                "lower it, or raise max_workers in the cluster file")
+                _size_of(pool), needed, f"the gang needs {needed} {tags} at once, and the cluster's autoscaler brings {ever:g} at "
+                "most; lower it, or raise max_workers in the cluster file")
         if now < needed and not grows():
             found = f"has {now}" if now else f"has no node with it{' and a GPU' if pool.gpu else ''}"
             waits.append(
-                f"{field if now == 0 else _size_of(pool)}: the run needs {needed} {tags}{' at once' if needed > 1 else ''}, and this Ray "
-                f"cluster {found}: it will wait for a node (`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)")
+                f"{_size_of(pool) if now else field}: the run needs {needed} {tags}{' at once' if needed > 1 else ''}, and this "
+                f"Ray cluster {found}: it will wait for a node "
+                f"(`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)")
     return waits
 
 

@@ -2,13 +2,15 @@
 
 Longest expected remaining time first, so that the last one does not run alone. On m equal slots such a list is never
 worse than 4/3 - 1/(3m) times the best order there is (Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal
-on Applied Mathematics 17, 1969, theorem 2).
+on Applied Mathematics 17, 1969, theorem 2). Of few units it can be some per cent worse; there, exchanging two at a time as
+long as that ends the last one earlier makes up for most of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -58,6 +60,46 @@ def longest_first(units: Sequence[Remaining], factor: float | None = None) -> li
     """
     known = calibration(units) if factor is None else factor
     return sorted(units, key=lambda unit: -expected_seconds(unit, known))
+
+
+_FEW = 24
+"""Units of which pairs are exchanged; of more, one among many matters little, and looking at all pairs takes long."""
+_WORTH = 0.005
+"""The share by which an exchange must end the last one earlier: estimates are not as good as that."""
+
+
+def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: int, factor: float | None = None) -> list[Remaining]:
+    """The order in which they should start, so that the last one ends early: `longest_first`, with pairs exchanged.
+
+    Args:
+        units: What waits.
+        running: Seconds left of those that hold a slot.
+        slots: Slots of the pool, those that are held included; of none, nothing is exchanged.
+        factor: As in `longest_first`.
+    """
+    order = longest_first(units, factor)
+    if slots < 1 or len(order) > _FEW:
+        return order
+    known = calibration(units) if factor is None else factor
+    seconds = {unit.name: expected_seconds(unit, known) for unit in units}
+
+    def end(candidate: Sequence[Remaining]) -> float:
+        return max(finish_times(running, [seconds[unit.name] for unit in candidate], slots), default=0.0)
+
+    best = end(order)
+    while True:
+        # Of equals the last pair: a long one that starts late is what losses and wrong estimates make longer still.
+        pairs = reversed(list(itertools.combinations(range(len(order)), 2)))
+        candidate = min((_exchanged(order, i, j) for i, j in pairs), key=end, default=order)
+        if end(candidate) >= best * (1 - _WORTH):
+            return order
+        order, best = candidate, end(candidate)
+
+
+def _exchanged(order: Sequence[Remaining], i: int, j: int) -> list[Remaining]:
+    changed = list(order)
+    changed[i], changed[j] = order[j], order[i]
+    return changed
 
 
 def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int) -> list[float]:

@@ -111,7 +111,8 @@ def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_o
         with second_node("late_gpu"):
             directory = running.result(timeout=200)
     at_start, at_work = [event.data["message"] for event in events if event.type == "warning"]
-    assert at_start.startswith("pools.low_memory.resource: the run needs 1 late_gpu, and this Ray cluster has no node with it: it will wait")
+    assert at_start.startswith(
+        "pools.low_memory.resource: the run needs 1 late_gpu, and this Ray cluster has no node with it: it will wait")
     assert at_work == "waits for 1 late_gpu: no node of the cluster offers it now"
     assert (directory / "model" / "model.safetensors").read_bytes() == (in_process / "model" / "model.safetensors").read_bytes()
 

