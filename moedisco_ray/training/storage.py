@@ -165,10 +165,7 @@ class Storage:
 
     def remove(self) -> None:
         """Drop everything."""
-        def delete() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                self._system.delete_dir(self._root)
-        self.patiently(delete)
+        self.patiently(lambda: self._delete_folder(self._root))
 
     def write(self, path: str, data: bytes) -> Seal:
         """Write a small file."""
@@ -230,8 +227,10 @@ class Storage:
         _sync(self._root)
 
     def _names(self) -> list[str]:
-        selector = fs.FileSelector(self._root, allow_not_found=True)
-        return sorted(info.base_name for info in self._system.get_file_info(selector) if info.type == fs.FileType.Directory)
+        # Google Cloud Storage has no folders, and pyarrow tells of none there: only of what lies in them.
+        selector = fs.FileSelector(self._root, allow_not_found=True, recursive=not self._on_disk)
+        found = [(info, info.path[len(self._root):].strip("/").split("/")) for info in self._system.get_file_info(selector)]
+        return sorted({parts[0] for info, parts in found if info.type == fs.FileType.Directory or parts[1:]})
 
     def _step(self, name: str) -> int | None:
         """The step of a complete checkpoint, None for anything else."""
@@ -259,8 +258,14 @@ class Storage:
         # What makes it complete goes first: half a checkpoint must not pass for a whole one.
         with contextlib.suppress(FileNotFoundError):
             self._system.delete_file(self._path(f"{name}/{MANIFEST}"))
+        self._delete_folder(self._path(name))
+
+    def _delete_folder(self, path: str) -> None:
+        # Asked first: pyarrow's Google Cloud Storage does not say of a folder that is not there that it was not found.
+        if self._system.get_file_info(path).type == fs.FileType.NotFound:
+            return
         with contextlib.suppress(FileNotFoundError):
-            self._system.delete_dir(self._path(name))
+            self._system.delete_dir(path)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

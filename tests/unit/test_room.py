@@ -51,9 +51,9 @@ def test_a_slot_is_a_gpu_too() -> None:
 def test_a_run_waits_for_a_node_and_says_how_to_bring_one(config: RunConfig) -> None:
     assert session.check_pools(config) == []
     [message] = session.check_pools(put_in(config, "pools.high_memory.workers", 4))
-    assert message.startswith("pools.high_memory.workers: the run needs 4 high_mem_gpu at once, and this Ray cluster has 1: it will")
+    assert message.startswith("pools.high_memory.workers: the run needs 4 high_mem_gpu at once, and this Ray cluster has 1: ")
     [message] = session.check_pools(put_in(config, "pools.low_memory.resource", "a_tag"))
-    assert message.startswith("pools.low_memory.resource: the run needs 1 a_tag, and this Ray cluster has no node with it: it")
+    assert message.startswith("pools.low_memory.resource: the run needs 1 a_tag, and this Ray cluster has no node with it: ")
     assert message.endswith("(`ray start --address=HEAD:6379 --resources='{\"a_tag\": 1}'`)")
 
 
