@@ -248,6 +248,27 @@ def test_a_damaged_checkpoint_is_told_and_the_next_attempt_goes_on_from_the_one_
     same_as(whole, job, resumed)
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_reads_badly_once_costs_no_checkpoint(
+    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], monkeypatch: pytest.MonkeyPatch, file: str,
+) -> None:
+    job = small_job(home, tmp_path / "out", place, steps=STEPS)
+    run(job)
+    get, read = Storage._get, list[str]()
+
+    def badly_once(self: Storage, name: str) -> bytes:
+        data = get(self, name)
+        read.append(name)
+        return data[:len(data) // 2] if read.count(name) == 1 and name == f"step-{STEPS:07d}/{file}" else data
+
+    monkeypatch.setattr(Storage, "_get", badly_once)
+    resumed = run(job)
+    assert resumed.restored_step == STEPS
+    assert read.count(f"step-{STEPS:07d}/{file}") >= 2
+    same_as(whole, job, resumed)
+    assert checkpoint.steps(place) == [4, STEPS]
+
+
 def test_going_back_and_removing_work_on_any_storage(home: Path, place: Location, tmp_path: Path) -> None:
     run(small_job(home, tmp_path / "out", place, steps=STEPS, keep=3))
     assert checkpoint.steps(place) == [2, 4, 6]
