@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,11 +29,18 @@ class Whereabouts:
         nodes: Those of its workers.
         step: Steps made, as last reported by the newest attempt; 0: it has told of none.
         step_seconds: Seconds per step, as last reported by any attempt.
+        left_at: The step under way, counted from 0, when a worker of the newest attempt ended, as it says; None: none has said.
     """
 
     nodes: tuple[str, ...] = ()
     step: int = 0
     step_seconds: float | None = None
+    left_at: int | None = None
+
+    @property
+    def under_way(self) -> int | None:
+        """The step under way, counted from 0: by a worker's own word, else as last reported; None: none is known."""
+        return self.left_at if self.left_at is not None else self.step or None
 
     def after(self, event: Event) -> Whereabouts:
         """With one more event taken in."""
@@ -44,40 +52,48 @@ class Whereabouts:
 
 
 class _Mailbox:
-    """Keeps events until the driver takes them, each unit's last word, and for how long it held workers."""
+    """Keeps events until the driver takes them, each unit's last word, and for how long it held workers.
+
+    A worker that is cut off may outlive its attempt: of a unit, only what the newest attempt says is taken for its standing.
+    """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._attempts: dict[str, str] = {}
         self._outcomes: dict[str, Any] = {}
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
         self._whereabouts: defaultdict[str, Whereabouts] = defaultdict(Whereabouts)
         self._groups: dict[str, PlacementGroup] = {}
         self._controllers: dict[str, ActorHandle] = {}
 
-    def push(self, event: Event) -> None:
+    def push(self, event: Event, attempt: str | None = None) -> None:
         self._events.append(event)
         if event.type in ("workers_held", "workers_released"):
             self._meters[event.data["unit"]].update(event)
-        elif event.unit is not None:
+        elif event.unit is not None and attempt in (None, self._attempts.get(event.unit)):
             self._whereabouts[event.unit] = self._whereabouts[event.unit].after(event)
 
     def take(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
-    def begin(self, unit: str) -> None:
+    def begin(self, unit: str) -> str:
+        self._attempts[unit] = attempt = uuid.uuid4().hex
         self._outcomes.pop(unit, None)
         self._whereabouts[unit] = Whereabouts(step_seconds=self._whereabouts[unit].step_seconds)
+        return attempt
 
-    def control(self, unit: str, controller: ActorHandle) -> None:
-        self._controllers[unit] = controller
+    def control(self, unit: str, attempt: str, controller: ActorHandle) -> None:
+        if attempt == self._attempts.get(unit):
+            self._controllers[unit] = controller
 
     def controller(self, unit: str) -> ActorHandle | None:
         return self._controllers.get(unit)
 
-    def place(self, unit: str, group: PlacementGroup, nodes: tuple[str, ...]) -> None:
-        self._groups[unit] = group
-        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=nodes)
+    def place(self, unit: str, attempt: str, group: PlacementGroup, nodes: tuple[str, ...]) -> None:
+        if attempt == self._attempts.get(unit):
+            self._groups[unit] = group
+            self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=nodes)
 
     def end(self, unit: str) -> PlacementGroup | None:
         for hold in list(self._meters[unit].open):
@@ -85,8 +101,14 @@ class _Mailbox:
         self._controllers.pop(unit, None)
         return self._groups.pop(unit, None)
 
-    def finish(self, unit: str, outcome: Any) -> None:
-        self._outcomes[unit] = outcome
+    def leave(self, unit: str, attempt: str, step: int) -> None:
+        # The first of a gang to end is the one that the others lose.
+        if attempt == self._attempts.get(unit) and self._whereabouts[unit].left_at is None:
+            self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], left_at=step)
+
+    def finish(self, unit: str, attempt: str, outcome: Any) -> None:
+        if attempt == self._attempts.get(unit):
+            self._outcomes[unit] = outcome
 
     def outcome(self, unit: str) -> Any:
         return self._outcomes.get(unit)
@@ -115,9 +137,10 @@ class Relay:
         self.handle = handle
         self.check = check
 
-    def begin(self, unit: str) -> None:
-        """Forget what an earlier attempt of the unit returned, and where it was."""
-        ray.get(self.handle.begin.remote(unit))
+    def begin(self, unit: str) -> str:
+        """Forget what an earlier attempt of the unit returned, and where it was; returns by what the new one is known."""
+        attempt: str = ray.get(self.handle.begin.remote(unit))
+        return attempt
 
     def end(self, unit: str) -> None:
         """Free what an attempt still holds. A worker that dies while its group starts leaves the group behind."""
@@ -168,9 +191,11 @@ def relay(emit: Emit, interval: float = 0.2) -> Iterator[Relay]:
     # Beside the driver: on a spot machine it would take the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
-    with pumped(lambda: ray.get(mailbox.take.remote()), emit, interval) as check:
-        yield Relay(mailbox, check)
-    ray.kill(mailbox)
+    try:
+        with pumped(lambda: ray.get(mailbox.take.remote()), emit, interval) as check:
+            yield Relay(mailbox, check)
+    finally:
+        ray.kill(mailbox)
 
 
 @contextlib.contextmanager
@@ -212,10 +237,11 @@ def pumped(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iter
         pumping.result()
 
 
-def emitter(handle: ActorHandle) -> Emit:
-    """An `Emit` for a worker: fire and forget."""
+def emitter(handle: ActorHandle, attempt: str) -> Emit:
+    """An `Emit` for a worker of an attempt: fire and forget."""
 
     def emit(event: Event) -> None:
-        handle.push.remote(event)
+        handle.push.remote(event, attempt)
 
     return emit
+

@@ -39,9 +39,15 @@ _LOOK_SECONDS = 0.2
 """Between two looks for the others of a round."""
 
 
-def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> TrainResult:
+def _unheard(step: int) -> None:
+    """Nobody asks which step begins."""
+
+
+def train(
+    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], begins: Callable[[int], None] = _unheard,
+) -> TrainResult:
     """All of `training`, waiting wherever it waits."""
-    work = training(job, world, emit, stop)
+    work = training(job, world, emit, stop, begins)
     while True:
         try:
             next(work)
@@ -51,7 +57,9 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         time.sleep(_LOOK_SECONDS)
 
 
-def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> Generator[None, None, TrainResult]:
+def training(
+    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], begins: Callable[[int], None] = _unheard,
+) -> Generator[None, None, TrainResult]:
     """Train, from the newest checkpoint if there is one, and write the model; every worker of a training calls this.
 
     Args:
@@ -59,6 +67,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
         world: This process among the workers.
         emit: Receives `progress` and `evaluation` events, on rank 0.
         stop: Asked after steps; once it is true on any worker, all save a checkpoint and return an unfinished result.
+        begins: Told of each step, counted from 0, before it is made.
 
     Yields:
         Whenever it waits for the others of its round; without rounds never.
@@ -93,6 +102,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
 
         stopped = waits = False
         for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
+            begins(step)
             if not (yield from meeting.attend(step, stop, lambda: saver.secure(standing()))):
                 stopped = waits = True
                 break

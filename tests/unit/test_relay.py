@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moedisco_ray.errors import TrainingError
 from moedisco_ray.events import Event
-from moedisco_ray.on_ray.relay import pumped
+from moedisco_ray.on_ray import relay as module
+from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox, pumped, relay
+
+WORDS = st.tuples(st.booleans(), st.sampled_from(["progress", "leave", "finish", "control", "place"]), st.integers(1, 99))
 
 
 class Box:
@@ -68,3 +75,62 @@ def test_a_full_disk_is_noticed_at_the_end_of_the_block() -> None:
 def test_the_blocks_own_error_goes_before_that_of_a_full_disk() -> None:
     with pytest.raises(TrainingError, match="poisoned"), pumped(Box(Event("progress")).take, full_disk, 60.0):
         raise TrainingError("poisoned")
+
+
+def say(mailbox: _Mailbox, attempt: str, word: str, step: int) -> None:
+    """What a worker of an attempt at the unit says, or its controller."""
+    if word == "progress":
+        mailbox.push(Event("progress", "submodels", "unit", {"step": step, "tokens": step, "tokens_per_second": 2.0}), attempt)
+    elif word == "leave":
+        mailbox.leave("unit", attempt, step)
+    elif word == "finish":
+        mailbox.finish("unit", attempt, step)
+    elif word == "control":
+        mailbox.control("unit", attempt, step)
+    else:
+        mailbox.place("unit", attempt, step, (f"node-{step}",))
+
+
+@given(st.lists(WORDS))
+def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[tuple[bool, str, int]]) -> None:
+    both, alone = _Mailbox(), _Mailbox()
+    older, newer, only = both.begin("unit"), both.begin("unit"), alone.begin("unit")
+    for outlived, word, step in words:
+        say(both, older if outlived else newer, word, step)
+        if not outlived:
+            say(alone, only, word, step)
+    assert both.outcome("unit") == alone.outcome("unit")
+    assert both.whereabouts("unit") == alone.whereabouts("unit")
+    assert both.controller("unit") == alone.controller("unit")
+    assert both.end("unit") == alone.end("unit")
+    told = [step for _, word, step in words if word == "progress"]
+    assert [event.data["step"] for event in both.take()] == told        # which happened, and is kept
+
+
+def test_a_new_attempt_is_nowhere_yet() -> None:
+    mailbox = _Mailbox()
+    for word in ("progress", "leave", "finish"):
+        say(mailbox, mailbox.begin("unit"), word, 7)
+    mailbox.begin("unit")
+    assert mailbox.outcome("unit") is None
+    assert mailbox.whereabouts("unit") == Whereabouts(step_seconds=0.5)
+    assert mailbox.whereabouts("unit").under_way is None
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.MonkeyPatch, raises: bool) -> None:
+    killed: list[object] = []
+    mailbox = SimpleNamespace(take=SimpleNamespace(remote=list))
+    monkeypatch.setattr(module, "ray", SimpleNamespace(
+        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "5d" * 28), get=lambda value: value, kill=killed.append,
+        remote=lambda **_settings: lambda _kind: SimpleNamespace(remote=lambda: mailbox)))
+
+    def use(mail: Relay) -> None:
+        assert mail.handle is mailbox
+        assert killed == []
+        if raises:
+            raise TrainingError("poisoned")
+
+    with pytest.raises(TrainingError) if raises else contextlib.nullcontext(), relay(lambda _event: None, 60.0) as mail:
+        use(mail)
+    assert killed == [mailbox]
