@@ -33,7 +33,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from moedisco_ray.errors import MoeDiscoError, NotFiniteError, PoolError, StorageError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray.causes import node_gone, unwrapped
-from moedisco_ray.on_ray.relay import Relay, Whereabouts, emitter
+from moedisco_ray.on_ray.relay import Relay, Whereabouts, emitter, losses_seen
 from moedisco_ray.on_ray.train_callbacks import Slots, last_line
 from moedisco_ray.on_ray.worker_log import worker_log
 from moedisco_ray.policies.retrying import End, kind_of
@@ -85,6 +85,13 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
         PoolError: An autoscaler may bring nodes, but none with these slots, or never as many.
         MoeDiscoError: What another attempt could not mend.
     """
+    outcome = _made(job, around)
+    if isinstance(outcome, End) and outcome.costly:
+        around.mail.lose()
+    return outcome
+
+
+def _made(job: TrainJob, around: Surroundings) -> TrainResult | End:
     placement, mail = around.placement, around.mail
     gone_before = _gone()
     this = mail.begin(job.name)
@@ -210,7 +217,8 @@ def _worker(job: TrainJob, stops: Sequence[StopFile], mailbox: ActorHandle, atte
         try:
             with worker_log(job, world, tell) as emit:
                 outcome: TrainResult | MoeDiscoError = train(
-                    job, world, emit, lambda: any(stop.requested for stop in stops) | noticed(), begins)
+                    job, world, emit, lambda: any(stop.requested for stop in stops) | noticed(), begins,
+                    losses_seen(mailbox, job.losses_per_hour))
         except MoeDiscoError as error:
             outcome = error  # returned, not raised: it is no end of a worker
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,12 +14,17 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.metering import Meter
+from moedisco_ray.policies.checkpointing import HOUR, loss_rate
+
+_ASK_SECONDS = 60.0
+"""Between two questions of a trainer for the losses that were seen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +71,7 @@ class _Mailbox:
         self._whereabouts: defaultdict[str, Whereabouts] = defaultdict(Whereabouts)
         self._groups: dict[str, PlacementGroup] = {}
         self._controllers: dict[str, ActorHandle] = {}
+        self._losses = 0
 
     def push(self, event: Event, attempt: str | None = None) -> None:
         self._events.append(event)
@@ -119,6 +126,12 @@ class _Mailbox:
     def step_seconds(self) -> dict[str, float | None]:
         return {unit: where.step_seconds for unit, where in self._whereabouts.items()}
 
+    def lose(self) -> None:
+        self._losses += 1
+
+    def losses_per_hour(self) -> float:
+        return loss_rate(self._losses, sum(sum(held.values()) for held in self.held().values()) / HOUR)
+
     def held(self) -> dict[str, dict[str, float]]:
         for meter in self._meters.values():
             meter.update(Event("heartbeat"))    # what is held is counted up to now
@@ -153,6 +166,10 @@ class Relay:
         controller = ray.get(self.handle.controller.remote(unit))
         if controller is not None:
             ray.kill(controller)
+
+    def lose(self) -> None:
+        """Count a loss that cost work."""
+        ray.get(self.handle.lose.remote())
 
     def whereabouts(self, unit: str) -> Whereabouts:
         """Where the unit was last seen."""
@@ -245,3 +262,26 @@ def emitter(handle: ActorHandle, attempt: str) -> Emit:
 
     return emit
 
+
+def losses_seen(handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:
+    """For a worker: losses per worker-hour as the run has seen them by now, which no training waits for.
+
+    Args:
+        handle: Of the run's mailbox.
+        known: What was known when the worker began.
+        clock: Seconds.
+    """
+    asked = clock()
+    answers: list[Any] = []
+
+    def latest() -> float:
+        nonlocal known, asked
+        if answers and ray.wait(answers, timeout=0)[0]:
+            with contextlib.suppress(RayActorError):    # of a driver that is out of reach others hear
+                known = ray.get(answers.pop())
+        if not answers and clock() - asked >= _ASK_SECONDS:
+            asked = clock()
+            answers.append(handle.losses_per_hour.remote())
+        return known
+
+    return latest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,9 @@ class Mail(Relay):
         return "this"
 
     def kill(self, unit: str) -> None:
+        pass
+
+    def lose(self) -> None:
         pass
 
     def end(self, unit: str) -> None:
@@ -129,6 +133,20 @@ def test_a_controller_that_is_out_of_reach_ends_its_own_attempt_alone(
     assert killed == ["finetune"]       # where it lives, it must not go on beside the next
     assert fits(ALONE, None).kind == "failed"
     assert killed == ["finetune"]
+
+
+def test_what_cost_work_with_a_machine_or_a_process_is_counted_as_a_loss(
+    fits: Callable[..., TrainResult | End], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: list[str] = []
+    monkeypatch.setattr(Mail, "lose", lambda _mail: lost.append("one"))
+    unannounced = WorkerGroupError("", {0: RuntimeError("the node has died")})
+    for error, outcome, counted in (
+        (ALONE, None, 0), (None, FINISHED, 0), (ControllerError(WorkerGroupStartupTimeoutError(1)), None, 0),
+        (None, dataclasses.replace(FINISHED, finished=False), 0), (unannounced, None, 1), (RuntimeEnvSetupError(), None, 2),
+    ):
+        fits(error, outcome)
+        assert len(lost) == counted
 
 
 def test_words_in_paths_and_source_lines_say_nothing_of_an_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -300,8 +301,9 @@ def test_options_stay_behind_a_uri(location: Location, expected: Location) -> No
 # --- when
 
 
-def test_the_interval_follows_from_what_saves_cost(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[TrainJob, TrainResult],
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_interval_follows_from_what_saves_cost_and_what_is_known_of_losses(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[TrainJob, TrainResult], heard: bool,
 ) -> None:
     asked: list[tuple[checkpointing.SaveCost, float, int]] = []
 
@@ -314,11 +316,14 @@ def test_the_interval_follows_from_what_saves_cost(
     monkeypatch.setattr(saver, "ThreadPoolExecutor", AtOnce)
     events: list[Event] = []
     job = small_job(home, tmp_path / "out", tmp_path / "steps", steps=STEPS, every=None)
-    result = run(dataclasses.replace(job, losses_per_hour=0.7), events.append)
+    hours = itertools.count(1)
+    falling = (lambda: 0.7 / next(hours)) if heard else None
+    result = train(dataclasses.replace(job, losses_per_hour=0.7), World(), events.append, lambda: False, losses_per_hour=falling)
     same_as(whole, job, result)
     saved = [event.data for event in events if event.type == "checkpoint"]
     assert [data["step"] for data in saved] == list(range(1, STEPS + 1))
-    assert all((rate, workers) == (0.7, 1) for _, rate, workers in asked)
+    rates = [0.7 / hour if heard else 0.7 for hour in range(1, len(asked) + 1)]
+    assert [(rate, workers) for _, rate, workers in asked] == [(rate, 1) for rate in rates]
     measured = [(round(cost.stall, 6), round(cost.latency or 0, 6)) for cost, _, _ in asked]
     assert measured == [(data["stall"], data["latency"]) for data in saved[:-2]]
 

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayActorError
 
 from moedisco_ray.errors import TrainingError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray import relay as module
-from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox, pumped, relay
+from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox, losses_seen, pumped, relay
+from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 WORDS = st.tuples(st.booleans(), st.sampled_from(["progress", "leave", "finish", "control", "place"]), st.integers(1, 99))
 
@@ -134,3 +136,32 @@ def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.M
     with pytest.raises(TrainingError) if raises else contextlib.nullcontext(), relay(lambda _event: None, 60.0) as mail:
         use(mail)
     assert killed == [mailbox]
+
+
+def test_what_was_seen_of_losses_grows_with_what_is_held() -> None:
+    mailbox = _Mailbox()
+    assert mailbox.losses_per_hour() == loss_rate(0, 0)
+    hold = {"hold": "a", "unit": "unit", "pool": "low_memory", "workers": 2}
+    mailbox.push(Event("workers_held", "submodels", data=hold, time=time.time() - 5 * HOUR))
+    assert mailbox.losses_per_hour() == pytest.approx(loss_rate(0, 10), rel=1e-3)
+    mailbox.lose()
+    assert mailbox.losses_per_hour() == pytest.approx(loss_rate(1, 10), rel=1e-3)
+
+
+def test_a_training_hears_of_losses_and_waits_for_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked, answers = [0.0], list[float](), list[float | Exception]()
+
+    def get(_answer: object) -> float:
+        if isinstance(answers[-1], Exception):
+            raise answers[-1]
+        return answers[-1]
+
+    handle = SimpleNamespace(losses_per_hour=SimpleNamespace(remote=lambda: asked.append(now[0])))
+    monkeypatch.setattr(module, "ray", SimpleNamespace(wait=lambda those, **_limit: (those if answers else [], []), get=get))
+    latest = losses_seen(handle, 0.1, lambda: now[0])
+    for now[0], said, known, times in (
+        (1.0, [], 0.1, []), (60.0, [], 0.1, [60.0]), (600.0, [], 0.1, [60.0]), (601.0, [0.02], 0.02, [60.0, 601.0]),
+        (602.0, [], 0.02, [60.0, 601.0]), (603.0, [RayActorError()], 0.02, [60.0, 601.0]), (661.0, [], 0.02, [60.0, 601.0, 661.0]),
+    ):
+        answers[:] = said
+        assert (latest(), asked) == (known, times)
