@@ -87,7 +87,9 @@ class RunState:
         if event.type == "unit_let_go":
             self.notices.append(f"{event.unit}: {let_go(data)}")
             return
-        unit.steps, unit.step = data.get("steps", unit.steps), data.get("step", unit.step)
+        unit.steps = data.get("steps", unit.steps)
+        if data.get("step") is not None:    # of an attempt that ended before its first step none is known
+            unit.step = data["step"]
         unit.loss = data.get("loss", unit.loss)
         unit.tokens_per_second = data.get("tokens_per_second", unit.tokens_per_second)
         if event.type in ("progress", "unit_finished"):

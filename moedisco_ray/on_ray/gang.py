@@ -202,7 +202,7 @@ class Gang:
 
     def _follow(self, end: End, workers: int) -> None:
         """Do what the policy says of an end of so many workers."""
-        self._losses += end.kind in ("died", "preempted") and not end.saved
+        self._losses += end.costly
         decision = histories.follow(self._job, self._history, end, self._max_failures, workers)
         if isinstance(decision, GiveUp):
             raise TrainingError(f"{self._job.name}: {decision.reason}")

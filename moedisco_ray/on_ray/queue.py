@@ -24,7 +24,7 @@ from moedisco_ray.on_ray.demand import Demand
 from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.rounds import KeeperBeside
 from moedisco_ray.on_ray.standstill import PATIENCE_SECONDS, Standstill
-from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch, interval, loss_rate
+from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch, interval
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first, soonest_done
 from moedisco_ray.policies.placement import Need, ask_for, place_all
 from moedisco_ray.policies.retrying import End, GiveUp
@@ -70,7 +70,6 @@ class Queue:
         self._histories = {job.name: histories.remembered(job, around.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
         self._standstill = Standstill(self._tell)
-        self._losses = 0
         self._rounds = KeeperBeside(jobs, threads, self._tell)
         around.placement.check(list(self._needs.values()))
         for job in jobs:
@@ -114,7 +113,7 @@ class Queue:
         seen = [self._around.mail.whereabouts(job.name) for job in self._jobs]
         cost = SaveCost(max((where.stall for where in seen), default=0.0))
         restart = _RESTART_SECONDS + (0.0 if self._demand is None else self._demand.boot)
-        rate = self._losses_per_hour
+        rate = self._around.mail.losses_per_hour()
         return expected_stretch(interval(cost, rate), cost.stall, HOUR / rate, restart)
 
     def start(self) -> None:
@@ -128,7 +127,7 @@ class Queue:
         for name, key in itertools.islice(placed.items(), max(0, room - len(self._running))):
             job, pool = self._waiting.pop(name), self._pools[key]
             around = dataclasses.replace(self._around, placement=placement.on(pool))
-            adjusted = histories.adjusted(job, self._histories[name], self._losses_per_hour)
+            adjusted = histories.adjusted(job, self._histories[name], self._around.mail.losses_per_hour())
             adjusted = self._rounds.seated(adjusted, for_all=for_all)
             self._running[self._threads.submit(attempt, adjusted, around)] = job, pool
         self._ask([need for need in order if need.name in self._waiting])
@@ -215,7 +214,6 @@ class Queue:
 
     def _follow(self, job: TrainJob, end: End) -> None:
         """Do what the policy says of an end."""
-        self._losses += end.kind in ("died", "preempted") and not end.saved
         placement = self._around.placement
         decision = histories.follow(job, self._histories[job.name], end, placement.max_failures, placement.workers)
         if isinstance(decision, GiveUp):
@@ -244,11 +242,6 @@ class Queue:
 
     def _need(self, job: TrainJob) -> Need:
         return self._around.placement.need(histories.adjusted(job, self._histories[job.name]))
-
-    @property
-    def _losses_per_hour(self) -> float:
-        seconds = sum(sum(held.values()) for held in self._around.mail.held().values())
-        return loss_rate(self._losses, seconds / HOUR)
 
     def _look_for_standstill(self) -> None:
         """Say what is waited for while no training has a worker, or will have one soon."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,12 +14,17 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.metering import Meter
+from moedisco_ray.policies.checkpointing import HOUR, loss_rate
+
+_ASK_SECONDS = 60.0
+"""Between two questions of a trainer for the losses that were seen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +36,19 @@ class Whereabouts:
         step: Steps made, as last reported by the newest attempt; 0: it has told of none.
         step_seconds: Seconds per step, as last reported by any attempt.
         stall: Seconds for which training stood still for the newest checkpoint.
+        left_at: The step under way, counted from 0, when a worker of the newest attempt ended, as it says; None: none has said.
     """
 
     nodes: tuple[str, ...] = ()
     step: int = 0
     step_seconds: float | None = None
     stall: float = 0.0
+    left_at: int | None = None
+
+    @property
+    def under_way(self) -> int | None:
+        """The step under way, counted from 0: by a worker's own word, else as last reported; None: none is known."""
+        return self.left_at if self.left_at is not None else self.step or None
 
     def after(self, event: Event) -> Whereabouts:
         """With one more event taken in."""
@@ -48,40 +62,49 @@ class Whereabouts:
 
 
 class _Mailbox:
-    """Keeps events until the driver takes them, each unit's last word, and for how long it held workers."""
+    """Keeps events until the driver takes them, each unit's last word, and for how long it held workers.
+
+    A worker that is cut off may outlive its attempt: of a unit, only what the newest attempt says is taken for its standing.
+    """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._attempts: dict[str, str] = {}
         self._outcomes: dict[str, Any] = {}
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
         self._whereabouts: defaultdict[str, Whereabouts] = defaultdict(Whereabouts)
         self._groups: dict[str, PlacementGroup] = {}
         self._controllers: dict[str, ActorHandle] = {}
+        self._losses = 0
 
-    def push(self, event: Event) -> None:
+    def push(self, event: Event, attempt: str | None = None) -> None:
         self._events.append(event)
         if event.type in ("workers_held", "workers_released"):
             self._meters[event.data["unit"]].update(event)
-        elif event.unit is not None:
+        elif event.unit is not None and attempt in (None, self._attempts.get(event.unit)):
             self._whereabouts[event.unit] = self._whereabouts[event.unit].after(event)
 
     def take(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
-    def begin(self, unit: str) -> None:
+    def begin(self, unit: str) -> str:
+        self._attempts[unit] = attempt = uuid.uuid4().hex
         self._outcomes.pop(unit, None)
-        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=(), step=0)
+        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=(), step=0, left_at=None)
+        return attempt
 
-    def control(self, unit: str, controller: ActorHandle) -> None:
-        self._controllers[unit] = controller
+    def control(self, unit: str, attempt: str, controller: ActorHandle) -> None:
+        if attempt == self._attempts.get(unit):
+            self._controllers[unit] = controller
 
     def controller(self, unit: str) -> ActorHandle | None:
         return self._controllers.get(unit)
 
-    def place(self, unit: str, group: PlacementGroup, nodes: tuple[str, ...]) -> None:
-        self._groups[unit] = group
-        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=nodes)
+    def place(self, unit: str, attempt: str, group: PlacementGroup, nodes: tuple[str, ...]) -> None:
+        if attempt == self._attempts.get(unit):
+            self._groups[unit] = group
+            self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=nodes)
 
     def end(self, unit: str) -> PlacementGroup | None:
         for hold in list(self._meters[unit].open):
@@ -89,8 +112,14 @@ class _Mailbox:
         self._controllers.pop(unit, None)
         return self._groups.pop(unit, None)
 
-    def finish(self, unit: str, outcome: Any) -> None:
-        self._outcomes[unit] = outcome
+    def leave(self, unit: str, attempt: str, step: int) -> None:
+        # The first of a gang to end is the one that the others lose.
+        if attempt == self._attempts.get(unit) and self._whereabouts[unit].left_at is None:
+            self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], left_at=step)
+
+    def finish(self, unit: str, attempt: str, outcome: Any) -> None:
+        if attempt == self._attempts.get(unit):
+            self._outcomes[unit] = outcome
 
     def outcome(self, unit: str) -> Any:
         return self._outcomes.get(unit)
@@ -98,8 +127,11 @@ class _Mailbox:
     def whereabouts(self, unit: str) -> Whereabouts:
         return self._whereabouts[unit]
 
-    def step_seconds(self) -> dict[str, float | None]:
-        return {unit: where.step_seconds for unit, where in self._whereabouts.items()}
+    def lose(self) -> None:
+        self._losses += 1
+
+    def losses_per_hour(self) -> float:
+        return loss_rate(self._losses, sum(sum(held.values()) for held in self.held().values()) / HOUR)
 
     def held(self) -> dict[str, dict[str, float]]:
         for meter in self._meters.values():
@@ -119,9 +151,10 @@ class Relay:
         self.handle = handle
         self.check = check
 
-    def begin(self, unit: str) -> None:
-        """Forget what an earlier attempt of the unit returned, and where it was."""
-        ray.get(self.handle.begin.remote(unit))
+    def begin(self, unit: str) -> str:
+        """Forget what an earlier attempt of the unit returned, and where it was; returns by what the new one is known."""
+        attempt: str = ray.get(self.handle.begin.remote(unit))
+        return attempt
 
     def end(self, unit: str) -> None:
         """Free what an attempt still holds. A worker that dies while its group starts leaves the group behind."""
@@ -135,14 +168,18 @@ class Relay:
         if controller is not None:
             ray.kill(controller)
 
+    def lose(self) -> None:
+        """Count a loss that cost work."""
+        ray.get(self.handle.lose.remote())
+
     def whereabouts(self, unit: str) -> Whereabouts:
         """Where the unit was last seen."""
         found: Whereabouts = ray.get(self.handle.whereabouts.remote(unit))
         return found
 
-    def step_seconds(self) -> dict[str, float | None]:
-        """Seconds per step of the units that were heard of, as each was last seen to run; None: it never ran."""
-        found: dict[str, float | None] = ray.get(self.handle.step_seconds.remote())
+    def losses_per_hour(self) -> float:
+        """Losses that cost work, per worker-hour, as the policy reckons from what was seen of all units."""
+        found: float = ray.get(self.handle.losses_per_hour.remote())
         return found
 
     def outcome(self, unit: str) -> Any:
@@ -172,9 +209,11 @@ def relay(emit: Emit, interval: float = 0.2) -> Iterator[Relay]:
     # Beside the driver: on a spot machine it would take the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
-    with pumped(lambda: ray.get(mailbox.take.remote()), emit, interval) as check:
-        yield Relay(mailbox, check)
-    ray.kill(mailbox)
+    try:
+        with pumped(lambda: ray.get(mailbox.take.remote()), emit, interval) as check:
+            yield Relay(mailbox, check)
+    finally:
+        ray.kill(mailbox)
 
 
 @contextlib.contextmanager
@@ -216,10 +255,34 @@ def pumped(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iter
         pumping.result()
 
 
-def emitter(handle: ActorHandle) -> Emit:
-    """An `Emit` for a worker: fire and forget."""
+def emitter(handle: ActorHandle, attempt: str) -> Emit:
+    """An `Emit` for a worker of an attempt: fire and forget."""
 
     def emit(event: Event) -> None:
-        handle.push.remote(event)
+        handle.push.remote(event, attempt)
 
     return emit
+
+
+def losses_seen(handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:
+    """For a worker: losses per worker-hour as the run has seen them by now, which no training waits for.
+
+    Args:
+        handle: Of the run's mailbox.
+        known: What was known when the worker began.
+        clock: Seconds.
+    """
+    asked = clock()
+    answers: list[Any] = []
+
+    def latest() -> float:
+        nonlocal known, asked
+        if answers and ray.wait(answers, timeout=0)[0]:
+            with contextlib.suppress(RayActorError):    # of a driver that is out of reach others hear
+                known = ray.get(answers.pop())
+        if not answers and clock() - asked >= _ASK_SECONDS:
+            asked = clock()
+            answers.append(handle.losses_per_hour.remote())
+        return known
+
+    return latest

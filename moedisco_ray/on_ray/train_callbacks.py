@@ -27,18 +27,20 @@ class Slots(WorkerGroupCallback, ControllerCallback):
         unit: Of the training.
         pool: What the meter calls the machines.
         mailbox: Of the run; see `on_ray.relay`.
+        attempt: By what the mailbox knows this attempt at the training.
     """
 
-    def __init__(self, stage: str, unit: str, pool: str, mailbox: ActorHandle) -> None:
+    def __init__(self, stage: str, unit: str, pool: str, mailbox: ActorHandle, attempt: str) -> None:
         self._stage = stage
         self._unit = unit
         self._pool = pool
         self._mailbox = mailbox
+        self._attempt = attempt
         self._hold: str | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002 - Ray's signature
         """This process is the controller; its end is the end of everything that it started."""
-        ray.get(self._mailbox.control.remote(self._unit, ray.get_runtime_context().current_actor))
+        ray.get(self._mailbox.control.remote(self._unit, self._attempt, ray.get_runtime_context().current_actor))
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """The actors are up: their nodes are known, and their placement group can be told to whoever may have to remove it.
@@ -49,7 +51,7 @@ class Slots(WorkerGroupCallback, ControllerCallback):
         self._push("workers_held", {"pool": self._pool, "workers": len(workers)})
         group = ray.get(workers[0].execute_async(get_current_placement_group))
         nodes = tuple(worker.metadata.node_id for worker in workers)
-        ray.get(self._mailbox.place.remote(self._unit, group, nodes))
+        ray.get(self._mailbox.place.remote(self._unit, self._attempt, group, nodes))
         return {}
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature

@@ -1,10 +1,10 @@
 """How often to save: the interval at which saving and doing lost work again cost least together.
 
-Losses are taken to be memoryless, at a rate per worker-hour that is measured and starts from an assumption. The interval
-is Daly's second estimate (J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps",
-Future Generation Computer Systems 22, 2006, equation 37), which for cheap checkpoints is Young's sqrt(2 d M) (J. W. Young,
-"A first order approximation to the optimum checkpoint interval", Communications of the ACM 17, 1974), d being what a
-checkpoint costs and M the mean time between losses.
+Losses are taken to be memoryless, at a rate per worker-hour that is measured and starts from an assumption. A training is told
+of it while it runs: hours without a loss lower it, and lengthen the interval. That is Daly's second estimate (J. T. Daly, "A
+higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation Computer Systems 22, 2006,
+equation 37), which for cheap checkpoints is Young's sqrt(2 d M) (J. W. Young, "A first order approximation to the optimum
+checkpoint interval", Communications of the ACM 17, 1974), d being what a checkpoint costs and M the mean time between losses.
 
 A checkpoint that is written while training goes on costs only the seconds for which training stands still. How long it
 takes until it is safe moves the expected cost, hardly the best interval (N. H. Vaidya, "Impact of checkpoint latency on

@@ -5,7 +5,7 @@
 | preempted | again, without limit |
 | died | its process, for a reason that nobody saw: again, a bounded number of times |
 | failed, or its checkpoints' storage did not answer | the same |
-| failed repeatedly at one step, or a loss not finite | poisoned: once, back to an earlier checkpoint and past some batches |
+| failed again at one step, or a loss not finite | poisoned: once, back to an earlier checkpoint and past some batches |
 | out of memory | again with half the micro-batch, down to 1; the global batch stays |
 
 Going back and leaving batches out follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1): they went back some 100
@@ -33,15 +33,20 @@ class End:
 
     Attributes:
         kind: What it was.
-        step: The step that was under way, counted from 0.
+        step: The step that was under way, counted from 0; None: none was, as far as is known.
         reason: One line for people.
         saved: Whether no work is lost: it was announced, and used for a checkpoint; or there was no machine to begin on.
     """
 
     kind: EndKind
-    step: int
+    step: int | None
     reason: str
     saved: bool = False
+
+    @property
+    def costly(self) -> bool:
+        """Whether work was lost with a process or a machine: what `checkpointing.loss_rate` counts."""
+        return self.kind in ("died", "preempted") and not self.saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Limits:
 
     Attributes:
         failures: How often a unit that failed is started again, the count beginning anew after going back.
-        same_step: Failures at one step that call it poisoned.
+        same_step: Ends in a row that `failed` at one step, and call it poisoned.
         window: Steps to go back before a poisoned step, and batches to leave out behind it.
     """
 
@@ -78,8 +83,8 @@ class History:
     Attributes:
         micro_batch: Sequences of one forward pass.
         failures: Failures so far, since it went back if it did.
-        step: At which the last of them was; None: there was none.
-        at_step: How many in a row were at that step.
+        step: At which the last of them was; None: there was none, or no step was known to be under way.
+        at_step: How many in a row `failed` at that step.
         skip: Batches that are left out since it went back; None: it never did.
     """
 
@@ -154,13 +159,16 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
         return Again(history)
     if end.kind == "out_of_memory":
         return _halve(history, end)
-    at_step = history.at_step + 1 if end.step == history.step else 1
+    # A process that dies tells only roughly where it was, and a storage that is away, or a start that fails, tells of no batch.
+    at_step = 0
+    if end.kind == "failed" and end.step is not None:
+        at_step = history.at_step + 1 if end.step == history.step else 1
     history = dataclasses.replace(history, failures=history.failures + 1, step=end.step, at_step=at_step)
-    # A process that dies tells only roughly where it was: dying twice near a step is no sign of poison.
-    if end.kind == "not_finite" or (end.kind == "failed" and at_step >= limits.same_step):
+    if end.kind == "not_finite" or at_step >= limits.same_step:
         return _go_back(history, end, checkpoints, limits.window)
     if history.failures > limits.failures:
-        return GiveUp(f"failed {history.failures} times, the last at step {end.step}: {end.reason}", poisoned=False)
+        where = "before it told of a step" if end.step is None else f"at step {end.step}"
+        return GiveUp(f"failed {history.failures} times, the last {where}: {end.reason}", poisoned=False)
     return Again(history)
 
 
@@ -175,8 +183,9 @@ def _go_back(history: History, end: End, checkpoints: Sequence[int], window: int
         return GiveUp(
             f"poisoned: it went back and left {history.skip.width} batches out, and yet at step {end.step}: {end.reason}",
             poisoned=True)
-    # One that failed before it told of a step was at the newest checkpoint at least; a loss that is not finite names its step.
-    step = end.step if end.kind == "not_finite" else max(end.step, *checkpoints, 0)
+    # The step that was last told of may be before the newest checkpoint; a loss that is not finite names its own.
+    told = end.step or 0
+    step = told if end.kind == "not_finite" else max(told, *checkpoints, 0)
     before = sorted(checkpoint for checkpoint in checkpoints if checkpoint <= step)
     # Where none is old enough, the oldest: up to there the losses were finite, and the beginning may be days away.
     oldest = before[0] if before else 0

@@ -87,7 +87,8 @@ class TrainJob:
         logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
         backbone_rate: None: the backbone learns like everything else.
         rounds: Meetings with other trainings; None: it has none.
-        losses_per_hour: How often a worker is expected to be lost; see `policies.checkpointing.loss_rate`.
+        losses_per_hour: How often a worker is expected to be lost, as far as is known when it begins; see
+            `policies.checkpointing.loss_rate`.
         held_out: Text on which the loss is looked at while it trains; None: none.
         moments: Directory of the moments that its optimizer begins with; None: it begins with none.
         leave_moments: Whether it leaves its own in the model's directory.

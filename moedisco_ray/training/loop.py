@@ -39,9 +39,16 @@ _LOOK_SECONDS = 0.2
 """Between two looks for the others of a round."""
 
 
-def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> TrainResult:
+def _unheard(step: int) -> None:
+    """Nobody asks which step begins."""
+
+
+def train(
+    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], begins: Callable[[int], None] = _unheard,
+    losses_per_hour: Callable[[], float] | None = None,
+) -> TrainResult:
     """All of `training`, waiting wherever it waits."""
-    work = training(job, world, emit, stop)
+    work = training(job, world, emit, stop, begins, losses_per_hour)
     while True:
         try:
             next(work)
@@ -51,7 +58,10 @@ def train(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> 
         time.sleep(_LOOK_SECONDS)
 
 
-def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) -> Generator[None, None, TrainResult]:
+def training(
+    job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool], begins: Callable[[int], None] = _unheard,
+    losses_per_hour: Callable[[], float] | None = None,
+) -> Generator[None, None, TrainResult]:
     """Train, from the newest checkpoint if there is one, and write the model; every worker of a training calls this.
 
     Args:
@@ -59,6 +69,8 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
         world: This process among the workers.
         emit: Receives `progress` and `evaluation` events, on rank 0.
         stop: Asked after steps; once it is true on any worker, all save a checkpoint and return an unfinished result.
+        begins: Told of each step, counted from 0, before it is made.
+        losses_per_hour: What is known of a worker's losses by now; None: no more than the job says.
 
     Yields:
         Whenever it waits for the others of its round; without rounds never.
@@ -73,7 +85,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
     model = trainable(job.model, job.optimizer, world)
     course = Course(model, str(model.config.model_type), job.phases, job.steps, job.optimizer, job.dense_steps)
     stepper = Stepper(model, job, world)
-    with Saver(job, model, stepper.optimizer, world, emit) as saver:
+    with Saver(job, model, stepper.optimizer, world, emit, losses_per_hour) as saver:
         batches = Batches(job, world)
         course.recall(saver.newest)
         progress = saver.restore()
@@ -93,6 +105,7 @@ def training(job: TrainJob, world: World, emit: Emit, stop: Callable[[], bool]) 
 
         stopped = waits = False
         for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
+            begins(step)
             if not (yield from meeting.attend(step, stop, lambda: saver.secure(standing()))):
                 stopped = waits = True
                 break

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from types import TracebackType
@@ -56,17 +57,22 @@ class Saver:
         optimizer: The same.
         world: This process.
         emit: Receives a `checkpoint` event for each, on rank 0.
+        losses_per_hour: What is known of a worker's losses by now; None: no more than the job says.
 
     Raises:
         ConfigError: There is no such storage.
     """
 
-    def __init__(self, job: TrainJob, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, emit: Emit) -> None:
+    def __init__(
+        self, job: TrainJob, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, emit: Emit,
+        losses_per_hour: Callable[[], float] | None = None,
+    ) -> None:
         self._job = job
         self._model = model
         self._optimizer = optimizer
         self._world = world
         self._emit = emit
+        self._losses_per_hour = losses_per_hour or (lambda: job.losses_per_hour)
         self._storage = Storage(job.checkpoints)
         # The training's own collectives must not wait for an upload's.
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.size > 1 else None
@@ -134,7 +140,7 @@ class Saver:
             return False
         seconds = USUAL.shortest
         if self._cost is not None:
-            seconds = interval(self._cost, self._job.losses_per_hour, self._world.size)
+            seconds = interval(self._cost, self._losses_per_hour(), self._world.size)
         return time.monotonic() - self._resting_since >= seconds
 
     def save(self, progress: Progress) -> None:

@@ -185,9 +185,13 @@ class Storage:
         """A file of a complete checkpoint.
 
         Raises:
-            StorageError: It is not what was written. The checkpoint is dropped: the next attempt goes on from the one before.
+            StorageError: It is not what was written, read twice. The checkpoint is dropped: the next attempt goes on from the one
+                before.
         """
         data = self.patiently(lambda: self._get(f"{_name(step)}/{name}"))
+        if Seal.of(data) != seal:   # the file may be whole, and the way from the storage at fault
+            _log.warning("%s: %s of %s is not what was written; once more", self.location, name, _name(step))
+            data = self.patiently(lambda: self._get(f"{_name(step)}/{name}"))
         if Seal.of(data) != seal:
             self.discard(step)
             raise StorageError(f"{name} of checkpoint {_name(step)} in {self.location} is damaged; the checkpoint is dropped")
@@ -246,6 +250,12 @@ class Storage:
         return int(match[1]) if all(sizes.get(file) == seal.size for file, seal in seals.items()) else None
 
     def _manifest(self, name: str) -> dict[str, Seal]:
+        try:
+            return self._seals(name)
+        except (ValueError, KeyError, TypeError):   # once more here too: `begin` clears away what has no manifest
+            return self._seals(name)
+
+    def _seals(self, name: str) -> dict[str, Seal]:
         files = json.loads(self._get(f"{name}/{MANIFEST}"))["files"]
         return {file: Seal(**seal) for file, seal in files.items()}
 

@@ -16,15 +16,22 @@ class Attempt:
     Attributes:
         start: Steps that were made before it.
         told: The steps that it told of, counted from 1, in the order in which it did.
+        saved: The steps of the checkpoints that it told of, which it does when one is safe.
     """
 
     start: int
     told: list[int]
+    saved: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def end(self) -> int:
         """Steps that were made when it was last heard of."""
         return self.told[-1]
+
+    @property
+    def safe(self) -> int:
+        """Steps that were known to be safe when it was last heard of."""
+        return max((self.start, *self.saved))
 
     @property
     def in_a_row(self) -> bool:
@@ -48,6 +55,8 @@ def attempts(events: Iterable[Event]) -> dict[str, list[Attempt]]:
                 fresh.discard(event.unit)
                 mine.append(Attempt(step - 1, []))
             mine[-1].told.append(step)
+        elif event.type == "checkpoint" and event.unit in found and event.unit not in fresh:
+            found[event.unit][-1].saved.append(event.data["step"])
     return found
 
 

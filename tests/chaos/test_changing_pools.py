@@ -105,9 +105,10 @@ def check_work(events: list[Event], planned: dict[str, int], *, announced: bool)
         assert mine[-1].end == steps
         assert all(attempt.in_a_row for attempt in mine)
         assert len(mine) <= 1 + sum(event.type == "worker_restarted" and event.unit == unit for event in events)
+        for attempt in mine:    # since the last step that was known to be safe: an interval, and what was made during an upload
+            assert attempt.end - attempt.safe <= INTERVAL + attempt.end % INTERVAL
         for attempt, steps_lost in zip(mine, lost(mine), strict=False):
-            # Those since the newest checkpoint; or since the one before, where the newest was still on its way.
-            assert steps_lost <= (0 if announced else attempt.end % INTERVAL + INTERVAL)
+            assert steps_lost <= (0 if announced else attempt.end - attempt.safe)
         assert sum(event.type == "unit_finished" and event.unit == unit for event in events) == 1
 
 

@@ -40,3 +40,18 @@ def test_two_trainers_of_one_unit_are_seen() -> None:
 def test_an_attempt_that_made_no_step_is_none() -> None:
     events = [*told("a", 0, 3), Event("unit_started", "submodels", "a"), *told("a", 3, 5)]
     assert attempts(events)["a"] == [Attempt(0, [1, 2, 3]), Attempt(3, [4, 5])]
+
+
+@given(st.integers(0, 9), st.integers(1, 12), st.data())
+def test_safe_is_the_newest_checkpoint_that_an_attempt_told_of(start: int, made: int, data: st.DataObject) -> None:
+    steps = range(start + 1, start + made + 1)
+    saved = sorted(data.draw(st.sets(st.sampled_from(steps))))
+    first, *rest = told("a", start, start + made)
+    checkpoints = [Event("checkpoint", "submodels", "a", {"step": step}) for step in saved]
+    [attempt] = attempts([first, *rest, *checkpoints])["a"]
+    assert attempt.safe == max(saved, default=start)
+    # The next attempt goes on from what is safe, or from a checkpoint that was not told of any more.
+    again = data.draw(st.integers(attempt.safe, attempt.end))
+    both = attempts([first, *rest, *checkpoints, *told("a", again, start + made + 1)])["a"]
+    assert lost(both) == [attempt.end - again]
+    assert both[1].safe == again

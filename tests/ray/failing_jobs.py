@@ -17,6 +17,8 @@ from moedisco_ray.training import TrainJob, TrainResult, World, train
 VOCABULARY, LENGTH, BATCH = 64, 16, 4
 BROKEN = VOCABULARY - 1
 """A token whose embedding is not a number; no text holds it, but where `spoil` puts it."""
+UNKNOWN = VOCABULARY
+"""A token that the model has no embedding of, which is an error of its own."""
 
 
 def make_job(directory: Path, steps: int, kind: type[TrainJob] = TrainJob, micro_batch: int | None = None) -> TrainJob:
@@ -43,12 +45,12 @@ def here(job: TrainJob) -> TrainResult:
     return train(job, World(), _ignore, lambda: False)
 
 
-def spoil(job: TrainJob, step: int) -> None:
-    """Put the broken token into one sequence of a step's batch, the step counted from 0."""
+def spoil(job: TrainJob, step: int, token: int = BROKEN) -> None:
+    """Put the broken token, or another, into one sequence of a step's batch, the step counted from 0."""
     stream = TokenStream(job.shards, LENGTH)
     window = int(batch_indices(job.seed, step, job.batch, len(stream))[0])
     part = np.load(job.shards[0] / "part-00000.npy")
-    part[window * LENGTH + LENGTH // 2] = BROKEN
+    part[window * LENGTH + LENGTH // 2] = token
     np.save(job.shards[0] / "part-00000.npy", part)
 
 

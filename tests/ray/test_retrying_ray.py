@@ -7,7 +7,7 @@ from pathlib import Path
 
 import failing_jobs
 import pytest
-from failing_jobs import OnASmallDevice, here, make_job, spoil
+from failing_jobs import UNKNOWN, OnASmallDevice, here, make_job, spoil
 from ray import cloudpickle
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
@@ -65,6 +65,18 @@ def test_what_is_poisoned_twice_is_given_up(ray_cluster: None, tmp_path: Path) -
     with pytest.raises(TrainingError, match=r"submodel-0: poisoned: it went back .* and yet at step 8"):
         train_all([job], PLACEMENT, tmp_path / "ray", events.append)
     assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["not_finite"]
+
+
+def test_an_error_has_its_step_though_none_was_told_of_and_twice_at_one_it_is_poison(ray_cluster: None, tmp_path: Path) -> None:
+    job = dataclasses.replace(make_job(tmp_path, STEPS), log_every=100)
+    spoil(job, 7, UNKNOWN)
+    events: list[Event] = []
+    [trained] = train_all([job], dataclasses.replace(PLACEMENT, max_failures=3), tmp_path / "ray", events.append)
+    restarts = [event.data for event in events if event.type == "worker_restarted"]
+    assert [(restart["kind"], restart["step"]) for restart in restarts] == [("failed", 7)] * 2
+    assert trained.result.restored_step == 5
+    spared = dataclasses.replace(make_job(tmp_path / "spared", STEPS), skip=Skip(start=6, width=3))
+    assert trained.result.losses == here(spared).losses
 
 
 @pytest.mark.parametrize(("failure", "kind"), [

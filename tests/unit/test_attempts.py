@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    NodeDiedError,
+    OwnerDiedError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -20,12 +32,19 @@ from moedisco_ray.events import Event
 from moedisco_ray.on_ray import attempts
 from moedisco_ray.on_ray.attempts import Surroundings, attempt, end_of
 from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
+from moedisco_ray.on_ray.train_callbacks import last_line
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.shell import Placement
 from moedisco_ray.training import TrainJob, TrainResult
 
 ALONE = WorkerGroupError("", {1: RuntimeError("gloo: timed out waiting for the others")})
+BUG = '  File "/srv/preempt/loop.py", line 7, in step\n    step(job)  # out of memory: the node has died\nValueError: bug'
 FINISHED = TrainResult(4, 4, (), 1.0, 0, finished=True)
+
+
+def progress(step: int) -> Event:
+    """Of steps of half a second."""
+    return Event("progress", "finetune", "finetune", {"step": step, "tokens": step, "tokens_per_second": 2.0})
 
 
 class Mail(Relay):
@@ -35,7 +54,13 @@ class Mail(Relay):
         super().__init__(handle=None, check=lambda: None)
         self._outcome = outcome
 
-    def begin(self, unit: str) -> None:
+    def begin(self, unit: str) -> str:
+        return "this"
+
+    def kill(self, unit: str) -> None:
+        pass
+
+    def lose(self) -> None:
         pass
 
     def end(self, unit: str) -> None:
@@ -48,6 +73,10 @@ class Mail(Relay):
 
     def whereabouts(self, unit: str) -> Whereabouts:
         return Whereabouts(("node",), 3)
+
+
+def of_task(cause: Exception) -> RayTaskError:
+    return RayTaskError("step", BUG, cause, proctitle="ray::step", pid=1, ip="10.0.0.7").as_instanceof_cause()
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +121,44 @@ def test_without_a_word_it_is_what_ray_says(fits: Callable[..., TrainResult | En
     assert fits(None, None) == End("failed", 3, "its worker ended without a result; see the Ray logs")
 
 
+@pytest.mark.parametrize("error", [
+    ActorUnavailableError("it does not answer", bytes(16)), OwnerDiedError("5d", None, ""), RuntimeEnvSetupError("no such package"),
+    GetTimeoutError("too slow"), of_task(KeyError("a callback's"))])
+def test_a_controller_that_is_out_of_reach_ends_its_own_attempt_alone(
+    fits: Callable[..., TrainResult | End], monkeypatch: pytest.MonkeyPatch, error: RayError,
+) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr(Mail, "kill", lambda _mail, unit: killed.append(unit))
+    assert fits(error, None) == End("died", 3, f"its controller died: {last_line(error)}")
+    assert killed == ["finetune"]       # where it lives, it must not go on beside the next
+    assert fits(ALONE, None).kind == "failed"
+    assert killed == ["finetune"]
+
+
+def test_what_cost_work_with_a_machine_or_a_process_is_counted_as_a_loss(
+    fits: Callable[..., TrainResult | End], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: list[str] = []
+    monkeypatch.setattr(Mail, "lose", lambda _mail: lost.append("one"))
+    unannounced = WorkerGroupError("", {0: RuntimeError("the node has died")})
+    for error, outcome, counted in (
+        (ALONE, None, 0), (None, FINISHED, 0), (ControllerError(WorkerGroupStartupTimeoutError(1)), None, 0),
+        (None, dataclasses.replace(FINISHED, finished=False), 0), (unannounced, None, 1), (RuntimeEnvSetupError(), None, 2),
+    ):
+        fits(error, outcome)
+        assert len(lost) == counted
+
+
+def test_words_in_paths_and_source_lines_say_nothing_of_an_end() -> None:
+    end = end_of(WorkerGroupError(BUG, {0: of_task(ValueError("bug"))}), Whereabouts(("node",), 3))
+    assert end == End("failed", 3, "bug")
+
+
+def test_a_node_s_end_is_a_preemption_whatever_the_others_say() -> None:
+    gone = WorkerHealthCheckFailedError("", NodeDiedError("Task failed because the node it was running on is dead or unavailable."))
+    assert end_of(WorkerGroupError("", {0: of_task(ValueError("bug")), 1: gone}), Whereabouts(("node",), 3)).kind == "preempted"
+
+
 def test_slots_that_no_autoscaler_brings_are_not_waited_for(fits: Callable[..., TrainResult | End]) -> None:
     with pytest.raises(PoolError, match=r"pools.low_memory.resource: 'low_mem_gpu': the cluster never has 2 of it at once"):
         fits(ControllerError(InsufficientClusterResourcesError("the cluster only has a maximum of 0")), None)
@@ -106,7 +173,7 @@ def test_who_finds_no_slot_has_lost_no_work() -> None:
 
 def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
     mailbox = _Mailbox()
-    mailbox.place("finetune", None, ("gone",))
+    mailbox.place("finetune", mailbox.begin("finetune"), None, ("gone",))
     assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.whereabouts("finetune")).kind == "preempted"
     mailbox.begin("finetune")
     unstarted = ControllerError(WorkerGroupStartupFailedError("its image lacks a library"))
@@ -115,10 +182,36 @@ def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
 
 def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was() -> None:
     mailbox = _Mailbox()
-    told = {"step": 500, "tokens": 500, "tokens_per_second": 2.0}
-    mailbox.push(Event("progress", "finetune", "finetune", told))
+    mailbox.push(progress(500), mailbox.begin("finetune"))
     assert mailbox.whereabouts("finetune") == Whereabouts((), 500, 0.5)
     mailbox.begin("finetune")
     end = end_of(WorkerGroupError("", {0: RuntimeError("its image lacks a library")}), mailbox.whereabouts("finetune"))
-    assert (end.kind, end.step) == ("failed", 0)
-    assert mailbox.step_seconds() == {"finetune": 0.5}      # which orders the queue
+    assert (end.kind, end.step) == ("failed", None)
+    assert mailbox.whereabouts("finetune").step_seconds == 0.5      # which orders the queue
+
+
+def test_an_error_s_step_is_the_worker_s_word_and_not_the_last_progress() -> None:
+    mailbox = _Mailbox()
+    this = mailbox.begin("finetune")
+    mailbox.leave("finetune", this, 0)
+    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.whereabouts("finetune")).step == 0
+    this = mailbox.begin("finetune")
+    mailbox.push(progress(500), this)
+    assert mailbox.whereabouts("finetune").under_way == 500
+    mailbox.leave("finetune", this, 507)
+    mailbox.leave("finetune", this, 508)    # another of the gang, that lost sight of the first
+    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.whereabouts("finetune")).step == 507
+
+
+def test_a_worker_tells_where_it_was_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str, int]] = []
+    mailbox = SimpleNamespace(leave=SimpleNamespace(remote=lambda *word: word))
+    monkeypatch.setattr(attempts.ray, "wait", lambda words, **_limit: told.extend(words))
+    with pytest.raises(ValueError, match="bug"), attempts._leaving("finetune", mailbox, "this"):
+        raise ValueError("bug before the first step")
+    assert told == []
+    with pytest.raises(ValueError, match="bug"), attempts._leaving("finetune", mailbox, "this") as begins:
+        for step in (3, 4):
+            begins(step)
+        raise ValueError("bug")
+    assert told == [("finetune", "this", 4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -257,6 +258,27 @@ def test_a_damaged_checkpoint_is_told_and_the_next_attempt_goes_on_from_the_one_
     same_as(whole, job, resumed)
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_reads_badly_once_costs_no_checkpoint(
+    home: Path, place: Location, tmp_path: Path, whole: tuple[TrainJob, TrainResult], monkeypatch: pytest.MonkeyPatch, file: str,
+) -> None:
+    job = small_job(home, tmp_path / "out", place, steps=STEPS)
+    run(job)
+    get, read = Storage._get, list[str]()
+
+    def badly_once(self: Storage, name: str) -> bytes:
+        data = get(self, name)
+        read.append(name)
+        return data[:len(data) // 2] if read.count(name) == 1 and name == f"step-{STEPS:07d}/{file}" else data
+
+    monkeypatch.setattr(Storage, "_get", badly_once)
+    resumed = run(job)
+    assert resumed.restored_step == STEPS
+    assert read.count(f"step-{STEPS:07d}/{file}") >= 2
+    same_as(whole, job, resumed)
+    assert checkpoint.steps(place) == [4, STEPS]
+
+
 def test_going_back_and_removing_work_on_any_storage(home: Path, place: Location, tmp_path: Path) -> None:
     run(small_job(home, tmp_path / "out", place, steps=STEPS, keep=3))
     assert checkpoint.steps(place) == [2, 4, 6]
@@ -288,8 +310,9 @@ def test_options_stay_behind_a_uri(location: Location, expected: Location) -> No
 # --- when
 
 
-def test_the_interval_follows_from_what_saves_cost(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[TrainJob, TrainResult],
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_interval_follows_from_what_saves_cost_and_what_is_known_of_losses(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[TrainJob, TrainResult], heard: bool,
 ) -> None:
     asked: list[tuple[checkpointing.SaveCost, float, int]] = []
 
@@ -302,11 +325,14 @@ def test_the_interval_follows_from_what_saves_cost(
     monkeypatch.setattr(saver, "ThreadPoolExecutor", AtOnce)
     events: list[Event] = []
     job = small_job(home, tmp_path / "out", tmp_path / "steps", steps=STEPS, every=None)
-    result = run(dataclasses.replace(job, losses_per_hour=0.7), events.append)
+    hours = itertools.count(1)
+    falling = (lambda: 0.7 / next(hours)) if heard else None
+    result = train(dataclasses.replace(job, losses_per_hour=0.7), World(), events.append, lambda: False, losses_per_hour=falling)
     same_as(whole, job, result)
     saved = [event.data for event in events if event.type == "checkpoint"]
     assert [data["step"] for data in saved] == list(range(1, STEPS + 1))
-    assert all((rate, workers) == (0.7, 1) for _, rate, workers in asked)
+    rates = [0.7 / hour if heard else 0.7 for hour in range(1, len(asked) + 1)]
+    assert [(rate, workers) for _, rate, workers in asked] == [(rate, 1) for rate in rates]
     measured = [(round(cost.stall, 6), round(cost.latency or 0, 6)) for cost, _, _ in asked]
     assert measured == [(data["stall"], data["latency"]) for data in saved[:-2]]
 

@@ -99,6 +99,13 @@ def test_the_live_view_shows_stages_bars_clusters_and_notices():
     assert "! no GPU found" in lines
 
 
+def test_a_restart_before_the_first_step_moves_no_bar():
+    state = state_after(12)
+    state.update(Event("worker_restarted", "submodels", "submodel-1", {"kind": "failed", "step": None, "reason": "its image"}))
+    assert state.units["submodel-1"].step == 50
+    assert "50/100" in text_of(render(state, now=1_700_000_013.0))
+
+
 def test_cluster_bars_are_as_long_as_their_tokens():
     text = text_of(render(state_after(8), now=0.0))
     bars = [line.count("━") for line in text.splitlines() if line.startswith("cluster ")]

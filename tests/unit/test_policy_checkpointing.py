@@ -88,6 +88,17 @@ def test_watching_long_forgets_the_assumption() -> None:
     assert loss_rate(500, 1000) == pytest.approx(0.5, rel=0.01)
 
 
+@given(st.integers(0, 100), st.floats(0, 1e4), st.floats(0.1, 1e4), stalls, st.integers(1, 64))
+def test_hours_without_a_loss_lower_the_rate_and_lengthen_the_interval_and_a_loss_does_the_opposite(
+    losses: int, hours: float, more: float, stall: float, workers: int,
+) -> None:
+    before, calm, struck = loss_rate(losses, hours), loss_rate(losses, hours + more), loss_rate(losses + 1, hours)
+    assert calm < before < struck
+    shorter, now, longer = (interval(SaveCost(stall), rate, workers) for rate in (struck, before, calm))
+    assert shorter <= now * (1 + 1e-9)
+    assert now <= longer * (1 + 1e-9)
+
+
 @given(st.floats(0.1, 1e4), st.floats(0, 100), st.integers(1, 10_000))
 def test_steps_are_whole_and_within_the_training(seconds: float, step_seconds: float, steps: int) -> None:
     assert 1 <= interval_steps(seconds, step_seconds, steps) <= steps

@@ -24,7 +24,9 @@ from moedisco_ray.policies.retrying import (
 LIMITS = Limits(failures=3, same_step=2, window=10)
 CHECKPOINTS = (70, 80, 90, 100)
 kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"])
-ends = st.builds(End, kinds, st.integers(0, 200), st.just("why"))
+# A loss that is not finite names its step; of the others it may not be known.
+ends = kinds.flatmap(lambda kind: st.builds(
+    End, st.just(kind), st.integers(0, 200) | (st.nothing() if kind == "not_finite" else st.none()), st.just("why")))
 
 
 def after(*given_ends: End, micro_batch: int = 8) -> Again | GoBack | GiveUp:
@@ -70,8 +72,30 @@ def test_without_an_old_checkpoint_it_goes_back_to_the_oldest() -> None:
     assert decide(History(8), End("not_finite", 3, ""), (), LIMITS) == GoBack(History(8, skip=Skip(0, 14)), 0)
 
 
-def test_what_fails_before_it_tells_of_a_step_goes_back_from_its_newest_checkpoint() -> None:
-    assert after(*[End("failed", 0, "the disk of a new driver's node hiccups")] * 2) == GoBack(History(8, skip=Skip(90, 21)), 90)
+def test_what_fails_before_its_first_step_is_no_poison_however_often() -> None:
+    end = End("failed", None, "the disk of a new driver's node hiccups")
+    assert after(*[end] * 3) == Again(History(8, failures=3))
+    assert after(*[end] * 4) == GiveUp(f"failed 4 times, the last before it told of a step: {end.reason}", poisoned=False)
+
+
+def test_what_was_last_heard_of_before_its_newest_checkpoint_goes_back_from_there() -> None:
+    assert after(*[End("failed", 60, "bug")] * 2) == GoBack(History(8, skip=Skip(90, 21)), 90)
+
+
+@given(st.lists(st.builds(End, kinds.filter(lambda kind: kind != "not_finite"), st.none() | st.integers(100, 101), st.just("why"))))
+def test_only_failures_in_a_row_at_one_known_step_are_poison(given_ends: list[End]) -> None:
+    history, counted = History(64), list[End]()
+    for end in given_ends:
+        decision = decide(history, end, CHECKPOINTS, LIMITS)
+        poisoned = False
+        if end.kind in ("died", "failed", "storage"):
+            counted.append(end)
+            row = [(one.kind, one.step) for one in counted[-LIMITS.same_step:]]
+            poisoned = end.step is not None and row == [("failed", end.step)] * LIMITS.same_step
+        assert isinstance(decision, GoBack) == poisoned
+        if not isinstance(decision, Again):
+            return
+        history = decision.history
 
 
 def test_memory_is_halved_down_to_one_sequence() -> None:

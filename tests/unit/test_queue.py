@@ -40,8 +40,8 @@ class Mail(Relay):
     def whereabouts(self, unit: str) -> Whereabouts:
         return Whereabouts(("node",) if unit == "placed" else ())
 
-    def step_seconds(self) -> dict[str, float | None]:
-        return {}
+    def losses_per_hour(self) -> float:
+        return 0.1
 
     def held(self) -> dict[str, dict[str, float]]:
         return {}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.exceptions import RayActorError
 
 from moedisco_ray.errors import TrainingError
 from moedisco_ray.events import Event
-from moedisco_ray.on_ray.relay import pumped
+from moedisco_ray.on_ray import relay as module
+from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox, losses_seen, pumped, relay
+from moedisco_ray.policies.checkpointing import HOUR, loss_rate
+
+WORDS = st.tuples(st.booleans(), st.sampled_from(["progress", "leave", "finish", "control", "place"]), st.integers(1, 99))
 
 
 class Box:
@@ -68,3 +77,91 @@ def test_a_full_disk_is_noticed_at_the_end_of_the_block() -> None:
 def test_the_blocks_own_error_goes_before_that_of_a_full_disk() -> None:
     with pytest.raises(TrainingError, match="poisoned"), pumped(Box(Event("progress")).take, full_disk, 60.0):
         raise TrainingError("poisoned")
+
+
+def say(mailbox: _Mailbox, attempt: str, word: str, step: int) -> None:
+    """What a worker of an attempt at the unit says, or its controller."""
+    if word == "progress":
+        mailbox.push(Event("progress", "submodels", "unit", {"step": step, "tokens": step, "tokens_per_second": 2.0}), attempt)
+    elif word == "leave":
+        mailbox.leave("unit", attempt, step)
+    elif word == "finish":
+        mailbox.finish("unit", attempt, step)
+    elif word == "control":
+        mailbox.control("unit", attempt, step)
+    else:
+        mailbox.place("unit", attempt, step, (f"node-{step}",))
+
+
+@given(st.lists(WORDS))
+def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[tuple[bool, str, int]]) -> None:
+    both, alone = _Mailbox(), _Mailbox()
+    older, newer, only = both.begin("unit"), both.begin("unit"), alone.begin("unit")
+    for outlived, word, step in words:
+        say(both, older if outlived else newer, word, step)
+        if not outlived:
+            say(alone, only, word, step)
+    assert both.outcome("unit") == alone.outcome("unit")
+    assert both.whereabouts("unit") == alone.whereabouts("unit")
+    assert both.controller("unit") == alone.controller("unit")
+    assert both.end("unit") == alone.end("unit")
+    told = [step for _, word, step in words if word == "progress"]
+    assert [event.data["step"] for event in both.take()] == told        # which happened, and is kept
+
+
+def test_a_new_attempt_is_nowhere_yet() -> None:
+    mailbox = _Mailbox()
+    for word in ("progress", "leave", "finish"):
+        say(mailbox, mailbox.begin("unit"), word, 7)
+    mailbox.begin("unit")
+    assert mailbox.outcome("unit") is None
+    assert mailbox.whereabouts("unit") == Whereabouts(step_seconds=0.5)
+    assert mailbox.whereabouts("unit").under_way is None
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.MonkeyPatch, raises: bool) -> None:
+    killed: list[object] = []
+    mailbox = SimpleNamespace(take=SimpleNamespace(remote=list))
+    monkeypatch.setattr(module, "ray", SimpleNamespace(
+        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "5d" * 28), get=lambda value: value, kill=killed.append,
+        remote=lambda **_settings: lambda _kind: SimpleNamespace(remote=lambda: mailbox)))
+
+    def use(mail: Relay) -> None:
+        assert mail.handle is mailbox
+        assert killed == []
+        if raises:
+            raise TrainingError("poisoned")
+
+    with pytest.raises(TrainingError) if raises else contextlib.nullcontext(), relay(lambda _event: None, 60.0) as mail:
+        use(mail)
+    assert killed == [mailbox]
+
+
+def test_what_was_seen_of_losses_grows_with_what_is_held() -> None:
+    mailbox = _Mailbox()
+    assert mailbox.losses_per_hour() == loss_rate(0, 0)
+    hold = {"hold": "a", "unit": "unit", "pool": "low_memory", "workers": 2}
+    mailbox.push(Event("workers_held", "submodels", data=hold, time=time.time() - 5 * HOUR))
+    assert mailbox.losses_per_hour() == pytest.approx(loss_rate(0, 10), rel=1e-3)
+    mailbox.lose()
+    assert mailbox.losses_per_hour() == pytest.approx(loss_rate(1, 10), rel=1e-3)
+
+
+def test_a_training_hears_of_losses_and_waits_for_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked, answers = [0.0], list[float](), list[float | Exception]()
+
+    def get(_answer: object) -> float:
+        if isinstance(answers[-1], Exception):
+            raise answers[-1]
+        return answers[-1]
+
+    handle = SimpleNamespace(losses_per_hour=SimpleNamespace(remote=lambda: asked.append(now[0])))
+    monkeypatch.setattr(module, "ray", SimpleNamespace(wait=lambda those, **_limit: (those if answers else [], []), get=get))
+    latest = losses_seen(handle, 0.1, lambda: now[0])
+    for now[0], said, known, times in (
+        (1.0, [], 0.1, []), (60.0, [], 0.1, [60.0]), (600.0, [], 0.1, [60.0]), (601.0, [0.02], 0.02, [60.0, 601.0]),
+        (602.0, [], 0.02, [60.0, 601.0]), (603.0, [RayActorError()], 0.02, [60.0, 601.0]), (661.0, [], 0.02, [60.0, 601.0, 661.0]),
+    ):
+        answers[:] = said
+        assert (latest(), asked) == (known, times)

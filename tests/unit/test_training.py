@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import math
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import BATCH, RECIPE, L, V, run, stop_after, variant, weights, write_shard, write_tiny
+from tiny_training import BATCH, RECIPE, L, V, ignore, never, run, stop_after, variant, weights, write_shard, write_tiny
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.artifacts import read_json
@@ -23,7 +24,17 @@ from moedisco_ray.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.events import Event
 from moedisco_ray.model_map import check_same, save_model
 from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
-from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, learning_rate, standing, steps_for, write_standing
+from moedisco_ray.training import (
+    TrainJob,
+    TrainResult,
+    World,
+    checkpoint,
+    learning_rate,
+    standing,
+    steps_for,
+    train,
+    write_standing,
+)
 from moedisco_ray.training.optimizer import RoundingAdamW, adamw
 from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.storage import SealedStream, Storage
@@ -221,6 +232,22 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob) -> N
     resumed = run(job)
     assert (resumed.restored_step, resumed.losses) == (3, whole.losses)
     check_same(weights(job.output), weights(job.output.with_name("whole-out")))
+
+
+def test_each_step_is_told_before_it_is_made_so_that_an_error_has_one(job: TrainJob) -> None:
+    asked = itertools.count(1)
+
+    def fails_after_the_fifth() -> bool:
+        if next(asked) == 5:
+            raise Killed
+        return False
+
+    first, second = list[int](), list[int]()
+    with pytest.raises(Killed):
+        train(job, World(), ignore, fails_after_the_fifth, first.append)
+    assert first == [0, 1, 2, 3, 4]
+    train(job, World(), ignore, never, second.append)
+    assert second == [3, 4, 5, 6, 7]
 
 
 def test_a_finished_training_is_not_done_again(job: TrainJob) -> None:

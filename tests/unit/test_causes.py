@@ -1,0 +1,74 @@
+"""An error of Ray is taken by its type; words count only where they are its own."""
+
+from __future__ import annotations
+
+import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
+from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
+
+from moedisco_ray.on_ray.causes import node_gone, unwrapped
+
+TRACEBACK = """Traceback (most recent call last):
+  File "/srv/node preemption/loop.py", line 7, in after_preemption
+    step(job)   # out of memory, or the node has died
+"""
+NODE_DIED = "The actor died because its node has died. Node Id: 5d\n\tthe actor's node was terminated unexpectedly: no heartbeat"
+NODE_PREEMPTED = "The actor died because its node has died. Node Id: 5d\n\tthe actor's node was preempted: a notice"
+NO_NODE = (
+    "Task failed because the node it was running on is dead or unavailable. Node IP: 10.0.0.7, node ID: 5d. This can happen if the "
+    "node was preempted, had a hardware failure, or its raylet crashed unexpectedly.")
+STARTS = "One of the worker actors failed to initialize due to error:\n"
+
+
+def actor_died(message: str, reason: int = NodeDeathInfo.UNSPECIFIED) -> ActorDiedError:
+    return ActorDiedError(ActorDiedErrorContext(
+        error_message=message, actor_id=bytes(16), class_name="RayTrainWorker", node_death_info=NodeDeathInfo(reason=reason)))
+
+
+def of_task(cause: Exception) -> RayTaskError:
+    """Its text is the traceback."""
+    return RayTaskError("step", f"{TRACEBACK}{type(cause).__name__}: {cause}", cause, proctitle="ray::step", pid=1, ip="10.0.0.7")
+
+
+def raised(cause: Exception) -> RayTaskError:
+    """As Ray raises it: of its cause's type too."""
+    return of_task(cause).as_instanceof_cause()
+
+
+def raised_from(cause: Exception) -> RuntimeError:
+    error = RuntimeError("the others are silent")
+    error.__cause__ = cause
+    return error
+
+
+class Preempted(Exception):  # noqa: N818 - a user's, with a name of theirs
+    preempted = True
+
+
+@pytest.mark.parametrize("error", [
+    actor_died(NODE_DIED), actor_died(NODE_PREEMPTED), actor_died("", NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED),
+    NodeDiedError(NO_NODE), raised(NodeDiedError(NO_NODE)), WorkerHealthCheckFailedError("", NodeDiedError(NO_NODE)),
+    WorkerHealthCheckFailedError("", raised(actor_died(NODE_DIED))), raised_from(actor_died(NODE_PREEMPTED)),
+    WorkerGroupStartupFailedError(f"{STARTS}{TRACEBACK}ray.exceptions.ActorDiedError: {NODE_DIED}"),
+    RuntimeError("the node has died"),
+])
+def test_a_node_that_went_is_told_by_type_or_in_the_last_line(error: Exception) -> None:
+    assert node_gone(error)
+
+
+@pytest.mark.parametrize("error", [
+    of_task(ValueError("bug")), raised(ValueError("bug")), WorkerHealthCheckFailedError("", raised(ValueError("bug"))),
+    raised_from(raised(ValueError("bug"))),
+    WorkerGroupStartupFailedError(f"{STARTS}{TRACEBACK}ValueError: bug"), ActorDiedError(of_task(ValueError("bug"))),
+    actor_died("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"), Preempted("bug"),
+    ValueError(f"the node has died\n{TRACEBACK}bug"),
+])
+def test_paths_and_source_lines_tell_of_no_node(error: Exception) -> None:
+    assert not node_gone(error)
+
+
+def test_what_ray_puts_around_an_error_comes_off() -> None:
+    bug = ValueError("bug")
+    assert unwrapped(WorkerHealthCheckFailedError("", raised(bug))) is bug
+    assert unwrapped(bug) is bug
