@@ -46,7 +46,7 @@ class PhaseCost:
         steps: Of one model; None where nothing is trained.
         tokens: Of all its models together: trained on, or read (`Reads`).
         flops: Operations.
-        hours: Wall-clock; of what is read, with one worker.
+        hours: Wall-clock. Documents are vectorised by as many workers as train sub-models at once; all else is read by one.
         dollars: At the pool's price.
     """
 
@@ -100,12 +100,15 @@ def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
 def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
     """What a run pays for beside its training: clustering on the low-memory pool, the rest where its whole MoE is trained."""
     each = forward_flops(config, plan)
+    at_once = next((stage.workers for stage in plan.stages if stage.stage == "submodels"), 1)
     found = []
     for stage, tokens in reads.items():
         pool = config.pools.low_memory if stage == "cluster" else config.finetune_pool
         flops = sum(count * each[reader] for reader, count in tokens.items())
         # As one token of so many operations. Which type of a mixed pool reads is not known: the dearest.
-        cost = max((training_cost(flops, 1, kind) for kind in pool.kinds), key=lambda cost: cost.dollars)
+        workers = at_once if stage == "cluster" else 1
+        cost = max(
+            (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.kinds), key=lambda cost: cost.dollars)
         found.append(PhaseCost(stage, pool.kind, None, round(sum(tokens.values())), flops, cost.hours, cost.dollars))
     return found
 

@@ -51,9 +51,10 @@ def test_what_is_read_is_counted_by_hand() -> None:
         "cluster": {"submodel": 50_000, "bigrams": 7000}, "merge": {"whole": 1536.5}, "evaluate": {"whole": 3000}})
     assert (cluster.stage, cluster.pool, cluster.steps, cluster.tokens) == ("cluster", "low_memory", None, 57_000)
     assert cluster.flops == 50_000 * submodel + 7000 * BIGRAM_FLOPS
-    # 312 TFLOP/s at 35 %; 0.72 of that for 0.35 dollars an hour, all of it for 2.28.
-    assert cluster.hours == pytest.approx(cluster.flops / (312e12 * 0.35 * 0.72) / 3600)
-    assert cluster.dollars == pytest.approx(cluster.hours * 0.35)
+    # 312 TFLOP/s at 35 %; 0.72 of that for 0.35 dollars an hour, all of it for 2.28. Two workers share the documents.
+    assert cluster.hours == pytest.approx(cluster.flops / (312e12 * 0.35 * 0.72) / 3600 / 2)
+    assert cluster.dollars == pytest.approx(2 * cluster.hours * 0.35)
+    assert merge.hours == pytest.approx(merge.flops / (312e12 * 0.35) / 3600)
     assert (merge.stage, merge.pool, merge.flops) == ("merge", "high_memory", 1536.5 * whole)
     assert evaluate.dollars == pytest.approx(3000 * whole / (312e12 * 0.35) / 3600 * 2.28)
 
