@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from harness import RESULTS, ROOT
-from quality import curves
+from quality import curves, result_files
 from quality import section as quality_section
 
 
@@ -200,18 +200,24 @@ def makespan() -> str:
 
 
 def quality() -> str:
-    result = quality_section.made_with()
     return section(
         "Quality for money",
         f"""Held-out perplexity against joint training of the same MoE on the high-memory pool, and the planned dollars for which
-        complete runs come to its final loss, as shares of joint training's; {result["setting"]["tokens"]:,} tokens of joint
+        complete runs come to its final loss, as shares of joint training's; {quality_section.joint_tokens()} tokens of joint
         training, one tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices and speeds are the
-        paper's; dollars are operations at these prices, so that what a gang's workers send each other is not in them, which
-        favours whatever shards a model over cheap cards. Figures of a gang on the low-memory pool are those of the same training,
-        priced there.""",
+        paper's; dollars and hours are operations at these, of everything that an arm pays for: its training, the passes over the
+        corpus that its clusters take, those that calibrate its routers and compare its merges, and the evaluation of its own final
+        model. Not counted, for only the benchmark wants to know: how good the seed, the sub-models and the merged model are, and
+        the looks at the held-out loss while a model is trained. What a gang's workers send each other is not in them either, which
+        favours whatever shards a model over cheap cards. What an arm has for as many dollars lies between its two complete runs,
+        on a straight line of log perplexity (or hours) over log dollars, at joint training's dollars exactly; some of
+        these runs had as many dollars for their training alone, and cost more in all. Figures of a gang on the low-memory pool are
+        those of the same training, priced there.""",
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
-        *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(quality_section.RESULTS)),
-        "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()), made_with(result))
+        *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
+        "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()),
+        "### What was tried", "As those who tried it noted it in `quality/tried.json`.",
+        table(quality_section.TRIED_HEAD, quality_section.tried()), quality_section.made_with())
 
 
 def at_least(what: str, measured: dict[str, float], target: float) -> str:
@@ -232,6 +238,6 @@ if __name__ == "__main__":
         checkpoint_stall(), simulator()]
     if (RESULTS / "makespan.json").exists():    # needs a machine that does nothing else for most of an hour
         page.append(makespan())
-    if (quality_section.RESULTS / "summary.json").exists():     # hours of measuring, apart from `make bench`
+    if result_files.result_paths():     # hours of measuring, apart from `make bench`
         page.append(quality())
     (ROOT / "RESULTS.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")

@@ -20,15 +20,13 @@ SIZES: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 256,
     "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "tie_word_embeddings": True}
 RECIPE = {"lr": 1.5e-3, "batch_tokens": 256, "micro_batch": None}
-"""Of all arms: what joint training was best with in small8/qwen3_moe/random, seed 7. Its held-out nats: 4.97; with batches of 256
-at 1e-3 and 3e-3 5.01 and 5.07, of 512 at 1.5e-3 and 3e-3 5.01 and 4.98, of 1024 at 3e-3 5.06."""
+"""Of all arms: what joint training was best with, of the batches and rates in tried.json."""
 HELD_OUT = 20_000
 """Validation tokens: the looks while it trains and the evaluation at the end see the same ones."""
 START_TOKENS = 250_000
 """Of the common dense model that the arms of a `seed` cell start from; in nobody's bill, for all have it. It is a model like a
 published one: weights without an optimizer's state. What to do with it first is a matter of the recipe: joint training makes an
-MoE of it at once, the default goes on with it as its seed. Where it did not, but clustered and cut the MoE at once, it had 1.14 to
-1.17 of joint training's perplexity for as many tokens, and took 0.38 to 0.41 of its dollars (commit 1b0746a, seed 0)."""
+MoE of it at once, the default goes on with it as its seed; without that it was much worse (tried.json)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@
     python benchmarks/quality/run.py --cell a/qwen3_moe/random --arms all --corpus DIR        one cell, every other recipe
     python benchmarks/quality/run.py --cell a/qwen3_moe/random --arms levers --corpus DIR     one cell, every lever by itself
     python benchmarks/quality/run.py --quick                                                  three minutes: default against paper
+    python benchmarks/quality/run.py --account --work DIR                                     results again, under today's account
 
 Every (cell, seed) is a process with one thread, `--jobs` of them at once. What is finished is skipped: each arm is a run of the
 product with its own resumption, and the rows of a (cell, seed) are a file in results/, to which arms can be added later.
@@ -34,6 +35,8 @@ import torch
 import yaml
 from cells import SIZES, START_TOKENS, STARTS, Cell, base_config
 from levers import KNOWN, LEVERS
+from reaccount import reaccounted
+from result_files import RESULTS, SUMMARY, read, result_paths, with_commit, write
 from summary import summarise
 
 from moedisco_ray.cli import output_console
@@ -44,9 +47,7 @@ from moedisco_ray.config import RunConfig
 from moedisco_ray.config.presets import preset_text
 from moedisco_ray.in_process import InProcess
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-sys.path.append(str(HERE.parent))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 harness: Any = importlib.import_module("harness")    # the other benchmarks' common parts, one folder up
 
 GRID = ("disco", "paper")
@@ -86,7 +87,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     path = RESULTS / f"{cell.slug}-{seed}.json"
     setting = {
         "model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(cell.start), "low_over_high": _low_over_high()}
-    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"setting": setting, "rows": []}
+    there = read(path) if path.exists() else {"setting": setting, "rows": []}
     if there["setting"] != setting:
         raise SystemExit(f"{path} was measured with another setting or recipe; move it away")
     missing = [arm for arm in asked(cell, arguments.arms) if arm not in {row["arm"] for row in there["rows"]}]
@@ -101,13 +102,14 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
         command += ["--corpus", str(arguments.corpus)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
     rows = json.loads(done.stdout.strip().splitlines()[-1])
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({
-        **harness.environment(
-            f"python benchmarks/quality/run.py --cell {cell} --seeds {arguments.seeds} --tokens {arguments.tokens}"
-            f" --arms {','.join(arguments.arms)}"),
+    corpora = "" if arguments.corpus is None else " --corpus DIR"
+    made = harness.environment(
+        f"python benchmarks/quality/run.py --cell {cell} --seeds {arguments.seeds} --tokens {arguments.tokens}"
+        f" --arms {','.join(arguments.arms)}{corpora}")
+    write(path, {
+        **with_commit(made, there),
         "setting": setting, "seconds": round(time.time() - started + there.get("seconds", 0.0), 1), "cell": str(cell), "seed": seed,
-        "rows": [*(there["rows"] or rows[:1]), *rows[1:]]}, indent=1) + "\n", encoding="utf-8")
+        "rows": [*(there["rows"] or rows[:1]), *rows[1:]]})
 
 
 def _recipe(start: str) -> str:
@@ -137,8 +139,19 @@ def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
 
 def write_summary() -> None:
     """`results/summary.json` from whatever is finished."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json")) if path.stem != "summary"]
-    (RESULTS / "summary.json").write_text(json.dumps(summarise(found), indent=1) + "\n", encoding="utf-8")
+    write(RESULTS / SUMMARY, summarise(map(read, result_paths())))
+
+
+def account(arguments: argparse.Namespace) -> int:
+    """Account the rows of all result files anew, from the run directories under `--work`; nothing is trained."""
+    for path in result_paths():
+        result = read(path)
+        work = arguments.work / Cell.parse(result["cell"]).slug / f"seed-{result['seed']}"
+        anew, kept = reaccounted(result, work)
+        write(path, anew)
+        print("\n".join([f"{path.name}: {len(anew['rows']) - len(kept)} rows", *kept]), file=sys.stderr)
+    write_summary()
+    return 0
 
 
 def quick(arguments: argparse.Namespace) -> int:
@@ -179,18 +192,21 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
     parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept to go on from")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--account", action="store_true", help="account existing result files anew, from --work; train nothing")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.corpus = Path(arguments.corpus) if arguments.corpus else None
     if arguments.quick:
         return quick(arguments)
+    if arguments.account:
+        return account(arguments)
     if arguments.worker is not None:
         print(json.dumps(measure(arguments.cell[0], arguments.worker, arguments)))
         return 0
     cells = [*arguments.cell, *(
         Cell(corpus, family, start) for corpus in arguments.corpora for family in FAMILIES for start in STARTS if arguments.grid)]
     if not cells:
-        parser.error("name a --cell, or --grid, or --quick")
+        parser.error("name a --cell, or --grid, or --quick, or --account")
     run_all(cells, arguments)
     return 0
 

@@ -1,65 +1,122 @@
-"""The section of RESULTS.md, from results/summary.json; no number in it is typed by hand."""
+"""The section of RESULTS.md, from results/*-SEED.json and tried.json; no number of the former is typed by hand."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from moedisco_ray.compare.arms import REFERENCE
 from quality.cells import STARTS
 from quality.levers import KNOWN, LEVERS
-from quality.summary import LOW
+from quality.result_files import commits, read, result_paths
+from quality.summary import FIGURES, LOW, MORE, summarise
 
-RESULTS = Path(__file__).resolve().parent / "results"
-HEAD = ["corpus, family, start", "arm", "seeds", "perplexity, equal tokens", "perplexity, equal dollars", "dollars to its loss"]
-LEVERS_HEAD = ["corpus, family, start", "the default", "seeds", "perplexity, equal tokens", "the default's own"]
+TRIED = Path(__file__).resolve().with_name("tried.json")
+COLUMNS = {
+    "ppl_equal_tokens": "perplexity, equal tokens", "ppl_equal_dollars": "perplexity, equal dollars",
+    "dollars_to_joint_loss_ratio": "dollars to its loss", "hours_equal_tokens": "hours, equal tokens",
+    "hours_equal_dollars": "hours, equal dollars"}
+HEAD = ["corpus, family, start", "arm", "seeds", *COLUMNS.values()]
+LEVERS_HEAD = ["corpus, family, start", "the default", "seeds", "perplexity, equal tokens", "the default's own, same seeds"]
+TRIED_HEAD = ["what", "measured", "commit", "verdict"]
 _TITLES = {"disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool"}
 _TARGETS = (
     ("ppl_equal_dollars", 0.9, "", STARTS), ("dollars_to_joint_loss_ratio", 0.5, ", the floor", STARTS),
     ("dollars_to_joint_loss_ratio", 0.3, ", the goal", STARTS),
     ("loss_equal_tokens", 1.01, ", from a common seed", ("seed",)))
 """What the default must reach, at most so much of joint training's, and in cells of which starts."""
+_ON_CHEAP_CARDS = (("disco", "the default as configured"), (LOW["disco"], "the default with its gang there too"))
+"""What is held against joint training on the low-memory pool alone."""
 
 
 def rows() -> list[list[str]]:
     """One per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
     return [
         [
-            _cell(entry), _TITLES.get(entry["arm"]) or KNOWN[entry["arm"]].title,
-            str(len(entry["seeds"])),
-            *(_span(entry, name) for name in ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio"))]
-        for entry in _summary() if entry["arm"] not in LEVERS]
+            _cell(entry), _TITLES.get(entry["arm"]) or KNOWN[entry["arm"]].title, str(len(entry["seeds"])),
+            *(_span(entry, name) for name in COLUMNS)]
+        for entry in _entries() if entry["arm"] not in LEVERS]
 
 
 def levers() -> list[list[str]]:
     """One per lever and cell in which it was put back: what the perplexity at equal tokens is then, against the default's."""
-    defaults = {_cell(entry): entry for entry in _summary() if entry["arm"] == "disco"}
     return [
-        [_cell(entry), KNOWN[entry["arm"]].title, str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
-         _span(defaults[_cell(entry)], "ppl_equal_tokens")]
-        for entry in _summary() if entry["arm"] in LEVERS]
+        [
+            _cell(entry), KNOWN[entry["arm"]].title, str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
+            _default_of(entry)]
+        for entry in _entries() if entry["arm"] in LEVERS]
+
+
+def verdicts() -> list[str]:
+    """In how many cells the default reaches its targets, and in which it does not."""
+    cells = [entry for entry in _entries() if entry["arm"] == "disco"]
+    lines = []
+    for name, most, words, starts in _TARGETS:
+        asked = [entry for entry in cells if entry["start"] in starts]
+        missed = [entry for entry in asked if entry[name] is None or entry[name] > most]
+        lines.append(f"* `{name}` of the default at most {most}{words}: {_verdict(asked, missed)}")
+    ratios = {(_cell(entry), entry["arm"]): entry["dollars_to_joint_loss_ratio"] for entry in _entries()}
+    for arm, words in _ON_CHEAP_CARDS:
+        dearer = [
+            entry for entry in cells
+            if _is_dearer(ratios.get((_cell(entry), arm)), ratios.get((_cell(entry), LOW[REFERENCE])))]
+        lines.append(f"* cheaper than joint training on the low-memory pool alone, {words}: {_verdict(cells, dearer)}")
+    return lines
+
+
+def joint_tokens() -> str:
+    """Of joint training."""
+    return _once(f"{result['setting']['tokens']:,}" for result in _results())
+
+
+def tried() -> list[list[str]]:
+    """What was tried and is in no result file: typed by those who tried it."""
+    found: list[dict[str, str]] = json.loads(TRIED.read_text(encoding="utf-8"))
+    return [[each[name] for name in TRIED_HEAD] for each in found]
+
+
+def made_with() -> str:
+    """All that the results were made with, each once."""
+    found = _results()
+    settings = [result["setting"] for result in found]
+    shared = [{name: value for name, value in setting.items() if name not in ("seed", "recipe")} for setting in settings]
+    parts = {
+        "": [f"`{result['command'].replace(result['cell'], 'CELL')}`" for result in found],
+        "commit": [commit for result in found for commit in commits(result)],
+        "recipe": [f"{result['setting']['recipe']} ({result['cell'].rpartition('/')[2]})" for result in found],
+        "seed": [str(setting["seed"]) for setting in settings],
+        "on": [f"{result['date']}, {result['processor']}, {result['cores']} cores" for result in found],
+        "with": [", ".join(f"{name} {version}" for name, version in result["versions"].items()) for result in found],
+        "setting": [f"`{json.dumps(setting)}`" for setting in shared]}
+    return "; ".join(f"{name} {_once(values)}".strip() for name, values in parts.items())
+
+
+@functools.cache
+def _results() -> tuple[dict[str, Any], ...]:
+    return tuple(map(read, result_paths()))
+
+
+def _entries() -> list[dict[str, Any]]:
+    return summarise(_results(), (*FIGURES, *MORE))
+
+
+def _default_of(lever: dict[str, Any]) -> str:
+    """The default's figure in the lever's cell and seeds; none where it was not run with all of them."""
+    same = [result for result in _results() if result["seed"] in lever["seeds"]]
+    return next(
+        (_span(entry, "ppl_equal_tokens") for entry in summarise(same)
+         if entry["arm"] == "disco" and _cell(entry) == _cell(lever) and entry["seeds"] == lever["seeds"]), "-")
 
 
 def _cell(entry: dict[str, Any]) -> str:
     return f"{entry['corpus']}, {entry['family']}, {entry['start']}"
 
 
-def verdicts() -> list[str]:
-    """In how many cells the default reaches its targets, and in which it does not."""
-    cells = [entry for entry in _summary() if entry["arm"] == "disco"]
-    lines = []
-    for name, most, words, starts in _TARGETS:
-        asked = [entry for entry in cells if entry["start"] in starts]
-        missed = [entry for entry in asked if entry[name] is None or entry[name] > most]
-        lines.append(f"* `{name}` of the default at most {most}{words}: {_verdict(asked, missed)}")
-    cheap = {(_cell(entry), entry["arm"]): entry["dollars_to_joint_loss_ratio"] for entry in _summary()}
-    dearer = [
-        entry for entry in cells
-        if (ours := cheap[_cell(entry), LOW["disco"]]) is None or ours >= cheap[_cell(entry), LOW[REFERENCE]]]
-    lines.append(f"* cheaper than joint training where both are on the low-memory pool alone: {_verdict(cells, dearer)}")
-    return lines
+def _is_dearer(ours: float | None, theirs: float | None) -> bool:
+    return ours is None or theirs is None or ours >= theirs
 
 
 def _verdict(asked: Sequence[dict[str, Any]], missed: Sequence[dict[str, Any]]) -> str:
@@ -67,16 +124,8 @@ def _verdict(asked: Sequence[dict[str, Any]], missed: Sequence[dict[str, Any]]) 
     return f"**missed** in {where}" if missed else f"met in all {len(asked)} cells that were run"
 
 
-def made_with() -> dict[str, Any]:
-    """How one of the newest results was made."""
-    paths = sorted(path for path in RESULTS.glob("*.json") if path.stem != "summary")
-    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return max(found, key=lambda result: str(result["date"]))
-
-
-def _summary() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))
-    return found
+def _once(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
 
 
 def _span(entry: dict[str, Any], name: str) -> str:

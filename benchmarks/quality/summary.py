@@ -10,24 +10,33 @@ from typing import Any
 
 from moedisco_ray.compare.arms import REFERENCE
 
-FIGURES = ("ppl_equal_tokens", "loss_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
+FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
+"""What summary.json holds of each."""
+MORE = ("loss_equal_tokens", "hours_equal_tokens", "hours_equal_dollars")
+"""What the result files tell beside that."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
+_AS_DEAR = 1.001
+"""Dollars of two runs that were to cost the same differ by less: tokens are whole, and so are windows of calibration."""
 
 
-def summarise(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise(results: Iterable[Mapping[str, Any]], names: Sequence[str] = FIGURES) -> list[dict[str, Any]]:
     """One entry per cell and arm.
 
     Args:
         results: One per (cell, seed): `cell`, `seed`, the `rows` of a comparison, and `setting`, whose `low_over_high` is the
             price of a FLOP on the low-memory pool over that on the other.
+        names: Which figures, of `FIGURES` and `MORE`.
 
     Returns:
-        `corpus`, `family`, `start`, `arm`, `seeds`, the medians of `FIGURES` (None where the arm has none, or where a seed never
-        came to joint training's loss) and their `spread`, {figure: {min, max}}. Perplexities and losses are ratios to joint
-        training's of the same seed, dollars are planned. Dollars to joint training's loss are those of complete runs, whose
-        learning rates came down, and between two of them a straight line over log dollars; where the cheapest is good enough, its
-        own, which is an upper bound.
+        `corpus`, `family`, `start`, `arm`, `seeds`, the medians of the figures (None where the arm has none, or where a seed never
+        came to joint training's loss) and their `spread`, {figure: {min, max}}. All are ratios to joint training's of the same
+        seed; dollars and hours are planned, of everything that the arm pays for (`compare.accounting`), and a row that was
+        accounted for training alone has none. What an arm reaches for as many dollars as joint training lies between its two
+        complete runs, on a straight line of log perplexity (or hours) over log dollars at joint training's dollars exactly: a run
+        for as many dollars of training costs some per cent more in all. Dollars to joint training's loss are those of complete
+        runs, whose learning rates came down, and between two of them a straight line over log dollars; where the cheapest is good
+        enough, its own, which is an upper bound.
     """
     by_arm: dict[tuple[str, str], list[tuple[int, dict[str, float | None]]]] = {}
     for result in results:
@@ -36,7 +45,7 @@ def summarise(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     entries = []
     for (cell, arm), found in by_arm.items():
         corpus, family, start = cell.split("/")
-        values = {name: [figures[name] for _, figures in found] for name in FIGURES}
+        values = {name: [figures[name] for _, figures in found] for name in names}
         entries.append({
             "corpus": corpus, "family": family, "start": start, "arm": arm, "seeds": sorted(seed for seed, _ in found),
             **{name: None if None in each else statistics.median(each) for name, each in values.items()},
@@ -53,23 +62,44 @@ def _figures(rows: Sequence[Mapping[str, Any]], low_over_high: float) -> dict[st
         by_arm.setdefault(row["arm"], []).append(row)
     figures = {arm: _ratios(mine, joint) for arm, mine in by_arm.items()}
     for arm, low in LOW.items():
-        cheaper = [
-            {**row, "dollars": _priced(row, low_over_high)} for row in rows if row["arm"] == arm]
+        # How long it takes there depends on how many workers share it, which its price does not.
+        cheaper = [{**row, "dollars": _priced(row, low_over_high), "hours": None} for row in rows if row["arm"] == arm]
         if cheaper:
-            found = _ratios([*cheaper, *by_arm.get(low, [])], joint)
-            equal = [row for row in by_arm.get(low, []) if row["budget"] == "dollars"]
-            figures[low] = {**found, "ppl_equal_dollars": _ratios(equal, joint)["ppl_equal_dollars"]}
+            figures[low] = _ratios([*cheaper, *by_arm.get(low, [])], joint)
     return figures
 
 
 def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict[str, float | None]:
-    perplexity = {row["budget"]: row["perplexity"] / joint["perplexity"] for row in rows}
-    loss = {row["budget"]: math.log(row["perplexity"]) / math.log(joint["perplexity"]) for row in rows}
-    dollars = dollars_to(joint["perplexity"], [(row["dollars"], row["perplexity"]) for row in rows])
+    told = rows if all(_is_whole(row) for row in (joint, *rows)) else []
+    timed = [row for row in told if row["hours"] is not None]
+    perplexities = [(row["dollars"], row["perplexity"]) for row in told]
+    perplexity = _at_tokens(rows, "perplexity")
     return {
-        "ppl_equal_tokens": perplexity.get("tokens"), "loss_equal_tokens": loss.get("tokens"),
-        "ppl_equal_dollars": perplexity.get("dollars"),
-        "dollars_to_joint_loss_ratio": None if dollars is None else dollars / joint["dollars"]}
+        "ppl_equal_tokens": _over(perplexity, joint["perplexity"]),
+        "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint["perplexity"]),
+        "hours_equal_tokens": _over(_at_tokens(timed, "hours"), joint["hours"]),
+        "ppl_equal_dollars": _over(at_dollars(joint["dollars"], perplexities), joint["perplexity"]),
+        "hours_equal_dollars": _over(
+            at_dollars(joint["dollars"], [(row["dollars"], row["hours"]) for row in timed]), joint["hours"]),
+        "dollars_to_joint_loss_ratio": _over(dollars_to(joint["perplexity"], perplexities), joint["dollars"])}
+
+
+def at_dollars(dollars: float, runs: Iterable[tuple[float, float]]) -> float | None:
+    """What an arm has for so many dollars: on a straight line, log over log, between its runs that cost less and more.
+
+    Args:
+        dollars: To spend.
+        runs: Dollars of each, and what it has.
+
+    Returns:
+        None where all of them cost less, or all more; a run's own where it costs as much.
+    """
+    ordered = sorted(runs)
+    for (less, before), (more, after) in itertools.pairwise(ordered):
+        if less <= dollars <= more and more / less > 1:
+            return before * (after / before) ** (math.log(dollars / less) / math.log(more / less))
+    nearest = min(ordered, key=lambda run: abs(math.log(run[0] / dollars)), default=None)
+    return nearest[1] if nearest is not None and 1 / _AS_DEAR <= nearest[0] / dollars <= _AS_DEAR else None
 
 
 def dollars_to(perplexity: float, runs: Iterable[tuple[float, float]]) -> float | None:
@@ -90,6 +120,19 @@ def dollars_to(perplexity: float, runs: Iterable[tuple[float, float]]) -> float 
             part = math.log(worse / perplexity) / math.log(worse / better)
             return less * (more / less) ** part
     return None
+
+
+def _at_tokens(rows: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    return next((row[name] for row in rows if row["budget"] == "tokens"), None)
+
+
+def _over(value: float | None, reference: float) -> float | None:
+    return None if value is None else value / reference
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Whether more than its training was accounted for."""
+    return any(phase["stage"] == "evaluate" for phase in row["phases"])
 
 
 def _priced(row: Mapping[str, Any], low_over_high: float) -> float:

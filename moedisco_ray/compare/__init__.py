@@ -2,6 +2,7 @@
 
 arms        the ways, as changes of a configuration
 accounting  loss over tokens, dollars and hours; what a loss costs
+reading     what a run reads beside its training
 run         runs the arms one after the other
 table       what a person reads; figures, what a person looks at
 """

@@ -1,8 +1,12 @@
-"""What an arm's training has cost at each look at its held-out loss, and what a loss costs.
+"""What an arm's run has cost at each look at its held-out loss, and what a loss costs.
 
-Two accounts are kept of every run. The planned one multiplies the tokens trained so far by the plan's dollars and hours per
-token of their phase: arithmetic on operations, prices and the pools' speeds, the same on every machine. The metered one is the fold
-that bills runs (`metering`): every second for which a worker was held, merging, evaluation and looks at the loss included.
+Two accounts are kept of every run. The planned one is arithmetic on operations, prices and the pools' speeds, the same on every
+machine. It counts training as the plan does, and what the recipe has to read beside it, in operations of forward passes: the
+documents that a model vectorises so that they can be clustered; the text that routers are calibrated and merges compared on; the
+validation tokens that the arm's own final model is measured on. It leaves out what only the comparison wants to know: how good the
+seed, the sub-models and the merged model are, which cluster a validation document is of, and the looks at the held-out loss while a
+model is trained. The metered one is the fold that bills runs (`metering`): every second for which a worker was held, all of these
+included.
 """
 
 from __future__ import annotations
@@ -10,14 +14,49 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
+from moedisco_ray.config import Architecture, PoolName, RunConfig
 from moedisco_ray.events import Event
 from moedisco_ray.metering import Meter
-from moedisco_ray.plan import Plan, StagePlan
+from moedisco_ray.plan import Parameters, Plan, count_parameters, submodel_architecture
+from moedisco_ray.plan.cost import flops_per_token, training_cost
+from moedisco_ray.stages import STAGES
 
 Axis = Literal["tokens", "dollars", "hours", "metered_dollars", "metered_hours"]
+ReadingStage = Literal["cluster", "merge", "evaluate"]
+Reader = Literal["whole", "submodel", "bigrams"]
+"""Who reads a token: the whole MoE; a sub-model, or the seed, which is as large; one cluster's bigrams (`clusters.method`)."""
+Reads = Mapping[ReadingStage, Mapping[Reader, float]]
+"""What a run reads beside its training: tokens, each as often as it is read. A pass that ends after some of the layers is that
+share of a token."""
+BIGRAM_FLOPS = 20.0
+"""More than the sums, quotients and logarithm that a token's likelihood in one cluster takes, with its counting."""
+_ORDER = [stage.name for stage in STAGES]
 _ATTEMPT_ENDS = ("run_finished", "run_failed", "run_stopped")
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseCost:
+    """What one phase of a run takes, as planned.
+
+    Attributes:
+        stage: Its name in the pipeline.
+        pool: Where.
+        steps: Of one model; None where nothing is trained.
+        tokens: Of all its models together: trained on, or read (`Reads`).
+        flops: Operations.
+        hours: Wall-clock. Documents are vectorised by as many workers as train sub-models at once; all else is read by one.
+        dollars: At the pool's price.
+    """
+
+    stage: str
+    pool: PoolName
+    steps: int | None
+    tokens: int
+    flops: float
+    hours: float
+    dollars: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +66,8 @@ class Point:
     Attributes:
         stage: Which model was looked at: `seed` or `finetune`.
         tokens: Trained on so far, by all models of the run.
-        dollars: Planned, of those tokens.
-        hours: Planned, wall-clock.
+        dollars: Planned, of those tokens and of what was read before this model's training began.
+        hours: Planned, wall-clock, of the same.
         metered_dollars: What the workers held so far cost.
         metered_hours: Wall-clock, without the time between an attempt's end and the next one's start.
         loss: Nats per token.
@@ -43,14 +82,63 @@ class Point:
     loss: float
 
 
-def curve(events: Iterable[Event], plan: Plan, prices: Mapping[str, float]) -> list[Point]:
+def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
+    """Everything that a run pays for, in its order.
+
+    Args:
+        config: The run's.
+        plan: Of the same.
+        reads: What it reads beside its training.
+    """
+    trained = [
+        PhaseCost(
+            stage.stage, stage.pool, stage.steps, stage.cost.tokens, stage.cost.flops, stage.cost.hours, stage.cost.dollars)
+        for stage in plan.stages]
+    return sorted([*trained, *overheads(config, plan, reads)], key=lambda phase: _ORDER.index(phase.stage))
+
+
+def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
+    """What a run pays for beside its training: clustering on the low-memory pool, the rest where its whole MoE is trained."""
+    each = forward_flops(config, plan)
+    at_once = next((stage.workers for stage in plan.stages if stage.stage == "submodels"), 1)
+    found = []
+    for stage, tokens in reads.items():
+        pool = config.pools.low_memory if stage == "cluster" else config.finetune_pool
+        flops = sum(count * each[reader] for reader, count in tokens.items())
+        # As one token of so many operations. Which type of a mixed pool reads is not known: the dearest.
+        workers = at_once if stage == "cluster" else 1
+        cost = max(
+            (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.kinds), key=lambda cost: cost.dollars)
+        found.append(PhaseCost(stage, pool.kind, None, round(sum(tokens.values())), flops, cost.hours, cost.dollars))
+    return found
+
+
+def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
+    """Operations to read one token: of a model a third of a training step's, for its gradients take twice as many as it does.
+
+    The head's are included, although hidden states are read below it, and so are those of as many tokens before it as fill a
+    sequence: nothing costs more than this.
+    """
+    whole = config.model.architecture
+    part = submodel_architecture(whole, config.clusters.count)
+
+    def third(parameters: Parameters, shape: Architecture) -> float:
+        return flops_per_token(parameters, shape, config.corpus.sequence_length, checkpointing=False) / 3
+
+    return {
+        "whole": third(plan.parameters, whole),
+        "submodel": third(count_parameters(config.model.family, part, plan.vocab_size), part),
+        "bigrams": BIGRAM_FLOPS}
+
+
+def curve(events: Iterable[Event], phases: Sequence[PhaseCost], prices: Mapping[str, float]) -> list[Point]:
     """The run's looks at its held-out loss, in order.
 
     Of steps that were made twice, because a training went back to a checkpoint, the last look counts.
 
     Args:
         events: The run's, oldest first.
-        plan: The run's.
+        phases: What it pays for, as `account` says.
         prices: Dollars per worker-hour of each pool.
     """
     meter, clock = Meter(), _Clock()
@@ -60,19 +148,34 @@ def curve(events: Iterable[Event], plan: Plan, prices: Mapping[str, float]) -> l
         clock.update(event)
         if event.type != "evaluation" or event.stage is None:
             continue
-        before = _phases_before(plan, event.stage)
-        phase = next(stage for stage in plan.stages if stage.stage == event.stage)
-        part = event.data["tokens"] / phase.cost.tokens
-        tokens = sum(stage.cost.tokens for stage in before) + event.data["tokens"]
+        before = _before(phases, event.stage)
+        phase = phases[len(before)]
+        part = event.data["tokens"] / phase.tokens
+        tokens = trained_tokens(before) + event.data["tokens"]
         while points and points[-1].tokens >= tokens:
             points.pop()
         points.append(Point(
             event.stage, tokens,
-            dollars=sum(stage.cost.dollars for stage in before) + part * phase.cost.dollars,
-            hours=sum(stage.cost.hours for stage in before) + part * phase.cost.hours,
+            dollars=dollars_of(before) + part * phase.dollars,
+            hours=hours_of(before) + part * phase.hours,
             metered_dollars=metered_dollars(meter, prices), metered_hours=clock.seconds / 3600,
             loss=float(event.data["held_out_loss"])))
     return points
+
+
+def trained_tokens(phases: Iterable[PhaseCost]) -> int:
+    """Those that are trained on."""
+    return sum(phase.tokens for phase in phases if phase.steps is not None)
+
+
+def dollars_of(phases: Iterable[PhaseCost]) -> float:
+    """Of all of them."""
+    return sum(phase.dollars for phase in phases)
+
+
+def hours_of(phases: Iterable[PhaseCost]) -> float:
+    """Of all of them, one after the other."""
+    return sum(phase.hours for phase in phases)
 
 
 def wall_hours(events: Iterable[Event]) -> float:
@@ -120,18 +223,8 @@ def loss_at(points: Sequence[Point], value: float, axis: Axis) -> float | None:
     return None
 
 
-def phases(plan: Plan) -> list[dict[str, Any]]:
-    """Per training phase: `stage`, `pool`, `steps` of one model, `tokens`, `flops`, `hours`, `dollars`, as planned."""
-    return [
-        {
-            "stage": stage.stage, "pool": stage.pool, "steps": stage.steps, "tokens": stage.cost.tokens,
-            "flops": stage.cost.flops, "hours": stage.cost.hours, "dollars": stage.cost.dollars,
-        }
-        for stage in plan.stages]
-
-
-def _phases_before(plan: Plan, stage: str) -> list[StagePlan]:
-    return list(itertools.takewhile(lambda phase: phase.stage != stage, plan.stages))
+def _before(phases: Sequence[PhaseCost], stage: str) -> list[PhaseCost]:
+    return list(itertools.takewhile(lambda phase: phase.stage != stage, phases))
 
 
 class _Clock:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from moedisco_ray.compare.accounting import Reads, account, dollars_of, overheads
 from moedisco_ray.config import RunConfig, check_config, put
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
 
 Budget = Literal["tokens", "dollars"]
 """What an arm has as much of as the first one: it is trained once for each."""
+Measured = Literal["finetune", "ensemble"]
+"""Which of a run's models is the arm's result, as `evaluation.json` calls it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +25,12 @@ class Arm:
     Attributes:
         title: In tables and figures.
         settings: Dotted configuration paths and their values; a function makes a value of the base configuration.
-        measured: Which of the run's models is the arm's result, as `evaluation.json` calls it.
+        measured: Its result.
     """
 
     title: str
     settings: Mapping[str, Any | Callable[[RunConfig], Any]]
-    measured: Literal["finetune", "ensemble"] = "finetune"
+    measured: Measured = "finetune"
 
 
 _ALL = [{"train": "all", "share": 1.0}]
@@ -46,6 +49,7 @@ _JOINT: Mapping[str, Any] = {
     "finetune.optimizer.lr": lambda base: base.submodels.optimizer.lr,  # from a start that nothing was trained of
 }
 
+_FRESH: Mapping[str, Any] = {"submodels.keep_moments": False, "finetune.keep_moments": False}
 _PLAIN_MERGE: Mapping[str, Any] = {
     "merge.backbone": "uniform", "merge.delta_scale": 1.0, "merge.router": "random", "merge.match_load": False}
 
@@ -65,7 +69,6 @@ ARMS: Mapping[str, Arm] = {
         "clusters.overlap": 0.0,
         "submodels.optimizer.schedule": "constant",
         "submodels.optimizer.warmup": 0.0,
-        "submodels.keep_moments": False,
         **_ONE_SHOT,
         **_PLAIN_MERGE,
         "merge.match_scale": False,
@@ -73,7 +76,7 @@ ARMS: Mapping[str, Arm] = {
         "finetune.dense_gate": 0.0,
         "finetune.spike_guard": None,
         "finetune.early_stop": None,
-        "finetune.keep_moments": False,
+        **_FRESH,
         "finetune.load_balance": 0.0,
         "finetune.z_loss": 0.0,
     }),
@@ -82,13 +85,14 @@ ARMS: Mapping[str, Arm] = {
         "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
         "tokens.finetune_share": lambda base: base.tokens.finetune_share,
     }),
-    "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE}),
-    "spes": Arm("SPES-like, H = 100", {
+    "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE, **_FRESH}),
+    "spes": Arm("SPES-like, H = 100, without a live router in the sub-models", {
         "tokens.seed_share": 0.0,
         "clusters.vectors": "tfidf_svd",    # hidden states need a seed
         "submodels.sync_every": 100,
         "submodels.outer": {"lr": 1.0, "momentum": 0.0},
         **_PLAIN_MERGE,
+        **_FRESH,
     }),
     "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
     "ensemble": Arm(
@@ -125,23 +129,45 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budge
     return check_config(raw)
 
 
-def tokens_for(base: RunConfig, arm: Arm, budget: Budget) -> int:
+def tokens_for(base: RunConfig, arm: Arm, budget: Budget, reads: Callable[[RunConfig, Arm], Reads]) -> int:
     """The arm's tokens at as many tokens, or as many planned dollars, as joint training of `base.tokens.total` tokens.
 
+    Dollars are those of the whole account: joint training's buy the arm's clusters, merge and evaluation first, and what is left
+    buys its tokens.
+
+    Args:
+        base: The configuration that is compared.
+        arm: Whose.
+        budget: What it has as much of.
+        reads: What a run of an arm reads beside its training; asked for dollars alone.
+
     Raises:
-        ConfigError: The base configuration does not allow for the arm, or its training costs nothing.
+        ConfigError: The base configuration does not allow for the arm, its training costs nothing, or all that joint training
+            costs does not pay for what it reads.
     """
     if budget == "tokens":
         return base.tokens.total
-    joint, ours = (planned(base, each).dollars for each in (ARMS[REFERENCE], arm))
-    if not ours:
+    reference = ARMS[REFERENCE]
+    joint, ours = (_at_base(base, each) for each in (reference, arm))
+    joint_plan, plan = build_plan(joint), build_plan(ours)
+    if not plan.dollars:
         raise ConfigError("pools", None, "an arm costs nothing, so nothing is as dear; give the pools prices")
-    return round(base.tokens.total * joint / ours)
+    left = dollars_of(account(joint, joint_plan, reads(joint, reference))) - dollars_of(overheads(ours, plan, reads(ours, arm)))
+    tokens = round(base.tokens.total * left / plan.dollars)
+    if tokens < 1:
+        raise ConfigError(
+            "tokens.total", base.tokens.total,
+            f"joint training of so many costs less than {arm.title} pays before it trains; raise it, or leave the arm out")
+    return tokens
 
 
 def planned(base: RunConfig, arm: Arm) -> Plan:
     """The plan of an arm at the base configuration's tokens."""
-    return build_plan(arm_config(base, "arm", arm, base.output, "tokens", base.tokens.total))
+    return build_plan(_at_base(base, arm))
+
+
+def _at_base(base: RunConfig, arm: Arm) -> RunConfig:
+    return arm_config(base, "arm", arm, base.output, "tokens", base.tokens.total)
 
 
 _LOOKS = 40

@@ -12,8 +12,19 @@ from typing import Any
 
 from moedisco_ray import pipeline, stages
 from moedisco_ray.artifacts import is_done, read_json, write_json
-from moedisco_ray.compare.accounting import Point, curve, first_reach, metered_dollars, phases, wall_hours
+from moedisco_ray.compare.accounting import (
+    Point,
+    Reads,
+    account,
+    curve,
+    dollars_of,
+    first_reach,
+    hours_of,
+    metered_dollars,
+    wall_hours,
+)
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, tokens_for
+from moedisco_ray.compare.reading import expected, found
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
@@ -30,6 +41,8 @@ def compare(
     view: Callable[[], View] | None = None, shell: Shell | None = None, known: Mapping[str, Arm] = ARMS,
 ) -> dict[str, Any]:
     """Train every arm, once with as many tokens as joint training and once for as many planned dollars, and compare.
+
+    Dollars are those of the whole account (`accounting`), not of training alone.
 
     What is finished is not made again: an interrupted comparison goes on where it was.
 
@@ -51,22 +64,23 @@ def compare(
         RunError: A run failed; the same call goes on.
     """
     arms = chosen(names, known)
+    joint = arm_config(base, REFERENCE, ARMS[REFERENCE], output, "tokens", base.tokens.total)
+
+    def reads(config: RunConfig, arm: Arm) -> Reads:
+        return expected(config, arm.measured, joint.directory / "corpus")    # the reference has run by then: it is the first
+
     rows: list[dict[str, Any]] = []
     finished: list[Path] = []
     for name, arm in arms.items():
         for budget in ("tokens",) if name == REFERENCE else budgets:
-            config = arm_config(base, name, arm, output, budget, tokens_for(base, arm, budget))
+            config = arm_config(base, name, arm, output, budget, tokens_for(base, arm, budget, reads))
             share_corpus(config, finished)
             with contextlib.ExitStack() as stack:
                 views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
                 pipeline.run(config, views, shell=shell)
             finished.append(config.directory)
             rows.append(measured(name, arm, budget, config))
-    target = rows[0]["curve"][-1]["loss"]
-    for row in rows:
-        points = [Point(**point) for point in row["curve"]]
-        row["dollars_to_target"] = first_reach(points, target, "dollars")
-        row["hours_to_target"] = first_reach(points, target, "hours")
+    target = add_target(rows)
     result = {"reference": REFERENCE, "name": base.name, "seed": base.seed, "target_loss": target, "rows": rows}
     write_json(output / "compare.json", result)
     return result
@@ -77,12 +91,15 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
 
     Returns:
         `arm`, `title`, `budget`, `run` (its directory's name); `recipe` and `subject`, by what and on what it was trained
-        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, `flops`, `dollars` and `hours`, planned, and
-        the same in `phases`; `metered_dollars` and `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the
-        validation documents; `curve`, its looks at the held-out loss (`accounting.Point`), of which an ensemble's last is its
-        evaluation.
+        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, that were trained on; `flops`, `dollars` and
+        `hours`, planned, of everything that it pays for, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and
+        `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity
+        on those of each, `specialisation`, the normalised mutual information of documents' sources and clusters with their first
+        experts, and `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `curve`, its looks
+        at the held-out loss (`accounting.Point`), of which an ensemble's last is its evaluation.
     """
     plan = build_plan(config)
+    phases = account(config, plan, found(config, arm.measured))
     events = EventLog.read(config.directory / "events.jsonl")
     prices = {key: pool.price_per_hour for key, pool in config.pools.by_key.items()}
     meter = Meter()
@@ -90,20 +107,50 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
         meter.update(event)
     evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
     figures = evaluation["ensemble"] if arm.measured == "ensemble" else evaluation
-    points = curve(events, plan, prices)
+    points = curve(events, phases, prices)
     if arm.measured == "ensemble":
+        before = [phase for phase in phases if phase.stage != "evaluate"]
         points.append(Point(
-            "finetune", plan.tokens, plan.dollars, plan.hours, metered_dollars(meter, prices), wall_hours(events), figures["loss"]))
+            "finetune", plan.tokens, dollars_of(before), hours_of(before), metered_dollars(meter, prices), wall_hours(events),
+            figures["loss"]))
     return {
         "arm": name, "title": arm.title, "budget": budget, "run": config.name,
         "recipe": recipe(config), "subject": subject(config, plan), "measured": arm.measured,
-        "tokens": plan.tokens, "flops": sum(stage.cost.flops for stage in plan.stages),
-        "dollars": plan.dollars, "hours": plan.hours,
-        "phases": phases(plan),
+        "tokens": plan.tokens, "flops": sum(phase.flops for phase in phases),
+        "dollars": dollars_of(phases), "hours": hours_of(phases),
+        "phases": [dataclasses.asdict(phase) for phase in phases],
         "metered_dollars": metered_dollars(meter, prices), "worker_seconds": meter.worker_seconds,
         "loss": figures["loss"], "perplexity": figures["perplexity"], "bits_per_byte": figures["bits_per_byte"],
+        **_looked_at(figures),
         "curve": [dataclasses.asdict(point) for point in points],
     }
+
+
+def _looked_at(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation says of a model beside its loss."""
+    if "routers" not in figures:
+        return dict.fromkeys(("sources", "specialisation", "dead_experts"))
+    return {
+        "sources": {source["source"]: source["perplexity"] for source in figures["sources"]},
+        "specialisation": figures["specialisation"],
+        "dead_experts": sum(router["dead"] for router in figures["routers"])}
+
+
+def add_target(rows: Sequence[dict[str, Any]]) -> float:
+    """Add to each row what it took to come to joint training's last held-out loss: `dollars_to_target` and `hours_to_target`.
+
+    Args:
+        rows: The reference's first.
+
+    Returns:
+        That loss.
+    """
+    target = float(rows[0]["curve"][-1]["loss"])
+    for row in rows:
+        points = [Point(**point) for point in row["curve"]]
+        row["dollars_to_target"] = first_reach(points, target, "dollars")
+        row["hours_to_target"] = first_reach(points, target, "hours")
+    return target
 
 
 def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:

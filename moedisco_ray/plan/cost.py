@@ -1,7 +1,7 @@
 """Hours and dollars of training, from floating-point operations and the pools' prices.
 
 The reference is one A100-80GB: 312 TFLOP/s in bf16 (its data sheet), of which 35 % are assumed to be reached; a pool's
-`speed` scales it. Nothing but training is counted: reading, clustering and merging are minutes of CPU.
+`speed` scales it. Nothing but training is counted; a comparison adds what a run reads beside it (`compare.accounting`).
 """
 
 from __future__ import annotations

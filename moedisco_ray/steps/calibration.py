@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from moedisco_ray.config import Merge
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.merge import Batch
 from moedisco_ray.steps.context import Context, cluster_tokens, submodel_seed
@@ -28,18 +31,14 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
     config = context.config
     length = config.corpus.sequence_length
     sizes = cluster_tokens(context)
+    streams = [TokenStream([context.of("cluster") / "shards" / str(k)], length) for k in range(len(sizes))]
+    counts = calibration_windows(config.merge, length, sizes, [len(stream) for stream in streams])
     batches: list[Batch] = []
     held_out: list[NDArray[np.int32]] = []
-    for k, size in enumerate(sizes):
-        stream = TokenStream([context.of("cluster") / "shards" / str(k)], length)
-        share = size / sum(sizes) / length
-        held = 0
-        if config.merge.backbone == "auto":
-            held = min(len(stream) // 2, max(1, round(config.merge.auto_tokens * share)))
+    for k, (stream, (wanted, held)) in enumerate(zip(streams, counts, strict=True)):
         seen = batch_indices(submodel_seed(config, k), 0, len(stream), len(stream))
         held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(stream) - held:]]
         left = np.sort(seen[:len(stream) - held])
-        wanted = min(len(left), max(1, round(config.merge.calibration_tokens * share)))
         # Evenly spread over the shard: its beginning alone could be one document.
         chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
@@ -51,11 +50,33 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
     return batches, held_out
 
 
+def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], there: Sequence[int]) -> list[tuple[int, int]]:
+    """How many windows of each cluster routers are calibrated on, and how many merges are compared on.
+
+    Args:
+        settings: The merge section.
+        length: Tokens of a window.
+        tokens: Of each cluster.
+        there: Windows that its text has.
+    """
+    counts = []
+    for size, windows in zip(tokens, there, strict=True):
+        share = size / sum(tokens) / length
+        held = min(windows // 2, max(1, round(settings.auto_tokens * share))) if settings.backbone == "auto" else 0
+        counts.append((min(windows - held, max(1, round(settings.calibration_tokens * share))), held))
+    return counts
+
+
 def sample(context: Context) -> list[Batch]:
     """As much of the whole corpus, evenly spread, as routers are calibrated on; all of one cluster."""
     stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
-    wanted = min(len(stream), max(1, context.config.merge.calibration_tokens // stream.sequence_length))
+    wanted = sample_windows(context.config.merge, stream.sequence_length, len(stream))
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
     return [
         (np.stack([stream.window(int(i))[:-1] for i in some]), np.zeros(len(some), dtype=np.int64))
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH))]
+
+
+def sample_windows(settings: Merge, length: int, there: int) -> int:
+    """How many of the corpus' windows `sample` takes."""
+    return min(there, max(1, settings.calibration_tokens // length))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.compare.accounting import phases
-from moedisco_ray.compare.arms import ARMS, REFERENCE, arm_config, tokens_for
+from moedisco_ray.compare.accounting import Reads, account, dollars_of
+from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, arm_config, tokens_for
 from moedisco_ray.config import RunConfig
 from moedisco_ray.plan import build_plan, recipe, subject
 
@@ -30,10 +31,15 @@ def base_config(**sections: Any) -> RunConfig:
     return RunConfig.model_validate(given)
 
 
+def nothing(config: RunConfig, arm: Arm) -> Reads:
+    return {}
+
+
 def comparison(
     base: RunConfig, laws: Mapping[str, Law] = LAWS, seed: int = 0, noise: float = 0.0, times: Sequence[float] = (1,),
+    reads: Callable[[RunConfig, Arm], Reads] = nothing,
 ) -> dict[str, Any]:
-    """One run per arm, budget and size: `times` as many tokens as the base configuration has."""
+    """One run per arm, budget and size: `times` as many tokens as the base configuration has; it reads nothing else, or `reads`."""
     chance = random.Random(seed)
     of_seed = chance.gauss(0, noise)
     rows = []
@@ -41,11 +47,14 @@ def comparison(
         sized = base.model_copy(update={"tokens": base.tokens.model_copy(update={"total": round(base.tokens.total * factor)})})
         for name, law in laws.items():
             for budget in ("tokens",) if name == REFERENCE else ("tokens", "dollars"):
-                config = arm_config(sized, name, ARMS[name], Path("runs"), budget, tokens_for(sized, ARMS[name], budget))
+                arm = ARMS[name]
+                config = arm_config(sized, name, arm, Path("runs"), budget, tokens_for(sized, arm, budget, reads))
                 plan = build_plan(config)
+                phases = account(config, plan, reads(config, arm))
                 loss = law(plan.tokens) + of_seed + chance.gauss(0, noise / 2)
                 rows.append({
-                    "arm": name, "title": ARMS[name].title, "budget": budget, "run": config.name, "measured": ARMS[name].measured,
-                    "recipe": recipe(config), "subject": subject(config, plan), "tokens": plan.tokens, "dollars": plan.dollars,
-                    "phases": phases(plan), "loss": loss, "perplexity": math.exp(loss), "curve": []})
+                    "arm": name, "title": arm.title, "budget": budget, "run": config.name, "measured": arm.measured,
+                    "recipe": recipe(config), "subject": subject(config, plan), "tokens": plan.tokens,
+                    "dollars": dollars_of(phases), "phases": [dataclasses.asdict(phase) for phase in phases],
+                    "loss": loss, "perplexity": math.exp(loss), "curve": []})
     return {"reference": REFERENCE, "name": base.name, "seed": seed, "target_loss": rows[0]["loss"], "rows": rows}

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_example import LAWS, MODEL, Law, base_config, comparison
 
-from moedisco_ray.compare.arms import ARMS, planned
+from moedisco_ray.compare.accounting import Reads
+from moedisco_ray.compare.arms import ARMS, Arm, planned
 from moedisco_ray.config import RunConfig, check_config, put
 from moedisco_ray.errors import ConfigError, RunDirError
 from moedisco_ray.plan import build_plan
@@ -209,6 +210,30 @@ def test_another_model_keeps_its_own_learning_rates_and_batches() -> None:
     assert list(advice.settings) == ["tokens.total", "clusters.count", "submodels.sync_every"]
     low, high = advice.advised.interval or (math.inf, None)
     assert low < (advice.advised.ratio or 0) < (high or 0)
+
+
+def test_what_is_read_beside_training_counts_where_recipes_are_held_against_each_other() -> None:
+    def reads(config: RunConfig, arm: Arm) -> Reads:
+        return {"cluster": {"submodel": 4e7}} if config.tokens.decoupled else {}
+
+    laws = {"joint": line(3.0, 0.2), "disco": line(3.5, 0.2)}
+    table = comparison(BASE, laws, times=(1, 4), reads=reads)
+    rows = [row for row in table["rows"] if (row["arm"], row["budget"]) in (("joint", "tokens"), ("disco", "dollars"))]
+    assert len({round(row["dollars"] / JOINT, 3) for row in rows}) == 2
+    # Its clusters left the default less to train on, so that of training alone it has fewer dollars than joint training.
+    advice = advise(BASE, measured({**table, "rows": rows}), budget(JOINT * 2))
+    assert [(row.title, row.dominated) for row in advice.options] == [
+        ("joint, high-memory pool", False), ("MoE-DisCo, as configured", True)]
+
+
+@pytest.mark.parametrize("section", ["submodels", "finetune"])
+def test_recipes_that_differ_in_moments_alone_stay_apart(section: str) -> None:
+    fresh = base_config(**{section: {"keep_moments": False}})
+    laws = {"joint": LAWS["joint"], "disco": lambda tokens: LAWS["disco"](tokens) + 0.1}
+    for config in (BASE, LARGE):    # as measured, and as what means the same for a model of another size
+        options = advise(config, measured(comparison(BASE), comparison(fresh, laws)), budget(JOINT)).options
+        assert {row.title for row in options} >= {
+            "MoE-DisCo, as configured (keep_moments True)", "MoE-DisCo, as configured (keep_moments False)"}
 
 
 def test_several_other_models_are_surer_than_one() -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from small_run import small_config
+from small_run import DOMAINS, small_config
 
 from moedisco_ray.artifacts import read_json
-from moedisco_ray.compare import accounting
-from moedisco_ray.compare.accounting import Point, curve, first_reach, loss_at, wall_hours
-from moedisco_ray.compare.arms import ARMS, REFERENCE, arm_config, chosen, planned, tokens_for
+from moedisco_ray.compare.accounting import Point, Reads, account, curve, dollars_of, first_reach, loss_at, wall_hours
+from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, tokens_for
 from moedisco_ray.compare.figures import plot_comparison
 from moedisco_ray.compare.run import compare
 from moedisco_ray.compare.table import compare_view
@@ -25,6 +24,8 @@ from moedisco_ray.in_process import InProcess
 from moedisco_ray.plan import build_plan
 
 TOKENS = {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}
+READS: Reads = {"evaluate": {"whole": 3000}, "cluster": {"submodel": 60_000}, "merge": {"whole": 1536}}
+"""Not in the order in which a run comes to them."""
 
 
 @pytest.fixture
@@ -43,16 +44,46 @@ def test_every_arm_is_a_configuration_on_the_same_text(base: RunConfig, tmp_path
     assert config.directory == tmp_path / f"{name}-tokens"
 
 
+def nothing(config: RunConfig, arm: Arm) -> Reads:
+    return {}
+
+
+def some(config: RunConfig, arm: Arm) -> Reads:
+    return {stage: tokens for stage, tokens in READS.items() if stage == "evaluate" or config.tokens.decoupled}
+
+
+@pytest.mark.parametrize("reads", [nothing, some])
 @pytest.mark.parametrize("name", ARMS)
-def test_equal_dollars_are_equal_to_a_thousandth(base: RunConfig, tmp_path: Path, name: str) -> None:
-    joint = planned(base, ARMS[REFERENCE])
-    tokens = tokens_for(base, ARMS[name], "dollars")
-    ours = build_plan(arm_config(base, name, ARMS[name], tmp_path, "dollars", tokens))
-    assert ours.dollars == pytest.approx(joint.dollars, rel=1e-3)
-    assert tokens_for(base, ARMS[name], "tokens") == base.tokens.total
+def test_equal_dollars_are_equal_to_a_thousandth(base: RunConfig, tmp_path: Path, name: str, reads: Any) -> None:
+    tokens = tokens_for(base, ARMS[name], "dollars", reads)
+    joint = arm_config(base, REFERENCE, ARMS[REFERENCE], tmp_path, "tokens", base.tokens.total)
+    ours = arm_config(base, name, ARMS[name], tmp_path, "dollars", tokens)
+    spent = [
+        dollars_of(account(config, build_plan(config), reads(config, ARMS[arm])))
+        for config, arm in ((joint, REFERENCE), (ours, name))]
+    assert spent[1] == pytest.approx(spent[0], rel=1e-3)
+    if reads is nothing:
+        assert build_plan(ours).dollars == pytest.approx(planned(base, ARMS[REFERENCE]).dollars, rel=1e-3)
+    else:
+        # What is read leaves less to train on, unless joint training reads as much, or as dear.
+        fewer = tokens < tokens_for(base, ARMS[name], "dollars", nothing)
+        assert fewer == ours.tokens.decoupled
+    assert tokens_for(base, ARMS[name], "tokens", reads) == base.tokens.total
     # A token of the cheap pool costs 0.35 / 2.28 / 0.72 of one of the dear pool, for the same operations.
-    if name == "joint-low":
+    if name == "joint-low" and reads is nothing:
         assert tokens / base.tokens.total == pytest.approx(2.28 * 0.72 / 0.35, rel=1e-3)
+
+
+def test_an_arm_that_cannot_be_paid_for_is_one_line(base: RunConfig) -> None:
+    def too_much(config: RunConfig, arm: Arm) -> Reads:
+        return {"cluster": {"submodel": 1e7}} if config.tokens.decoupled else {}
+
+    with pytest.raises(ConfigError, match=r"tokens.total: 24000: joint training of so many costs less than MoE-DisCo, as"):
+        tokens_for(base, ARMS["disco"], "dollars", too_much)
+    free = base.model_copy(update={"pools": base.pools.model_copy(update={
+        kind: getattr(base.pools, kind).model_copy(update={"price_per_hour": 0.0}) for kind in ("low_memory", "high_memory")})})
+    with pytest.raises(ConfigError, match="pools: an arm costs nothing"):
+        tokens_for(free, ARMS["disco"], "dollars", nothing)
 
 
 def test_arms_that_there_are_not() -> None:
@@ -88,13 +119,17 @@ def test_the_loss_for_an_amount() -> None:
 def test_accounts_of_a_run_that_was_interrupted(base: RunConfig) -> None:
     plan = build_plan(base)
     seed, submodels, finetune = plan.stages
+    phases = account(base, plan, READS)
+    assert [phase.stage for phase in phases] == ["seed", "cluster", "submodels", "merge", "finetune", "evaluate"]
+    _, cluster, _, merge, _, _ = phases
 
-    def look(time: float, tokens: int, loss: float) -> Event:
-        return Event("evaluation", "finetune", "finetune", {"step": 1, "tokens": tokens, "held_out_loss": loss}, time)
+    def look(time: float, tokens: int, loss: float, stage: str = "finetune") -> Event:
+        return Event("evaluation", stage, stage, {"step": 1, "tokens": tokens, "held_out_loss": loss}, time)
 
     events = [
         Event("run_started", time=0.0),
         Event("workers_held", data={"hold": "a", "pool": "low_memory", "workers": 2}, time=100.0),
+        look(300.0, 1000, 6.0, "seed"),
         Event("workers_released", data={"hold": "a"}, time=400.0),
         Event("workers_held", data={"hold": "b", "pool": "high_memory", "workers": 1}, time=400.0),
         look(500.0, 1000, 5.0),
@@ -104,17 +139,19 @@ def test_accounts_of_a_run_that_was_interrupted(base: RunConfig) -> None:
         Event("workers_held", data={"hold": "c", "pool": "high_memory", "workers": 1}, time=10_000.0),
         look(10_100.0, 2000, 4.5),      # made again from the checkpoint after 1,000
         Event("run_finished", time=10_200.0)]
-    first, second = curve(events, plan, {"low_memory": 0.36, "high_memory": 3.6})
+    of_seed, first, second = curve(events, phases, {"low_memory": 0.36, "high_memory": 3.6})
+    # Nothing was read before the seed.
+    assert (of_seed.tokens, of_seed.dollars) == (1000, pytest.approx(seed.cost.dollars * 1000 / seed.cost.tokens))
     before = seed.cost.tokens + submodels.cost.tokens
     assert (first.tokens, second.tokens, second.loss) == (before + 1000, before + 2000, 4.5)
-    spent = seed.cost.dollars + submodels.cost.dollars
+    spent = seed.cost.dollars + cluster.dollars + submodels.cost.dollars + merge.dollars
     assert first.dollars == pytest.approx(spent + finetune.cost.dollars * 1000 / finetune.cost.tokens)
     assert first.metered_dollars == pytest.approx(600 / 3600 * 0.36 + 100 / 3600 * 3.6)
     assert second.metered_dollars == pytest.approx(600 / 3600 * 0.36 + (300 + 100) / 3600 * 3.6)
     assert first.metered_hours == pytest.approx(500 / 3600)
     assert second.metered_hours == pytest.approx(800 / 3600)    # 700 of the first attempt, 100 of the second
     assert wall_hours(events) == pytest.approx(900 / 3600)
-    assert [phase["stage"] for phase in accounting.phases(plan)] == ["seed", "submodels", "finetune"]
+    assert [phase.stage for phase in account(base, plan, {})] == ["seed", "submodels", "finetune"]
 
 
 @pytest.fixture
@@ -150,6 +187,21 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert "At as many tokens" in text
     assert "For as many" not in text
     assert len(plot_comparison(result, tmp_path / "figures")) == 3
+    phases = {row["arm"]: {phase["stage"]: phase for phase in row["phases"]} for row in result["rows"]}
+    assert phases["joint"].keys() == {"finetune", "evaluate"}
+    assert phases["upcycle"].keys() == {"seed", "merge", "finetune", "evaluate"}
+    assert phases["ensemble"].keys() == {"seed", "cluster", "submodels", "evaluate"}     # nothing is merged
+    for row in result["rows"]:
+        for name in ("dollars", "hours", "flops"):
+            assert row[name] == pytest.approx(sum(phase[name] for phase in row["phases"]))
+        assert [phase["steps"] is None for phase in row["phases"]] == [
+            phase["stage"] in ("cluster", "merge", "evaluate") for phase in row["phases"]]
+        # Curves end before the evaluation.
+        assert row["curve"][-1]["dollars"] <= row["dollars"] - phases[row["arm"]]["evaluate"]["dollars"] * (1 - 1e-9)
+    assert joint["sources"].keys() == set(DOMAINS)
+    assert joint["specialisation"].keys() == {"cluster", "source"}
+    assert 0 <= joint["dead_experts"] <= 4      # two in each of two layers
+    assert (ensemble["sources"], ensemble["specialisation"], ensemble["dead_experts"]) == (None, None, None)
 
     written = {row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in result["rows"]}
     again = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), shell=InProcess())

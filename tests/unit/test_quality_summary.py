@@ -14,9 +14,11 @@ LOW = 0.2
 
 
 def row(arm, budget, perplexity, low, high):
-    """A run that cost so much on each pool."""
-    return {"arm": arm, "budget": budget, "perplexity": perplexity, "dollars": low + high, "phases": [
-        {"pool": "low_memory", "dollars": low}, {"pool": "high_memory", "dollars": high}]}
+    """A run that cost so much on each pool, its evaluation included."""
+    return {"arm": arm, "budget": budget, "perplexity": perplexity, "dollars": low + high, "hours": low + high / 4, "phases": [
+        {"stage": "submodels", "pool": "low_memory", "dollars": low},
+        {"stage": "finetune", "pool": "high_memory", "dollars": 0.9 * high},
+        {"stage": "evaluate", "pool": "high_memory", "dollars": 0.1 * high}]}
 
 
 def result(seed, for_dollars, cell="small/mixtral/random"):
@@ -30,14 +32,73 @@ def entries(*results):
 
 
 def test_ratios_are_medians_of_each_seeds_own():
-    found = entries(result(0, 30.0), result(1, 36.0), result(2, 20.0))
+    seeds = [result(0, 30.0), result(1, 36.0), result(2, 20.0)]
+    found = entries(*seeds)
     disco, btx = found["disco"], found["btx"]
+    more = next(entry for entry in summary.summarise(seeds, summary.MORE) if entry["arm"] == "disco")
     assert (disco["corpus"], disco["family"], disco["start"], disco["seeds"]) == ("small", "mixtral", "random", [0, 1, 2])
     assert disco["ppl_equal_tokens"] == pytest.approx(1.25)
-    assert disco["loss_equal_tokens"] == pytest.approx(math.log(50) / math.log(40))
+    assert more["loss_equal_tokens"] == pytest.approx(math.log(50) / math.log(40))
     assert disco["ppl_equal_dollars"] == pytest.approx(0.75)
     assert disco["spread"]["ppl_equal_dollars"] == {"min": pytest.approx(0.5), "max": pytest.approx(0.9)}
     assert (btx["ppl_equal_tokens"], btx["ppl_equal_dollars"], btx["dollars_to_joint_loss_ratio"]) == (1.5, None, None)
+
+
+def test_an_entry_has_these_keys_and_no_others():
+    for entry in summary.summarise([result(0, 30.0)]):
+        assert entry.keys() == {
+            "corpus", "family", "start", "arm", "seeds", "ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio",
+            "spread"}
+        assert entry["spread"].keys() <= {"ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio"}
+
+
+def test_more_figures_are_told_when_they_are_asked_for():
+    disco = next(entry for entry in summary.summarise([result(0, 30.0)], summary.MORE) if entry["arm"] == "disco")
+    assert disco["hours_equal_tokens"] == pytest.approx((1.0 + 1.5 / 4) / (JOINT / 4))
+    assert disco["hours_equal_dollars"] == pytest.approx((4.0 + 6.0 / 4) / (JOINT / 4))
+    low = next(entry for entry in summary.summarise([result(0, 30.0)], summary.MORE) if entry["arm"] == "disco-low")
+    assert low["hours_equal_tokens"] is None    # its price on the other pool does not tell
+
+
+def test_equal_dollars_are_joint_trainings_to_the_last_one():
+    given = result(0, 30.0)
+    # A run for as many dollars of training costs an eighth more in all: 2.5 and 11.25 dollars, and joint training's are 10.
+    given["rows"][2] = row("disco", "dollars", 30.0, 5.25, 6.0)
+    part = math.log(10 / 2.5) / math.log(11.25 / 2.5)
+    assert entries(given)["disco"]["ppl_equal_dollars"] == pytest.approx(50 / 40 * (30 / 50) ** part)
+    given["rows"][2] = row("disco", "dollars", 30.0, 3.0, 6.0)      # less than joint training's tell nothing of these
+    assert entries(given)["disco"]["ppl_equal_dollars"] is None
+
+
+def test_an_account_of_training_alone_has_no_dollars():
+    for old in (0, 1):
+        given = result(0, 30.0)
+        given["rows"][old]["phases"] = given["rows"][old]["phases"][:2]
+        disco = entries(given)["disco"]
+        assert (disco["ppl_equal_dollars"], disco["dollars_to_joint_loss_ratio"]) == (None, None)
+        assert disco["ppl_equal_tokens"] == pytest.approx(1.25)
+
+
+RUNS = st.lists(st.tuples(st.floats(0.1, 100), st.floats(2, 100)), min_size=1, max_size=5, unique_by=lambda run: run[0])
+
+
+@given(RUNS, st.floats(0.1, 100))
+def test_what_dollars_buy_lies_between_the_runs_that_cost_less_and_more(runs, dollars):
+    found = summary.at_dollars(dollars, runs)
+    less = max((run for run in runs if run[0] <= dollars), default=None)
+    more = min((run for run in runs if run[0] >= dollars), default=None)
+    if less is not None and more is not None:
+        low, high = sorted((less[1], more[1]))
+        assert low * (1 - 1e-9) <= found <= high * (1 + 1e-9)
+    elif found is not None:
+        assert any(found == reached and abs(math.log(spent / dollars)) < 1.1e-3 for spent, reached in runs)
+
+
+@given(RUNS)
+def test_what_a_runs_own_dollars_buy_is_what_it_reached(runs):
+    for spent, reached in runs:
+        assert summary.at_dollars(spent, runs) == pytest.approx(reached, rel=1e-6)
+
 
 
 def test_dollars_to_a_loss_lie_between_two_complete_runs():

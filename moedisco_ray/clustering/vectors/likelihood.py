@@ -20,7 +20,8 @@ from moedisco_ray.clustering.grid import Array
 from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, write_settings
 from moedisco_ray.clustering.vectors.language import LanguageModels, Text
 
-_READ = 256     # tokens of a document's beginning: SMALLTALK's router sees as many
+READ = 256
+"""Tokens of a document's beginning: SMALLTALK's router sees as many."""
 
 
 class Likelihood(Vectoriser):
@@ -43,14 +44,14 @@ class Likelihood(Vectoriser):
         """
         # One id more than the sample has, for every token that it lacks.
         vocabulary = 2 + max((int(document.max(initial=0)) for document in inputs.tokens), default=0)
-        text = Text.of(inputs.tokens, vocabulary, _READ)
+        text = Text.of(inputs.tokens, vocabulary, READ)
         starts = [_climb(text, inputs, vocabulary, restart) for restart in range(inputs.settings.restarts)]
         clusters_S, _ = min(starts, key=lambda start: start[1])
         return cls(LanguageModels.count(text, clusters_S, inputs.settings.count, vocabulary))
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
         """Costs, float32 [N, E]."""
-        return self._models.costs(Text.of(tokens, self._models.vocabulary, _READ)).astype(np.float32)
+        return self._models.costs(Text.of(tokens, self._models.vocabulary, READ)).astype(np.float32)
 
     def save(self, directory: Path) -> None:
         """Write the counts."""

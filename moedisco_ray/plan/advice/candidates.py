@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +19,11 @@ SCALE_FREE = (
     "tokens.seed_share", "tokens.finetune_share",
     "clusters.count", "clusters.method", "clusters.vectors", "clusters.capacity", "clusters.overlap",
     "submodels.optimizer.schedule", "submodels.optimizer.warmup", "submodels.outer.lr", "submodels.outer.momentum",
-    "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from",
+    "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from", "submodels.keep_moments",
     "merge.backbone", "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.router",
     "merge.match_load", "merge.match_scale",
     "finetune.optimizer.schedule", "finetune.optimizer.warmup", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard",
-    "finetune.load_balance", "finetune.z_loss")
+    "finetune.load_balance", "finetune.z_loss", "finetune.keep_moments")
 """What is a choice, a share or a multiple, and so means the same for a model of another size. Learning rates, batches and steps do
 not; rounds do, as a number of parts of a sub-model's training."""
 
@@ -66,8 +68,17 @@ class Candidate:
         return _configured(config, self.settings, self.sync_every, self.recipe.rounds, tokens)
 
     def points(self) -> list[tuple[float, float]]:
-        """Dollars, by the configuration's prices, and mean loss at each size that was measured."""
-        return [(size.tokens * self.dollars_per_token, size.loss) for size in self.recipe.sizes()]
+        """Dollars, by the configuration's prices, and mean loss at each size that was measured.
+
+        Runs for as many dollars were given as many of the whole account, so that what a recipe reads beside its training is in
+        these, in the proportion in which it was measured.
+        """
+        beside = defaultdict[int, list[float]](list)
+        for run in self.recipe.runs:
+            beside[run.tokens].append(run.beside)
+        return [
+            (size.tokens * self.dollars_per_token * (1 + statistics.fmean(beside[size.tokens])), size.loss)
+            for size in self.recipe.sizes()]
 
 
 def candidates(config: RunConfig, recipes: Sequence[Recipe], *, scale_free: bool) -> tuple[list[Candidate], list[str]]:

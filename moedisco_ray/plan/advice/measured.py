@@ -49,6 +49,9 @@ class MeasuredRun(BaseModel):
     loss: float = Field(gt=0, allow_inf_nan=False)
     """Of its final model on the validation documents, nats per token."""
     seed: int
+    beside: float = Field(0.0, ge=0)
+    """Dollars of what it read beside its training, at the prices it was measured with, as a share of its training's. 0 where that
+    was not counted: of a run directory, and in comparisons of earlier versions."""
     reference: bool = False
     """Whether it is what the others are compared with: joint training on the high-memory pool."""
 
@@ -67,7 +70,7 @@ class MeasuredRun(BaseModel):
     @property
     def identity(self) -> str:
         """The same for a run that was found twice, whatever it was called there."""
-        return json.dumps(self.model_dump(exclude={"title", "reference"}), sort_keys=True)
+        return json.dumps(self.model_dump(exclude={"title", "reference", "beside"}), sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +110,7 @@ def read_measurements(paths: Sequence[Path]) -> Measurements:
     if not runs:
         reason = set_aside[0] if set_aside else "nothing was named"
         raise RunDirError(_FIELD, None, f"no finished run to advise from ({reason}); finish one, or name others")
-    unique = {run.identity: run for run in sorted(runs, key=lambda run: (run.reference, run.title))}
+    unique = {run.identity: run for run in sorted(runs, key=lambda run: (run.reference, run.beside, run.title))}
     return Measurements(tuple(unique[identity] for identity in sorted(unique)), tuple(sorted(set(set_aside))))
 
 
@@ -125,7 +128,7 @@ def comparison_runs(table: Mapping[str, Any], source: str) -> list[MeasuredRun]:
     try:
         return [
             MeasuredRun.model_validate({
-                **row, "seed": table.get("seed", 0), "submodel_steps": _submodel_steps(row),
+                **row, "seed": table.get("seed", 0), "submodel_steps": _submodel_steps(row), "beside": _beside(row),
                 "reference": row["recipe"] == reference})
             for row in table["rows"] if row["measured"] == "finetune"]
     except KeyError as error:
@@ -195,3 +198,9 @@ def _comparison(file: Path) -> dict[str, Any] | None:
 def _submodel_steps(row: Mapping[str, Any]) -> int | None:
     steps = {phase["stage"]: phase["steps"] for phase in row["phases"]}
     return steps.get("submodels")
+
+
+def _beside(row: Mapping[str, Any]) -> float:
+    trained = sum(phase["dollars"] for phase in row["phases"] if phase["steps"] is not None)
+    read = sum(phase["dollars"] for phase in row["phases"] if phase["steps"] is None)
+    return read / trained if trained else 0.0

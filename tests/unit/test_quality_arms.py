@@ -1,0 +1,59 @@
+"""The arms of the benchmark, the comparison's and the levers, as configurations."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moedisco_ray.compare.arms import ARMS, arm_config
+from moedisco_ray.config import RunConfig, check_config
+from moedisco_ray.config.presets import preset_text
+from moedisco_ray.plan import build_plan, recipe
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+cells, levers = (pytest.importorskip(f"quality.{name}") for name in ("cells", "levers"))
+CELL = cells.Cell("embedded", "qwen3_moe", "random")
+
+
+def preset(name: str) -> RunConfig:
+    return check_config(yaml.safe_load(preset_text(name)))
+
+
+def of(base: RunConfig, name: str) -> RunConfig:
+    return arm_config(base, name, levers.KNOWN[name], Path("runs"), "tokens", base.tokens.total)
+
+
+@pytest.fixture(scope="module", params=["the benchmark", "the preset"])
+def base(request) -> RunConfig:
+    return preset("default") if request.param == "the preset" else cells.base_config(CELL, 0, 200_000, None, Path("runs"))
+
+
+@pytest.mark.parametrize("name", levers.KNOWN)
+def test_every_arm_and_lever_is_a_configuration_of_its_own(base, name):
+    config = of(base, name)
+    assert build_plan(config).tokens == base.tokens.total
+    assert (recipe(config) == recipe(base)) == (name == "disco")
+    alike = [other for other in levers.KNOWN if recipe(of(base, other)) == recipe(config)]
+    assert alike == [name]
+
+
+def test_the_papers_arm_agrees_with_the_papers_preset():
+    named = yaml.safe_load(preset_text("paper"))
+    for path, value in ARMS["paper"].settings.items():
+        section = named
+        *sections, last = path.split(".")
+        for each in sections:
+            section = section[each]
+        assert section.get(last, value) == value, path
+    assert recipe(of(preset("paper"), "paper")) == recipe(preset("paper"))
+
+
+@pytest.mark.parametrize("name", ["paper", "btx", "spes"])
+def test_recipes_that_know_of_no_moments_begin_with_fresh_ones(base, name):
+    config = of(base, name)
+    assert (config.submodels.keep_moments, config.finetune.keep_moments) == (False, False)
+
+
+def test_what_spes_lacks_here_is_in_its_title():
+    assert "without a live router in the sub-models" in ARMS["spes"].title
