@@ -25,8 +25,9 @@ from moedisco_ray.stages import STAGES
 
 Axis = Literal["tokens", "dollars", "hours", "metered_dollars", "metered_hours"]
 ReadingStage = Literal["cluster", "merge", "evaluate"]
-Reader = Literal["whole", "submodel", "bigrams"]
-"""Who reads a token: the whole MoE; a sub-model, or the seed, which is as large; one cluster's bigrams (`clusters.method`)."""
+Reader = Literal["whole", "whole_states", "submodel", "submodel_states", "bigrams"]
+"""Who reads a token: the whole MoE; a sub-model, or the seed, which is as large; either for its hidden states alone, so that there
+is nothing for the head to do; one cluster's bigrams (`clusters.method`)."""
 Reads = Mapping[ReadingStage, Mapping[Reader, float]]
 """What a run reads beside its training: tokens, each as often as it is read. A pass that ends after some of the layers is that
 share of a token."""
@@ -116,8 +117,7 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
 def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
     """Operations to read one token: of a model a third of a training step's, for its gradients take twice as many as it does.
 
-    The head's are included, although hidden states are read below it, and so are those of as many tokens before it as fill a
-    sequence: nothing costs more than this.
+    As many tokens are taken to be before it as fill a sequence: nothing costs more than this.
     """
     whole = config.model.architecture
     part = submodel_architecture(whole, config.clusters.count)
@@ -125,9 +125,14 @@ def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
     def third(parameters: Parameters, shape: Architecture) -> float:
         return flops_per_token(parameters, shape, config.corpus.sequence_length, checkpointing=False) / 3
 
+    def head(parameters: Parameters) -> float:
+        return 2.0 * (parameters.head or parameters.embedding)
+
+    submodel = count_parameters(config.model.family, part, plan.vocab_size)
+    each = {"whole": third(plan.parameters, whole), "submodel": third(submodel, part)}
     return {
-        "whole": third(plan.parameters, whole),
-        "submodel": third(count_parameters(config.model.family, part, plan.vocab_size), part),
+        "whole": each["whole"], "whole_states": each["whole"] - head(plan.parameters),
+        "submodel": each["submodel"], "submodel_states": each["submodel"] - head(submodel),
         "bigrams": BIGRAM_FLOPS}
 
 

@@ -121,12 +121,12 @@ def _merge(config: RunConfig, tokens: Sequence[int], packed: Sequence[int], cand
     counts = calibration_windows(config.merge, length, tokens, [_windows(each, length) for each in packed])
     calibrated = _passes(config, config.merge.router) * length * sum(wanted for wanted, _ in counts)
     compared = length * sum(held for _, held in counts)
-    return {"whole": (1 + candidates) * calibrated + candidates * compared}
+    return {"whole_states": (1 + candidates) * calibrated, "whole": float(candidates * compared)}
 
 
 def _upcycling(config: RunConfig, packed: int) -> dict[Reader, float]:
     length = config.corpus.sequence_length
-    return {"whole": _passes(config, "concat") * length * sample_windows(config.merge, length, _windows(packed, length))}
+    return {"whole_states": _passes(config, "concat") * length * sample_windows(config.merge, length, _windows(packed, length))}
 
 
 def _passes(config: RunConfig, router: str) -> float:
@@ -158,7 +158,7 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
 
 def _vector_model(config: RunConfig) -> Reader:
     """Whose hidden states are the documents' vectors: the seed's, or a checkpoint's that was started from."""
-    return "whole" if isinstance(config.model.init, CheckpointInit) else "submodel"
+    return "whole_states" if isinstance(config.model.init, CheckpointInit) else "submodel_states"
 
 
 def _train_lengths(corpus: Path) -> Lengths:

@@ -28,7 +28,7 @@ from moedisco_ray.plan import build_plan
 TOKENS = {"total": 8000, "seed_share": 0.25, "finetune_share": 0.25}
 READINGS = st.dictionaries(
     st.sampled_from(["cluster", "merge", "evaluate"]),
-    st.dictionaries(st.sampled_from(["whole", "submodel", "bigrams"]), st.floats(0, 1e12)))
+    st.dictionaries(st.sampled_from(["whole", "whole_states", "submodel", "submodel_states", "bigrams"]), st.floats(0, 1e12)))
 
 
 def config_of(output: Path, **changes: Any) -> RunConfig:
@@ -46,7 +46,10 @@ def test_what_is_read_is_counted_by_hand() -> None:
     # The MoE adds routers 2 x 2 x 64 = 256 and 2 x 2 experts of 3 x 64 x 128 = 24,576 each; a sub-model half of both.
     # A third of 6 N + 12 l h d L is 2 N + 4 x 2 x 64 x 64 = 2 N + 32,768.
     whole, submodel = 2 * (32_768 + 448 + 64 * 600 + 256 + 98_304) + 32_768, 2 * (32_768 + 448 + 64 * 600 + 128 + 49_152) + 32_768
-    assert forward_flops(CONFIG, PLAN) == {"whole": whole, "submodel": submodel, "bigrams": BIGRAM_FLOPS}
+    head = 2 * 64 * 600
+    assert forward_flops(CONFIG, PLAN) == {
+        "whole": whole, "whole_states": whole - head, "submodel": submodel, "submodel_states": submodel - head,
+        "bigrams": BIGRAM_FLOPS}
     cluster, merge, evaluate = overheads(CONFIG, PLAN, {
         "cluster": {"submodel": 50_000, "bigrams": 7000}, "merge": {"whole": 1536.5}, "evaluate": {"whole": 3000}})
     assert (cluster.stage, cluster.pool, cluster.steps, cluster.tokens) == ("cluster", "low_memory", None, 57_000)
@@ -147,11 +150,11 @@ def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[s
     config = config_of(tmp_path, merge={"calibration_tokens": 1024, **merge})
     given = run(config)
     reads = found(config, "finetune")
-    assert reads["cluster"] == {"submodel": given["build_clusters"]}
+    assert reads["cluster"] == {"submodel_states": given["build_clusters"]}
     # To calibrate two layers is two passes, of which the first ends halfway; then each candidate is measured in whole ones.
     held = 512 * compared
     assert given["merge_submodels"] == (1 + compared) * 2 * 1024 + held
-    assert reads["merge"] == {"whole": (1 + compared) * 1.5 * 1024 + held}
+    assert reads["merge"] == {"whole_states": (1 + compared) * 1.5 * 1024, "whole": held}
     assert reads["evaluate"] == {"whole": read_json(config.directory / "evaluation" / "evaluation.json")["tokens"]}
     assert close(expected(config, "finetune", config.directory / "corpus"), reads, windows=2 * 2 * (1 + compared))
 
@@ -166,7 +169,7 @@ def test_upcycling_is_calibrated_where_a_scale_has_to_be_matched(tmp_path: Path,
     assert run(config)["write_whole"] == 2 * 1024    # the run looks at its routers in any case
     reads = found(config, "finetune")
     assert reads == expected(config, "finetune", config.directory / "corpus")
-    assert reads["merge"] == {"whole": passes * 1024}
+    assert reads["merge"] == {"whole_states": passes * 1024}
 
 
 @pytest.mark.usefixtures("_one_thread")
@@ -176,9 +179,10 @@ def test_an_ensemble_asks_every_sub_model_and_weighs_them(tmp_path: Path) -> Non
     reads = found(config, "ensemble")
     tokens = read_json(config.directory / "evaluation" / "evaluation.json")["ensemble"]["tokens"]
     assert reads.keys() == {"cluster", "evaluate"}
-    assert reads["evaluate"].keys() == {"submodel"}
+    assert reads["evaluate"].keys() == {"submodel", "submodel_states"}
     # Contexts of a sequence's length at most, one per 64 tokens of a document: as long as the sequence here.
-    assert 2 * tokens <= reads["evaluate"]["submodel"] <= 3 * tokens
+    assert reads["evaluate"]["submodel"] == 2 * tokens
+    assert 0 <= reads["evaluate"]["submodel_states"] <= tokens
     assert reads == expected(config, "ensemble", config.directory / "corpus")
 
 
