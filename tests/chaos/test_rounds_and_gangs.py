@@ -56,7 +56,7 @@ def of(events: list[Event], kind: str, unit: str | None = None) -> list[Event]:
 
 
 def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(nodes: SpotNodes, tmp_path: Path) -> None:
-    nodes.reset({LOW.resource: 2})
+    nodes.reset({LOW.resource: 2, HIGH.resource: 0})
     there, here = members(tmp_path / "there", None), members(tmp_path / "here", None)
     with beside(lambda emit: train_all(there, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
         until(lambda: of(events, "round"), 90)
@@ -73,7 +73,7 @@ def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(
 
 
 def test_a_member_that_is_away_is_late_for_one_round_and_joins_the_next(nodes: SpotNodes, tmp_path: Path) -> None:
-    nodes.reset({LOW.resource: 2})
+    nodes.reset({LOW.resource: 2, HIGH.resource: 0})
     jobs = members(tmp_path, PATIENCE)
     with beside(lambda emit: train_all(jobs, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
         until(lambda: of(events, "progress", NAMES[0]), 60)
@@ -88,7 +88,7 @@ def test_a_member_that_is_away_is_late_for_one_round_and_joins_the_next(nodes: S
 
 
 def test_a_notice_to_one_worker_of_a_gang_has_all_of_it_save_and_go_on(nodes: SpotNodes, tmp_path: Path) -> None:
-    nodes.reset({HIGH.resource: 3})
+    nodes.reset({LOW.resource: 0, HIGH.resource: 3})
     job, undisturbed = (
         dataclasses.replace(make_job(tmp_path / name, 400), stage="finetune", name="finetune", checkpoint_every=4000)
         for name in ("job", "undisturbed"))
@@ -101,5 +101,5 @@ def test_a_notice_to_one_worker_of_a_gang_has_all_of_it_save_and_go_on(nodes: Sp
     before = [event.data["step"] for event in of(events, "progress") if event.time < restart.time]
     assert trained.result.restored_step == before[-1] >= 50
     nodes.check_nothing_is_left()
-    nodes.reset({HIGH.resource: 2})
+    nodes.reset({LOW.resource: 0, HIGH.resource: 2})
     assert train_gang(undisturbed, HIGH, 0, tmp_path / "again", lambda _: None).result.losses == trained.result.losses
