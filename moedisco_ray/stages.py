@@ -34,7 +34,7 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer")),
     Stage("seed", "seed", ("corpus",), ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count")),
-    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens.finetune_share")),
+    Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens")),
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
     Stage("submodels", "submodels", ("decompose", "cluster"), (
         "tokens", "submodels.optimizer", "submodels.sync_every", "submodels.outer", "submodels.backbone_lr_scale",

@@ -9,8 +9,9 @@ Shapes: N documents, S documents of the sample, D dimensions, E clusters.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,10 @@ from moedisco_ray.errors import CorpusError
 
 Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
 """Packs one cluster: parts of the corpus, their assignments, the cluster's number, where to. Returns the index."""
+
+
+_MARGIN = 1.25
+"""Text to cluster, as a multiple of what the sub-models train on: what none of them sees, merges can be compared on."""
 
 
 class Workers(Protocol):
@@ -90,7 +95,7 @@ class LocalWorkers:
 def build_clusters(
     config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers,
 ) -> dict[str, Any]:
-    """Cluster the training documents and write the artifact: model, assignments, packed tokens per cluster, report.
+    """Cluster training documents, as many as are needed, and write the artifact: model, assignments, packed tokens, report.
 
     Args:
         config: The run's configuration.
@@ -106,12 +111,52 @@ def build_clusters(
     Raises:
         CorpusError: There are fewer documents than clusters.
     """
-    settings = config.clusters
     parts = sorted((corpus_dir / "train").glob("part-*.parquet"))
-    documents = sum(pq.read_metadata(path).num_rows for path in parts)
-    if documents < settings.count:
+    documents = documents_needed(config, parts)
+    if documents < config.clusters.count:
         raise CorpusError(
-            "clusters.count", settings.count, f"the corpus has {documents} training documents; lower it or add text")
+            "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
+    with _first_parts(parts, documents, directory / "documents.scratch") as chosen:
+        return _build(config, chosen, documents, model_dir, directory, workers)
+
+
+def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
+    """How many documents, those of smallest id, are clustered: all, or those with as much text as the sub-models need."""
+    if config.clusters.text == "all":
+        return sum(pq.read_metadata(path).num_rows for path in parts)
+    tokens, count = int(_MARGIN * config.tokens.submodels), 0
+    for path in parts:
+        if tokens <= 0 and count >= config.clusters.count:
+            break
+        weights_N = weights(pq.read_table(path, columns=["tokens", "copies"]))
+        enough = int(np.searchsorted(np.cumsum(weights_N), tokens)) + 1
+        count += min(len(weights_N), max(enough, config.clusters.count - count))
+        tokens -= int(weights_N.sum())
+    return count
+
+
+@contextlib.contextmanager
+def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[list[Path]]:
+    """Parts with that many documents, those of smallest id; what is left of the last one lies in `scratch` meanwhile."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    chosen: list[Path] = []
+    for path in parts:
+        rows = pq.read_metadata(path).num_rows
+        if count < rows:
+            pq.write_table(pq.read_table(path).slice(0, count), scratch / path.name)
+        if count:
+            chosen.append(path if count >= rows else scratch / path.name)
+        count -= min(count, rows)
+    try:
+        yield chosen
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _build(
+    config: RunConfig, parts: Sequence[Path], documents: int, model_dir: Path, directory: Path, workers: Workers,
+) -> dict[str, Any]:
+    settings = config.clusters
     sampled = first_documents(parts, max(settings.sample, settings.count))
     inputs = FitInputs(
         sampled["text"].to_pylist(), token_arrays(sampled), weights(sampled), id_array(sampled["id"]), model_dir,

@@ -67,6 +67,7 @@ ARMS: Mapping[str, Arm] = {
         "clusters.vectors": "mean_token",
         "clusters.capacity": None,
         "clusters.overlap": 0.0,
+        "clusters.text": "all",
         "submodels.optimizer.schedule": "constant",
         "submodels.optimizer.warmup": 0.0,
         **_ONE_SHOT,

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moedisco_ray.artifacts import read_json, read_manifest
+from moedisco_ray.clustering.stage import documents_needed
 from moedisco_ray.clustering.vectors.base import read_settings
 from moedisco_ray.clustering.vectors.likelihood import READ
 from moedisco_ray.compare.accounting import Reader, ReadingStage, Reads
@@ -48,7 +49,9 @@ def found(config: RunConfig, measured: Measured) -> Reads:
     reads: dict[ReadingStage, dict[Reader, float]] = {}
     if config.tokens.decoupled:
         vectors = read_settings(directory / "clusters" / "cluster_model")
-        reads["cluster"] = _clustering(config, directory / "corpus", vectors["kind"], vectors.get("max_tokens", 0))
+        clustered = sum(pq.read_metadata(path).num_rows for path in (directory / "clusters" / "assignments").glob("*.parquet"))
+        lengths_N = _train_lengths(directory / "corpus")[:clustered]
+        reads["cluster"] = _clustering(config, lengths_N, vectors["kind"], vectors.get("max_tokens", 0))
     if _merges(config, measured):
         reads["merge"] = _found_merge(config)
     evaluation = read_json(directory / "evaluation" / "evaluation.json")
@@ -68,7 +71,8 @@ def expected(config: RunConfig, measured: Measured, corpus: Path) -> Reads:
     settings, reads = config.clusters, dict[ReadingStage, dict[Reader, float]]()
     if config.tokens.decoupled:
         kind = settings.vectors if settings.method == "kmeans" else settings.method
-        reads["cluster"] = _clustering(config, corpus, kind, config.corpus.sequence_length)
+        clustered = documents_needed(config, _train_parts(corpus))
+        reads["cluster"] = _clustering(config, _train_lengths(corpus)[:clustered], kind, config.corpus.sequence_length)
     if _merges(config, measured):
         tokens = _packed(corpus / "shards")
         if config.tokens.decoupled:
@@ -87,13 +91,13 @@ def _merges(config: RunConfig, measured: Measured) -> bool:
     return measured != "ensemble" and (config.tokens.decoupled or config.tokens.seed > 0)
 
 
-def _clustering(config: RunConfig, corpus: Path, kind: str, limit: int) -> dict[Reader, float]:
-    """Every training document once; by bigrams the sample as often as their search may take, which no artifact tells."""
+def _clustering(config: RunConfig, lengths_N: Lengths, kind: str, limit: int) -> dict[Reader, float]:
+    """Every document that is clustered once; by bigrams the sample as often as their search may take, which no artifact tells."""
     settings = config.clusters
     if kind == "hidden_state":
-        return {_vector_model(config): float(np.minimum(_train_lengths(corpus), limit).sum())}
+        return {_vector_model(config): float(np.minimum(lengths_N, limit).sum())}
     if kind == "likelihood":
-        heads_N = np.minimum(_train_lengths(corpus), READ)
+        heads_N = np.minimum(lengths_N, READ)
         searched = int(heads_N[:max(settings.sample, settings.count)].sum()) * settings.restarts * settings.iterations
         return {"bigrams": float(settings.count * (searched + int(heads_N.sum())))}
     return {}
@@ -163,9 +167,13 @@ def _vector_model(config: RunConfig) -> Reader:
 
 def _train_lengths(corpus: Path) -> Lengths:
     """Tokens of each training document, in ascending order of id."""
-    parts = sorted((corpus / "train").glob("part-*.parquet"))
-    lengths = [pc.list_value_length(pq.read_table(part, columns=["tokens"])["tokens"]).to_numpy() for part in parts]
+    lengths = [
+        pc.list_value_length(pq.read_table(part, columns=["tokens"])["tokens"]).to_numpy() for part in _train_parts(corpus)]
     return np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
+
+
+def _train_parts(corpus: Path) -> list[Path]:
+    return sorted((corpus / "train").glob("part-*.parquet"))
 
 
 def _packed(directory: Path) -> int:

@@ -109,6 +109,9 @@ class Clusters(Section):
     """Most tokens a cluster may hold, as a multiple of the mean; null: no limit, as the paper."""
     overlap: float = Field(0.0, ge=0, le=1)
     """General documents added to each cluster's training text, as a share of its own."""
+    text: Literal["needed", "all"] = "needed"
+    """`needed`: of a corpus that is larger, a random sample of documents with a quarter more tokens than the sub-models train on is
+    clustered, and they train on that; `all`: everything, as the paper."""
     restarts: int = Field(4, ge=1, le=64)
     iterations: int = Field(50, ge=1)
     sample: int = Field(10_000, ge=16)

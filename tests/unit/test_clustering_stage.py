@@ -22,6 +22,7 @@ from moedisco_ray.clustering.report import Sample, cluster_report, silhouette
 from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, first_documents
 from moedisco_ray.clustering.vectors.random import RandomCosts
 from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
+from moedisco_ray.config import Tokens
 from moedisco_ray.errors import CorpusError
 
 SMALL8 = Path(__file__).parents[3] / "shared" / "corpora" / "small8" / "train"
@@ -46,10 +47,40 @@ def read(directory):
     return pa.concat_tables([pq.read_table(path) for path in sorted(directory.glob("*.parquet"))])
 
 
+def build_for(tokens, corpus, model_dir, directory, **clusters):
+    """With sub-models that train on so many tokens."""
+    config = run_config(**clusters)
+    config = config.model_copy(update={"tokens": Tokens(total=2 * tokens, seed_share=0.0, finetune_share=0.5)})
+    workers = LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer"))
+    return build_clusters(config, corpus, model_dir, directory, workers)
+
+
 def assigned_anew(corpus, directory):
     documents = read(corpus / "train")
     tokens = [np.array(ids) for ids in documents["tokens"].to_pylist()]
     return ClusterModel.load(directory / "cluster_model").assign(documents["text"].to_pylist(), tokens)
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 1000, 2500])
+def test_no_more_text_is_clustered_than_the_sub_models_need(tokens, corpus, model_dir, tmp_path):
+    summary = build_for(tokens, corpus, model_dir, tmp_path)
+    documents, assigned = read(corpus / "train"), read(tmp_path / "assignments")
+    count = len(assigned)
+    assert 3 <= count < len(documents)
+    assert assigned["id"].to_pylist() == documents["id"].to_pylist()[:count]      # a hash's order: a random sample
+    sizes_N = [(len(ids) + 1) * copies for ids, copies in zip(
+        documents["tokens"].to_pylist()[:count], documents["copies"].to_pylist()[:count], strict=True)]
+    assert sum(entry["tokens"] for entry in summary["clusters"]) == sum(sizes_N) >= int(1.25 * tokens)
+    assert count == 3 or sum(sizes_N[:-1]) < int(1.25 * tokens)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["assignments", "cluster_model", "report.json", "shards"]
+
+
+def test_a_corpus_that_is_not_larger_is_clustered_whole(corpus, model_dir, tmp_path):
+    build_for(10**6, corpus, model_dir, tmp_path / "needed")
+    build_for(1, corpus, model_dir, tmp_path / "all", text="all")
+    for path in sorted((tmp_path / "all").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "needed" / path.relative_to(tmp_path / "all")).read_bytes()
 
 
 @pytest.mark.parametrize("vectors", ["mean_token", "tfidf_svd", "hidden_state"])
