@@ -75,9 +75,11 @@ class Placement:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """Resources of one worker: its tag, and a GPU where the pool has them, else a core."""
-        device = {"GPU": self.pool.gpu} if self.pool.gpu else {"CPU": 1}
-        return {self.pool.resource: 1, **device}
+        """Resources of one worker: its tag, and a GPU where the pool has them.
+
+        No core: a node that offers none is one that work on text, which asks for cores, does not have an autoscaler start.
+        """
+        return {self.pool.resource: 1, **({"GPU": self.pool.gpu} if self.pool.gpu else {})}
 
 
 @dataclasses.dataclass(frozen=True)

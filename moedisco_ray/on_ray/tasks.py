@@ -55,7 +55,7 @@ def run_on(pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, 
 
 
 def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop: StopFile) -> Any:
-    bundle = {"CPU": 1.0} if pool is None else Placement(pool, 1, 0).bundle
+    bundle: dict[str, float] = {"CPU": 1} if pool is None else {**Placement(pool, 1, 0).bundle}
     resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
     task = ray.remote(work).options(
         name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,

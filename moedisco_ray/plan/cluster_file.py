@@ -210,11 +210,8 @@ def _of_pool(cluster: Cluster, pool: Pool, path: str, need_gb: float, count: str
 def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:
     crowded = [node for node in offering if node.resources[pool.resource] * pool.gpu > node.gpus]
     idle = [node for node in offering if node.gpus and not pool.gpu]
-    without = [node for node in offering if not node.gpus and not pool.gpu]
-    starved = [node for node in without if node.resources[pool.resource] > node.resources.get("CPU", 0)]
     told = (
         (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
-        (starved, f"{_names(starved)} offers more {pool.resource} than it has CPUs, of which a worker without a GPU takes one"),
         (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"))
     return [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in told if nodes]
 

@@ -62,14 +62,9 @@ def test_tags_without_gpus_are_told(default_file):
     assert any("offers more low_mem_gpu than it has GPUs" in text for _, text in found(default_file, cluster))
 
 
-def test_tags_without_cpus_are_told_where_workers_need_them(default_file):
-    cluster = load("local-fake")
+def test_nodes_without_gpus_train_on_cpus(default_file):
     overrides = ("pools.low_memory.gpu=0", "pools.high_memory.gpu=0", "pools.low_memory.max_workers=4")
-    assert found(default_file, cluster, *overrides) == []
-    cluster["available_node_types"]["high"]["resources"]["CPU"] = 1
-    (field, text), = found(default_file, cluster, *overrides)
-    assert field == "pools.high_memory.gpu"
-    assert "high offers more high_mem_gpu than it has CPUs" in text
+    assert found(default_file, load("local-fake"), *overrides) == []
 
 
 @pytest.mark.parametrize("name", ["aws-spot", "gcp-spot", "azure-spot", "kuberay", "on-prem"])
