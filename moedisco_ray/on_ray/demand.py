@@ -9,6 +9,7 @@ node, and what it begins there takes it.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping
 
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -82,7 +83,8 @@ class _Slots:
         while len(self._groups) > count:
             remove_placement_group(self._groups.pop())
         while len(self._groups) < count:
-            self._groups.append(placement_group([{self._kind.resource: 1}], name=self._name))
+            # No two groups of a cluster may have one name, not even where one of them is about to be removed.
+            self._groups.append(placement_group([{self._kind.resource: 1}], name=f"{self._name}-{uuid.uuid4().hex[:8]}"))
 
     def _let_go_of_what_came(self) -> None:
         if not self._groups:

@@ -8,6 +8,7 @@ of the pool's tag alone, which is what brings a node: with a core or a GPU, it w
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
 
 from ray._private.state import state
@@ -24,7 +25,7 @@ class Reservation:
 
     Args:
         pool: Whose.
-        name: What Ray shows of it.
+        name: Begins what Ray shows of it.
         clock: Seconds.
 
     Attributes:
@@ -60,7 +61,9 @@ class Reservation:
         self.hand_over()
         self._boots.ask(workers)
         if workers:
-            self._group = placement_group([{self._pool.resource: 1}] * workers, strategy="PACK", name=self._name)
+            # No two groups of a cluster may have one name, not even where one of them is about to be removed.
+            name = f"{self._name}-{uuid.uuid4().hex[:8]}"
+            self._group = placement_group([{self._pool.resource: 1}] * workers, strategy="PACK", name=name)
             self.workers = workers
 
     def release(self) -> None:
