@@ -67,6 +67,7 @@ def test_what_is_poisoned_twice_is_given_up(ray_cluster: None, tmp_path: Path) -
     assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["not_finite"]
 
 
+@pytest.mark.chaos
 def test_an_error_has_its_step_though_none_was_told_of_and_twice_at_one_it_is_poison(ray_cluster: None, tmp_path: Path) -> None:
     job = dataclasses.replace(make_job(tmp_path, STEPS), log_every=100)
     spoil(job, 7, UNKNOWN)

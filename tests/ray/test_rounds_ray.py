@@ -18,7 +18,7 @@ from moedisco_ray.training import Rounds, TrainJob
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.chaos), 2])
 def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path, slots: int) -> None:
     torch.set_num_threads(1)
     write_shard(tmp_path / "shard")

@@ -98,6 +98,7 @@ def test_redo_makes_again_only_what_a_setting_changes(in_process: Path) -> None:
     assert made == ["evaluate", "export"]
 
 
+@pytest.mark.chaos
 def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_one_comes(
     ray_cluster: None, in_process: Path, tmp_path: Path,
 ) -> None:
