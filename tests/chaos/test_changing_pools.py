@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from changing_pools import ChangingPools, Hit
 from pool_plan import NODES, draw
 from small_run import begin_at, same_outcome, small_config
-from spot_nodes import SpotNodes, spot_nodes
+from spot_nodes import SpotNodes
 from step_account import attempts, lost
 
 from moedisco_ray import pipeline
@@ -35,12 +34,6 @@ SUBMODELS = 3
 POOLS = {"submodels": "low_mem_gpu", "finetune": "high_mem_gpu"}
 _log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[SpotNodes]:
-    with spot_nodes() as nodes:
-        yield nodes
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from failing_jobs import here, make_job
 from ray.util import placement_group_table
-from spot_nodes import SpotNodes, spot_nodes
+from spot_nodes import SpotNodes
 from waiting import until
 
 from moedisco_ray.config import LowMemoryPool
@@ -24,12 +24,6 @@ POOL = LowMemoryPool()
 STEPS = 5000
 """Of seconds altogether: what happens to a training must find it under way."""
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[SpotNodes]:
-    with spot_nodes() as nodes:
-        yield nodes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from failing_jobs import make_job
-from spot_nodes import SpotNodes, spot_nodes
+from spot_nodes import SpotNodes
 from waiting import until
 
 from moedisco_ray.config import HighMemoryPool, LowMemoryPool, Outer
@@ -27,12 +27,6 @@ NAMES = ["submodel-0", "submodel-1"]
 PATIENCE = 30.0
 """Seconds that the one waits for the other; several times what the other's new start takes."""
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[SpotNodes]:
-    with spot_nodes() as nodes:
-        yield nodes
 
 
 def members(directory: Path, patience: float | None) -> list[TrainJob]:
