@@ -252,6 +252,7 @@ def compare(
     config: ConfigPath, overrides: Overrides = None,
     arms: Annotated[str, typer.Option(metavar="A,B,...", help="Which; none: all. Joint training is always among them.")] = "",
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; by default OUTPUT/NAME-compared.")] = None,
+    to_loss: Annotated[bool, typer.Option("--to-loss", help="Train each once more, to joint training's loss.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the configured MoE in other ways too, joint training first, and say what each reaches for what."""
@@ -260,7 +261,8 @@ def compare(
     directory = output or checked.output / f"{checked.name}-compared"
     console = output_console()
     view = functools.partial(listener_for, console, as_json)
-    result = _import_late("moedisco_ray.compare.run").compare(checked, directory, names, view=view)
+    budgets = ("tokens", "dollars", "loss") if to_loss else ("tokens", "dollars")
+    result = _import_late("moedisco_ray.compare.run").compare(checked, directory, names, budgets=budgets, view=view)
     figures = _import_late("moedisco_ray.compare.figures").plot_comparison(result, directory / "figures")
     if as_json:
         print(json.dumps(result, indent=2))

@@ -15,7 +15,7 @@ from moedisco_ray.config import AnyPool, Pool, RunConfig
 from moedisco_ray.events import Emit
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.shell import Placement, Trained, holding
+from moedisco_ray.shell import Placement, Trained, cheapest, holding
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import Keeper, TrainJob, TrainResult, World, training
 
@@ -30,10 +30,15 @@ class InProcess:
         """Make the corpus here."""
         return corpus.build(config, directory)
 
-    def build_clusters(self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path) -> dict[str, Any]:
+    def build_clusters(
+        self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+    ) -> dict[str, Any]:
         """Make the clusters here."""
+        stop.check()
         pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
-        return stage.build_clusters(config, corpus_dir, model, directory, stage.LocalWorkers(pack))
+        kind = None if config.vectors_pool is None else cheapest(config.vectors_pool.kinds)
+        workers = stage.LocalWorkers(pack, functools.partial(holding, emit, kind, 1, "cluster"))
+        return stage.build_clusters(config, corpus_dir, model, directory, workers)
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from moedisco_ray.training import TrainJob, TrainResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
+K = TypeVar("K", bound=Pool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +118,10 @@ class Shell(Protocol):
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
         """Make the corpus artifact; returns its figures."""
 
-    def build_clusters(self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path) -> dict[str, Any]:
-        """Make the cluster artifact; returns its figures."""
+    def build_clusters(
+        self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+    ) -> dict[str, Any]:
+        """Make the cluster artifact; returns its figures. Metered where workers of a pool make the vectors."""
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
@@ -141,6 +144,11 @@ class Shell(Protocol):
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = ...,
     ) -> Trained:
         """Train a job by all the workers of a pool that there are, within its bounds; `RunStopped` once the stop file is there."""
+
+
+def cheapest(kinds: Iterable[K]) -> K:
+    """Of pools, the one that computes most for a dollar; of equals the first."""
+    return min(kinds, key=lambda kind: kind.price_per_hour / kind.speed)
 
 
 @contextlib.contextmanager

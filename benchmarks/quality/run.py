@@ -9,9 +9,10 @@
 Every (cell, seed) is a process with one thread, `--jobs` of them at once. What is finished is skipped: each arm is a run of the
 product with its own resumption, and the rows of a (cell, seed) are a file in results/, to which arms can be added later.
 
-The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 9 T: T each for joint training, the default
-and the paper's recipe, and what as many dollars buy of the latter two, whose tokens are mostly cheap. Joint training and the
-default with their gangs on the cheap pool are not run again: the same training is priced there.
+The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 11 T: T each for joint training, the default
+and the paper's recipe; what as many dollars buy of the latter two, whose tokens are mostly cheap; and as many as these foretell it
+takes to come to joint training's loss. Joint training and the default with their gangs on the cheap pool are not run again: the
+same training is priced there.
 
 `run.py` says how long it will take before it begins, from `--speed`, the tokens per second of a core with looks at the held-out
 loss, clustering and evaluation in it.
@@ -41,7 +42,7 @@ from summary import summarise
 
 from moedisco_ray.cli import output_console
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Budget
-from moedisco_ray.compare.run import BUDGETS, compare
+from moedisco_ray.compare.run import compare
 from moedisco_ray.compare.table import compare_view
 from moedisco_ray.config import RunConfig
 from moedisco_ray.config.presets import preset_text
@@ -57,7 +58,7 @@ FOR_DOLLARS = ("joint-low", "ensemble")
 GROUPS = {"grid": GRID, "levers": (*GRID, *LEVERS), "all": tuple(name for name in ARMS if name != REFERENCE)}
 FAMILIES = ("qwen3_moe", "mixtral")
 QUICK_TOKENS = 200_000
-_COST = 9
+_COST = 11
 """Of a (cell, seed) of the grid, as a multiple of joint training's tokens."""
 
 
@@ -77,7 +78,7 @@ def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
     groups: dict[tuple[Budget, ...], list[str]] = {}
     for arm in arms:
         only: tuple[Budget, ...] | None = ("dollars",) if arm in FOR_DOLLARS else ("tokens",) if arm in LEVERS else None
-        budgets = only or BUDGETS
+        budgets = only or ("tokens", "dollars", "loss")
         groups.setdefault(budgets, []).append(arm)
     return list(groups.items())
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,17 +62,24 @@ class Workers(Protocol):
 
 
 class LocalWorkers:
-    """All of it in this process."""
+    """All of it in this process.
 
-    def __init__(self, pack: Pack) -> None:
+    Args:
+        pack: Packs one cluster.
+        held: Around what a worker of a pool would do, for the meter.
+    """
+
+    def __init__(self, pack: Pack, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
         self._pack = pack
+        self._held = held
         self._shard: Shard | None = None
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
         """One vector file per part."""
-        loaded = load_vectoriser(vectoriser)
-        for part in parts:
-            pq.write_table(embed_table(loaded, pq.read_table(part)), directory / part.name)
+        with self._held():
+            loaded = load_vectoriser(vectoriser)
+            for part in parts:
+                pq.write_table(embed_table(loaded, pq.read_table(part)), directory / part.name)
 
     def hold(self, files: Sequence[Path]) -> None:
         """One shard of all files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,9 @@ from moedisco_ray.config import RunConfig, check_config, put
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
 
-Budget = Literal["tokens", "dollars"]
-"""What an arm has as much of as the first one: it is trained once for each."""
+Budget = Literal["tokens", "dollars", "loss"]
+"""What an arm has as much of as the first one: it is trained once for each. For as high a loss it takes two runs before to foretell
+how long the third has to be."""
 Measured = Literal["finetune", "ensemble"]
 """Which of a run's models is the arm's result, as `evaluation.json` calls it."""
 
@@ -130,7 +132,7 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budge
     return check_config(raw)
 
 
-def tokens_for(base: RunConfig, arm: Arm, budget: Budget, reads: Callable[[RunConfig, Arm], Reads]) -> int:
+def tokens_for(base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], reads: Callable[[RunConfig, Arm], Reads]) -> int:
     """The arm's tokens at as many tokens, or as many planned dollars, as joint training of `base.tokens.total` tokens.
 
     Dollars are those of the whole account: joint training's buy the arm's clusters, merge and evaluation first, and what is left
@@ -162,6 +164,31 @@ def tokens_for(base: RunConfig, arm: Arm, budget: Budget, reads: Callable[[RunCo
     return tokens
 
 
+def foretold(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
+    """The tokens of a run that will come to a loss, by a straight line of loss over log tokens.
+
+    A learning rate that comes down as a run ends makes of every length a run of its own: a longer one's losses on the way tell too
+    little. Where even the shortest run is better than need be, the line goes on beyond it, to half of its tokens at most.
+
+    Args:
+        runs: Tokens and loss of complete ones.
+        loss: To come to.
+
+    Returns:
+        None where none of them came to it, where there is only one or more tokens did not help, or where one of them is as long
+        already, to a hundredth.
+    """
+    ordered = sorted(runs)
+    enough = next((i for i, (_, reached) in enumerate(ordered) if reached <= loss), None)
+    if enough is None or len(ordered) < 2:
+        return None
+    (few, worse), (many, better) = ordered[max(enough, 1) - 1:][:2]
+    if better >= worse:
+        return None
+    tokens = round(few * (many / few) ** max((worse - loss) / (worse - better), math.log(0.5) / math.log(many / few)))
+    return None if any(abs(math.log(tokens / there)) < _AS_LONG for there, _ in ordered) else tokens
+
+
 def planned(base: RunConfig, arm: Arm) -> Plan:
     """The plan of an arm at the base configuration's tokens."""
     return build_plan(_at_base(base, arm))
@@ -171,5 +198,7 @@ def _at_base(base: RunConfig, arm: Arm) -> RunConfig:
     return arm_config(base, "arm", arm, base.output, "tokens", base.tokens.total)
 
 
+_AS_LONG = 0.01
+"""Of two runs' tokens, the logarithm of their ratio is less."""
 _LOOKS = 40
 """Looks at the held-out loss, over as many tokens as the configuration has, where it does not say how often."""

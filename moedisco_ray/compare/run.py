@@ -23,7 +23,7 @@ from moedisco_ray.compare.accounting import (
     metered_dollars,
     wall_hours,
 )
-from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, tokens_for
+from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, tokens_for
 from moedisco_ray.compare.reading import expected, found
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
@@ -42,6 +42,8 @@ def compare(
 ) -> dict[str, Any]:
     """Train every arm, once with as many tokens as joint training and once for as many planned dollars, and compare.
 
+    If asked for, also once until it comes to joint training's loss, as far as the other two foretell that.
+
     Dollars are those of the whole account (`accounting`), not of training alone.
 
     What is finished is not made again: an interrupted comparison goes on where it was.
@@ -50,7 +52,7 @@ def compare(
         base: The configuration that is compared; its tokens are joint training's.
         output: Holds the arms' run directories, and `compare.json`.
         names: Of arms; none: all of them. The reference is always among them.
-        budgets: What the arms get as much of as joint training.
+        budgets: What the arms get as much of as joint training, `loss` last.
         view: Makes what shows a run; it is closed when the run ends. None: nothing is shown.
         shell: Runs the work; None: Ray.
         known: The arms that there are.
@@ -73,7 +75,13 @@ def compare(
     finished: list[Path] = []
     for name, arm in arms.items():
         for budget in ("tokens",) if name == REFERENCE else budgets:
-            config = arm_config(base, name, arm, output, budget, tokens_for(base, arm, budget, reads))
+            if budget == "loss":
+                tokens = foretold([(row["tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
+            else:
+                tokens = tokens_for(base, arm, budget, reads)
+            if tokens is None:
+                continue
+            config = arm_config(base, name, arm, output, budget, tokens)
             share_corpus(config, finished)
             with contextlib.ExitStack() as stack:
                 views = () if view is None else (stack.enter_context(contextlib.closing(view())),)

@@ -11,7 +11,8 @@ from rich.text import Text
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count
 
-_BUDGETS = {"tokens": "At as many tokens", "dollars": "For as many planned dollars"}
+_BUDGETS = {
+    "tokens": "At as many tokens", "dollars": "For as many planned dollars", "loss": "To about as low a loss"}
 
 
 def compare_view(result: Mapping[str, Any]) -> RenderableType:

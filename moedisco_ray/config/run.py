@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
 from moedisco_ray.config.model import CheckpointInit, LocalInit, Model
-from moedisco_ray.config.pools import AnyPool, Pools
+from moedisco_ray.config.pools import AnyPool, LowMemoryPool, Pools
 from moedisco_ray.config.sections import (
     Checkpoint,
     Clusters,
@@ -56,6 +56,11 @@ class RunConfig(Section):
     def finetune_pool(self) -> AnyPool:
         """The pool whose gang trains the whole MoE."""
         return self.pools.low_memory if self.finetune.pool == "low_memory" else self.pools.high_memory
+
+    @property
+    def vectors_pool(self) -> LowMemoryPool | None:
+        """The pool whose workers make vectors of documents; None: any machine's cores do."""
+        return self.pools.low_memory if self._needs_a_trained_model else None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

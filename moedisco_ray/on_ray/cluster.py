@@ -10,8 +10,9 @@ actors nor one that died and began again changes a bit of the result.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,18 @@ from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering.stage import build_clusters as build
 from moedisco_ray.clustering.store import Shard, embed_table
 from moedisco_ray.clustering.vectors import load_vectoriser
-from moedisco_ray.config import RunConfig
+from moedisco_ray.config import LowMemoryPool, RunConfig
+from moedisco_ray.events import Emit
+from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.tasks import run_on
+from moedisco_ray.shell import cheapest, holding
+from moedisco_ray.stopping import StopFile
 
 _READ = ["id", "text", "tokens", "copies"]
 
 
 def build_clusters(
-    config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, gpus: int | None = None,
+    config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, emit: Emit, stop: StopFile,
 ) -> dict[str, Any]:
     """`clustering.stage.build_clusters` on the connected Ray cluster.
 
@@ -38,14 +44,53 @@ def build_clusters(
         corpus_dir: The corpus artifact.
         model_dir: The model that `mean_token` and `hidden_state` look into.
         directory: Where the artifact goes; all nodes must see it.
-        gpus: GPUs of each vectorising actor; None: those of a low-memory worker where vectors come from a model's
-            hidden states.
+        emit: Receives what is held of a pool meanwhile.
+        stop: Ends the waiting for a slot of it.
+
+    Raises:
+        RunStopped: Somebody asked the run to end before there was one.
     """
-    if gpus is None:
-        by_model = config.clusters.method == "kmeans" and config.clusters.vectors == "hidden_state"
-        gpus = config.pools.low_memory.gpu if by_model else 0
-    workers = RayWorkers(corpus_dir / "tokenizer", gpus, name=f"{config.name}-vectors")
+    pool = config.vectors_pool
+    seats = None if pool is None else Seats(pool, emit, stop)
+    workers = RayWorkers(corpus_dir / "tokenizer", seats, name=f"{config.name}-vectors")
     return build(config, corpus_dir, model_dir, directory, workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seats:
+    """Slots of a pool, for the actors that make vectors.
+
+    Attributes:
+        pool: Which; of a mixed one, the node type that is there and computes most for a dollar.
+        emit: Receives what is held.
+        stop: Ends the waiting for the first one.
+    """
+
+    pool: LowMemoryPool
+    emit: Emit
+    stop: StopFile
+
+    @contextlib.contextmanager
+    def taken(self, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Wait for a slot, and hold as many as there are.
+
+        They count as held for the length of the block, those too whose actor waits for another run's to end.
+
+        Args:
+            most: How many there is work for.
+
+        Yields:
+            How many, and what an actor asks Ray for.
+        """
+        kind = cheapest([kind for kind in self.pool.kinds if session.slots(kind)] or self.pool.kinds)
+        run_on(kind, self.emit, self.stop, seat)
+        count = max(1, min(session.lasting(kind), kind.max_workers, most))
+        with holding(self.emit, kind, count, "cluster"):
+            yield count, {"num_cpus": 0, "num_gpus": kind.gpu or None, "resources": {kind.resource: 1}}
+
+
+def seat() -> None:
+    """Nothing: whoever calls it on a worker of a pool has waited for one."""
 
 
 class _Embedder:
@@ -64,30 +109,36 @@ class RayWorkers:
 
     Attributes:
         tokenizer: The corpus' tokeniser directory.
-        gpus: GPUs of each vectorising actor.
+        seats: Of the vectorising actors; None: each has a core of any node.
         most_shards: Most actors that hold vectors; None: one per CPU.
         name: Of the pass over the documents, in the Ray dashboard.
     """
 
     tokenizer: Path
-    gpus: int = 0
+    seats: Seats | None = None
     most_shards: int | None = None
     name: str = "vectors"
     _shards: list[Any] = dataclasses.field(default_factory=list)
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
         """One pass of Ray Data over the documents."""
-        device = "cuda" if self.gpus else "cpu"
-        # A CPU is left for reading.
-        room = int(ray.cluster_resources().get("GPU", 0)) // self.gpus if self.gpus else _cpus() - 1
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(room, len(parts))))
         paths = [str(path.resolve()) for path in parts]
         documents = ray.data.read_parquet(paths, override_num_blocks=len(parts))
-        vectors = documents.select_columns(_READ).map_batches(
-            _Embedder, fn_constructor_args=(vectoriser.resolve(), device), compute=pool, batch_size=1024,
-            batch_format="pyarrow", zero_copy_batch=True, num_gpus=self.gpus or None)
-        vectors.set_name(self.name)
-        vectors.write_parquet(str(directory.resolve()))
+        with self._seats(len(parts)) as (count, resources):
+            device = "cuda" if resources.get("num_gpus") else "cpu"
+            vectors = documents.select_columns(_READ).map_batches(
+                _Embedder, fn_constructor_args=(vectoriser.resolve(), device), batch_size=1024, batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count), zero_copy_batch=True, **resources)
+            vectors.set_name(self.name)
+            vectors.write_parquet(str(directory.resolve()))
+
+    @contextlib.contextmanager
+    def _seats(self, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        if self.seats is None:
+            yield max(1, min(_cpus() - 1, most)), {}    # a core is left for reading
+        else:
+            with self.seats.taken(most) as seats:
+                yield seats
 
     def hold(self, files: Sequence[Path]) -> None:
         """One actor per CPU, at most one per file, started anew wherever its node is lost."""

@@ -38,9 +38,11 @@ class RayShell:
         """Ray Data over the sources' files."""
         return build_corpus(config, directory)
 
-    def build_clusters(self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path) -> dict[str, Any]:
+    def build_clusters(
+        self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+    ) -> dict[str, Any]:
         """Ray Data over the documents."""
-        return build_clusters(config, corpus_dir, model, directory)
+        return build_clusters(config, corpus_dir, model, directory, emit, stop)
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,

@@ -48,7 +48,8 @@ def cluster(context: Context, draft: Draft) -> None:
         return
     init = config.model.init
     model = init.checkpoint if isinstance(init, CheckpointInit) else context.of("seed")
-    summary = context.shell.build_clusters(config, context.of("corpus"), model, draft.path)
+    summary = context.shell.build_clusters(
+        config, context.of("corpus"), model, draft.path, context.emit, context.stop)
     draft.summary.update(summary)
     context.emit(Event("clusters", "cluster", data={
         "documents": [entry["documents"] for entry in summary["clusters"]],

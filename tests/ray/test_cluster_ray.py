@@ -17,8 +17,11 @@ from moedisco_ray.clustering.grid import Grid, peak
 from moedisco_ray.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
 from moedisco_ray.clustering.stage import LocalWorkers
 from moedisco_ray.clustering.stage import build_clusters as build_here
+from moedisco_ray.config import LowMemoryPool
 from moedisco_ray.errors import CorpusError
-from moedisco_ray.on_ray.cluster import RayWorkers, build_clusters
+from moedisco_ray.metering import Meter
+from moedisco_ray.on_ray.cluster import RayWorkers, Seats, build_clusters
+from moedisco_ray.stopping import NEVER
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),
@@ -45,7 +48,10 @@ def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_threa
     config = run_config(method=method, vectors=vectors, overlap=0.1)
     here, there = tmp_path / "here", tmp_path / "there"
     pure = build_here(config, corpus, model, here, LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer")))
-    assert build_clusters(config, corpus, model, there) == pure
+    meter = Meter()
+    assert build_clusters(config, corpus, model, there, meter.update, NEVER) == pure
+    assert meter.worker_seconds.keys() == ({"low_memory"} if vectors == "hidden_state" else set())
+    assert not meter.open
     ours, theirs = files_under(here), files_under(there)
     assert ours.keys() == theirs.keys()
     for name, path in ours.items():
@@ -56,6 +62,22 @@ def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_threa
             assert pq.read_table(path).equals(pq.read_table(theirs[name])), name
         else:
             assert path.read_bytes() == theirs[name].read_bytes(), name
+
+
+def test_vectors_of_a_model_take_the_slots_of_the_cheapest_type_that_is_there():
+    kind = {"memory_gb": 24, "speed": 1.0}
+    pool = LowMemoryPool.model_validate({"types": [
+        {"name": "dear", "resource": "high_mem_gpu", "price_per_hour": 2.0, **kind},
+        {"name": "cheap", "resource": "low_mem_gpu", "price_per_hour": 1.0, **kind},
+        {"name": "absent", "resource": "no_such_gpu", "price_per_hour": 0.1, **kind}]})
+    events = []
+    with Seats(pool, events.append, NEVER).taken(5) as (count, resources):
+        assert (count, resources) == (2, {"num_cpus": 0, "num_gpus": None, "resources": {"low_mem_gpu": 1}})
+        assert [event.type for event in events] == ["workers_held", "workers_released", "workers_held"]
+        assert events[-1].data["pool"] == "low_memory.cheap"
+        assert events[-1].data["workers"] == 2
+    with Seats(pool, events.append, NEVER).taken(1) as (count, _):
+        assert count == 1
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -92,7 +114,7 @@ def test_lloyd_on_ray_is_lloyd_here_even_when_a_shard_dies(shards, tmp_path):
 def test_fewer_documents_than_clusters_is_told(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=5, parts=1)
     with pytest.raises(CorpusError, match=r"clusters.count"):
-        build_clusters(run_config(count=6), corpus, tmp_path, tmp_path)
+        build_clusters(run_config(count=6), corpus, tmp_path, tmp_path, Meter().update, NEVER)
 
 
 def write_vectors(path, ids, x_ND):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from small_run import DOMAINS, small_config
 
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.compare.accounting import Point, Reads, account, curve, dollars_of, first_reach, loss_at, wall_hours
-from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, tokens_for
+from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, foretold, planned, tokens_for
 from moedisco_ray.compare.figures import plot_comparison
 from moedisco_ray.compare.run import compare
 from moedisco_ray.compare.table import compare_view
@@ -84,6 +87,35 @@ def test_an_arm_that_cannot_be_paid_for_is_one_line(base: RunConfig) -> None:
         kind: getattr(base.pools, kind).model_copy(update={"price_per_hour": 0.0}) for kind in ("low_memory", "high_memory")})})
     with pytest.raises(ConfigError, match="pools: an arm costs nothing"):
         tokens_for(free, ARMS["disco"], "dollars", nothing)
+
+
+LINE = st.tuples(st.floats(2.0, 8.0), st.floats(0.05, 1.0))
+TWO_RUNS = st.tuples(st.integers(10_000, 1_000_000), st.floats(1.5, 4.0))
+
+
+@given(LINE, TWO_RUNS, st.floats(0.6, 8.0))
+def test_runs_on_a_line_foretell_where_a_loss_is(line: tuple[float, float], runs: tuple[int, float], length: float) -> None:
+    top, slope = line
+    few, many = runs[0], round(runs[0] * runs[1])
+    sought = round(few * length)
+
+    def loss(tokens: int) -> float:
+        return top - slope * math.log(tokens / few)
+
+    tokens = foretold([(many, loss(many)), (few, loss(few))], loss(sought))
+    if sought > many:
+        assert tokens is None
+    elif tokens is None:
+        assert min(abs(math.log(sought / few)), abs(math.log(sought / many))) < 0.011
+    else:
+        assert tokens == pytest.approx(sought, rel=1e-3)
+
+
+def test_what_cannot_be_foretold() -> None:
+    assert foretold([(100, 4.0)], 5.0) is None                      # one run
+    assert foretold([(100, 4.0), (200, 4.5)], 4.2) is None          # worse with more tokens
+    assert foretold([(100, 4.0), (200, 3.5)], 9.0) == 50            # no shorter than half of the shortest
+    assert foretold([(400, 3.0), (100, 5.0), (200, 4.0)], 3.5) == round(200 * 2 ** 0.5)
 
 
 def test_arms_that_there_are_not() -> None:
@@ -208,3 +240,12 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert written == {
         row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again["rows"]}
     assert [row["loss"] for row in again["rows"]] == [row["loss"] for row in result["rows"]]
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_third_run_comes_close_to_joint_trainings_loss(base: RunConfig, tmp_path: Path) -> None:
+    result = compare(base, tmp_path / "compared", ["upcycle"], budgets=("tokens", "dollars", "loss"), shell=InProcess())
+    joint, *runs = result["rows"]
+    assert [row["run"] for row in runs] == ["upcycle-tokens", "upcycle-dollars", "upcycle-loss"]
+    assert runs[2]["tokens"] == foretold([(row["tokens"], row["loss"]) for row in runs[:2]], joint["loss"])
+    assert abs(runs[2]["loss"] - joint["loss"]) < min(abs(row["loss"] - joint["loss"]) for row in runs[:2])

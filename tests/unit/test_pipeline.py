@@ -15,6 +15,7 @@ from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json, read_manifest
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import CheckpointError, ConfigError, CorpusError, RunDirError
+from moedisco_ray.events import EventLog
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import open_checkpoint
 from moedisco_ray.training import TrainJob, World, steps_for, train
@@ -41,6 +42,9 @@ def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral:
     directory = run(
         tmp_path, model={"family": "mixtral", "config": None, "init": {"checkpoint": str(mixtral)}},
         clusters={"count": 2, "vectors": "hidden_state"}, merge={"router": "ridge", "calibration_tokens": 1024})
+    held = [event.data["pool"] for event in EventLog.read(directory / "events.jsonl")
+            if event.type == "workers_held" and event.stage == "cluster"]
+    assert held == ["low_memory"]
     submodel = read_json(directory / "submodels" / "0" / "config.json")
     assert (submodel["num_local_experts"], submodel["num_experts_per_tok"]) == (2, 2)
     finished = open_checkpoint(directory / "model")
