@@ -177,14 +177,15 @@ def makespan() -> str:
     cells = [
         (nodes, losses, cell) for nodes, measured in sorted(result["cells"].items()) for losses, cell in measured.items()]
     rows = [
-        [nodes, losses, str(cell["losses"]), number(cell["makespan"]), number(cell["start"]), f"{cell['over_bound']:.2f}",
-         f"{cell['over_bound_with_starts']:.2f}", f"{targets[losses]:.2f}",
+        [nodes, losses, str(cell["losses"]), number(cell["makespan"]), number(cell["start"]), f"{cell['over_bound']:.3f}",
+         f"{cell['over_bound_with_starts']:.3f}", f"{targets[losses]:.2f}",
          "met" if cell["over_bound"] <= targets[losses] else "**missed**"]
         for nodes, losses, cell in cells]
     arrivals = [
         f"* from a node's arrival to the end of its trainer's first step, {nodes} node(s): {span(cell['arrival'])} s"
         for nodes, _, cell in cells if "arrival" in cell]
     shares, mean = setting["shares"], setting["mean_seconds"]
+    made = [f"* {nodes} node(s): {made_with({**made, 'setting': setting})}" for nodes, made in sorted(result["made"].items())]
     return section(
         "Makespan on machines that come and go",
         f"""{len(shares)} sub-models of {min(shares):g} to {max(shares):g} times their mean length, which is {mean:g} s for each
@@ -196,7 +197,7 @@ def makespan() -> str:
         against; sub-models that last hours hide the start of their trainer, these do not, so the second ratio counts one
         undisturbed start, the median of those measured, as part of each sub-model. Starts after losses count in full in both.""",
         table(["nodes", "losses", "nodes lost", "makespan, s", "a start, s", "/ bound", "/ bound with starts", "target", ""], rows),
-        "\n".join(arrivals), made_with(result))
+        "\n".join(arrivals), "\n".join(made))
 
 
 def quality() -> str:

@@ -206,7 +206,8 @@ def main() -> None:
     setting = {
         "pace": PACE, "shares": list(SHARES), "mean_seconds": arguments.mean_seconds, "interval_steps": arguments.interval,
         "intervals_per_loss": INTERVALS_PER_LOSS, "seed": arguments.seed}
-    cells: dict[str, dict[str, Any]] = measured_before(setting) | {str(nodes): {} for nodes in arguments.nodes}
+    before = measured_before(setting)
+    cells: dict[str, dict[str, Any]] = before["cells"] | {str(nodes): {} for nodes in arguments.nodes}
     start: dict[int, float] = {}
     with ThreadPoolExecutor(len(arguments.nodes)) as threads:
         for losses in TARGETS:
@@ -215,17 +216,17 @@ def main() -> None:
                 start.setdefault(nodes, statistics.median(measured["starts"]))
                 cells[str(nodes)][losses] = summary(measured, nodes, start[nodes])
                 print(f"{nodes} nodes: {cells[str(nodes)]}")
+    made = environment(" ".join(["python benchmarks/makespan.py", *sys.argv[1:]]))
     write_result("makespan", {
-        **environment(" ".join(["python benchmarks/makespan.py", *sys.argv[1:]])),
-        "setting": setting, "targets": TARGETS, "cells": cells})
+        "setting": setting, "targets": TARGETS, "made": before["made"] | {str(nodes): made for nodes in arguments.nodes},
+        "cells": cells})
 
 
 def measured_before(setting: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The cells of the result file, if they were measured with this setting."""
-    if not (RESULTS / "makespan.json").exists():
-        return {}
-    result = json.loads((RESULTS / "makespan.json").read_text(encoding="utf-8"))
-    return dict(result["cells"]) if result["setting"] == setting else {}
+    """`cells` of the result file, and where and with what each was `made`, if they were measured with this setting."""
+    path = RESULTS / "makespan.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return result if result.get("setting") == setting else {"cells": {}, "made": {}}
 
 
 def summary(cell: dict[str, Any], nodes: int, start: float) -> dict[str, Any]:
