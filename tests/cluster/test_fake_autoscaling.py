@@ -50,7 +50,8 @@ def configuration(hosts, name, tokens):
         shutil.copy(path, text)
     return small_config(
         Path("runs"), corpus={"sources": [{"path": f"{text}/*.py", "documents": "paragraph", "format": "text"}]},
-        tokens=tokens).model_copy(update={"name": name, "output": Path("runs")})
+        tokens={"seed_share": 0.02, **tokens}, clusters={"count": 2, "vectors": "hidden_state"},
+    ).model_copy(update={"name": name, "output": Path("runs")})
 
 
 def watch(client, run_id, timeline, seconds=900):
