@@ -208,12 +208,12 @@ def quality() -> str:
         training, one tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices and speeds are the
         paper's; dollars and hours are operations at these, of everything that an arm pays for: its training, the passes over the
         corpus that its clusters take, those that calibrate its routers and compare its merges, and the evaluation of its own final
-        model. Not counted, for only the benchmark wants to know: how good the seed, the sub-models and the merged model are, and
-        the looks at the held-out loss while a model is trained. What a gang's workers send each other is not in them either, which
-        favours whatever shards a model over cheap cards. What an arm has for as many dollars lies between its two complete runs,
-        on a straight line of log perplexity (or hours) over log dollars, at joint training's dollars exactly; some of
-        these runs had as many dollars for their training alone, and cost more in all. Figures of a gang on the low-memory pool are
-        those of the same training, priced there.""",
+        model. Not counted, for only the benchmark wants to know: how good the seed, the sub-models and the merged model are, the
+        looks at the held-out loss while a model is trained, and text of other sources, which are the other corpora's domains. What a
+        gang's workers send each other is not in them either, which favours whatever shards a model over cheap cards. What an arm has
+        for as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
+        at joint training's dollars exactly; some of these runs had as many dollars for their training alone, and cost more in all.
+        Figures of a gang on the low-memory pool are those of the same training, priced there.""",
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
         "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()),

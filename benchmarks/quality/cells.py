@@ -68,7 +68,8 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
         "tokenizer": {"train_vocab_size": 2048},
         "model": {"family": cell.family, "config": SIZES},
         "evaluation": {
-            **raw["evaluation"], "max_tokens": HELD_OUT, "slice_tokens": HELD_OUT, "every_tokens": tokens // 20, "prompts": []},
+            **raw["evaluation"], "max_tokens": HELD_OUT, "slice_tokens": HELD_OUT, "every_tokens": tokens // 20, "prompts": [],
+            "sources": _unseen(cell.corpus, corpora)},
         "checkpoint": {"every": 100_000, "keep": 1},
     }
     raw["tokens"]["total"] = tokens
@@ -100,9 +101,24 @@ def _from_seed(raw: dict[str, Any], work: Path) -> RunConfig:
 def _sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
     if corpus == "embedded":
         return [{"path": "embedded"}]
-    folder = None if corpora is None else next(
-        (path for path in (corpora / corpus / "train", corpora / corpus) if sorted(path.glob("*.txt"))), None)
-    if folder is None:
+    files = [] if corpora is None else _domains(corpora / corpus)
+    if not files:
         raise SystemExit(f"no text files of {corpus!r}: name the folder that holds it with --corpus DIR or MOEDISCO_CORPORA")
-    return [
-        {"path": str(path), "name": path.stem, "documents": "paragraph", "format": "text"} for path in sorted(folder.glob("*.txt"))]
+    return [_source(path) for path in files]
+
+
+def _unseen(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
+    """The domains of the other corpora beside it that it has none of its own of that name."""
+    if corpora is None:
+        return []
+    known = {path.stem for path in _domains(corpora / corpus)}
+    found = {path.stem: path for other in sorted(corpora.iterdir()) for path in _domains(other) if path.stem not in known}
+    return [_source(path) for path in found.values()]
+
+
+def _domains(folder: Path) -> list[Path]:
+    return sorted((folder / "train").glob("*.txt")) or sorted(folder.glob("*.txt"))
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "name": path.stem, "documents": "paragraph", "format": "text"}

@@ -12,7 +12,7 @@ from moedisco_ray.compare.arms import REFERENCE
 
 FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
 """What summary.json holds of each."""
-MORE = ("loss_equal_tokens", "hours_equal_tokens", "hours_equal_dollars")
+MORE = ("loss_equal_tokens", "unseen_equal_tokens", "hours_equal_tokens", "hours_equal_dollars")
 """What the result files tell beside that."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
@@ -77,6 +77,7 @@ def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict
     return {
         "ppl_equal_tokens": _over(perplexity, joint["perplexity"]),
         "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint["perplexity"]),
+        "unseen_equal_tokens": _over(_at_tokens(rows, "unseen"), joint.get("unseen")),
         "hours_equal_tokens": _over(_at_tokens(timed, "hours"), joint["hours"]),
         "ppl_equal_dollars": _over(at_dollars(joint["dollars"], perplexities), joint["perplexity"]),
         "hours_equal_dollars": _over(
@@ -123,11 +124,11 @@ def dollars_to(perplexity: float, runs: Iterable[tuple[float, float]]) -> float 
 
 
 def _at_tokens(rows: Iterable[Mapping[str, Any]], name: str) -> float | None:
-    return next((row[name] for row in rows if row["budget"] == "tokens"), None)
+    return next((row.get(name) for row in rows if row["budget"] == "tokens"), None)
 
 
-def _over(value: float | None, reference: float) -> float | None:
-    return None if value is None else value / reference
+def _over(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or reference is None else value / reference
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:

@@ -103,8 +103,9 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
         `hours`, planned, of everything that it pays for, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and
         `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity
         on those of each, `specialisation`, the normalised mutual information of documents' sources and clusters with their first
-        experts, and `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `curve`, its looks
-        at the held-out loss (`accounting.Point`), of which an ensemble's last is its evaluation.
+        experts, and `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `unseen`, the
+        perplexity on text of `evaluation.sources`, None where there are none; `curve`, its looks at the held-out loss
+        (`accounting.Point`), of which an ensemble's last is its evaluation.
     """
     plan = build_plan(config)
     phases = account(config, plan, found(config, arm.measured))
@@ -129,7 +130,7 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
         "phases": [dataclasses.asdict(phase) for phase in phases],
         "metered_dollars": metered_dollars(meter, prices), "worker_seconds": meter.worker_seconds,
         "loss": figures["loss"], "perplexity": figures["perplexity"], "bits_per_byte": figures["bits_per_byte"],
-        **_looked_at(figures),
+        **_looked_at(figures), "unseen": _unseen(evaluation) if arm.measured == "finetune" else None,
         "curve": [dataclasses.asdict(point) for point in points],
     }
 
@@ -142,6 +143,10 @@ def _looked_at(figures: Mapping[str, Any]) -> dict[str, Any]:
         "sources": {source["source"]: source["perplexity"] for source in figures["sources"]},
         "specialisation": figures["specialisation"],
         "dead_experts": sum(router["dead"] for router in figures["routers"])}
+
+
+def _unseen(evaluation: Mapping[str, Any]) -> float | None:
+    return float(evaluation["unseen"]["perplexity"]) if "unseen" in evaluation else None
 
 
 def add_target(rows: Sequence[dict[str, Any]]) -> float:

@@ -124,8 +124,8 @@ class Optimizer(Section):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Cosine decays to a tenth of `lr`."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Cosine comes down to a tenth of `lr`, linear to nothing."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly."""
     betas: tuple[float, float] = (0.9, 0.95)

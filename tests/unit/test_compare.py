@@ -20,7 +20,7 @@ from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, 
 from moedisco_ray.compare.figures import plot_comparison
 from moedisco_ray.compare.run import compare
 from moedisco_ray.compare.table import compare_view
-from moedisco_ray.config import RunConfig
+from moedisco_ray.config import Evaluation, RunConfig
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.events import Event
 from moedisco_ray.in_process import InProcess
@@ -197,6 +197,8 @@ def _one_thread() -> Any:
 @pytest.mark.usefixtures("_one_thread")
 def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) -> None:
     output = tmp_path / "compared"
+    other = {"path": f"{Path(json.__file__).parent}/*.py", "documents": "paragraph", "format": "text"}
+    base = base.model_copy(update={"evaluation": Evaluation.model_validate({**base.evaluation.model_dump(), "sources": [other]})})
     result = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), shell=InProcess())
     assert [row["run"] for row in result["rows"]] == ["joint-tokens", "upcycle-tokens", "ensemble-tokens"]
     assert result == read_json(output / "compare.json")
@@ -234,6 +236,8 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert joint["specialisation"].keys() == {"cluster", "source"}
     assert 0 <= joint["dead_experts"] <= 4      # two in each of two layers
     assert (ensemble["sources"], ensemble["specialisation"], ensemble["dead_experts"]) == (None, None, None)
+    assert joint["unseen"] == read_json(output / "joint-tokens" / "evaluation" / "evaluation.json")["unseen"]["perplexity"]
+    assert ensemble["unseen"] is None
 
     written = {row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in result["rows"]}
     again = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), shell=InProcess())

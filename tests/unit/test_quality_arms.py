@@ -57,3 +57,13 @@ def test_recipes_that_know_of_no_moments_begin_with_fresh_ones(base, name):
 
 def test_what_spes_lacks_here_is_in_its_title():
     assert "without a live router in the sub-models" in ARMS["spes"].title
+
+
+def test_text_of_other_sources_is_that_of_the_domains_a_corpus_has_not(tmp_path):
+    for corpus, domains in {"a": ["go", "law"], "b/train": ["law", "poems"], "c": ["poems", "songs"]}.items():
+        for domain in domains:
+            (tmp_path / corpus).mkdir(parents=True, exist_ok=True)
+            (tmp_path / corpus / f"{domain}.txt").write_text("Some text.\n")
+    config = cells.base_config(cells.Cell("a", "mixtral", "random"), 0, 200_000, tmp_path, tmp_path)
+    assert [source.name for source in config.corpus.sources] == ["go", "law"]
+    assert [source.name for source in config.evaluation.sources] == ["poems", "songs"]

@@ -52,6 +52,14 @@ def test_an_entry_has_these_keys_and_no_others():
         assert entry["spread"].keys() <= {"ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio"}
 
 
+def test_other_text_is_compared_where_both_were_measured_on_it():
+    given = result(0, 30.0)
+    given["rows"][0]["unseen"], given["rows"][1]["unseen"] = 80.0, 60.0
+    found = {entry["arm"]: entry["unseen_equal_tokens"] for entry in summary.summarise([given], summary.MORE)}
+    assert found["disco"] == found["disco-low"] == pytest.approx(0.75)
+    assert found["btx"] is None
+
+
 def test_more_figures_are_told_when_they_are_asked_for():
     disco = next(entry for entry in summary.summarise([result(0, 30.0)], summary.MORE) if entry["arm"] == "disco")
     assert disco["hours_equal_tokens"] == pytest.approx((1.0 + 1.5 / 4) / (JOINT / 4))

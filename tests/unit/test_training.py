@@ -74,7 +74,7 @@ def kill_at(step: int) -> Callable[[Event], None]:
 # --- the schedule
 
 
-@given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["constant", "cosine"]))
+@given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["constant", "cosine", "linear"]))
 def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, schedule: str) -> None:
     recipe = Optimizer(lr=0.5, warmup=warmup, schedule=schedule)
     rates = [learning_rate(step, steps, recipe) for step in range(steps)]
@@ -87,6 +87,8 @@ def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, s
         assert after[0] == pytest.approx(0.5)
     if schedule == "constant":
         assert set(after) <= {0.5}
+    elif schedule == "linear":
+        assert after == pytest.approx([0.5 * left / len(after) for left in range(len(after), 0, -1)])
     elif len(after) > 1:
         assert after[-1] == pytest.approx(0.05)
 
