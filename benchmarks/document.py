@@ -189,13 +189,14 @@ def makespan() -> str:
     return section(
         "Makespan on machines that come and go",
         f"""{len(shares)} sub-models of {min(shares):g} to {max(shares):g} times their mean length, which is {mean:g} s for each
-        node of the cluster, on nodes with room for one each, every node a raylet of its own on one machine, two
-        clusters at once. A step waits {setting["pace"]:g} s, as for a GPU, so that nodes that share the machine's cores do not
-        slow each other; everything else is real: Ray Train's starts, checkpoints every {setting["interval_steps"]} steps,
-        SIGKILL to raylets. With losses, a node lives {setting["intervals_per_loss"]} checkpoint intervals in the mean, and its
-        replacement is started at once. The bound is max(longest, sum / nodes) of the steps alone, which targets are held
-        against; sub-models that last hours hide the start of their trainer, these do not, so the second ratio counts one
-        undisturbed start, the median of those measured, as part of each sub-model. Starts after losses count in full in both.""",
+        node of the cluster, on nodes with room for one each, every node a raylet of its own on one machine, one or two
+        clusters at once, as the command says. A step waits {setting["pace"]:g} s, as for a GPU, so that nodes that share the
+        machine's cores do not slow each other; everything else is real: Ray Train's starts, checkpoints every
+        {setting["interval_steps"]} steps, SIGKILL to raylets. With losses, a node lives {setting["intervals_per_loss"]} checkpoint
+        intervals in the mean, and its replacement is started at once. The bound is max(longest, sum / nodes) of the steps alone,
+        which targets are held against; sub-models that last hours hide the start of their trainer, these do not, so the second
+        ratio counts one undisturbed start, the median of those measured, as part of each sub-model. Starts after losses count in
+        full in both.""",
         table(["nodes", "losses", "nodes lost", "makespan, s", "a start, s", "/ bound", "/ bound with starts", "target", ""], rows),
         "\n".join(arrivals), "\n".join(made))
 
@@ -209,9 +210,9 @@ def quality() -> str:
         paper's; dollars and hours are operations at these, of everything that an arm pays for: its training, the passes over the
         corpus that its clusters take, those that calibrate its routers and compare its merges, and the evaluation of its own final
         model. Not counted, for only the benchmark wants to know: how good the seed, the sub-models and the merged model are, the
-        looks at the held-out loss while a model is trained, and text of other sources, which are the other corpora's domains. What a
-        gang's workers send each other is not in them either, which favours whatever shards a model over cheap cards. What an arm has
-        for as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
+        looks at the held-out loss while a model is trained, and text of other sources: the other corpora's domains. What a gang's
+        workers send each other is not in them either, which favours whatever shards a model over cheap cards. What an arm has for
+        as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
         at joint training's dollars exactly; some of these runs had as many dollars for their training alone, and cost more in all.
         Figures of a gang on the low-memory pool are those of the same training, priced there.""",
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
