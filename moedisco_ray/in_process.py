@@ -15,7 +15,7 @@ from moedisco_ray.config import AnyPool, Pool, RunConfig
 from moedisco_ray.events import Emit
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.shell import Placement, Trained, cheapest, holding
+from moedisco_ray.shell import Placement, Trained, holding, vectors_kind
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import Keeper, TrainJob, TrainResult, World, training
 
@@ -36,9 +36,8 @@ class InProcess:
         """Make the clusters here."""
         stop.check()
         pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
-        kind = None if config.vectors_pool is None else cheapest(config.vectors_pool.kinds)
-        workers = stage.LocalWorkers(pack, functools.partial(holding, emit, kind, 1, "cluster"))
-        return stage.build_clusters(config, corpus_dir, model, directory, workers)
+        held = functools.partial(holding, emit, vectors_kind(config, model, {}), 1, "cluster")
+        return stage.build_clusters(config, corpus_dir, model, directory, stage.LocalWorkers(pack, held))
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,

@@ -5,23 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from moedisco_ray.config import AnyPool, Pool, RunConfig
+from moedisco_ray.config import AnyPool, Optimizer, Pool, RunConfig
 from moedisco_ray.errors import PoolError
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.model_map import read_config
 from moedisco_ray.plan.memory import GIB, model_memory
-from moedisco_ray.policies.placement import Need, NodeType, fits_nowhere
+from moedisco_ray.policies.placement import Need, NodeType, fits_nowhere, place
 from moedisco_ray.policies.quorum import Contribution, Quorum
 from moedisco_ray.stopping import StopFile
 from moedisco_ray.training import TrainJob, TrainResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
-K = TypeVar("K", bound=Pool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +43,16 @@ class Placement:
 
     def need(self, job: TrainJob) -> Need:
         """What one of a job's workers holds at its peak, as the plan reckons; nothing, where machines are all alike."""
+        return self.need_of(job.name, job.model, job.optimizer, job.sequence_length)
+
+    def need_of(self, name: str, model: Path, optimizer: Optimizer, sequence_length: int) -> Need:
+        """The same of whatever would train a model."""
         if not self.pool.mixed:
-            return Need(job.name, 0.0)
+            return Need(name, 0.0)
         memory = model_memory(
-            job.model, read_config(job.model)["model_type"], job.optimizer, sequence_length=job.sequence_length,
-            gpu=self.pool.gpu, workers=self.workers)
-        return Need(job.name, memory.total / GIB)
+            model, read_config(model)["model_type"], optimizer, sequence_length=sequence_length, gpu=self.pool.gpu,
+            workers=self.workers)
+        return Need(name, memory.total / GIB)
 
     def types(self, free: Mapping[str, int]) -> list[NodeType]:
         """The pool's node types as `policies.placement` sees them.
@@ -146,9 +149,24 @@ class Shell(Protocol):
         """Train a job by all the workers of a pool that there are, within its bounds; `RunStopped` once the stop file is there."""
 
 
-def cheapest(kinds: Iterable[K]) -> K:
-    """Of pools, the one that computes most for a dollar; of equals the first."""
-    return min(kinds, key=lambda kind: kind.price_per_hour / kind.speed)
+def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Pool | None:
+    """The node type whose workers make vectors of documents; None: any machine's cores do.
+
+    The cheapest that could train the model, of those that are there, or else of all; where none could, the largest.
+
+    Args:
+        config: The run's.
+        model: Whose hidden states the vectors are.
+        slots: How many there are, by the type's key; of those left out, one.
+    """
+    pool = config.vectors_pool
+    if pool is None:
+        return None
+    placement = Placement(pool, 1, 0)
+    need = placement.need_of("vectors", model, config.submodels.optimizer, config.corpus.sequence_length)
+    types = placement.types({})
+    kind = place(need, placement.types(slots)) or place(need, types) or max(types, key=lambda each: each.memory_gb)
+    return next(each for each in pool.kinds if each.key == kind.name)
 
 
 @contextlib.contextmanager

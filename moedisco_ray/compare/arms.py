@@ -14,8 +14,8 @@ from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
 
 Budget = Literal["tokens", "dollars", "loss"]
-"""What an arm has as much of as the first one: it is trained once for each. For as high a loss it takes two runs before to foretell
-how long the third has to be."""
+"""What an arm has as much of as the first one: it is trained once for each. How long a run to the same `loss` has to be, two runs
+before it foretell."""
 Measured = Literal["finetune", "ensemble"]
 """Which of a run's models is the arm's result, as `evaluation.json` calls it."""
 

@@ -24,11 +24,11 @@ from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering.stage import build_clusters as build
 from moedisco_ray.clustering.store import Shard, embed_table
 from moedisco_ray.clustering.vectors import load_vectoriser
-from moedisco_ray.config import LowMemoryPool, RunConfig
+from moedisco_ray.config import Pool, RunConfig
 from moedisco_ray.events import Emit
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.tasks import run_on
-from moedisco_ray.shell import cheapest, holding
+from moedisco_ray.shell import holding, vectors_kind
 from moedisco_ray.stopping import StopFile
 
 _READ = ["id", "text", "tokens", "copies"]
@@ -50,8 +50,8 @@ def build_clusters(
     Raises:
         RunStopped: Somebody asked the run to end before there was one.
     """
-    pool = config.vectors_pool
-    seats = None if pool is None else Seats(pool, emit, stop)
+    kind = vectors_kind(config, model_dir, {kind.key: session.slots(kind) for kind in config.pools.low_memory.kinds})
+    seats = None if kind is None else Seats(kind, emit, stop)
     workers = RayWorkers(corpus_dir / "tokenizer", seats, name=f"{config.name}-vectors")
     return build(config, corpus_dir, model_dir, directory, workers)
 
@@ -61,12 +61,12 @@ class Seats:
     """Slots of a pool, for the actors that make vectors.
 
     Attributes:
-        pool: Which; of a mixed one, the node type that is there and computes most for a dollar.
+        pool: Which, of one node type.
         emit: Receives what is held.
         stop: Ends the waiting for the first one.
     """
 
-    pool: LowMemoryPool
+    pool: Pool
     emit: Emit
     stop: StopFile
 
@@ -82,11 +82,10 @@ class Seats:
         Yields:
             How many, and what an actor asks Ray for.
         """
-        kind = cheapest([kind for kind in self.pool.kinds if session.slots(kind)] or self.pool.kinds)
-        run_on(kind, self.emit, self.stop, seat)
-        count = max(1, min(session.lasting(kind), kind.max_workers, most))
-        with holding(self.emit, kind, count, "cluster"):
-            yield count, {"num_cpus": 0, "num_gpus": kind.gpu or None, "resources": {kind.resource: 1}}
+        run_on(self.pool, self.emit, self.stop, seat)
+        count = max(1, min(session.room(self.pool, 1), most))
+        with holding(self.emit, self.pool, count, "cluster"):
+            yield count, {"num_cpus": 0, "num_gpus": self.pool.gpu or None, "resources": {self.pool.resource: 1}}
 
 
 def seat() -> None:

@@ -22,8 +22,9 @@ from moedisco_ray.clustering.report import Sample, cluster_report, silhouette
 from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, first_documents
 from moedisco_ray.clustering.vectors.random import RandomCosts
 from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
-from moedisco_ray.config import Tokens
+from moedisco_ray.config import Pools, Tokens
 from moedisco_ray.errors import CorpusError
+from moedisco_ray.shell import vectors_kind
 
 SMALL8 = Path(__file__).parents[3] / "shared" / "corpora" / "small8" / "train"
 
@@ -200,3 +201,27 @@ def test_domains_of_real_text_are_found():
     x_ND = TfidfSvd.of_texts(texts, 32, 0).transform(texts, [])
     fit = fit_kmeans_on_blocks([x_ND], x_ND, 8)
     assert normalized_mutual_info_score(sources, squared_distances(x_ND, fit.centroids_KD).argmin(axis=1)) > 0.8
+
+
+def mixed(**memory_gb):
+    """A default run whose low-memory pool has a node type of each name, the first the cheapest."""
+    types = [
+        {"name": name, "resource": f"{name}_gpu", "memory_gb": memory, "price_per_hour": 1.0 + i, "speed": 1.0}
+        for i, (name, memory) in enumerate(memory_gb.items())]
+    config = run_config(vectors="hidden_state")
+    return config.model_copy(update={"pools": Pools.model_validate({"low_memory": {"types": types}})})
+
+
+@pytest.mark.parametrize(("memory_gb", "slots", "chosen"), [
+    ({"small": 1, "cheap": 24, "dear": 80}, {}, "cheap"),       # the model and its overhead need a little more than 1 GB
+    ({"cheap": 24, "dear": 80}, {"cheap": 0, "dear": 2}, "dear"),
+    ({"cheap": 24, "dear": 80}, {"cheap": 0, "dear": 0}, "cheap"),      # an autoscaler is to bring one
+    ({"small": 0.5, "larger": 0.6}, {}, "larger")])
+def test_vectors_are_made_where_the_model_fits_for_the_least_money(tmp_path, memory_gb, slots, chosen):
+    there = {f"low_memory.{name}": count for name, count in slots.items()}
+    kind = vectors_kind(mixed(**memory_gb), write_model(tmp_path), there)
+    assert kind.key == f"low_memory.{chosen}"
+
+
+def test_vectors_of_text_alone_take_no_slots(tmp_path):
+    assert vectors_kind(run_config(), tmp_path, {}) is None
