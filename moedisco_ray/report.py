@@ -31,8 +31,8 @@ Keys of the report; a figure that nobody measured is null:
 
 What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `steps` of
 `planned_steps`, `tokens`, `loss`, `seconds` (of the loop), `workers` (on average), `held` (worker-seconds, by what the
-meter calls the machines), `contribution` and `reason` (see `policies.quorum`). Any stage may have `worker_seconds` (its
-seconds times its workers otherwise) and `workers`. The export's has `samples`.
+meter calls the machines), `contribution` and `reason` (see `policies.quorum`). The cluster stage has `held` too, of nothing where
+no worker of a pool made its vectors. The export's has `samples`.
 """
 
 from __future__ import annotations
@@ -211,12 +211,11 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], stall: float
     summary = manifest.summary
     units = summary.get("units", [])
     tokens = sum(unit["tokens"] for unit in units)
-    workers = summary.get("workers", _workers(name, units, config))
-    pool = _pool(name, config)
-    if units:
-        held = [item for unit in units for item in unit["held"].items()]
-    else:
-        held = [(pool, summary.get("worker_seconds", manifest.seconds * workers))]
+    workers = _workers(name, units, config)
+    holders = [summary] if summary.get("held") else units
+    pool = "low_memory" if name == "cluster" and holders else _pool(name, config)
+    held = (
+        [item for holder in holders for item in holder["held"].items()] if holders else [(pool, manifest.seconds * workers)])
     training_seconds = sum(unit["seconds"] for unit in units)
     loop_seconds = sum(unit["seconds"] * unit["workers"] for unit in units)
     trained = [unit for unit in units if unit["tokens"] and unit["loss"] is not None]

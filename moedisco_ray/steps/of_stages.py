@@ -10,6 +10,7 @@ from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, write_json
 from moedisco_ray.config import CheckpointInit, Evaluation
 from moedisco_ray.events import Event
+from moedisco_ray.metering import Meter
 from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement
@@ -48,9 +49,14 @@ def cluster(context: Context, draft: Draft) -> None:
         return
     init = config.model.init
     model = init.checkpoint if isinstance(init, CheckpointInit) else context.of("seed")
-    summary = context.shell.build_clusters(
-        config, context.of("corpus"), model, draft.path, context.emit, context.stop)
-    draft.summary.update(summary)
+    meter = Meter()
+
+    def metered(event: Event) -> None:
+        meter.update(event)
+        context.emit(event)
+
+    summary = context.shell.build_clusters(config, context.of("corpus"), model, draft.path, metered, context.stop)
+    draft.summary.update(summary, held=meter.worker_seconds)
     context.emit(Event("clusters", "cluster", data={
         "documents": [entry["documents"] for entry in summary["clusters"]],
         "tokens": [entry["tokens"] for entry in summary["clusters"]]}))

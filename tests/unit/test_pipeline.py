@@ -45,6 +45,9 @@ def test_a_checkpoint_goes_through_in_groups_of_experts(tmp_path: Path, mixtral:
     held = [event.data["pool"] for event in EventLog.read(directory / "events.jsonl")
             if event.type == "workers_held" and event.stage == "cluster"]
     assert held == ["low_memory"]
+    clustered = read_manifest(directory / "clusters")
+    assert clustered is not None
+    assert list(clustered.summary["held"]) == ["low_memory"]
     submodel = read_json(directory / "submodels" / "0" / "config.json")
     assert (submodel["num_local_experts"], submodel["num_experts_per_tok"]) == (2, 2)
     finished = open_checkpoint(directory / "model")

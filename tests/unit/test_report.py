@@ -96,6 +96,15 @@ def test_stages_cost_worker_hours_at_their_pools_price(report):
         assert stage(report, name)["pool"] == "head"
 
 
+def test_clusters_cost_what_their_vectors_held(tmp_path):
+    write_run(tmp_path)
+    held = {"low_memory": 3.0}
+    write_json(tmp_path / "clusters" / "manifest.json", dataclasses.asdict(Manifest("f", 2.0, {"held": held}, {}, 2.0)))
+    clusters = stage(build_report(tmp_path, run_config()), "cluster")
+    assert (clusters["pool"], clusters["worker_seconds"]) == ("low_memory", 3.0)
+    assert clusters["dollars"] == pytest.approx(3 / 3600 * LOW)
+
+
 def test_what_works_on_the_whole_model_is_where_it_is_fine_tuned(tmp_path):
     write_run(tmp_path)
     report = build_report(tmp_path, run_config(finetune={"pool": "low_memory"}))
