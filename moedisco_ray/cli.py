@@ -261,8 +261,9 @@ def compare(
     directory = output or checked.output / f"{checked.name}-compared"
     console = output_console()
     view = functools.partial(listener_for, console, as_json)
-    budgets = ("tokens", "dollars", "loss") if to_loss else ("tokens", "dollars")
-    result = _import_late("moedisco_ray.compare.run").compare(checked, directory, names, budgets=budgets, view=view)
+    runs = _import_late("moedisco_ray.compare.run")
+    budgets = (*runs.BUDGETS, "loss") if to_loss else runs.BUDGETS
+    result = runs.compare(checked, directory, names, budgets=budgets, view=view)
     figures = _import_late("moedisco_ray.compare.figures").plot_comparison(result, directory / "figures")
     if as_json:
         print(json.dumps(result, indent=2))

@@ -19,8 +19,10 @@ STARTS: Mapping[str, tuple[str, ...]] = {"random": (), "seed": ("model.init.upcy
 SIZES: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 256,
     "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "tie_word_embeddings": True}
-RECIPE = {"lr": 1.5e-3, "batch_tokens": 256, "micro_batch": None}
-"""Of all arms: what joint training was best with, of the batches and rates in tried.json."""
+RECIPES: Mapping[str, dict[str, Any]] = {
+    "random": {"lr": 1.5e-3, "batch_tokens": 256, "micro_batch": None},
+    "seed": {"lr": 4e-3, "batch_tokens": 512, "micro_batch": None}}
+"""Of all arms of a start: what joint training was best with, to 0.01 nats, of the batches and rates in tried.json."""
 HELD_OUT = 20_000
 """Validation tokens: the looks while it trains and the evaluation at the end see the same ones."""
 START_TOKENS = 250_000
@@ -74,28 +76,33 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
     }
     raw["tokens"]["total"] = tokens
     raw["clusters"] |= {"count": 4, "restarts": 2, "iterations": 20, "sample": 2000}
-    raw["merge"]["calibration_tokens"] = 16_384
-    raw["submodels"]["optimizer"] |= RECIPE
-    raw["finetune"]["optimizer"] |= RECIPE
-    raw["submodels"]["sync_every"] = 4    # of some dozens of steps, as the preset's of some hundreds
+    raw["merge"]["calibration_tokens"] = 4096
+    raw["submodels"]["sync_every"] = 8    # of some dozens of steps, as the preset's of some hundreds
     for pool in raw["pools"].values():
         pool["gpu"] = 0
     raw["pools"]["high_memory"]["workers"] = 1
-    return check_config(raw) if cell.start == "random" else _from_seed(raw, work)
+    if cell.start == "random":
+        return check_config(_with_recipe(raw, "random"))
+    return check_config(_with_recipe(_from_seed(raw, work), "seed"))
 
 
-def _from_seed(raw: dict[str, Any], work: Path) -> RunConfig:
-    # All but the last step of this run trains the seed.
-    total = START_TOKENS + RECIPE["batch_tokens"]
-    common = check_config(raw | {
+def _with_recipe(raw: dict[str, Any], start: str) -> dict[str, Any]:
+    return raw | {
+        section: {**raw[section], "optimizer": raw[section]["optimizer"] | RECIPES[start]} for section in ("submodels", "finetune")}
+
+
+def _from_seed(raw: dict[str, Any], work: Path) -> dict[str, Any]:
+    # All but the last step of this run trains the common dense model, which begins from nothing.
+    total = START_TOKENS + RECIPES["random"]["batch_tokens"]
+    common = check_config(_with_recipe(raw, "random") | {
         "name": "start", "output": str(work),
         "tokens": {"total": total, "seed_share": START_TOKENS / total, "finetune_share": 1 - START_TOKENS / total},
         "evaluation": {**raw["evaluation"], "every_tokens": None}})
     directory = pipeline.run(common, shell=InProcess())
-    return check_config(raw | {
+    return raw | {
         "tokenizer": {"path": str(directory / "corpus" / "tokenizer")},
         "model": {"family": raw["model"]["family"], "init": {
-            "upcycle": str(directory / "seed"), **{key: SIZES[key] for key in ("num_experts", "num_experts_per_tok")}}}})
+            "upcycle": str(directory / "seed"), **{key: SIZES[key] for key in ("num_experts", "num_experts_per_tok")}}}}
 
 
 def _sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 import yaml
-from cells import SIZES, START_TOKENS, STARTS, Cell, base_config
+from cells import RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config
 from levers import KNOWN, LEVERS
 from reaccount import reaccounted
 from result_files import RESULTS, SUMMARY, read, result_paths, with_commit, write
@@ -42,7 +42,7 @@ from summary import summarise
 
 from moedisco_ray.cli import output_console
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Budget
-from moedisco_ray.compare.run import compare
+from moedisco_ray.compare.run import BUDGETS, compare
 from moedisco_ray.compare.table import compare_view
 from moedisco_ray.config import RunConfig
 from moedisco_ray.config.presets import preset_text
@@ -78,7 +78,7 @@ def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
     groups: dict[tuple[Budget, ...], list[str]] = {}
     for arm in arms:
         only: tuple[Budget, ...] | None = ("dollars",) if arm in FOR_DOLLARS else ("tokens",) if arm in LEVERS else None
-        budgets = only or ("tokens", "dollars", "loss")
+        budgets = only or (*BUDGETS, "loss")
         groups.setdefault(budgets, []).append(arm)
     return list(groups.items())
 
@@ -116,7 +116,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
 def _recipe(start: str) -> str:
     """Changes with what the default is here, so that no table mixes two of them; words about it may change."""
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, Path("work"))
-    text = json.dumps([base.model_dump(mode="json"), START_TOKENS, *STARTS[start]], sort_keys=True)
+    text = json.dumps([base.model_dump(mode="json"), START_TOKENS, RECIPES[start], *STARTS[start]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

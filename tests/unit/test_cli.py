@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -122,6 +123,20 @@ def test_plan_as_table_and_as_json(demo):
     plan = json.loads(invoke("plan", demo, "--json", "--set", "tokens.seed_share=0.1").stdout)
     assert plan["fits"]
     assert plan["stages"][0]["cost"]["tokens"] == 160_000
+
+
+@pytest.mark.parametrize(("options", "budgets"), [((), ("tokens", "dollars")), (("--to-loss",), ("tokens", "dollars", "loss"))])
+def test_a_comparison_trains_each_arm_once_for_every_budget(demo, monkeypatch, options, budgets):
+    asked = []
+
+    def compare(base, output, names, *, budgets, view):
+        asked.append((output, names, budgets))
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(importlib.import_module("moedisco_ray.compare.run"), "compare", compare)
+    result = invoke("compare", demo, "--arms", "disco,paper", "--output", demo.parent / "there", *options)
+    assert result.exit_code == 1
+    assert asked == [(demo.parent / "there", ["disco", "paper"], budgets)]
 
 
 def test_plan_advises_from_measured_runs(tmp_path):
