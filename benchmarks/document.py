@@ -213,7 +213,7 @@ def quality() -> str:
         looks at the held-out loss while a model is trained, and text of other sources: the other corpora's domains. What a gang's
         workers send each other is not in them either, which favours whatever shards a model over cheap cards. What an arm has for
         as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
-        at joint training's dollars exactly; some of these runs had as many dollars for their training alone, and cost more in all.
+        at joint training's dollars exactly.
         Figures of a gang on the low-memory pool are those of the same training, priced there.""",
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),

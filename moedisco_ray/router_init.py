@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 DataMethod = Literal["ridge", "centroid", "random"]
-_LEAST_STRENGTH = 1e-8
-_STRENGTHS = torch.logspace(-6, 1, 8, dtype=torch.float64)
+_STRENGTHS = torch.logspace(-2, 2, 5, dtype=torch.float64)
+"""Of a ridge, over the mean eigenvalue. Less would give the directions in which inputs hardly differ rows of such a size that the
+fine-tune, which moves those inputs at once, cannot move the rows after them; and GCV, which takes tokens to be independent
+where labels are those of whole documents, would choose it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,7 @@ def ridge_strength(total: Statistics) -> float:
 
 def constant_direction(total: Statistics) -> Tensor:
     """v_D, on which the inputs are as nearly 1 as a linear function can be: ridge regression of the number 1."""
-    return ridge_solution(total, _LEAST_STRENGTH * float(total.xx_DD.diagonal().mean())).sum(1)
+    return ridge_solution(total, float(_STRENGTHS[0] * total.xx_DD.diagonal().mean())).sum(1)
 
 
 def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tensor:

@@ -87,8 +87,11 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
 
 
 def _with_recipe(raw: dict[str, Any], start: str) -> dict[str, Any]:
+    """The preset's fine-tune has half of the rate that all else has; joint training has the whole one."""
+    rates = {"submodels": 1.0, "finetune": 0.5}
     return raw | {
-        section: {**raw[section], "optimizer": raw[section]["optimizer"] | RECIPES[start]} for section in ("submodels", "finetune")}
+        section: {**raw[section], "optimizer": {
+            **raw[section]["optimizer"], **RECIPES[start], "lr": RECIPES[start]["lr"] * share}} for section, share in rates.items()}
 
 
 def _from_seed(raw: dict[str, Any], work: Path) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from moedisco_ray.compare.arms import ARMS, Arm
 LEVERS: Mapping[str, Arm] = {
     "no-seed": Arm("without the seed phase", {"tokens.seed_share": 0.0, "clusters.vectors": "tfidf_svd"}),
     "no-rounds": Arm("without rounds", {"submodels.sync_every": None}),
-    "mean-rounds": Arm("rounds that take the plain mean", {"submodels.outer": {"lr": 1.0, "momentum": 0.0}}),
+    "nesterov-rounds": Arm("rounds with DiLoCo's Nesterov step", {"submodels.outer": {"lr": 0.7, "momentum": 0.9}}),
     "cosine-branches": Arm("sub-models' rate decays", {"submodels.optimizer.schedule": "cosine"}),
     "fresh-branches": Arm("sub-models begin without the seed's moments", {"submodels.keep_moments": False}),
+    "fast-finetune": Arm("fine-tune at the sub-models' rate", {
+        "finetune.optimizer.lr": lambda base: base.submodels.optimizer.lr}),
     "fresh-finetune": Arm("fine-tune begins without the sub-models' moments", {"finetune.keep_moments": False}),
     "mean-token": Arm("clusters of mean token embeddings", {"clusters.vectors": "mean_token", "clusters.capacity": None}),
     "random-clusters": ARMS["random-clusters"],

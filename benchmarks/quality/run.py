@@ -91,7 +91,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     there = read(path) if path.exists() else {"setting": setting, "rows": []}
     if there["setting"] != setting:
         raise SystemExit(f"{path} was measured with another setting or recipe; move it away")
-    missing = [arm for arm in asked(cell, arguments.arms) if arm not in {row["arm"] for row in there["rows"]}]
+    missing = [arm for arm in arguments.arms if arm not in {row["arm"] for row in there["rows"]}]
     if not missing:
         return
     started = time.time()
@@ -168,11 +168,6 @@ def quick(arguments: argparse.Namespace) -> int:
     won = perplexity["disco"] < perplexity["paper"]
     print(f"default {perplexity['disco']:.2f}, paper {perplexity['paper']:.2f}: the default {'wins' if won else 'LOSES'}")
     return 0 if won else 1
-
-
-def asked(cell: Cell, arms: list[str]) -> list[str]:
-    """The arms of a cell; from a seed, which is upcycled, upcycling is joint training."""
-    return [name for name in arms if cell.start == "random" or name != "upcycle"]
 
 
 def _arms(text: str) -> list[str]:

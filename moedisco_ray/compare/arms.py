@@ -43,12 +43,25 @@ _WHOLE: Mapping[str, Any] = {
     "finetune.early_stop": None,
     "evaluation.ensemble": False,
 }
+
+
+def _whole_rate(base: RunConfig) -> float:
+    # Half of it is good for models that have met, which neither a fresh one nor the paper's have.
+    return max(base.submodels.optimizer.lr, base.finetune.optimizer.lr)
+
+
+def _whole_schedule(base: RunConfig) -> str:
+    # From nothing, coming down at the end alone was better than a cosine by 0.03 to 0.16 nats, from a dense model worse by 0.02.
+    return "wsd" if base.model.init == "random" else "cosine"
+
+
 _ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.backbone_lr_scale": 1.0}
 _JOINT: Mapping[str, Any] = {
     **_WHOLE,
     "tokens.seed_share": 0.0,
     "tokens.finetune_share": 1.0,
-    "finetune.optimizer.lr": lambda base: base.submodels.optimizer.lr,  # from a start that nothing was trained of
+    "finetune.optimizer.lr": _whole_rate,
+    "finetune.optimizer.schedule": _whole_schedule,
 }
 
 _FRESH: Mapping[str, Any] = {"submodels.keep_moments": False, "finetune.keep_moments": False}
@@ -80,6 +93,7 @@ ARMS: Mapping[str, Arm] = {
         "finetune.spike_guard": None,
         "finetune.early_stop": None,
         **_FRESH,
+        "finetune.optimizer.lr": _whole_rate,
         "finetune.load_balance": 0.0,
         "finetune.z_loss": 0.0,
     }),

@@ -49,12 +49,14 @@ def draw_losses(result: Mapping[str, Any], axis: str) -> Figure:
     """
     budget, label = _AXES[axis]
     joint = result["rows"][0]
+    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(row["arm"] for row in result["rows"][1:]))}
     rows = [joint, *(row for row in result["rows"][1:] if row["budget"] == budget)]
     figure = blank_figure(6.4, 4.2)
     axes = figure.subplots()
     ends = []
-    for number, row in enumerate(rows):
-        colour = INK if row is joint else PALETTE[(number - 1) % len(PALETTE)]
+    for row in rows:
+        # The same in all figures of a comparison, whichever arms have a run to show there.
+        colour = INK if row is joint else PALETTE[numbers[row["arm"]] % len(PALETTE)]
         for stage, dashes in (("seed", (2, 1.5)), ("finetune", (None, None))):
             points = [point for point in row["curve"] if point["stage"] == stage]
             if points:

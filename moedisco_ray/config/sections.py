@@ -124,10 +124,12 @@ class Optimizer(Section):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Cosine comes down to a tenth of `lr`, linear to nothing."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """Cosine comes down to a tenth of `lr`; wsd (warm-up, stable, decay) does so in the last steps alone."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly."""
+    decay: float = Field(0.2, gt=0, le=1)
+    """Share of the steps over which it comes down, for wsd."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)

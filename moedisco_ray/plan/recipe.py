@@ -28,7 +28,9 @@ def recipe(config: RunConfig) -> dict[str, Any]:
         {dotted path: JSON value}, without those that have no say in this configuration: joint training has no clusters to count.
     """
     raw = config.model_dump(mode="json", include=set(_SECTIONS))
-    return {path: value for path, value in _leaves(raw) if path not in (*_SIZE, *_MACHINES) and _has_a_say(path, config)}
+    return {
+        path: value for path, value in _leaves(raw)
+        if path not in (*_SIZE, *_MACHINES) and _is_read(path, raw) and _has_a_say(path, config)}
 
 
 def subject(config: RunConfig, plan: Plan) -> dict[str, Any]:
@@ -57,6 +59,11 @@ def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def _is_read(path: str, raw: Mapping[str, Any]) -> bool:
+    section, _, name = path.partition(".optimizer.")
+    return name != "decay" or raw[section]["optimizer"]["schedule"] == "wsd"
 
 
 def _has_a_say(path: str, config: RunConfig) -> bool:

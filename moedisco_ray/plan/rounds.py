@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from moedisco_ray.config import Submodels
 from moedisco_ray.plan.parameters import Parameters
+from moedisco_ray.policies.rounds import meetings_of
 
 _STORED = {"fp32": 4, "bf16": 2}
 _COMMON = 4     # bytes per number of the common backbone and its momentum, whatever the members keep
@@ -36,7 +37,7 @@ def plan_sync(settings: Submodels, steps: int, members: int, parameters: Paramet
     Returns:
         None where they never meet.
     """
-    meetings = 0 if settings.sync_every is None or members == 1 else (steps - 1) // settings.sync_every
+    meetings = 0 if settings.sync_every is None or members == 1 else meetings_of(steps, settings.sync_every)
     if not meetings:
         return None
     backbone = parameters.total - parameters.experts - parameters.router

@@ -35,7 +35,13 @@ def meetings(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
     """
     longest = max(steps)
     every = max(every, -(-longest // min(steps)))
-    return [tuple(mine * meeting // longest for meeting in range(every, longest, every)) for mine in steps]
+    number = meetings_of(longest, every)
+    return [tuple(mine * meeting * every // longest for meeting in range(1, number + 1)) for mine in steps]
+
+
+def meetings_of(steps: int, every: int) -> int:
+    """How many meetings a sub-model of so many steps has; the merge is at least half a round after the last."""
+    return max(0, (2 * steps - every) // (2 * every))
 
 
 def gather(alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None) -> Gathering | None:

@@ -77,11 +77,10 @@ def anchored(job: TrainJob, settings: Submodels) -> TrainJob:
 
 
 def rounds_of(steps: Sequence[int], settings: Submodels, directory: Path) -> list[Rounds | None]:
-    """Of each sub-model, by its steps; a phase that is shorter than a round has none."""
-    if settings.sync_every is None or len(steps) == 1 or max(steps) <= settings.sync_every:
-        return [None] * len(steps)
-    return [Rounds(directory.absolute(), at, settings.outer, settings.round_patience)
-            for at in meetings(steps, settings.sync_every)]
+    """Of each sub-model, by its steps; none in a phase that is too short for a meeting."""
+    every = settings.sync_every
+    met = [()] * len(steps) if every is None or len(steps) == 1 else meetings(steps, every)
+    return [Rounds(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in met]
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

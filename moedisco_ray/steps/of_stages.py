@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, write_json
-from moedisco_ray.config import CheckpointInit, Evaluation
+from moedisco_ray.config import CheckpointInit, Evaluation, UpcycleInit
 from moedisco_ray.events import Event
 from moedisco_ray.metering import Meter
 from moedisco_ray.policies.quorum import Quorum
@@ -35,7 +35,9 @@ def seed(context: Context, draft: Draft) -> None:
         return
     start = context.checkpoints("seed") / "start"
     context.call(None, tasks.write_start, *context.start, config.clusters.count, start)
-    job = make_job(context, "seed", "seed", start, context.of("corpus") / "shards", config.tokens.seed, config.seed)
+    # A run of this seed may have trained the dense model that this one goes on with: not in the same order again.
+    order = config.seed + (2 + config.clusters.count if isinstance(config.model.init, UpcycleInit) else 0)
+    job = make_job(context, "seed", "seed", start, context.of("corpus") / "shards", config.tokens.seed, order)
     job = dataclasses.replace(job, leave_moments=True)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.submodels.max_failures))
     link_tree(job.output, draft.path)

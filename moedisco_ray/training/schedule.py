@@ -8,23 +8,24 @@ _FLOOR = 0.1
 
 
 def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
-    """The learning rate of a step: linear warm-up, then constant, a cosine that ends at a tenth, or a line that ends at zero.
+    """The learning rate of a step: linear warm-up, then constant, or down to a tenth on a cosine, at once or only at the end.
 
-    With w = warmup * steps rounded up: lr (step + 1) / w while step < w; after that, for the cosine with
-    t = (step - w) / (steps - 1 - w): lr (0.1 + 0.9 (1 + cos(pi t)) / 2), after Loshchilov and Hutter 2017, SGDR,
-    equation 5; for the line lr (steps - step) / (steps - w), after Bergsma et al. 2025, Straight to Zero (arXiv 2502.15938).
+    With w = warmup * steps rounded up: lr (step + 1) / w while step < w. The cosine comes down from step s = w on, `wsd` (warm-up,
+    stable, decay; Hu et al. 2024, MiniCPM, arXiv 2404.06395) from s = steps - decay * steps rounded up, if that is later, until
+    when it is lr: with t = (step - s) / (steps - 1 - s), lr (0.1 + 0.9 (1 + cos(pi t)) / 2), after Loshchilov and Hutter 2017,
+    SGDR, equation 5.
 
     Args:
         step: Counted from 0.
         steps: Of the whole training.
-        optimizer: Its `lr`, `schedule` and `warmup`.
+        optimizer: Its `lr`, `schedule`, `warmup` and `decay`.
     """
-    warmup = math.ceil(optimizer.warmup * steps)
+    down = warmup = math.ceil(optimizer.warmup * steps)
     if step < warmup:
         return optimizer.lr * (step + 1) / warmup
-    if optimizer.schedule == "constant":
+    if optimizer.schedule == "wsd":
+        down = max(warmup, steps - math.ceil(optimizer.decay * steps))
+    if optimizer.schedule == "constant" or step < down:
         return optimizer.lr
-    if optimizer.schedule == "linear":
-        return optimizer.lr * (steps - step) / (steps - warmup)
-    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    progress = min(1.0, (step - down) / max(1, steps - 1 - down))
     return optimizer.lr * (_FLOOR + (1 - _FLOOR) * (1 + math.cos(math.pi * progress)) / 2)

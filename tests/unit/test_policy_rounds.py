@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from moedisco_ray.policies.rounds import Gathering, gather, meetings, shares
 
 
-def test_equal_members_meet_every_so_many_steps_but_not_after_the_last() -> None:
+def test_equal_members_meet_every_so_many_steps_but_not_shortly_before_the_merge() -> None:
     assert meetings([12, 12], 4) == [(4, 8), (4, 8)]
-    assert meetings([10], 3) == [(3, 6, 9)]
+    assert meetings([10, 14], 4) == [(2, 5, 8), (4, 8, 12)]
+    assert meetings([10], 3) == [(3, 6)]
+    assert meetings([5], 4) == [()]
 
 
 def test_a_shorter_member_meets_at_the_same_shares() -> None:
@@ -26,6 +28,7 @@ def test_all_have_equally_many_meetings_each_after_a_step_and_before_the_end(ste
         assert all(before < after for before, after in pairwise((0, *at, mine)))
     longest = found[steps.index(max(steps))]
     assert all(after - before >= every for before, after in pairwise((0, *longest)))
+    assert all(2 * (max(steps) - last) >= every for last in longest[-1:])
 
 
 def test_without_patience_a_round_waits_for_everybody() -> None:

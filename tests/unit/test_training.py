@@ -74,9 +74,11 @@ def kill_at(step: int) -> Callable[[Event], None]:
 # --- the schedule
 
 
-@given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["constant", "cosine", "linear"]))
-def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, schedule: str) -> None:
-    recipe = Optimizer(lr=0.5, warmup=warmup, schedule=schedule)
+@given(
+    steps=st.integers(1, 500), warmup=st.floats(0, 0.9), decay=st.floats(0.01, 1),
+    schedule=st.sampled_from(["constant", "cosine", "wsd"]))
+def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, decay: float, schedule: str) -> None:
+    recipe = Optimizer(lr=0.5, warmup=warmup, schedule=schedule, decay=decay)
     rates = [learning_rate(step, steps, recipe) for step in range(steps)]
     assert all(0 < rate <= 0.5 for rate in rates)
     ramp = math.ceil(warmup * steps)
@@ -87,10 +89,17 @@ def test_learning_rate_rises_then_never_rises_again(steps: int, warmup: float, s
         assert after[0] == pytest.approx(0.5)
     if schedule == "constant":
         assert set(after) <= {0.5}
-    elif schedule == "linear":
-        assert after == pytest.approx([0.5 * left / len(after) for left in range(len(after), 0, -1)])
-    elif len(after) > 1:
+        return
+    down = len(after) if schedule == "cosine" else min(len(after), math.ceil(decay * steps))
+    assert set(after[:len(after) - down]) <= {0.5}
+    if down > 1:
         assert after[-1] == pytest.approx(0.05)
+
+
+def test_the_end_of_wsd_is_a_cosine_of_its_own() -> None:
+    whole = Optimizer(lr=1.0, schedule="cosine")
+    ends = Optimizer(lr=1.0, schedule="wsd", warmup=0.1, decay=0.25)
+    assert [learning_rate(75 + step, 100, ends) for step in range(25)] == [learning_rate(step, 25, whole) for step in range(25)]
 
 
 def test_cosine_is_halfway_in_the_middle() -> None:
