@@ -213,12 +213,13 @@ def quality() -> str:
         looks at the held-out loss while a model is trained, and text of other sources: the other corpora's domains. What a gang's
         workers send each other is not in them either, which favours whatever shards a model over cheap cards. What an arm has for
         as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
-        at joint training's dollars exactly.
+        at joint training's dollars exactly, and likewise for as many hours:
+        those of one worker of the high-memory pool, and of a low-memory worker for each sub-model.
         Figures of a gang on the low-memory pool are those of the same training, priced there.""",
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
         "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()),
-        "### What was tried", "As those who tried it noted it in `quality/tried.json`.",
+        "### What was tried", "As those who tried it noted it in `quality/tried.json`; of one seed: small differences mean little.",
         table(quality_section.TRIED_HEAD, quality_section.tried()), quality_section.made_with())
 
 

@@ -9,7 +9,7 @@ RUN_DIR/
 ├── seed/            the common dense model that all sub-models start from (a Hugging Face directory)
 ├── clusters/        the fitted cluster model, assignments/, shards/0..E-1/, report.json
 ├── decomposed/      0..E-1/: the sub-models before training
-├── submodels/       0..E-1/: the trained sub-models (Hugging Face directories)
+├── submodels/       0..E-1/: the trained sub-models (Hugging Face directories); common/: the backbone when they last met
 ├── merged/          the MoE before its fine-tune, and merge.json: what went where
 ├── finetuned/       the MoE after it
 ├── evaluation/      evaluation.json

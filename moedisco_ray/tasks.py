@@ -98,7 +98,7 @@ def merge_submodels(
         sequence_length: Of training.
         seed: Of random router rows, and of what DARE drops.
         submodels: The trained sub-models, in the clusters' order.
-        start: One of them before its training.
+        start: The backbone that all of them began with, or took in at their last meeting.
         tokens: What each was trained on.
         batches: Calibration data.
         held_out: Windows of text [L] on which recipes for the backbone are compared.

@@ -17,7 +17,8 @@ from quality.summary import FIGURES, LOW, MORE, summarise
 TRIED = Path(__file__).resolve().with_name("tried.json")
 COLUMNS = {
     "ppl_equal_tokens": "perplexity, equal tokens", "ppl_equal_dollars": "perplexity, equal dollars",
-    "dollars_to_joint_loss_ratio": "dollars to its loss", "unseen_equal_tokens": "perplexity on other sources, equal tokens",
+    "ppl_equal_hours": "perplexity, equal hours", "dollars_to_joint_loss_ratio": "dollars to its loss",
+    "unseen_equal_tokens": "perplexity on other sources, equal tokens",
     "hours_equal_tokens": "hours, equal tokens",
     "hours_equal_dollars": "hours, equal dollars"}
 HEAD = ["corpus, family, start", "arm", "seeds", *COLUMNS.values()]

@@ -12,7 +12,7 @@ from moedisco_ray.compare.arms import REFERENCE
 
 FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
 """What summary.json holds of each."""
-MORE = ("loss_equal_tokens", "unseen_equal_tokens", "hours_equal_tokens", "hours_equal_dollars")
+MORE = ("loss_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens", "hours_equal_dollars")
 """What the result files tell beside that."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
@@ -78,29 +78,31 @@ def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict
         "ppl_equal_tokens": _over(perplexity, joint["perplexity"]),
         "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint["perplexity"]),
         "unseen_equal_tokens": _over(_at_tokens(rows, "unseen"), joint.get("unseen")),
+        "ppl_equal_hours": _over(
+            at_budget(joint["hours"], [(row["hours"], row["perplexity"]) for row in timed]), joint["perplexity"]),
         "hours_equal_tokens": _over(_at_tokens(timed, "hours"), joint["hours"]),
-        "ppl_equal_dollars": _over(at_dollars(joint["dollars"], perplexities), joint["perplexity"]),
+        "ppl_equal_dollars": _over(at_budget(joint["dollars"], perplexities), joint["perplexity"]),
         "hours_equal_dollars": _over(
-            at_dollars(joint["dollars"], [(row["dollars"], row["hours"]) for row in timed]), joint["hours"]),
+            at_budget(joint["dollars"], [(row["dollars"], row["hours"]) for row in timed]), joint["hours"]),
         "dollars_to_joint_loss_ratio": _over(dollars_to(joint["perplexity"], perplexities), joint["dollars"])}
 
 
-def at_dollars(dollars: float, runs: Iterable[tuple[float, float]]) -> float | None:
-    """What an arm has for so many dollars: on a straight line, log over log, between its runs that cost less and more.
+def at_budget(budget: float, runs: Iterable[tuple[float, float]]) -> float | None:
+    """What an arm has for so many dollars, or hours: on a straight line, log over log, between its runs that cost less and more.
 
     Args:
-        dollars: To spend.
-        runs: Dollars of each, and what it has.
+        budget: To spend.
+        runs: What each cost, and what it has.
 
     Returns:
         None where all of them cost less, or all more; a run's own where it costs as much.
     """
     ordered = sorted(runs)
     for (less, before), (more, after) in itertools.pairwise(ordered):
-        if less <= dollars <= more and more / less > 1:
-            return before * (after / before) ** (math.log(dollars / less) / math.log(more / less))
-    nearest = min(ordered, key=lambda run: abs(math.log(run[0] / dollars)), default=None)
-    return nearest[1] if nearest is not None and 1 / _AS_DEAR <= nearest[0] / dollars <= _AS_DEAR else None
+        if less <= budget <= more and more / less > 1:
+            return before * (after / before) ** (math.log(budget / less) / math.log(more / less))
+    nearest = min(ordered, key=lambda run: abs(math.log(run[0] / budget)), default=None)
+    return nearest[1] if nearest is not None and 1 / _AS_DEAR <= nearest[0] / budget <= _AS_DEAR else None
 
 
 def dollars_to(perplexity: float, runs: Iterable[tuple[float, float]]) -> float | None:

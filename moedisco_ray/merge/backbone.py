@@ -1,6 +1,6 @@
 """Rules by which the sub-models' copies of a backbone tensor become one.
 
-Every rule works on deltas against the tensor that all sub-models started from:
+Every rule works on deltas against the tensor that all sub-models started from, or had in common when they last met:
 
     theta = start + scale x combine(theta_1 - start, .., theta_C - start)
 

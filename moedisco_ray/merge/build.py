@@ -45,7 +45,7 @@ def build_merged(submodels: Sequence[Path], start: Path, config: Mapping[str, An
 
     Args:
         submodels: Their directories, in the clusters' order.
-        start: What one of them was before its training.
+        start: The backbone that all of them began with, or took in at their last meeting.
         config: `config.json` of the whole MoE, with its own number of experts and top-k.
         recipes: How the backbone is merged: the one whose merged model has the least loss.
         batches: Calibration data: tokens [B, L] and cluster per document [B].

@@ -69,7 +69,7 @@ def merge_with_report(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[
 
     Args:
         submodels: Canonical tensors of each, with equally many experts.
-        start: What any one of them was before its training; of its tensors only the backbone is read.
+        start: The backbone that all of them began with, or took in at their last meeting; its other tensors are not read.
         model_map: Names of their family.
         recipe: How backbones are combined.
 
@@ -78,7 +78,7 @@ def merge_with_report(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[
     """
     if not submodels or len(submodels) != len(recipe.weights):
         raise CheckpointError("submodels", len(submodels), f"cannot be merged with {len(recipe.weights)} weights")
-    _same_keys([*submodels, start])
+    _same_keys(submodels)
     groups = model_map.experts(submodels[0])
     source = _Once(submodels)
     written: set[str] = set()
@@ -126,6 +126,8 @@ def _joined(key: str, source: _Once, start: Mapping[str, Tensor], model_map: Mod
             raise CheckpointError("tensor", key, "has not one row per expert of its sub-model")
         yield torch.cat(copies), TensorReport(key, role.role, "concatenated", source.everyone)
         return
+    if key not in start:
+        raise CheckpointError("tensor", key, "is not in what all sub-models began with")
     tensor, deviation = combine(key, copies, start[key], recipe)
     rule: Rule = "identical" if deviation is None else "combined"
     yield tensor, TensorReport(key, role.role, rule, source.everyone, deviation or 0.0)

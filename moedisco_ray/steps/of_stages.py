@@ -18,7 +18,10 @@ from moedisco_ray.steps.calibration import calibration, sample
 from moedisco_ray.steps.context import Context, cluster_tokens, link_tree, submodel_seed
 from moedisco_ray.steps.jobs import anchored, found_moments, make_job, rounds_of, told_units, train
 from moedisco_ray.training import write_standing
-from moedisco_ray.training.rounds import history
+from moedisco_ray.training.rounds import backbone_path, history
+
+_COMMON = "common"
+"""Beside the trained sub-models: the backbone that they had in common when they last met."""
 
 
 def corpus(context: Context, draft: Draft) -> None:
@@ -97,6 +100,8 @@ def submodels(context: Context, draft: Draft) -> None:
         link_tree(job.output, draft.path / str(k))
     draft.summary["units"] = told_units(jobs, [trained[job.name] for job in jobs])
     draft.summary["rounds"] = history(rounds)
+    if draft.summary["rounds"]:
+        link_tree(backbone_path(rounds, len(draft.summary["rounds"])), draft.path / _COMMON)
 
 
 def reunite(context: Context, draft: Draft) -> None:
@@ -112,9 +117,11 @@ def reunite(context: Context, draft: Draft) -> None:
             config.finetune.keep_moments, draft.path))
         return
     tokens = [unit["tokens"] for unit in context.summary("submodels")["units"]]
+    met = context.of("submodels") / _COMMON
+    start = met if met.is_dir() else context.of("decompose") / "0"
     batches, held_out = calibration(context)
     draft.summary.update(context.call(
-        pool, tasks.merge_submodels, *context.start, context.submodels, context.of("decompose") / "0", tokens, batches, held_out,
+        pool, tasks.merge_submodels, *context.start, context.submodels, start, tokens, batches, held_out,
         config.merge, config.finetune.keep_moments, draft.path))
 
 

@@ -87,7 +87,12 @@ def has_posted(directory: Path, number: int, name: str) -> bool:
 
 def backbone(directory: Path, number: int) -> Checkpoint:
     """What a closed round made."""
-    return open_checkpoint(_home(directory, number) / "backbone")
+    return open_checkpoint(backbone_path(directory, number))
+
+
+def backbone_path(directory: Path, number: int) -> Path:
+    """Where a closed round's backbone is, of the newest two."""
+    return _home(directory, number) / "backbone"
 
 
 def close(directory: Path, number: int, start: Path, gathering: Gathering, outer: Outer) -> None:
@@ -108,7 +113,7 @@ def close(directory: Path, number: int, start: Path, gathering: Gathering, outer
     tokens = [Post(**read_json(home / "members" / name / "post.json")).tokens for name in gathering.members]
     names, config = list(members[0]), members[0].config
     first = number == 1
-    before = _Float32(open_checkpoint(start if first else last / "backbone"), names)
+    before = _Float32(open_checkpoint(start if first else backbone_path(directory, number - 1)), names)
     momentum = None if first else open_checkpoint(last / "momentum")
     for part in ("momentum", "backbone"):
         shutil.rmtree(home / part, ignore_errors=True)

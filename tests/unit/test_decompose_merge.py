@@ -239,8 +239,10 @@ def test_what_does_not_fit_is_an_error():
         Recipe("uniform", (0.5, 0.6))
     with pytest.raises(CheckpointError, match="weights"):
         list(merge(parts, parts[0], names, Recipe("uniform", (1.0,))))
-    with pytest.raises(CheckpointError, match="only in one"):
-        list(joined(parts, names, dict(list(parts[0].items())[1:])))
+    with pytest.raises(CheckpointError, match="is not in what all sub-models began with"):
+        list(joined(parts, names, {key: tensor for key, tensor in parts[0].items() if key != "model.norm.weight"}))
+    backbone = {key: tensor for key, tensor in parts[0].items() if names.classify(key).role is Role.BACKBONE}
+    assert list(joined(parts, names, backbone))     # what they had in common when they last met
     with pytest.raises(ConfigError, match="does not divide"):
         list(decompose(tensors, names, 4, 3, 0))
     with pytest.raises(CheckpointError, match="4 experts where the configuration says 8"):

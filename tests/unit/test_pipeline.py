@@ -118,6 +118,18 @@ def test_rounds_and_an_anchored_backbone_end_in_the_report(tmp_path: Path) -> No
     assert not (directory / "checkpoints").exists()
 
 
+def test_after_rounds_a_delta_counts_from_the_last_meeting(tmp_path: Path) -> None:
+    directory = run(tmp_path, submodels={"sync_every": 3}, merge={"backbone": "uniform", "delta_scale": 0.25})
+    common = open_checkpoint(directory / "submodels" / "common")
+    parts = [open_checkpoint(directory / "submodels" / str(k)) for k in range(2)]
+    merged = open_checkpoint(directory / "merged")
+    assert len(common) > 5
+    for key in common:
+        mean = sum(part[key].double() for part in parts) / 2
+        torch.testing.assert_close(merged[key].double(), 0.75 * common[key].double() + 0.25 * mean)
+        assert not torch.equal(merged[key], parts[0][key])
+
+
 def test_another_familys_checkpoint_is_refused(tmp_path: Path, mixtral: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds a model of family 'mixtral', but model.family is 'olmoe'"):
         run(tmp_path, model={"family": "olmoe", "config": None, "init": {"checkpoint": str(mixtral)}})

@@ -69,7 +69,7 @@ def test_the_table_tells_hours(told):
     told(result(0))
     assert section.HEAD[-2:] == ["hours, equal tokens", "hours, equal dollars"]
     by_arm = {found[1]: found for found in section.rows()}
-    assert by_arm[ARMS["disco"].title][3:] == ["0.90", "0.50", "0.25", "-", "0.55", "2.20"]
+    assert by_arm[ARMS["disco"].title][3:] == ["0.90", "0.50", "0.70", "0.25", "-", "0.55", "2.20"]
     assert by_arm["MoE-DisCo, as configured, its gang on the low-memory pool"][-2:] == ["-", "-"]
     assert all(len(found) == len(section.HEAD) for found in section.rows())
 

@@ -64,8 +64,10 @@ def test_more_figures_are_told_when_they_are_asked_for():
     disco = next(entry for entry in summary.summarise([result(0, 30.0)], summary.MORE) if entry["arm"] == "disco")
     assert disco["hours_equal_tokens"] == pytest.approx((1.0 + 1.5 / 4) / (JOINT / 4))
     assert disco["hours_equal_dollars"] == pytest.approx((4.0 + 6.0 / 4) / (JOINT / 4))
+    # Its runs take 0.55 and 2.2 times joint training's hours: one lies at log 1/0.55 over log 4 of the way between them.
+    assert disco["ppl_equal_hours"] == pytest.approx(50 / 40 * (30 / 50) ** (math.log(1 / 0.55) / math.log(4)))
     low = next(entry for entry in summary.summarise([result(0, 30.0)], summary.MORE) if entry["arm"] == "disco-low")
-    assert low["hours_equal_tokens"] is None    # its price on the other pool does not tell
+    assert low["hours_equal_tokens"] is low["ppl_equal_hours"] is None    # its price on the other pool does not tell
 
 
 def test_equal_dollars_are_joint_trainings_to_the_last_one():
@@ -92,7 +94,7 @@ RUNS = st.lists(st.tuples(st.floats(0.1, 100), st.floats(2, 100)), min_size=1, m
 
 @given(RUNS, st.floats(0.1, 100))
 def test_what_dollars_buy_lies_between_the_runs_that_cost_less_and_more(runs, dollars):
-    found = summary.at_dollars(dollars, runs)
+    found = summary.at_budget(dollars, runs)
     less = max((run for run in runs if run[0] <= dollars), default=None)
     more = min((run for run in runs if run[0] >= dollars), default=None)
     if less is not None and more is not None:
@@ -105,7 +107,7 @@ def test_what_dollars_buy_lies_between_the_runs_that_cost_less_and_more(runs, do
 @given(RUNS)
 def test_what_a_runs_own_dollars_buy_is_what_it_reached(runs):
     for spent, reached in runs:
-        assert summary.at_dollars(spent, runs) == pytest.approx(reached, rel=1e-6)
+        assert summary.at_budget(spent, runs) == pytest.approx(reached, rel=1e-6)
 
 
 
