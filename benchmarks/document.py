@@ -206,15 +206,17 @@ def quality() -> str:
         "Quality for money",
         f"""Held-out perplexity against joint training of the same MoE on the high-memory pool, and the planned dollars for which
         complete runs come to its final loss, as shares of joint training's; {quality_section.joint_tokens()} tokens of joint
-        training, one tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices and speeds are the
-        paper's; dollars and hours are operations at these, of everything that an arm pays for: its training, the passes over the
-        corpus that its clusters take, those that calibrate its routers and compare its merges, and the evaluation of its own final
-        model. Not counted, for only the benchmark wants to know: how good the seed, the sub-models and the merged model are, the
-        looks at the held-out loss while a model is trained, and text of other sources: the other corpora's domains. What a gang's
-        workers send each other is not in them either, which favours whatever shards a model over cheap cards. What an arm has for
-        as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
-        at joint training's dollars exactly, and likewise for as many hours:
-        those of one worker of the high-memory pool, and of a low-memory worker for each sub-model.
+        training, one tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices are the
+        paper's, the cheap card's speed is taken to be 0.72 of the other's; dollars and hours are operations at these, of everything
+        that an arm pays for: its training, the passes over the corpus that its clusters take, those that calibrate its routers and
+        compare its merges, and the evaluation of its own final model. Not counted, for only the benchmark wants to know: how good
+        the seed, the sub-models and the merged model are, the looks at the held-out loss while a model is trained, and text of
+        other sources: the other corpora's domains. Not in them either: what a gang's workers send each other, which favours
+        whatever shards a model over cheap cards, and what rounds move through storage, which favours the default. What an arm has
+        for as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
+        at joint training's dollars exactly, and likewise for as many hours: those of one worker of the high-memory pool, and of a
+        low-memory worker for each sub-model. All arms have the batch and the rate that joint training was best with in one cell of
+        each start; the default's shares were chosen in two, on a seed that is not among these.
         Figures of a gang on the low-memory pool are those of the same training, priced there.""",
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
