@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from moedisco_ray.artifacts import read_manifest
-from moedisco_ray.config import Model, Pool, RunConfig
+from moedisco_ray.config import Model, Pool, RunConfig, UpcycleInit
 from moedisco_ray.events import Emit
 from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.shell import Shell
@@ -82,9 +82,22 @@ class Context:
         return self.of("seed") if self.config.tokens.seed else None
 
 
+def dense_seed(config: RunConfig) -> int:
+    """What the order of the seed phase's batches follows from.
+
+    A run of the same seed may have trained the dense model that this one goes on with: not in the same order again.
+    """
+    return config.seed + (2 + config.clusters.count if isinstance(config.model.init, UpcycleInit) else 0)
+
+
 def submodel_seed(config: RunConfig, cluster: int) -> int:
-    """What the order of a sub-model's batches follows from."""
+    """The same of a sub-model's."""
     return config.seed + 1 + cluster
+
+
+def finetune_seed(config: RunConfig) -> int:
+    """The same of the fine-tune's."""
+    return config.seed + 1 + config.clusters.count
 
 
 def cluster_tokens(context: Context) -> list[int]:

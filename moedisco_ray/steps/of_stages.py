@@ -8,14 +8,14 @@ from pathlib import Path
 
 from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, write_json
-from moedisco_ray.config import CheckpointInit, Evaluation, UpcycleInit
+from moedisco_ray.config import CheckpointInit, Evaluation
 from moedisco_ray.events import Event
 from moedisco_ray.metering import Meter
 from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement
 from moedisco_ray.steps.calibration import calibration, sample
-from moedisco_ray.steps.context import Context, cluster_tokens, link_tree, submodel_seed
+from moedisco_ray.steps.context import Context, cluster_tokens, dense_seed, finetune_seed, link_tree, submodel_seed
 from moedisco_ray.steps.jobs import anchored, found_moments, make_job, rounds_of, told_units, train
 from moedisco_ray.training import write_standing
 from moedisco_ray.training.rounds import backbone_path, history
@@ -38,9 +38,7 @@ def seed(context: Context, draft: Draft) -> None:
         return
     start = context.checkpoints("seed") / "start"
     context.call(None, tasks.write_start, *context.start, config.clusters.count, start)
-    # A run of this seed may have trained the dense model that this one goes on with: not in the same order again.
-    order = config.seed + (2 + config.clusters.count if isinstance(config.model.init, UpcycleInit) else 0)
-    job = make_job(context, "seed", "seed", start, context.of("corpus") / "shards", config.tokens.seed, order)
+    job = make_job(context, "seed", "seed", start, context.of("corpus") / "shards", config.tokens.seed, dense_seed(config))
     job = dataclasses.replace(job, leave_moments=True)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.submodels.max_failures))
     link_tree(job.output, draft.path)
@@ -135,7 +133,7 @@ def finetune(context: Context, draft: Draft) -> None:
         (draft.path / "manifest.json").unlink()     # the merge's own
         return
     job = make_job(context, "finetune", "finetune", context.of("merge"), context.of("corpus") / "shards", config.tokens.finetune,
-               config.seed + 1 + config.clusters.count)
+               finetune_seed(config))
     job = dataclasses.replace(job, moments=found_moments(context.of("merge")))
     trained = context.shell.train_gang(
         job, pool, config.finetune.max_failures, context.checkpoints("finetune") / "ray", context.emit, context.stop)

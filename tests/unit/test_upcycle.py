@@ -19,6 +19,7 @@ from moedisco_ray.errors import CheckpointError, ConfigError
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import ModelMap, load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.stages import fingerprints
+from moedisco_ray.steps.context import dense_seed, finetune_seed, submodel_seed
 
 DENSE_SIZES = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -85,13 +86,17 @@ def test_its_experts_are_the_mlp_and_its_backbone_the_rest(tmp_path: Path) -> No
 
 def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
     """Seed phase, clusters of its hidden states and all that follows, from another run's seed."""
-    first = pipeline.run(small_config(tmp_path / "first", tokens=FEW_TOKENS), shell=InProcess())
+    before = small_config(tmp_path / "first", tokens=FEW_TOKENS)
+    first = pipeline.run(before, shell=InProcess())
     start = {"family": "qwen3_moe", "config": None, "init": {"upcycle": str(first / "seed"), "num_experts": 4}}
     changes = {
         "model": start, "tokenizer": {"path": str(first / "corpus" / "tokenizer")},
         "clusters": {"count": 4, "vectors": "hidden_state"}}
-    directory = pipeline.run(
-        small_config(tmp_path / "second", tokens=FEW_TOKENS, **changes), shell=InProcess())
+    config = small_config(tmp_path / "second", tokens=FEW_TOKENS, **changes)
+    directory = pipeline.run(config, shell=InProcess())
+    # The first run's seed has read the text in an order that no training of the second has.
+    orders = [dense_seed(before), dense_seed(config), finetune_seed(config), *(submodel_seed(config, k) for k in range(4))]
+    assert len(set(orders)) == len(orders)
     card = (directory / "model" / "README.md").read_text(encoding="utf-8")
     assert "started from are those of `seed`, a dense model whose MLP became every expert." in card
     losses = [read_json(run / "report.json")["evaluation"]["perplexity"] for run in (first, directory)]
