@@ -216,10 +216,15 @@ def quality() -> str:
         for as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
         at joint training's dollars exactly, and likewise for as many hours: those of one worker of the high-memory pool, and of a
         low-memory worker for each sub-model. All arms have the batch and the rate that joint training was best with in one cell of
-        each start; the default's shares were chosen in two, on a seed that is not among these.
+        each start; the default's shares were chosen in two, on a seed that is not among these. Metered dollars are the seconds for
+        which workers were held, all that is not counted included: of processes with one thread beside each other.
         Figures of a gang on the low-memory pool are those of the same training, priced there.""",
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
+        "### At other prices",
+        "Of complete runs as above, whose lengths were chosen for the paper's prices; median of the cells' medians (smallest to"
+        " largest cell).",
+        table(quality_section.PRICES_HEAD, quality_section.prices()),
         "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()),
         "### What was tried", "As those who tried it noted it in `quality/tried.json`; of one seed: small differences mean little.",
         table(quality_section.TRIED_HEAD, quality_section.tried()), quality_section.made_with())

@@ -60,13 +60,22 @@ def run(
     return directory
 
 
+def is_finished(config: RunConfig) -> bool:
+    """Whether all that the configuration asks for is in its directory already."""
+    return _is_made(config.directory, stages.fingerprints(config, input_identity(config)))
+
+
+def _is_made(directory: Path, digests: dict[str, str]) -> bool:
+    return all(is_done(directory / stage.directory, digests[stage.name]) for stage in STAGES)
+
+
 def _carry_out(config: RunConfig, directory: Path, listeners: tuple[Emit, ...], shell: Shell | None, stop: StopFile) -> None:
     log = EventLog(directory / "events.jsonl", listeners)
     started = time.time()
     try:
         log(Event("run_started", data={"name": config.name, "directory": str(directory), "stages": [s.name for s in STAGES]}))
         digests = stages.fingerprints(config, input_identity(config))
-        if not all(is_done(directory / stage.directory, digests[stage.name]) for stage in STAGES):
+        if not _is_made(directory, digests):
             if shell is not None:
                 _make_all(config, directory, digests, log, shell, stop)
             else:

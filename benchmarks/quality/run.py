@@ -71,8 +71,8 @@ def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[s
     base = base_config(cell, seed, arguments.tokens, arguments.corpus, work)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for budgets, wanted in _by_budgets(arguments.arms):
-        for row in compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=KNOWN)["rows"]:
-            rows[row["arm"], row["budget"]] = row
+        found = compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=KNOWN)["rows"]
+        rows |= {(row["arm"], row["budget"]): row for row in found if row["arm"] in (REFERENCE, *arguments.arms)}
     return list(rows.values())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,16 @@ COLUMNS = {
     "ppl_equal_tokens": "perplexity, equal tokens", "ppl_equal_dollars": "perplexity, equal dollars",
     "ppl_equal_hours": "perplexity, equal hours", "dollars_to_joint_loss_ratio": "dollars to its loss",
     "unseen_equal_tokens": "perplexity on other sources, equal tokens",
-    "hours_equal_tokens": "hours, equal tokens",
+    "metered_equal_tokens": "metered dollars, equal tokens", "hours_equal_tokens": "hours, equal tokens",
     "hours_equal_dollars": "hours, equal dollars"}
 HEAD = ["corpus, family, start", "arm", "seeds", *COLUMNS.values()]
 LEVERS_HEAD = ["corpus, family, start", "the default", "seeds", "perplexity, equal tokens", "the default's own, same seeds"]
 TRIED_HEAD = ["what", "measured", "commit", "verdict"]
+PRICES_HEAD = ["a FLOP on the cheap pool costs", "the default: dollars to joint training's loss", "the paper's recipe"]
+_PRICES = {
+    0.1: "", 0.35 / 2.28 / 0.72: "the paper's prices, speed 0.72: as above", 0.35 / 2.28 / 0.53: "the paper's prices, speed 0.53",
+    0.5: "", 1.0: "one price: operations alone"}
+"""Of the expensive pool's FLOP; 0.53 is what the cards' data sheets say of bf16, 165 against 312 TFLOP/s."""
 _TITLES = {"disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool"}
 _TARGETS = (
     ("ppl_equal_dollars", 0.9, "", STARTS), ("dollars_to_joint_loss_ratio", 0.5, ", the floor", STARTS),
@@ -50,6 +57,17 @@ def levers() -> list[list[str]]:
             _cell(entry), KNOWN[entry["arm"]].title, str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
             _default_of(entry)]
         for entry in _entries() if entry["arm"] in LEVERS]
+
+
+def prices() -> list[list[str]]:
+    """One per price of the cheap pool: what joint training's loss costs, over all cells."""
+    lines = []
+    for price, words in _PRICES.items():
+        entries = summarise(_results(), ("dollars_to_joint_loss_ratio",), price)
+        found = [
+            [entry["dollars_to_joint_loss_ratio"] for entry in entries if entry["arm"] == arm] for arm in ("disco", "paper")]
+        lines.append([f"{price:.2f} of one on the other{' (' if words else ''}{words}{')' if words else ''}", *map(_range, found)])
+    return lines
 
 
 def verdicts() -> list[str]:
@@ -124,6 +142,15 @@ def _is_dearer(ours: float | None, theirs: float | None) -> bool:
 def _verdict(asked: Sequence[dict[str, Any]], missed: Sequence[dict[str, Any]]) -> str:
     where = ", ".join(f"{entry['corpus']}/{entry['family']}/{entry['start']}" for entry in missed)
     return f"**missed** in {where}" if missed else f"met in all {len(asked)} cells that were run"
+
+
+def _range(ratios: Sequence[float | None]) -> str:
+    reached = [ratio for ratio in ratios if ratio is not None]
+    if not reached:
+        return "never"
+    median = statistics.median(ratio or math.inf for ratio in ratios)
+    told = f"{'never' if median == math.inf else f'{median:.2f}'} ({min(reached):.2f} to {max(reached):.2f}"
+    return told + ")" if len(reached) == len(ratios) else f"{told}; never in {len(ratios) - len(reached)} of {len(ratios)} cells)"
 
 
 def _once(values: Iterable[str]) -> str:

@@ -12,7 +12,9 @@ from moedisco_ray.compare.arms import REFERENCE
 
 FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
 """What summary.json holds of each."""
-MORE = ("loss_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens", "hours_equal_dollars")
+MORE = (
+    "loss_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens", "hours_equal_dollars",
+    "metered_equal_tokens")
 """What the result files tell beside that."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
@@ -20,13 +22,16 @@ _AS_DEAR = 1.001
 """Dollars of two runs that were to cost the same differ by less: tokens are whole, and so are windows of calibration."""
 
 
-def summarise(results: Iterable[Mapping[str, Any]], names: Sequence[str] = FIGURES) -> list[dict[str, Any]]:
+def summarise(
+    results: Iterable[Mapping[str, Any]], names: Sequence[str] = FIGURES, low_over_high: float | None = None,
+) -> list[dict[str, Any]]:
     """One entry per cell and arm.
 
     Args:
         results: One per (cell, seed): `cell`, `seed`, the `rows` of a comparison, and `setting`, whose `low_over_high` is the
             price of a FLOP on the low-memory pool over that on the other.
         names: Which figures, of `FIGURES` and `MORE`.
+        low_over_high: As if the low-memory pool had this price; the metered dollars stay what they were.
 
     Returns:
         `corpus`, `family`, `start`, `arm`, `seeds`, the medians of the figures (None where the arm has none, or where a seed never
@@ -40,7 +45,9 @@ def summarise(results: Iterable[Mapping[str, Any]], names: Sequence[str] = FIGUR
     """
     by_arm: dict[tuple[str, str], list[tuple[int, dict[str, float | None]]]] = {}
     for result in results:
-        for arm, figures in _figures(result["rows"], result["setting"]["low_over_high"]).items():
+        own = result["setting"]["low_over_high"]
+        price = own if low_over_high is None else low_over_high
+        for arm, figures in _figures([_priced(row, low_memory=price / own) for row in result["rows"]], price).items():
             by_arm.setdefault((result["cell"], arm), []).append((result["seed"], figures))
     entries = []
     for (cell, arm), found in by_arm.items():
@@ -63,7 +70,8 @@ def _figures(rows: Sequence[Mapping[str, Any]], low_over_high: float) -> dict[st
     figures = {arm: _ratios(mine, joint) for arm, mine in by_arm.items()}
     for arm, low in LOW.items():
         # How long it takes there depends on how many workers share it, which its price does not.
-        cheaper = [{**row, "dollars": _priced(row, low_over_high), "hours": None} for row in rows if row["arm"] == arm]
+        unknown = {"hours": None, "metered_dollars": None}
+        cheaper = [{**_priced(row, high_memory=low_over_high), **unknown} for row in rows if row["arm"] == arm]
         if cheaper:
             figures[low] = _ratios([*cheaper, *by_arm.get(low, [])], joint)
     return figures
@@ -77,6 +85,7 @@ def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict
     return {
         "ppl_equal_tokens": _over(perplexity, joint["perplexity"]),
         "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint["perplexity"]),
+        "metered_equal_tokens": _over(_at_tokens(rows, "metered_dollars"), joint.get("metered_dollars")),
         "unseen_equal_tokens": _over(_at_tokens(rows, "unseen"), joint.get("unseen")),
         "ppl_equal_hours": _over(
             at_budget(joint["hours"], [(row["hours"], row["perplexity"]) for row in timed]), joint["perplexity"]),
@@ -138,5 +147,7 @@ def _is_whole(row: Mapping[str, Any]) -> bool:
     return any(phase["stage"] == "evaluate" for phase in row["phases"])
 
 
-def _priced(row: Mapping[str, Any], low_over_high: float) -> float:
-    return sum(phase["dollars"] * (low_over_high if phase["pool"] == "high_memory" else 1.0) for phase in row["phases"])
+def _priced(row: Mapping[str, Any], **factors: float) -> dict[str, Any]:
+    """The row, with the planned dollars of each pool multiplied by its factor."""
+    phases = [{**phase, "dollars": phase["dollars"] * factors.get(phase["pool"], 1.0)} for phase in row["phases"]]
+    return {**row, "phases": phases, "dollars": sum(phase["dollars"] for phase in phases)}

@@ -130,8 +130,13 @@ def chosen(names: Sequence[str], arms: Mapping[str, Arm] = ARMS) -> dict[str, Ar
     return {name: arm for name, arm in arms.items() if name in wanted}
 
 
+def run_name(arm: str, budget: Budget) -> str:
+    """Of an arm's run, and of its directory."""
+    return f"{arm}-{budget}"
+
+
 def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budget, tokens: int) -> RunConfig:
-    """The configuration of one arm's run, OUTPUT/NAME-BUDGET.
+    """The configuration of one arm's run.
 
     Raises:
         ConfigError: The base configuration does not allow for the arm.
@@ -140,7 +145,7 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budge
     for path, value in arm.settings.items():
         put(raw, path, value(base) if callable(value) else value)
     put(raw, "tokens.total", tokens)
-    raw |= {"name": f"{name}-{budget}", "output": str(output)}
+    raw |= {"name": run_name(name, budget), "output": str(output)}
     if raw["evaluation"]["every_tokens"] is None:
         raw["evaluation"]["every_tokens"] = max(1, base.tokens.total // _LOOKS)
     return check_config(raw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +24,20 @@ from moedisco_ray.compare.accounting import (
     metered_dollars,
     wall_hours,
 )
-from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, tokens_for
+from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, run_name, tokens_for
 from moedisco_ray.compare.reading import expected, found
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
+from moedisco_ray.errors import ConfigError
 from moedisco_ray.events import EventLog
 from moedisco_ray.metering import Meter
 from moedisco_ray.plan import build_plan, recipe, subject
 from moedisco_ray.shell import Shell
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
+"""What arms are trained for where nothing else is asked for."""
+_EVERY_BUDGET: tuple[Budget, ...] = (*BUDGETS, "loss")
 
 
 def compare(
@@ -46,12 +50,13 @@ def compare(
 
     Dollars are those of the whole account (`accounting`), not of training alone.
 
-    What is finished is not made again: an interrupted comparison goes on where it was.
+    What is finished is not made again: an interrupted comparison goes on where it was, and arms that an earlier comparison in the
+    same directory finished stay in the table.
 
     Args:
         base: The configuration that is compared; its tokens are joint training's.
         output: Holds the arms' run directories, and `compare.json`.
-        names: Of arms; none: all of them. The reference is always among them.
+        names: Of arms to train; none: all of them. The reference is always among them.
         budgets: What the arms get as much of as joint training, `loss` last.
         view: Makes what shows a run; it is closed when the run ends. None: nothing is shown.
         shell: Runs the work; None: Ray.
@@ -65,7 +70,7 @@ def compare(
         ConfigError: There is no such arm, or the configuration does not allow for it.
         RunError: A run failed; the same call goes on.
     """
-    arms = chosen(names, known)
+    asked = chosen(names, known)
     joint = arm_config(base, REFERENCE, ARMS[REFERENCE], output, "tokens", base.tokens.total)
 
     def reads(config: RunConfig, arm: Arm) -> Reads:
@@ -73,25 +78,46 @@ def compare(
 
     rows: list[dict[str, Any]] = []
     finished: list[Path] = []
-    for name, arm in arms.items():
-        for budget in ("tokens",) if name == REFERENCE else budgets:
-            if budget == "loss":
-                tokens = foretold([(row["tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
-            else:
-                tokens = tokens_for(base, arm, budget, reads)
-            if tokens is None:
-                continue
-            config = arm_config(base, name, arm, output, budget, tokens)
-            share_corpus(config, finished)
-            with contextlib.ExitStack() as stack:
-                views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
-                pipeline.run(config, views, shell=shell)
-            finished.append(config.directory)
-            rows.append(measured(name, arm, budget, config))
+    for (name, arm), budget in itertools.product(known.items(), _EVERY_BUDGET):
+        wanted = name in asked and budget in (BUDGETS[:1] if name == REFERENCE else budgets)
+        if not wanted and not (output / run_name(name, budget)).exists():
+            continue
+        try:
+            config = _config(base, (name, arm), budget, output, reads, rows)
+        except ConfigError:
+            if wanted:
+                raise
+            continue
+        if config is None or not (wanted or pipeline.is_finished(config)):
+            continue
+        if wanted:
+            _run(config, finished, view, shell)
+        finished.append(config.directory)
+        rows.append(measured(name, arm, budget, config))
     target = add_target(rows)
     result = {"reference": REFERENCE, "name": base.name, "seed": base.seed, "target_loss": target, "rows": rows}
     write_json(output / "compare.json", result)
     return result
+
+
+def _config(
+    base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Path, reads: Callable[[RunConfig, Arm], Reads],
+    rows: Sequence[Mapping[str, Any]],
+) -> RunConfig | None:
+    """None where its runs so far do not foretell what it takes to come to joint training's loss."""
+    name, arm = named
+    if budget == "loss":
+        tokens = foretold([(row["tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
+    else:
+        tokens = tokens_for(base, arm, budget, reads)
+    return None if tokens is None else arm_config(base, name, arm, output, budget, tokens)
+
+
+def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | None, shell: Shell | None) -> None:
+    share_corpus(config, others)
+    with contextlib.ExitStack() as stack:
+        views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
+        pipeline.run(config, views, shell=shell)
 
 
 def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str, Any]:

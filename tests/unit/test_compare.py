@@ -245,6 +245,15 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
         row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again["rows"]}
     assert [row["loss"] for row in again["rows"]] == [row["loss"] for row in result["rows"]]
 
+    # What an earlier comparison finished stays in the table, at today's prices; what it began does not.
+    dear = base.pools.low_memory.model_copy(update={"price_per_hour": 2 * base.pools.low_memory.price_per_hour})
+    base = base.model_copy(update={"pools": base.pools.model_copy(update={"low_memory": dear})})
+    (output / "btx-tokens").mkdir()
+    fewer = compare(base, output, ["upcycle"], budgets=("tokens",), shell=InProcess())["rows"]
+    assert [row["run"] for row in fewer] == [row["run"] for row in result["rows"]]
+    assert [row["loss"] for row in fewer] == [row["loss"] for row in result["rows"]]
+    assert fewer[2]["dollars"] > 1.5 * ensemble["dollars"]
+
 
 @pytest.mark.usefixtures("_one_thread")
 def test_a_third_run_comes_close_to_joint_trainings_loss(base: RunConfig, tmp_path: Path) -> None:

@@ -50,6 +50,16 @@ def test_the_default_and_its_gang_on_the_cheap_pool_have_a_verdict_each(told):
     assert all("met in all 1 cells" in line for line in section.verdicts()[-2:])
 
 
+def test_what_it_costs_is_told_at_other_prices_too(told):
+    told(result(0), result(0, tokens=60.0, dollars=50.0, cell="large/mixtral/seed"))     # which never comes to that loss
+    lines = section.prices()
+    assert lines[0] == ["0.10 of one on the other", "never (0.20 to 0.20; never in 1 of 2 cells)", "never"]
+    told(result(0), result(0, high=0.5, cell="large/mixtral/seed"))
+    assert lines[-1][0] == "1.00 of one on the other (one price: operations alone)"
+    # 1 dollar on the cheap pool at 0.2 is 5 at 1; 1.5 and 0.5 on the other.
+    assert section.prices()[-1][1] == "0.60 (0.55 to 0.65)"
+
+
 def test_a_loss_for_as_many_tokens_is_judged_though_the_summary_has_none(told):
     start = "* `loss_equal_tokens` of the default at most 1.01, from a common seed: "
     for tokens, end in ((41.0, "met in all 1 cells that were run"), (42.0, "**missed** in small/mixtral/seed")):
