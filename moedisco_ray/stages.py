@@ -44,8 +44,8 @@ STAGES: tuple[Stage, ...] = (
         "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
         "finetune.load_balance", "finetune.z_loss")),
     Stage("evaluate", "evaluation", ("finetune",), (
-        "evaluation.max_tokens", "evaluation.ensemble", "evaluation.ensemble_top_k", "evaluation.sources", "evaluation.lm_eval",
-        "evaluation.lm_eval_limit")),
+        "evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.ensemble_top_k", "evaluation.sources",
+        "evaluation.lm_eval", "evaluation.lm_eval_limit")),
     Stage("export", "model", ("finetune", "evaluate"), ("evaluation.prompts", "evaluation.sample_tokens")),
 )
 

@@ -177,8 +177,8 @@ def measure(
     """Perplexity and bits per byte of every model of the run; of the finished one also routers, unseen text and tasks.
 
     Args:
-        models: The model that each stage made.
-        submodels: The trained sub-models; each is measured on its own cluster.
+        models: The model that each stage made; all but the finished one are passed over unless the settings ask for them.
+        submodels: The trained sub-models; each is measured on its own cluster, under the same condition.
         corpus: The corpus artifact.
         cluster_model: Tells which cluster a validation document belongs to; None: there are no clusters.
         sequence_length: Of training.
@@ -189,8 +189,9 @@ def measure(
     encoder = Encoder(corpus / "tokenizer")
     clusters = None if cluster_model is None else ClusterModel.load(cluster_model)
     labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
+    shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
     result = evaluate.evaluate_stages(
-        models, submodels, documents, labels_N, eos=encoder.eos, sequence_length=sequence_length, device=device)
+        *shown, documents, labels_N, eos=encoder.eos, sequence_length=sequence_length, device=device)
     if settings.ensemble and clusters is not None:
         known = clusters    # narrowed for the closure
 

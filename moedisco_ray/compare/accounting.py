@@ -3,10 +3,10 @@
 Two accounts are kept of every run. The planned one is arithmetic on operations, prices and the pools' speeds, the same on every
 machine. It counts training as the plan does, and what the recipe has to read beside it, in operations of forward passes: the
 documents that a model vectorises so that they can be clustered; the text that routers are calibrated and merges compared on; the
-validation tokens that the arm's own final model is measured on. It leaves out what only the comparison wants to know: how good the
-seed, the sub-models and the merged model are, which cluster a validation document is of, and the looks at the held-out loss while a
-model is trained. The metered one is the fold that bills runs (`metering`): every second for which a worker was held, all of these
-included.
+validation tokens that the arm's own final model is measured on and, by `evaluation.stages`, those before it, with what tells which
+cluster a document is of. It leaves out what only the comparison wants to know: the looks at the held-out loss while a model is
+trained, and text of other sources. The metered one is the fold that bills runs (`metering`): every second for which a worker was
+held, all of these included.
 """
 
 from __future__ import annotations

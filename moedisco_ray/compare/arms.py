@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from moedisco_ray.compare.accounting import Reads, account, dollars_of, overheads
+from moedisco_ray.compare.accounting import Reads, account, dollars_of
 from moedisco_ray.config import RunConfig, check_config, put
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
@@ -87,6 +87,7 @@ ARMS: Mapping[str, Arm] = {
         "submodels.optimizer.warmup": 0.0,
         **_ONE_SHOT,
         **_PLAIN_MERGE,
+        "merge.backbone": "token_weighted",
         "merge.match_scale": False,
         "finetune.phases": _ALL,
         "finetune.dense_gate": 0.0,
@@ -169,18 +170,27 @@ def tokens_for(base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], 
     """
     if budget == "tokens":
         return base.tokens.total
-    reference = ARMS[REFERENCE]
-    joint, ours = (_at_base(base, each) for each in (reference, arm))
-    joint_plan, plan = build_plan(joint), build_plan(ours)
-    if not plan.dollars:
-        raise ConfigError("pools", None, "an arm costs nothing, so nothing is as dear; give the pools prices")
-    left = dollars_of(account(joint, joint_plan, reads(joint, reference))) - dollars_of(overheads(ours, plan, reads(ours, arm)))
-    tokens = round(base.tokens.total * left / plan.dollars)
-    if tokens < 1:
-        raise ConfigError(
-            "tokens.total", base.tokens.total,
-            f"joint training of so many costs less than {arm.title} pays before it trains; raise it, or leave the arm out")
+    budgeted = _dollars(base, ARMS[REFERENCE], base.tokens.total, reads)
+    # By secants: but for what is read whatever the length, and where all of the corpus is clustered, dollars are a straight line.
+    (before, spent), tokens = (base.tokens.total, _dollars(base, arm, base.tokens.total, reads)), 2 * base.tokens.total
+    for _ in range(_SECANTS):
+        now = _dollars(base, arm, tokens, reads)
+        if now == spent:
+            raise ConfigError("pools", None, "an arm costs nothing, so nothing is as dear; give the pools prices")
+        step = round((budgeted - now) * (tokens - before) / (now - spent))
+        before, spent, tokens = tokens, now, tokens + step
+        if tokens < 1:
+            raise ConfigError(
+                "tokens.total", base.tokens.total,
+                f"joint training of so many costs less than {arm.title} pays before it trains; raise it, or leave the arm out")
+        if not step:
+            break
     return tokens
+
+
+def _dollars(base: RunConfig, arm: Arm, tokens: int, reads: Callable[[RunConfig, Arm], Reads]) -> float:
+    config = _at(base, arm, tokens)
+    return dollars_of(account(config, build_plan(config), reads(config, arm)))
 
 
 def foretold(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
@@ -210,13 +220,14 @@ def foretold(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
 
 def planned(base: RunConfig, arm: Arm) -> Plan:
     """The plan of an arm at the base configuration's tokens."""
-    return build_plan(_at_base(base, arm))
+    return build_plan(_at(base, arm, base.tokens.total))
 
 
-def _at_base(base: RunConfig, arm: Arm) -> RunConfig:
-    return arm_config(base, "arm", arm, base.output, "tokens", base.tokens.total)
+def _at(base: RunConfig, arm: Arm, tokens: int) -> RunConfig:
+    return arm_config(base, "arm", arm, base.output, "tokens", tokens)
 
 
+_SECANTS = 4
 _AS_LONG = 0.01
 """Of two runs' tokens, the logarithm of their ratio is less."""
 _LOOKS = 40

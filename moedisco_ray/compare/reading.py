@@ -146,18 +146,25 @@ def _passes(config: RunConfig, router: str) -> float:
 
 
 def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int) -> dict[Reader, float]:
-    """Every validation token by the final model; in an ensemble by each sub-model, and its context by what weighs these."""
-    if measured == "finetune":
-        return {"whole": float(tokens)}
-    settings = config.clusters
-    reads = Counter[Reader]({"submodel": settings.count * tokens})
-    documents = load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens
-    contexts_N = np.concatenate([np.arange(BLOCK, len(document), BLOCK) for document in documents])
-    if settings.method == "kmeans" and settings.vectors == "hidden_state":
-        reads[_vector_model(config)] += int(np.minimum(contexts_N, config.corpus.sequence_length).sum())
-    elif settings.method == "likelihood":
-        reads["bigrams"] += settings.count * int(np.minimum(contexts_N, READ).sum())
-    return {reader: float(count) for reader, count in reads.items()}
+    """Every validation token by the final model, by those before it, and by what tells its document's cluster.
+
+    In an ensemble by each sub-model, and its context by what weighs these.
+    """
+    settings, ensemble = config.clusters, measured == "ensemble"
+    reads = Counter[Reader]({"submodel": settings.count * tokens} if ensemble else {"whole": tokens})
+    if config.evaluation.stages:
+        reads["submodel"] += tokens * ((config.tokens.seed > 0) + config.tokens.decoupled)
+        reads["whole"] += tokens * (config.tokens.decoupled and not ensemble)
+    if config.tokens.decoupled:
+        documents = load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens
+        asked_N = np.array([len(document) for document in documents])
+        if ensemble:
+            asked_N = np.concatenate([asked_N, *(np.arange(BLOCK, length, BLOCK) for length in asked_N)])
+        if settings.method == "kmeans" and settings.vectors == "hidden_state":
+            reads[_vector_model(config)] += int(np.minimum(asked_N, config.corpus.sequence_length).sum())
+        elif settings.method == "likelihood":
+            reads["bigrams"] += settings.count * int(np.minimum(asked_N, READ).sum())
+    return {reader: float(count) for reader, count in reads.items() if count}
 
 
 def _vector_model(config: RunConfig) -> Reader:

@@ -282,6 +282,8 @@ class Evaluation(Section):
     """Tokens of the seed's and of the whole MoE's training between two looks at their held-out loss; null: none is taken."""
     slice_tokens: int = Field(65_536, gt=0)
     """Most validation tokens of such a look."""
+    stages: bool = True
+    """Also measure what came before the finished model: the seed, each sub-model on its own cluster's text, the merged model."""
     ensemble: bool = False
     """Also measure the trained sub-models as an ensemble that is never merged (c-BTM, arXiv 2303.14177)."""
     ensemble_top_k: int | None = Field(None, ge=1)

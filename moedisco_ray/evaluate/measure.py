@@ -87,9 +87,9 @@ def evaluate_stages(
 
     Args:
         models: Model directory of each stage that made one (`seed`, `merge`); `finetune` must be among them.
-        submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone.
+        submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone; may be none.
         documents: What to measure on.
-        labels_N: Cluster of each document; None where there are neither clusters nor sub-models.
+        labels_N: Cluster of each document; None where there are no clusters.
         eos: The token before each document.
         sequence_length: Length of a training sequence.
         device: Where to run.
@@ -97,8 +97,8 @@ def evaluate_stages(
         batch_tokens: Positions that run at once.
 
     Returns:
-        `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels` sums
-        over all clusters and has `units`, the figures of each.
+        `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels`, where
+        there are any, sums over all clusters and has `units`, the figures of each.
     """
     settings: dict[str, Any] = {"eos": eos, "sequence_length": sequence_length, "batch_tokens": batch_tokens}
 
@@ -110,7 +110,7 @@ def evaluate_stages(
 
     stages: dict[str, Any] = {
         stage: score(directory, documents).to_dict() for stage, directory in models.items() if stage != "finetune"}
-    if labels_N is not None:
+    if labels_N is not None and submodels:
         units = [score(directory, documents.where(labels_N == k)) for k, directory in enumerate(submodels)]
         stages["submodels"] = {**sum(units, Score()).to_dict(), "units": [unit.to_dict() for unit in units]}
     final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)

@@ -52,7 +52,10 @@ def nothing(config: RunConfig, arm: Arm) -> Reads:
 
 
 def some(config: RunConfig, arm: Arm) -> Reads:
-    return {stage: tokens for stage, tokens in READS.items() if stage == "evaluate" or config.tokens.decoupled}
+    """As much as it trains on is clustered."""
+    share = config.tokens.total / TOKENS["total"]
+    reads: Reads = {**READS, "cluster": {"submodel": share * READS["cluster"]["submodel"]}}
+    return {stage: tokens for stage, tokens in reads.items() if stage == "evaluate" or config.tokens.decoupled}
 
 
 @pytest.mark.parametrize("reads", [nothing, some])

@@ -155,8 +155,18 @@ def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[s
     held = 512 * compared
     assert given["merge_submodels"] == (1 + compared) * 2 * 1024 + held
     assert reads["merge"] == {"whole_states": (1 + compared) * 1.5 * 1024, "whole": held}
-    assert reads["evaluate"] == {"whole": read_json(config.directory / "evaluation" / "evaluation.json")["tokens"]}
+    # The merged and the finished model; the seed, and each sub-model on its own cluster, which the seed has to tell.
+    held_out = read_json(config.directory / "evaluation" / "evaluation.json")
+    assert held_out["stages"].keys() == {"seed", "merge", "submodels", "finetune"}
+    cut = reads["evaluate"].pop("submodel_states")
+    assert reads["evaluate"] == {"whole": 2 * held_out["tokens"], "submodel": 2 * held_out["tokens"]}
+    counted = 4 * held_out["tokens"] + cut
+    assert counted <= given["measure"] <= 1.4 * counted     # windows begin with what is before them, and are padded
+    reads["evaluate"]["submodel_states"] = cut
     assert close(expected(config, "finetune", config.directory / "corpus"), reads, windows=2 * 2 * (1 + compared))
+    alone = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"stages": False})})
+    assert expected(alone, "finetune", config.directory / "corpus")["evaluate"] == {
+        "whole": held_out["tokens"], "submodel_states": cut}
 
 
 @pytest.mark.usefixtures("_one_thread")
@@ -181,8 +191,8 @@ def test_an_ensemble_asks_every_sub_model_and_weighs_them(tmp_path: Path) -> Non
     assert reads.keys() == {"cluster", "evaluate"}
     assert reads["evaluate"].keys() == {"submodel", "submodel_states"}
     # Contexts of a sequence's length at most, one per 64 tokens of a document: as long as the sequence here.
-    assert reads["evaluate"]["submodel"] == 2 * tokens
-    assert 0 <= reads["evaluate"]["submodel_states"] <= tokens
+    assert reads["evaluate"]["submodel"] == (2 + 2) * tokens     # the seed, and each sub-model on its own cluster, too
+    assert 0 <= reads["evaluate"]["submodel_states"] <= 2 * tokens
     assert reads == expected(config, "ensemble", config.directory / "corpus")
 
 

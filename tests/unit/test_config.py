@@ -40,7 +40,7 @@ def test_the_paper_preset_is_the_paper(tmp_path):
     config = load(tmp_path, preset_text("paper"))
     assert config.tokens.seed == 0
     assert (config.clusters.vectors, config.clusters.capacity, config.clusters.overlap) == ("mean_token", None, 0)
-    assert (config.merge.backbone, config.merge.delta_scale) == ("uniform", 1)
+    assert (config.merge.backbone, config.merge.delta_scale) == ("token_weighted", 1)
     assert (config.merge.router, config.merge.match_load) == ("random", False)
     assert (config.submodels.sync_every, config.submodels.backbone_lr_scale) == (None, 1)
     submodels, finetune = config.submodels.optimizer, config.finetune.optimizer
