@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, result: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
     """In the form that all have."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -7,7 +7,7 @@
     python benchmarks/quality/run.py --account --work DIR                                     results again, under today's account
 
 Every (cell, seed) is a process with one thread, `--jobs` of them at once. What is finished is skipped: each arm is a run of the
-product with its own resumption, and the rows of a (cell, seed) are a file in results/, to which arms can be added later.
+product with its own resumption, and the rows of a (cell, seed) are a file in --results, to which arms can be added later; those of RESULTS.md are in results/ beside this file.
 
 The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 11 T: T each for joint training, the default
 and the paper's recipe; what as many dollars buy of the latter two, whose tokens are mostly cheap; and as many as these foretell it
@@ -37,7 +37,7 @@ import yaml
 from cells import RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config
 from levers import KNOWN, LEVERS
 from reaccount import reaccounted
-from result_files import RESULTS, SUMMARY, read, result_paths, with_commit, write
+from result_files import SUMMARY, read, result_paths, with_commit, write
 from summary import summarise
 
 from moedisco_ray.cli import output_console
@@ -87,7 +87,7 @@ def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
 
 def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     """The arms of one (cell, seed) that its result file does not have, as a process of its own; they are added to the file."""
-    path = RESULTS / f"{cell.slug}-{seed}.json"
+    path = arguments.results / f"{cell.slug}-{seed}.json"
     setting = {
         "model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(cell.start), "low_over_high": _low_over_high()}
     there = read(path) if path.exists() else {"setting": setting, "rows": []}
@@ -137,23 +137,23 @@ def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
     with ThreadPoolExecutor(arguments.jobs) as threads:
         for (cell, seed), _ in zip(work, threads.map(lambda one: run_process(*one, arguments), work), strict=True):
             print(f"{cell} seed {seed}: done", file=sys.stderr)
-            write_summary()
+            write_summary(arguments.results)
 
 
-def write_summary() -> None:
-    """`results/summary.json` from whatever is finished."""
-    write(RESULTS / SUMMARY, summarise(map(read, result_paths())))
+def write_summary(results: Path) -> None:
+    """`summary.json` from whatever is finished."""
+    write(results / SUMMARY, summarise(map(read, result_paths(results))))
 
 
 def account(arguments: argparse.Namespace) -> int:
     """Account the rows of all result files anew, from the run directories under `--work`; nothing is trained."""
-    for path in result_paths():
+    for path in result_paths(arguments.results):
         result = read(path)
         work = arguments.work / Cell.parse(result["cell"]).slug / f"seed-{result['seed']}"
         anew, kept = reaccounted(result, work)
         write(path, anew)
         print("\n".join([f"{path.name}: {len(anew['rows']) - len(kept)} rows", *kept]), file=sys.stderr)
-    write_summary()
+    write_summary(arguments.results)
     return 0
 
 
@@ -189,6 +189,7 @@ def main() -> int:
     parser.add_argument("--speed", type=float, default=7000, help="tokens per second of a core, for the estimate")
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
     parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept to go on from")
+    parser.add_argument("--results", type=Path, default=Path("runs") / "quality" / "results", help="result files")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--account", action="store_true", help="account existing result files anew, from --work; train nothing")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
