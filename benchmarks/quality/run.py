@@ -7,7 +7,8 @@
     python benchmarks/quality/run.py --account --work DIR                                     results again, under today's account
 
 Every (cell, seed) is a process with one thread, `--jobs` of them at once. What is finished is skipped: each arm is a run of the
-product with its own resumption, and the rows of a (cell, seed) are a file in --results, to which arms can be added later; those of RESULTS.md are in results/ beside this file.
+product with its own resumption, and the rows of a (cell, seed) are a file in --results, to which arms can be added later. Those of
+RESULTS.md are in results/ beside this file.
 
 The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 11 T: T each for joint training, the default
 and the paper's recipe; what as many dollars buy of the latter two, whose tokens are mostly cheap; and as many as these foretell it

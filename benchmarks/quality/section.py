@@ -21,7 +21,7 @@ COLUMNS = {
     "ppl_equal_tokens": "perplexity, equal tokens", "ppl_equal_dollars": "perplexity, equal dollars",
     "ppl_equal_hours": "perplexity, equal hours", "dollars_to_joint_loss_ratio": "dollars to its loss",
     "unseen_equal_tokens": "perplexity on other sources, equal tokens",
-    "metered_equal_tokens": "metered dollars, equal tokens", "hours_equal_tokens": "hours, equal tokens",
+    "metered_to_joint_loss": "metered dollars to its loss", "hours_equal_tokens": "hours, equal tokens",
     "hours_equal_dollars": "hours, equal dollars"}
 HEAD = ["corpus, family, start", "arm", "seeds", *COLUMNS.values()]
 LEVERS_HEAD = ["corpus, family, start", "the default", "seeds", "perplexity, equal tokens", "the default's own, same seeds"]

@@ -14,7 +14,7 @@ FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio
 """What summary.json holds of each."""
 MORE = (
     "loss_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens", "hours_equal_dollars",
-    "metered_equal_tokens")
+    "metered_to_joint_loss")
 """What the result files tell beside that."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
@@ -81,11 +81,13 @@ def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict
     told = rows if all(_is_whole(row) for row in (joint, *rows)) else []
     timed = [row for row in told if row["hours"] is not None]
     perplexities = [(row["dollars"], row["perplexity"]) for row in told]
+    metered = [(row["metered_dollars"], row["perplexity"]) for row in rows if row.get("metered_dollars") is not None]
     perplexity = _at_tokens(rows, "perplexity")
     return {
         "ppl_equal_tokens": _over(perplexity, joint["perplexity"]),
         "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint["perplexity"]),
-        "metered_equal_tokens": _over(_at_tokens(rows, "metered_dollars"), joint.get("metered_dollars")),
+        "metered_to_joint_loss": _over(
+            dollars_to(joint["perplexity"], metered) if len(metered) == len(rows) else None, joint.get("metered_dollars")),
         "unseen_equal_tokens": _over(_at_tokens(rows, "unseen"), joint.get("unseen")),
         "ppl_equal_hours": _over(
             at_budget(joint["hours"], [(row["hours"], row["perplexity"]) for row in timed]), joint["perplexity"]),

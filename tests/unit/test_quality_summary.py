@@ -74,17 +74,18 @@ def test_prices_can_be_others():
     given = result(0, 30.0)
     for each, metered in zip(given["rows"], (8.0, 2.0, 7.0, 4.0), strict=True):
         each["metered_dollars"] = metered
-    names = ("dollars_to_joint_loss_ratio", "metered_equal_tokens")
+    names = ("dollars_to_joint_loss_ratio", "metered_to_joint_loss")
 
     def at(price):
         return {entry["arm"]: tuple(entry[name] for name in names) for entry in summary.summarise([given], names, price)}
 
     # The default's two runs cost 2.5 and 10 dollars; were the cheap pool as dear as the other, 6.5 and 26.
     part = math.log(50 / 40) / math.log(50 / 30)
+    metered = pytest.approx(2 * (7 / 2) ** part / 8)
     assert at(None) == at(LOW) == {
-        "disco": (pytest.approx(0.25 * 4 ** part), 0.25), "btx": (None, 0.5), "joint-low": (pytest.approx(LOW), None),
+        "disco": (pytest.approx(0.25 * 4 ** part), metered), "btx": (None, None), "joint-low": (pytest.approx(LOW), None),
         "disco-low": (pytest.approx(0.13 * (5.2 / 1.3) ** part), None)}
-    assert at(1.0)["disco"] == (pytest.approx(0.65 * 4 ** part), 0.25)
+    assert at(1.0)["disco"] == (pytest.approx(0.65 * 4 ** part), metered)
     assert at(1.0)["joint-low"] == (1.0, None)
     assert at(1.0)["disco-low"][0] == pytest.approx(at(1.0)["disco"][0])
 
