@@ -12,8 +12,8 @@ absolutes = pytest.importorskip("quality.absolutes")
 def row(arm, budget, perplexity, **domains):
     return {
         "arm": arm, "title": arm.upper(), "budget": budget, "perplexity": perplexity, "bits_per_byte": perplexity / 50,
-        "unseen": 99.0, "specialisation": {"source": 0.25, "cluster": None if arm == "joint" else 0.5}, "dead_experts": 1, "sources": domains,
-        "worker_seconds": {"low_memory": 10.0, "high_memory": 2.0}}
+        "unseen": 99.0, "specialisation": {"source": 0.25, "cluster": None if arm == "joint" else 0.5}, "dead_experts": 1,
+        "sources": domains, "worker_seconds": {"low_memory": 10.0, "high_memory": 2.0}}
 
 
 def result(joint, ours, cell="small/mixtral/seed"):
