@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from harness import RESULTS, ROOT
-from quality import curves, result_files
+from quality import absolutes, curves, result_files
 from quality import section as quality_section
 
 
@@ -29,7 +29,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def section(title: str, text: str, *parts: str) -> str:
-    return "\n\n".join([f"## {title}", " ".join(text.split()), *parts])
+    return "\n\n".join([f"## {title}", prose(text), *parts])
+
+
+def prose(text: str) -> str:
+    return " ".join(text.split())
 
 
 def made_with(result: dict[str, Any]) -> str:
@@ -202,6 +206,7 @@ def makespan() -> str:
 
 
 def quality() -> str:
+    results = [result_files.read(path) for path in result_files.result_paths()]
     return section(
         "Quality for money",
         f"""Held-out perplexity against joint training of the same MoE on the high-memory pool, and the planned dollars for which
@@ -209,21 +214,28 @@ def quality() -> str:
         training, one tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices are the
         paper's, the cheap card's speed is taken to be 0.72 of the other's; dollars and hours are operations at these, of everything
         that an arm pays for: its training, the passes over the corpus that its clusters take, those that calibrate its routers and
-        compare its merges, and the evaluation of its own final model. Not counted, for only the benchmark wants to know: how good
-        the seed, the sub-models and the merged model are, the looks at the held-out loss while a model is trained, and text of
-        other sources: the other corpora's domains. Not in them either: what a gang's workers send each other, which favours
-        whatever shards a model over cheap cards, and what rounds move through storage, which favours the default. What an arm has
-        for as many dollars lies between two of its complete runs, on a straight line of log perplexity (or hours) over log dollars,
-        at joint training's dollars exactly, and likewise for as many hours: those of one worker of the high-memory pool, and of a
-        low-memory worker for each sub-model. All arms have the batch and the rate that joint training was best with in one cell of
-        each start; the default's shares were chosen in two, on a seed that is not among these. Metered dollars are the seconds for
-        which workers were held, all that is not counted included: of processes with one thread beside each other.
-        Figures of a gang on the low-memory pool are those of the same training, priced there.""",
+        compare its merges, and the evaluation of its own final model. Not counted are the looks at the held-out loss while a model
+        is trained and text of other sources, the other corpus' domains, which only the benchmark asks for. Not in them either:
+        what a gang's workers send each other, which favours whatever shards a model over cheap cards, and what rounds move through
+        storage, which favours the default. Metered dollars are the seconds for which workers were held, all of that included, each
+        worker a process with one thread beside another. What an arm has for as many dollars lies between two of its complete runs,
+        on a straight line of log perplexity (or hours) over log dollars, at joint training's dollars exactly, and likewise for as
+        many hours: those of one worker of the high-memory pool, and of a low-memory worker for each sub-model. Figures of a gang on
+        the low-memory pool are those of the same training, priced there.""",
+        prose("""Batches and rates: joint training has those that it was best with in one cell of each start, on a seed that is not
+        among these; the default trains at the same, and its fine-tune at half of that rate. What else each arm was tried with is
+        below. From random weights the paper's recipe clusters by an embedding table that has learnt nothing, where the paper has a
+        trained one. A common dense start has had 250,000 tokens, which are in nobody's bill."""),
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
+        "### The figures themselves",
+        prose("""At as many tokens, medians over the seeds; sources and clusters of documents against the expert that is most often
+        the first choice in them, 1 where one tells the other."""),
+        table(absolutes.HEAD, absolutes.rows(results)),
+        "By domain, medians over families, starts and seeds.", table(absolutes.DOMAINS_HEAD, absolutes.domains(results)),
         "### At other prices",
-        "Of complete runs as above, whose lengths were chosen for the paper's prices; median of the cells' medians (smallest to"
-        " largest cell).",
+        prose("""Of complete runs as above, whose lengths were chosen for the paper's prices; median of the cells' medians
+        (smallest to largest cell)."""),
         table(quality_section.PRICES_HEAD, quality_section.prices()),
         "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()),
         "### What was tried", "As those who tried it noted it in `quality/tried.json`; of one seed: small differences mean little.",
