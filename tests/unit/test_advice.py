@@ -244,6 +244,67 @@ def test_several_other_models_are_surer_than_one() -> None:
     assert advise(near, measured(*tables[:3]), budget(JOINT)).confidence.level == "low"
 
 
+def needing(times: float, slope: float = 0.2) -> Law:
+    """So many times joint training's tokens for any loss; at another slope, for the middle one that it was measured at."""
+    return line(3.0 + slope * math.log(2 * times) - 0.2 * math.log(2), slope)
+
+
+def on_text(name: str, pool: str = "high_memory", **laws: Law) -> Mapping[str, Any]:
+    text = base_config(corpus={"sources": [{"path": "embedded", "name": name}]}, finetune={"pool": pool})
+    return comparison(text, {"joint": line(3.0, 0.2), **laws}, times=(1, 4))
+
+
+def rate(arm: str) -> float:
+    """Dollars of one of its tokens on the large model, as a multiple of joint training's."""
+    return planned(LARGE, ARMS[arm]).dollars / planned(LARGE, ARMS["joint"]).dollars
+
+
+@pytest.mark.parametrize(("easier", "more"), [(1.2, 1.05), (3.0, 1.5)])
+def test_a_recipe_is_no_better_for_having_been_measured_where_all_are(easier: float, more: float) -> None:
+    upcycle = needing(more * rate("disco") / rate("upcycle"), slope=0.1)    # better where small, so that it is not dominated
+    runs = measured(
+        on_text("hard", disco=needing(easier), paper=needing(2 * easier)),
+        on_text("easy", disco=needing(1), paper=needing(2), upcycle=upcycle))
+    advice = advise(LARGE, runs, budget(1.0))
+    row = next(row for row in advice.options if row.title == "sparse upcycling")
+    assert advice.advised.title == "MoE-DisCo, as configured"
+    assert row.ratio == pytest.approx(more * (advice.advised.ratio or 0))
+    assert (row.dominated, row.best_in) == (False, 0)
+    assert ("low", "measured beside sparse upcycling in 1 of 2 other models or texts") in advice.confidence.grounds
+
+
+def test_recipes_that_were_measured_everywhere_have_their_mean_ratio() -> None:
+    needed = {"a": (2, 1), "b": (1.5, 3), "c": (1, 2)}
+    runs = measured(*(on_text(name, disco=needing(disco), paper=needing(paper)) for name, (disco, paper) in needed.items()))
+    advice = advise(LARGE, runs, budget(1.0))
+    ratios = {row.title: row.ratio for row in advice.options}
+    assert ratios["MoE-DisCo, as configured"] == pytest.approx(3 ** (1 / 3) * rate("disco"))
+    assert ratios["MoE-DisCo, as the paper"] == pytest.approx(6 ** (1 / 3) * rate("paper"))
+    assert ratios["joint, high-memory pool"] == 1
+    assert ("high", "measured wherever the other recipes were") in advice.confidence.grounds
+
+
+def test_recipes_that_share_nothing_are_held_against_joint_training() -> None:
+    runs = measured(on_text("a", disco=needing(1.5)), on_text("b", upcycle=needing(3)))
+    advice = advise(LARGE, runs, budget(1.0))
+    ratios = {row.title: row.ratio for row in advice.options}
+    assert ratios["MoE-DisCo, as configured"] == pytest.approx(1.5 * rate("disco"))
+    assert ratios["sparse upcycling"] == pytest.approx(3 * rate("upcycle"))
+    assert (
+        "low", "never measured beside sparse upcycling: compared by way of others, or else of joint training alone",
+    ) in advice.confidence.grounds
+
+
+def test_where_a_gang_trained_changes_what_its_tokens_cost_alone() -> None:
+    runs = measured(
+        on_text("a", disco=needing(2), paper=needing(6)), on_text("b", "low_memory", disco=needing(1.5), paper=needing(3)))
+    rows = {row.title: row for row in advise(LARGE, runs, budget(1.0)).options}
+    for recipe in ("MoE-DisCo, as configured", "MoE-DisCo, as the paper"):
+        low, high = (rows[f"{recipe} (pool {pool})"] for pool in ("low_memory", "high_memory"))
+        assert low.runs < high.runs
+        assert (low.ratio or 0) * low.tokens == pytest.approx((high.ratio or 0) * high.tokens, rel=1e-3)
+
+
 def test_runs_of_the_same_model_go_before_those_of_others() -> None:
     both = measured(comparison(BASE), comparison(LARGE))
     advice = advise(BASE, both, budget(JOINT))

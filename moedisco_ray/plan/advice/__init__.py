@@ -1,7 +1,7 @@
 """By which recipe to train, from runs that were measured.
 
-`measured` reads the runs, `study` fits a `loss_curve` to each recipe, `prediction` and `transfer` choose among the `candidates` by
-their `ranking`, and `confidence` says how sure that is, in the words of `advised`. `advise` is all of it.
+`measured` reads the runs, `study` fits a `loss_curve` to each recipe, `prediction` and `transfer` (on `common_ground`) choose among
+the `candidates` by their `ranking`, and `confidence` says how sure that is, in the words of `advised`. `advise` is all of it.
 """
 
 from moedisco_ray.plan.advice.advise import advise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -94,6 +94,21 @@ def lead(best_in: float | None, recipes: int) -> Ground:
         return Ground("medium", f"the best of {recipes} recipes; whether by more than chance is not known")
     level: Level = "high" if best_in >= 0.9 else "medium" if best_in >= 0.6 else "low"
     return Ground(level, f"the best of {recipes} recipes in {best_in:.0%} of {DRAWS} resamplings")
+
+
+def pairing(common: Mapping[str, int], subjects: int) -> Ground:
+    """Whether the advised recipe was measured beside the others, where that was in other models.
+
+    Args:
+        common: How many subjects have it and each of the others, by the other's title.
+        subjects: That were measured.
+    """
+    if all(each == subjects for each in common.values()):
+        return Ground("high", "measured wherever the other recipes were")
+    rival, fewest = min(common.items(), key=lambda pair: pair[1])
+    if not fewest:
+        return Ground("low", f"never measured beside {rival}: compared by way of others, or else of joint training alone")
+    return Ground("medium" if fewest > 1 else "low", f"measured beside {rival} in {fewest} of {subjects} other models or texts")
 
 
 def likeness(factor: float, subjects: int) -> Ground:

@@ -2,7 +2,8 @@
 
 The multiple is of dollars for the same loss, the one that joint training reached where it was measured. Of it the tokens are the
 measurement's, and what a token costs is the configuration's: its prices, its pools and its model, in which a sub-model may be a
-larger or smaller part of the whole.
+larger or smaller part of the whole. Recipes are held against each other on `common_ground`, for joint training is easier to beat in
+one subject than in another; those that no chain of subjects links are held against joint training alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError, RunDirError
-from moedisco_ray.plan.advice import confidence
+from moedisco_ray.plan.advice import common_ground, confidence
 from moedisco_ray.plan.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
 from moedisco_ray.plan.advice.candidates import Candidate, candidates, is_dominated
 from moedisco_ray.plan.advice.loss_curve import Curve
@@ -92,10 +93,18 @@ class _Carried:
     Attributes:
         candidate: On the configuration that is advised; its runs are those of all comparisons.
         places: What it is in each comparison that has it: several, where they differ in what does not carry over.
+        joint: Whether it is joint training in each of them.
     """
 
     candidate: Candidate
     places: Mapping[int, Sequence[Candidate]]
+    joint: bool
+
+    @property
+    def training(self) -> str | None:
+        """The same for what differs in the gang's pool alone; None for joint training, which ratios are to."""
+        settings = {path: value for path, value in self.candidate.settings.items() if path != POOL}
+        return None if self.joint else dataclasses.replace(self.candidate, settings=settings).key
 
 
 def transfer(
@@ -121,11 +130,11 @@ def transfer(
     rows = sorted(_options(comparisons, carried, goal), key=lambda pair: (pair[0].dominated, pair[0].ratio))
     if not rows or rows[0][0].dominated:
         raise RunDirError("--from", None, "no recipe that is possible here reaches joint training's loss; measure larger runs")
-    best, candidate = rows[0]
+    best, chosen = rows[0]
     noises = [one.study.noise for one in comparisons if one.study.noise is not None]
     return Advice(
         name=config.name, goal=goal, sought="ratio", options=tuple(row for row, _ in rows),
-        settings=changes(config, candidate, best.tokens),
+        settings=changes(config, chosen.candidate, best.tokens),
         confidence=confidence.weigh([
             confidence.likeness(_apart([one.parameters for one in comparisons], own["parameters"]), len(comparisons)),
             confidence.duration(_away(
@@ -133,11 +142,13 @@ def transfer(
             confidence.reach(best.extrapolation, best.runs),
             confidence.shape(len(best.sizes), best.extrapolation),
             confidence.scatter(min(noises, key=lambda noise: noise.seeds, default=None)),
-            confidence.lead(best.best_in, len(rows))]),
+            confidence.lead(best.best_in, len(rows)),
+            confidence.pairing(
+                {row.title: len(chosen.places.keys() & each.places.keys()) for row, each in rows[1:]}, len(comparisons))]),
         notes=(*notes, *refused))
 
 
-def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], goal: Goal) -> list[tuple[Option, Candidate]]:
+def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], goal: Goal) -> list[tuple[Option, _Carried]]:
     """What each recipe makes of the budget; without those that do not come to joint training's loss."""
     fitted = _ratios(comparisons, carried, [one.study.curves for one in comparisons], range(len(comparisons)))
     titles = distinct_titles([each.candidate for each in carried])
@@ -149,7 +160,7 @@ def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], go
             title, each.candidate, judged, goal.value / each.candidate.dollars_per_token, goal.value, ratio=judged.value,
             extrapolation=max(min(comparisons[at].extrapolation(mine.at) for mine in here) for at, here in each.places.items()),
             dominated=all(is_dominated(mine, comparisons[at].possible) for at, here in each.places.items() for mine in here))
-        found.append((row, each.candidate))
+        found.append((row, each))
     return found
 
 
@@ -174,16 +185,21 @@ def _ratios(
         comparisons: All.
         carried: The recipes.
         curves: Of each comparison's recipes.
-        chosen: Which comparisons count, as often as they are named; a recipe that none of these has is taken from all.
+        chosen: Which comparisons count, as often as they are named; one that has none of a recipe's takes it from all of its own.
     """
-    found = []
+    table: dict[str | None, dict[int, float]] = defaultdict(dict)
     for each in carried:
-        where = [at for at in chosen if at in each.places] or list(each.places)
-        # Of recipes that differ in what does not carry over, such as learning rates, the best tells what the rest can do.
-        tokens = [min(comparisons[at].token_ratio(mine.at, curves[at]) for mine in each.places[at]) for at in where]
-        mean = math.exp(statistics.fmean(map(math.log, tokens))) if all(map(math.isfinite, tokens)) else math.inf
-        found.append(mean * each.candidate.dollars_per_token / comparisons[0].joint_rate)
-    return found
+        row = table[each.training]
+        for at, here in each.places.items():
+            # Of recipes that differ in what does not carry over, such as learning rates, the best tells what the rest can do.
+            tokens = min(comparisons[at].token_ratio(mine.at, curves[at]) for mine in here)
+            row[at] = min(row.get(at, math.inf), math.log(tokens))
+    # Joint training's own ratios are 1 whatever the subject, and so tell nothing of it.
+    shifts = common_ground.shifts([row for training, row in table.items() if training is not None], chosen, len(comparisons))
+    rates = [each.candidate.dollars_per_token / comparisons[0].joint_rate for each in carried]
+    return [
+        math.exp(common_ground.mean(table[each.training], shifts, chosen)) * rate
+        for each, rate in zip(carried, rates, strict=True)]
 
 
 def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_Comparison], list[str]]:
@@ -216,7 +232,11 @@ def _carried(comparisons: Sequence[_Comparison]) -> list[_Carried]:
     for at, one in enumerate(comparisons):
         for each in one.possible:
             places[each.key][at].append(each)
-    return [_Carried(_together([mine for here in each.values() for mine in here]), each) for _, each in sorted(places.items())]
+    return [
+        _Carried(
+            _together([mine for here in each.values() for mine in here]), each,
+            joint=all(any(mine.at == comparisons[at].joint for mine in here) for at, here in each.items()))
+        for _, each in sorted(places.items())]
 
 
 def _together(members: Sequence[Candidate]) -> Candidate:
