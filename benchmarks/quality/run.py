@@ -12,8 +12,8 @@ RESULTS.md are in results/ beside this file.
 
 The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 11 T: T each for joint training, the default
 and the paper's recipe; what as many dollars buy of the latter two, whose tokens are mostly cheap; and as many as these foretell it
-takes to come to joint training's loss. Joint training and the default with their gangs on the cheap pool are not run again: the
-same training is priced there.
+takes the default to come to joint training's loss. Joint training and the default with their gangs on the cheap pool are not run
+again: the same training is priced there.
 
 `run.py` says how long it will take before it begins, from `--speed`, the tokens per second of a core with looks at the held-out
 loss, clustering and evaluation in it.
@@ -81,7 +81,7 @@ def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
     groups: dict[tuple[Budget, ...], list[str]] = {}
     for arm in arms:
         only: tuple[Budget, ...] | None = ("dollars",) if arm in FOR_DOLLARS else ("tokens",) if arm in LEVERS else None
-        budgets = only or (*BUDGETS, "loss")
+        budgets = only or ((*BUDGETS, "loss") if arm == "disco" else BUDGETS)
         groups.setdefault(budgets, []).append(arm)
     return list(groups.items())
 
