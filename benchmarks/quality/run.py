@@ -59,6 +59,8 @@ FOR_DOLLARS = ("joint-low", "ensemble")
 GROUPS = {"grid": GRID, "levers": (*GRID, *LEVERS), "all": tuple(name for name in ARMS if name != REFERENCE)}
 FAMILIES = ("qwen3_moe", "mixtral")
 QUICK_TOKENS = 150_000
+QUICK_SHARE = 0.6
+"""Most that the default's perplexity may be of the paper's in `quick`. It is 0.34: a mere win would hide a bug that costs a lot."""
 _ANY_TOKENS = 200_000
 """Of the configuration that the recipe's name is made from."""
 _COST = 11
@@ -159,7 +161,7 @@ def account(arguments: argparse.Namespace) -> int:
 
 
 def quick(arguments: argparse.Namespace) -> int:
-    """The default against the paper's recipe for as many dollars, on text that every installation has; 1 if the default loses."""
+    """The default against the paper's recipe for as many dollars, on text that every installation has; 1 unless it wins clearly."""
     torch.set_num_threads(1)
     work = arguments.work / "quick"
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
@@ -168,9 +170,12 @@ def quick(arguments: argparse.Namespace) -> int:
     result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess())
     output_console().print(compare_view(result))
     perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
-    won = perplexity["disco"] < perplexity["paper"]
-    print(f"default {perplexity['disco']:.2f}, paper {perplexity['paper']:.2f}: the default {'wins' if won else 'LOSES'}")
-    return 0 if won else 1
+    share = perplexity["disco"] / perplexity["paper"]
+    enough = share <= QUICK_SHARE
+    print(
+        f"default {perplexity['disco']:.2f}, paper {perplexity['paper']:.2f}: the default has {share:.2f} of the paper's, "
+        f"{QUICK_SHARE} at most is asked for: {'it wins' if enough else 'it LOSES'}")
+    return 0 if enough else 1
 
 
 def _arms(text: str) -> list[str]:

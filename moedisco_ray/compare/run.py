@@ -19,13 +19,15 @@ from moedisco_ray.compare.accounting import (
     account,
     curve,
     dollars_of,
+    ended_early,
     first_reach,
     hours_of,
     metered_dollars,
+    trained_tokens,
     wall_hours,
 )
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, run_name, tokens_for
-from moedisco_ray.compare.reading import expected, found
+from moedisco_ray.compare.reading import expected, finetuned, found
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
@@ -107,7 +109,8 @@ def _config(
     """None where its runs so far do not foretell what it takes to come to joint training's loss."""
     name, arm = named
     if budget == "loss":
-        tokens = foretold([(row["tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
+        # What is sought is a length to plan: a run that will end early has to be planned as long as those that did.
+        tokens = foretold([(row["planned_tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
     else:
         tokens = tokens_for(base, arm, budget, reads)
     return None if tokens is None else arm_config(base, name, arm, output, budget, tokens)
@@ -125,16 +128,18 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
 
     Returns:
         `arm`, `title`, `budget`, `run` (its directory's name); `recipe` and `subject`, by what and on what it was trained
-        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, that were trained on; `flops`, `dollars` and
-        `hours`, planned, of everything that it pays for, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and
-        `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity
-        on those of each, `specialisation`, the normalised mutual information of documents' sources and clusters with their first
-        experts, and `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `unseen`, the
-        perplexity on text of `evaluation.sources`, None where there are none; `curve`, its looks at the held-out loss
-        (`accounting.Point`), of which an ensemble's last is its evaluation.
+        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, that were trained on, and `planned_tokens`, more
+        than these where the fine-tune ended early; `flops`, `dollars` and `hours`, planned, of everything that it pays for, of the
+        fine-tune as much as was made, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and `worker_seconds`
+        per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity on those of each,
+        `specialisation`, the normalised mutual information of documents' sources and clusters with their first experts, and
+        `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `unseen`, the perplexity on text
+        of `evaluation.sources`, None where there are none; `curve`, its looks at the held-out loss (`accounting.Point`), of which
+        an ensemble's last is its evaluation.
     """
     plan = build_plan(config)
-    phases = account(config, plan, found(config, arm.measured))
+    phases = ended_early(account(config, plan, found(config, arm.measured)), "finetune", finetuned(config))
+    tokens = trained_tokens(phases)
     events = EventLog.read(config.directory / "events.jsonl")
     prices = {key: pool.price_per_hour for key, pool in config.pools.by_key.items()}
     meter = Meter()
@@ -146,12 +151,12 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
     if arm.measured == "ensemble":
         before = [phase for phase in phases if phase.stage != "evaluate"]
         points.append(Point(
-            "finetune", plan.tokens, dollars_of(before), hours_of(before), metered_dollars(meter, prices), wall_hours(events),
+            "finetune", tokens, dollars_of(before), hours_of(before), metered_dollars(meter, prices), wall_hours(events),
             figures["loss"]))
     return {
         "arm": name, "title": arm.title, "budget": budget, "run": config.name,
         "recipe": recipe(config), "subject": subject(config, plan), "measured": arm.measured,
-        "tokens": plan.tokens, "flops": sum(phase.flops for phase in phases),
+        "tokens": tokens, "planned_tokens": plan.tokens, "flops": sum(phase.flops for phase in phases),
         "dollars": dollars_of(phases), "hours": hours_of(phases),
         "phases": [dataclasses.asdict(phase) for phase in phases],
         "metered_dollars": metered_dollars(meter, prices), "worker_seconds": meter.worker_seconds,

@@ -18,7 +18,16 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json
-from moedisco_ray.compare.accounting import BIGRAM_FLOPS, Reads, account, dollars_of, forward_flops, overheads, trained_tokens
+from moedisco_ray.compare.accounting import (
+    BIGRAM_FLOPS,
+    Reads,
+    account,
+    dollars_of,
+    ended_early,
+    forward_flops,
+    overheads,
+    trained_tokens,
+)
 from moedisco_ray.compare.arms import ARMS, Arm, arm_config
 from moedisco_ray.compare.reading import expected, found
 from moedisco_ray.config import RunConfig
@@ -72,6 +81,19 @@ def test_an_account_is_the_plan_and_what_is_read_in_proportion(reads: Reads, tim
     assert dollars_of(overheads(CONFIG, PLAN, more)) == pytest.approx(times * read)
     order = ("seed", "cluster", "submodels", "merge", "finetune", "evaluate")
     assert [order.index(phase.stage) for phase in phases] == sorted(order.index(phase.stage) for phase in phases)
+
+
+@given(st.sampled_from(["seed", "submodels", "finetune", "evaluate"]), st.floats(0.01, 1))
+def test_of_a_training_that_ended_early_a_part_is_paid_for(stage: str, part: float) -> None:
+    planned = account(CONFIG, PLAN, {"evaluate": {"whole": 3000}})
+    for before, after in zip(planned, ended_early(planned, stage, part), strict=True):
+        if before.stage != stage or part == 1:
+            assert after == before
+            continue
+        assert (after.stage, after.pool, after.tokens) == (before.stage, before.pool, round(part * before.tokens))
+        assert after.steps == (None if before.steps is None else round(part * before.steps))
+        assert [after.flops, after.hours, after.dollars] == [
+            pytest.approx(part * value) for value in (before.flops, before.hours, before.dollars)]
 
 
 RATES = {"a": (0.1, 0.2), "b": (0.4, 0.5)}

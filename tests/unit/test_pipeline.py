@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from small_run import DOMAINS, small_config
@@ -13,11 +16,15 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_json, read_manifest
+from moedisco_ray.clustering import ClusterModel
+from moedisco_ray.clustering.assign import overlap_mask
+from moedisco_ray.clustering.store import id_array
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import CheckpointError, ConfigError, CorpusError, RunDirError
 from moedisco_ray.events import EventLog
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import open_checkpoint
+from moedisco_ray.policies.rounds import meetings
 from moedisco_ray.training import TrainJob, World, steps_for, train
 
 FEW_TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
@@ -75,6 +82,9 @@ def elaborate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with what the defaults leave out."""
     return run(
         tmp_path_factory.mktemp("elaborate"), clusters={"count": 2, "vectors": "mean_token", "capacity": None, "overlap": 0.2},
+        corpus={"sources": [
+            {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "documents": "paragraph", "format": "text",
+             "weight": 2.0 if name == "asyncio" else 1.0} for name, module in DOMAINS.items()]},
         merge={"backbone": "auto", "auto_scales": [0.5, 1.0], "auto_tokens": 1024},
         evaluation={"sources": [
             {"path": str(Path(json.__file__).parent / "*.py"), "name": "json", "documents": "paragraph", "format": "text"},
@@ -93,10 +103,32 @@ def test_text_that_was_never_trained_on_is_measured_beside_the_validation_text(e
     assert "lm_eval" not in evaluation
 
 
+def table_of(directory: Path) -> Any:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(directory.glob("*.parquet"))])
+
+
 def test_overlap_weights_and_no_balance(elaborate: Path) -> None:
+    assigned = table_of(elaborate / "clusters" / "assignments")
+    documents = table_of(elaborate / "corpus" / "train").slice(0, len(assigned))    # there is more text than is needed
+    assert documents["id"].to_pylist() == assigned["id"].to_pylist()
+    copies = documents["copies"].to_pylist()
+    assert copies == [2 if source == "asyncio" else 1 for source in documents["source"].to_pylist()]
+    assert set(copies) == {1, 2}
+    tokens = [np.array(ids) for ids in documents["tokens"].to_pylist()]
+    size_N = np.array([len(ids) + 1 for ids in tokens]) * np.array(copies)
+    own_N = assigned["cluster"].to_numpy()
+    given_NE = np.array([[k in others for k in range(2)] for others in assigned["overlap"].to_pylist()])
     report = read_json(elaborate / "clusters" / "report.json")
     own = [entry["tokens"] for entry in report["clusters"]]
-    assert all(packed > tokens for packed, tokens in zip(report["shard_tokens"], own, strict=True))
+    assert own == [size_N[own_N == k].sum() for k in range(2)]
+    assert report["shard_tokens"] == [size_N[(own_N == k) | given_NE[:, k]].sum() for k in range(2)]
+    np.testing.assert_array_equal(given_NE, overlap_mask(id_array(assigned["id"]), own_N, 0.2, 2))
+    assert given_NE.any(axis=0).all()
+    # Every document is where it costs least, however full that is.
+    model = ClusterModel.load(elaborate / "clusters" / "cluster_model")
+    assert not model.prices_E.any()
+    np.testing.assert_array_equal(own_N, model.assign(documents["text"].to_pylist(), tokens))
+    assert max(own) > 1.05 * sum(own) / 2, "the clusters are as large by chance, so that nothing is tested"
 
 
 def test_the_best_merge_on_held_out_text_is_taken_and_reported(elaborate: Path) -> None:
@@ -110,11 +142,25 @@ def test_the_best_merge_on_held_out_text_is_taken_and_reported(elaborate: Path) 
     assert reported["backbone"] == merged["backbone"]
 
 
-def test_rounds_and_an_anchored_backbone_end_in_the_report(tmp_path: Path) -> None:
-    directory = run(tmp_path, submodels={"sync_every": 3, "backbone_lr_scale": 0.0, "backbone_lr_scale_from": 0.5})
-    found = read_json(directory / "report.json")["rounds"]
-    assert len(found) >= 1
-    assert all(set(entry["members"]) == {"submodel-0", "submodel-1"} and entry["late"] == [] for entry in found)
+def test_rounds_end_in_the_report_and_an_anchored_backbone_stays_where_they_met(tmp_path: Path) -> None:
+    directory = run(tmp_path, submodels={
+        "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 14, "backbone_lr_scale": 0.0, "backbone_lr_scale_from": 0.4})
+    submodels = read_manifest(directory / "submodels")
+    assert submodels is not None
+    steps = {unit["name"]: unit["steps"] for unit in submodels.summary["units"]}
+    met = dict(zip(steps, meetings(list(steps.values()), 14), strict=True))
+    assert [len(at) for at in met.values()] == [1, 1]
+    assert all(at[0] >= 0.4 * steps[name] + 1 for name, at in met.items())      # so that they are frozen when they meet
+    assert read_json(directory / "report.json")["rounds"] == [
+        {"members": {name: 256 * at[0] for name, at in met.items()}, "late": []}]
+    start, common, merged = (open_checkpoint(directory / part) for part in ("decomposed/0", "submodels/common", "merged"))
+    parts = [open_checkpoint(directory / "submodels" / str(k)) for k in range(2)]
+    assert any(not torch.equal(common[key], start[key]) for key in common)      # before that they learned
+    for key in common:
+        assert all(torch.equal(each[key], common[key]) for each in (*parts, merged)), key
+    apart = set(parts[0]) - set(common)
+    assert any("experts" in key for key in apart)
+    assert not any(torch.equal(parts[0][key], start[key]) for key in apart if "experts" in key)
     assert not (directory / "checkpoints").exists()
 
 

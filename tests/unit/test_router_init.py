@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import normalize
 
 from moedisco_ray.router_init import (
     centroid_directions,
@@ -49,6 +51,35 @@ def test_ridge_directions_are_scikit_learns_at_the_chosen_strength():
     ratio = found.numpy() / centred
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
     assert ratio[0, 0] > 0
+
+
+def unequal():
+    """Clusters of unequal sizes, whose inputs have unequal lengths: no two ways to average come to the same."""
+    x, label = data(clusters=4)
+    kept = (label > 0) | (torch.arange(len(x)) % 5 == 0)
+    x, label = x[kept], label[kept]
+    return x * torch.linspace(0.1, 10, len(x), dtype=torch.float64)[:, None], label
+
+
+def test_centroids_are_scikit_learns_of_unit_inputs():
+    x, label = unequal()
+    units = normalize(NearestCentroid().fit(normalize(x.numpy()), label.numpy()).centroids_)
+    rows = units - units.mean(axis=0)
+    logits = x.numpy() @ rows.T
+    np.testing.assert_allclose(
+        directions("centroid", statistics(x, label, 4), 0).numpy(), rows / np.sqrt((logits**2).mean()), rtol=1e-9, atol=1e-12)
+
+
+def test_centroids_are_those_that_are_added_up_token_by_token():
+    x, label = unequal()
+    means = np.zeros((4, x.shape[1]))
+    for token, cluster in zip(x.numpy(), label.numpy(), strict=True):
+        means[cluster] += token / np.sqrt(sum(value * value for value in token)) / (label.numpy() == cluster).sum()
+    rows = np.array([mean / np.sqrt(mean @ mean) for mean in means])
+    rows -= sum(rows) / 4
+    squares = [(row @ token) ** 2 for token in x.numpy() for row in rows]
+    found = directions("centroid", statistics(x, label, 4), 0).numpy()
+    np.testing.assert_allclose(found, rows / np.sqrt(sum(squares) / len(squares)), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["ridge", "centroid", "random"])

@@ -6,8 +6,9 @@ the learning rate is constant and the whole model is all that is trained, it wou
 validation text, and forty looks at one run are not forty runs, which is what they would be counted as when it is asked how sure a
 prediction is. Nor does an ensemble count, which is no model that a run ends with.
 
-A run is counted with the tokens that were planned for it, so that one which ended early (`finetune.early_stop`) seems dearer than
-it was, and never cheaper.
+A run is counted with the tokens that were planned for it, a comparison's row too, whose `tokens` are fewer where its fine-tune
+ended early (`finetune.early_stop`): a length to plan is what is advised, and a run as long will end early as well. At the price of
+a planned token such a run seems dearer than it was, and never cheaper.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class MeasuredRun(BaseModel):
     subject: dict[str, Any]
     """What was trained; see `recipe.subject`."""
     tokens: int = Field(gt=0)
-    """Of all its models together."""
+    """Planned, of all its models together."""
     submodel_steps: int | None
     """Of one sub-model; null where there are none."""
     loss: float = Field(gt=0, allow_inf_nan=False)
@@ -128,8 +129,8 @@ def comparison_runs(table: Mapping[str, Any], source: str) -> list[MeasuredRun]:
     try:
         return [
             MeasuredRun.model_validate({
-                **row, "seed": table.get("seed", 0), "submodel_steps": _submodel_steps(row), "beside": _beside(row),
-                "reference": row["recipe"] == reference})
+                **row, "tokens": row.get("planned_tokens", row["tokens"]), "seed": table.get("seed", 0),
+                "submodel_steps": _submodel_steps(row), "beside": _beside(row), "reference": row["recipe"] == reference})
             for row in table["rows"] if row["measured"] == "finetune"]
     except KeyError as error:
         raise RunDirError(

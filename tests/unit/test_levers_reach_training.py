@@ -1,0 +1,233 @@
+"""What the configuration says of levers is what trainings are given and do: a run beside trainings written out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from small_run import small_config
+
+from moedisco_ray import pipeline
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.clustering.assign import overlap_mask
+from moedisco_ray.clustering.store import id_array
+from moedisco_ray.config import Optimizer, Outer, Phase, RunConfig
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.model_map import open_checkpoint
+from moedisco_ray.policies.rounds import meetings
+from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.steps.context import Context
+from moedisco_ray.steps.jobs import anchored, make_job, rounds_of
+from moedisco_ray.tokens import INDEX
+from moedisco_ray.training import BackboneRate, Rounds, TrainJob, TrainResult, World, train
+
+CHANGES: dict[str, Any] = {
+    "tokens": {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
+    "model": {"config": {       # two experts of four, so that a dense gate is not what happens anyway
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
+        "num_experts_per_tok": 2}},
+    "clusters": {"overlap": 0.3},
+    "submodels": {
+        "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 8, "outer": {"lr": 0.9, "momentum": 0.5},
+        "round_patience": 600.0, "backbone_lr_scale": 0.1, "backbone_lr_scale_from": 0.4},
+    "finetune": {
+        "optimizer": {"batch_tokens": 128, "lr": 1e-3, "schedule": "cosine", "warmup": 0.05},
+        "phases": [{"train": "router", "share": 0.1}, {"train": "all", "share": 0.9}],
+        "dense_gate": 0.2, "spike_guard": 1.01, "early_stop": 1e9, "load_balance": 0.05, "z_loss": 0.004},
+}
+STEPS = 75      # 9,600 tokens of the fine-tune in batches of 128
+
+
+class Noting(InProcess):
+    """Keeps the trainings that it was given, and how they ended."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[TrainJob, Trained]] = {}
+
+    def train_all(self, jobs: Any, *args: Any, **kwargs: Any) -> list[Trained]:
+        trained = super().train_all(jobs, *args, **kwargs)
+        self.seen |= {job.name: (job, each) for job, each in zip(jobs, trained, strict=True)}
+        return trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    config: RunConfig
+    seen: dict[str, tuple[TrainJob, Trained]]
+
+    @property
+    def directory(self) -> Path:
+        return self.config.directory
+
+    def job(self, name: str) -> TrainJob:
+        return self.seen[name][0]
+
+    def result(self, name: str) -> TrainResult:
+        return self.seen[name][1].result
+
+    @property
+    def submodels(self) -> list[TrainJob]:
+        return [self.job(f"submodel-{k}") for k in range(2)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    shell = Noting()
+    config = small_config(tmp_path_factory.mktemp("levers"), **CHANGES)
+    pipeline.run(config, shell=shell)
+    yield Finished(config, shell.seen)
+    torch.set_num_threads(before)
+
+
+def context(tmp_path: Path, **changes: Any) -> Context:
+    config = small_config(tmp_path, **changes)
+    return Context(config, config.directory, "0" * 64, lambda _: None, InProcess())
+
+
+def finetune_of(context: Context) -> TrainJob:
+    return make_job(context, "finetune", "finetune", Path("model"), Path("shards"), context.config.tokens.finetune, 0)
+
+
+def by_hand(run: Finished) -> TrainJob:
+    given = run.job("finetune")
+    return TrainJob(
+        stage="finetune", name="finetune", model=run.directory / "merged", shards=(run.directory / "corpus" / "shards",),
+        output=given.output, checkpoints=given.checkpoints, steps=STEPS, sequence_length=64,
+        optimizer=Optimizer(lr=1e-3, schedule="cosine", warmup=0.05, batch_tokens=128), checkpoint_every=10, keep=2, seed=3,
+        load_balance=0.05, z_loss=0.004, phases=(Phase(train="router", share=0.1), Phase(train="all", share=0.9)),
+        dense_steps=15, spike_guard=1.01, least_gain=given.least_gain, log_every=1, logs=run.directory / "logs",
+        moments=run.directory / "merged" / "moments")
+
+
+# --- the fine-tune
+
+
+def test_the_fine_tune_is_the_one_that_is_written_by_hand(run: Finished) -> None:
+    assert run.job("finetune") == by_hand(run)
+
+
+def again(job: TrainJob, home: Path) -> TrainResult:
+    return train(dataclasses.replace(job, output=home / "out", checkpoints=home / "steps"), World(), lambda _: None, lambda: False)
+
+
+def test_its_losses_are_those_of_the_one_by_hand(run: Finished, tmp_path: Path) -> None:
+    result = again(by_hand(run), tmp_path)
+    assert result.losses == run.result("finetune").losses
+    # 8 steps of routers alone; then as many as are looked at.
+    assert (result.finished, result.steps) == (True, 8 + 32)
+
+
+@pytest.mark.parametrize(("lever", "off"), [
+    ("phases", ()), ("dense_steps", 0), ("spike_guard", None), ("least_gain", None), ("load_balance", 0.0), ("z_loss", 0.0)])
+def test_without_one_of_its_levers_it_comes_to_other_losses(run: Finished, tmp_path: Path, lever: str, off: Any) -> None:
+    without = again(dataclasses.replace(by_hand(run), **{lever: off}), tmp_path)
+    assert without.losses != run.result("finetune").losses
+
+
+def test_an_early_end_asks_per_step_for_what_a_step_costs(tmp_path: Path) -> None:
+    # All of both experts, as both are taken: attention 2 x (4 x 64 x 64) = 32,768; norms 2 x (2 x 64 + 2 x 32) + 64 = 448; head
+    # 64 x 600 = 38,400; routers 2 x 2 x 64 = 256; experts 2 x 2 x 3 x 64 x 128 = 98,304: together 170,176. Six operations each, and
+    # 12 x 2 x 64 x 64 = 98,304 of attention, are 1,119,360 for a token, and 1,146,224,640 for a step of 1,024.
+    # At 35 % of 312 TFLOP/s that is 1.04966e-5 seconds, and at $2.28 an hour 6.6478e-9 dollars: 3 million nats for a dollar are
+    # 0.019943 for a step.
+    job = finetune_of(context(tmp_path, finetune={"early_stop": 3e6}))
+    assert job.least_gain == pytest.approx(3e6 * (1_146_224_640 / (0.35 * 312e12)) / 3600 * 2.28)
+    assert job.least_gain == pytest.approx(0.019943, rel=1e-4)
+    assert finetune_of(context(tmp_path)).least_gain is None
+    # Half as much a step, and for half the steps of a phase without the experts' gradients, 2 of 6 operations: 1,119,360 - 98,304.
+    cheaper = {
+        "early_stop": 3e6, "optimizer": {"batch_tokens": 512},
+        "phases": [{"train": "backbone", "share": 0.5}, {"train": "all", "share": 0.5}]}
+    job = finetune_of(context(tmp_path, finetune=cheaper))
+    assert job.least_gain == pytest.approx(0.019943 / 2 * 1_021_056 / 1_119_360, rel=1e-4)
+
+
+# --- the sub-models
+
+
+def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
+    given = run.submodels[number]
+    return TrainJob(
+        stage="submodels", name=f"submodel-{number}", model=run.directory / "decomposed" / str(number),
+        shards=(run.directory / "clusters" / "shards" / str(number),), output=given.output, checkpoints=given.checkpoints,
+        steps=given.steps, sequence_length=64, optimizer=Optimizer(lr=2e-3, batch_tokens=256), checkpoint_every=10, keep=2,
+        seed=1 + number, log_every=1, logs=run.directory / "logs", leave_moments=True,
+        backbone_rate=BackboneRate(0.1, math.ceil(0.4 * given.steps)),
+        rounds=Rounds(given.rounds.directory, at, Outer(lr=0.9, momentum=0.5), 600.0))
+
+
+def test_sub_models_are_the_ones_that_are_written_by_hand(run: Finished) -> None:
+    at = meetings([job.steps for job in run.submodels], 8)
+    assert min(map(len, at)) >= 2       # else no momentum goes on
+    assert run.submodels == [by_hand_apart(run, number, at[number]) for number in range(2)]
+    assert {job.rounds.directory for job in run.submodels} == {run.submodels[0].rounds.directory}
+
+
+def is_same_again(run: Finished, home: Path, rounds: dict[str, Any], **changes: Any) -> bool:
+    """Whether the sub-models, trained by hand, come to the weights that the run's came to."""
+    jobs = [
+        dataclasses.replace(
+            job, output=home / job.name, checkpoints=home / f"{job.name}-steps",
+            rounds=dataclasses.replace(job.rounds, directory=home / "rounds", **rounds), **changes)
+        for number in range(2) for job in [by_hand_apart(run, number, run.submodels[number].rounds.at)]]
+    jobs.sort(key=lambda job: -job.steps)       # a round adds its members up in the order in which they start
+    InProcess().train_all(jobs, Placement(run.config.pools.low_memory, 1, 0), home / "ray", lambda _: None)
+    pairs = [(open_checkpoint(job.output), open_checkpoint(run.directory / "submodels" / job.name[-1])) for job in jobs]
+    return all(torch.equal(mine[key], theirs[key]) for mine, theirs in pairs for key in theirs)
+
+
+def test_their_weights_are_those_of_the_ones_by_hand_and_need_every_lever(run: Finished, tmp_path: Path) -> None:
+    assert is_same_again(run, tmp_path / "same", {})
+    assert not is_same_again(run, tmp_path / "default", {"outer": Outer()})
+    assert not is_same_again(run, tmp_path / "free", {}, backbone_rate=None)
+
+
+def test_a_backbone_at_the_experts_rate_has_none_of_its_own(tmp_path: Path) -> None:
+    job = finetune_of(context(tmp_path))
+    whole = small_config(tmp_path, submodels={"backbone_lr_scale_from": 0.5}).submodels
+    assert anchored(job, whole) == job
+    frozen = small_config(tmp_path, submodels={"backbone_lr_scale": 0.0}).submodels
+    assert anchored(job, frozen) == dataclasses.replace(job, backbone_rate=BackboneRate(0.0, 0))
+    late = small_config(tmp_path, submodels={"backbone_lr_scale": 0.5, "backbone_lr_scale_from": 0.25}).submodels
+    assert anchored(dataclasses.replace(job, steps=10), late).backbone_rate == BackboneRate(0.5, 3)     # 2.5, rounded up
+
+
+def test_rounds_are_those_of_the_configuration_where_there_are_any(tmp_path: Path) -> None:
+    settings = small_config(tmp_path, submodels={
+        "sync_every": 5, "outer": {"lr": 0.25, "momentum": 0.75}, "round_patience": 9.0}).submodels
+    # The shorter meets at the same shares of its steps. The merge ends the last round.
+    assert rounds_of([20, 12], settings, tmp_path) == [
+        Rounds(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 9.0),
+        Rounds(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 9.0)]
+    assert rounds_of([20], settings, tmp_path) == [None]
+    assert rounds_of([5, 4], settings, tmp_path) == [None, None]
+    assert rounds_of([20, 12], small_config(tmp_path).submodels, tmp_path) == [None, None]
+
+
+# --- their text
+
+
+def test_a_cluster_trains_on_the_text_that_its_overlap_gives_it(run: Finished) -> None:
+    clusters = run.directory / "clusters"
+    assigned, documents = (
+        pa.concat_tables([pq.read_table(path) for path in sorted(directory.glob("*.parquet"))])
+        for directory in (clusters / "assignments", run.directory / "corpus" / "train"))
+    clusters_N = assigned["cluster"].to_numpy()
+    expected_NE = overlap_mask(id_array(assigned["id"]), clusters_N, 0.3, 2)
+    given_NE = np.array([[k in others for k in range(2)] for others in assigned["overlap"].to_pylist()])
+    np.testing.assert_array_equal(given_NE, expected_NE)
+    assert given_NE.any(0).all()
+    documents = documents.slice(0, len(assigned))       # the corpus has more text than the sub-models need
+    sizes_N = (np.array([len(ids) + 1 for ids in documents["tokens"].to_pylist()])) * documents["copies"].to_numpy()
+    for number, job in enumerate(run.submodels):
+        trained_on = int(sizes_N[(clusters_N == number) | expected_NE[:, number]].sum())
+        assert read_json(job.shards[0] / INDEX)["tokens"] == trained_on
