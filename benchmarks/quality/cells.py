@@ -10,6 +10,7 @@ from typing import Any, Self
 import yaml
 
 from moedisco_ray import pipeline
+from moedisco_ray.compare.arms import ARMS, Arm
 from moedisco_ray.config import FAMILIES, RunConfig, check_config
 from moedisco_ray.config.presets import preset_text
 from moedisco_ray.in_process import InProcess
@@ -22,7 +23,11 @@ SIZES: dict[str, Any] = {
 RECIPES: Mapping[str, dict[str, Any]] = {
     "random": {"lr": 1.5e-3, "batch_tokens": 256, "micro_batch": None},
     "seed": {"lr": 4e-3, "batch_tokens": 512, "micro_batch": None}}
-"""Of all arms of a start: what joint training was best with, to 0.01 nats, of the batches and rates in tried.json."""
+"""Of all arms of a start but joint training: what the default was best with, of the batches and rates in tried.json."""
+JOINT_RECIPES: Mapping[str, dict[str, Any]] = {
+    "random": {"lr": 4e-3, "batch_tokens": 512},
+    "seed": {"lr": 6e-3, "batch_tokens": 1024}}
+"""What joint training was best with, of the same."""
 HELD_OUT = 40_000
 """Validation tokens that a finished model is measured on: about a hundred documents, a dozen of each domain."""
 LOOKED_AT = 20_000
@@ -63,6 +68,12 @@ class Cell:
         return str(self).replace("/", "-")
 
 
+def joint_arms(start: str) -> dict[str, Arm]:
+    """Joint training with the batch and the rate that it was best with."""
+    best = {f"finetune.optimizer.{name}": value for name, value in JOINT_RECIPES[start].items()}
+    return {name: dataclasses.replace(ARMS[name], settings={**ARMS[name].settings, **best}) for name in ("joint", "joint-low")}
+
+
 def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: Path) -> RunConfig:
     """The default preset at this size; a `seed` cell trains its common start first, once."""
     raw = yaml.safe_load(preset_text("default"))
@@ -89,7 +100,7 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
 
 
 def _with_recipe(raw: dict[str, Any], start: str) -> dict[str, Any]:
-    """The preset's fine-tune has half of the rate that all else has; joint training has the whole one."""
+    """The preset's fine-tune has half of the rate that all else has."""
     rates = {"submodels": 1.0, "finetune": 0.5}
     return raw | {
         section: {**raw[section], "optimizer": {

@@ -152,7 +152,10 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budge
     return check_config(raw)
 
 
-def tokens_for(base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], reads: Callable[[RunConfig, Arm], Reads]) -> int:
+def tokens_for(
+    base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], reads: Callable[[RunConfig, Arm], Reads],
+    reference: Arm = ARMS[REFERENCE],
+) -> int:
     """The arm's tokens at as many tokens, or as many planned dollars, as joint training of `base.tokens.total` tokens.
 
     Dollars are those of the whole account: joint training's buy the arm's clusters, merge and evaluation first, and what is left
@@ -163,6 +166,7 @@ def tokens_for(base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], 
         arm: Whose.
         budget: What it has as much of.
         reads: What a run of an arm reads beside its training; asked for dollars alone.
+        reference: Joint training.
 
     Raises:
         ConfigError: The base configuration does not allow for the arm, its training costs nothing, or all that joint training
@@ -170,7 +174,7 @@ def tokens_for(base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], 
     """
     if budget == "tokens":
         return base.tokens.total
-    budgeted = _dollars(base, ARMS[REFERENCE], base.tokens.total, reads)
+    budgeted = _dollars(base, reference, base.tokens.total, reads)
     # By secants: but for what is read whatever the length, and where all of the corpus is clustered, dollars are a straight line.
     (before, spent), tokens = (base.tokens.total, _dollars(base, arm, base.tokens.total, reads)), 2 * base.tokens.total
     for _ in range(_SECANTS):

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from moedisco_ray import pipeline, stages
 from moedisco_ray.artifacts import is_done, read_json, write_json
@@ -73,10 +73,13 @@ def compare(
         RunError: A run failed; the same call goes on.
     """
     asked = chosen(names, known)
-    joint = arm_config(base, REFERENCE, ARMS[REFERENCE], output, "tokens", base.tokens.total)
+    corpus = output / run_name(REFERENCE, "tokens") / "corpus"
 
     def reads(config: RunConfig, arm: Arm) -> Reads:
-        return expected(config, arm.measured, joint.directory / "corpus")    # the reference has run by then: it is the first
+        return expected(config, arm.measured, corpus)    # the reference has run by then: it is the first
+
+    def dear(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
+        return tokens_for(base, arm, budget, reads, known[REFERENCE])
 
     rows: list[dict[str, Any]] = []
     finished: list[Path] = []
@@ -85,7 +88,7 @@ def compare(
         if not wanted and not (output / run_name(name, budget)).exists():
             continue
         try:
-            config = _config(base, (name, arm), budget, output, reads, rows)
+            config = _config(base, (name, arm), budget, output, dear, rows)
         except ConfigError:
             if wanted:
                 raise
@@ -103,8 +106,8 @@ def compare(
 
 
 def _config(
-    base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Path, reads: Callable[[RunConfig, Arm], Reads],
-    rows: Sequence[Mapping[str, Any]],
+    base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Path,
+    dear: Callable[[Arm, Literal["tokens", "dollars"]], int], rows: Sequence[Mapping[str, Any]],
 ) -> RunConfig | None:
     """None where its runs so far do not foretell what it takes to come to joint training's loss."""
     name, arm = named
@@ -112,7 +115,7 @@ def _config(
         # What is sought is a length to plan: a run that will end early has to be planned as long as those that did.
         tokens = foretold([(row["planned_tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
     else:
-        tokens = tokens_for(base, arm, budget, reads)
+        tokens = dear(arm, budget)
     return None if tokens is None else arm_config(base, name, arm, output, budget, tokens)
 
 
