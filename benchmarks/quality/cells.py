@@ -21,13 +21,13 @@ SIZES: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 256,
     "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "tie_word_embeddings": True}
 RECIPES: Mapping[str, dict[str, Any]] = {
-    "random": {"lr": 1.5e-3, "batch_tokens": 256, "micro_batch": None},
+    "random": {"lr": 2e-3, "batch_tokens": 256, "micro_batch": None},
     "seed": {"lr": 4e-3, "batch_tokens": 512, "micro_batch": None}}
-"""Of all arms of a start but joint training: what the default was best with, of the batches and rates in tried.json."""
-JOINT_RECIPES: Mapping[str, dict[str, Any]] = {
-    "random": {"lr": 4e-3, "batch_tokens": 512},
-    "seed": {"lr": 6e-3, "batch_tokens": 1024}}
-"""What joint training was best with, of the same."""
+"""Of a start's arms: what the default was best with, of the batches and rates in tried.json; its fine-tune has half of the rate."""
+OWN_RECIPES: Mapping[str, Mapping[str, dict[str, Any]]] = {
+    "random": {"joint": {"lr": 4e-3, "batch_tokens": 512}, "upcycle": {"lr": 4e-3, "batch_tokens": 512}},
+    "seed": {"joint": {"lr": 6e-3, "batch_tokens": 1024}, "upcycle": {"lr": 4e-3, "batch_tokens": 512}}}
+"""What the default's rivals were best with, of the same."""
 HELD_OUT = 40_000
 """Validation tokens that a finished model is measured on: about a hundred documents, a dozen of each domain."""
 LOOKED_AT = 20_000
@@ -68,10 +68,15 @@ class Cell:
         return str(self).replace("/", "-")
 
 
-def joint_arms(start: str) -> dict[str, Arm]:
-    """Joint training with the batch and the rate that it was best with."""
-    best = {f"finetune.optimizer.{name}": value for name, value in JOINT_RECIPES[start].items()}
-    return {name: dataclasses.replace(ARMS[name], settings={**ARMS[name].settings, **best}) for name in ("joint", "joint-low")}
+def own_arms(start: str) -> dict[str, Arm]:
+    """The arms that have a batch and a rate of their own."""
+    joint, upcycle = (OWN_RECIPES[start][name] for name in ("joint", "upcycle"))
+    whole = {f"finetune.optimizer.{name}": value for name, value in joint.items()}
+    phased = {f"{section}.optimizer.{name}": value for section in ("submodels", "finetune") for name, value in upcycle.items()}
+    phased["finetune.optimizer.lr"] = upcycle["lr"] / 2
+    return {
+        name: dataclasses.replace(ARMS[name], settings={**ARMS[name].settings, **own})
+        for name, own in (("joint", whole), ("joint-low", whole), ("upcycle", phased))}
 
 
 def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: Path) -> RunConfig:

@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 import yaml
-from cells import JOINT_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, joint_arms
+from cells import OWN_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, own_arms
 from levers import KNOWN, LEVERS
 from reaccount import reaccounted
 from result_files import SUMMARY, read, result_paths, with_commit, write
@@ -74,7 +74,7 @@ def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[s
     base = base_config(cell, seed, arguments.tokens, arguments.corpus, work)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for budgets, wanted in _by_budgets(arguments.arms):
-        found = compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=KNOWN | joint_arms(cell.start))["rows"]
+        found = compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=KNOWN | own_arms(cell.start))["rows"]
         rows |= {(row["arm"], row["budget"]): row for row in found if row["arm"] in (REFERENCE, *arguments.arms)}
     return list(rows.values())
 
@@ -121,7 +121,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
 def _recipe(start: str) -> str:
     """Changes with what the default is here, so that no table mixes two of them; words about it may change."""
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, _ANY_TOKENS, None, Path("work"))
-    rest = [START_TOKENS, RECIPES[start], JOINT_RECIPES[start], *STARTS[start]]
+    rest = [START_TOKENS, RECIPES[start], OWN_RECIPES[start], *STARTS[start]]
     text = json.dumps([base.model_dump(mode="json"), *rest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -168,7 +168,7 @@ def quick(arguments: argparse.Namespace) -> int:
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
     few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
     base = base.model_copy(update={"evaluation": few_looks})
-    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess(), known=ARMS | joint_arms("random"))
+    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess(), known=ARMS | own_arms("random"))
     output_console().print(compare_view(result))
     perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
     share = perplexity["disco"] / perplexity["paper"]
