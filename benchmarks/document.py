@@ -222,8 +222,8 @@ def quality() -> str:
         on a straight line of log perplexity (or hours) over log dollars, at joint training's dollars exactly, and likewise for as
         many hours: those of one worker of the high-memory pool, and of a low-memory worker for each sub-model. Figures of a gang on
         the low-memory pool are those of the same training, priced there.""",
-        prose("""Batches and rates: joint training has those that it was best with in one cell of each start, on a seed that is not
-        among these; the default trains at the same, and its fine-tune at half of that rate. What else each arm was tried with is
+        prose("""Batches and rates: joint training, sparse upcycling and the default have each those that it was best with, on seeds
+        that are not among these; the other recipes have the default's, of which others were tried and no better. What was tried is
         below. From random weights the paper's recipe clusters by an embedding table that has learnt nothing, where the paper has a
         trained one. A common dense start has had 250,000 tokens, which are in nobody's bill."""),
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
