@@ -226,10 +226,10 @@ def quality() -> str:
         that are not among these; the other recipes have the default's, of which others were tried and no better. What was tried is
         below. From random weights the paper's recipe clusters by an embedding table that has learnt nothing, where the paper has a
         trained one. A common dense start has had 250,000 tokens, which are in nobody's bill."""),
-        prose("""Corpora: `debian8` is what `corpora.py debian` makes of Debian packages: kernel and Perl documentation, Python and C++
-        code, office help in French and Chinese, a political FAQ, a dictionary. `small8` was cut by `corpora.py cut` from texts that
-        are not in this repository: Go code, Metamath proofs, the PHP manual, office help in German and Japanese, novels, speeches,
-        film reviews. No domain is in both; each is the other's text of other sources."""),
+        prose("""Corpora: `debian8` is what `corpora.py debian` makes of Debian packages: kernel and Perl documentation, Python and
+        C++ code, office help in French and Chinese, a political FAQ, a dictionary. `small8` was cut by `corpora.py cut` from texts
+        that are not in this repository: Go code, Metamath proofs, the PHP manual, office help in German and Japanese, novels,
+        speeches, film reviews. No domain is in both; each is the other's text of other sources."""),
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
         "### The figures themselves",
