@@ -24,10 +24,14 @@ RECIPES: Mapping[str, dict[str, Any]] = {
     "random": {"lr": 2e-3, "batch_tokens": 256, "micro_batch": None},
     "seed": {"lr": 4e-3, "batch_tokens": 512, "micro_batch": None}}
 """Of a start's arms: what the default was best with, of the batches and rates in tried.json; its fine-tune has half of the rate."""
-OWN_RECIPES: Mapping[str, Mapping[str, dict[str, Any]]] = {
-    "random": {"joint": {"lr": 4e-3, "batch_tokens": 512}, "upcycle": {"lr": 4e-3, "batch_tokens": 512}},
-    "seed": {"joint": {"lr": 6e-3, "batch_tokens": 1024}, "upcycle": {"lr": 4e-3, "batch_tokens": 512}}}
-"""What the default's rivals were best with, of the same."""
+_UPCYCLE = {"lr": 4e-3, "batch_tokens": 512}
+OWN_RECIPES: Mapping[tuple[str, str], Mapping[str, dict[str, Any]]] = {
+    ("qwen3_moe", "random"): {"joint": {"lr": 4e-3, "batch_tokens": 512}, "upcycle": _UPCYCLE},
+    ("qwen3_moe", "seed"): {"joint": {"lr": 6e-3, "batch_tokens": 1024}, "upcycle": _UPCYCLE},
+    ("mixtral", "random"): {"joint": {"lr": 2e-3, "batch_tokens": 512}, "upcycle": _UPCYCLE},
+    ("mixtral", "seed"): {"joint": {"lr": 6e-3, "batch_tokens": 1024}, "upcycle": _UPCYCLE}}
+"""What the default's rivals were best with, of the same, by family and start: without norms of queries and keys, `mixtral` takes
+lower rates."""
 HELD_OUT = 40_000
 """Validation tokens that a finished model is measured on: about a hundred documents, a dozen of each domain."""
 LOOKED_AT = 20_000
@@ -68,9 +72,9 @@ class Cell:
         return str(self).replace("/", "-")
 
 
-def own_arms(start: str) -> dict[str, Arm]:
+def own_arms(family: str, start: str) -> dict[str, Arm]:
     """The arms that have a batch and a rate of their own."""
-    joint, upcycle = (OWN_RECIPES[start][name] for name in ("joint", "upcycle"))
+    joint, upcycle = (OWN_RECIPES[family, start][name] for name in ("joint", "upcycle"))
     whole = {f"finetune.optimizer.{name}": value for name, value in joint.items()}
     phased = {f"{section}.optimizer.{name}": value for section in ("submodels", "finetune") for name, value in upcycle.items()}
     phased["finetune.optimizer.lr"] = upcycle["lr"] / 2

@@ -73,8 +73,9 @@ def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[s
     work = arguments.work / cell.slug / f"seed-{seed}"
     base = base_config(cell, seed, arguments.tokens, arguments.corpus, work)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
+    known = KNOWN | own_arms(cell.family, cell.start)
     for budgets, wanted in _by_budgets(arguments.arms):
-        found = compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=KNOWN | own_arms(cell.start))["rows"]
+        found = compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=known)["rows"]
         rows |= {(row["arm"], row["budget"]): row for row in found if row["arm"] in (REFERENCE, *arguments.arms)}
     return list(rows.values())
 
@@ -92,7 +93,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     """The arms of one (cell, seed) that its result file does not have, as a process of its own; they are added to the file."""
     path = arguments.results / f"{cell.slug}-{seed}.json"
     setting = {
-        "model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(cell.start), "low_over_high": _low_over_high()}
+        "model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(cell), "low_over_high": _low_over_high()}
     there = read(path) if path.exists() else {"setting": setting, "rows": []}
     if there["setting"] != setting:
         raise SystemExit(f"{path} was measured with another setting or recipe; move it away")
@@ -118,10 +119,10 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
         "rows": [*(there["rows"] or rows[:1]), *rows[1:]]})
 
 
-def _recipe(start: str) -> str:
+def _recipe(cell: Cell) -> str:
     """Changes with what the default is here, so that no table mixes two of them; words about it may change."""
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, _ANY_TOKENS, None, Path("work"))
-    rest = [START_TOKENS, RECIPES[start], OWN_RECIPES[start], *STARTS[start]]
+    rest = [START_TOKENS, RECIPES[cell.start], OWN_RECIPES[cell.family, cell.start], *STARTS[cell.start]]
     text = json.dumps([base.model_dump(mode="json"), *rest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -168,7 +169,7 @@ def quick(arguments: argparse.Namespace) -> int:
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
     few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
     base = base.model_copy(update={"evaluation": few_looks})
-    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess(), known=ARMS | own_arms("random"))
+    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess(), known=ARMS | own_arms("qwen3_moe", "random"))
     output_console().print(compare_view(result))
     perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
     share = perplexity["disco"] / perplexity["paper"]

@@ -106,7 +106,7 @@ def made_with() -> str:
     parts = {
         "": [f"`{result['command'].replace(result['cell'], 'CELL')}`" for result in found],
         "commit": [commit for result in found for commit in commits(result)],
-        "recipe": [f"{result['setting']['recipe']} ({result['cell'].rpartition('/')[2]})" for result in found],
+        "recipe": [f"{result['setting']['recipe']} ({result['cell'].partition('/')[2]})" for result in found],
         "seed": [str(setting["seed"]) for setting in settings],
         "on": [f"{result['date']}, {result['processor']}, {result['cores']} cores" for result in found],
         "with": [", ".join(f"{name} {version}" for name, version in result["versions"].items()) for result in found],

@@ -89,7 +89,7 @@ def test_the_table_tells_hours_and_what_was_metered(told):
 def test_all_that_results_were_made_with_is_told_once(told):
     told(result(0), result(1, commit="b2"), result(0, commit="b2", recipe="r2", cell="small/mixtral/random"))
     words = section.made_with()
-    assert "`run.py --cell CELL --corpus DIR`; commit a1, b2; recipe r1 (seed), r2 (random); seed 0, 1; " in words
+    assert "`run.py --cell CELL --corpus DIR`; commit a1, b2; recipe r1 (mixtral/seed), r2 (mixtral/random); seed 0, 1; " in words
     assert words.count("2026-01-01") == words.count("torch 2") == words.count("low_over_high") == 1
     assert section.joint_tokens() == "400,000"
 
