@@ -32,8 +32,8 @@ def compare_view(result: Mapping[str, Any]) -> RenderableType:
                 _change(row["perplexity"], joint["perplexity"]), _change(row["dollars_to_target"], joint["dollars_to_target"]))
         parts += [Text(title, style="bold"), table, Text()]
     parts.append(Text(
-        "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, without measuring "
-        "the seed and the merged model and without looks at the held-out loss. To its loss: dollars until the held-out loss first "
+        "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, without looks at "
+        "the held-out loss. To its loss: dollars until the held-out loss first "
         f"came down to joint training's last, {result['target_loss']:.3f}, against joint training's dollars. One seed: repeat it "
         "with others.", style="dim"))
     return Group(*parts)
