@@ -77,6 +77,15 @@ def test_families_with_unnormalised_routers(tmp_path: Path, family: str, sizes: 
     assert stages["finetune"]["perplexity"] < 600
 
 
+def test_what_came_before_the_finished_model_is_measured_only_if_it_is_asked_for(tmp_path: Path) -> None:
+    directory = run(tmp_path, evaluation={"stages": False})
+    evaluation = read_json(directory / "evaluation" / "evaluation.json")
+    assert evaluation["stages"].keys() == {"finetune"}
+    assert evaluation["clusters"], "the finished model is still measured per cluster"
+    stages = {stage["name"]: stage for stage in read_json(directory / "report.json")["stages"]}
+    assert {name for name, stage in stages.items() if stage["perplexity"] is not None} == {"finetune"}
+
+
 @pytest.fixture(scope="module")
 def elaborate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with what the defaults leave out."""
