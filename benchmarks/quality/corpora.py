@@ -94,9 +94,12 @@ def debian(out: Path, characters: int, most_bytes: int) -> None:
         for name, domain in DOMAINS.items():
             place = Path(folder) / name
             place.mkdir()
-            subprocess.run([_APT, "download", "-qq", "-o", "APT::Sandbox::User=root", domain.package], cwd=place, check=True)
-            (package,) = place.glob("*.deb")
-            subprocess.run([_DPKG, "-x", str(package), str(place)], check=True)
+            try:
+                subprocess.run([_APT, "download", "-qq", "-o", "APT::Sandbox::User=root", domain.package], cwd=place, check=True)
+                (package,) = place.glob("*.deb")
+                subprocess.run([_DPKG, "-x", str(package), str(place)], check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise SystemExit(f"{domain.package}: {error}; this takes Debian 13 and the lists of `apt-get update`") from error
             write(_texts(place, domain), out / f"{name}.txt", characters, most_bytes)
 
 
