@@ -206,7 +206,7 @@ def makespan() -> str:
 
 
 def quality() -> str:
-    results = [result_files.read(path) for path in result_files.result_paths()]
+    results = quality_section.results()
     return section(
         "Quality for money",
         f"""Held-out perplexity against joint training of the same MoE on the high-memory pool, and the planned dollars for which
@@ -223,10 +223,9 @@ def quality() -> str:
         many hours: those of one worker of the high-memory pool, and of a low-memory worker for each sub-model. Figures of a gang on
         the low-memory pool are those of the same training, priced there.""",
         prose("""Batches and rates: joint training, sparse upcycling and the default have each those that it was best with, on seeds
-        that are not among these, the latter two in `qwen3_moe`; the other recipes have the default's, of which others were tried
-        and no better. What was tried is below. From random weights the paper's recipe clusters by an embedding table that has
-        learnt nothing, where the paper has a trained one. A common dense start has had 250,000 tokens, which are in nobody's bill.
-        """),
+        that are not among these, the latter two in `qwen3_moe`; the paper's recipe has the default's: other rates were alike. What
+        was tried is below. From random weights the paper's recipe clusters by an embedding table that has learnt nothing, where the
+        paper has a trained one. A common dense start has had 250,000 tokens, which are in nobody's bill."""),
         prose("""Corpora: `debian8` is what `corpora.py debian` makes of Debian packages: kernel and Perl documentation, Python and
         C++ code, office help in French and Chinese, a political FAQ, a dictionary. `small8` was cut by `corpora.py cut` from texts
         that are not in this repository: Go code, Metamath proofs, the PHP manual, office help in German and Japanese, novels,

@@ -194,7 +194,7 @@ def main() -> int:
     parser.add_argument(
         "--arms", type=_arms, default=_arms("grid"), help=f"{', '.join(GROUPS)}, or some of {', '.join(KNOWN)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--speed", type=float, default=7000, help="tokens per second of a core, for the estimate")
+    parser.add_argument("--speed", type=float, default=11_000, help="tokens per second of a core, for the estimate")
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
     parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept to go on from")
     parser.add_argument("--results", type=Path, default=Path("runs") / "quality" / "results", help="result files")

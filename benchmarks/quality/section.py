@@ -41,6 +41,12 @@ _ON_CHEAP_CARDS = (("disco", "the default as configured"), (LOW["disco"], "the d
 """What is held against joint training on the low-memory pool alone."""
 
 
+@functools.cache
+def results() -> tuple[dict[str, Any], ...]:
+    """All result files."""
+    return tuple(map(read, result_paths()))
+
+
 def rows() -> list[list[str]]:
     """One per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
     return [
@@ -63,7 +69,7 @@ def prices() -> list[list[str]]:
     """One per price of the cheap pool: what joint training's loss costs, over all cells."""
     lines = []
     for price, words in _PRICES.items():
-        entries = summarise(_results(), ("dollars_to_joint_loss_ratio",), price)
+        entries = summarise(results(), ("dollars_to_joint_loss_ratio",), price)
         found = [
             [entry["dollars_to_joint_loss_ratio"] for entry in entries if entry["arm"] == arm] for arm in ("disco", "paper")]
         lines.append([f"{price:.2f} of one on the other{' (' if words else ''}{words}{')' if words else ''}", *map(_range, found)])
@@ -89,7 +95,7 @@ def verdicts() -> list[str]:
 
 def joint_tokens() -> str:
     """Of joint training."""
-    return _once(f"{result['setting']['tokens']:,}" for result in _results())
+    return _once(f"{result['setting']['tokens']:,}" for result in results())
 
 
 def tried() -> list[list[str]]:
@@ -100,7 +106,7 @@ def tried() -> list[list[str]]:
 
 def made_with() -> str:
     """All that the results were made with, each once."""
-    found = _results()
+    found = results()
     settings = [result["setting"] for result in found]
     shared = [{name: value for name, value in setting.items() if name not in ("seed", "recipe")} for setting in settings]
     parts = {
@@ -114,18 +120,13 @@ def made_with() -> str:
     return "; ".join(f"{name} {_once(values)}".strip() for name, values in parts.items())
 
 
-@functools.cache
-def _results() -> tuple[dict[str, Any], ...]:
-    return tuple(map(read, result_paths()))
-
-
 def _entries() -> list[dict[str, Any]]:
-    return summarise(_results(), (*FIGURES, *MORE))
+    return summarise(results(), (*FIGURES, *MORE))
 
 
 def _default_of(lever: dict[str, Any]) -> str:
     """The default's figure in the lever's cell and seeds; none where it was not run with all of them."""
-    same = [result for result in _results() if result["seed"] in lever["seeds"]]
+    same = [result for result in results() if result["seed"] in lever["seeds"]]
     return next(
         (_span(entry, "ppl_equal_tokens") for entry in summarise(same)
          if entry["arm"] == "disco" and _cell(entry) == _cell(lever) and entry["seeds"] == lever["seeds"]), "-")

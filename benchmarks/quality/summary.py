@@ -38,10 +38,10 @@ def summarise(
         came to joint training's loss) and their `spread`, {figure: {min, max}}. All are ratios to joint training's of the same
         seed; dollars and hours are planned, of everything that the arm pays for (`compare.accounting`), and a row that was
         accounted for training alone has none. What an arm reaches for as many dollars as joint training lies between its two
-        complete runs, on a straight line of log perplexity (or hours) over log dollars at joint training's dollars exactly: a run
-        for as many dollars of training costs some per cent more in all. Dollars to joint training's loss are those of complete
-        runs, whose learning rates came down, and between two of them a straight line over log dollars; where the cheapest is good
-        enough, its own, which is an upper bound.
+        complete runs, on a straight line of log perplexity (or hours) over log dollars at joint training's dollars exactly, which
+        the longer of them need not cost to the last one. Dollars to joint training's loss are those of complete runs, whose
+        learning rates came down, and between two of them a straight line over log dollars; where the cheapest is good enough, its
+        own, which is an upper bound.
     """
     by_arm: dict[tuple[str, str], list[tuple[int, dict[str, float | None]]]] = {}
     for result in results:

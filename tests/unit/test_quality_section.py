@@ -34,7 +34,7 @@ def result(seed, *rows, tokens=36.0, dollars=20.0, high=1.5, commit="a1", recipe
 @pytest.fixture
 def told(monkeypatch):
     def tell(*results):
-        monkeypatch.setattr(section, "_results", lambda: results)
+        monkeypatch.setattr(section, "results", lambda: results)
 
     return tell
 
