@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.clustering.stage import members
-from moedisco_ray.corpus import Encoder, pack
+from moedisco_ray.clustering.stage import given, owned
+from moedisco_ray.corpus import Encoder, Keep, pack
 
 
 def pack_cluster(
     parts: Sequence[Path], assignments: Sequence[Path], cluster: int, directory: Path, tokenizer: Path,
 ) -> dict[str, Any]:
-    """Pack the documents that a cluster trains on.
+    """Pack the documents that a cluster trains on: its own, then what it was given of others.
 
     Args:
         parts: The corpus' documents.
@@ -26,4 +26,7 @@ def pack_cluster(
         The index of the packed tokens.
     """
     encoder = Encoder(tokenizer)
-    return pack(parts, directory, encoder.eos, encoder.vocab_size, lambda _, part: members(assignments[part], cluster))
+    keeps: list[Keep] = [lambda _, part: owned(assignments[part], cluster)]
+    if any(given(path, cluster).any() for path in assignments):
+        keeps.append(lambda _, part: given(assignments[part], cluster))
+    return pack(parts, directory, encoder.eos, encoder.vocab_size, keeps)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-_ROUTER = ".mlp.gate"
+ROUTER = ".mlp.gate"
 """How a router's module is called in transformers 5, in every supported family; it returns logits, scores, indices."""
 
 
@@ -43,7 +43,7 @@ def token_loss(logits_BLV: Tensor, targets_BL: Tensor, weights_B: Tensor | None 
 
 def routers(model: nn.Module) -> dict[str, Any]:
     """The router modules by name, in layer order."""
-    return {name: part for name, part in model.named_modules() if name.endswith(_ROUTER) and hasattr(part, "top_k")}
+    return {name: part for name, part in model.named_modules() if name.endswith(ROUTER) and hasattr(part, "top_k")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,7 @@ def write_submodels(
 def merge_submodels(
     model: Model, tokenizer: Path, sequence_length: int, seed: int, submodels: Sequence[Path], start: Path,
     tokens: Sequence[int], batches: Sequence[Batch], held_out: Sequence[NDArray[np.int32]], settings: Merge, keep_moments: bool,
-    directory: Path,
+    device: str, directory: Path,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 
@@ -104,6 +104,7 @@ def merge_submodels(
         held_out: Windows of text [L] on which recipes for the backbone are compared.
         settings: The run's merge section.
         keep_moments: Whether the sub-models' moments are merged too.
+        device: Where the merged model runs.
         directory: Where to.
 
     Returns:
@@ -118,7 +119,8 @@ def merge_submodels(
 
     router = merge.RouterSettings(settings.router, settings.match_load, settings.match_scale, seed)
     result = merge.build_merged(
-        submodels, start, config, merge.recipes(settings, tokens, seed), batches, directory, router=router, loss=loss)
+        submodels, start, config, merge.recipes(settings, tokens, seed), batches, directory, router=router, loss=loss,
+        device=device)
     if keep_moments:
         merge.merge_moments(submodels, config, merge.merge_weights("token_weighted", tokens), directory)
     return {**result, "tensors": len(result["tensors"])}
@@ -126,7 +128,7 @@ def merge_submodels(
 
 def write_whole(
     model: Model, tokenizer: Path, sequence_length: int, seed: int, clusters: int, trained_seed: Path | None,
-    batches: Sequence[Batch], settings: Merge, keep_moments: bool, directory: Path,
+    batches: Sequence[Batch], settings: Merge, keep_moments: bool, device: str, directory: Path,
 ) -> dict[str, Any]:
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
@@ -144,6 +146,7 @@ def write_whole(
         batches: Text that the output scale is measured on, all of cluster 0.
         settings: The run's merge section.
         keep_moments: Whether the seed's moments are upcycled too.
+        device: Where the MoE runs.
         directory: Where to.
 
     Returns:
@@ -156,8 +159,9 @@ def write_whole(
     joined = directory / ".joined"
     names = ModelMap(model.family)
 
-    write_checkpoint(joined, decompose.with_seed(open_checkpoint(trained_seed), source, names).items(), config)
-    whole = specialise(load_model(joined))
+    upcycled = decompose.with_seed(open_checkpoint(trained_seed), source, names, fresh_router=True)
+    write_checkpoint(joined, upcycled.items(), config)
+    whole = specialise(load_model(joined).to(device))
     layers = merge.calibrate(whole, clusters, batches, merge.RouterSettings("concat", match_scale=settings.match_scale, seed=seed))
     save_model(whole, directory)
     shutil.rmtree(joined)
@@ -166,7 +170,8 @@ def write_whole(
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
         found = moments.tensors
         write_moments(
-            directory / FOLDER, lambda kind: decompose.with_seed(found[kind], zeros, names).items(), moments.steps, config)
+            directory / FOLDER, lambda kind: decompose.with_seed(found[kind], zeros, names, fresh_router=True).items(),
+            moments.steps, config)
     return {"layers": layers}
 
 

@@ -246,12 +246,16 @@ def write_assignments(
     return paths
 
 
-def members(assignments: Path, cluster: int) -> Array:
-    """Which documents of a part a cluster trains on, bool [n]: its own, and what it was given of others."""
-    table = pq.read_table(assignments, columns=["cluster", "overlap"])
-    own_N = table["cluster"].to_numpy() == cluster
-    given_N = np.array([cluster in others for others in table["overlap"].to_pylist()], dtype=bool)
-    return own_N | given_N
+def owned(assignments: Path, cluster: int) -> Array:
+    """Which documents of a part are of a cluster, bool [n]."""
+    owned_N: Array = pq.read_table(assignments, columns=["cluster"])["cluster"].to_numpy() == cluster
+    return owned_N
+
+
+def given(assignments: Path, cluster: int) -> Array:
+    """Which documents of a part a cluster was given of others, to train on them too, bool [n]."""
+    others = pq.read_table(assignments, columns=["overlap"])["overlap"].to_pylist()
+    return np.array([cluster in clusters for clusters in others], dtype=bool)
 
 
 def _fit(config: RunConfig, workers: Workers, centre_D: Array | None, x_SD: Array, documents: int) -> Fit:

@@ -235,16 +235,6 @@ def first_reach(points: Sequence[Point], loss: float, axis: Axis) -> float | Non
     return None
 
 
-def loss_at(points: Sequence[Point], value: float, axis: Axis) -> float | None:
-    """The whole model's loss where so much was spent, between two looks by linear interpolation; None outside of the curve."""
-    own = [point for point in points if point.stage == "finetune"]
-    for left, right in itertools.pairwise(own):
-        start, end = getattr(left, axis), getattr(right, axis)
-        if start <= value <= end:
-            return left.loss + (value - start) / (end - start) * (right.loss - left.loss)
-    return None
-
-
 def _before(phases: Sequence[PhaseCost], stage: str) -> list[PhaseCost]:
     return list(itertools.takewhile(lambda phase: phase.stage != stage, phases))
 

@@ -114,7 +114,10 @@ ARMS: Mapping[str, Arm] = {
     }),
     "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
     "ensemble": Arm(
-        "c-BTM ensemble", {"tokens.finetune_share": 0.0, **_ONE_SHOT, "evaluation.ensemble": True}, "ensemble"),
+        # Its temperature is made for distances of tf-idf.
+        "c-BTM ensemble", {
+            "tokens.finetune_share": 0.0, "clusters.method": "kmeans", "clusters.vectors": "tfidf_svd", **_ONE_SHOT,
+            "evaluation.ensemble": True}, "ensemble"),
 }
 
 

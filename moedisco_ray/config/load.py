@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from moedisco_ray.config.model import LocalInit
-from moedisco_ray.config.run import RunConfig, check_division
+from moedisco_ray.config.run import RunConfig, check_division, check_gate
 from moedisco_ray.config.sections import Evaluation, Source
 from moedisco_ray.config.task_files import read_task_file
 from moedisco_ray.errors import ConfigError
@@ -76,13 +76,17 @@ def check_files(config: RunConfig) -> None:
         raise ConfigError("tokenizer.path", str(config.tokenizer.path), "no such directory; leave it out to train a tokeniser")
     if isinstance(config.model.init, LocalInit):
         try:
-            num_experts = config.model.architecture.num_experts
+            architecture = config.model.architecture
         except ValidationError as error:
             raise first_mistake(error.errors()) from error
-        try:
-            check_division(num_experts, config.clusters.count)
-        except ValueError as error:
-            raise ConfigError("clusters.count", None, str(error)) from error
+        checks: dict[str, Callable[[], None]] = {
+            "clusters.count": lambda: check_division(architecture.num_experts, config.clusters.count),
+            "finetune.dense_gate": lambda: check_gate(config.finetune.dense_gate, architecture)}
+        for field, check in checks.items():
+            try:
+                check()
+            except ValueError as error:
+                raise ConfigError(field, None, str(error)) from error
 
 
 def check_evaluation(evaluation: Evaluation) -> None:

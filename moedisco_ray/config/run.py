@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
-from moedisco_ray.config.model import CheckpointInit, LocalInit, Model
+from moedisco_ray.config.model import Architecture, CheckpointInit, LocalInit, Model
 from moedisco_ray.config.pools import AnyPool, LowMemoryPool, Pools
 from moedisco_ray.config.sections import (
     Checkpoint,
@@ -90,6 +90,7 @@ class RunConfig(Section):
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
         self._gang_divides_the_batch()
+        self._moments_fit()
         self._unseen_text_is_no_corpus()
         return self
 
@@ -110,6 +111,13 @@ class RunConfig(Section):
                 f"pools.high_memory.workers [{pool.fewest_workers}, {pool.most_workers}] holds no number that divides the "
                 f"fine-tune's batch of {sequences} sequences; widen it, or change finetune.optimizer.batch_tokens")
 
+    def _moments_fit(self) -> None:
+        before, after = self.submodels.optimizer.betas, self.finetune.optimizer.betas
+        if self.finetune.keep_moments and before != after and (self.tokens.decoupled or self.tokens.seed_share):
+            raise ValueError(
+                f"finetune.keep_moments takes over averages made with betas {list(before)}, submodels.optimizer's, which finetune."
+                f"optimizer's {list(after)} would misread; set them alike, or keep_moments false")
+
     def _unseen_text_is_no_corpus(self) -> None:
         trained_on = {_place(source) for source in self.corpus.sources}
         for i, source in enumerate(self.evaluation.sources):
@@ -122,6 +130,7 @@ class RunConfig(Section):
         # A checkpoint's sizes are on disk; `check_files` asks the same question of them.
         if not isinstance(self.model.init, LocalInit):
             check_division(self.model.architecture.num_experts, self.clusters.count)
+            check_gate(self.finetune.dense_gate, self.model.architecture)
         return self
 
 
@@ -129,6 +138,20 @@ def _place(source: Source) -> str:
     """One name for a path, however it is written; by its words alone, for whoever asks may not be allowed to see the disk."""
     apart = "://" in source.path or source.path == "embedded"
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
+
+
+def check_gate(share: float, architecture: Architecture) -> None:
+    """Refuse a dense gate where the weights of top-k experts do not sum to 1.
+
+    Those of all experts do, so that what follows the gate would have another scale.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if share and not architecture.norm_topk_prob:
+        raise ValueError(
+            f"finetune.dense_gate {share:g} needs top-k weights that sum to 1, as all experts' do; set "
+            "model.config.norm_topk_prob true, or dense_gate 0")
 
 
 def check_division(num_experts: int, clusters: int) -> None:

@@ -108,7 +108,7 @@ class Clusters(Section):
     capacity: float | None = Field(1.05, ge=1)
     """Most tokens a cluster may hold, as a multiple of the mean; null: no limit, as the paper."""
     overlap: float = Field(0.0, ge=0, le=1)
-    """General documents added to each cluster's training text, as a share of its own."""
+    """Documents of other clusters added to each cluster's training text, as a share of the number of its own."""
     text: Literal["needed", "all"] = "needed"
     """`needed`: of a corpus that is larger, a random sample of documents with a quarter more tokens than the sub-models train on is
     clustered, and they train on that; `all`: everything, as the paper."""
@@ -234,9 +234,9 @@ class Finetune(Section):
     early_stop: float | None = Field(None, gt=0)
     """End the last phase when the training loss falls by less than so many nats per planned dollar; null: never."""
     load_balance: float = Field(0.01, ge=0)
-    """Weight of the load-balance loss over the global batch."""
+    """Weight of the load-balance loss over the global batch; also of sub-models that have several experts."""
     z_loss: float = Field(0.001, ge=0)
-    """Weight of the router z-loss."""
+    """Weight of the router z-loss; of these too."""
     keep_moments: bool = True
     """Adam's moments of the sub-models, or of the seed where there are none, go on in the whole MoE; false: it begins with none."""
     max_failures: int = Field(3, ge=0)

@@ -12,9 +12,9 @@ unseen     a bounded sample of other text, to judge a model on
 """
 
 from moedisco_ray.corpus.build import build
-from moedisco_ray.corpus.packing import pack, part_path
+from moedisco_ray.corpus.packing import Keep, pack, part_path
 from moedisco_ray.corpus.sources import input_identity
 from moedisco_ray.corpus.tokenizer import Encoder
 from moedisco_ray.corpus.unseen import read_unseen
 
-__all__ = ["Encoder", "build", "input_identity", "pack", "part_path", "read_unseen"]
+__all__ = ["Encoder", "Keep", "build", "input_identity", "pack", "part_path", "read_unseen"]

@@ -25,7 +25,9 @@ def part_path(directory: Path, index: int) -> Path:
     return directory / f"part-{index:05d}.parquet"
 
 
-def pack(parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, keep: Keep | None = None) -> dict[str, Any]:
+def pack(
+    parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, keeps: Sequence[Keep | None] = (None,),
+) -> dict[str, Any]:
     """Pack documents, each as often as its `copies` say; memory is bounded by one part.
 
     Pass c over all parts, c = 0, 1, ..., packs the documents that have more than c copies, in the order of the parts:
@@ -36,7 +38,8 @@ def pack(parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, keep
         directory: Where the packed tokens go.
         eos: The end-of-sequence token.
         vocab_size: Of the tokeniser.
-        keep: Restricts the documents, for example to one cluster; None packs all of them.
+        keeps: Restrict the documents, for example to one cluster, and come one after the other: all that the first keeps is
+            packed before what the second does. None keeps all of them.
 
     Returns:
         The index, as `write_packed`.
@@ -44,6 +47,7 @@ def pack(parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, keep
     most = [_most_copies(path) for path in parts]
     passes = (
         _documents(path, i, c, keep)
+        for keep in keeps
         for c in range(max(most, default=0))
         for i, path in enumerate(parts) if most[i] > c
     )

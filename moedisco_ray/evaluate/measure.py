@@ -54,8 +54,8 @@ def evaluate(
           `nmi_cluster` and `nmi_source` (of each token's first expert);
         * `load_by_cluster` [clusters][E] and `load_by_source` {source: [E]}, means over layers;
         * `specialisation`: `cluster` and `source`, the normalised mutual information between that label of a document
-          and the expert that is most often the first choice in it. Expert k of every layer comes from the same
-          sub-model, so layers are counted together. None where there is no such label.
+          and the expert that is most often the first choice in it, of each layer by itself, and then the mean over layers:
+          only where experts come from sub-models do they have the same number in all layers. None where there is no such label.
     """
     source_N, sources = _source_codes(documents)
     clusters: list[int] = [] if labels_N is None else [int(label) for label in np.unique(labels_N)]
@@ -199,7 +199,7 @@ def _routers(
     load_RE = expert_load(selections_RSCE.sum(axis=(1, 2)))
     load_CE = expert_load(selections_RSCE.sum(axis=1)).mean(axis=0)
     load_SE = expert_load(selections_RSCE.sum(axis=2)).mean(axis=0)
-    expert_N = statistics.document_first_NE.argmax(axis=1)
+    expert_RN = statistics.document_first_RNE.argmax(axis=2)
     return {
         "routers": [
             {
@@ -216,13 +216,13 @@ def _routers(
         "load_by_cluster": load_CE.tolist() if clusters else [],
         "load_by_source": dict(zip(sources, load_SE.tolist(), strict=True)) if sources else {},
         "specialisation": {
-            "cluster": _document_nmi(cluster_N, expert_N, experts) if clusters else None,
-            "source": _document_nmi(source_N, expert_N, experts) if sources else None,
+            "cluster": _document_nmi(cluster_N, expert_RN, experts) if clusters else None,
+            "source": _document_nmi(source_N, expert_RN, experts) if sources else None,
         },
     }
 
 
-def _document_nmi(label_N: NDArray[np.int64], expert_N: NDArray[np.int64], experts: int) -> float:
+def _document_nmi(label_N: NDArray[np.int64], expert_RN: NDArray[np.int64], experts: int) -> float:
     rows = int(label_N.max()) + 1
-    counts = np.bincount(label_N * experts + expert_N, minlength=rows * experts)
-    return normalized_mutual_information(counts.reshape(rows, experts))
+    counts = [np.bincount(label_N * experts + expert_N, minlength=rows * experts) for expert_N in expert_RN]
+    return float(np.mean([normalized_mutual_information(each.reshape(rows, experts)) for each in counts]))

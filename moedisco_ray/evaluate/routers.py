@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moedisco_ray.errors import RunError
-
-_ROUTER = ".mlp.gate"
-"""How a router's module is called in transformers 5, in every supported family; it returns logits, scores, indices."""
+from moedisco_ray.objective import ROUTER
 
 DEAD_LOAD = 0.01
 
@@ -31,14 +29,14 @@ class RouterStatistics:
         layers: Number of each router's layer.
         selections_RGE: How often each expert was among the top k, per group of documents.
         first_RGE: How often it was the first of them.
-        document_first_NE: The same per document, over all layers.
+        document_first_RNE: The same per document.
         token_entropy_R: Mean over tokens of the entropy of the router's softmax, in nats.
     """
 
     layers: tuple[int, ...]
     selections_RGE: NDArray[np.int64]
     first_RGE: NDArray[np.int64]
-    document_first_NE: NDArray[np.int64]
+    document_first_RNE: NDArray[np.int32]
     token_entropy_R: NDArray[np.float64]
 
 
@@ -55,9 +53,9 @@ class RouterMeter:
     """
 
     def __init__(self, model: nn.Module, group_N: NDArray[np.int64], groups: int) -> None:
-        self._routers = [(name, module) for name, module in model.named_modules() if name.endswith(_ROUTER)]
+        self._routers = [(name, module) for name, module in model.named_modules() if name.endswith(ROUTER)]
         if not self._routers:
-            raise RunError(f"the model has no module named '*{_ROUTER}': it is no Mixture-of-Experts known here")
+            raise RunError(f"the model has no module named '*{ROUTER}': it is no Mixture-of-Experts known here")
         weight: Any = self._routers[0][1].weight
         self._experts = int(weight.shape[0])
         device = weight.device
@@ -65,7 +63,8 @@ class RouterMeter:
         self._group_N = torch.from_numpy(group_N).to(device)
         self._selections_RGE = torch.zeros(shape, dtype=torch.int64, device=device)
         self._first_RGE = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._document_first_NE = torch.zeros(len(group_N), self._experts, dtype=torch.int64, device=device)
+        shape = (len(self._routers), len(group_N), self._experts)
+        self._document_first_RNE = torch.zeros(shape, dtype=torch.int32, device=device)
         self._entropy_R = torch.zeros(len(self._routers), dtype=torch.float64, device=device)
         self._tokens = 0
         self._handles: list[RemovableHandle] = []
@@ -91,10 +90,10 @@ class RouterMeter:
     def statistics(self) -> RouterStatistics:
         """Everything counted so far."""
         return RouterStatistics(
-            layers=tuple(int(name.removesuffix(_ROUTER).rsplit(".", 1)[-1]) for name, _ in self._routers),
+            layers=tuple(int(name.removesuffix(ROUTER).rsplit(".", 1)[-1]) for name, _ in self._routers),
             selections_RGE=self._selections_RGE.cpu().numpy(),
             first_RGE=self._first_RGE.cpu().numpy(),
-            document_first_NE=self._document_first_NE.cpu().numpy(),
+            document_first_RNE=self._document_first_RNE.cpu().numpy(),
             token_entropy_R=(self._entropy_R / max(1, self._tokens)).cpu().numpy(),
         )
 
@@ -106,7 +105,7 @@ class RouterMeter:
         self._entropy_R[number] -= (log_TE.exp() * log_TE).sum(dim=-1).double().sum()
         _tally(self._selections_RGE[number], group_T[:, None].expand_as(chosen_TK), chosen_TK)
         _tally(self._first_RGE[number], group_T, log_TE.argmax(dim=-1))
-        _tally(self._document_first_NE, self._document_T, log_TE.argmax(dim=-1))
+        _tally(self._document_first_RNE[number], self._document_T, log_TE.argmax(dim=-1))
 
 
 def expert_load(selections_XE: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -148,4 +147,4 @@ def normalized_mutual_information(counts_GE: NDArray[np.int64]) -> float:
 
 def _tally(counts_XE: Tensor, row_T: Tensor, column_T: Tensor) -> None:
     flat = (row_T * counts_XE.shape[1] + column_T).flatten()
-    counts_XE.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
+    counts_XE.view(-1).scatter_add_(0, flat, torch.ones_like(flat, dtype=counts_XE.dtype))

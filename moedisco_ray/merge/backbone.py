@@ -88,17 +88,19 @@ def recipes(settings: Merge, tokens: Sequence[int], seed: int) -> list[Recipe]:
 
 
 def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:
-    """The backbone's weights gamma_k: equal, or by the tokens that each sub-model was trained on; they sum to 1."""
-    total = sum(tokens)
-    if rule != "token_weighted" or total == 0:
-        return tuple(1.0 / len(tokens) for _ in tokens)
-    return tuple(count / total for count in tokens)
+    """The backbone's weights gamma_k: equal, or by the tokens that each sub-model was trained on; they sum to 1.
+
+    One that was trained on nothing has no say, unless all are so.
+    """
+    counts = [1 if rule != "token_weighted" and count else count for count in tokens]
+    total = sum(counts)
+    return tuple(count / total if total else 1.0 / len(counts) for count in counts)
 
 
 def combine(key: str, copies: Sequence[Tensor], start: Tensor, recipe: Recipe) -> tuple[Tensor, float | None]:
     """One tensor's copies into one, and their largest relative distance from it.
 
-    Computed in float64, a chunk at a time, and rounded once.
+    Computed in float64, a chunk at a time (but TIES' thresholds, of whole deltas), and rounded once.
 
     Args:
         key: Its name, for the error, and for what DARE drops.

@@ -36,7 +36,8 @@ _COMPARED = ".compared"
 
 
 def build_merged(submodels: Sequence[Path], start: Path, config: Mapping[str, Any], recipes: Sequence[Recipe],
-                 batches: Sequence[Batch], directory: Path, *, router: RouterSettings, loss: Loss) -> dict[str, Any]:
+                 batches: Sequence[Batch], directory: Path, *, router: RouterSettings, loss: Loss,
+                 device: str = "cpu") -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
     Two passes: tensors are joined as a stream; then the joined model is loaded, its routers are computed, and it is
@@ -52,6 +53,7 @@ def build_merged(submodels: Sequence[Path], start: Path, config: Mapping[str, An
         directory: Where the merged model goes, with `merge.json`.
         router: How routers are calibrated.
         loss: Of a model on held-out text; asked only where there are several recipes.
+        device: Where the merged model runs; it must fit there.
 
     Returns:
         What `merge.json` holds: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
@@ -68,7 +70,7 @@ def build_merged(submodels: Sequence[Path], start: Path, config: Mapping[str, An
         return calibrate(model, len(submodels), batches, router)
 
     candidates = measure_recipes(
-        opened, origin, config, recipes, directory / _COMPARED, calibrated, loss) if len(recipes) > 1 else []
+        opened, origin, config, recipes, directory / _COMPARED, calibrated, loss, device) if len(recipes) > 1 else []
     recipe = best(candidates) if candidates else recipes[0]
     reports: list[TensorReport] = []
     joined = directory / _JOINED
@@ -83,7 +85,7 @@ def build_merged(submodels: Sequence[Path], start: Path, config: Mapping[str, An
     check_complete(stored, canonical_shapes(config))
     check_experts(stored, model_map, expert_count(config))
 
-    model = specialise(load_model(joined))
+    model = specialise(load_model(joined).to(device))
     layers = calibrated(model)
     write_checkpoint(directory, _overlaid(stored, model, layers), config)
     del stored
@@ -113,6 +115,6 @@ def _overlaid(stored: Checkpoint, model: PreTrainedModel, layers: list[dict[str,
         role = stored.model_map.classify(key)
         kept = stored[key]
         if role.role is Role.ROUTER or (role.role is Role.EXPERT and role.part == "down" and role.layer in rescaled):
-            yield key, changed[key].to(kept.dtype)
+            yield key, changed[key].to("cpu", kept.dtype)
         else:
             yield key, kept

@@ -34,7 +34,7 @@ class Candidate:
 
 def measure_recipes(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], config: Mapping[str, Any],
                     recipes: Sequence[Recipe], scratch: Path, calibrate: Callable[[PreTrainedModel], object],
-                    loss: Loss) -> list[Candidate]:
+                    loss: Loss, device: str) -> list[Candidate]:
     """The held-out loss of each recipe's model.
 
     The model is written once; of a candidate only the backbone is computed, into the model that was read from there.
@@ -47,12 +47,13 @@ def measure_recipes(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[st
         scratch: A directory for the model; it is gone afterwards.
         calibrate: Sets a merged model's routers, in place.
         loss: Measures it.
+        device: Where it runs.
     """
     model_map = ModelMap(str(config.get("model_type")))
     write_checkpoint(scratch, merge(submodels, start, model_map, recipes[0]), config)
     found = []
     for recipe in recipes:
-        model = load_model(scratch)
+        model = load_model(scratch).to(device)
         held = dict(model_tensors(model))
         with torch.no_grad():
             for key, tensor in merged_backbone(submodels, start, model_map, recipe):

@@ -40,7 +40,7 @@ def merge_moments(submodels: Sequence[Path], config: Mapping[str, Any], weights:
     names = ModelMap(str(config.get("model_type")))
     write_moments(
         directory / FOLDER, lambda kind: _joined([moments.tensors[kind] for moments in found], weights, names),
-        min(moments.steps for moments in found), config)
+        min((moments.steps for moments in found if moments.steps), default=0), config)
     return True
 
 

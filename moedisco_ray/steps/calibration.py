@@ -17,10 +17,11 @@ _CALIBRATION_BATCH = 16
 
 
 def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]:
-    """Windows of every cluster's text, in proportion to its tokens: to calibrate routers on, and to compare merges on.
+    """Windows of every cluster's own text, in proportion to its tokens: to calibrate routers on, and to compare merges on.
 
-    Merges are compared on the windows that come last in their sub-model's own first pass: unless it went through all of
-    its text, it has not trained on them. Routers are calibrated on none of these.
+    What a cluster was given of others is not its own. Merges are compared on the windows that come last in their sub-model's own
+    first pass: unless it went through all of its text, it has not trained on them, though others may have where clusters overlap.
+    Routers are calibrated on none of these.
 
     Returns:
         Batches with the number of their cluster; windows [L], empty unless `merge.backbone` is `auto`.
@@ -32,13 +33,16 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
     length = config.corpus.sequence_length
     sizes = cluster_tokens(context)
     streams = [TokenStream([context.of("cluster") / "shards" / str(k)], length) for k in range(len(sizes))]
-    counts = calibration_windows(config.merge, length, sizes, [len(stream) for stream in streams])
+    # A cluster's own text comes first. The last of its windows may end with what it was given.
+    own = [min(len(stream), max(1, size // length)) for stream, size in zip(streams, sizes, strict=True)]
+    counts = calibration_windows(config.merge, length, sizes, own)
     batches: list[Batch] = []
     held_out: list[NDArray[np.int32]] = []
     for k, (stream, (wanted, held)) in enumerate(zip(streams, counts, strict=True)):
-        seen = batch_indices(submodel_seed(config, k), 0, len(stream), len(stream))
-        held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(stream) - held:]]
-        left = np.sort(seen[:len(stream) - held])
+        pass_N = batch_indices(submodel_seed(config, k), 0, len(stream), len(stream))
+        seen = pass_N[pass_N < own[k]]
+        held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(seen) - held:]]
+        left = np.sort(seen[:len(seen) - held])
         # Evenly spread over the shard: its beginning alone could be one document.
         chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
@@ -57,7 +61,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], the
         settings: The merge section.
         length: Tokens of a window.
         tokens: Of each cluster.
-        there: Windows that its text has.
+        there: Windows that its own text has.
     """
     counts = []
     for size, windows in zip(tokens, there, strict=True):

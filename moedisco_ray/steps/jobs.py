@@ -24,6 +24,7 @@ def make_job(context: Context, stage: str, name: str, model: Path, shards: Path,
     """A training of a stage's."""
     config = context.config
     tuning = config.finetune if stage == "finetune" else None
+    routes = tuning is not None or config.model.architecture.num_experts > config.clusters.count
     section = tuning or config.submodels
     steps = steps_for(tokens, section.optimizer)
     home = context.checkpoints(stage) / name
@@ -32,8 +33,8 @@ def make_job(context: Context, stage: str, name: str, model: Path, shards: Path,
         output=(home / "trained").absolute(), checkpoints=joined(context.storage(stage), name, "steps"), steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
         checkpoint_every=config.checkpoint.steps, keep=config.checkpoint.keep,
-        load_balance=tuning.load_balance if tuning else 0.0,
-        z_loss=tuning.z_loss if tuning else 0.0,
+        load_balance=config.finetune.load_balance if routes else 0.0,
+        z_loss=config.finetune.z_loss if routes else 0.0,
         phases=tuning.phases if tuning else (),
         dense_steps=round(tuning.dense_gate * steps) if tuning else 0,
         spike_guard=tuning.spike_guard if tuning else None,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, write_json
-from moedisco_ray.config import CheckpointInit, Evaluation
+from moedisco_ray.config import AnyPool, CheckpointInit, Evaluation
 from moedisco_ray.events import Event
 from moedisco_ray.metering import Meter
 from moedisco_ray.policies.quorum import Quorum
@@ -112,7 +112,7 @@ def reunite(context: Context, draft: Draft) -> None:
     if not config.tokens.decoupled:
         draft.summary.update(context.call(
             pool, tasks.write_whole, *context.start, config.clusters.count, context.trained_seed, sample(context), config.merge,
-            config.finetune.keep_moments, draft.path))
+            config.finetune.keep_moments, _device(pool), draft.path))
         return
     tokens = [unit["tokens"] for unit in context.summary("submodels")["units"]]
     met = context.of("submodels") / _COMMON
@@ -120,7 +120,7 @@ def reunite(context: Context, draft: Draft) -> None:
     batches, held_out = calibration(context)
     draft.summary.update(context.call(
         pool, tasks.merge_submodels, *context.start, context.submodels, start, tokens, batches, held_out,
-        config.merge, config.finetune.keep_moments, draft.path))
+        config.merge, config.finetune.keep_moments, _device(pool), draft.path))
 
 
 def finetune(context: Context, draft: Draft) -> None:
@@ -148,7 +148,7 @@ def measure(context: Context, draft: Draft) -> None:
     result = context.call(
         pool, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
         context.of("corpus"), context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
-        config.corpus.sequence_length, _from_anywhere(config.evaluation), "cuda" if pool.gpu else "cpu")
+        config.corpus.sequence_length, _from_anywhere(config.evaluation), _device(pool))
     write_json(draft.path / "evaluation.json", result)
     draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
 
@@ -172,6 +172,10 @@ STEPS: Mapping[str, Callable[[Context, Draft], None]] = {
     "evaluate": measure,
     "export": publish,
 }
+
+
+def _device(pool: AnyPool) -> str:
+    return "cuda" if pool.gpu else "cpu"
 
 
 def _from_anywhere(evaluation: Evaluation) -> Evaluation:

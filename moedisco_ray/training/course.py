@@ -91,13 +91,23 @@ class Course:
         self._dense_steps = dense_steps
 
     @property
-    def last_phase(self) -> int:
-        """The step with which the last phase begins."""
-        return self._stretches[-1].start
+    def alike_from(self) -> int:
+        """The step from which on steps are alike: the last phase's first, and all experts no longer used."""
+        return max(self._stretches[-1].start, self._dense_steps)
 
-    def recall(self, done: int) -> None:
-        """Let everything learn that did in the first `done` steps: a checkpoint holds moments of just that."""
-        self._let_learn(frozenset().union(*(_LEARNS[each.train] for each in self._stretches if each.start < done)))
+    def changes_at(self, step: int) -> bool:
+        """Whether a step is the first after some of another kind: of another phase, or with fewer experts."""
+        return step > 0 and (step == self._dense_steps or any(each.start == step for each in self._stretches))
+
+    def recall(self, done: int, *, all_began: bool) -> None:
+        """Let everything learn that a checkpoint after `done` steps has moments of.
+
+        Args:
+            done: Steps made.
+            all_began: Whether all began with moments of another training's; otherwise only what has learnt has any.
+        """
+        learnt = frozenset().union(*(_LEARNS[each.train] for each in self._stretches if each.start < done))
+        self._let_learn(_LEARNS["all"] if all_began else learnt)
 
     def enter(self, step: int) -> float:
         """Set the model up for a step.

@@ -87,14 +87,14 @@ def training(
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit, losses_per_hour) as saver:
         batches = Batches(job, world)
-        course.recall(saver.newest)
+        course.recall(saver.newest, all_began=job.moments is not None)
         progress = saver.restore()
         if job.moments is not None and not saver.newest:
             take_up(job.moments, model, stepper.optimizer, world)
         stepper.restore(progress.fractions_NE)
         restored = progress.step
         ledger = Ledger(job, world, emit, progress)
-        guard = SpikeGuard(job, world, emit, progress)
+        guard = SpikeGuard(job, world, emit, progress, course.changes_at)
         held_out = HeldOutLoss(job, model, world, emit)
         meeting = Meeting(job, model, ledger, world)
         agree = Agreement((stop, saver.wanted), world)
@@ -123,10 +123,10 @@ def training(
                 saver.save(standing())
             if log or last or stopped:
                 ledger.log(lr)
+            course.leave()
             held_out(done, last=last)
             if stopped or last:
                 break
-        course.leave()
         if not stopped:
             write_model(model, stepper.optimizer, job, world)
     return TrainResult(
@@ -216,4 +216,5 @@ def _whole(tensor: Tensor) -> Tensor:
 def _is_spent(job: TrainJob, course: Course, progress: Progress) -> bool:
     if job.least_gain is None or progress.step % job.log_every:
         return False
-    return worth.is_spent(progress.losses[course.last_phase:], job.least_gain, worth.window_of(job.steps))
+    start = course.alike_from
+    return worth.is_spent(progress.losses[start:], job.least_gain, worth.window_of(job.steps - start))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.model_map import config_values
 from moedisco_ray.training import rounds
 from moedisco_ray.training.backbone import backbone_of
-from moedisco_ray.training.job import TrainJob, World
+from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training.job import Rounds, TrainJob, World
 from moedisco_ray.training.ledger import Ledger
 
 
@@ -72,7 +74,8 @@ class Meeting:
                 return False
             yield
             closed = rounds.newest(self._rounds.directory, progress.round)
-        self._take(self._rounds.directory, closed)
+        take_in(self._rounds, closed, self._backbone)
+        self._ledger.progress.round, self._ledger.progress.joined = closed, self._ledger.progress.step
         self._ledger.leave_out(time.monotonic() - began)
         return True
 
@@ -81,9 +84,17 @@ class Meeting:
         post = rounds.Post(progress.step, (progress.step - progress.joined) * self._job.step_tokens)
         rounds.post(directory, number, self._job.name, self._backbone.items(), self._config, post)
 
-    def _take(self, directory: Path, number: int) -> None:
-        common = rounds.backbone(directory, number)
-        with torch.no_grad():
-            for name, parameter in self._backbone.items():
-                parameter.copy_(common[name])
-        self._ledger.progress.round, self._ledger.progress.joined = number, self._ledger.progress.step
+
+def catch_up(meets: Rounds, progress: Progress, model: PreTrainedModel) -> None:
+    """Let a model that nobody trains any more have the backbone of the last round, if it does not know it."""
+    newest = rounds.newest(meets.directory, progress.round)
+    if newest > progress.round:
+        take_in(meets, newest, backbone_of(model))
+
+
+@torch.no_grad()
+def take_in(meets: Rounds, number: int, backbone: Mapping[str, Tensor]) -> None:
+    """Put what a round made into a model's backbone, by canonical name."""
+    common = rounds.backbone(meets.directory, number)
+    for name, parameter in backbone.items():
+        parameter.copy_(common[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moedisco_ray.training import checkpoint
 from moedisco_ray.training.job import TrainJob, TrainResult, World
+from moedisco_ray.training.meeting import catch_up
 from moedisco_ray.training.moments import take_up
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.output import write_model
@@ -27,6 +28,9 @@ def standing(job: TrainJob) -> TrainResult:
 def write_standing(job: TrainJob) -> None:
     """Write the job's model as it stands, its moments too: out of the newest checkpoint, or as it was before the first step.
 
+    One that others have met without has the backbone of their last meeting, which it would have taken in: its own is of long ago,
+    and no delta against theirs.
+
     Types and names are those of a finished training's model.
 
     Raises:
@@ -37,8 +41,11 @@ def write_standing(job: TrainJob) -> None:
     model = trainable(job.model, job.optimizer, World())
     optimizer = make_optimizer(model, job, World())
     found = checkpoint.latest(job.checkpoints)
+    progress = checkpoint.Progress()
     if found is not None:
-        checkpoint.load(Storage(job.checkpoints), found, model, optimizer, World())
+        progress = checkpoint.load(Storage(job.checkpoints), found, model, optimizer, World())
     elif job.moments is not None:
         take_up(job.moments, model, optimizer, World())
+    if job.rounds is not None:
+        catch_up(job.rounds, progress, model)
     write_model(model, optimizer, job, World())

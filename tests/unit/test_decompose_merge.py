@@ -217,7 +217,12 @@ def test_the_backbone_is_the_weighted_mean(case, data):
 def test_merge_weights_follow_the_rule():
     assert merge_weights("uniform", [1, 3]) == (0.5, 0.5)
     assert merge_weights("token_weighted", [1, 3]) == (0.25, 0.75)
-    assert merge_weights("token_weighted", [0, 0]) == (0.5, 0.5)
+    assert merge_weights("token_weighted", [0, 0]) == merge_weights("uniform", [0, 0]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("rule", ["uniform", "ties", "dare", "token_weighted"])
+def test_who_was_trained_on_nothing_has_no_say(rule):
+    assert merge_weights(rule, [2, 0, 2]) == (0.5, 0.0, 0.5)
 
 
 def test_what_does_not_fit_is_an_error():
@@ -276,6 +281,16 @@ def test_a_moe_grown_from_a_seed_gives_the_seed_back(group):
         assert odd == ([] if group > 1 else [names.router_key(0), names.router_key(1)])
     if group == 1:
         assert torch.equal(whole[names.router_key(0)], initial[names.router_key(0)])
+
+
+def test_a_fresh_router_tells_copies_of_an_expert_apart():
+    config = tiny_config("qwen2_moe", 4)
+    seed, initial, names = random_tensors(submodel_config(config, 2), seed=5), random_source(config, 1), model_map(config)
+    whole = with_seed(seed, initial, names, fresh_router=True)
+    kept = with_seed(seed, initial, names)
+    for key in whole:
+        expected = initial if names.classify(key).role is Role.ROUTER else kept
+        assert torch.equal(whole[key], expected[key])
 
 
 def test_a_seed_of_another_architecture_is_an_error():

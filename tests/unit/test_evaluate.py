@@ -208,7 +208,7 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
         document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH, batch_tokens=50, observe=meter.observe)
     found = meter.statistics()
     selections, first = np.zeros((2, 3, EXPERTS)), np.zeros((2, 3, EXPERTS))
-    by_document = np.zeros((len(documents), EXPERTS))
+    by_document = np.zeros((2, len(documents), EXPERTS))
     entropies = [[], []]
     for number, tokens in enumerate(documents.tokens):
         stream = [EOS, *tokens.tolist()[:-1]]
@@ -221,12 +221,12 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
                 for row in probabilities.topk(2).indices:
                     selections[layer, group[number], row] += 1
                     first[layer, group[number], row[0]] += 1
-                    by_document[number, row[0]] += 1
+                    by_document[layer, number, row[0]] += 1
                 entropies[layer] += torch.special.entr(probabilities).sum(-1).tolist()
     assert found.layers == (0, 1)
     np.testing.assert_array_equal(found.selections_RGE, selections)
     np.testing.assert_array_equal(found.first_RGE, first)
-    np.testing.assert_array_equal(found.document_first_NE, by_document)
+    np.testing.assert_array_equal(found.document_first_RNE, by_document)
     assert found.token_entropy_R == pytest.approx([np.mean(e) for e in entropies], rel=1e-5)
     document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH)
     np.testing.assert_array_equal(meter.statistics().selections_RGE, selections)    # nobody counts any more

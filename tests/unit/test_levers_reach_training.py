@@ -122,8 +122,8 @@ def again(job: TrainJob, home: Path) -> TrainResult:
 def test_its_losses_are_those_of_the_one_by_hand(run: Finished, tmp_path: Path) -> None:
     result = again(by_hand(run), tmp_path)
     assert result.losses == run.result("finetune").losses
-    # 8 steps of routers alone; then as many as are looked at.
-    assert (result.finished, result.steps) == (True, 8 + 32)
+    # 15 steps with all experts, the first 8 of routers alone; then as many as are looked at.
+    assert (result.finished, result.steps) == (True, 15 + 32)
 
 
 @pytest.mark.parametrize(("lever", "off"), [
@@ -161,7 +161,7 @@ def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
         shards=(run.directory / "clusters" / "shards" / str(number),), output=given.output, checkpoints=given.checkpoints,
         steps=given.steps, sequence_length=64, optimizer=Optimizer(lr=2e-3, batch_tokens=256), checkpoint_every=10, keep=2,
         seed=1 + number, log_every=1, logs=run.directory / "logs", leave_moments=True,
-        backbone_rate=BackboneRate(0.1, math.ceil(0.4 * given.steps)),
+        backbone_rate=BackboneRate(0.1, math.ceil(0.4 * given.steps)), load_balance=0.05, z_loss=0.004,
         rounds=Rounds(given.rounds.directory, at, Outer(lr=0.9, momentum=0.5), 600.0))
 
 
@@ -199,6 +199,20 @@ def test_a_backbone_at_the_experts_rate_has_none_of_its_own(tmp_path: Path) -> N
     assert anchored(job, frozen) == dataclasses.replace(job, backbone_rate=BackboneRate(0.0, 0))
     late = small_config(tmp_path, submodels={"backbone_lr_scale": 0.5, "backbone_lr_scale_from": 0.25}).submodels
     assert anchored(dataclasses.replace(job, steps=10), late).backbone_rate == BackboneRate(0.5, 3)     # 2.5, rounded up
+
+
+def test_router_losses_are_of_all_that_have_routers_to_learn(tmp_path: Path) -> None:
+    weights = {"load_balance": 0.05, "z_loss": 0.004}
+    sizes = CHANGES["model"]["config"]
+
+    def losses(name: str, experts: int, stage: str) -> tuple[float, float]:
+        there = context(tmp_path / name, finetune=weights, model={"config": {**sizes, "num_experts": experts}})
+        job = make_job(there, stage, stage, Path("model"), Path("shards"), 10_000, 0)
+        return job.load_balance, job.z_loss
+
+    # Two clusters: of four experts a sub-model has two, of two one.
+    assert losses("several", 4, "submodels") == losses("several", 4, "seed") == losses("one", 2, "finetune") == (0.05, 0.004)
+    assert losses("one", 2, "submodels") == losses("one", 2, "seed") == (0.0, 0.0)
 
 
 def test_rounds_are_those_of_the_configuration_where_there_are_any(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from small_run import small_config
-from tiny_training import BATCH, L, run, variant, weights, write_shard, write_tiny
+from tiny_training import BATCH, L, run, stop_after, variant, weights, write_shard, write_tiny
 
 from moedisco_ray import pipeline
 from moedisco_ray.artifacts import read_manifest
-from moedisco_ray.config import Optimizer, put
+from moedisco_ray.config import Optimizer, Phase, put
 from moedisco_ray.errors import CheckpointError
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.merge import merge_moments
@@ -87,6 +87,19 @@ def test_a_training_that_resumes_does_not_begin_with_them_again(home: Path, tmp_
     check_same(weights(short.output), weights(second.output))
 
 
+@pytest.mark.parametrize("at", range(1, 2 * HALF))
+def test_also_where_some_have_not_learnt_yet(home: Path, tmp_path: Path, at: int) -> None:
+    first = make(home, tmp_path, "moe")
+    run(first)
+    phases = tuple(Phase(train=train, share=1 / 3) for train in ("router", "backbone", "all"))
+    whole = variant(first, "whole", model=first.output, moments=first.output / FOLDER, phases=phases)
+    cut = variant(whole, "cut")
+    losses = run(whole).losses
+    assert not run(cut, stop=stop_after(at)).finished
+    assert run(cut).losses == losses
+    check_same(weights(cut.output), weights(whole.output))
+
+
 def test_a_router_that_did_not_learn_has_none(home: Path, tmp_path: Path) -> None:
     job = make(home, tmp_path, "dense")
     run(job)
@@ -142,6 +155,12 @@ def test_experts_keep_theirs_and_the_backbone_has_the_weighted_mean(home: Path, 
                 torch.testing.assert_close(tensor, torch.tensor([[v**power] for v in values]).expand_as(tensor))
             else:
                 torch.testing.assert_close(tensor, torch.full_like(tensor, mean))
+
+
+def test_one_that_was_never_trained_makes_nobody_begin_again(home: Path, tmp_path: Path) -> None:
+    parts = [filled(tmp_path / str(k), home / "dense", value, steps) for k, (value, steps) in enumerate([(1.0, 40), (0.0, 0)])]
+    assert merge_moments(parts, read_config(home / "moe") | {"num_experts": 2}, (1.0, 0.0), tmp_path)
+    assert opened(tmp_path / FOLDER).steps == 40
 
 
 def test_a_mean_of_squares_is_never_below_zero(home: Path, tmp_path: Path) -> None:

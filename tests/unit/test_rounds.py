@@ -17,7 +17,7 @@ from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import ModelMap, Role, check_same, open_checkpoint
 from moedisco_ray.policies.rounds import meetings
 from moedisco_ray.shell import Placement, Trained
-from moedisco_ray.training import Keeper, Rounds, TrainJob, World, checkpoint, rounds, train
+from moedisco_ray.training import Keeper, Rounds, TrainJob, World, checkpoint, rounds, train, write_standing
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.sharding import trainable, whole_state
 from moedisco_ray.training.storage import Storage
@@ -229,6 +229,29 @@ def test_a_late_member_takes_the_newest_backbone_and_is_in_the_next_round(home: 
     assert [sorted(entry["members"]) for entry in found] == [
         ["submodel-0", "submodel-1"], *[["submodel-0", "submodel-1", "submodel-2"]] * 2]
     assert found[1]["members"]["submodel-2"] == 2 * BATCH * L
+
+
+def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(home: Path, tmp_path: Path) -> None:
+    jobs = [leaving(job) for job in members(home, tmp_path)]
+    keeper = Keeper(jobs, ignore)
+    assert run(jobs[2]).steps == 1      # its first meeting
+    keeper.drop("submodel-2")
+    for _ in range(2):
+        for job in jobs[:2]:
+            run(job)
+        gathering = keeper.due()
+        assert gathering is not None
+        keeper.close(gathering)
+    alone = variant(jobs[2], "alone", rounds=None)
+    run(alone, stop=stop_after(1))
+    write_standing(alone)
+    write_standing(jobs[2])
+    common = rounds.backbone(tmp_path / "rounds", 2)
+    stood, written = weights(alone.output), weights(jobs[2].output)
+    assert set(written) == set(stood) > set(common)
+    for key, tensor in written.items():
+        assert torch.equal(tensor, common[key] if key in common else stood[key]), key
+    assert any(not torch.equal(stood[key], common[key]) for key in common)
 
 
 def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Path) -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import BATCH, RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
+from numpy.typing import NDArray
+from tiny_training import BATCH, RECIPE, L, ignore, run, stop_after, variant, weights, write_shard, write_tiny
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.config import FAMILIES, Finetune, Phase
+from moedisco_ray.evaluate.scoring import document_nats, fill, plan_batches
 from moedisco_ray.events import Event
 from moedisco_ray.model_map import ModelMap, Role, same_bits
 from moedisco_ray.policies import worth
 from moedisco_ray.tokens import TokenStream, batch_indices
 from moedisco_ray.training import TrainJob, World, learning_rate
 from moedisco_ray.training.checkpoint import Progress
-from moedisco_ray.training.course import rate, stretches
+from moedisco_ray.training.course import Course, rate, stretches
 from moedisco_ray.training.spikes import SpikeGuard
 
 STAGED = (Phase(train="router", share=0.25), Phase(train="backbone", share=0.25), Phase(train="all", share=0.5))
@@ -115,6 +120,18 @@ def test_a_staged_training_resumes_bit_for_bit(job: TrainJob, at: int, state: st
     assert all(same_bits(before[key], after[key]) for key in before)
 
 
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Held-out documents."""
+
+    every: int
+    documents: list[NDArray[np.int64]]
+
+    def batches(self, batch_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        lengths_N = np.array([len(document) for document in self.documents])
+        return (fill(self.documents, windows, 0) for windows in plan_batches(lengths_N, L, batch_tokens))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dense_gate_uses_every_expert(home: Path, job: TrainJob, family: str) -> None:
     dense = variant(job, "dense", model=home / family, dense_steps=1, steps=2, load_balance=0.0, z_loss=0.0)
@@ -129,6 +146,22 @@ def test_a_dense_gate_uses_every_expert(home: Path, job: TrainJob, family: str) 
     assert first == pytest.approx(losses[4], rel=1e-6)
     assert first != pytest.approx(losses[2], rel=1e-6)
     assert math.isfinite(second)
+
+
+def test_looks_during_a_dense_gate_are_at_the_model_that_is_written(home: Path, job: TrainJob) -> None:
+    documents = [np.arange(1, 30) + number for number in range(6)]
+    looks: list[Event] = []
+    dense = variant(job, "looks", dense_steps=4, steps=4, held_out=Text(2, documents))
+    run(dense, looks.append)
+    seen = [event.data["held_out_loss"] for event in looks if event.type == "evaluation"]
+    losses = []
+    for top_k in (2, 4):
+        model = AutoModelForCausalLM.from_pretrained(dense.output, num_experts_per_tok=top_k)
+        nats_N = document_nats(model, documents, eos=0, sequence_length=L)
+        losses.append(float(nats_N.sum()) / sum(map(len, documents)))
+    assert len(seen) == 2
+    assert seen[-1] == pytest.approx(losses[0], rel=1e-5)
+    assert seen[-1] != pytest.approx(losses[1], rel=1e-5)
 
 
 # --- what is left out
@@ -146,6 +179,23 @@ def test_a_gradient_that_stands_out_is_left_out_and_told(job: TrainJob) -> None:
     assert [step for step, left_out in enumerate(refused) if left_out] == [17]
     assert [event.data["message"] for event in events] == [
         "finetune: step 18 left out, its gradient's norm 4.6 is 3.1 times the usual 1.5"]
+
+
+def test_gradients_of_another_kind_of_step_are_no_measure(job: TrainJob) -> None:
+    phased = variant(job, "phased", spike_guard=3.0)
+    guard = SpikeGuard(phased, World(), ignore, Progress(), lambda step: step == 20)
+    refused = [guard.refuses(step, torch.tensor(norm)) for step, norm in enumerate([1.0] * 20 + [5.0] * 16 + [16.0])]
+    assert [step for step, left_out in enumerate(refused) if left_out] == [36]
+
+
+@pytest.mark.parametrize(("dense_steps", "changes"), [(0, [10, 20]), (5, [5, 10, 20]), (40, [10, 20])])
+def test_steps_are_of_another_kind_where_a_phase_begins_or_the_gate_ends(
+    home: Path, dense_steps: int, changes: list[int],
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(home / "qwen2_moe")
+    course = Course(model, "qwen2_moe", STAGED, 40, RECIPE, dense_steps)
+    assert [step for step in range(40) if course.changes_at(step)] == changes
+    assert course.alike_from == max(20, dense_steps)
 
 
 def test_nothing_stands_out_among_few_or_without_a_guard(job: TrainJob) -> None:
@@ -194,6 +244,15 @@ def test_a_training_that_buys_too_little_ends_with_its_model_and_stays_ended(job
     result = run(spent)
     assert (result.finished, result.steps) == (True, 40 + worth.window_of(80))
     assert run(spent).steps == result.steps
+
+
+def test_an_early_end_looks_at_steps_that_are_alike(job: TrainJob) -> None:
+    """Not at those of a dense gate, whose end is a jump; and not for longer than a fifth of those that are, or 32."""
+    spent = variant(job, "spent", steps=80, least_gain=math.inf, dense_steps=30)
+    assert run(spent).steps == 30 + 32
+    long = variant(job, "long", steps=400, least_gain=math.inf, phases=(
+        Phase(train="router", share=0.5), Phase(train="all", share=0.5)))
+    assert run(long).steps == 200 + 40
 
 
 def test_a_training_that_buys_enough_goes_on(job: TrainJob) -> None:

@@ -38,7 +38,8 @@ def dense(directory: Path, kind: str, **changes: Any) -> Path:
 
 def upcycled(directory: Path, family: str, start: Path, **changes: Any) -> Path:
     model = Model.model_validate({"family": family, "init": {"upcycle": str(start), "num_experts": 4, **changes}})
-    tasks.write_whole(model, Path("no-tokeniser"), LENGTH, 0, 2, None, [], Merge(), keep_moments=False, directory=directory)
+    tasks.write_whole(model, Path("no-tokeniser"), LENGTH, 0, 2, None, [], Merge(), keep_moments=False, device="cpu",
+                      directory=directory)
     return directory
 
 
@@ -168,3 +169,19 @@ def test_an_moe_has_no_seed_phase_and_the_line_says_what_has(tmp_path: Path) -> 
     raw = {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"init": {"checkpoint": "x"}}}
     with pytest.raises(ConfigError, match=r"^tokens\.seed_share: must be 0 with model\.init\.checkpoint: .* model\.init\.upcycle$"):
         check_config(raw)
+
+
+def test_copies_of_an_expert_have_rows_of_their_own_also_where_the_seed_has_several(tmp_path: Path) -> None:
+    directory = pipeline.run(small_config(
+        tmp_path / "runs", tokens={"total": 12_000, "seed_share": 0.4, "finetune_share": 0.6}, clusters={"count": 2},
+        merge={"calibration_tokens": 1024},
+        model={"config": {
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
+            "num_experts_per_tok": 2}}), shell=InProcess())
+    upcycled = open_checkpoint(directory / "merged")
+    for layer in range(2):
+        block = f"model.layers.{layer}.mlp"
+        first, second, copy = (upcycled[f"{block}.experts.{e}.down_proj.weight"] for e in (0, 1, 2))
+        assert torch.equal(first, copy)
+        assert not torch.equal(first, second)
+        assert len(torch.unique(upcycled[f"{block}.gate.weight"], dim=0)) == 4
