@@ -10,7 +10,7 @@ from typing import Any, Self
 import yaml
 
 from moedisco_ray import pipeline
-from moedisco_ray.compare.arms import ARMS, Arm
+from moedisco_ray.compare.arms import Arm
 from moedisco_ray.config import FAMILIES, RunConfig, check_config
 from moedisco_ray.config.presets import preset_text
 from moedisco_ray.in_process import InProcess
@@ -72,15 +72,14 @@ class Cell:
         return str(self).replace("/", "-")
 
 
-def own_arms(family: str, start: str) -> dict[str, Arm]:
-    """The arms that have a batch and a rate of their own."""
+def own_arms(arms: Mapping[str, Arm], family: str, start: str) -> dict[str, Arm]:
+    """The arms, those with a batch and a rate of their own having these."""
     joint, upcycle = (OWN_RECIPES[family, start][name] for name in ("joint", "upcycle"))
     whole = {f"finetune.optimizer.{name}": value for name, value in joint.items()}
     phased = {f"{section}.optimizer.{name}": value for section in ("submodels", "finetune") for name, value in upcycle.items()}
     phased["finetune.optimizer.lr"] = upcycle["lr"] / 2
-    return {
-        name: dataclasses.replace(ARMS[name], settings={**ARMS[name].settings, **own})
-        for name, own in (("joint", whole), ("joint-low", whole), ("upcycle", phased))}
+    own = {"joint": whole, "joint-low": whole, "long-finetune": whole, "upcycle": phased}
+    return {name: dataclasses.replace(arm, settings={**arm.settings, **own.get(name, {})}) for name, arm in arms.items()}
 
 
 def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: Path) -> RunConfig:

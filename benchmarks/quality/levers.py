@@ -40,5 +40,10 @@ LEVERS: Mapping[str, Arm] = {
 }
 """Not among them: an early end of the fine-tune, which is worth what a nat is; a shared expert, which families have or have not."""
 
-KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS}
+FOR_TOKENS: Mapping[str, Arm] = {
+    "long-finetune": Arm("MoE-DisCo, two fifths of the tokens in the fine-tune", {
+        "tokens.seed_share": 0.5, "tokens.finetune_share": 0.4})}
+"""What there is for whoever has so many tokens rather than so much money; its fine-tune has joint training's batch and rate."""
+
+KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS, **FOR_TOKENS}
 """Every arm that the benchmark can run."""

@@ -3,6 +3,7 @@
     python benchmarks/quality/run.py --grid --corpora a,b --corpus DIR                        corpora x families x starts
     python benchmarks/quality/run.py --cell a/qwen3_moe/random --arms all --corpus DIR        one cell, every other recipe
     python benchmarks/quality/run.py --cell a/qwen3_moe/random --arms levers --corpus DIR     one cell, every lever by itself
+    python benchmarks/quality/run.py --grid --arms tokens --corpora a,b --corpus DIR          the grid for equal tokens' sake
     python benchmarks/quality/run.py --quick                                                  three minutes: default against paper
     python benchmarks/quality/run.py --account --work DIR                                     results again, under today's account
 
@@ -36,7 +37,7 @@ from typing import Any
 import torch
 import yaml
 from cells import OWN_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, own_arms
-from levers import KNOWN, LEVERS
+from levers import FOR_TOKENS, KNOWN, LEVERS
 from reaccount import reaccounted
 from result_files import SUMMARY, read, result_paths, with_commit, write
 from summary import summarise
@@ -56,7 +57,9 @@ GRID = ("disco", "paper")
 """Arms that the grid is made of."""
 FOR_DOLLARS = ("joint-low", "ensemble")
 """Arms that are run for as many dollars alone, and levers at as many tokens: the other budget says nothing new of them."""
-GROUPS = {"grid": GRID, "levers": (*GRID, *LEVERS), "all": tuple(name for name in ARMS if name != REFERENCE)}
+GROUPS = {
+    "grid": GRID, "levers": (*GRID, *LEVERS), "tokens": tuple(FOR_TOKENS),
+    "all": tuple(name for name in ARMS if name != REFERENCE)}
 FAMILIES = ("qwen3_moe", "mixtral")
 QUICK_TOKENS = 150_000
 QUICK_SHARE = 0.6
@@ -73,7 +76,7 @@ def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[s
     work = arguments.work / cell.slug / f"seed-{seed}"
     base = base_config(cell, seed, arguments.tokens, arguments.corpus, work)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    known = KNOWN | own_arms(cell.family, cell.start)
+    known = own_arms(KNOWN, cell.family, cell.start)
     for budgets, wanted in _by_budgets(arguments.arms):
         found = compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=known)["rows"]
         rows |= {(row["arm"], row["budget"]): row for row in found if row["arm"] in (REFERENCE, *arguments.arms)}
@@ -83,8 +86,11 @@ def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[s
 def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
     groups: dict[tuple[Budget, ...], list[str]] = {}
     for arm in arms:
-        only: tuple[Budget, ...] | None = ("dollars",) if arm in FOR_DOLLARS else ("tokens",) if arm in LEVERS else None
-        budgets = only or ((*BUDGETS, "loss") if arm == "disco" else BUDGETS)
+        budgets: tuple[Budget, ...] = (*BUDGETS, "loss") if arm == "disco" else BUDGETS
+        if arm in FOR_DOLLARS:
+            budgets = ("dollars",)
+        elif arm in {*LEVERS, *FOR_TOKENS}:
+            budgets = ("tokens",)
         groups.setdefault(budgets, []).append(arm)
     return list(groups.items())
 
@@ -169,7 +175,7 @@ def quick(arguments: argparse.Namespace) -> int:
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
     few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
     base = base.model_copy(update={"evaluation": few_looks})
-    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess(), known=ARMS | own_arms("qwen3_moe", "random"))
+    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess(), known=own_arms(ARMS, "qwen3_moe", "random"))
     output_console().print(compare_view(result))
     perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
     share = perplexity["disco"] / perplexity["paper"]

@@ -13,8 +13,8 @@ from moedisco_ray.compare.arms import REFERENCE
 FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
 """What summary.json holds of each."""
 MORE = (
-    "loss_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens", "hours_equal_dollars",
-    "metered_to_joint_loss")
+    "loss_equal_tokens", "dollars_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens",
+    "hours_equal_dollars", "metered_to_joint_loss")
 """What the result files tell beside that."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
@@ -88,6 +88,7 @@ def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict
         "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint["perplexity"]),
         "metered_to_joint_loss": _over(
             dollars_to(joint["perplexity"], metered) if len(metered) == len(rows) else None, joint.get("metered_dollars")),
+        "dollars_equal_tokens": _over(_at_tokens(told, "dollars"), joint["dollars"]),
         "unseen_equal_tokens": _over(_at_tokens(rows, "unseen"), joint.get("unseen")),
         "ppl_equal_hours": _over(
             at_budget(joint["hours"], [(row["hours"], row["perplexity"]) for row in timed]), joint["perplexity"]),

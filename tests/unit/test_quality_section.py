@@ -74,14 +74,15 @@ def test_a_lever_is_held_against_the_default_of_its_own_seeds(told):
     told(result(0, lever, tokens=36.0), result(1, tokens=32.0), result(2, lever, tokens=38.0))
     (found,) = section.levers()
     assert found == [
-        "small, mixtral, seed", levers.KNOWN["no-rounds"].title, "2", "1.10 (1.10 to 1.10)", "0.93 (0.90 to 0.95)"]
+        "small, mixtral, seed", levers.KNOWN["no-rounds"].title, "2", "1.10 (1.10 to 1.10)", "0.93 (0.90 to 0.95)",
+        "1.190 (1.158 to 1.222)"]
 
 
 def test_the_table_tells_hours_and_what_was_metered(told):
     told(result(0))
     assert section.HEAD[-2:] == ["hours, equal tokens", "hours, equal dollars"]
     by_arm = {found[1]: found for found in section.rows()}
-    assert by_arm[ARMS["disco"].title][3:] == ["0.90", "0.50", "0.70", "0.25", "-", "0.20", "0.55", "2.20"]
+    assert by_arm[ARMS["disco"].title][3:] == ["0.90", "0.50", "0.70", "0.25", "-", "0.20", "0.25", "0.55", "2.20"]
     assert by_arm["MoE-DisCo, as configured, its gang on the low-memory pool"][-2:] == ["-", "-"]
     assert all(len(found) == len(section.HEAD) for found in section.rows())
 
