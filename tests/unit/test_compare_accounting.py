@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -206,7 +207,9 @@ def test_upcycling_is_calibrated_where_a_scale_has_to_be_matched(tmp_path: Path,
 
 @pytest.mark.usefixtures("_one_thread")
 def test_an_ensemble_asks_every_sub_model_and_weighs_them(tmp_path: Path) -> None:
-    config = arm_config(config_of(tmp_path), "ensemble", ARMS["ensemble"], tmp_path, "tokens", 8000)
+    of_states = {**ARMS["ensemble"].settings, "clusters.vectors": "hidden_state"}     # which a model reads for, as tf-idf is not
+    arm = dataclasses.replace(ARMS["ensemble"], settings=of_states)
+    config = arm_config(config_of(tmp_path), "ensemble", arm, tmp_path, "tokens", 8000)
     run(config)
     reads = found(config, "ensemble")
     tokens = read_json(config.directory / "evaluation" / "evaluation.json")["ensemble"]["tokens"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.policies.retrying import (
@@ -117,6 +117,7 @@ def test_halving_ends_at_one_sequence(micro_batch: int) -> None:
         history = decision.history
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])     # many draws each: a second is not enough on a machine that is busy
 @given(st.lists(ends, min_size=40, max_size=60).filter(lambda some: sum(end.kind != "preempted" for end in some) > 20))
 def test_whatever_happens_it_comes_to_an_end_and_goes_back_once(given_ends: list[End]) -> None:
     history, back, counted = History(8), 0, 0

@@ -55,6 +55,24 @@ def test_recipes_that_know_of_no_moments_begin_with_fresh_ones(base, name):
     assert (config.submodels.keep_moments, config.finetune.keep_moments) == (False, False)
 
 
+def test_the_rivals_are_what_their_papers_say(base):
+    # BTX (arXiv 2403.07816): branches from one seed that never meet, a plain mean, a router that begins at random, a fine-tune.
+    btx = of(base, "btx")
+    assert btx.submodels.sync_every is None
+    assert (btx.merge.backbone, btx.merge.router, btx.merge.match_load) == ("uniform", "random", False)
+    assert btx.tokens.seed > 0 < btx.tokens.finetune
+    # SPES: no seed, the shared part averaged every 100 steps.
+    spes = of(base, "spes")
+    assert (spes.tokens.seed, spes.submodels.sync_every, spes.submodels.outer.lr, spes.submodels.outer.momentum) == (0, 100, 1, 0)
+    # c-BTM (arXiv 2303.14177): balanced k-means of tf-idf, branches that never meet or merge.
+    cbtm = of(base, "ensemble")
+    assert (cbtm.clusters.vectors, cbtm.submodels.sync_every, cbtm.tokens.finetune) == ("tfidf_svd", None, 0)
+    assert cbtm.clusters.capacity is not None
+    # Sparse upcycling (arXiv 2212.05055): one dense model, then all of it at once. Joint training: all of it from the start.
+    assert (of(base, "upcycle").tokens.submodels, of(base, "joint").tokens.finetune) == (0, base.tokens.total)
+    assert of(base, "joint-low").finetune_pool == base.pools.low_memory
+
+
 def test_what_spes_lacks_here_is_in_its_title():
     assert "without a live router in the sub-models" in ARMS["spes"].title
 

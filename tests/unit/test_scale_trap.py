@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config
+from sklearn.linear_model import Ridge
 
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import FAMILIES
@@ -23,6 +24,7 @@ from moedisco_ray.model_map import (
     submodel_config,
     write_checkpoint,
 )
+from moedisco_ray.router_init import ridge_strength, statistics
 
 CLUSTERS = 4
 SCALED = ("qwen2_moe", "qwen3_moe", "olmoe")
@@ -78,6 +80,31 @@ def test_normalised_weights_keep_the_branches_logits(family, router, tmp_path):
     tokens = batches(8, seed=1)[0][0]
     torch.testing.assert_close(logits(model, tokens), logits(load_model(parts[0]), tokens), rtol=1e-5, atol=2e-6)
     assert [entry["scale"] for entry in report["layers"]] == [1.0, 1.0]
+
+
+def router_inputs(model, data, layer):
+    """What a layer's router reads in a plain forward pass, with the cluster of each token."""
+    seen = []
+    handle = moe_blocks(model)[layer].gate.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].flatten(0, -2)))
+    for tokens, _ in data:
+        logits(model, tokens)
+    handle.remove()
+    return torch.cat(seen), torch.cat([torch.as_tensor(cluster).repeat_interleave(LENGTH) for _, cluster in data])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_scikit_learns_ridge_of_what_each_layers_router_reads(family, layer, tmp_path):
+    config = tiny_config(family, CLUSTERS)
+    parts = experts_of_one_seed(config, 1, tmp_path / "parts")
+    data = batches(48)
+    model, _ = merged(config, parts, tmp_path / "merged", data, match_load=False)
+    x_TD, label_T = (tensor.numpy() for tensor in router_inputs(model, data, layer))
+    strength = ridge_strength(statistics(torch.from_numpy(x_TD), torch.from_numpy(label_T), CLUSTERS))
+    coefficients = Ridge(alpha=strength, fit_intercept=False).fit(x_TD.astype(np.float64), np.eye(CLUSTERS)[label_T]).coef_
+    expected = coefficients - coefficients.mean(0)
+    rows = moe_blocks(model)[layer].gate.weight.detach().double().numpy()
+    np.testing.assert_allclose(rows / np.linalg.norm(rows), expected / np.linalg.norm(expected), atol=1e-4)
 
 
 def routed_norm(model, tokens, layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,42 @@ def test_only_what_is_named_learns(home: Path, job: TrainJob, family: str, train
     run(tuned)
     backbone = {Role.BACKBONE, Role.SHARED_EXPERT} if family == "qwen2_moe" else {Role.BACKBONE}
     assert roles_that_moved(tuned) == ({Role.ROUTER} if train == "router" else {Role.ROUTER} | backbone)
+
+
+LEARNS = {"router": r"\.mlp\.gate\.", "backbone": r"^(?!.*\.mlp\.experts\.)", "all": ""}
+"""What a name has in it that learns."""
+
+
+def by_plain_pytorch(job: TrainJob, course: tuple[str, ...]) -> list[float]:
+    """Losses of the same training in a plain loop, with what learns in each step by name."""
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).train()
+    decays, others = ([p for p in model.parameters() if (p.ndim > 1) is decays] for decays in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": decays, "weight_decay": RECIPE.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        betas=RECIPE.betas, foreach=False)
+    stream, losses = TokenStream(job.shards, L), []
+    for step, learns in enumerate(course):
+        start, length = course.index(learns), course.count(learns)
+        rise = 1.0 if start == 0 else min(1.0, (step - start + 1) / math.ceil(RECIPE.warmup * length))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(course), RECIPE) * rise
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(re.search(LEARNS[learns], name) is not None)
+        rows = torch.stack([torch.from_numpy(stream.window(int(i))) for i in batch_indices(job.seed, step, BATCH, len(stream))])
+        loss = torch.nn.functional.cross_entropy(model(input_ids=rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], RECIPE.clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_phases_are_a_plain_loop_that_freezes_by_name(home: Path, job: TrainJob, family: str) -> None:
+    staged = variant(job, "staged", model=home / family, phases=STAGED, steps=24, load_balance=0.0, z_loss=0.0)
+    course = ("router",) * 6 + ("backbone",) * 6 + ("all",) * 12
+    assert run(staged).losses == pytest.approx(by_plain_pytorch(staged, course), rel=1e-5)
 
 
 def test_one_phase_of_everything_is_no_phases(job: TrainJob) -> None:
