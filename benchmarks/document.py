@@ -225,7 +225,9 @@ def quality() -> str:
         prose("""Batches and rates: joint training, sparse upcycling and the default have each those that it was best with, on seeds
         that are not among these, the latter two in `qwen3_moe`; the paper's recipe has the default's: other rates were alike. What
         was tried is below. From random weights the paper's recipe clusters by an embedding table that has learnt nothing, where the
-        paper has a trained one. A common dense start has had 250,000 tokens, which are in nobody's bill."""),
+        paper has a trained one. A common dense start has had 250,000 tokens, which are in nobody's bill. The default with two
+        fifths of the tokens in the fine-tune has joint training's own batch and rate there, half of the tokens in the seed, and is
+        run for as many tokens alone: it is for whoever has no more text rather than no more money."""),
         prose("""Corpora: `debian8` is what `corpora.py debian` makes of Debian packages: kernel and Perl documentation, Python and
         C++ code, office help in French and Chinese, a political FAQ, a dictionary. `small8` was cut by `corpora.py cut` from texts
         that are not in this repository: Go code, Metamath proofs, the PHP manual, office help in German and Japanese, novels,
@@ -234,14 +236,18 @@ def quality() -> str:
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
         "### The figures themselves",
         prose("""At as many tokens, medians over the seeds; sources and clusters of documents against the expert that is most often
-        the first choice in them, 1 where one tells the other."""),
+        a layer's first choice in them, 1 where one tells the other, mean over the layers."""),
         table(absolutes.HEAD, absolutes.rows(results)),
         "By domain, medians over families, starts and seeds.", table(absolutes.DOMAINS_HEAD, absolutes.domains(results)),
         "### At other prices",
         prose("""Of complete runs as above, whose lengths were chosen for the paper's prices; median of the cells' medians
         (smallest to largest cell)."""),
         table(quality_section.PRICES_HEAD, quality_section.prices()),
-        "### One lever at a time", table(quality_section.LEVERS_HEAD, quality_section.levers()),
+        "### One lever at a time",
+        prose("""The default with one setting put back to the paper's, or to a rival's, for as many tokens. Seeds differ by more
+        than most levers do, but share their text, start and order of batches with the default's run of the same seed: the last
+        column is the one to read, and of it whether all seeds are on one side of 1."""),
+        table(quality_section.LEVERS_HEAD, quality_section.levers()),
         "### What was tried", "As those who tried it noted it in `quality/tried.json`; of one seed: small differences mean little.",
         table(quality_section.TRIED_HEAD, quality_section.tried()), quality_section.made_with())
 

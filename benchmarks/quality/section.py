@@ -12,7 +12,7 @@ from typing import Any
 
 from moedisco_ray.compare.arms import REFERENCE
 from quality.cells import STARTS
-from quality.levers import KNOWN, LEVERS
+from quality.levers import FOR_TOKENS, KNOWN, LEVERS
 from quality.result_files import commits, read, result_paths
 from quality.summary import FIGURES, LOW, MORE, summarise
 
@@ -181,4 +181,4 @@ def _span(entry: dict[str, Any], name: str) -> str:
         if len(entry["seeds"]) == 1:
             return f"{entry[name]:.2f}"
         return f"{entry[name]:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
-    return "never" if name == "dollars_to_joint_loss_ratio" else "-"
+    return "never" if name == "dollars_to_joint_loss_ratio" and entry["arm"] not in FOR_TOKENS else "-"
