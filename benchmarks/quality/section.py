@@ -42,6 +42,8 @@ _TARGETS = (
     ("long-finetune", "loss_equal_tokens", 1.01, ", from a common seed", ("seed",)))
 """What an arm must reach, at most so much of joint training's, and in cells of which starts."""
 _CALLED = {"disco": "the default", "long-finetune": "the default with a long fine-tune"}
+_ONE_RUN = ("ensemble",)
+"""Arms of a single run, for as many dollars as joint training: where it comes to that loss, a shorter one might have."""
 _ON_CHEAP_CARDS = (("disco", "the default as configured"), (LOW["disco"], "the default with its gang there too"))
 """What is held against joint training on the low-memory pool alone."""
 
@@ -178,7 +180,8 @@ def _once(values: Iterable[str]) -> str:
 def _span(entry: dict[str, Any], name: str) -> str:
     if name in entry["spread"]:
         spread = entry["spread"][name]
+        most = "at most " if name == "dollars_to_joint_loss_ratio" and entry["arm"] in _ONE_RUN else ""
         if len(entry["seeds"]) == 1:
-            return f"{entry[name]:.2f}"
-        return f"{entry[name]:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+            return f"{most}{entry[name]:.2f}"
+        return f"{most}{entry[name]:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
     return "never" if name == "dollars_to_joint_loss_ratio" and entry["arm"] not in FOR_TOKENS else "-"
