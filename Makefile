@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not ray and not chaos and not cluster"
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "ray and not chaos and not cluster"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -m "ray and not chaos and not cluster"
 
 test-chaos: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -m chaos
