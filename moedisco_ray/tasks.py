@@ -163,7 +163,7 @@ def write_whole(
     write_checkpoint(joined, upcycled.items(), config)
     whole = specialise(load_model(joined).to(device))
     layers = merge.calibrate(whole, clusters, batches, merge.RouterSettings("concat", match_scale=settings.match_scale, seed=seed))
-    save_model(whole, directory)
+    save_model(whole.cpu(), directory)
     shutil.rmtree(joined)
     moments = open_moments(trained_seed / FOLDER) if keep_moments else None
     if moments is not None:

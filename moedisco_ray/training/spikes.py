@@ -20,8 +20,7 @@ class SpikeGuard:
 
     One bad batch can throw a model back by hundreds of steps; left out, it costs its own tokens. The threshold is a
     multiple of a median, which a spike does not move. Gradients that have become larger for good are the usual ones after half
-    of what is remembered; where another phase begins or a dense gate ends, all of it is
-    forgotten.
+    of what is remembered; where another phase begins or a dense gate ends, all of it is forgotten.
 
     Args:
         job: Its `spike_guard` is the multiple; None: nothing is left out, and no norm is read.
@@ -32,7 +31,7 @@ class SpikeGuard:
     """
 
     def __init__(
-        self, job: TrainJob, world: World, emit: Emit, progress: Progress, changes_at: Callable[[int], bool] = lambda _: False,
+        self, job: TrainJob, world: World, emit: Emit, progress: Progress, changes_at: Callable[[int], bool],
     ) -> None:
         self._job = job
         self._world = world

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.policies.retrying import (
@@ -23,10 +24,14 @@ from moedisco_ray.policies.retrying import (
 
 LIMITS = Limits(failures=3, same_step=2, window=10)
 CHECKPOINTS = (70, 80, 90, 100)
-kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"])
-# A loss that is not finite names its step; of the others it may not be known.
-ends = kinds.flatmap(lambda kind: st.builds(
-    End, st.just(kind), st.integers(0, 200) | (st.nothing() if kind == "not_finite" else st.none()), st.just("why")))
+FAILURES: tuple[EndKind, ...] = ("died", "failed", "storage", "not_finite", "out_of_memory")
+kinds: st.SearchStrategy[EndKind] = st.sampled_from(["preempted", *FAILURES])
+
+
+def ends_of(*kinds: EndKind) -> st.SearchStrategy[End]:
+    # A loss that is not finite names its step; of the others it may not be known.
+    return st.sampled_from(kinds).flatmap(lambda kind: st.builds(
+        End, st.just(kind), st.integers(0, 200) | (st.nothing() if kind == "not_finite" else st.none()), st.just("why")))
 
 
 def after(*given_ends: End, micro_batch: int = 8) -> Again | GoBack | GiveUp:
@@ -117,9 +122,14 @@ def test_halving_ends_at_one_sequence(micro_batch: int) -> None:
         history = decision.history
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])     # many draws each: a second is not enough on a machine that is busy
-@given(st.lists(ends, min_size=40, max_size=60).filter(lambda some: sum(end.kind != "preempted" for end in some) > 20))
-def test_whatever_happens_it_comes_to_an_end_and_goes_back_once(given_ends: list[End]) -> None:
+@given(
+    st.lists(ends_of(*FAILURES), min_size=21, max_size=40), st.lists(ends_of("preempted"), max_size=30),
+    st.randoms(use_true_random=False))
+def test_whatever_happens_it_comes_to_an_end_and_goes_back_once(
+    failures: list[End], preemptions: list[End], dice: random.Random,
+) -> None:
+    given_ends = failures + preemptions
+    dice.shuffle(given_ends)
     history, back, counted = History(8), 0, 0
     for end in given_ends:
         decision = decide(history, end, CHECKPOINTS, LIMITS)

@@ -206,6 +206,15 @@ def leaving(job: TrainJob) -> TrainJob:
 # --- stragglers
 
 
+def close_one(jobs: Sequence[TrainJob], keeper: Keeper) -> None:
+    """Those who are there train up to their next meeting, and the round ends with them."""
+    for job in jobs:
+        run(job)
+    gathering = keeper.due()
+    assert gathering is not None
+    keeper.close(gathering)
+
+
 def test_a_late_member_takes_the_newest_backbone_and_is_in_the_next_round(home: Path, tmp_path: Path) -> None:
     jobs = [
         dataclasses.replace(job, rounds=dataclasses.replace(job.rounds, patience=10.0, stay=0.0))
@@ -237,11 +246,7 @@ def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(
     assert run(jobs[2]).steps == 1      # its first meeting
     keeper.drop("submodel-2")
     for _ in range(2):
-        for job in jobs[:2]:
-            run(job)
-        gathering = keeper.due()
-        assert gathering is not None
-        keeper.close(gathering)
+        close_one(jobs[:2], keeper)
     alone = variant(jobs[2], "alone", rounds=None)
     run(alone, stop=stop_after(1))
     write_standing(alone)
@@ -259,11 +264,7 @@ def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Pa
     keeper = Keeper(jobs, ignore)
     keeper.drop("submodel-2")
     for _ in range(2):
-        for job in jobs[:2]:
-            run(job)
-        gathering = keeper.due()
-        assert gathering is not None
-        keeper.close(gathering)
+        close_one(jobs[:2], keeper)
     assert run(jobs[2]).steps == 5      # its third meeting
     assert rounds.has_posted(tmp_path / "rounds", 3, "submodel-2")
 
@@ -273,22 +274,15 @@ def test_laying_a_backbone_down_while_the_round_is_closed_disturbs_nobody(home: 
     keeper = Keeper(jobs, ignore)
     keeper.drop("submodel-2")
 
-    def close_one() -> None:
-        for job in jobs[:2]:
-            run(job)
-        gathering = keeper.due()
-        assert gathering is not None
-        keeper.close(gathering)
-
     def slowly() -> Iterator[tuple[str, torch.Tensor]]:
         for i, tensor in enumerate(weights(home / "dense").items()):
             if i == 1:
-                close_one()
+                close_one(jobs[:2], keeper)
             yield tensor
 
     rounds.post(directory, 1, "submodel-2", slowly(), open_checkpoint(home / "dense").config, rounds.Post(1, BATCH * L))
     assert run(jobs[2]).steps == 3      # it goes on from what the others made
-    close_one()
+    close_one(jobs[:2], keeper)
     assert sorted(path.name for path in (directory / "round-0001").iterdir()) == ["backbone", "momentum", "round.json"]
 
 

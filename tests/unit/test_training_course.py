@@ -205,7 +205,7 @@ def test_looks_during_a_dense_gate_are_at_the_model_that_is_written(home: Path, 
 
 
 def refusals(job: TrainJob, norms: list[float], events: list[Event]) -> list[bool]:
-    guard = SpikeGuard(job, World(), events.append, Progress())
+    guard = SpikeGuard(job, World(), events.append, Progress(), lambda _: False)
     return [guard.refuses(step, torch.tensor(norm)) for step, norm in enumerate(norms)]
 
 
