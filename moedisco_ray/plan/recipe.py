@@ -19,6 +19,7 @@ _MACHINES = (
     "submodels.optimizer.micro_batch", "submodels.optimizer.precision", "submodels.optimizer.gradient_checkpointing",
     "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing")
 """How work is done, not what: none of them is meant to change a loss."""
+_RESCALING = ("merge.match_scale", "merge.calibration_tokens")
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:
@@ -78,4 +79,6 @@ def _has_a_say(path: str, config: RunConfig) -> bool:
         return tokens.decoupled or tokens.seed > 0     # the seed is as large as a sub-model, and trains like one
     if path.startswith("submodels.outer."):
         return tokens.decoupled and config.submodels.sync_every is not None
-    return tokens.decoupled or path.startswith("tokens.")
+    # An upcycled seed's experts are rescaled like merged ones.
+    rescaled = path in _RESCALING and tokens.seed > 0 and not config.model.architecture.norm_topk_prob
+    return tokens.decoupled or path.startswith("tokens.") or rescaled

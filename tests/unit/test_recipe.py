@@ -39,6 +39,17 @@ def test_a_recipe_is_the_same_at_every_size_on_all_machines_with_any_seed(base: 
     assert recipe(other.model_copy(update={"merge": base.merge.model_copy(update={"router": "random"})})) != recipe(base)
 
 
+def test_an_upcycled_seed_is_rescaled_only_where_the_weights_of_the_chosen_experts_do_not_sum_to_one(
+    base: RunConfig, tmp_path: Path,
+) -> None:
+    sizes = base.model.architecture.model_copy(update={"norm_topk_prob": False})
+    other = base.model_copy(update={"model": base.model.model_copy(update={"config": sizes})})
+    scale = {"merge.match_scale", "merge.calibration_tokens"}
+    assert recipe(arm_config(other, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 100_000)).keys() >= scale
+    assert not recipe(arm_config(base, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 100_000)).keys() & scale
+    assert not recipe(arm_config(other, "joint", ARMS["joint"], tmp_path, "tokens", 100_000)).keys() & scale
+
+
 def test_a_subject_is_the_model_and_the_text(base: RunConfig) -> None:
     plan = build_plan(base)
     assert subject(base, plan) == {
