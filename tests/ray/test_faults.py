@@ -17,15 +17,8 @@ from small_run import begin_at, same_outcome, small_config
 
 from moedisco_ray import pipeline
 from moedisco_ray.events import Event
-from moedisco_ray.in_process import InProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = small_config(tmp_path_factory.mktemp("undisturbed"))
-    return pipeline.run(config, shell=InProcess())
 
 
 class Killer:

@@ -11,7 +11,6 @@ from ray.util.placement_group import placement_group_table
 from small_run import small_config
 from waiting import until
 
-from moedisco_ray import pipeline
 from moedisco_ray.config import HighMemoryPool
 from moedisco_ray.events import Emit, Event
 from moedisco_ray.in_process import InProcess
@@ -24,12 +23,6 @@ from moedisco_ray.training import TrainJob
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 STEPS = 2500
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run up to its end, whose merged model is trained again here."""
-    return pipeline.run(small_config(tmp_path_factory.mktemp("run")), shell=InProcess())
 
 
 def add_node(cluster: Cluster, slots: int = 1) -> object:
@@ -51,7 +44,9 @@ def nothing_is_left() -> None:
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
 
 
-def test_a_gang_grows_with_a_node_shrinks_with_its_loss_and_learns_the_same(cluster: Cluster, run: Path, tmp_path: Path) -> None:
+def test_a_gang_grows_with_a_node_shrinks_with_its_loss_and_learns_the_same(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path,
+) -> None:
     add_node(cluster)
     events: list[Event] = []
 
@@ -61,9 +56,9 @@ def test_a_gang_grows_with_a_node_shrinks_with_its_loss_and_learns_the_same(clus
         steps = [event.data["step"] for event in events if event.type == "progress"]
         return steps[-1] if steps and sizes[-1] == workers and events[-1].type == "progress" else 0
 
-    alone = InProcess().train_gang(job(run, tmp_path / "alone", STEPS), HighMemoryPool(), 0, tmp_path, lambda _: None)
+    alone = InProcess().train_gang(job(undisturbed, tmp_path / "alone", STEPS), HighMemoryPool(), 0, tmp_path, lambda _: None)
     with ThreadPoolExecutor(1) as thread:
-        training = thread.submit(train, job(run, tmp_path / "gang", STEPS), (1, 2), events.append)
+        training = thread.submit(train, job(undisturbed, tmp_path / "gang", STEPS), (1, 2), events.append)
         until(lambda: steps_by(1))
         second = add_node(cluster)
         reached = until(lambda: steps_by(2), 120)
@@ -79,27 +74,27 @@ def test_a_gang_grows_with_a_node_shrinks_with_its_loss_and_learns_the_same(clus
     nothing_is_left()
 
 
-def test_a_fixed_gang_makes_the_same_bits_again(cluster: Cluster, run: Path, tmp_path: Path) -> None:
+def test_a_fixed_gang_makes_the_same_bits_again(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     add_node(cluster, 2)
     for name in ("once", "again"):
-        train(job(run, tmp_path / name, 60), 2)
+        train(job(undisturbed, tmp_path / name, 60), 2)
     once, again = (tmp_path / name / "trained" / "model.safetensors" for name in ("once", "again"))
     assert once.read_bytes() == again.read_bytes()
 
 
-def test_two_gangs_on_a_pool_that_holds_one_both_finish(cluster: Cluster, run: Path, tmp_path: Path) -> None:
+def test_two_gangs_on_a_pool_that_holds_one_both_finish(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     add_node(cluster)
     add_node(cluster)
     with ThreadPoolExecutor(2) as threads:
-        both = [threads.submit(train, job(run, tmp_path / name, 60), 2) for name in ("one", "other")]
+        both = [threads.submit(train, job(undisturbed, tmp_path / name, 60), 2) for name in ("one", "other")]
         assert all(future.result().result.finished for future in both)
     nothing_is_left()
 
 
-def test_a_pool_without_a_node_is_waited_for_and_that_is_said(cluster: Cluster, run: Path, tmp_path: Path) -> None:
+def test_a_pool_without_a_node_is_waited_for_and_that_is_said(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     with ThreadPoolExecutor(1) as thread:
-        training = thread.submit(train, job(run, tmp_path, 30), 1, events.append)
+        training = thread.submit(train, job(undisturbed, tmp_path, 30), 1, events.append)
         until(lambda: events)
         assert [event.data["message"] for event in events] == ["waits for 1 high_mem_gpu: no node of the cluster offers it now"]
         add_node(cluster)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,10 @@ def on_ray(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline.run(small_config(tmp_path_factory.mktemp("on_ray")))
 
 
-@pytest.fixture(scope="module")
-def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipeline.run(small_config(tmp_path_factory.mktemp("in_process")), shell=IN_PROCESS)
+@pytest.fixture
+def finished(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of the undisturbed run."""
+    return Path(shutil.copytree(undisturbed, tmp_path / undisturbed.name))
 
 
 def test_every_stage_leaves_its_artifact_and_the_report_counts_them(on_ray: Path) -> None:
@@ -52,10 +54,10 @@ def test_the_model_has_learnt(on_ray: Path) -> None:
     assert stages["finetune"]["perplexity"] < stages["merge"]["perplexity"]
 
 
-def test_ray_and_one_plain_process_make_the_same_bits(on_ray: Path, in_process: Path) -> None:
+def test_ray_and_one_plain_process_make_the_same_bits(on_ray: Path, undisturbed: Path) -> None:
     models = [f"{part}/model.safetensors" for part in ("submodels/0", "submodels/1", "merged", "finetuned", "model")]
     for name in ("clusters/report.json", *models):
-        assert (on_ray / name).read_bytes() == (in_process / name).read_bytes(), name
+        assert (on_ray / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
 def test_a_fresh_process_with_only_transformers_loads_it_and_writes_text(on_ray: Path) -> None:
@@ -75,24 +77,24 @@ print(json.dumps(tokenizer.decode(tokens[0])))
     assert all(character.isprintable() or character.isspace() for character in text)
 
 
-def test_a_second_run_does_nothing_again(in_process: Path) -> None:
-    before = {stage.name: read_manifest(in_process / stage.directory) for stage in STAGES}
+def test_a_second_run_does_nothing_again(finished: Path) -> None:
+    before = {stage.name: read_manifest(finished / stage.directory) for stage in STAGES}
     events: list[Event] = []
-    pipeline.run(small_config(in_process.parent), (events.append,), shell=IN_PROCESS)
+    pipeline.run(small_config(finished.parent), (events.append,), shell=IN_PROCESS)
     assert [event.stage for event in events if event.type == "stage_skipped"] == [stage.name for stage in STAGES]
-    assert {stage.name: read_manifest(in_process / stage.directory) for stage in STAGES} == before
+    assert {stage.name: read_manifest(finished / stage.directory) for stage in STAGES} == before
 
 
-def test_another_runs_directory_is_refused_and_left_alone(in_process: Path) -> None:
-    before = (in_process / "config.json").read_bytes()
+def test_another_runs_directory_is_refused_and_left_alone(finished: Path) -> None:
+    before = (finished / "config.json").read_bytes()
     with pytest.raises(RunDirError, match=r"tokens\.total"):
-        pipeline.run(small_config(in_process.parent, tokens={"total": 500_000}), shell=IN_PROCESS)
-    assert (in_process / "config.json").read_bytes() == before
+        pipeline.run(small_config(finished.parent, tokens={"total": 500_000}), shell=IN_PROCESS)
+    assert (finished / "config.json").read_bytes() == before
 
 
-def test_redo_makes_again_only_what_a_setting_changes(in_process: Path) -> None:
+def test_redo_makes_again_only_what_a_setting_changes(finished: Path) -> None:
     events: list[Event] = []
-    pipeline.run(small_config(in_process.parent, evaluation={"max_tokens": 10_000, "sample_tokens": 8}), (events.append,),
+    pipeline.run(small_config(finished.parent, evaluation={"max_tokens": 10_000, "sample_tokens": 8}), (events.append,),
                  redo=True, shell=IN_PROCESS)
     made = [event.stage for event in events if event.type == "stage_started"]
     assert made == ["evaluate", "export"]
@@ -100,7 +102,7 @@ def test_redo_makes_again_only_what_a_setting_changes(in_process: Path) -> None:
 
 @pytest.mark.chaos
 def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_one_comes(
-    ray_cluster: None, in_process: Path, tmp_path: Path,
+    ray_cluster: None, undisturbed: Path, tmp_path: Path,
 ) -> None:
     events: list[Event] = []
     config = small_config(tmp_path, pools={"low_memory": {"resource": "late_gpu", "max_workers": 2}})
@@ -115,7 +117,7 @@ def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_o
     assert at_start.startswith(
         "pools.low_memory.resource: the run needs 1 late_gpu, and this Ray cluster has no node with it: it will wait")
     assert at_work == "waits for 1 late_gpu: no node of the cluster offers it now"
-    assert (directory / "model" / "model.safetensors").read_bytes() == (in_process / "model" / "model.safetensors").read_bytes()
+    assert (directory / "model" / "model.safetensors").read_bytes() == (undisturbed / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_failed_stage_leaves_nothing_half_written(ray_cluster: None, tmp_path: Path) -> None:
@@ -133,12 +135,12 @@ def _text(directory: Path) -> Path:
     return path
 
 
-def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, in_process: Path, tmp_path: Path) -> None:
-    config = small_config(in_process.parent)
+def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, undisturbed: Path, tmp_path: Path) -> None:
+    config = small_config(undisturbed.parent)
 
     def job(name: str) -> TrainJob:
         return TrainJob(
-            stage="finetune", name=name, model=in_process / "merged", shards=(in_process / "corpus" / "shards",),
+            stage="finetune", name=name, model=undisturbed / "merged", shards=(undisturbed / "corpus" / "shards",),
             output=tmp_path / name, checkpoints=tmp_path / f"{name}-steps", steps=12, sequence_length=64,
             optimizer=config.finetune.optimizer, checkpoint_every=5, load_balance=0.01, z_loss=0.001)
 
