@@ -41,7 +41,8 @@ def summarise(
         complete runs, on a straight line of log perplexity (or hours) over log dollars at joint training's dollars exactly, which
         the longer of them need not cost to the last one. Dollars to joint training's loss are those of complete runs, whose
         learning rates came down, and between two of them a straight line over log dollars; where the cheapest is good enough, its
-        own, which is an upper bound.
+        own, which is an upper bound. Metered dollars are over those of joint training in the same comparison, where a row has
+        them as its `joint_metered_dollars`.
     """
     by_arm: dict[tuple[str, str], list[tuple[int, dict[str, float | None]]]] = {}
     for result in results:
@@ -81,13 +82,14 @@ def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict
     told = rows if all(_is_whole(row) for row in (joint, *rows)) else []
     timed = [row for row in told if row["hours"] is not None]
     perplexities = [(row["dollars"], row["perplexity"]) for row in told]
-    metered = [(row["metered_dollars"], row["perplexity"]) for row in rows if row.get("metered_dollars") is not None]
+    metered = [
+        (row["metered_dollars"] / row.get("joint_metered_dollars", joint["metered_dollars"]), row["perplexity"])
+        for row in rows if row.get("metered_dollars") is not None]
     perplexity = _at_tokens(rows, "perplexity")
     return {
         "ppl_equal_tokens": _over(perplexity, joint["perplexity"]),
         "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint["perplexity"]),
-        "metered_to_joint_loss": _over(
-            dollars_to(joint["perplexity"], metered) if len(metered) == len(rows) else None, joint.get("metered_dollars")),
+        "metered_to_joint_loss": dollars_to(joint["perplexity"], metered) if len(metered) == len(rows) else None,
         "dollars_equal_tokens": _over(_at_tokens(told, "dollars"), joint["dollars"]),
         "unseen_equal_tokens": _over(_at_tokens(rows, "unseen"), joint.get("unseen")),
         "ppl_equal_hours": _over(

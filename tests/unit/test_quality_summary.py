@@ -90,6 +90,17 @@ def test_prices_can_be_others():
     assert at(1.0)["disco-low"][0] == pytest.approx(at(1.0)["disco"][0])
 
 
+def test_clocks_are_held_against_joint_training_of_the_same_comparison():
+    given = result(0, 30.0)
+    # The default was added on a machine that takes twice as long, for joint training too.
+    for each, metered in zip(given["rows"], (8.0, 4.0, 14.0, 4.0), strict=True):
+        each["metered_dollars"] = metered
+    for each in given["rows"][1:3]:
+        each["joint_metered_dollars"] = 16.0
+    found = next(entry for entry in summary.summarise([given], summary.MORE) if entry["arm"] == "disco")
+    assert found["metered_to_joint_loss"] == pytest.approx(2 * (7 / 2) ** (math.log(50 / 40) / math.log(50 / 30)) / 8)
+
+
 def test_equal_dollars_are_joint_trainings_to_the_last_one():
     given = result(0, 30.0)
     # A run for as many dollars of training costs an eighth more in all: 2.5 and 11.25 dollars, and joint training's are 10.
