@@ -176,13 +176,16 @@ def test_starting_imports_nothing_heavy_and_is_quick():
     assert result.stdout == "[]\n"
     assert result.stderr.startswith("moedisco: CONFIG: 'missing.yaml': cannot be read")
 
-    def seconds():
+    def seconds(program, *arguments):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", "from service.cli import main; main()", "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 0.6
+    # A second is not the same on every machine, nor beside other work: the yardstick is an import of 0.2 of one.
+    pairs = [(seconds("from service.cli import main; main()", "--help"), seconds("import numpy.testing")) for _ in range(5)]
+    ours, yardstick = map(min, zip(*pairs, strict=True))
+    assert ours < 3 * yardstick
 
 
 def test_submit_sends_absolute_paths_and_leaves_the_output_to_the_service(fake, config, tmp_path):
