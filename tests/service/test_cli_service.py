@@ -182,10 +182,8 @@ def test_starting_imports_nothing_heavy_and_is_quick():
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # A second is not the same on every machine, nor beside other work: the yardstick is an import of 0.2 of one.
-    pairs = [(seconds("from service.cli import main; main()", "--help"), seconds("import numpy.testing")) for _ in range(5)]
-    ours, yardstick = map(min, zip(*pairs, strict=True))
-    assert ours < 3 * yardstick
+    # Half a second where this was set, two thirds on a slow machine with two other tests beside it; torch alone takes two.
+    assert min(seconds("from service.cli import main; main()", "--help") for _ in range(3)) < 0.9
 
 
 def test_submit_sends_absolute_paths_and_leaves_the_output_to_the_service(fake, config, tmp_path):
