@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from small_run import begin_at, same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
 
+from moedisco_ray import pipeline
 from moedisco_ray.config import RunConfig
 from moedisco_ray.events import EventLog
+from moedisco_ray.in_process import InProcess
 
 WORKERS = 2
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -39,11 +42,13 @@ def start(run: RunConfig, nodes: SpotNodes) -> subprocess.Popen[bytes]:
             env={**os.environ, "RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"})
 
 
-def test_two_runs_on_a_pool_that_holds_one_gang_both_finish(nodes: SpotNodes, undisturbed: Path, tmp_path: Path) -> None:
+def test_two_runs_on_a_pool_that_holds_one_gang_both_finish(nodes: SpotNodes, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
     nodes.reset({"low_mem_gpu": 2, "high_mem_gpu": WORKERS})
+    done = pipeline.run(small_config(tmp_path / "done"), shell=InProcess())
     both = [config(tmp_path / name) for name in ("one", "other")]
     for run in both:
-        begin_at("submodels", run, undisturbed)
+        begin_at("submodels", run, done)
     processes = [start(run, nodes) for run in both]
     try:
         for run, process in zip(both, processes, strict=True):

@@ -14,7 +14,9 @@ from real_service import RealService, real_service
 from small_run import same_outcome, small_config
 from watched_run import Watcher
 
+from moedisco_ray import pipeline
 from moedisco_ray.events import Event
+from moedisco_ray.in_process import InProcess
 from service.client import Client
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.local import LocalRay
@@ -28,7 +30,8 @@ def service(tmp_path: Path) -> Iterator[RealService]:
         yield running
 
 
-def test_a_run_survives_service_and_driver(service: RealService, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path) -> None:
+    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed"), shell=InProcess())
     with service.client() as client:
         run = client.submit(small_config(tmp_path / "ignored").model_copy(update={"output": Path("runs")}))
         watcher = Watcher(client, run.id)
