@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from small_run import small_config
 
+from moedisco_ray import pipeline
+from moedisco_ray.in_process import InProcess
 from moedisco_ray.on_ray.session import NO_DASHBOARD
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run in one plain process, which other ways of running it are held against. To be read, not written."""
+    return pipeline.run(small_config(tmp_path_factory.mktemp("undisturbed")), shell=InProcess())
 
 
 @pytest.fixture(scope="session")

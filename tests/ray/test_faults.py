@@ -37,7 +37,6 @@ class Killer:
             self.killed = True
 
 
-@pytest.mark.chaos  # a minute or more; of every day are workers that fail, hang and run out of memory
 def test_killed_workers_go_on_from_their_checkpoints(ray_cluster: None, undisturbed: Path, tmp_path: Path) -> None:
     killers = [Killer(unit, random.Random(seed).randrange(15, 40)) for unit, seed in (("submodel-1", 1), ("finetune", 2))]
     events: list[Event] = []
