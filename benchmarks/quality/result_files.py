@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,18 @@ def with_commit(made: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
         before: The result file so far; one without rows was not made by any.
     """
     return {**made, "commits": list(dict.fromkeys([*(commits(before) if before["rows"] else []), _last(made)]))}
+
+
+def with_rows(before: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A result file's rows and those of arms that it did not have.
+
+    Args:
+        before: The rows so far; none at first.
+        found: A comparison's, joint training's first. It is added to no other, and its metered dollars go with each of the rest as
+            `joint_metered_dollars`: arms may be added on another day and machine, where joint training takes another time.
+    """
+    joint, *others = found
+    return [*map(dict, before or [joint]), *({**row, "joint_metered_dollars": joint["metered_dollars"]} for row in others)]
 
 
 def _last(made: Mapping[str, Any]) -> str:

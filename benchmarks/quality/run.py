@@ -39,7 +39,7 @@ import yaml
 from cells import OWN_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, own_arms
 from levers import FOR_TOKENS, KNOWN, LEVERS
 from reaccount import reaccounted
-from result_files import SUMMARY, read, result_paths, with_commit, write
+from result_files import SUMMARY, read, result_paths, with_commit, with_rows, write
 from summary import summarise
 
 from moedisco_ray.cli import output_console
@@ -114,9 +114,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     if arguments.corpus is not None:
         command += ["--corpus", str(arguments.corpus)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
-    joint, *others = json.loads(done.stdout.strip().splitlines()[-1])
-    # Arms may be added on another day and machine, where joint training took another time: clocks are held against that one's.
-    added = [{**row, "joint_metered_dollars": joint["metered_dollars"]} for row in others]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
     corpora = "" if arguments.corpus is None else " --corpus DIR"
     made = harness.environment(
         f"python benchmarks/quality/run.py --cell {cell} --seeds {arguments.seeds} --tokens {arguments.tokens}"
@@ -124,7 +122,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     write(path, {
         **with_commit(made, there),
         "setting": setting, "seconds": round(time.time() - started + there.get("seconds", 0.0), 1), "cell": str(cell), "seed": seed,
-        "rows": [*(there["rows"] or [joint]), *added]})
+        "rows": with_rows(there["rows"], found)})
 
 
 def _recipe(cell: Cell) -> str:

@@ -113,3 +113,14 @@ def test_the_summary_is_no_result_and_what_was_tried_is_whole(tmp_path):
     tried = json.loads(section.TRIED.read_text(encoding="utf-8"))
     assert all(each.keys() == {"what", "measured", "commit", "verdict"} for each in tried)
     assert len(section.tried()) == len(tried)
+
+
+def test_added_arms_keep_the_clock_of_joint_training_beside_them():
+    def rows(dollars, *arms):
+        return [{"arm": arm, "metered_dollars": each} for arm, each in zip(("joint", *arms), dollars, strict=True)]
+
+    first = files.with_rows([], rows((4.0, 1.0), "disco"))
+    assert first == [
+        {"arm": "joint", "metered_dollars": 4.0}, {"arm": "disco", "metered_dollars": 1.0, "joint_metered_dollars": 4.0}]
+    second = files.with_rows(first, rows((8.0, 3.0), "btx"))
+    assert second == [*first, {"arm": "btx", "metered_dollars": 3.0, "joint_metered_dollars": 8.0}]
