@@ -253,9 +253,12 @@ def compare(
     arms: Annotated[str, typer.Option(metavar="A,B,...", help="Which; none: all. Joint training is always among them.")] = "",
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; by default OUTPUT/NAME-compared.")] = None,
     to_loss: Annotated[bool, typer.Option("--to-loss", help="Train each once more, to joint training's loss.")] = False,
+    slice_tokens: Annotated[int | None, typer.Option(min=0, help=(
+        "Tokens of each short training that tunes an arm's learning rate and batch size; 0: no tuning."),
+        show_default="a quarter of tokens.total")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the configured MoE in other ways too, joint training first, and say what each reaches for what."""
+    """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""
     checked = load_config(config, overrides or ())
     names = [name for name in arms.split(",") if name]
     directory = output or checked.output / f"{checked.name}-compared"
@@ -263,7 +266,8 @@ def compare(
     view = functools.partial(listener_for, console, as_json)
     runs = _import_late("moedisco_ray.compare.run")
     budgets = (*runs.BUDGETS, "loss") if to_loss else runs.BUDGETS
-    result = runs.compare(checked, directory, names, budgets=budgets, view=view)
+    slices = checked.tokens.total // 4 if slice_tokens is None else slice_tokens
+    result = runs.compare(checked, directory, names, budgets=budgets, view=view, slice_tokens=slices)
     figures = _import_late("moedisco_ray.compare.figures").plot_comparison(result, directory / "figures")
     if as_json:
         print(json.dumps(result, indent=2))

@@ -28,6 +28,7 @@ from moedisco_ray.compare.accounting import (
 )
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, run_name, tokens_for
 from moedisco_ray.compare.reading import expected, finetuned, found
+from moedisco_ray.compare.tuning import Tuned, tune
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
@@ -44,7 +45,7 @@ _EVERY_BUDGET: tuple[Budget, ...] = (*BUDGETS, "loss")
 
 def compare(
     base: RunConfig, output: Path, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
-    view: Callable[[], View] | None = None, shell: Shell | None = None, known: Mapping[str, Arm] = ARMS,
+    view: Callable[[], View] | None = None, shell: Shell | None = None, known: Mapping[str, Arm] = ARMS, slice_tokens: int = 0,
 ) -> dict[str, Any]:
     """Train every arm, once with as many tokens as joint training and once for as many planned dollars, and compare.
 
@@ -62,11 +63,13 @@ def compare(
         budgets: What the arms get as much of as joint training, `loss` last.
         view: Makes what shows a run; it is closed when the run ends. None: nothing is shown.
         shell: Runs the work; None: Ray.
-        known: The arms that there are.
+        known: The arms to choose from.
+        slice_tokens: Tokens of each training that tunes an arm's learning rate and batch size (`tuning`); 0: arms train with
+            theirs as configured.
 
     Returns:
         What `compare.json` holds: `reference`, `name`, `seed`, `target_loss` (joint training's, at its last look) and `rows`, one
-        per run; see `measured`.
+        per run; see `measured`. `tuned` of a row is what its sweep chose, None without one.
 
     Raises:
         ConfigError: There is no such arm, or the configuration does not allow for it.
@@ -77,6 +80,9 @@ def compare(
 
     def reads(config: RunConfig, arm: Arm) -> Reads:
         return expected(config, arm.measured, corpus)    # the reference has run by then: it is the first
+
+    tuned = _tune(base, asked, output, slice_tokens, view, shell)
+    known = {**known, **{name: found.arm for name, found in tuned.items()}}
 
     def dear(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
         return tokens_for(base, arm, budget, reads, known[REFERENCE])
@@ -98,7 +104,7 @@ def compare(
         if wanted:
             _run(config, finished, view, shell)
         finished.append(config.directory)
-        rows.append(measured(name, arm, budget, config))
+        rows.append({**measured(name, arm, budget, config), "tuned": tuned[name].row() if name in tuned else None})
     target = add_target(rows)
     result = {"reference": REFERENCE, "name": base.name, "seed": base.seed, "target_loss": target, "rows": rows}
     write_json(output / "compare.json", result)
@@ -117,6 +123,28 @@ def _config(
     else:
         tokens = dear(arm, budget)
     return None if tokens is None else arm_config(base, name, arm, output, budget, tokens)
+
+
+def _tune(
+    base: RunConfig, asked: Mapping[str, Arm], output: Path, slice_tokens: int, view: Callable[[], View] | None,
+    shell: Shell | None,
+) -> dict[str, Tuned]:
+    """Tune every arm of a comparison; run directories of slices are removed, the newest one after the next has its corpus."""
+    slices = output / "slices"
+    finished: list[Path] = []
+
+    def train(config: RunConfig) -> float | None:
+        _run(config, finished, view, shell)
+        evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
+        loss: float = (evaluation["ensemble"] if config.evaluation.ensemble else evaluation)["loss"]
+        for before in finished:
+            shutil.rmtree(before)
+        finished[:] = [config.directory]
+        return loss
+
+    tuned = {name: tune(base, name, arm, slices, slice_tokens, train) for name, arm in asked.items()} if slice_tokens else {}
+    shutil.rmtree(slices, ignore_errors=True)
+    return tuned
 
 
 def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | None, shell: Shell | None) -> None:

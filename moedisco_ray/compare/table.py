@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -24,19 +24,35 @@ def compare_view(result: Mapping[str, Any]) -> RenderableType:
         if not rows:
             continue
         table = plain_table(
-            "", "tokens", "FLOP", "planned $", "hours", "metered", "loss", "perplexity", "vs joint", "to its loss")
+            "", "tokens", "FLOP", "planned $", "hours", "metered", "loss", "perplexity", "vs joint", "to its loss", "batch, rate")
         for row in (joint, *rows):
             table.add_row(
                 row["title"], count(row["tokens"]), f"{row['flops']:.1e}", f"{row['dollars']:.3g}", f"{row['hours']:.3g}",
                 f"{row['metered_dollars']:.3g}", f"{row['loss']:.3f}", f"{row['perplexity']:.1f}",
-                _change(row["perplexity"], joint["perplexity"]), _change(row["dollars_to_target"], joint["dollars_to_target"]))
+                _change(row["perplexity"], joint["perplexity"]), _change(row["dollars_to_target"], joint["dollars_to_target"]),
+                _settings(row))
         parts += [Text(title, style="bold"), table, Text()]
     parts.append(Text(
         "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, without looks at "
         "the held-out loss. To its loss: dollars until the held-out loss first "
         f"came down to joint training's last, {result['target_loss']:.3f}, against joint training's dollars. One seed: repeat it "
-        "with others.", style="dim"))
+        f"with others. {_how_tuned(result['rows'])}", style="dim"))
     return Group(*parts)
+
+
+def _settings(row: Mapping[str, Any]) -> str:
+    tuned = row.get("tuned")
+    return f"{tuned['batch_tokens']:,}, {tuned['lr']:.2g}" if tuned else "as configured"
+
+
+def _how_tuned(rows: Sequence[Mapping[str, Any]]) -> str:
+    tuned = [row["tuned"] for row in rows if row.get("tuned")]
+    if not tuned:
+        return (
+            "Learning rates and batch sizes are as configured, so arms may be further from their best than others; "
+            "--slice-tokens tunes them.")
+    how = f"the best of up to {max(each['trainings'] for each in tuned)} trainings of {tuned[0]['slice_tokens']:,} tokens each"
+    return f"Batch size (tokens) and learning rate of the whole MoE's training: {how}, on the validation documents."
 
 
 def _change(value: float | None, reference: float) -> str:

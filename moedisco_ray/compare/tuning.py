@@ -1,0 +1,187 @@
+"""Tune every arm's learning rate and batch size by the same short sweep, so that none is compared at another's settings.
+
+The sweep climbs a grid of powers of two around the configured values. Its trainings are slices: runs of the arm on a part of the
+tokens. Losses are those on the validation documents, for every arm alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.artifacts import read_json, write_json
+from moedisco_ray.compare.arms import Arm, arm_config
+from moedisco_ray.config import RunConfig
+from moedisco_ray.corpus import input_identity
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.plan import recipe
+
+Step = tuple[int, int]
+"""A place on the grid: powers of two that multiply the configured batch size and learning rate."""
+
+START: Step = (0, 0)
+MOVES: tuple[Step, ...] = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1))
+"""Neighbours on the grid. Batch and rate also move together: larger batches bear higher rates."""
+MOST_TRAININGS = 13
+"""Trainings of one sweep: the start, its six neighbours, and two moves further with three new neighbours each."""
+
+_SECTIONS = ("submodels", "finetune")
+_SUBJECT = {"corpus", "tokenizer", "model"}
+"""Sections of the configuration that, with the recipe, decide a slice's loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One training of a sweep.
+
+    Attributes:
+        step: Its place on the grid.
+        batch_tokens: Tokens per step, of the whole MoE's training.
+        lr: Learning rate of the same.
+        loss: Nats per token on the validation documents; None where the settings are not possible, or training diverged.
+    """
+
+    step: Step
+    batch_tokens: int
+    lr: float
+    loss: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What a sweep chose for an arm.
+
+    Attributes:
+        arm: The arm with the chosen settings.
+        batch_tokens: Tokens per step of the whole MoE's training.
+        lr: Learning rate of the same.
+        trainings: Slices that were trained.
+        slice_tokens: Tokens of each.
+    """
+
+    arm: Arm
+    batch_tokens: int
+    lr: float
+    trainings: int
+    slice_tokens: int
+
+    def row(self) -> dict[str, Any]:
+        """The entry `tuned` of a comparison's row."""
+        return {
+            "batch_tokens": self.batch_tokens, "lr": self.lr, "trainings": self.trainings, "slice_tokens": self.slice_tokens}
+
+
+def climb(measure: Callable[[Step], float | None], most: int) -> Step:
+    """The lowest place that hill climbing from the configured values finds.
+
+    Args:
+        measure: Returns a place's loss, or None where it has none.
+        most: Places to measure.
+    """
+    losses: dict[Step, float] = {START: _or_infinity(measure(START))}
+    best = START
+    while True:
+        for batch, rate in MOVES:
+            neighbour = (best[0] + batch, best[1] + rate)
+            if neighbour not in losses and len(losses) < most:
+                losses[neighbour] = _or_infinity(measure(neighbour))
+        lowest = min(losses, key=lambda step: losses[step])     # the first one of equal losses: configured values win a draw
+        if lowest == best:
+            return best
+        best = lowest
+
+
+def tune(
+    base: RunConfig, name: str, arm: Arm, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
+) -> Tuned:
+    """Sweep an arm's learning rate and batch size, or read what an earlier sweep of the same found.
+
+    Sweeps are kept in `base.output`/tuned, one file per text, model and recipe, so that later comparisons reuse them.
+
+    Args:
+        base: The configuration that is compared.
+        name: The arm's name.
+        arm: The arm, with the settings that the sweep starts from.
+        output: Holds the slices' run directories while they are trained.
+        tokens: Tokens of each slice.
+        train: Runs a slice and returns its loss, None where it diverged.
+
+    Raises:
+        ConfigError: The configuration does not allow for the arm.
+    """
+    start = slice_config(base, name, arm, output, tokens)
+    path = base.output / "tuned" / f"{sweep_key(start, arm)}.json"
+    trials = _read(path)
+
+    def measure(step: Step) -> float | None:
+        if step not in trials:
+            trials[step] = _trial(base, name, at(start, arm, step), step, output, tokens, train)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {
+                "arm": name, "slice_tokens": tokens, "sources": [source.path for source in base.corpus.sources],
+                "trainings": [dataclasses.asdict(trial) for trial in trials.values()]})
+        return trials[step].loss
+
+    chosen = trials[climb(measure, MOST_TRAININGS)]
+    trained = sum(trial.loss is not None for trial in trials.values())
+    return Tuned(at(start, arm, chosen.step), chosen.batch_tokens, chosen.lr, trained, tokens)
+
+
+def at(start: RunConfig, arm: Arm, step: Step) -> Arm:
+    """The arm at a place on the grid: all its trainings' batch sizes and learning rates are multiplied alike."""
+    batch, rate = step
+    settings: dict[str, Any] = {}
+    for section in _SECTIONS:
+        optimizer = getattr(start, section).optimizer
+        settings[f"{section}.optimizer.batch_tokens"] = math.floor(optimizer.batch_tokens * 2.0**batch)
+        settings[f"{section}.optimizer.lr"] = optimizer.lr * 2.0**rate
+    return dataclasses.replace(arm, settings={**arm.settings, **settings})
+
+
+def slice_config(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> RunConfig:
+    """The configuration of a slice; nothing is evaluated but its final model on the validation documents.
+
+    Raises:
+        ConfigError: The settings do not fit together, such as a batch that is no whole number of sequences.
+    """
+    quiet = {"every_tokens": tokens, "stages": False, "sources": (), "lm_eval": (), "prompts": ()}
+    few = base.model_copy(update={"evaluation": base.evaluation.model_copy(update=quiet)})
+    return arm_config(few, name, arm, output, "tokens", tokens)
+
+
+def sweep_key(start: RunConfig, arm: Arm) -> str:
+    """A digest of the text, the model, the recipe and the length of a slice, but not of its name, its seed or its machines."""
+    what = {
+        "text": input_identity(start), "recipe": recipe(start), "tokens": start.tokens.total, "measured": arm.measured,
+        **start.model_dump(mode="json", include=_SUBJECT)}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _trial(
+    base: RunConfig, name: str, arm: Arm, step: Step, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
+) -> Trial:
+    batch, lr = arm.settings["finetune.optimizer.batch_tokens"], arm.settings["finetune.optimizer.lr"]
+    trial = Trial(step, int(batch), float(lr), None)     # type: ignore[arg-type]  # `at` sets numbers
+    try:
+        config = slice_config(base, f"{name}-batch-{trial.batch_tokens}-rate-{trial.lr:.3g}", arm, output, tokens)
+    except ConfigError:
+        if step == START:
+            raise
+        return trial
+    loss = train(config)
+    return dataclasses.replace(trial, loss=loss if loss is not None and math.isfinite(loss) else None)
+
+
+def _read(path: Path) -> dict[Step, Trial]:
+    found: Mapping[str, Any] = read_json(path) if path.exists() else {"trainings": []}
+    trials = [Trial(**(trial | {"step": tuple(trial["step"])})) for trial in found["trainings"]]
+    return {trial.step: trial for trial in trials}
+
+
+def _or_infinity(loss: float | None) -> float:
+    return math.inf if loss is None else loss
