@@ -16,11 +16,20 @@ MoeDiscoError
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2}).*@", re.DOTALL)
+_OPTION = re.compile(r"([?&;](?!(?:region|anonymous|scheme)=)[^=?&;\s]+=)[^&;'\"]+")
 
 
 class MoeDiscoError(Exception):
     """Root of the tree."""
+
+
+def masked(text: str) -> str:
+    """The text with `***` in place of what may be credentials in a URI: the user and the values of its options."""
+    return _OPTION.sub(r"\1***", _USER.sub(r"\1***@", text))
 
 
 class UserError(MoeDiscoError, ValueError):
@@ -28,19 +37,20 @@ class UserError(MoeDiscoError, ValueError):
 
     Args:
         field: Where the mistake is: a dotted configuration path, a file, a command-line option.
-        value: What was found there.
+        value: What was found there; credentials in it are masked.
         remedy: What to do about it.
     """
 
     def __init__(self, field: str, value: Any, remedy: str) -> None:
         # All three go to Exception.args, so that the error survives pickling between Ray processes.
+        value = masked(value) if isinstance(value, str) else value
         super().__init__(field, value, remedy)
         self.field = field
         self.value = value
         self.remedy = remedy
 
     def __str__(self) -> str:
-        parts = [self.field, None if self.value is None else repr(self.value), self.remedy]
+        parts = [self.field, None if self.value is None else masked(repr(self.value)), self.remedy]
         return ": ".join(part for part in parts if part is not None).replace("\n", " ")
 
 

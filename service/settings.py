@@ -9,11 +9,12 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
+from moedisco_ray.config.places import has_credentials
 from moedisco_ray.errors import ConfigError
 
 MIB = 2**20
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-"""Schemes of file systems whose buckets may be named as input roots."""
+"""Schemes of file systems whose buckets may be named as input and storage roots."""
 
 
 class Settings(BaseModel):
@@ -37,6 +38,9 @@ class Settings(BaseModel):
     """Directories, and `s3://BUCKET/PREFIX` and the like, that a run may read. The embedded text is always allowed."""
     output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)
     """Directories that hold run directories; the first is the default."""
+    storage_roots: tuple[str, ...] = ()
+    """Directories, and `s3://BUCKET/PREFIX` and the like, that `checkpoint.storage` may name. None: checkpoints stay in run
+    directories."""
     max_active_runs: PositiveInt = 4
     max_active_runs_per_owner: PositiveInt = 2
     requests_per_minute: PositiveInt = 1200
@@ -62,10 +66,10 @@ class Settings(BaseModel):
     def _absolute_outputs(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(root.expanduser().resolve() for root in roots)
 
-    @field_validator("input_roots", mode="after")
+    @field_validator("input_roots", "storage_roots", mode="after")
     @classmethod
-    def _absolute_inputs(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_input_root(root) for root in roots)
+    def _absolute_places(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_root(root) for root in roots)
 
     @property
     def database(self) -> str:
@@ -120,13 +124,15 @@ def is_any_address(host: str) -> bool:
         return host == ""
 
 
-def _input_root(root: str) -> str:
+def _root(root: str) -> str:
     scheme, sign, rest = root.partition("://")
     if not sign:
         return str(Path(root).expanduser().resolve())
     if scheme not in BUCKET_SCHEMES:
-        raise ValueError(f"input root {root!r}: {scheme}:// is none of {', '.join(BUCKET_SCHEMES)}")
+        raise ValueError(f"root {root!r}: {scheme}:// is none of {', '.join(BUCKET_SCHEMES)}")
+    if has_credentials(root):
+        raise ValueError("a root holds credentials; leave them out, and set them by environment variables or an instance role")
     bucket = rest.rstrip("/")
-    if not bucket or "?" in bucket or "#" in bucket or "@" in bucket or ".." in bucket.split("/"):
-        raise ValueError(f"input root {root!r} must read {scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
+    if not bucket or "?" in bucket or "#" in bucket or ".." in bucket.split("/"):
+        raise ValueError(f"root {root!r} must read {scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
     return f"{scheme}://{bucket}"

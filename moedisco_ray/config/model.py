@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
+from moedisco_ray.config.places import ReadsFrom
 from moedisco_ray.errors import CheckpointError
 
 FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
@@ -97,7 +98,7 @@ class CheckpointInit(LocalInit):
 
     KEY: ClassVar[str] = "checkpoint"
 
-    checkpoint: Path
+    checkpoint: Annotated[Path, ReadsFrom()]
 
 
 class UpcycleInit(LocalInit):
@@ -105,7 +106,7 @@ class UpcycleInit(LocalInit):
 
     KEY: ClassVar[str] = "upcycle"
 
-    upcycle: Path
+    upcycle: Annotated[Path, ReadsFrom()]
     """A Hugging Face directory: a dense relative of the family (Qwen3; Mistral, Llama), or a model of the family with one expert,
     such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from moedisco_ray.config.base import Section
 from moedisco_ray.config.model import Architecture, CheckpointInit, LocalInit, Model
+from moedisco_ray.config.places import WritesTo
 from moedisco_ray.config.pools import AnyPool, LowMemoryPool, Pools
 from moedisco_ray.config.sections import (
     Checkpoint,
@@ -44,7 +45,7 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
-    output: Path = Path("runs")
+    output: Annotated[Path, WritesTo("runs")] = Path("runs")
     """Directory that holds run directories; on several machines, one that all of them see."""
 
     @property

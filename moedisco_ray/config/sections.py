@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from moedisco_ray.config.base import Section
+from moedisco_ray.config.places import ReadsFrom, WritesTo
 from moedisco_ray.config.pools import PoolName
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -21,7 +22,7 @@ _ROUNDING = 1e-9
 class Source(Section):
     """Text from one place."""
 
-    path: str
+    path: Annotated[str, ReadsFrom(uris=True)]
     """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `embedded` is the text that
     the installed packages carry."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
@@ -49,7 +50,7 @@ class Corpus(Section):
 class Tokenizer(Section):
     """Where the tokeniser comes from."""
 
-    path: Path | None = None
+    path: Annotated[Path, ReadsFrom()] | None = None
     """A directory with `tokenizer.json` (or `vocab.json` and `merges.txt`); null: train one on the corpus."""
     train_vocab_size: int = Field(8192, ge=300)
     """Size of the byte-level BPE vocabulary to train."""
@@ -255,7 +256,7 @@ class Checkpoint(Section):
     every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Steps; auto: as often as costs least, by what a save was measured to cost and how often workers were lost."""
     keep: int = Field(2, ge=1)
-    storage: str | None = None
+    storage: Annotated[str, WritesTo("checkpoints")] | None = None
     """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`), for checkpoints in STORAGE/NAME-ID,
     which is this run's alone; null: in the run directory."""
 
@@ -291,7 +292,7 @@ class Evaluation(Section):
     sources: tuple[Source, ...] = ()
     """Text that is never trained on, to measure the finished model on beside the validation text: of each source, in the order of
     its files, an equal share of `max_tokens`. A document that the corpus trained on is left out. `weight` means nothing here."""
-    lm_eval: tuple[Path, ...] = ()
+    lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = ()
     """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, all of `query`, `choices` and `gold`
     (the right choice's place, from 0), or all of `context` and `continuation`. A task is called as its file."""
     lm_eval_limit: int | None = Field(None, ge=1)

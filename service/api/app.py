@@ -49,7 +49,7 @@ def create_app(
     context = Context(
         settings=settings, database=database, jobs=jobs, pools=pools, bell=bell, poke=poke,
         streams=Streams(database, bell, figures), reports=LiveReports(), limits=Limits(settings.requests_per_minute),
-        figures=figures, roots=Roots(settings.input_roots, settings.output_roots))
+        figures=figures, roots=Roots(settings.input_roots, settings.output_roots, settings.storage_roots))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

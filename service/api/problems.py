@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from moedisco_ray.config.load import first_mistake
-from moedisco_ray.errors import UserError
+from moedisco_ray.errors import UserError, masked
 from service.api.headers import SECURITY_HEADERS
 from service.errors import BadRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
 from service.schemas import Mistake
@@ -143,7 +143,7 @@ def _scalar(value: Any) -> Any:
 def _words(value: Any, remedy: str) -> str:
     if value is None:
         return remedy.replace("\n", " ")
-    shown = repr(value)
+    shown = masked(repr(value))
     if len(shown) > _LONGEST_VALUE:
         shown = shown[:_LONGEST_VALUE] + "..."
     return f"{shown}: {remedy}".replace("\n", " ")

@@ -40,6 +40,9 @@ def serve(
     ] = None,
     output_root: Annotated[list[Path] | None, typer.Option(
         help="A directory that holds runs, the first by default; may be given more than once.", show_default="runs")] = None,
+    storage_root: Annotated[list[str] | None, typer.Option(
+        help="A directory or s3://BUCKET/PREFIX that checkpoint.storage may name; may be given more than once.",
+        show_default="run directories only")] = None,
     max_active_runs: Annotated[int | None, typer.Option(help="Runs that go on at once.", show_default="4")] = None,
     max_active_runs_per_owner: Annotated[int | None, typer.Option(help="Of one owner.", show_default="2")] = None,
     public_url: Annotated[str | None, typer.Option(help="Under which browsers and drivers reach the service.")] = None,
@@ -55,6 +58,7 @@ def serve(
     given: dict[str, Any] = {
         "host": host, "port": port, "ray_address": ray_address, "database_url": database_url,
         "state_dir": state_dir or _state_dir(), "input_roots": input_root or None, "output_roots": output_root or None,
+        "storage_roots": storage_root or None,
         "max_active_runs": max_active_runs, "max_active_runs_per_owner": max_active_runs_per_owner, "public_url": public_url,
         "requests_per_minute": requests_per_minute, "allow_private_webhooks": allow_private_webhooks or None,
         "forwarded_allow_ips": forwarded_allow_ips, "log_format": log_format}

@@ -1,8 +1,8 @@
-"""Which files a configuration may name: those under the roots that the operator set.
+"""Which places a configuration may name: those under the roots that the operator set.
 
-`confined` decides by the words of the configuration alone, and makes its paths absolute. `check_links` then asks the
-disk whether a link leads out of the roots. Both come before anything else looks at the files, so that an answer never
-tells what lies elsewhere.
+Settings that name places are marked in the configuration model (`ReadsFrom`, `WritesTo`); both functions walk the model.
+`confined` decides by the words of the configuration alone, and makes its paths absolute. `check_links` then asks the disk whether a
+link leads out of the roots. Both come before anything else looks at the files, so that an answer never shows what is elsewhere.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from moedisco_ray.config import LocalInit, RunConfig, Source
+from moedisco_ray.config import RunConfig
+from moedisco_ray.config.places import Place, ReadsFrom, places, with_places
 from moedisco_ray.errors import ConfigError
 
 EMBEDDED = "embedded"
@@ -36,10 +36,12 @@ class Roots:
         inputs: Absolute directories without links, and `s3://BUCKET/PREFIX` and the like. Relative paths start at the
             first directory.
         outputs: Absolute directories without links; the first is the default.
+        storage: Absolute directories without links, and buckets, that may hold checkpoints; none: run directories only.
     """
 
     inputs: Sequence[str]
     outputs: Sequence[Path]
+    storage: Sequence[str] = ()
 
     @property
     def directories(self) -> list[Path]:
@@ -49,33 +51,19 @@ class Roots:
     @property
     def buckets(self) -> list[str]:
         """The input roots that are in object stores."""
-        return [root for root in self.inputs if "://" in root]
+        return _buckets(self.inputs)
 
 
 def confined(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
-    `output` becomes the root, or the directory under one, that the run's own directory is to be made in: the default is
-    the first output root, and a relative path lies under it.
+    `output` becomes the root, or the directory under one, in which the run's own directory is to be made. Its default is the
+    first output root. A relative path starts at the first root of its kind.
 
     Raises:
-        ConfigError: A path leads elsewhere, goes through `..`, or is a URI that nobody configured.
+        ConfigError: A path leads elsewhere or goes through `..`, or a URI is outside of the roots or sets more than a region.
     """
-    changes: dict[str, Any] = {
-        "corpus": config.corpus.model_copy(update={"sources": _sources("corpus.sources", config.corpus.sources, roots)}),
-        "evaluation": config.evaluation.model_copy(update={
-            "sources": _sources("evaluation.sources", config.evaluation.sources, roots),
-            "lm_eval": tuple(
-                _local(f"evaluation.lm_eval.{i}", str(path), roots) for i, path in enumerate(config.evaluation.lm_eval))}),
-        "output": _output(config.output, roots)}
-    if config.tokenizer.path is not None:
-        path = _local("tokenizer.path", str(config.tokenizer.path), roots)
-        changes["tokenizer"] = config.tokenizer.model_copy(update={"path": path})
-    init = config.model.init
-    if isinstance(init, LocalInit):
-        path = _local(init.setting, str(init.directory), roots)
-        changes["model"] = config.model.model_copy(update={"init": init.moved(path)})
-    return config.model_copy(update=changes)
+    return with_places(config, lambda place: _confined(place, roots))
 
 
 def check_links(config: RunConfig, roots: Roots) -> None:
@@ -84,94 +72,109 @@ def check_links(config: RunConfig, roots: Roots) -> None:
     Raises:
         ConfigError: A path, or a link in a folder that would be read, leads out of the roots.
     """
-    for setting, sources in (("corpus.sources", config.corpus.sources), ("evaluation.sources", config.evaluation.sources)):
-        for i, source in enumerate(sources):
-            if source.path != EMBEDDED and "://" not in source.path:
-                _check_tree(f"{setting}.{i}.path", source.path, roots.directories)
-    for i, path in enumerate(config.evaluation.lm_eval):
-        _check_tree(f"evaluation.lm_eval.{i}", str(path), roots.directories)
-    if config.tokenizer.path is not None:
-        _check_tree("tokenizer.path", str(config.tokenizer.path), roots.directories)
-    if isinstance(config.model.init, LocalInit):
-        _check_tree(config.model.init.setting, str(config.model.init.directory), roots.directories)
-    if not _within(config.output.resolve(), roots.outputs):
-        raise _outside("output", str(config.output), roots.outputs)
+    for place in places(config):
+        path = str(place.value)
+        if "://" in path or path == EMBEDDED:
+            continue
+        allowed = _directories(place, roots)
+        base = _before_wildcard(path)
+        for part in itertools.chain((base,), _links(base) if isinstance(place.marker, ReadsFrom) else ()):
+            if not _within(Path(os.path.realpath(part)), allowed):
+                raise ConfigError(
+                    place.field, path, f"{part} is a link that leads out of {_allowed(place, roots)}; name another place")
 
 
-def _sources(setting: str, sources: Sequence[Source], roots: Roots) -> tuple[Source, ...]:
-    return tuple(_source(f"{setting}.{i}.path", source, roots) for i, source in enumerate(sources))
+def _confined(place: Place, roots: Roots) -> str | Path:
+    """Where a place is; an error if that is not allowed."""
+    value = str(place.value)
+    if isinstance(place.marker, ReadsFrom):
+        if place.marker.uris and value == EMBEDDED:
+            return value
+        if place.marker.uris and _SCHEME.match(value):
+            return _checked_uri(place, roots.buckets, roots)
+    elif place.marker.what == "checkpoints":
+        if not roots.storage:
+            raise ConfigError(
+                place.field, value, "this service keeps checkpoints in run directories; leave the setting out, or ask its operator "
+                "for a storage root (`moedisco serve --storage-root`)")
+        if _SCHEME.match(value):
+            return _checked_uri(place, _buckets(roots.storage), roots)
+    elif value == str(_DEFAULT_OUTPUT):
+        return roots.outputs[0]
+    path = _local(place, roots)
+    return path if isinstance(place.value, Path) else str(path)
 
 
-def _source(field: str, source: Source, roots: Roots) -> Source:
-    if source.path == EMBEDDED:
-        return source
-    if _SCHEME.match(source.path):
-        _check_uri(field, source.path, roots)
-        return source
-    return source.model_copy(update={"path": str(_local(field, source.path, roots))})
-
-
-def _local(field: str, path: str, roots: Roots) -> Path:
+def _local(place: Place, roots: Roots) -> Path:
+    field, path, directories = place.field, str(place.value), _directories(place, roots)
     _check_words(field, path)
     if _SCHEME.match(path):
         raise ConfigError(field, path, "must be a plain path, without a scheme")
-    if not roots.directories:
-        raise ConfigError(field, path, "this service reads from buckets only; name one of its input roots")
-    absolute = roots.directories[0] / path      # an absolute path replaces what it is joined to
-    if not _within(absolute, roots.directories):
-        raise _outside(field, path, roots.directories)
-    return absolute
-
-
-def _output(output: Path, roots: Roots) -> Path:
-    if output == _DEFAULT_OUTPUT:
-        return roots.outputs[0]
-    _check_words("output", str(output))
-    absolute = roots.outputs[0] / output
-    if not _within(absolute, roots.outputs):
-        raise _outside("output", str(output), roots.outputs)
+    if not directories:
+        raise ConfigError(field, path, f"this service has no directory for it, only buckets; it allows {_allowed(place, roots)}")
+    absolute = directories[0] / path      # an absolute path replaces what it is joined to
+    if not _within(absolute, directories):
+        raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; name a place in one of them")
     return absolute
 
 
 def _check_words(field: str, path: str) -> None:
-    if not path or "\0" in path or "\n" in path:
-        raise ConfigError(field, path, "is no path")
+    if not path or re.search(r"[\0\r\n]", path):
+        raise ConfigError(field, path, "is no path; name a file or a folder without control characters")
     if path.startswith("~"):
-        raise ConfigError(field, path, "write the directory out; the service has another home")
-    if ".." in PurePosixPath(path.replace("\\", "/")).parts:
-        raise ConfigError(field, path, "must not go up with '..'")
+        raise ConfigError(field, path, "the service has another home; write the directory out")
+    if any(".." in PurePosixPath(form.replace("\\", "/")).parts for form in (path, unquote(path))):
+        raise ConfigError(field, path, "must not go up with '..'; write the path out")
 
 
-def _check_uri(field: str, uri: str, roots: Roots) -> None:
+def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
+    field, uri = place.field, str(place.value)
     scheme, sign, rest = uri.partition("://")
-    place, _, options = rest.partition("?")
-    plain = unquote(place)
-    if not sign or scheme not in {root.partition("://")[0] for root in roots.buckets}:
-        allowed = ", ".join(roots.buckets) or "none"
-        raise ConfigError(field, uri, f"no input root has this scheme; buckets that may be read: {allowed}")
-    if {"..", "."} & set(plain.split("/")) or "#" in plain or "\0" in plain or "\\" in plain:
-        raise ConfigError(field, uri, "must name its objects plainly, without '..' or '#'")
-    if not all(any(_under(f"{scheme}://{form}", root) for root in roots.buckets) for form in (place, plain)):
-        raise ConfigError(field, uri, f"lies outside of the input roots; allowed: {', '.join(roots.buckets)}")
+    location, _, options = rest.partition("?")
+    plain = unquote(location)
+    if not sign or scheme not in {root.partition("://")[0] for root in buckets}:
+        raise ConfigError(field, uri, f"has a scheme of none of {_allowed(place, roots)}; name a place in one of them")
+    if {"..", "."} & set(plain.split("/")) or re.search(r"[#\\\0\r\n]", plain):
+        raise ConfigError(field, uri, "must name its objects plainly, without '..', '#' or control characters")
+    if not all(any(_under(f"{scheme}://{form}", root) for root in buckets) for form in (location, plain)):
+        raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; name a place in one of them")
     for option, _ in parse_qsl(options, keep_blank_values=True):
         if option not in HARMLESS_OPTIONS:
             raise ConfigError(field, uri, f"the option {option!r} may not be set here; leave it out")
+    return uri
+
+
+def _directories(place: Place, roots: Roots) -> Sequence[Path]:
+    if isinstance(place.marker, ReadsFrom):
+        return roots.directories
+    return roots.outputs if place.marker.what == "runs" else [Path(root) for root in roots.storage if "://" not in root]
+
+
+def _allowed(place: Place, roots: Roots) -> str:
+    kind: str
+    allowed: Sequence[str | Path]
+    if not isinstance(place.marker, ReadsFrom):
+        kind, allowed = ("output", roots.outputs) if place.marker.what == "runs" else ("storage", roots.storage)
+    else:
+        kind, allowed = "input", roots.inputs if place.marker.uris else roots.directories
+    return f"the {kind} roots ({', '.join(map(str, allowed)) or 'none'})"
+
+
+def _buckets(roots: Sequence[str]) -> list[str]:
+    return [root for root in roots if "://" in root]
+
+
+def _before_wildcard(path: str) -> Path:
+    wildcard = _WILDCARD.search(path)
+    return Path(path) if wildcard is None else Path(path[:wildcard.start()] + "_").parent
 
 
 def _under(uri: str, root: str) -> bool:
     return uri == root or uri.startswith(root + "/")
 
 
-def _check_tree(field: str, path: str, directories: Sequence[Path]) -> None:
-    wildcard = _WILDCARD.search(path)
-    base = Path(path) if wildcard is None else Path(path[:wildcard.start()] + "_").parent
-    for place in itertools.chain((base,), _links(base)):
-        if not _within(place.resolve(), directories):
-            raise ConfigError(field, path, f"{place} is a link that leads out of the input roots")
-
-
 def _links(base: Path) -> Iterator[Path]:
-    """Links below a folder, without those that no reader of the corpus follows: what begins with a dot is passed over."""
+    """Links below a folder, without those that no reader of the corpus follows: names that begin with a dot."""
     for folder, folders, files in os.walk(base):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in itertools.chain(folders, files):
@@ -182,7 +185,3 @@ def _links(base: Path) -> Iterator[Path]:
 
 def _within(path: Path, directories: Sequence[Path]) -> bool:
     return any(path.is_relative_to(directory) for directory in directories)
-
-
-def _outside(field: str, path: str, directories: Sequence[Path]) -> ConfigError:
-    return ConfigError(field, path, f"lies outside of what this service may use: {', '.join(map(str, directories))}")

@@ -398,11 +398,13 @@ def served(monkeypatch, tmp_path):
 
 def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
     out = ran(
-        "serve", "--port", "0", "--output-root", "a", "--output-root", "b", "--input-root", "s3://bucket", "--max-active-runs", "7",
+        "serve", "--port", "0", "--output-root", "a", "--output-root", "b", "--input-root", "s3://bucket",
+        "--storage-root", "gs://checkpoints/moe", "--max-active-runs", "7",
         "--allow-private-webhooks", "--log-format", "json", "--public-url", "https://moe.test")
     assert served.settings == [Settings(
-        state_dir=tmp_path / "state" / "moedisco", port=0, output_roots=("a", "b"), input_roots=("s3://bucket",), max_active_runs=7,
-        allow_private_webhooks=True, log_format="json", public_url="https://moe.test")]
+        state_dir=tmp_path / "state" / "moedisco", port=0, output_roots=("a", "b"), input_roots=("s3://bucket",),
+        storage_roots=("gs://checkpoints/moe",), max_active_runs=7, allow_private_webhooks=True, log_format="json",
+        public_url="https://moe.test")]
     assert "mdk_first" in out
     assert out.endswith("the next `moedisco serve` takes them up\n")
     path = tmp_path / "config" / "moedisco" / "service.json"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.errors import ConfigError, masked
 from service.domain.confinement import Roots, check_links, confined
 
 
@@ -46,7 +46,7 @@ def test_paths_become_absolute_under_the_first_root(roots):
 def test_the_embedded_text_is_always_allowed(roots):
     nothing = Roots((), roots.outputs)
     assert confined(config(), nothing).corpus.sources[0].path == "embedded"
-    assert "buckets only" in str(refused(config("a"), nothing))
+    assert "only buckets" in str(refused(config("a"), nothing))
 
 
 def test_every_root_may_be_read(roots):
@@ -58,14 +58,14 @@ def test_every_root_may_be_read(roots):
     "/etc/passwd", "/", "../secret/key", "a/../../secret/key", "a/..", "~/x", "~root/x", "", "a\0b", "..\\secret", "C:\\x",
     "file:///etc/passwd", "FILE:///etc", "http://169.254.169.254/latest", "https://h/x", "local:/etc", "s3:bucket/texts",
     "s3://other/texts", "s3://bucket", "s3://bucket/texts2", "s3://bucket/texts/../x", "s3://bucket/texts/%2e%2e/x",
-    "s3://bucket/te%78ts/x", "s3://key:secret@bucket/texts/x", "S3://bucket/texts/x", "gs://bucket/texts",
+    "s3://bucket/te%78ts/x", "S3://bucket/texts/x", "gs://bucket/texts",
     "s3://bucket/texts/x?endpoint_override=http://evil", "s3://bucket/texts/x?region=r&endpoint_override=evil",
     "s3://bucket/texts/x?scheme=http", "s3://bucket/texts/x?allow_bucket_creation=1", "s3://bucket/texts/x?y", "s3://bucket/texts/x#y",
     "s3://bucket/texts/*?endpoint_override=evil",
 ])
 def test_a_source_elsewhere_is_refused(roots, path):
     error = refused(config(path), roots)
-    assert (error.field, error.value) == ("corpus.sources.0.path", path)
+    assert (error.field, error.value) == ("corpus.sources.0.path", masked(path))
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/texts", "s3://bucket/texts/a/*.jsonl", "s3://bucket/texts/a?region=eu-west-1&anonymous=1"])

@@ -50,10 +50,16 @@ def test_a_loopback_address_needs_none(tmp_path, host):
     check_bind(settings(tmp_path, host=host), tokens=0)
 
 
+@pytest.mark.parametrize("setting", ["input_roots", "storage_roots"])
 @pytest.mark.parametrize("root", ["http://h/x", "s3://", "s3://bucket/../x", "s3://bucket?endpoint_override=h", "s3://key:secret@bucket"])
-def test_an_input_root_is_a_directory_or_a_plain_bucket(tmp_path, root):
-    with pytest.raises(ValidationError, match="input root"):
-        settings(tmp_path, input_roots=(root,))
+def test_a_root_is_a_directory_or_a_plain_bucket(tmp_path, setting, root):
+    with pytest.raises(ValidationError, match="root"):
+        settings(tmp_path, **{setting: (root,)})
+
+
+def test_an_azure_container_is_a_root(tmp_path):
+    root = "abfss://texts@account.dfs.core.windows.net/wiki"
+    assert settings(tmp_path, input_roots=(f"{root}/",)).input_roots == (root,)
 
 
 def test_settings_do_not_change(tmp_path):

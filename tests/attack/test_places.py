@@ -1,0 +1,85 @@
+"""No setting that names a place leads a tenant out of what the operator allows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from api_client import Service, demo, service
+from hostile_places import CREDENTIALS, SECRET, cases, configuration
+from starlette.testclient import TestClient
+
+CASES = cases()
+FIELDS = sorted({field for field, _, _ in CASES})
+
+
+def refused(answer, field: str) -> str:
+    """The one mistake of an answer, which names the setting and says more than that."""
+    assert 400 <= answer.status_code < 500, (field, answer.status_code, answer.text)
+    mistakes = answer.json()["errors"]
+    assert len(mistakes) == 1
+    assert mistakes[0]["field"] in (f"config.{field}", f"changes.{field}"), answer.text
+    message: str = mistakes[0]["message"]
+    assert "; " in message or " must " in message or "leave" in message, f"no remedy: {message}"
+    return message
+
+
+def stored(api: Service) -> list[Path]:
+    assert api.admin.get("/v1/runs").json()["items"] == []
+    return [path for folder in ("runs", "checkpoints") for path in (api.settings.state_dir.parent / folder).iterdir()
+            if not path.is_symlink()]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_hostile_places_are_refused_by_every_endpoint_that_takes_a_configuration(
+    api: Service, tenant: TestClient, field: str, caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for _, kind, value in (case for case in CASES if case[0] == field):
+        body = {"config": configuration(field, value)}
+        if "\0" in value:       # JSON with NUL is refused before anybody looks at settings
+            assert tenant.post("/v1/runs", json=body).status_code == 422
+            assert tenant.post("/v1/estimates", json=body).status_code == 422
+            continue
+        for path in ("/v1/runs", "/v1/estimates"):
+            answer = tenant.post(path, json=body)
+            message = refused(answer, field)
+            assert "TOP SECRET" not in answer.text, kind
+            assert SECRET not in answer.text, (kind, answer.text)
+            assert kind not in CREDENTIALS or "instance role" in message, (kind, message)
+    assert not stored(api)
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_retry_cannot_bring_a_hostile_place(api: Service, tenant: TestClient, field: str) -> None:
+    run = api.submit()
+    for value in ("/etc/cron.d", "../x", "http://169.254.169.254/", f"s3://AKIA:{SECRET}@texts/wiki"):
+        config = configuration(field, value)
+        changes = {section: config[section] for section in config if config[section] != demo().get(section) and section != "name"}
+        answer = tenant.post(f"/v1/runs/{run['id']}/retry", json={"changes": changes})
+        refused(answer, field)
+        assert SECRET not in answer.text
+    assert len(api.admin.get("/v1/runs").json()["items"]) == 1
+
+
+def test_checkpoints_stay_in_run_directories_unless_the_operator_names_a_root(tmp_path: Path) -> None:
+    with service(tmp_path) as api:
+        for storage in ("/etc/cron.d", "../../x", "s3://any/x?endpoint_override=evil", "s3://any/x", "ck"):
+            answer = api.ann.post("/v1/runs", json={"config": demo(checkpoint={"storage": storage})})
+            assert "--storage-root" in refused(answer, "checkpoint.storage")
+        assert api.admin.get("/v1/runs").json()["items"] == []
+
+
+@pytest.mark.parametrize(("storage", "stored_as"), [
+    ("s3://checkpoints/moe", None), ("s3://checkpoints/moe/team?region=eu-west-1", None), ("team", "checkpoints/team")])
+def test_checkpoints_go_to_a_root_that_the_operator_names(
+    api: Service, tenant: TestClient, storage: str, stored_as: str | None,
+) -> None:
+    answer = tenant.post("/v1/runs", json={"config": demo(checkpoint={"storage": storage})})
+    assert answer.status_code == 201, answer.text
+    expected = storage if stored_as is None else str(api.settings.state_dir.parent / stored_as)
+    assert answer.json()["config"]["checkpoint"]["storage"] == expected
+    assert json.dumps(expected) in json.dumps(api.admin.get(f"/v1/runs/{answer.json()['id']}").json())
