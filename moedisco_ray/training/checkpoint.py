@@ -1,4 +1,4 @@
-"""Distributed checkpoints: written by any number of workers, read by any other number. How they lie there: see `storage`."""
+"""Distributed checkpoints: written by any number of workers, read by any other number. How they are stored: see `storage`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.file_systems import Location
-from moedisco_ray.training.job import World
-from moedisco_ray.training.shards import METADATA, ShardReader, ShardWriter
-from moedisco_ray.training.storage import Seal, Storage
+from moedisco_ray.training import layout
+from moedisco_ray.training.job import TrainJob, World
+from moedisco_ray.training.manifest import Checksum
+from moedisco_ray.training.shards import ShardReader, ShardWriter
+from moedisco_ray.training.storage import Storage
 
 T = TypeVar("T")
 
@@ -78,20 +80,27 @@ def remove(location: Location) -> None:
     Storage(location).remove()
 
 
-def read_progress(location: Location, step: int) -> Progress:
+def storage_of(job: TrainJob) -> Storage:
+    """The checkpoints of a training, to be read and written."""
+    return Storage(job.checkpoints, job.key_file)
+
+
+def read_progress(storage: Storage, step: int) -> Progress:
     """Where the training stood at a complete checkpoint.
 
     Raises:
-        StorageError: It is damaged, or out of reach.
+        StorageError: The checkpoint is damaged, was changed, or is out of reach.
     """
-    storage = Storage(location)
     return Progress(**json.loads(storage.read(step, _PROGRESS, storage.manifest(step)[_PROGRESS])))
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights and optimizer state, not copied. Every worker must call it."""
+    """The tensors of weights and optimizer, not copied. Every worker must call it.
+
+    What else an optimizer's groups hold follows from the job, and is not stored.
+    """
     weights, moments = get_state_dict(model, optimizer)
-    return {"model": weights, "optimizer": moments}
+    return {"model": weights, "optimizer": moments["state"]}
 
 
 def write(
@@ -137,19 +146,22 @@ def load(
         group: For the workers' agreements; None: all of them.
 
     Raises:
-        StorageError: It is damaged, or out of reach. Model and optimizer are then of no use.
+        StorageError: It is damaged, was changed, or is out of reach. Model and optimizer are then of no use.
+        ValueError: It was signed, and yet has another form: another version of this package wrote it.
     """
-    def small_files() -> tuple[dict[str, Seal], bytes, bytes]:
-        seals = storage.manifest(step)
-        return seals, storage.read(step, METADATA, seals[METADATA]), storage.read(step, _PROGRESS, seals[_PROGRESS])
+    def small_files() -> tuple[dict[str, Checksum], bytes, bytes]:
+        files = storage.manifest(step)
+        return files, storage.read(step, layout.NAME, files[layout.NAME]), storage.read(step, _PROGRESS, files[_PROGRESS])
 
-    seals, metadata, progress = agreed(small_files, world, group)
-    state = state_of(model, optimizer)
-    reader = ShardReader(storage, step, seals, metadata)
+    checksums, metadata, progress = agreed(small_files, world, group)
+    weights, optimizer_state = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": optimizer_state["state"]}
+    reader = ShardReader(storage, step, checksums, layout.read_layout(metadata, checksums))
     _alone_is_fine()
     with _one_error():
         dcp.load(state, storage_reader=reader, process_group=group, no_dist=world.size == 1)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict={**optimizer_state, "state": state["optimizer"]})
     return Progress(**json.loads(progress))
 
 

@@ -123,6 +123,11 @@ class TrainJob:
     leave_moments: bool = False
 
     @property
+    def key_file(self) -> Path:
+        """The file of the key that signs its checkpoints: in the run directory, wherever the checkpoints are stored."""
+        return self.output.parent / "checkpoints.key"
+
+    @property
     def batch(self) -> int:
         """Sequences per step over all workers."""
         return max(1, self.optimizer.batch_tokens // self.sequence_length)

@@ -25,7 +25,6 @@ from moedisco_ray.policies.checkpointing import USUAL, SaveCost, interval
 from moedisco_ray.training import checkpoint
 from moedisco_ray.training.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
-from moedisco_ray.training.storage import Storage
 
 _TIMEOUT = timedelta(hours=1)
 """For which a worker waits for the others' uploads. One that dies is noticed at once."""
@@ -73,7 +72,7 @@ class Saver:
         self._world = world
         self._emit = emit
         self._losses_per_hour = losses_per_hour or (lambda: job.losses_per_hour)
-        self._storage = Storage(job.checkpoints)
+        self._storage = checkpoint.storage_of(job)
         # The training's own collectives must not wait for an upload's.
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.size > 1 else None
         on_gpu = torch.device(world.device).type == "cuda"

@@ -1,22 +1,26 @@
 """`torch.distributed.checkpoint`, writing to and reading from a `Storage`.
 
-It plans together over all workers, and every worker learns of what went wrong on any.
+It plans together over all workers, and every worker learns of what went wrong on any. torch writes each tensor with `torch.save`,
+and reads it with `torch.load(weights_only=True)` after the file's checksum was verified. Its metadata, which it would pickle, is
+replaced: see `layout`.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.futures import Future
 
-from moedisco_ray.training.storage import Seal, SealedStream, Storage
-
-METADATA = ".metadata"
+from moedisco_ray.training import layout
+from moedisco_ray.training.manifest import Checksum
+from moedisco_ray.training.storage import Storage
 
 
 class ShardWriter(FileSystemWriter):
@@ -24,9 +28,9 @@ class ShardWriter(FileSystemWriter):
 
     Args:
         storage: Where to.
-        step: The checkpoint's.
-        extras: Files beside the shards.
-        finished: Called on rank 0 once it is complete.
+        step: The checkpoint's step.
+        extras: Further files.
+        finished: Called on rank 0 once the checkpoint is complete.
     """
 
     def __init__(self, storage: Storage, step: int, extras: dict[str, bytes], finished: Callable[[], None]) -> None:
@@ -39,7 +43,7 @@ class ShardWriter(FileSystemWriter):
         self.path = storage.draft(step)
 
     def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
-        """Clean up, on rank 0, before anybody writes."""
+        """Clean up, on rank 0, before any worker writes."""
         self._storage.begin(self._step)
         return super().prepare_global_plan(plans)
 
@@ -47,41 +51,47 @@ class ShardWriter(FileSystemWriter):
         """Write this worker's shards."""
         written = self._storage.patiently(lambda: super(ShardWriter, self).write_data(plan, planner)).value()
         results: Future[list[Any]] = Future()
-        results.set_result(_Written(written, self._folder.seals))
+        results.set_result(_Written(written, self._folder.checksums))
         return results
 
     def finish(self, metadata: Any, results: list[Any]) -> None:
-        """On rank 0, when all workers have written."""
-        self._storage.patiently(lambda: super(ShardWriter, self).finish(metadata, results))
-        seals = {name: seal for written in results for name, seal in written.seals.items()} | self._folder.seals
-        for name, data in self._extras.items():
-            seals[name] = self._storage.write(f"{self.path}/{name}", data)
-        self._storage.commit(self._step, seals)
+        """Write metadata and manifest, on rank 0, when all workers have written."""
+        checksums = {name: checksum for written in results for name, checksum in written.checksums.items()}
+        small = {layout.NAME: layout.layout_bytes(metadata, itertools.chain.from_iterable(results)), **self._extras}
+        for name, data in small.items():
+            checksums[name] = self._storage.write(f"{self.path}/{name}", data)
+        self._storage.commit(self._step, checksums)
         self._finished()
 
 
 class ShardReader(FileSystemReader):
-    """Reads a complete checkpoint's shards; no byte of them is used before its whole file was found to be what was written.
+    """Reads a complete checkpoint's shards; no byte of a file is used before its checksum was verified.
 
     Args:
         storage: Where from.
-        step: The checkpoint's.
-        seals: Its manifest.
-        metadata: Its file of that name: torch passes over a failure to read it.
+        step: The checkpoint's step.
+        checksums: Its files, as its manifest has them.
+        metadata: What is stored in them.
     """
 
-    def __init__(self, storage: Storage, step: int, seals: dict[str, Seal], metadata: bytes) -> None:
+    def __init__(self, storage: Storage, step: int, checksums: Mapping[str, Checksum], metadata: Metadata) -> None:
         super().__init__(str(step))
-        self.fs = _Sealed(storage, step, seals, metadata)
+        self.fs = _Verified(storage, step, checksums)
         self.path = ""
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The metadata, which was read and checked before; torch's own method would unpickle a file."""
+        del args, kwargs
+        return self._metadata
 
 
 class _Written(list[Any]):
-    """What a worker wrote, and the seals of its files, on their way to rank 0."""
+    """What a worker wrote, and the checksums of its files, on their way to rank 0."""
 
-    def __init__(self, results: list[Any], seals: dict[str, Seal]) -> None:
+    def __init__(self, results: list[Any], checksums: dict[str, Checksum]) -> None:
         super().__init__(results)
-        self.seals = seals
+        self.checksums = checksums
 
 
 class _Folder(FileSystemBase):
@@ -89,14 +99,14 @@ class _Folder(FileSystemBase):
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self.seals: dict[str, Seal] = {}
+        self.checksums: dict[str, Checksum] = {}
 
     @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[SealedStream]:
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
         del mode
         with self._storage.writing(path) as stream:
             yield stream
-        self.seals[_base(path)] = stream.seal
+        self.checksums[_base(path)] = stream.checksum
 
     def concat_path(self, path: Any, suffix: str) -> str:
         return f"{path}/{suffix}"
@@ -105,18 +115,17 @@ class _Folder(FileSystemBase):
         return path
 
     def rename(self, path: Any, new_path: Any) -> None:
-        self._storage.rename(path, new_path)
-        self.seals[_base(new_path)] = self.seals.pop(_base(path))
+        """Nothing is renamed: a shard is written under its name."""
 
     def mkdir(self, path: Any) -> None:
-        """`Storage.begin` does."""
+        """`Storage.begin` makes the folder."""
 
     def exists(self, path: Any) -> bool:
         del path
         return False
 
     def rm_file(self, path: Any) -> None:
-        """Nothing is there before it is written."""
+        """Nothing exists before it is written."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
@@ -124,20 +133,19 @@ class _Folder(FileSystemBase):
         return True
 
 
-class _Sealed(_Folder):
+class _Verified(_Folder):
     """A complete checkpoint."""
 
-    def __init__(self, storage: Storage, step: int, seals: dict[str, Seal], metadata: bytes) -> None:
+    def __init__(self, storage: Storage, step: int, checksums: Mapping[str, Checksum]) -> None:
         super().__init__(storage)
         self._step = step
-        self._metadata = metadata
-        self.seals = seals
+        self._expected = checksums
 
     @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[io.BytesIO]:  # type: ignore[override]  # it reads
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
         del mode
         name = _base(path)
-        yield io.BytesIO(self._metadata if name == METADATA else self._storage.read(self._step, name, self.seals[name]))
+        yield io.BytesIO(self._storage.read(self._step, name, self._expected[name]))
 
 
 def _base(path: str) -> str:

@@ -9,7 +9,6 @@ from moedisco_ray.training.moments import take_up
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.output import write_model
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.storage import Storage
 
 
 def standing(job: TrainJob) -> TrainResult:
@@ -19,7 +18,7 @@ def standing(job: TrainJob) -> TrainResult:
         StorageError: The checkpoints' storage does not answer, or the newest one is damaged.
     """
     found = checkpoint.latest(job.checkpoints)
-    progress = checkpoint.Progress() if found is None else checkpoint.read_progress(job.checkpoints, found)
+    progress = checkpoint.Progress() if found is None else checkpoint.read_progress(checkpoint.storage_of(job), found)
     return TrainResult(
         progress.step, progress.tokens, tuple(progress.losses), progress.seconds, progress.step,
         finished=progress.step == job.steps and job.output.is_dir())
@@ -43,7 +42,7 @@ def write_standing(job: TrainJob) -> None:
     found = checkpoint.latest(job.checkpoints)
     progress = checkpoint.Progress()
     if found is not None:
-        progress = checkpoint.load(Storage(job.checkpoints), found, model, optimizer, World())
+        progress = checkpoint.load(checkpoint.storage_of(job), found, model, optimizer, World())
     elif job.moments is not None:
         take_up(job.moments, model, optimizer, World())
     if job.rounds is not None:

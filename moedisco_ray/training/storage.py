@@ -1,30 +1,28 @@
-"""Where checkpoints lie: a folder on any file system that pyarrow reads, in which each appears complete or not at all.
+"""Where checkpoints are stored: a folder on any file system that pyarrow reads, in which each appears complete or not at all.
 
-    LOCATION/step-0000100/__0_0.distcp ...   shards of weights and optimizer, a file per worker
-                          .metadata          which part of which tensor lies where (torch.distributed.checkpoint)
+    LOCATION/step-0000100/__0_0.distcp ...   shards of weights and optimizer state, a file per worker
+                          metadata.json      which part of which tensor is stored where; see `layout`
                           progress.json      where the training stood
-                          manifest.json      written last: size and SHA-256 of every other file
+                          manifest.json      written last: size and SHA-256 of every other file, signed; see `manifest`
 
-A checkpoint is complete when its manifest is there, and every file with the size that it says. On a disk it also gets its name
-only then. An object store has no renaming; but there no object appears before its last byte has arrived. (The parts of an upload
-that was cut off stay there unseen: a lifecycle rule of the bucket, AbortIncompleteMultipartUpload, frees them.)
+A checkpoint is complete when its manifest is there, and every file with the size that it says. It is read only if the manifest's
+signature fits: others may be able to write to the storage. On a disk it also gets its name only when it is complete. An object
+store has no renaming; but there no object appears before its last byte has arrived. (The parts of an upload that was cut off stay
+there unseen: a lifecycle rule of the bucket, AbortIncompleteMultipartUpload, frees them.)
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
-import hashlib
-import json
 import logging
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
@@ -32,6 +30,7 @@ from pyarrow import fs
 from moedisco_ray.artifacts import disk_full
 from moedisco_ray.errors import ConfigError, StorageError
 from moedisco_ray.file_systems import Location, first_line, resolve
+from moedisco_ray.training.manifest import Checksum, HashingStream, Manifest, signing_key
 
 T = TypeVar("T")
 
@@ -47,56 +46,6 @@ _HOPELESS = re.compile(r"NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGN
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Seal:
-    """By which a file is known again.
-
-    Attributes:
-        size: In bytes.
-        sha256: In hexadecimal digits.
-    """
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, data: bytes) -> Seal:
-        """The seal of these bytes."""
-        return cls(len(data), hashlib.sha256(data).hexdigest())
-
-
-class SealedStream:
-    """Counts and hashes what is written through it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._size = 0
-        self._hash = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        """Pass it on."""
-        view = memoryview(data).cast("B")
-        self._stream.write(view)
-        self._hash.update(view)
-        self._size += len(view)
-        return len(view)
-
-    def tell(self) -> int:
-        """Bytes written so far."""
-        return self._size
-
-    def flush(self) -> None:
-        """Nothing: torch asks for it after every tensor, which would cut an upload into as many parts."""
-
-    def close(self) -> None:
-        """Nothing: whoever opened the stream closes it."""
-
-    @property
-    def seal(self) -> Seal:
-        """Of everything written so far."""
-        return Seal(self._size, self._hash.hexdigest())
-
-
 class Storage:
     """The checkpoints of one training.
 
@@ -104,6 +53,8 @@ class Storage:
 
     Args:
         location: A folder for these checkpoints alone; every worker must see it.
+        key_file: File of the key that signs manifests, made with the first checkpoint; in the run directory, never in the storage.
+            None: checkpoints can be listed and deleted, not written or read.
 
     Raises:
         ConfigError: There is no such file system or bucket, or it refuses us.
@@ -111,8 +62,9 @@ class Storage:
         RunDirError: The disk is full.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, key_file: Path | None = None) -> None:
         self.location = location
+        self._key_file = key_file
         try:
             self._system, self._root = resolve(location)
         except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -123,9 +75,23 @@ class Storage:
         """The steps of the complete checkpoints, ascending."""
         return self.patiently(lambda: [step for name in self._names() if (step := self._step(name)) is not None])
 
-    def manifest(self, step: int) -> dict[str, Seal]:
-        """The files of a complete checkpoint."""
-        return self.patiently(lambda: self._manifest(_name(step)))
+    def manifest(self, step: int) -> dict[str, Checksum]:
+        """The files of a complete checkpoint.
+
+        Raises:
+            StorageError: The manifest, read twice, is not what this training signed for this step. The checkpoint is dropped:
+                the next attempt continues from the one before. Or its key is gone: then the checkpoint stays.
+        """
+        key = self._key(existing=True)
+        for _ in range(2):   # the file may be whole, and the way from the storage at fault
+            with contextlib.suppress(ValueError):
+                manifest = self.patiently(lambda: self._manifest(_name(step)))
+                if manifest.is_signed(step, key):
+                    return manifest.files
+        self.discard(step)
+        raise StorageError(
+            f"{MANIFEST} of checkpoint {_name(step)} in {self.location} was not written by this training for this step: it was "
+            "changed, or copied from elsewhere; the checkpoint is dropped")
 
     def draft(self, step: int) -> str:
         """The path under which a checkpoint is written."""
@@ -141,17 +107,20 @@ class Storage:
                 self._system.create_dir(self.draft(step))
         self.patiently(clear)
 
-    def commit(self, step: int, seals: dict[str, Seal]) -> None:
+    def commit(self, step: int, checksums: Mapping[str, Checksum]) -> None:
         """Make a checkpoint complete.
 
         Args:
-            step: Its step.
-            seals: Of all its files.
+            step: The checkpoint's step.
+            checksums: Those of all its files.
+
+        Raises:
+            RunDirError: The key in the run directory cannot be read or made.
         """
-        manifest = json.dumps({"files": {name: dataclasses.asdict(seal) for name, seal in sorted(seals.items())}}, indent=2)
-        self.write(f"{self.draft(step)}/{MANIFEST}", f"{manifest}\n".encode())
+        manifest = Manifest.signed(step, checksums, self._key())
+        self.write(f"{self.draft(step)}/{MANIFEST}", f"{manifest.model_dump_json(indent=2)}\n".encode())
         if self._on_disk:
-            self.patiently(lambda: self._publish(step, (*seals, MANIFEST)))
+            self.patiently(lambda: self._publish(step, (*checksums, MANIFEST)))
 
     def discard(self, step: int) -> None:
         """Drop a checkpoint."""
@@ -167,39 +136,35 @@ class Storage:
         """Drop everything."""
         self.patiently(lambda: self._delete_folder(self._root))
 
-    def write(self, path: str, data: bytes) -> Seal:
+    def write(self, path: str, data: bytes) -> Checksum:
         """Write a small file."""
-        def put() -> Seal:
+        def put() -> Checksum:
             with self.writing(path) as stream:
                 stream.write(data)
-                return stream.seal
+                return stream.checksum
         return self.patiently(put)
 
     @contextlib.contextmanager
-    def writing(self, path: str) -> Iterator[SealedStream]:
+    def writing(self, path: str) -> Iterator[HashingStream]:
         """A stream into a file; one attempt."""
         with self._system.open_output_stream(path, buffer_size=_BUFFER) as stream:
-            yield SealedStream(stream)
+            yield HashingStream(stream)
 
-    def read(self, step: int, name: str, seal: Seal) -> bytes:
+    def read(self, step: int, name: str, checksum: Checksum) -> bytes:
         """A file of a complete checkpoint.
 
         Raises:
-            StorageError: It is not what was written, read twice. The checkpoint is dropped: the next attempt goes on from the one
+            StorageError: It is not what was written, read twice. The checkpoint is dropped: the next attempt continues from the one
                 before.
         """
         data = self.patiently(lambda: self._get(f"{_name(step)}/{name}"))
-        if Seal.of(data) != seal:   # the file may be whole, and the way from the storage at fault
+        if Checksum.of(data) != checksum:   # the file may be whole, and the way from the storage at fault
             _log.warning("%s: %s of %s is not what was written; once more", self.location, name, _name(step))
             data = self.patiently(lambda: self._get(f"{_name(step)}/{name}"))
-        if Seal.of(data) != seal:
+        if Checksum.of(data) != checksum:
             self.discard(step)
             raise StorageError(f"{name} of checkpoint {_name(step)} in {self.location} is damaged; the checkpoint is dropped")
         return data
-
-    def rename(self, old: str, new: str) -> None:
-        """Give a file of a draft another name."""
-        self.patiently(lambda: self._system.move(old, new))
 
     def patiently(self, operation: Callable[[], T]) -> T:
         """Do it, again and again where it fails for a reason that may pass."""
@@ -242,22 +207,30 @@ class Storage:
         if match is None:
             return None
         try:
-            seals = self._manifest(name)
+            files = self._manifest_or_again(name).files
             infos = self._system.get_file_info(fs.FileSelector(self._path(name)))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError):
             return None
         sizes = {info.base_name: info.size for info in infos}
-        return int(match[1]) if all(sizes.get(file) == seal.size for file, seal in seals.items()) else None
+        return int(match[1]) if all(sizes.get(file) == checksum.size for file, checksum in files.items()) else None
 
-    def _manifest(self, name: str) -> dict[str, Seal]:
+    def _manifest_or_again(self, name: str) -> Manifest:
         try:
-            return self._seals(name)
-        except (ValueError, KeyError, TypeError):   # once more here too: `begin` clears away what has no manifest
-            return self._seals(name)
+            return self._manifest(name)
+        except ValueError:   # once more here too: `begin` clears away what has no manifest
+            return self._manifest(name)
 
-    def _seals(self, name: str) -> dict[str, Seal]:
-        files = json.loads(self._get(f"{name}/{MANIFEST}"))["files"]
-        return {file: Seal(**seal) for file, seal in files.items()}
+    def _manifest(self, name: str) -> Manifest:
+        return Manifest.model_validate_json(self._get(f"{name}/{MANIFEST}"))
+
+    def _key(self, *, existing: bool = False) -> bytes:
+        if self._key_file is None:
+            raise ValueError("a storage without a key can only list and delete checkpoints")
+        if existing and not self._key_file.exists():
+            raise StorageError(
+                f"{self._key_file}, the key that signed the checkpoints in {self.location}, is gone: put it back, or delete the "
+                "checkpoints to begin anew")
+        return signing_key(self._key_file)
 
     def _get(self, name: str) -> bytes:
         with self._system.open_input_stream(self._path(name)) as stream:

@@ -69,7 +69,8 @@ def test_what_passes_is_waited_for(
 
 
 @pytest.mark.parametrize(("fault", "file"), [
-    ("cut", "__0_0.distcp"), ("cut", ".metadata"), ("cut", "progress.json"), ("cut", "manifest.json"), ("refuse", "__0_0.distcp")])
+    ("cut", "__0_0.distcp"), ("cut", "metadata.json"), ("cut", "progress.json"), ("cut", "manifest.json"),
+    ("refuse", "__0_0.distcp")])
 def test_an_outage_at_any_file_is_told_and_never_leaves_half_a_checkpoint(
     home: Path, proxy: tuple[FaultyS3, str], whole: tuple[TrainJob, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     fault: Fault, file: str,

@@ -28,11 +28,12 @@ from moedisco_ray.model_map import check_same
 from moedisco_ray.policies import checkpointing
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, saver, storage, train
 from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training.manifest import HashingStream
 from moedisco_ray.training.saver import Saver
-from moedisco_ray.training.storage import SealedStream, Storage
+from moedisco_ray.training.storage import Storage
 
 STEPS = 6
-FILES = ("__0_0.distcp", ".metadata", "progress.json", "manifest.json")
+FILES = ("__0_0.distcp", "metadata.json", "progress.json", "manifest.json")
 
 
 class Died(BaseException):
@@ -97,7 +98,7 @@ def interfering(with_file: Callable[[str, int], None]) -> Iterator[None]:
     begun = iter(range(1000))
 
     @contextmanager
-    def interfered(self: Storage, path: str) -> Iterator[SealedStream]:
+    def interfered(self: Storage, path: str) -> Iterator[HashingStream]:
         with writing(self, path) as stream:
             stream.write(b"")
             with_file(path.rpartition("/")[2], next(begun))

@@ -18,7 +18,6 @@ from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.shell import Placement
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint
 from moedisco_ray.training.checkpoint import Progress
-from moedisco_ray.training.storage import Storage
 
 STEPS = 10
 RESULT = TrainResult(STEPS, 100, (3.0,) * STEPS, 20.0, 0, finished=True)
@@ -43,7 +42,7 @@ def jobs(tmp_path: Path) -> list[TrainJob]:
 
 def checkpointed(job: TrainJob, step: int) -> None:
     progress = Progress(step, 10 * step, [3.0] * step, 2.0 * step)
-    checkpoint.write(Storage(job.checkpoints), {"model": {}, "optimizer": {}}, progress, 2, World())
+    checkpoint.write(checkpoint.storage_of(job), {"model": {}, "optimizer": {}}, progress, 2, World())
 
 
 SPEEDS = dict.fromkeys("abc", 1.0)

@@ -20,7 +20,6 @@ from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import Keeper, Rounds, TrainJob, World, checkpoint, rounds, train, write_standing
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.sharding import trainable, whole_state
-from moedisco_ray.training.storage import Storage
 
 STEPS = (12, 12, 7)
 OUTER = Outer(lr=0.7, momentum=0.9)
@@ -74,7 +73,7 @@ def test_a_round_makes_the_outer_step_of_what_each_has_by_itself(home: Path, tmp
         model = trainable(job.model, job.optimizer, World())
         found = checkpoint.latest(lonely.checkpoints)
         assert found is not None
-        checkpoint.load(Storage(lonely.checkpoints), found, model, make_optimizer(model, lonely, World()), World())
+        checkpoint.load(checkpoint.storage_of(lonely), found, model, make_optimizer(model, lonely, World()), World())
         alone.append(whole_state(model))
     for key, start in weights(home / "dense").items():
         if key in made:

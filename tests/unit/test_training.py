@@ -35,9 +35,10 @@ from moedisco_ray.training import (
     train,
     write_standing,
 )
+from moedisco_ray.training.manifest import HashingStream
 from moedisco_ray.training.optimizer import RoundingAdamW, adamw
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.storage import SealedStream, Storage
+from moedisco_ray.training.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -279,11 +280,11 @@ def test_keeps_the_newest_checkpoints_and_trusts_only_whole_ones(job: TrainJob) 
     assert checkpoint.latest(job.checkpoints / "absent") is None
 
 
-@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata.tmp", "progress.json", "manifest.json"])
+@pytest.mark.parametrize("file", ["__0_0.distcp", "metadata.json", "progress.json", "manifest.json"])
 def test_a_full_disk_is_told_and_leaves_nothing_behind(job: TrainJob, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     writing = Storage.writing
 
-    def full(storage: Storage, path: str) -> AbstractContextManager[SealedStream]:
+    def full(storage: Storage, path: str) -> AbstractContextManager[HashingStream]:
         if path.endswith(file):
             raise OSError(errno.ENOSPC, "No space left on device")
         return writing(storage, path)

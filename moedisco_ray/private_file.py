@@ -1,0 +1,61 @@
+"""Secrets that are made once and kept in a file which only its owner can read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def kept_secret(path: Path, make: Callable[[], bytes]) -> bytes:
+    """The secret in a file of mode 0600, made where the file does not exist.
+
+    When several processes make it at once, one of them succeeds and all get that one's secret.
+
+    Args:
+        path: The file; its directory is made with mode 0700 where it does not exist.
+        make: Makes a new secret.
+
+    Raises:
+        OSError: The file can be neither read nor written.
+    """
+    if not path.exists():
+        _make(path, make())
+    return path.read_bytes()
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600; readers see the old content or the new one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    draft = _draft(path, data)
+    try:
+        draft.replace(path)
+    except OSError:
+        draft.unlink()
+        raise
+
+
+def _make(path: Path, secret: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = _draft(path, secret)
+    try:
+        # A link appears complete, and fails where another process was first.
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
+
+
+def _draft(path: Path, data: bytes) -> Path:
+    # `mkstemp` makes files of mode 0600, whatever the umask.
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(draft)

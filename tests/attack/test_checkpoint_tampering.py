@@ -1,0 +1,171 @@
+"""Checkpoints that the owner of their storage has changed: no planted code runs, and nothing is trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_training import small_job, weights, write_inputs
+
+from moedisco_ray.errors import StorageError
+from moedisco_ray.model_map import check_same
+from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, train
+
+STEPS = 6
+EVERY = 2
+FILES = range(4)
+"""A checkpoint's files, by their place in its sorted listing."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("inputs")
+    write_inputs(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path) -> tuple[TrainJob, TrainResult]:
+    """The undisturbed training."""
+    job = small_job(home, home / "whole" / "out", home / "whole-steps", steps=STEPS, every=EVERY)
+    return job, run(job)
+
+
+@pytest.fixture
+def job(home: Path, whole: tuple[TrainJob, TrainResult], tmp_path: Path) -> TrainJob:
+    """A training that has ended, with checkpoints of steps 4 and 6 in a storage outside its directory."""
+    shutil.copytree(home / "whole-steps", tmp_path / "storage")
+    shutil.copytree(home / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "out")
+    return small_job(home, tmp_path / "run" / "out", tmp_path / "storage", steps=STEPS, every=EVERY)
+
+
+class Planted:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self._marker,)
+
+
+def run(job: TrainJob) -> TrainResult:
+    return train(job, World(), lambda _event: None, lambda: False)
+
+
+def newest(job: TrainJob) -> Path:
+    return Path(job.checkpoints) / f"step-{STEPS:07d}"
+
+
+def replace(folder: Path, index: int, data: bytes) -> None:
+    """Change a file, and give the manifest the checksum of its new content."""
+    name = sorted(path.name for path in folder.iterdir())[index]
+    (folder / name).write_bytes(data)
+    if name != "manifest.json":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def falls_back(job: TrainJob, whole: tuple[TrainJob, TrainResult], match: str) -> None:
+    """One clear error; then the training continues from the checkpoint before, as if nothing had happened."""
+    with pytest.raises(StorageError, match=match):
+        run(job)
+    resumed = run(job)
+    assert resumed.restored_step == STEPS - EVERY
+    assert resumed.losses == whole[1].losses
+    check_same(weights(job), weights(whole[0]))
+
+
+def planted(marker: Path, form: str) -> bytes:
+    if form == "pickle":
+        return pickle.dumps(Planted(marker))
+    saved = io.BytesIO()
+    torch.save(Planted(marker), saved)
+    return saved.getvalue()
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch.save"])
+@pytest.mark.parametrize("index", FILES)
+def test_code_planted_in_any_file_of_a_checkpoint_does_not_run(job: TrainJob, tmp_path: Path, index: int, form: str) -> None:
+    marker = tmp_path / "ran"
+    replace(newest(job), index, planted(marker, form))
+    for _ in range(2):
+        try:
+            run(job)
+        except StorageError:
+            continue
+    assert not marker.exists()
+    pickle.loads(planted(marker, "pickle"))
+    assert marker.exists()     # it would have
+
+
+@pytest.mark.parametrize("index", FILES)
+def test_a_changed_byte_is_refused_although_its_checksum_was_recomputed(
+    job: TrainJob, whole: tuple[TrainJob, TrainResult], index: int,
+) -> None:
+    path = sorted(newest(job).iterdir())[index]
+    data = bytearray(path.read_bytes())
+    # A digit of a number in JSON, so that it stays JSON; in the shards a byte of a weight.
+    middle = len(data) // 2
+    place = next(i for i in range(middle, len(data)) if chr(data[i]).isdigit()) if path.suffix == ".json" else middle
+    data[place] ^= 1
+    replace(newest(job), index, bytes(data))
+    falls_back(job, whole, r"checkpoint step-0000006 in .* (was not written by this training for this step|is damaged)")
+
+
+def test_an_older_checkpoint_does_not_pass_for_a_newer_one(job: TrainJob, whole: tuple[TrainJob, TrainResult]) -> None:
+    older = newest(job).with_name(f"step-{STEPS - EVERY:07d}")
+    shutil.rmtree(newest(job))
+    shutil.copytree(older, newest(job))
+    falls_back(job, whole, "was not written by this training for this step")
+
+
+def test_an_older_checkpoint_with_the_newer_step_in_its_manifest_does_not_pass_either(
+    job: TrainJob, whole: tuple[TrainJob, TrainResult],
+) -> None:
+    older = newest(job).with_name(f"step-{STEPS - EVERY:07d}")
+    shutil.rmtree(newest(job))
+    shutil.copytree(older, newest(job))
+    manifest = json.loads((newest(job) / "manifest.json").read_text())
+    (newest(job) / "manifest.json").write_text(json.dumps({**manifest, "step": STEPS}))
+    falls_back(job, whole, "was not written by this training for this step")
+
+
+def test_a_checkpoint_of_another_training_is_refused(
+    home: Path, job: TrainJob, whole: tuple[TrainJob, TrainResult], tmp_path: Path,
+) -> None:
+    other = small_job(home, tmp_path / "other" / "out", tmp_path / "other-storage", steps=STEPS, every=EVERY)
+    run(other)
+    shutil.rmtree(newest(job))
+    shutil.copytree(newest(other), newest(job))
+    falls_back(job, whole, "was not written by this training for this step")
+
+
+def test_the_key_is_in_the_run_directory_for_its_owner_alone_and_never_in_the_storage(job: TrainJob) -> None:
+    key = job.key_file.read_bytes()
+    assert job.key_file.is_relative_to(job.output.parent)
+    assert stat.S_IMODE(job.key_file.stat().st_mode) == 0o600
+    stored = [path.read_bytes() for path in Path(job.checkpoints).rglob("*") if path.is_file()]
+    assert len(stored) == 2 * len(FILES)
+    assert not [data for data in stored if key in data or key.hex().encode() in data]
+
+
+def test_without_its_key_no_checkpoint_is_read_or_dropped(job: TrainJob) -> None:
+    key = job.key_file.read_bytes()
+    job.key_file.unlink()
+    with pytest.raises(StorageError, match=r"checkpoints\.key, the key that signed .* is gone: put it back, or delete"):
+        run(job)
+    assert checkpoint.steps(job.checkpoints) == [STEPS - EVERY, STEPS]
+    job.key_file.write_bytes(key)
+    assert run(job).restored_step == STEPS
