@@ -29,4 +29,4 @@ def pack_cluster(
     keeps: list[Keep] = [lambda _, part: owned(assignments[part], cluster)]
     if any(given(path, cluster).any() for path in assignments):
         keeps.append(lambda _, part: given(assignments[part], cluster))
-    return pack(parts, directory, encoder.eos, encoder.vocab_size, keeps)
+    return pack(parts, directory, encoder.eos, encoder.vocab_size, keeps, encoder.bos)

@@ -18,6 +18,7 @@ from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
 from moedisco_ray.config import CheckpointInit, Evaluation, Merge, Model, UpcycleInit
 from moedisco_ray.corpus import Encoder, read_unseen
+from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.merge import Batch
 from moedisco_ray.model_map import (
     ModelMap,
@@ -111,10 +112,10 @@ def merge_submodels(
         Figures per layer; `merge.json` beside the model also says what became of each tensor.
     """
     _, config = initial_moe(model, tokenizer, sequence_length, seed)
-    eos = Encoder(tokenizer).eos
+    prefix = Encoder(tokenizer).prefix
 
     def loss(merged: PreTrainedModel) -> float:
-        nats_N = evaluate.document_nats(merged, held_out, eos=eos, sequence_length=sequence_length)
+        nats_N = evaluate.document_nats(merged, held_out, prefix=prefix, sequence_length=sequence_length)
         return float(nats_N.sum()) / sum(map(len, held_out))
 
     router = merge.RouterSettings(settings.router, settings.match_load, settings.match_scale, seed)
@@ -196,7 +197,7 @@ def measure(
     labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
     result = evaluate.evaluate_stages(
-        *shown, documents, labels_N, eos=encoder.eos, sequence_length=sequence_length, device=device)
+        *shown, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device)
     if settings.ensemble and clusters is not None:
         known = clusters    # narrowed for the closure
 
@@ -204,7 +205,7 @@ def measure(
             return known.costs(encoder.decode(contexts), contexts)
 
         result["ensemble"] = evaluate.evaluate_ensemble(
-            submodels, documents, distances, settings.ensemble_top_k, eos=encoder.eos, sequence_length=sequence_length,
+            submodels, documents, distances, settings.ensemble_top_k, prefix=encoder.prefix, sequence_length=sequence_length,
             device=device)
     trained_on = sorted((corpus / "train").glob("*.parquet"))
     return result | judge(models["finetune"], corpus / "tokenizer", settings, sequence_length, device, trained_on)
@@ -232,19 +233,19 @@ def judge(
         ConfigError: A task file holds no tasks.
         CorpusError: A source cannot be read, or holds nothing that was not trained on.
     """
-    encoder = Encoder(tokenizer)
+    encoder = open_encoder(tokenizer)
     length = sequence_length or int(read_config(model)["max_position_embeddings"])
     result: dict[str, Any] = {}
     if settings.sources:
         samples, left_out = read_unseen(settings.sources, encoder, settings.max_tokens, trained_on)
         documents = evaluate.Documents(*map(tuple, zip(*samples, strict=True)))
-        unseen = evaluate.evaluate_unseen(model, documents, eos=encoder.eos, sequence_length=length, device=device)
+        unseen = evaluate.evaluate_unseen(model, documents, prefix=encoder.prefix, sequence_length=length, device=device)
         result["unseen"] = {**unseen, "trained_on": left_out}
     if settings.lm_eval:
         # Optional, and seconds to import.
         harness = importlib.import_module("moedisco_ray.evaluate.harness")
         result["lm_eval"] = harness.evaluate_tasks(
-            model, settings.lm_eval, encoder.encode, eos=encoder.eos, sequence_length=length, limit=settings.lm_eval_limit,
+            model, settings.lm_eval, encoder.encode, prefix=encoder.prefix, sequence_length=length, limit=settings.lm_eval_limit,
             device=device)
     return result
 
@@ -252,7 +253,7 @@ def judge(
 def held_out(corpus: Path, every: int, max_tokens: int, sequence_length: int) -> evaluate.ValidationSlice:
     """What a training's looks at its held-out loss take from the corpus artifact."""
     return evaluate.ValidationSlice(
-        every, validation_parts(corpus), max_tokens, Encoder(corpus / "tokenizer").eos, sequence_length)
+        every, validation_parts(corpus), max_tokens, Encoder(corpus / "tokenizer").prefix, sequence_length)
 
 
 def validation_parts(corpus: Path) -> tuple[Path, ...]:

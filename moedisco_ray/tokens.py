@@ -1,6 +1,7 @@
 """Packed tokens on disk, windows over them, and the order in which training visits the windows.
 
-A packed directory holds documents as one long stream of token ids, an end-of-sequence token after each document:
+A packed directory holds documents as one long stream of token ids, an end-of-sequence token after each document, and a
+beginning-of-sequence token before each where the tokenizer adds one:
 
     part-00000.npy ...   1-D little-endian uint16, or uint32 for a vocabulary above 65,536 entries
     index.json           {"tokens", "documents", "dtype", "parts"}
@@ -32,7 +33,9 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def write_packed(directory: Path, parts: Iterable[Iterable[Ids]], eos: int, vocab_size: int) -> dict[str, Any]:
+def write_packed(
+    directory: Path, parts: Iterable[Iterable[Ids]], eos: int, vocab_size: int, bos: int | None = None,
+) -> dict[str, Any]:
     """Write documents as packed tokens; memory is bounded by one part.
 
     Args:
@@ -41,9 +44,10 @@ def write_packed(directory: Path, parts: Iterable[Iterable[Ids]], eos: int, voca
             no file.
         eos: The token that ends each document.
         vocab_size: Ids are below it; decides the type on disk.
+        bos: The token that begins each document; None: none does.
 
     Returns:
-        The index that was written: tokens (with the end-of-sequence tokens), documents, dtype, parts.
+        The index that was written: tokens (with those between documents), documents, dtype, parts.
 
     Raises:
         CorpusError: An id does not fit the vocabulary.
@@ -51,12 +55,13 @@ def write_packed(directory: Path, parts: Iterable[Iterable[Ids]], eos: int, voca
     directory.mkdir(parents=True, exist_ok=True)
     dtype = token_dtype(vocab_size)
     end = np.array([eos], dtype=np.int64)
+    begin = np.array([] if bos is None else [bos], dtype=np.int64)
     names: list[str] = []
     documents = tokens = 0
     for part in parts:
         pieces: list[Ids] = []
         for document in part:
-            pieces += (document, end)
+            pieces += (begin, document, end)
         if not pieces:
             continue
         packed = np.concatenate(pieces)
@@ -65,7 +70,7 @@ def write_packed(directory: Path, parts: Iterable[Iterable[Ids]], eos: int, voca
         name = f"part-{len(names):05d}.npy"
         np.save(directory / name, packed.astype(dtype), allow_pickle=False)
         names.append(name)
-        documents += len(pieces) // 2
+        documents += len(pieces) // 3
         tokens += len(packed)
     index = {"tokens": tokens, "documents": documents, "dtype": dtype.name, "parts": names}
     write_json(directory / INDEX, index)

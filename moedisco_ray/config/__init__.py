@@ -30,6 +30,7 @@ from moedisco_ray.config.sections import (
     Tokens,
     Tracking,
 )
+from moedisco_ray.config.tokenizers import tokenizer_directory, tokenizer_files
 
 __all__ = [
     "DENSE",
@@ -67,4 +68,6 @@ __all__ = [
     "load_config",
     "put",
     "read_architecture",
+    "tokenizer_directory",
+    "tokenizer_files",
 ]

@@ -74,7 +74,9 @@ def check_files(config: RunConfig) -> None:
     _check_sources("corpus.sources", config.corpus.sources)
     check_evaluation(config.evaluation)
     if config.tokenizer.path is not None and not os.path.isdir(config.tokenizer.path):  # noqa: PTH112 - see `_check_sources`
-        raise ConfigError("tokenizer.path", str(config.tokenizer.path), "no such directory; leave it out to train a tokeniser")
+        raise ConfigError(
+            "tokenizer.path", str(config.tokenizer.path),
+            "no such directory; leave it out to use the tokenizer of model.init, or to train one")
     if isinstance(config.model.init, LocalInit):
         try:
             architecture = config.model.architecture

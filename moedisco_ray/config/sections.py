@@ -48,10 +48,14 @@ class Corpus(Section):
 
 
 class Tokenizer(Section):
-    """Where the tokeniser comes from."""
+    """Where the tokenizer comes from."""
 
     path: Annotated[Path, ReadsFrom()] | None = None
-    """A directory with `tokenizer.json` (or `vocab.json` and `merges.txt`); null: train one on the corpus."""
+    """A directory with a tokenizer that transformers can read. Null: the tokenizer of the model that `model.init` names, or, with
+    random weights, one that is trained on the corpus."""
+    replace: bool = False
+    """Replace the tokenizer of the model that `model.init` names, by the one in `path` or by one trained on the corpus. The model's
+    embedding then belongs to other tokens, and must be learned again."""
     train_vocab_size: int = Field(8192, ge=300)
     """Size of the byte-level BPE vocabulary to train."""
 

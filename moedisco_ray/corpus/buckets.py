@@ -46,7 +46,7 @@ class Finished:
     Attributes:
         index: Of the bucket.
         duplicates: Documents that were there more than once, counted once less.
-        train: Per input: documents, packed tokens of a pass (copies and end-of-sequence tokens counted), bytes of
+        train: Per input: documents, packed tokens of a pass (copies and the tokens between documents counted), bytes of
             text.
         validation: The same of the documents held out.
     """
@@ -119,6 +119,6 @@ def _write(table: pa.Table, encoder: Encoder, names: tuple[str, ...], path: Path
     ], schema=DOCUMENTS)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(finished, path, row_group_size=_ROW_GROUP, compression="zstd")
-    packed = (lengths + 1) * table["copies"].to_numpy()
+    packed = (lengths + 1 + (encoder.bos is not None)) * table["copies"].to_numpy()
     figures = [np.ones(len(order)), packed, pc.binary_length(table["text"]).to_numpy()]
     return np.stack([np.bincount(order, values, minlength=len(names)) for values in figures], axis=1).astype(np.int64)

@@ -10,21 +10,14 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.config import RunConfig, tokenizer_directory
 from moedisco_ray.corpus.buckets import Finished, Rules, finish_bucket, sample_texts
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.packing import pack, part_path
 from moedisco_ray.corpus.readers import UNIT_BYTES, plan_units
 from moedisco_ray.corpus.sources import Input, expand_sources
 from moedisco_ray.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
-from moedisco_ray.corpus.tokenizer import (
-    Encoder,
-    check_settings,
-    check_vocabulary,
-    load_tokenizer,
-    save_tokenizer,
-    train_bpe,
-)
+from moedisco_ray.corpus.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.tokens import TokenStream
 
@@ -68,7 +61,7 @@ def build(
         ConfigError: The vocabulary does not fit the model; two sources of one name.
         CheckpointError: The checkpoint is unreadable, or has a smaller vocabulary.
     """
-    check_settings(config)
+    _use_tokenizer(config, directory / "tokenizer")
     scratch = directory / "scratch"
     inputs = expand_sources(config.corpus.sources, scratch / "embedded")
     listed = [(source, list_files(source.field, source.path, source.format)) for source in inputs]
@@ -81,27 +74,37 @@ def build(
         tuple(source.name for source in inputs), tuple(source.weight for source in inputs),
         config.corpus.validation_fraction, config.seed, min(report.smallest for report in staged))
     buckets = plan_buckets(staged, count)
-    encoder = _make_tokenizer(config, buckets, rules, directory / "tokenizer")
+    encoder = _encoder(config, buckets, rules, directory / "tokenizer")
     finish = functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory)
     finished = list(map_tasks(finish, buckets))
     shutil.rmtree(scratch)
     _check_split(config, finished)
 
     parts = [part_path(directory / "train", bucket.index) for bucket in buckets]
-    pack(parts, directory / "shards", encoder.eos, encoder.vocab_size)
+    pack(parts, directory / "shards", encoder.eos, encoder.vocab_size, bos=encoder.bos)
     TokenStream([directory / "shards"], config.corpus.sequence_length)  # long enough for one window, or an error
     return _summary(finished, rules.names, encoder.vocab_size)
 
 
-def _make_tokenizer(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directory: Path) -> Encoder:
-    if config.tokenizer.path is not None:
-        tokenizer, settings = load_tokenizer(config.tokenizer.path)
-    else:
+def _use_tokenizer(config: RunConfig, directory: Path) -> None:
+    """Put a tokenizer in its place that was not trained here, or check that one may be trained."""
+    source = tokenizer_directory(config)
+    if source is None:
+        check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
+        return
+    # transformers takes seconds to import, in every worker that reads text; a tokenizer from elsewhere alone needs it, here.
+    from moedisco_ray.corpus.pretrained import check_tokenizer, prepare_tokenizer  # noqa: PLC0415
+
+    check_tokenizer(config)
+    prepare_tokenizer(source, directory)
+
+
+def _encoder(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directory: Path) -> Encoder:
+    if tokenizer_directory(config) is None:
         sample = sample_texts(buckets, rules, TOKENIZER_SAMPLE_CHARACTERS)
-        tokenizer, settings = train_bpe(sample, config.tokenizer.train_vocab_size), {}
-    save_tokenizer(tokenizer, settings, directory)
+        save_trained(train_bpe(sample, config.tokenizer.train_vocab_size), directory)
     encoder = Encoder(directory)
-    check_vocabulary(encoder.vocab_size, config.model, "choose a tokeniser with fewer")
+    check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
     return encoder
 
 

@@ -27,6 +27,7 @@ def part_path(directory: Path, index: int) -> Path:
 
 def pack(
     parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, keeps: Sequence[Keep | None] = (None,),
+    bos: int | None = None,
 ) -> dict[str, Any]:
     """Pack documents, each as often as its `copies` say; memory is bounded by one part.
 
@@ -40,6 +41,7 @@ def pack(
         vocab_size: Of the tokeniser.
         keeps: Restrict the documents, for example to one cluster, and come one after the other: all that the first keeps is
             packed before what the second does. None keeps all of them.
+        bos: The token that begins each document; None: none does.
 
     Returns:
         The index, as `write_packed`.
@@ -51,7 +53,7 @@ def pack(
         for c in range(max(most, default=0))
         for i, path in enumerate(parts) if most[i] > c
     )
-    return write_packed(directory, passes, eos, vocab_size)
+    return write_packed(directory, passes, eos, vocab_size, bos)
 
 
 def _most_copies(path: Path) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from moedisco_ray.config import LocalInit, RunConfig, Source
+from moedisco_ray.config import LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
 from moedisco_ray.corpus import embedded, files
 from moedisco_ray.errors import ConfigError
 
@@ -81,14 +81,19 @@ def input_identity(config: RunConfig) -> dict[str, str]:
     """Per stage that reads the user's files, a digest that changes when their text may have changed.
 
     Of files it holds names, sizes and times of writing; of the embedded text, the versions of the packages that carry
-    it; of the evaluation's task files, what is in them; of a model to start from, names, sizes and times of its files.
+    it; of the evaluation's task files, what is in them; of a model to start from, names, sizes and times of its files; of a
+    tokenizer, what is in its files.
 
     Raises:
         CorpusError: A source cannot be listed.
+        ConfigError: The run starts from a model without a tokenizer, and names none either.
     """
     evaluation = config.evaluation
     read = [*_identities("evaluation.sources", evaluation.sources), *(_contents(path) for path in evaluation.lm_eval)]
-    found = {"corpus": _digest(_identities("corpus.sources", config.corpus.sources)), "evaluate": _digest(read)}
+    directory = tokenizer_directory(config)
+    tokenizer = [] if directory is None else [path.name + _contents(path) for path in tokenizer_files(directory)]
+    text = [*_identities("corpus.sources", config.corpus.sources), *tokenizer]
+    found = {"corpus": _digest(text), "evaluate": _digest(read)}
     if isinstance(config.model.init, LocalInit):
         found["seed"] = _digest(_listing(config.model.init.directory))
     return found

@@ -1,48 +1,66 @@
-"""The tokeniser: loaded from a directory or trained on the corpus, and saved so that `AutoTokenizer` loads it."""
+"""A tokenizer as workers use it, without transformers; and the byte-level BPE that a run trains when it starts from nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from moedisco_ray.artifacts import write_json
-from moedisco_ray.config import LocalInit, Model, RunConfig
+from moedisco_ray.artifacts import read_json, write_json
+from moedisco_ray.config import LocalInit, Model
 from moedisco_ray.errors import CheckpointError, ConfigError
 
+ENCODING = "encoding.json"
+"""File next to a prepared tokenizer's own files, with what `Encoder` needs."""
 END_OF_TEXT = "<|endoftext|>"
-_USUAL_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 _CHUNK_CHARACTERS = 1 << 20
-_KEPT_SETTINGS = ("eos_token", "bos_token", "pad_token", "unk_token", "chat_template", "clean_up_tokenization_spaces")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How text becomes token ids.
+
+    Attributes:
+        serialised: The tokenizer, as the tokenizers library writes it.
+        eos: Id of the end-of-sequence token, which training puts after each document.
+        bos: Id of the beginning-of-sequence token that the tokenizer puts before each text; None where it puts none.
+        vocab_size: One more than the largest id.
+    """
+
+    serialised: str
+    eos: int
+    bos: int | None
+    vocab_size: int
 
 
 class Encoder:
-    """A saved tokeniser, to turn text into ids and back.
+    """Turns text into token ids and back.
 
     Attributes:
-        eos: Id of the end-of-sequence token.
-        bos: Id of the beginning-of-sequence token.
-        pad: Id of the padding token.
-        vocab_size: One more than the largest id.
+        eos: As `Encoding.eos`.
+        bos: As `Encoding.bos`.
+        vocab_size: As `Encoding.vocab_size`.
 
     Args:
-        directory: As `save_tokenizer` wrote it.
+        source: A prepared tokenizer directory, such as a corpus artifact's, or its encoding.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._tokenizer = _shared_tokenizer((directory / "tokenizer.json").read_text(encoding="utf-8"))
-        settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-        ids = self._tokenizer.get_vocab()
-        self.eos: int = ids[_content(settings["eos_token"])]
-        self.bos: int = ids[_content(settings["bos_token"])]
-        self.pad: int = ids[_content(settings["pad_token"])]
-        self.vocab_size = _vocab_size(self._tokenizer)
+    def __init__(self, source: Path | Encoding) -> None:
+        encoding = Encoding(**read_json(source / ENCODING)) if isinstance(source, Path) else source
+        self._tokenizer = _shared_tokenizer(encoding.serialised)
+        self.eos = encoding.eos
+        self.bos = encoding.bos
+        self.vocab_size = encoding.vocab_size
+
+    @property
+    def prefix(self) -> int:
+        """The token that a document's first token is predicted from: BOS where the tokenizer adds it, else EOS."""
+        return self.eos if self.bos is None else self.bos
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text, without special tokens."""
@@ -68,73 +86,34 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """Read a tokeniser and its settings (special tokens by name).
-
-    Args:
-        directory: Holds `tokenizer.json`, or `vocab.json` and `merges.txt` of byte-level BPE; settings come from
-            `tokenizer_config.json` where there is one.
-
-    Raises:
-        ConfigError: It holds neither, or they cannot be read.
-    """
-    whole, vocabulary, merges = directory / "tokenizer.json", directory / "vocab.json", directory / "merges.txt"
-    try:
-        if whole.exists():
-            tokenizer = Tokenizer.from_file(str(whole))
-        elif vocabulary.exists() and merges.exists():
-            tokenizer = ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer  # noqa: SLF001  # the plain one inside
-        else:
-            raise FileNotFoundError("it holds no tokenizer.json, nor vocab.json with merges.txt")  # noqa: TRY301  # told below
-        stored = directory / "tokenizer_config.json"
-        settings = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
-    except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
-        raise ConfigError("tokenizer.path", str(directory), f"is no tokeniser that can be read: {error}") from error
-    return tokenizer, {name: settings[name] for name in _KEPT_SETTINGS if settings.get(name) is not None}
-
-
-def save_tokenizer(tokenizer: Tokenizer, settings: dict[str, Any], directory: Path) -> None:
-    """Write a directory that `AutoTokenizer` loads, with an end-of-sequence token in any case.
-
-    Where the settings name none, it is the usual one that the vocabulary has, or else `<|endoftext|>` is added. It
-    serves as beginning and padding too where those have no token.
-    """
-    named = {name: _content(value) if name.endswith("_token") else value for name, value in settings.items()}
-    known = tokenizer.get_vocab()
-    named.setdefault("eos_token", next((end for end in _USUAL_ENDS if end in known), END_OF_TEXT))
-    named.setdefault("bos_token", named["eos_token"])
-    named.setdefault("pad_token", named["eos_token"])
-    tokenizer.add_special_tokens([named[name] for name in ("eos_token", "bos_token", "pad_token")])
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+def save_trained(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write a trained tokenizer so that `AutoTokenizer` and `Encoder` read it; `<|endoftext|>` ends, begins and pads."""
     directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(directory / "tokenizer.json"))
     # By hand, for `save_pretrained` would import transformers and torch into every worker that reads text.
-    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+    special = dict.fromkeys(("eos_token", "bos_token", "pad_token"), END_OF_TEXT)
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    ids = tokenizer.get_vocab()
+    write_encoding(Encoding(tokenizer.to_str(), ids[END_OF_TEXT], None, vocabulary_size(ids)), directory)
 
 
-def check_settings(config: RunConfig) -> None:
-    """Find out before any text is read that the vocabulary will not fit the model.
+def write_encoding(encoding: Encoding, directory: Path) -> None:
+    """Make a directory one that `Encoder` reads."""
+    write_json(directory / ENCODING, dataclasses.asdict(encoding))
 
-    Raises:
-        ConfigError: The tokeniser has, or is to be trained to, more entries than `model.config.vocab_size`, or cannot
-            be read.
-        CheckpointError: It has more than the checkpoint's embedding has rows.
-    """
-    if config.tokenizer.path is None:
-        check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
-    else:
-        tokenizer, settings = load_tokenizer(config.tokenizer.path)
-        names_end = "eos_token" in settings or any(end in tokenizer.get_vocab() for end in _USUAL_ENDS)
-        check_vocabulary(_vocab_size(tokenizer) + (not names_end), config.model, "choose another tokenizer.path")
+
+def vocabulary_size(ids: dict[str, int]) -> int:
+    """Rows that an embedding needs; ids may have gaps, so it is one more than the largest."""
+    return max(ids.values()) + 1
 
 
 def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
-    """Refuse a tokeniser with more entries than the model's embedding has rows.
+    """Refuse a tokenizer with more entries than the model's embedding has rows.
 
     Raises:
         ConfigError: `model.config.vocab_size` is too small.
-        CheckpointError: The checkpoint's embedding is.
+        CheckpointError: The embedding of the model to start from is too small.
     """
     rows = model.architecture.vocab_size
     if rows is None or entries <= rows:
@@ -142,28 +121,19 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
     if isinstance(model.init, LocalInit):
         raise CheckpointError(
             model.init.setting, str(model.init.directory),
-            f"its embedding has {rows} rows, the tokeniser {entries} entries; set tokenizer.path to its own")
+            f"its embedding has {rows} rows, but the tokenizer has {entries} entries; {otherwise}")
     raise ConfigError(
-        "model.config.vocab_size", rows, f"the tokeniser has {entries} entries; set at least {entries}, or {otherwise}")
+        "model.config.vocab_size", rows, f"the tokenizer has {entries} entries; set at least {entries}, or {otherwise}")
 
 
-# A tokeniser that is dropped leaves megabytes behind in its library (measured, tokenizers 0.23), so a worker that
-# finishes bucket after bucket keeps one. Its contents are the key: the same path may hold another tokeniser next time.
+# A tokenizer that is dropped leaves megabytes behind in its library (measured, tokenizers 0.23), so a worker that
+# finishes bucket after bucket keeps one. Its contents are the key: the same path may hold another tokenizer next time.
 @functools.lru_cache(maxsize=1)
 def _shared_tokenizer(serialised: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(serialised)
     # A document that spells a special token means its characters.
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def _vocab_size(tokenizer: Tokenizer) -> int:
-    # Ids may have gaps: the embedding needs a row for the largest.
-    return max(tokenizer.get_vocab().values()) + 1
-
-
-def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else str(token)
 
 
 def _chunks(texts: Sequence[str]) -> Iterable[Sequence[str]]:

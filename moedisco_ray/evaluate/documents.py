@@ -23,7 +23,7 @@ class Documents:
         ids: Digest of each text, ascending.
         sources: Name of the source each comes from.
         texts: The text itself.
-        tokens: Its tokens, without an end-of-sequence token.
+        tokens: Its tokens, without those that begin and end a document.
     """
 
     ids: tuple[bytes, ...]

@@ -1,8 +1,8 @@
 """A model on multiple-choice and completion tasks, by EleutherAI's lm-eval (Gao et al., the Language Model Evaluation Harness).
 
 The harness poses the tasks, picks the answers and counts them; probabilities are ours (`scoring`), so that a task sees the model as
-training did: each question begins a document. Nothing is downloaded. This module needs the extra `lm-eval`; nothing imports it
-before it is asked for.
+training did: each question begins a document, after BOS where the tokenizer adds it. Chat templates are not applied. Nothing is
+downloaded. This module needs the extra `lm-eval`; nothing imports it before it is asked for.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class ScoredLM(TemplateLM):
     Args:
         model: On its device.
         encode: The tokeniser, without special tokens.
-        eos: The token before each context.
+        prefix: The token before each context.
         sequence_length: Most tokens of a context and its continuation together.
     """
 
-    def __init__(self, model: PreTrainedModel, encode: Encode, eos: int, sequence_length: int) -> None:
+    def __init__(self, model: PreTrainedModel, encode: Encode, prefix: int, sequence_length: int) -> None:
         super().__init__()
         self._model = model
         self._encode = encode
-        self._eos = eos
+        self._prefix = prefix
         self._length = sequence_length
 
     @property
     def eot_token_id(self) -> int:
         """The token before each context."""
-        return self._eos
+        return self._prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids of a text."""
@@ -68,8 +68,11 @@ class ScoredLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any,
     ) -> list[tuple[float, bool]]:
-        windows = [np.array((context + continuation)[-self._length:], dtype=np.int32) for _, context, continuation in requests]
-        predicted = predict_tokens(self._model, windows, eos=self._eos, sequence_length=self._length)
+        # For an empty context the harness passes the prefix itself; `predict_tokens` puts it before every window anyway.
+        contexts = [context[1:] if context[:1] == [self._prefix] else context for _, context, _ in requests]
+        joined = [context + request[2] for context, request in zip(contexts, requests, strict=True)]
+        windows = [np.array(ids[-self._length:], dtype=np.int32) for ids in joined]
+        predicted = predict_tokens(self._model, windows, prefix=self._prefix, sequence_length=self._length)
         starts = [max(0, len(window) - len(request[2])) for window, request in zip(windows, requests, strict=True)]
         return [
             (-float(nats_T[start:].sum()), bool(likeliest_T[start:].all()))
@@ -110,7 +113,7 @@ def pose(name: str, rows: Rows) -> RowsTask:
 
 
 def evaluate_tasks(
-    model_dir: Path, paths: Sequence[Path], encode: Encode, *, eos: int, sequence_length: int, limit: int | None = None,
+    model_dir: Path, paths: Sequence[Path], encode: Encode, *, prefix: int, sequence_length: int, limit: int | None = None,
     device: str = "cpu", dtype: torch.dtype | None = None,
 ) -> list[dict[str, Any]]:
     """Put one model to the tasks of some files.
@@ -119,7 +122,7 @@ def evaluate_tasks(
         model_dir: A Hugging Face directory.
         paths: Task files; see `read_task_file`.
         encode: The tokeniser, without special tokens.
-        eos: The token before each question.
+        prefix: The token before each question.
         sequence_length: Most tokens of a question and an answer together.
         limit: Examples of each file, the first ones; None: all.
         device: Where to run.
@@ -135,7 +138,7 @@ def evaluate_tasks(
     """
     posed = {path.stem: read_task_file(f"evaluation.lm_eval.{i}", path)[:limit] for i, path in enumerate(paths)}
     model = load_model(model_dir, dtype or default_dtype(device)).to(device)
-    lm = ScoredLM(model, encode, eos, sequence_length)
+    lm = ScoredLM(model, encode, prefix, sequence_length)
     found = evaluate(lm, {"tasks": {name: pose(name, rows) for name, rows in posed.items()}}, log_samples=False)
     return [_figures(name, rows, found["results"][name]) for name, rows in posed.items()]
 

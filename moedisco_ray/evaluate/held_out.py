@@ -21,14 +21,14 @@ class ValidationSlice:
         every: Steps between two looks.
         parts: Parquet files of the validation documents.
         max_tokens: Most tokens to look at.
-        eos: The token before each document.
+        prefix: The token before each document.
         sequence_length: Most positions of a window.
     """
 
     every: int
     parts: tuple[Path, ...]
     max_tokens: int
-    eos: int
+    prefix: int
     sequence_length: int
 
     def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -36,4 +36,4 @@ class ValidationSlice:
         tokens = load_documents(self.parts, self.max_tokens).tokens
         lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
         for windows in plan_batches(lengths_N, self.sequence_length, batch_tokens):
-            yield fill(tokens, windows, self.eos)
+            yield fill(tokens, windows, self.prefix)

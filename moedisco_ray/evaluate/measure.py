@@ -29,7 +29,7 @@ from moedisco_ray.model_map import load_model, specialise
 
 
 def evaluate(
-    model_dir: Path, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, eos: int,
+    model_dir: Path, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, prefix: int,
     sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
 ) -> dict[str, Any]:
     """Measure one model.
@@ -38,7 +38,7 @@ def evaluate(
         model_dir: A Hugging Face directory.
         documents: What to measure on.
         labels_N: Cluster of each document; None where there are no clusters.
-        eos: The token before each document.
+        prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Where to run.
         dtype: Arithmetic of the model, bf16 on a GPU and fp32 elsewhere where not given; sums are in float64.
@@ -66,7 +66,7 @@ def evaluate(
     model = load_model(model_dir, dtype or default_dtype(device)).to(device)
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
-            model, documents.tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens,
+            model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
             observe=meter.observe)
     scores = document_scores(documents, nats_N)
     statistics = meter.statistics()
@@ -81,7 +81,7 @@ def evaluate(
 
 def evaluate_stages(
     models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]] | None, *,
-    eos: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+    prefix: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
 ) -> dict[str, Any]:
     """Measure what every training stage made; one model is in memory at a time.
 
@@ -90,7 +90,7 @@ def evaluate_stages(
         submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone; may be none.
         documents: What to measure on.
         labels_N: Cluster of each document; None where there are no clusters.
-        eos: The token before each document.
+        prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Where to run.
         dtype: As in `evaluate`.
@@ -100,7 +100,7 @@ def evaluate_stages(
         `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels`, where
         there are any, sums over all clusters and has `units`, the figures of each.
     """
-    settings: dict[str, Any] = {"eos": eos, "sequence_length": sequence_length, "batch_tokens": batch_tokens}
+    settings: dict[str, Any] = {"prefix": prefix, "sequence_length": sequence_length, "batch_tokens": batch_tokens}
 
     def score(directory: Path, chosen: Documents) -> Score:
         if not len(chosen):
@@ -119,7 +119,7 @@ def evaluate_stages(
 
 
 def evaluate_unseen(
-    model_dir: Path, documents: Documents, *, eos: int, sequence_length: int, device: str = "cpu",
+    model_dir: Path, documents: Documents, *, prefix: int, sequence_length: int, device: str = "cpu",
     dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
 ) -> dict[str, Any]:
     """Measure one model on text that it was never trained on.
@@ -127,7 +127,7 @@ def evaluate_unseen(
     Args:
         model_dir: A Hugging Face directory.
         documents: What to measure on.
-        eos: The token before each document.
+        prefix: The token before each document.
         sequence_length: Most positions of a window.
         device: Where to run.
         dtype: As in `evaluate`.
@@ -138,7 +138,7 @@ def evaluate_unseen(
     """
     model = load_model(model_dir, dtype or default_dtype(device)).to(device)
     nats_N = document_nats(
-        model, documents.tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens)
+        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens)
     scores = document_scores(documents, nats_N)
     source_N = np.array(documents.sources)
     return {
@@ -149,7 +149,7 @@ def evaluate_unseen(
 
 
 def evaluate_ensemble(
-    submodels: Sequence[Path], documents: Documents, distances: Distances, top_k: int | None, *, eos: int, sequence_length: int,
+    submodels: Sequence[Path], documents: Documents, distances: Distances, top_k: int | None, *, prefix: int, sequence_length: int,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure the sub-models as an ensemble; one of them is in memory at a time.
@@ -159,7 +159,7 @@ def evaluate_ensemble(
         documents: What to measure on.
         distances: Squared distances of contexts from the clusters' centres.
         top_k: Sub-models that a token is predicted by; None: all.
-        eos: The token before each document.
+        prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Where to run.
 
@@ -169,7 +169,7 @@ def evaluate_ensemble(
     def nats() -> Iterator[list[NDArray[np.float64]]]:
         for directory in submodels:
             model = specialise(load_model(directory, default_dtype(device)).to(device))
-            yield token_nats(model, documents.tokens, eos=eos, sequence_length=sequence_length)
+            yield token_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length)
 
     scores = document_scores(documents, ensemble_nats(documents, nats(), distances, top_k))
     return sum(scores, Score()).to_dict()

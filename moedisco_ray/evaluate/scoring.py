@@ -1,7 +1,8 @@
 """How well a model predicts documents: perplexity and bits per byte.
 
-A document is predicted from an end-of-sequence token, as it was in training, in windows of the training sequence length
-that do not overlap. A window's first token is predicted from the token before it.
+A document is predicted from the token that stands before it in training: BOS where the tokenizer adds it, else the EOS of the
+document before. Windows have the training sequence length and do not overlap. A window's first token is predicted from the token
+before it.
 
 Axes: B windows of a batch, L positions of its longest window, D hidden, T real (not padding) positions of a batch,
 C of them at a time, W windows, N documents.
@@ -78,10 +79,10 @@ class Score:
 
 
 def perplexity(
-    model: PreTrainedModel, documents: Documents, *, eos: int, sequence_length: int, batch_tokens: int = 16_384,
+    model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int, batch_tokens: int = 16_384,
 ) -> Score:
     """Score a model on documents; see `document_nats`."""
-    nats_N = document_nats(model, documents.tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens)
+    nats_N = document_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens)
     return sum(document_scores(documents, nats_N), Score())
 
 
@@ -94,7 +95,7 @@ def document_scores(documents: Documents, nats_N: NDArray[np.float64]) -> list[S
 
 
 def document_nats(
-    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, eos: int, sequence_length: int,
+    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
     batch_tokens: int = 16_384, observe: Observe | None = None,
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of each document, in nats, summed in float64.
@@ -104,8 +105,8 @@ def document_nats(
 
     Args:
         model: On its device; left in the mode it came in.
-        tokens: Of each document, without an end-of-sequence token.
-        eos: The token before each document.
+        tokens: Of each document, without those that begin and end it.
+        prefix: The token before each document.
         sequence_length: Most positions of a window.
         batch_tokens: Most positions of a batch, padding included, unless one window is longer.
         observe: Told of each batch before it is run.
@@ -117,22 +118,22 @@ def document_nats(
         RunError: The model's likelihood is not finite.
     """
     nats_NT = token_nats(
-        model, tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
+        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
     return np.array([nats_T.sum() for nats_T in nats_NT])
 
 
 def token_nats(
-    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, eos: int, sequence_length: int,
+    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
     batch_tokens: int = 16_384, observe: Observe | None = None,
 ) -> list[NDArray[np.float64]]:
     """Negative log-likelihood of each token of each document, in nats; see `document_nats`."""
     predicted = predict_tokens(
-        model, tokens, eos=eos, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
+        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
     return [nats_T for nats_T, _ in predicted]
 
 
 def predict_tokens(
-    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, eos: int, sequence_length: int,
+    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
     batch_tokens: int = 16_384, observe: Observe | None = None,
 ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Of each token of each document its negative log-likelihood, in nats, and whether it is the likeliest; see `document_nats`."""
@@ -141,7 +142,7 @@ def predict_tokens(
     lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
     with _evaluating(model), torch.inference_mode():
         for windows in plan_batches(lengths_N, sequence_length, batch_tokens):
-            inputs_BL, targets_BL = fill(tokens, windows, eos)
+            inputs_BL, targets_BL = fill(tokens, windows, prefix)
             documents_B = torch.from_numpy(windows[:, 0]).to(model.device)
             if observe is not None:
                 observe((targets_BL != _PADDING).to(model.device), documents_B)
@@ -189,10 +190,10 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], eos: int) -> tuple[Tensor, Tensor]:
+def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], prefix: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets [B, L] of a batch of windows, as `plan_batches` gives them, padded on the right; -100 is no target."""
     shape = (len(windows), int(windows[:, 2].max()))
-    inputs_BL = np.full(shape, eos, dtype=np.int64)
+    inputs_BL = np.full(shape, prefix, dtype=np.int64)
     targets_BL = np.full(shape, _PADDING, dtype=np.int64)
     for row, (document, start, length) in enumerate(windows):
         span = tokens[document][start:start + length]

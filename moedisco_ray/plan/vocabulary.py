@@ -1,4 +1,4 @@
-"""How large the vocabulary will be, before a tokeniser is loaded or trained."""
+"""How large the vocabulary will be, before a tokenizer is loaded or trained."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any
 from moedisco_ray.config import LocalInit, RunConfig
 from moedisco_ray.errors import ConfigError
 
+_COUNTED = ("tokenizer.json", "vocab.json")
+
 
 def planned_vocab_size(config: RunConfig) -> int:
     """Rows of the embedding that the run will have.
 
     Raises:
-        ConfigError: The tokeniser has more tokens than the model has rows, or cannot be read.
+        ConfigError: The tokenizer has more tokens than the model has rows, or cannot be read.
         CheckpointError: The directory that `model.init` names holds no start for the family.
     """
-    rows = config.model.architecture.vocab_size
+    rows, path = config.model.architecture.vocab_size, config.tokenizer.path
     from_checkpoint = isinstance(config.model.init, LocalInit)
-    if config.tokenizer.path is not None:
-        tokens = tokenizer_vocab_size(config.tokenizer.path)
-    elif from_checkpoint and rows is not None:
+    if rows is not None and from_checkpoint and not config.tokenizer.replace:
         return rows
-    else:
-        tokens = config.tokenizer.train_vocab_size
+    if rows is not None and path is not None and not any((path / name).exists() for name in _COUNTED):
+        return rows     # a kind that transformers must count; it does before the run
+    tokens = config.tokenizer.train_vocab_size if path is None else tokenizer_vocab_size(path)
     if rows is not None and tokens > rows:
-        way_out = "use the checkpoint's tokeniser" if from_checkpoint else "raise it, or leave it out"
-        raise ConfigError("model.config.vocab_size", rows, f"is less than the tokeniser's {tokens} tokens; {way_out}")
+        way_out = "use the checkpoint's tokenizer" if from_checkpoint else "raise it, or leave it out"
+        raise ConfigError("model.config.vocab_size", rows, f"is less than the tokenizer's {tokens} tokens; {way_out}")
     return rows or tokens
 
 
@@ -35,16 +36,18 @@ def tokenizer_vocab_size(directory: Path) -> int:
     """One more than the largest token id in a directory's `tokenizer.json`, or `vocab.json`.
 
     Raises:
-        ConfigError: Neither file is there, or it is not a tokeniser's.
+        ConfigError: Neither file is there, or it is not a tokenizer's.
     """
-    for name in ("tokenizer.json", "vocab.json"):
+    for name in _COUNTED:
         path = directory / name
         if path.exists():
             try:
                 return 1 + max(_token_ids(json.loads(path.read_text(encoding="utf-8"))))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ConfigError("tokenizer.path", str(directory), f"{name} is not a tokeniser's") from error
-    raise ConfigError("tokenizer.path", str(directory), "holds neither tokenizer.json nor vocab.json")
+                raise ConfigError("tokenizer.path", str(directory), f"{name} is not a tokenizer's") from error
+    raise ConfigError(
+        "tokenizer.path", str(directory),
+        "holds neither tokenizer.json nor vocab.json, so its size is not known before it is loaded; set model.config.vocab_size")
 
 
 def _token_ids(content: dict[str, Any]) -> list[int]:

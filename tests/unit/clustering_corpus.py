@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from moedisco_ray.config import RunConfig
-from moedisco_ray.corpus.tokenizer import save_tokenizer
+from moedisco_ray.corpus.tokenizer import save_trained
 
 WORDS = {
     "sea": ["ship", "harbour", "sail", "anchor", "storm", "captain", "wave", "island", "tide", "rope", "mast", "deck"],
@@ -46,7 +46,7 @@ def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: in
         pq.write_table(pa.Table.from_pylist(chosen, schema), directory / "train" / f"part-{p:05d}.parquet")
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="and"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    save_tokenizer(tokenizer, {}, directory / "tokenizer")
+    save_trained(tokenizer, directory / "tokenizer")
     return directory
 
 

@@ -103,7 +103,7 @@ def test_validate_names_family_clusters_and_tokens(demo):
     ("tokns.total=1", "moedisco: tokns: no such setting; did you mean 'tokens'?"),
     ("clusters.count=3", "moedisco: clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
     ("model.config.vocab_size=100",
-     "moedisco: model.config.vocab_size: 100: is less than the tokeniser's 2048 tokens; raise it, or leave it out"),
+     "moedisco: model.config.vocab_size: 100: is less than the tokenizer's 2048 tokens; raise it, or leave it out"),
 ])
 def test_a_users_mistake_is_one_line_and_exit_code_2(demo, command, setting, line):
     result = invoke(command, demo, "--set", setting)

@@ -153,10 +153,10 @@ from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.config import Source
 import moedisco_ray.corpus.buckets as buckets
-from moedisco_ray.corpus.tokenizer import Encoder, save_tokenizer, train_bpe
+from moedisco_ray.corpus.tokenizer import Encoder, save_trained, train_bpe
 folder = Path(sys.argv[1])
 (item,) = expand_sources([Source(path=str(folder / "x.txt"), documents="line")], folder)
-save_tokenizer(train_bpe(["some text"], 300), {}, folder / "tokenizer")
+save_trained(train_bpe(["some text"], 300), folder / "tokenizer")
 files = list_files(item.field, item.path, item.format)
 count = max(1, files[0].size // (1 << 20))
 units = readers.plan_units([(item, files)])

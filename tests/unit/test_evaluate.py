@@ -85,7 +85,7 @@ def naive_nats(model, tokens):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nats_are_those_of_transformers_own_loss(family, documents):
     model = tiny_model(family).eval()
-    nats = document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH, batch_tokens=64)
+    nats = document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=64)
     with torch.no_grad():
         expected = [naive_nats(model, tokens.tolist()) for tokens in documents.tokens]
     assert nats == pytest.approx(expected, rel=1e-5)
@@ -94,8 +94,8 @@ def test_nats_are_those_of_transformers_own_loss(family, documents):
 
 def test_score_sums_documents_and_leaves_the_model_as_it_was(documents):
     model = tiny_model("qwen3_moe").train()
-    score = perplexity(model, documents, eos=EOS, sequence_length=LENGTH)
-    nats = document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH)
+    score = perplexity(model, documents, prefix=EOS, sequence_length=LENGTH)
+    nats = document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH)
     assert model.training
     assert score.nats == pytest.approx(nats.sum())
     assert score.tokens == sum(LENGTHS)
@@ -118,16 +118,16 @@ def test_nothing_scores_none():
 @pytest.mark.parametrize("batch_tokens", [1, 37, 200, 10**6])
 def test_batch_size_changes_nothing(documents, batch_tokens):
     model = tiny_model("mixtral")
-    reference = document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH, batch_tokens=64)
-    nats = document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH, batch_tokens=batch_tokens)
+    reference = document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=64)
+    nats = document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=batch_tokens)
     assert nats == pytest.approx(reference, rel=1e-6)
 
 
 def test_the_head_in_pieces_gives_the_same(documents, monkeypatch):
     model = tiny_model("mixtral")
-    whole = document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH)
+    whole = document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH)
     monkeypatch.setattr("moedisco_ray.evaluate.scoring._LOGITS", 3 * VOCAB)
-    assert document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH) == pytest.approx(whole, rel=1e-6)
+    assert document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH) == pytest.approx(whole, rel=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
@@ -143,7 +143,7 @@ def test_windows_cover_every_token_once(lengths, sequence_length, batch_tokens):
 
 def test_the_likeliest_tokens_are_those_of_the_logits(documents):
     model = tiny_model("qwen3_moe").eval()
-    predicted = predict_tokens(model, documents.tokens, eos=EOS, sequence_length=LENGTH, batch_tokens=64)
+    predicted = predict_tokens(model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=64)
     hits = 0
     for tokens, (_, likeliest) in zip(documents.tokens, predicted, strict=True):
         stream = torch.tensor([EOS, *tokens.tolist()])
@@ -160,14 +160,14 @@ def test_the_likeliest_tokens_are_those_of_the_logits(documents):
 def test_unseen_text_is_measured_per_source_and_together(tmp_path, documents):
     model = tiny_model("olmoe")
     save_model(model, tmp_path)
-    found = evaluate_unseen(tmp_path, documents, eos=EOS, sequence_length=LENGTH)
+    found = evaluate_unseen(tmp_path, documents, prefix=EOS, sequence_length=LENGTH)
     assert found["bits_per_byte"] == pytest.approx(
-        perplexity(model, documents, eos=EOS, sequence_length=LENGTH).bits_per_byte, rel=1e-6)
+        perplexity(model, documents, prefix=EOS, sequence_length=LENGTH).bits_per_byte, rel=1e-6)
     assert [entry["source"] for entry in found["sources"]] == list(dict.fromkeys(documents.sources))
     for entry in found["sources"]:
         alone = documents.where(np.array(documents.sources) == entry["source"])
         assert entry["perplexity"] == pytest.approx(
-            perplexity(model, alone, eos=EOS, sequence_length=LENGTH).perplexity, rel=1e-6)
+            perplexity(model, alone, prefix=EOS, sequence_length=LENGTH).perplexity, rel=1e-6)
 
 
 def test_a_broken_model_is_an_error(documents):
@@ -175,7 +175,7 @@ def test_a_broken_model_is_an_error(documents):
     with torch.no_grad():
         model.lm_head.weight[3, 3] = float("nan")
     with pytest.raises(RunError, match="not finite"):
-        perplexity(model, documents, eos=EOS, sequence_length=LENGTH)
+        perplexity(model, documents, prefix=EOS, sequence_length=LENGTH)
 
 
 def test_documents_come_in_order_of_id_up_to_the_limit(tmp_path):
@@ -205,7 +205,7 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
     model = tiny_model(family)
     group = np.arange(len(documents)) % 3
     with RouterMeter(model, group, 3) as meter:
-        document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH, batch_tokens=50, observe=meter.observe)
+        document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH, batch_tokens=50, observe=meter.observe)
     found = meter.statistics()
     selections, first = np.zeros((2, 3, EXPERTS)), np.zeros((2, 3, EXPERTS))
     by_document = np.zeros((2, len(documents), EXPERTS))
@@ -228,7 +228,7 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
     np.testing.assert_array_equal(found.first_RGE, first)
     np.testing.assert_array_equal(found.document_first_RNE, by_document)
     assert found.token_entropy_R == pytest.approx([np.mean(e) for e in entropies], rel=1e-5)
-    document_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH)
+    document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH)
     np.testing.assert_array_equal(meter.statistics().selections_RGE, selections)    # nobody counts any more
 
 
@@ -263,16 +263,16 @@ def test_evaluation_of_one_model(tmp_path, documents):
     model = tiny_model("qwen2_moe")
     save_model(model, tmp_path / "model")
     labels = np.arange(len(documents)) % 3 + 1
-    found = evaluate(tmp_path / "model", documents, labels, eos=EOS, sequence_length=LENGTH)
+    found = evaluate(tmp_path / "model", documents, labels, prefix=EOS, sequence_length=LENGTH)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    overall = perplexity(model, documents, eos=EOS, sequence_length=LENGTH)
+    overall = perplexity(model, documents, prefix=EOS, sequence_length=LENGTH)
     assert found["perplexity"] == pytest.approx(overall.perplexity, rel=1e-6)
     assert found["bits_per_byte"] == pytest.approx(overall.bits_per_byte, rel=1e-6)
     for part, key, name, mask in (
         ("clusters", "cluster", 2, labels == 2),
         ("sources", "source", "prose", np.array(documents.sources) == "prose"),
     ):
-        alone = perplexity(model, documents.where(mask), eos=EOS, sequence_length=LENGTH)
+        alone = perplexity(model, documents.where(mask), prefix=EOS, sequence_length=LENGTH)
         entry = next(entry for entry in found[part] if entry[key] == name)
         assert entry["perplexity"] == pytest.approx(alone.perplexity, rel=1e-6)
         assert sum(entry["tokens"] for entry in found[part]) == sum(LENGTHS)
@@ -304,7 +304,7 @@ def test_a_router_that_knows_the_source_is_seen(tmp_path):
         row["tokens"] = [token % 31 + (1 if low else 33) for token in [1, 2, *row["tokens"]]]
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(path)), path)
     documents = load_documents([path], 10**6)
-    found = evaluate(tmp_path / "model", documents, None, eos=EOS, sequence_length=LENGTH)
+    found = evaluate(tmp_path / "model", documents, None, prefix=EOS, sequence_length=LENGTH)
     assert found["specialisation"] == {"cluster": None, "source": pytest.approx(1.0)}
     assert found["routers"][0]["nmi_source"] > 0.5
     assert found["load_by_source"]["code"][0] == 1.0
@@ -319,7 +319,7 @@ def test_sources_are_reported_where_they_say_something(tmp_path, sources, report
     save_model(tiny_model("olmoe"), tmp_path / "model")
     write_documents(tmp_path / "part.parquet", sources=sources)
     found = evaluate(
-        tmp_path / "model", load_documents([tmp_path / "part.parquet"], 200), eos=EOS, sequence_length=LENGTH)
+        tmp_path / "model", load_documents([tmp_path / "part.parquet"], 200), prefix=EOS, sequence_length=LENGTH)
     assert [entry["source"] for entry in found["sources"]] == reported
 
 
@@ -333,10 +333,10 @@ def test_a_run_measures_every_model_and_submodels_on_their_own_cluster(tmp_path,
     labels = np.array([0, 1] * 5)   # no validation document is in cluster 2
     found = evaluate_stages(
         {"merge": tmp_path / "merged", "finetune": tmp_path / "finetuned"},
-        [tmp_path / "submodels" / str(k) for k in range(3)], documents, labels, eos=EOS, sequence_length=LENGTH)
+        [tmp_path / "submodels" / str(k) for k in range(3)], documents, labels, prefix=EOS, sequence_length=LENGTH)
     assert list(found["stages"]) == ["merge", "submodels", "finetune"]
     assert found["stages"]["finetune"]["perplexity"] == found["perplexity"]
-    expected = [perplexity(parts[k], documents.where(labels == k), eos=EOS, sequence_length=LENGTH) for k in (0, 1)]
+    expected = [perplexity(parts[k], documents.where(labels == k), prefix=EOS, sequence_length=LENGTH) for k in (0, 1)]
     units = found["stages"]["submodels"]["units"]
     assert [unit["perplexity"] for unit in units[:2]] == pytest.approx([e.perplexity for e in expected], rel=1e-5)
     assert units[2]["perplexity"] is None
@@ -381,11 +381,11 @@ def test_the_ensemble_is_the_mixture_of_its_models_probabilities(tmp_path, docum
 
     for top_k, block in ((None, 8), (1, 8), (2, 16), (None, 1000)):
         nats = ensemble_nats(
-            documents, (token_nats(model, documents.tokens, eos=EOS, sequence_length=LENGTH) for model in models), distances,
+            documents, (token_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH) for model in models), distances,
             top_k, block=block)
         assert nats.sum() == pytest.approx(mixed_directly(models, documents, distance_of, top_k, block), rel=1e-5)
     found = evaluate_ensemble(
-        [tmp_path / str(k) for k in range(3)], documents, distances, None, eos=EOS, sequence_length=LENGTH)
+        [tmp_path / str(k) for k in range(3)], documents, distances, None, prefix=EOS, sequence_length=LENGTH)
     directly = mixed_directly(models, documents, distance_of, None, 64)
     assert found["loss"] * sum(LENGTHS) == pytest.approx(directly, rel=1e-5)
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from moedisco_ray.cli import app
 from moedisco_ray.config import Architecture, Evaluation
 from moedisco_ray.corpus import Encoder
-from moedisco_ray.corpus.tokenizer import save_tokenizer, train_bpe
+from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.evaluate.scoring import token_nats
 from moedisco_ray.model_map import hf_config, load_model, save_model
 from moedisco_ray.tasks import judge
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with its tokeniser, as a run exports it."""
     directory = tmp_path_factory.mktemp("model")
     texts = [row["query"] + " ".join(row["choices"]) for row in CHOICES] + [row["context"] for row in COMPLETIONS]
-    save_tokenizer(train_bpe(texts, 320), {}, directory)
+    save_trained(train_bpe(texts, 320), directory)
     torch.manual_seed(0)
     sizes = Architecture(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2,
@@ -137,7 +137,7 @@ def test_likelihoods_are_those_of_our_scoring_and_of_the_harness_own_class(model
     found = ours.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)])
     for (context, continuation), (nats, _) in zip(split, found, strict=True):
         tokens = np.array((context + continuation)[-LENGTH:], dtype=np.int32)
-        alone, = token_nats(loaded, [tokens], eos=encoder.eos, sequence_length=LENGTH)
+        alone, = token_nats(loaded, [tokens], prefix=encoder.prefix, sequence_length=LENGTH)
         assert nats == pytest.approx(-alone[-len(continuation):].sum(), abs=1e-4)
 
     # What the model would write is among the rest: one token, then any other.

@@ -328,7 +328,7 @@ def test_a_directory_without_a_tokeniser_is_told(tmp_path, content):
 
 
 def test_a_tokeniser_larger_than_the_model_is_told():
-    with pytest.raises(ConfigError, match=r"model\.config\.vocab_size: 512: is less than the tokeniser's 8192"):
+    with pytest.raises(ConfigError, match=r"model\.config\.vocab_size: 512: is less than the tokenizer's 8192"):
         planned_vocab_size(config(model={"config": {"vocab_size": 512}}))
     assert planned_vocab_size(config(model={"config": {"vocab_size": 9000}})) == 9000
     assert planned_vocab_size(config(model={"config": {}}, tokenizer={"train_vocab_size": 700})) == 700

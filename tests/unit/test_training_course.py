@@ -194,7 +194,7 @@ def test_looks_during_a_dense_gate_are_at_the_model_that_is_written(home: Path, 
     losses = []
     for top_k in (2, 4):
         model = AutoModelForCausalLM.from_pretrained(dense.output, num_experts_per_tok=top_k)
-        nats_N = document_nats(model, documents, eos=0, sequence_length=L)
+        nats_N = document_nats(model, documents, prefix=0, sequence_length=L)
         losses.append(float(nats_N.sum()) / sum(map(len, documents)))
     assert len(seen) == 2
     assert seen[-1] == pytest.approx(losses[0], rel=1e-5)

@@ -14,14 +14,14 @@ from moedisco_ray.config import Source
 from moedisco_ray.config.task_files import read_task_file
 from moedisco_ray.corpus import Encoder, read_unseen
 from moedisco_ray.corpus.documents import document_id
-from moedisco_ray.corpus.tokenizer import save_tokenizer, train_bpe
+from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.errors import ConfigError, CorpusError
 
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Encoder:
     """Of few pairs: about a token per byte."""
-    save_tokenizer(train_bpe(["zz"], 300), {}, tmp_path / "tokenizer")
+    save_trained(train_bpe(["zz"], 300), tmp_path / "tokenizer")
     return Encoder(tmp_path / "tokenizer")
 
 

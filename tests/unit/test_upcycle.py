@@ -135,7 +135,7 @@ def test_other_weights_in_the_same_place_are_another_start(tmp_path: Path) -> No
     """A run that goes on must not take what it made of the old ones for done."""
     start = dense(tmp_path / "dense", "qwen3")
     config = small_config(
-        tmp_path, tokens=FEW_TOKENS, clusters={"count": 4},
+        tmp_path, tokens=FEW_TOKENS, clusters={"count": 4}, tokenizer={"path": str(tmp_path)},
         model={"family": "qwen3_moe", "config": None, "init": {"upcycle": str(start), "num_experts": 4}})
     before = fingerprints(config, input_identity(config))
     assert fingerprints(config, input_identity(config)) == before

@@ -1,0 +1,44 @@
+"""Which directory a run takes its tokenizer from, and which files there belong to it. Opens no file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moedisco_ray.config.model import LocalInit
+from moedisco_ray.config.run import RunConfig
+from moedisco_ray.errors import ConfigError
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+_SETTINGS = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "additional_chat_templates/*.jinja")
+
+
+def tokenizer_files(directory: Path) -> tuple[Path, ...]:
+    """Files of a model directory that hold its tokenizer and its chat templates; none where there is no vocabulary."""
+    if not _matching(directory, _VOCABULARIES):
+        return ()
+    return _matching(directory, (*_VOCABULARIES, *_SETTINGS))
+
+
+def tokenizer_directory(config: RunConfig) -> Path | None:
+    """The directory whose tokenizer a run uses; None: the run trains one on its corpus.
+
+    Raises:
+        ConfigError: The run starts from a model without tokenizer files, and `tokenizer.path` names none either.
+    """
+    if config.tokenizer.path is not None:
+        return config.tokenizer.path
+    start = config.model.init
+    if not isinstance(start, LocalInit) or config.tokenizer.replace:
+        return None
+    if not tokenizer_files(start.directory):
+        raise ConfigError(
+            "tokenizer.path", None,
+            f"is not set, and {start.setting} {str(start.directory)!r} holds no tokenizer files; name a directory with the "
+            "tokenizer that this model was trained with")
+    return start.directory
+
+
+def _matching(directory: Path, patterns: tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}))
