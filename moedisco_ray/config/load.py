@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from moedisco_ray.config.mistakes import first_mistake
 from moedisco_ray.config.model import LocalInit
 from moedisco_ray.config.run import RunConfig, check_division, check_gate
 from moedisco_ray.config.sections import Evaluation, Source
 from moedisco_ray.config.task_files import read_task_file
+from moedisco_ray.config.yaml_text import parse_yaml
 from moedisco_ray.errors import ConfigError
-
-_INITS = tuple(init.__name__ for init in LocalInit.__subclasses__())
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -38,7 +35,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ConfigError("CONFIG", str(path), "is not a text file") from error
     try:
-        raw = yaml.safe_load(text)
+        raw = parse_yaml(text)
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
@@ -141,7 +138,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         else:
             raise ConfigError("--set", override, f"{part!r} is not a section")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError("--set", override, "the value is not YAML; quote it") from error
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
@@ -158,59 +155,3 @@ def put(raw: dict[str, Any], path: str, value: Any) -> None:
     for section in sections:
         raw = raw[section]
     raw[last] = value
-
-
-def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
-    """What pydantic found, told as field, value and remedy.
-
-    Args:
-        mistakes: `ValidationError.errors()`, at least one.
-    """
-    # Unions report every member they tried: the user meant the section with the fewest mistakes, then the longest path,
-    # then what breaks a rule of ours.
-    section = Counter(_section(mistake) for mistake in mistakes)
-    fewest = min((count for name, count in section.items() if name is not None), default=0)
-    meant = [mistake for mistake in mistakes if _section(mistake) is None or section[_section(mistake)] == fewest]
-    unknown = [m for m in meant if m["type"] == "extra_forbidden"]
-    first = unknown[0] if unknown else max(meant, key=lambda m: (len(m["loc"]), m["type"] == "value_error"))
-    known_union_tags = {"Architecture", "int", "constrained-int", "literal['random']", "literal['auto']"}
-    parts = [
-        str(part) for part in first["loc"]
-        if str(part) not in known_union_tags and not str(part).startswith("literal[") and _init_in(part) is None]
-    field = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(parts[-1], _known_keys(parts[:-1]), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "remove it; `moedisco schema` lists every setting"
-        return ConfigError(field, None, f"no such setting; {hint}")
-    if first["type"] == "missing":
-        return ConfigError(field, None, "is missing; `moedisco init` writes a configuration with every setting")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] != "value_error":  # pydantic's own words; ours begin with a field, whose case matters
-        message = message[0].lower() + message[1:].replace("valid tuple", "list")
-        message = re.sub(r"valid dictionary or instance of \w+", "section with settings of its own", message)
-    if not field:  # a rule between sections: its message begins with the field
-        field, _, message = message.partition(" ")
-        return ConfigError(field, None, message)
-    if isinstance(first["input"], (dict, BaseModel)):
-        return ConfigError(field, None, message)
-    return ConfigError(field, first["input"], message)
-
-
-def _section(mistake: Mapping[str, Any]) -> str | None:
-    """Which of `model.init`'s sections was tried."""
-    return next((name for name in map(_init_in, mistake["loc"]) if name is not None), None)
-
-
-def _init_in(part: object) -> str | None:
-    # pydantic's tag of a section is its name, or `function-after[check(), Name]`.
-    return next((name for name in _INITS if name in str(part)), None)
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    schema: dict[str, Any] = RunConfig.model_json_schema()
-    nodes: list[dict[str, Any]] = [schema]
-    for part in path:
-        found = [node.get("items", {}) if part.isdigit() else node.get("properties", {}).get(part, {}) for node in nodes]
-        options = [option for node in found for option in (node, *node.get("anyOf", []))]
-        nodes = [schema["$defs"][option["$ref"].rsplit("/", 1)[-1]] for option in options if "$ref" in option] or found
-    return [key for node in nodes for key in node.get("properties", {})]

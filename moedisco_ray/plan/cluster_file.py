@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moedisco_ray.config import Pool, RunConfig
+from moedisco_ray.config.mistakes import plain_words
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan.build import Plan
 from moedisco_ray.plan.memory import GIB
@@ -158,7 +159,7 @@ def read_cluster(documents: Iterable[Any], source: str) -> Cluster:
         raise ConfigError("--cluster", source, f"lacks a part that every cluster file has ({error!r})") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError("--cluster", source, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError("--cluster", source, f"{'.'.join(map(str, first['loc']))} {plain_words(first)}") from error
     raise ConfigError("--cluster", source, "is neither a file for `ray up` nor a RayCluster")
 
 

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from moedisco_ray.config.load import first_mistake
+from moedisco_ray.config.mistakes import first_mistake, plain_words
 from moedisco_ray.errors import UserError, masked
 from service.api.headers import SECURITY_HEADERS
 from service.errors import BadRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
@@ -22,8 +22,6 @@ from service.schemas import Mistake
 
 MEDIA_TYPE = "application/problem+json"
 _LONGEST_VALUE = 200
-_SECTION = {"model_attributes_type": {"msg": "Input should be a valid dictionary or instance of Section"}}
-"""FastAPI lets pydantic take objects for sections too, and then it words this otherwise."""
 
 
 def handle_problems(app: FastAPI) -> None:
@@ -57,7 +55,7 @@ def mistakes_in(error: UserError) -> list[Mistake]:
 def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[Mistake]:
     """What validation found, by field of the request; of a run's configuration in the words of `moedisco validate`."""
     config = [
-        {**mistake, **_SECTION.get(mistake["type"], {}), "loc": mistake["loc"][2:]}
+        {**mistake, "loc": mistake["loc"][2:]}
         for mistake in found if mistake["loc"][:2] == ("body", "config")]
     others = [_mistake(mistake) for mistake in found if mistake["loc"][:2] != ("body", "config")]
     if config and not (len(config) == 1 and not config[0]["loc"] and config[0]["type"] != "value_error"):
@@ -132,8 +130,7 @@ def _mistake(found: Mapping[str, Any]) -> Mistake:
         case "model_attributes_type" | "model_type" if found["loc"] == ("body",):
             return Mistake(field=field, message="must be a JSON object, with the header Content-Type: application/json")
         case _:
-            message = str(found["msg"]).removeprefix("Value error, ")
-            return Mistake(field=field, message=_words(_scalar(found.get("input")), message[:1].lower() + message[1:]))
+            return Mistake(field=field, message=_words(_scalar(found.get("input")), plain_words(found)))
 
 
 def _scalar(value: Any) -> Any:

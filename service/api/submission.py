@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from moedisco_ray.config import Optimizer, RunConfig
-from moedisco_ray.config.load import check_files, first_mistake
+from moedisco_ray.config.load import check_files
+from moedisco_ray.config.mistakes import first_mistake
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
 from service.api.context import Context

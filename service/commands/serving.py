@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
+from moedisco_ray.config.mistakes import plain_words
 from moedisco_ray.errors import ConfigError
 from service.commands.apart import OWN_ADDRESS, sign_in, start_apart
 from service.commands.connection import SERVICE_PANEL
@@ -109,4 +110,4 @@ def _mistake(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     option = str(first["loc"][0]).replace("_", "-").replace("roots", "root")
     value = first["input"]
-    return ConfigError(f"--{option}", value if isinstance(value, str | int | float) else str(value), first["msg"])
+    return ConfigError(f"--{option}", value if isinstance(value, str | int | float) else str(value), plain_words(first))

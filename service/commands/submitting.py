@@ -10,6 +10,7 @@ import yaml
 
 from moedisco_ray.cli import AsJson, ConfigPath, Overrides
 from moedisco_ray.config import load_config
+from moedisco_ray.config.yaml_text import parse_yaml
 from moedisco_ray.display import plan_view
 from moedisco_ray.errors import ConfigError
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
@@ -84,6 +85,6 @@ def _change(override: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise ConfigError("--set", override, "must read key.sub=value, such as tokens.total=1000000")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError("--set", override, "the value is not YAML; quote it") from error

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from moedisco_ray.config.mistakes import plain_words
 from service.domain.jobs import JobPhase
 from service.errors import RayUnavailable
 
@@ -107,4 +108,4 @@ def read_as(form: type[T], answer: Any) -> T:
         return TypeAdapter(form).validate_python(answer)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise RayUnavailable(f"Ray's answer cannot be read ({where}: {error.errors()[0]['msg']})") from error
+        raise RayUnavailable(f"Ray's answer cannot be read ({where} {plain_words(error.errors()[0])})") from error

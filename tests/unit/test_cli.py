@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from moedisco_ray import __version__
 from moedisco_ray.artifacts import write_json
 from moedisco_ray.cli import app
+from moedisco_ray.config import load_config
 from moedisco_ray.errors import RunDirError, TrainingError
 from moedisco_ray.events import Event
 
@@ -125,18 +126,21 @@ def test_plan_as_table_and_as_json(demo):
     assert plan["stages"][0]["cost"]["tokens"] == 160_000
 
 
-@pytest.mark.parametrize(("options", "budgets"), [((), ("tokens", "dollars")), (("--to-loss",), ("tokens", "dollars", "loss"))])
+@pytest.mark.parametrize(("options", "budgets"), [((), ("tokens", "dollars")), (("--to-loss",), ("tokens", "dollars", "loss")),
+    (("--slice-tokens", "0"), ("tokens", "dollars"))])
 def test_a_comparison_trains_each_arm_once_for_every_budget(demo, monkeypatch, options, budgets):
     asked = []
 
-    def compare(base, output, names, *, budgets, view):
-        asked.append((output, names, budgets))
+    def compare(base, output, names, *, budgets, view, slice_tokens):
+        asked.append((output, names, budgets, slice_tokens))
         raise TrainingError("enough")
 
     monkeypatch.setattr(importlib.import_module("moedisco_ray.compare.run"), "compare", compare)
     result = invoke("compare", demo, "--arms", "disco,paper", "--output", demo.parent / "there", *options)
     assert result.exit_code == 1
-    assert asked == [(demo.parent / "there", ["disco", "paper"], budgets)]
+    total = load_config(demo).tokens.total
+    slices = 0 if "--slice-tokens" in options else total // 4
+    assert asked == [(demo.parent / "there", ["disco", "paper"], budgets, slices)]
 
 
 def test_plan_advises_from_measured_runs(tmp_path):
@@ -258,7 +262,7 @@ def test_light_commands_import_nothing_heavy(tmp_path):
         f"print([name for name in {HEAVY!r} if name in sys.modules])\n")
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
-    assert result.stderr == "moedisco: seed: 'x': input should be a valid integer, unable to parse string as an integer\n"
+    assert result.stderr == "moedisco: seed: 'x': must be a whole number\n"
 
 
 def test_a_real_process_ends_a_mistake_in_one_line():

@@ -80,13 +80,13 @@ def test_the_last_override_wins(tmp_path):
     ("name: x\n", (), "corpus: is missing; `moedisco init` writes a configuration with every setting"),
     ("corpus: {sources: [{path: embedded}]}\n", (), "name: is missing; `moedisco init` writes a configuration with every setting"),
     (BASE, ("corpus.sources=[]",), "corpus.sources: [].*at least 1"),
-    (BASE, ("tokens.total=-1",), "tokens.total: -1: input should be greater than 0"),
-    (BASE, ("tokens.total=many",), "tokens.total: 'many': input should be a valid integer"),
+    (BASE, ("tokens.total=-1",), "tokens.total: -1: must be greater than 0"),
+    (BASE, ("tokens.total=many",), "tokens.total: 'many': must be a whole number"),
     (BASE, ("name='a b'",), "name: 'a b'"),
-    (BASE, ("submodels.sync_every=0",), "submodels.sync_every: 0: input should be greater than or equal to 1"),
-    (BASE, ("submodels.outer.momentum=1",), "submodels.outer.momentum: 1: input should be less than 1"),
-    (BASE, ("submodels.backbone_lr_scale=-1",), "submodels.backbone_lr_scale: -1: input should be greater"),
-    (BASE, ("model.family=gpt2",), "model.family: 'gpt2': input should be 'mixtral', 'qwen2_moe', 'qwen3_moe' or 'olmoe'"),
+    (BASE, ("submodels.sync_every=0",), "submodels.sync_every: 0: must be at least 1"),
+    (BASE, ("submodels.outer.momentum=1",), "submodels.outer.momentum: 1: must be less than 1"),
+    (BASE, ("submodels.backbone_lr_scale=-1",), "submodels.backbone_lr_scale: -1: must be at least 0"),
+    (BASE, ("model.family=gpt2",), "model.family: 'gpt2': must be 'mixtral', 'qwen2_moe', 'qwen3_moe' or 'olmoe'"),
     (BASE, ("clusters.count=3",), "clusters.count: 3 does not divide the model's 4 experts; use one of 1, 2, 4"),
     (BASE, ("tokens.seed_share=0",), "clusters.vectors: 'hidden_state' needs a trained model"),
     (BASE, ("tokens.seed_share=0.9",), "tokens: seed_share 0.9 and finetune_share 0.15 are more than 1 together"),
@@ -105,7 +105,7 @@ def test_the_last_override_wins(tmp_path):
     (BASE, ("evaluation.lm_eval=[no/such.jsonl]",), "evaluation.lm_eval.0: 'no/such.jsonl': cannot be read (No such file"),
     (BASE, ("evaluation.lm_eval=[README.md]",), "evaluation.lm_eval.0: 'README.md': line 1 is no example"),
     (BASE, ("evaluation.lm_eval=[README.md, ./README.md]",), "evaluation.lm_eval: 'README': two task files"),
-    (BASE, ("evaluation.lm_eval_limit=0",), "evaluation.lm_eval_limit: 0: input should be greater"),
+    (BASE, ("evaluation.lm_eval_limit=0",), "evaluation.lm_eval_limit: 0: must be at least 1"),
     (BASE, ("output=s3://bucket/runs",), "output: .*mount the bucket"),
     (BASE, ("checkpoint.every=sometimes",), "checkpoint.every: 'sometimes'"),
     (BASE, ("checkpoint.storage=s3:/bucket",), "checkpoint.storage: 's3:/bucket': names no storage; give a folder, or a URI"),
@@ -115,10 +115,10 @@ def test_the_last_override_wins(tmp_path):
     (BASE, ("finetune.optimizer.betas=[0.9, 0.999]",),
      "finetune.keep_moments: takes over averages made with betas [0.9, 0.95]"),
     (BASE, ("nonsense",), "--set: 'nonsense': must read key.sub=value"),
-    (BASE, ("corpus=3",), "corpus: 3: input should be a section with settings of its own"),
-    (BASE, ("evaluation.prompts=x",), "evaluation.prompts: 'x': input should be a list"),
+    (BASE, ("corpus=3",), "corpus: 3: must be a section with settings of its own"),
+    (BASE, ("evaluation.prompts=x",), "evaluation.prompts: 'x': must be a list"),
     (BASE, ("=1",), "--set: '=1': must read key.sub=value"),
-    (BASE, ("seed.sub=1",), "seed: input should be a valid integer"),
+    (BASE, ("seed.sub=1",), "seed: must be a whole number"),
     (BASE + "seed: 1\n", ("seed.sub=1",), "--set: 'seed.sub=1': 'sub' is not a setting"),
     (BASE, ("corpus.sources.7.path=x",), "--set: 'corpus.sources.7.path=x': '7' is not a section"),
     (BASE, ("seed=[",), "--set: 'seed=[': the value is not YAML; quote it"),
@@ -206,7 +206,7 @@ def test_a_gang_is_of_one_size_or_between_two(tmp_path):
 
 
 @pytest.mark.parametrize(("workers", "message"), [
-    ("[3, 2]", "fewest first"), ("[0, 2]", "greater than or equal to 1"), ("[1, 2, 3]", "pools.high_memory.workers"),
+    ("[3, 2]", "fewest first"), ("[0, 2]", "must be at least 1"), ("[1, 2, 3]", "pools.high_memory.workers"),
     ("[9, 15]", "no number that divides")])
 def test_a_gang_that_could_never_be_is_refused(tmp_path, workers, message):
     # The default batch is of 16 sequences.

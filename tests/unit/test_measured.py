@@ -93,8 +93,8 @@ def _with_loss(loss: float) -> dict[str, Any]:
 @pytest.mark.parametrize(("content", "line"), [
     ([], "holds no comparison (`moedisco compare` writes one) and no run"),
     (_without("recipe"), "a row has no 'recipe', for an earlier version wrote it; the same comparison again adds it at no cost"),
-    (_without("loss"), "loss of a row: Field required; leave it out"),
-    (_with_loss(float("nan")), "loss of a row: Input should be a finite number; leave it out"),
+    (_without("loss"), "loss of a row is missing; leave it out"),
+    (_with_loss(float("nan")), "loss of a row must be a finite number; leave it out"),
 ])
 def test_a_file_that_tells_nothing_is_one_line(tmp_path: Path, content: Any, line: str) -> None:
     path = tmp_path / "compare.json"

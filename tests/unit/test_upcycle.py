@@ -151,7 +151,7 @@ def test_a_dense_model_with_more_than_a_family_has_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("init", "line"), [
-    ({"upcycle": "x", "num_experts": 0}, "model.init.num_experts: 0: input should be greater"),
+    ({"upcycle": "x", "num_experts": 0}, "model.init.num_experts: 0: must be at least 1"),
     ({"upcycle": "x", "num_experts": 1}, "model.init: num_experts_per_tok 2 exceeds num_experts 1"),
     ({"upcycle": "x", "experts": 1}, "model.init.experts: no such setting"),
     ({"upcycel": "x"}, "model.init.upcycel: no such setting; did you mean 'upcycle'?"),

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import RunConfig
+from moedisco_ray.config.mistakes import plain_words
 from moedisco_ray.errors import RunDirError
 from moedisco_ray.events import EventLog
 from moedisco_ray.plan.build import build_plan
@@ -138,7 +139,8 @@ def comparison_runs(table: Mapping[str, Any], source: str) -> list[MeasuredRun]:
             f"a row has no {error}, for an earlier version wrote it; the same comparison again adds it at no cost") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise RunDirError(_FIELD, source, f"{'.'.join(map(str, first['loc']))} of a row: {first['msg']}; leave it out") from error
+        remedy = f"{'.'.join(map(str, first['loc']))} of a row {plain_words(first)}; leave it out"
+        raise RunDirError(_FIELD, source, remedy) from error
 
 
 def _of_comparisons(tables: Iterable[tuple[Path, dict[str, Any]]]) -> tuple[list[MeasuredRun], list[str]]:

@@ -1,0 +1,94 @@
+"""What a user reads of a mistake is ours: field, value, and plain words."""
+
+import re
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moedisco_ray.config import check_config, load_config
+from moedisco_ray.config.mistakes import plain_words
+from moedisco_ray.config.presets import preset_text
+from moedisco_ray.config.yaml_text import parse_yaml
+from moedisco_ray.errors import ConfigError, UserError
+
+PYDANTIC = re.compile(r"[Ii]nput should|valid (integer|number|string|boolean|tuple|dictionary|list)|unable to parse|instance of|"
+                      r"Value error|is not valid here|ctx|pydantic|Traceback")
+
+
+def _leaves(node, path=""):
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}" if path else key)
+    elif isinstance(node, list) and node:
+        for i, value in enumerate(node):
+            yield from _leaves(value, f"{path}.{i}")
+    else:
+        yield path
+
+
+LEAVES = sorted({leaf for preset in ("demo", "default", "paper") for leaf in _leaves(
+    check_config(parse_yaml(preset_text(preset))).model_dump(mode="json"))})
+WRONG = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), st.binary(max_size=3), st.just(10**30), st.dates())
+
+
+@given(st.sampled_from(LEAVES), WRONG)
+def test_no_mistake_is_told_in_pydantics_words(leaf, value):
+    raw = parse_yaml(preset_text("demo"))
+    node = raw
+    *sections, last = leaf.split(".")
+    for section in sections:
+        node = node[int(section)] if isinstance(node, list) else node.setdefault(section, {})
+        if node is None or (isinstance(node, list) and not node):
+            return
+    if isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+    message = _mistake_in(raw)
+    assert not PYDANTIC.search(message), message
+    assert "\n" not in message
+
+
+def _mistake_in(raw):
+    try:
+        check_config(raw)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("4e5", 400_000), ("1e-3", 0.001), ("-2E+3", -2000), ("1_0e2", 1000), ("4.5e5", 450_000), ("0x1e5", 0x1e5),
+    ("e5", "e5"), ("1e", "1e"), ("v1e5", "v1e5"), ("'4e5'", "4e5"), ("12", 12), ("no", False)])
+def test_numbers_are_written_as_people_write_them(text, value):
+    assert parse_yaml(text) == value
+    assert type(parse_yaml(text)) is type(value) or isinstance(parse_yaml(text), float)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_number_of_json_is_read_as_json_reads_it(number):
+    assert parse_yaml(repr(number)) == number
+    assert parse_yaml(f"{number:e}") == float(f"{number:e}")
+
+
+def test_an_exponent_is_as_good_for_tokens_as_for_rates(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\ncorpus: {sources: [{path: embedded}]}\ntokens: {total: 4e5}\n")
+    assert load_config(path).tokens.total == 400_000
+    assert load_config(path, ["tokens.total=2.5e6"]).tokens.total == 2_500_000
+    with pytest.raises(ConfigError, match=r"tokens\.total: 0\.5: must be a whole number"):
+        load_config(path, ["tokens.total=5e-1"])
+
+
+def test_a_kind_of_mistake_without_words_of_its_own_still_has_plain_ones():
+    found = {"type": "frozen_set_type", "msg": "Input should be a valid frozenset"}
+    assert plain_words(found) == "is not valid here (frozen set type)"
+
+
+def test_only_plain_data_is_read():
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml("!!python/object/apply:os.system ['true']")
