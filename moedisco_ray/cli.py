@@ -17,15 +17,15 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from moedisco_ray import __version__
-from moedisco_ray.artifacts import read_json
 from moedisco_ray.compare.table import compare_view
 from moedisco_ray.config import Evaluation, RunConfig, Source, check_evaluation, load_config
-from moedisco_ray.config.presets import PresetName, preset_text
+from moedisco_ray.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
-from moedisco_ray.errors import ConfigError, MoeDiscoError, RunDirError, RunStopped, UserError
+from moedisco_ray.errors import ConfigError, MoeDiscoError, RunStopped, UserError
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice import Goal, advise, read_measurements
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
+from moedisco_ray.run_report import current_report
 from moedisco_ray.stopping import StopFile
 from moedisco_ray.tracking import trackers
 
@@ -132,7 +132,7 @@ def run(
         directory: Path = _import_late("moedisco_ray.pipeline").run(checked, tuple(views), redo, stop=stop)
     if not as_json:
         console.print()
-        console.print(report_view(_report(directory)))
+        console.print(report_view(current_report(directory)))
         console.print(f"\nThe model is in {directory / 'model'}", soft_wrap=True)
 
 
@@ -170,11 +170,13 @@ def plan(
 @app.command()
 def init(
     path: NewFile = Path("moedisco.yaml"),
-    preset: Annotated[PresetName, typer.Option(help="What to start from.")] = "default",
+    preset: Annotated[PresetName | None, typer.Option(
+        help="What to start from.", show_default="default with a GPU, demo without one")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write a commented configuration to start from."""
-    text = preset_text(preset)
+    """Write a commented configuration to start from: one that this machine can run, unless a preset is named."""
+    chosen = preset or ("default" if local_gpus() else "demo")
+    text = preset_text(chosen)
     if str(path) == "-":
         print(text, end="")
         return
@@ -185,7 +187,9 @@ def init(
         raise ConfigError("PATH", str(path), "is there already; choose another, or pass --force") from error
     except OSError as error:
         raise ConfigError("PATH", str(path), f"cannot be written ({error.strerror})") from error
-    print(f"wrote {path}; next: moedisco plan {path}")
+    if preset is None and chosen == "demo":
+        print("no GPU found here: the `demo` preset runs on CPU cores; `--preset default` is for GPUs, here or on a cluster")
+    print(f"wrote {path} (preset {chosen}); next: moedisco plan {path}")
 
 
 @app.command()
@@ -206,8 +210,8 @@ def schema() -> None:
 
 @app.command()
 def show(run_dir: RunDir, as_json: AsJson = False) -> None:
-    """Show a finished run: its table, clusters, measurements and samples."""
-    report = _report(run_dir)
+    """Show a run, finished or not: its table, clusters, measurements and samples."""
+    report = current_report(run_dir)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -217,8 +221,11 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
 @app.command()
 def plot(run_dir: RunDir) -> None:
     """Draw a run's loss curves, clusters and expert load into RUN_DIR/figures."""
-    for path in _import_late("moedisco_ray.figures").plot(run_dir):
+    paths = _import_late("moedisco_ray.figures").plot(current_report(run_dir), run_dir / "figures")
+    for path in paths:
         print(path)
+    if not paths:
+        print(f"nothing to draw yet: {run_dir} has no loss curve and no clusters so far")
 
 
 @app.command()
@@ -309,15 +316,6 @@ def _import_late(name: Literal[
 ]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)
-
-
-def _report(run_dir: Path) -> dict[str, Any]:
-    try:
-        report: dict[str, Any] = read_json(run_dir / "report.json")
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunDirError(
-            "RUN_DIR", str(run_dir), "holds no readable report.json; it is written when `moedisco run` ends") from error
-    return report
 
 
 def output_console() -> Console:

@@ -15,9 +15,6 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.errors import RunDirError
-
 # Okabe and Ito's palette, which people with any kind of colour blindness tell apart (jfly.uni-koeln.de/color).
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B7A900", "#555555")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -31,30 +28,26 @@ STYLE: dict[str, Any] = {
 }
 
 
-def plot(run_dir: Path) -> list[Path]:
-    """Draw what a run's `report.json` has the numbers for, into RUN_DIR/figures.
+def plot(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw what a run's report has the numbers for.
+
+    Args:
+        report: A run's, finished or not.
+        folder: Gets the PNG files; it is made if there is something to draw.
 
     Returns:
         The PNG files.
-
-    Raises:
-        RunDirError: There is no report.
     """
-    path = run_dir / "report.json"
-    if not path.exists():
-        raise RunDirError("RUN_DIR", str(run_dir), "holds no report.json; `moedisco run CONFIG` makes one")
-    report = read_json(path)
     with mpl.rc_context(STYLE):
         drawn = {
             "loss.png": draw_loss(report.get("curves", {})),
             "clusters.png": draw_clusters(report.get("clusters", {}).get("map", {})),
             "experts.png": draw_experts(report.get("evaluation", {}).get("routers", [])),
         }
-    folder = run_dir / "figures"
-    folder.mkdir(exist_ok=True)
     written = []
     for name, figure in drawn.items():
         if figure is not None:
+            folder.mkdir(exist_ok=True)
             figure.savefig(folder / name, dpi=150, bbox_inches="tight", facecolor="white")
             written.append(folder / name)
     return written

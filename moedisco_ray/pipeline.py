@@ -135,7 +135,7 @@ def claim(config: RunConfig, redo: bool) -> Path:
     path = directory / "config.json"
     if path.exists():
         changed = stages.changed_settings(read_json(path), config)
-        if changed and not redo:
+        if changed and not redo and _holds_work(directory):
             raise RunDirError(
                 "output", str(directory),
                 f"holds a run with other settings ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}); "
@@ -150,6 +150,11 @@ def claim(config: RunConfig, redo: bool) -> Path:
             raise disk_full(directory) from error
         raise RunDirError("output", str(directory), f"cannot be written ({error.strerror})") from error
     return directory
+
+
+def _holds_work(directory: Path) -> bool:
+    """Whether a run directory has anything that other settings would make again: a finished stage, or a trainer's checkpoint."""
+    return any((directory / stage.directory / "manifest.json").exists() for stage in STAGES) or (directory / "checkpoints").exists()
 
 
 def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], log: EventLog, shell: Shell, stop: StopFile) -> None:

@@ -24,7 +24,8 @@ _MOST_TERMS = 8
 
 def report_view(report: Mapping[str, Any]) -> RenderableType:
     """The whole of a run's report that a person reads; parts that were not measured are left out."""
-    parts: list[RenderableType] = [Text.assemble((report["name"], "bold"), f"  {report['family']}"), _stages(report)]
+    title = Text.assemble((report["name"], "bold"), f"  {report['family']}")
+    parts: list[RenderableType] = [title, *_state(report), _stages(report)]
     parts += [Text(f"! {note}", style="yellow") for note in report_notes(report)]
     saved = report["totals"].get("saved")
     if saved is not None:
@@ -39,6 +40,15 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
     if report["samples"]:
         parts.append(_section("What the model writes", Group(*(_sample(sample) for sample in report["samples"]))))
     return Group(*parts)
+
+
+def _state(report: Mapping[str, Any]) -> list[RenderableType]:
+    """A line for a run that is not finished; figures are then those of its finished stages."""
+    state, reason = report.get("state", "finished"), report.get("state_reason")
+    if state == "finished":
+        return []
+    next_step = "" if state == "running" else "; `moedisco run` with the same configuration continues it"
+    return [Text(f"{state}{f' ({reason})' if reason else ''}: figures of the stages so far{next_step}", style="yellow")]
 
 
 def _section(title: str, content: RenderableType) -> RenderableType:

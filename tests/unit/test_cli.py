@@ -13,6 +13,7 @@ from moedisco_ray import __version__
 from moedisco_ray.artifacts import write_json
 from moedisco_ray.cli import app
 from moedisco_ray.config import load_config
+from moedisco_ray.config.presets import local_gpus, preset_text
 from moedisco_ray.errors import RunDirError, TrainingError
 from moedisco_ray.events import Event
 
@@ -143,6 +144,26 @@ def test_a_comparison_trains_each_arm_once_for_every_budget(demo, monkeypatch, o
     assert asked == [(demo.parent / "there", ["disco", "paper"], budgets, slices)]
 
 
+@pytest.mark.parametrize(("gpus", "preset"), [(0, "demo"), (2, "default")])
+def test_init_without_a_preset_writes_what_this_machine_can_run(tmp_path, monkeypatch, gpus, preset):
+    monkeypatch.setattr("moedisco_ray.cli.local_gpus", lambda: gpus)
+    path = tmp_path / "my.yaml"
+    said = invoke("init", path).stdout
+    assert path.read_text() == preset_text(preset)
+    assert ("no GPU found here" in said) == (preset == "demo")
+    assert f"(preset {preset})" in said
+
+
+def test_gpus_are_counted_as_the_drivers_list_them(tmp_path):
+    assert local_gpus(tmp_path / "none", tmp_path / "none") == 0
+    for card in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / "nvidia" / card).mkdir(parents=True)
+    for node, number in (("0", "0"), ("1", "4098")):
+        (tmp_path / "amd" / node).mkdir(parents=True)
+        (tmp_path / "amd" / node / "gpu_id").write_text(f"{number}\n")
+    assert local_gpus(tmp_path / "nvidia", tmp_path / "amd") == 3
+
+
 def test_plan_advises_from_measured_runs(tmp_path):
     config, results = tmp_path / "small.yaml", tmp_path / "results"
     results.mkdir()
@@ -217,7 +238,7 @@ def test_a_bug_of_ours_keeps_its_traceback(demo, pipeline):
 def test_show(tmp_path):
     write_json(tmp_path / "report.json", report())
     assert "What the model writes" in invoke("show", tmp_path).stdout
-    assert json.loads(invoke("show", tmp_path, "--json").stdout) == report()
+    assert json.loads(invoke("show", tmp_path, "--json").stdout) == {**report(), "state": "finished", "state_reason": None}
 
 
 def test_plot(tmp_path):

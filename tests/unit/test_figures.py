@@ -1,17 +1,14 @@
-import json
 from itertools import pairwise
 
 import matplotlib.image
 import pytest
 from run_example import report
 
-from moedisco_ray.errors import RunDirError
 from moedisco_ray.figures import draw_clusters, draw_experts, draw_loss, plot
 
 
 def test_every_figure_is_a_picture_with_something_in_it(tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps(report()))
-    files = plot(tmp_path)
+    files = plot(report(), tmp_path / "figures")
     assert [file.relative_to(tmp_path).as_posix() for file in files] == [
         "figures/loss.png", "figures/clusters.png", "figures/experts.png"]
     for file in files:
@@ -21,13 +18,8 @@ def test_every_figure_is_a_picture_with_something_in_it(tmp_path):
 
 
 def test_a_run_without_figures_to_draw(tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps({"curves": {}, "clusters": {}, "evaluation": {}}))
-    assert plot(tmp_path) == []
-
-
-def test_no_report_is_told(tmp_path):
-    with pytest.raises(RunDirError, match=r"holds no report\.json"):
-        plot(tmp_path)
+    assert plot({"curves": {}, "clusters": {}, "evaluation": {}}, tmp_path / "figures") == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_loss_names_every_unit_and_no_two_names_overlap():

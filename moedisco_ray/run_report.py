@@ -1,0 +1,73 @@
+"""The report of a run in any state: finished, running, stopped, failed, or cut off."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.config import RunConfig
+from moedisco_ray.errors import RunDirError
+from moedisco_ray.events import Event, EventLog
+from moedisco_ray.report import build_report
+
+RunState = Literal["finished", "running", "stopped", "failed", "interrupted"]
+
+_ENDS: dict[str, RunState] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
+
+
+def current_report(run_dir: Path) -> dict[str, Any]:
+    """The report of a run directory: the stored one of a finished run, else one of what its stages have made so far.
+
+    Returns:
+        What `report.build_report` returns, with `state` and `state_reason`, the message of a failed or stopped run.
+
+    Raises:
+        RunDirError: The directory holds no run, or one of a version that this one does not read.
+    """
+    stored = run_dir / "report.json"
+    if not stored.exists() and not (run_dir / "config.json").exists():
+        raise RunDirError("RUN_DIR", str(run_dir), "holds no run; name a directory that `moedisco run` made: OUTPUT/NAME")
+    events = EventLog.read(run_dir / "events.jsonl")
+    # A report that was copied without its events is a finished run's.
+    state, reason = run_state(run_dir, events) if events or not stored.exists() else ("finished", None)
+    try:
+        if state == "finished" and stored.exists():
+            report: dict[str, Any] = read_json(stored)
+        else:
+            report = build_report(run_dir, RunConfig.model_validate(read_json(run_dir / "config.json")))
+    except (OSError, json.JSONDecodeError, ValidationError) as error:
+        raise RunDirError("RUN_DIR", str(run_dir), "holds a run of another version; show it with that one") from error
+    return {**report, "state": state, "state_reason": reason}
+
+
+def run_state(run_dir: Path, events: Sequence[Event]) -> tuple[RunState, str | None]:
+    """What a run is doing, by the lock on its event log and by its last event.
+
+    Args:
+        run_dir: The run directory.
+        events: All events of the run.
+    """
+    if _locked(run_dir / "events.jsonl"):
+        return "running", None
+    last = next((event for event in reversed(events) if event.type == "run_started" or event.type in _ENDS), None)
+    if last is None or last.type == "run_started":
+        return "interrupted", None
+    return _ENDS[last.type], last.data.get("message") or last.data.get("reason")
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process holds the run's lock (`pipeline.run`)."""
+    if not path.exists():
+        return False
+    with path.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
