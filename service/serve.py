@@ -49,12 +49,10 @@ class Announcement:
     Attributes:
         url: Of the service and its page.
         token: The first token, an administrator's, where there was none yet; it can be shown this once.
-        dashboard_url: Of Ray.
     """
 
     url: str
     token: str | None
-    dashboard_url: str
 
 
 def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
@@ -82,9 +80,9 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
             check_bind(settings, tokens=tokens.count_valid(session, time.time()))
         listener = stack.enter_context(_listen(settings))
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-        local, dashboard = _ray(settings)
+        local, jobs, dashboard = _ray(settings)
+        stack.enter_context(contextlib.closing(jobs))
         stack.enter_context(contextlib.closing(dashboard))
-        settings = settings.model_copy(update={"dashboard_url": dashboard.url})
 
         def listening(announcement: Announcement) -> None:
             announce(announcement)
@@ -95,15 +93,16 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
                 keeper = Loop(local.keep, KEEP_RAY_SECONDS, "local ray")
                 keeper.start()
                 kept.callback(keeper.stop)
-            _work(settings, database, dashboard, listener, listening)
+            _work(settings, database, RayJobs(jobs), dashboard, listener, listening)
         return local is not None and not _end_idle(local, database)
 
 
 def _work(
-    settings: Settings, database: Database, dashboard: Dashboard, listener: socket.socket, announce: Callable[[Announcement], None],
+    settings: Settings, database: Database, jobs: RayJobs, dashboard: Dashboard, listener: socket.socket,
+    announce: Callable[[Announcement], None],
 ) -> None:
     """Everything between the start and the signal that ends it."""
-    jobs, pools, bell = RayJobs(dashboard), RayPools(dashboard), Bell()
+    pools, bell = RayPools(dashboard), Bell()
     deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
     reconciler = Reconciler(database, jobs, pools, bell, settings, service_secret(settings.state_dir))
     loops = (
@@ -111,7 +110,7 @@ def _work(
         Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),
         Loop(Housekeeping(database).round, TIDY_SECONDS, "housekeeping"),
     )
-    app = create_app(settings, database, jobs, pools, bell, reconciling.poke)
+    app = create_app(settings, database, jobs, pools, dashboard, bell, reconciling.poke)
     server = Server(
         uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS,
@@ -124,7 +123,7 @@ def _work(
             loop.start()
             stack.callback(loop.stop)
         # The socket listens already: who comes now waits the moment until uvicorn answers.
-        announce(Announcement(settings.url, _first_token(database), str(settings.dashboard_url)))
+        announce(Announcement(settings.url, _first_token(database)))
         with _ended_by_signals():
             server.run(sockets=[listener])
 
@@ -157,15 +156,17 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard]:
-    given = settings.dashboard_url or settings.ray_address
-    if given is None:
+def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard, Dashboard]:
+    """The local Ray if one is needed, the client that submits jobs, and the client that reads everything else."""
+    address = settings.ray_address or settings.dashboard_url
+    if address is None:
         local = LocalRay(settings.state_dir)
         cluster = local.start()
-        return local, Dashboard(cluster.dashboard_url, cluster.token_path)
-    if not given.startswith(("http://", "https://")):
-        raise ConfigError("--ray-address", given, "must be where jobs are submitted to, such as http://HEAD:8265")
-    return None, Dashboard(given)
+        dashboard = Dashboard(cluster.dashboard_url, cluster.token_path)
+        return local, dashboard, dashboard
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError("--ray-address", address, "must be the URL that takes jobs, such as http://HEAD:8265")
+    return None, Dashboard(address), Dashboard(settings.dashboard_url or address)
 
 
 def _first_token(database: Database) -> str | None:

@@ -31,9 +31,9 @@ class Settings(BaseModel):
     public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$")] | None = None
     """Under which browsers and drivers reach the service, when it is not `http://HOST:PORT`."""
     ray_address: str | None = None
-    """Of the cluster; null: a local one is started."""
+    """URL that takes the Ray cluster's jobs: `http://HEAD:8265`; null: a local cluster is started."""
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """Of the cluster's dashboard, which also takes its jobs."""
+    """URL at which the service reaches the Ray dashboard, when it is not `ray_address`. Browsers reach it at `/ray/`."""
     input_roots: tuple[str, ...] = (".",)
     """Directories, and `s3://BUCKET/PREFIX` and the like, that a run may read. The embedded text is always allowed."""
     output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)
@@ -83,6 +83,10 @@ class Settings(BaseModel):
             return self.public_url.rstrip("/")
         host = "127.0.0.1" if is_any_address(self.host) else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def job_url(self, submission_id: str) -> str:
+        """Page of a job in the Ray dashboard, through the service."""
+        return f"{self.url}/ray/#/jobs/{quote(submission_id, safe='')}"
 
     def report_url(self, run_id: str) -> str:
         """Where a run's driver reports."""

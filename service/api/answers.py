@@ -26,15 +26,15 @@ from service.schemas import (
 )
 
 
-def run_answers(context: Context, session: Session, rows: Sequence[tables.Run]) -> list[Run]:
+def run_answers(context: Context, caller: Caller, session: Session, rows: Sequence[tables.Run]) -> list[Run]:
     """Runs as they stand, with their places in the queue."""
     places = _places(session, rows)
-    return [Run.model_validate(_run(context, row, places)) for row in rows]
+    return [Run.model_validate(_run(context, caller, row, places)) for row in rows]
 
 
-def run_detail(context: Context, session: Session, row: tables.Run) -> RunDetail:
+def run_detail(context: Context, caller: Caller, session: Session, row: tables.Run) -> RunDetail:
     """A run with its configuration."""
-    return RunDetail.model_validate({**_run(context, row, _places(session, [row])), "config": row.config})
+    return RunDetail.model_validate({**_run(context, caller, row, _places(session, [row])), "config": row.config})
 
 
 def unit_answer(row: tables.Unit) -> Unit:
@@ -84,7 +84,7 @@ def _places(session: Session, rows: Sequence[tables.Run]) -> dict[str, int]:
     return {run_id: place for place, run_id in enumerate(runs.queue_order(session), 1)}
 
 
-def _run(context: Context, row: tables.Run, places: dict[str, int]) -> dict[str, Any]:
+def _run(context: Context, caller: Caller, row: tables.Run, places: dict[str, int]) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = row.progress.get("stages", {})
     return {
         **{name: getattr(row, name) for name in _SAME},
@@ -94,14 +94,8 @@ def _run(context: Context, row: tables.Run, places: dict[str, int]) -> dict[str,
             "dollars": row.dollars, "worker_seconds": row.worker_seconds, "estimate_dollars": row.estimate["dollars"],
             "full_training_dollars": row.estimate["full_training"]["dollars"], "budget_dollars": row.budget_dollars},
         "events": row.next_position,
-        "job_url": _job_url(context.settings.dashboard_url, row),
+        "job_url": context.settings.job_url(submission_id(row.id, row.attempt)) if caller.admin and row.attempt else None,
     }
-
-
-def _job_url(dashboard: str | None, row: tables.Run) -> str | None:
-    if dashboard is None or not row.attempt:
-        return None
-    return f"{dashboard.rstrip('/')}/#/jobs/{submission_id(row.id, row.attempt)}"
 
 
 _SAME = tuple(Run.model_fields.keys() - {"position", "stages", "money", "events", "job_url"})

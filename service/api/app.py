@@ -16,24 +16,28 @@ from service.api.limits import Limits
 from service.api.live_reports import LiveReports
 from service.api.openapi import documented, operation_id
 from service.api.problems import handle_problems
-from service.api.routes import access, files, operations, page, planning, runs, watching, webhooks
+from service.api.routes import access, files, operations, page, planning, ray, runs, watching, webhooks
 from service.api.streams import Streams
 from service.bell import Bell
 from service.database.session import Database
 from service.domain.confinement import Roots
 from service.observability import Figures
+from service.ray_side.dashboard import Dashboard
 from service.ray_side.jobs import Jobs
+from service.ray_side.pages import RayPages
 from service.ray_side.pools import PoolReader
+from service.ray_side.trainings import RayTrainings
 from service.settings import Settings
 from service.web import STATIC
 
 _ROUTERS = (
     runs.router, watching.router, watching.reports, files.router, planning.router, access.router, access.sessions, webhooks.router,
-    operations.router, page.router)
+    operations.router, ray.router, page.router)
 
 
 def create_app(
-    settings: Settings, database: Database, jobs: Jobs, pools: PoolReader, bell: Bell, poke: Callable[[], None],
+    settings: Settings, database: Database, jobs: Jobs, pools: PoolReader, dashboard: Dashboard, bell: Bell,
+    poke: Callable[[], None],
 ) -> FastAPI:
     """Put the application together. It starts nothing, and closes nothing that it was given.
 
@@ -42,12 +46,14 @@ def create_app(
         database: Migrated.
         jobs: Ray's jobs.
         pools: Ray's machines.
+        dashboard: Ray's dashboard, for its pages and for what Ray Train says of runs.
         bell: Rung by whoever writes to the database.
         poke: Makes the reconciler look now.
     """
     figures = Figures()
     context = Context(
-        settings=settings, database=database, jobs=jobs, pools=pools, bell=bell, poke=poke,
+        settings=settings, database=database, jobs=jobs, pools=pools, trainings=RayTrainings(dashboard),
+        ray_pages=RayPages(dashboard), bell=bell, poke=poke,
         streams=Streams(database, bell, figures), reports=LiveReports(), limits=Limits(settings.requests_per_minute),
         figures=figures, roots=Roots(settings.input_roots, settings.output_roots, settings.storage_roots))
 

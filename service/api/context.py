@@ -17,7 +17,9 @@ from service.database.session import Database
 from service.domain.confinement import Roots
 from service.observability import Figures
 from service.ray_side.jobs import Jobs
+from service.ray_side.pages import RayPages
 from service.ray_side.pools import PoolReader
+from service.ray_side.trainings import TrainingReader
 from service.settings import Settings
 
 
@@ -30,6 +32,8 @@ class Context:
         database: Where everything is.
         jobs: Ray's jobs; asked only where an operator's wish cannot wait for the reconciler.
         pools: Ray's machines.
+        trainings: What Ray Train says of runs.
+        ray_pages: The Ray dashboard, read for administrators.
         bell: Rung after every transaction that tells a run's readers something.
         poke: Makes the reconciler look now.
         streams: The open event streams.
@@ -44,6 +48,8 @@ class Context:
     database: Database
     jobs: Jobs
     pools: PoolReader
+    trainings: TrainingReader
+    ray_pages: RayPages
     bell: Bell
     poke: Callable[[], None]
     streams: Streams

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moedisco_ray.artifacts import write_json
 from service.database.tables import Run
-from service.domain.jobs import submission_id
+from service.domain.jobs import job_name, submission_id
 from service.domain.placement import Placement
 from service.domain.signatures import driver_token
 from service.ray_side.jobs import Jobs, Submission
@@ -47,7 +47,7 @@ class Launcher:
             stop_file=place.stop_file(run.attempt),
             report_url=self._settings.report_url(run.id),
             token=self.token(run.id, run.attempt),
-            metadata={"name": run.name, "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
+            metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 
     @staticmethod

@@ -20,6 +20,7 @@ from service.schemas import (
     Metrics,
     RunDetail,
     RunPage,
+    Training,
     Unit,
 )
 
@@ -100,6 +101,11 @@ def metrics(run_id: str, figure: Figure, units: Sequence[str], points: int) -> C
 def units(run_id: str) -> Call[list[Unit]]:
     """GET /v1/runs/{id}/submodels."""
     return Call("GET", _path(run_id, "submodels"), items(Unit))
+
+
+def trainings(run_id: str) -> Call[list[Training]]:
+    """GET /v1/runs/{id}/trainings."""
+    return Call("GET", _path(run_id, "trainings"), items(Training))
 
 
 def clusters(run_id: str) -> Call[dict[str, Any]]:

@@ -39,6 +39,7 @@ from service.schemas import (
     RunDetail,
     Scope,
     TokenInfo,
+    Training,
     Unit,
     WebhookInfo,
 )
@@ -173,6 +174,10 @@ class Client:
     def units(self, run_id: str) -> list[Unit]:
         """The seed, the sub-models and the fine-tune."""
         return self._ask(run_calls.units(run_id))
+
+    def trainings(self, run_id: str) -> list[Training]:
+        """Each training of a run as Ray Train sees it: state, attempts, workers."""
+        return self._ask(run_calls.trainings(run_id))
 
     def clusters(self, run_id: str) -> dict[str, Any]:
         """The clustering's own report."""

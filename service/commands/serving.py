@@ -32,6 +32,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="0: any that is free.", show_default="8300")] = None,
     ray_address: Annotated[str | None, typer.Option(
         help="Where a running Ray cluster takes jobs, such as http://HEAD:8265; left out: a local one is started.")] = None,
+    dashboard_url: Annotated[str | None, typer.Option(
+        help="URL at which the service reaches the Ray dashboard, when it differs from --ray-address.")] = None,
     database_url: Annotated[str | None, typer.Option(
         envvar="MOEDISCO_DATABASE_URL", help="sqlite:///FILE or postgresql+psycopg://...; left out: SQLite in the state directory.",
     )] = None,
@@ -57,7 +59,7 @@ def serve(
 ) -> None:
     """Run the service: REST, the page, and the queue of runs. Ctrl-C ends it; runs go on and are taken up again."""
     given: dict[str, Any] = {
-        "host": host, "port": port, "ray_address": ray_address, "database_url": database_url,
+        "host": host, "port": port, "ray_address": ray_address, "dashboard_url": dashboard_url, "database_url": database_url,
         "state_dir": state_dir or _state_dir(), "input_roots": input_root or None, "output_roots": output_root or None,
         "storage_roots": storage_root or None,
         "max_active_runs": max_active_runs, "max_active_runs_per_owner": max_active_runs_per_owner, "public_url": public_url,
@@ -95,7 +97,7 @@ def announce(state_dir: Path, started: Announcement) -> None:
     client.save_address(address, own)
     path = client.save_address(address)
     say(f"MoE-DisCo is at {started.url}; commands of this user find it by {path}")
-    say(f"Ray is at {started.dashboard_url}")
+    say(f"The Ray dashboard, for administrators: {started.url}/ray/")
     if started.token is not None:
         say(f"The first token: {started.token}")
         say(f"To sign in: {sign_in(address)}")

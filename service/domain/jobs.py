@@ -42,6 +42,11 @@ def submission_id(run_id: str, attempt: int) -> str:
     return f"{run_id}-{attempt}"
 
 
+def job_name(run_name: str, attempt: int) -> str:
+    """The name under which the Ray dashboard lists the job of a run's attempt."""
+    return run_name if attempt == 1 else f"{run_name} (attempt {attempt})"
+
+
 def submitted_run(name: str) -> tuple[str, int] | None:
     """The run and the attempt that a submission id names; None: it is none of ours."""
     run_id, dash, attempt = name.rpartition("-")

@@ -95,6 +95,49 @@ class GroupList(Answer):
     items: list[Group] = Field(validation_alias=AliasPath("data", "result", "result"))
 
 
+class TrainWorker(Answer):
+    """A worker in `/api/train/v2/runs/v1`."""
+
+    world_rank: int
+    node_ip: str
+    gpu_ids: list[int] = Field(default_factory=list)
+    status: str | None = None
+
+
+class TrainAttempt(Answer):
+    """A group of workers that Ray Train started for a training."""
+
+    status: str
+    status_detail: str | None = None
+    start_time_ns: int
+    end_time_ns: int | None = None
+    workers: list[TrainWorker]
+
+
+class TrainJob(Answer):
+    """The job whose driver started a training."""
+
+    submission_id: str | None = None
+
+
+class TrainRun(Answer):
+    """An element of `/api/train/v2/runs/v1`; its settings, which may hold secrets, are not read."""
+
+    name: str
+    status: str
+    status_detail: str | None = None
+    start_time_ns: int
+    end_time_ns: int | None = None
+    attempts: list[TrainAttempt]
+    job_details: TrainJob | None = None
+
+
+class TrainRunList(Answer):
+    """`/api/train/v2/runs/v1`."""
+
+    train_runs: list[TrainRun]
+
+
 T = TypeVar("T")
 
 

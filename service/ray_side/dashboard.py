@@ -52,12 +52,16 @@ class Dashboard:
             RayUnavailable: None came, or the token is refused.
         """
         try:
-            answer = self._client.request(method, path, params=params, json=body, headers=auth_headers(self._token_path))
+            answer = self._client.request(method, path, params=params, json=body, headers=self.headers())
         except httpx.HTTPError as error:
             raise RayUnavailable(f"Ray does not answer at {self.url} ({type(error).__name__})") from error
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise RayUnavailable(f"Ray at {self.url} refuses the token; RAY_AUTH_TOKEN_PATH must name a file with the cluster's")
         return answer
+
+    def headers(self) -> dict[str, str]:
+        """Headers that prove the service to the cluster; read anew each time, since the token's file may change."""
+        return auth_headers(self._token_path)
 
     def close(self) -> None:
         """Close its connections."""

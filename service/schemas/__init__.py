@@ -15,7 +15,19 @@ from service.schemas.requests import (
     RunChange,
     RunRequest,
 )
-from service.schemas.runs import Money, Run, RunDetail, RunPage, StageProgress, Unit, UnitPage
+from service.schemas.runs import (
+    Money,
+    Run,
+    RunDetail,
+    RunPage,
+    StageProgress,
+    Training,
+    TrainingAttempt,
+    TrainingPage,
+    TrainingWorker,
+    Unit,
+    UnitPage,
+)
 from service.schemas.webhooks import DeliveryInfo, DeliveryPage, NewWebhook, WebhookInfo, WebhookPage, WebhookRequest
 
 __all__ = [
@@ -24,5 +36,6 @@ __all__ = [
     "LogPage", "Metrics", "Mistake", "Money", "NewToken", "NewWebhook", "PlannableConfig", "PoolNode", "PoolStatus", "Pools",
     "PriceBook", "PriceEntry", "Priority", "Problem", "Report", "ReportAnswer", "RetryRequest", "Run", "RunChange", "RunDetail",
     "RunPage", "RunRequest", "Scope", "Series", "SessionRequest", "StageProgress", "Tags", "TokenInfo", "TokenPage",
-    "TokenRequest", "Unit", "UnitPage", "WebhookInfo", "WebhookPage", "WebhookRequest",
+    "TokenRequest", "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit", "UnitPage", "WebhookInfo",
+    "WebhookPage", "WebhookRequest",
 ]

@@ -61,7 +61,7 @@ class Identity(Document):
     version: str
     """Of the service."""
     dashboard_url: str | None
-    """Of Ray."""
+    """Path of the Ray dashboard on this service; null: the caller is no administrator."""
 
 
 class AuditEntry(Document):

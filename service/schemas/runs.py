@@ -58,7 +58,7 @@ class Run(Document):
     events: int
     """Length of its event stream so far."""
     job_url: str | None
-    """Its job in the Ray dashboard."""
+    """Page of its job in the Ray dashboard, through the service; for administrators, once it has a driver."""
 
 
 class RunDetail(Run):
@@ -97,3 +97,48 @@ class UnitPage(Document):
     """Parts of a run that train by themselves, in the order in which they started."""
 
     items: list[Unit]
+
+
+class TrainingWorker(Document):
+    """A worker process of a training."""
+
+    rank: int
+    node: str
+    """Address of its node."""
+    state: str | None
+    """Ray's word on its actor: `ALIVE` or `DEAD`; null: unknown."""
+    gpus: list[int]
+    """Indices of its GPUs on the node."""
+
+
+class TrainingAttempt(Document):
+    """A group of workers that was started for a training."""
+
+    state: str
+    """Ray Train's word: `PENDING`, `RUNNING`, `FINISHED`, `ERRORED`, `ABORTED`."""
+    detail: str | None
+    """Why, where Ray Train says it."""
+    started: float
+    ended: float | None
+    workers: list[TrainingWorker]
+
+
+class Training(Document):
+    """One training of the seed, a sub-model or the fine-tune, as Ray Train sees it."""
+
+    unit: str
+    run_attempt: int
+    """Attempt of the run whose driver started it."""
+    state: str
+    """Ray Train's word: `INITIALIZING`, `SCHEDULING`, `RUNNING`, `RESTARTING`, `RESIZING`, `FINISHED`, `ERRORED`, `ABORTED`."""
+    detail: str | None
+    """Why, where Ray Train says it."""
+    started: float
+    ended: float | None
+    attempts: list[TrainingAttempt]
+
+
+class TrainingPage(Document):
+    """Trainings of a run, in the order in which they started."""
+
+    items: list[Training]

@@ -19,7 +19,11 @@ from service.bell import Bell
 from service.database import ingest, runs, tokens
 from service.database.session import Database
 from service.domain.states import RunState
+from service.ray_side.dashboard import Dashboard
 from service.settings import Settings
+
+NO_DASHBOARD = "http://127.0.0.1:1"
+"""Nothing listens there."""
 
 
 @dataclasses.dataclass
@@ -37,6 +41,7 @@ class Service:
     database: Database
     jobs: FakeJobs
     pools: FakePools
+    dashboard: Dashboard
     bell: Bell
     plain: dict[str, str]
     pokes: list[float] = dataclasses.field(default_factory=list)
@@ -113,8 +118,8 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
     data.mkdir(exist_ok=True)
     made = Settings(**{
         "state_dir": home / "state", "input_roots": (str(data),), "output_roots": (home / "runs",),
-        "dashboard_url": "http://127.0.0.1:8265"} | settings)
-    with contextlib.closing(Database(made.database)) as database:
+        "dashboard_url": NO_DASHBOARD} | settings)
+    with contextlib.closing(Database(made.database)) as database, contextlib.closing(Dashboard(made.dashboard_url)) as dashboard:
         database.migrate()
         plain = {}
         people = {"admin": ("root", ["admin"]), "ann": ("ann", ["submit"]), "bob": ("bob", ["submit"]), "reader": ("ann", ["read"])}
@@ -122,5 +127,5 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
             for who, (owner, scopes) in people.items():
                 plain[who], _ = tokens.create(session, name=who, owner=owner, scopes=scopes, expires=None, now=time.time())
         jobs, pools, bell, pokes = FakeJobs(), FakePools(), Bell(), []
-        app = create_app(made, database, jobs, pools, bell, lambda: pokes.append(time.time()))
-        yield Service(app, made, database, jobs, pools, bell, plain, pokes)
+        app = create_app(made, database, jobs, pools, dashboard, bell, lambda: pokes.append(time.time()))
+        yield Service(app, made, database, jobs, pools, dashboard, bell, plain, pokes)

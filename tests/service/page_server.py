@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from api_client import Service, service
@@ -40,7 +41,7 @@ class Site:
         door = socket.create_server(("127.0.0.1", self._port))
         self._port = door.getsockname()[1]
         behind = self.service
-        app = create_app(behind.settings, behind.database, behind.jobs, behind.pools, behind.bell, lambda: None)
+        app = create_app(behind.settings, behind.database, behind.jobs, behind.pools, behind.dashboard, behind.bell, lambda: None)
         self._server = Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5), app)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [door]}, name="page server")
         self._thread.start()
@@ -58,9 +59,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(home: Path) -> Iterator[Site]:
+def site(home: Path, **settings: Any) -> Iterator[Site]:
     """A service under a directory, served until the context ends."""
-    with service(home) as behind:
+    with service(home, **settings) as behind:
         served = Site(behind)
         try:
             yield served

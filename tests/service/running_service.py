@@ -27,7 +27,7 @@ class Running:
 
     def start(self):
         made = self.made
-        app = create_app(made.settings, made.database, made.jobs, made.pools, made.bell, lambda: None)
+        app = create_app(made.settings, made.database, made.jobs, made.pools, made.dashboard, made.bell, lambda: None)
         config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", timeout_graceful_shutdown=10)
         self.server = Server(config, app)
         self.thread = threading.Thread(target=self.server.run)

@@ -221,11 +221,13 @@ def test_a_run_with_a_driver_is_not_deleted(api):
     assert states(api, run) == "running"
 
 
-def test_the_job_is_found_in_the_dashboard_once_there_is_one(api):
-    run = api.submit()
-    assert run["job_url"] is None
-    api.start(run["id"])
-    assert api.ann.get(f"/v1/runs/{run['id']}").json()["job_url"] == f"http://127.0.0.1:8265/#/jobs/{run['id']}-1"
+def test_an_administrator_finds_the_job_through_the_service_once_there_is_one(api):
+    run = api.submit()["id"]
+    assert api.admin.get(f"/v1/runs/{run}").json()["job_url"] is None
+    api.start(run)
+    assert api.admin.get(f"/v1/runs/{run}").json()["job_url"] == f"{api.settings.url}/ray/#/jobs/{run}-1"
+    assert api.ann.get(f"/v1/runs/{run}").json()["job_url"] is None
+    assert api.ann.get("/v1/runs").json()["items"][0]["job_url"] is None
 
 
 def test_every_change_is_in_the_audit_log(api):

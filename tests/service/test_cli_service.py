@@ -381,7 +381,7 @@ def served(monkeypatch, tmp_path):
     """A stand-in for the service itself: the settings it was started with, and what it announces."""
     module = types.ModuleType("service.serve")
     module.settings = []
-    module.announcement = types.SimpleNamespace(url="http://127.0.0.1:8300", token="mdk_first", dashboard_url="http://127.0.0.1:8265")
+    module.announcement = types.SimpleNamespace(url="http://127.0.0.1:8300", token="mdk_first")
 
     def serve(settings, announce):
         module.settings.append(settings)

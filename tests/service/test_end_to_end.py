@@ -48,6 +48,11 @@ def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path)
         same_outcome(next((service.home / "runs").glob(f"{run.id}/small")), undisturbed)
         check_story(client, run.id, [event for _, event in seen])
         check_dashboard(service, run.id)
+        trainings = client.trainings(run.id)
+        assert {"submodel-0", "submodel-1", "finetune"} == {training.unit for training in trainings}
+        assert {training.run_attempt for training in trainings} == {1, 2}
+        assert trainings[-1].state == "FINISHED"
+        assert trainings[-1].attempts[-1].workers[0].rank == 0
         model = client.download(run.id, tmp_path / "model")
     assert service.stop() == 0
     reload(model)
@@ -78,7 +83,7 @@ def check_dashboard(service: RealService, run_id: str) -> None:
     assert cluster is not None
     with contextlib.closing(Dashboard(cluster.dashboard_url, cluster.token_path)) as dashboard:
         job = next(job for job in dashboard.get("/api/jobs/") if job["submission_id"] == f"{run_id}-2")
-        assert job["metadata"]["name"] == "small"
+        assert job["metadata"]["job_name"] == "small (attempt 2)"
         trained = {run["name"].rpartition("-")[0] for run in dashboard.get("/api/train/v2/runs/v1")["train_runs"]}
         assert {"small-submodel-0", "small-submodel-1", "small-finetune"} <= trained
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -21,7 +23,9 @@ from service.ray_side import local
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.jobs import RayJobs, Submission
 from service.ray_side.local import MARK, LocalRay
+from service.ray_side.pages import RayPages
 from service.ray_side.pools import RayPools
+from service.ray_side.trainings import RayTrainings
 
 DRIVER = """\
 import os, pathlib, sys, time
@@ -86,7 +90,7 @@ def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(sta
     assert stat.S_IMODE((state_dir / "ray").stat().st_mode) == 0o700
 
     with contextlib.closing(Dashboard(found.dashboard_url, found.token_path)) as dashboard:
-        _jobs_run_and_end(RayJobs(dashboard), RayPools(dashboard), state_dir)
+        _jobs_run_and_end(RayJobs(dashboard), RayPools(dashboard), state_dir, lambda: _pages_are_shown(dashboard, found.token_path))
     _refused_without_the_token(found.dashboard_url, state_dir)
 
     os.kill(json.loads((state_dir / "ray" / "cluster.json").read_text())["pid"], signal.SIGKILL)
@@ -107,7 +111,28 @@ def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(sta
         RayJobs(gone).statuses()
 
 
-def _jobs_run_and_end(jobs: RayJobs, pools: RayPools, directory: Path) -> None:
+def _pages_are_shown(dashboard: Dashboard, token_path: Path) -> None:
+    """What the pages of this Ray load, read as the service passes it on."""
+    async def read(path: str) -> tuple[int, str]:
+        async with RayPages(dashboard).open("GET", path, "", {}) as page:
+            return page.status, b"".join([block async for block in page.body]).decode()
+
+    status, index = asyncio.run(read(""))
+    assert status == 200
+    [script] = re.findall(r'src="\./(static/js/main\.[^"]+\.js)"', index)
+    _, code = asyncio.run(read(script))
+    # The script's own list of what it asks for: a Ray that moves a page's data is noticed here.
+    for path in ("api/jobs/", "api/v0/tasks", "logical/actors", "api/cluster_status", "api/v0/placement_groups"):
+        assert path in code
+        assert asyncio.run(read(path))[0] == 200, path
+    _, shown = asyncio.run(read("api/jobs/"))
+    assert "R-1" in shown
+    assert "mdr_secret" not in shown
+    assert token_path.read_text() not in index + code + shown
+    assert RayTrainings(dashboard).read("R", "demo") == []
+
+
+def _jobs_run_and_end(jobs: RayJobs, pools: RayPools, directory: Path, meanwhile: Callable[[], None]) -> None:
     there = {pool.resource: pool for pool in pools.read(["rare"]).items}
     assert {name: pool.slots for name, pool in there.items()} == {"low_mem_gpu": 2, "high_mem_gpu": 1, "rare": 0}
     assert not pools.grows()
@@ -123,6 +148,7 @@ def _jobs_run_and_end(jobs: RayJobs, pools: RayPools, directory: Path) -> None:
     eventually(proof.exists)
     assert proof.read_text() == "mdr_secret"
     assert jobs.statuses()["R-1"].phase is JobPhase.RUNNING
+    meanwhile()
     eventually(lambda: next(pool.free for pool in pools.read().items if pool.resource == "low_mem_gpu") == 1)
     with pytest.raises(RayUnavailable, match="non-terminal"):
         jobs.delete("R-1")

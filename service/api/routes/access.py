@@ -58,11 +58,11 @@ def sign_out(request: Request, response: Response, context: InContext) -> None:
 
 
 @router.get("/identity", responses=problems())
-def get_identity(caller: Reader, context: InContext) -> Identity:
+def get_identity(caller: Reader) -> Identity:
     """Who the caller is."""
     return Identity(
         owner=caller.owner, scopes=[scope for scope in SCOPES if scope in caller.scopes], version=version("moedisco-ray"),
-        dashboard_url=context.settings.dashboard_url)
+        dashboard_url="/ray/" if caller.admin else None)
 
 
 @router.get("/tokens", responses=problems())

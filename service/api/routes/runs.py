@@ -63,14 +63,14 @@ def list_runs(
     with context.database.read() as session:
         rows, following = runs.page(
             session, owner=owner if mine is None else mine, states=state, name=name, tags=tags, cursor=cursor, limit=limit)
-        return RunPage(items=run_answers(context, session, rows), next_cursor=following)
+        return RunPage(items=run_answers(context, caller, session, rows), next_cursor=following)
 
 
 @router.get("/{run_id}", responses=problems(404))
 def get_run(run_id: RunId, caller: Reader, context: InContext) -> RunDetail:
     """A run as it stands."""
     with context.database.read() as session:
-        return run_detail(context, session, visible_run(session, caller, run_id))
+        return run_detail(context, caller, session, visible_run(session, caller, run_id))
 
 
 @router.patch("/{run_id}", responses=problems(404, 409, body=True))
@@ -83,7 +83,7 @@ def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InCon
         if changes:
             runs.amend(session, run, now=now, **changes)
             note(session, caller, "run.change", run_id, now, changes)
-        answer = run_detail(context, session, run)
+        answer = run_detail(context, caller, session, run)
     context.tell(run_id)
     return answer
 
@@ -129,7 +129,7 @@ def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: Cance
             runs.amend(session, run, now=now, stop=stop, reason=STOP_REASONS[stop])
         if state is not RunState.CANCELLED:
             note(session, caller, "run.cancel", run_id, now, {"force": force})
-        answer = run_detail(context, session, run)
+        answer = run_detail(context, caller, session, run)
     context.tell(run_id)
     return answer
 
@@ -144,7 +144,7 @@ def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetai
             raise Conflict(f"the run has used its budget of ${run.budget_dollars:g}; raise budget_dollars first")
         runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
         note(session, caller, "run.resume", run_id, now, {})
-        answer = run_detail(context, session, run)
+        answer = run_detail(context, caller, session, run)
     context.tell(run_id)
     return answer
 
@@ -170,7 +170,7 @@ def _made(
     if not new:
         response.headers["Idempotency-Replayed"] = "true"
     with context.database.read() as session:
-        return run_detail(context, session, row)
+        return run_detail(context, caller, session, row)
 
 
 def _delete_files(context: Context, run: tables.Run) -> None:

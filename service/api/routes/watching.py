@@ -28,7 +28,7 @@ from service.api.security import DRIVER, SIGNED_IN, Reader, check_driver, presen
 from service.database import ingest, metrics, overview, prices, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest
-from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, UnitPage
+from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, TrainingPage, UnitPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
 reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=DRIVER)
@@ -102,6 +102,12 @@ def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
     """Every part that trains by itself: the seed, each sub-model, the fine-tune."""
     with context.database.read() as session:
         return UnitPage(items=[unit_answer(row) for row in overview.units(session, run.id)])
+
+
+@router.get("/trainings", responses=problems(404))
+def list_trainings(run: VisibleRun, context: InContext) -> TrainingPage:
+    """What Ray Train knows of each training: state, attempts, workers. Empty where it knows nothing, as after a restart of Ray."""
+    return TrainingPage(items=context.trainings.read(run.id, run.config["name"]) if run.attempt else [])
 
 
 @router.get("/clusters", responses=problems(404))

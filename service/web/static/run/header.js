@@ -43,7 +43,7 @@ export function RunHeader({ run, acted }) {
         <${Facts} run=${run} />
       </div>
       <div class="actions">
-        ${run.job_url && html`<${Outside} address=${run.job_url}>Ray job</${Outside}>`}
+        ${run.job_url && html`<${Outside} address=${pathOf(run.job_url)}>Ray job</${Outside}>`}
         <a class="button" href=${`#/runs/${run.id}/retry`}>Retry with changes</a>
         ${resumable && html`<button class="primary" onClick=${() => act("resume")}>Resume</button>`}
         ${run.state === "succeeded" && html`
@@ -60,6 +60,12 @@ export function RunHeader({ run, acted }) {
           <label><input type="checkbox" checked=${force} onChange=${(event) => setForce(event.target.checked)} />
             Kill its job at once; what was trained since the last checkpoint is lost</label>`}
       </${Question}>`}`;
+}
+
+/** An address of the service by its path alone: the reader may know the service by another name than it knows itself. */
+function pathOf(address) {
+  const { pathname, hash } = new URL(address);
+  return pathname + hash;
 }
 
 /** Who, when, how often. */

@@ -9,7 +9,7 @@ import { usePolled } from "../polling.js";
 const COLUMNS = ["Address", "State", "Pools", "Resources", "Labels"];
 const REFRESH_SECONDS = 5;
 
-/** @param {{dashboard: string | null}} props Address of Ray's dashboard. */
+/** @param {{dashboard: string | null}} props Path of the Ray dashboard, for administrators. */
 export function PoolsView({ dashboard }) {
   const { value: pools, problem } = usePolled((signal) => ask("/v1/pools", { signal }), REFRESH_SECONDS, []);
   const nodes = nodesOf(pools?.items ?? []);

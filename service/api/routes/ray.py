@@ -1,0 +1,76 @@
+"""The Ray dashboard under `/ray/`, for administrators.
+
+The dashboard's scripts run on the service's own origin, where the administrator's session is. What keeps them from using it:
+
+* Only GET and HEAD, and only the paths that the dashboard's pages read, are passed on; no job can be submitted or stopped.
+* A content security policy confines the dashboard's document to `/ray/`: no request to the service's own API, no form, no frame,
+  no worker, and (by the sandbox) no further window, which would be free of this policy.
+* Everything else from Ray, such as a log that a run wrote, is sandboxed: it cannot run a script if it is opened as a page.
+* Cookies and tokens are not passed on in either direction.
+
+What remains: scripts of the dashboard can read all that it shows, send it elsewhere by leaving the page, and set cookies and
+local storage of the service's origin. The service's page keeps no secret where a script can read it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from service.api.context import InContext
+from service.api.responses import ClosedStream
+from service.api.security import Admin
+
+PREFIX = "/ray/"
+_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+_STATIC_SECONDS = 3600
+_DATA_POLICY = "default-src 'none'; sandbox"
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.api_route(PREFIX[:-1], methods=["GET", "HEAD"])
+def ray_root() -> RedirectResponse:
+    """Where the dashboard's relative addresses work."""
+    return RedirectResponse(PREFIX)
+
+
+@router.api_route(PREFIX + "{path:path}", methods=["GET", "HEAD"])
+async def ray_page(path: str, request: Request, caller: Admin, context: InContext) -> Response:
+    """A page, file or document of the Ray dashboard."""
+    del caller
+    async with AsyncExitStack() as stack:
+        page = await stack.enter_async_context(
+            context.ray_pages.open(request.method, path, request.scope["query_string"].decode("latin-1"), request.headers))
+        headers = dict(page.headers)
+        document = page.kind == "frame"
+        headers["Content-Security-Policy"] = _document_policy(request, context.settings.url) if document else _DATA_POLICY
+        if page.kind == "static" and page.status == 200:
+            headers["Cache-Control"] = f"private, max-age={_STATIC_SECONDS}"
+        rest = stack.pop_all()
+
+    async def body() -> AsyncIterator[bytes]:
+        async with rest:
+            async for block in page.body:
+                yield block
+
+    return ClosedStream(body(), page.status, headers)
+
+
+def _document_policy(request: Request, url: str) -> str:
+    """The policy of the one document that runs scripts. Paths can be named only behind an origin."""
+    # A proxy in front may have changed the request's host; then the browser knows the service by its public URL.
+    host = request.headers.get("host", "")
+    origins = [f"{parts.scheme}://{parts.netloc}" for parts in (urlsplit(url),)]
+    if _HOST.fullmatch(host):
+        origins.append(f"{request.url.scheme}://{host}")
+    places = " ".join(f"{origin}{PREFIX}" for origin in dict.fromkeys(origins))
+    return (
+        f"default-src 'none'; script-src {places}; style-src {places} 'unsafe-inline'; img-src {places} data:; "
+        f"font-src {places} data:; connect-src {places}; worker-src 'none'; frame-src 'none'; object-src 'none'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts allow-same-origin allow-downloads")

@@ -1,0 +1,107 @@
+"""What Ray Train's state says of the trainings of a run, over the dashboard's REST."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from service.domain.jobs import submitted_run
+from service.errors import RayUnavailable
+from service.ray_side.answers import TrainAttempt, TrainRun, TrainRunList, read_as
+from service.ray_side.dashboard import Dashboard, parsed
+from service.schemas import Training, TrainingAttempt, TrainingWorker
+
+FRESH_SECONDS = 3.0
+_PATH = "/api/train/v2/runs/v1"
+_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
+"""What a training's name ends with, so that Ray Train takes it for a new one."""
+
+
+class TrainingReader(Protocol):
+    """Looks at the trainings that Ray Train knows."""
+
+    def read(self, run_id: str, name: str) -> list[Training]:
+        """The trainings of all attempts of a run, in the order in which they started; empty where Ray knows none.
+
+        Args:
+            run_id: The run's id.
+            name: `name` of the run's configuration, with which its trainings' names begin.
+
+        Raises:
+            RayUnavailable: Ray does not answer.
+        """
+
+
+class RayTrainings:
+    """`TrainingReader` over a dashboard's REST; all readers share one answer for some seconds.
+
+    Args:
+        dashboard: Of the cluster.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, dashboard: Dashboard, clock: Callable[[], float] = time.monotonic) -> None:
+        self._dashboard = dashboard
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._made = float("-inf")
+        self._kept: list[TrainRun] | RayUnavailable = []
+
+    def read(self, run_id: str, name: str) -> list[Training]:
+        """See `TrainingReader`."""
+        found = [(job, training) for training in self._all() if (job := _attempt_of(training, run_id)) is not None]
+        return [_training(training, job, name) for job, training in sorted(found, key=lambda pair: pair[1].start_time_ns)]
+
+    def _all(self) -> list[TrainRun]:
+        with self._lock:
+            if self._clock() - self._made >= FRESH_SECONDS:
+                try:
+                    self._kept = self._ask()
+                except RayUnavailable as error:
+                    self._kept = error
+                self._made = self._clock()
+            if isinstance(self._kept, RayUnavailable):
+                raise RayUnavailable(self._kept.detail)
+            return self._kept
+
+    def _ask(self) -> list[TrainRun]:
+        answer = self._dashboard.send("GET", _PATH)
+        # Before the first training, and in a Ray that has no such path, an error is the answer.
+        return read_as(TrainRunList, parsed(answer)).train_runs if answer.is_success else []
+
+
+def _attempt_of(training: TrainRun, run_id: str) -> int | None:
+    """The run's attempt that a training belongs to; None: it is another run's."""
+    job = training.job_details
+    found = submitted_run(job.submission_id) if job is not None and job.submission_id is not None else None
+    return found[1] if found is not None and found[0] == run_id else None
+
+
+def _training(training: TrainRun, attempt: int, name: str) -> Training:
+    return Training(
+        unit=_SUFFIX.sub("", training.name).removeprefix(f"{name}-"),
+        run_attempt=attempt,
+        state=training.status,
+        detail=training.status_detail,
+        started=training.start_time_ns / 1e9,
+        ended=_seconds(training.end_time_ns),
+        attempts=[_attempt(each) for each in training.attempts],
+    )
+
+
+def _attempt(attempt: TrainAttempt) -> TrainingAttempt:
+    return TrainingAttempt(
+        state=attempt.status,
+        detail=attempt.status_detail,
+        started=attempt.start_time_ns / 1e9,
+        ended=_seconds(attempt.end_time_ns),
+        workers=[
+            TrainingWorker(rank=each.world_rank, node=each.node_ip, state=each.status, gpus=each.gpu_ids)
+            for each in sorted(attempt.workers, key=lambda each: each.world_rank)])
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
