@@ -26,6 +26,7 @@ from moedisco_ray.on_ray.shell import RayShell
 from moedisco_ray.report import build_report
 from moedisco_ray.shell import Shell
 from moedisco_ray.stages import STAGES, Stage
+from moedisco_ray.start import check_start
 from moedisco_ray.steps import STEPS, Context
 from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import checkpoint
@@ -76,6 +77,7 @@ def _carry_out(config: RunConfig, directory: Path, listeners: tuple[Emit, ...], 
         log(Event("run_started", data={"name": config.name, "directory": str(directory), "stages": [s.name for s in STAGES]}))
         digests = stages.fingerprints(config, input_identity(config))
         if not _is_made(directory, digests):
+            check_start(config)
             if shell is not None:
                 _make_all(config, directory, digests, log, shell, stop)
             else:

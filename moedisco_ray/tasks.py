@@ -54,7 +54,8 @@ def initial_moe(model: Model, tokenizer: Path, sequence_length: int, seed: int) 
         ConfigError: The family cannot have these sizes.
     """
     if isinstance(model.init, CheckpointInit):
-        return open_checkpoint(model.init.checkpoint), read_config(model.init.checkpoint)
+        # transformers would leave the padding token's embedding out of training; the export has it again.
+        return open_checkpoint(model.init.checkpoint), {**read_config(model.init.checkpoint), "pad_token_id": None}
     if isinstance(model.init, UpcycleInit):
         config = upcycled_config(model.init.upcycle, model.family, model.init.num_experts, model.init.num_experts_per_tok)
         dense = open_dense(model.init.upcycle, model.family)

@@ -15,9 +15,10 @@ from moedisco_ray.errors import CheckpointError
 
 FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 FAMILIES: tuple[FamilyName, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
-DENSE: Mapping[FamilyName, tuple[str, ...]] = {"mixtral": ("mistral", "llama"), "qwen3_moe": ("qwen3",)}
-"""Dense models (`model_type`) that are a family's with an MLP in place of the experts. The others have none: qwen2_moe has a shared
-expert, and OLMo normalises elsewhere than olmoe."""
+DENSE: Mapping[FamilyName, tuple[str, ...]] = {
+    "mixtral": ("mistral", "llama"), "qwen2_moe": ("qwen2", "llama"), "qwen3_moe": ("qwen3",)}
+"""Dense models (`model_type`) that a family can compute, with their MLP in the experts' places. olmoe has none: OLMo normalises
+elsewhere than olmoe."""
 
 
 class Architecture(Section):
@@ -107,8 +108,8 @@ class UpcycleInit(LocalInit):
     KEY: ClassVar[str] = "upcycle"
 
     upcycle: Annotated[Path, ReadsFrom()]
-    """A Hugging Face directory: a dense relative of the family (Qwen3; Mistral, Llama), or a model of the family with one expert,
-    such as an earlier run's seed."""
+    """A Hugging Face directory: a dense relative of the family (Qwen3 for qwen3_moe; Mistral and Llama for mixtral; Qwen2, and
+    Llama with biases, for qwen2_moe), or a model of the family with one expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1)
     num_experts_per_tok: int = Field(2, ge=1)
     """Their weights are made to sum to one, so that the MoE computes what the dense model did."""
@@ -185,6 +186,11 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
         raise CheckpointError(
             start.setting, str(start.upcycle),
             f"has use_sliding_window, with which {kind} and {family} do not attend alike; use another model")
+    head, heads = raw.get("head_dim"), raw.get("num_attention_heads")
+    if kind != family and family == "qwen2_moe" and head and heads and head * heads != raw.get("hidden_size"):
+        raise CheckpointError(
+            start.setting, str(start.upcycle),
+            f"has head_dim {head}, but {family} has heads of hidden_size / num_attention_heads; use a family with head_dim")
     return _sizes(raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok, norm_topk_prob=True)
 
 

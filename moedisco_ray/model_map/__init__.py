@@ -26,11 +26,12 @@ from moedisco_ray.model_map.hf import (
 from moedisco_ray.model_map.init import RandomSource, random_source
 from moedisco_ray.model_map.layout import ModelMap, Place, canonical_state, memory_state
 from moedisco_ray.model_map.speed import specialise
+from moedisco_ray.model_map.starts import check_start_tensors
 
 __all__ = [
     "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "Checkpoint", "Family", "ModelMap", "Part", "Place",
     "RandomSource", "Role", "TensorRole", "canonical_shapes", "canonical_state", "check_complete", "check_experts",
-    "check_same", "config_values", "differences", "expert_count", "group_size", "hf_config", "load_model",
+    "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "group_size", "hf_config", "load_model",
     "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_dense", "random_source", "read_config", "same_bits",
     "save_model", "skeleton", "specialise", "submodel_config", "upcycled_config", "write_checkpoint", "write_config",
 ]

@@ -1,4 +1,7 @@
-"""Dense models as Mixture-of-Experts models, with their MLP in the experts' places: what sparse upcycling starts from."""
+"""Dense models as Mixture-of-Experts models, with their MLP in the experts' places: what sparse upcycling starts from.
+
+Shapes: D hidden, H attention heads, G key-value heads, d size of one head.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,21 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from moedisco_ray.config import FamilyName
+from moedisco_ray.errors import CheckpointError
 from moedisco_ray.model_map.checkpoint import Checkpoint, open_checkpoint, read_config
 from moedisco_ray.model_map.families import PARTS
 from moedisco_ray.model_map.hf import config_values
 from moedisco_ray.model_map.layout import ModelMap, Place
 
 _MLP = re.compile(rf"model\.layers\.(\d+)\.mlp\.({'|'.join(PARTS)})_proj\.weight")
+_BIAS = re.compile(r"model\.layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias")
 _OF_ITS_KIND = ("model_type", "architectures", "transformers_version")
+_FOLDED = 1e-5
+"""Largest error of a folded bias, as a share of the largest element of the bias."""
 
 
 class DenseMap(ModelMap):
-    """A family's names for the tensors of its dense relatives, whose MLP is each layer's expert 0."""
+    """A family's names for the tensors of its dense relatives, whose MLP is each layer's expert 0; biases keep their names."""
 
     def unfold(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
         """The canonical tensor that a stored one is.
@@ -30,6 +37,8 @@ class DenseMap(ModelMap):
         Raises:
             CheckpointError: No rule claims the key.
         """
+        if _BIAS.fullmatch(key):
+            return {key: Place(key)}
         mlp = _MLP.fullmatch(key)
         if mlp is None:
             return super().unfold(key, shape)
@@ -38,25 +47,76 @@ class DenseMap(ModelMap):
 
 
 class OneExpert(Mapping[str, Tensor]):
-    """A dense checkpoint with the routers that it lacks: one row of zeros each, for its one expert."""
+    """A dense checkpoint as an MoE with one expert: with the tensors that it lacks, without biases that the MoE has no place for.
 
-    def __init__(self, dense: Checkpoint) -> None:
-        layers = range(int(dense.config["num_hidden_layers"]))
+    Routers are one row of zeros. Where the family has a shared expert, it is the MLP too, at the weight of 1/2 that a gate of zeros
+    gives it, and the routed expert's output is halved: their sum is the MLP.
+
+    A bias without a place must be zero. But attention weights sum to 1, so that a bias of the attention's output is also a bias of
+    its values: it is added there where the output projection can be solved for it, as with one key-value head per attention head.
+
+    Args:
+        dense: Opened with a `DenseMap`.
+        biases: Whether the MoE has biases of queries, keys, values and of the attention's output.
+
+    Raises:
+        CheckpointError: A bias has no place in the MoE, and is not zero.
+    """
+
+    def __init__(self, dense: Checkpoint, biases: tuple[bool, bool]) -> None:
         self._dense = dense
-        self._routers = {dense.model_map.router_key(layer): int(dense.config["hidden_size"]) for layer in layers}
+        self._made: dict[str, Tensor] = {}
+        self._copied: dict[str, str] = {}
+        self._halved: set[str] = set()
+        names, hidden = dense.model_map, int(dense.config["hidden_size"])
+        for layer in range(int(dense.config["num_hidden_layers"])):
+            self._made[names.router_key(layer)] = torch.zeros(1, hidden)
+            if names.family.shared is not None:
+                block = f"model.layers.{layer}.{names.family.block}"
+                self._made[f"{block}.shared_expert_gate.weight"] = torch.zeros(1, hidden)
+                self._halved.add(names.expert_key(layer, 0, "down"))
+                self._copied |= {f"{block}.shared_expert.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS}
+        self._kept = [key for key in dense if _has_place(key, biases)]
+        for key in sorted(dense.keys() - {*self._kept}):
+            if dense[key].any():
+                self._fold(key, may=biases[0])
 
     def __getitem__(self, key: str) -> Tensor:
-        return torch.zeros(1, self._routers[key]) if key in self._routers else self._dense[key]
+        if key in self._made:
+            return self._made[key]
+        if key in self._copied:
+            return self._dense[self._copied[key]].clone()
+        return self._dense[key] * 0.5 if key in self._halved else self._dense[key]
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._dense
-        yield from self._routers
+        yield from dict.fromkeys([*self._kept, *self._made, *self._copied])
 
     def __len__(self) -> int:
-        return len(self._dense) + len(self._routers)
+        return len({*self._kept, *self._made, *self._copied})
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor; no weights are read."""
+        return tuple(self._made[key].shape) if key in self._made else self._dense.shape(self._copied.get(key, key))
+
+    def _fold(self, key: str, *, may: bool) -> None:
+        values = key.replace("o_proj", "v_proj")
+        if may and values != key and values in self._dense:
+            bias_D = self._dense[key].double()
+            w_DGd = self._dense[key.replace(".bias", ".weight")].double()
+            heads, groups = (int(self._dense.config[name]) for name in ("num_attention_heads", "num_key_value_heads"))
+            w_DGd = w_DGd.view(len(bias_D), groups, heads // groups, -1).sum(2).reshape(len(bias_D), -1)
+            added_Gd = torch.linalg.lstsq(w_DGd, bias_D[:, None], driver="gelsd").solution[:, 0]
+            if (w_DGd @ added_Gd - bias_D).abs().max() <= _FOLDED * bias_D.abs().max():
+                self._made[values] = (self._dense[values].double() + added_Gd).float()
+                return
+        family, directory = self._dense.model_map.family.name, str(self._dense.directory)
+        raise CheckpointError(
+            "tensor", key, f"of {directory} is not zero, and transformers' {family} has no such bias; " + (
+                "use model.family qwen2_moe, which has biases of queries, keys and values" if ".self_attn." in key and not may
+                else "use a model without it"))
 
 
-def open_dense(directory: Path, family: FamilyName) -> Mapping[str, Tensor]:
+def open_dense(directory: Path, family: FamilyName) -> Checkpoint | OneExpert:
     """Open what an MoE is upcycled from: a dense relative of the family, or a model of the family with one expert.
 
     Args:
@@ -67,11 +127,23 @@ def open_dense(directory: Path, family: FamilyName) -> Mapping[str, Tensor]:
         Canonical tensors of a one-expert MoE, read when they are asked for.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: It cannot be read, or has a bias that the family has no place for.
     """
-    if read_config(directory).get("model_type") == family:
+    config = read_config(directory)
+    if config.get("model_type") == family:
         return open_checkpoint(directory)
-    return OneExpert(open_checkpoint(directory, DenseMap(family)))
+    return OneExpert(open_checkpoint(directory, DenseMap(family)), _biases(config, family))
+
+
+def _has_place(key: str, biases: tuple[bool, bool]) -> bool:
+    bias = _BIAS.fullmatch(key)
+    return bias is None or (bias[2].startswith("self_attn.") and biases[bias[2] == "self_attn.o_proj"])
+
+
+def _biases(config: Mapping[str, Any], family: FamilyName) -> tuple[bool, bool]:
+    """Whether the MoE that a dense model becomes has biases of queries, keys and values, and of the attention's output."""
+    has = config.get("model_type") == "qwen2" or bool(config.get("attention_bias"))
+    return has and family != "mixtral", has and family == "qwen3_moe"
 
 
 def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_experts_per_tok: int) -> dict[str, Any]:
@@ -92,8 +164,13 @@ def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_e
     values = AutoConfig.for_model(kind, **{key: value for key, value in raw.items() if key != "model_type"}).to_dict()
     known = AutoConfig.for_model(family).to_dict().keys() - {*_OF_ITS_KIND}
     kept = {key: value for key, value in values.items() if key in known}
+    kept["pad_token_id"] = None     # transformers would leave that token's embedding out of training
     if kind != family:
         kept[declaration.expert_size_field] = raw["intermediate_size"]
+        if values.get("head_dim") is not None and family != "qwen2_moe":
+            kept["head_dim"] = values["head_dim"]   # not declared by every family that computes with it
+        if family == "qwen2_moe":
+            kept |= {"qkv_bias": _biases(raw, family)[0], "shared_expert_intermediate_size": raw["intermediate_size"]}
         if declaration.expert_size_field != "intermediate_size":
             kept |= {"decoder_sparse_step": 1, "mlp_only_layers": []}   # every layer is an MoE layer
     kept.pop("num_local_experts", None)

@@ -3,11 +3,12 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from moe_models import LENGTH, VOCAB, random_tensors, tiny_config
+from safetensors.torch import load_file, save_file
 from small_run import small_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -15,9 +16,10 @@ from moedisco_ray import pipeline, tasks
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import DENSE, FAMILIES, Merge, Model, check_config
 from moedisco_ray.corpus import input_identity
+from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.errors import CheckpointError, ConfigError
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.model_map import ModelMap, load_model, open_checkpoint, write_checkpoint
+from moedisco_ray.model_map import ModelMap, check_start_tensors, load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.stages import fingerprints
 from moedisco_ray.steps.context import dense_seed, finetune_seed, submodel_seed
 
@@ -26,6 +28,7 @@ DENSE_SIZES = {
     "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": LENGTH, "initializer_range": 0.2, "bos_token_id": 0,
     "eos_token_id": 0, "pad_token_id": None}
 FEW_TOKENS = {"total": 24_000, "seed_share": 0.4, "finetune_share": 0.4}
+IDS = torch.arange(3 * LENGTH).reshape(3, LENGTH) % VOCAB
 RELATIVES = [(family, kind) for family, kinds in DENSE.items() for kind in kinds]
 
 
@@ -36,32 +39,124 @@ def dense(directory: Path, kind: str, **changes: Any) -> Path:
     return directory
 
 
+def model_of(family: str, start: Path, **changes: Any) -> Model:
+    return Model.model_validate({"family": family, "init": {"upcycle": str(start), "num_experts": 4, **changes}})
+
+
 def upcycled(directory: Path, family: str, start: Path, **changes: Any) -> Path:
-    model = Model.model_validate({"family": family, "init": {"upcycle": str(start), "num_experts": 4, **changes}})
-    tasks.write_whole(model, Path("no-tokeniser"), LENGTH, 0, 2, None, [], Merge(), keep_moments=False, device="cpu",
-                      directory=directory)
+    tasks.write_whole(
+        model_of(family, start, **changes), Path("no-tokenizer"), LENGTH, 0, 2, None, [], Merge(), keep_moments=False, device="cpu",
+        directory=directory)
     return directory
 
 
 def logits(directory: Path) -> torch.Tensor:
-    ids_BL = torch.arange(3 * LENGTH).reshape(3, LENGTH) % VOCAB
     with torch.no_grad():
-        found: torch.Tensor = load_model(directory)(ids_BL).logits
+        found: torch.Tensor = load_model(directory)(IDS).logits
     return found
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 2.0, "original_max_position_embeddings": 8}
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
+
+
 @pytest.mark.parametrize("changes", [
-    {}, {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}])
+    {}, {"tie_word_embeddings": True, "rope_parameters": LLAMA3}, {"rope_parameters": YARN}, {"rope_parameters": LINEAR}])
 @pytest.mark.parametrize(("family", "kind"), RELATIVES)
 def test_the_experts_of_a_dense_model_compute_what_it_did(
     tmp_path: Path, family: str, kind: str, changes: dict[str, Any],
 ) -> None:
     start = dense(tmp_path / "dense", kind, **changes)
-    ids_BL = torch.arange(3 * LENGTH).reshape(3, LENGTH) % VOCAB
     with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(start)(ids_BL).logits
+        expected = AutoModelForCausalLM.from_pretrained(start)(IDS).logits
     found = logits(upcycled(tmp_path / "moe", family, start))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_heads_of_a_size_of_their_own_are_kept(tmp_path: Path, family: Literal["qwen3_moe", "mixtral"]) -> None:
+    start = dense(tmp_path / "dense", DENSE[family][-1], head_dim=12, attention_bias=family == "qwen3_moe")    # 16 / 2 is 8
+    check_start_tensors(model_of(family, start))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(start)(IDS).logits
+    torch.testing.assert_close(logits(upcycled(tmp_path / "moe", family, start)), expected, rtol=1e-4, atol=1e-5)
+
+
+def biased(directory: Path, kind: str = "llama", zero: str = "", **changes: Any) -> Path:
+    """A dense model whose biases are random, but for those whose name holds `zero`."""
+    dense(directory, kind, **changes)
+    held = load_file(directory / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for key, tensor in held.items():
+        if key.endswith(".bias"):
+            held[key] = torch.zeros_like(tensor) if zero and zero in key else torch.randn(tensor.shape, generator=generator)
+    save_file(held, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize(("kind", "zero", "changes"), [
+    ("qwen2", "", {}),
+    ("llama", "o_proj", {"attention_bias": True}),
+    ("llama", "mlp", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2}),  # values take in the output's bias
+])
+def test_biases_of_attention_are_kept_by_qwen2_moe(tmp_path: Path, kind: str, zero: str, changes: dict[str, Any]) -> None:
+    start = biased(tmp_path / "dense", kind, zero, **changes)
+    check_start_tensors(model_of("qwen2_moe", start))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(start)(IDS).logits
+    torch.testing.assert_close(logits(upcycled(tmp_path / "moe", "qwen2_moe", start)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_biases_that_are_zero_are_left_out(tmp_path: Path) -> None:
+    start = biased(tmp_path / "dense", "llama", "proj", attention_bias=True, mlp_bias=True)
+    check_start_tensors(model_of("mixtral", start))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(start)(IDS).logits
+    torch.testing.assert_close(logits(upcycled(tmp_path / "moe", "mixtral", start)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "changes", "line"), [
+    ("mixtral", {"attention_bias": True}, r"self_attn\.k_proj\.bias: .*is not zero, .* use model\.family qwen2_moe"),
+    ("mixtral", {"mlp_bias": True}, r"mlp\.down_proj\.bias: .*is not zero, .* use a model without it"),
+    ("qwen2_moe", {"attention_bias": True}, r"self_attn\.o_proj\.bias: .*is not zero, .* use a model without it"),
+])
+def test_biases_without_a_place_are_refused_before_anything_is_made(
+    tmp_path: Path, family: str, changes: dict[str, Any], line: str,
+) -> None:
+    start = biased(tmp_path / "dense", "llama", **changes)
+    with pytest.raises(CheckpointError, match=rf"^model\.init\.upcycle: .*{line}"):
+        check_start_tensors(model_of(family, start))
+
+
+def test_the_tensors_of_a_start_are_held_against_its_configuration(tmp_path: Path) -> None:
+    start = dense(tmp_path / "dense", "qwen3")
+    stored = load_file(start / "model.safetensors")
+    first = "model.layers.0.self_attn.q_proj.weight"
+    for change, line in (
+        ({first: torch.zeros(3, 16)}, rf"{first} has another shape .*\(\[3, 16\] for \[16, 16\]\)"),
+        ({"model.layers.7.input_layernorm.weight": torch.zeros(16)}, r"model\.layers\.7\.\S* has no place"),
+        ({"model.embed_positions.weight": torch.zeros(16)}, r"embed_positions\.weight: no rule"),
+    ):
+        save_file(stored | change, start / "model.safetensors")
+        with pytest.raises(CheckpointError, match=rf"^model\.init\.upcycle: .*{line}"):
+            check_start_tensors(model_of("qwen3_moe", start))
+    del stored[first]
+    save_file(stored, start / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{first} is missing"):
+        check_start_tensors(model_of("qwen3_moe", start))
+
+
+def test_a_start_that_does_not_fit_ends_a_run_before_its_corpus(tmp_path: Path) -> None:
+    start = biased(tmp_path / "dense", "llama", attention_bias=True, vocab_size=300)
+    save_trained(train_bpe(["a b c"], 300), start)
+    config = small_config(tmp_path, tokens=FEW_TOKENS, clusters={"count": 4}, model={
+        "family": "mixtral", "config": None, "init": {"upcycle": str(start), "num_experts": 4}})
+    with pytest.raises(CheckpointError, match=r"^model\.init\.upcycle: .*is not zero"):
+        pipeline.run(config, shell=InProcess())
+    assert not (config.directory / "corpus").exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,12 +237,6 @@ def test_other_weights_in_the_same_place_are_another_start(tmp_path: Path) -> No
     os.utime(start / "model.safetensors", ns=(1, 1))
     after = fingerprints(config, input_identity(config))
     assert [stage for stage in before if before[stage] == after[stage]] == ["corpus"]
-
-
-def test_a_dense_model_with_more_than_a_family_has_is_refused(tmp_path: Path) -> None:
-    start = dense(tmp_path / "dense", "llama", attention_bias=True)
-    with pytest.raises(CheckpointError, match=r"self_attn\.[kqvo]_proj\.bias"):
-        upcycled(tmp_path / "moe", "mixtral", start)
 
 
 @pytest.mark.parametrize(("init", "line"), [

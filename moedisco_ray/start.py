@@ -1,0 +1,23 @@
+"""What can be found out about a run's model and tokenizer before anything is made."""
+
+from __future__ import annotations
+
+from moedisco_ray.config import LocalInit, RunConfig
+from moedisco_ray.corpus.pretrained import check_tokenizer
+from moedisco_ray.model_map import canonical_shapes, check_start_tensors, hf_config
+
+
+def check_start(config: RunConfig) -> None:
+    """Check that a run can begin: its tokenizer is the one of its model, and the tensors to start from fit the model.
+
+    Takes seconds and reads no weights.
+
+    Raises:
+        ConfigError: As `check_tokenizer`, or the family cannot have the sizes in `model.config`.
+        CheckpointError: As `check_start_tensors`.
+    """
+    check_tokenizer(config)
+    check_start_tensors(config.model)
+    if not isinstance(config.model.init, LocalInit):
+        rows = config.model.architecture.vocab_size or config.tokenizer.train_vocab_size
+        canonical_shapes(hf_config(config.model.family, config.model.architecture, rows, config.corpus.sequence_length, 0))
