@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+FEW_DOCUMENTS = 30
+"""Fewer documents than this make a cluster's or a validation set's figures a matter of chance."""
+_NAMED = 8
 
 TASK_COLUMNS = ("task", "accuracy", "by length", "chance", "examples")
 
@@ -45,6 +49,60 @@ def expert_note(evaluation: Mapping[str, Any]) -> str | None:
     dead, experts = sum(router["dead"] for router in routers), sum(len(router["load"]) for router in routers)
     knowing = f"a document's main expert tells {told} (normalised mutual information); " if told else ""
     return f"{knowing}{dead} of {experts} experts are dead (under 1 % of an even load)"
+
+
+def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a corpus, in sentences.
+
+    Args:
+        summary: Of the corpus stage, or an estimate with its keys `validation_documents`, `sources` (each with `documents` and
+            `validation_documents`), `skipped_files` and `skipped`.
+    """
+    sources = summary["sources"]
+    untrained = [name for name, found in sources.items() if not found["documents"]]
+    unmeasured = [name for name, found in sources.items() if found["documents"] and not found["validation_documents"]]
+    few = [
+        f"{name} ({found['validation_documents']})" for name, found in sources.items()
+        if 0 < found["validation_documents"] < FEW_DOCUMENTS]
+    warnings = []
+    if untrained:
+        warnings.append(
+            f"nothing is left to train on from {_listed(untrained)}: other sources have the same text, or `weight` is too small; "
+            "add text, or remove the source")
+    if unmeasured:
+        warnings.append(
+            f"there are no validation documents from {_listed(unmeasured)}: all of its text is one document or one short passage; "
+            "add text, or lower corpus.max_document_tokens")
+    if few:
+        warnings.append(
+            f"there are fewer than {FEW_DOCUMENTS} validation documents from {_listed(few)}, so that their figures are uncertain; "
+            "raise corpus.validation_fraction, or add text")
+    if summary["validation_documents"] < FEW_DOCUMENTS and len(sources) > 1:
+        warnings.append(
+            f"all sources together have only {summary['validation_documents']} validation documents, so that all figures are "
+            "uncertain; raise corpus.validation_fraction, or add text")
+    if summary["skipped_files"]:
+        first = summary["skipped"][0]
+        warnings.append(
+            f"{summary['skipped_files']:,} files were left out (on_error: skip); the first, {first['path']}, {first['reason']}")
+    return warnings
+
+
+def cluster_warnings(documents: Sequence[int]) -> list[str]:
+    """What is wrong with clusters, in sentences.
+
+    Args:
+        documents: Number of documents of each cluster.
+    """
+    few = [f"{number} ({count})" for number, count in enumerate(documents) if count < FEW_DOCUMENTS]
+    remedy = "lower clusters.count, add text, or cut it finer (corpus.sources.*.documents)"
+    return [f"fewer than {FEW_DOCUMENTS} documents are in clusters {_listed(few)}; {remedy}"] if few else []
+
+
+def _listed(names: Iterable[str]) -> str:
+    named = list(names)
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return ", ".join(named[:_NAMED]) + more
 
 
 def _share(value: float | None, error: float | None = None) -> str:

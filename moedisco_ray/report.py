@@ -173,13 +173,14 @@ def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def report_notes(report: Mapping[str, Any]) -> list[str]:
-    """What the table cannot say: a line for each sub-model that the merge did not wait for."""
+    """What the table cannot say: sub-models that the merge did not wait for, and what is wrong with the text or its clusters."""
     return [
+        *report["corpus"].get("warnings", []), *report["clusters"].get("warnings", []), *(
         f"{unit['name']} is not finished: the merge took "
         + (f"its checkpoint of step {unit['steps']} of {unit['planned_steps']}" if unit["contribution"] == "checkpoint"
            else "its seed, untrained")
         + f" ({unit['reason']})"
-        for stage in report["stages"] for unit in stage.get("unfinished", [])
+        for stage in report["stages"] for unit in stage.get("unfinished", []))
     ]
 
 

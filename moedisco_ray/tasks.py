@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
 from moedisco_ray.config import CheckpointInit, Evaluation, Merge, Model, UpcycleInit
-from moedisco_ray.corpus import Encoder, read_unseen
+from moedisco_ray.corpus import Encoder, Limits, read_unseen
 from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.merge import Batch
 from moedisco_ray.model_map import (
@@ -178,7 +179,7 @@ def write_whole(
 
 
 def measure(
-    models: Mapping[str, Path], submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, sequence_length: int,
+    models: Mapping[str, Path], submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, limits: Limits,
     settings: Evaluation, device: str,
 ) -> dict[str, Any]:
     """Perplexity and bits per byte of every model of the run; of the finished one also routers, unseen text and tasks.
@@ -188,11 +189,11 @@ def measure(
         submodels: The trained sub-models; each is measured on its own cluster, under the same condition.
         corpus: The corpus artifact.
         cluster_model: Tells which cluster a validation document belongs to; None: there are no clusters.
-        sequence_length: Of training.
+        limits: How long the corpus' documents and the training's sequences are.
         settings: The run's evaluation section.
         device: Where.
     """
-    documents = evaluate.load_documents(validation_parts(corpus), settings.max_tokens)
+    documents, sequence_length = evaluate.load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
     encoder = Encoder(corpus / "tokenizer")
     clusters = None if cluster_model is None else ClusterModel.load(cluster_model)
     labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
@@ -209,11 +210,11 @@ def measure(
             submodels, documents, distances, settings.ensemble_top_k, prefix=encoder.prefix, sequence_length=sequence_length,
             device=device)
     trained_on = sorted((corpus / "train").glob("*.parquet"))
-    return result | judge(models["finetune"], corpus / "tokenizer", settings, sequence_length, device, trained_on)
+    return result | judge(models["finetune"], corpus / "tokenizer", settings, limits, device, trained_on)
 
 
 def judge(
-    model: Path, tokenizer: Path, settings: Evaluation, sequence_length: int | None, device: str, trained_on: Sequence[Path] = (),
+    model: Path, tokenizer: Path, settings: Evaluation, limits: Limits | None, device: str, trained_on: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """What a model makes of text that it was never trained on, and of tasks; nothing of what is not asked for.
 
@@ -221,12 +222,13 @@ def judge(
         model: A Hugging Face directory.
         tokenizer: The directory of its tokeniser.
         settings: Names the sources and task files.
-        sequence_length: Of training; None: as many positions as the model has.
+        limits: How long sequences and documents are; None: as many tokens as the model has positions, and 8 times as many.
         device: Where.
         trained_on: Files of the training documents.
 
     Returns:
-        `unseen`: `evaluate_unseen`'s figures, and `trained_on`, how many documents were left out since the corpus has them;
+        `unseen`: `evaluate_unseen`'s figures, `trained_on`, how many documents were left out since the corpus has them, and
+        `skipped`, the files that could not be read;
         `lm_eval`: `evaluate_tasks`' figures.
 
     Raises:
@@ -235,13 +237,15 @@ def judge(
         CorpusError: A source cannot be read, or holds nothing that was not trained on.
     """
     encoder = open_encoder(tokenizer)
-    length = sequence_length or int(read_config(model)["max_position_embeddings"])
+    limits = limits or Limits(positions := int(read_config(model)["max_position_embeddings"]), 8 * positions)
+    length = limits.sequence_tokens
     result: dict[str, Any] = {}
     if settings.sources:
-        samples, left_out = read_unseen(settings.sources, encoder, settings.max_tokens, trained_on)
-        documents = evaluate.Documents(*map(tuple, zip(*samples, strict=True)))
+        found = read_unseen(settings.sources, encoder, settings.max_tokens, limits, trained_on)
+        documents = evaluate.Documents(*map(tuple, zip(*found.samples, strict=True)))
         unseen = evaluate.evaluate_unseen(model, documents, prefix=encoder.prefix, sequence_length=length, device=device)
-        result["unseen"] = {**unseen, "trained_on": left_out}
+        skipped = [dataclasses.asdict(each) for each in found.skipped]
+        result["unseen"] = {**unseen, "trained_on": found.trained_on, "skipped": skipped}
     if settings.lm_eval:
         # Optional, and seconds to import.
         harness = importlib.import_module("moedisco_ray.evaluate.harness")

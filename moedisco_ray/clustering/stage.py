@@ -31,6 +31,7 @@ from moedisco_ray.clustering.store import ID, Shard, embed_table, id_array, toke
 from moedisco_ray.clustering.vectors import FitInputs, adjust, kind, load_vectoriser
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import CorpusError
+from moedisco_ray.findings import cluster_warnings
 
 Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
 """Packs one cluster: parts of the corpus, their assignments, the cluster's number, where to. Returns the index."""
@@ -114,7 +115,7 @@ def build_clusters(
 
     Returns:
         The stage's figures: `clusters` (`documents` and `tokens` of each), `inertia`, `iterations` (None unless by
-        k-means), `silhouette`, `nmi`, `balance`.
+        k-means), `silhouette`, `nmi`, `balance`, and `warnings` (sentences).
 
     Raises:
         CorpusError: There are fewer documents than clusters.
@@ -201,8 +202,9 @@ def _build(
         "method": settings.method, "vectors": settings.vectors if by_distance else "mean_token", "dimensions": x_SD.shape[1],
         "inertia": fit.inertia if fit else None, "inertias": list(fit.inertias) if fit else [],
         "iterations": fit.iterations if fit else None, "shard_tokens": [index["tokens"] for index in indices]}
+    report["warnings"] = cluster_warnings([entry["documents"] for entry in report["clusters"]])
     write_json(directory / "report.json", report)
-    figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance")}
+    figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance", "warnings")}
     sizes = [{key: entry[key] for key in ("documents", "tokens")} for entry in report["clusters"]]
     return {"clusters": sizes, **figures}
 

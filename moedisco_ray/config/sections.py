@@ -27,12 +27,18 @@ class Source(Section):
     the installed packages carry."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Names a domain: the report then says how clusters and experts relate to it."""
-    format: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
-    """`datasets` is a folder that Hugging Face `save_to_disk` wrote; `auto` looks at the files' endings."""
+    format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "datasets"] = "auto"
+    """`datasets` is a folder that Hugging Face `save_to_disk` wrote; `auto` goes by the file endings and refuses unknown ones."""
     text_column: str = "text"
-    """The column of JSONL, Parquet and datasets that holds the text."""
-    documents: Literal["file", "paragraph", "line"] = "file"
-    """What one document is in plain text: a whole file, a part between blank lines, or a line."""
+    """The column of JSONL, CSV, TSV, Parquet and datasets that holds the text."""
+    documents: Literal["auto", "file", "paragraph", "line"] = "auto"
+    """What one document is in plain text. `auto`: about one sequence, cut at blank lines, or at line ends, sentence ends or between
+    words where a paragraph is longer. `file`: a whole file. `paragraph`: the text between blank lines. `line`: a line."""
+    exclude: tuple[str, ...] = ()
+    """Globs of files to leave out: by name (`*.log`), or, with a slash, by the path below the source's folder (`drafts/**`)."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """A file that is binary, not UTF-8, damaged or of an unknown ending ends the run, or is left out as a whole; the report then
+    counts and lists it."""
     weight: float = Field(1.0, gt=0, le=100)
     """How often each document is seen per pass over the corpus; 0.5 keeps half the documents."""
 
@@ -42,9 +48,17 @@ class Corpus(Section):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     validation_fraction: float = Field(0.02, gt=0, lt=0.5)
-    """Share of documents held out, chosen by the hash of their text."""
+    """Share of each source's documents that is held out, chosen by a hash of their text. The parts of a long document stay
+    together, and so do neighbours in plain text, up to `max_document_tokens`."""
     sequence_length: int = Field(1024, ge=16)
     """Tokens per training sequence."""
+    max_document_tokens: int | None = Field(None, ge=16)
+    """Most tokens of a document; a longer one is cut into parts at blank lines, line ends or sentence ends. Null: 8 sequences."""
+
+    @property
+    def document_tokens(self) -> int:
+        """Most tokens of a document."""
+        return self.max_document_tokens or 8 * self.sequence_length
 
 
 class Tokenizer(Section):

@@ -12,10 +12,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moedisco_ray.corpus.documents import DOCUMENTS, copies, dedupe_and_sort, id_matrix, is_validation
+from moedisco_ray.corpus.cutting import Cutter
+from moedisco_ray.corpus.documents import (
+    DOCUMENTS,
+    copies,
+    dedupe_and_sort,
+    following_ids,
+    id_column,
+    id_matrix,
+    is_validation,
+    validation_hash,
+)
 from moedisco_ray.corpus.packing import part_path
 from moedisco_ray.corpus.staging import Bucket, read_bucket
 from moedisco_ray.corpus.tokenizer import Encoder
+
+Tokens = NDArray[np.int32]
 
 _ROW_GROUP = 4096
 
@@ -27,16 +39,20 @@ class Rules:
     Attributes:
         names: Of the inputs, in their order.
         weights: Of the inputs.
-        validation_fraction: Expected share of documents held out.
+        validation_fraction: Expected share of documents held out, of each input.
         seed: The run's.
-        smallest: As `is_validation`.
+        document_tokens: Most tokens of a document.
+        smallest: The smallest validation hash of each input, as `survey_bucket`; empty: not known yet.
+        largest: The largest validation hash of each input.
     """
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
     validation_fraction: float
     seed: int
-    smallest: float
+    document_tokens: int
+    smallest: tuple[float, ...] = ()
+    largest: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +73,18 @@ class Finished:
     validation: NDArray[np.int64]
 
 
+def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
+    """The smallest and largest validation hash of each input among a bucket's documents, [S, 2]; infinite where there is none."""
+    table = dedupe_and_sort(read_bucket(bucket, ("id", "group", "order")))
+    groups, order = id_matrix(table, "group"), table["order"].to_numpy()
+    wanted = copies(groups, np.array(rules.weights)[order]) > 0
+    hashes = validation_hash(groups, rules.seed)[wanted]
+    found = np.full((len(rules.names), 2), [np.inf, -np.inf])
+    np.minimum.at(found[:, 0], order[wanted], hashes)
+    np.maximum.at(found[:, 1], order[wanted], hashes)
+    return found
+
+
 def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]:
     """Training and validation documents of a bucket (id, order, text, copies; by id), and how many duplicates it had.
 
@@ -64,9 +92,11 @@ def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]
     """
     staged = read_bucket(bucket)
     table = dedupe_and_sort(staged)
-    ids = id_matrix(table)
-    times = copies(ids, np.array(rules.weights)[table["order"].to_numpy()])
-    held_out = is_validation(ids, rules.validation_fraction, rules.seed, rules.smallest)
+    groups, order = id_matrix(table, "group"), table["order"].to_numpy()
+    times = copies(groups, np.array(rules.weights)[order])
+    held_out = is_validation(
+        validation_hash(groups, rules.seed), rules.validation_fraction, np.array(rules.smallest)[order],
+        np.array(rules.largest)[order])
     wanted = times > 0
     times = np.where(held_out, np.minimum(times, 1), times).astype(np.int32)
     table = table.append_column("copies", pa.array(times))
@@ -87,8 +117,8 @@ def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path
     encoder = Encoder(tokenizer)
     return Finished(
         bucket.index, duplicates,
-        _write(train, encoder, rules.names, part_path(directory / "train", bucket.index)),
-        _write(validation, encoder, rules.names, part_path(directory / "validation", bucket.index)),
+        _write(train, encoder, rules, part_path(directory / "train", bucket.index)),
+        _write(validation, encoder, rules, part_path(directory / "validation", bucket.index)),
     )
 
 
@@ -104,8 +134,38 @@ def sample_texts(buckets: Iterable[Bucket], rules: Rules, characters: int) -> It
                     return
 
 
-def _write(table: pa.Table, encoder: Encoder, names: tuple[str, ...], path: Path) -> NDArray[np.int64]:
-    tokens = encoder.encode(table["text"].to_pylist())
+def short_enough(text: str, tokens: Tokens, encoder: Encoder, limit: int) -> list[tuple[str, Tokens]]:
+    """A document and its tokens, or its parts and theirs where it has more than `limit` tokens, at least 16."""
+    if len(tokens) <= limit:
+        return [(text, tokens)]
+    data = text.encode()
+    cutter = Cutter(max(4, len(data) * limit // len(tokens) * 2 // 3))
+    pieces = [piece.decode() for piece in (*cutter.feed(data), *cutter.finish())]
+    texts = [piece.strip("\n") for piece in pieces if not piece.isspace()]
+    return [
+        part for text, tokens in zip(texts, encoder.encode(texts), strict=True)
+        for part in short_enough(text, tokens, encoder, limit)]
+
+
+def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Table, list[Tokens]]:
+    texts = table["text"].to_pylist()
+    tokens = encoder.encode(texts)
+    if all(len(each) <= limit for each in tokens):
+        return table, tokens
+    parts = [short_enough(*pair, encoder, limit) for pair in zip(texts, tokens, strict=True)]
+    counts = [len(each) for each in parts]
+    rows = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    cut = table.take(pa.array(rows))
+    ids = id_column(following_ids(id_matrix(cut), numbers).tobytes())
+    short = pa.array([text for each in parts for text, _ in each], pa.large_string())
+    cut = cut.set_column(cut.schema.get_field_index("id"), "id", ids).set_column(cut.schema.get_field_index("text"), "text", short)
+    return cut, [tokens for each in parts for _, tokens in each]
+
+
+def _write(table: pa.Table, encoder: Encoder, rules: Rules, path: Path) -> NDArray[np.int64]:
+    names = rules.names
+    table, tokens = _cut_by_tokens(table, encoder, rules.document_tokens)
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat = np.concatenate([np.empty(0, dtype=np.int32), *tokens])

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moedisco_ray.config import RunConfig, tokenizer_directory
-from moedisco_ray.corpus.buckets import Finished, Rules, finish_bucket, sample_texts
-from moedisco_ray.corpus.files import list_files
+from moedisco_ray.corpus.buckets import Finished, Rules, finish_bucket, sample_texts, survey_bucket
+from moedisco_ray.corpus.cutting import Limits
+from moedisco_ray.corpus.files import Listing, Skipped, list_files
 from moedisco_ray.corpus.packing import pack, part_path
-from moedisco_ray.corpus.readers import UNIT_BYTES, plan_units
+from moedisco_ray.corpus.readers import UNIT_BYTES, Unit, plan_units
 from moedisco_ray.corpus.sources import Input, expand_sources
 from moedisco_ray.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
 from moedisco_ray.corpus.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
 from moedisco_ray.errors import CorpusError
+from moedisco_ray.findings import corpus_warnings
 from moedisco_ray.tokens import TokenStream
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
+LISTED_FILES = 20
+"""Files that were left out which a summary lists; it counts all."""
 
 
 class MapTasks(Protocol):
@@ -54,7 +60,9 @@ def build(
 
     Returns:
         documents, validation_documents, duplicates, tokens (of one pass, as packed), validation_tokens, bytes (of
-        training text), vocab_size, and sources: per name its documents, tokens and bytes.
+        training text), vocab_size; sources: per name its documents, tokens, bytes, validation_documents, files, and
+        empty_files; skipped_files, how many files were left out by `on_error: skip`, and skipped, the first of them, each
+        with source, path and reason; warnings: what is wrong with the text, in sentences.
 
     Raises:
         CorpusError: No text, unreadable text, or too little of it.
@@ -63,17 +71,21 @@ def build(
     """
     _use_tokenizer(config, directory / "tokenizer")
     scratch = directory / "scratch"
-    inputs = expand_sources(config.corpus.sources, scratch / "embedded")
-    listed = [(source, list_files(source.field, source.path, source.format)) for source in inputs]
-    count = bucket_count(sum(file.text_bytes for _, files in listed for file in files))
-    stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count, seed=config.seed)
-    staged = list(map_tasks(stage, plan_units(listed, unit_bytes)))
-    _check_inputs(inputs, staged)
+    inputs = expand_sources(
+        config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens))
+    listings = [list_files(source.field, source.settings) for source in inputs]
+    count = bucket_count(sum(file.text_bytes for listing in listings for file in listing.files))
+    stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count)
+    listed = [(source, listing.files) for source, listing in zip(inputs, listings, strict=True)]
+    staged, unreadable = _stage_all(plan_units(listed, unit_bytes), stage, map_tasks)
+    skipped = [_skipped(source, listing, unreadable) for source, listing in zip(inputs, listings, strict=True)]
+    _check_inputs(inputs, staged, skipped)
 
     rules = Rules(
-        tuple(source.name for source in inputs), tuple(source.weight for source in inputs),
-        config.corpus.validation_fraction, config.seed, min(report.smallest for report in staged))
+        tuple(source.name for source in inputs), tuple(source.settings.weight for source in inputs),
+        config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
     buckets = plan_buckets(staged, count)
+    rules = _with_extremes(rules, list(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
     encoder = _encoder(config, buckets, rules, directory / "tokenizer")
     finish = functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory)
     finished = list(map_tasks(finish, buckets))
@@ -83,7 +95,46 @@ def build(
     parts = [part_path(directory / "train", bucket.index) for bucket in buckets]
     pack(parts, directory / "shards", encoder.eos, encoder.vocab_size, bos=encoder.bos)
     TokenStream([directory / "shards"], config.corpus.sequence_length)  # long enough for one window, or an error
-    return _summary(finished, rules.names, encoder.vocab_size)
+    summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped)
+    for source, listing in zip(inputs, listings, strict=True):
+        summary["sources"][source.name] |= {"files": len(listing.files), "empty_files": listing.empty}
+    return summary | {"warnings": corpus_warnings(summary)}
+
+
+def _stage_all(
+    units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks,
+) -> tuple[list[Staged], dict[int, dict[str, Skipped]]]:
+    """Stage all units, those with a file that is left out again without it; also these files, by source and path."""
+    staged: dict[int, Staged] = {}
+    skipped: dict[int, dict[str, Skipped]] = {unit.source.order: {} for unit in units}
+    waiting = units
+    while waiting:
+        for report in sorted(map_tasks(stage, waiting), key=lambda report: report.index):
+            staged[report.index] = report
+            for each in report.skipped:     # of several slices of a file the first one says why
+                skipped[report.order].setdefault(each.path, each)
+        shortened = [unit.without(skipped[unit.source.order].keys()) for unit in units]
+        waiting = [unit for unit, before in zip(shortened, units, strict=True) if unit != before]
+        units = shortened
+    return list(staged.values()), skipped
+
+
+def _skipped(source: Input, listing: Listing, unreadable: Mapping[int, Mapping[str, Skipped]]) -> list[Skipped]:
+    found = (*listing.skipped, *unreadable.get(source.order, {}).values())
+    return sorted(found, key=lambda each: each.path)
+
+
+def _left_out(inputs: Sequence[Input], skipped: Sequence[Sequence[Skipped]]) -> dict[str, Any]:
+    listed = [
+        {"source": source.name, "path": each.path, "reason": each.reason}
+        for source, found in zip(inputs, skipped, strict=True) for each in found]
+    return {"skipped_files": len(listed), "skipped": listed[:LISTED_FILES]}
+
+
+def _with_extremes(rules: Rules, surveys: Sequence[NDArray[np.float64]]) -> Rules:
+    found_BS2 = np.stack(surveys)
+    return dataclasses.replace(
+        rules, smallest=tuple(found_BS2[..., 0].min(axis=0).tolist()), largest=tuple(found_BS2[..., 1].max(axis=0).tolist()))
 
 
 def _use_tokenizer(config: RunConfig, directory: Path) -> None:
@@ -108,10 +159,12 @@ def _encoder(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directo
     return encoder
 
 
-def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged]) -> None:
-    for source in inputs:
+def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged], skipped: Sequence[Sequence[Skipped]]) -> None:
+    for source, left_out in zip(inputs, skipped, strict=True):
         if not sum(report.documents for report in staged if report.order == source.order):
-            raise CorpusError(f"{source.field}.path", source.path, "holds no documents, only white space; add text")
+            also = f", and {len(left_out)} files were left out, the first since it {left_out[0].reason}" if left_out else ""
+            raise CorpusError(
+                f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text")
 
 
 def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
@@ -142,7 +195,7 @@ def _summary(finished: Sequence[Finished], names: Sequence[str], vocab_size: int
         "bytes": size,
         "vocab_size": vocab_size,
         "sources": {
-            name: dict(zip(("documents", "tokens", "bytes"), row, strict=True))
-            for name, row in zip(names, train_S3.tolist(), strict=True)
+            name: dict(zip(("documents", "tokens", "bytes"), row, strict=True)) | {"validation_documents": held_out_row[0]}
+            for name, row, held_out_row in zip(names, train_S3.tolist(), validation_S3.tolist(), strict=True)
         },
     }

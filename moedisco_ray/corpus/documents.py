@@ -7,7 +7,7 @@ read: so the corpus is the same whatever the number, size and order of the block
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,16 @@ Ids = NDArray[np.uint8]
 """Document ids [n, 16]."""
 
 ID_BYTES = 16
-STAGED = pa.schema([("id", pa.binary(ID_BYTES)), ("order", pa.int32()), ("text", pa.large_string())])
-"""A document as read; `order` is the place of its source in the configuration."""
+STAGED = pa.schema([
+    ("id", pa.binary(ID_BYTES)), ("group", pa.binary(ID_BYTES)), ("order", pa.int32()), ("text", pa.large_string())])
+"""A document as read; `order` is the place of its source in the configuration, `group` the id of the first document of its group
+(the parts of one long document, or neighbours in a running text), which decides over the split and the copies."""
 DOCUMENTS = pa.schema([
     ("id", pa.binary(ID_BYTES)), ("source", pa.string()), ("text", pa.string()),
     ("tokens", pa.list_(pa.int32())), ("copies", pa.int32()),
 ])
-"""A document of the finished corpus. `tokens` has no end-of-sequence token; `copies` is how often a pass holds it."""
+"""A document of the finished corpus. `tokens` has no end-of-sequence token; `copies` is how often a pass holds it. Its id is the
+hash of its text; where a document turned out to have too many tokens, its parts have its id and those that follow."""
 
 _COPIES_SALT = 0
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -35,19 +38,33 @@ def document_id(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).digest()
 
 
-def staged_table(texts: Sequence[str], order: int) -> pa.Table:
-    """The table of documents that were read from source number `order`."""
-    ids = b"".join(document_id(text) for text in texts)
+def staged_table(texts: Sequence[str], order: int, begins: Sequence[bool] | None = None, group: bytes = b"") -> pa.Table:
+    """The table of documents that were read from source number `order`.
+
+    Args:
+        texts: The documents.
+        order: Number of their source.
+        begins: Whether each is the first of its group; None: each is.
+        group: The group of those before the first that begins one.
+    """
+    ids = [document_id(text) for text in texts]
+    groups = ids if begins is None else list(_groups(ids, begins, group))
     return pa.table([
-        pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(texts), [None, pa.py_buffer(ids)]),
+        id_column(b"".join(ids)),
+        id_column(b"".join(groups)),
         pa.array(np.full(len(texts), order, dtype=np.int32)),
         pa.array(texts, pa.large_string()),
     ], schema=STAGED)
 
 
-def id_matrix(table: pa.Table) -> Ids:
-    """The ids of a table as bytes [n, 16]."""
-    column = table["id"].combine_chunks()
+def id_column(ids: bytes) -> pa.Array:
+    """Ids, one after the other, as a column."""
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(ids) // ID_BYTES, [None, pa.py_buffer(ids)])
+
+
+def id_matrix(table: pa.Table, name: str = "id") -> Ids:
+    """A column of ids of a table as bytes [n, 16]."""
+    column = table[name].combine_chunks()
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     rows = [
         np.frombuffer(chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * ID_BYTES, offset=chunk.offset * ID_BYTES)
@@ -66,32 +83,34 @@ def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
 
 
 def dedupe_and_sort(table: pa.Table) -> pa.Table:
-    """One row per id, sorted by id; of equal documents the one of the earliest source stays."""
+    """One row per id, sorted by id; of equal documents the one of the earliest source stays, in the lowest of its groups there."""
     ids = id_matrix(table)
     high, low = _words(ids)
-    order = np.lexsort((table["order"].to_numpy(), low, high))
+    order = np.lexsort((*_words(id_matrix(table, "group"))[::-1], table["order"].to_numpy(), low, high))
     high, low = high[order], low[order]
     first = np.ones(len(order), dtype=bool)
     first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
     return table.take(pa.array(order[first]))
 
 
-def is_validation(ids: Ids, fraction: float, seed: int, smallest: float = -1.0) -> NDArray[np.bool_]:
-    """Which documents [n] are held out: those whose hash with the seed falls below `fraction`.
+def is_validation(
+    hashes: NDArray[np.float64], fraction: float, smallest: float | NDArray[np.float64] = -1.0,
+    largest: float | NDArray[np.float64] = 1.0,
+) -> NDArray[np.bool_]:
+    """Which documents [n] are held out: those whose group's hash falls below `fraction`.
 
     Args:
-        ids: Document ids [n, 16].
+        hashes: `validation_hash` of each document's group [n].
         fraction: Expected share.
-        seed: Another seed holds out other documents.
-        smallest: The smallest hash of the whole corpus; the document it belongs to is held out in any case, so that a
-            corpus of few documents has a validation split too.
+        smallest: The smallest hash of each document's source. Its group is held out in any case, so that a source of few
+            documents has validation documents too.
+        largest: The largest hash of each document's source. Its group never is, so that there are training documents too.
     """
-    hashes = validation_hash(ids, seed)
-    return (hashes < fraction) | (hashes == smallest)
+    return ((hashes < fraction) | (hashes == smallest)) & (hashes != largest)
 
 
 def validation_hash(ids: Ids, seed: int) -> NDArray[np.float64]:
-    """The number in [0, 1) of each id that `is_validation` looks at."""
+    """The number in [0, 1) of each group that `is_validation` looks at. Another seed holds out other documents."""
     return _uniform(ids, seed + 1)
 
 
@@ -100,9 +119,31 @@ def copies(ids: Ids, weight: float | NDArray[np.float64]) -> NDArray[np.int32]:
 
     The draw is a hash of the id, so that the expectation over documents is `weight` and the outcome never changes. A
     document with no copy is left out of the corpus.
+
+    Args:
+        ids: Ids of the documents' groups [n, 16].
+        weight: Of the documents' sources.
     """
     whole = np.floor(weight)
     return np.asarray(whole + (_uniform(ids, _COPIES_SALT) < weight - whole), dtype=np.int32)
+
+
+def part_id(whole: bytes, number: int) -> bytes:
+    """The id of part `number` of a document, as `following_ids`."""
+    return following_ids(np.frombuffer(whole, np.uint8).reshape(1, ID_BYTES), np.array([number])).tobytes()
+
+
+def following_ids(ids: Ids, numbers: NDArray[np.int64]) -> Ids:
+    """Each id [n, 16] plus a small number [n]; it stays in its bucket, and before the next id."""
+    high, low = _words(ids)
+    following = np.stack([high, low + numbers.astype(np.uint64)], axis=1)
+    return np.ascontiguousarray(following.astype(">u8")).view(np.uint8)
+
+
+def _groups(ids: Sequence[bytes], begins: Sequence[bool], group: bytes) -> Iterator[bytes]:
+    for each, first in zip(ids, begins, strict=True):
+        group = each if first else group
+        yield group
 
 
 def _words(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

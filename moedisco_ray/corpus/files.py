@@ -1,4 +1,4 @@
-"""What lies under a configured path: local files, folders and globs, and any URI that a pyarrow file system reads."""
+"""The files under a configured path: local files, folders and globs, and any URI that a pyarrow file system reads."""
 
 from __future__ import annotations
 
@@ -8,21 +8,40 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
+from moedisco_ray.config import Source
+from moedisco_ray.corpus.endings import COMPRESSED, FileFormat, format_of, refusal, unknown
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.file_systems import first_line, resolve
 
-FileFormat = Literal["text", "jsonl", "parquet", "arrow"]
-
-_ENDINGS: dict[str, FileFormat] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow",
-}
-_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")
 _MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A file that is left out, since its source says `on_error: skip`."""
+
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The files of a source.
+
+    Attributes:
+        files: Those to read, in the order of their paths.
+        empty: How many more there are without a byte.
+        skipped: Those left out since their endings are unknown.
+    """
+
+    files: tuple[File, ...]
+    empty: int = 0
+    skipped: tuple[Skipped, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +65,7 @@ class File:
     @property
     def compressed(self) -> bool:
         """Whether its ending says that it must be decompressed, and so read from the start."""
-        return self.path.endswith(_COMPRESSED)
+        return self.path.endswith(COMPRESSED)
 
     @property
     def text_bytes(self) -> int:
@@ -58,42 +77,46 @@ class File:
         return resolve(self.path if self.root is None else self.root)[0]
 
 
-def list_files(field: str, path: str, kind: str) -> tuple[File, ...]:
-    """Everything to read under a path, in the order of the paths.
+def list_files(field: str, source: Source) -> Listing:
+    """Everything to read under a source's path.
+
+    With the format `auto` the endings decide, and where a folder holds tables or JSON Lines, plain text in it (a README) is
+    passed over.
 
     Args:
         field: The configuration path of the source, such as `corpus.sources.0`; errors name it.
-        path: A file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or a URI of
-            these.
-        kind: The source's format. With `auto` the endings decide, and where a folder holds Parquet or JSON Lines,
-            other files beside them (a README) are not taken for text.
+        source: Its path is a file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or a URI
+            of these.
 
     Raises:
-        CorpusError: Nothing is there, or the file system cannot be read.
+        CorpusError: The path holds no files, cannot be read, or holds a file with an unknown ending.
     """
+    path, kind = source.path, source.format
     root = path if "://" in path else None
     try:
         system, place, pattern = _resolve(path, root)
-        infos = _walk(system, place, pattern)
+        infos = _without_excluded(_walk(system, place, pattern), place, source.exclude)
         saved = kind in ("auto", "datasets") and pattern is None
         data_sets = _saved_data_sets(system, field, path, infos) if saved else None
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise CorpusError(f"{field}.path", path, f"cannot be read ({first_line(error)})") from error
     anchor = root if root is None or pattern is None else root[:root.index(_first_wildcard(root))]
+    skipped: tuple[Skipped, ...] = ()
     if data_sets is not None:
-        found = [(info, "arrow") for info in data_sets]
+        found: list[tuple[Any, FileFormat]] = [(info, "arrow") for info in data_sets]
     elif kind == "datasets":
         raise CorpusError(f"{field}.path", path, "is not a folder that save_to_disk wrote (it has no state.json)")
+    elif kind == "auto":
+        found, skipped = _by_ending(field, infos, source)
     else:
-        found = [(info, _format(info.path) if kind == "auto" else kind) for info in infos]
-        if kind == "auto" and any(form != "text" for _, form in found):
-            found = [(info, form) for info, form in found if form != "text"]
+        found = [(info, kind) for info in infos]
     files = tuple(
-        File(info.path, anchor, form, info.size, info.mtime_ns or 0)  # type: ignore[arg-type]  # one of FileFormat by now
+        File(info.path, anchor, form, info.size, info.mtime_ns or 0)
         for info, form in sorted(found, key=lambda pair: pair[0].path) if info.size)
     if not files:
-        raise CorpusError(f"{field}.path", path, "holds no files, or only empty ones; name a folder with text")
-    return files
+        left_out = f", or only such as are left out: {skipped[0].path} {skipped[0].reason}" if skipped else ""
+        raise CorpusError(f"{field}.path", path, f"holds no files, or only empty ones{left_out}; name a folder with text")
+    return Listing(files, len(found) - len(files), skipped)
 
 
 def digest(files: Iterable[File]) -> str:
@@ -159,10 +182,35 @@ def _saved_data_sets(system: Any, field: str, path: str, infos: list[Any]) -> li
     return found
 
 
-def _format(path: str) -> FileFormat:
-    name = PurePosixPath(path)
-    ending = PurePosixPath(name.stem).suffix if name.suffix in _COMPRESSED else name.suffix
-    return _ENDINGS.get(ending.lower(), "text")
+def _by_ending(
+    field: str, infos: Iterable[Any], source: Source,
+) -> tuple[list[tuple[Any, FileFormat]], tuple[Skipped, ...]]:
+    found: list[tuple[Any, FileFormat]] = []
+    skipped: list[Skipped] = []
+    for info in sorted(infos, key=lambda info: info.path):
+        form = format_of(info.path)
+        if form is not None:
+            found.append((info, form))
+        elif source.on_error == "skip":
+            skipped.append(Skipped(info.path, unknown(info.path)))
+        else:
+            raise CorpusError(f"{field}.path", info.path, refusal(info.path))
+    if any(form != "text" for _, form in found):
+        found = [(info, form) for info, form in found if form != "text"]
+    return found, tuple(skipped)
+
+
+def _without_excluded(infos: list[Any], place: str, patterns: Iterable[str]) -> list[Any]:
+    """Files that no pattern matches: one without a slash by name, others by the path below the source's folder."""
+    names = [_glob(pattern) for pattern in patterns if "/" not in pattern]
+    paths = [_glob(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
+    depth = len(PurePosixPath(place).parts)
+
+    def excluded(info: Any) -> bool:
+        below = "/".join(PurePosixPath(info.path).parts[depth:])
+        return any(each.fullmatch(info.base_name) for each in names) or any(each.fullmatch(below) for each in paths)
+
+    return [info for info in infos if not excluded(info)]
 
 
 def _glob(pattern: str) -> re.Pattern[str]:

@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from moedisco_ray.config import LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
 from moedisco_ray.corpus import embedded, files
+from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.errors import ConfigError
 
 
@@ -22,25 +22,19 @@ class Input:
         order: Its place among all inputs; of equal documents, the one with the lowest order stays.
         field: The configuration path of the source it comes from; errors name it.
         name: Its domain in reports.
-        path: A file, folder, glob or URI.
-        format: As `Source.format`.
-        text_column: As `Source.text_column`.
-        documents: As `Source.documents`.
-        weight: As `Source.weight`.
+        settings: The source, as configured; of embedded text, a source that reads the file it was written to.
+        limits: How long its documents are.
     """
 
     order: int
     field: str
     name: str
-    path: str
-    format: str
-    text_column: str
-    documents: Literal["file", "paragraph", "line"]
-    weight: float
+    settings: Source
+    limits: Limits
 
 
 def expand_sources(
-    sources: Sequence[Source], scratch: Path, setting: str = "corpus.sources", unnamed: str = "source",
+    sources: Sequence[Source], scratch: Path, limits: Limits, setting: str = "corpus.sources", unnamed: str = "source",
 ) -> tuple[Input, ...]:
     """Name every source, and replace the embedded one by its domains.
 
@@ -52,6 +46,7 @@ def expand_sources(
     Args:
         sources: As configured.
         scratch: Where embedded text goes; made when absent.
+        limits: How long documents are.
         setting: Where they are configured; errors name it.
         unnamed: What a source without a name is called.
 
@@ -65,11 +60,10 @@ def expand_sources(
             prefix = "" if source.name is None else f"{source.name}-"
             for domain, path in embedded.write_embedded(scratch).items():
                 name = prefix + domain
-                inputs.append(Input(len(inputs), field, name, str(path), "jsonl", "text", "line", source.weight))
+                written = Source(path=str(path), format="jsonl", weight=source.weight)
+                inputs.append(Input(len(inputs), field, name, written, limits))
         else:
-            inputs.append(Input(
-                len(inputs), field, source.name or f"{unnamed}-{i}", source.path, source.format, source.text_column,
-                source.documents, source.weight))
+            inputs.append(Input(len(inputs), field, source.name or f"{unnamed}-{i}", source, limits))
     names = [item.name for item in inputs]
     for item in inputs:
         if names.count(item.name) > 1:
@@ -104,7 +98,7 @@ def _identities(setting: str, sources: Sequence[Source]) -> Iterator[str]:
         if source.path == "embedded":
             yield embedded.identity()
         else:
-            yield files.digest(files.list_files(f"{setting}.{i}", source.path, source.format))
+            yield files.digest(files.list_files(f"{setting}.{i}", source).files)
 
 
 def _listing(directory: Path) -> Iterator[str]:

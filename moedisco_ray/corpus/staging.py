@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from moedisco_ray.corpus.documents import STAGED, bucket_of, copies, id_matrix, staged_table, validation_hash
+from moedisco_ray.corpus.cutting import Document
+from moedisco_ray.corpus.documents import STAGED, bucket_of, id_matrix, staged_table
+from moedisco_ray.corpus.files import Skipped
 from moedisco_ray.corpus.readers import Unit, read_unit
 
 BUCKET_BYTES = 64 << 20
@@ -35,7 +37,7 @@ class Staged:
         path: The Arrow file.
         batches: The bucket of each record batch of the file.
         documents: How many were read, duplicates included.
-        smallest: The least validation hash among documents that have a copy; infinity where there is none.
+        skipped: Files that could not be read, where the source says `on_error: skip`; the unit must be read again without them.
     """
 
     index: int
@@ -43,7 +45,7 @@ class Staged:
     path: Path
     batches: tuple[int, ...]
     documents: int
-    smallest: float
+    skipped: tuple[Skipped, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ def bucket_count(text_bytes: int) -> int:
     return max(1, -(-text_bytes // BUCKET_BYTES), min(_FEW_BUCKETS, text_bytes // _SMALL_BUCKET_BYTES))
 
 
-def stage_unit(unit: Unit, directory: Path, buckets: int, seed: int, flush: int = _FLUSH_CHARACTERS) -> Staged:
+def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CHARACTERS) -> Staged:
     """Read a unit and write its documents, by bucket, to `directory`.
 
     Running it again overwrites the same file with the same bytes: a task that died is simply started again.
@@ -72,25 +74,25 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, seed: int, flush: int 
     path = directory / f"unit-{unit.index:06d}.arrow"
     owners: list[int] = []
     documents = 0
-    smallest = np.inf
+    group = b""
+    skipped: list[Skipped] = []
     # A name of its own until whole: after a node was cut off, two attempts of one task may write at once.
     draft = path.with_suffix(f".{uuid.uuid4().hex}")
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(pa.OSFile(str(draft), "wb"))
         writer = stack.enter_context(pa.ipc.new_file(sink, STAGED))
-        for texts in _chunks(read_unit(unit), flush):
-            table = staged_table(texts, unit.source.order)
-            ids = id_matrix(table)
-            kept = copies(ids, unit.source.weight) > 0
-            smallest = min(smallest, float(validation_hash(ids, seed)[kept].min(initial=np.inf)))
+        for chunk in _chunks(read_unit(unit, skipped), flush):
+            texts, begins = zip(*chunk, strict=True)
+            table = staged_table(texts, unit.source.order, begins, group)
+            group = table["group"][-1].as_py()
             documents += len(texts)
-            owner = bucket_of(ids, buckets)
+            owner = bucket_of(id_matrix(table), buckets)
             order = np.argsort(owner, kind="stable")
-            for group in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
-                owners.append(int(owner[group[0]]))
-                writer.write_batch(table.take(pa.array(group)).combine_chunks().to_batches()[0])
+            for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+                owners.append(int(owner[rows[0]]))
+                writer.write_batch(table.take(pa.array(rows)).combine_chunks().to_batches()[0])
     draft.replace(path)
-    return Staged(unit.index, unit.source.order, path, tuple(owners), documents, smallest)
+    return Staged(unit.index, unit.source.order, path, tuple(owners), documents, tuple(skipped))
 
 
 def plan_buckets(staged: Iterable[Staged], count: int) -> list[Bucket]:
@@ -105,21 +107,21 @@ def plan_buckets(staged: Iterable[Staged], count: int) -> list[Bucket]:
     return [Bucket(index, count, tuple(found)) for index, found in enumerate(pieces)]
 
 
-def read_bucket(bucket: Bucket) -> pa.Table:
+def read_bucket(bucket: Bucket, columns: Sequence[str] = tuple(STAGED.names)) -> pa.Table:
     """All staged documents of a bucket, duplicates included, in no order that matters."""
     batches: list[pa.RecordBatch] = []
     for path, positions in bucket.pieces:
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as staged:
-            batches += [staged.get_batch(position) for position in positions]
-    return pa.Table.from_batches(batches, schema=STAGED)
+            batches += [staged.get_batch(position).select(columns) for position in positions]
+    return pa.Table.from_batches(batches, schema=pa.schema([STAGED.field(name) for name in columns]))
 
 
-def _chunks(texts: Iterable[str], characters: int) -> Iterable[Sequence[str]]:
-    chunk: list[str] = []
+def _chunks(documents: Iterable[Document], characters: int) -> Iterable[Sequence[Document]]:
+    chunk: list[Document] = []
     held = 0
-    for text in texts:
-        chunk.append(text)
-        held += len(text)
+    for document in documents:
+        chunk.append(document)
+        held += len(document.text)
         if held >= characters:
             yield chunk
             chunk, held = [], 0

@@ -45,8 +45,8 @@ class Documents:
 def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
     """Read whole documents in ascending order of id until the next one would exceed `max_tokens`.
 
-    An id is the hash of a text, so what comes first is a uniform sample, the same on every machine. The first document
-    is always taken, however long it is.
+    An id is the hash of a text, so what comes first is a uniform sample, the same on every machine. Where already the first
+    document is longer, only its first `max_tokens` tokens are taken, with as large a share of its text.
 
     Args:
         parts: Parquet files in order, together sorted by id, with the columns id, source, text and tokens.
@@ -67,12 +67,18 @@ def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
                 length = len(columns[3][row])
                 if ids and length > room:
                     return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens))
-                room -= length
+                text = columns[2][row].as_py()
                 ids.append(columns[0][row].as_py())
                 sources.append(columns[1][row].as_py())
-                texts.append(columns[2][row].as_py())
-                tokens.append(columns[3][row].values.to_numpy(zero_copy_only=False).astype(np.int32))
+                texts.append(text if length <= room else _share(text, room, length))
+                tokens.append(columns[3][row].values.to_numpy(zero_copy_only=False).astype(np.int32)[:room])
+                room -= min(length, room)
     if not ids:
         raise CorpusError(
             "corpus.validation_fraction", None, "no document was held out for validation; raise it, or add documents")
     return Documents(tuple(ids), tuple(sources), tuple(texts), tuple(tokens))
+
+
+def _share(text: str, tokens: int, length: int) -> str:
+    data = text.encode()
+    return data[:len(data) * tokens // length].decode(errors="ignore")

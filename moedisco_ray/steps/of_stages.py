@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from moedisco_ray import tasks
 from moedisco_ray.artifacts import Draft, write_json
 from moedisco_ray.config import AnyPool, CheckpointInit, Evaluation
+from moedisco_ray.corpus import Limits
 from moedisco_ray.events import Event
 from moedisco_ray.metering import Meter
 from moedisco_ray.policies.quorum import Quorum
@@ -27,6 +28,7 @@ _COMMON = "common"
 def corpus(context: Context, draft: Draft) -> None:
     """Text to documents, a tokeniser, and packed tokens."""
     draft.summary.update(context.shell.build_corpus(context.config, draft.path))
+    _warn(context, "corpus", draft.summary["warnings"])
 
 
 def seed(context: Context, draft: Draft) -> None:
@@ -63,6 +65,7 @@ def cluster(context: Context, draft: Draft) -> None:
     context.emit(Event("clusters", "cluster", data={
         "documents": [entry["documents"] for entry in summary["clusters"]],
         "tokens": [entry["tokens"] for entry in summary["clusters"]]}))
+    _warn(context, "cluster", summary["warnings"])
 
 
 def cut(context: Context, draft: Draft) -> None:
@@ -148,7 +151,7 @@ def measure(context: Context, draft: Draft) -> None:
     result = context.call(
         pool, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
         context.of("corpus"), context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
-        config.corpus.sequence_length, _from_anywhere(config.evaluation), _device(pool))
+        Limits(config.corpus.sequence_length, config.corpus.document_tokens), _from_anywhere(config.evaluation), _device(pool))
     write_json(draft.path / "evaluation.json", result)
     draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
 
@@ -172,6 +175,11 @@ STEPS: Mapping[str, Callable[[Context, Draft], None]] = {
     "evaluate": measure,
     "export": publish,
 }
+
+
+def _warn(context: Context, stage: str, messages: Iterable[str]) -> None:
+    for message in messages:
+        context.emit(Event("warning", stage, data={"message": message}))
 
 
 def _device(pool: AnyPool) -> str:

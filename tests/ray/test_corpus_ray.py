@@ -65,7 +65,8 @@ def test_ray_makes_the_same_bytes_as_a_plain_loop_whatever_the_blocks(ray_cluste
 
 
 @pytest.mark.parametrize("mistake", [
-    ("x.bin", b"\0\1", {}, r"corpus\.sources\.0\.path: .*x\.bin.*is binary"),
+    ("x.txt", b"\0\1", {}, r"corpus\.sources\.0\.path: .*x\.txt.*is binary"),
+    ("x.bin", b"text", {}, r"corpus\.sources\.0\.path: .*x\.bin.*has the unknown ending \.bin"),
     ("x.jsonl", b'{"body": 1}', {}, r"corpus\.sources\.0\.text_column: 'text': .*it has body"),
     ("x.txt", b" \n", {}, r"corpus\.sources\.0\.path: .*holds no documents"),
     ("x.txt", b"a b\nc d\ne f", {"documents": "line"}, r"clusters\.count: 4: fewer documents than clusters"),

@@ -126,8 +126,8 @@ def test_too_little_text_ends_in_one_line(tmp_path, text, options, message):
 
 
 def test_a_small_vocabulary_is_refused_before_text_is_read(tmp_path):
-    (tmp_path / "x.bin").write_bytes(b"\0")
-    config = run_config([{"path": str(tmp_path / "x.bin")}], model={"config": {"vocab_size": 300}})
+    (tmp_path / "x.txt").write_bytes(b"\0")
+    config = run_config([{"path": str(tmp_path / "x.txt")}], model={"config": {"vocab_size": 300}})
     with pytest.raises(ConfigError, match=r"model\.config\.vocab_size"):
         make(config, tmp_path / "c")
 
@@ -149,19 +149,20 @@ PEAK = """
 import sys
 from pathlib import Path
 from moedisco_ray.corpus import readers, staging
+from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.config import Source
 import moedisco_ray.corpus.buckets as buckets
 from moedisco_ray.corpus.tokenizer import Encoder, save_trained, train_bpe
 folder = Path(sys.argv[1])
-(item,) = expand_sources([Source(path=str(folder / "x.txt"), documents="line")], folder)
+(item,) = expand_sources([Source(path=str(folder / "x.txt"), documents="line")], folder, Limits(1024, 8192))
 save_trained(train_bpe(["some text"], 300), folder / "tokenizer")
-files = list_files(item.field, item.path, item.format)
+files = list_files(item.field, item.settings).files
 count = max(1, files[0].size // (1 << 20))
 units = readers.plan_units([(item, files)])
-staged = [staging.stage_unit(unit, folder / "staged", count, 0, flush=1 << 20) for unit in units]
-rules = buckets.Rules((item.name,), (1.0,), 0.1, 0, 0.0)
+staged = [staging.stage_unit(unit, folder / "staged", count, flush=1 << 20) for unit in units]
+rules = buckets.Rules((item.name,), (1.0,), 0.1, 0, 8192, (0.0,), (1.0,))
 for bucket in staging.plan_buckets(staged, count):
     buckets.finish_bucket(bucket, rules, folder / "tokenizer", folder)
 status = Path('/proc/self/status').read_text().splitlines()

@@ -70,26 +70,32 @@ def test_more_weight_never_means_fewer_copies():
     assert (np.diff(drawn, axis=0) >= 0).all()
 
 
+def held_out_of(ids, fraction, seed=0, *extremes):
+    return is_validation(documents.validation_hash(ids, seed), fraction, *extremes)
+
+
 def test_validation_is_a_share_by_document_and_seed():
     ids = ids_of(20_000)
-    held_out = is_validation(ids, 0.1, seed=5)
+    held_out = held_out_of(ids, 0.1, 5)
     assert held_out.mean() == pytest.approx(0.1, abs=0.009)
     order = np.random.Generator(np.random.Philox(key=[1, 2])).permutation(len(ids))
-    assert np.array_equal(is_validation(ids[order], 0.1, seed=5), held_out[order])
-    assert is_validation(ids, 0.2, seed=5)[held_out].all()
-    other = is_validation(ids, 0.1, seed=6)
+    assert np.array_equal(held_out_of(ids[order], 0.1, 5), held_out[order])
+    assert held_out_of(ids, 0.2, 5)[held_out].all()
+    other = held_out_of(ids, 0.1, 6)
     assert (held_out & other).mean() == pytest.approx(0.01, abs=0.003)
 
 
 def test_split_copies_and_bucket_are_independent():
     ids = ids_of(20_000)
-    held_out = is_validation(ids, 0.3, seed=0)
+    held_out = held_out_of(ids, 0.3)
     assert copies(ids, 0.5)[held_out].mean() == pytest.approx(0.5, abs=0.03)
     assert (bucket_of(ids, 2)[held_out]).mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_smallest_hash_is_held_out_in_any_case():
+def test_every_source_of_two_documents_has_one_on_each_side():
     ids = ids_of(5)
-    smallest = documents.validation_hash(ids, 1).min()
-    assert is_validation(ids, 1e-9, 1, smallest).sum() == 1
-    assert is_validation(ids, 1e-9, 1).sum() == 0
+    hashes = documents.validation_hash(ids, 1)
+    assert held_out_of(ids, 1e-9, 1).sum() == 0
+    assert held_out_of(ids, 1e-9, 1, hashes.min(), hashes.max()).sum() == 1
+    assert held_out_of(ids, 0.999, 1, hashes.min(), hashes.max()).sum() == 4
+    assert held_out_of(ids[:1], 0.999, 1, hashes[0], hashes[0]).sum() == 0

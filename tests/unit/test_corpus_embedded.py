@@ -8,6 +8,7 @@ from packaging.requirements import Requirement
 
 from moedisco_ray.config import Source
 from moedisco_ray.corpus import embedded
+from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.readers import plan_units, read_unit
 from moedisco_ray.corpus.sources import expand_sources
@@ -46,14 +47,14 @@ def test_a_domain_is_distinct_readable_text_of_bounded_documents(name):
 
 def test_the_embedded_source_becomes_one_named_source_per_domain(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "domain_texts", lambda name: [f"{name} one", f"{name} two\nlines"])
-    inputs = expand_sources([Source(path="embedded", weight=2), Source(path="embedded", name="mine")], tmp_path)
+    inputs = expand_sources([Source(path="embedded", weight=2), Source(path="embedded", name="mine")], tmp_path, Limits(1024, 8192))
     names = embedded.domain_names()
     assert [item.name for item in inputs] == [*names, *(f"mine-{name}" for name in names)]
     assert [item.order for item in inputs] == list(range(2 * len(names)))
-    assert [item.weight for item in inputs] == [2] * len(names) + [1] * len(names)
+    assert [item.settings.weight for item in inputs] == [2] * len(names) + [1] * len(names)
     first = inputs[0]
-    (unit,) = plan_units([(first, list_files(first.field, first.path, first.format))])
-    assert list(read_unit(unit)) == [f"{names[0]} one", f"{names[0]} two\nlines"]
+    (unit,) = plan_units([(first, list_files(first.field, first.settings).files)])
+    assert [document.text for document in read_unit(unit, [])] == [f"{names[0]} one", f"{names[0]} two\nlines"]
 
 
 def test_its_identity_follows_versions(monkeypatch):

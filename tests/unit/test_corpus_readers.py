@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.config import Source
+from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.readers import plan_units, read_unit
 from moedisco_ray.corpus.sources import expand_sources
@@ -19,10 +20,16 @@ from moedisco_ray.errors import ConfigError, CorpusError
 words = st.text(st.characters(codec="utf-8", categories=["L", "N"]), max_size=12)
 
 
+LIMITS = Limits(1024, 8192)
+
+
+def planned(tmp_path, unit_bytes=1 << 20, limits=LIMITS, **source):
+    (item,) = expand_sources([Source(**source)], tmp_path / "scratch", limits)
+    return plan_units([(item, list_files(item.field, item.settings).files)], unit_bytes)
+
+
 def read(tmp_path, unit_bytes=1 << 20, **source):
-    (item,) = expand_sources([Source(**source)], tmp_path / "scratch")
-    units = plan_units([(item, list_files(item.field, item.path, item.format))], unit_bytes)
-    return [text for unit in units for text in read_unit(unit)]
+    return [document.text for unit in planned(tmp_path, unit_bytes, **source) for document in read_unit(unit, [])]
 
 
 def test_text_as_files_paragraphs_and_lines(tmp_path):
@@ -32,7 +39,8 @@ def test_text_as_files_paragraphs_and_lines(tmp_path):
     (tmp_path / ".hidden").write_text("no")
     (tmp_path / "empty.txt").touch()
     path = str(tmp_path)
-    assert read(tmp_path, path=path) == ["one\ntwo\n\n \nthree\n", "four\nfive"]
+    assert read(tmp_path, path=path) == ["one\ntwo\n\n \nthree", "four\nfive"]
+    assert read(tmp_path, path=path, documents="file") == ["one\ntwo\n\n \nthree", "four\nfive"]
     assert read(tmp_path, path=path, documents="paragraph") == ["one\ntwo", "three", "four\nfive"]
     assert read(tmp_path, path=path, documents="line") == ["one", "two", "three", "four", "five"]
 
@@ -95,13 +103,12 @@ def test_slices_of_lines_read_each_line_once(tmp_path_factory, lines, unit_bytes
 def test_small_files_share_a_unit(tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.txt").write_text("0123456789")
-    (item,) = expand_sources([Source(path=str(tmp_path))], tmp_path / "scratch")
-    units = plan_units([(item, list_files(item.field, item.path, item.format))], unit_bytes=40)
+    units = planned(tmp_path, 40, path=str(tmp_path))
     assert [len(unit.slices) for unit in units] == [4, 4, 2]
 
 
 @pytest.mark.parametrize(("content", "name", "options", "message"), [
-    (b"a\0b", "x.bin", {}, r"corpus\.sources\.0\.path: '.*x\.bin': is binary"),
+    (b"a\0b", "x.txt", {}, r"corpus\.sources\.0\.path: '.*x\.txt': is binary"),
     (b"caf\xe9", "x.txt", {}, r"corpus\.sources\.0\.path: '.*x\.txt': is not UTF-8 text \(byte 3"),
     (b"caf\xe9\n", "x.txt", {"documents": "line"}, "is not UTF-8 text"),
     (b'{"text": "a"}\n{"tex', "x.jsonl", {}, "line at byte 14 is not JSON"),
@@ -135,7 +142,7 @@ def test_places_that_are_not_there(tmp_path, path):
 
 
 def test_names_default_and_clash(tmp_path):
-    named = expand_sources([Source(path="a"), Source(path="b", name="b"), Source(path="c")], tmp_path)
+    named = expand_sources([Source(path="a"), Source(path="b", name="b"), Source(path="c")], tmp_path, LIMITS)
     assert [item.name for item in named] == ["source-0", "b", "source-2"]
     with pytest.raises(ConfigError, match="source-0"):
-        expand_sources([Source(path="a"), Source(path="b", name="source-0")], tmp_path)
+        expand_sources([Source(path="a"), Source(path="b", name="source-0")], tmp_path, LIMITS)

@@ -26,7 +26,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.mark.parametrize("path", ["s3://text/wiki/*.txt", "s3://text/wiki", "s3://text/wiki?endpoint_override={endpoint}&scheme=http"])
 def test_a_bucket_is_a_source_like_a_folder(endpoint: str, tmp_path: Path, path: str) -> None:
-    sources = [{"path": path.format(endpoint=endpoint), "name": "wiki", "format": "text"}]
+    sources = [{"path": path.format(endpoint=endpoint), "name": "wiki", "format": "text", "documents": "file"}]
     config = small_config(tmp_path / "runs", corpus={"sources": sources, "validation_fraction": 0.1, "sequence_length": 64})
     (tmp_path / "corpus").mkdir()
     summary = corpus.build(config, tmp_path / "corpus")

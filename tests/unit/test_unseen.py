@@ -12,10 +12,12 @@ import pytest
 
 from moedisco_ray.config import Source
 from moedisco_ray.config.task_files import read_task_file
-from moedisco_ray.corpus import Encoder, read_unseen
+from moedisco_ray.corpus import Encoder, Limits, read_unseen
 from moedisco_ray.corpus.documents import document_id
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.errors import ConfigError, CorpusError
+
+LIMITS = Limits(128, 1024)
 
 
 @pytest.fixture
@@ -35,12 +37,12 @@ def test_each_source_gets_its_share_in_the_order_of_its_lines(tmp_path: Path, en
     sources = [
         source(tmp_path, "a", ["aaaa", "bbbb", "", "cccccccc", "dd"], name="first"), source(tmp_path, "b", ["e" * 99, "f"]),
         source(tmp_path, "c", ["bbbb", "gggg", "gggg", "h"])]
-    samples, left_out = read_unseen(sources, encoder, 3 * 12)
+    samples, left_out, _ = read_unseen(sources, encoder, 3 * 12, LIMITS)
     assert [(name, text) for _, name, text, _ in samples] == [
-        ("first", "aaaa"), ("first", "bbbb"), ("unseen-1", "e" * 99), ("unseen-2", "gggg")]
+        ("first", "aaaa"), ("first", "bbbb"), ("unseen-1", "e" * 12), ("unseen-2", "gggg")]
     assert left_out == 0
-    for key, _, text, tokens in samples:
-        assert key == document_id(text)
+    for key, name, text, tokens in samples:
+        assert key == document_id("e" * 99 if name == "unseen-1" else text)     # cut, but the same document
         assert len(tokens) == len(text)
         assert encoder.decode([tokens]) == [text]
 
@@ -50,9 +52,9 @@ def test_only_what_is_needed_is_read(tmp_path: Path, encoder: Encoder) -> None:
     (tmp_path / "folder" / "a.txt").write_text("\n".join(f"line {i}" for i in range(200)), encoding="utf-8")
     (tmp_path / "folder" / "b.txt").write_bytes(b"\0")      # nobody could read it
     folder = Source(path=str(tmp_path / "folder"), documents="line")
-    assert len(read_unseen([folder], encoder, 100)[0]) > 5
+    assert len(read_unseen([folder], encoder, 100, LIMITS)[0]) > 5
     with pytest.raises(CorpusError, match=r"evaluation\.sources\.0\.path: .*is binary"):
-        read_unseen([folder], encoder, 100_000)
+        read_unseen([folder], encoder, 100_000, LIMITS)
 
 
 def test_what_was_trained_on_is_left_out(tmp_path: Path, encoder: Encoder) -> None:
@@ -60,10 +62,10 @@ def test_what_was_trained_on_is_left_out(tmp_path: Path, encoder: Encoder) -> No
     for part, texts in zip(parts, (["aaaa", "x"], ["cccc"]), strict=True):
         pq.write_table(pa.table({"id": pa.array([document_id(text) for text in texts], pa.binary(16)), "text": texts}), part)
     known = source(tmp_path, "a", ["aaaa", "bbbb", "cccc"])
-    samples, left_out = read_unseen([known], encoder, 1000, parts)
+    samples, left_out, _ = read_unseen([known], encoder, 1000, LIMITS, parts)
     assert ([text for _, _, text, _ in samples], left_out) == (["bbbb"], 2)
     with pytest.raises(CorpusError, match=r"evaluation\.sources\.1\.path: .*holds no text that was not trained on"):
-        read_unseen([known, source(tmp_path, "b", ["cccc"])], encoder, 1000, parts)
+        read_unseen([known, source(tmp_path, "b", ["cccc"])], encoder, 1000, LIMITS, parts)
 
 
 def tasks(tmp_path: Path, *rows: Any) -> Path:
