@@ -34,6 +34,14 @@ class RunningService:
     url: str | None
 
 
+def close_to_others(state_dir: Path) -> None:
+    """Make a state directory that only its owner can look into: it holds tokens, secrets and the database."""
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # The root of a volume may belong to another user; its files are closed each by itself.
+    with contextlib.suppress(PermissionError):
+        state_dir.chmod(0o700)
+
+
 @contextlib.contextmanager
 def alone(state_dir: Path) -> Iterator[Callable[[str], None]]:
     """Be the only service that uses a state directory.
@@ -44,7 +52,9 @@ def alone(state_dir: Path) -> Iterator[Callable[[str], None]]:
     Raises:
         ConfigError: Another service uses it.
     """
-    with (state_dir / _NAME).open("a+", encoding="utf-8") as file:
+    path = state_dir / _NAME
+    path.touch(0o600)
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

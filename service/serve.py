@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 
@@ -22,11 +23,12 @@ from service.background.outgoing import Outgoing
 from service.background.reconciler import Reconciler
 from service.background.secret import service_secret
 from service.bell import Bell
+from service.bootstrap import first_token
 from service.database import runs, tokens
 from service.database.session import Database
 from service.domain.states import ACTIVE
 from service.observability import configure_logging
-from service.process import alone
+from service.process import alone, close_to_others
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.jobs import RayJobs
 from service.ray_side.local import LocalRay
@@ -48,11 +50,13 @@ class Announcement:
 
     Attributes:
         url: Of the service and its page.
-        token: The first token, an administrator's, where there was none yet; it can be shown this once.
+        token: The first administrator's token; None: it is no longer valid, or its file was deleted.
+        token_file: The file of that token.
     """
 
     url: str
-    token: str | None
+    token: str | None = dataclasses.field(repr=False)
+    token_file: Path
 
 
 def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
@@ -66,16 +70,18 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         Whether a local Ray goes on, because runs are under way; the next start takes it and them up.
 
     Raises:
-        ConfigError: A public address without tokens, a port that another program has, a state directory that another service uses.
+        ConfigError: A public address without a valid token, a token file that holds none, a port that another program has, a state
+            directory that another service uses.
         DatabaseError: The database cannot be used.
         RayUnavailable: The local Ray cluster did not start.
     """
     configure_logging(settings.log_format)
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    close_to_others(settings.state_dir)
     with contextlib.ExitStack() as stack:
         tell = stack.enter_context(alone(settings.state_dir))
         database = stack.enter_context(contextlib.closing(Database(settings.database)))
         database.migrate()
+        token = first_token(database, settings.admin_token_path)
         with database.read() as session:
             check_bind(settings, tokens=tokens.count_valid(session, time.time()))
         listener = stack.enter_context(_listen(settings))
@@ -84,9 +90,9 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         stack.enter_context(contextlib.closing(jobs))
         stack.enter_context(contextlib.closing(dashboard))
 
-        def listening(announcement: Announcement) -> None:
-            announce(announcement)
-            tell(announcement.url)
+        def listening() -> None:
+            announce(Announcement(settings.url, token, settings.admin_token_path))
+            tell(settings.url)
 
         with contextlib.ExitStack() as kept:
             if local is not None:
@@ -99,7 +105,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
 
 def _work(
     settings: Settings, database: Database, jobs: RayJobs, dashboard: Dashboard, listener: socket.socket,
-    announce: Callable[[Announcement], None],
+    announce: Callable[[], None],
 ) -> None:
     """Everything between the start and the signal that ends it."""
     pools, bell = RayPools(dashboard), Bell()
@@ -123,7 +129,7 @@ def _work(
             loop.start()
             stack.callback(loop.stop)
         # The socket listens already: who comes now waits the moment until uvicorn answers.
-        announce(Announcement(settings.url, _first_token(database)))
+        announce()
         with _ended_by_signals():
             server.run(sockets=[listener])
 
@@ -167,17 +173,6 @@ def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard, Dashboard]:
     if not address.startswith(("http://", "https://")):
         raise ConfigError("--ray-address", address, "must be the URL that takes jobs, such as http://HEAD:8265")
     return None, Dashboard(address), Dashboard(settings.dashboard_url or address)
-
-
-def _first_token(database: Database) -> str | None:
-    """A token for the first person, where nobody could do anything otherwise."""
-    now = time.time()
-    with database.write() as session:
-        if tokens.count_valid(session, now):
-            return None
-        plain, _ = tokens.create(
-            session, name="first token", owner="admin", scopes=["read", "submit", "admin"], expires=None, now=now)
-        return plain
 
 
 def _end_idle(local: LocalRay, database: Database) -> bool:

@@ -55,11 +55,13 @@ class Settings(BaseModel):
     session_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "moedisco_session"
     session_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
     log_format: Literal["console", "json"] = "console"
+    admin_token_file: Path | None = None
+    """Holds the first administrator's token; made where nobody has a token yet. Null: `admin-token` in `state_dir`."""
 
-    @field_validator("state_dir", mode="after")
+    @field_validator("state_dir", "admin_token_file", mode="after")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().resolve()
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().resolve()
 
     @field_validator("output_roots", mode="after")
     @classmethod
@@ -75,6 +77,11 @@ class Settings(BaseModel):
     def database(self) -> str:
         """`database_url` with its default resolved."""
         return self.database_url or f"sqlite:///{self.state_dir / 'service.sqlite3'}"
+
+    @property
+    def admin_token_path(self) -> Path:
+        """`admin_token_file` with its default resolved."""
+        return self.admin_token_file or self.state_dir / "admin-token"
 
     @property
     def url(self) -> str:
@@ -94,7 +101,7 @@ class Settings(BaseModel):
 
 
 def check_bind(settings: Settings, *, tokens: int) -> None:
-    """Refuse to listen where others can reach the service while nobody could be told apart.
+    """Refuse to listen where others can reach the service while no token is valid.
 
     Args:
         settings: Names the host.
@@ -106,8 +113,8 @@ def check_bind(settings: Settings, *, tokens: int) -> None:
     if not is_loopback(settings.host) and not tokens:
         raise ConfigError(
             "--host", settings.host,
-            "is reachable from other machines and there is no token yet; "
-            "make one first (`moedisco tokens create`), or listen on 127.0.0.1")
+            "is reachable from other machines and no token is valid; make one first "
+            "(`moedisco tokens create NAME --owner OWNER --state-dir DIR`), or listen on 127.0.0.1")
 
 
 def is_loopback(host: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from moedisco_ray.cli import AsJson
 from service.commands.connection import SERVICE_PANEL, connected
-from service.commands.output import say, write_json, write_table
+from service.commands.output import remark, say, write_json, write_table
 from service.commands.views import pools_view, prices_table, tokens_table, webhooks_table
 from service.domain.states import RunState
 
@@ -69,11 +70,22 @@ def create_token(
     scope: Annotated[Scope, typer.Option(help="What it may do; each holds those before it.")] = "submit",
     days: Annotated[float | None, typer.Option(min=0, help="Valid for so many days.")] = 90,
     forever: Annotated[bool, typer.Option("--forever", help="Does not expire.")] = False,
+    state_dir: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Make it in the database of this state directory; no service need run.")] = None,
+    database_url: Annotated[str | None, typer.Option(
+        metavar="URL", help="Make it in this database, as `moedisco serve` names it; no service need run.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a token and show it, this once."""
-    with connected() as client:
-        made = client.create_token(name, owner, [scope], None if forever else days)
+    valid = None if forever else days
+    if state_dir is None and database_url is None:
+        with connected() as client:
+            made = client.create_token(name, owner, [scope], valid)
+    else:
+        from service import bootstrap  # noqa: PLC0415 - the database's libraries cost time that `--help` need not
+        url = bootstrap.database_url(state_dir, database_url)
+        made = bootstrap.create_token(url, name, owner, scope, valid)
+        remark(f"made in {bootstrap.without_password(url)}")
     write_json(made) if as_json else say(made.token)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moedisco_ray.errors import RunError
+from service.commands.output import say
 
 if TYPE_CHECKING:
     from service.client import Address
@@ -41,21 +42,31 @@ def start_apart(state_dir: Path, arguments: Sequence[str]) -> Address:
     return address
 
 
-def sign_in(address: Address) -> str:
-    """The page's address with the token in it, which the page takes out before anybody sees it."""
-    return f"{address.url}/#token={address.token}" if address.token else address.url
+def say_how_to_sign_in(address: Address, token_file: Path) -> None:
+    """Say where the page is and which token opens it.
+
+    Only a terminal is shown the token, in a link that the page takes it out of. Any other output may be a log, which others read:
+    there the file is named that holds the token.
+    """
+    if address.token is not None and sys.stdout.isatty():
+        say(f"To sign in: {address.url}/#token={address.token}")
+    elif token_file.exists():
+        say(f"To sign in: {address.url}, with the token in {token_file}")
+    else:
+        say(f"To sign in: {address.url}, with a token of yours")
 
 
 def _launch(state_dir: Path, arguments: Sequence[str]) -> None:
-    find = importlib.import_module("service.process").find
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    process = importlib.import_module("service.process")
+    process.close_to_others(state_dir)
     log = state_dir / "service.log"
+    log.touch(0o600)
     words = [sys.executable, "-m", "service", "serve", *arguments, "--state-dir", str(state_dir)]
     with log.open("w", encoding="utf-8") as output:
         started = subprocess.Popen(  # noqa: S603 - ourselves
             words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     deadline = time.monotonic() + _START_SECONDS
-    while (found := find(state_dir)) is None or found.url is None:
+    while (found := process.find(state_dir)) is None or found.url is None:
         if started.poll() is not None:
             lines = log.read_text(encoding="utf-8").strip().splitlines()
             raise RunError(f"the service did not start: {lines[-1] if lines else log}")

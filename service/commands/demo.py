@@ -12,7 +12,7 @@ from moedisco_ray.cli import Overrides
 from moedisco_ray.config import check_config
 from moedisco_ray.config.load import apply_override
 from moedisco_ray.config.presets import preset_text
-from service.commands.apart import sign_in, start_apart
+from service.commands.apart import say_how_to_sign_in, start_apart
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.output import say
 from service.commands.watching import look_on
@@ -34,11 +34,12 @@ def demo(
         apply_override(raw, override)
     config = check_config(raw)
     state_dir = directory / "service"
-    address = start_apart(state_dir, ["--port=0", f"--output-root={directory.resolve()}"])
+    token_file = state_dir.resolve() / "admin-token"
+    address = start_apart(state_dir, ["--port=0", f"--output-root={directory.resolve()}", f"--admin-token-file={token_file}"])
     with connected(staying=True) as client:
         run = client.submit(config)
         look_on(client, run.id, as_json=False)
         model = client.download(run.id, directory / f"model-{run.id}")
     say(f"The model is in {model}")
-    say(f"The run's page: {sign_in(address)}")
+    say_how_to_sign_in(address, token_file)
     say(f"The service goes on; to end it: moedisco stop --state-dir {state_dir}")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from moedisco_ray.config.mistakes import plain_words
 from moedisco_ray.errors import ConfigError
-from service.commands.apart import OWN_ADDRESS, sign_in, start_apart
+from service.commands.apart import OWN_ADDRESS, say_how_to_sign_in, start_apart
 from service.commands.connection import SERVICE_PANEL
 from service.commands.output import say
 
@@ -38,6 +38,9 @@ def serve(
         envvar="MOEDISCO_DATABASE_URL", help="sqlite:///FILE or postgresql+psycopg://...; left out: SQLite in the state directory.",
     )] = None,
     state_dir: StateDir = None,
+    admin_token_file: Annotated[Path | None, typer.Option(
+        envvar="MOEDISCO_ADMIN_TOKEN_FILE", metavar="FILE", show_default="admin-token in the state directory",
+        help="The first administrator's token: read from this file, or made and written there.")] = None,
     input_root: Annotated[list[str] | None, typer.Option(
         help="A directory or s3://BUCKET/PREFIX that runs may read; may be given more than once.", show_default="."),
     ] = None,
@@ -60,7 +63,8 @@ def serve(
     """Run the service: REST, the page, and the queue of runs. Ctrl-C ends it; runs go on and are taken up again."""
     given: dict[str, Any] = {
         "host": host, "port": port, "ray_address": ray_address, "dashboard_url": dashboard_url, "database_url": database_url,
-        "state_dir": state_dir or _state_dir(), "input_roots": input_root or None, "output_roots": output_root or None,
+        "state_dir": state_dir or _state_dir(), "admin_token_file": admin_token_file,
+        "input_roots": input_root or None, "output_roots": output_root or None,
         "storage_roots": storage_root or None,
         "max_active_runs": max_active_runs, "max_active_runs_per_owner": max_active_runs_per_owner, "public_url": public_url,
         "requests_per_minute": requests_per_minute, "allow_private_webhooks": allow_private_webhooks or None,
@@ -73,7 +77,7 @@ def serve(
     if detach:
         address = start_apart(settings.state_dir, [word for word in sys.argv[2:] if word != "--detach"])
         say(f"MoE-DisCo is at {address.url}")
-        say(f"To sign in: {sign_in(address)}")
+        say_how_to_sign_in(address, settings.admin_token_path)
         return
     tell = functools.partial(announce, settings.state_dir)
     if importlib.import_module("service.serve").serve(settings, tell):
@@ -98,9 +102,7 @@ def announce(state_dir: Path, started: Announcement) -> None:
     path = client.save_address(address)
     say(f"MoE-DisCo is at {started.url}; commands of this user find it by {path}")
     say(f"The Ray dashboard, for administrators: {started.url}/ray/")
-    if started.token is not None:
-        say(f"The first token: {started.token}")
-        say(f"To sign in: {sign_in(address)}")
+    say_how_to_sign_in(address, started.token_file)
 
 
 def _state_dir() -> Path:

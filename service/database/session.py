@@ -171,7 +171,8 @@ def _sqlite(url: str) -> Engine:
     path = make_url(url).database
     if not path or path == ":memory:":
         raise ConfigError("database_url", url, "names no file; a database in memory would not outlive its connection")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    Path(path).touch(0o600)     # SQLite gives its log and its index of it the same mode
     engine = create_engine(
         url, connect_args={"timeout": _PATIENCE, "isolation_level": None}, json_serializer=_serialize,
         json_deserializer=from_json, hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)

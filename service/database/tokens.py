@@ -51,20 +51,36 @@ def create(
         The token itself, which is not kept, and its row.
     """
     plain = new_plain()
+    return plain, enter(session, plain, name=name, owner=owner, scopes=scopes, expires=expires, now=now)
+
+
+def enter(
+    session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
+) -> Token:
+    """Enter a token that was made elsewhere; arguments as in `create`."""
     token = Token(
         id=new_id(), hash=digest(plain), name=values.text(name), owner=values.text(owner), scopes=list(scopes),
         created=now, expires=expires, revoked=None, used=None)
     session.add(token)
     session.flush()
-    return plain, token
+    return token
 
 
 def find(session: Session, plain: str, now: float) -> Token | None:
     """The row of a token; None if it is unknown, expired or revoked."""
+    token = known(session, plain)
+    return token if token is not None and is_valid(token, now) else None
+
+
+def known(session: Session, plain: str) -> Token | None:
+    """The row of a token, valid or not; None if it is unknown."""
     token = session.scalar(select(Token).where(Token.hash == digest(plain)))
-    if token is None or not matches(plain, token.hash) or token.revoked is not None:
-        return None
-    return None if token.expires is not None and token.expires <= now else token
+    return token if token is not None and matches(plain, token.hash) else None
+
+
+def is_valid(token: Token, now: float) -> bool:
+    """Whether it is neither revoked nor expired."""
+    return token.revoked is None and (token.expires is None or token.expires > now)
 
 
 def used_lately(token: Token, now: float) -> bool:

@@ -381,7 +381,7 @@ def served(monkeypatch, tmp_path):
     """A stand-in for the service itself: the settings it was started with, and what it announces."""
     module = types.ModuleType("service.serve")
     module.settings = []
-    module.announcement = types.SimpleNamespace(url="http://127.0.0.1:8300", token="mdk_first")
+    module.announcement = types.SimpleNamespace(url="http://127.0.0.1:8300", token="mdk_first", token_file=tmp_path / "token")
 
     def serve(settings, announce):
         module.settings.append(settings)
@@ -405,7 +405,7 @@ def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
         state_dir=tmp_path / "state" / "moedisco", port=0, output_roots=("a", "b"), input_roots=("s3://bucket",),
         storage_roots=("gs://checkpoints/moe",), max_active_runs=7, allow_private_webhooks=True, log_format="json",
         public_url="https://moe.test")]
-    assert "mdk_first" in out
+    assert "mdk_first" not in out
     assert out.endswith("the next `moedisco serve` takes them up\n")
     path = tmp_path / "config" / "moedisco" / "service.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -416,7 +416,7 @@ def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
 def test_a_further_start_keeps_the_token(served):
     ran("serve")
     served.announcement.url, served.announcement.token = "http://127.0.0.1:9000", None
-    assert "sign in" not in ran("serve")
+    assert "To sign in: http://127.0.0.1:9000, with a token of yours\n" in ran("serve")
     assert (load_address().url, load_address().token) == ("http://127.0.0.1:9000", "mdk_first")
 
 

@@ -40,7 +40,7 @@ def test_a_public_url_goes_before_the_address(tmp_path):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "node-1"])
 def test_a_public_address_needs_a_token(tmp_path, host):
-    with pytest.raises(ConfigError, match="no token yet"):
+    with pytest.raises(ConfigError, match="no token is valid"):
         check_bind(settings(tmp_path, host=host), tokens=0)
     check_bind(settings(tmp_path, host=host), tokens=1)
 
