@@ -1,20 +1,26 @@
-"""What a run has used, as a fold over its events: worker-seconds per pool, while it runs and over every attempt.
+"""What a run has used, as a fold over its events: worker-seconds per stage and pool, while it runs and over every attempt.
 
 A mixed pool counts per node type: they differ in price.
 
-A worker is paid for while it holds a slot of its pool, whatever it does: start-up and work that was lost with a machine
-are in the figure. A hold that nobody ended is counted up to the newest event, which a heartbeat keeps within seconds.
+A worker is paid for while it holds a slot of its pool, whatever it does: start-ups and work that was lost with a machine
+are included. A hold without an end counts up to the newest event, which a heartbeat keeps within seconds of the present.
 
-A machine is paid for while it is there, whether or not a worker holds it: slots that are free are idle slot-seconds. They are
-the whole pool's: two runs at once on one cluster both see them.
+A machine is paid for while it exists, whether or not a worker holds it: free slots are idle slot-seconds. They are
+the whole pool's: two runs at once on one cluster both count them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from moedisco_ray.events import Event
+from moedisco_ray.stages import STAGES
+
+_STAGES = frozenset(stage.name for stage in STAGES)
+_MOST = 1e15
+"""Larger figures in an event are nonsense."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +31,18 @@ class Hold:
         pool: `low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`.
         workers: How many slots.
         since: When the holding began, in seconds since the epoch.
+        stage: The stage that holds them.
     """
 
     pool: str
     workers: int
     since: float
+    stage: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Free:
-    """Slots that are there and that nobody holds.
+    """Slots that exist and that no worker holds.
 
     Attributes:
         slots: How many.
@@ -45,54 +53,115 @@ class Free:
     since: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a finished stage did, of its last completion.
+
+    Attributes:
+        tokens: Tokens trained on.
+        loop_seconds: Worker-seconds of the training loops, without start-ups.
+        held_seconds: Worker-seconds for which slots were held.
+        extra_seconds: Seconds of an evaluation that measured other models than the finished one.
+    """
+
+    tokens: int = 0
+    loop_seconds: float = 0.0
+    held_seconds: float = 0.0
+    extra_seconds: float = 0.0
+
+
 @dataclasses.dataclass
 class Meter:
     """The fold's state; plain enough for a JSON column.
 
     Attributes:
-        closed: Worker-seconds of the holds that have ended, per pool.
+        closed: Worker-seconds of the holds that have ended, per stage and pool.
         open: Holds that have not, by their name.
         newest: Time of the newest event.
         idle: Idle slot-seconds up to the last change, per pool.
         free: Free slots as they were last seen, per pool.
+        stage: The stage under way, or the last one.
+        before: Worker-seconds that a stage had used when it last started, per stage.
+        start_up: Worker-seconds from a stage's last holding of slots to its first training step, per stage.
+        work: What each finished stage did.
+        elapsed: Wall-clock seconds of the attempts that have ended.
+        began: When the present attempt began, in seconds since the epoch; None between attempts.
+        finished: Whether the newest attempt made everything.
     """
 
-    closed: dict[str, float] = dataclasses.field(default_factory=dict)
+    closed: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     open: dict[str, Hold] = dataclasses.field(default_factory=dict)
     newest: float = 0.0
     idle: dict[str, float] = dataclasses.field(default_factory=dict)
     free: dict[str, Free] = dataclasses.field(default_factory=dict)
+    stage: str = ""
+    before: dict[str, float] = dataclasses.field(default_factory=dict)
+    start_up: dict[str, float] = dataclasses.field(default_factory=dict)
+    work: dict[str, Work] = dataclasses.field(default_factory=dict)
+    elapsed: float = 0.0
+    began: float | None = None
+    finished: bool = False
 
     def update(self, event: Event) -> None:
         """Take the next event in."""
         if event.type == "run_started":
-            self._close_all()   # what an earlier driver held ended with it: at its last sign of life, as far as anybody knows
+            self._close_all()   # what an earlier driver held ended with it, at its last sign of life
+            self._end_attempt()
+            self.began, self.finished = event.time, False
         self.newest = max(self.newest, event.time)
-        if event.type == "workers_held":
-            self.open[event.data["hold"]] = Hold(event.data["pool"], event.data["workers"], event.time)
-        elif event.type == "workers_released" and event.data["hold"] in self.open:
-            self._close(event.data["hold"], event.time)
-        elif event.type == "slots_free":
-            self._end_idle(event.data["pool"], event.time)
-            self.free[event.data["pool"]] = Free(event.data["slots"], event.time)
-        elif event.type in ("run_finished", "run_failed", "run_stopped"):
-            self._close_all()
+        match event.type:
+            case "stage_started":
+                self.stage = self._stage_of(event)
+                self.before[self.stage] = self._held(self.stage)
+            case "stage_finished":
+                self._finish_stage(event)
+            case "unit_started":
+                stage = self._stage_of(event)
+                self.start_up[stage] = sum(
+                    hold.workers * max(0.0, event.time - hold.since) for hold in self.open.values() if hold.stage == stage)
+            case "workers_held":
+                stage = self._stage_of(event)
+                self.open[event.data["hold"]] = Hold(event.data["pool"], event.data["workers"], event.time, stage)
+            case "workers_released" if event.data["hold"] in self.open:
+                self._close(event.data["hold"], event.time)
+            case "slots_free":
+                self._end_idle(event.data["pool"], event.time)
+                self.free[event.data["pool"]] = Free(event.data["slots"], event.time)
+            case "run_finished" | "run_failed" | "run_stopped":
+                self._close_all()
+                self._end_attempt()
+                self.finished = event.type == "run_finished"
+
+    @property
+    def usage(self) -> dict[str, dict[str, float]]:
+        """Worker-seconds per stage and pool, up to the newest event."""
+        totals = {stage: dict(pools) for stage, pools in self.closed.items()}
+        for hold in self.open.values():
+            pools = totals.setdefault(hold.stage, {})
+            pools[hold.pool] = pools.get(hold.pool, 0.0) + hold.workers * max(0.0, self.newest - hold.since)
+        return totals
 
     @property
     def worker_seconds(self) -> dict[str, float]:
-        """Per pool, up to the newest event."""
-        totals = dict(self.closed)
-        for hold in self.open.values():
-            totals[hold.pool] = totals.get(hold.pool, 0.0) + hold.workers * max(0.0, self.newest - hold.since)
+        """Worker-seconds per pool, up to the newest event."""
+        totals: dict[str, float] = {}
+        for pools in self.usage.values():
+            for pool, seconds in pools.items():
+                totals[pool] = totals.get(pool, 0.0) + seconds
         return totals
 
     @property
     def idle_seconds(self) -> dict[str, float]:
-        """Slot-seconds per pool that nobody held, up to the newest event."""
+        """Slot-seconds per pool that no worker held, up to the newest event."""
         totals = dict(self.idle)
         for pool, free in self.free.items():
             totals[pool] = totals.get(pool, 0.0) + free.slots * max(0.0, self.newest - free.since)
         return totals
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall-clock seconds of all attempts, without the time between them."""
+        return self.elapsed + (0.0 if self.began is None else max(0.0, self.newest - self.began))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -100,12 +169,33 @@ class Meter:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Meter:
-        """The inverse of `to_dict`; of nothing, a new meter."""
+        """The inverse of `to_dict`; an empty dictionary gives a new meter."""
         if not values:
             return cls()
-        return cls(
-            dict(values["closed"]), {name: Hold(**hold) for name, hold in values["open"].items()}, values["newest"],
-            dict(values["idle"]), {pool: Free(**free) for pool, free in values["free"].items()})
+        return cls(**{
+            **values,
+            "open": {name: Hold(**hold) for name, hold in values["open"].items()},
+            "free": {pool: Free(**free) for pool, free in values["free"].items()},
+            "work": {stage: Work(**work) for stage, work in values["work"].items()},
+        })
+
+    def _stage_of(self, event: Event) -> str:
+        return event.stage if event.stage in _STAGES else self.stage
+
+    def _held(self, stage: str) -> float:
+        return sum(self.usage.get(stage, {}).values())
+
+    def _finish_stage(self, event: Event) -> None:
+        stage = self._stage_of(event)
+        summary = event.data.get("summary")
+        summary = summary if isinstance(summary, Mapping) else {}
+        units = summary.get("units")
+        trained = [unit for unit in units if isinstance(unit, Mapping)] if isinstance(units, list) else []
+        self.work[stage] = Work(
+            tokens=sum(int(_number(unit.get("tokens"))) for unit in trained),
+            loop_seconds=sum(_number(unit.get("seconds")) * _number(unit.get("workers")) for unit in trained),
+            held_seconds=self._held(stage) - self.before.get(stage, 0.0),
+            extra_seconds=_number(summary.get("extra_seconds")))
 
     def _close_all(self) -> None:
         for name in list(self.open):
@@ -113,10 +203,21 @@ class Meter:
         for pool in list(self.free):
             self._end_idle(pool, self.newest)
 
+    def _end_attempt(self) -> None:
+        self.elapsed, self.began = self.wall_seconds, None
+
     def _end_idle(self, pool: str, end: float) -> None:
         free = self.free.pop(pool, Free(0, end))
         self.idle[pool] = self.idle.get(pool, 0.0) + free.slots * max(0.0, end - free.since)
 
     def _close(self, name: str, end: float) -> None:
         hold = self.open.pop(name)
-        self.closed[hold.pool] = self.closed.get(hold.pool, 0.0) + hold.workers * max(0.0, end - hold.since)
+        pools = self.closed.setdefault(hold.stage, {})
+        pools[hold.pool] = pools.get(hold.pool, 0.0) + hold.workers * max(0.0, end - hold.since)
+
+
+def _number(value: object) -> float:
+    """A finite number that is not negative; 0 for anything else, for a driver's events are not trusted."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return float(value) if 0 < value < _MOST else 0.0

@@ -17,6 +17,7 @@ from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.events import Emit, Event, EventLog
+from moedisco_ray.export import write_card
 from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.heartbeat import heartbeats
 from moedisco_ray.on_ray import session
@@ -90,8 +91,11 @@ def _carry_out(config: RunConfig, directory: Path, listeners: tuple[Emit, ...], 
         else:
             for stage in STAGES:
                 log(Event("stage_skipped", stage.name))
-        write_json(directory / "report.json", build_report(directory, config))
-        log(Event("run_finished", data={"seconds": round(time.time() - started, 3)}))
+        last = Event("run_finished", data={"seconds": round(time.time() - started, 3)})
+        report = build_report(directory, config, last)
+        write_json(directory / "report.json", report)
+        write_card(directory / STAGES[-1].directory, report)
+        log(last)
     except RunStopped as error:
         log(Event("run_stopped", data={"reason": error.reason}))
         raise

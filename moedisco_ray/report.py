@@ -6,19 +6,14 @@ Keys of the report; a figure that nobody measured is null:
   the directory that it names, without its path.
 * `stages`: one entry per committed stage, in pipeline order:
   `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once, of a gang on average; `seconds`,
-  wall-clock; `tokens`, trained on; `worker_seconds`, summed over workers, their start-up included;
-  `training_worker_seconds`, without it; `stalled`, the share of the training's seconds for which it stood still while
-  checkpoints were saved; `dollars`,
-  worker_seconds at the price of what was held (the head node's is 0); `loss`, training loss at the end, nats per token, mean over
+  wall-clock of its last completion; `tokens`, trained on; `worker_seconds` and `dollars`, the stage's lines of the bill, 0 where it
+  holds no priced slot; `training_worker_seconds`, of the training loops, without start-ups; `stalled`, the share of the training's
+  seconds for which it stood still while checkpoints were saved; `loss`, training loss at the end, nats per token, mean over
   units weighted by tokens; `perplexity` and `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
   Of `submodels` also `unfinished`: one {`name`, `contribution` (`checkpoint` or `seed`), `steps`, `planned_steps`, `reason`} for
   each sub-model that the merge did not wait for.
-* `totals`: `tokens`, `seconds`, `worker_seconds` and `dollars`, summed over stages; `full_training_dollars`, an
-  estimate: the same tokens trained at the fine-tune's measured tokens per worker-second after one start-up, at the
-  high-memory pool's price and, where the fine-tune ran on the other pool, speed; null where the run is full training itself;
-  `saved`, the share of that which the training stages, start-ups included, did not cost.
-  `idle_seconds` and `idle_dollars`, per pool, of slots that were there and that nobody held: the machines were paid for, if
-  they were rented for this run alone; they are in no other figure.
+* `tokens`: trained on, summed over stages.
+* `bill`: what the run has cost (`moedisco_ray.bill.Bill`): lines, totals, idle machines, wall-clock, baseline, saving, quality.
 * `rounds`: one entry per round after which the sub-models' backbones became one: `members`, the tokens of each by name;
   `late`, the names of those it did not wait for. Empty where they never met.
 * `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
@@ -31,8 +26,9 @@ Keys of the report; a figure that nobody measured is null:
 
 What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `steps` of
 `planned_steps`, `tokens`, `loss`, `seconds` (of the loop), `workers` (on average), `held` (worker-seconds, by what the
-meter calls the machines), `contribution` and `reason` (see `policies.quorum`). The cluster stage has `held` too, of nothing where
-no worker of a pool made its vectors. The export's has `samples`.
+meter calls the machines), `contribution` and `reason` (see `policies.quorum`). The cluster stage has `held` too, empty where
+no worker of a pool made its vectors. The evaluation's has `extra_seconds`, spent on other models than the finished one, and the
+export's `samples`. `comparison.json`, which a comparison leaves in a run directory, says in `quality` what is known of quality.
 """
 
 from __future__ import annotations
@@ -43,6 +39,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from moedisco_ray.artifacts import Manifest, read_json, read_manifest, versions
+from moedisco_ray.bill import Bill, format_dollars, format_seconds, metered_bill
 from moedisco_ray.config import LocalInit, Model, RunConfig
 from moedisco_ray.events import Event, EventLog, EventType
 from moedisco_ray.metering import Meter
@@ -61,21 +58,24 @@ _WITH_THE_GANG = ("merge", "finetune", "evaluate", "export")
 _TRAINING = ("seed", "submodels", "finetune")
 
 
-def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
+def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) -> dict[str, Any]:
     """Gather the report of a run, finished or not; see the module's text for its keys.
 
     Args:
         run_dir: The run directory.
         config: The run's configuration: pools and their prices.
+        last: The event that is about to end the run and is not in its log yet.
     """
     manifests = {
         stage.name: manifest for stage in STAGES if (manifest := read_manifest(run_dir / stage.directory)) is not None}
     evaluation = _read(run_dir / "evaluation" / "evaluation.json")
     measured = evaluation.get("stages", {})
-    events = EventLog.read(run_dir / "events.jsonl")
+    events = [*EventLog.read(run_dir / "events.jsonl"), *([] if last is None else [last])]
     stalls = _stalls(events)
+    bill = _bill(events, config, _read(run_dir / "comparison.json").get("quality"))
     stages = [
-        _stage(name, manifest, measured.get(name, {}), stalls.get(name, 0.0), config) for name, manifest in manifests.items()]
+        _stage(name, manifest, measured.get(name, {}), stalls.get(name, 0.0), config, bill)
+        for name, manifest in manifests.items()]
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
     return {
         "name": config.name,
@@ -84,7 +84,8 @@ def build_report(run_dir: Path, config: RunConfig) -> dict[str, Any]:
         "family": config.model.family,
         "start": _start(config.model),
         "stages": stages,
-        "totals": _totals(stages, config) | _idle(events, config),
+        "tokens": sum(stage["tokens"] or 0 for stage in stages),
+        "bill": bill.model_dump(mode="json"),
         "rounds": manifests["submodels"].summary.get("rounds", []) if "submodels" in manifests else [],
         "corpus": manifests["corpus"].summary if "corpus" in manifests else {},
         "merge": manifests["merge"].summary if "merge" in manifests else {},
@@ -144,7 +145,9 @@ def thin(values: Sequence[T], most: int) -> Sequence[T]:
 
 
 def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The run's table, as text: a row per stage, their total, what full training would have cost, and what idled: slot-time.
+    """The run's table, as text: stages, their total, idle machines, the total with them, and full training.
+
+    The time of idle machines is slot-time.
 
     Returns:
         Rows of `TABLE_COLUMNS`.
@@ -157,19 +160,24 @@ def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
         for stage in report["stages"]
     ]
-    totals = report["totals"]
-    rows.append((
-        "total", "", "", _tokens(totals["tokens"]), format_seconds(totals["seconds"]),
-        format_dollars(totals["dollars"]), "", ""))
-    if totals["full_training_dollars"] is not None:
+    bill = Bill.model_validate(report["bill"])
+    tokens = _tokens(report["tokens"])
+    rows.append(("total", "", "", tokens, format_seconds(bill.seconds), format_dollars(bill.dollars), "", ""))
+    for line in bill.idle:
+        slot_time, dollars = format_seconds(line.worker_seconds), format_dollars(line.dollars)
+        rows.append(("idle machines", line.pool.replace("_", "-"), "", "", slot_time, dollars, "", ""))
+    if bill.idle:
+        rows.append(("total with idle machines", "", "", "", "", format_dollars(bill.dollars_with_idle), "", ""))
+    if bill.complete and bill.baseline is not None:
         rows.append((
-            "full training (estimate)", "high-memory", "", _tokens(totals["tokens"]), "",
-            format_dollars(totals["full_training_dollars"]), "", ""))
-    for pool, seconds in totals.get("idle_seconds", {}).items():
-        if seconds:
-            dollars = format_dollars(totals["idle_dollars"][pool])
-            rows.append(("paid but idle", pool.replace("_", "-"), "", "", format_seconds(seconds), dollars, "", ""))
+            "full training (estimate)", "high-memory", "", tokens, format_seconds(bill.baseline.seconds),
+            format_dollars(bill.baseline.dollars), "", ""))
     return rows
+
+
+def report_verdict(report: Mapping[str, Any]) -> str | None:
+    """The saving in words, with the baseline's nature and what is known of quality; None where there is no saving."""
+    return Bill.model_validate(report["bill"]).verdict
 
 
 def report_notes(report: Mapping[str, Any]) -> list[str]:
@@ -184,21 +192,6 @@ def report_notes(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def format_seconds(seconds: float) -> str:
-    """A duration as a person says it: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 59.95:     # else it would round to 60.0
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def format_dollars(dollars: float) -> str:
-    """Dollars, with cents of cents where that is all there is."""
-    return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"
-
-
 def _stalls(events: Iterable[Event]) -> dict[str, float]:
     """Seconds for which each stage's trainings stood still for checkpoints."""
     stalls: defaultdict[str, float] = defaultdict(float)
@@ -208,15 +201,15 @@ def _stalls(events: Iterable[Event]) -> dict[str, float]:
     return stalls
 
 
-def _stage(name: str, manifest: Manifest, measured: dict[str, Any], stall: float, config: RunConfig) -> dict[str, Any]:
+def _stage(
+    name: str, manifest: Manifest, measured: dict[str, Any], stall: float, config: RunConfig, bill: Bill,
+) -> dict[str, Any]:
     summary = manifest.summary
     units = summary.get("units", [])
     tokens = sum(unit["tokens"] for unit in units)
     workers = _workers(name, units, config)
-    holders = [summary] if summary.get("held") else units
-    pool = "low_memory" if name == "cluster" and holders else _pool(name, config)
-    held = (
-        [item for holder in holders for item in holder["held"].items()] if holders else [(pool, manifest.seconds * workers)])
+    lines = [line for line in bill.lines if line.stage == name]
+    pool = "low_memory" if name == "cluster" and lines else _pool(name, config)
     training_seconds = sum(unit["seconds"] for unit in units)
     loop_seconds = sum(unit["seconds"] * unit["workers"] for unit in units)
     trained = [unit for unit in units if unit["tokens"] and unit["loss"] is not None]
@@ -226,10 +219,10 @@ def _stage(name: str, manifest: Manifest, measured: dict[str, Any], stall: float
         "workers": workers,
         "seconds": manifest.seconds,
         "tokens": tokens if name in _TRAINING else None,
-        "worker_seconds": sum(seconds for _, seconds in held),
+        "worker_seconds": sum(line.worker_seconds or 0.0 for line in lines),
         "training_worker_seconds": loop_seconds if units else None,
         "stalled": stall / training_seconds if training_seconds else None,
-        "dollars": sum(seconds / 3600 * _price(key, config) for key, seconds in held),
+        "dollars": sum(line.dollars or 0.0 for line in lines),
         "loss": sum(unit["loss"] * unit["tokens"] for unit in trained) / tokens if trained else None,
         "perplexity": measured.get("perplexity"),
         "bits_per_byte": measured.get("bits_per_byte"),
@@ -257,37 +250,11 @@ def _workers(name: str, units: list[dict[str, Any]], config: RunConfig) -> float
     return int(mean) if mean.is_integer() else mean
 
 
-def _price(key: str, config: RunConfig) -> float:
-    return 0.0 if key == "head" else config.pools.at(key).price_per_hour
-
-
-def _totals(stages: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
-    training = [stage for stage in stages if stage["name"] in _TRAINING]
-    tokens = sum(stage["tokens"] for stage in training)
-    paid = sum(stage["dollars"] for stage in training)
-    finetune = next((stage for stage in training if stage["name"] == "finetune" and stage["tokens"]), None)
-    high = config.pools.high_memory
-    full = None
-    if finetune is not None and (finetune["tokens"] < tokens or finetune["pool"] != high.kind):
-        rate = finetune["training_worker_seconds"] / finetune["tokens"] * config.finetune_pool.speed / high.speed
-        start_up = finetune["worker_seconds"] - finetune["training_worker_seconds"]
-        full = (tokens * rate + start_up) / 3600 * high.price_per_hour
-    return {
-        "tokens": tokens,
-        "seconds": sum(stage["seconds"] for stage in stages),
-        "worker_seconds": sum(stage["worker_seconds"] for stage in stages),
-        "dollars": sum(stage["dollars"] for stage in stages),
-        "full_training_dollars": full,
-        "saved": 1 - paid / full if full else None,
-    }
-
-
-def _idle(events: Iterable[Event], config: RunConfig) -> dict[str, dict[str, float]]:
+def _bill(events: Iterable[Event], config: RunConfig, quality: str | None) -> Bill:
     meter = Meter()
     for event in events:
         meter.update(event)
-    idle = {key: round(seconds, 3) for key, seconds in meter.idle_seconds.items()}
-    return {"idle_seconds": idle, "idle_dollars": {key: seconds / 3600 * _price(key, config) for key, seconds in idle.items()}}
+    return metered_bill(meter, config, quality)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,14 +193,21 @@ def measure(
         limits: How long the corpus' documents and the training's sequences are.
         settings: The run's evaluation section.
         device: Where.
+
+    Returns:
+        The figures, and `extra_seconds`: time that only a run with other models than the finished one needs.
     """
     documents, sequence_length = evaluate.load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
     encoder = Encoder(corpus / "tokenizer")
+    began = time.monotonic()
     clusters = None if cluster_model is None else ClusterModel.load(cluster_model)
     labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
+    labelling = time.monotonic() - began
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
     result = evaluate.evaluate_stages(
         *shown, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device)
+    result["extra_seconds"] += labelling
+    began = time.monotonic()
     if settings.ensemble and clusters is not None:
         known = clusters    # narrowed for the closure
 
@@ -209,6 +217,7 @@ def measure(
         result["ensemble"] = evaluate.evaluate_ensemble(
             submodels, documents, distances, settings.ensemble_top_k, prefix=encoder.prefix, sequence_length=sequence_length,
             device=device)
+    result["extra_seconds"] += time.monotonic() - began
     trained_on = sorted((corpus / "train").glob("*.parquet"))
     return result | judge(models["finetune"], corpus / "tokenizer", settings, limits, device, trained_on)
 

@@ -6,7 +6,7 @@ documents that a model vectorises so that they can be clustered; the text that r
 validation tokens that the arm's own final model is measured on and, by `evaluation.stages`, those before it, with what tells which
 cluster a document is of. It leaves out what only the comparison wants to know: the looks at the held-out loss while a model is
 trained, and text of other sources. The metered one is the fold that bills runs (`metering`): every second for which a worker was
-held, all of these included.
+held, all of these included; its dollars are those of the run's bill (`moedisco_ray.bill`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from moedisco_ray.bill import metered_bill
 from moedisco_ray.config import Architecture, PoolName, RunConfig
 from moedisco_ray.events import Event
 from moedisco_ray.metering import Meter
@@ -34,7 +35,6 @@ share of a token."""
 BIGRAM_FLOPS = 20.0
 """More than the sums, quotients and logarithm that a token's likelihood in one cluster takes, with its counting."""
 _ORDER = [stage.name for stage in STAGES]
-_ATTEMPT_ENDS = ("run_finished", "run_failed", "run_stopped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
         "bigrams": BIGRAM_FLOPS}
 
 
-def curve(events: Iterable[Event], phases: Sequence[PhaseCost], prices: Mapping[str, float]) -> list[Point]:
+def curve(events: Iterable[Event], phases: Sequence[PhaseCost], config: RunConfig) -> list[Point]:
     """The run's looks at its held-out loss, in order.
 
     Of steps that were made twice, because a training went back to a checkpoint, the last look counts.
@@ -161,13 +161,12 @@ def curve(events: Iterable[Event], phases: Sequence[PhaseCost], prices: Mapping[
     Args:
         events: The run's, oldest first.
         phases: What it pays for, as `account` says.
-        prices: Dollars per worker-hour of each pool.
+        config: The run's: its pools' prices.
     """
-    meter, clock = Meter(), _Clock()
+    meter = Meter()
     points: list[Point] = []
     for event in events:
         meter.update(event)
-        clock.update(event)
         if event.type != "evaluation" or event.stage is None:
             continue
         before = _before(phases, event.stage)
@@ -180,7 +179,7 @@ def curve(events: Iterable[Event], phases: Sequence[PhaseCost], prices: Mapping[
             event.stage, tokens,
             dollars=dollars_of(before) + part * phase.dollars,
             hours=hours_of(before) + part * phase.hours,
-            metered_dollars=metered_dollars(meter, prices), metered_hours=clock.seconds / 3600,
+            metered_dollars=metered_dollars(meter, config), metered_hours=meter.wall_seconds / 3600,
             loss=float(event.data["held_out_loss"])))
     return points
 
@@ -202,15 +201,15 @@ def hours_of(phases: Iterable[PhaseCost]) -> float:
 
 def wall_hours(events: Iterable[Event]) -> float:
     """Wall-clock time of a run's attempts together."""
-    clock = _Clock()
+    meter = Meter()
     for event in events:
-        clock.update(event)
-    return clock.seconds / 3600
+        meter.update(event)
+    return meter.wall_seconds / 3600
 
 
-def metered_dollars(meter: Meter, prices: Mapping[str, float]) -> float:
-    """Worker-seconds at their pool's price."""
-    return sum(seconds / 3600 * prices[pool] for pool, seconds in meter.worker_seconds.items())
+def metered_dollars(meter: Meter, config: RunConfig) -> float:
+    """The total of the run's bill."""
+    return metered_bill(meter, config).dollars or 0.0
 
 
 def first_reach(points: Sequence[Point], loss: float, axis: Axis) -> float | None:
@@ -237,30 +236,3 @@ def first_reach(points: Sequence[Point], loss: float, axis: Axis) -> float | Non
 
 def _before(phases: Sequence[PhaseCost], stage: str) -> list[PhaseCost]:
     return list(itertools.takewhile(lambda phase: phase.stage != stage, phases))
-
-
-class _Clock:
-    """Wall-clock time of a run's attempts, one after the other."""
-
-    def __init__(self) -> None:
-        self._closed = 0.0
-        self._started: float | None = None
-        self._newest = 0.0
-
-    def update(self, event: Event) -> None:
-        """Take the next event in."""
-        if event.type == "run_started":
-            self._close()
-            self._started = event.time
-        self._newest = event.time
-        if event.type in _ATTEMPT_ENDS:
-            self._close()
-
-    @property
-    def seconds(self) -> float:
-        """Up to the newest event."""
-        return self._closed + (0.0 if self._started is None else self._newest - self._started)
-
-    def _close(self) -> None:
-        self._closed = self.seconds
-        self._started = None

@@ -27,6 +27,7 @@ from moedisco_ray.compare.accounting import (
     wall_hours,
 )
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, run_name, tokens_for
+from moedisco_ray.compare.quality import note_quality
 from moedisco_ray.compare.reading import expected, finetuned, found
 from moedisco_ray.compare.tuning import Tuned, tune
 from moedisco_ray.config import RunConfig
@@ -108,6 +109,7 @@ def compare(
     target = add_target(rows)
     result = {"reference": REFERENCE, "name": base.name, "seed": base.seed, "target_loss": target, "rows": rows}
     write_json(output / "compare.json", result)
+    note_quality(output, rows)
     return result
 
 
@@ -172,17 +174,16 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
     phases = ended_early(account(config, plan, found(config, arm.measured)), "finetune", finetuned(config))
     tokens = trained_tokens(phases)
     events = EventLog.read(config.directory / "events.jsonl")
-    prices = {key: pool.price_per_hour for key, pool in config.pools.by_key.items()}
     meter = Meter()
     for event in events:
         meter.update(event)
     evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
     figures = evaluation["ensemble"] if arm.measured == "ensemble" else evaluation
-    points = curve(events, phases, prices)
+    points = curve(events, phases, config)
     if arm.measured == "ensemble":
         before = [phase for phase in phases if phase.stage != "evaluate"]
         points.append(Point(
-            "finetune", tokens, dollars_of(before), hours_of(before), metered_dollars(meter, prices), wall_hours(events),
+            "finetune", tokens, dollars_of(before), hours_of(before), metered_dollars(meter, config), wall_hours(events),
             figures["loss"]))
     return {
         "arm": name, "title": arm.title, "budget": budget, "run": config.name,
@@ -190,7 +191,7 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
         "tokens": tokens, "planned_tokens": plan.tokens, "flops": sum(phase.flops for phase in phases),
         "dollars": dollars_of(phases), "hours": hours_of(phases),
         "phases": [dataclasses.asdict(phase) for phase in phases],
-        "metered_dollars": metered_dollars(meter, prices), "worker_seconds": meter.worker_seconds,
+        "metered_dollars": metered_dollars(meter, config), "worker_seconds": meter.worker_seconds,
         "loss": figures["loss"], "perplexity": figures["perplexity"], "bits_per_byte": figures["bits_per_byte"],
         **_looked_at(figures), "unseen": _unseen(evaluation) if arm.measured == "finetune" else None,
         "curve": [dataclasses.asdict(point) for point in points],

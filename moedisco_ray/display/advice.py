@@ -11,11 +11,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moedisco_ray.bill import format_dollars
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count, percent
 from moedisco_ray.plan.advice.advised import Advice, Option
 from moedisco_ray.plan.advice.confidence import Confidence
-from moedisco_ray.report import format_dollars
 
 _STYLES = {"high": "green", "medium": "yellow", "low": "bold red"}
 _WIDEST_FLAG = 60

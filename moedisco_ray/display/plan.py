@@ -7,11 +7,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moedisco_ray.bill import format_dollars, format_seconds
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count, gigabytes
 from moedisco_ray.plan import Parameters, Plan
 from moedisco_ray.plan.cluster_file import Cluster
-from moedisco_ray.report import format_dollars, format_seconds
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -29,12 +29,8 @@ def plan_view(plan: Plan) -> RenderableType:
     parts += [
         Text(f"{stage.stage} meet {stage.sync.meetings} times: {gigabytes(stage.sync.bytes)} GB through storage")
         for stage in plan.stages if stage.sync is not None]
-    if plan.saved_percent is not None:
-        verdict = "saved" if plan.saved_percent >= 0 else "more"
-        full = format_dollars(plan.full_training.dollars)
-        parts.append(Text(
-            f"{format_dollars(plan.dollars)} against {full} for full training on as many tokens: "
-            f"{abs(plan.saved_percent):.0f} % {verdict}", style="bold"))
+    if plan.bill.verdict is not None:
+        parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
     parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
     return Group(*parts)
 
@@ -94,8 +90,8 @@ def _cost(plan: Plan) -> Table:
     table.add_section()
     worker_hours = sum(stage.cost.worker_hours for stage in plan.stages)
     table.add_row(
-        Text("total", "bold"), "", "", "", count(plan.tokens), "", format_seconds(plan.hours * 3600),
-        f"{worker_hours:.2f}", Text(format_dollars(plan.dollars), "bold"))
+        Text("total", "bold"), "", "", "", count(plan.tokens), "", format_seconds(plan.bill.seconds),
+        f"{worker_hours:.2f}", Text(format_dollars(plan.bill.dollars), "bold"))
     full = plan.full_training
     table.add_row(
         Text("full training", "dim"), "high-memory", "", "", count(full.tokens), "", format_seconds(full.hours * 3600),

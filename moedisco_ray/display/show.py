@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moedisco_ray.display.tables import plain_table
-from moedisco_ray.display.words import count, percent
+from moedisco_ray.display.words import count
 from moedisco_ray.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
-from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table
+from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
 
 _MOST_TERMS = 8
 
@@ -27,11 +27,8 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
     title = Text.assemble((report["name"], "bold"), f"  {report['family']}")
     parts: list[RenderableType] = [title, *_state(report), _stages(report)]
     parts += [Text(f"! {note}", style="yellow") for note in report_notes(report)]
-    saved = report["totals"].get("saved")
-    if saved is not None:
-        verdict = "cheaper" if saved >= 0 else "dearer"
-        parts.append(Text(
-            f"{percent(abs(saved))} {verdict} than full training on as many tokens (estimate)", style="bold"))
+    if (verdict := report_verdict(report)) is not None:
+        parts.append(Text(verdict, style="bold"))
     clusters = report["clusters"].get("clusters", [])
     if clusters:
         parts.append(_section("Clusters", _clusters(clusters, report["evaluation"])))

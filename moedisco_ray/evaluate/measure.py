@@ -6,6 +6,7 @@ Axes: N documents, R routers, G groups, E experts.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,10 @@ def evaluate_stages(
 
     Returns:
         `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels`, where
-        there are any, sums over all clusters and has `units`, the figures of each.
+        there are any, sums over all clusters and has `units`, the figures of each. `extra_seconds`: time spent on other models
+        than the fine-tuned one.
     """
+    started = time.monotonic()
     settings: dict[str, Any] = {"prefix": prefix, "sequence_length": sequence_length, "batch_tokens": batch_tokens}
 
     def score(directory: Path, chosen: Documents) -> Score:
@@ -113,9 +116,10 @@ def evaluate_stages(
     if labels_N is not None and submodels:
         units = [score(directory, documents.where(labels_N == k)) for k, directory in enumerate(submodels)]
         stages["submodels"] = {**sum(units, Score()).to_dict(), "units": [unit.to_dict() for unit in units]}
+    extra = time.monotonic() - started
     final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)
     stages["finetune"] = {key: final[key] for key in Score().to_dict()}
-    return {**final, "stages": stages}
+    return {**final, "stages": stages, "extra_seconds": extra}
 
 
 def evaluate_unseen(

@@ -1,7 +1,7 @@
 """The finished model as a Hugging Face directory that needs nothing of this package, and what it writes."""
 
-from moedisco_ray.export.card import model_card
+from moedisco_ray.export.card import model_card, write_card
 from moedisco_ray.export.directory import export
 from moedisco_ray.export.samples import continue_prompts, generate_samples
 
-__all__ = ["continue_prompts", "export", "generate_samples", "model_card"]
+__all__ = ["continue_prompts", "export", "generate_samples", "model_card", "write_card"]

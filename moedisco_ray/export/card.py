@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from moedisco_ray.artifacts import read_manifest, write_text
 from moedisco_ray.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
-from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table
+from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
 
 _MOST_TERMS = 8
 _NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster", *TASK_COLUMNS[1:]}
@@ -44,13 +46,14 @@ def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         f"parameters, of which a token uses {figures['active_parameters']:,}. {_recipe(report)}{_start(report)}")
     legend = (
         "Loss is in nats per token, on training text, at the end of the stage; perplexity is on validation documents, "
-        "a sub-model's on those of its own cluster. Costs are worker-hours at the configured prices.")
+        "a sub-model's on those of its own cluster. Costs are all slots that the run held, at the configured prices.")
+    verdict = report_verdict(report)
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {report['name']}",
         about,
         "## Use", _USAGE,
-        "## Training", _table(TABLE_COLUMNS, report_table(report)), legend,
+        "## Training", _table(TABLE_COLUMNS, report_table(report)), legend, *([] if verdict is None else [verdict]),
         *(f"{note[0].upper()}{note[1:]}." for note in report_notes(report)),
         *_clusters(report.get("clusters", {}).get("clusters", [])),
         *_evaluation(report.get("evaluation", {})),
@@ -58,6 +61,20 @@ def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         "## Made with", _made_with(report),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def write_card(model_dir: Path, report: Mapping[str, Any]) -> None:
+    """Write the card of an exported model again, from the report of the complete run.
+
+    The card that the export writes cannot know what the export costs.
+
+    Args:
+        model_dir: The artifact of the export stage.
+        report: As in `report.json`.
+    """
+    manifest = read_manifest(model_dir)
+    if manifest is not None:
+        write_text(model_dir / "README.md", model_card(report, manifest.summary))
 
 
 def _recipe(report: Mapping[str, Any]) -> str:

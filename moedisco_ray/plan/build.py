@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from moedisco_ray.bill import Bill, Line, is_full_training, line, make_baseline, make_bill
 from moedisco_ray.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, PoolName, RunConfig
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan.cost import (
@@ -72,12 +73,15 @@ class Plan(BaseModel):
     stages: tuple[StagePlan, ...]
     fits: bool
     tokens: int
-    hours: float
-    dollars: float
+    training_hours: float
+    """Wall-clock hours of training alone, by arithmetic on operations that is the same on every machine, which comparisons and
+    advice weigh. The time and cost of the run are in the bill."""
+    training_dollars: float
+    """Dollars of training alone, by the same arithmetic."""
     full_training: Cost
-    """Training the whole model on as many tokens on the high-memory pool."""
-    saved_percent: float | None
-    """Dollars saved against it; null where that costs nothing."""
+    """Training the whole model on as many tokens on the high-memory pool, by the same arithmetic."""
+    bill: Bill
+    """What the run costs, all stages."""
     assumptions: str
 
 
@@ -111,7 +115,6 @@ def build_plan(config: RunConfig) -> Plan:
     flops = flops_per_token(parameters, whole, config.corpus.sequence_length, checkpointing=checkpointing)
     high = config.pools.high_memory
     full = training_cost(flops, config.tokens.total, high, workers_per_unit=high.fewest_workers)
-    dollars = sum(stage.cost.dollars for stage in stages)
     return Plan(
         name=config.name,
         family=config.model.family,
@@ -122,14 +125,31 @@ def build_plan(config: RunConfig) -> Plan:
         stages=stages,
         fits=all(stage.fits for stage in stages),
         tokens=config.tokens.total,
-        hours=sum(stage.cost.hours for stage in stages),
-        dollars=dollars,
+        training_hours=sum(stage.cost.hours for stage in stages),
+        training_dollars=sum(stage.cost.dollars for stage in stages),
         full_training=full,
-        saved_percent=100 * (1 - dollars / full.dollars) if full.dollars else None,
+        bill=_bill(config, stages, full),
         assumptions=(
             f"{PEAK_FLOPS / 1e12:.0f} TFLOP/s x {UTILISATION:.0%} utilisation x the pool's speed; "
             "memory includes 1 GB and 5 % overhead; only training is counted"),
     )
+
+
+def _bill(config: RunConfig, stages: tuple[StagePlan, ...], full: Cost) -> Bill:
+    """Of training alone."""
+    lines: list[Line] = []
+    for stage in stages:
+        shares = stage.types or (None,)
+        lines += [
+            line(stage.stage, stage.pool if share is None else f"{stage.pool}.{share.name}",
+                 3600 * (stage.cost.worker_hours if share is None else share.worker_hours), config) for share in shares]
+    tokens: dict[str, int] = {stage.stage: stage.cost.tokens for stage in stages}
+    baseline = None if is_full_training(config, tokens) else make_baseline(
+        config, tokens=config.tokens.total,
+        seconds_per_token=3600 * full.worker_hours / full.tokens * config.pools.high_memory.speed / config.finetune_pool.speed,
+        start_up=0, evaluate=0, export=0, rate="planned")
+    return make_bill(
+        lines, seconds=3600 * sum(stage.cost.hours for stage in stages), baseline=baseline, planned=True, complete=True)
 
 
 def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:

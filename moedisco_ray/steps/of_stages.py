@@ -152,6 +152,7 @@ def measure(context: Context, draft: Draft) -> None:
         pool, tasks.measure, {stage: context.of(stage) for stage in made}, context.submodels,
         context.of("corpus"), context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
         Limits(config.corpus.sequence_length, config.corpus.document_tokens), _from_anywhere(config.evaluation), _device(pool))
+    draft.summary["extra_seconds"] = round(result.pop("extra_seconds"), 3)
     write_json(draft.path / "evaluation.json", result)
     draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from moedisco_ray.bill import metered_bill
+from moedisco_ray.config import RunConfig
+from moedisco_ray.metering import Meter
 from service.api.context import Context
 from service.api.security import Caller
 from service.database import runs, tables
@@ -33,8 +36,11 @@ def run_answers(context: Context, caller: Caller, session: Session, rows: Sequen
 
 
 def run_detail(context: Context, caller: Caller, session: Session, row: tables.Run) -> RunDetail:
-    """A run with its configuration."""
-    return RunDetail.model_validate({**_run(context, caller, row, _places(session, [row])), "config": row.config})
+    """A run with its configuration and its bill."""
+    bill = metered_bill(Meter.from_dict(row.meter), RunConfig.model_validate(row.config))
+    return RunDetail.model_validate({
+        **_run(context, caller, row, _places(session, [row])), "config": row.config, "bill": bill,
+        "estimate": row.estimate["bill"]})
 
 
 def unit_answer(row: tables.Unit) -> Unit:
@@ -91,8 +97,8 @@ def _run(context: Context, caller: Caller, row: tables.Run, places: dict[str, in
         "position": places.get(row.id) if row.state == RunState.QUEUED else None,
         "stages": [{"name": name, **stage} for name, stage in stages.items()],
         "money": {
-            "dollars": row.dollars, "worker_seconds": row.worker_seconds, "estimate_dollars": row.estimate["dollars"],
-            "full_training_dollars": row.estimate["full_training"]["dollars"], "budget_dollars": row.budget_dollars},
+            "dollars": row.dollars, "worker_seconds": row.worker_seconds, "estimate_dollars": row.estimate["bill"]["dollars"],
+            "budget_dollars": row.budget_dollars},
         "events": row.next_position,
         "job_url": context.settings.job_url(submission_id(row.id, row.attempt)) if caller.admin and row.attempt else None,
     }

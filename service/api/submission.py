@@ -64,7 +64,8 @@ def checked(config: RunConfig, roots: Roots) -> tuple[RunConfig, Plan]:
         plan = build_plan(config)
     except ArithmeticError as error:
         raise _too_large() from error
-    if not all(map(math.isfinite, (plan.dollars, plan.hours, plan.full_training.dollars, plan.full_training.hours))):
+    full = plan.full_training
+    if not all(map(math.isfinite, (plan.training_dollars, plan.training_hours, full.dollars, full.hours))):
         raise _too_large()
     return config, plan
 

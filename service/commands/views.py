@@ -10,14 +10,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moedisco_ray.bill import format_dollars, format_seconds, idle_in_words
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count
-from moedisco_ray.report import format_dollars, format_seconds
 from service.commands.output import moment
 from service.domain.states import RunState
 
 if TYPE_CHECKING:
-    from service.schemas import LogFile, Pools, PriceEntry, Run, TokenInfo, Unit, WebhookInfo
+    from service.schemas import LogFile, Pools, PriceEntry, Run, RunDetail, TokenInfo, Unit, WebhookInfo
 
 _STYLES = {
     RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.RUNNING: "bold cyan", RunState.STOPPING: "yellow",
@@ -34,7 +34,7 @@ def runs_table(runs: Iterable[Run]) -> Table:
     return table
 
 
-def run_view(run: Run, units: Sequence[Unit]) -> RenderableType:
+def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     """One run: where it stands, its stages, its units, its money."""
     facts = [f"of {run.owner}", f"created {moment(run.created)}", f"priority {run.priority}"]
     facts += [f"attempt {run.attempt}"] if run.attempt > 1 else []
@@ -118,12 +118,12 @@ def _units(units: Iterable[Unit]) -> Table:
     return table
 
 
-def _money(run: Run) -> str:
-    money = run.money
-    budget = f" of {format_dollars(money.budget_dollars)}" if money.budget_dollars is not None else ""
-    return (
-        f"{format_dollars(money.dollars)}{budget} so far; estimated {format_dollars(money.estimate_dollars)}, "
-        f"full training on as many tokens {format_dollars(money.full_training_dollars)}")
+def _money(run: RunDetail) -> str:
+    bill, budget = run.bill, run.money.budget_dollars
+    allowed = "" if budget is None else f"; budget {format_dollars(budget)}"
+    planned = f"planned {format_dollars(run.estimate.dollars)} and {format_seconds(run.estimate.seconds)}"
+    verdict = "" if bill.verdict is None else f"\n{bill.verdict}"
+    return f"{idle_in_words(bill)}, in {format_seconds(bill.seconds)}; {planned}{allowed}{verdict}"
 
 
 def _row(table: Table, *cells: str | Text) -> None:

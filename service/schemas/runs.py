@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from moedisco_ray.bill import Bill
 from service.domain.states import RunState
 from service.schemas.base import Document
 
@@ -12,13 +13,11 @@ class Money(Document):
     """What a run costs."""
 
     dollars: float
-    """Metered so far, every attempt included."""
+    """Total of the run's bill so far, every attempt included."""
     worker_seconds: dict[str, float]
     """Per pool."""
-    estimate_dollars: float
-    """What the plan said."""
-    full_training_dollars: float
-    """The plan's cost of training the whole model on as many tokens on the high-memory pool."""
+    estimate_dollars: float | None
+    """Total of the plan's bill; null where the plan cannot know it."""
     budget_dollars: float | None
 
 
@@ -62,9 +61,13 @@ class Run(Document):
 
 
 class RunDetail(Run):
-    """A run with its configuration."""
+    """A run with its configuration and its bill."""
 
     config: dict[str, Any]
+    bill: Bill
+    """What the run has cost so far: as in `report.json`."""
+    estimate: Bill
+    """What the plan said when the run was submitted."""
 
 
 class RunPage(Document):

@@ -6,19 +6,28 @@ import json
 
 import httpx
 
+from moedisco_ray.bill import Line, make_bill
 from service.client import AsyncClient, Client, Patience
 
 URL = "http://service.test:8300"
 PROMPT = Patience(seconds=30.0, first=0.0, longest=0.0)
 """Does not wait between attempts."""
 
+
+
+def bill(dollars, idle=0.0, **changes):
+    lines = [Line(stage="seed", pool="low_memory", worker_seconds=10.0, dollars=dollars)]
+    spare = [Line(stage="idle", pool="low_memory", worker_seconds=5.0, dollars=idle)] if idle else []
+    return make_bill(lines, idle=spare, seconds=90.0, baseline=None, **changes).model_dump(mode="json")
+
+
 RUN = {
     "id": "01JABCDEFGHJKMNPQRSTVWXYZ0", "name": "demo", "owner": "ann", "tags": {}, "priority": 0, "state": "running",
     "reason": None, "position": None, "attempt": 1, "parent": None, "created": 1.0, "queued": 1.0, "started": 2.0,
     "ended": None, "updated": 3.0, "stages": [{"name": "corpus", "status": "done", "started": 2.0, "seconds": 1.0}],
-    "money": {"dollars": 0.5, "worker_seconds": {"low_memory": 10.0}, "estimate_dollars": 1.0, "full_training_dollars": 2.0,
-              "budget_dollars": None},
-    "events": 3, "job_url": None, "config": {"name": "demo"},
+    "money": {"dollars": 0.5, "worker_seconds": {"low_memory": 10.0}, "estimate_dollars": 1.0, "budget_dollars": None},
+    "events": 3, "job_url": None, "config": {"name": "demo"}, "bill": bill(0.5, 0.25, planned=False, complete=False),
+    "estimate": bill(1.0, planned=True, complete=True),
 }
 
 

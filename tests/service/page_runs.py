@@ -1,10 +1,16 @@
 """Runs for the web page to show: one that has just begun, steps of training, one that has succeeded."""
 
 import json
+import time
 
 import run_example
 
+from moedisco_ray.bill import metered_bill
+from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event
+from moedisco_ray.export.card import model_card
+from moedisco_ray.metering import Meter
+from service.database import runs
 from service.domain.states import RunState
 
 
@@ -25,17 +31,54 @@ def train(site, run_id, unit, first, last, stage="submodels"):
     site.service.report(run_id, *steps)
 
 
+POOLS = dict.fromkeys(("seed", "cluster", "submodels"), "low_memory") | dict.fromkeys(
+    ("merge", "finetune", "evaluate", "export"), "high_memory")
+
+
+def stages_of_a_run():
+    """Every stage for a minute, held by a worker of its pool, while one slot of the high-memory pool idles at first."""
+    now = time.time()
+    told = [Event("run_started", data={"name": "demo", "directory": "runs/demo", "stages": run_example.STAGES}, time=now),
+            Event("slots_free", data={"pool": "high_memory", "slots": 1}, time=now)]
+    for stage in run_example.STAGES:
+        told.append(Event("stage_started", stage, time=now))
+        if stage in POOLS:
+            told.append(Event("workers_held", data={"hold": stage, "pool": POOLS[stage], "workers": 1}, time=now))
+        if stage == "merge":
+            told.append(Event("slots_free", data={"pool": "high_memory", "slots": 0}, time=now))
+        units = []
+        if stage in ("seed", "submodels", "finetune"):
+            told.append(Event("unit_started", stage, stage, {"steps": 400, "tokens": 0, "workers": 1}, time=now + 6))
+            units = [{"tokens": 360_000, "seconds": 50.0, "workers": 1}]
+        now += 60
+        if stage in POOLS:
+            told.append(Event("workers_released", data={"hold": stage}, time=now))
+        summary = {"units": units, "extra_seconds": 20.0}
+        told.append(Event("stage_finished", stage, data={"seconds": 60.0, "summary": summary}, time=now))
+    return told
+
+
+def bill_of(site, run_id, events):
+    with site.service.database.read() as session:
+        config = RunConfig.model_validate(runs.get(session, run_id).config)
+    meter = Meter()
+    for event in events:
+        meter.update(event)
+    return metered_bill(meter, config).model_dump(mode="json")
+
+
 def finish(site):
     """A run that has succeeded, with everything it leaves behind."""
     run_id = begin(site)
-    for stage in run_example.STAGES:
-        site.service.report(
-            run_id, Event("stage_started", stage), Event("stage_finished", stage, data={"seconds": 5.0, "summary": {}}))
+    told = stages_of_a_run()
+    site.service.report(run_id, *told)
     for k in range(4):
         train(site, run_id, f"submodel-{k}", 1 + k, 200)
         last = {"steps": 400, "tokens": 409_600, "loss": 4.0}
         site.service.report(run_id, Event("unit_finished", "submodels", f"submodel-{k}", last))
-    report = run_example.report()
+    report = run_example.report() | {"bill": bill_of(site, run_id, [*told, Event("run_finished", time=told[-1].time)])}
+    for stage in report["stages"]:
+        stage["dollars"] = sum(line["dollars"] for line in report["bill"]["lines"] if line["stage"] == stage["name"])
     report["clusters"]["balance"] = 1.05
     figures = report["evaluation"]["sources"][0]
     report["evaluation"]["unseen"] = {**figures, "sources": [{**figures, "source": name} for name in ("novels", "letters")]}
@@ -44,11 +87,13 @@ def finish(site):
         "examples": 2376}]
     files = {
         "report.json": json.dumps(report), "clusters/report.json": json.dumps(report["clusters"]),
-        "model/config.json": "{}", "ray.log": "the driver began\nthe driver ended\n"}
+        "model/config.json": "{}",
+        "model/README.md": model_card(report, {"parameters": 1, "active_parameters": 1, "samples": []}),
+        "ray.log": "the driver began\nthe driver ended\n"}
     for name, text in files.items():
         path = site.service.directory(run_id) / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    site.service.report(run_id, Event("run_finished", data={"seconds": 60.0}))
+    site.service.report(run_id, Event("run_finished", data={"seconds": 60.0}, time=told[-1].time))
     site.service.bring(run_id, RunState.SUCCEEDED)
     return run_id

@@ -231,7 +231,7 @@ def test_status(fake):
     fake.final = RUN | {"reason": "waits for 2 low_mem_gpu", "tags": {"team": "a"}, "position": 3, "state": "queued"}
     out = ran("status", "demo")
     for words in ("demo", "queued, 3. in the queue", "waits for 2 low_mem_gpu", "team: a", "corpus", "submodel-0", "5/10", "3.2500",
-                  "10.0.0.7", "$0.5000 so far; estimated $1.00"):
+                  "10.0.0.7", "$0.5000, or $0.7500 with idle machines, in 1 min 30 s; planned $1.00 and 1 min 30 s"):
         assert words in out
     assert json.loads(ran("status", ID, "--json"))["position"] == 3
 

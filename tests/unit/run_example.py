@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from moedisco_ray.bill import Baseline, Line, make_bill
 from moedisco_ray.events import Event
 
 STAGES = ["corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export"]
@@ -15,6 +16,15 @@ def curve(stage, start, end, tokens, points=60, seed=0):
     x = np.linspace(tokens / points, tokens, points)
     loss = end + (start - end) * np.exp(-4 * x / tokens) + noise
     return {"stage": stage, "tokens": [int(t) for t in x], "loss": [float(v) for v in loss]}
+
+
+def bill():
+    baseline = Baseline(
+        lines=(Line(stage="finetune", pool="high_memory", worker_seconds=82.0, dollars=0.052),), dollars=0.052, seconds=82.0,
+        rate="measured")
+    lines = [Line(stage=stage, pool="low_memory", worker_seconds=20.0, dollars=0.002) for stage in STAGES]
+    idle = [Line(stage="idle", pool="high_memory", worker_seconds=100.0, dollars=0.0633)]
+    return make_bill(lines, idle=idle, seconds=220.0, baseline=baseline, planned=False, complete=True)
 
 
 def report():
@@ -33,9 +43,7 @@ def report():
     figures = {"documents": 120, "tokens": 48_000, "perplexity": 41.25, "bits_per_byte": 1.913}
     return {
         "name": "demo", "seed": 0, "tags": {}, "family": "qwen3_moe", "stages": stages,
-        "totals": {
-            "tokens": 1_080_000, "seconds": 220.0, "worker_seconds": 240.0, "dollars": 0.018, "full_training_dollars": 0.052,
-            "saved": 0.65},
+        "tokens": 1_080_000, "bill": bill().model_dump(mode="json"),
         "corpus": {},
         "clusters": {
             "clusters": [

@@ -22,7 +22,7 @@ from moedisco_ray.plan.advice.measured import Measurements, comparison_runs
 from moedisco_ray.plan.advice.study import study
 
 BASE = base_config()
-JOINT = planned(BASE, ARMS["joint"]).dollars
+JOINT = planned(BASE, ARMS["joint"]).training_dollars
 """Of the smallest joint training that is measured."""
 
 
@@ -58,11 +58,11 @@ def test_the_cheapest_loss_of_exact_lines() -> None:
     advice = advise(BASE, LINES, budget(JOINT * 3))
     # As disco is configured, so is the base; all it takes is tokens.
     assert list(advice.settings) == ["tokens.total"]
-    rate = build_plan(BASE).dollars / BASE.tokens.total
+    rate = build_plan(BASE).training_dollars / BASE.tokens.total
     assert advice.advised.title == "MoE-DisCo, as configured"
     assert advice.advised.tokens == pytest.approx(JOINT * 3 / rate, rel=1e-3)
     assert advice.advised.loss == pytest.approx(line(3.1, 0.2)(JOINT * 3 / rate))
-    assert build_plan(advised_config(BASE, advice)).dollars == pytest.approx(JOINT * 3, rel=2e-3)
+    assert build_plan(advised_config(BASE, advice)).training_dollars == pytest.approx(JOINT * 3, rel=2e-3)
 
 
 def test_the_least_dollars_to_a_loss_of_exact_lines() -> None:
@@ -70,7 +70,7 @@ def test_the_least_dollars_to_a_loss_of_exact_lines() -> None:
     tokens = 4e7 * math.exp((3.1 - 2.8) / 0.2)
     assert advice.sought == "dollars"
     assert advice.advised.tokens == pytest.approx(tokens, rel=1e-3)
-    assert advice.advised.dollars == pytest.approx(tokens * build_plan(BASE).dollars / BASE.tokens.total, rel=1e-3)
+    assert advice.advised.dollars == pytest.approx(tokens * build_plan(BASE).training_dollars / BASE.tokens.total, rel=1e-3)
     assert advice.advised.extrapolation == 1
 
 
@@ -82,7 +82,7 @@ def test_what_changes_is_the_recipe_that_was_measured() -> None:
     assert {path: change.advised for path, change in advice.settings.items() if path != "tokens.total"} == {
         "tokens.seed_share": 0.3, "clusters.count": 4, "clusters.vectors": "hidden_state", "submodels.sync_every": None,
         "submodels.optimizer.batch_tokens": 16_384}
-    assert build_plan(advised_config(config, advice)).dollars == pytest.approx(JOINT, rel=2e-3)
+    assert build_plan(advised_config(config, advice)).training_dollars == pytest.approx(JOINT, rel=2e-3)
 
 
 def test_confidence_follows_from_what_there_is() -> None:
@@ -195,12 +195,12 @@ LARGE = base_config(model={"config": {**MODEL, "hidden_size": 256, "moe_intermed
 def test_another_model_takes_over_the_ratio_to_joint_training() -> None:
     laws = {"joint": line(3.0, 0.2), "disco": line(3.0 + 0.2 * math.log(2), 0.2)}    # twice the tokens for any loss
     advice = advise(LARGE, measured(comparison(BASE, laws, times=(1, 4))), budget(1.0))
-    rates = [planned(LARGE, ARMS[name]).dollars for name in ("disco", "joint")]
+    rates = [planned(LARGE, ARMS[name]).training_dollars for name in ("disco", "joint")]
     assert advice.advised.ratio == pytest.approx(2 * rates[0] / rates[1])
     assert advice.advised.loss is None
     assert advice.sought == "ratio"
     assert advice.confidence.level == "low"
-    assert build_plan(advised_config(LARGE, advice)).dollars == pytest.approx(1.0, rel=2e-3)
+    assert build_plan(advised_config(LARGE, advice)).training_dollars == pytest.approx(1.0, rel=2e-3)
 
 
 def test_another_model_keeps_its_own_learning_rates_and_batches() -> None:
@@ -256,7 +256,7 @@ def on_text(name: str, pool: str = "high_memory", **laws: Law) -> Mapping[str, A
 
 def rate(arm: str) -> float:
     """Dollars of one of its tokens on the large model, as a multiple of joint training's."""
-    return planned(LARGE, ARMS[arm]).dollars / planned(LARGE, ARMS["joint"]).dollars
+    return planned(LARGE, ARMS[arm]).training_dollars / planned(LARGE, ARMS["joint"]).training_dollars
 
 
 @pytest.mark.parametrize(("easier", "more"), [(1.2, 1.05), (3.0, 1.5)])

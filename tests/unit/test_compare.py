@@ -71,7 +71,7 @@ def test_equal_dollars_are_equal_to_a_thousandth(base: RunConfig, tmp_path: Path
         for config, arm in ((joint, REFERENCE), (ours, name))]
     assert spent[1] == pytest.approx(spent[0], rel=1e-3)
     if reads is nothing:
-        assert build_plan(ours).dollars == pytest.approx(planned(base, ARMS[REFERENCE]).dollars, rel=1e-3)
+        assert build_plan(ours).training_dollars == pytest.approx(planned(base, ARMS[REFERENCE]).training_dollars, rel=1e-3)
     else:
         # What is read leaves less to train on, unless joint training reads as much, or as dear.
         fewer = tokens < tokens_for(base, ARMS[name], "dollars", nothing)
@@ -170,15 +170,16 @@ def test_accounts_of_a_run_that_was_interrupted(base: RunConfig) -> None:
         Event("workers_held", data={"hold": "c", "pool": "high_memory", "workers": 1}, time=10_000.0),
         look(10_100.0, 2000, 4.5),      # made again from the checkpoint after 1,000
         Event("run_finished", time=10_200.0)]
-    of_seed, first, second = curve(events, phases, {"low_memory": 0.36, "high_memory": 3.6})
+    of_seed, first, second = curve(events, phases, base)
+    low, high = base.pools.low_memory.price_per_hour, base.pools.high_memory.price_per_hour
     # Nothing was read before the seed.
     assert (of_seed.tokens, of_seed.dollars) == (1000, pytest.approx(seed.cost.dollars * 1000 / seed.cost.tokens))
     before = seed.cost.tokens + submodels.cost.tokens
     assert (first.tokens, second.tokens, second.loss) == (before + 1000, before + 2000, 4.5)
     spent = seed.cost.dollars + cluster.dollars + submodels.cost.dollars + merge.dollars
     assert first.dollars == pytest.approx(spent + finetune.cost.dollars * 1000 / finetune.cost.tokens)
-    assert first.metered_dollars == pytest.approx(600 / 3600 * 0.36 + 100 / 3600 * 3.6)
-    assert second.metered_dollars == pytest.approx(600 / 3600 * 0.36 + (300 + 100) / 3600 * 3.6)
+    assert first.metered_dollars == pytest.approx(600 / 3600 * low + 100 / 3600 * high)
+    assert second.metered_dollars == pytest.approx(600 / 3600 * low + (300 + 100) / 3600 * high)
     assert first.metered_hours == pytest.approx(500 / 3600)
     assert second.metered_hours == pytest.approx(800 / 3600)    # 700 of the first attempt, 100 of the second
     assert wall_hours(events) == pytest.approx(900 / 3600)

@@ -77,7 +77,7 @@ def test_an_account_is_the_plan_and_what_is_read_in_proportion(reads: Reads, tim
     phases = account(CONFIG, PLAN, reads)
     assert trained_tokens(phases) == PLAN.tokens
     read = dollars_of(overheads(CONFIG, PLAN, reads))
-    assert dollars_of(phases) == pytest.approx(PLAN.dollars + read)
+    assert dollars_of(phases) == pytest.approx(PLAN.training_dollars + read)
     more: Reads = {stage: {reader: times * count for reader, count in tokens.items()} for stage, tokens in reads.items()}
     assert dollars_of(overheads(CONFIG, PLAN, more)) == pytest.approx(times * read)
     order = ("seed", "cluster", "submodels", "merge", "finetune", "evaluate")

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import run_example
 import torch
 import yaml
 from safetensors import safe_open
@@ -48,9 +49,7 @@ REPORT = {
     "stages": [{
         "name": "seed", "pool": "low_memory", "workers": 1, "seconds": 12.0, "tokens": 1000, "worker_seconds": 12.0,
         "dollars": 0.5, "loss": 3.25, "perplexity": 25.5, "bits_per_byte": 2.0}],
-    "totals": {
-        "tokens": 1000, "seconds": 12.0, "worker_seconds": 12.0, "dollars": 0.5, "full_training_dollars": 2.0,
-        "saved": 0.75},
+    "tokens": 1000, "bill": run_example.bill().model_dump(mode="json"),
     "clusters": {"clusters": [{"documents": 7, "tokens": 99, "terms": ["a|b", "def"], "examples": []}]},
     "evaluation": {
         "perplexity": 21.5, "bits_per_byte": 1.75, "documents": 4, "tokens": 50,

@@ -235,7 +235,7 @@ def test_joint_training_is_a_share_of_all(tmp_path: Path) -> None:
     report = read_json(directory / "report.json")
     stages = {stage["name"]: stage for stage in report["stages"]}
     assert (stages["submodels"]["tokens"], stages["seed"]["tokens"]) == (0, 0)
-    assert report["totals"]["saved"] is None        # it is full training itself
+    assert report["bill"]["saving"] is None        # it is full training itself
     assert report["clusters"] == {}
     assert report["evaluation"]["clusters"] == []
     assert [source["source"] for source in report["evaluation"]["sources"]] == ["asyncio", "email", "unittest"]
@@ -295,7 +295,7 @@ def test_without_a_fine_tune_the_model_is_the_merged_one(tmp_path: Path) -> None
     evaluation = read_json(directory / "evaluation" / "evaluation.json")
     assert evaluation["ensemble"]["tokens"] == evaluation["tokens"]
     assert evaluation["ensemble"]["perplexity"] != evaluation["perplexity"]
-    assert read_json(directory / "report.json")["totals"]["full_training_dollars"] is None
+    assert read_json(directory / "report.json")["bill"]["baseline"] is None
 
 
 def test_an_ensemble_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -254,8 +254,7 @@ def test_hours_and_dollars_by_hand():
     assert finetune.cost.worker_hours == pytest.approx(whole * 250_000_000 / per_second / 3600)
     assert finetune.cost.hours == pytest.approx(finetune.cost.worker_hours / 2)
     assert plan.full_training.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
-    assert plan.dollars == pytest.approx(sum(stage.cost.dollars for stage in plan.stages))
-    assert plan.saved_percent == pytest.approx(100 * (1 - plan.dollars / plan.full_training.dollars))
+    assert plan.training_dollars == pytest.approx(sum(stage.cost.dollars for stage in plan.stages))
 
 
 def test_what_is_frozen_saves_its_gradients_and_a_dense_gate_costs_every_expert():
@@ -287,7 +286,7 @@ def test_a_run_without_a_seed_phase_has_no_seed_stage_and_free_pools_save_nothin
         tokens={"seed_share": 0}, clusters={"vectors": "mean_token"},
         pools={"low_memory": {"price_per_hour": 0}, "high_memory": {"price_per_hour": 0}}))
     assert [stage.stage for stage in plan.stages] == ["submodels", "finetune"]
-    assert plan.saved_percent is None
+    assert (plan.bill.saving, plan.bill.verdict) == (None, None)
 
 
 def test_what_rounds_move_by_hand():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from moedisco_ray.artifacts import Manifest, write_json
+from moedisco_ray.bill import format_dollars, format_seconds
 from moedisco_ray.config import RunConfig
 from moedisco_ray.display import report_view
 from moedisco_ray.events import Event, EventLog
@@ -19,13 +20,12 @@ from moedisco_ray.report import (
     CURVE_POINTS,
     TABLE_COLUMNS,
     build_report,
-    format_dollars,
-    format_seconds,
     read_curves,
     report_notes,
     report_table,
     thin,
 )
+from moedisco_ray.stages import STAGES
 
 LOW, HIGH = 0.36, 3.6     # dollars per hour
 
@@ -56,17 +56,37 @@ SUMMARIES = {
     "submodels": (60.0, {"units": [unit("submodel-0", 3000, 3.0, 50.0), unit("submodel-1", 1000, 5.0, 30.0)]}),
     "merged": (3.0, {"layers": []}),
     "finetuned": (30.0, {"units": [unit("finetune", 500, 2.5, 50.0, "high_memory")]}),
-    "evaluation": (4.0, {}),
+    "evaluation": (4.0, {"extra_seconds": 3.0}),
     "model": (1.0, {"samples": [{"prompt": "The", "text": " cat"}]}),
 }
 
 
+HELD_BY_TASKS = {"merged": [("high_memory", 3.0)], "evaluation": [("high_memory", 4.0)], "model": [("high_memory", 1.0)]}
+
+
 def write_run(directory, stages=tuple(SUMMARIES)):
+    """Manifests, and the events of one attempt: every stage held its slots from its first second on."""
+    log, now = EventLog(directory / "events.jsonl"), 1000.0
+    log(Event("run_started", data={}, time=now))
     for number, name in enumerate(stages):
         seconds, summary = SUMMARIES[name]
         (directory / name).mkdir(parents=True)
         manifest = Manifest("f", seconds, summary, {"maker": name}, float(number))
         write_json(directory / name / "manifest.json", dataclasses.asdict(manifest))
+        stage_name = next(each.name for each in STAGES if each.directory == name)
+        log(Event("stage_started", stage_name, time=now))
+        held = [item for unit in (*summary.get("units", ()), summary) for item in unit.get("held", {}).items()]
+        for hold, (pool, worker_seconds) in enumerate(held or HELD_BY_TASKS.get(name, ())):
+            workers = 2 if pool == "high_memory" and held else 1
+            log(Event("workers_held", stage_name, data={"hold": f"{name}{hold}", "pool": pool, "workers": workers}, time=now))
+            if held:
+                log(Event("unit_started", stage_name, "u", {"steps": 1}, time=now + 2.5))
+            log(Event("workers_released", stage_name, data={"hold": f"{name}{hold}"}, time=now + worker_seconds / workers))
+        now += seconds
+        log(Event("stage_finished", stage_name, data={"seconds": seconds, "summary": summary}, time=now))
+    if len(stages) == len(SUMMARIES):
+        log(Event("run_finished", data={"seconds": 0.0}, time=now))
+    log.close()
 
 
 @pytest.fixture
@@ -96,10 +116,9 @@ def test_stages_cost_worker_hours_at_their_pools_price(report):
         assert stage(report, name)["pool"] == "head"
 
 
-def test_clusters_cost_what_their_vectors_held(tmp_path):
+def test_clusters_cost_what_their_vectors_held(tmp_path, monkeypatch):
+    monkeypatch.setitem(SUMMARIES, "clusters", (2.0, {"held": {"low_memory": 3.0}}))
     write_run(tmp_path)
-    held = {"low_memory": 3.0}
-    write_json(tmp_path / "clusters" / "manifest.json", dataclasses.asdict(Manifest("f", 2.0, {"held": held}, {}, 2.0)))
     clusters = stage(build_report(tmp_path, run_config()), "cluster")
     assert (clusters["pool"], clusters["worker_seconds"]) == ("low_memory", 3.0)
     assert clusters["dollars"] == pytest.approx(3 / 3600 * LOW)
@@ -110,7 +129,6 @@ def test_what_works_on_the_whole_model_is_where_it_is_fine_tuned(tmp_path):
     report = build_report(tmp_path, run_config(finetune={"pool": "low_memory"}))
     assert {entry["name"] for entry in report["stages"] if entry["pool"] == "low_memory"} == {
         "seed", "submodels", "merge", "finetune", "evaluate", "export"}
-    assert stage(report, "merge")["dollars"] == pytest.approx(3 / 3600 * LOW)
 
 
 MEASURED = {
@@ -168,15 +186,16 @@ def test_figures_of_a_stage(report):
     assert stage(report, "corpus")["tokens"] is None
 
 
-def test_totals_and_the_estimate_of_full_training(report):
-    totals = report["totals"]
-    assert totals["tokens"] == 5500
-    assert totals["seconds"] == pytest.approx(126.0)
-    assert totals["dollars"] == pytest.approx(sum(entry["dollars"] for entry in report["stages"]))
-    # The fine-tune made 500 tokens in 45 worker-seconds after 5 of start-up: 5,500 tokens take 495 and 5.
-    assert totals["full_training_dollars"] == pytest.approx(500 / 3600 * HIGH)
-    trained = (98 * LOW + 50 * HIGH) / 3600
-    assert totals["saved"] == pytest.approx(1 - trained / totals["full_training_dollars"])
+def test_the_bill_has_every_priced_second_and_the_baseline_counts_the_same_things(report):
+    bill = report["bill"]
+    assert report["tokens"] == 5500
+    assert bill["seconds"] == pytest.approx(126.0)
+    assert bill["dollars"] == pytest.approx(sum(entry["dollars"] for entry in report["stages"]))
+    assert bill["dollars"] == pytest.approx((98 * LOW + (3 + 50 + 4 + 1) * HIGH) / 3600)
+    # The fine-tune made 500 tokens in 45 worker-seconds after 5 of start-up: 5,500 tokens take 495 and 5. Of the evaluation's
+    # 4 seconds 3 went to other models than the finished one.
+    assert bill["baseline"]["dollars"] == pytest.approx((500 + 1 + 1) / 3600 * HIGH)
+    assert bill["saving"] == pytest.approx(1 - bill["dollars"] / bill["baseline"]["dollars"])
 
 
 def test_the_rest_of_the_run(report):
@@ -193,8 +212,7 @@ def test_an_unfinished_run_has_a_report(tmp_path):
     write_run(tmp_path, ("corpus", "seed"))
     report = build_report(tmp_path, run_config())
     assert [entry["name"] for entry in report["stages"]] == ["corpus", "seed"]
-    assert report["totals"]["full_training_dollars"] is None
-    assert report["totals"]["saved"] is None
+    assert (report["bill"]["baseline"], report["bill"]["saving"], report["bill"]["verdict"]) == (None, None, None)
     assert report["evaluation"] == report["clusters"] == report["curves"] == {}
     assert len(report_table(report)) == 3
 
@@ -202,7 +220,7 @@ def test_an_unfinished_run_has_a_report(tmp_path):
 def test_an_empty_run_has_a_report(tmp_path):
     report = build_report(tmp_path, run_config())
     assert report["stages"] == []
-    assert report["totals"]["tokens"] == 0
+    assert (report["tokens"], report["bill"]["dollars"]) == (0, 0)
     assert "python" in report["versions"]
 
 
@@ -220,7 +238,7 @@ def test_the_table(report):
     assert rows[0] == ("corpus", "head", "1", "-", "5.0 s", "$0.00", "-", "-")
     assert rows[1] == ("seed", "low-memory", "1", "1,000", "20.0 s", "$0.0018", "4.0000", "50.00")
     assert rows[-2] == ("total", "", "", "5,500", "2 min 06 s", "$0.0678", "", "")
-    assert rows[-1][:2] == ("full training (estimate)", "high-memory")
+    assert rows[-1] == ("full training (estimate)", "high-memory", "", "5,500", "4 min 12 s", "$0.5020", "", "")
 
 
 def progress(log, name, step, loss, stage_name="submodels", **more):
@@ -292,14 +310,14 @@ def test_the_report_needs_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_node_types_and_what_was_not_waited_for(tmp_path):
-    write_run(tmp_path)
+def test_node_types_and_what_was_not_waited_for(tmp_path, monkeypatch):
     units = [
         unit("submodel-0", 3000, 3.0, 0, held={"low_memory.t4": 3600.0, "low_memory.l4": 1800.0}),
         unit("submodel-1", 500, 4.0, 3600.0, "low_memory.l4", steps=5, planned_steps=10, contribution="checkpoint",
              reason="its time was up"),
         unit("submodel-2", 0, None, 0.0, steps=0, planned_steps=10, contribution="seed", reason="failed 4 times")]
-    write_json(tmp_path / "submodels" / "manifest.json", dataclasses.asdict(Manifest("f", 60.0, {"units": units}, {}, 4.0)))
+    monkeypatch.setitem(SUMMARIES, "submodels", (60.0, {"units": units}))
+    write_run(tmp_path)
     types = [{"name": name, "resource": name, "memory_gb": 16, "price_per_hour": price, "speed": 1}
              for name, price in (("t4", 0.5), ("l4", 4.0))]
     report = build_report(tmp_path, run_config(pools={"low_memory": {"types": types}}))
@@ -331,17 +349,21 @@ def test_idle_slots_are_shown_at_their_pools_price_and_in_no_other_figure(tmp_pa
     without = build_report(tmp_path, run_config())
     log = EventLog(tmp_path / "events.jsonl")
     for event in (
-        Event("slots_free", data={"pool": "high_memory", "slots": 2}, time=100.0),
-        Event("slots_free", data={"pool": "high_memory", "slots": 0}, time=1900.0),
-        Event("run_finished", data={"seconds": 1.0}, time=2000.0),
+        Event("slots_free", data={"pool": "high_memory", "slots": 2}, time=10_100.0),
+        Event("slots_free", data={"pool": "high_memory", "slots": 0}, time=11_900.0),
+        Event("run_finished", data={"seconds": 1.0}, time=12_000.0),
     ):
         log(event)
     log.close()
     report = build_report(tmp_path, run_config())
-    assert report["totals"] == without["totals"] | {
-        "idle_seconds": {"high_memory": 3600.0}, "idle_dollars": {"high_memory": pytest.approx(HIGH)}}
+    idle = {"stage": "idle", "pool": "high_memory", "worker_seconds": 3600.0, "dollars": pytest.approx(HIGH)}
+    assert report["bill"] == without["bill"] | {
+        "idle": [idle], "idle_dollars": pytest.approx(HIGH),
+        "dollars_with_idle": pytest.approx(without["bill"]["dollars"] + HIGH)}
+    *before, full = report_table(without)
     assert report_table(report) == [
-        *report_table(without), ("paid but idle", "high-memory", "", "", "1 h 00 min", "$3.60", "", "")]
+        *before, ("idle machines", "high-memory", "", "", "1 h 00 min", "$3.60", "", ""),
+        ("total with idle machines", "", "", "", "", "$3.67", "", ""), full]
 
 
 def test_a_gang_whose_size_changed_counts_its_workers_on_average(tmp_path, monkeypatch):

@@ -114,9 +114,9 @@ def candidates(config: RunConfig, recipes: Sequence[Recipe], *, scale_free: bool
             if pool in recipe.titles:
                 refused.append(f"{title}: {error}")
             continue
-        if not plan.dollars:
+        if not plan.training_dollars:
             raise ConfigError("pools", None, "training costs nothing, so there is nothing to weigh; give the pools prices")
-        found.append(Candidate(title, recipe, at, settings, sync_every, plan.dollars / plan.tokens, plan.fits))
+        found.append(Candidate(title, recipe, at, settings, sync_every, plan.training_dollars / plan.tokens, plan.fits))
         if pool in recipe.titles:
             refused += [
                 f"{title}: {stage.stage} does not fit {stage.pool}: {stage.remedy}" for stage in plan.stages if not stage.fits][:1]

@@ -1,23 +1,27 @@
-/** What a run has cost, against what was planned, allowed, and spared. */
+/** What a run has cost, next to what was planned, allowed, and what full training costs. All figures come from the service. */
 
 import { ask } from "../api.js";
 import { html, useState } from "../lib.js";
 import { Question } from "../parts/question.js";
 import { Meter, Notice, Sheet } from "../parts/small.js";
-import { dollars, duration, percent } from "../words.js";
+import { dollars, duration } from "../words.js";
 
-/** @param {{run: any, saved: number | null, changed: () => void}} props `saved`: measured share, once the run has a report. */
-export function Money({ run, saved, changed }) {
+/** @param {{run: any, changed: () => void}} props */
+export function Money({ run, changed }) {
   const [asking, setAsking] = useState(false);
-  const { dollars: spent, estimate_dollars: estimate, full_training_dollars: full, budget_dollars: budget } = run.money;
-  const most = Math.max(spent, estimate, full, budget ?? 0) || 1;
-  const overspent = budget !== null && spent >= budget;
+  const { bill, estimate } = run;
+  const { budget_dollars: budget } = run.money;
+  const baseline = bill.baseline ?? estimate.baseline;
   const bars = [
-    ["Spent", spent, "var(--accent)", ""],
-    ["Estimate", estimate, "var(--edge)", estimate ? `${percent(spent / estimate)} of it spent` : ""],
-    ...(budget === null ? [] : [["Budget", budget, "var(--warn)", `${percent(spent / budget)} of it spent`]]),
-    ["Full training", full, "var(--edge)", "the whole model on as many tokens, estimated"],
+    ["Spent", bill.dollars, "var(--accent)", "all stages, with start-ups and lost work"],
+    ...(bill.idle_dollars ? [["With idle machines", bill.dollars_with_idle, "var(--edge)", "if rented for this run alone"]] : []),
+    ["Planned", estimate.dollars, "var(--edge)", estimate.dollars === null ? "the machines' speed is not known" : ""],
+    ...(budget === null ? [] : [["Budget", budget, "var(--warn)", ""]]),
+    ...(baseline ? [["Full training", baseline.dollars, "var(--edge)",
+      `as many tokens on the high-memory pool, estimated from the ${baseline.rate} speed`]] : []),
   ];
+  const most = Math.max(...bars.map(([, amount]) => amount ?? 0)) || 1;
+  const overspent = budget !== null && bill.dollars >= budget;
   const tools = run.state !== "succeeded" && html`
     <button class="plain" onClick=${() => setAsking(true)}>${budget === null ? "Set a budget" : "Change the budget"}</button>`;
   const answered = () => {
@@ -25,13 +29,14 @@ export function Money({ run, saved, changed }) {
     changed();
   };
   return html`
-    <${Sheet} title="Cost" note=${saved === null ? "" : savedWords(saved)} span="half" tools=${tools}>
+    <${Sheet} title="Cost" note=${duration(bill.seconds)} span="half" tools=${tools}>
+      <${Verdict} bill=${bill} />
       <dl class="bars">
         ${bars.map(([name, amount, tone, note]) => html`
           <div key=${name}>
             <dt>${name}</dt>
             <dd class="number">${dollars(amount)}</dd>
-            <dd class="bar-cell"><${Meter} share=${amount / most} tone=${tone} over=${name === "Spent" && overspent} /></dd>
+            <dd class="bar-cell"><${Meter} share=${(amount ?? 0) / most} tone=${tone} over=${name === "Spent" && overspent} /></dd>
             <dd class="soft note">${note}</dd>
           </div>`)}
       </dl>
@@ -54,7 +59,7 @@ function BudgetQuestion({ run, answered }) {
   return html`
     <${Question} title=${`Budget of ${run.name}`} yes="Save" answer=${answer}>
       <${Notice} problem=${problem} />
-      <p>The run is stopped, with a checkpoint, once it has cost this. So far it has cost ${dollars(run.money.dollars)}.</p>
+      <p>The run is stopped, with a checkpoint, once it has cost this. So far it has cost ${dollars(run.bill.dollars)}.</p>
       <div class="field asked">
         <label for="new-budget">Budget, dollars</label>
         <input
@@ -65,8 +70,8 @@ function BudgetQuestion({ run, answered }) {
     </${Question}>`;
 }
 
-/** @param {number} saved Share of the cost of full training. @returns {string} */
-export const savedWords = (saved) => `${percent(Math.abs(saved))} ${saved >= 0 ? "cheaper" : "dearer"} than full training`;
+/** The saving in the service's words, with what is known of quality. @param {{bill: any}} props */
+export const Verdict = ({ bill }) => bill.verdict && html`<p class="small verdict-words">${bill.verdict}</p>`;
 
 function heldWords(seconds) {
   const held = Object.entries(seconds).filter(([, each]) => each > 0);

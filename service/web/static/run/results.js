@@ -3,16 +3,16 @@
 import { html } from "../lib.js";
 import { NumberHeads, Scroll, Sheet } from "../parts/small.js";
 import { decimal, dollars, duration, whole } from "../words.js";
-import { savedWords } from "./money.js";
+import { Verdict } from "./money.js";
 
 const tokens = (number) => (number == null ? "–" : whole(number));
 
 /** @param {{report: any}} props `report.json` as it is so far. */
 export function Results({ report }) {
   if (!report?.stages?.length) return null;
-  const { totals } = report;
+  const { bill } = report;
   return html`
-    <${Sheet} title="Report" note=${totals.saved == null ? "so far" : savedWords(totals.saved)}>
+    <${Sheet} title="Report" note=${bill.complete ? dollars(bill.dollars) : "so far"}>
       <${Scroll} label="Report">
         <table>
           <thead><tr>
@@ -33,24 +33,30 @@ export function Results({ report }) {
           <tfoot>
             <tr>
               <th scope="row">total</th><td></td><td></td>
-              <td class="number">${tokens(totals.tokens)}</td><td class="number">${duration(totals.seconds)}</td>
-              <td class="number">${dollars(totals.dollars)}</td><td></td><td></td>
+              <td class="number">${tokens(report.tokens)}</td><td class="number">${duration(bill.seconds)}</td>
+              <td class="number">${dollars(bill.dollars)}</td><td></td><td></td>
             </tr>
-            ${totals.full_training_dollars != null && html`
-              <tr>
-                <th scope="row">full training, estimated</th><td class="soft">high-memory</td><td></td>
-                <td class="number">${tokens(totals.tokens)}</td><td></td>
-                <td class="number">${dollars(totals.full_training_dollars)}</td><td></td><td></td>
-              </tr>`}
-            ${Object.entries(totals.idle_seconds ?? {}).filter(([, seconds]) => seconds).map(([pool, seconds]) => html`
-              <tr key=${pool}>
-                <th scope="row">paid but idle</th><td class="soft">${pool.replace("_", "-")}</td><td></td><td></td>
-                <td class="number">${duration(seconds)}</td>
-                <td class="number">${dollars(totals.idle_dollars[pool])}</td><td></td><td></td>
+            ${bill.idle.map((line) => html`
+              <tr key=${line.pool}>
+                <th scope="row">idle machines</th><td class="soft">${line.pool.replace("_", "-")}</td><td></td><td></td>
+                <td class="number">${duration(line.worker_seconds)}</td>
+                <td class="number">${dollars(line.dollars)}</td><td></td><td></td>
               </tr>`)}
+            ${bill.idle.length > 0 && html`
+              <tr>
+                <th scope="row">total with idle machines</th><td></td><td></td><td></td><td></td>
+                <td class="number">${dollars(bill.dollars_with_idle)}</td><td></td><td></td>
+              </tr>`}
+            ${bill.complete && bill.baseline && html`
+              <tr>
+                <th scope="row">full training (estimate)</th><td class="soft">high-memory</td><td></td>
+                <td class="number">${tokens(report.tokens)}</td><td class="number">${duration(bill.baseline.seconds)}</td>
+                <td class="number">${dollars(bill.baseline.dollars)}</td><td></td><td></td>
+              </tr>`}
           </tfoot>
         </table>
       </${Scroll}>
+      <${Verdict} bill=${bill} />
     </${Sheet}>
     <${Validation} evaluation=${report.evaluation} />
     <${Tasks} tasks=${report.evaluation?.lm_eval ?? []} />
@@ -116,6 +122,3 @@ function Samples({ samples }) {
       </ul>
     </${Sheet}>`;
 }
-
-/** @param {any} report @returns {number | null} Measured share saved against full training. */
-export const savedOf = (report) => report?.totals?.saved ?? null;

@@ -3,7 +3,8 @@
 import { ask } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
 import { Meter, NumberHeads, Scroll, Sheet } from "../parts/small.js";
-import { count, dollars, duration, gigabytes, percent, plural, whole } from "../words.js";
+import { Verdict } from "../run/money.js";
+import { count, dollars, duration, gigabytes, plural, whole } from "../words.js";
 
 const PAUSE_MILLISECONDS = 350;
 const GIB = 2 ** 30;
@@ -40,7 +41,7 @@ export function Estimate({ plan, stale }) {
     return html`
       <${Sheet} title="Estimate"><p class="soft">An estimate appears as soon as the configuration is complete.</p></${Sheet}>`;
   }
-  const saved = plan.saved_percent;
+  const { bill } = plan;
   return html`
     <${Sheet} title="Estimate" note=${stale ? "of an earlier text" : ""}>
       <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
@@ -48,12 +49,11 @@ export function Estimate({ plan, stale }) {
           ${plan.fits ? "Fits the pools" : "Does not fit the pools"}
         </p>
         <dl class="figures">
-          <div><dt>Time</dt><dd>${duration(plan.hours * 3600)}</dd></div>
-          <div><dt>Cost</dt><dd>${dollars(plan.dollars)}</dd></div>
-          <div><dt>Full training</dt><dd>${dollars(plan.full_training.dollars)}</dd></div>
-          ${saved !== null && html`
-            <div><dt>${saved >= 0 ? "Saved" : "Dearer by"}</dt><dd>${percent(Math.abs(saved) / 100)}</dd></div>`}
+          <div><dt>Time</dt><dd>${bill.seconds === null ? "unknown" : duration(bill.seconds)}</dd></div>
+          <div><dt>Cost</dt><dd>${bill.dollars === null ? "unknown" : dollars(bill.dollars)}</dd></div>
+          ${bill.baseline && html`<div><dt>Full training</dt><dd>${dollars(bill.baseline.dollars)}</dd></div>`}
         </dl>
+        <${Verdict} bill=${bill} />
         <h3>Memory per worker</h3>
         <ul class="memory">${plan.stages.map((stage) => html`<${StageMemory} key=${stage.stage} stage=${stage} />`)}</ul>
         <h3>Stages</h3>

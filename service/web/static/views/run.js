@@ -12,7 +12,7 @@ import { RunHeader } from "../run/header.js";
 import { isTerminal, useLiveRun } from "../run/live.js";
 import { Logs } from "../run/logs.js";
 import { Money } from "../run/money.js";
-import { Results, savedOf } from "../run/results.js";
+import { Results } from "../run/results.js";
 import { StageTrack } from "../run/stages.js";
 import { Trainings } from "../run/trainings.js";
 import { UnitTable } from "../run/units.js";
@@ -46,7 +46,7 @@ export function RunView({ id }) {
       <${CurvesSheet} live=${live} version=${live.curvesVersion} />
       <${UnitTable} units=${progress.units} active=${active} />
       <${Trainings} id=${id} attempt=${run.attempt} active=${active} />
-      <${Money} run=${run} saved=${savedOf(report)} changed=${() => live.refresh()} />
+      <${Money} run=${run} changed=${() => live.refresh()} />
       <${Sheet} title="Pools" span="half"><${PoolBars} pools=${pools} /></${Sheet}>
       <${Clusters} sizes=${progress.sizes} clusters=${clusters} evaluation=${report?.evaluation} />
       <${Results} report=${report} />

@@ -66,7 +66,7 @@ const RunTable = ({ runs, now }) => html`
     <thead role="rowgroup">
       <tr role="row">
         ${["Run", "State", "Stage"].map((title) => html`<th role="columnheader" scope="col">${title}</th>`)}
-        <th role="columnheader" scope="col" class="number">Spent of estimate</th>
+        <th role="columnheader" scope="col" class="number">Spent of planned</th>
         <th role="columnheader" scope="col" class="number">Age</th>
       </tr>
     </thead>

@@ -1,0 +1,237 @@
+"""What a run costs: one definition, for the plan before a run and for the meter during and after it.
+
+A bill's total is all the dollars of the run: every stage at the price of the slots that it holds, start-ups and lost work
+included. Slots that exist without a worker cost money too if they are rented for this run alone; they have lines of their
+own and enter only the second total, `dollars_with_idle`.
+
+The baseline is the same model trained as a whole: as many tokens as the run trains on, all on the high-memory pool, at the
+fine-tune's worker-seconds per token (measured, or planned) scaled by the pools' `speed` where the fine-tune runs elsewhere;
+one start-up of that pool's workers; the evaluation of the finished model; its export. It trains no seed or sub-models,
+clusters nothing and merges nothing. Saving = 1 - total / baseline; below 0 the run costs more. A run that is itself full
+training, or that is not complete, has no saving.
+
+The plan, `report.json`, the REST API, the tables, the page, the model card and the trackers all read this one structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from moedisco_ray.config import RunConfig
+from moedisco_ray.metering import Meter, Work
+from moedisco_ray.stages import STAGES
+
+QUALITY_UNKNOWN = "The quality of full training at this cost was not measured for this run; see the measured results."
+"""What is known of quality at the run's cost unless a comparison measured it."""
+
+_TRAINING = ("seed", "submodels", "finetune")
+_ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
+
+
+class Line(BaseModel):
+    """What one stage uses of one pool."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    """A stage of the pipeline; `start-up` in a baseline; `idle` for slots without a worker."""
+    pool: str
+    """`low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`."""
+    worker_seconds: float | None
+    """Slots times seconds; null where a plan does not know the machines' speed."""
+    dollars: float | None
+    """At the pool's price; null where the seconds are unknown."""
+
+
+class Baseline(BaseModel):
+    """Full training of the same model on as many tokens on the high-memory pool."""
+
+    model_config = ConfigDict(frozen=True)
+
+    lines: tuple[Line, ...]
+    dollars: float
+    seconds: float
+    """Wall-clock seconds with the fewest workers of the pool."""
+    rate: Literal["measured", "planned"]
+    """Where the worker-seconds per token come from. The baseline is an estimate in both cases."""
+
+
+class Bill(BaseModel):
+    """The cost of a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    planned: bool
+    """Whether this is a plan; otherwise it is metered."""
+    complete: bool
+    """Whether all stages are in it."""
+    lines: tuple[Line, ...]
+    """Priced work per stage and pool, in pipeline order."""
+    dollars: float | None
+    """Sum of the lines; null where a plan cannot know it."""
+    idle: tuple[Line, ...]
+    """Slots that existed without a worker."""
+    idle_dollars: float
+    """Sum of the idle lines."""
+    dollars_with_idle: float | None
+    """`dollars` and `idle_dollars`: the cost if the machines were rented for this run alone."""
+    seconds: float | None
+    """Wall-clock seconds of the run, all attempts; null where a plan cannot know it."""
+    baseline: Baseline | None
+    """What the saving is measured against; null where the run is full training itself, or before its rate is known."""
+    saving: float | None
+    """1 - dollars / baseline, of a complete bill; below 0 the run costs more. Never show it without `verdict`."""
+    quality: str
+    """What is known of the model's quality at this cost."""
+    verdict: str | None
+    """The saving in words, that the baseline is an estimate, and what is known of quality; null where there is no saving."""
+
+
+def make_bill(
+    lines: Iterable[Line], *, idle: Iterable[Line] = (), seconds: float | None, baseline: Baseline | None,
+    quality: str | None = None, planned: bool, complete: bool,
+) -> Bill:
+    """Add up a bill.
+
+    Args:
+        lines: Priced work.
+        idle: Slots that existed without a worker.
+        seconds: Wall-clock seconds.
+        baseline: Full training on as many tokens.
+        quality: What is known of the model's quality at this cost; None: `QUALITY_UNKNOWN`.
+        planned: Whether this is a plan.
+        complete: Whether all stages are in it.
+    """
+    kept = tuple(sorted(lines, key=lambda line: (_ORDER.get(line.stage, len(_ORDER)), line.pool)))
+    unused = tuple(idle)
+    total, spare = _sum(kept), _sum(unused) or 0.0
+    saving = 1 - total / baseline.dollars if complete and total is not None and baseline and baseline.dollars > 0 else None
+    known = quality or QUALITY_UNKNOWN
+    return Bill(
+        planned=planned, complete=complete, lines=kept, dollars=total, idle=unused, idle_dollars=spare,
+        dollars_with_idle=None if total is None else total + spare, seconds=seconds, baseline=baseline, saving=saving,
+        quality=known, verdict=None if saving is None or baseline is None else f"{_in_words(saving, baseline)}. {known}")
+
+
+def metered_bill(meter: Meter, config: RunConfig, quality: str | None = None) -> Bill:
+    """The bill of a run so far.
+
+    Args:
+        meter: Fold over the run's events.
+        config: The run's: pools, with their prices and speeds.
+        quality: What is known of the model's quality at this cost; None: nothing.
+    """
+    lines = [
+        line(stage, pool, seconds, config)
+        for stage, pools in meter.usage.items() for pool, seconds in pools.items()]
+    idle = [line("idle", pool, seconds, config) for pool, seconds in meter.idle_seconds.items() if seconds]
+    return make_bill(
+        lines, idle=idle, seconds=meter.wall_seconds, baseline=_measured_baseline(meter, config), quality=quality,
+        planned=False, complete=meter.finished)
+
+
+def line(stage: str, pool: str, worker_seconds: float | None, config: RunConfig) -> Line:
+    """A line at the pool's price.
+
+    Args:
+        stage: Name of the line.
+        pool: `Pool.key`.
+        worker_seconds: None: unknown.
+        config: The run's.
+    """
+    price = config.pools.at(pool).price_per_hour
+    return Line(
+        stage=stage, pool=pool, worker_seconds=worker_seconds,
+        dollars=None if worker_seconds is None else worker_seconds / 3600 * price)
+
+
+def make_baseline(
+    config: RunConfig, *, tokens: int, seconds_per_token: float, start_up: float, evaluate: float, export: float,
+    rate: Literal["measured", "planned"],
+) -> Baseline:
+    """Full training on the high-memory pool, from figures of the pool that fine-tunes.
+
+    Args:
+        config: The run's.
+        tokens: Tokens that the run trains on, over all stages.
+        seconds_per_token: Worker-seconds per token of the fine-tune.
+        start_up: Worker-seconds of the fine-tune's start-up.
+        evaluate: Worker-seconds to evaluate the finished model.
+        export: Worker-seconds to export it.
+        rate: Where the figures come from.
+    """
+    high = config.pools.high_memory
+    scale = config.finetune_pool.speed / high.speed
+    training = tokens * seconds_per_token * scale
+    lines = (
+        line("start-up", high.key, start_up, config), line("finetune", high.key, training, config),
+        line("evaluate", high.key, evaluate * scale, config), line("export", high.key, export * scale, config))
+    return Baseline(
+        lines=lines, dollars=_sum(lines) or 0.0, rate=rate,
+        seconds=(start_up + training) / high.fewest_workers + (evaluate + export) * scale)
+
+
+def is_full_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
+    """Whether a run trains nothing but the whole model on the high-memory pool.
+
+    Args:
+        config: The run's.
+        tokens: Tokens of each training stage.
+    """
+    return config.finetune.pool == "high_memory" and not any(tokens.get(stage) for stage in ("seed", "submodels"))
+
+
+def idle_in_words(bill: Bill) -> str:
+    """`$0.0425, or $0.0510 with idle machines`; the first alone where nothing idled."""
+    total = format_dollars(bill.dollars)
+    return total if not bill.idle_dollars else f"{total}, or {format_dollars(bill.dollars_with_idle)} with idle machines"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """A duration as a person says it: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 59.95:     # else it would round to 60.0
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_dollars(dollars: float | None) -> str:
+    """Dollars, with cents of cents where that is all there is."""
+    if dollars is None:
+        return "unknown"
+    return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"
+
+
+def _measured_baseline(meter: Meter, config: RunConfig) -> Baseline | None:
+    tokens = {stage: meter.work[stage].tokens for stage in _TRAINING if stage in meter.work}
+    whole = meter.work.get("finetune", Work())
+    if not whole.tokens or not whole.loop_seconds or is_full_training(config, tokens):
+        return None
+    evaluated, exported = meter.work.get("evaluate", Work()), meter.work.get("export", Work())
+    return make_baseline(
+        config, tokens=sum(tokens.values()), seconds_per_token=whole.loop_seconds / whole.tokens,
+        start_up=meter.start_up.get("finetune", 0.0), evaluate=max(0.0, evaluated.held_seconds - evaluated.extra_seconds),
+        export=exported.held_seconds, rate="measured")
+
+
+def _in_words(saving: float, baseline: Baseline) -> str:
+    change = f"{100 * saving:.0f} % cheaper than" if saving >= 0 else f"Costs {-100 * saving:.0f} % more than"
+    return (
+        f"{change} full training on as many tokens on the high-memory pool, {format_dollars(baseline.dollars)}, "
+        f"an estimate from the fine-tune's {baseline.rate} speed")
+
+
+def _sum(lines: Sequence[Line]) -> float | None:
+    total = 0.0
+    for each in lines:
+        if each.dollars is None:
+            return None
+        total += each.dollars
+    return total
