@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2}).*@", re.DOTALL)
 _OPTION = re.compile(r"([?&;](?!(?:region|anonymous|scheme)=)[^=?&;\s]+=)[^&;'\"]+")
 
 
@@ -29,7 +28,11 @@ class MoeDiscoError(Exception):
 
 def masked(text: str) -> str:
     """The text with `***` in place of what may be credentials in a URI: the user and the values of its options."""
-    return _OPTION.sub(r"\1***", _USER.sub(r"\1***@", text))
+    start, end = text.find(":/"), text.rfind("@")
+    if 0 <= start < end:
+        scheme = start + (3 if text.startswith("://", start) else 2)
+        text = f"{text[:scheme]}***{text[end:]}"
+    return _OPTION.sub(r"\1***", text)
 
 
 class UserError(MoeDiscoError, ValueError):

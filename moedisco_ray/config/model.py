@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from moedisco_ray.config.base import Section
 from moedisco_ray.config.places import ReadsFrom
 from moedisco_ray.errors import CheckpointError
+from moedisco_ray.read_roots import opened
 
 FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 FAMILIES: tuple[FamilyName, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
@@ -196,10 +197,15 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
 
 def _read(setting: str, directory: Path) -> dict[str, Any]:
     try:
-        raw: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        raw: dict[str, Any] = json.loads(_text(directory / "config.json"))
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(setting, str(directory), f"no readable config.json there ({error})") from error
     return raw
+
+
+def _text(path: Path) -> str:
+    with opened(path) as found:
+        return found.read_text(encoding="utf-8")
 
 
 def _experts(raw: Mapping[str, Any]) -> int | None:

@@ -22,7 +22,7 @@ LONGEST_PLACE = 4096
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(.*)", re.DOTALL)
 _SECRET = re.compile(r"key|secret|token|passw|credential|signature|^sig$|^sas$|kerb_?ticket")
-_SLASH_IN_PASSWORD = re.compile(r"[^/@]*:(?!\d+/)[^@]*@")
+_SLASH_IN_PASSWORD = re.compile(r"[^/@:]*:(?!\d+/)[^@]*@")
 _NO_SECRET = frozenset({"credential_kind"})
 
 C = TypeVar("C", bound=BaseModel)
@@ -32,8 +32,8 @@ class Marker:
     """What `ReadsFrom` and `WritesTo` share: a place holds no credentials and has a bounded length."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The schema of the marked type, with `check_place` after it."""
-        return core_schema.no_info_after_validator_function(check_place, handler(source))
+        """The schema of the marked type, with `check_place` before it."""
+        return core_schema.no_info_before_validator_function(check_place, handler(source))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +105,14 @@ def marker_of(hint: Any) -> ReadsFrom | WritesTo | None:
     return next((mark for mark in map(marker_of, get_args(hint)) if mark is not None), None)
 
 
-def check_place(value: str | Path) -> str | Path:
+def check_place(value: Any) -> Any:
     """Refuse what no setting may hold, since configurations are stored and shown in clear.
 
     Raises:
         ValueError: The place is too long, or is a URI with credentials.
     """
+    if not isinstance(value, str | Path):
+        return value    # the type that is marked refuses it
     if len(str(value)) > LONGEST_PLACE:
         raise ValueError(f"has more than {LONGEST_PLACE} characters; shorten it")
     if has_credentials(str(value)):

@@ -76,7 +76,7 @@ class LowMemoryPool(Pool):
     speed: float = Field(0.72, gt=0)
     max_workers: int = Field(8, ge=1)
     """Most sub-models that train at once."""
-    types: tuple[MachineType, ...] = ()
+    types: tuple[MachineType, ...] = Field((), max_length=64)
     """Node types of a mixed pool: a sub-model goes where it fits for the least money. Each has its own tag, memory, price and
     speed, in place of the pool's. Empty: the pool is of one type."""
 

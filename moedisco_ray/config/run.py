@@ -32,7 +32,8 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
     """Names the run and its directory, OUTPUT/NAME."""
     seed: int = Field(0, ge=0, lt=2**31)
-    tags: dict[str, str] = Field(default_factory=dict)
+    tags: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)]] = Field(
+        default_factory=dict, max_length=32)
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from moedisco_ray.config.base import Section
 from moedisco_ray.config.places import ReadsFrom, WritesTo
@@ -15,6 +15,7 @@ from moedisco_ray.config.pools import PoolName
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
+MOST_SOURCES = 1000
 _ROUNDING = 1e-9
 """Shares whose sum differs from 1 by no more than this add up to 1."""
 
@@ -34,7 +35,7 @@ class Source(Section):
     documents: Literal["auto", "file", "paragraph", "line"] = "auto"
     """What one document is in plain text. `auto`: about one sequence, cut at blank lines, or at line ends, sentence ends or between
     words where a paragraph is longer. `file`: a whole file. `paragraph`: the text between blank lines. `line`: a line."""
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = Field((), max_length=256)
     """Globs of files to leave out: by name (`*.log`), or, with a slash, by the path below the source's folder (`drafts/**`)."""
     on_error: Literal["fail", "skip"] = "fail"
     """A file that is binary, not UTF-8, damaged or of an unknown ending ends the run, or is left out as a whole; the report then
@@ -43,10 +44,26 @@ class Source(Section):
     """How often each document is seen per pass over the corpus; 0.5 keeps half the documents."""
 
 
+def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    return tuple(dict.fromkeys(sources))    # of equal documents only the first is kept anyway
+
+
+def _not_too_many(sources: object) -> object:
+    # Before each of them is looked at: a service validates what anyone sends.
+    if isinstance(sources, list | tuple) and len(sources) > MOST_SOURCES:
+        raise ValueError(f"are {len(sources)} sources, more than {MOST_SOURCES}; name folders or globs of many files")
+    return sources
+
+
+Sources = Annotated[
+    tuple[Source, ...], Field(max_length=MOST_SOURCES), AfterValidator(_each_once), BeforeValidator(_not_too_many)]
+
+
 class Corpus(Section):
     """What to train on."""
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: Sources = Field(min_length=1)
+    """Where the text comes from. A source that is listed twice counts once."""
     validation_fraction: float = Field(0.02, gt=0, lt=0.5)
     """Share of each source's documents that is held out, chosen by a hash of their text. The parts of a long document stay
     together, and so do neighbours in plain text, up to `max_document_tokens`."""
@@ -213,7 +230,7 @@ class Merge(Section):
     """Share of each delta's elements, the largest, that `ties` keeps."""
     dare_drop: float = Field(0.5, ge=0, lt=1)
     """Chance that `dare` drops an element of a delta."""
-    auto_scales: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field((0.75, 1.0, 1.25), min_length=1)
+    auto_scales: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field((0.75, 1.0, 1.25), min_length=1, max_length=32)
     """`auto` tries every rule at each of these scales."""
     auto_tokens: int = Field(32_768, gt=0)
     """Tokens `auto` measures on: of each cluster's text the windows that its sub-model would have trained on last, and has not
@@ -244,7 +261,7 @@ class Finetune(Section):
     """Whose workers train it together, sharded: the few large ones, or all of the many small ones."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
     """Its warm-up is repeated at the beginning of every phase, since tensors that begin to learn have no moments yet."""
-    phases: tuple[Phase, ...] = Field((Phase(train="all", share=1.0),), min_length=1)
+    phases: tuple[Phase, ...] = Field((Phase(train="all", share=1.0),), min_length=1, max_length=32)
     """What learns when, in order; shares add up to 1. The paper trains everything at once."""
     dense_gate: Share = 0.0
     """Share of the steps, from the first, in which every token passes through every expert; 0 is the paper."""
@@ -307,15 +324,15 @@ class Evaluation(Section):
     """Also measure the trained sub-models as an ensemble that is never merged (c-BTM, arXiv 2303.14177)."""
     ensemble_top_k: int | None = Field(None, ge=1)
     """Sub-models of the ensemble that a token is predicted by, the nearest ones; null: all."""
-    sources: tuple[Source, ...] = ()
+    sources: Sources = ()
     """Text that is never trained on, to measure the finished model on beside the validation text: of each source, in the order of
     its files, an equal share of `max_tokens`. A document that the corpus trained on is left out. `weight` means nothing here."""
-    lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = ()
+    lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = Field((), max_length=64)
     """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, all of `query`, `choices` and `gold`
     (the right choice's place, from 0), or all of `context` and `continuation`. A task is called as its file."""
     lm_eval_limit: int | None = Field(None, ge=1)
     """Examples of each task file, the first ones; null: all."""
-    prompts: tuple[str, ...] = ("The", "import ")
+    prompts: tuple[str, ...] = Field(("The", "import "), max_length=64)
     """The finished model continues each of these, as a sample in the report."""
     sample_tokens: int = Field(48, ge=1)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.read_roots import opened
 
 Rows = list[dict[str, Any]]
 
@@ -28,7 +29,8 @@ def read_task_file(field: str, path: Path) -> Rows:
         ConfigError: It cannot be read, or a line is no example of the first line's kind.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")    # a string may hold what Python takes for another line's end
+        with opened(path) as found:
+            lines = found.read_text(encoding="utf-8").split("\n")    # a string may hold what Python takes for another line's end
     except OSError as error:
         raise ConfigError(field, str(path), f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

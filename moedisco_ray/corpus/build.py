@@ -73,7 +73,7 @@ def build(
     scratch = directory / "scratch"
     inputs = expand_sources(
         config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens))
-    listings = [list_files(source.field, source.settings) for source in inputs]
+    listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
     count = bucket_count(sum(file.text_bytes for listing in listings for file in listing.files))
     stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count)
     listed = [(source, listing.files) for source, listing in zip(inputs, listings, strict=True)]

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,9 +14,11 @@ import pyarrow as pa
 from pyarrow import fs
 
 from moedisco_ray.config import Source
+from moedisco_ray.corpus.confined_files import ConfinedFiles
 from moedisco_ray.corpus.endings import COMPRESSED, FileFormat, format_of, refusal, unknown
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.file_systems import first_line, resolve
+from moedisco_ray.read_roots import check_inside
 
 _MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
 
@@ -54,6 +56,7 @@ class File:
         format: How to read it.
         size: Bytes on disk.
         mtime_ns: When it was last written, nanoseconds since the epoch; 0 where the file system does not tell.
+        own: Whether the run wrote it itself, so that it may be read wherever it is.
     """
 
     path: str
@@ -61,6 +64,7 @@ class File:
     format: FileFormat
     size: int
     mtime_ns: int
+    own: bool = False
 
     @property
     def compressed(self) -> bool:
@@ -73,11 +77,12 @@ class File:
         return self.size * (4 if self.compressed or self.format == "parquet" else 1)
 
     def file_system(self) -> Any:
-        """The pyarrow file system that reads `path`."""
-        return resolve(self.path if self.root is None else self.root)[0]
+        """What opens `path`: a pyarrow file system, or one for local files inside the read roots."""
+        system = resolve(self.path if self.root is None else self.root)[0]
+        return system if self.own or self.root is not None else ConfinedFiles(system)
 
 
-def list_files(field: str, source: Source) -> Listing:
+def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
     """Everything to read under a source's path.
 
     With the format `auto` the endings decide, and where a folder holds tables or JSON Lines, plain text in it (a README) is
@@ -87,6 +92,7 @@ def list_files(field: str, source: Source) -> Listing:
         field: The configuration path of the source, such as `corpus.sources.0`; errors name it.
         source: Its path is a file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or a URI
             of these.
+        own: Whether the run wrote the files itself; any others must be inside the read roots.
 
     Raises:
         CorpusError: The path holds no files, cannot be read, or holds a file with an unknown ending.
@@ -95,9 +101,13 @@ def list_files(field: str, source: Source) -> Listing:
     root = path if "://" in path else None
     try:
         system, place, pattern = _resolve(path, root)
-        infos = _without_excluded(_walk(system, place, pattern), place, source.exclude)
+        inside = check_inside if root is None and not own else _anywhere
+        infos = _without_excluded(_walk(system, place, pattern, inside), place, source.exclude)
+        for info in infos:
+            inside(Path(info.path))
         saved = kind in ("auto", "datasets") and pattern is None
-        data_sets = _saved_data_sets(system, field, path, infos) if saved else None
+        opener = system if root is not None or own else ConfinedFiles(system)
+        data_sets = _saved_data_sets(opener, field, path, infos) if saved else None
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise CorpusError(f"{field}.path", path, f"cannot be read ({first_line(error)})") from error
     anchor = root if root is None or pattern is None else root[:root.index(_first_wildcard(root))]
@@ -111,7 +121,7 @@ def list_files(field: str, source: Source) -> Listing:
     else:
         found = [(info, kind) for info in infos]
     files = tuple(
-        File(info.path, anchor, form, info.size, info.mtime_ns or 0)
+        File(info.path, anchor, form, info.size, info.mtime_ns or 0, own)
         for info, form in sorted(found, key=lambda pair: pair[0].path) if info.size)
     if not files:
         left_out = f", or only such as are left out: {skipped[0].path} {skipped[0].reason}" if skipped else ""
@@ -143,7 +153,12 @@ def _first_wildcard(path: str) -> str:
     return min((sign for sign in "*[" if sign in path), key=path.index)
 
 
-def _walk(system: Any, place: str, pattern: re.Pattern[str] | None) -> list[Any]:
+def _anywhere(path: Path) -> None:
+    """A check that refuses nothing."""
+
+
+def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Callable[[Path], None]) -> list[Any]:
+    inside(Path(place))
     top = system.get_file_info(place)
     if top.type == fs.FileType.NotFound:
         raise FileNotFoundError("no such file or folder")

@@ -24,6 +24,7 @@ from moedisco_ray.corpus.tokenizer import (
     write_encoding,
 )
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.read_roots import check_folder, opened
 
 PROBES = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
 """Texts on which two tokenizers are compared."""
@@ -48,6 +49,7 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
             field, str(directory),
             "holds no tokenizer; name a directory with tokenizer.json, vocab.json and merges.txt, or a .model file")
     try:
+        check_folder(directory)     # transformers opens the files itself
         if {"vocab.json", "merges.txt"} <= names and not {"tokenizer.json", "tokenizer_config.json"} & names:
             plain = ByteLevelBPETokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"))
             found = PreTrainedTokenizerFast(tokenizer_object=plain._tokenizer)  # noqa: SLF001  # the plain one inside
@@ -83,7 +85,8 @@ def prepare_tokenizer(source: Path, directory: Path, field: str = "tokenizer.pat
         for path in tokenizer_files(source):
             target = directory / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
+            with opened(path) as found:
+                shutil.copyfile(found, target)
     if not as_it_is or not _reads_the_same(directory, tokenizer):
         tokenizer.save_pretrained(directory)
         name_class(directory)

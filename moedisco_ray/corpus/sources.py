@@ -12,6 +12,7 @@ from moedisco_ray.config import LocalInit, RunConfig, Source, tokenizer_director
 from moedisco_ray.corpus import embedded, files
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.read_roots import opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Input:
         name: Its domain in reports.
         settings: The source, as configured; of embedded text, a source that reads the file it was written to.
         limits: How long its documents are.
+        own: Whether its files are the run's own, which may be read wherever they are.
     """
 
     order: int
@@ -31,6 +33,7 @@ class Input:
     name: str
     settings: Source
     limits: Limits
+    own: bool = False
 
 
 def expand_sources(
@@ -61,7 +64,7 @@ def expand_sources(
             for domain, path in embedded.write_embedded(scratch).items():
                 name = prefix + domain
                 written = Source(path=str(path), format="jsonl", weight=source.weight)
-                inputs.append(Input(len(inputs), field, name, written, limits))
+                inputs.append(Input(len(inputs), field, name, written, limits, own=True))
         else:
             inputs.append(Input(len(inputs), field, source.name or f"{unnamed}-{i}", source, limits))
     names = [item.name for item in inputs]
@@ -108,7 +111,8 @@ def _listing(directory: Path) -> Iterator[str]:
 
 
 def _contents(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with opened(path) as found:
+        return hashlib.sha256(found.read_bytes()).hexdigest()
 
 
 def _digest(identities: Iterable[str]) -> str:

@@ -87,7 +87,7 @@ def read_unseen(
 
 
 def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample], list[Skipped]]:
-    listing = list_files(source.field, source.settings)
+    listing = list_files(source.field, source.settings, own=source.own)
     samples: list[Sample] = []
     skipped = list(listing.skipped)
     room = share

@@ -20,6 +20,7 @@ from torch import Tensor
 from moedisco_ray.artifacts import write_json
 from moedisco_ray.errors import CheckpointError
 from moedisco_ray.model_map.layout import ModelMap, Place
+from moedisco_ray.read_roots import opened
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -148,7 +149,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         CheckpointError: There is none that can be read.
     """
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        with opened(directory / "config.json") as path:
+            config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError("checkpoint", str(directory), f"no readable config.json there ({error})") from error
     if not isinstance(config, dict):
@@ -165,7 +167,8 @@ def _weight_files(directory: Path) -> list[Path]:
     if (directory / _INDEX).is_file():
         index = directory / _INDEX
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            with opened(index) as found:
+                names = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError("checkpoint", str(index), f"the index cannot be read ({error!r})") from error
         if strange := [name for name in names if Path(name).name != name]:
@@ -182,7 +185,8 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _open(path: Path) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        with opened(path) as found:
+            return safe_open(found, framework="pt")
     except (OSError, SafetensorError) as error:
         raise CheckpointError("checkpoint", str(path), f"the file is missing or broken ({error})") from error
 

@@ -17,6 +17,7 @@ from moedisco_ray.config import Architecture, FamilyName
 from moedisco_ray.errors import CheckpointError, ConfigError
 from moedisco_ray.model_map.checkpoint import DEFAULT_SHARD_BYTES, read_config, write_checkpoint
 from moedisco_ray.model_map.layout import ModelMap, canonical_state
+from moedisco_ray.read_roots import check_folder
 
 _OWN_EXPERT_SIZE = "moe_intermediate_size"
 
@@ -129,6 +130,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     """
     ModelMap(str(read_config(directory).get("model_type")))
     try:
+        check_folder(directory)     # transformers opens the files itself
         with _no_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,

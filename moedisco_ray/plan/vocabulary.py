@@ -8,6 +8,7 @@ from typing import Any
 
 from moedisco_ray.config import LocalInit, RunConfig
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.read_roots import opened
 
 _COUNTED = ("tokenizer.json", "vocab.json")
 
@@ -42,7 +43,8 @@ def tokenizer_vocab_size(directory: Path) -> int:
         path = directory / name
         if path.exists():
             try:
-                return 1 + max(_token_ids(json.loads(path.read_text(encoding="utf-8"))))
+                with opened(path) as found:
+                    return 1 + max(_token_ids(json.loads(found.read_text(encoding="utf-8"))))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError("tokenizer.path", str(directory), f"{name} is not a tokenizer's") from error
     raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -11,11 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from moedisco_ray.config import Optimizer, RunConfig
+from moedisco_ray.config import LocalInit, Optimizer, RunConfig
 from moedisco_ray.config.load import check_files
 from moedisco_ray.config.mistakes import first_mistake
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
+from moedisco_ray.read_roots import reading_within
 from service.api.context import Context
 from service.api.security import Caller, visible_run
 from service.database import audit, idempotency, runs, tables
@@ -28,6 +30,8 @@ from service.schemas import RetryRequest, RunRequest
 
 MOST_SEQUENCES = 65_536
 """Sequences of one step; a plan tries their divisors."""
+MOST_BYTES = 32 * 2**20
+"""Bytes of task files and tokenizers that one request may have read; the largest public tokenizers have as many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,12 @@ def checked(config: RunConfig, roots: Roots) -> tuple[RunConfig, Plan]:
     """
     config = confined(config, roots)
     check_links(config, roots)
+    with reading_within(roots.directories):
+        return config, _planned(config)
+
+
+def _planned(config: RunConfig) -> Plan:
+    _check_sizes(config)
     check_files(config)
     for field, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
         _check_batch(f"{field}.optimizer.batch_tokens", optimizer, config)
@@ -67,7 +77,7 @@ def checked(config: RunConfig, roots: Roots) -> tuple[RunConfig, Plan]:
     full = plan.full_training
     if not all(map(math.isfinite, (plan.training_dollars, plan.training_hours, full.dollars, full.hours))):
         raise _too_large()
-    return config, plan
+    return plan
 
 
 def wanted(request: RunRequest, roots: Roots) -> Wanted:
@@ -141,6 +151,23 @@ def note(session: Session, caller: Caller, action: str, target: str, now: float,
 def digest(*parts: str) -> bytes:
     """SHA-256 of what was asked."""
     return hashlib.sha256("\n".join(parts).encode()).digest()
+
+
+def _check_sizes(config: RunConfig) -> None:
+    """Refuse files that would keep a request busy; what is no file is refused by what opens it."""
+    found = [(f"evaluation.lm_eval.{i}", path) for i, path in enumerate(config.evaluation.lm_eval)]
+    folders = [("tokenizer.path", config.tokenizer.path)]
+    if isinstance(config.model.init, LocalInit):
+        folders.append((config.model.init.setting, config.model.init.directory))
+    found += [
+        (field, folder / name) for field, folder in folders if folder is not None
+        for name in ("config.json", "tokenizer.json", "vocab.json")]
+    total = 0
+    for field, path in found:
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+        if total > MOST_BYTES:
+            raise ConfigError(field, str(path), f"is too large: a request reads {MOST_BYTES >> 20} MiB; name smaller files")
 
 
 def _check_batch(field: str, optimizer: Optimizer, config: RunConfig) -> None:

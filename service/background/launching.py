@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moedisco_ray.artifacts import write_json
 from service.database.tables import Run
+from service.domain.confinement import Roots
 from service.domain.jobs import job_name, submission_id
 from service.domain.placement import Placement
 from service.domain.signatures import driver_token
@@ -18,13 +19,14 @@ class Launcher:
 
     Args:
         jobs: Ray's.
-        settings: Say where drivers report.
+        settings: Say where drivers report, and what they may read.
         secret: What their tokens are derived from.
     """
 
     def __init__(self, jobs: Jobs, settings: Settings, secret: bytes) -> None:
         self._jobs = jobs
         self._settings = settings
+        self._roots = Roots(settings.input_roots, settings.output_roots, settings.storage_roots)
         self._secret = secret
 
     def token(self, run_id: str, attempt: int) -> str:
@@ -47,6 +49,7 @@ class Launcher:
             stop_file=place.stop_file(run.attempt),
             report_url=self._settings.report_url(run.id),
             token=self.token(run.id, run.attempt),
+            read_roots=[*self._roots.directories, place.home],
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 

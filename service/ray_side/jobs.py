@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
+from moedisco_ray.read_roots import ENVIRONMENT as READ_ROOTS
 from service.domain.jobs import JobState
 from service.ray_side.answers import Job, read_as
 from service.ray_side.dashboard import Dashboard, refused
@@ -24,6 +26,7 @@ class Submission:
         stop_file: The driver ends, with a checkpoint, once this exists.
         report_url: Where the driver posts its events.
         token: What it proves itself with there.
+        read_roots: Directories that the driver and its workers may read for the configuration.
         metadata: Shown with the job in the Ray dashboard.
     """
 
@@ -32,6 +35,7 @@ class Submission:
     stop_file: Path
     report_url: str
     token: str = dataclasses.field(repr=False)
+    read_roots: Sequence[Path] = ()
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -70,6 +74,7 @@ class RayJobs:
             "entrypoint": entrypoint(submission, self._python),
             "runtime_env": {"env_vars": {
                 "MOEDISCO_RUN_TOKEN": submission.token,
+                READ_ROOTS: json.dumps([str(root) for root in submission.read_roots]),
                 "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
             }},
             "metadata": dict(submission.metadata),

@@ -63,7 +63,7 @@ class RetryRequest(Document):
 
     model_config = example(changes={"tokens.total": 1_000_000})
 
-    changes: Annotated[dict[str, JsonValue], Field(max_length=100)] = Field(default_factory=dict)
+    changes: Annotated[dict[Annotated[str, Field(max_length=256)], JsonValue], Field(max_length=100)] = Field(default_factory=dict)
     """Dotted settings and their new values: {"tokens.total": 1000000}."""
     priority: Priority | None = None
     budget_dollars: Dollars | None = None

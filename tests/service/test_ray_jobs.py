@@ -15,7 +15,8 @@ from service.ray_side.jobs import RayJobs, Submission, entrypoint
 
 SUBMISSION = Submission(
     id="01ARZ3NDEKTSV4RRFFQ69G5FAV-1", config_path=Path("/runs of ours/R/request.json"), stop_file=Path("/runs of ours/R/stop-1"),
-    report_url="http://127.0.0.1:8300/v1/runs/R/report", token="mdr_x", metadata={"run": "R"})
+    report_url="http://127.0.0.1:8300/v1/runs/R/report", token="mdr_x",
+    read_roots=[Path("/data")], metadata={"run": "R"})
 Answer = Callable[[httpx.Request], httpx.Response]
 
 
@@ -53,7 +54,8 @@ def test_a_submission_carries_the_token_in_its_environment():
     assert (request.method, str(request.url)) == ("POST", "http://ray:8265/api/jobs/")
     assert body == {
         "submission_id": SUBMISSION.id, "entrypoint": entrypoint(SUBMISSION), "metadata": {"run": "R"},
-        "runtime_env": {"env_vars": {"MOEDISCO_RUN_TOKEN": "mdr_x", "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}}}
+        "runtime_env": {"env_vars": {
+            "MOEDISCO_RUN_TOKEN": "mdr_x", "MOEDISCO_READ_ROOTS": '["/data"]', "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}}}
 
 
 def repeated(known: list[dict[str, object]]) -> Answer:

@@ -12,8 +12,9 @@ from moedisco_ray.config.places import ReadsFrom, WritesTo, has_credentials, pla
 from moedisco_ray.errors import ConfigError, masked
 
 NAME_NO_PLACE = {
-    "name", "tags.*", "corpus.sources.*.name", "corpus.sources.*.text_column", "evaluation.sources.*.name",
-    "evaluation.sources.*.text_column", "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
+    "name", "tags.*", "corpus.sources.*.name", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
+    "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.text_column",
+    "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
     "pools.low_memory.types.*.name", "pools.low_memory.types.*.resource", "tracking.wandb", "tracking.mlflow"}
 
 

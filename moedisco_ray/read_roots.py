@@ -1,0 +1,101 @@
+"""Confines what this process reads for a configuration to directories that an operator allows, at the moment of opening.
+
+The control service checks the words of a configuration when it is submitted. Files and links may change afterwards, so what counts
+is the file that is opened: `opened` opens it, asks the kernel which file that is, and hands on a path to that very file. Without
+roots, as on a user's own machine, everything may be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+
+ENVIRONMENT = "MOEDISCO_READ_ROOTS"
+"""A JSON list of directories; the control service sets it for a driver, and Ray for the driver's workers."""
+
+_WITHIN: ContextVar[tuple[str, ...] | None] = ContextVar("read_roots", default=None)
+_OPENED = Path("/proc/self/fd")
+
+
+@contextlib.contextmanager
+def reading_within(roots: Sequence[Path]) -> Iterator[None]:
+    """Confine reading to some directories until the block ends, in this thread or task only."""
+    token = _WITHIN.set(tuple(map(str, roots)))
+    try:
+        yield
+    finally:
+        _WITHIN.reset(token)
+
+
+def read_roots() -> tuple[Path, ...] | None:
+    """The directories that may be read, without links; None: no limit."""
+    within = _WITHIN.get()
+    if within is None:
+        named = os.environ.get(ENVIRONMENT)
+        if named is None:
+            return None
+        within = tuple(json.loads(named))
+    return tuple(Path(os.path.realpath(root)) for root in within)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """A path that leads to the very file that was found inside the read roots, whatever is renamed or linked meanwhile.
+
+    It is valid until the block ends; a file that was opened by it stays readable.
+
+    Raises:
+        OSError: The file cannot be opened, or is outside of the read roots.
+    """
+    roots = read_roots()
+    if roots is None:
+        yield path
+        return
+    check_inside(path)      # before anything is opened: opening a device may have effects
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = _OPENED / str(descriptor)
+        real = Path(found.readlink() if _OPENED.is_dir() else os.path.realpath(path))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _inside(real, roots):
+            raise _outside(path)
+        yield found if _OPENED.is_dir() else real
+    finally:
+        os.close(descriptor)
+
+
+def check_inside(path: Path) -> None:
+    """Refuse a path that leads out of the read roots, as things are now.
+
+    Raises:
+        OSError: It does.
+    """
+    roots = read_roots()
+    if roots is not None and not _inside(Path(os.path.realpath(path)), roots):
+        raise _outside(path)
+
+
+def check_folder(directory: Path) -> None:
+    """Refuse a folder that leads out of the read roots, or that holds a link which does; folders in it are not looked into.
+
+    Raises:
+        OSError: It does, or cannot be listed.
+    """
+    if read_roots() is None:
+        return
+    check_inside(directory)
+    for path in sorted(directory.iterdir()):
+        check_inside(path)
+
+
+def _inside(real: Path, roots: Sequence[Path]) -> bool:
+    return any(real.is_relative_to(root) for root in roots)
+
+
+def _outside(path: Path) -> OSError:
+    return PermissionError(errno.EACCES, "leads out of the directories that may be read; name a file inside them", str(path))

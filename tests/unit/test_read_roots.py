@@ -1,0 +1,199 @@
+import gzip
+import json
+import os
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moe_models import random_tensors, tiny_config
+
+from moedisco_ray.config import Source
+from moedisco_ray.config.model import read_architecture
+from moedisco_ray.config.task_files import read_task_file
+from moedisco_ray.corpus.cutting import Limits
+from moedisco_ray.corpus.files import list_files
+from moedisco_ray.corpus.pretrained import load_pretrained, prepare_tokenizer
+from moedisco_ray.corpus.readers import plan_units, read_unit
+from moedisco_ray.corpus.sources import expand_sources
+from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
+from moedisco_ray.errors import CorpusError, UserError
+from moedisco_ray.model_map import load_model, open_checkpoint, write_checkpoint
+from moedisco_ray.plan import tokenizer_vocab_size
+from moedisco_ray.read_roots import ENVIRONMENT, opened, read_roots, reading_within
+
+LIMITS = Limits(1024, 8192)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A directory that may be read; `secret` next to it may not."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.txt").write_text("secret")
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def listed(path: Path | str):
+    inputs = expand_sources([Source(path=str(path), documents="file")], Path("unused"), LIMITS)
+    return [(source, list_files(source.field, source.settings, own=source.own).files) for source in inputs]
+
+
+def read(files) -> list[str]:
+    return [document.text.strip() for unit in plan_units(files) for document in read_unit(unit, [])]
+
+
+def fill(folder: Path) -> None:
+    (folder / "a.txt").write_text("plain")
+    with gzip.open(folder / "b.txt.gz", "wt") as file:
+        file.write("packed")
+
+
+def test_files_inside_the_roots_are_read_as_without_roots(data):
+    fill(data)
+    (data / "jsonl").mkdir()
+    (data / "jsonl" / "c.jsonl").write_text(json.dumps({"text": "lines"}))
+    pq.write_table(pa.table({"text": ["rows"]}), data / "jsonl" / "d.parquet")
+    (data / "linked").symlink_to(data / "jsonl")
+    for path in (data / "a.txt", data / "b.txt.gz", data / "jsonl", data / "linked", f"{data}/**/*.parquet"):
+        free = read(listed(path))
+        with reading_within([data]):
+            assert read(listed(path)) == free
+    with reading_within([data.parent / "secret", data]):
+        assert read(listed(data / "b.txt.gz")) == ["packed"]
+
+
+@pytest.mark.parametrize("path", ["link", "link/a.txt", "folder", "folder/*.txt", "*/a.txt", "fol*/**/*.txt", "../secret/a.txt"])
+def test_a_link_out_of_the_roots_is_refused_when_files_are_listed(data, path):
+    (data / "link").symlink_to(data.parent / "secret")
+    (data / "folder" / "deep").mkdir(parents=True)
+    (data / "folder" / "deep" / "a.txt").symlink_to(data.parent / "secret" / "a.txt")
+    (data / "folder" / "a.txt").symlink_to(data.parent / "secret" / "a.txt")
+    with reading_within([data]), pytest.raises(CorpusError, match="leads out of the directories"):
+        listed(data / path)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_became_a_link_after_it_was_listed_is_refused_when_it_is_opened(data, what):
+    (data / "folder").mkdir()
+    fill(data / "folder")
+    files = listed(data / "folder")
+    if what == "file":
+        (data / "folder" / "a.txt").unlink()
+        (data / "folder" / "a.txt").symlink_to(data.parent / "secret" / "a.txt")
+    else:
+        (data / "folder").rename(data / "moved")
+        (data / "folder").symlink_to(data.parent / "secret")
+    assert "secret" in read(files[:1]) if what == "file" else True
+    with reading_within([data]), pytest.raises(CorpusError, match="leads out of the directories") as caught:
+        read(files)
+    assert caught.value.field == "corpus.sources.0.path"
+
+
+def test_the_file_that_was_checked_is_the_file_that_is_read(data):
+    path = data / "a.txt"
+    path.write_text("mine")
+    with reading_within([data]), opened(path) as found:
+        path.unlink()
+        path.symlink_to(data.parent / "secret" / "a.txt")
+        assert found.read_text() == "mine"
+
+
+def test_links_that_change_all_the_time_never_lead_out(data):
+    path, secret = data / "a.txt", data.parent / "secret" / "a.txt"
+    path.write_text("mine")
+    (data / "mine.txt").write_text("mine")
+    done = threading.Event()
+
+    def swap() -> None:
+        while not done.is_set():
+            for target in (secret, data / "mine.txt"):
+                (data / "new").symlink_to(target)
+                (data / "new").replace(path)
+
+    attacker = threading.Thread(target=swap)
+    attacker.start()
+    seen = {"mine": 0, "refused": 0}
+    try:
+        with reading_within([data]):
+            while min(seen.values()) < 200:
+                try:
+                    with opened(path) as found:
+                        seen[found.read_text()] += 1
+                except OSError:
+                    seen["refused"] += 1
+    finally:
+        done.set()
+        attacker.join()
+    assert set(seen) == {"mine", "refused"}
+
+
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero", "folder"])
+def test_only_plain_files_are_opened(data, path):
+    os.mkfifo(data / "pipe")
+    (data / "folder").mkdir()
+    with reading_within([data, Path("/dev")]), pytest.raises(PermissionError, match="leads out"), opened(data / path):
+        pass
+
+
+def model_and_tokenizer(folder: Path) -> None:
+    config = tiny_config("qwen3_moe")
+    write_checkpoint(folder, random_tensors(config).items(), config)
+    save_trained(train_bpe(["some text for a tokenizer"], 300), folder)
+
+
+OPENERS = {
+    "config.json": lambda folder: read_architecture(folder, "qwen3_moe"),
+    "model.safetensors": open_checkpoint,
+    "tokenizer.json": lambda folder: load_pretrained(folder, "tokenizer.path"),
+    "tokenizer.json, copied": lambda folder: prepare_tokenizer(folder, folder.parent / "copy"),
+    "tokenizer.json, planned": tokenizer_vocab_size,
+    "model.safetensors, by transformers": load_model,
+}
+
+
+@pytest.mark.parametrize("kind", OPENERS)
+def test_a_models_and_tokenizers_files_are_checked_when_they_are_opened(data, kind):
+    model_and_tokenizer(data / "model")
+    with reading_within([data]):
+        OPENERS[kind](data / "model")
+    name = kind.partition(",")[0]
+    (data / "model" / name).rename(data.parent / "secret" / name)
+    (data / "model" / name).symlink_to(data.parent / "secret" / name)
+    OPENERS[kind](data / "model")
+    with reading_within([data]), pytest.raises(UserError):
+        OPENERS[kind](data / "model")
+
+
+def test_an_opened_model_stays_readable_when_its_file_is_replaced(data):
+    model_and_tokenizer(data / "model")
+    free = {key: tensor.clone() for key, tensor in open_checkpoint(data / "model").items()}
+    with reading_within([data]):
+        opened_before = open_checkpoint(data / "model")
+    (data / "model" / "model.safetensors").unlink()
+    assert all((opened_before[key] == tensor).all() for key, tensor in free.items())
+
+
+def test_a_task_file_is_checked_when_it_is_opened(data):
+    (data / "task.jsonl").symlink_to(data.parent / "secret" / "a.txt")
+    with reading_within([data]), pytest.raises(UserError, match=r"evaluation\.lm_eval\.0.*cannot be read"):
+        read_task_file("evaluation.lm_eval.0", data / "task.jsonl")
+
+
+def test_roots_come_from_the_environment_and_follow_the_machines_own_links(data, monkeypatch):
+    assert read_roots() is None
+    (data.parent / "mounted").symlink_to(data)
+    monkeypatch.setenv(ENVIRONMENT, json.dumps([str(data.parent / "mounted")]))
+    assert read_roots() == (data.resolve(),)
+    fill(data)
+    assert read(listed(data.parent / "mounted" / "a.txt")) == ["plain"]
+    monkeypatch.setenv(ENVIRONMENT, "[]")
+    with pytest.raises(CorpusError, match="leads out"):
+        listed(data / "a.txt")
+
+
+def test_the_embedded_text_is_the_runs_own(tmp_path):
+    with reading_within([]):
+        inputs = expand_sources([Source(path="embedded")], tmp_path, LIMITS)
+        assert read([(source, list_files(source.field, source.settings, own=source.own).files) for source in inputs[:1]])
