@@ -2,6 +2,7 @@
 
 RUN_DIR/
 ├── config.json      the resolved configuration
+├── run.json         the run's id, made once
 ├── events.jsonl     everything that happened, in order
 ├── report.json      everything the final table shows
 ├── ray.log          what Ray printed
@@ -28,6 +29,7 @@ import json
 import platform
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -129,6 +131,19 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
+
+
+def run_id(directory: Path, given: str | None = None) -> str:
+    """The id of the run in a directory, kept in its `run.json`: two runs of one name have two.
+
+    Args:
+        directory: The run directory.
+        given: The id of a run that has none yet; None: a random one is made.
+    """
+    path = directory / "run.json"
+    if not path.exists():
+        write_json(path, {"id": given or uuid.uuid4().hex})
+    return str(read_json(path)["id"])
 
 
 def read_json(path: Path) -> Any:

@@ -82,6 +82,8 @@ StopPath = Annotated[
 ReportTo = Annotated[
     str | None, typer.Option("--report-to", metavar="URL", help="Report to a control service, with the token MOEDISCO_RUN_TOKEN."),
 ]
+RunId = Annotated[str | None, typer.Option(
+    "--run-id", metavar="ID", help="The run's id in experiment trackers, where it has none yet; left out: a random one.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run: OUTPUT/NAME.")]
 
 TaskFiles = Annotated[
@@ -116,7 +118,7 @@ def options(
 @app.command()
 def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
-    redo: Redo = False, stop_file: StopPath = None, report_to: ReportTo = None,
+    redo: Redo = False, stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
 ) -> None:
     """Carry out a run, or go on with one that was interrupted."""
     checked = load_config(config, overrides or ())
@@ -129,7 +131,7 @@ def run(
             views.append(_reporter(report_to, checked, stop))
         for view in views:
             stack.callback(view.close)
-        directory: Path = _import_late("moedisco_ray.pipeline").run(checked, tuple(views), redo, stop=stop)
+        directory: Path = _import_late("moedisco_ray.pipeline").run(checked, tuple(views), redo, stop=stop, given_id=run_id)
     if not as_json:
         console.print()
         console.print(report_view(current_report(directory)))

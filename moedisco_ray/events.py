@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 EventType = Literal[
-    "run_started",      # name, directory, stages
+    "run_started",      # id, name, directory, stages
     "stage_started",    # stage
     "stage_skipped",    # stage; its artifact is already there
     "stage_finished",   # stage, seconds, summary

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moedisco_ray import stages
-from moedisco_ray.artifacts import commit, disk_full, is_done, read_json, read_manifest, write_json
+from moedisco_ray.artifacts import commit, disk_full, is_done, read_json, read_manifest, run_id, write_json
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
@@ -38,6 +38,7 @@ _PATIENCE = 60.0
 
 def run(
     config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, shell: Shell | None = None, stop: StopFile = NEVER,
+    given_id: str | None = None,
 ) -> Path:
     """Carry a run to its end, from wherever an earlier attempt left it.
 
@@ -47,6 +48,7 @@ def run(
         redo: Accept that the directory holds a run with other settings, and make again what they change.
         shell: Runs the work; None: Ray, on the cluster that is there or a local one.
         stop: Ends the run, with checkpoints, once it is there.
+        given_id: The run's id, such as the service's; None: one is made. A run keeps the id that it began with.
 
     Returns:
         The run directory.
@@ -58,7 +60,7 @@ def run(
     """
     directory = claim(config, redo)
     with _alone(directory, _PATIENCE if stop.path else 0.0):
-        _carry_out(config, directory, listeners, shell, stop)
+        _carry_out(config, directory, listeners, shell, stop, given_id)
     return directory
 
 
@@ -71,11 +73,15 @@ def _is_made(directory: Path, digests: dict[str, str]) -> bool:
     return all(is_done(directory / stage.directory, digests[stage.name]) for stage in STAGES)
 
 
-def _carry_out(config: RunConfig, directory: Path, listeners: tuple[Emit, ...], shell: Shell | None, stop: StopFile) -> None:
+def _carry_out(
+    config: RunConfig, directory: Path, listeners: tuple[Emit, ...], shell: Shell | None, stop: StopFile, given_id: str | None,
+) -> None:
     log = EventLog(directory / "events.jsonl", listeners)
     started = time.time()
     try:
-        log(Event("run_started", data={"name": config.name, "directory": str(directory), "stages": [s.name for s in STAGES]}))
+        log(Event("run_started", data={
+            "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
+            "stages": [stage.name for stage in STAGES]}))
         digests = stages.fingerprints(config, input_identity(config))
         if not _is_made(directory, digests):
             check_start(config)

@@ -74,7 +74,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One Weights & Biases run; a resumed run goes on under the same id."""
+    """One Weights & Biases run under the run's own id, which a resumed run keeps; runs of one name are a group."""
 
     def __init__(self, config: RunConfig, project: str, library: ModuleType) -> None:
         self._config = config
@@ -88,7 +88,7 @@ class WeightsAndBiases:
         if event.type == "run_started":
             directory = self._config.directory
             self._run = self._library.init(
-                project=self._project, name=self._config.name, id=self._config.name, resume="allow",
+                project=self._project, name=self._config.name, group=self._config.name, id=event.data["id"], resume="allow",
                 config=self._config.model_dump(mode="json"), dir=str(directory))
         for unit, figure, value, tokens in scalars(event):
             if self._run is None:

@@ -45,6 +45,7 @@ class Launcher:
         write_json(place.request, run.config)
         self._jobs.submit(Submission(
             id=submission_id(run.id, run.attempt),
+            run=run.id,
             config_path=place.request,
             stop_file=place.stop_file(run.attempt),
             report_url=self._settings.report_url(run.id),

@@ -22,6 +22,7 @@ class Submission:
 
     Attributes:
         id: Names the job; see `service.domain.jobs.submission_id`.
+        run: The run's id.
         config_path: The run's configuration, as JSON.
         stop_file: The driver ends, with a checkpoint, once this exists.
         report_url: Where the driver posts its events.
@@ -31,6 +32,7 @@ class Submission:
     """
 
     id: str
+    run: str
     config_path: Path
     stop_file: Path
     report_url: str
@@ -108,7 +110,7 @@ def entrypoint(submission: Submission, python: str = "python") -> str:
     """The driver's command line: fixed words and paths of ours; nothing in it is a user's."""
     words = [
         python, "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
-        "--stop-file", str(submission.stop_file), "--report-to", submission.report_url,
+        "--stop-file", str(submission.stop_file), "--report-to", submission.report_url, "--run-id", submission.run,
     ]
     # Without the shell in between, a kill reaches the driver itself.
     return f"exec {shlex.join(words)}"

@@ -125,7 +125,7 @@ def test_a_failed_stage_leaves_nothing_half_written(ray_cluster: None, tmp_path:
         "sources": [{"path": str(_text(tmp_path)), "format": "text"}], "validation_fraction": 0.3, "sequence_length": 64})
     with pytest.raises(UserError):
         pipeline.run(config)
-    assert {path.name for path in config.directory.iterdir()} == {"config.json", "events.jsonl", "ray.log"}
+    assert {path.name for path in config.directory.iterdir()} == {"config.json", "events.jsonl", "ray.log", "run.json"}
     assert EventLog.read(config.directory / "events.jsonl")[-1].type == "run_failed"
 
 

@@ -139,7 +139,7 @@ def _jobs_run_and_end(jobs: RayJobs, pools: RayPools, directory: Path, meanwhile
     proof = directory / "proof"
     driver = directory / "driver.py"
     driver.write_text(DRIVER)
-    submission = Submission("R-1", proof, directory / "stop", "http://127.0.0.1:1", "mdr_secret")
+    submission = Submission("R-1", "R", proof, directory / "stop", "http://127.0.0.1:1", "mdr_secret")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.ray_side.jobs.entrypoint", lambda it, python: f"exec {python} {driver} {it.config_path}")
         jobs.submit(submission)

@@ -75,7 +75,7 @@ def events():
             "step": step, "steps": steps, "tokens": step * 2048, "loss": 8.0 * math.exp(-step / steps), "lr": 1e-3,
             "grad_norm": 0.7, "tokens_per_second": 10_240.0})
     sequence = [
-        Event("run_started", data={"name": "demo", "directory": "runs/demo", "stages": STAGES}),
+        Event("run_started", data={"id": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "name": "demo", "directory": "runs/demo", "stages": STAGES}),
         Event("stage_skipped", "corpus"),
         Event("stage_started", "seed"),
         progress("seed", "seed", 50, 100),

@@ -37,7 +37,8 @@ def pipeline(monkeypatch, tmp_path):
     module = types.ModuleType("moedisco_ray.pipeline")
     module.calls = []
 
-    def run(config, listeners, redo, stop):
+    def run(config, listeners, redo, stop, given_id):
+        del stop, given_id
         module.calls.append((config, redo))
         for event in events():
             for listener in listeners:

@@ -83,7 +83,9 @@ def test_wandb_gets_an_axis_of_tokens_per_unit(tmp_path):
     names = [name for name, *_ in library.calls]
     assert names[0] == "init"
     assert names[-1] == "finish"
-    assert library.calls[0][2]["config"]["name"] == "demo"
+    started = library.calls[0][2]
+    assert started["config"]["name"] == "demo"
+    assert (started["id"], started["group"], started["name"]) == ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "demo", "demo")
     axes = [(args[0], kwargs["step_metric"]) for name, args, kwargs in library.calls if name == "define_metric"]
     assert axes == [(f"{unit}/*", f"{unit}/tokens") for unit in ("seed", "submodel-0", "submodel-1")]
     logged = [args[0] for name, args, _ in library.calls if name == "log"]
