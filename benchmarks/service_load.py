@@ -145,7 +145,7 @@ def measure_direct(state_dir: Path, seed: Seed) -> dict[str, float]:
                 run = runs.get(session, seed.live)
                 if run is None:
                     raise RuntimeError("the database is not the seeded one")
-                ingest.take(session, run, number * BATCH, batch, lambda _: None, time.time())
+                ingest.take(session, run, number * BATCH, batch, time.time())
         return {"direct": FIGURES * BATCH * len(batches) / (time.perf_counter() - began)}
 
 

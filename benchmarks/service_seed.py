@@ -55,7 +55,7 @@ def make(state_dir: Path, count: int) -> Seed:
             plain, _ = tokens.create(session, name="load", owner="root", scopes=["admin"], expires=None, now=time.time())
             template = _insert(session, state_dir, "owner-0")
             _begin(session, template)
-            ingest.take(session, template, 0, list(progress(0, EVENTS_PER_RUN)), lambda _: None, time.time())
+            ingest.take(session, template, 0, list(progress(0, EVENTS_PER_RUN)), time.time())
             runs.transition(session, template, RunState.SUCCEEDED, reason=None, now=time.time())
             ended = _copies(session, template.id, count - QUIET - DRIVERS - 2)
             quiet = [_insert(session, state_dir, f"owner-{i % OWNERS}") for i in range(QUIET)]

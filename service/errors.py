@@ -5,6 +5,7 @@ MoeDiscoError
     ├── BadRequest          400  the request is no JSON, or not even HTTP's idea of a request
     ├── Unauthorised        401  no token, or none that is valid
     ├── Forbidden           403  a valid token that may not do this
+    │   └── AgainstPolicy   the operator's policy for this owner does not allow it
     ├── NotFound            404  absent, or another owner's
     ├── Conflict            409  the run's state does not allow it
     │   ├── IllegalTransition
@@ -67,6 +68,25 @@ class Forbidden(ServiceError):
     status = 403
     title = "Not allowed"
     slug = "forbidden"
+
+
+class AgainstPolicy(Forbidden):
+    """The operator's policy for this owner does not allow it.
+
+    Args:
+        field: Of the request, or of the policy where the request has no such field.
+        value: What was asked for, or what is used already.
+        remedy: The limit, and what to do.
+    """
+
+    title = "Against the policy"
+    slug = "policy"
+
+    def __init__(self, field: str, value: str | float, remedy: str) -> None:
+        super().__init__(f"{field}: {value!r}: {remedy}")
+        self.field = field
+        self.value = value
+        self.remedy = remedy
 
 
 class NotFound(ServiceError):

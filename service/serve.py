@@ -24,10 +24,11 @@ from service.background.reconciler import Reconciler
 from service.background.secret import service_secret
 from service.bell import Bell
 from service.bootstrap import first_token
-from service.database import runs, tokens
+from service.database import audit, policies, runs, tokens
 from service.database.session import Database
 from service.domain.states import ACTIVE
 from service.observability import configure_logging
+from service.policies_file import load_policies
 from service.process import alone, close_to_others
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.jobs import RayJobs
@@ -70,8 +71,8 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         Whether a local Ray goes on, because runs are under way; the next start takes it and them up.
 
     Raises:
-        ConfigError: A public address without a valid token, a token file that holds none, a port that another program has, a state
-            directory that another service uses.
+        ConfigError: A policies file that cannot be used, a public address without a valid token, a token file that holds none, a
+            port that another program has, a state directory that another service uses.
         DatabaseError: The database cannot be used.
         RayUnavailable: The local Ray cluster did not start.
     """
@@ -84,6 +85,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         token = first_token(database, settings.admin_token_path)
         with database.read() as session:
             check_bind(settings, tokens=tokens.count_valid(session, time.time()))
+        _store_policies(settings, database)
         listener = stack.enter_context(_listen(settings))
         settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         local, jobs, dashboard = _ray(settings)
@@ -132,6 +134,22 @@ def _work(
         announce()
         with _ended_by_signals():
             server.run(sockets=[listener])
+
+
+def _store_policies(settings: Settings, database: Database) -> None:
+    """Put the operator's policies file, if one is named, in place of the stored policies."""
+    if settings.policies is None:
+        return
+    wanted, now = load_policies(settings.policies), time.time()
+    with database.write() as session:
+        # As plain data: an entry that sets what the default says differs from one that leaves it out.
+        before, after = (each.model_dump(mode="json", exclude_unset=True) for each in (policies.load(session), wanted))
+        if before == after:
+            return
+        policies.replace(session, wanted, now)
+        audit.note(
+            session, owner="operator", token_id=None, action="policies.set", target="policies", address=None, now=now,
+            detail={"file": str(settings.policies), **after})
 
 
 @contextlib.contextmanager

@@ -42,7 +42,9 @@ class Settings(BaseModel):
     """Directories, and `s3://BUCKET/PREFIX` and the like, that `checkpoint.storage` may name. None: checkpoints stay in run
     directories."""
     max_active_runs: PositiveInt = 4
-    max_active_runs_per_owner: PositiveInt = 2
+    """Of all owners together; each owner's limit is in the policies."""
+    policies: Path | None = None
+    """A YAML file with the policies of every owner, which holds instead of what was set over REST; null: REST sets them."""
     requests_per_minute: PositiveInt = 1200
     """Of one token, or of one address that has none."""
     max_body_bytes: PositiveInt = MIB

@@ -12,8 +12,18 @@ from moedisco_ray.config.model import (
     UpcycleInit,
     read_architecture,
 )
-from moedisco_ray.config.pools import AnyPool, HighMemoryPool, LowMemoryPool, MachineType, Pool, PoolName, Pools
-from moedisco_ray.config.run import RunConfig
+from moedisco_ray.config.pools import (
+    AnyPool,
+    HighMemoryPool,
+    LowMemoryPool,
+    MachineType,
+    Pool,
+    PoolName,
+    Pools,
+    PricePerHour,
+    Tag,
+)
+from moedisco_ray.config.run import RunConfig, Tags
 from moedisco_ray.config.sections import (
     Checkpoint,
     Clusters,
@@ -56,9 +66,12 @@ __all__ = [
     "Pool",
     "PoolName",
     "Pools",
+    "PricePerHour",
     "RunConfig",
     "Source",
     "Submodels",
+    "Tag",
+    "Tags",
     "Tokenizer",
     "Tokens",
     "Tracking",

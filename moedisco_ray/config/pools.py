@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.config.base import Section
 
 PoolName = Literal["low_memory", "high_memory"]
-Workers = Annotated[int, Field(ge=1)]
+MOST_WORKERS = 65_536
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+
+_RAYS_OWN = frozenset({
+    "CPU", "GPU", "memory", "object_store_memory", "TPU", "HPU", "NPU", "TTNPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN"})
+"""Resources that Ray counts by itself on every node, or on every node with such an accelerator."""
+_PLACEMENT_GROUP = re.compile(r"(^bundle_group_|_group_(\d+_)?[0-9a-f]{16,})")
+"""Names under which Ray keeps what a placement group has reserved."""
+
+
+def _is_a_tag(resource: str) -> str:
+    if resource in _RAYS_OWN or _PLACEMENT_GROUP.search(resource):
+        raise ValueError(f"{resource} is a resource of Ray's own; name a custom resource that only this pool's nodes offer")
+    return resource
+
+
+Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$"), AfterValidator(_is_a_tag)]
+"""A custom resource that the nodes of a pool offer. Ray's own are refused: every node of the cluster offers them."""
+PricePerHour = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Pool(Section):
@@ -18,12 +37,12 @@ class Pool(Section):
     kind: ClassVar[PoolName]
     """Its key in `pools`."""
 
-    resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
+    resource: Tag
     """The custom resource that a node of this pool offers: one per worker it has room for."""
     gpu: int = Field(0, ge=0, le=1)
     """GPUs a worker holds; 0 trains on CPU."""
     memory_gb: float = Field(gt=0)
-    price_per_hour: float = Field(ge=0)
+    price_per_hour: PricePerHour
     """Dollars per worker-hour."""
     speed: float = Field(gt=0)
     """Training speed relative to one A100-80GB."""
@@ -54,14 +73,14 @@ class MachineType(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")
     """What the report and the meter call it."""
-    resource: str = Field(pattern=r"^[A-Za-z_][\w.-]*$")
+    resource: Tag
     """The custom resource that its nodes offer, and those of no other type: Ray places by resources, not by labels."""
     memory_gb: float = Field(gt=0)
-    price_per_hour: float = Field(ge=0)
+    price_per_hour: PricePerHour
     """Dollars per worker-hour."""
     speed: float = Field(gt=0)
     """Training speed relative to one A100-80GB."""
-    max_workers: int = Field(8, ge=1)
+    max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
     """Most sub-models that train on it at once."""
 
 
@@ -69,14 +88,14 @@ class LowMemoryPool(Pool):
     """Trains the seed model and the sub-models, one worker each; all at once, the whole MoE where `finetune.pool` says so."""
 
     kind = "low_memory"
-    resource: str = Field("low_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
+    resource: Tag = "low_mem_gpu"
     gpu: int = Field(0, ge=0, le=1)
     memory_gb: float = Field(24, gt=0)
-    price_per_hour: float = Field(0.35, ge=0)
+    price_per_hour: PricePerHour = 0.35
     speed: float = Field(0.72, gt=0)
-    max_workers: int = Field(8, ge=1)
+    max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
     """Most sub-models that train at once."""
-    types: tuple[MachineType, ...] = Field((), max_length=64)
+    types: tuple[MachineType, ...] = Field((), max_length=32)
     """Node types of a mixed pool: a sub-model goes where it fits for the least money. Each has its own tag, memory, price and
     speed, in place of the pool's. Empty: the pool is of one type."""
 
@@ -125,10 +144,10 @@ class HighMemoryPool(Pool):
     """Trains the merged MoE with a gang of workers, all of them at once."""
 
     kind = "high_memory"
-    resource: str = Field("high_mem_gpu", pattern=r"^[A-Za-z_][\w.-]*$")
+    resource: Tag = "high_mem_gpu"
     gpu: int = Field(0, ge=0, le=1)
     memory_gb: float = Field(80, gt=0)
-    price_per_hour: float = Field(2.28, ge=0)
+    price_per_hour: PricePerHour = 2.28
     speed: float = Field(1.0, gt=0)
     workers: Workers | tuple[Workers, Workers] = 1
     """Size of the gang. N: all of them or none, and the same bits every time. [FEWEST, MOST]: begins with what there is,

@@ -25,6 +25,13 @@ from moedisco_ray.config.sections import (
     Tracking,
 )
 
+Tags = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")],
+        Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")]],
+    Field(max_length=16)]
+"""What a run is marked with, for people and for finding it: at most 16, with keys and values of at most 63 characters."""
+
 
 class RunConfig(Section):
     """Everything that describes a run. The same model validates it in the command line, the service and the driver."""
@@ -32,8 +39,8 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
     """Names the run and its directory, OUTPUT/NAME."""
     seed: int = Field(0, ge=0, lt=2**31)
-    tags: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)]] = Field(
-        default_factory=dict, max_length=32)
+    tags: Tags = Field(default_factory=dict)
+    """Key and value pairs to find the run by: at most 16, each part of at most 63 characters."""
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()

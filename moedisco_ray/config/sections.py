@@ -332,9 +332,9 @@ class Evaluation(Section):
     (the right choice's place, from 0), or all of `context` and `continuation`. A task is called as its file."""
     lm_eval_limit: int | None = Field(None, ge=1)
     """Examples of each task file, the first ones; null: all."""
-    prompts: tuple[str, ...] = Field(("The", "import "), max_length=64)
+    prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
     """The finished model continues each of these, as a sample in the report."""
-    sample_tokens: int = Field(48, ge=1)
+    sample_tokens: int = Field(48, ge=1, le=4096)
 
 
 class Tracking(Section):
@@ -342,7 +342,7 @@ class Tracking(Section):
 
     tensorboard: bool = False
     """Write to RUN_DIR/tensorboard."""
-    wandb: str | None = None
+    wandb: str | None = Field(None, max_length=256)
     """A Weights & Biases project."""
-    mlflow: str | None = None
+    mlflow: str | None = Field(None, max_length=256)
     """An MLflow experiment; the server is MLFLOW_TRACKING_URI's."""

@@ -19,7 +19,6 @@ from service.domain.states import RunState
 from service.schemas import (
     AuditEntry,
     DeliveryInfo,
-    PriceEntry,
     Run,
     RunDetail,
     Series,
@@ -39,7 +38,7 @@ def run_detail(context: Context, caller: Caller, session: Session, row: tables.R
     """A run with its configuration and its bill."""
     bill = metered_bill(Meter.from_dict(row.meter), RunConfig.model_validate(row.config))
     return RunDetail.model_validate({
-        **_run(context, caller, row, _places(session, [row])), "config": row.config, "bill": bill,
+        **_run(context, caller, row, _places(session, [row])), "config": row.config, "notes": row.notes, "bill": bill,
         "estimate": row.estimate["bill"]})
 
 
@@ -72,11 +71,6 @@ def delivery_answer(row: tables.Delivery) -> DeliveryInfo:
 def audit_answer(row: tables.Audit) -> AuditEntry:
     """An entry of the audit log."""
     return AuditEntry.model_validate({name: getattr(row, name) for name in AuditEntry.model_fields})
-
-
-def price_answer(row: tables.Price) -> PriceEntry:
-    """An entry of the price book."""
-    return PriceEntry.model_construct(resource=row.resource, dollars_per_hour=row.dollars_per_hour, since=row.since)
 
 
 def owner_filter(caller: Caller) -> str | None:

@@ -16,7 +16,7 @@ from service.api.limits import Limits
 from service.api.live_reports import LiveReports
 from service.api.openapi import documented, operation_id
 from service.api.problems import handle_problems
-from service.api.routes import access, files, operations, page, planning, ray, runs, watching, webhooks
+from service.api.routes import access, files, operations, page, planning, quotas, ray, runs, watching, webhooks
 from service.api.streams import Streams
 from service.bell import Bell
 from service.database.session import Database
@@ -31,8 +31,8 @@ from service.settings import Settings
 from service.web import STATIC
 
 _ROUTERS = (
-    runs.router, watching.router, watching.reports, files.router, planning.router, access.router, access.sessions, webhooks.router,
-    operations.router, ray.router, page.router)
+    runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sessions,
+    webhooks.router, operations.router, ray.router, page.router)
 
 
 def create_app(

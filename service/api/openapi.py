@@ -20,6 +20,7 @@ Control service of MoEDisCo training runs on Ray: submit a configuration, watch 
 Sign in with `Authorization: Bearer TOKEN`. Errors are problem documents (RFC 9457); `errors` names each field that is
 wrong, in the words of `moedisco validate`. Times are seconds since the epoch, UTC.
 """
+_TAGS = ("runs", "watching", "files", "planning", "policies", "access", "webhooks", "operations")
 _MEANINGS = {
     400: "The request is no JSON.",
     401: "Nobody that is known asks.",
@@ -75,7 +76,7 @@ def documented(app: FastAPI, version: str) -> Callable[[], dict[str, Any]]:
         if app.openapi_schema is None:
             document = get_openapi(
                 title="MoEDisCo control service", version=version, description=_DESCRIPTION, routes=app.routes,
-                tags=[{"name": name} for name in ("runs", "watching", "files", "planning", "access", "webhooks", "operations")])
+                tags=[{"name": name} for name in _TAGS])
             schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas = document["components"]["schemas"]
             schemas.update(schema.pop("$defs"))

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from moedisco_ray.config.mistakes import first_mistake, plain_words
 from moedisco_ray.errors import UserError, masked
 from service.api.headers import SECURITY_HEADERS
-from service.errors import BadRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
+from service.errors import AgainstPolicy, BadRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
 from service.schemas import Mistake
 
 MEDIA_TYPE = "application/problem+json"
@@ -44,7 +44,10 @@ def problem_response(error: ServiceError, request: Request) -> Response:
         headers["Content-Range"] = f"bytes */{error.size}"
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "2"
-    return _response(request, error.status, error.slug, error.title, error.detail, headers=headers)
+    mistakes: tuple[Mistake, ...] = ()
+    if isinstance(error, AgainstPolicy):
+        mistakes = (Mistake(field=error.field, message=_words(error.value, error.remedy)),)
+    return _response(request, error.status, error.slug, error.title, error.detail, mistakes, headers=headers)
 
 
 def mistakes_in(error: UserError) -> list[Mistake]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.read_roots import reading_within
 from service.api.context import Context
 from service.api.security import Caller, visible_run
-from service.database import audit, idempotency, runs, tables
+from service.database import audit, idempotency, policies, quotas, runs, tables
 from service.database.ids import new_id
 from service.domain.changes import changed
 from service.domain.confinement import Roots, check_links, confined
 from service.domain.placement import placed
+from service.domain.policies import HIGHEST_PRIORITY, Policy
+from service.domain.quotas import check_pools, check_priority, check_room, priced
 from service.errors import Conflict, KeyReused, NotFound
 from service.schemas import RetryRequest, RunRequest
 
@@ -44,6 +47,7 @@ class Wanted:
         priority: Higher goes first.
         budget_dollars: Where it is stopped.
         parent: The run it is a retry of.
+        notes: Remarks for its owner, such as prices that were replaced.
     """
 
     config: RunConfig
@@ -51,18 +55,26 @@ class Wanted:
     priority: int
     budget_dollars: float | None
     parent: str | None
+    notes: list[str]
 
 
-def checked(config: RunConfig, roots: Roots) -> tuple[RunConfig, Plan]:
-    """The configuration with absolute paths, and its plan. Nothing outside of the roots is looked at.
+def checked(config: RunConfig, roots: Roots, prices: Mapping[str, float]) -> tuple[RunConfig, Plan, list[str]]:
+    """The configuration with absolute paths and the operator's prices, its plan, and notes on the prices.
+
+    Nothing outside of the roots is looked at.
+
+    Args:
+        config: As it was asked for.
+        roots: Where runs may read and write.
+        prices: The operator's, in dollars per worker-hour by custom resource.
 
     Raises:
         UserError: A path lies elsewhere or is absent; the settings cannot be planned.
     """
-    config = confined(config, roots)
+    config, notes = priced(confined(config, roots), prices)
     check_links(config, roots)
     with reading_within(roots.directories):
-        return config, _planned(config)
+        return config, _planned(config), notes
 
 
 def _planned(config: RunConfig) -> Plan:
@@ -80,21 +92,26 @@ def _planned(config: RunConfig) -> Plan:
     return plan
 
 
-def wanted(request: RunRequest, roots: Roots) -> Wanted:
-    """What a request asks for.
+def wanted(request: RunRequest, roots: Roots, policy: Policy) -> Wanted:
+    """The run that a request asks for.
 
     Raises:
         UserError: As `checked`.
+        AgainstPolicy: The owner may not use its pools.
     """
-    config, plan = checked(request.config, roots)
-    return Wanted(config, plan, request.priority, request.budget_dollars, None)
+    check_pools(request.config, policy)
+    config, plan, notes = checked(request.config, roots, policy.prices)
+    return Wanted(config, plan, request.priority, request.budget_dollars, None, notes)
 
 
-def wanted_again(parent: tables.Run, request: RetryRequest, roots: Roots) -> Wanted:
+def wanted_again(parent: tables.Run, request: RetryRequest, roots: Roots, policy: Policy) -> Wanted:
     """A new run from an old one's configuration, with changes.
+
+    A priority that is taken over is no higher than the owner's highest.
 
     Raises:
         UserError: A change names no setting, or as `checked`.
+        AgainstPolicy: The owner may not use its pools.
     """
     raw = {**parent.config, "tags": parent.tags, "output": str(Path(parent.directory).parent.parent)}
     for path, value in request.changes.items():
@@ -103,19 +120,30 @@ def wanted_again(parent: tables.Run, request: RetryRequest, roots: Roots) -> Wan
         again = RunRequest.model_validate({"config": raw}).config
     except ValidationError as error:
         raise first_mistake([{**mistake, "loc": mistake["loc"][1:]} for mistake in error.errors()]) from error
-    config, plan = checked(again, roots)
-    priority = parent.priority if request.priority is None else request.priority
+    check_pools(again, policy)
+    config, plan, notes = checked(again, roots, policy.prices)
+    priority = min(parent.priority, policy.highest_priority) if request.priority is None else request.priority
     budget = parent.budget_dollars if request.budget_dollars is None else request.budget_dollars
-    return Wanted(config, plan, priority, budget, parent.id)
+    return Wanted(config, plan, priority, budget, parent.id, notes)
 
 
-def submit(context: Context, caller: Caller, run: Wanted, key: str | None, body_hash: bytes) -> tuple[tables.Run, bool]:
+def policy_of(context: Context, caller: Caller) -> Policy:
+    """The limits that hold for a caller's owner; an administrator may set any priority."""
+    with context.database.read() as session:
+        policy = policies.of(session, caller.owner)
+    return policy.model_copy(update={"highest_priority": HIGHEST_PRIORITY}) if caller.admin else policy
+
+
+def submit(
+    context: Context, caller: Caller, run: Wanted, policy: Policy, key: str | None, body_hash: bytes,
+) -> tuple[tables.Run, bool]:
     """Store a run, or find the one that the same request has made before.
 
     Args:
         context: Of the application.
         caller: Becomes the owner.
         run: What to store.
+        policy: The limits of the caller's owner.
         key: The request's Idempotency-Key.
         body_hash: Of what was asked, to tell a repetition from another request with the same key.
 
@@ -125,15 +153,19 @@ def submit(context: Context, caller: Caller, run: Wanted, key: str | None, body_
     Raises:
         KeyReused: The key came with another request before.
         Conflict: The run that the key made was deleted.
+        AgainstPolicy: The priority is too high, or the owner's quota is used up.
     """
     now = context.now()
     with context.database.write() as session:
         if key is not None and (known := idempotency.find(session, caller.owner, key, now)) is not None:
             return _repeated(session, caller, known, body_hash), False
+        check_priority(run.priority, policy)
+        check_room(policy, quotas.use_of(session, caller.owner, now))
         run_id = new_id()
         row = runs.insert(
             session, run_id=run_id, config=placed(run.config, run.config.output, run_id), owner=caller.owner, priority=run.priority,
-            budget_dollars=run.budget_dollars, estimate=run.plan.model_dump(mode="json"), parent=run.parent, now=now)
+            budget_dollars=run.budget_dollars, estimate=run.plan.model_dump(mode="json"), parent=run.parent, now=now,
+            notes=run.notes)
         if key is not None:
             idempotency.remember(session, owner=caller.owner, key=key, body_hash=body_hash, run_id=run_id, now=now)
         note(session, caller, "run.submit" if run.parent is None else "run.retry", run_id, now, {"name": row.name})

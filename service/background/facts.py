@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moedisco_ray.config import AnyPool
+from service.database.quotas import Quotas
 from service.database.tables import Run
-from service.domain.admission import Active, Cluster, Need, Queued, Room
-from service.domain.settling import AWAITED, Facts, last_word
+from service.domain.admission import Active, Cluster, Limits, Need, Queued, Room
+from service.domain.quotas import dollars_used_up, wait_reason
+from service.domain.settling import AWAITED, Facts, Stop, last_word
 from service.domain.states import RunState
 from service.schemas import Pools
 
@@ -27,11 +29,13 @@ def awaiting(progress: dict[str, object]) -> dict[str, object]:
     return {**progress, "ended": {"type": AWAITED}}
 
 
-def queued(run: Run) -> Queued:
+def queued(run: Run, quotas: Quotas) -> Queued:
     """What `admit` asks of a queued run: a slot to train a sub-model on, and machines enough for the smallest gang."""
     (low, slots), *others = _pools(run)
     needs = (Need(low.tags, slots, free=1), *(Need(pool.tags, workers, free=0) for pool, workers in others))
-    return Queued(run.id, run.owner, needs, held=budget_spent(run))
+    tags = [tag for need in needs for tag in need.resources]
+    held = budget_spent(run) or wait_reason(tags, quotas.policies.of(run.owner), quotas.use(run.owner))
+    return Queued(run.id, run.owner, needs, held)
 
 
 def active(run: Run) -> Active:
@@ -39,6 +43,12 @@ def active(run: Run) -> Active:
     stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
     pool, _ = _pools(run)[-1 if stage.get("status") in ("done", "reused") else 0]
     return Active(run.owner, (pool.tags,))
+
+
+def limits(quotas: Quotas, runs: int) -> Limits:
+    """Most active runs, altogether and by owner."""
+    policies = quotas.policies
+    return Limits(runs, policies.default.active_runs, {owner: policies.of(owner).active_runs for owner in policies.owners})
 
 
 def _pools(run: Run) -> tuple[tuple[AnyPool, int], ...]:
@@ -55,6 +65,13 @@ def cluster(pools: Pools, *, grows: bool) -> Cluster | None:
     if not pools.connected:
         return None
     return Cluster({pool.resource: Room(pool.slots, pool.free, pool.pending) for pool in pools.items}, grows)
+
+
+def stop_for_money(run: Run, quotas: Quotas) -> Stop | None:
+    """Why an active run is to be stopped, if its own budget or its owner's dollars for the month are used up."""
+    if budget_spent(run):
+        return "budget"
+    return "month" if dollars_used_up(quotas.policies.of(run.owner), quotas.use(run.owner)) else None
 
 
 def budget_spent(run: Run) -> str | None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from service.background import facts, spool
 from service.background.launching import Launcher
 from service.bell import Bell
-from service.database import ingest, prices, runs, tokens
+from service.database import ingest, quotas, runs, tokens
+from service.database.quotas import Quotas
 from service.database.session import Database
 from service.database.tables import Run
-from service.domain.admission import Cluster, Limits, admit
+from service.domain.admission import Cluster, admit
 from service.domain.jobs import JobState, submission_id, submitted_run
 from service.domain.placement import Placement
 from service.domain.settling import STOP_REASONS, Settlement, settle
@@ -57,7 +58,7 @@ class Reconciler:
         self._pools = pools
         self._bell = bell
         self._launcher = Launcher(jobs, settings, secret)
-        self._limits = Limits(settings.max_active_runs, settings.max_active_runs_per_owner)
+        self._most_active = settings.max_active_runs
         self._looked: tuple[float, frozenset[str], Cluster | None] = (float("-inf"), frozenset(), None)
 
     def round(self, now: float) -> None:
@@ -74,22 +75,23 @@ class Reconciler:
         except RayUnavailable as error:
             _log.debug("no jobs: %s", error)
             jobs = None
+        known = self._quotas(now)
         for run in self._runs(*ACTIVE):
             with bound(run_id=run.id):
                 try:
-                    self._look_after(run, jobs, now)
+                    self._look_after(run, jobs, known, now)
                 except (StaleRun, NotFound):
                     continue    # changed or deleted by a request meanwhile: looked at again in the next round
                 except OSError as error:
                     self._explain(run.id, f"its directory cannot be used: {error.strerror or error}", now)
         if jobs is not None:
             self._end_strays(jobs)
-        self._admit(now, connected=jobs is not None)
+        self._admit(known, now, connected=jobs is not None)
 
-    def _look_after(self, run: Run, jobs: Mapping[str, JobState] | None, now: float) -> None:
+    def _look_after(self, run: Run, jobs: Mapping[str, JobState] | None, known: Quotas, now: float) -> None:
         state = RunState(run.state)
-        if state is not RunState.STOPPING and facts.budget_spent(run):
-            self._stop_for_budget(run.id, now)
+        if state is not RunState.STOPPING and facts.stop_for_money(run, known):
+            self._stop_for_money(run.id, known, now)
             return
         if state is RunState.STOPPING:
             self._launcher.ask_to_end(run)
@@ -143,19 +145,22 @@ class Reconciler:
                 row = runs.lock(session, run.id)
                 if row is None:
                     return
-                ingest.take(session, row, first, events, lambda resource: prices.price_at(session, resource, now), now)
+                ingest.take(session, row, first, events, now)
             self._bell.ring(run.id)
 
-    def _stop_for_budget(self, run_id: str, now: float) -> None:
+    def _stop_for_money(self, run_id: str, known: Quotas, now: float) -> None:
         with self._database.write() as session:
             run = runs.lock(session, run_id)
-            if run is None or run.state not in (RunState.STARTING, RunState.RUNNING) or not facts.budget_spent(run):
+            if run is None or run.state not in (RunState.STARTING, RunState.RUNNING):
                 return
-            runs.transition(session, run, RunState.STOPPING, reason=STOP_REASONS["budget"], now=now, stop="budget")
+            stop = facts.stop_for_money(run, known)
+            if stop is None:
+                return
+            runs.transition(session, run, RunState.STOPPING, reason=STOP_REASONS[stop], now=now, stop=stop)
         self._bell.ring(run_id)
         self._launcher.ask_to_end(run)
 
-    def _admit(self, now: float, *, connected: bool) -> None:
+    def _admit(self, known: Quotas, now: float, *, connected: bool) -> None:
         with self._database.read() as session:
             waiting = {run.id: run for run in runs.in_states(session, [RunState.QUEUED])}
             queue = [waiting[run_id] for run_id in runs.queue_order(session)]
@@ -163,7 +168,9 @@ class Reconciler:
         if not queue:
             return
         cluster = self._cluster(frozenset(facts.resources(queue)), now) if connected else None
-        for admission in admit([facts.queued(run) for run in queue], [facts.active(run) for run in active], self._limits, cluster):
+        limits = facts.limits(known, self._most_active)
+        asked = [facts.queued(run, known) for run in queue]
+        for admission in admit(asked, [facts.active(run) for run in active], limits, cluster):
             with bound(run_id=admission.run_id):
                 if admission.start:
                     self._start(admission.run_id, now)
@@ -218,6 +225,10 @@ class Reconciler:
                 self._jobs.kill(name)
             except RayUnavailable as error:
                 _log.info("to be repeated: %s", error)
+
+    def _quotas(self, now: float) -> Quotas:
+        with self._database.read() as session:
+            return quotas.load(session, now)
 
     def _runs(self, *states: RunState) -> list[Run]:
         with self._database.read() as session:

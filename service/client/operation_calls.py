@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from moedisco_ray.plan import Plan
-from service.client.calls import Call, body, segment
+from service.client.calls import Call, body, query, segment
 from service.client.parsing import document, nothing
 from service.client.run_calls import Configuration, plain_config
+from service.domain.policies import Policies, Policy
 from service.domain.states import RunState
 from service.schemas import (
     DeliveryPage,
+    Estimate,
     Identity,
     NewToken,
     NewWebhook,
     Pools,
-    PriceBook,
+    Quota,
     Scope,
     TokenPage,
     WebhookPage,
@@ -28,10 +29,10 @@ def identity() -> Call[Identity]:
     return Call("GET", "/v1/identity", document(Identity))
 
 
-def estimate(config: Configuration) -> Call[Plan]:
+def estimate(config: Configuration) -> Call[Estimate]:
     """POST /v1/estimates."""
     return Call(
-        "POST", "/v1/estimates", lambda answer: Plan.model_validate_json(answer.body, extra="ignore"),
+        "POST", "/v1/estimates", lambda answer: Estimate.model_validate_json(answer.body, extra="ignore"),
         content=body(config=plain_config(config)))
 
 
@@ -40,14 +41,29 @@ def pools() -> Call[Pools]:
     return Call("GET", "/v1/pools", document(Pools))
 
 
-def prices() -> Call[PriceBook]:
-    """GET /v1/prices."""
-    return Call("GET", "/v1/prices", document(PriceBook))
+def quota(owner: str | None) -> Call[Quota]:
+    """GET /v1/quota."""
+    return Call("GET", "/v1/quota", document(Quota), query(owner=owner))
 
 
-def set_price(resource: str, dollars_per_hour: float, since: float | None) -> Call[None]:
-    """PUT /v1/prices."""
-    return Call("PUT", "/v1/prices", nothing, content=body(resource=resource, dollars_per_hour=dollars_per_hour, since=since))
+def policies() -> Call[Policies]:
+    """GET /v1/policies."""
+    return Call("GET", "/v1/policies", lambda answer: Policies.model_validate_json(answer.body, extra="ignore"))
+
+
+def set_policies(wanted: Policies) -> Call[None]:
+    """PUT /v1/policies."""
+    return Call("PUT", "/v1/policies", nothing, content=_as_set(wanted))
+
+
+def set_policy(owner: str, wanted: Policy) -> Call[None]:
+    """PUT /v1/policies/owners/{owner}."""
+    return Call("PUT", f"/v1/policies/owners/{segment(owner)}", nothing, content=_as_set(wanted))
+
+
+def delete_policy(owner: str) -> Call[None]:
+    """DELETE /v1/policies/owners/{owner}."""
+    return Call("DELETE", f"/v1/policies/owners/{segment(owner)}", nothing)
 
 
 def tokens() -> Call[TokenPage]:
@@ -85,3 +101,8 @@ def delete_webhook(webhook_id: str) -> Call[None]:
 def deliveries(webhook_id: str) -> Call[DeliveryPage]:
     """GET /v1/webhooks/{id}/deliveries."""
     return Call("GET", f"/v1/webhooks/{segment(webhook_id)}/deliveries", document(DeliveryPage))
+
+
+def _as_set(wanted: Policies | Policy) -> bytes:
+    # Null is a value here, no limit, and what an entry leaves out is as in the default.
+    return wanted.model_dump_json(exclude_unset=True).encode()

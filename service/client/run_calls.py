@@ -54,10 +54,11 @@ def run(run_id: str) -> Call[RunDetail]:
 
 def change(
     run_id: str, name: str | None, tags: Mapping[str, str] | None, priority: int | None, budget_dollars: float | None,
+    kept: bool | None,
 ) -> Call[RunDetail]:
     """PATCH /v1/runs/{id}."""
     return Call("PATCH", _path(run_id), document(RunDetail), content=body(
-        name=name, tags=None if tags is None else dict(tags), priority=priority, budget_dollars=budget_dollars))
+        name=name, tags=None if tags is None else dict(tags), priority=priority, budget_dollars=budget_dollars, kept=kept))
 
 
 def delete(run_id: str, keep_artifacts: bool) -> Call[None]:

@@ -14,7 +14,6 @@ from pydantic import JsonValue
 
 from moedisco_ray.errors import MoeDiscoError
 from moedisco_ray.events import Event
-from moedisco_ray.plan import Plan
 from service.client import carrying, downloading, operation_calls, run_calls
 from service.client.address import find_address
 from service.client.asking import ask
@@ -23,10 +22,12 @@ from service.client.downloading import Progress, no_progress
 from service.client.following import EventFollower, LogFollower
 from service.client.patience import DEFAULT, Patience
 from service.client.run_calls import Configuration
+from service.domain.policies import Policies, Policy
 from service.domain.states import TERMINAL, RunState
 from service.schemas import (
     Artifact,
     DeliveryInfo,
+    Estimate,
     Figure,
     Identity,
     LogFile,
@@ -34,7 +35,7 @@ from service.schemas import (
     NewToken,
     NewWebhook,
     Pools,
-    PriceEntry,
+    Quota,
     Run,
     RunDetail,
     Scope,
@@ -113,10 +114,10 @@ class Client:
 
     def change(
         self, run_id: str, *, name: str | None = None, tags: Mapping[str, str] | None = None, priority: int | None = None,
-        budget_dollars: float | None = None,
+        budget_dollars: float | None = None, kept: bool | None = None,
     ) -> RunDetail:
-        """Change what may change; what is left out stays."""
-        return self._ask(run_calls.change(run_id, name, tags, priority, budget_dollars))
+        """Change what may change; what is left out stays. A kept run is not removed by retention."""
+        return self._ask(run_calls.change(run_id, name, tags, priority, budget_dollars, kept))
 
     def delete(self, run_id: str, *, keep_artifacts: bool = False) -> None:
         """Delete a run that has ended, and its files unless they are to be kept."""
@@ -221,21 +222,33 @@ class Client:
         """Bring the finished model into a new directory; see `service.client.downloading.download`."""
         return self._carry_out(downloading.download(run_id, directory, progress, self._patience, self.url))
 
-    def estimate(self, config: Configuration) -> Plan:
-        """What a run would need and cost."""
+    def estimate(self, config: Configuration) -> Estimate:
+        """What a run would need, and cost at the operator's prices."""
         return self._ask(operation_calls.estimate(config))
 
     def pools(self) -> Pools:
         """The machines of every pool."""
         return self._ask(operation_calls.pools())
 
-    def prices(self) -> list[PriceEntry]:
-        """The price book, oldest entry first."""
-        return self._ask(operation_calls.prices()).items
+    def quota(self, owner: str | None = None) -> Quota:
+        """Limits of the caller's owner and what is used of them; an administrator may name another owner."""
+        return self._ask(operation_calls.quota(owner))
 
-    def set_price(self, resource: str, dollars_per_hour: float, since: float | None = None) -> None:
-        """Enter a pool's price, from now or from a time on."""
-        self._ask(operation_calls.set_price(resource, dollars_per_hour, since))
+    def policies(self) -> Policies:
+        """The policy of every owner."""
+        return self._ask(operation_calls.policies())
+
+    def set_policies(self, policies: Policies) -> None:
+        """Replace all policies."""
+        self._ask(operation_calls.set_policies(policies))
+
+    def set_policy(self, owner: str, policy: Policy) -> None:
+        """Replace one owner's entry; what it leaves out is as in the default."""
+        self._ask(operation_calls.set_policy(owner, policy))
+
+    def delete_policy(self, owner: str) -> None:
+        """Delete one owner's entry, so that the default holds."""
+        self._ask(operation_calls.delete_policy(owner))
 
     def tokens(self) -> list[TokenInfo]:
         """All tokens, without themselves."""

@@ -1,8 +1,7 @@
-"""Commands about the service: pools, prices, tokens, webhooks."""
+"""Commands about the service: pools, tokens, webhooks."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,16 +10,15 @@ import typer
 from moedisco_ray.cli import AsJson
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.output import remark, say, write_json, write_table
-from service.commands.views import pools_view, prices_table, tokens_table, webhooks_table
+from service.commands.views import pools_view, tokens_table, webhooks_table
 from service.domain.states import RunState
 
 Scope = Literal["read", "submit", "admin"]
 
 commands = typer.Typer()
-prices = typer.Typer(no_args_is_help=True, help="What pools cost.")
 tokens = typer.Typer(no_args_is_help=True, help="Who may ask, and for what.")
 webhooks = typer.Typer(no_args_is_help=True, help="Who is told when a run's state changes.")
-for group, title in ((prices, "prices"), (tokens, "tokens"), (webhooks, "webhooks")):
+for group, title in ((tokens, "tokens"), (webhooks, "webhooks")):
     commands.add_typer(group, name=title, rich_help_panel=SERVICE_PANEL)
 
 Identifier = Annotated[str, typer.Argument(metavar="ID", help="As `list` shows it.")]
@@ -32,27 +30,6 @@ def pools(as_json: AsJson = False) -> None:
     with connected() as client:
         found = client.pools()
     write_json(found) if as_json else write_table(pools_view(found))
-
-
-@prices.command("list")
-def list_prices(as_json: AsJson = False) -> None:
-    """Show the price book."""
-    with connected() as client:
-        found = client.prices()
-    write_json(found) if as_json else write_table(prices_table(found))
-
-
-@prices.command("set")
-def set_price(
-    resource: Annotated[str, typer.Argument(help="The pool's resource, such as low_mem_gpu.")],
-    dollars: Annotated[float, typer.Argument(min=0, help="Dollars per worker-hour.")],
-    since: Annotated[datetime | None, typer.Option(help="From when, local time; left out: from now.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Enter a price, which is metered by from then on."""
-    with connected() as client:
-        client.set_price(resource, dollars, None if since is None else since.timestamp())
-    write_json({"resource": resource, "dollars_per_hour": dollars}) if as_json else say(f"{resource}: ${dollars:g} per hour")
 
 
 @tokens.command("list")

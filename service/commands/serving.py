@@ -50,7 +50,9 @@ def serve(
         help="A directory or s3://BUCKET/PREFIX that checkpoint.storage may name; may be given more than once.",
         show_default="run directories only")] = None,
     max_active_runs: Annotated[int | None, typer.Option(help="Runs that go on at once.", show_default="4")] = None,
-    max_active_runs_per_owner: Annotated[int | None, typer.Option(help="Of one owner.", show_default="2")] = None,
+    policies: Annotated[Path | None, typer.Option(
+        metavar="FILE", envvar="MOEDISCO_POLICIES",
+        help="YAML file with prices and limits of every owner; while it is given, they cannot be changed otherwise.")] = None,
     public_url: Annotated[str | None, typer.Option(help="Under which browsers and drivers reach the service.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(help="Of one token.", show_default="1200")] = None,
     allow_private_webhooks: Annotated[
@@ -64,9 +66,8 @@ def serve(
     given: dict[str, Any] = {
         "host": host, "port": port, "ray_address": ray_address, "dashboard_url": dashboard_url, "database_url": database_url,
         "state_dir": state_dir or _state_dir(), "admin_token_file": admin_token_file,
-        "input_roots": input_root or None, "output_roots": output_root or None,
-        "storage_roots": storage_root or None,
-        "max_active_runs": max_active_runs, "max_active_runs_per_owner": max_active_runs_per_owner, "public_url": public_url,
+        "input_roots": input_root or None, "output_roots": output_root or None, "storage_roots": storage_root or None,
+        "max_active_runs": max_active_runs, "policies": policies, "public_url": public_url,
         "requests_per_minute": requests_per_minute, "allow_private_webhooks": allow_private_webhooks or None,
         "forwarded_allow_ips": forwarded_allow_ips, "log_format": log_format}
     settings_of = importlib.import_module("service.settings").Settings

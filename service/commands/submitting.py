@@ -49,7 +49,12 @@ def estimate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
     asked = _located(config, overrides or [])
     with connected() as client:
         plan = client.estimate(asked)
-    write_json(plan) if as_json else write_table(plan_view(plan))
+    if as_json:
+        write_json(plan)
+        return
+    write_table(plan_view(plan))
+    for note in plan.notes:
+        say(note)
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
@@ -78,6 +83,8 @@ def _tell(client: Client, run: RunDetail, watch: bool, as_json: bool) -> None:
         write_json(run)
     else:
         say(f"{run.id}  {run.name}: {run.state.value}; next: moedisco watch {run.id}")
+        for note in run.notes:
+            say(note)
 
 
 def _change(override: str) -> tuple[str, Any]:

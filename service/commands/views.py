@@ -1,8 +1,8 @@
-"""Runs, pools, tokens, webhooks and prices as tables."""
+"""Runs, pools, tokens, webhooks, policies and quotas as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -17,7 +17,8 @@ from service.commands.output import moment
 from service.domain.states import RunState
 
 if TYPE_CHECKING:
-    from service.schemas import LogFile, Pools, PriceEntry, Run, RunDetail, TokenInfo, Unit, WebhookInfo
+    from service.domain.policies import Policies, Retention
+    from service.schemas import LogFile, Pools, Quota, Run, RunDetail, TokenInfo, Unit, WebhookInfo
 
 _STYLES = {
     RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.RUNNING: "bold cyan", RunState.STOPPING: "yellow",
@@ -39,6 +40,7 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     facts = [f"of {run.owner}", f"created {moment(run.created)}", f"priority {run.priority}"]
     facts += [f"attempt {run.attempt}"] if run.attempt > 1 else []
     facts += [f"a retry of {run.parent}"] if run.parent else []
+    facts += ["kept"] if run.kept else []
     facts += [f"{key}: {value}" for key, value in run.tags.items()]
     parts: list[RenderableType] = [
         Text.assemble((run.name, "bold"), f"  {run.id}  ", state_text(run)), Text(", ".join(facts), "dim")]
@@ -52,6 +54,9 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
     if units:
         parts.append(Padding(_units(units), (1, 0, 0, 0)))
     parts.append(Padding(Text(_money(run)), (1, 0, 0, 0)))
+    if run.expires_at is not None:
+        parts.append(Text(f"Removed with its files after {moment(run.expires_at)}; to keep it: moedisco keep {run.id}", "yellow"))
+    parts += [Text(note, "dim") for note in getattr(run, "notes", ())]
     if run.job_url:
         parts.append(Text(f"Ray job: {run.job_url}", "dim", overflow="fold"))
     return Group(*parts)
@@ -92,12 +97,31 @@ def webhooks_table(webhooks: Iterable[WebhookInfo]) -> Table:
     return table
 
 
-def prices_table(prices: Iterable[PriceEntry]) -> Table:
-    """One line per entry of the price book."""
-    table = _table("pool", "since", "dollars per hour")
-    for price in prices:
-        _row(table, price.resource, moment(price.since), f"{price.dollars_per_hour:g}")
+def policies_table(policies: Policies) -> Table:
+    """One line per owner with an entry, with the limits that hold, after the default's."""
+    table = _table("owner", "resources", "dollars per hour", "priority", "queued", "active", "dollars a month", "disk", "kept for")
+    for name, policy in (("default", policies.default), *((name, policies.of(name)) for name in policies.owners)):
+        _row(
+            table, name, _resources(policy.resources), _prices(policy.prices), str(policy.highest_priority),
+            _limit(policy.queued_runs), _limit(policy.active_runs), _limit(policy.dollars_per_month, "$"),
+            "any" if policy.disk_bytes is None else gigabytes(policy.disk_bytes), _kept_for(policy.retention))
     return table
+
+
+def quota_view(quota: Quota) -> RenderableType:
+    """Limits of an owner, and what is used of them."""
+    table = _table("", "used", "limit")
+    _row(table, "queued runs", f"{quota.queued_runs.used:g}", _limit(quota.queued_runs.limit))
+    _row(table, "active runs", f"{quota.active_runs.used:g}", _limit(quota.active_runs.limit))
+    _row(table, f"dollars in {quota.month}", format_dollars(quota.dollars.used), _limit(quota.dollars.limit, "$"))
+    most = quota.disk_bytes.limit
+    _row(table, "disk", gigabytes(quota.disk_bytes.used), "any" if most is None else gigabytes(most))
+    facts = [
+        f"Resources: {_resources(quota.resources)}",
+        f"Prices per worker-hour: {_prices(quota.prices)}",
+        f"Highest priority: {quota.highest_priority}",
+        f"Finished runs are kept: {_kept_for(quota.retention)}"]
+    return Group(Text(f"Quota of {quota.owner}", "bold"), table, *(Text(fact) for fact in facts))
 
 
 def logs_table(logs: Iterable[LogFile]) -> Table:
@@ -106,6 +130,29 @@ def logs_table(logs: Iterable[LogFile]) -> Table:
     for log in logs:
         _row(table, log.name, moment(log.updated), f"{log.bytes:,}")
     return table
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as GB of 10^9."""
+    return f"{size / 1e9:,.1f} GB"
+
+
+def _limit(most: float | None, unit: str = "") -> str:
+    return "any" if most is None else f"{unit}{most:,g}"
+
+
+def _resources(names: Sequence[str] | None) -> str:
+    return "any" if names is None else ", ".join(names) or "none"
+
+
+def _prices(prices: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} ${price:g}" for name, price in prices.items()) or "as configured"
+
+
+def _kept_for(retention: Retention) -> str:
+    rules = [] if retention.days is None else [f"{retention.days:g} days"]
+    rules += [] if retention.finished_runs is None else [f"the newest {retention.finished_runs}"]
+    return " and of these ".join(rules) or "always"
 
 
 def _units(units: Iterable[Unit]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
@@ -10,16 +10,13 @@ from sqlalchemy.orm import Session
 from moedisco_ray.config import Pools
 from moedisco_ray.events import Event
 from moedisco_ray.metering import Meter
-from service.database import runs, stream
+from service.database import policies, runs, spending, stream
 from service.database.fold import Fold, meterable
 from service.database.tables import Point, Run, Unit
 from service.errors import NotFound
 
-PriceOf = Callable[[str], float | None]
-"""Dollars per worker-hour of a pool's resource now; None: the price book does not say."""
 
-
-def take(session: Session, run: Run, first: int, events: Sequence[Event], price_of: PriceOf, now: float) -> int:
+def take(session: Session, run: Run, first: int, events: Sequence[Event], now: float) -> int:
     """Store consecutive lines of a run's `events.jsonl`.
 
     Lines that are there already are passed over, and those after a gap are left for the next report. The run's version
@@ -30,7 +27,6 @@ def take(session: Session, run: Run, first: int, events: Sequence[Event], price_
         run: Of this session: follows what is written.
         first: Number of the first line, from 0.
         events: The lines.
-        price_of: What a worker-hour costs; where it does not know, the run's configuration does.
         now: Seconds since the epoch.
 
     Returns:
@@ -56,7 +52,9 @@ def take(session: Session, run: Run, first: int, events: Sequence[Event], price_
     stream.append(session, row, fresh, now)
     session.add_all(fold.made)
     _store_points(session, row.id, fold)
-    _accrue(row, meter, pools, price_of)
+    spent = _accrue(row, meter, pools, policies.of(session, row.owner).prices)
+    if spent > 0:
+        spending.add(session, row.owner, spent, now)
     row.next_seq = wanted + len(fresh)
     row.progress, row.mark = fold.progress, max(row.mark, fold.mark)
     if fold.spoke:
@@ -77,15 +75,27 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
     session.execute(insert(Point.__table__), [point for points in fold.points.values() for point in points])  # type: ignore[arg-type]
 
 
-def _accrue(row: Run, meter: Meter, pools: Pools, price_of: PriceOf) -> None:
-    """Charge what was used since the last report, at today's price; what was charged once stays charged."""
+def _accrue(row: Run, meter: Meter, pools: Pools, prices: Mapping[str, float]) -> float:
+    """Charge what was used since the last report, at today's price; what was charged once stays charged.
+
+    Args:
+        row: The run.
+        meter: With the newest events taken in.
+        pools: Those of the run's configuration, whose prices hold where the operator has set none.
+        prices: The operator's, by custom resource, for the run's owner.
+
+    Returns:
+        The dollars that were added.
+    """
     used: dict[str, float] = dict(row.worker_seconds)
+    spent = 0.0
     for key, seconds in meter.worker_seconds.items():
         added = seconds - used.get(key, 0.0)
         if added <= 0:
             continue
         pool = pools.at(key)
-        price = price_of(pool.resource)
-        row.dollars += added / 3600 * (pool.price_per_hour if price is None else price)
+        spent += added / 3600 * prices.get(pool.resource, pool.price_per_hour)
         used[key] = seconds
+    row.dollars += spent
     row.worker_seconds, row.meter = used, meter.to_dict()
+    return spent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, exists, func, select, update
@@ -15,7 +15,7 @@ from moedisco_ray.stages import STAGES
 from service.database import stream, values, webhooks
 from service.database.ids import is_id
 from service.database.tables import Run
-from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
+from service.domain.states import TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun
 
 _LEFT_OUT = (defer(Run.config), defer(Run.meter))
@@ -24,7 +24,7 @@ _LEFT_OUT = (defer(Run.config), defer(Run.meter))
 
 def insert(
     session: Session, *, run_id: str, config: RunConfig, owner: str, priority: int, budget_dollars: float | None,
-    estimate: dict[str, Any], parent: str | None, now: float,
+    estimate: dict[str, Any], parent: str | None, now: float, notes: Sequence[str] = (),
 ) -> Run:
     """Make a queued run.
 
@@ -38,6 +38,7 @@ def insert(
         estimate: The plan.
         parent: The run it is a retry of.
         now: Seconds since the epoch.
+        notes: Remarks for its owner.
     """
     document = values.document(config.model_dump(mode="json"))
     waiting = {stage.name: {"status": "waiting", "started": None, "seconds": None} for stage in STAGES}
@@ -45,7 +46,8 @@ def insert(
         id=run_id, name=config.name, owner=owner, tags=document["tags"], priority=priority, state=RunState.QUEUED.value,
         reason=None, version=1, config=document, directory=str(config.directory), attempt=0, futile=0, mark=0, mark_at_start=0,
         stop=None, budget_dollars=budget_dollars, dollars=0.0, worker_seconds={}, meter={}, estimate=values.document(estimate),
-        progress={"stages": waiting, "current": None}, parent=parent, next_position=1, next_seq=0, token_hash=None,
+        progress={"stages": waiting, "current": None}, parent=parent, notes=[values.text(note) for note in notes], kept=False,
+        expires_at=None, disk_bytes=None, measured=None, next_position=1, next_seq=0, token_hash=None,
         created=now, queued=now, started=None, ended=None, updated=now)
     session.add(run)
     session.flush()
@@ -108,11 +110,23 @@ def queue_order(session: Session) -> list[str]:
     return list(session.scalars(queued.order_by(Run.priority.desc(), Run.queued, Run.id)))
 
 
-def owner_counts(session: Session) -> dict[str, int]:
-    """Active runs per owner."""
-    active = [state.value for state in ACTIVE]
-    rows = session.execute(select(Run.owner, func.count()).where(Run.state.in_(active)).group_by(Run.owner))
+def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:
+    """Runs in any of the states, per owner."""
+    chosen = Run.state.in_([state.value for state in states])
+    rows = session.execute(select(Run.owner, func.count()).where(chosen).group_by(Run.owner))
     return dict(rows.all())
+
+
+def owner_bytes(session: Session) -> dict[str, int]:
+    """Bytes of run directories per owner, as last measured."""
+    sizes = session.execute(select(Run.owner, func.sum(Run.disk_bytes)).group_by(Run.owner))
+    return {owner: int(size or 0) for owner, size in sizes}
+
+
+def measured(session: Session, run_id: str, size: int, now: float) -> None:
+    """Store the size of a run's directory; the run's version stays, since nothing is decided by it."""
+    session.execute(
+        update(Run).where(Run.id == run_id).values(disk_bytes=size, measured=now).execution_options(synchronize_session=False))
 
 
 def state_counts(session: Session) -> dict[RunState, int]:
@@ -150,7 +164,7 @@ def transition(session: Session, run: Run, state: RunState, *, reason: str | Non
     if state in TERMINAL:
         changes["ended"] = now
     if before in TERMINAL:
-        changes |= {"queued": now, "ended": None, "stop": None, "futile": 0}
+        changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None}
     _change(session, run, now, changes | columns)
     _tell(session, run, now)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from moedisco_ray.config import Pools
@@ -51,7 +51,7 @@ class Run(Table):
     mark_at_start: Mapped[int] = mapped_column(default=0)
     """`mark` when the present attempt began."""
     stop: Mapped[str | None] = mapped_column(String(16))
-    """Why it was asked to end: `cancelled` or `budget`."""
+    """Why it was asked to end: `cancelled`, `killed`, `budget` or `month`."""
     budget_dollars: Mapped[float | None]
     dollars: Mapped[float] = mapped_column(default=0.0)
     """Metered so far, every attempt included."""
@@ -66,6 +66,16 @@ class Run(Table):
     `ended`, the driver's last word, is there from then until the next one begins."""
     parent: Mapped[str | None] = mapped_column(ULID)
     """The run it is a retry of."""
+    notes: Mapped[list[str]] = mapped_column(server_default="[]")
+    """Remarks on how it was taken, such as prices that were replaced."""
+    kept: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Retention does not remove it."""
+    expires_at: Mapped[float | None]
+    """When retention removes it, as announced; null: not announced."""
+    disk_bytes: Mapped[int | None]
+    """Size of its directory when it was last measured."""
+    measured: Mapped[float | None]
+    """When that was."""
     next_position: Mapped[int] = mapped_column(default=0)
     """Of the next event in the run's stream."""
     next_seq: Mapped[int] = mapped_column(default=0)
@@ -81,6 +91,8 @@ class Run(Table):
     __table_args__ = (
         Index("runs_by_state", "state", "priority", "queued"),
         Index("runs_by_owner", "owner", "id"),
+        # Summed every second: from the index alone, since a row holds long documents.
+        Index("runs_by_size", "owner", "disk_bytes"),
     )
 
     @property
@@ -211,15 +223,27 @@ class Delivery(Table):
     __table_args__ = (Index("deliveries_by_due", "due"), Index("deliveries_by_webhook", "webhook_id", "id"))
 
 
-class Price(Table):
-    """The dated price book: what a worker-hour of a pool costs from a moment on."""
+class OwnerPolicy(Table):
+    """An entry of the policies: the default's, or an owner's."""
 
-    __tablename__ = "prices"
+    __tablename__ = "policies"
 
-    resource: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """The pool's custom resource tag."""
-    since: Mapped[float] = mapped_column(primary_key=True)
-    dollars_per_hour: Mapped[float]
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """`*` is the default."""
+    limits: Mapped[dict[str, Any]]
+    """Fields of `service.domain.policies.Policy` that were set."""
+    updated: Mapped[float]
+
+
+class Spending(Table):
+    """Metered dollars of an owner in a calendar month (UTC); deleting a run does not change them."""
+
+    __tablename__ = "spending"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    month: Mapped[str] = mapped_column(String(7), primary_key=True)
+    """Such as 2026-11."""
+    dollars: Mapped[float]
 
 
 class Audit(Table):

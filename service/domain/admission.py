@@ -90,10 +90,17 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Most active runs."""
+    """Most active runs.
+
+    Attributes:
+        runs: Of all owners together.
+        runs_per_owner: Of one owner; None: no limit but that of all together.
+        of_owners: By owner, in place of `runs_per_owner`.
+    """
 
     runs: int
-    runs_per_owner: int
+    runs_per_owner: int | None
+    of_owners: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +142,9 @@ def _limit(run: Queued, owners: Mapping[str, int], limits: Limits) -> str | None
     active, own = sum(owners.values()), owners.get(run.owner, 0)
     if active >= limits.runs:
         return f"{active} of {limits.runs} runs are active"
-    if own >= limits.runs_per_owner:
-        return f"owner {run.owner} has {own} of {limits.runs_per_owner} runs active"
+    most = limits.of_owners.get(run.owner, limits.runs_per_owner)
+    if most is not None and own >= most:
+        return f"owner {run.owner} has {own} of {most} runs active"
     return None
 
 

@@ -17,13 +17,14 @@ USER_ERROR = 2
 """Exit code of a driver that refuses its configuration: another one would as well."""
 REASON_LENGTH = 500
 
-Stop = Literal["cancelled", "killed", "budget"]
+Stop = Literal["cancelled", "killed", "budget", "month"]
 """Why a run was asked to end; `killed`: without waiting for a checkpoint."""
 
 STOP_REASONS: Mapping[str, str] = {
     "cancelled": "cancelled",
     "killed": "cancelled; its driver was killed",
     "budget": "its budget is spent",
+    "month": "its owner's dollars for this month are used up; it can be resumed next month",
 }
 
 AWAITED = "awaited"

@@ -2,10 +2,11 @@
 
 from service.schemas.access import AuditEntry, AuditPage, Identity, NewToken, SessionRequest, TokenInfo, TokenPage, TokenRequest
 from service.schemas.answers import Health, Mistake, Problem
-from service.schemas.base import DisplayName, Document, Dollars, Priority, Scope, Tags
-from service.schemas.cluster import PoolNode, Pools, PoolStatus, PriceBook, PriceEntry
+from service.schemas.base import DisplayName, Document, Dollars, Priority, Scope
+from service.schemas.cluster import PoolNode, Pools, PoolStatus
 from service.schemas.driver import DriverEvent, Report, ReportAnswer
 from service.schemas.figures import Artifact, ArtifactPage, Figure, LogFile, LogPage, Metrics, Series
+from service.schemas.quotas import Estimate, Quota, Share
 from service.schemas.requests import (
     MOST_EXPERTS,
     CancelRequest,
@@ -32,10 +33,10 @@ from service.schemas.webhooks import DeliveryInfo, DeliveryPage, NewWebhook, Web
 
 __all__ = [
     "MOST_EXPERTS", "Artifact", "ArtifactPage", "AuditEntry", "AuditPage", "CancelRequest", "DeliveryInfo", "DeliveryPage",
-    "DisplayName", "Document", "Dollars", "DriverEvent", "EstimateRequest", "Figure", "Health", "Identity", "LogFile",
-    "LogPage", "Metrics", "Mistake", "Money", "NewToken", "NewWebhook", "PlannableConfig", "PoolNode", "PoolStatus", "Pools",
-    "PriceBook", "PriceEntry", "Priority", "Problem", "Report", "ReportAnswer", "RetryRequest", "Run", "RunChange", "RunDetail",
-    "RunPage", "RunRequest", "Scope", "Series", "SessionRequest", "StageProgress", "Tags", "TokenInfo", "TokenPage",
-    "TokenRequest", "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit", "UnitPage", "WebhookInfo",
-    "WebhookPage", "WebhookRequest",
+    "DisplayName", "Document", "Dollars", "DriverEvent", "Estimate", "EstimateRequest", "Figure", "Health", "Identity",
+    "LogFile", "LogPage", "Metrics", "Mistake", "Money", "NewToken", "NewWebhook", "PlannableConfig", "PoolNode",
+    "PoolStatus", "Pools", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "RetryRequest", "Run", "RunChange",
+    "RunDetail", "RunPage", "RunRequest", "Scope", "Series", "SessionRequest", "Share", "StageProgress", "TokenInfo",
+    "TokenPage", "TokenRequest", "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit", "UnitPage",
+    "WebhookInfo", "WebhookPage", "WebhookRequest",
 ]

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.domain.policies import HIGHEST_PRIORITY
+
 DisplayName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Tags = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)]], Field(max_length=32)]
-Priority = Annotated[int, Field(ge=-100, le=100)]
+Priority = Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)]
 Dollars = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Scope = Literal["read", "submit", "admin"]
 """Each holds those before it. `admin` sees every owner's runs, tokens, prices and the audit log."""

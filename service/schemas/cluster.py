@@ -1,12 +1,8 @@
-"""Pools and prices."""
+"""Pools of the cluster."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from service.schemas.base import Document, example
+from service.schemas.base import Document
 
 
 class PoolNode(Document):
@@ -29,7 +25,7 @@ class PoolStatus(Document):
     gpus: float
     nodes: list[PoolNode]
     price_per_hour: float | None
-    """From the price book; null: each run's configuration says."""
+    """The operator's price for the caller; null: each run's configuration says."""
     lost: int
     """Nodes of this pool that died in the last 24 hours."""
     pending: int
@@ -42,20 +38,3 @@ class Pools(Document):
     connected: bool
     """Whether Ray answers."""
     items: list[PoolStatus]
-
-
-class PriceEntry(Document):
-    """An entry of the price book."""
-
-    model_config = example(resource="low_mem_gpu", dollars_per_hour=0.35, since=1_760_000_000.0)
-
-    resource: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]{0,63}$")]
-    dollars_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    since: Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)] | None = None
-    """From when; null: now."""
-
-
-class PriceBook(Document):
-    """All entries, oldest first."""
-
-    items: list[PriceEntry]

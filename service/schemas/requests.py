@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from moedisco_ray.config import RunConfig
-from service.schemas.base import DisplayName, Document, Dollars, Priority, Tags, example
+from moedisco_ray.config import RunConfig, Tags
+from service.schemas.base import DisplayName, Document, Dollars, Priority, example
 
 MOST_EXPERTS = 65_536
 
@@ -56,6 +56,8 @@ class RunChange(Document):
     tags: Tags | None = None
     priority: Priority | None = None
     budget_dollars: Dollars | None = None
+    kept: bool | None = None
+    """Whether retention leaves the run."""
 
 
 class RetryRequest(Document):

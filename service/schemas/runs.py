@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from moedisco_ray.bill import Bill
 from service.domain.states import RunState
 from service.schemas.base import Document
@@ -54,6 +56,12 @@ class Run(Document):
     updated: float
     stages: list[StageProgress]
     money: Money
+    kept: bool = False
+    """Retention leaves it."""
+    expires_at: float | None = None
+    """When retention removes it with its files, as announced; null: not announced."""
+    disk_bytes: int | None = None
+    """Size of its directory when it was last measured."""
     events: int
     """Length of its event stream so far."""
     job_url: str | None
@@ -63,6 +71,8 @@ class Run(Document):
 class RunDetail(Run):
     """A run with its configuration and its bill."""
 
+    notes: list[str] = Field(default_factory=list)
+    """Remarks on how it was taken, such as prices that the operator's replaced."""
     config: dict[str, Any]
     bill: Bill
     """What the run has cost so far: as in `report.json`."""

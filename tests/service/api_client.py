@@ -16,8 +16,9 @@ from starlette.testclient import TestClient
 from moedisco_ray.events import Event
 from service.api.app import create_app
 from service.bell import Bell
-from service.database import ingest, runs, tokens
+from service.database import ingest, policies, runs, tokens
 from service.database.session import Database
+from service.domain.policies import Policy
 from service.domain.states import RunState
 from service.ray_side.dashboard import Dashboard
 from service.settings import Settings
@@ -32,7 +33,8 @@ class Service:
 
     Attributes:
         anonymous: A client that says nothing of itself.
-        admin, ann, bob, reader: Clients with a token; `ann` and `bob` may submit, `reader` is ann's and may only look.
+        admin, ann, bob, reader: Clients with a token; `ann` and `bob` may submit, and ann up to priority 10; `reader` is
+            ann's and may only look.
         pokes: How often the reconciler was asked to look.
     """
 
@@ -95,7 +97,7 @@ class Service:
         """Store a driver's events without the detour over HTTP."""
         with self.database.write() as session:
             run = runs.get(session, run_id)
-            ingest.take(session, run, run.next_seq, events, lambda _: None, time.time())
+            ingest.take(session, run, run.next_seq, events, time.time())
         self.bell.ring(run_id)
 
     def directory(self, run_id: str) -> Path:
@@ -126,6 +128,7 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
         with database.write() as session:
             for who, (owner, scopes) in people.items():
                 plain[who], _ = tokens.create(session, name=who, owner=owner, scopes=scopes, expires=None, now=time.time())
+            policies.put(session, "ann", Policy(highest_priority=10), time.time())
         jobs, pools, bell, pokes = FakeJobs(), FakePools(), Bell(), []
         app = create_app(made, database, jobs, pools, dashboard, bell, lambda: pokes.append(time.time()))
         yield Service(app, made, database, jobs, pools, dashboard, bell, plain, pokes)

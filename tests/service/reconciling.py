@@ -91,7 +91,7 @@ class Scene:
         with self.database.write() as session:
             run = runs.lock(session, run_id)
             assert run is not None
-            ingest.take(session, run, run.next_seq, events, lambda _: None, self.now)
+            ingest.take(session, run, run.next_seq, events, self.now)
 
     def leave(self, run_id: str, *events: Event) -> tuple[Event, ...]:
         """The driver writes events to its log, and they do not arrive."""

@@ -9,7 +9,10 @@ from service.errors import DatabaseUnavailable
 
 def test_an_estimate_is_the_plan(api):
     answer = api.reader.post("/v1/estimates", json={"config": demo()})
-    assert answer.json() == build_plan(check_config(demo())).model_dump(mode="json")
+    said = answer.json()
+    notes = said.pop("notes")
+    assert said == build_plan(check_config(demo())).model_dump(mode="json")
+    assert notes == ["No operator price for high_mem_gpu, low_mem_gpu: the price in the configuration is used"]
 
 
 def test_presets_and_schema_are_what_the_command_line_has(api):
@@ -27,12 +30,8 @@ def test_every_preset_can_be_submitted_as_it_is(api):
         assert api.ann.post("/v1/runs", json={"config": config}).status_code == 201
 
 
-def test_prices_have_dates_and_show_at_the_pools(api):
-    for dollars, since in ((1.5, 0), (2.5, 4e9)):
-        entry = {"resource": "low_mem_gpu", "dollars_per_hour": dollars, "since": since}
-        assert api.admin.put("/v1/prices", json=entry).json() == entry
-    assert [entry["dollars_per_hour"] for entry in api.ann.get("/v1/prices").json()["items"]] == [1.5, 2.5]
-    assert api.admin.put("/v1/prices", json={"resource": "x", "dollars_per_hour": 1}).json()["since"] > 1e9
+def test_the_operators_prices_show_at_the_pools(api):
+    api.admin.put("/v1/policies", json={"default": {"prices": {"low_mem_gpu": 1.5}}})
     pools = {pool["resource"]: pool["price_per_hour"] for pool in api.ann.get("/v1/pools").json()["items"]}
     assert (pools["low_mem_gpu"], pools["high_mem_gpu"]) == (1.5, None)
 
@@ -84,13 +83,13 @@ def test_an_owner_has_so_many_webhooks(api):
 def test_every_change_of_access_is_in_the_audit_log(api):
     token = api.admin.post("/v1/tokens", json={"name": "x", "owner": "x", "scopes": ["read"]}).json()["id"]
     api.admin.delete(f"/v1/tokens/{token}")
-    api.admin.put("/v1/prices", json={"resource": "x", "dollars_per_hour": 1, "since": 1})
+    api.admin.put("/v1/policies/owners/x", json={"highest_priority": 5})
     hook = api.ann.post("/v1/webhooks", json={"url": "https://h.example"}).json()["id"]
     api.ann.delete(f"/v1/webhooks/{hook}")
     first = api.admin.get("/v1/audit", params={"limit": 3}).json()
     rest = api.admin.get("/v1/audit", params={"limit": 3, "cursor": first["next_cursor"]}).json()
     assert [entry["action"] for entry in first["items"] + rest["items"]] == [
-        "webhook.delete", "webhook.create", "price.set", "token.revoke", "token.create"]
+        "webhook.delete", "webhook.create", "policy.set", "token.revoke", "token.create"]
     assert rest["next_cursor"] is None
 
 

@@ -50,8 +50,8 @@ def test_scopes_hold_those_before_them(api):
 def test_a_scope_that_is_missing_is_named(api):
     answer = api.reader.post("/v1/runs", json={"config": demo()})
     assert (answer.status_code, "'submit'" in answer.json()["detail"]) == (403, True)
-    for method, path in (("GET", "/v1/tokens"), ("GET", "/v1/audit"), ("POST", "/v1/tokens"), ("PUT", "/v1/prices")):
-        bodies = {"POST": {"name": "x", "owner": "x", "scopes": ["read"]}, "PUT": {"resource": "x", "dollars_per_hour": 1}}
+    for method, path in (("GET", "/v1/tokens"), ("GET", "/v1/audit"), ("POST", "/v1/tokens"), ("PUT", "/v1/policies")):
+        bodies = {"POST": {"name": "x", "owner": "x", "scopes": ["read"]}, "PUT": {}}
         assert api.ann.request(method, path, json=bodies.get(method)).status_code == 403
 
 

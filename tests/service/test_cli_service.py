@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-import time
 import types
 
 import httpx
@@ -47,7 +46,11 @@ POOL = {
 TOKEN = {
     "id": "T1", "name": "ci", "owner": "ann", "scopes": ["submit"], "created": 1.0, "expires": None, "revoked": 2.0, "used": None}
 WEBHOOK = {"id": "W1", "url": "https://hooks.test/x", "states": [], "created": 1.0}
-PRICE = {"resource": "low_mem_gpu", "dollars_per_hour": 0.35, "since": 1.0}
+POLICIES = {"default": {"prices": {"low_mem_gpu": 0.35}}, "owners": {"ann": {"highest_priority": 5}}}
+QUOTA = {
+    "owner": "ann", "resources": None, "prices": {"low_mem_gpu": 0.35}, "highest_priority": 0,
+    "queued_runs": {"used": 12, "limit": 100}, "active_runs": {"used": 1, "limit": None}, "dollars": {"used": 1.5, "limit": 500},
+    "month": "2026-11", "month_ends": 1.0, "disk_bytes": {"used": 2e9, "limit": None}, "retention": {"days": 30}}
 
 
 class Fake:
@@ -68,8 +71,11 @@ class Fake:
             ("GET", f"/v1/runs/{ID}/logs"): {"items": [
                 {"name": name, "bytes": 10, "updated": 1.0} for name in ("driver", "finetune.1", "finetune.0", "submodel-0.0")]},
             ("GET", "/v1/pools"): {"connected": True, "items": [POOL]},
-            ("GET", "/v1/prices"): {"items": [PRICE]},
-            ("PUT", "/v1/prices"): PRICE,
+            ("GET", "/v1/policies"): POLICIES,
+            ("PUT", "/v1/policies"): POLICIES,
+            ("PUT", "/v1/policies/owners/bob"): {},
+            ("DELETE", "/v1/policies/owners/ann"): None,
+            ("GET", "/v1/quota"): QUOTA,
             ("GET", "/v1/tokens"): {"items": [TOKEN]},
             ("POST", "/v1/tokens"): TOKEN | {"token": "mdk_new"},
             ("DELETE", "/v1/tokens/T1"): None,
@@ -149,7 +155,7 @@ def test_every_command_has_help():
     assert commands == {"run", "plan", "init", "validate", "schema", "show", "plot", "evaluate", "compare"}
     ours = {
         "serve", "submit", "list", "status", "watch", "logs", "cancel", "resume", "retry", "delete", "download", "pools",
-        "estimate", "tokens", "webhooks", "prices"}
+        "estimate", "tokens", "webhooks", "policies", "quota", "keep"}
     shown = ran("--help")
     for command in commands | ours:
         assert f"│ {command} " in shown
@@ -320,19 +326,53 @@ def test_names_are_neither_paths_nor_markup(fake, config, tmp_path):
 def test_estimate(fake, config):
     fake.answers["POST", "/v1/estimates"] = json.loads(ran("plan", config, "--json"))
     assert ran("estimate", config) == ran("plan", config)
-    assert json.loads(ran("estimate", config, "--json")) == json.loads(ran("plan", config, "--json"))
+    assert json.loads(ran("estimate", config, "--json")) == json.loads(ran("plan", config, "--json")) | {"notes": []}
 
 
-def test_pools_and_prices(fake):
+def test_pools(fake):
     for words in ("low_mem_gpu", "3", "0.35"):
         assert words in ran("pools")
     fake.answers["GET", "/v1/pools"]["connected"] = False
     assert "Ray does not answer" in ran("pools")
     assert json.loads(ran("pools", "--json"))["items"] == [POOL]
-    assert "low_mem_gpu" in ran("prices", "list")
-    assert ran("prices", "set", "low_mem_gpu", "0.4", "--since", "2026-01-02") == "low_mem_gpu: $0.4 per hour\n"
-    since = time.mktime((2026, 1, 2, 0, 0, 0, 0, 0, -1))
-    assert fake.sent == {"resource": "low_mem_gpu", "dollars_per_hour": 0.4, "since": since}
+
+
+def test_policies(fake):
+    assert "low_mem_gpu $0.35" in ran("policies", "show")
+    assert json.loads(ran("policies", "show", "--json")) == POLICIES
+    ran("policies", "set", "--owner", "bob", "retention.days=30", "active_runs=null")
+    assert fake.sent == {"retention": {"days": 30}, "active_runs": None}
+    assert fake.requests[-1].url.path == "/v1/policies/owners/bob"
+    assert "low_mem_gpu $0.4" in ran("policies", "set", "prices.low_mem_gpu=0.4")
+    assert fake.sent == {**POLICIES, "default": {"prices": {"low_mem_gpu": 0.4}}}
+    assert mistake("policies", "set", "queued_runs=-1").startswith("moedisco: default.queued_runs: -1: ")
+    assert "no such setting" in mistake("policies", "set", "queue=1")
+    assert "must read key=value" in mistake("policies", "set", "queue")
+    assert ran("policies", "remove", "ann") == "ann: the default holds\n"
+
+
+def test_policies_come_from_a_file(fake, tmp_path):
+    file = tmp_path / "policies.yaml"
+    file.write_text("default: {dollars_per_month: 10}\nowners: {ann: {dollars_per_month: null}}\n")
+    assert "$10" in ran("policies", "apply", file)
+    assert fake.sent == {"default": {"dollars_per_month": 10.0}, "owners": {"ann": {"dollars_per_month": None}}}
+    for text, words in (
+        ("default: [", "is not YAML"), ("- 1", "must hold the sections"), ("owner: {}", "no such setting"),
+        ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf")):
+        file.write_text(text)
+        assert words in mistake("policies", "apply", file)
+    assert "cannot be read" in mistake("policies", "apply", tmp_path / "absent.yaml")
+
+
+def test_quota_and_keep(fake):
+    for words in ("Quota of ann", "low_mem_gpu $0.35", "12", "$500", "30 days"):
+        assert words in ran("quota")
+    assert json.loads(ran("quota", "--json"))["month"] == "2026-11"
+    fake.answers["PATCH", f"/v1/runs/{ID}"] = RUN | {"kept": True}
+    assert ran("keep", ID) == f"{ID}  demo: kept\n"
+    assert fake.sent == {"kept": True}
+    ran("keep", ID, "--undo")
+    assert fake.sent == {"kept": False}
 
 
 def test_tokens(fake):

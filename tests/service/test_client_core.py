@@ -82,7 +82,7 @@ def test_reading_is_repeated(kind, failure):
 @pytest.mark.parametrize("call", [
     lambda client: client.cancel("x"), lambda client: client.resume("x"), lambda client: client.delete("x"),
     lambda client: client.create_token("n", "o", ["read"]),
-    lambda client: client.change("x", priority=1), lambda client: client.set_price("low", 1.0),
+    lambda client: client.change("x", priority=1), lambda client: client.delete_policy("ann"),
 ])
 def test_what_is_not_safe_is_sent_once(kind, failure, call):
     service = Script([failure])

@@ -10,6 +10,7 @@ import pytest
 from running_service import PATIENCE, Running, until
 
 from service.client import AsyncClient, Patience, RequestRefused, ServiceAway
+from service.domain.policies import Policies, Policy
 from service.domain.states import RunState
 
 CONFIG = api_client.demo()
@@ -79,8 +80,13 @@ def test_the_rest_of_the_service(running, client):
     assert {pool.resource for pool in client.pools().items} >= {"low_mem_gpu", "high_mem_gpu"}
     assert client.estimate(CONFIG).name == "demo"
     with running.client("admin") as admin:
-        admin.set_price("low_mem_gpu", 0.25, since=5.0)
-        assert [(price.resource, price.dollars_per_hour, price.since) for price in admin.prices()] == [("low_mem_gpu", 0.25, 5.0)]
+        admin.set_policies(Policies(default=Policy(prices={"low_mem_gpu": 0.25}, dollars_per_month=None)))
+        admin.set_policy("ann", Policy(highest_priority=10, active_runs=None))
+        kept = admin.policies()
+        assert (kept.of("ann").prices, kept.of("ann").active_runs, kept.of("bob").active_runs) == ({"low_mem_gpu": 0.25}, None, 2)
+        assert admin.quota("ann").highest_priority == 10
+        admin.delete_policy("ann")
+    assert client.quota().prices == {"low_mem_gpu": 0.25}
     hook = client.create_webhook("https://example.com/hook", [RunState.FAILED])
     assert hook.secret
     assert [found.url for found in client.webhooks()] == ["https://example.com/hook"]

@@ -7,7 +7,7 @@ from databases import T0, config, insert_run, reload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.database import audit, idempotency, prices, runs, tokens, values, webhooks
+from service.database import audit, idempotency, runs, tokens, values, webhooks
 from service.database.ids import new_id
 from service.domain.states import RunState
 from service.errors import IllegalTransition
@@ -92,16 +92,6 @@ def test_requests_with_one_key_that_arrive_at_once_make_one_run(database):
     with database.read() as session:
         assert {run.id for run in runs.in_states(session, [RunState.QUEUED])} == made
     assert len(made) == 1
-
-
-def test_a_price_holds_from_its_moment_until_the_next(database):
-    with database.write() as session:
-        for since, dollars in ((T0, 1.0), (T0 + 20, 3.0), (T0 + 10, 2.0), (T0 + 20, 4.0)):
-            prices.put(session, resource="gpu", dollars_per_hour=dollars, since=since)
-        asked = [prices.price_at(session, "gpu", T0 + at) for at in (-1, 0, 9, 10, 20, 1000)]
-        assert asked == [None, 1.0, 1.0, 2.0, 4.0, 4.0]
-        assert prices.price_at(session, "other", T0) is None
-        assert [price.dollars_per_hour for price in prices.book(session)] == [1.0, 2.0, 4.0]
 
 
 def hook(database, **changes):

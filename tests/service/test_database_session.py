@@ -11,44 +11,47 @@ from sqlalchemy import create_engine, exc, text
 from sqlalchemy.engine import make_url
 
 from moedisco_ray.errors import ConfigError
-from service.database import prices, runs
+from service.database import policies, runs
 from service.database import session as session_module
 from service.database.ids import Ulids, is_id, new_id
 from service.database.session import Database
+from service.domain.policies import Policy
 from service.errors import DatabaseError, DatabaseUnavailable
 
 
 def test_what_is_written_is_there_and_stays_readable_after_the_transaction(database):
     with database.write() as session:
-        written = prices.put(session, resource="gpu", dollars_per_hour=0.35, since=T0)
+        policies.put(session, "ann", Policy(queued_runs=3), T0)
+        written = policies.load(session)
     with database.read() as session:
-        [read] = prices.book(session)
-    assert (written.resource, read.dollars_per_hour) == ("gpu", 0.35)
+        read = policies.load(session)
+    assert written == read
+    assert read.owners["ann"].queued_runs == 3
 
 
 def test_an_error_in_the_block_takes_everything_back(database):
     with pytest.raises(ZeroDivisionError), database.write() as session:
-        prices.put(session, resource="gpu", dollars_per_hour=0.35, since=T0)
+        policies.put(session, "ann", Policy(), T0)
         _ = 1 / 0
     with database.read() as session:
-        assert prices.book(session) == []
+        assert policies.load(session).owners == {}
 
 
 def test_a_reading_transaction_cannot_write(database):
     with pytest.raises((DatabaseError, exc.DBAPIError)), database.read() as session:
-        prices.put(session, resource="gpu", dollars_per_hour=0.35, since=T0)
+        policies.put(session, "ann", Policy(), T0)
     with database.read() as session:
-        assert prices.book(session) == []
+        assert policies.load(session).owners == {}
 
 
 def test_a_reader_sees_one_moment_while_another_writes(database):
     with database.read() as reader:
-        assert prices.book(reader) == []
+        assert policies.load(reader).owners == {}
         with database.write() as writer:
-            prices.put(writer, resource="gpu", dollars_per_hour=0.35, since=T0)
-        assert prices.book(reader) == []
+            policies.put(writer, "ann", Policy(), T0)
+        assert policies.load(reader).owners == {}
     with database.read() as reader:
-        assert len(prices.book(reader)) == 1
+        assert len(policies.load(reader).owners) == 1
 
 
 def test_changes_made_under_the_lock_of_a_run_are_never_lost(database):
@@ -83,7 +86,7 @@ def test_a_database_without_tables_is_not_current(empty_database):
 def test_sqlite_without_tables_is_told_from_sqlite_that_is_away(tmp_path):
     with contextlib.closing(Database(f"sqlite:///{tmp_path / 'new.sqlite3'}")) as database:
         with pytest.raises(DatabaseError, match="no such table") as caught, database.read() as session:
-            prices.book(session)
+            policies.load(session)
         assert caught.value.status == 500
 
 
@@ -95,10 +98,10 @@ def test_a_lock_that_another_process_keeps_makes_sqlite_unavailable_for_as_long(
         with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(DatabaseUnavailable, match="locked"), database.write() as session:
-                prices.book(session)
+                policies.load(session)
             other.execute("ROLLBACK")
         with database.write() as session:
-            prices.put(session, resource="gpu", dollars_per_hour=0.35, since=T0)
+            policies.put(session, "ann", Policy(), T0)
 
 
 def test_a_thread_that_writes_for_too_long_makes_the_others_give_up(tmp_path, monkeypatch):
@@ -145,12 +148,12 @@ def test_a_connection_lost_in_a_transaction_is_unavailable_and_the_next_call_wor
     with contextlib.closing(Database(postgresql_url)) as database:
         database.migrate()
         with pytest.raises(DatabaseUnavailable), database.write() as session:
-            prices.put(session, resource="gpu", dollars_per_hour=0.35, since=T0)
+            policies.put(session, "ann", Policy(), T0)
             _cut_connections(postgresql_url)
-            prices.put(session, resource="gpu", dollars_per_hour=0.40, since=T0 + 1)
+            policies.put(session, "ann", Policy(), T0)
         with database.write() as session:
-            assert prices.book(session) == []
-            prices.put(session, resource="gpu", dollars_per_hour=0.45, since=T0)
+            assert policies.load(session).owners == {}
+            policies.put(session, "ann", Policy(), T0)
 
 
 def test_connections_lost_while_idle_are_not_noticed(postgresql_url):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from moedisco_ray.events import Event
-from service.database import ingest, metrics, overview, runs, stream
+from service.database import ingest, metrics, overview, policies, runs, stream
 from service.database.tables import Point, Unit
+from service.domain.policies import Policy
 from service.errors import NotFound
 
 FIXTURE_OK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
@@ -20,7 +21,9 @@ STAGES = ["corpus", "seed", "submodels", "export"]
 
 def report(database, run, first, events, price=None, now=T0):
     with database.write() as session:
-        return ingest.take(session, runs.lock(session, run.id), first, events, lambda _: price, now)
+        if price is not None:
+            policies.put(session, run.owner, Policy(prices={"low_mem_gpu": price}), now)
+        return ingest.take(session, runs.lock(session, run.id), first, events, now)
 
 
 def step(number, unit="submodel-0", stage="submodels", **data):
@@ -206,7 +209,7 @@ def test_worker_seconds_are_charged_at_the_price_of_the_day_they_arrive(database
     assert now.dollars == pytest.approx(1.0 + 3.0)
 
 
-def test_where_the_price_book_is_silent_the_configuration_speaks(database):
+def test_where_the_operator_has_set_no_price_the_configurations_holds(database):
     run = insert_run(database, pools={"high_memory": {"price_per_hour": 2.0}})
     released = Event("workers_released", "finetune", data={"hold": "a"}, time=T0 + 900)
     report(database, run, 0, [held("a", "high_memory", 4, T0), released])
@@ -264,7 +267,7 @@ def test_reports_of_a_deleted_run_are_refused(database):
     with database.write() as session:
         runs.delete(session, runs.lock(session, run.id))
     with pytest.raises(NotFound), database.write() as session:
-        ingest.take(session, run, 0, [step(1)], lambda _: None, T0)
+        ingest.take(session, run, 0, [step(1)], T0)
 
 
 def test_node_types_of_a_mixed_pool_are_charged_each_at_its_own_price(database):

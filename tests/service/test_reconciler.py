@@ -14,9 +14,10 @@ from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event
 from service.background import launching
 from service.background.reconciler import RAY_AWAY
-from service.database import ingest, runs, tokens
+from service.database import ingest, policies, runs, tokens
 from service.database.session import Database
 from service.domain.jobs import submission_id
+from service.domain.policies import Policy
 from service.domain.signatures import driver_token
 from service.domain.states import TERMINAL, RunState
 from service.errors import RayUnavailable, StaleRun
@@ -290,7 +291,9 @@ def test_a_driver_that_hangs_after_its_last_word_is_ended(scene):
 
 
 def test_priorities_and_limits_order_the_queue(database, tmp_path):
-    scene = Scene.on(database, tmp_path, max_active_runs=2, max_active_runs_per_owner=1)
+    scene = Scene.on(database, tmp_path, max_active_runs=2)
+    with database.write() as session:
+        policies.put(session, "ann", Policy(active_runs=1), scene.now)
     late, urgent, other = scene.submit(), scene.submit(priority=5), scene.submit(owner="bob")
     last = scene.submit(owner="eve")
     scene.round()

@@ -15,13 +15,15 @@ from service.api.context import Context, InContext
 from service.api.openapi import Responses, links, problems
 from service.api.parameters import Cursor, IdempotencyKey, Limit, RunId
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
-from service.api.submission import Wanted, digest, note, submit, wanted, wanted_again
-from service.database import runs, tables
+from service.api.submission import Wanted, digest, note, policy_of, submit, wanted, wanted_again
+from service.database import policies, quotas, runs, tables
 from service.domain.jobs import submission_id
 from service.domain.placement import Placement
+from service.domain.policies import Policy
+from service.domain.quotas import check_priority, check_queue
 from service.domain.settling import STOP_REASONS, Stop
 from service.domain.states import ACTIVE, TERMINAL, RunState
-from service.errors import Conflict, IllegalTransition, RayUnavailable
+from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
 from service.schemas import CancelRequest, RetryRequest, RunChange, RunDetail, RunPage, RunRequest
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute, dependencies=SIGNED_IN)
@@ -42,7 +44,8 @@ def submit_run(
 ) -> RunDetail:
     """Queue a run. With an Idempotency-Key it is safe to send again: the same run answers."""
     asked = digest("submit", body.model_dump_json())
-    return _made(context, caller, wanted(body, context.roots), idempotency_key, asked, request, response)
+    policy = policy_of(context, caller)
+    return _made(context, caller, wanted(body, context.roots, policy), policy, idempotency_key, asked, request, response)
 
 
 @router.get("", responses=problems())
@@ -75,11 +78,19 @@ def get_run(run_id: RunId, caller: Reader, context: InContext) -> RunDetail:
 
 @router.patch("/{run_id}", responses=problems(404, 409, body=True))
 def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InContext) -> RunDetail:
-    """Change what may change while a run exists. Priority counts while it is queued, the budget at once."""
+    """Change what may change while a run exists. Priority counts while it is queued, the budget at once.
+
+    `kept: true` keeps a run from being removed by retention.
+    """
     changes = {name: value for name, value in body if value is not None}
     now = context.now()
+    policy = policy_of(context, caller)
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
+        if body.priority is not None and body.priority > run.priority:
+            check_priority(body.priority, policy)
+        if body.kept:
+            changes["expires_at"] = None
         if changes:
             runs.amend(session, run, now=now, **changes)
             note(session, caller, "run.change", run_id, now, changes)
@@ -99,6 +110,8 @@ def delete_run(
         run = visible_run(session, caller, run_id, lock=True)
         if RunState(run.state) in ACTIVE:
             raise Conflict(f"the run is {run.state}; cancel it, then delete it")
+        if keep_artifacts and policies.of(session, run.owner).disk_bytes is not None and not caller.admin:
+            raise AgainstPolicy("keep_artifacts", "true", "your disk is limited, and such files would not count; leave it out")
         runs.delete(session, run)
         note(session, caller, "run.delete", run_id, now, {"name": run.name, "keep_artifacts": keep_artifacts})
     context.tell(run_id)
@@ -142,6 +155,7 @@ def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetai
         run = visible_run(session, caller, run_id, lock=True)
         if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
             raise Conflict(f"the run has used its budget of ${run.budget_dollars:g}; raise budget_dollars first")
+        check_queue(policies.of(session, run.owner), quotas.use_of(session, run.owner, now))
         runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
         note(session, caller, "run.resume", run_id, now, {})
         answer = run_detail(context, caller, session, run)
@@ -159,13 +173,16 @@ def retry_run(
     with context.database.read() as session:
         parent = visible_run(session, caller, run_id)
     asked = digest("retry", run_id, body.model_dump_json())
-    return _made(context, caller, wanted_again(parent, body, context.roots), idempotency_key, asked, request, response)
+    policy = policy_of(context, caller)
+    run = wanted_again(parent, body, context.roots, policy)
+    return _made(context, caller, run, policy, idempotency_key, asked, request, response)
 
 
 def _made(
-    context: Context, caller: Caller, run: Wanted, key: str | None, asked: bytes, request: Request, response: Response,
+    context: Context, caller: Caller, run: Wanted, policy: Policy, key: str | None, asked: bytes, request: Request,
+    response: Response,
 ) -> RunDetail:
-    row, new = submit(context, caller, run, key, asked)
+    row, new = submit(context, caller, run, policy, key, asked)
     response.headers["Location"] = str(request.app.url_path_for("get_run", run_id=row.id))
     if not new:
         response.headers["Idempotency-Replayed"] = "true"

@@ -25,7 +25,7 @@ from service.api.openapi import content, problems
 from service.api.parameters import After, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import DRIVER, SIGNED_IN, Reader, check_driver, presented_token, valid_token, visible_run
-from service.database import ingest, metrics, overview, prices, runs, tables
+from service.database import ingest, metrics, overview, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest
 from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, TrainingPage, UnitPage
@@ -77,7 +77,7 @@ def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], requ
         # Asked again: another attempt may have begun since.
         run = check_driver(request, context, runs.lock(session, run_id))
         before = run.next_seq
-        following = ingest.take(session, run, report.first, events, lambda resource: prices.price_at(session, resource, now), now)
+        following = ingest.take(session, run, report.first, events, now)
     context.figures.reported.inc(following - before)
     context.bell.ring(run_id)
     if any(event.type in _DECISIVE for event in events):

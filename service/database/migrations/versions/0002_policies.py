@@ -1,0 +1,53 @@
+"""Policies of owners, what they spent per month, and how long runs are kept; the price book is part of the policies."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    """Make the tables and columns."""
+    op.create_table(
+        "policies",
+        sa.Column("owner", sa.String(64), nullable=False),
+        sa.Column("limits", sa.JSON(), nullable=False),
+        sa.Column("updated", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("owner", name="policies_key"),
+    )
+    op.create_table(
+        "spending",
+        sa.Column("owner", sa.String(64), nullable=False),
+        sa.Column("month", sa.String(7), nullable=False),
+        sa.Column("dollars", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("owner", "month", name="spending_key"),
+    )
+    # Not by a batch: that makes the table anew on SQLite, and dropping the old one would take the events of every run along.
+    op.add_column("runs", sa.Column("notes", sa.JSON(), nullable=False, server_default="[]"))
+    op.add_column("runs", sa.Column("kept", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("runs", sa.Column("expires_at", sa.Float()))
+    op.add_column("runs", sa.Column("disk_bytes", WHOLE))
+    op.add_column("runs", sa.Column("measured", sa.Float()))
+    op.create_index("runs_by_size", "runs", ["owner", "disk_bytes"])
+    op.drop_table("prices")
+
+
+def downgrade() -> None:
+    """Take them back; the price book comes back empty."""
+    op.create_table(
+        "prices",
+        sa.Column("resource", sa.String(64), nullable=False),
+        sa.Column("since", sa.Float(), nullable=False),
+        sa.Column("dollars_per_hour", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("resource", "since", name="prices_key"),
+    )
+    op.drop_index("runs_by_size", "runs")
+    for column in ("measured", "disk_bytes", "expires_at", "kept", "notes"):
+        op.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+    op.drop_table("spending")
+    op.drop_table("policies")

@@ -1,0 +1,54 @@
+"""Policies as they are stored: one row for the default and one per owner with an entry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from service.database.tables import OwnerPolicy
+from service.domain.policies import Policies, Policy
+
+_DEFAULT = "*"
+
+
+def load(session: Session) -> Policies:
+    """Every entry; what was never set is as in `Policies`."""
+    rows = session.scalars(select(OwnerPolicy).order_by(OwnerPolicy.owner))
+    return _policies({row.owner: row.limits for row in rows})
+
+
+def of(session: Session, owner: str) -> Policy:
+    """The limits that hold for one owner."""
+    rows = session.scalars(select(OwnerPolicy).where(OwnerPolicy.owner.in_([_DEFAULT, owner])))
+    return _policies({row.owner: row.limits for row in rows}).of(owner)
+
+
+def replace(session: Session, policies: Policies, now: float) -> None:
+    """Store these entries in place of all that are stored."""
+    session.execute(delete(OwnerPolicy))
+    for owner, policy in ((_DEFAULT, policies.default), *policies.owners.items()):
+        session.add(_row(owner, policy, now))
+    session.flush()
+
+
+def put(session: Session, owner: str, policy: Policy, now: float) -> None:
+    """Store one owner's entry."""
+    session.merge(_row(owner, policy, now))
+    session.flush()
+
+
+def remove(session: Session, owner: str) -> bool:
+    """Delete one owner's entry, so that the default holds; False: there was none."""
+    gone = session.execute(delete(OwnerPolicy).where(OwnerPolicy.owner == owner).returning(OwnerPolicy.owner))
+    return owner != _DEFAULT and gone.scalar() is not None
+
+
+def _policies(limits: dict[str, dict[str, Any]]) -> Policies:
+    default = limits.pop(_DEFAULT, None)
+    return Policies.model_validate({"owners": limits} if default is None else {"default": default, "owners": limits})
+
+
+def _row(owner: str, policy: Policy, now: float) -> OwnerPolicy:
+    return OwnerPolicy(owner=owner, limits=policy.model_dump(mode="json", exclude_unset=True), updated=now)

@@ -1,0 +1,165 @@
+"""What a policy means for a run: its prices, whether it is taken, whether it may start or continue."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from moedisco_ray.config import HighMemoryPool, LowMemoryPool, MachineType, RunConfig
+from service.domain.policies import Policy
+from service.errors import AgainstPolicy
+
+_Priced = TypeVar("_Priced", LowMemoryPool, HighMemoryPool, MachineType)
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What an owner's runs use now.
+
+    Attributes:
+        queued: Queued runs.
+        active: Runs that have, or may have, a driver.
+        dollars: Metered in this calendar month, deleted runs included.
+        disk_bytes: Of all run directories, as last measured.
+    """
+
+    queued: int = 0
+    active: int = 0
+    dollars: float = 0.0
+    disk_bytes: int = 0
+
+
+def priced(config: RunConfig, prices: Mapping[str, float]) -> tuple[RunConfig, list[str]]:
+    """The configuration with the operator's prices.
+
+    Args:
+        config: As it was asked for.
+        prices: Dollars per worker-hour by custom resource.
+
+    Returns:
+        The configuration to store and to plan with, and notes for its owner: prices that were replaced, and resources
+        whose price is the configuration's own.
+    """
+    notes: list[str] = []
+    pools = config.pools
+    low = _priced_pool("pools.low_memory", pools.low_memory, prices, notes)
+    types = tuple(
+        _priced_pool(f"pools.low_memory.types.{i}", each, prices, notes) for i, each in enumerate(pools.low_memory.types))
+    high = _priced_pool("pools.high_memory", pools.high_memory, prices, notes)
+    changed = pools.model_copy(update={"low_memory": low.model_copy(update={"types": types}), "high_memory": high})
+    own = sorted({tag for _, tag in _needed(config) if tag not in prices})
+    if own:
+        notes.append(f"No operator price for {', '.join(own)}: the price in the configuration is used")
+    return config.model_copy(update={"pools": changed}), notes
+
+
+def check_pools(config: RunConfig, policy: Policy) -> None:
+    """Refuse pools that the owner may not use.
+
+    Raises:
+        AgainstPolicy: A custom resource is not allowed, or has no operator price while dollars are limited.
+    """
+    for field, tag in _needed(config):
+        if policy.resources is not None and tag not in policy.resources:
+            allowed = ", ".join(policy.resources) or "none"
+            raise AgainstPolicy(f"config.{field}.resource", tag, f"is not among the resources that you may use: {allowed}")
+        if policy.dollars_per_month is not None and tag not in policy.prices:
+            known = ", ".join(sorted(policy.prices)) or "none"
+            raise AgainstPolicy(
+                f"config.{field}.resource", tag,
+                f"has no operator price, and your dollars are limited; use a priced resource: {known}")
+
+
+def check_priority(priority: int, policy: Policy) -> None:
+    """Refuse a priority above the owner's highest.
+
+    Raises:
+        AgainstPolicy: It is.
+    """
+    if priority > policy.highest_priority:
+        raise AgainstPolicy("priority", priority, f"is above your highest priority of {policy.highest_priority}; lower it")
+
+
+def check_queue(policy: Policy, use: Use) -> None:
+    """Refuse one more queued run where the owner has as many as allowed.
+
+    Raises:
+        AgainstPolicy: The owner has.
+    """
+    if policy.queued_runs is not None and use.queued >= policy.queued_runs:
+        raise AgainstPolicy(
+            "queued_runs", use.queued, f"you may have {policy.queued_runs} queued runs; wait until one starts, or cancel one")
+
+
+def check_room(policy: Policy, use: Use) -> None:
+    """Refuse a new run where the owner's quota is used up.
+
+    Raises:
+        AgainstPolicy: Of queued runs, of dollars for this month, or of disk.
+    """
+    check_queue(policy, use)
+    if dollars_used_up(policy, use):
+        raise AgainstPolicy(
+            "dollars_per_month", round(use.dollars, 2),
+            f"your {_dollars(policy.dollars_per_month)} for this month are used up; submit again next month, or ask the operator")
+    if disk_full(policy, use):
+        raise AgainstPolicy(
+            "disk_bytes", use.disk_bytes,
+            f"your runs fill the {_gigabytes(policy.disk_bytes)} of disk that you may use; delete runs that you do not need")
+
+
+def dollars_used_up(policy: Policy, use: Use) -> bool:
+    """Whether the owner's dollars for this month are spent."""
+    return policy.dollars_per_month is not None and use.dollars >= policy.dollars_per_month
+
+
+def disk_full(policy: Policy, use: Use) -> bool:
+    """Whether the owner's run directories have reached the limit."""
+    return policy.disk_bytes is not None and use.disk_bytes >= policy.disk_bytes
+
+
+def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
+    """Why a queued run may not start yet, whatever room the cluster has; None: it may.
+
+    Args:
+        tags: Custom resources of the pools that it works on.
+        policy: The limits of its owner.
+        use: What its owner's runs use now.
+    """
+    refused = [tag for tag in tags if policy.resources is not None and tag not in policy.resources]
+    if refused:
+        return f"its owner may no longer use {', '.join(refused)}"
+    if dollars_used_up(policy, use):
+        return f"its owner's {_dollars(policy.dollars_per_month)} for this month are used up"
+    if disk_full(policy, use):
+        return f"its owner's runs fill the {_gigabytes(policy.disk_bytes)} of disk that they may use"
+    return None
+
+
+def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Setting and custom resource of every node type that the run works on."""
+    for pool, _ in config.pools.needed(config.finetune.pool):
+        if isinstance(pool, LowMemoryPool) and pool.types:
+            yield from ((f"pools.{pool.kind}.types.{i}", each.resource) for i, each in enumerate(pool.types))
+        else:
+            yield f"pools.{pool.kind}", pool.resource
+
+
+def _priced_pool(field: str, pool: _Priced, prices: Mapping[str, float], notes: list[str]) -> _Priced:
+    price = prices.get(pool.resource)
+    if price is None or price == pool.price_per_hour:
+        return pool
+    if "price_per_hour" in pool.model_fields_set:
+        notes.append(
+            f"{field}.price_per_hour: the operator's price of {pool.resource}, ${price:g} an hour, "
+            f"replaces {pool.price_per_hour:g}")
+    return pool.model_copy(update={"price_per_hour": price})
+
+
+def _dollars(amount: float | None) -> str:
+    return f"${amount or 0:,.2f}"
+
+
+def _gigabytes(amount: int | None) -> str:
+    return f"{(amount or 0) / 1e9:,.1f} GB"

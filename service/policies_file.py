@@ -1,0 +1,54 @@
+"""The operator's policies as a YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from moedisco_ray.errors import ConfigError
+from service.domain.policies import Policies
+
+_KNOWN = "`moedisco policies show --json` shows how policies are written"
+
+
+def load_policies(path: Path) -> Policies:
+    """Read policies from a file: `default`, and `owners` by name.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, or sets something that policies do not have.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("--policies", str(path), f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("--policies", str(path), "is not a text file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError("--policies", str(path), f"is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError("--policies", str(path), f"must hold the sections `default` and `owners`; {_KNOWN}")
+    return check_policies(raw, str(path))
+
+
+def check_policies(raw: dict[str, object], place: str) -> Policies:
+    """Validate plain data.
+
+    Args:
+        raw: As the file has it.
+        place: Where it came from, for the message.
+
+    Raises:
+        ConfigError: The first mistake, in one line.
+    """
+    try:
+        return Policies.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "extra_forbidden":
+        raise ConfigError(field, None, f"no such setting in {place}; {_KNOWN}")
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"] if isinstance(first["input"], str | int | float) else None
+    raise ConfigError(field, value, f"{message[0].lower()}{message[1:]} ({place})")
