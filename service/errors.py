@@ -16,6 +16,7 @@ MoeDiscoError
     ├── TooMany             429
     ├── DatabaseError       500
     │   └── DatabaseUnavailable  503
+    ├── Overloaded          503
     └── RayUnavailable      503
 
 A `UserError` of `moedisco_ray` becomes 422 with the field it names.
@@ -180,6 +181,14 @@ class DatabaseUnavailable(DatabaseError):
     status = 503
     title = "Database unavailable"
     slug = "database-unavailable"
+
+
+class Overloaded(ServiceError):
+    """More is under way than the service can hold; asking again later is safe."""
+
+    status = 503
+    title = "Overloaded"
+    slug = "overloaded"
 
 
 class RayUnavailable(ServiceError):

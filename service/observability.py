@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import structlog
@@ -13,6 +15,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from structlog.typing import Processor
 
 LogFormat = Literal["console", "json"]
+_MINUTE = 60.0
+_LIBRARIES = frozenset({"uvicorn.error", "asyncio"})
+_KIND_LETTERS = 40
+_REFUSALS = frozenset({400, 401, 403, 404, 405, 408, 413, 422, 429, 499, 503})
+"""Statuses of answers that anyone can ask for as often as they like."""
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -40,6 +47,7 @@ def configure_logging(form: LogFormat, level: int = logging.INFO) -> None:
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if form == "json"
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())])
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Bounded())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=list(_SHARED), processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]))
     root = logging.getLogger()
@@ -66,6 +74,49 @@ def bound(**values: Any) -> Iterator[None]:
         yield
 
 
+class Bounded(logging.Filter):
+    """Lets a bounded number of lines a minute through, of each kind that a stranger can cause.
+
+    These are refused requests, by status, and what uvicorn and asyncio say of bad requests and failed accepts. The last line
+    before the limit says that more are left out; the figures for Prometheus count all of them.
+
+    Args:
+        per_minute: Lines of one kind.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, per_minute: int = 60, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._per_minute = per_minute
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        kind = _bounded_kind(record)
+        if kind is None:
+            return True
+        with self._lock:
+            now = self._clock()
+            began, count = self._seen.get(kind, (now, 0))
+            if now - began >= _MINUTE:
+                began, count = now, 0
+            self._seen[kind] = (began, count + 1)
+        if count + 1 == self._per_minute:
+            note = "more lines of this kind are left out until the minute is over"
+            record.msg = {**record.msg, "note": note} if isinstance(record.msg, dict) else f"{record.msg} ({note})"
+        return count < self._per_minute
+
+
+def _bounded_kind(record: logging.LogRecord) -> str | None:
+    """What a line is counted as; None: it is always written."""
+    if record.name in _LIBRARIES:
+        return f"{record.name} {str(record.msg)[:_KIND_LETTERS]}"
+    status = record.msg.get("status", 0) if isinstance(record.msg, dict) else 0
+    return f"status {status}" if status in _REFUSALS else None
+
+
 class Figures:
     """What Prometheus collects; one set per application, so that two in one process do not meet.
 
@@ -80,6 +131,8 @@ class Figures:
         self.seconds = Histogram(
             "moedisco_http_request_seconds", "Time to the first byte of the answer.", ("route",), registry=self.registry)
         self.streams = Gauge("moedisco_event_streams", "Event streams that are open.", registry=self.registry)
+        self.closed = Counter(
+            "moedisco_connections_closed", "Connections closed before their client was done.", ("reason",), registry=self.registry)
         self.reported = Counter("moedisco_reported_events", "Events that drivers reported.", registry=self.registry)
         self.runs = Gauge("moedisco_runs", "Runs by state.", ("state",), registry=self.registry)
         self.dollars = Gauge("moedisco_metered_dollars", "Metered so far, over all runs.", registry=self.registry)

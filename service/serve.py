@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import uvicorn
-
 from moedisco_ray.errors import ConfigError
 from service.api.app import create_app
+from service.api.capacity import raise_descriptor_limit
 from service.api.server import Server
 from service.background.deliveries import Deliveries
 from service.background.housekeeping import Housekeeping
@@ -40,9 +39,6 @@ RECONCILE_SECONDS = 1.0
 DELIVER_SECONDS = 1.0
 TIDY_SECONDS = 600.0
 KEEP_RAY_SECONDS = 15.0
-GRACE_SECONDS = 5
-"""For requests under way when the service ends."""
-KEEP_ALIVE_SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +73,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         RayUnavailable: The local Ray cluster did not start.
     """
     configure_logging(settings.log_format)
+    raise_descriptor_limit()
     close_to_others(settings.state_dir)
     with contextlib.ExitStack() as stack:
         tell = stack.enter_context(alone(settings.state_dir))
@@ -119,12 +116,7 @@ def _work(
         Loop(Housekeeping(database).round, TIDY_SECONDS, "housekeeping"),
     )
     app = create_app(settings, database, jobs, pools, dashboard, bell, reconciling.poke)
-    server = Server(
-        uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS, forwarded_allow_ips=settings.forwarded_allow_ips or None,
-            proxy_headers=bool(settings.forwarded_allow_ips)),
-        app)
+    server = Server(app, settings)
     with contextlib.ExitStack() as stack:
         stack.callback(deliveries.close)
         for loop in loops:

@@ -47,6 +47,8 @@ class Settings(BaseModel):
     """A YAML file with the policies of every owner, which holds instead of what was set over REST; null: REST sets them."""
     requests_per_minute: PositiveInt = 1200
     """Of one token, or of one address that has none."""
+    max_streams_per_token: PositiveInt = 100
+    """Event streams, followed logs and downloads that one token may have open at once."""
     max_body_bytes: PositiveInt = MIB
     max_report_bytes: PositiveInt = 8 * MIB
     """Of a driver's report."""

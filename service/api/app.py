@@ -10,9 +10,10 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from service.api.bodies import BodyLimit
+from service.api.capacity import capacity, descriptor_limit
 from service.api.context import Context
 from service.api.envelope import Envelope
-from service.api.limits import Limits
+from service.api.limits import Limits, StreamPlaces
 from service.api.live_reports import LiveReports
 from service.api.openapi import documented, operation_id
 from service.api.problems import handle_problems
@@ -34,6 +35,9 @@ _ROUTERS = (
     runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sessions,
     webhooks.router, operations.router, ray.router, page.router)
 
+_MOST_OF_A_TOKEN = 4096
+"""Bytes of a request to sign in, which anyone may send."""
+
 
 def create_app(
     settings: Settings, database: Database, jobs: Jobs, pools: PoolReader, dashboard: Dashboard, bell: Bell,
@@ -50,11 +54,12 @@ def create_app(
         bell: Rung by whoever writes to the database.
         poke: Makes the reconciler look now.
     """
-    figures = Figures()
+    figures, limits = Figures(), capacity(descriptor_limit())
     context = Context(
         settings=settings, database=database, jobs=jobs, pools=pools, trainings=RayTrainings(dashboard),
         ray_pages=RayPages(dashboard), bell=bell, poke=poke,
         streams=Streams(database, bell, figures), reports=LiveReports(), limits=Limits(settings.requests_per_minute),
+        places=StreamPlaces(limits.streams, settings.max_streams_per_token), capacity=limits,
         figures=figures, roots=Roots(settings.input_roots, settings.output_roots, settings.storage_roots))
 
     @asynccontextmanager
@@ -74,6 +79,8 @@ def create_app(
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     def limit_of(path: str) -> int:
+        if path == "/v1/session":
+            return _MOST_OF_A_TOKEN
         return settings.max_report_bytes if path.startswith("/v1/runs/") and path.endswith("/report") else settings.max_body_bytes
 
     app.add_middleware(BodyLimit, limit_of=limit_of)

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.api.limits import Limits
+from service.api.capacity import Capacity
+from service.api.limits import Limits, StreamPlaces
 from service.api.live_reports import LiveReports
 from service.api.streams import Streams
 from service.bell import Bell
@@ -39,6 +40,8 @@ class Context:
         streams: The open event streams.
         reports: Reports of runs under way.
         limits: Who asked how often.
+        places: Long answers under way, by token.
+        capacity: What the process's file descriptors allow.
         figures: For Prometheus.
         roots: Where runs may read and write.
         now: Seconds since the epoch.
@@ -55,6 +58,8 @@ class Context:
     streams: Streams
     reports: LiveReports
     limits: Limits
+    places: StreamPlaces
+    capacity: Capacity
     figures: Figures
     roots: Roots
     now: Callable[[], float] = time.time

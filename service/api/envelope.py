@@ -15,6 +15,8 @@ from service.observability import Figures, bound, logger
 REQUEST_ID = "X-Request-ID"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLIENT_LEFT = 499
+"""Status in logs and figures of a request whose client left before it was answered; nginx's number for it."""
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -40,7 +42,7 @@ class Envelope:
         request_id = given if _ACCEPTED_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
-        status = 500
+        status = 0
 
         async def stamped(message: Message) -> None:
             nonlocal status
@@ -58,7 +60,9 @@ class Envelope:
         with bound(request_id=request_id):
             try:
                 await self._app(scope, receive, stamped)
+                status = status or _CLIENT_LEFT
             finally:
+                status = status or 500
                 self._figures.requests.labels(_method(scope), _route(scope), str(status)).inc()
                 if scope["path"] not in _QUIET:
                     milliseconds = round(1000 * (time.perf_counter() - began), 1)

@@ -1,14 +1,18 @@
-"""How many requests are taken from one token or address: a token bucket for each."""
+"""How much one token or address may ask for: requests per minute, and streams at once."""
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from service.errors import TooMany
 
 _MOST_BUCKETS = 10_000
+_PLACE_SECONDS = 5.0
+"""When to ask for a stream again (s): one may end at any time."""
 
 
 class Limits:
@@ -53,3 +57,42 @@ class Limits:
             newest = sorted(kept.items(), key=lambda item: item[1][1])[_MOST_BUCKETS // 2:]
             kept = dict(newest)
         self._buckets = kept
+
+
+class StreamPlaces:
+    """Places for long answers (event streams, followed logs, downloads), so many for each token and so many in all.
+
+    Args:
+        most: Places in all.
+        each: Places of one token.
+    """
+
+    def __init__(self, most: int, each: int) -> None:
+        self._most = most
+        self._each = each
+        self._lock = threading.Lock()
+        self._taken: collections.Counter[str] = collections.Counter()
+
+    @contextlib.contextmanager
+    def taken(self, key: str) -> Iterator[None]:
+        """Hold a place inside the block.
+
+        Args:
+            key: The token's id.
+
+        Raises:
+            TooMany: The token, or the service, has no place left.
+        """
+        with self._lock:
+            if self._taken[key] >= self._each:
+                raise TooMany(f"this token may have {self._each} streams and downloads open; close some first", _PLACE_SECONDS)
+            if self._taken.total() >= self._most:
+                raise TooMany(f"the service takes {self._most} streams and downloads at once; try again later", _PLACE_SECONDS)
+            self._taken[key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[key] -= 1
+                if not self._taken[key]:
+                    del self._taken[key]

@@ -32,7 +32,7 @@ _MEANINGS = {
     422: "A field is wrong; `errors` says which and what to do.",
     429: "Too many requests; `Retry-After` says when to come back.",
     500: "The service failed.",
-    503: "The database or Ray does not answer.",
+    503: "The database or Ray does not answer, or the service is overloaded.",
 }
 _ALWAYS = (401, 403, 422, 429, 500, 503)
 _WITH_BODY = (400, 413)

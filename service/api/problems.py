@@ -22,6 +22,7 @@ from service.schemas import Mistake
 
 MEDIA_TYPE = "application/problem+json"
 _LONGEST_VALUE = 200
+_LONGEST_SEARCHED = 10_000
 
 
 def handle_problems(app: FastAPI) -> None:
@@ -137,6 +138,8 @@ def _mistake(found: Mapping[str, Any]) -> Mistake:
 
 
 def _scalar(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _LONGEST_SEARCHED:
+        return None     # credentials in it would have to be found to be masked, which takes time
     return value if isinstance(value, str | int | float | bool) else None
 
 

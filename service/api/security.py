@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -66,6 +66,15 @@ _SCHEMES = (Security(_bearer), Security(_cookie))
 Reader = Annotated[Caller, Depends(require("read"))]
 Submitter = Annotated[Caller, Depends(require("submit"))]
 Admin = Annotated[Caller, Depends(require("admin"))]
+
+
+async def _stream_place(caller: Reader, context: InContext) -> AsyncIterator[None]:
+    with context.places.taken(caller.token_id):
+        yield
+
+
+STREAM_PLACE = Depends(_stream_place)
+"""A dependency that holds one of the token's streams until the answer is sent."""
 SIGNED_IN = list(_SCHEMES)
 """Dependencies that document how one signs in."""
 DRIVER = [Security(_driver)]

@@ -1,4 +1,4 @@
-"""uvicorn that answers without delay, and ends without waiting for readers of endless streams."""
+"""uvicorn that answers without delay, gives its clients deadlines, and ends without waiting for readers of endless streams."""
 
 from __future__ import annotations
 
@@ -8,20 +8,38 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from service.api.capacity import Capacity
+from service.api.connections import ACCEPTED_AT_ONCE, SPARE, Connections, PatientProtocol
 from service.api.context import Context
+from service.settings import Settings
+
+GRACE_SECONDS = 5
+"""Time for requests under way when the service ends (s)."""
+KEEP_ALIVE_SECONDS = 30
+"""Time from an answer until the next request has arrived (s)."""
+_QUEUED = 2048
+"""Connections that the kernel keeps until they are accepted."""
 
 
 class Server(uvicorn.Server):
-    """Ends every open stream before it waits for the requests under way.
+    """Serves one application.
 
     Args:
-        config: uvicorn's own.
         app: What `create_app` returned.
+        settings: What the operator set.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._context: Context = app.state.context
+        self.capacity: Capacity = self._context.capacity
+        super().__init__(uvicorn.Config(
+            app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
+            http=PatientProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
+            # Above the number at which waiting connections are closed: reached only where requests under way take all of them.
+            limit_concurrency=self.capacity.connections + 2 * SPARE,
+            timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            forwarded_allow_ips=settings.forwarded_allow_ips or None, proxy_headers=bool(settings.forwarded_allow_ips)))
+        self.server_state = Connections(self.capacity.connections, self._context.figures)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and see that nothing delays an answer."""
@@ -33,6 +51,10 @@ class Server(uvicorn.Server):
         gc.collect()
         gc.freeze()
         await super().startup(sockets)
+        for each in sockets or ():
+            # asyncio takes one number for what it accepts at once and for what the kernel queues; a short queue drops
+            # connections, which their clients try again a second later.
+            each.listen(_QUEUED)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, end the streams, and wait for what is left."""

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from api_client import Service, service
 
 from service.api.app import create_app
@@ -42,7 +41,7 @@ class Site:
         self._port = door.getsockname()[1]
         behind = self.service
         app = create_app(behind.settings, behind.database, behind.jobs, behind.pools, behind.dashboard, behind.bell, lambda: None)
-        self._server = Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5), app)
+        self._server = Server(app, behind.settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [door]}, name="page server")
         self._thread.start()
         deadline = time.monotonic() + _SECONDS

@@ -4,8 +4,6 @@ import socket
 import threading
 import time
 
-import uvicorn
-
 from moedisco_ray.events import Event
 from service.api.app import create_app
 from service.api.server import Server
@@ -28,8 +26,7 @@ class Running:
     def start(self):
         made = self.made
         app = create_app(made.settings, made.database, made.jobs, made.pools, made.dashboard, made.bell, lambda: None)
-        config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", timeout_graceful_shutdown=10)
-        self.server = Server(config, app)
+        self.server = Server(app, made.settings.model_copy(update={"port": self.port}))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         until(lambda: self.server.started)

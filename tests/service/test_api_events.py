@@ -7,11 +7,11 @@ import time
 
 import httpx
 import pytest
-import uvicorn
 from api_client import service
 
 from moedisco_ray.events import Event
 from service.api import streams
+from service.api.capacity import raise_descriptor_limit
 from service.api.server import Server
 from service.database import runs
 from service.domain.states import RunState
@@ -20,8 +20,7 @@ from service.domain.states import RunState
 @contextlib.contextmanager
 def listening(api):
     """The application behind a real uvicorn; yields its URL, and ends it within seconds whoever still reads."""
-    config = uvicorn.Config(api.app, log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="on")
-    server = Server(config, api.app)
+    server = Server(api.app, api.settings)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(2048)
@@ -160,7 +159,13 @@ def test_a_reader_that_leaves_leaves_nothing_behind(api):
         assert context.figures.streams._value.get() == 0
 
 
-def test_a_thousand_readers_share_what_is_read(api, monkeypatch):
+def test_a_thousand_readers_share_what_is_read(tmp_path, database_url, monkeypatch):
+    raise_descriptor_limit()
+    with service(tmp_path, database_url=database_url, max_streams_per_token=1000) as api:
+        _share(api, monkeypatch)
+
+
+def _share(api, monkeypatch):
     run = api.submit()["id"]
     token = api.start(run)
     reads = []

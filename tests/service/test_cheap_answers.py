@@ -4,7 +4,6 @@ import contextlib
 import socket
 import threading
 
-import uvicorn
 from api_client import service
 from databases import insert_run
 from running_service import until
@@ -20,7 +19,7 @@ def test_the_body_of_an_answer_does_not_wait_until_its_head_is_acknowledged(tmp_
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         app = create_app(made.settings, made.database, made.jobs, made.pools, made.dashboard, made.bell, lambda: None)
-        server = Server(uvicorn.Config(app, log_level="warning"), app)
+        server = Server(app, made.settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         until(lambda: server.started)

@@ -12,7 +12,7 @@ from service.api.files import attachment, list_files, open_file, send_file
 from service.api.openapi import content, problems
 from service.api.responses import ClosedStream
 from service.api.routes.watching import VisibleRun
-from service.api.security import SIGNED_IN
+from service.api.security import SIGNED_IN, STREAM_PLACE
 from service.schemas import ArtifactPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["files"], dependencies=SIGNED_IN)
@@ -29,7 +29,7 @@ def list_artifacts(run: VisibleRun) -> ArtifactPage:
     return ArtifactPage(items=sorted(list_files(Path(run.directory)), key=lambda file: file.path))
 
 
-@router.get("/artifacts/{path:path}", response_class=Response, responses=_FILE | problems(404, 416))
+@router.get("/artifacts/{path:path}", response_class=Response, dependencies=[STREAM_PLACE], responses=_FILE | problems(404, 416))
 def get_artifact(run: VisibleRun, path: str, request: Request) -> Response:
     """A file, or a part of it (`Range`)."""
     return send_file(request, open_file(Path(run.directory), path))
@@ -41,7 +41,7 @@ def head_artifact(run: VisibleRun, path: str, request: Request) -> Response:
     return send_file(request, open_file(Path(run.directory), path))
 
 
-@router.get("/model.tar", response_class=Response, responses=problems(404) | {
+@router.get("/model.tar", response_class=Response, dependencies=[STREAM_PLACE], responses=problems(404) | {
     200: content("application/x-tar", "The archive.")})
 def get_model_archive(run: VisibleRun) -> Response:
     """The finished model, a Hugging Face directory, as one archive."""

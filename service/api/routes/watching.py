@@ -24,7 +24,7 @@ from service.api.logs import open_log, tail_start
 from service.api.openapi import content, problems
 from service.api.parameters import After, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
-from service.api.security import DRIVER, SIGNED_IN, Reader, check_driver, presented_token, valid_token, visible_run
+from service.api.security import DRIVER, SIGNED_IN, STREAM_PLACE, Reader, check_driver, presented_token, valid_token, visible_run
 from service.database import ingest, metrics, overview, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest
@@ -50,7 +50,7 @@ async def raw_body(request: Request) -> bytes:
     return await request.body()
 
 
-@router.get("/events", response_class=EventStream, responses=problems(404) | {
+@router.get("/events", response_class=EventStream, dependencies=[STREAM_PLACE], responses=problems(404) | {
     200: content("text/event-stream", "Messages with `id: POSITION`, `event: TYPE` and the event as `data`; `end` is the last.")})
 async def stream_events(
     run: VisibleRun, request: Request, context: InContext, after: After = None, last_event_id: LastEventId = None,
@@ -131,7 +131,7 @@ def list_logs(run: VisibleRun) -> LogPage:
     return LogPage(items=logs_in(Path(run.directory)))
 
 
-@router.get("/logs/{name}", response_class=ClosedStream, responses=problems(404) | {
+@router.get("/logs/{name}", response_class=ClosedStream, dependencies=[STREAM_PLACE], responses=problems(404) | {
     200: content("text/plain", "The last lines, and with `follow` those that come.", {"type": "string"})})
 async def get_log(
     run: VisibleRun, name: str, context: InContext,
