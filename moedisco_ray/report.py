@@ -183,7 +183,7 @@ def report_verdict(report: Mapping[str, Any]) -> str | None:
 def report_notes(report: Mapping[str, Any]) -> list[str]:
     """What the table cannot say: sub-models that the merge did not wait for, and what is wrong with the text or its clusters."""
     return [
-        *report["corpus"].get("warnings", []), *report["clusters"].get("warnings", []), *(
+        *report.get("corpus", {}).get("warnings", []), *report.get("clusters", {}).get("warnings", []), *(
         f"{unit['name']} is not finished: the merge took "
         + (f"its checkpoint of step {unit['steps']} of {unit['planned_steps']}" if unit["contribution"] == "checkpoint"
            else "its seed, untrained")

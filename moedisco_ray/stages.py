@@ -46,7 +46,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("evaluate", "evaluation", ("finetune",), (
         "evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.ensemble_top_k", "evaluation.sources",
         "evaluation.lm_eval", "evaluation.lm_eval_limit")),
-    Stage("export", "model", ("finetune", "evaluate"), ("evaluation.prompts", "evaluation.sample_tokens")),
+    Stage("export", "model", ("finetune", "evaluate"), ("evaluation.prompts", "evaluation.sample_tokens", "export")),
 )
 
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.config import CheckpointInit, Evaluation, Merge, Model, UpcycleInit
+from moedisco_ray.config import CheckpointInit, Evaluation, LocalInit, Merge, Model, UpcycleInit
 from moedisco_ray.corpus import Encoder, Limits, read_unseen
 from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.merge import Batch
@@ -277,10 +277,26 @@ def validation_parts(corpus: Path) -> tuple[Path, ...]:
 
 def publish(
     model: Path, tokenizer: Path, directory: Path, report: Mapping[str, Any], prompts: Sequence[str], sample_tokens: int, seed: int,
+    start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"],
 ) -> dict[str, Any]:
     """Write the Hugging Face directory and let it continue a few prompts.
+
+    Args:
+        model: The trained model.
+        tokenizer: The corpus' tokenizer.
+        directory: Where to.
+        report: The run's report, for the model card.
+        prompts: Beginnings to continue.
+        sample_tokens: Tokens to add to each.
+        seed: Of the run.
+        start: The run's model section, which names what the run started from.
+        own_tokens: Whether the run kept the tokenizer of that.
+        dtype: Of the weights; see `export.export`.
 
     Returns:
         The export's figures, and `samples`: [{prompt, text}].
     """
-    return export.export(model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed)
+    origin = export.Origin(start.init.directory, own_tokens) if isinstance(start.init, LocalInit) else None
+    return export.export(
+        model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed,
+        prefix=Encoder(tokenizer).prefix, origin=origin, dtype=dtype)

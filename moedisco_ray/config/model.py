@@ -47,6 +47,9 @@ class Architecture(Section):
     """Longest sequence; null: corpus.sequence_length."""
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
+    rope_scaling: dict[str, Any] | None = None
+    """How rotary positions are scaled for longer texts, as in `config.json`: `rope_type` (linear, yarn, llama3, ...) and its
+    parameters; null: they are not."""
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
 
@@ -215,12 +218,14 @@ def _experts(raw: Mapping[str, Any]) -> int | None:
 
 def _sizes(raw: Mapping[str, Any], family: FamilyName, **changes: Any) -> Architecture:
     own_name = raw.get("model_type") in ("qwen2_moe", "qwen3_moe")
-    rope = raw.get("rope_parameters") or {}
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    scaling = {"rope_type": rope.get("type", "default"), **{key: rope[key] for key in rope if key not in ("type", "rope_theta")}}
     found = {name: raw[name] for name in Architecture.model_fields if raw.get(name) is not None}
     found.update(
         num_experts=_experts(raw),
         moe_intermediate_size=raw.get("moe_intermediate_size" if own_name else "intermediate_size"),
         norm_topk_prob=True if family == "mixtral" else raw.get("norm_topk_prob", False),
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
+        rope_scaling=None if scaling["rope_type"] == "default" else scaling,
     )
     return Architecture.model_validate(found | changes)

@@ -15,6 +15,7 @@ from moedisco_ray.config.sections import (
     Clusters,
     Corpus,
     Evaluation,
+    Export,
     Finetune,
     Merge,
     Optimizer,
@@ -52,6 +53,7 @@ class RunConfig(Section):
     pools: Pools = Pools()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
+    export: Export = Export()
     tracking: Tracking = Tracking()
     output: Annotated[Path, WritesTo("runs")] = Path("runs")
     """Directory that holds run directories; on several machines, one that all of them see."""

@@ -337,6 +337,13 @@ class Evaluation(Section):
     sample_tokens: int = Field(48, ge=1, le=4096)
 
 
+class Export(Section):
+    """The finished model's directory."""
+
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Dtype of the weights; auto: that of the model that `model.init` names, or, with random weights, what was trained in."""
+
+
 class Tracking(Section):
     """Experiment trackers, each by its own library (`pip install 'moedisco-ray[NAME]'`)."""
 

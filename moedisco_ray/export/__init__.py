@@ -2,6 +2,7 @@
 
 from moedisco_ray.export.card import model_card, write_card
 from moedisco_ray.export.directory import export
+from moedisco_ray.export.origin import Origin
 from moedisco_ray.export.samples import continue_prompts, generate_samples
 
-__all__ = ["continue_prompts", "export", "generate_samples", "model_card", "write_card"]
+__all__ = ["Origin", "continue_prompts", "export", "generate_samples", "model_card", "write_card"]

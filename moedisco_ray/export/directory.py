@@ -1,4 +1,4 @@
-"""The finished directory: weights, configuration, tokeniser, generation defaults, model card, and the proof of it."""
+"""The finished directory: weights, configuration, tokenizer, generation defaults, model card, and the proof of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moedisco_ray.artifacts import write_json
+from moedisco_ray.config import tokenizer_files
 from moedisco_ray.errors import CheckpointError, RunError
 from moedisco_ray.export.card import model_card
+from moedisco_ray.export.origin import Origin, end_tokens, for_all_readers, tokens_of
 from moedisco_ray.export.samples import continue_prompts
 from moedisco_ray.model_map import (
     Checkpoint,
@@ -31,18 +33,23 @@ from moedisco_ray.model_map import (
     write_config,
 )
 
-_SUFFIXES = {".safetensors", ".json", ".md", ".jinja"}
+_SUFFIXES = {".safetensors", ".json", ".md", ".jinja", ".model", ".tiktoken", ".txt"}
+_LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PROBE = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
 
 
 def export(
     model_dir: Path, tokenizer_dir: Path, directory: Path, report: Mapping[str, Any], *, prompts: Sequence[str] = (),
-    sample_tokens: int = 48, seed: int = 0,
+    sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
 ) -> dict[str, Any]:
     """Write the finished directory, load it again, and compare it with the trained model.
 
-    Weight files that hold the family's classic per-expert names are hard-linked, or copied where that is not possible;
-    others are rewritten tensor by tensor. The comparison holds one model in memory at a time.
+    It has what the model that the run started from has: fields of its configuration, tokenizer and chat template, tokens that end a
+    text, generation settings, dtype, licence. Weight files that hold the family's classic per-expert names in that dtype are
+    hard-linked, or copied where that is not possible; others are rewritten tensor by tensor. The comparison holds one model in
+    memory at a time.
 
     Args:
         model_dir: The trained model.
@@ -52,30 +59,38 @@ def export(
         prompts: What the finished model is to continue, for the model card.
         sample_tokens: Tokens to add to each.
         seed: Of the run.
+        prefix: Token before a document, for the samples; None: the one that ends it.
+        origin: The model that the run started from; None: random weights.
+        dtype: Of the weights; `auto`: the origin's, or else what the model was trained in.
 
     Returns:
         `parameters`, `active_parameters` (that one token uses), `bytes` of the weights, and `samples` [{prompt, text}].
 
     Raises:
         CheckpointError: The trained model's tensors are not exactly its family's.
-        RunError: What was written does not give the trained model's logits, bit for bit, or the tokeniser's tokens.
+        RunError: What was written does not give the trained model's logits, bit for bit, or the tokenizer's tokens.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _write_weights(model_dir, directory)
+    trained_in = open_checkpoint(model_dir)["model.norm.weight"].dtype
+    stored_in = _DTYPES.get(dtype) or (trained_in if origin is None else origin.dtype())
+    _write_weights(model_dir, directory, None if stored_in == trained_in else stored_in)
     weights = open_checkpoint(directory)
-    dtype = weights["model.norm.weight"].dtype
-    tokenizer = _write_tokenizer(tokenizer_dir, directory, int(weights.config["max_position_embeddings"]))
-    _write_configs(tokenizer, dtype, directory)
-    model = _verified(model_dir, directory, dtype)
+    positions = int(weights.config["max_position_embeddings"])
+    tokenizer = _write_tokenizer(tokenizer_dir, directory, positions if origin is None else None)
+    _write_configs(tokenizer, stored_in, directory, origin)
+    model = _verified(model_dir, directory, stored_in)
     total, active = count_parameters(weights)
     figures = {
         "parameters": total,
         "active_parameters": active,
         "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
-        "samples": continue_prompts(model, tokenizer, prompts, sample_tokens, seed),
+        "samples": continue_prompts(
+            model, tokenizer, prompts, sample_tokens, seed, prefix=prefix, ends=end_tokens(directory)),
     }
+    if origin is not None:
+        origin.copy_licences(directory)
     (directory / "README.md").write_text(model_card(report, figures), encoding="utf-8")
-    if strange := sorted(path.name for path in directory.iterdir() if path.suffix not in _SUFFIXES):
+    if strange := sorted(path.name for path in directory.rglob("*") if path.is_file() and not _belongs(path)):
         raise RunError(f"the export holds a file of a kind that does not belong there: {strange[0]}")
     return figures
 
@@ -112,10 +127,17 @@ def check_classic(names: Sequence[str], model_map: ModelMap) -> None:
     model_map.experts(names)
 
 
-def _write_weights(model_dir: Path, directory: Path) -> None:
+def _belongs(path: Path) -> bool:
+    return path.suffix in _SUFFIXES or path.name.startswith(_LICENCES)
+
+
+def _write_weights(model_dir: Path, directory: Path, dtype: torch.dtype | None) -> None:
+    """Write the weights in another dtype, or, with None, as they are."""
     config = read_config(model_dir)
     model_map = ModelMap(str(config.get("model_type")))
-    if _is_classic(stored_names(model_dir), model_map):
+    if dtype is not None:
+        write_checkpoint(directory, ((key, tensor.to(dtype)) for key, tensor in open_checkpoint(model_dir).items()), config)
+    elif _is_classic(stored_names(model_dir), model_map):
         for path in [*model_dir.glob("*.safetensors"), *model_dir.glob("*.safetensors.index.json")]:
             _link(path, directory / path.name)
         write_config(directory, config)
@@ -140,36 +162,45 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int) -> PreTrainedTokenizerBase:
+def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | None) -> PreTrainedTokenizerBase:
+    """Copy a tokenizer's files; with `most_positions`, which no model of others has set, that becomes the longest text."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
-    expected = tokenizer(list(_PROBE))["input_ids"]
-    tokenizer.model_max_length = most_positions
-    tokenizer.save_pretrained(directory)
-    path = directory / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        # The name that transformers 4 and its readers know the same class by.
-        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    again = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    if again(list(_PROBE))["input_ids"] != expected or again.eos_token_id != tokenizer.eos_token_id:
-        raise RunError("the exported tokeniser does not give the tokens that the model was trained on")
-    return again
+    for path in tokenizer_files(tokenizer_dir):
+        target = directory / path.relative_to(tokenizer_dir)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+    if most_positions is not None or not _same_tokens(directory, tokenizer):
+        # Where no class is named, it follows from `config.json`, which is of another family here.
+        tokenizer.model_max_length = most_positions or tokenizer.model_max_length
+        tokenizer.save_pretrained(directory)
+        path = directory / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            # The name that transformers 4 and its readers know the same class by.
+            write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if not _same_tokens(directory, tokenizer):
+        raise RunError("the exported tokenizer does not give the tokens that the model was trained on")
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
-def _write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path) -> None:
-    eos, bos, pad = (
-        tokenizer.eos_token_id if token is None else token
-        for token in (None, tokenizer.bos_token_id, tokenizer.pad_token_id))
-    name = str(dtype).removeprefix("torch.")
-    values = config_values(AutoConfig.from_pretrained(directory, local_files_only=True))
-    # No padding token in here: transformers would leave that token's embedding out of any further training.
-    values |= {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": None, "dtype": name}
-    # Where readers older than transformers 5 look for the two.
-    values |= {"torch_dtype": name, "rope_theta": values["rope_parameters"]["rope_theta"]}
-    write_config(directory, values)
-    GenerationConfig(
-        bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, do_sample=True, temperature=0.8, top_p=0.95,
-    ).save_pretrained(directory)
+def _same_tokens(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    found = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    same: bool = found(list(_PROBE))["input_ids"] == tokenizer(list(_PROBE))["input_ids"]
+    return same and found.eos_token_id == tokenizer.eos_token_id
+
+
+def _write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path, origin: Origin | None) -> None:
+    values = config_values(AutoConfig.from_pretrained(directory, local_files_only=True)) | tokens_of(tokenizer)
+    if origin is not None:
+        values = origin.config(values)
+        origin.write_generation_config(values, directory)
+    else:
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        GenerationConfig(
+            bos_token_id=values["bos_token_id"], eos_token_id=values["eos_token_id"], pad_token_id=pad, do_sample=True,
+            temperature=0.8, top_p=0.95,
+        ).save_pretrained(directory)
+    write_config(directory, for_all_readers(values, dtype))
 
 
 def _verified(model_dir: Path, directory: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -5,7 +5,7 @@ Shapes: V entries of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,10 @@ def generate_samples(
 
 
 def continue_prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int, seed: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int, seed: int, *,
+    prefix: int | None = None, ends: Collection[int] = (),
 ) -> list[dict[str, str]]:
-    """Let a model continue each prompt, as if the prompt began a document.
+    """Let a model continue each prompt, as if the prompt began a document. Chat templates are not applied.
 
     The next token is drawn from the 40 likeliest at temperature 0.7: greedy decoding of a small model soon repeats
     itself. Draws come from a generator keyed by the seed and the prompt's number: the same model writes the same text.
@@ -41,6 +42,8 @@ def continue_prompts(
         prompts: Beginnings; an empty one is a beginning too. All but the end of one that is too long is left out.
         tokens: Most tokens to add; fewer where the model ends the document, or its positions end.
         seed: Of the run.
+        prefix: The token before a document; None: the one that ends it.
+        ends: Tokens that end a text, next to the tokenizer's own.
 
     Returns:
         `prompt` and `text`, what the model added, of each.
@@ -51,15 +54,16 @@ def continue_prompts(
     samples = []
     for number, prompt in enumerate(prompts):
         draws = np.random.Generator(np.random.Philox(key=[seed, number]))
-        ids = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-        written = _continue(model, ids[added - most:], draws, tokens=added, vocabulary=len(tokenizer), eos=ids[0])
+        ids = [tokenizer.eos_token_id if prefix is None else prefix, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        last = {*ends, tokenizer.eos_token_id}
+        written = _continue(model, ids[added - most:], draws, tokens=added, vocabulary=len(tokenizer), ends=last)
         samples.append({"prompt": prompt, "text": tokenizer.decode(written)})
     return samples
 
 
 @torch.inference_mode()
 def _continue(
-    model: PreTrainedModel, ids: list[int], draws: np.random.Generator, *, tokens: int, vocabulary: int, eos: int,
+    model: PreTrainedModel, ids: list[int], draws: np.random.Generator, *, tokens: int, vocabulary: int, ends: Collection[int],
 ) -> list[int]:
     inputs = torch.tensor([ids], device=model.device)
     cache = DynamicCache(config=model.config)   # the model writes into it
@@ -67,9 +71,9 @@ def _continue(
     while len(written) < tokens:
         # By position: the cache's name changes within the range of transformers that this package supports.
         logits_V = model(inputs, None, None, cache, use_cache=True).logits[0, -1]
-        # The embedding may have more rows than the tokeniser has entries.
+        # The embedding may have more rows than the tokenizer has entries.
         token = _draw(logits_V[:vocabulary].double().cpu().numpy(), float(draws.random()))
-        if token == eos:
+        if token in ends:
             break
         written.append(token)
         inputs = torch.tensor([[token]], device=model.device)

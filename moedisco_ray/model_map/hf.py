@@ -52,7 +52,7 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
         "num_experts_per_tok": architecture.num_experts_per_tok,
         "max_position_embeddings": architecture.max_position_embeddings or sequence_length,
         "tie_word_embeddings": architecture.tie_word_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
+        "rope_parameters": {"rope_type": "default", **(architecture.rope_scaling or {}), "rope_theta": architecture.rope_theta},
         "rms_norm_eps": architecture.rms_norm_eps,
         "initializer_range": architecture.initializer_range,
         "bos_token_id": eos_token_id,

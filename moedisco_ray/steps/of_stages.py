@@ -162,7 +162,8 @@ def publish(context: Context, draft: Draft) -> None:
     config = context.config
     draft.summary.update(context.call(
         config.finetune_pool, tasks.publish, context.of("finetune"), context.of("corpus") / "tokenizer", draft.path,
-        build_report(context.directory, config), config.evaluation.prompts, config.evaluation.sample_tokens, config.seed))
+        build_report(context.directory, config), config.evaluation.prompts, config.evaluation.sample_tokens, config.seed,
+        config.model, not config.tokenizer.replace, config.export.dtype))
 
 
 STEPS: Mapping[str, Callable[[Context, Draft], None]] = {

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +14,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from moedisco_ray.config import FAMILIES, Architecture
+from moedisco_ray.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.errors import CheckpointError, RunError
-from moedisco_ray.export import continue_prompts, export, generate_samples
+from moedisco_ray.export import Origin, continue_prompts, export, generate_samples
 from moedisco_ray.export import directory as export_directory
 from moedisco_ray.export.samples import _draw
 from moedisco_ray.model_map import ModelMap, hf_config, save_model, write_config
@@ -297,3 +298,58 @@ def test_draws_follow_the_probabilities():
     drawn = [_draw(logits, (i + 0.5) / 1000) for i in range(1000)]
     assert [drawn.count(token) for token in range(3)] == [100, 600, 300]
     assert _draw(np.zeros(100), 0.999999) == 39
+
+
+@pytest.mark.parametrize("scaling", [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+])
+def test_scaled_positions_are_computed_and_written_in_both_spellings(tmp_path, tokenizer_dir, scaling):
+    model, plain = tiny_model("mixtral", rope_scaling=scaling), tiny_model("mixtral")
+    expected = model(input_ids=TOKENS).logits
+    assert not torch.allclose(expected, plain(input_ids=TOKENS).logits, atol=1e-3), "scaling changes what is computed"
+    save_model(model, tmp_path / "trained")
+    export(tmp_path / "trained", tokenizer_dir, tmp_path / "model", REPORT)
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["rope_parameters"] == scaling | {"rope_theta": 12_345.0}
+    assert (config["rope_scaling"], config["rope_theta"]) == (scaling, 12_345.0)
+    assert read_architecture(tmp_path / "model", "mixtral").rope_scaling == scaling
+    for absent in ((), ("rope_parameters",), ("rope_scaling", "rope_theta")):   # each spelling alone is enough
+        path.write_text(json.dumps({key: value for key, value in config.items() if key not in absent}))
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "model")(input_ids=TOKENS).logits, expected)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("auto", "F32"), ("bf16", "BF16"), ("fp16", "F16")])
+def test_weights_are_written_in_the_dtype_that_is_asked_for(exported, tokenizer_dir, tmp_path, dtype, stored):
+    root, _ = exported
+    export(root / "trained" / "olmoe", tokenizer_dir, tmp_path / "model", REPORT, dtype=dtype)
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {stored}  # noqa: SIM118 - no mapping
+
+
+def test_a_replaced_tokenizer_s_tokens_end_a_text_and_other_generation_settings_stay(exported, tokenizer_dir, tmp_path):
+    root, _ = exported
+    start = tmp_path / "start"
+    shutil.copytree(root / "olmoe", start)
+    stored = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(stored | {"eos_token_id": [7, 8], "pad_token_id": 9, "own_field": "kept"}))
+    (start / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8], "temperature": 0.6, "do_sample": True}))
+    for own, end, pad in ((True, [7, 8], 9), (False, 0, None)):
+        made = tmp_path / str(own)
+        export(root / "trained" / "olmoe", tokenizer_dir, made, REPORT, origin=Origin(start, own))
+        config, generation = (json.loads((made / f"{name}.json").read_text()) for name in ("config", "generation_config"))
+        assert (config["eos_token_id"], config["pad_token_id"], config["own_field"]) == (end, pad, "kept")
+        assert (generation["eos_token_id"], generation["temperature"]) == (end, 0.6)
+
+
+def test_samples_end_at_every_end_token_and_begin_after_the_prefix(exported, tokenizer_dir):
+    _, built = exported
+    seen = []
+    handle = built["olmoe"].register_forward_hook(lambda _module, args, _output: seen.append(args[0].tolist()))
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    found = continue_prompts(built["olmoe"], tokenizer, ("the",), 12, 5, prefix=5, ends=range(VOCAB))
+    handle.remove()
+    assert found == [{"prompt": "the", "text": ""}]
+    assert seen[0][0][0] == 5

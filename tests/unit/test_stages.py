@@ -32,6 +32,7 @@ def digests(**sections: dict[str, Any]) -> dict[str, str]:
     ("evaluation", "max_tokens", 5, "evaluate"),
     ("evaluation", "sources", [{"path": "s3://bucket/other"}], "evaluate"),
     ("evaluation", "lm_eval_limit", 5, "evaluate"),
+    ("export", "dtype", "bf16", "export"),
 ])
 def test_a_setting_changes_its_stage_and_those_after_it_alone(section: str, setting: str, value: Any, first: str) -> None:
     before, after = digests(), digests(**{section: {setting: value}})

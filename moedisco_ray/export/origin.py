@@ -1,0 +1,110 @@
+"""What an export takes over from the model that a run started from, as that model's own files say it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from moedisco_ray.artifacts import write_json
+from moedisco_ray.errors import CheckpointError
+from moedisco_ray.model_map import read_config
+
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_GENERATION = "generation_config.json"
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The model that a run started from.
+
+    Attributes:
+        directory: A Hugging Face model directory.
+        own_tokens: Whether the run kept the model's tokenizer, so that its token ids still mean the same.
+    """
+
+    directory: Path
+    own_tokens: bool = True
+
+    def dtype(self) -> torch.dtype:
+        """The dtype that its `config.json` names, or else that of its first tensor; fp32 where it is another than bf16 or fp16."""
+        config = read_config(self.directory)
+        named = config.get("dtype") or config.get("torch_dtype")
+        if named is not None:
+            return _NAMES.get(str(named), torch.float32)
+        path = min(self.directory.glob("*.safetensors"), default=None)
+        if path is None:
+            raise CheckpointError("checkpoint", str(self.directory), "holds no safetensors file")
+        with safe_open(path, framework="pt") as file:
+            return _DTYPES.get(file.get_slice(min(file.keys())).get_dtype(), torch.float32)
+
+    def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The `config.json` of the finished model: the values that it was trained with, and what is the origin's own to say.
+
+        Of a model of the same family every field is kept that the values do not name. Of a dense one, the values already have those
+        that the family knows. The tokens that begin, end and pad a text are the origin's, as long as its tokenizer is.
+
+        Args:
+            values: The `config.json` of the trained model.
+        """
+        raw = read_config(self.directory)
+        kept = {**raw, **values} if raw.get("model_type") == values.get("model_type") else dict(values)
+        if self.own_tokens:
+            resolved = AutoConfig.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
+            kept |= {name: getattr(resolved, name, None) for name in _TOKENS}
+        return kept
+
+    def write_generation_config(self, config: Mapping[str, Any], directory: Path) -> None:
+        """Write `generation_config.json`: the origin's, with other token ids only where the tokenizer was replaced.
+
+        Args:
+            config: The finished model's `config.json`.
+            directory: Where to.
+        """
+        source = self.directory / _GENERATION
+        if source.is_file() and self.own_tokens:
+            shutil.copyfile(source, directory / _GENERATION)
+        elif source.is_file():
+            settings = json.loads(source.read_text(encoding="utf-8"))
+            write_json(directory / _GENERATION, settings | {name: config.get(name) for name in _TOKENS})
+        else:
+            GenerationConfig(**{name: config.get(name) for name in _TOKENS}).save_pretrained(directory)
+
+    def copy_licences(self, directory: Path) -> None:
+        """Copy the files that say on which terms the weights may be used."""
+        for path in (path for pattern in _LICENCES for path in self.directory.glob(pattern) if path.is_file()):
+            shutil.copyfile(path, directory / path.name)
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The tokens that begin and end a text in a `config.json`, from a tokenizer.
+
+    There is no padding token: transformers would leave that token's embedding out of any further training.
+    """
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    return {"bos_token_id": eos if bos is None else bos, "eos_token_id": eos, "pad_token_id": None}
+
+
+def for_all_readers(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Values of a `config.json` under the names of transformers 5 and under those that readers of transformers 4 look for."""
+    name = str(dtype).removeprefix("torch.")
+    rope = dict(values["rope_parameters"])
+    theta = rope.pop("rope_theta")
+    scaling = None if rope.get("rope_type", "default") == "default" else rope
+    return {**values, "dtype": name, "torch_dtype": name, "rope_theta": theta, "rope_scaling": scaling}
+
+
+def end_tokens(directory: Path) -> frozenset[int]:
+    """Every token at which a model directory's generation ends."""
+    found = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])

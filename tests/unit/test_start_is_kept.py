@@ -1,0 +1,161 @@
+"""What a pretrained model brings goes through a run: its tokens, loss, chat template, end tokens, dtype and positions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pretrained_start import BOS, END, ROPE, TURN, texts, write_start
+from safetensors import safe_open
+from small_run import small_config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from moedisco_ray import evaluate, pipeline, tasks
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.config import Merge, Model, RunConfig
+from moedisco_ray.corpus import Encoder
+from moedisco_ray.corpus.pretrained import open_encoder
+from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
+from moedisco_ray.errors import ConfigError
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.model_map import load_model
+from moedisco_ray.start import check_start
+from moedisco_ray.tokens import TokenStream
+
+COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_start(tmp_path_factory.mktemp("start") / "llama")
+
+
+def run_of(output: Path, family: str, start: Path, **changes: Any) -> RunConfig:
+    return small_config(
+        output, tokens={"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
+        clusters={"count": 2, "vectors": "hidden_state"},
+        model={"family": family, "config": None, "init": {"upcycle": str(start), "num_experts": 2}},
+        merge={"calibration_tokens": 1024}, evaluation={"max_tokens": 2000, "sample_tokens": 4}, **changes)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
+    return pipeline.run(run_of(tmp_path_factory.mktemp("runs"), "mixtral", llama), shell=InProcess())
+
+
+def test_the_loss_before_and_after_the_upcycle_is_the_same_on_its_own_tokens(tmp_path: Path, llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    dense = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    read = [text for text in texts() if 20 < len(tokenizer(text)["input_ids"]) < 200][-40:]
+    with torch.no_grad():
+        nats = [
+            (len(ids) - 1) * float(dense(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss)
+            for ids in (tokenizer(text)["input_ids"] for text in read)]
+    model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(llama), "num_experts": 4}})
+    tasks.write_whole(
+        model, Path("unused"), 256, 0, 2, None, [], Merge(), keep_moments=False, device="cpu", directory=tmp_path / "moe")
+    encoder = open_encoder(llama)
+    tokens = encoder.encode(read)
+    found = evaluate.document_nats(load_model(tmp_path / "moe"), tokens, prefix=encoder.prefix, sequence_length=256)
+    count = sum(map(len, tokens))
+    assert float(found.sum()) / count == pytest.approx(sum(nats) / count, abs=1e-4)
+    assert sum(nats) / count < 0.9 * np.log(512), "a model that was never trained cannot lose anything"
+
+
+def test_training_text_is_in_the_start_s_tokens_and_each_document_begins_with_bos(exported: Path, llama: Path) -> None:
+    tokenizer, encoder = AutoTokenizer.from_pretrained(llama), Encoder(exported / "corpus" / "tokenizer")
+    bos, end = tokenizer.convert_tokens_to_ids([BOS, END])
+    assert (encoder.bos, encoder.eos) == (bos, end)
+    stream = TokenStream([exported / "corpus" / "shards"], 64)
+    tokens = np.concatenate([stream.window(i)[:-1] for i in range(len(stream))])
+    ends = np.flatnonzero(tokens == end)
+    assert len(ends) > 10
+    assert tokens[0] == bos
+    assert (tokens[ends[:-1] + 1] == bos).all()
+    assert (tokens == bos).sum() == (tokens == end).sum() + (tokens[-1] != end)
+    first = tokens[:ends[0]].tolist()
+    assert first == tokenizer(tokenizer.decode(first[1:]))["input_ids"]
+    manifest = read_json(exported / "corpus" / "manifest.json")
+    assert manifest["summary"]["tokens"] == stream.tokens
+
+
+def test_the_export_has_the_start_s_files_dtype_tokens_and_positions(exported: Path, llama: Path) -> None:
+    model = exported / "model"
+    for name in COPIED:
+        assert (model / name).read_bytes() == (llama / name).read_bytes(), name
+    config, start = read_json(model / "config.json"), read_json(llama / "config.json")
+    for field in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "max_position_embeddings", "rope_theta"):
+        assert config[field] == start[field], field
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert config["rope_parameters"] == ROPE
+    assert config["rope_scaling"] == start["rope_scaling"] == {key: value for key, value in ROPE.items() if key != "rope_theta"}
+    with safe_open(model / "model.safetensors", "pt") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"BF16"}  # noqa: SIM118 - no mapping
+    chat = [{"role": "user", "content": "hello"}]
+    ours, theirs = (AutoTokenizer.from_pretrained(path).apply_chat_template(chat, tokenize=False) for path in (model, llama))
+    assert ours == theirs == f"{BOS}user: hello{TURN}"
+
+
+@pytest.mark.parametrize("token", [END, TURN])
+def test_generation_of_the_export_ends_at_each_of_the_start_s_end_tokens(exported: Path, token: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(exported / "model")
+    tokenizer = AutoTokenizer.from_pretrained(exported / "model")
+    assert model.dtype == torch.bfloat16
+    settings = GenerationConfig.from_pretrained(exported / "model")
+    assert (settings.temperature, settings.top_p, settings.repetition_penalty) == (0.6, 0.9, 1.05)
+    last = tokenizer.convert_tokens_to_ids(token)
+    inputs = tokenizer("def", return_tensors="pt", return_token_type_ids=False)
+    found = model.generate(**inputs, max_new_tokens=5, prefix_allowed_tokens_fn=lambda *_: [last])
+    assert found[0].tolist() == [*inputs["input_ids"][0].tolist(), last]
+
+
+def test_readers_of_transformers_4_compute_the_same(exported: Path, tmp_path: Path) -> None:
+    """They know `rope_theta`, `rope_scaling` and `torch_dtype` alone."""
+    whole = AutoModelForCausalLM.from_pretrained(exported / "model")
+    for path in (exported / "model").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").unlink()
+    config = read_json(exported / "model" / "config.json")
+    del config["rope_parameters"], config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(100)[None]
+    with torch.no_grad():
+        assert torch.equal(read(ids).logits, whole(ids).logits)
+
+
+def test_another_tokenizer_is_refused_before_anything_is_made(tmp_path: Path, llama: Path) -> None:
+    save_trained(train_bpe(texts()[:50], 400), tmp_path / "other")
+    config = run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other")})
+    with pytest.raises(ConfigError, match=r"^tokenizer\.path: .*is not the tokenizer of model\.init\.upcycle .*tokenizer\.replace"):
+        pipeline.run(config, shell=InProcess())
+    assert not (config.directory / "corpus").exists()
+    check_start(run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other"), "replace": True}))
+
+
+def test_qwen3_with_heads_of_its_own_size_goes_through_a_run(tmp_path: Path) -> None:
+    start = write_start(
+        tmp_path / "qwen3", "qwen3", begins=False, head_dim=16, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    directory = pipeline.run(run_of(tmp_path / "runs", "qwen3_moe", start), shell=InProcess())
+    assert Encoder(directory / "corpus" / "tokenizer").bos is None
+    config = read_json(directory / "model" / "config.json")
+    assert (config["head_dim"], config["hidden_size"] // config["num_attention_heads"]) == (16, 12)
+    assert (config["rope_theta"], config["rope_scaling"]) == (5e5, None)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (start, directory / "model"))
+    ids = torch.tensor(Encoder(directory / "corpus" / "tokenizer").encode([" ".join(texts()[:3])])[0][None, :200].astype(np.int64))
+    with torch.no_grad():
+        losses = [float(model(input_ids=ids, labels=ids).loss) for model in (before, after)]
+    assert losses[1] < losses[0] + 0.5
