@@ -113,7 +113,7 @@ def _work(
     loops = (
         reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
         Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),
-        Loop(Housekeeping(database).round, TIDY_SECONDS, "housekeeping"),
+        Loop(Housekeeping(database, jobs, settings.output_roots).round, TIDY_SECONDS, "housekeeping"),
     )
     app = create_app(settings, database, jobs, pools, dashboard, bell, reconciling.poke)
     server = Server(app, settings)

@@ -1,26 +1,139 @@
-"""What is no longer needed goes."""
+"""Measures run directories, removes runs by retention, and forgets old keys and deliveries."""
 
 from __future__ import annotations
 
-from service.database import idempotency, webhooks
-from service.database.session import Database
+import contextlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 
+from sqlalchemy.orm import Session
+
+from service import run_files
+from service.database import audit, idempotency, policies, runs, webhooks
+from service.database.session import Database
+from service.database.tables import Run
+from service.domain.jobs import submission_id
+from service.domain.placement import Placement
+from service.domain.retention import Due, Finished, announced, due_runs, named_runs
+from service.domain.states import ACTIVE, TERMINAL, RunState
+from service.errors import RayUnavailable
+from service.observability import logger
+from service.ray_side.jobs import Jobs
+
+_log = logger(__name__)
 DELIVERIES_KEPT = 7 * 24 * 3600.0
 
 
 class Housekeeping:
-    """Forgets old idempotency keys and settled deliveries.
+    """What is looked after every few minutes.
 
     Args:
-        database: Where they are.
+        database: Where runs, keys and deliveries are.
+        jobs: Ray's; jobs of removed runs are deleted.
+        roots: The output roots; nothing outside of them is removed.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, jobs: Jobs, roots: Sequence[Path]) -> None:
         self._database = database
+        self._jobs = jobs
+        self._roots = roots
 
     def round(self, now: float) -> None:
-        """Forget keys after a day, and deliveries that arrived or were given up after a week."""
+        """Measure, remove, and forget keys after a day and settled deliveries after a week.
+
+        Raises:
+            DatabaseUnavailable: The database does not answer; the next round continues.
+        """
         with self._database.write() as session:
             idempotency.purge(session, now)
         with self._database.write() as session:
             webhooks.purge(session, now - DELIVERIES_KEPT)
+        self._measure(now)
+        for path in run_files.left_aside(self._roots):
+            self._remove_files(path)
+        for run_id, due in self._announce(now):
+            try:
+                self._remove(run_id, due, now)
+            except OSError as error:
+                _log.warning("run %s cannot be removed: %s", run_id, error)
+
+    def _measure(self, now: float) -> None:
+        with self._database.read() as session:
+            found = runs.unmeasured(session)
+        for run_id, directory in found:
+            size = run_files.size_of(Placement(Path(directory)).home)
+            with self._database.write() as session:
+                runs.measured(session, run_id, size, now)
+
+    def _announce(self, now: float) -> list[tuple[str, Due]]:
+        """Store when runs expire, send what is new of it, and return the runs whose time has come."""
+        with self._database.read() as session:
+            changes, expired = _expiries(session, now)
+        for run_id, (due, time) in changes.items():
+            with self._database.write() as session:
+                run = runs.lock(session, run_id)
+                if run is None or run.state not in TERMINAL or run.kept:
+                    continue
+                runs.amend(session, run, now=now, expires_at=time)
+                if due is not None:
+                    webhooks.enqueue(session, run, now, "run.expiring", expires_at=time, why=due.why)
+                    audit.note(
+                        session, owner="service", token_id=None, action="run.expiring", target=run_id, address=None, now=now,
+                        detail={"name": run.name, "owner": run.owner, "expires_at": time, "why": due.why})
+        return expired
+
+    def _remove(self, run_id: str, due: Due, now: float) -> None:
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            gone = run is None or run.state not in TERMINAL or run.kept or run.expires_at is None or run.expires_at > now
+            if run is None or gone or run_id in _named(session):
+                return
+            webhooks.enqueue(session, run, now, "run.removed", why=due.why)
+            audit.note(
+                session, owner="service", token_id=None, action="run.removed", target=run_id, address=None, now=now, detail={
+                    "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes})
+            attempts = run.attempt
+            home = Placement(Path(run.directory)).home
+            runs.delete(session, run)
+            # Last: what comes before is taken back where this fails.
+            aside = run_files.set_aside(home, run_id, self._roots)
+        _log.info("run %s removed: %s", run_id, due.why)
+        if aside is not None:
+            self._remove_files(aside)
+        with contextlib.suppress(RayUnavailable):
+            for attempt in range(1, attempts + 1):
+                self._jobs.delete(submission_id(run_id, attempt))
+
+    @staticmethod
+    def _remove_files(path: Path) -> None:
+        try:
+            run_files.remove(path)
+        except OSError as error:
+            _log.warning("%s cannot be removed: %s", path, error)
+
+
+def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
+    """By run the expiry to store where it differs from what is stored, and the runs that are to be removed now."""
+    named, rules = _named(session), policies.load(session)
+    by_owner: dict[str, list[Run]] = defaultdict(list)
+    for run in runs.finished(session):
+        by_owner[run.owner].append(run)
+    changes: dict[str, tuple[Due | None, float | None]] = {}
+    expired: list[tuple[str, Due]] = []
+    for owner, theirs in by_owner.items():
+        due_of = due_runs([Finished(run.id, run.ended or run.updated, run.kept) for run in theirs], rules.of(owner).retention)
+        for run in theirs:
+            due = None if run.id in named else due_of.get(run.id)
+            time = announced(None if due is None else due.time, run.expires_at, now)
+            if due is not None and time is not None and time <= now:
+                expired.append((run.id, due))
+            elif time != run.expires_at:
+                changes[run.id] = due, time
+    return changes, expired
+
+
+def _named(session: Session) -> set[str]:
+    """Runs that a queued or active run starts from."""
+    waiting = runs.in_states(session, [RunState.QUEUED, *ACTIVE])
+    return {run_id for run in waiting for run_id in named_runs(run.config) - {run.id}}

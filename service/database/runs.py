@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
@@ -15,7 +15,7 @@ from moedisco_ray.stages import STAGES
 from service.database import stream, values, webhooks
 from service.database.ids import is_id
 from service.database.tables import Run
-from service.domain.states import TERMINAL, RunState, may_follow
+from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun
 
 _LEFT_OUT = (defer(Run.config), defer(Run.meter))
@@ -108,6 +108,19 @@ def queue_order(session: Session) -> list[str]:
     """Ids of the queued runs, the next one first."""
     queued = select(Run.id).where(Run.state == RunState.QUEUED.value)
     return list(session.scalars(queued.order_by(Run.priority.desc(), Run.queued, Run.id)))
+
+
+def finished(session: Session) -> list[Run]:
+    """All runs that have ended, whose `config` and `meter` are loaded once asked for."""
+    chosen = select(Run).options(*_LEFT_OUT).where(Run.state.in_([state.value for state in TERMINAL]))
+    return list(session.scalars(chosen.order_by(Run.id)))
+
+
+def unmeasured(session: Session) -> list[tuple[str, str]]:
+    """Id and directory of the runs whose directories may have changed since they were measured."""
+    active = Run.state.in_([state.value for state in ACTIVE])
+    chosen = select(Run.id, Run.directory).where(or_(active, Run.measured.is_(None), Run.measured < Run.ended))
+    return [(run_id, directory) for run_id, directory in session.execute(chosen.order_by(Run.id))]
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from sqlalchemy import delete as delete_from
 from sqlalchemy import select, update
@@ -13,6 +14,8 @@ from service.database import values
 from service.database.ids import new_id
 from service.database.tables import Delivery, Run, Webhook
 from service.domain.states import RunState
+
+MessageType = Literal["run.state", "run.expiring", "run.removed"]
 
 
 def create(session: Session, *, owner: str, url: str, states: Sequence[RunState], now: float) -> Webhook:
@@ -49,16 +52,24 @@ def delete(session: Session, webhook: Webhook) -> None:
     session.execute(delete_from(Webhook).where(Webhook.id == webhook.id))
 
 
-def enqueue(session: Session, run: Run, now: float) -> None:
-    """Write a delivery of the run's present state for each webhook that wants to know."""
+def enqueue(session: Session, run: Run, now: float, kind: MessageType = "run.state", **more: Any) -> None:
+    """Write a delivery about a run for each webhook that wants to know of runs in its state.
+
+    Args:
+        session: Of a transaction that writes.
+        run: As it stands.
+        now: Seconds since the epoch.
+        kind: What happened: its state changed, its removal was announced, or it was removed.
+        more: Added to the message.
+    """
     for webhook in page(session, run.owner):
         if webhook.states and run.state not in webhook.states:
             continue
         delivery = new_id()
         body = {
-            "id": delivery, "type": "run.state", "time": now,
+            "id": delivery, "type": kind, "time": now,
             "run": {"id": run.id, "name": run.name, "owner": run.owner, "state": run.state, "reason": run.reason,
-                    "attempt": run.attempt, "dollars": run.dollars}}
+                    "attempt": run.attempt, "dollars": run.dollars}, **more}
         session.add(Delivery(
             id=delivery, webhook_id=webhook.id, run_id=run.id, body=body, created=now, attempts=0, due=now, delivered=None,
             answer=None))

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from api_client import Service, demo
+from api_client import Service, demo, service
 from starlette.testclient import TestClient
 
 from moedisco_ray.events import Event
@@ -198,3 +198,13 @@ def test_another_owners_quota_is_not_shown(api: Service, tenant: TestClient):
     assert tenant.get("/v1/quota", params={"owner": "bob"}).status_code == 403
     assert api.reader.get("/v1/quota").json()["owner"] == "ann"
     assert api.admin.get("/v1/quota", params={"owner": "bob"}).json()["owner"] == "bob"
+
+
+def test_policies_of_a_file_cannot_be_changed_over_rest(tmp_path):
+    file = tmp_path / "policies.yaml"
+    file.write_text("default: {queued_runs: 5}")
+    with service(tmp_path, policies=file) as made:
+        for path in ("/v1/policies", "/v1/policies/owners/ann"):
+            answer = made.admin.put(path, json={})
+            assert (answer.status_code, str(file) in answer.json()["detail"]) == (409, True)
+        assert made.admin.delete("/v1/policies/owners/ann").status_code == 409

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service import run_files
 from service.api.answers import owner_filter, run_answers, run_detail
 from service.api.bodies import StrictRoute
 from service.api.context import Context, InContext
@@ -24,8 +24,10 @@ from service.domain.quotas import check_priority, check_queue
 from service.domain.settling import STOP_REASONS, Stop
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
+from service.observability import logger
 from service.schemas import CancelRequest, RetryRequest, RunChange, RunDetail, RunPage, RunRequest
 
+_log = logger(__name__)
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute, dependencies=SIGNED_IN)
 
 _ABOUT_RUN = (
@@ -191,7 +193,9 @@ def _made(
 
 
 def _delete_files(context: Context, run: tables.Run) -> None:
-    home = Placement(Path(run.directory)).home
-    # The roots may have changed since, and a mistake here would delete what is not ours.
-    if home.name == run.id and any(home.parent.resolve().is_relative_to(root) for root in context.roots.outputs):
-        shutil.rmtree(home, ignore_errors=True)
+    try:
+        aside = run_files.set_aside(Placement(Path(run.directory)).home, run.id, context.roots.outputs)
+        if aside is not None:
+            run_files.remove(aside)
+    except OSError as error:
+        _log.warning("files of the deleted run %s are left: %s", run.id, error)
