@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from moedisco_ray import __version__
 from moedisco_ray.compare.table import compare_view
-from moedisco_ray.config import Evaluation, RunConfig, Source, check_evaluation, load_config
+from moedisco_ray.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
 from moedisco_ray.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
 from moedisco_ray.errors import ConfigError, MoeDiscoError, RunStopped, UserError
@@ -243,8 +243,8 @@ def evaluate(
     """Measure an exported model on text that it was never trained on, and on tasks."""
     if not lm_eval and not sources:
         raise ConfigError("--sources", None, "name text, or task files by --lm-eval: there is nothing to measure")
-    if not all((model_dir / name).is_file() for name in ("config.json", "tokenizer.json", "tokenizer_config.json")):
-        raise ConfigError("MODEL_DIR", str(model_dir), "holds no model with its tokeniser; name what a run exported: RUN_DIR/model")
+    if not (model_dir / "config.json").is_file() or not tokenizer_files(model_dir):
+        raise ConfigError("MODEL_DIR", str(model_dir), "holds no model with its tokenizer; name what a run exported: RUN_DIR/model")
     settings = Evaluation(
         sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
         max_tokens=max_tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -13,10 +12,8 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from moedisco_ray.artifacts import write_json
-from moedisco_ray.config import tokenizer_files
 from moedisco_ray.errors import CheckpointError, RunError
 from moedisco_ray.export.card import model_card
 from moedisco_ray.export.origin import Origin, end_tokens, for_all_readers, tokens_of
@@ -32,11 +29,11 @@ from moedisco_ray.model_map import (
     write_checkpoint,
     write_config,
 )
+from moedisco_ray.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
 
 _SUFFIXES = {".safetensors", ".json", ".md", ".jinja", ".model", ".tiktoken", ".txt"}
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PROBE = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
 
 
 def export(
@@ -71,9 +68,10 @@ def export(
         RunError: What was written does not give the trained model's logits, bit for bit, or the tokenizer's tokens.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    trained_in = open_checkpoint(model_dir)["model.norm.weight"].dtype
-    stored_in = _DTYPES.get(dtype) or (trained_in if origin is None else origin.dtype())
-    _write_weights(model_dir, directory, None if stored_in == trained_in else stored_in)
+    trained = open_checkpoint(model_dir)
+    stored_in = _DTYPES.get(dtype) or (trained["model.norm.weight"].dtype if origin is None else origin.dtype())
+    as_they_are = all(trained.dtype(key) == stored_in for key in trained)
+    _write_weights(model_dir, directory, None if as_they_are else stored_in)
     weights = open_checkpoint(directory)
     positions = int(weights.config["max_position_embeddings"])
     tokenizer = _write_tokenizer(tokenizer_dir, directory, positions if origin is None else None)
@@ -163,30 +161,16 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | None) -> PreTrainedTokenizerBase:
-    """Copy a tokenizer's files; with `most_positions`, which no model of others has set, that becomes the longest text."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
-    for path in tokenizer_files(tokenizer_dir):
-        target = directory / path.relative_to(tokenizer_dir)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
-    if most_positions is not None or not _same_tokens(directory, tokenizer):
-        # Where no class is named, it follows from `config.json`, which is of another family here.
-        tokenizer.model_max_length = most_positions or tokenizer.model_max_length
-        tokenizer.save_pretrained(directory)
-        path = directory / "tokenizer_config.json"
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings.get("tokenizer_class") == "TokenizersBackend":
-            # The name that transformers 4 and its readers know the same class by.
-            write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    if not _same_tokens(directory, tokenizer):
+    """Copy a tokenizer; with `most_positions` it is written anew, and that is its longest text."""
+    tokenizer = load_pretrained(tokenizer_dir)
+    if most_positions is None:
+        copy_tokenizer(tokenizer_dir, tokenizer, directory)
+    else:
+        tokenizer.model_max_length = most_positions
+        save_tokenizer(tokenizer, directory)
+    if not reads_as(directory, tokenizer):
         raise RunError("the exported tokenizer does not give the tokens that the model was trained on")
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-
-
-def _same_tokens(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
-    found = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    same: bool = found(list(_PROBE))["input_ids"] == tokenizer(list(_PROBE))["input_ids"]
-    return same and found.eos_token_id == tokenizer.eos_token_id
+    return load_pretrained(directory)
 
 
 def _write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path, origin: Origin | None) -> None:

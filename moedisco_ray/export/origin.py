@@ -15,12 +15,12 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from moedisco_ray.artifacts import write_json
 from moedisco_ray.errors import CheckpointError
-from moedisco_ray.model_map import read_config
+from moedisco_ray.model_map import STORED_DTYPES, read_config
+from moedisco_ray.read_roots import check_folder, opened
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GENERATION = "generation_config.json"
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,8 +45,8 @@ class Origin:
         path = min(self.directory.glob("*.safetensors"), default=None)
         if path is None:
             raise CheckpointError("checkpoint", str(self.directory), "holds no safetensors file")
-        with safe_open(path, framework="pt") as file:
-            return _DTYPES.get(file.get_slice(min(file.keys())).get_dtype(), torch.float32)
+        with opened(path) as found, safe_open(found, framework="pt") as file:
+            return STORED_DTYPES.get(file.get_slice(min(file.keys())).get_dtype(), torch.float32)
 
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The `config.json` of the finished model: the values that it was trained with, and what is the origin's own to say.
@@ -60,6 +60,7 @@ class Origin:
         raw = read_config(self.directory)
         kept = {**raw, **values} if raw.get("model_type") == values.get("model_type") else dict(values)
         if self.own_tokens:
+            check_folder(self.directory)    # transformers opens the file itself
             resolved = AutoConfig.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
             kept |= {name: getattr(resolved, name, None) for name in _TOKENS}
         return kept
@@ -73,9 +74,11 @@ class Origin:
         """
         source = self.directory / _GENERATION
         if source.is_file() and self.own_tokens:
-            shutil.copyfile(source, directory / _GENERATION)
+            with opened(source) as found:
+                shutil.copyfile(found, directory / _GENERATION)
         elif source.is_file():
-            settings = json.loads(source.read_text(encoding="utf-8"))
+            with opened(source) as found:
+                settings = json.loads(found.read_text(encoding="utf-8"))
             write_json(directory / _GENERATION, settings | {name: config.get(name) for name in _TOKENS})
         else:
             GenerationConfig(**{name: config.get(name) for name in _TOKENS}).save_pretrained(directory)
@@ -83,7 +86,8 @@ class Origin:
     def copy_licences(self, directory: Path) -> None:
         """Copy the files that say on which terms the weights may be used."""
         for path in (path for pattern in _LICENCES for path in self.directory.glob(pattern) if path.is_file()):
-            shutil.copyfile(path, directory / path.name)
+            with opened(path) as found:
+                shutil.copyfile(found, directory / path.name)
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:

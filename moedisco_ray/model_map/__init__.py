@@ -2,6 +2,7 @@
 
 from moedisco_ray.model_map.checkpoint import (
     DEFAULT_SHARD_BYTES,
+    STORED_DTYPES,
     Checkpoint,
     open_checkpoint,
     read_config,
@@ -29,7 +30,7 @@ from moedisco_ray.model_map.speed import specialise
 from moedisco_ray.model_map.starts import check_start_tensors
 
 __all__ = [
-    "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "Checkpoint", "Family", "ModelMap", "Part", "Place",
+    "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "STORED_DTYPES", "Checkpoint", "Family", "ModelMap", "Part", "Place",
     "RandomSource", "Role", "TensorRole", "canonical_shapes", "canonical_state", "check_complete", "check_experts",
     "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "group_size", "hf_config", "load_model",
     "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_dense", "random_source", "read_config", "same_bits",

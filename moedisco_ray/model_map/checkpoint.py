@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +27,8 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
+STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Dtypes by their names in safetensors files."""
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -66,6 +69,11 @@ class Checkpoint(Mapping[str, Tensor]):
         if place.expert is None:
             return stored
         return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
+
+    def dtype(self, key: str) -> torch.dtype | None:
+        """Dtype of a canonical tensor, read from the file's header alone; None: none that weights are trained in."""
+        stored = self._places[key].key
+        return STORED_DTYPES.get(self._files[stored].get_slice(stored).get_dtype())
 
 
 def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoint:

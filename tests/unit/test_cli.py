@@ -257,7 +257,7 @@ def test_a_directory_that_holds_no_run(tmp_path, command):
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (("--sources", "README.md"),
-     "moedisco: MODEL_DIR: '{0}': holds no model with its tokeniser; name what a run exported: RUN_DIR/model"),
+     "moedisco: MODEL_DIR: '{0}': holds no model with its tokenizer; name what a run exported: RUN_DIR/model"),
     ((), "moedisco: --sources: name text, or task files by --lm-eval: there is nothing to measure")])
 def test_what_cannot_be_measured_is_told(tmp_path, arguments, line):
     result = invoke("evaluate", tmp_path, *arguments)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from moedisco_ray import evaluate, pipeline, tasks
 from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import Merge, Model, RunConfig
+from moedisco_ray.config import Evaluation, Merge, Model, RunConfig, Source
 from moedisco_ray.corpus import Encoder
 from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
@@ -134,6 +134,19 @@ def test_readers_of_transformers_4_compute_the_same(exported: Path, tmp_path: Pa
     ids = torch.arange(100)[None]
     with torch.no_grad():
         assert torch.equal(read(ids).logits, whole(ids).logits)
+
+
+def test_an_export_is_evaluated_from_bos_on(exported: Path, tmp_path: Path) -> None:
+    text = "def evaluate(self, text):\n    return self.loss(text)"
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    settings = Evaluation(sources=(Source(path=str(tmp_path / "text.txt")),))
+    found = tasks.judge(exported / "model", exported / "model", settings, None, "cpu")["unseen"]
+    model = AutoModelForCausalLM.from_pretrained(exported / "model", dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(exported / "model")(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = float(model(input_ids=ids, labels=ids).loss)
+    assert found["loss"] == pytest.approx(loss, abs=1e-4)
+    assert found["tokens"] == ids.shape[1] - 1
 
 
 def test_another_tokenizer_is_refused_before_anything_is_made(tmp_path: Path, llama: Path) -> None:
