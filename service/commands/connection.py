@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moedisco_ray.errors import UserError
+from service.commands.output import remark
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -19,6 +21,8 @@ RUNS_PANEL, SERVICE_PANEL = "Runs of a service", "The service"
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Its id, the first letters of its id, or its name where no other run has it.")]
 
+DEFAULT_URL = "http://127.0.0.1:8300"
+"""Where `moedisco serve` listens unless it is given another address."""
 BRIEF_SECONDS = 5.0
 """How long a service may be away before a command that somebody waits for gives up."""
 
@@ -31,12 +35,17 @@ _MOST_NAMED = 5
 def connected(*, staying: bool = False) -> Iterator[Client]:
     """A client of the service that the environment, or the file of `moedisco serve`, names.
 
+    A service at another address than the default one is named on standard error, since several may run on one machine.
+
     Args:
         staying: The command goes on for long and outlives a restart of the service; else somebody waits for its answer.
     """
     # Late: what speaks HTTP costs time that `--help` and a mistake should not.
     library = importlib.import_module("service.client")
     with library.Client(patience=library.Patience() if staying else library.Patience(seconds=BRIEF_SECONDS)) as client:
+        if client.url != DEFAULT_URL:
+            chosen = library.URL_VARIABLE if os.environ.get(library.URL_VARIABLE) else "started last by this user"
+            remark(f"the service at {client.url} ({chosen})")
         yield client
 
 

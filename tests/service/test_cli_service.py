@@ -24,6 +24,7 @@ from service.commands import connection
 from service.settings import Settings
 
 HEAVY = ("torch", "ray", "sqlalchemy", "fastapi", "starlette", "uvicorn", "numpy", "httpx", "structlog", "alembic")
+NAMED = f"moedisco: the service at {URL} (started last by this user)\n"
 ID = RUN["id"]
 PLAIN = {key: value for key, value in RUN.items() if key != "config"}
 OTHERS = [
@@ -146,8 +147,9 @@ def ran(*arguments):
 def mistake(*arguments, code=2):
     result = invoke(*arguments)
     assert result.exit_code == code, result.output
-    assert result.stderr.count("\n") == 1
-    return result.stderr.rstrip("\n")
+    complaint = result.stderr.removeprefix(NAMED)
+    assert complaint.count("\n") == 1
+    return complaint.rstrip("\n")
 
 
 def test_every_command_has_help():
@@ -399,6 +401,17 @@ def test_webhooks(fake):
 def test_how_refusals_end(fake, answer, code, line):
     fake.answers["POST", f"/v1/runs/{ID}/cancel"] = answer
     assert mistake("cancel", ID, code=code) == line
+
+
+def test_commands_name_a_service_that_is_not_the_default_one(fake, monkeypatch):
+    assert invoke("list").stderr == NAMED
+    assert json.loads(invoke("list", "--json").stdout) == [OTHERS[0], PLAIN, OTHERS[2]]
+    monkeypatch.setenv("MOEDISCO_URL", URL)
+    assert invoke("pools").stderr == f"moedisco: the service at {URL} (MOEDISCO_URL)\n"
+    monkeypatch.setattr(service.client, "Client", functools.partial(
+        Client, connection.DEFAULT_URL, "t", transport=httpx.MockTransport(fake)))
+    assert invoke("list").stderr == ""
+    assert f"{Settings.model_fields['host'].default}:{Settings.model_fields['port'].default}" in connection.DEFAULT_URL
 
 
 def test_a_service_that_is_away(monkeypatch):
