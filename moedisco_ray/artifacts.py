@@ -104,16 +104,28 @@ def commit(directory: Path, fingerprint: str) -> Iterator[Draft]:
     started = time.time()
     try:
         draft.path.mkdir(parents=True)
-        yield draft
-        manifest = Manifest(fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time())
-        write_json(draft.path / "manifest.json", dataclasses.asdict(manifest))
-        _replace(draft.path, directory)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(directory) from error
-        raise
+        with reporting_full_disk(directory):
+            yield draft
+            manifest = Manifest(fingerprint, round(time.time() - started, 3), draft.summary, versions(), time.time())
+            write_json(draft.path / "manifest.json", dataclasses.asdict(manifest))
+            _replace(draft.path, directory)
     finally:
         shutil.rmtree(draft.path, ignore_errors=True)   # gone already where it took its place
+
+
+@contextlib.contextmanager
+def reporting_full_disk(path: Path) -> Iterator[None]:
+    """Turn the operating system's error of a full disk into the user's.
+
+    Raises:
+        RunDirError: The block ran out of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(path) from error
+        raise
 
 
 def disk_full(path: Path) -> RunDirError:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moedisco_ray import stages
-from moedisco_ray.artifacts import commit, disk_full, is_done, read_json, read_manifest, run_id, write_json
+from moedisco_ray.artifacts import commit, disk_full, is_done, read_json, read_manifest, reporting_full_disk, run_id, write_json
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
@@ -21,6 +21,7 @@ from moedisco_ray.export import write_card
 from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.heartbeat import heartbeats
 from moedisco_ray.on_ray import session
+from moedisco_ray.on_ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.on_ray.free_slots import free_slots
 from moedisco_ray.on_ray.gauges import Gauges
 from moedisco_ray.on_ray.shell import RayShell
@@ -77,43 +78,48 @@ def _carry_out(
     config: RunConfig, directory: Path, listeners: tuple[Emit, ...], shell: Shell | None, stop: StopFile, given_id: str | None,
 ) -> None:
     log = EventLog(directory / "events.jsonl", listeners)
-    started = time.time()
     try:
-        log(Event("run_started", data={
-            "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
-            "stages": [stage.name for stage in STAGES]}))
-        digests = stages.fingerprints(config, input_identity(config))
-        if not _is_made(directory, digests):
-            check_start(config)
-            if shell is not None:
-                _make_all(config, directory, digests, log, shell, stop)
-            else:
-                with session.cluster(config) as waits:
-                    for message in waits:
-                        log(Event("warning", data={"message": message}))
-                    log.listen(Gauges(config))
-                    with free_slots(config, log):
-                        _make_all(config, directory, digests, log, RayShell(config), stop)
-        else:
-            for stage in STAGES:
-                log(Event("stage_skipped", stage.name))
-        last = Event("run_finished", data={"seconds": round(time.time() - started, 3)})
-        report = build_report(directory, config, last)
-        write_json(directory / "report.json", report)
-        write_card(directory / STAGES[-1].directory, report)
-        log(last)
+        with reporting_full_disk(directory):
+            _make_report(config, directory, log, shell, stop, given_id)
     except RunStopped as error:
         log(Event("run_stopped", data={"reason": error.reason}))
         raise
     except MoeDiscoError as error:
-        log(Event("run_failed", data={"message": str(error)}))
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(directory) from error
+        with contextlib.suppress(OSError):      # a full disk may have no room for a line either
+            log(Event("run_failed", data={"message": str(error)}))
         raise
     finally:
         log.close()
+
+
+def _make_report(
+    config: RunConfig, directory: Path, log: EventLog, shell: Shell | None, stop: StopFile, given_id: str | None,
+) -> None:
+    """Make what is missing of the run, and write its report."""
+    started = time.time()
+    log(Event("run_started", data={
+        "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
+        "stages": [stage.name for stage in STAGES]}))
+    digests = stages.fingerprints(config, input_identity(config))
+    if not _is_made(directory, digests):
+        check_start(config)
+        if shell is not None:
+            _make_all(config, directory, digests, log, shell, stop)
+        else:
+            with reporting_full_disk_of_a_task(directory), session.cluster(config) as waits:
+                for message in waits:
+                    log(Event("warning", data={"message": message}))
+                log.listen(Gauges(config))
+                with free_slots(config, log):
+                    _make_all(config, directory, digests, log, RayShell(config), stop)
+    else:
+        for stage in STAGES:
+            log(Event("stage_skipped", stage.name))
+    last = Event("run_finished", data={"seconds": round(time.time() - started, 3)})
+    report = build_report(directory, config, last)
+    write_json(directory / "report.json", report)
+    write_card(directory / STAGES[-1].directory, report)
+    log(last)
 
 
 @contextlib.contextmanager

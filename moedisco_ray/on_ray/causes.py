@@ -5,17 +5,27 @@ The text of an error may hold a traceback, and with it paths and source lines, w
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from ray.exceptions import NodeDiedError, RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfDiskError, RayActorError, RayError, RayTaskError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from moedisco_ray.artifacts import disk_full
+from moedisco_ray.errors import RunDirError
 from moedisco_ray.on_ray.train_callbacks import last_line
 
 _NODE_GONE = re.compile(
     r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)
 """In the words of Ray, whose actor died with its node."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
+_RAY_DISK = (
+    "the disk that Ray keeps its files on is full; free some space there, or name another directory with this variable, and run "
+    "the same command again: it resumes")
 
 
 def unwrapped(error: BaseException) -> BaseException:
@@ -32,6 +42,25 @@ def node_gone(error: BaseException) -> bool:
         return any(_with_its_node(death) for death in deaths)
     # Of a worker that dies as it starts, Ray Train has but the words, and those at the end of a traceback.
     return bool(_NODE_GONE.search(last_line(error)))
+
+
+@contextlib.contextmanager
+def reporting_full_disk_of_a_task(directory: Path) -> Iterator[None]:
+    """Turn an error of Ray behind which is a full disk, in a task or under Ray itself, into the user's.
+
+    Raises:
+        RunDirError: A disk is full: the run directory's, or the one that Ray keeps its files on.
+    """
+    try:
+        yield
+    except RayError as error:
+        causes = list(_chain(error))
+        if any(isinstance(cause, OutOfDiskError) for cause in causes):
+            raise RunDirError("RAY_TMPDIR", None, _RAY_DISK) from error
+        # Ray Data wraps what a task raised, and keeps of it the text alone.
+        if any(getattr(cause, "errno", None) in _FULL for cause in causes) or _NO_SPACE.search(str(error)):
+            raise disk_full(directory) from error
+        raise
 
 
 def _with_its_node(death: BaseException) -> bool:

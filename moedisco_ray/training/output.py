@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import errno
 import shutil
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from moedisco_ray.artifacts import disk_full
+from moedisco_ray.artifacts import reporting_full_disk
+from moedisco_ray.errors import RunDirError
 from moedisco_ray.model_map import ModelMap, canonical_state, save_model
 from moedisco_ray.moments import FOLDER
 from moedisco_ray.training.job import TrainJob, World
@@ -30,18 +30,17 @@ def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: T
     state = whole_state(model)
     draft = job.output.with_name(f".{job.output.name}.draft")
     try:
-        if world.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
-            # A head that is the embedding is not written twice.
-            if model.config.tie_word_embeddings:
-                state.pop("lm_head.weight", None)
-            save_model(model, draft, canonical_state(state, ModelMap(str(model.config.model_type))).items())
-        if job.leave_moments:
-            lay_down(model, optimizer, draft / FOLDER, world)
-    except OSError as error:
+        with reporting_full_disk(job.output):
+            if world.rank == 0:
+                shutil.rmtree(draft, ignore_errors=True)
+                # A head that is the embedding is not written twice.
+                if model.config.tie_word_embeddings:
+                    state.pop("lm_head.weight", None)
+                save_model(model, draft, canonical_state(state, ModelMap(str(model.config.model_type))).items())
+            if job.leave_moments:
+                lay_down(model, optimizer, draft / FOLDER, world)
+    except (OSError, RunDirError):
         shutil.rmtree(draft, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(job.output) from error
         raise
     if world.rank == 0:
         shutil.rmtree(job.output, ignore_errors=True)

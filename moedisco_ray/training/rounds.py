@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any
 
 from torch import Tensor
 
-from moedisco_ray.artifacts import disk_full, read_json, write_json
+from moedisco_ray.artifacts import read_json, reporting_full_disk, write_json
 from moedisco_ray.config import Outer
+from moedisco_ray.errors import RunDirError
 from moedisco_ray.model_map import Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.rounds import Gathering, shares
 from moedisco_ray.training.outer import next_backbone, next_momentum
@@ -160,9 +160,8 @@ def _home(directory: Path, number: int) -> Path:
 @contextlib.contextmanager
 def _full_disk_told(draft: Path) -> Iterator[None]:
     try:
-        yield
-    except OSError as error:
+        with reporting_full_disk(draft):
+            yield
+    except (OSError, RunDirError):
         shutil.rmtree(draft, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(draft) from error
         raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
-from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfDiskError, RayTaskError, UserCodeException
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 
-from moedisco_ray.on_ray.causes import node_gone, unwrapped
+from moedisco_ray.errors import RunDirError
+from moedisco_ray.on_ray.causes import node_gone, reporting_full_disk_of_a_task, unwrapped
 
 TRACEBACK = """Traceback (most recent call last):
   File "/srv/node preemption/loop.py", line 7, in after_preemption
@@ -72,3 +75,23 @@ def test_what_ray_puts_around_an_error_comes_off() -> None:
     bug = ValueError("bug")
     assert unwrapped(WorkerHealthCheckFailedError("", raised(bug))) is bug
     assert unwrapped(bug) is bug
+
+
+@pytest.mark.parametrize(("error", "line"), [
+    (raised(OSError(28, "No space left on device")), "output: '/runs/x': the disk is full; free some space"),
+    (raised(OSError(122, "Disk quota exceeded")), "output: '/runs/x': the disk is full; free some space"),
+    (RayTaskError("map", "OSError: [Errno 28] Error writing bytes to file", UserCodeException("UDF failed"), pid=1, ip="10.0.0.7"),
+     "output: '/runs/x': the disk is full; free some space"),
+    (raised(OutOfDiskError("no room to spill")), "RAY_TMPDIR: the disk that Ray keeps its files on is full"),
+])
+def test_a_full_disk_under_ray_is_one_line(error: Exception, line: str) -> None:
+    with pytest.raises(RunDirError) as caught, reporting_full_disk_of_a_task(Path("/runs/x")):
+        raise error
+    assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize("error", [raised(OSError(13, "Permission denied")), raised(ValueError("28")), OSError(28, "not Ray's")])
+def test_other_errors_pass_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, reporting_full_disk_of_a_task(Path("/runs/x")):
+        raise error
+    assert caught.value is error
