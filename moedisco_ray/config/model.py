@@ -185,7 +185,9 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
     if not (kind in DENSE.get(family, ()) or (kind == family and _experts(raw) == 1)):
         what = f"{_experts(raw)} experts of {kind!r}" if _experts(raw) else f"a model of {kind!r}"
         starts = " or ".join([*DENSE.get(family, ()), f"{family} with one expert"])
-        raise CheckpointError(start.setting, str(start.upcycle), f"holds {what}; {family} is upcycled from {starts}")
+        takers = [taker for taker, kinds in DENSE.items() if kind in kinds]
+        hint = f"; set model.family to {' or '.join(takers)}" if takers else ""
+        raise CheckpointError(start.setting, str(start.upcycle), f"holds {what}; {family} is upcycled from {starts}{hint}")
     if kind != family and raw.get("use_sliding_window"):
         raise CheckpointError(
             start.setting, str(start.upcycle),

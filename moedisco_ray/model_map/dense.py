@@ -103,7 +103,8 @@ class OneExpert(Mapping[str, Tensor]):
         if may and values != key and values in self._dense:
             bias_D = self._dense[key].double()
             w_DGd = self._dense[key.replace(".bias", ".weight")].double()
-            heads, groups = (int(self._dense.config[name]) for name in ("num_attention_heads", "num_key_value_heads"))
+            heads = int(self._dense.config["num_attention_heads"])
+            groups = int(self._dense.config.get("num_key_value_heads") or heads)
             w_DGd = w_DGd.view(len(bias_D), groups, heads // groups, -1).sum(2).reshape(len(bias_D), -1)
             added_Gd = torch.linalg.lstsq(w_DGd, bias_D[:, None], driver="gelsd").solution[:, 0]
             if (w_DGd @ added_Gd - bias_D).abs().max() <= _FOLDED * bias_D.abs().max():

@@ -158,16 +158,23 @@ def test_another_tokenizer_is_refused_before_anything_is_made(tmp_path: Path, ll
     check_start(run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other"), "replace": True}))
 
 
-def test_qwen3_with_heads_of_its_own_size_goes_through_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "family", "own", "kept"), [
+    ("qwen3", "qwen3_moe", {"head_dim": 16}, {"head_dim": 16}),
+    ("llama", "qwen2_moe", {"attention_bias": True, "num_key_value_heads": 4}, {"qkv_bias": True}),
+])
+def test_qwen3_with_heads_of_its_own_size_and_llama_with_biases_go_through_a_run(
+    tmp_path: Path, kind: str, family: str, own: dict[str, Any], kept: dict[str, Any],
+) -> None:
     start = write_start(
-        tmp_path / "qwen3", "qwen3", begins=False, head_dim=16, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
-    directory = pipeline.run(run_of(tmp_path / "runs", "qwen3_moe", start), shell=InProcess())
+        tmp_path / "start", kind, begins=False, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, **own)
+    directory = pipeline.run(run_of(tmp_path / "runs", family, start), shell=InProcess())
     assert Encoder(directory / "corpus" / "tokenizer").bos is None
     config = read_json(directory / "model" / "config.json")
-    assert (config["head_dim"], config["hidden_size"] // config["num_attention_heads"]) == (16, 12)
-    assert (config["rope_theta"], config["rope_scaling"]) == (5e5, None)
+    assert config | kept | {"rope_theta": 5e5, "rope_scaling": None} == config
     before, after = (
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (start, directory / "model"))
+    if kind == "llama":
+        assert before.model.layers[0].self_attn.o_proj.bias.any()
     ids = torch.tensor(Encoder(directory / "corpus" / "tokenizer").encode([" ".join(texts()[:3])])[0][None, :200].astype(np.int64))
     with torch.no_grad():
         losses = [float(model(input_ids=ids, labels=ids).loss) for model in (before, after)]

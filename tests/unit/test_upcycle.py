@@ -204,8 +204,9 @@ def test_a_run_goes_on_with_the_dense_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "kind", "line"), [
-    ("qwen3_moe", "mistral", "holds a model of 'mistral'; qwen3_moe is upcycled from qwen3 or qwen3_moe with one expert"),
-    ("olmoe", "qwen3", "holds a model of 'qwen3'; olmoe is upcycled from olmoe with one expert"),
+    ("qwen3_moe", "mistral",
+     "holds a model of 'mistral'; qwen3_moe is upcycled from qwen3 or qwen3_moe with one expert; set model.family to mixtral"),
+    ("olmoe", "qwen3", "holds a model of 'qwen3'; olmoe is upcycled from olmoe with one expert; set model.family to qwen3_moe"),
 ])
 def test_another_kind_of_model_is_refused(tmp_path: Path, family: str, kind: str, line: str) -> None:
     start = dense(tmp_path / "dense", kind)
