@@ -11,6 +11,7 @@ from fastapi.staticfiles import StaticFiles
 
 from service.api.bodies import BodyLimit
 from service.api.capacity import capacity, descriptor_limit
+from service.api.compression import CompressedJson
 from service.api.context import Context
 from service.api.envelope import Envelope
 from service.api.limits import Limits, StreamPlaces
@@ -84,5 +85,6 @@ def create_app(
         return settings.max_report_bytes if path.startswith("/v1/runs/") and path.endswith("/report") else settings.max_body_bytes
 
     app.add_middleware(BodyLimit, limit_of=limit_of)
+    app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, figures=figures)
     return app

@@ -1,10 +1,15 @@
-"""A directory as a tar archive, made while it is sent: no temporary file, no file whole in memory, and its size known before."""
+"""A directory as a tar archive, made while it is sent: no temporary file, no file whole in memory.
+
+Size and bytes are known before anything is read, from the files' names, sizes and times, so that a download can be resumed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import ClassVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -14,10 +19,12 @@ from service.schemas import Artifact
 
 _RECORD = 512
 _END = bytes(2 * _RECORD)
+_FORMAT = b"pax 1"
+"""Part of the ETag; change it with the bytes that this module makes of the same files."""
 
 
 class Archive:
-    """What a tar archive of a committed directory will hold.
+    """The tar archive of a committed directory; see `service.api.files.Content`.
 
     Args:
         directory: What to pack; committed, so that nothing in it changes.
@@ -27,30 +34,59 @@ class Archive:
         NotFound: It is not there.
     """
 
+    media_type: ClassVar[str] = "application/x-tar"
+
     def __init__(self, directory: Path, prefix: str) -> None:
         self._directory = directory
         self._members = [(file, _header(file, prefix)) for file in list_files(directory)]
         if not self._members:
             raise none_yet(f"{directory.name} directory")
+        self.name = f"{prefix}.tar"
+        self.size = sum(len(header) + file.bytes + _padding(file.bytes) for file, header in self._members) + len(_END)
+        self.modified = max(file.updated for file, _ in self._members)
+        self.etag = _etag(self._members)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the whole archive."""
-        return sum(len(header) + file.bytes + _padding(file.bytes) for file, header in self._members) + len(_END)
-
-    async def stream(self) -> AsyncIterator[bytes]:
-        """The archive, piece by piece.
+    async def stream(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """The archive's bytes from `start` up to `end`, piece by piece; files before and behind are not opened.
 
         Raises:
-            EOFError: A file became shorter; the answer is cut off, so that its reader notices.
+            EOFError: A file has changed; the answer is cut off, so that its reader notices.
         """
+        position = 0
         for file, header in self._members:
-            yield header
-            found = await run_in_threadpool(open_file, self._directory, file.path)
-            async for block in blocks(found.file, 0, file.bytes):
-                yield block
-            yield bytes(_padding(file.bytes))
-        yield _END
+            body = position + len(header)
+            yield header[_within(start, position):_within(end, position)]
+            first, last = (min(_within(at, body), file.bytes) for at in (start, end))
+            if first < last:
+                found = await run_in_threadpool(open_file, self._directory, file.path)
+                if (found.size, found.modified) != (file.bytes, file.updated):
+                    found.close()
+                    raise EOFError(f"{file.path} has changed while it was sent")
+                async for block in blocks(found.file, first, last):
+                    yield block
+            position = body + file.bytes
+            padding = bytes(_padding(file.bytes))
+            yield padding[_within(start, position):_within(end, position)]
+            position += len(padding)
+            if position >= end:
+                return
+        yield _END[_within(start, position):_within(end, position)]
+
+    def close(self) -> None:
+        """Nothing is open between files."""
+
+
+def _within(position: int, start: int) -> int:
+    """A position of the archive as one of a piece that begins at `start`."""
+    return max(0, position - start)
+
+
+def _etag(members: list[tuple[Artifact, bytes]]) -> str:
+    digest = hashlib.sha256(_FORMAT)
+    for file, header in members:
+        digest.update(header)
+        digest.update(repr(file.updated).encode())
+    return f'"{digest.hexdigest()[:32]}"'
 
 
 def _header(file: Artifact, prefix: str) -> bytes:

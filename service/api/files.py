@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import mimetypes
 import os
 import re
 import stat
 from collections.abc import AsyncIterator, Iterator, Mapping
 from email.utils import formatdate
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar, Protocol
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -25,6 +24,36 @@ from service.schemas import Artifact
 BLOCK = 2**20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.ENXIO)
+
+
+class Content(Protocol):
+    """Bytes of a known length that can be sent from any position on."""
+
+    @property
+    def name(self) -> str:
+        """Name under which a browser saves them."""
+
+    @property
+    def media_type(self) -> str:
+        """What they are; a file of a run is only saved, so that it is bytes to the browser."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def etag(self) -> str:
+        """Changes whenever the bytes do."""
+
+    @property
+    def modified(self) -> float:
+        """Seconds since the epoch."""
+
+    def stream(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` up to `end`, a block at a time; nothing is left open afterwards."""
+
+    def close(self) -> None:
+        """Let go of them without reading."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +73,15 @@ class OpenFile:
     size: int
     etag: str
     modified: float
+    media_type: ClassVar[str] = "application/octet-stream"
+
+    def stream(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """See `Content`."""
+        return blocks(self.file, start, end)
+
+    def close(self) -> None:
+        """See `Content`."""
+        self.file.close()
 
 
 def open_file(directory: Path, path: str) -> OpenFile:
@@ -95,8 +133,8 @@ def list_files(directory: Path) -> Iterator[Artifact]:
                 yield Artifact(path=path, bytes=found.st_size, updated=found.st_mtime)
 
 
-def send_file(request: Request, found: OpenFile) -> Response:
-    """The answer that brings a file, or the part of it that was asked for.
+def send_content(request: Request, found: Content) -> Response:
+    """The answer that brings a file or an archive, or the part of it that was asked for.
 
     Raises:
         RangeUnsatisfiable: The part is not there.
@@ -105,23 +143,22 @@ def send_file(request: Request, found: OpenFile) -> Response:
         "Accept-Ranges": "bytes", "ETag": found.etag, "Last-Modified": formatdate(found.modified, usegmt=True),
         "Cache-Control": "private, no-cache", **attachment(found.name)}
     if _known(request.headers, found.etag):
-        found.file.close()
+        found.close()
         return Response(status_code=304, headers=headers)
     try:
         part = _part(request.headers, found)
     except RangeUnsatisfiable:
-        found.file.close()
+        found.close()
         raise
     start, end = part or (0, found.size)
     headers["Content-Length"] = str(end - start)
     if part is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{found.size}"
-    kind = mimetypes.guess_type(found.name)[0] or "application/octet-stream"
     status = 200 if part is None else 206
     if request.method == "HEAD":
-        found.file.close()
-        return Response(status_code=status, headers=headers, media_type=kind)
-    return ClosedStream(blocks(found.file, start, end), status, headers, kind)
+        found.close()
+        return Response(status_code=status, headers=headers, media_type=found.media_type)
+    return ClosedStream(found.stream(start, end), status, headers, found.media_type)
 
 
 async def blocks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
@@ -146,7 +183,7 @@ def _known(headers: Mapping[str, str], etag: str) -> bool:
     return known is not None and (known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")))
 
 
-def _part(headers: Mapping[str, str], found: OpenFile) -> tuple[int, int] | None:
+def _part(headers: Mapping[str, str], found: Content) -> tuple[int, int] | None:
     """The first byte and the one after the last; None: all. Several ranges at once, or none that is valid, count as all."""
     asked = _RANGE.fullmatch(headers.get("range", "").replace(" ", ""))
     condition = headers.get("if-range")

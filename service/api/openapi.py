@@ -8,9 +8,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic.json_schema import models_json_schema
 
 from service.api.problems import MEDIA_TYPE
-from service.schemas import Problem
+from service.schemas import Problem, Report
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -34,6 +35,8 @@ _MEANINGS = {
     500: "The service failed.",
     503: "The database or Ray does not answer, or the service is overloaded.",
 }
+_REFERRED = (Problem, Report)
+"""Documents that routes refer to by name, without FastAPI's reading or writing them."""
 _ALWAYS = (401, 403, 422, 429, 500, 503)
 _WITH_BODY = (400, 413)
 
@@ -77,10 +80,10 @@ def documented(app: FastAPI, version: str) -> Callable[[], dict[str, Any]]:
             document = get_openapi(
                 title="MoEDisCo control service", version=version, description=_DESCRIPTION, routes=app.routes,
                 tags=[{"name": name} for name in _TAGS])
-            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas = document["components"]["schemas"]
-            schemas.update(schema.pop("$defs"))
-            schemas["Problem"] = schema
+            _, referred = models_json_schema(
+                [(model, "validation") for model in _REFERRED], ref_template="#/components/schemas/{model}")
+            schemas.update(referred["$defs"])
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
             app.openapi_schema = document

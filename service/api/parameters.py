@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Header, Path, Query
+from pydantic import BeforeValidator
 
 from service.api.bodies import LARGEST
 
+
+def _truth(value: object) -> object:
+    """Only JSON's own words: `yes` or `1` may be a slip for another parameter."""
+    if not isinstance(value, bool) and value not in ("true", "false"):
+        raise ValueError("must be `true` or `false`")
+    return value in (True, "true")
+
+
+Flag = Annotated[bool, BeforeValidator(_truth)]
+"""A truth value in a query."""
 ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 
 RunId = Annotated[str, Path(max_length=64, description="Of a run.", examples=["01JDB5W3XQ3N8QZ7V0G6M4T9KE"])]

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from moedisco_ray.config.mistakes import first_mistake, plain_words
 from moedisco_ray.errors import UserError, masked
@@ -94,7 +95,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         HTTPStatus.NOT_FOUND: f"there is nothing at {_plain_path(request)}",
         HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} cannot be done at {_plain_path(request)}",
     }.get(status, str(error.detail))
-    return _response(request, status, status.phrase.lower().replace(" ", "-"), status.phrase, detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return _response(request, status, status.phrase.lower().replace(" ", "-"), status.phrase, detail, headers=headers)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
@@ -103,6 +107,16 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
     return _response(
         request, 500, ServiceError.slug, ServiceError.title, "the service failed; its log says why, under the request's id",
         headers=SECURITY_HEADERS)
+
+
+def _methods(request: Request) -> set[str]:
+    """What can be done at the request's path; the router itself names only what the first of its routes can do."""
+    # Below a mount the scope's root is the mount's.
+    scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
+    return {
+        method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        for route in request.app.routes if route.matches({**scope, "method": method})[0] is Match.FULL
+        and (method in ("GET", "HEAD") or not isinstance(route, Mount))}
 
 
 def _invalid(request: Request, mistakes: list[Mistake]) -> Response:

@@ -11,7 +11,7 @@ from service.domain.admission import Active, Cluster, Limits, Need, Queued, Room
 from service.domain.quotas import dollars_used_up, wait_reason
 from service.domain.settling import AWAITED, Facts, Stop, last_word
 from service.domain.states import RunState
-from service.schemas import Pools
+from service.schemas import PoolList
 
 _ON_LOW_MEMORY = "submodels"
 """The last stage that trains on the low-memory pool."""
@@ -60,7 +60,7 @@ def resources(runs: Iterable[Run]) -> set[str]:
     return {kind.resource for run in runs for kind in run.pools.by_key.values()}
 
 
-def cluster(pools: Pools, *, grows: bool) -> Cluster | None:
+def cluster(pools: PoolList, *, grows: bool) -> Cluster | None:
     """What `admit` asks of Ray; None: it does not answer."""
     if not pools.connected:
         return None

@@ -34,7 +34,7 @@ from service.schemas import (
     Metrics,
     NewToken,
     NewWebhook,
-    Pools,
+    PoolList,
     Quota,
     Run,
     RunDetail,
@@ -230,7 +230,7 @@ class AsyncClient:
         """What a run would need, and cost at the operator's prices."""
         return await self._ask(operation_calls.estimate(config))
 
-    async def pools(self) -> Pools:
+    async def pools(self) -> PoolList:
         """The machines of every pool."""
         return await self._ask(operation_calls.pools())
 

@@ -33,8 +33,8 @@ def no_progress(there: int, total: int) -> None:
 def download(run_id: str, directory: Path, progress: Progress, patience: Patience, url: str) -> Dialogue[Path]:
     """Bring a run's model into a new directory, which appears when it is whole.
 
-    It comes as one archive. Where that is cut off, the missing parts are brought file by file; what has come stays beside the
-    directory meanwhile, so that the same download later goes on from there.
+    It comes as one archive, which is resumed where the connection was cut. What has come is kept next to the directory meanwhile:
+    the same download brings what is missing later, file by file.
 
     Args:
         run_id: The run.
@@ -61,7 +61,7 @@ def download(run_id: str, directory: Path, progress: Progress, patience: Patienc
         draft.mkdir(parents=True, exist_ok=True)
     try:
         if not begun:
-            yield from _unpack(run_id, draft, lambda there: progress(there, total), patience)
+            yield from _unpack(run_id, draft, lambda there: progress(there, total), patience, url)
         done = 0
         for file in files:
             yield from _complete(run_id, file, draft, _shifted(progress, done, total), patience, url)
@@ -99,17 +99,39 @@ def fetch(run_id: str, path: str, target: Path, progress: Progress, patience: Pa
     return target
 
 
-def _unpack(run_id: str, draft: Path, received: Callable[[int], None], patience: Patience) -> Dialogue[None]:
+def _unpack(run_id: str, draft: Path, received: Callable[[int], None], patience: Patience, url: str) -> Dialogue[None]:
     attempts, pause = Attempts(patience), 0.0
     unpacker = Unpacker(draft, received)
+    taken, version = 0, None
+
+    def body(head: Answer) -> Sink:
+        nonlocal unpacker, taken, version
+        if taken and head.status != 206:    # from its beginning: it is another one by now
+            unpacker.close()
+            with _told_of_the_disk(draft):
+                shutil.rmtree(draft)
+                draft.mkdir()
+            unpacker, taken = Unpacker(draft, received), 0
+        version = head.headers.get("etag")
+
+        def take(chunk: bytes) -> None:
+            nonlocal taken
+            unpacker.take(chunk)
+            taken += len(chunk)
+            attempts.went_well()
+
+        return take
+
     try:
         while True:
-            answer = yield Send(run_calls.model_archive(run_id), pause, lambda _: unpacker.take)
-            if answer.status == 200:
+            try:
+                answer = yield Send(run_calls.model_archive(run_id, taken, version), pause, body)
+            except httpx.TransportError as error:
+                pause = next_pause(attempts, away(url, error))
+                continue
+            if answer.status in {200, 206} or unpacker.complete:
                 return
             pause = after_refusal(attempts, answer)
-    except httpx.TransportError:
-        return  # what is missing is brought file by file
     finally:
         unpacker.close()
 

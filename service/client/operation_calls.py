@@ -16,7 +16,7 @@ from service.schemas import (
     Identity,
     NewToken,
     NewWebhook,
-    Pools,
+    PoolList,
     Quota,
     Scope,
     TokenPage,
@@ -36,9 +36,9 @@ def estimate(config: Configuration) -> Call[Estimate]:
         content=body(config=plain_config(config)))
 
 
-def pools() -> Call[Pools]:
+def pools() -> Call[PoolList]:
     """GET /v1/pools."""
-    return Call("GET", "/v1/pools", document(Pools))
+    return Call("GET", "/v1/pools", document(PoolList))
 
 
 def quota(owner: str | None) -> Call[Quota]:

@@ -147,9 +147,10 @@ def artifact(run_id: str, path: str, start: int, version: str | None) -> Call[No
     return Call("GET", f"{_path(run_id, 'artifacts')}/{quote(path)}", nothing, headers=tuple(headers))
 
 
-def model_archive(run_id: str) -> Call[None]:
-    """GET /v1/runs/{id}/model.tar."""
-    return Call("GET", _path(run_id, "model.tar"), nothing, headers=(("Accept-Encoding", "identity"),))
+def model_archive(run_id: str, start: int = 0, version: str | None = None) -> Call[None]:
+    """GET /v1/runs/{id}/model.tar, from a byte on if the archive is still the one of this ETag."""
+    rest = (("Range", f"bytes={start}-"), ("If-Range", version)) if start and version else ()
+    return Call("GET", _path(run_id, "model.tar"), nothing, headers=(("Accept-Encoding", "identity"), *rest))
 
 
 def plain_config(config: Configuration) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from service.schemas import (
     Metrics,
     NewToken,
     NewWebhook,
-    Pools,
+    PoolList,
     Quota,
     Run,
     RunDetail,
@@ -226,7 +226,7 @@ class Client:
         """What a run would need, and cost at the operator's prices."""
         return self._ask(operation_calls.estimate(config))
 
-    def pools(self) -> Pools:
+    def pools(self) -> PoolList:
         """The machines of every pool."""
         return self._ask(operation_calls.pools())
 

@@ -18,7 +18,7 @@ from service.domain.states import RunState
 
 if TYPE_CHECKING:
     from service.domain.policies import Policies, Retention
-    from service.schemas import LogFile, Pools, Quota, Run, RunDetail, TokenInfo, Unit, WebhookInfo
+    from service.schemas import LogFile, PoolList, Quota, Run, RunDetail, TokenInfo, Unit, WebhookInfo
 
 _STYLES = {
     RunState.QUEUED: "yellow", RunState.STARTING: "cyan", RunState.RUNNING: "bold cyan", RunState.STOPPING: "yellow",
@@ -68,7 +68,7 @@ def state_text(run: Run) -> Text:
     return Text(run.state.value + place, _STYLES[run.state])
 
 
-def pools_view(pools: Pools) -> RenderableType:
+def pools_view(pools: PoolList) -> RenderableType:
     """Every pool, and whether Ray answers."""
     table = plain_table("pool", "free", "slots", "GPUs", "nodes", "lost in 24 h", "asked for", "dollars per hour")
     for pool in pools.items:

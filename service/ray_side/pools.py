@@ -15,7 +15,7 @@ from typing import Protocol
 from service.errors import RayUnavailable
 from service.ray_side.answers import GroupList, Node, NodeList, Summary, read_as
 from service.ray_side.dashboard import Dashboard
-from service.schemas import PoolNode, Pools, PoolStatus
+from service.schemas import PoolList, PoolNode, PoolStatus
 
 _RAYS_OWN = re.compile(r"CPU|GPU|TPU|memory|object_store_memory|node:.*|accelerator_type:.*|.*_group_(\d+_)?[0-9a-f]{36}")
 _USE = re.compile(
@@ -27,7 +27,7 @@ _DAY = 24 * 3600.0
 class PoolReader(Protocol):
     """Looks at the cluster."""
 
-    def read(self, resources: Collection[str] = ()) -> Pools:
+    def read(self, resources: Collection[str] = ()) -> PoolList:
         """Every pool now; those named are listed though no node offers them.
 
         Never raises: where Ray does not answer, `connected` is false. `price_per_hour` is not Ray's to know and is null.
@@ -49,15 +49,15 @@ class RayPools:
         self._dashboard = dashboard
         self._clock = clock
 
-    def read(self, resources: Collection[str] = ()) -> Pools:
+    def read(self, resources: Collection[str] = ()) -> PoolList:
         """See `PoolReader`."""
         try:
             nodes = read_as(NodeList, self._dashboard.get("/api/v0/nodes", _ALL)).items
             used, wanted = self._used(), self._wanted()
         except RayUnavailable:
-            return Pools(connected=False, items=[])
+            return PoolList(connected=False, items=[])
         offered = {name for node in nodes for name in node.resources_total if not _RAYS_OWN.fullmatch(name)}
-        return Pools(connected=True, items=[
+        return PoolList(connected=True, items=[
             _pool(name, nodes, used.get(name, 0.0), wanted.get(name, 0.0), since=self._clock() - _DAY)
             for name in sorted(offered | set(resources))])
 

@@ -3,10 +3,11 @@
 from service.schemas.access import AuditEntry, AuditPage, Identity, NewToken, SessionRequest, TokenInfo, TokenPage, TokenRequest
 from service.schemas.answers import Health, Mistake, Problem
 from service.schemas.base import DisplayName, Document, Dollars, Priority, Scope
-from service.schemas.cluster import PoolNode, Pools, PoolStatus
+from service.schemas.cluster import PoolList, PoolNode, PoolStatus
 from service.schemas.driver import DriverEvent, Report, ReportAnswer
 from service.schemas.figures import Artifact, ArtifactPage, Figure, LogFile, LogPage, Metrics, Series
 from service.schemas.quotas import Estimate, Quota, Share
+from service.schemas.report import ReportCurve, ReportPart, ReportSample, ReportStart, RunReport, StageReport
 from service.schemas.requests import (
     MOST_EXPERTS,
     CancelRequest,
@@ -34,9 +35,10 @@ from service.schemas.webhooks import DeliveryInfo, DeliveryPage, NewWebhook, Web
 __all__ = [
     "MOST_EXPERTS", "Artifact", "ArtifactPage", "AuditEntry", "AuditPage", "CancelRequest", "DeliveryInfo", "DeliveryPage",
     "DisplayName", "Document", "Dollars", "DriverEvent", "Estimate", "EstimateRequest", "Figure", "Health", "Identity",
-    "LogFile", "LogPage", "Metrics", "Mistake", "Money", "NewToken", "NewWebhook", "PlannableConfig", "PoolNode",
-    "PoolStatus", "Pools", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "RetryRequest", "Run", "RunChange",
-    "RunDetail", "RunPage", "RunRequest", "Scope", "Series", "SessionRequest", "Share", "StageProgress", "TokenInfo",
-    "TokenPage", "TokenRequest", "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit", "UnitPage",
-    "WebhookInfo", "WebhookPage", "WebhookRequest",
+    "LogFile", "LogPage", "Metrics", "Mistake", "Money", "NewToken", "NewWebhook", "PlannableConfig", "PoolList", "PoolNode",
+    "PoolStatus", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "ReportCurve", "ReportPart", "ReportSample",
+    "ReportStart", "RetryRequest", "Run", "RunChange", "RunDetail", "RunPage", "RunReport", "RunRequest",
+    "Scope", "Series", "SessionRequest", "Share", "StageProgress", "StageReport", "TokenInfo", "TokenPage", "TokenRequest",
+    "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit", "UnitPage", "WebhookInfo", "WebhookPage",
+    "WebhookRequest",
 ]

@@ -32,7 +32,7 @@ class PoolStatus(Document):
     """Workers that the autoscaler was asked for and has not brought yet."""
 
 
-class Pools(Document):
+class PoolList(Document):
     """Every pool of the cluster."""
 
     connected: bool

@@ -7,5 +7,8 @@ from pathlib import Path
 STATIC = Path(__file__).with_name("static")
 """Served under `/static/`."""
 
+REFERENCE = STATIC / "reference.html"
+"""Answered at `/reference`."""
+
 PAGE = STATIC / "index.html"
 """Answered at `/`."""

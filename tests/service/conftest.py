@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from api_client import Service, service
+from browser import browser
 from databases import database, database_url, empty_database, postgresql_url
 
-__all__ = ["database", "database_url", "empty_database", "postgresql_url"]
+__all__ = ["browser", "database", "database_url", "empty_database", "postgresql_url"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from service.domain.jobs import JobPhase, JobState
 from service.errors import RayUnavailable
 from service.ray_side.jobs import Submission
-from service.schemas import Pools, PoolStatus
+from service.schemas import PoolList, PoolStatus
 
 
 class FakeJobs:
@@ -96,11 +96,11 @@ class FakePools:
     def grows(self) -> bool:
         return self.autoscaled and not self.away
 
-    def read(self, resources: Collection[str] = ()) -> Pools:
+    def read(self, resources: Collection[str] = ()) -> PoolList:
         if self.away:
-            return Pools(connected=False, items=[])
+            return PoolList(connected=False, items=[])
         names = sorted({*self.slots, *resources})
-        return Pools(connected=True, items=[self._status(name) for name in names])
+        return PoolList(connected=True, items=[self._status(name) for name in names])
 
     def _status(self, name: str) -> PoolStatus:
         slots = self.slots.get(name, 0)

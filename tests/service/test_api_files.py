@@ -1,8 +1,10 @@
 import io
+import json
 import os
 import tarfile
 
 import pytest
+import run_example
 
 from service.api import logs
 from service.api.files import open_file
@@ -131,6 +133,34 @@ def test_the_model_is_one_archive(api, run, directory):
         assert archive.extractfile("demo/model.safetensors").read() == DATA
 
 
+def test_a_part_of_the_archive_is_that_part_of_the_whole(api, run, directory):
+    (directory / "model" / "odd").write_bytes(b"x" * 513)
+    (directory / "model" / "empty").write_bytes(b"")
+    whole = ask(api, run, "model.tar")
+    assert ask(api, run, "model.tar").content == whole.content
+    size = len(whole.content)
+    bounds = [0, 1, 511, 512, 513, 1023, 1024, 1025, size // 2, size - 1024, size - 1, size]
+    for start in bounds[:-1]:
+        for end in [end for end in bounds if end > start]:
+            part = ask(api, run, "model.tar", Range=f"bytes={start}-{end - 1}")
+            assert (part.status_code, part.content) == (206, whole.content[start:end]), (start, end)
+            assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+    assert ask(api, run, "model.tar", Range=f"bytes={size}-").status_code == 416
+
+
+def test_an_archive_is_resumed_only_while_it_is_the_same(api, run, directory):
+    first = ask(api, run, "model.tar")
+    etag = first.headers["etag"]
+    assert ask(api, run, "model.tar", **{"If-None-Match": etag}).status_code == 304
+    assert ask(api, run, "model.tar", Range="bytes=5-", **{"If-Range": etag}).status_code == 206
+    (directory / "model" / "config.json").write_text('{"other": 1}')
+    changed = ask(api, run, "model.tar", Range="bytes=5-", **{"If-Range": etag})
+    assert (changed.status_code, changed.headers["etag"] != etag) == (200, True)
+    head = api.ann.head(f"/v1/runs/{run}/model.tar")
+    assert (head.headers["etag"], head.headers["content-length"]) == (changed.headers["etag"], str(len(changed.content)))
+    assert head.headers["content-type"] == "application/x-tar"
+
+
 def test_long_and_foreign_names_survive_the_archive(api, run, directory):
     name = "ü" * 80 + ".json"
     (directory / "model" / ("d" * 120)).mkdir()
@@ -189,7 +219,10 @@ def test_reports_are_built_while_a_run_is_under_way(api, run, directory):
     (directory / "clusters").mkdir()
     (directory / "clusters" / "report.json").write_text('{"silhouette": 0.5}')
     assert ask(api, run, "clusters").json() == {"silhouette": 0.5}
-    (directory / "report.json").write_text('{"name": "from the file"}')
+    report = run_example.report() | {"name": "from the file"}
+    (directory / "report.json").write_text(json.dumps(report))
     api.start(run)
     api.bring(run, RunState.SUCCEEDED)
-    assert ask(api, run, "report").json() == {"name": "from the file"}
+    assert ask(api, run, "report").json() == report
+    (directory / "report.json").write_text('{"name": "broken"}')
+    assert ask(api, run, "report").status_code == 404

@@ -58,9 +58,7 @@ class Service:
             listed = {f"model/{name}": content for name, content in self.files.items()} | {"report.json": b"{}"}
             return httpx.Response(200, json={"items": [
                 {"path": name, "bytes": len(content), "updated": 1.0} for name, content in listed.items()]})
-        if path == "model.tar":
-            return self.body(200, self.tar)
-        content = self.files[path.removeprefix("artifacts/model/")]
+        content = self.tar if path == "model.tar" else self.files[path.removeprefix("artifacts/model/")]
         start = int(re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", "bytes=0-"))[1])
         fresh = request.headers.get("if-range", self.version) == self.version
         if not start or not fresh or not self.ranges:
@@ -182,6 +180,23 @@ def test_a_model_is_whole_however_often_the_connection_breaks(tmp_path_factory, 
     target = tmp_path_factory.mktemp("broken") / "model"
     make(kind, Service(breaks=breaks, ranges=ranges)).download("x", target)
     assert contents(target) == FILES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_that_was_cut_is_resumed_where_it_was_cut(tmp_path, kind):
+    service = Service(breaks=[700, 5000])
+    make(kind, service).download("x", tmp_path / "model")
+    assert contents(tmp_path / "model") == FILES
+    assert service.asked == [
+        ("artifacts", None), ("model.tar", None), ("model.tar", "bytes=700-"), ("model.tar", "bytes=5700-")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_that_is_another_one_by_now_is_brought_from_its_beginning(tmp_path, kind):
+    service = Service(breaks=[5000], ranges=False)
+    make(kind, service).download("x", tmp_path / "model")
+    assert contents(tmp_path / "model") == FILES
+    assert [path for path, _ in service.asked] == ["artifacts", "model.tar", "model.tar"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import run_example
 from axe_playwright_python.sync_playwright import Axe
 from page_runs import begin, finish, train
 from page_server import site as serve
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from rich.console import Console
 
 from moedisco_ray.bill import Bill, format_dollars
@@ -25,22 +24,8 @@ from service.domain.states import RunState
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync")
 ARTIFACTS = os.environ.get("MOEDISCO_TEST_ARTIFACTS")
 """Where screenshots are kept."""
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH; on Debian: apt-get install chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

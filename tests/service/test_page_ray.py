@@ -5,10 +5,8 @@ from dashboard_standin import dashboard, training
 from page_runs import begin
 from page_server import site as serve
 from playwright.sync_api import expect
-from test_page import browser
 
 pytestmark = pytest.mark.browser
-__all__ = ["browser"]
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.api.archives import Archive
-from service.api.files import attachment, list_files, open_file, send_file
+from service.api.files import list_files, open_file, send_content
 from service.api.openapi import content, problems
-from service.api.responses import ClosedStream
 from service.api.routes.watching import VisibleRun
 from service.api.security import SIGNED_IN, STREAM_PLACE
+from service.database import tables
 from service.schemas import ArtifactPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["files"], dependencies=SIGNED_IN)
@@ -20,6 +20,10 @@ _FILE: dict[int | str, dict[str, Any]] = {
     200: content("application/octet-stream", "The file."),
     206: content("application/octet-stream", "The part that `Range` asked for."),
     304: {"description": "`If-None-Match` names what is there."},
+}
+_ARCHIVE: dict[int | str, dict[str, Any]] = _FILE | {
+    200: content("application/x-tar", "The archive."),
+    206: content("application/x-tar", "The part that `Range` asked for."),
 }
 
 
@@ -32,20 +36,27 @@ def list_artifacts(run: VisibleRun) -> ArtifactPage:
 @router.get("/artifacts/{path:path}", response_class=Response, dependencies=[STREAM_PLACE], responses=_FILE | problems(404, 416))
 def get_artifact(run: VisibleRun, path: str, request: Request) -> Response:
     """A file, or a part of it (`Range`)."""
-    return send_file(request, open_file(Path(run.directory), path))
+    return send_content(request, open_file(Path(run.directory), path))
 
 
 @router.head("/artifacts/{path:path}", response_class=Response, responses=_FILE | problems(404, 416))
 def head_artifact(run: VisibleRun, path: str, request: Request) -> Response:
     """Size and version of a file."""
-    return send_file(request, open_file(Path(run.directory), path))
+    return send_content(request, open_file(Path(run.directory), path))
 
 
-@router.get("/model.tar", response_class=Response, dependencies=[STREAM_PLACE], responses=problems(404) | {
-    200: content("application/x-tar", "The archive.")})
-def get_model_archive(run: VisibleRun) -> Response:
-    """The finished model, a Hugging Face directory, as one archive."""
+@router.get("/model.tar", response_class=Response, dependencies=[STREAM_PLACE], responses=_ARCHIVE | problems(404, 416))
+def get_model_archive(run: VisibleRun, request: Request) -> Response:
+    """The finished model, a Hugging Face directory, as one archive, or a part of it (`Range`); the same bytes each time."""
+    return send_content(request, _archive(run))
+
+
+@router.head("/model.tar", response_class=Response, responses=_ARCHIVE | problems(404, 416))
+def head_model_archive(run: VisibleRun, request: Request) -> Response:
+    """Size and version of the finished model's archive."""
+    return send_content(request, _archive(run))
+
+
+def _archive(run: tables.Run) -> Archive:
     directory = Path(run.directory)
-    archive = Archive(directory / "model", directory.name)
-    headers = {"Content-Length": str(archive.size), **attachment(f"{directory.name}.tar")}
-    return ClosedStream(archive.stream(), headers=headers, media_type="application/x-tar")
+    return Archive(directory / "model", directory.name)

@@ -17,7 +17,7 @@ from service.api.submission import checked, policy_of
 from service.database import runs
 from service.domain.quotas import check_pools
 from service.domain.states import ACTIVE, RunState
-from service.schemas import Estimate, EstimateRequest, Pools
+from service.schemas import Estimate, EstimateRequest, PoolList
 
 router = APIRouter(prefix="/v1", tags=["planning"], route_class=StrictRoute, dependencies=SIGNED_IN)
 
@@ -38,7 +38,7 @@ def estimate(body: EstimateRequest, caller: Reader, context: InContext) -> Estim
 
 
 @router.get("/pools", responses=problems())
-def list_pools(caller: Reader, context: InContext) -> Pools:
+def list_pools(caller: Reader, context: InContext) -> PoolList:
     """Machines of the cluster by their tag, with what they cost."""
     prices = policy_of(context, caller).prices
     with context.database.read() as session:

@@ -13,7 +13,7 @@ from service.api.answers import owner_filter, run_answers, run_detail
 from service.api.bodies import StrictRoute
 from service.api.context import Context, InContext
 from service.api.openapi import Responses, links, problems
-from service.api.parameters import Cursor, IdempotencyKey, Limit, RunId
+from service.api.parameters import Cursor, Flag, IdempotencyKey, Limit, RunId
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
 from service.api.submission import Wanted, digest, note, policy_of, submit, wanted, wanted_again
 from service.database import policies, quotas, runs, tables
@@ -104,7 +104,7 @@ def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InCon
 @router.delete("/{run_id}", status_code=204, responses=problems(404, 409))
 def delete_run(
     run_id: RunId, caller: Submitter, context: InContext,
-    keep_artifacts: Annotated[bool, Query(description="Leave its files where they are.")] = False,
+    keep_artifacts: Annotated[Flag, Query(description="Leave its files where they are.")] = False,
 ) -> None:
     """Delete a run, its history and its files; one that has a driver must be cancelled first."""
     now = context.now()

@@ -22,18 +22,25 @@ from service.api.logs import follow as follow_file
 from service.api.logs import list_logs as logs_in
 from service.api.logs import open_log, tail_start
 from service.api.openapi import content, problems
-from service.api.parameters import After, LastEventId, RunId
+from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import DRIVER, SIGNED_IN, STREAM_PLACE, Reader, check_driver, presented_token, valid_token, visible_run
 from service.database import ingest, metrics, overview, runs, tables
 from service.domain.states import TERMINAL, RunState
-from service.errors import BadRequest
-from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, TrainingPage, UnitPage
+from service.errors import BadRequest, NotFound
+from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, RunReport, TrainingPage, UnitPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
 reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=DRIVER)
 _DECISIVE = frozenset({"run_started", "run_finished", "run_failed", "run_stopped"})
 _MOST_LINES = 100_000
+_MESSAGE = {
+    "type": "object", "required": ["event", "data"], "properties": {
+        "id": {"type": "string", "description": "Position in the stream; absent from the last message."},
+        "event": {"type": "string", "description": "Type of the event, or `end`."},
+        "data": {"type": "string", "description": "The event as JSON."},
+    }}
+"""One server-sent message."""
 
 
 def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.Run:
@@ -51,10 +58,10 @@ async def raw_body(request: Request) -> bytes:
 
 
 @router.get("/events", response_class=EventStream, dependencies=[STREAM_PLACE], responses=problems(404) | {
-    200: content("text/event-stream", "Messages with `id: POSITION`, `event: TYPE` and the event as `data`; `end` is the last.")})
+    200: content("text/event-stream", "Messages of this form; one with the event `end` is the last.", _MESSAGE)})
 async def stream_events(
     run: VisibleRun, request: Request, context: InContext, after: After = None, last_event_id: LastEventId = None,
-    follow: Annotated[bool, Query(description="Wait for what comes, until the run has ended.")] = True,
+    follow: Annotated[Flag, Query(description="Wait for what comes, until the run has ended.")] = True,
 ) -> EventStream:
     """A run's events from any position on, live. Going on after the last id that was seen misses nothing."""
     position = last_event_id if last_event_id is not None else -1 if after is None else after
@@ -116,13 +123,13 @@ def get_clusters(run: VisibleRun) -> dict[str, Any]:
     return _document(Path(run.directory) / "clusters" / "report.json", "clusters")
 
 
-@router.get("/report", responses=problems(404))
-def get_report(run: VisibleRun, context: InContext) -> dict[str, Any]:
+@router.get("/report", response_model_exclude_unset=True, responses=problems(404))
+def get_report(run: VisibleRun, context: InContext) -> RunReport:
     """What the run has cost and reached, stage by stage; while it runs, of the stages so far."""
     directory = Path(run.directory)
     if RunState(run.state) is RunState.SUCCEEDED:
-        return _document(directory / "report.json", "report")
-    return context.reports.get(directory, RunConfig.model_validate(run.config))
+        return _read_report(_document(directory / "report.json", "report"))
+    return RunReport.model_validate(context.reports.get(directory, RunConfig.model_validate(run.config)))
 
 
 @router.get("/logs", responses=problems(404))
@@ -136,7 +143,7 @@ def list_logs(run: VisibleRun) -> LogPage:
 async def get_log(
     run: VisibleRun, name: str, context: InContext,
     tail: Annotated[int, Query(ge=0, le=_MOST_LINES, description="Lines to begin with.")] = 200,
-    follow: Annotated[bool, Query(description="Go on until the run has ended.")] = False,
+    follow: Annotated[Flag, Query(description="Go on until the run has ended.")] = False,
 ) -> Response:
     """The end of a log, and what is still written to it."""
     found = await run_in_threadpool(open_log, Path(run.directory), name)
@@ -152,6 +159,14 @@ async def get_log(
     return ClosedStream(
         follow_file(found.file, start, ended, pause), media_type="text/plain; charset=utf-8",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+def _read_report(document: dict[str, Any]) -> RunReport:
+    try:
+        return RunReport.model_validate(document)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise NotFound(f"the run has no report that this version can read ({where}); its file can be downloaded") from error
 
 
 def _report(body: bytes) -> Report:

@@ -88,6 +88,7 @@ function Frame({ identity, signOut }) {
             <li><a href=${address} aria-current=${views.includes(route.view) ? "page" : null}>${words}</a></li>`)}</ul>
         </nav>
         <div class="who">
+          <a href="/reference">API</a>
           <span>${identity.owner}</span>
           <button class="plain" onClick=${signOut}>Sign out</button>
         </div>

@@ -1,0 +1,118 @@
+"""What every client may rely on, whatever the operation: methods, truth values, names in the description, compression."""
+
+import gzip
+import json
+import re
+
+import pytest
+from api_client import service
+from page_runs import finish
+from page_server import Site
+
+from service.api.compression import SMALLEST, accepts_gzip
+from service.schemas import RunReport
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    with service(tmp_path_factory.mktemp("contract")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def document(api):
+    return api.anonymous.get("/openapi.json").json()
+
+
+@pytest.fixture(scope="module")
+def run(api):
+    """A finished run."""
+    site = Site.__new__(Site)   # what is behind a page, without a port
+    site.service = api
+    return finish(site)
+
+
+def test_a_405_names_every_method_of_the_path(api, document):
+    wrong = {}
+    for path, operations in document["paths"].items():
+        there = {method.upper() for method in operations if method.upper() in METHODS}
+        for method in set(METHODS) - there:
+            answer = api.admin.request(method, re.sub(r"\{\w+\}", "x", path))
+            named = set(answer.headers.get("allow", "").split(", "))
+            if answer.status_code != 405 or named != there:
+                wrong[method, path] = (answer.status_code, named, there)
+    assert not wrong
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/static/app.js"), ("DELETE", "/ray/"), ("PUT", "/")])
+def test_a_405_of_the_page_names_its_methods_too(api, method, path):
+    assert "GET" in api.admin.request(method, path).headers["allow"].split(", ")
+
+
+@pytest.mark.parametrize("path", ["events?follow", "logs/driver?follow"])
+@pytest.mark.parametrize("word", ["1", "yes", "on", "True", "TRUE", "t", ""])
+def test_a_truth_value_in_a_query_is_true_or_false(api, run, path, word):
+    answer = api.ann.get(f"/v1/runs/{run}/{path}={word}")
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"field": "follow", "message": f"{word!r}: must be `true` or `false`"}]
+
+
+@pytest.mark.parametrize("word", ["true", "false"])
+def test_a_finished_runs_log_is_read_with_either(api, run, word):
+    assert api.ann.get(f"/v1/runs/{run}/logs/driver?follow={word}").text == "the driver began\nthe driver ended\n"
+
+
+def test_every_reference_of_the_description_leads_somewhere(document):
+    schemas = document["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document))) <= set(schemas)
+    assert not [name for name in schemas if not re.fullmatch(r"[A-Z][A-Za-z]+", name)], "two models share a name"
+
+
+def test_lists_are_compressed_for_those_who_accept_it(api, run):
+    for _ in range(5):
+        api.submit()
+    plain = api.ann.get("/v1/runs", headers={"Accept-Encoding": "identity"})
+    with api.ann.stream("GET", "/v1/runs", headers={"Accept-Encoding": "br, gzip;q=0.5"}) as packed:
+        raw = b"".join(packed.iter_raw())
+    assert (packed.headers["content-encoding"], packed.headers["content-length"]) == ("gzip", str(len(raw)))
+    assert gzip.decompress(raw) == plain.content
+    assert len(raw) < len(plain.content) / 3
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
+
+
+def test_small_streamed_and_secret_answers_are_not_compressed(api, run):
+    for path in ("/healthz", f"/v1/runs/{run}/model.tar", f"/v1/runs/{run}/events?follow=false", "/static/app.js"):
+        assert "content-encoding" not in api.ann.get(path, headers={"Accept-Encoding": "gzip"}).headers, path
+    name = "n" * 120
+    made = api.admin.post(
+        "/v1/tokens", json={"name": name, "owner": "ann", "scopes": ["read"]}, headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in made.headers
+    assert len(api.anonymous.get("/healthz").content) < SMALLEST
+
+
+@pytest.mark.parametrize(("header", "accepted"), [
+    ("gzip", True), ("*", True), ("br, GZIP ; q=0.1", True), ("gzip;q=0", False), ("gzip; q=0.0", False),
+    ("br", False), ("", False)])
+def test_what_counts_as_accepting_gzip(header, accepted):
+    assert accepts_gzip(header) is accepted
+
+
+def test_the_reference_is_a_page_of_the_service(api):
+    answer = api.anonymous.get("/reference")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'self'; ")
+    assert "unsafe" not in policy
+    for path in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
+        assert path.startswith("/")
+        assert api.anonymous.get(path).status_code == 200
+
+
+def test_a_report_keeps_what_its_schema_does_not_name(api, run):
+    written = json.loads((api.directory(run) / "report.json").read_text())
+    answered = api.ann.get(f"/v1/runs/{run}/report").json()
+    assert answered == written
+    assert set(written) - set(RunReport.model_fields) == set(), "name the new part in service/schemas/report.py"
