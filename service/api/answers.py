@@ -38,7 +38,7 @@ def run_detail(context: Context, caller: Caller, session: Session, row: tables.R
     """A run with its configuration and its bill."""
     bill = metered_bill(Meter.from_dict(row.meter), RunConfig.model_validate(row.config))
     return RunDetail.model_validate({
-        **_run(context, caller, row, _places(session, [row])), "config": row.config, "notes": row.notes, "bill": bill,
+        **_run(context, caller, row, _places(session, [row])), "config": row.config, "notes": row.notes or [], "bill": bill,
         "estimate": row.estimate["bill"]})
 
 

@@ -66,8 +66,8 @@ class Run(Table):
     `ended`, the driver's last word, is there from then until the next one begins."""
     parent: Mapped[str | None] = mapped_column(ULID)
     """The run it is a retry of."""
-    notes: Mapped[list[str]] = mapped_column(server_default="[]")
-    """Remarks on how it was taken, such as prices that were replaced."""
+    notes: Mapped[list[str] | None]
+    """Remarks on how it was taken, such as prices that were replaced; null in runs of an earlier version."""
     kept: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Retention does not remove it."""
     expires_at: Mapped[float | None]

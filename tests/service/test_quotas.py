@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from databases import config
@@ -181,6 +182,12 @@ def test_a_policies_file_holds_and_is_locked(database, tmp_path):
         load_policies(file)
 
 
+def test_the_example_file_is_one():
+    shown = load_policies(Path(__file__).parents[2] / "cluster_yaml" / "policies.yaml")
+    assert set(shown.default.model_dump(exclude_unset=True)) == set(Policy.model_fields), "it shows every setting"
+    assert shown.of("ann").prices == {"low_mem_gpu": 0.35, "high_mem_gpu": 2.0}
+
+
 def test_the_migration_keeps_every_run_and_its_events(empty_database):
     empty_database.migrate("0001")
     with empty_database.write() as session:
@@ -194,7 +201,7 @@ def test_the_migration_keeps_every_run_and_its_events(empty_database):
     empty_database.migrate()
     with empty_database.read() as session:
         [run] = runs.in_states(session, [RunState.QUEUED])
-        assert (run.notes, run.kept, run.disk_bytes) == ([], False, None)
+        assert (run.notes, run.kept, run.disk_bytes) == (None, False, None)
         assert session.execute(text("SELECT count(*) FROM events")).scalar() == 1
     empty_database.migrate("0001")
     with empty_database.read() as session:

@@ -28,7 +28,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("owner", "month", name="spending_key"),
     )
     # Not by a batch: that makes the table anew on SQLite, and dropping the old one would take the events of every run along.
-    op.add_column("runs", sa.Column("notes", sa.JSON(), nullable=False, server_default="[]"))
+    op.add_column("runs", sa.Column("notes", sa.JSON()))
     op.add_column("runs", sa.Column("kept", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("runs", sa.Column("expires_at", sa.Float()))
     op.add_column("runs", sa.Column("disk_bytes", WHOLE))

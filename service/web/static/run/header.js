@@ -19,10 +19,12 @@ export function RunHeader({ run, acted }) {
   const [asking, setAsking] = useState(false);
   const [force, setForce] = useState(false);
   const [problem, setProblem] = useState(null);
-  const act = async (action, body) => {
+  const act = async (action, body) => send(`/${action}`, "POST", body);
+  const keep = () => send("", "PATCH", { kept: !run.kept });
+  const send = async (path, method, body) => {
     setProblem(null);
     try {
-      await ask(`/v1/runs/${run.id}/${action}`, { method: "POST", body });
+      await ask(`/v1/runs/${run.id}${path}`, { method, body });
     } catch (error) {
       setProblem(error);
     }
@@ -48,11 +50,14 @@ export function RunHeader({ run, acted }) {
         ${resumable && html`<button class="primary" onClick=${() => act("resume")}>Resume</button>`}
         ${run.state === "succeeded" && html`
           <a class="button primary" href=${`/v1/runs/${run.id}/model.tar`} download=${`${run.name}.tar`}>Download model</a>`}
+        ${ended && html`<button aria-pressed=${String(run.kept)} onClick=${keep}>${run.kept ? "Kept" : "Keep"}</button>`}
         ${!ended && html`<button class="danger" onClick=${() => setAsking(true)}>${verb}</button>`}
       </div>
     </div>
     <${Notice} problem=${problem} />
     ${run.reason && html`<p class=${run.state === "failed" ? "notice" : "notice warn"}>${reasonWords(run)}</p>`}
+    ${run.expires_at !== null && html`
+      <p class="notice warn">This run is removed with its files after ${moment(run.expires_at)}, unless you keep it.</p>`}
     ${asking && html`
       <${Question} title=${`${verb} ${run.name}?`} yes=${`${verb} the run`} danger answer=${answered}>
         <p>${CONSEQUENCES[run.state] ?? CONSEQUENCES.running}</p>

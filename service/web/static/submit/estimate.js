@@ -64,6 +64,7 @@ export function Estimate({ plan, stale }) {
           ${" "}${plural(plan.experts_per_submodel, "expert")} per layer.
         </p>
         <p class="soft small">Assumed: ${plan.assumptions}.</p>
+        ${plan.notes.map((note) => html`<p class="soft small" key=${note}>${note}.</p>`)}
       </div>
     </${Sheet}>`;
 }

@@ -7,6 +7,7 @@ import { Choices, Notice, Sheet } from "../parts/small.js";
 import { go } from "../router.js";
 import { Editor } from "../submit/editor.js";
 import { Estimate, useEstimate } from "../submit/estimate.js";
+import { Quota, useQuota } from "../submit/quota.js";
 import { changesBetween, parse, place, write } from "../submit/yaml.js";
 
 const PRESETS = [["demo", "demo"], ["default", "default"], ["paper", "paper"]];
@@ -95,6 +96,7 @@ function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ..
   const [refused, setRefused] = useState(null);
   const key = useRef(newKey());
   const parsed = useMemo(() => (text.trim() ? parse(text) : { config: null, mistakes: [] }), [text]);
+  const quota = useQuota();
   const { plan, problem: doubt, busy: estimating } = useEstimate(parsed.config, text);
   useEffect(() => {
     // Another request than before: a repeated key would bring the earlier one's answer
@@ -127,12 +129,13 @@ function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ..
       <${Estimate} plan=${plan} stale=${estimating || doubt !== null || parsed.config === null} />
       <${Sheet} title="Queue and budget">
         <div class="terms-form">
-          <${NumberField} id="priority" label="Priority" hint="−100 to 100; higher goes first"
-            value=${priority} change=${setPriority} min="-100" max="100" step="1" />
+          <${NumberField} id="priority" label="Priority" hint=${`−100 to ${quota?.highest_priority ?? 100}; higher goes first`}
+            value=${priority} change=${setPriority} min="-100" max=${quota?.highest_priority ?? 100} step="1" />
           <${NumberField} id="budget" label="Budget, dollars" hint="stopped, with a checkpoint, once it is spent"
             value=${budget} change=${setBudget} min="0.0001" step="any" placeholder="none" />
           <button class="primary" disabled=${!ready || busy}>${busy ? "Submitting…" : verb}</button>
         </div>
+        <${Quota} quota=${quota} />
       </${Sheet}>
     </form>`;
 }
