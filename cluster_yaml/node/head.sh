@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Starts the head: Ray, then the service, which both come back after a reboot. What they remember is under $MOEDISCO_HOME;
-# runs, which all nodes must see, are under $MOEDISCO_RUNS.
-#   head.sh [INPUT_ROOT...]     directories, s3://BUCKET/PREFIX and the like that runs may read
+# Starts the head: Ray, then the service, which both come back after a reboot. What they remember is under $MOEDISCO_HOME.
+# All nodes must see runs, which are under $MOEDISCO_RUNS, and text and models that runs may read, under $MOEDISCO_DATA.
+#   head.sh [INPUT_ROOT...] [--OPTION...]   more directories, s3://BUCKET/PREFIX and the like that runs may read; options of the
+#                                           service, such as --storage-root=s3://BUCKET/PREFIX for checkpoints
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/environment.sh"
 
-mkdir -p "$MOEDISCO_HOME"/{state,config} "$MOEDISCO_RUNS"
+mkdir -p "$MOEDISCO_HOME"/{state,config} "$MOEDISCO_RUNS" "$MOEDISCO_DATA"
 ulimit -n 65536 2>/dev/null || true
 ray=(
     ray start --head --port=6379 --object-manager-port=8076 --dashboard-host=127.0.0.1
@@ -16,9 +17,11 @@ ray=(
 )
 serve=(
     moedisco serve --ray-address=http://127.0.0.1:8265 --log-format=json
-    "--state-dir=$MOEDISCO_HOME/state" "--output-root=$MOEDISCO_RUNS" "--input-root=$MOEDISCO_RUNS"
+    "--state-dir=$MOEDISCO_HOME/state" "--output-root=$MOEDISCO_RUNS" "--input-root=$MOEDISCO_DATA"
 )
-for root in "$@"; do serve+=("--input-root=$root"); done
+for word in "$@"; do
+    case $word in --*) serve+=("$word") ;; *) serve+=("--input-root=$word") ;; esac
+done
 
 if [ -d /run/systemd/system ]; then
     "$here/keep.sh" moedisco-ray "${ray[@]}" --block

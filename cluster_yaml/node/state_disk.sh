@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mounts the disk that outlives the head at /moedisco, and shares its runs with the workers. Formats it only where it is blank.
+# Mounts the disk that outlives the head at /moedisco, and shares runs and data with the workers. Formats it only where it is blank.
 #   state_disk.sh DEVICE
 set -euo pipefail
 
@@ -10,12 +10,12 @@ if ! sudo blkid "$device" >/dev/null; then sudo mkfs.ext4 -q -L moedisco "$devic
 sudo mkdir -p "/moedisco"
 grep -q " /moedisco " /etc/fstab || echo "LABEL=moedisco /moedisco ext4 defaults,nofail 0 2" | sudo tee -a /etc/fstab >/dev/null
 mountpoint -q "/moedisco" || sudo mount "/moedisco"
-sudo mkdir -p "/moedisco"/{state,config,runs}
-sudo chown "$USER" "/moedisco" "/moedisco"/{state,config,runs}
+sudo mkdir -p "/moedisco"/{state,config,runs,data}
+sudo chown "$USER" "/moedisco" "/moedisco"/{state,config,runs,data}
 chmod 700 "/moedisco"/{state,config}
 
 command -v exportfs >/dev/null || { sudo apt-get update -q && sudo apt-get install -qy nfs-kernel-server; }
 # The firewall lets only the cluster's own nodes reach it.
 sudo mkdir -p /etc/exports.d
-echo '/moedisco/runs *(rw,async,no_subtree_check)' | sudo tee /etc/exports.d/moedisco.exports >/dev/null
+printf '/moedisco/%s,no_subtree_check)\n' 'runs *(rw,async' 'data *(ro' | sudo tee /etc/exports.d/moedisco.exports >/dev/null
 sudo exportfs -ra

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Joins the cluster of $RAY_HEAD_IP and, on a machine of a cloud, hands the cloud's notice of its loss to Ray.
-#   worker.sh aws|gcp|azure     the head's runs are mounted at /moedisco/runs; resources and labels come from the autoscaler
+#   worker.sh aws|gcp|azure     the head's runs and data are mounted below /moedisco; resources and labels come from the autoscaler
 #   worker.sh hosts FILE        resources and labels are what FILE says of this host; runs lie on a file system that it has already
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,10 +10,14 @@ arguments=("--address=$RAY_HEAD_IP:6379" --object-manager-port=8076)
 if [ "$1" = hosts ]; then
     mapfile -t tags < <(python "$here/host_tags.py" "$2")
     arguments+=("${tags[@]}")
-elif ! mountpoint -q /moedisco/runs; then
-    sudo mkdir -p /moedisco/runs
-    # Soft: a lost head must fail the worker, not freeze it.
-    sudo mount -t nfs4 -o rw,soft,timeo=600,retrans=3 "$RAY_HEAD_IP:/moedisco/runs" /moedisco/runs
+else
+    for share in runs:rw data:ro; do
+        folder=/moedisco/${share%:*}
+        mountpoint -q "$folder" && continue
+        sudo mkdir -p "$folder"
+        # Soft: a lost head must fail the worker, not freeze it.
+        sudo mount -t nfs4 -o "${share#*:},soft,timeo=600,retrans=3" "$RAY_HEAD_IP:$folder" "$folder"
+    done
 fi
 ulimit -n 65536 2>/dev/null || true
 ray start "${arguments[@]}"

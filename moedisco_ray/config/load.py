@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from moedisco_ray.config.mistakes import first_mistake
 from moedisco_ray.config.model import LocalInit
+from moedisco_ray.config.places import names_a_run, places, words
 from moedisco_ray.config.run import RunConfig, check_division, check_gate
 from moedisco_ray.config.sections import Evaluation, Source
 from moedisco_ray.config.task_files import read_task_file
@@ -20,10 +21,15 @@ from moedisco_ray.config.yaml_text import parse_yaml
 from moedisco_ray.errors import ConfigError
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool = False) -> RunConfig:
     """Read a YAML (or JSON) file, apply `key.sub=value` overrides, check everything that needs no corpus.
 
     Relative paths inside the file are relative to the working directory, as on any command line.
+
+    Args:
+        path: The file.
+        overrides: Each `key.sub=value`.
+        for_service: Whether a control service gets it, which alone can look up `run://RUN/model`.
 
     Raises:
         ConfigError: One line that names the field, the value and the remedy.
@@ -44,11 +50,11 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError("CONFIG", str(path), "must hold a mapping, such as `name: demo`")
     for override in overrides:
         apply_override(raw, override)
-    return check_config(raw)
+    return check_config(raw, for_service=for_service)
 
 
-def check_config(raw: Mapping[str, Any]) -> RunConfig:
-    """Validate plain data.
+def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunConfig:
+    """Validate plain data; see `load_config`.
 
     Raises:
         ConfigError: The first mistake, in one line.
@@ -57,7 +63,8 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
         raise first_mistake(error.errors()) from error
-    check_files(config)
+    if not (for_service and any(names_a_run(place.value) for place in places(config))):
+        check_files(config)
     return config
 
 
@@ -68,6 +75,11 @@ def check_files(config: RunConfig) -> None:
         ConfigError: A path that must exist does not.
         CheckpointError: The directory that `model.init` names holds no start for `model.family`.
     """
+    for place in places(config):
+        if names_a_run(place.value):
+            raise ConfigError(
+                place.field, words(place.value), "names a run that only its control service finds, and that still exists there; "
+                "hand the configuration to it (`moedisco submit`), or name a directory such as runs/NAME/model")
     _check_sources("corpus.sources", config.corpus.sources)
     check_evaluation(config.evaluation)
     if config.tokenizer.path is not None and not os.path.isdir(config.tokenizer.path):  # noqa: PTH112 - see `_check_sources`

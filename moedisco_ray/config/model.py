@@ -47,7 +47,7 @@ class Architecture(Section):
     """Longest sequence; null: corpus.sequence_length."""
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
-    rope_scaling: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = Field(None, max_length=32)
     """How rotary positions are scaled for longer texts, as in `config.json`: `rope_type` (linear, yarn, llama3, ...) and its
     parameters; null: they are not."""
     rms_norm_eps: float = Field(1e-6, gt=0)
@@ -103,7 +103,7 @@ class CheckpointInit(LocalInit):
 
     KEY: ClassVar[str] = "checkpoint"
 
-    checkpoint: Annotated[Path, ReadsFrom()]
+    checkpoint: Annotated[Path, ReadsFrom(run_part="model")]
 
 
 class UpcycleInit(LocalInit):
@@ -111,7 +111,7 @@ class UpcycleInit(LocalInit):
 
     KEY: ClassVar[str] = "upcycle"
 
-    upcycle: Annotated[Path, ReadsFrom()]
+    upcycle: Annotated[Path, ReadsFrom(run_part="model")]
     """A Hugging Face directory: a dense relative of the family (Qwen3 for qwen3_moe; Mistral and Llama for mixtral; Qwen2, and
     Llama with biases, for qwen2_moe), or a model of the family with one expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1)

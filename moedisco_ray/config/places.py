@@ -21,10 +21,12 @@ LONGEST_PLACE = 4096
 """Characters of a path or URI, Linux's limit for a path."""
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(.*)", re.DOTALL)
+_RUN = re.compile(r"^run:/{1,2}")
 _SECRET = re.compile(r"key|secret|token|passw|credential|signature|^sig$|^sas$|kerb_?ticket")
 _SLASH_IN_PASSWORD = re.compile(r"[^/@:]*:(?!\d+/)[^@]*@")
 _NO_SECRET = frozenset({"credential_kind"})
 
+RunPart = Literal["model", "corpus"]
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -32,8 +34,9 @@ class Marker:
     """What `ReadsFrom` and `WritesTo` share: a place holds no credentials and has a bounded length."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The schema of the marked type, with `check_place` before it."""
-        return core_schema.no_info_before_validator_function(check_place, handler(source))
+        """The schema of the marked type, with `check_place` before it; JSON has the words of the user."""
+        written = core_schema.plain_serializer_function_ser_schema(words, return_schema=core_schema.str_schema(), when_used="json")
+        return core_schema.no_info_before_validator_function(check_place, handler(source), serialization=written)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +45,11 @@ class ReadsFrom(Marker):
 
     Attributes:
         uris: Whether it may be a URI or `embedded` instead of a local path.
+        run_part: The part of a finished run that it may name, as `run://RUN/PART`; None: none.
     """
 
     uris: bool = False
+    run_part: RunPart | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,16 @@ class Place:
     field: str
     value: str | Path
     marker: ReadsFrom | WritesTo
+
+
+def words(value: str | Path) -> str:
+    """A place as its user wrote it: a path drops one of the two slashes of `run://`."""
+    return _RUN.sub("run://", str(value))
+
+
+def names_a_run(value: str | Path) -> bool:
+    """Whether it is a part of a finished run of a control service, `run://RUN/PART`."""
+    return _RUN.match(str(value)) is not None
 
 
 def places(config: BaseModel) -> Iterator[Place]:

@@ -23,7 +23,7 @@ _ROUNDING = 1e-9
 class Source(Section):
     """Text from one place."""
 
-    path: Annotated[str, ReadsFrom(uris=True)]
+    path: Annotated[str, ReadsFrom(uris=True, run_part="corpus")]
     """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `embedded` is the text that
     the installed packages carry."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
@@ -81,7 +81,7 @@ class Corpus(Section):
 class Tokenizer(Section):
     """Where the tokenizer comes from."""
 
-    path: Annotated[Path, ReadsFrom()] | None = None
+    path: Annotated[Path, ReadsFrom(run_part="model")] | None = None
     """A directory with a tokenizer that transformers can read. Null: the tokenizer of the model that `model.init` names, or, with
     random weights, one that is trained on the corpus."""
     replace: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -21,13 +22,15 @@ from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.read_roots import reading_within
 from service.api.context import Context
 from service.api.security import Caller, visible_run
+from service.api.starts import with_visible_runs
 from service.database import audit, idempotency, policies, quotas, runs, tables
 from service.database.ids import new_id
 from service.domain.changes import changed
-from service.domain.confinement import Roots, check_links, confined
+from service.domain.confinement import check_links, confined
 from service.domain.placement import placed
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_pools, check_priority, check_room, priced
+from service.domain.starts import located
 from service.errors import Conflict, KeyReused, NotFound
 from service.schemas import RetryRequest, RunRequest
 
@@ -58,23 +61,29 @@ class Wanted:
     notes: list[str]
 
 
-def checked(config: RunConfig, roots: Roots, prices: Mapping[str, float]) -> tuple[RunConfig, Plan, list[str]]:
-    """The configuration with absolute paths and the operator's prices, its plan, and notes on the prices.
+def checked(
+    context: Context, caller: Caller, config: RunConfig, prices: Mapping[str, float],
+) -> tuple[RunConfig, Plan, list[str]]:
+    """The configuration with absolute paths, ids of runs and the operator's prices, its plan, and notes on the prices.
 
     Nothing outside of the roots is looked at.
 
     Args:
+        context: Of the application.
+        caller: Whose runs it may start from.
         config: As it was asked for.
-        roots: Where runs may read and write.
         prices: The operator's, in dollars per worker-hour by custom resource.
 
     Raises:
-        UserError: A path lies elsewhere or is absent; the settings cannot be planned.
+        UserError: A path is elsewhere or absent, a run is not the caller's to read, or the settings cannot be planned.
     """
-    config, notes = priced(confined(config, roots), prices)
-    check_links(config, roots)
-    with reading_within(roots.directories):
-        return config, _planned(config), notes
+    config, notes = priced(confined(config, context.roots), prices)
+    with context.database.read() as session:
+        config = with_visible_runs(session, caller, config)
+        found, read = located(config, functools.partial(runs.directory, session))
+    check_links(config, context.roots)
+    with reading_within([*context.roots.directories, *read]):
+        return config, _planned(found), notes
 
 
 def _planned(config: RunConfig) -> Plan:
@@ -92,7 +101,7 @@ def _planned(config: RunConfig) -> Plan:
     return plan
 
 
-def wanted(request: RunRequest, roots: Roots, policy: Policy) -> Wanted:
+def wanted(context: Context, caller: Caller, request: RunRequest, policy: Policy) -> Wanted:
     """The run that a request asks for.
 
     Raises:
@@ -100,11 +109,11 @@ def wanted(request: RunRequest, roots: Roots, policy: Policy) -> Wanted:
         AgainstPolicy: The owner may not use its pools.
     """
     check_pools(request.config, policy)
-    config, plan, notes = checked(request.config, roots, policy.prices)
+    config, plan, notes = checked(context, caller, request.config, policy.prices)
     return Wanted(config, plan, request.priority, request.budget_dollars, None, notes)
 
 
-def wanted_again(parent: tables.Run, request: RetryRequest, roots: Roots, policy: Policy) -> Wanted:
+def wanted_again(context: Context, caller: Caller, parent: tables.Run, request: RetryRequest, policy: Policy) -> Wanted:
     """A new run from an old one's configuration, with changes.
 
     A priority that is taken over is no higher than the owner's highest.
@@ -121,7 +130,7 @@ def wanted_again(parent: tables.Run, request: RetryRequest, roots: Roots, policy
     except ValidationError as error:
         raise first_mistake([{**mistake, "loc": mistake["loc"][1:]} for mistake in error.errors()]) from error
     check_pools(again, policy)
-    config, plan, notes = checked(again, roots, policy.prices)
+    config, plan, notes = checked(context, caller, again, policy.prices)
     priority = min(parent.priority, policy.highest_priority) if request.priority is None else request.priority
     budget = parent.budget_dollars if request.budget_dollars is None else request.budget_dollars
     return Wanted(config, plan, priority, budget, parent.id, notes)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from moedisco_ray.artifacts import write_json
+from moedisco_ray.config import RunConfig
 from service.database.tables import Run
 from service.domain.confinement import Roots
 from service.domain.jobs import job_name, submission_id
 from service.domain.placement import Placement
 from service.domain.signatures import driver_token
+from service.domain.starts import located
 from service.ray_side.jobs import Jobs, Submission
 from service.settings import Settings
 
@@ -21,13 +24,15 @@ class Launcher:
         jobs: Ray's.
         settings: Say where drivers report, and what they may read.
         secret: What their tokens are derived from.
+        directory_of: The run directory of a run that another one starts from; None where it is gone.
     """
 
-    def __init__(self, jobs: Jobs, settings: Settings, secret: bytes) -> None:
+    def __init__(self, jobs: Jobs, settings: Settings, secret: bytes, directory_of: Callable[[str], Path | None]) -> None:
         self._jobs = jobs
         self._settings = settings
         self._roots = Roots(settings.input_roots, settings.output_roots, settings.storage_roots)
         self._secret = secret
+        self._directory_of = directory_of
 
     def token(self, run_id: str, attempt: int) -> str:
         """What the driver of an attempt reports with."""
@@ -42,7 +47,8 @@ class Launcher:
         """
         place = Placement(Path(run.directory))
         place.home.mkdir(parents=True, exist_ok=True)
-        write_json(place.request, run.config)
+        config, read = located(RunConfig.model_validate(run.config), self._directory_of)
+        write_json(place.request, config.model_dump(mode="json"))
         self._jobs.submit(Submission(
             id=submission_id(run.id, run.attempt),
             run=run.id,
@@ -50,7 +56,7 @@ class Launcher:
             stop_file=place.stop_file(run.attempt),
             report_url=self._settings.report_url(run.id),
             token=self.token(run.id, run.attempt),
-            read_roots=[*self._roots.directories, place.home],
+            read_roots=[*self._roots.directories, *read, place.home],
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 

@@ -57,7 +57,7 @@ class Reconciler:
         self._jobs = jobs
         self._pools = pools
         self._bell = bell
-        self._launcher = Launcher(jobs, settings, secret)
+        self._launcher = Launcher(jobs, settings, secret, self._directory_of)
         self._most_active = settings.max_active_runs
         self._looked: tuple[float, frozenset[str], Cluster | None] = (float("-inf"), frozenset(), None)
 
@@ -229,6 +229,10 @@ class Reconciler:
     def _quotas(self, now: float) -> Quotas:
         with self._database.read() as session:
             return quotas.load(session, now)
+
+    def _directory_of(self, run_id: str) -> Path | None:
+        with self._database.read() as session:
+            return runs.directory(session, run_id)
 
     def _runs(self, *states: RunState) -> list[Run]:
         with self._database.read() as session:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.config import LocalInit, RunConfig
+from moedisco_ray.config import RunConfig
+from moedisco_ray.config.places import Place, names_a_run, with_places
+
+_DEFAULT_OUTPUT = RunConfig.model_fields["output"].default
 
 
 def located(config: RunConfig, base: Path) -> dict[str, Any]:
@@ -17,22 +20,15 @@ def located(config: RunConfig, base: Path) -> dict[str, Any]:
         config: A checked configuration.
         base: What relative paths are relative to.
     """
-    plain: dict[str, Any] = config.model_dump(mode="json", exclude_unset=True)
-    for source in plain["corpus"]["sources"]:
-        if source["path"] != "embedded" and "://" not in source["path"]:
-            source["path"] = _absolute(base, source["path"])
-    if config.tokenizer.path is not None:
-        plain["tokenizer"]["path"] = _absolute(base, config.tokenizer.path)
-    init = config.model.init
-    if isinstance(init, LocalInit):
-        plain["model"]["init"][init.KEY] = _absolute(base, init.directory)
-    if config.output == RunConfig.model_fields["output"].default:
+    def change(place: Place) -> str | Path:
+        path = str(place.value)
+        remote = not isinstance(place.value, Path) and ("://" in path or path == "embedded")
+        if remote or names_a_run(path) or (place.field == "output" and place.value == _DEFAULT_OUTPUT):
+            return place.value
+        # Without links and `..`: the service compares paths with its roots by their words first.
+        return type(place.value)((base / path).resolve())
+
+    plain: dict[str, Any] = with_places(config, change).model_dump(mode="json", exclude_unset=True)
+    if config.output == _DEFAULT_OUTPUT:
         plain.pop("output", None)
-    else:
-        plain["output"] = _absolute(base, config.output)
     return plain
-
-
-def _absolute(base: Path, path: str | Path) -> str:
-    # Without links and `..`: the service compares paths with its roots by their words first.
-    return str((base / path).resolve())

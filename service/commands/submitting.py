@@ -71,7 +71,7 @@ def retry(
 
 
 def _located(config: Path, overrides: list[str]) -> dict[str, Any]:
-    return located(load_config(config, overrides), Path.cwd())
+    return located(load_config(config, overrides, for_service=True), Path.cwd())
 
 
 def _tell(client: Client, run: RunDetail, watch: bool, as_json: bool) -> None:

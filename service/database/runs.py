@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, exists, func, or_, select, update
@@ -97,6 +98,26 @@ def page(
         chosen = chosen.where(_has_tag(dialect, values.text(key), values.text(value)))
     found = list(session.scalars(chosen.order_by(Run.id.desc()).limit(limit + 1)))
     return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+
+def directory(session: Session, run_id: str) -> Path | None:
+    """The run directory of a run; None: there is no such run."""
+    run = get(session, run_id)
+    return None if run is None else Path(run.directory)
+
+
+def named(session: Session, name: str, owner: str | None) -> list[Run]:
+    """Runs of exactly this name, the newest first.
+
+    Args:
+        session: Any.
+        name: The whole name.
+        owner: Whose; None: everybody's.
+    """
+    chosen = select(Run).options(*_LEFT_OUT).where(Run.name == values.text(name))
+    if owner is not None:
+        chosen = chosen.where(Run.owner == values.text(owner))
+    return list(session.scalars(chosen.order_by(Run.id.desc()).limit(100)))
 
 
 def in_states(session: Session, states: Sequence[RunState]) -> list[Run]:

@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
 from moedisco_ray.config import RunConfig
-from moedisco_ray.config.places import Place, ReadsFrom, places, with_places
+from moedisco_ray.config.places import Place, ReadsFrom, names_a_run, places, with_places
 from moedisco_ray.errors import ConfigError
+from service.domain.starts import parse
 
 EMBEDDED = "embedded"
 HARMLESS_OPTIONS = frozenset({"region", "anonymous"})
@@ -58,7 +59,8 @@ def confined(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
     `output` becomes the root, or the directory under one, in which the run's own directory is to be made. Its default is the
-    first output root. A relative path starts at the first root of its kind.
+    first output root. A relative path starts at the first root of its kind. `run://` stays: which runs a caller may read is not
+    decided here.
 
     Raises:
         ConfigError: A path leads elsewhere or goes through `..`, or a URI is outside of the roots or sets more than a region.
@@ -74,7 +76,7 @@ def check_links(config: RunConfig, roots: Roots) -> None:
     """
     for place in places(config):
         path = str(place.value)
-        if "://" in path or path == EMBEDDED:
+        if "://" in path or path == EMBEDDED or names_a_run(path):
             continue
         allowed = _directories(place, roots)
         base = _before_wildcard(path)
@@ -85,6 +87,9 @@ def check_links(config: RunConfig, roots: Roots) -> None:
 def _confined(place: Place, roots: Roots) -> str | Path:
     """Where a place is; an error if that is not allowed."""
     value = str(place.value)
+    if names_a_run(place.value):
+        parse(place)
+        return place.value
     if isinstance(place.marker, ReadsFrom):
         if place.marker.uris and value == EMBEDDED:
             return value

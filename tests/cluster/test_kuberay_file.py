@@ -146,4 +146,4 @@ def test_what_the_service_remembers_outlives_the_head_and_every_node_sees_the_ru
     assert claims == {"moedisco-state": ["ReadWriteOnce"], "moedisco-runs": ["ReadWriteMany"]}
     for pod in pods(cluster):
         assert {"name": "runs", "persistentVolumeClaim": {"claimName": "moedisco-runs"}} in pod["volumes"]
-        assert any(mount["mountPath"] == "/moedisco/runs" for mount in pod["containers"][0]["volumeMounts"])
+        assert any(mount["mountPath"] == "/moedisco/shared" for mount in pod["containers"][0]["volumeMounts"])

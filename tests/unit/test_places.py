@@ -12,7 +12,8 @@ from moedisco_ray.config.places import ReadsFrom, WritesTo, has_credentials, pla
 from moedisco_ray.errors import ConfigError, masked
 
 NAME_NO_PLACE = {
-    "name", "tags.*", "corpus.sources.*.name", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
+    "name", "tags.*", "model.config.rope_scaling.*",
+    "corpus.sources.*.name", "corpus.sources.*.text_column", "corpus.sources.*.exclude.*",
     "evaluation.sources.*.exclude.*", "evaluation.sources.*.name", "evaluation.sources.*.text_column",
     "evaluation.prompts.*", "pools.low_memory.resource", "pools.high_memory.resource",
     "pools.low_memory.types.*.name", "pools.low_memory.types.*.resource", "tracking.wandb", "tracking.mlflow"}
@@ -44,9 +45,12 @@ def test_an_unmarked_place_is_found_wherever_it_is_declared() -> None:
 def test_the_marked_settings() -> None:
     kinds = {field: marker for field, (_, marker) in marked(RunConfig).items()}
     assert kinds == {
-        "corpus.sources.*.path": ReadsFrom(uris=True), "evaluation.sources.*.path": ReadsFrom(uris=True),
-        "evaluation.lm_eval.*": ReadsFrom(), "tokenizer.path": ReadsFrom(), "model.init.checkpoint": ReadsFrom(),
-        "model.init.upcycle": ReadsFrom(), "checkpoint.storage": WritesTo("checkpoints"), "output": WritesTo("runs")}
+        "corpus.sources.*.path": ReadsFrom(uris=True, run_part="corpus"),
+        "evaluation.sources.*.path": ReadsFrom(uris=True, run_part="corpus"),
+        "evaluation.lm_eval.*": ReadsFrom(), "tokenizer.path": ReadsFrom(run_part="model"),
+        "model.init.checkpoint": ReadsFrom(run_part="model"),
+        "model.init.upcycle": ReadsFrom(run_part="model"), "checkpoint.storage": WritesTo("checkpoints"),
+        "output": WritesTo("runs")}
 
 
 def test_a_walk_finds_and_replaces_every_place() -> None:

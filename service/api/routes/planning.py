@@ -33,7 +33,7 @@ def estimate(body: EstimateRequest, caller: Reader, context: InContext) -> Estim
     """Parameters, memory, time and cost of a run at the operator's prices, and what would make it fit where it does not."""
     policy = policy_of(context, caller)
     check_pools(body.config, policy)
-    _, plan, notes = checked(body.config, context.roots, policy.prices)
+    _, plan, notes = checked(context, caller, body.config, policy.prices)
     return Estimate.model_construct(**dict(plan), notes=tuple(notes))
 
 

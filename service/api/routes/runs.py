@@ -47,7 +47,7 @@ def submit_run(
     """Queue a run. With an Idempotency-Key it is safe to send again: the same run answers."""
     asked = digest("submit", body.model_dump_json())
     policy = policy_of(context, caller)
-    return _made(context, caller, wanted(body, context.roots, policy), policy, idempotency_key, asked, request, response)
+    return _made(context, caller, wanted(context, caller, body, policy), policy, idempotency_key, asked, request, response)
 
 
 @router.get("", responses=problems())
@@ -176,7 +176,7 @@ def retry_run(
         parent = visible_run(session, caller, run_id)
     asked = digest("retry", run_id, body.model_dump_json())
     policy = policy_of(context, caller)
-    run = wanted_again(parent, body, context.roots, policy)
+    run = wanted_again(context, caller, parent, body, policy)
     return _made(context, caller, run, policy, idempotency_key, asked, request, response)
 
 

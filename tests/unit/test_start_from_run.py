@@ -1,0 +1,38 @@
+"""A finished run's model and text, as a service hands them to the next run's driver, without Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from small_run import small_config
+
+from moedisco_ray import pipeline
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.config import RunConfig
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.read_roots import ENVIRONMENT
+from service.domain.starts import located
+
+TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
+
+
+def documents(directory: Path) -> set[str]:
+    return {text for path in (directory / "corpus").glob("*/*.parquet") for text in pq.read_table(path)["text"].to_pylist()}
+
+
+def test_a_finished_runs_model_and_text_are_the_next_runs_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = small_config(tmp_path / "runs" / "ID", tokens=TOKENS)
+    directory = pipeline.run(first, shell=InProcess())
+    raw = small_config(tmp_path / "runs" / "NEXT", tokens=TOKENS).model_dump(mode="json")
+    raw["clusters"]["vectors"] = "hidden_state"
+    raw["model"] = {"family": first.model.family, "init": {"checkpoint": "run://ID/model"}}
+    raw["corpus"]["sources"] = [{"path": "run://ID/corpus"}]
+    config, read = located(RunConfig.model_validate(raw), {"ID": directory}.get)
+    assert read == (directory / "corpus", directory / "model")
+    monkeypatch.setenv(ENVIRONMENT, json.dumps([str(path) for path in (*read, tmp_path / "runs" / "NEXT")]))
+    after = pipeline.run(config, shell=InProcess())
+    assert documents(after) == documents(directory)
+    assert read_json(after / "model" / "config.json")["hidden_size"] == first.model.architecture.hidden_size
