@@ -313,7 +313,7 @@ class Evaluation(Section):
     """What is measured at the end."""
 
     max_tokens: int = Field(1_000_000, gt=0)
-    """Most validation tokens to evaluate on."""
+    """Most validation tokens to evaluate on; whole documents are taken while they fit."""
     every_tokens: int | None = Field(None, gt=0)
     """Tokens of the seed's and of the whole MoE's training between two looks at their held-out loss; null: none is taken."""
     slice_tokens: int = Field(65_536, gt=0)

@@ -13,14 +13,16 @@ staging    read texts once, scattered into id ranges ("buckets") on disk
 buckets    one bucket to its final documents
 packing    documents to packed tokens
 build      all of it in order
+probe      a look at the beginning of every source, before a run
 unseen     a bounded sample of other text, to judge a model on
 """
 
 from moedisco_ray.corpus.build import build
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.packing import Keep, pack, part_path
+from moedisco_ray.corpus.probe import Probe, probe
 from moedisco_ray.corpus.sources import input_identity
 from moedisco_ray.corpus.tokenizer import Encoder
 from moedisco_ray.corpus.unseen import read_unseen
 
-__all__ = ["Encoder", "Keep", "Limits", "build", "input_identity", "pack", "part_path", "read_unseen"]
+__all__ = ["Encoder", "Keep", "Limits", "Probe", "build", "input_identity", "pack", "part_path", "probe", "read_unseen"]

@@ -74,9 +74,10 @@ def build(
     inputs = expand_sources(
         config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens))
     listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
-    count = bucket_count(sum(file.text_bytes for listing in listings for file in listing.files))
+    sizes = [sum(file.text_bytes for file in listing.files) for listing in listings]
+    count = bucket_count(sum(sizes))
     stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count)
-    listed = [(source, listing.files) for source, listing in zip(inputs, listings, strict=True)]
+    listed = [(source.sized(size), listing.files) for source, size, listing in zip(inputs, sizes, listings, strict=True)]
     staged, unreadable = _stage_all(plan_units(listed, unit_bytes), stage, map_tasks)
     skipped = [_skipped(source, listing, unreadable) for source, listing in zip(inputs, listings, strict=True)]
     _check_inputs(inputs, staged, skipped)
@@ -97,7 +98,8 @@ def build(
     TokenStream([directory / "shards"], config.corpus.sequence_length)  # long enough for one window, or an error
     summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped)
     for source, listing in zip(inputs, listings, strict=True):
-        summary["sources"][source.name] |= {"files": len(listing.files), "empty_files": listing.empty}
+        read = len(listing.files) - len(unreadable.get(source.order, ()))
+        summary["sources"][source.name] |= {"files": read, "empty_files": listing.empty}
     return summary | {"warnings": corpus_warnings(summary)}
 
 

@@ -18,6 +18,9 @@ _MOST_BYTES = 6
 """Bytes per token that hardly any tokenizer exceeds: a document shorter than this many times its limit is only cut once its
 tokens are known."""
 
+_LEAST_GROUPS = 40
+"""Groups that a source of running text is divided into at least, so that a small one has some for each side of the split."""
+
 _PLACES = (
     re.compile(rb"\n(?:[ \t\r]*\n)+"),                                                             # blank lines
     re.compile(rb"\n"),                                                                            # line ends
@@ -47,10 +50,12 @@ class Limits:
     Attributes:
         sequence_tokens: Tokens of a training sequence.
         document_tokens: Most tokens of a document.
+        source_bytes: Bytes of all text of the source; None: unknown, and not needed to cut.
     """
 
     sequence_tokens: int
     document_tokens: int
+    source_bytes: int | None = None
 
     @property
     def running(self) -> int:
@@ -64,8 +69,11 @@ class Limits:
 
     @property
     def neighbours(self) -> int:
-        """How many neighbouring documents of a running text form a group: as many as fit one longest document."""
-        return max(1, self.document_tokens // self.sequence_tokens)
+        """How many neighbouring documents of a running text form a group: as many as one longest document, fewer in short texts."""
+        most = self.document_tokens // self.sequence_tokens
+        if self.source_bytes is not None:
+            most = min(most, self.source_bytes // (self.running * _LEAST_GROUPS))
+        return max(1, most)
 
 
 class Cutter:

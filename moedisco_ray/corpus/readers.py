@@ -82,7 +82,12 @@ def read_unit(unit: Unit, skipped: list[Skipped]) -> Iterator[Document]:
         except CorpusError as error:
             if unit.source.settings.on_error == "fail":
                 raise
-            skipped.append(Skipped(piece.file.path, error.remedy))
+            skipped.append(Skipped(piece.file.path, reason(error)))
+
+
+def reason(error: CorpusError) -> str:
+    """What is wrong with a file, without what to do about it."""
+    return error.remedy.partition("; ")[0]
 
 
 def read_slice(source: Input, piece: Slice) -> Iterator[Document]:

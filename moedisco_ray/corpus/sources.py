@@ -35,6 +35,10 @@ class Input:
     limits: Limits
     own: bool = False
 
+    def sized(self, size: int) -> Input:
+        """The same, of which it is known how many bytes of text it has."""
+        return dataclasses.replace(self, limits=dataclasses.replace(self.limits, source_bytes=size))
+
 
 def expand_sources(
     sources: Sequence[Source], scratch: Path, limits: Limits, setting: str = "corpus.sources", unnamed: str = "source",

@@ -19,7 +19,7 @@ from moedisco_ray.corpus.buckets import short_enough
 from moedisco_ray.corpus.cutting import Document, Limits
 from moedisco_ray.corpus.documents import document_id, part_id
 from moedisco_ray.corpus.files import File, Skipped, list_files
-from moedisco_ray.corpus.readers import Slice, read_slice
+from moedisco_ray.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.corpus.sources import Input, expand_sources
 from moedisco_ray.corpus.tokenizer import Encoder
 from moedisco_ray.errors import CorpusError
@@ -97,7 +97,7 @@ def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample
         except CorpusError as error:
             if source.settings.on_error == "fail":
                 raise
-            skipped.append(Skipped(file.path, error.remedy))
+            skipped.append(Skipped(file.path, reason(error)))
             continue
         samples += found
         room -= sum(len(tokens) for *_, tokens in found)

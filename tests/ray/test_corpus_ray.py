@@ -28,6 +28,7 @@ def config(tmp_path_factory):
     (folder / "text").mkdir()
     for i in range(3):
         (folder / "text" / f"{i}.txt").write_text("\n\n".join(sentences(f"text{i}", 40)))
+    (folder / "running.txt").write_text(" ".join(sentences("running", 300)) + "\n\n" + "\n".join(sentences("more", 300)))
     rows = [json.dumps({"text": text}) for text in [*sentences("rows", 60), *sentences("text0", 10)]]
     (folder / "rows.jsonl").write_text("\n".join(rows))
     pq.write_table(pa.table({"body": sentences("table", 60)}), folder / "table.parquet", row_group_size=7)
@@ -37,6 +38,7 @@ def config(tmp_path_factory):
         "corpus": {"sequence_length": 32, "validation_fraction": 0.1, "sources": [
             {"path": str(folder / "text"), "documents": "paragraph", "name": "text", "weight": 1.5},
             {"path": str(folder / "rows.jsonl"), "name": "rows"},
+            {"path": str(folder / "running.txt"), "name": "running"},
             {"path": f"file://{folder}/table.parquet", "text_column": "body"},
             {"path": str(folder / "saved"), "text_column": "content", "name": "saved"},
         ]},
@@ -60,7 +62,7 @@ def test_ray_makes_the_same_bytes_as_a_plain_loop_whatever_the_blocks(ray_cluste
     summary = build_corpus(config, tmp_path, blocks)
     assert (summary, contents(tmp_path)) == pure
     assert summary["duplicates"] == 10
-    assert set(summary["sources"]) == {"text", "rows", "source-2", "saved"}
+    assert set(summary["sources"]) == {"text", "rows", "running", "source-3", "saved"}
     assert all(source["documents"] > 40 for source in summary["sources"].values())
 
 
