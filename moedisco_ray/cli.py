@@ -22,6 +22,7 @@ from moedisco_ray.config import Evaluation, RunConfig, Source, check_evaluation,
 from moedisco_ray.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
 from moedisco_ray.errors import ConfigError, MoeDiscoError, RunStopped, UserError
+from moedisco_ray.machine import measured_machine
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice import Goal, advise, read_measurements
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
@@ -153,7 +154,7 @@ def plan(
         else:
             output_console().print(advice_view(advice))
         return
-    worked_out = build_plan(checked)
+    worked_out = build_plan(checked, measured_machine(checked, here="RAY_ADDRESS" not in os.environ))
     if as_json:
         print(worked_out.model_dump_json(indent=2))
     else:

@@ -7,11 +7,13 @@ import dataclasses
 import errno
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.machine import measure
 from service.api.app import create_app
 from service.api.capacity import raise_descriptor_limit
 from service.api.server import Server
@@ -94,6 +96,9 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
             tell(settings.url)
 
         with contextlib.ExitStack() as kept:
+            if settings.is_local:
+                # Estimates say "unknown" until it is done; nothing waits for it.
+                threading.Thread(target=measure, name="probe", daemon=True).start()
             if local is not None:
                 keeper = Loop(local.keep, KEEP_RAY_SECONDS, "local ray")
                 keeper.start()

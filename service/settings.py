@@ -62,6 +62,11 @@ class Settings(BaseModel):
     admin_token_file: Path | None = None
     """Holds the first administrator's token; made where nobody has a token yet. Null: `admin-token` in `state_dir`."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether runs work on this machine, in a Ray cluster that the service starts."""
+        return self.ray_address is None
+
     @field_validator("state_dir", "admin_token_file", mode="after")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:

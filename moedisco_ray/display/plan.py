@@ -10,7 +10,7 @@ from rich.text import Text
 from moedisco_ray.bill import format_dollars, format_seconds
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count, gigabytes
-from moedisco_ray.plan import Parameters, Plan
+from moedisco_ray.plan import Parameters, Plan, StagePlan
 from moedisco_ray.plan.cluster_file import Cluster
 
 
@@ -31,6 +31,11 @@ def plan_view(plan: Plan) -> RenderableType:
         for stage in plan.stages if stage.sync is not None]
     if plan.bill.verdict is not None:
         parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
+    if not plan.fits_known:
+        parts.append(Text(
+            "Memory is an upper bound of a worker's own. Workers without GPUs share the host's memory with everything else on it: "
+            "whether they fit is not known.", style="dim"))
+    parts += [Text(f"Speed of {speed.pool.replace('_', '-')}: {speed.source}", style="dim") for speed in plan.speeds]
     parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
     return Group(*parts)
 
@@ -68,9 +73,11 @@ def _parameters(plan: Plan) -> Table:
 
 def _memory(plan: Plan) -> Table:
     table = plain_table(
-        "GB per worker", "weights", "gradients", "optimizer", "activations", "copies", "overhead", "total", "pool", "")
+        "GB per worker", "weights", "gradients", "optimizer", "activations", "copies", "step", "overhead", "total", "pool", "")
     for stage in plan.stages:
-        verdict = Text("fits", "green") if stage.fits else Text("does not fit", "bold red")
+        verdict = Text("does not fit", "bold red")
+        if stage.fits:
+            verdict = Text("fits", "green") if stage.fits_known else Text("not known", "yellow")
         table.add_row(
             stage.stage, *(gigabytes(size) for size in stage.memory.parts.values()), gigabytes(stage.memory.total),
             f"{stage.pool_gb:g}", verdict)
@@ -78,24 +85,28 @@ def _memory(plan: Plan) -> Table:
 
 
 def _cost(plan: Plan) -> Table:
-    table = plain_table(
-        "stage", "pool", "models x workers", "steps", "tokens", "waves", "time", "worker-hours", "dollars")
-    for stage in plan.stages:
-        gang = stage.stage == "finetune"
-        workers = f"{stage.units} x {stage.workers if gang else 1}"
-        cost = stage.cost
+    table = plain_table("stage", "pool", "models x workers", "steps", "tokens", "time", "worker time", "dollars")
+    trained: dict[str, StagePlan] = {stage.stage: stage for stage in plan.stages}
+    for each in plan.estimates:
+        stage = trained.get(each.stage)
+        cells = ("", "", "")
+        if stage is not None:
+            workers = f"{stage.units} x {stage.workers if stage.stage == 'finetune' else 1}"
+            cells = (workers, f"{stage.steps:,}", count(stage.cost.tokens))
+        held = "" if each.pool == "head" else format_seconds(each.worker_seconds)
         table.add_row(
-            stage.stage, stage.pool.replace("_", "-"), workers, f"{stage.steps:,}", count(cost.tokens), str(cost.waves),
-            format_seconds(cost.hours * 3600), f"{cost.worker_hours:.2f}", format_dollars(cost.dollars))
+            each.stage, each.pool.replace("_", "-"), *cells, format_seconds(each.seconds), held,
+            "" if each.pool == "head" else format_dollars(each.dollars))
     table.add_section()
-    worker_hours = sum(stage.cost.worker_hours for stage in plan.stages)
+    bill = plan.bill
     table.add_row(
-        Text("total", "bold"), "", "", "", count(plan.tokens), "", format_seconds(plan.bill.seconds),
-        f"{worker_hours:.2f}", Text(format_dollars(plan.bill.dollars), "bold"))
-    full = plan.full_training
-    table.add_row(
-        Text("full training", "dim"), "high-memory", "", "", count(full.tokens), "", format_seconds(full.hours * 3600),
-        f"{full.worker_hours:.2f}", format_dollars(full.dollars))
+        Text("total", "bold"), "", "", "", count(plan.tokens), format_seconds(bill.seconds), "",
+        Text(format_dollars(bill.dollars), "bold"))
+    if bill.baseline is not None:
+        full = bill.baseline
+        table.add_row(
+            Text("full training (estimate)", "dim"), "high-memory", "", "", count(plan.tokens), format_seconds(full.seconds), "",
+            format_dollars(full.dollars))
     return table
 
 

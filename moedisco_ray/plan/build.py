@@ -7,12 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.bill import Bill, Line, is_full_training, line, make_baseline, make_bill
+from moedisco_ray.bill import Bill
 from moedisco_ray.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, PoolName, RunConfig
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan.cost import (
-    PEAK_FLOPS,
-    UTILISATION,
     Cost,
     TypeShare,
     finetune_flops_per_token,
@@ -20,10 +18,12 @@ from moedisco_ray.plan.cost import (
     mixed_cost,
     training_cost,
 )
+from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, planned_bill
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.rounds import Sync, plan_sync
+from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 
 StageName = Literal["seed", "submodels", "finetune"]
@@ -49,6 +49,9 @@ class StagePlan(BaseModel):
     pool_gb: float
     """What a worker of the pool may use; of a mixed one, of its largest type."""
     fits: bool
+    """Whether the upper bound of `memory` is within `pool_gb`."""
+    fits_known: bool
+    """Whether that says that it fits: not on a pool without GPUs, whose workers share the host's memory with everything else."""
     remedy: Remedy | None
     """Where it does not fit: what would make it."""
     cost: Cost
@@ -72,6 +75,9 @@ class Plan(BaseModel):
     """Of the whole Mixture-of-Experts."""
     stages: tuple[StagePlan, ...]
     fits: bool
+    """Whether all stages are within the memory of their pools."""
+    fits_known: bool
+    """Whether that is known of all stages."""
     tokens: int
     training_hours: float
     """Wall-clock hours of training alone, by arithmetic on operations that is the same on every machine, which comparisons and
@@ -80,6 +86,10 @@ class Plan(BaseModel):
     """Dollars of training alone, by the same arithmetic."""
     full_training: Cost
     """Training the whole model on as many tokens on the high-memory pool, by the same arithmetic."""
+    estimates: tuple[StageEstimate, ...]
+    """Time and cost of all stages, in pipeline order."""
+    speeds: tuple[Speed, ...]
+    """How the speed of each pool's workers is known."""
     bill: Bill
     """What the run costs, all stages."""
     assumptions: str
@@ -99,8 +109,12 @@ class _Training:
     spread: Spread
 
 
-def build_plan(config: RunConfig) -> Plan:
+def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     """Work out parameters, memory, time and price of a run.
+
+    Args:
+        config: A checked configuration.
+        machine: What is known of the machine; without it the time and price on CPU workers are unknown.
 
     Raises:
         ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool,
@@ -110,6 +124,8 @@ def build_plan(config: RunConfig) -> Plan:
     whole = config.model.architecture
     vocab_size = planned_vocab_size(config)
     stages = tuple(_plan_stage(config, training, whole, vocab_size) for training in _trainings(config, whole))
+    trainings = _by_stage(config, stages)
+    estimates = estimate_stages(config, trainings, vocab_size, machine)
     parameters = count_parameters(config.model.family, whole, vocab_size)
     checkpointing = config.finetune.optimizer.gradient_checkpointing
     flops = flops_per_token(parameters, whole, config.corpus.sequence_length, checkpointing=checkpointing)
@@ -124,32 +140,25 @@ def build_plan(config: RunConfig) -> Plan:
         parameters=parameters,
         stages=stages,
         fits=all(stage.fits for stage in stages),
+        fits_known=all(stage.fits_known for stage in stages),
         tokens=config.tokens.total,
         training_hours=sum(stage.cost.hours for stage in stages),
         training_dollars=sum(stage.cost.dollars for stage in stages),
         full_training=full,
-        bill=_bill(config, stages, full),
-        assumptions=(
-            f"{PEAK_FLOPS / 1e12:.0f} TFLOP/s x {UTILISATION:.0%} utilisation x the pool's speed; "
-            "memory includes 1 GB and 5 % overhead; only training is counted"),
+        estimates=estimates,
+        speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.kinds),
+        bill=planned_bill(config, estimates, trainings, vocab_size, machine),
+        assumptions="memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints",
     )
 
 
-def _bill(config: RunConfig, stages: tuple[StagePlan, ...], full: Cost) -> Bill:
-    """Of training alone."""
-    lines: list[Line] = []
-    for stage in stages:
-        shares = stage.types or (None,)
-        lines += [
-            line(stage.stage, stage.pool if share is None else f"{stage.pool}.{share.name}",
-                 3600 * (stage.cost.worker_hours if share is None else share.worker_hours), config) for share in shares]
-    tokens: dict[str, int] = {stage.stage: stage.cost.tokens for stage in stages}
-    baseline = None if is_full_training(config, tokens) else make_baseline(
-        config, tokens=config.tokens.total,
-        seconds_per_token=3600 * full.worker_hours / full.tokens * config.pools.high_memory.speed / config.finetune_pool.speed,
-        start_up=0, evaluate=0, export=0, rate="planned")
-    return make_bill(
-        lines, seconds=3600 * sum(stage.cost.hours for stage in stages), baseline=baseline, planned=True, complete=True)
+def _by_stage(config: RunConfig, stages: tuple[StagePlan, ...]) -> dict[str, Training]:
+    return {
+        stage.stage: Training(
+            cost=stage.cost, units=stage.units, at_once=1 if stage.stage == "finetune" else stage.workers,
+            workers_per_unit=stage.workers if stage.stage == "finetune" else 1, types=stage.types,
+            experts=config.model.architecture.num_experts // (1 if stage.stage == "finetune" else config.clusters.count))
+        for stage in stages}
 
 
 def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
@@ -219,6 +228,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
         memory=memory,
         pool_gb=pool_gb,
         fits=fits,
+        fits_known=pool.gpu > 0,
         remedy=remedy,
         cost=cost,
         types=types,

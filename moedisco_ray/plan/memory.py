@@ -15,6 +15,12 @@ residual stream (4 under autocast, else s), a token costs in one layer:
 * under autocast, where every linear casts its input for itself: a copy sD more for each that shares one.
 
 The last norm adds (4 + r + s) D. Logits add sV, an fp32 copy where s < 4, the log-softmax and its gradient: 4V each.
+The optimizer's step comes when activations are freed, and needs room of its own. With `state: bf16` it holds fp32 copies of one
+tensor at a time, of the gradient, both moments, the weight and the random bits: 20 bytes per element of the largest. The peak
+takes the larger of that and of activations with copies: an upper bound, for which sharded training counts 10 bytes per
+parameter of the largest block in bf16 (gathered weights 2, gradients 2, reduced in fp32 4, a second block's weights on their way 2)
+and 12 in fp32.
+
 With gradient checkpointing a layer keeps its input (rD) only, and one layer at a time is recomputed in full.
 
 Letters: D hidden, H attention heads, G key-value heads, d head size, F expert hidden, S shared expert hidden,
@@ -34,6 +40,10 @@ GIB = 2**30
 """What the makers of GPUs call a gigabyte."""
 
 _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
+_STEP_BYTES = {"fp32": 0, "bf16": 20}
+"""Bytes per element of the largest tensor while the optimizer steps; the fused fp32 AdamW needs none."""
+_GATHERED_BYTES = {2: 10, 4: 12}
+"""Bytes per parameter of the largest block that sharded training gathers, by the width of the arithmetic."""
 _FIXED_OVERHEAD = 1 * GIB
 _FRAGMENTATION = 0.05
 
@@ -41,8 +51,9 @@ _FRAGMENTATION = 0.05
 class Memory(BaseModel):
     """Bytes that one worker holds at its peak.
 
-    `compute_copies` are weights in the arithmetic of the forward pass beside the stored ones: of all weights where they
-    are stored whole in fp32 and multiplied in bf16; of the largest block, with its gradient, where they are sharded.
+    `compute_copies` are weights in the arithmetic of the forward pass next to the stored ones: of all weights where they
+    are stored whole in fp32 and multiplied in bf16; of the largest block, with its gradients, where they are sharded.
+    `optimizer_step` is what the optimizer's step needs beyond the room that activations and copies leave.
     `overhead` is an assumption: 1 GiB for the CUDA context and library workspaces, and 5 % for fragmentation.
     """
 
@@ -53,18 +64,19 @@ class Memory(BaseModel):
     optimizer: int
     activations: int
     compute_copies: int
+    optimizer_step: int
     overhead: int
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
     @property
     def total(self) -> int:
         """All parts."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.compute_copies + self.overhead
+        return sum(self.parts.values())
 
     @property
     def parts(self) -> dict[str, int]:
         """The parts by name, in the order of a table."""
-        names = ("weights", "gradients", "optimizer", "activations", "compute_copies", "overhead")
+        names = ("weights", "gradients", "optimizer", "activations", "compute_copies", "optimizer_step", "overhead")
         return {name: getattr(self, name) for name in names}
 
 
@@ -88,15 +100,17 @@ def worker_memory(
     weights, gradients, moments = (share * size for size in _STATE_BYTES[optimizer.state])
     width = compute_bytes(optimizer, gpu)
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4
-    copies = 2 * width * parameters.largest_block if workers > 1 else width * parameters.total * autocast
+    copies = _GATHERED_BYTES[width] * parameters.largest_block if workers > 1 else width * parameters.total * autocast
     tokens = micro_batch_sequences(optimizer, sequence_length, workers) * sequence_length
     activations = tokens * activation_bytes_per_token(
         family, architecture, vocab_size, width, residual=4 if autocast else width,
         checkpointing=optimizer.gradient_checkpointing)
-    held = weights + gradients + moments + copies + activations
+    stepping = _STEP_BYTES[optimizer.state] * -(-parameters.largest_tensor // workers)
+    step = max(0, stepping - activations - copies)
+    held = weights + gradients + moments + copies + activations + step
     return Memory(
         weights=weights, gradients=gradients, optimizer=moments, activations=activations, compute_copies=copies,
-        overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * held))
+        optimizer_step=step, overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * held))
 
 
 def model_memory(

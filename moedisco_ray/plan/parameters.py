@@ -30,6 +30,8 @@ class Parameters(BaseModel):
     """Parameters of the experts that one token passes through."""
     largest_block: int
     """Of the biggest unit that sharded training gathers at once: a layer, or embedding and head together."""
+    largest_tensor: int
+    """Elements of the biggest tensor: the embedding, or a layer's stacked gate and up projections of all experts."""
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
     @property
@@ -87,6 +89,7 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
         head=head,
         active_experts=layers * architecture.num_experts_per_tok * expert,
         largest_block=max(layer, vocab_size * hidden + head + hidden),
+        largest_tensor=max(vocab_size * hidden, architecture.num_experts * 2 * hidden * architecture.moe_intermediate_size),
     )
 
 

@@ -18,6 +18,7 @@ from moedisco_ray.config import LocalInit, Optimizer, RunConfig
 from moedisco_ray.config.load import check_files
 from moedisco_ray.config.mistakes import first_mistake
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.machine import known_machine
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.read_roots import reading_within
 from service.api.context import Context
@@ -83,16 +84,16 @@ def checked(
         found, read = located(config, functools.partial(runs.directory, session))
     check_links(config, context.roots)
     with reading_within([*context.roots.directories, *read]):
-        return config, _planned(found), notes
+        return config, _planned(found, context.settings.is_local), notes
 
 
-def _planned(config: RunConfig) -> Plan:
+def _planned(config: RunConfig, here: bool) -> Plan:
     _check_sizes(config)
     check_files(config)
     for field, optimizer in (("submodels", config.submodels.optimizer), ("finetune", config.finetune.optimizer)):
         _check_batch(f"{field}.optimizer.batch_tokens", optimizer, config)
     try:
-        plan = build_plan(config)
+        plan = build_plan(config, known_machine(config, here=here))
     except ArithmeticError as error:
         raise _too_large() from error
     full = plan.full_training

@@ -12,6 +12,7 @@ from moedisco_ray.cli import Overrides
 from moedisco_ray.config import check_config
 from moedisco_ray.config.load import apply_override
 from moedisco_ray.config.presets import preset_text
+from moedisco_ray.machine import measured_machine
 from service.commands.apart import say_how_to_sign_in, start_apart
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.output import say
@@ -33,6 +34,7 @@ def demo(
     for override in overrides or ():
         apply_override(raw, override)
     config = check_config(raw)
+    measured_machine(config, here=True)     # so that the service's estimate is about this machine
     state_dir = directory / "service"
     token_file = state_dir.resolve() / "admin-token"
     address = start_apart(state_dir, ["--port=0", f"--output-root={directory.resolve()}", f"--admin-token-file={token_file}"])

@@ -2,6 +2,7 @@ import yaml
 from api_client import demo
 
 from moedisco_ray.config import check_config
+from moedisco_ray.machine import known_machine
 from moedisco_ray.plan import build_plan
 from service.domain.states import RunState
 from service.errors import DatabaseUnavailable
@@ -11,7 +12,8 @@ def test_an_estimate_is_the_plan(api):
     answer = api.reader.post("/v1/estimates", json={"config": demo()})
     said = answer.json()
     notes = said.pop("notes")
-    assert said == build_plan(check_config(demo())).model_dump(mode="json")
+    config = check_config(demo())
+    assert said == build_plan(config, known_machine(config, here=True)).model_dump(mode="json")
     assert notes == ["No operator price for high_mem_gpu, low_mem_gpu: the price in the configuration is used"]
 
 

@@ -1,11 +1,13 @@
 import itertools
 import json
 import math
+import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moedisco_ray.config import FAMILIES, Architecture, Finetune, Optimizer, RunConfig
@@ -23,6 +25,7 @@ from moedisco_ray.plan import (
 )
 from moedisco_ray.plan.cost import finetune_flops_per_token, flops_per_token
 from moedisco_ray.plan.memory import activation_bytes_per_token
+from moedisco_ray.training.optimizer import adamw
 
 VOCAB = 96
 TOKENS = 128
@@ -161,7 +164,7 @@ def test_copies_for_low_precision_arithmetic():
     assert copies(0) == 0
     assert copies(1) == 2 * parameters.total  # autocast
     assert copies(1, state="bf16") == 0
-    assert copies(1, workers=2) == 2 * 2 * parameters.largest_block  # a gathered block and its gradient
+    assert copies(1, workers=2) == 10 * parameters.largest_block  # gathered blocks, gradients, and their sums in fp32
 
 
 def config(**sections):
@@ -386,3 +389,59 @@ def test_a_submodel_that_fits_no_type_is_refused_with_a_remedy():
         build_plan(too_small)
     remedy = str(told.value).partition("--set ")[2]
     assert all(stage.fits for stage in build_plan(with_settings(too_small, [remedy])).stages if stage.types)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside the block hold at once; those of `before` do not count."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+                self._add(storage)
+        return result
+
+    def _add(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        self.known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_the_room_of_an_optimizer_step_is_an_upper_bound_of_what_it_takes():
+    elements = 1 << 20
+    weight = torch.nn.Parameter(torch.zeros(elements, dtype=torch.bfloat16))
+    optimizer = adamw([{"params": [weight]}], Optimizer(state="bf16"), seed=0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()    # makes the moments, which have a part of their own
+    with LiveBytes([weight, weight.grad, *optimizer.state[weight].values()]) as live:
+        optimizer.step()
+    assert 12 * elements < live.peak <= 20.01 * elements
+
+
+def test_a_stage_whose_optimizer_step_does_not_fit_is_not_said_to_fit():
+    """A sub-model with the sizes of Qwen3-30B-A3B: its embedding alone takes 5.8 GiB to step."""
+    shape = Architecture(
+        hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, moe_intermediate_size=768,
+        num_experts=4, num_experts_per_tok=4)
+
+    def memory(state):
+        return worker_memory(
+            "qwen3_moe", shape, 151_936, Optimizer(state=state, batch_tokens=512, micro_batch=1), sequence_length=512, gpu=1)
+
+    found = memory("bf16")
+    assert (found.total - found.optimizer_step * 1.05) / GIB < 21 < found.total / GIB
+    assert found.optimizer_step > 0
+    assert found.activations + found.compute_copies + found.optimizer_step == 20 * 151_936 * 2048
+    assert found.total == sum(found.parts.values())
+    assert memory("fp32").optimizer_step == 0

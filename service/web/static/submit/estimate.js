@@ -4,7 +4,7 @@ import { ask } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
 import { Meter, NumberHeads, Scroll, Sheet } from "../parts/small.js";
 import { Verdict } from "../run/money.js";
-import { count, dollars, duration, gigabytes, plural, whole } from "../words.js";
+import { count, dollars, duration, gigabytes, plural } from "../words.js";
 
 const PAUSE_MILLISECONDS = 350;
 const GIB = 2 ** 30;
@@ -46,7 +46,7 @@ export function Estimate({ plan, stale }) {
     <${Sheet} title="Estimate" note=${stale ? "of an earlier text" : ""}>
       <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
         <p class=${plan.fits ? "verdict fits" : "verdict"} role="status">
-          ${plan.fits ? "Fits the pools" : "Does not fit the pools"}
+          ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits the pools' memory_gb; host memory is not checked"}
         </p>
         <dl class="figures">
           <div><dt>Time</dt><dd>${bill.seconds === null ? "unknown" : duration(bill.seconds)}</dd></div>
@@ -58,6 +58,8 @@ export function Estimate({ plan, stale }) {
         <ul class="memory">${plan.stages.map((stage) => html`<${StageMemory} key=${stage.stage} stage=${stage} />`)}</ul>
         <h3>Stages</h3>
         <${StageCosts} plan=${plan} />
+        ${plan.speeds.map((speed) => html`
+          <p class="soft small" key=${speed.pool}>Speed of ${speed.pool.replace("_", "-")}: ${speed.source}.</p>`)}
         <p class="soft small">
           ${count(plan.parameters.total)} parameters, ${count(plan.parameters.active)} active per token;
           ${" "}${plural(plan.clusters, "sub-model")} of ${count(plan.stages[0].parameters.total)} each,
@@ -93,16 +95,15 @@ const StageCosts = ({ plan }) => html`
     <table>
       <thead><tr>
         <th scope="col">Stage</th>
-        <${NumberHeads} titles=${["Workers", "Steps", "Tokens", "Time", "Cost"]} />
+        <th scope="col">Pool</th>
+        <${NumberHeads} titles=${["Time", "Cost"]} />
       </tr></thead>
-      <tbody>${plan.stages.map((stage) => html`
+      <tbody>${plan.estimates.map((stage) => html`
         <tr key=${stage.stage}>
           <th scope="row">${stage.stage}</th>
-          <td class="number">${stage.workers}</td>
-          <td class="number">${whole(stage.steps)}</td>
-          <td class="number">${count(stage.cost.tokens)}</td>
-          <td class="number">${duration(stage.cost.hours * 3600)}</td>
-          <td class="number">${dollars(stage.cost.dollars)}</td>
+          <td class="soft">${stage.pool.replace("_", "-")}</td>
+          <td class="number">${stage.seconds === null ? "unknown" : duration(stage.seconds)}</td>
+          <td class="number">${stage.dollars === null ? "unknown" : dollars(stage.dollars)}</td>
         </tr>`)}</tbody>
     </table>
   </${Scroll}>`;

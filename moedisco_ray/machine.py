@@ -1,0 +1,121 @@
+"""What is known of this machine for a plan: a cached probe of its speed, and the size of local text. Imports nothing heavy.
+
+The probe is kept in `MOEDISCO_CACHE_DIR`, by default `moedisco` in the user's cache directory.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from moedisco_ray.artifacts import write_text
+from moedisco_ray.config import RunConfig
+from moedisco_ray.plan.speed import Machine, Probe
+
+_LIBRARIES = ("moedisco-ray", "torch", "transformers", "tokenizers")
+_PROBE_SECONDS = 120.0
+_EMBEDDED_BYTES = 10_000_000
+"""Text of the embedded corpus with the libraries of this version: 9.8 MB were measured."""
+_MOST_FILES = 10_000
+"""Files whose sizes are added up; of more text the size is unknown."""
+
+
+def known_machine(config: RunConfig, *, here: bool, read_sizes: bool = False) -> Machine:
+    """What is known without measuring.
+
+    Args:
+        config: The run's.
+        here: Whether its workers without GPUs are this machine's cores.
+        read_sizes: Whether the sizes of local sources may be read.
+    """
+    return Machine(probe=_cached() if here else None, text_bytes=_text_bytes(config, read_sizes))
+
+
+def measured_machine(config: RunConfig, *, here: bool) -> Machine:
+    """What is known, after a probe where a pool has no GPUs and none was made yet with these libraries and cores.
+
+    Args:
+        config: The run's.
+        here: Whether its workers without GPUs are this machine's cores.
+    """
+    if here and not all(pool.gpu for pool, _ in config.pools.needed(config.finetune.pool)):
+        measure()
+    return known_machine(config, here=here, read_sizes=True)
+
+
+def measure() -> Probe | None:
+    """The cached probe, made first where there is none; None where it fails: the speed is unknown then."""
+    found = _cached()
+    if found is not None:
+        return found
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "moedisco_ray.probe"], check=True, capture_output=True, text=True, timeout=_PROBE_SECONDS,
+            env=environment)
+        probe = Probe.model_validate_json(done.stdout)
+        path = _path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, probe.model_dump_json(indent=2) + "\n")
+    except (OSError, subprocess.SubprocessError, ValidationError):
+        return None
+    return probe
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a probe depends on."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cached() -> Probe | None:
+    try:
+        return Probe.model_validate_json(_path().read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def _path() -> Path:
+    key = json.dumps([library_versions(), len(os.sched_getaffinity(0)), os.uname().machine], sort_keys=True)
+    return _folder() / f"probe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _folder() -> Path:
+    own, home = os.environ.get("MOEDISCO_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(home) if home else Path.home() / ".cache") / "moedisco"
+
+
+def _text_bytes(config: RunConfig, read_sizes: bool) -> int | None:
+    total = 0
+    for source in config.corpus.sources:
+        if source.path == "embedded":
+            total += _EMBEDDED_BYTES
+            continue
+        size = _size(source.path) if read_sizes and "://" not in source.path else None
+        if size is None:
+            return None
+        total += size
+    return total
+
+
+def _size(path: str) -> int | None:
+    pattern = f"{glob.escape(path)}/**" if Path(path).is_dir() else path
+    found = glob.iglob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    files = list(itertools.islice(found, _MOST_FILES + 1))
+    if not files or len(files) > _MOST_FILES:
+        return None
+    return sum(Path(file).stat().st_size for file in files if Path(file).is_file())

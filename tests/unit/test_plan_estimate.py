@@ -1,0 +1,155 @@
+"""What a plan says of time and money: every stage, at a speed that is measured, assumed with its source, or unknown."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_run import small_config
+
+from moedisco_ray import machine, pipeline
+from moedisco_ray.bill import Bill
+from moedisco_ray.config import check_config
+from moedisco_ray.config.presets import preset_text
+from moedisco_ray.in_process import InProcess
+from moedisco_ray.plan import build_plan
+from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
+from moedisco_ray.report import build_report
+from moedisco_ray.stages import STAGES
+
+
+def probe(rate=50e9, start_up=4.0, cores=2):
+    trials = tuple(
+        Trial(experts=experts, flops_per_token=size, flops_per_second=rate) for experts in (1, 4) for size in (1e6, 1e7))
+    return Probe(cores=cores, versions={}, trials=trials, start_up_seconds=start_up, text_bytes_per_second=1e6)
+
+
+def preset(name, **changes):
+    return check_config(yaml.safe_load(preset_text(name)) | changes)
+
+
+DEMO = preset("demo")
+HERE = Machine(probe=probe(), text_bytes=10_000_000)
+
+
+def by_stage(plan):
+    return {each.stage: each for each in plan.estimates}
+
+
+def test_a_plan_has_time_and_money_of_every_stage_with_start_ups():
+    plan = build_plan(DEMO, HERE)
+    assert [each.stage for each in plan.estimates] == [stage.name for stage in STAGES]
+    assert all(each.seconds > 0 for each in plan.estimates)
+    priced = {each.stage for each in plan.estimates if each.dollars}
+    assert priced == {"seed", "cluster", "submodels", "merge", "finetune", "evaluate", "export"}
+    assert plan.bill.dollars == pytest.approx(sum(each.dollars for each in plan.estimates))
+    seed = next(stage for stage in plan.stages if stage.stage == "seed")
+    assert by_stage(plan)["seed"].worker_seconds == pytest.approx(seed.cost.flops / 50e9 + 4.0)
+    # Four sub-models start four times, two at once.
+    submodels = by_stage(plan)["submodels"]
+    flops = next(stage for stage in plan.stages if stage.stage == "submodels").cost.flops
+    assert submodels.worker_seconds == pytest.approx(flops / 50e9 + 4 * 4.0)
+    assert submodels.seconds == pytest.approx(flops / 50e9 / 2 + 2 * (4.0 + 4.0))
+
+
+def test_a_plan_for_cpu_workers_is_not_arithmetic_on_a_gpu():
+    """The demo's pools claim a two-thousandth of an A100; what counts is what the machine was measured to do."""
+    slow, fast = (build_plan(DEMO, Machine(probe=probe(rate), text_bytes=1)) for rate in (5e9, 50e9))
+    assert slow.bill.dollars > 4 * fast.bill.dollars
+    assert slow.training_dollars == fast.training_dollars       # what comparisons weigh is the same on every machine
+    assert [speed.source for speed in slow.speeds] == ["measured here, 2 cores"] * 2
+
+
+def test_a_speed_that_is_not_known_is_never_a_number():
+    plan = build_plan(DEMO)
+    assert (plan.bill.dollars, plan.bill.seconds, plan.bill.baseline, plan.bill.verdict) == (None, None, None, None)
+    assert all(each.dollars is None and each.seconds is None for each in plan.estimates if each.pool != "head")
+    assert all(speed.source.startswith("unknown") for speed in plan.speeds)
+
+
+def test_gpu_pools_say_what_is_assumed_and_where_it_is_from():
+    plan = build_plan(preset("default"))
+    assert plan.bill.dollars > plan.training_dollars
+    assert all("A100 data sheet" in speed.source and "35%" in speed.source for speed in plan.speeds)
+    seed = next(stage for stage in plan.stages if stage.stage == "seed")
+    assert by_stage(plan)["seed"].worker_seconds == pytest.approx(3600 * seed.cost.worker_hours + START_UP)
+    assert by_stage(plan)["corpus"].seconds is None
+    assert plan.bill.seconds is None        # the size of its text is not known here
+
+
+def test_the_baseline_counts_the_same_things_as_the_run():
+    plan = build_plan(DEMO, HERE)
+    baseline = {line.stage: line for line in plan.bill.baseline.lines}
+    finetune, estimates = next(stage for stage in plan.stages if stage.stage == "finetune"), by_stage(plan)
+    assert baseline["finetune"].worker_seconds == pytest.approx(5 * finetune.cost.flops / 50e9)
+    assert baseline["start-up"].worker_seconds == 4.0
+    assert 0 < baseline["evaluate"].worker_seconds < estimates["evaluate"].worker_seconds
+    assert baseline["export"].worker_seconds == pytest.approx(estimates["export"].worker_seconds)
+
+
+def test_a_plan_and_a_report_have_the_same_structure(tmp_path):
+    planned, metered = build_plan(DEMO, HERE).bill, build_report(tmp_path, DEMO)["bill"]
+    assert planned.model_dump().keys() == metered.keys() == Bill.model_fields.keys()
+
+
+@settings(max_examples=30)
+@given(st.floats(1e9, 1e12), st.floats(1.1, 10), st.floats(0, 30))
+def test_a_faster_machine_never_costs_more_and_a_slower_start_never_less(rate, times, start_up):
+    def dollars(**changes):
+        return build_plan(DEMO, Machine(probe=probe(**changes), text_bytes=1)).bill.dollars
+
+    assert dollars(rate=rate * times, start_up=start_up) <= dollars(rate=rate, start_up=start_up)
+    assert dollars(rate=rate, start_up=start_up + 1) > dollars(rate=rate, start_up=start_up)
+
+
+@given(st.floats(1e5, 1e9), st.integers(1, 8))
+def test_a_rate_between_two_measured_sizes_is_between_their_rates(size, experts):
+    trials = [Trial(experts=e, flops_per_token=f, flops_per_second=r)
+              for e, scale in ((1, 1.0), (4, 0.5)) for f, r in ((1e6, scale * 20e9), (1e7, scale * 60e9), (1e8, scale * 80e9))]
+    found = probe().model_copy(update={"trials": tuple(trials)}).rate(size, experts)
+    scale = 1.0 if experts == 1 else 0.5
+    assert scale * 20e9 * (1 - 1e-9) <= found <= scale * 80e9 * (1 + 1e-9)
+
+
+def test_text_that_is_not_here_has_no_size(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 100)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.txt").write_text("x" * 11)
+
+    def size(*paths):
+        sources = [{"path": path, "name": f"s{number}"} for number, path in enumerate(paths)]
+        config = preset("demo", corpus={"sources": sources})
+        return machine.known_machine(config, here=False, read_sizes=True).text_bytes
+
+    assert size(str(tmp_path), f"{tmp_path}/*.txt", str(tmp_path / "a.txt")) == 111 + 100 + 100
+    assert size(str(tmp_path), "s3://bucket/x") is None
+    assert size(f"{tmp_path}/*.none") is None
+
+
+def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
+    """By CPU time of the process, which other work on the machine does not change much; the probe measures the same."""
+    monkeypatch.setenv("MOEDISCO_CACHE_DIR", str(tmp_path / "cache"))
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "moe_intermediate_size": 256, "num_experts": 2, "num_experts_per_tok": 1, "tie_word_embeddings": True}
+    config = small_config(tmp_path / "runs", tokens={"total": 60_000, "seed_share": 0.4, "finetune_share": 0.3}, model={
+        "family": "qwen3_moe", "config": sizes})
+    known = machine.measured_machine(config, here=True)
+    assert known.probe is not None
+    assert machine.measure() == known.probe         # cached
+    planned = by_stage(build_plan(config, Machine(probe=known.probe.model_copy(update={"start_up_seconds": 0.0}), text_bytes=1)))
+    spent, began = {}, 0.0
+
+    def listen(event):
+        nonlocal began
+        if event.type == "workers_held" and event.stage in ("seed", "submodels", "finetune"):
+            began = time.process_time()
+        elif event.type == "workers_released" and event.stage in ("seed", "submodels", "finetune"):
+            spent[event.stage] = spent.get(event.stage, 0.0) + time.process_time() - began
+
+    pipeline.run(config, (listen,), shell=InProcess())
+    assert spent.keys() == {"seed", "submodels", "finetune"}
+    total = sum(planned[stage].worker_seconds for stage in spent)
+    assert total / 3 < sum(spent.values()) < total * 3
