@@ -25,7 +25,7 @@ from service.background.reconciler import Reconciler
 from service.background.secret import service_secret
 from service.bell import Bell
 from service.bootstrap import first_token
-from service.database import audit, policies, runs, tokens
+from service.database import audit, policies, runs, sessions, tokens
 from service.database.session import Database
 from service.domain.states import ACTIVE
 from service.observability import configure_logging
@@ -51,11 +51,13 @@ class Announcement:
         url: Of the service and its page.
         token: The first administrator's token; None: it is no longer valid, or its file was deleted.
         token_file: The file of that token.
+        sign_in_code: A code that signs one browser in with that token; None where there is no token.
     """
 
     url: str
     token: str | None = dataclasses.field(repr=False)
     token_file: Path
+    sign_in_code: str | None = dataclasses.field(repr=False)
 
 
 def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
@@ -92,7 +94,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         stack.enter_context(contextlib.closing(dashboard))
 
         def listening() -> None:
-            announce(Announcement(settings.url, token, settings.admin_token_path))
+            announce(Announcement(settings.url, token, settings.admin_token_path, _sign_in_code(database, token)))
             tell(settings.url)
 
         with contextlib.ExitStack() as kept:
@@ -107,6 +109,15 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
         return local is not None and not _end_idle(local, database)
 
 
+def _sign_in_code(database: Database, token: str | None) -> str | None:
+    if token is None:
+        return None
+    now = time.time()
+    with database.write() as session:
+        row = tokens.find(session, token, now)
+        return None if row is None else sessions.create_code(session, row.id, now)
+
+
 def _work(
     settings: Settings, database: Database, jobs: RayJobs, dashboard: Dashboard, listener: socket.socket,
     announce: Callable[[], None],
@@ -115,10 +126,11 @@ def _work(
     pools, bell = RayPools(dashboard), Bell()
     deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
     reconciler = Reconciler(database, jobs, pools, bell, settings, service_secret(settings.state_dir))
+    housekeeping = Housekeeping(database, jobs, settings.output_roots, settings.session_idle_seconds)
     loops = (
         reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
         Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),
-        Loop(Housekeeping(database, jobs, settings.output_roots).round, TIDY_SECONDS, "housekeeping"),
+        Loop(housekeeping.round, TIDY_SECONDS, "housekeeping"),
     )
     app = create_app(settings, database, jobs, pools, dashboard, bell, reconciling.poke)
     server = Server(app, settings)

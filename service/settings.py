@@ -57,7 +57,11 @@ class Settings(BaseModel):
     forwarded_allow_ips: str = ""
     """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, comma-separated."""
     session_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "moedisco_session"
-    session_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
+    """Name of the session cookie; over HTTPS with the prefix `__Host-`."""
+    session_idle_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24
+    """A browser's session ends after this long without use (h)."""
+    session_max_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
+    """A browser's session ends after this long at the latest (h)."""
     log_format: Literal["console", "json"] = "console"
     admin_token_file: Path | None = None
     """Holds the first administrator's token; made where nobody has a token yet. Null: `admin-token` in `state_dir`."""
@@ -91,6 +95,11 @@ class Settings(BaseModel):
     def admin_token_path(self) -> Path:
         """`admin_token_file` with its default resolved."""
         return self.admin_token_file or self.state_dir / "admin-token"
+
+    @property
+    def session_idle_seconds(self) -> float:
+        """`session_idle_hours` in seconds."""
+        return 3600 * self.session_idle_hours
 
     @property
     def url(self) -> str:

@@ -33,9 +33,11 @@ from service.settings import Settings
 from service.web import STATIC
 
 _ROUTERS = (
-    runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sessions,
+    runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sign_ins,
     webhooks.router, operations.router, ray.router, page.router)
 
+_GUESSES_PER_MINUTE = 20
+"""Failed attempts to sign in from one address; those that succeed are not limited by it."""
 _MOST_OF_A_TOKEN = 4096
 """Bytes of a request to sign in, which anyone may send."""
 
@@ -60,7 +62,7 @@ def create_app(
         settings=settings, database=database, jobs=jobs, pools=pools, trainings=RayTrainings(dashboard),
         ray_pages=RayPages(dashboard), bell=bell, poke=poke,
         streams=Streams(database, bell, figures), reports=LiveReports(), limits=Limits(settings.requests_per_minute),
-        places=StreamPlaces(limits.streams, settings.max_streams_per_token), capacity=limits,
+        guesses=Limits(_GUESSES_PER_MINUTE), places=StreamPlaces(limits.streams, settings.max_streams_per_token), capacity=limits,
         figures=figures, roots=Roots(settings.input_roots, settings.output_roots, settings.storage_roots))
 
     @asynccontextmanager

@@ -40,6 +40,7 @@ class Context:
         streams: The open event streams.
         reports: Reports of runs under way.
         limits: Who asked how often.
+        guesses: Which address failed to sign in how often.
         places: Long answers under way, by token.
         capacity: What the process's file descriptors allow.
         figures: For Prometheus.
@@ -58,6 +59,7 @@ class Context:
     streams: Streams
     reports: LiveReports
     limits: Limits
+    guesses: Limits
     places: StreamPlaces
     capacity: Capacity
     figures: Figures

@@ -12,7 +12,8 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 from sqlalchemy.orm import Session
 
 from service.api.context import Context, InContext
-from service.database import runs, tables, tokens
+from service.api.sessions import session_of
+from service.database import runs, sessions, tables, tokens
 from service.errors import Forbidden, NotFound, Unauthorised
 from service.schemas import Scope
 from service.settings import Settings
@@ -37,12 +38,14 @@ class Caller:
         scopes: All that the token allows, those that others imply included.
         token_id: The token's.
         address: Where the request comes from.
+        session_id: The browser's session, if that is how the caller proved who they are.
     """
 
     owner: str
     scopes: frozenset[Scope]
     token_id: str
     address: str | None
+    session_id: str | None = None
 
     @property
     def admin(self) -> bool:
@@ -82,26 +85,31 @@ DRIVER = [Security(_driver)]
 
 
 def identify(request: Request, context: Context) -> Caller:
-    """Find out who asks.
+    """Find out who asks: by the token in the header, else by the session in the cookie.
 
     Raises:
-        Unauthorised: Nobody that is known.
+        Unauthorised: Neither is there, or it is not valid.
         Forbidden: A browser's session was used by another site.
         TooMany: They ask too often.
     """
-    plain = presented_token(request, context.settings)
-    if plain is not None and bearer_token(request) is None and request.method not in _SAFE:
-        check_same_origin(request, context.settings)
     address = client_address(request)
-    if plain is None:
+    plain, cookie = bearer_token(request), session_of(request, context.settings)
+    if plain is not None:
+        token = valid_token(plain, context)
+        caller = None if token is None else _caller(token, None, address)
+        remedy = "the token is unknown, expired or revoked"
+    elif cookie is not None:
+        if request.method not in _SAFE:
+            check_same_origin(request, context.settings)
+        caller = _caller_of_session(cookie, context, address)
+        remedy = "the session is over; sign in again"
+    else:
+        caller, remedy = None, "send a token in the header `Authorization: Bearer TOKEN`"
+    if caller is None:
         context.limits.take(f"address {address}")
-        raise Unauthorised("send a token in the header `Authorization: Bearer TOKEN`")
-    token = valid_token(plain, context)
-    if token is None:
-        context.limits.take(f"address {address}")
-        raise Unauthorised("the token is unknown, expired or revoked")
-    context.limits.take(f"token {token.id}")
-    return Caller(token.owner, implied(token.scopes), token.id, address)
+        raise Unauthorised(remedy)
+    context.limits.take(f"token {caller.token_id}")
+    return caller
 
 
 def valid_token(plain: str, context: Context) -> tables.Token | None:
@@ -115,6 +123,54 @@ def valid_token(plain: str, context: Context) -> tables.Token | None:
         with context.database.write() as session:
             tokens.touch(session, token, now)
     return token
+
+
+def still_allowed(caller: Caller, context: Context) -> bool:
+    """Whether what a caller proved is still valid, for answers that take long; a session counts as used."""
+    now = context.now()
+    if caller.session_id is None:
+        with context.database.read() as session:
+            token = tokens.get(session, caller.token_id)
+        return token is not None and tokens.is_valid(token, now)
+    with context.database.read() as session:
+        found = sessions.get(session, caller.session_id, idle=context.settings.session_idle_seconds, now=now)
+    if found is not None:
+        _note_use(found, context, now)
+    return found is not None
+
+
+def require_token(caller: Caller) -> None:
+    """Refuse a browser's session what would outlive it.
+
+    Raises:
+        Forbidden: The caller has a session only.
+    """
+    if caller.session_id is not None:
+        raise Forbidden("a browser's session may not do this; send the token in the header `Authorization: Bearer TOKEN`")
+
+
+def _caller(token: tables.Token, session_id: str | None, address: str | None) -> Caller:
+    return Caller(token.owner, implied(token.scopes), token.id, address, session_id)
+
+
+def _caller_of_session(plain: str, context: Context, address: str | None) -> Caller | None:
+    if len(plain) > _LONGEST_TOKEN:
+        return None
+    now = context.now()
+    with context.database.read() as session:
+        found = sessions.find(session, plain, idle=context.settings.session_idle_seconds, now=now)
+    if found is None:
+        return None
+    _note_use(found, context, now)
+    return _caller(found[1], found[0].id, address)
+
+
+def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: Context, now: float) -> None:
+    """Note, once a minute, that a session and its token are used."""
+    if now - found[0].used >= tokens.RARELY:
+        with context.database.write() as session:
+            sessions.touch(session, found[0], now)
+            tokens.touch(session, found[1], now)
 
 
 def check_driver(request: Request, context: Context, run: tables.Run | None) -> tables.Run:
@@ -168,11 +224,6 @@ def check_same_origin(request: Request, settings: Settings) -> None:
         allowed = origin is not None and _host(origin) in {_host(settings.url), request.headers.get("host", "").lower()}
     if not allowed:
         raise Forbidden("a session may be used from the service's own page only; programs send the token as a header")
-
-
-def presented_token(request: Request, settings: Settings) -> str | None:
-    """What a request proves itself with: its header, else its session."""
-    return bearer_token(request) or request.cookies.get(settings.session_cookie)
 
 
 def bearer_token(request: Request) -> str | None:

@@ -1,4 +1,4 @@
-"""Measures run directories, removes runs by retention, and forgets old keys and deliveries."""
+"""Measures run directories, removes runs by retention, and forgets old keys, sessions and deliveries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from service import run_files
-from service.database import audit, idempotency, policies, runs, webhooks
+from service.database import audit, idempotency, policies, runs, sessions, webhooks
 from service.database.session import Database
 from service.database.tables import Run
 from service.domain.jobs import submission_id
@@ -32,21 +32,25 @@ class Housekeeping:
         database: Where runs, keys and deliveries are.
         jobs: Ray's; jobs of removed runs are deleted.
         roots: The output roots; nothing outside of them is removed.
+        idle: Time without use after which a browser's session is over (s).
     """
 
-    def __init__(self, database: Database, jobs: Jobs, roots: Sequence[Path]) -> None:
+    def __init__(self, database: Database, jobs: Jobs, roots: Sequence[Path], idle: float) -> None:
         self._database = database
         self._jobs = jobs
         self._roots = roots
+        self._idle = idle
 
     def round(self, now: float) -> None:
-        """Measure, remove, and forget keys after a day and settled deliveries after a week.
+        """Measure, remove, and forget ended sessions, keys after a day, and settled deliveries after a week.
 
         Raises:
             DatabaseUnavailable: The database does not answer; the next round continues.
         """
         with self._database.write() as session:
             idempotency.purge(session, now)
+        with self._database.write() as session:
+            sessions.purge(session, idle=self._idle, now=now)
         with self._database.write() as session:
             webhooks.purge(session, now - DELIVERIES_KEPT)
         self._measure(now)

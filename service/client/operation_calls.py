@@ -14,6 +14,7 @@ from service.schemas import (
     DeliveryPage,
     Estimate,
     Identity,
+    NewSignInCode,
     NewToken,
     NewWebhook,
     PoolList,
@@ -81,6 +82,11 @@ def create_token(name: str, owner: str, scopes: Sequence[Scope], expires_in_days
 def revoke_token(token_id: str) -> Call[None]:
     """DELETE /v1/tokens/{id}."""
     return Call("DELETE", f"/v1/tokens/{segment(token_id)}", nothing)
+
+
+def create_sign_in_code() -> Call[NewSignInCode]:
+    """POST /v1/sign-in-codes."""
+    return Call("POST", "/v1/sign-in-codes", document(NewSignInCode))
 
 
 def webhooks() -> Call[WebhookPage]:

@@ -42,18 +42,38 @@ def start_apart(state_dir: Path, arguments: Sequence[str]) -> Address:
     return address
 
 
-def say_how_to_sign_in(address: Address, token_file: Path) -> None:
-    """Say where the page is and which token opens it.
+def say_how_to_sign_in(address: Address, token_file: Path, code: str | None = None) -> None:
+    """Say where the page is and how to sign in to it.
 
-    Only a terminal is shown the token, in a link that the page takes it out of. Any other output may be a log, which others read:
-    there the file is named that holds the token.
+    Only a terminal is shown a link that signs in. Any other output may be a log, which others read: there the file is named that
+    holds the token.
+
+    Args:
+        address: The service.
+        token_file: The file of the first token.
+        code: A sign-in code; None: the service, which answers, is asked for one.
     """
     if address.token is not None and sys.stdout.isatty():
-        say(f"To sign in: {address.url}/#token={address.token}")
+        say(f"To sign in: {sign_in_link(address, code)}")
+        say("The link works once, within ten minutes; `moedisco sign-in` prints another")
     elif token_file.exists():
         say(f"To sign in: {address.url}, with the token in {token_file}")
     else:
         say(f"To sign in: {address.url}, with a token of yours")
+
+
+def sign_in_link(address: Address, code: str | None = None) -> str:
+    """A link to the page that signs one browser in; the page takes the code out of its address.
+
+    Args:
+        address: The service.
+        code: A sign-in code; None: the service is asked for one.
+    """
+    if code is None:
+        client = importlib.import_module("service.client")
+        with client.Client(address.url, address.token) as connection:
+            code = connection.create_sign_in_code().code
+    return f"{address.url}/#code={code}"
 
 
 def _launch(state_dir: Path, arguments: Sequence[str]) -> None:

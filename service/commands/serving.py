@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from moedisco_ray.config.mistakes import plain_words
 from moedisco_ray.errors import ConfigError
-from service.commands.apart import OWN_ADDRESS, say_how_to_sign_in, start_apart
+from service.commands.apart import OWN_ADDRESS, say_how_to_sign_in, sign_in_link, start_apart
 from service.commands.connection import SERVICE_PANEL
 from service.commands.output import say
 
@@ -92,6 +92,13 @@ def stop(state_dir: StateDir = None) -> None:
     say("The service has ended" if ended else "No service uses this state directory")
 
 
+@commands.command("sign-in", rich_help_panel=SERVICE_PANEL)
+def sign_in() -> None:
+    """Print a link that signs a browser in to the service's page, once, within ten minutes."""
+    find_address = importlib.import_module("service.client.address").find_address
+    say(sign_in_link(find_address()))
+
+
 def announce(state_dir: Path, started: Announcement) -> None:
     """Tell where the service is, and leave its address for this user's own commands."""
     client = importlib.import_module("service.client")
@@ -103,7 +110,7 @@ def announce(state_dir: Path, started: Announcement) -> None:
     path = client.save_address(address)
     say(f"MoE-DisCo is at {started.url}; commands of this user find it by {path}")
     say(f"The Ray dashboard, for administrators: {started.url}/ray/")
-    say_how_to_sign_in(address, started.token_file)
+    say_how_to_sign_in(address, started.token_file, started.sign_in_code)
 
 
 def _state_dir() -> Path:

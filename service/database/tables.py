@@ -176,6 +176,35 @@ class Token(Table):
     used: Mapped[float | None]
 
 
+class BrowserSession(Table):
+    """A browser that is signed in, by the hash of its cookie."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[str] = mapped_column(ULID, primary_key=True)
+    hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    """SHA-256 of a random 256-bit value."""
+    token_id: Mapped[str] = mapped_column(ULID, ForeignKey("tokens.id", ondelete="CASCADE"))
+    """The token that it acts for, and ends with."""
+    created: Mapped[float]
+    used: Mapped[float]
+    """Time of the last use, to the minute; without use for too long, the session is over."""
+    ends: Mapped[float]
+    """Time at which it is over, however much it is used."""
+
+    __table_args__ = (Index("sessions_by_token", "token_id", "id"),)
+
+
+class SignInCode(Table):
+    """A code that begins one session, by its hash; used ones are deleted."""
+
+    __tablename__ = "sign_in_codes"
+
+    hash: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    token_id: Mapped[str] = mapped_column(ULID, ForeignKey("tokens.id", ondelete="CASCADE"))
+    ends: Mapped[float]
+
+
 class IdempotencyKey(Table):
     """An answer that a repeated `POST /v1/runs` gets again."""
 

@@ -15,7 +15,7 @@ from service.database.ids import new_id
 from service.database.tables import Token
 
 PREFIX = "mdk_"
-_RARELY = 60.0
+RARELY = 60.0
 """Seconds between two notes of when a token was used: a write per request would be too many."""
 
 
@@ -85,7 +85,7 @@ def is_valid(token: Token, now: float) -> bool:
 
 def used_lately(token: Token, now: float) -> bool:
     """Whether its use has been noted within the last minute, so that `touch` would change little."""
-    return token.used is not None and now - token.used < _RARELY
+    return token.used is not None and now - token.used < RARELY
 
 
 def touch(session: Session, token: Token, now: float) -> None:

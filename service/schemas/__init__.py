@@ -1,6 +1,18 @@
 """What travels over REST; the server answers with these and the client reads them. Times are seconds since the epoch, UTC."""
 
-from service.schemas.access import AuditEntry, AuditPage, Identity, NewToken, SessionRequest, TokenInfo, TokenPage, TokenRequest
+from service.schemas.access import (
+    AuditEntry,
+    AuditPage,
+    Identity,
+    NewSignInCode,
+    NewToken,
+    SessionInfo,
+    SessionPage,
+    SessionRequest,
+    TokenInfo,
+    TokenPage,
+    TokenRequest,
+)
 from service.schemas.answers import Health, Mistake, Problem
 from service.schemas.base import DisplayName, Document, Dollars, Priority, Scope
 from service.schemas.cluster import PoolList, PoolNode, PoolStatus
@@ -35,10 +47,10 @@ from service.schemas.webhooks import DeliveryInfo, DeliveryPage, NewWebhook, Web
 __all__ = [
     "MOST_EXPERTS", "Artifact", "ArtifactPage", "AuditEntry", "AuditPage", "CancelRequest", "DeliveryInfo", "DeliveryPage",
     "DisplayName", "Document", "Dollars", "DriverEvent", "Estimate", "EstimateRequest", "Figure", "Health", "Identity",
-    "LogFile", "LogPage", "Metrics", "Mistake", "Money", "NewToken", "NewWebhook", "PlannableConfig", "PoolList", "PoolNode",
-    "PoolStatus", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "ReportCurve", "ReportPart", "ReportSample",
-    "ReportStart", "RetryRequest", "Run", "RunChange", "RunDetail", "RunPage", "RunReport", "RunRequest",
-    "Scope", "Series", "SessionRequest", "Share", "StageProgress", "StageReport", "TokenInfo", "TokenPage", "TokenRequest",
-    "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit", "UnitPage", "WebhookInfo", "WebhookPage",
-    "WebhookRequest",
+    "LogFile", "LogPage", "Metrics", "Mistake", "Money", "NewSignInCode", "NewToken", "NewWebhook", "PlannableConfig",
+    "PoolList", "PoolNode", "PoolStatus", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "ReportCurve",
+    "ReportPart", "ReportSample", "ReportStart", "RetryRequest", "Run", "RunChange", "RunDetail", "RunPage", "RunReport",
+    "RunRequest", "Scope", "Series", "SessionInfo", "SessionPage", "SessionRequest", "Share", "StageProgress", "StageReport",
+    "TokenInfo", "TokenPage", "TokenRequest", "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit",
+    "UnitPage", "WebhookInfo", "WebhookPage", "WebhookRequest",
 ]

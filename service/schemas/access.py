@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from service.schemas.base import DisplayName, Document, Scope, example
 
@@ -46,11 +46,45 @@ class TokenPage(Document):
 
 
 class SessionRequest(Document):
-    """A token that a browser turns into a cookie."""
+    """A token, or a sign-in code, that a browser turns into a session."""
 
     model_config = example(token="mdk_...")  # noqa: S106 - none
 
-    token: Annotated[str, Field(max_length=256)]
+    token: Annotated[str, Field(max_length=256)] | None = None
+    code: Annotated[str, Field(max_length=256)] | None = None
+    """What POST /v1/sign-in-codes made."""
+
+    @model_validator(mode="after")
+    def _one(self) -> SessionRequest:
+        if (self.token is None) == (self.code is None):
+            raise ValueError("give either a token or a code")
+        return self
+
+
+class SessionInfo(Document):
+    """A browser that is signed in."""
+
+    id: str
+    created: float
+    used: float
+    """Time of the last use, to the minute."""
+    ends: float
+    """Time at which it ends, however much it is used."""
+    current: bool
+    """Whether it is the session of this request."""
+
+
+class SessionPage(Document):
+    """Sessions, newest first."""
+
+    items: list[SessionInfo]
+
+
+class NewSignInCode(Document):
+    """A code that signs one browser in, shown this once."""
+
+    code: str
+    expires: float
 
 
 class Identity(Document):

@@ -434,7 +434,8 @@ def served(monkeypatch, tmp_path):
     """A stand-in for the service itself: the settings it was started with, and what it announces."""
     module = types.ModuleType("service.serve")
     module.settings = []
-    module.announcement = types.SimpleNamespace(url="http://127.0.0.1:8300", token="mdk_first", token_file=tmp_path / "token")
+    module.announcement = types.SimpleNamespace(
+        url="http://127.0.0.1:8300", token="mdk_first", token_file=tmp_path / "token", sign_in_code="mdc_first")
 
     def serve(settings, announce):
         module.settings.append(settings)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from moedisco_ray.errors import ConfigError
@@ -190,8 +191,13 @@ def test_a_terminal_is_shown_the_link_that_signs_in(tmp_path: Path) -> None:
         shown = b""
         while b"To sign in" not in shown or not shown.endswith(b"\n"):
             shown += os.read(ours, 65536)
+        [code] = re.findall(f"To sign in: {re.escape(url)}/#code=(\\S+)", shown.decode())
+        assert plain not in shown.decode()
+        asked = [httpx.post(f"{url}/v1/session", json={"code": code}).status_code for _ in range(2)]
+        another = moedisco(tmp_path, "sign-in").stdout
+        assert re.fullmatch(f"{re.escape(url)}/#code=mdc_\\S{{43}}\n", another)
     os.close(ours)
-    assert f"To sign in: {url}/#token={plain}" in shown.decode()
+    assert asked == [204, 401]
 
 
 def test_a_token_is_made_without_a_running_service_and_opens_the_service_that_is_started(tmp_path: Path) -> None:

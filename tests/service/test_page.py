@@ -89,6 +89,45 @@ def test_a_token_in_the_address_signs_in_and_leaves_the_address(site, page):
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+def history_of(page):
+    """Every address that Back and Forward lead to."""
+    found = page.context.new_cdp_session(page).send("Page.getNavigationHistory")
+    return " ".join(entry["url"] for entry in found["entries"])
+
+
+def test_a_link_opened_in_an_open_tab_signs_in_as_another_and_leaves_the_address_clean(site, page):
+    assert page.get_by_text("ann", exact=True).is_visible()
+    before = page.context.cookies()[0]["value"]
+    page.evaluate("link => { location.href = link }", f"/#token={site.service.plain['bob']}")
+    expect(page.get_by_text("bob", exact=True)).to_be_visible()
+    assert page.url == f"{site.url}/"
+    [cookie] = page.context.cookies()
+    assert before != cookie["value"] != site.service.plain["bob"]
+    code = site.service.admin.post("/v1/sign-in-codes").json()["code"]
+    page.evaluate("link => { location.href = link }", f"/#code={code}")
+    expect(page.get_by_text("root", exact=True)).to_be_visible()
+    assert not re.search("token|code|md[ck]_", history_of(page))
+    page.go_back()
+    expect(page.get_by_text("root", exact=True)).to_be_visible()
+
+
+def test_a_used_link_says_so_and_shows_nothing_of_whoever_was_signed_in(site, page):
+    code = site.service.ann.post("/v1/sign-in-codes").json()["code"]
+    assert site.service.anonymous.post("/v1/session", json={"code": code}).status_code == 204
+    page.evaluate("link => { location.href = link }", f"/#code={code}")
+    expect(page.get_by_role("alert")).to_contain_text("unknown, used or expired")
+    expect(page.get_by_text("ann", exact=True)).to_have_count(0)
+    assert "mdc_" not in page.url + history_of(page)
+
+
+def test_signing_out_ends_the_session_itself(site, page):
+    [cookie] = page.context.cookies()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    copy = site.service.client(None, cookies={cookie["name"]: cookie["value"]})
+    assert copy.get("/v1/identity").status_code == 401
+
+
 def test_a_wrong_token_is_refused_in_words(open_page):
     page = open_page(who=None)
     page.goto("/")

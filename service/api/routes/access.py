@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.answers import token_answer
 from service.api.bodies import StrictRoute
-from service.api.context import InContext
+from service.api.context import Context, InContext
 from service.api.openapi import problems
 from service.api.parameters import ThingId
 from service.api.security import (
@@ -18,43 +18,93 @@ from service.api.security import (
     Reader,
     check_same_origin,
     client_address,
-    presented_token,
+    require_token,
     valid_token,
 )
+from service.api.sessions import clear_session, session_of, set_session
 from service.api.submission import note
-from service.database import tokens
+from service.database import audit, sessions, tables, tokens
 from service.errors import NotFound, Unauthorised
-from service.schemas import Identity, NewToken, SessionRequest, TokenPage, TokenRequest
+from service.schemas import (
+    Identity,
+    NewSignInCode,
+    NewToken,
+    SessionInfo,
+    SessionPage,
+    SessionRequest,
+    TokenPage,
+    TokenRequest,
+)
 
 router = APIRouter(prefix="/v1", tags=["access"], route_class=StrictRoute, dependencies=SIGNED_IN)
-sessions = APIRouter(prefix="/v1/session", tags=["access"], route_class=StrictRoute)
+sign_ins = APIRouter(prefix="/v1/session", tags=["access"], route_class=StrictRoute)
 
 _DAY = 24 * 3600.0
 
 
-@sessions.post("", status_code=204, responses=problems(body=True))
+@sign_ins.post("", status_code=204, responses=problems(body=True))
 def sign_in(body: SessionRequest, request: Request, response: Response, context: InContext) -> None:
-    """Turn a token into a browser's session: a cookie that no script can read and no other site can use."""
+    """Begin a browser's session, by a token or a sign-in code: a cookie that no script can read and no other site can use."""
     if "sec-fetch-site" in request.headers or "origin" in request.headers:
         check_same_origin(request, context.settings)
-    context.limits.take(f"address {client_address(request)}")
-    token = valid_token(body.token, context)
+    address = client_address(request)
+    context.limits.take(f"address {address}")
+    token = _proven(body, context)
     if token is None:
-        raise Unauthorised("the token is unknown, expired or revoked")
-    seconds = int(context.settings.session_hours * 3600)
-    if token.expires is not None:
-        seconds = max(1, min(seconds, int(token.expires - context.now())))
-    response.set_cookie(
-        context.settings.session_cookie, body.token, max_age=seconds, httponly=True, samesite="strict",
-        secure=request.url.scheme == "https" or context.settings.url.startswith("https:"))
+        context.guesses.take(f"address {address}")
+        raise Unauthorised(
+            "the token is unknown, expired or revoked" if body.token is not None
+            else "the sign-in code is unknown, used or expired; `moedisco sign-in` makes another")
+    now, before = context.now(), session_of(request, context.settings)
+    with context.database.write() as session:
+        if before is not None:      # a browser has one session; whoever was signed in is not any more
+            sessions.end(session, before)
+        plain, row = sessions.create(session, token, longest=3600 * context.settings.session_max_hours, now=now)
+        audit.note(
+            session, owner=token.owner, token_id=token.id, action="session.create", target=row.id, address=address, now=now,
+            detail={"by": "token" if body.token is not None else "code"})
+    set_session(request, response, context.settings, plain, row.ends - now)
 
 
-@sessions.delete("", status_code=204, responses=problems())
+@sign_ins.delete("", status_code=204, responses=problems())
 def sign_out(request: Request, response: Response, context: InContext) -> None:
-    """End a browser's session; the token stays valid."""
-    if presented_token(request, context.settings) is not None:
+    """End a browser's session, and every copy of its cookie; the token stays valid."""
+    plain = session_of(request, context.settings)
+    if plain is not None:
         check_same_origin(request, context.settings)
-    response.delete_cookie(context.settings.session_cookie, httponly=True, samesite="strict")
+        with context.database.write() as session:
+            sessions.end(session, plain)
+    clear_session(request, response, context.settings)
+
+
+@router.get("/sessions", responses=problems())
+def list_sessions(caller: Reader, context: InContext) -> SessionPage:
+    """The browsers that are signed in with the caller's token."""
+    with context.database.read() as session:
+        found = sessions.of_token(
+            session, caller.token_id, idle=context.settings.session_idle_seconds, now=context.now())
+    return SessionPage(items=[
+        SessionInfo(id=row.id, created=row.created, used=row.used, ends=row.ends, current=row.id == caller.session_id)
+        for row in found])
+
+
+@router.delete("/sessions", status_code=204, responses=problems())
+def end_sessions(caller: Reader, context: InContext) -> None:
+    """Sign out every browser that is signed in with the caller's token."""
+    now = context.now()
+    with context.database.write() as session:
+        sessions.end_all(session, caller.token_id)
+        note(session, caller, "session.end_all", caller.token_id, now, {})
+
+
+@router.post("/sign-in-codes", status_code=201, responses=problems())
+def create_sign_in_code(caller: Reader, context: InContext) -> NewSignInCode:
+    """Make a code that signs one browser in, within ten minutes, for the caller's token; a session cannot make one."""
+    require_token(caller)
+    now = context.now()
+    with context.database.write() as session:
+        code = sessions.create_code(session, caller.token_id, now)
+    return NewSignInCode(code=code, expires=now + sessions.CODE_SECONDS)
 
 
 @router.get("/identity", responses=problems())
@@ -75,7 +125,8 @@ def list_tokens(caller: Admin, context: InContext) -> TokenPage:
 
 @router.post("/tokens", status_code=201, responses=problems(body=True))
 def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewToken:
-    """Make a token. It is shown this once."""
+    """Make a token. It is shown this once. A session cannot make one."""
+    require_token(caller)
     now = context.now()
     expires = None if body.expires_in_days is None else now + body.expires_in_days * _DAY
     scopes = [scope for scope in SCOPES if scope in body.scopes]
@@ -87,11 +138,19 @@ def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewTo
 
 @router.delete("/tokens/{token_id}", status_code=204, responses=problems(404))
 def revoke_token(token_id: ThingId, caller: Admin, context: InContext) -> None:
-    """End a token at once."""
+    """End a token at once, and the sessions that it began."""
     now = context.now()
     with context.database.write() as session:
         row = tokens.get(session, token_id)
         if row is None:
             raise NotFound("there is no such token")
         tokens.revoke(session, row, now)
+        sessions.end_all(session, row.id)
         note(session, caller, "token.revoke", token_id, now, {"name": row.name, "owner": row.owner})
+
+
+def _proven(body: SessionRequest, context: Context) -> tables.Token | None:
+    if body.token is not None:
+        return valid_token(body.token, context)
+    with context.database.write() as session:
+        return sessions.redeem(session, body.code or "", context.now())

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event
+from service.api import streams
 from service.api.answers import series_answer, unit_answer
 from service.api.context import Context, InContext
 from service.api.logs import follow as follow_file
@@ -24,7 +25,7 @@ from service.api.logs import open_log, tail_start
 from service.api.openapi import content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
-from service.api.security import DRIVER, SIGNED_IN, STREAM_PLACE, Reader, check_driver, presented_token, valid_token, visible_run
+from service.api.security import DRIVER, SIGNED_IN, STREAM_PLACE, Reader, check_driver, still_allowed, visible_run
 from service.database import ingest, metrics, overview, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
@@ -60,13 +61,12 @@ async def raw_body(request: Request) -> bytes:
 @router.get("/events", response_class=EventStream, dependencies=[STREAM_PLACE], responses=problems(404) | {
     200: content("text/event-stream", "Messages of this form; one with the event `end` is the last.", _MESSAGE)})
 async def stream_events(
-    run: VisibleRun, request: Request, context: InContext, after: After = None, last_event_id: LastEventId = None,
+    run: VisibleRun, caller: Reader, context: InContext, after: After = None, last_event_id: LastEventId = None,
     follow: Annotated[Flag, Query(description="Wait for what comes, until the run has ended.")] = True,
 ) -> EventStream:
     """A run's events from any position on, live. Going on after the last id that was seen misses nothing."""
     position = last_event_id if last_event_id is not None else -1 if after is None else after
-    plain = presented_token(request, context.settings)
-    allowed = partial(_may_go_on, plain, context)
+    allowed = partial(still_allowed, caller, context)
     messages = context.streams.follow(run.id, position, allowed) if follow else context.streams.replay(run.id, position)
     return EventStream(messages, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
@@ -141,7 +141,7 @@ def list_logs(run: VisibleRun) -> LogPage:
 @router.get("/logs/{name}", response_class=ClosedStream, dependencies=[STREAM_PLACE], responses=problems(404) | {
     200: content("text/plain", "The last lines, and with `follow` those that come.", {"type": "string"})})
 async def get_log(
-    run: VisibleRun, name: str, context: InContext,
+    run: VisibleRun, name: str, caller: Reader, context: InContext,
     tail: Annotated[int, Query(ge=0, le=_MOST_LINES, description="Lines to begin with.")] = 200,
     follow: Annotated[Flag, Query(description="Go on until the run has ended.")] = False,
 ) -> Response:
@@ -152,8 +152,16 @@ async def get_log(
     def ended() -> bool:
         return not follow or _has_ended(context, run.id)
 
+    checked = asyncio.get_running_loop().time()
+
     async def pause(seconds: float) -> bool:
+        nonlocal checked
         await asyncio.sleep(seconds)
+        now = asyncio.get_running_loop().time()
+        if now - checked > streams.RECHECK_SECONDS:
+            checked = now
+            if not await run_in_threadpool(still_allowed, caller, context):
+                return False
         return not context.streams.closing
 
     return ClosedStream(
@@ -176,10 +184,6 @@ def _report(body: bytes) -> Report:
         raise RequestValidationError([{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors()]) from error
     except ValueError as error:
         raise BadRequest(f"the body is no JSON: {error}") from error
-
-
-def _may_go_on(plain: str | None, context: Context) -> bool:
-    return plain is not None and valid_token(plain, context) is not None
 
 
 def _has_ended(context: Context, run_id: str) -> bool:

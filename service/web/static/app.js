@@ -13,12 +13,15 @@ import { RetryView, SubmitView } from "./views/submit.js";
 const PLACES = [["#/runs", "Runs", ["runs", "run"]], ["#/submit", "New run", ["submit", "retry"]], ["#/pools", "Pools", ["pools"]]];
 const TITLES = { runs: "Runs", run: "Run", submit: "New run", retry: "Retry", pools: "Pools", unknown: "Not found" };
 
-/** A token in the address, `/#token=...`, which is taken out of it before anybody sees it. @returns {string | null} */
-function tokenOfAddress() {
-  const found = /^#token=(.+)$/.exec(location.hash);
+/**
+ * A sign-in code or a token in the address, `/#code=...` or `/#token=...`. It is taken out of the address and its history entry.
+ * @returns {{code: string} | {token: string} | null}
+ */
+function proofOfAddress() {
+  const found = /^#(code|token)=([\w.~-]+)$/.exec(location.hash);
   if (!found) return null;
   history.replaceState(null, "", location.pathname);
-  return decodeURIComponent(found[1]);
+  return { [found[1]]: found[2] };
 }
 
 function App() {
@@ -35,10 +38,12 @@ function App() {
   };
   useEffect(() => {
     onSignedOut(() => setIdentity(null));
-    const start = async () => {
-      const token = tokenOfAddress();
+    const signInByAddress = async (proof) => {
+      // Nothing of whoever was signed in before stays on the page
+      setIdentity(undefined);
+      setProblem(null);
       try {
-        if (token) await ask("/v1/session", { method: "POST", body: { token } });
+        await ask("/v1/session", { method: "POST", body: proof });
       } catch (error) {
         setProblem(error);
         setIdentity(null);
@@ -46,8 +51,19 @@ function App() {
       }
       await identify();
     };
-    start();
-    return watchConnection((reached) => reached && identify());
+    const moved = () => {
+      const proof = proofOfAddress();
+      if (proof) signInByAddress(proof);
+      return proof !== null;
+    };
+    if (!moved()) identify();
+    // A link that is opened where the page is open already changes its fragment only
+    addEventListener("hashchange", moved);
+    const unwatch = watchConnection((reached) => reached && identify());
+    return () => {
+      removeEventListener("hashchange", moved);
+      unwatch();
+    };
   }, []);
   const signOut = async () => {
     await ask("/v1/session", { method: "DELETE" });

@@ -4,7 +4,7 @@ import { ask } from "../api.js";
 import { html, useState } from "../lib.js";
 import { Notice } from "../parts/small.js";
 
-/** @param {{problem: Error | null, signedIn: () => void}} props `problem`: of a token that came with the address. */
+/** @param {{problem: Error | null, signedIn: () => void}} props `problem`: of a code or token in the address. */
 export function SignIn({ problem: earlier, signedIn }) {
   const [token, setToken] = useState("");
   const [busy, setBusy] = useState(false);

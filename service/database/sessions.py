@@ -1,0 +1,121 @@
+"""Browser sessions, and the one-time codes that begin them; of both only the SHA-256 is kept.
+
+A session acts for one token and never outlives it: it is looked up together with its token. Session and code are random 256-bit
+values, looked up by their hash, so the time of a look-up says nothing about a guess.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from sqlalchemy import ColumnElement, and_, delete, or_, select, update
+from sqlalchemy.orm import Session
+
+from service.database import tokens
+from service.database.ids import new_id
+from service.database.tables import BrowserSession, SignInCode, Token
+
+CODE_SECONDS = 600.0
+"""Time in which a sign-in code can be used (s): long enough to copy a link, too short to be found in a log."""
+MOST_OF_A_TOKEN = 100
+"""Sessions of one token; another one ends the oldest."""
+
+
+def create(session: Session, token: Token, *, longest: float, now: float) -> tuple[str, BrowserSession]:
+    """Begin a session.
+
+    Args:
+        session: Of a transaction that writes.
+        token: The token that it acts for.
+        longest: Seconds until it ends, however much it is used.
+        now: Seconds since the epoch.
+
+    Returns:
+        The session's secret, which is not kept, and its row.
+    """
+    plain = f"mds_{secrets.token_urlsafe(32)}"
+    ends = now + longest if token.expires is None else min(token.expires, now + longest)
+    row = BrowserSession(id=new_id(), hash=tokens.digest(plain), token_id=token.id, created=now, used=now, ends=ends)
+    kept = select(BrowserSession.id).where(BrowserSession.token_id == token.id).order_by(BrowserSession.id.desc())
+    surplus = list(session.scalars(kept.offset(MOST_OF_A_TOKEN - 1)))
+    session.execute(delete(BrowserSession).where(BrowserSession.id.in_(surplus)))
+    session.add(row)
+    session.flush()
+    return plain, row
+
+
+def find(session: Session, plain: str, *, idle: float, now: float) -> tuple[BrowserSession, Token] | None:
+    """A valid session by its secret, and its token.
+
+    Args:
+        session: Of any transaction.
+        plain: The secret.
+        idle: Seconds without use after which a session is over.
+        now: Seconds since the epoch.
+    """
+    found = _valid(session, BrowserSession.hash == tokens.digest(plain), idle, now)
+    return found if found is not None and tokens.matches(plain, found[0].hash) else None
+
+
+def get(session: Session, session_id: str, *, idle: float, now: float) -> tuple[BrowserSession, Token] | None:
+    """A valid session by its id, and its token; arguments as in `find`."""
+    return _valid(session, BrowserSession.id == session_id, idle, now)
+
+
+def touch(session: Session, row: BrowserSession, now: float) -> None:
+    """Note that a session was used, which extends it."""
+    session.execute(update(BrowserSession).where(BrowserSession.id == row.id).values(used=now))
+
+
+def end(session: Session, plain: str) -> None:
+    """End the session with this secret, if it exists."""
+    session.execute(delete(BrowserSession).where(BrowserSession.hash == tokens.digest(plain)))
+
+
+def end_all(session: Session, token_id: str) -> None:
+    """End every session of a token, and the codes that would begin more."""
+    session.execute(delete(BrowserSession).where(BrowserSession.token_id == token_id))
+    session.execute(delete(SignInCode).where(SignInCode.token_id == token_id))
+
+
+def of_token(session: Session, token_id: str, *, idle: float, now: float) -> list[BrowserSession]:
+    """The valid sessions of a token, newest first; arguments as in `find`."""
+    chosen = select(BrowserSession).where(BrowserSession.token_id == token_id, _alive(idle, now))
+    return list(session.scalars(chosen.order_by(BrowserSession.id.desc())))
+
+
+def create_code(session: Session, token_id: str, now: float) -> str:
+    """A code that begins one session of a token, within `CODE_SECONDS`."""
+    plain = f"mdc_{secrets.token_urlsafe(32)}"
+    session.add(SignInCode(hash=tokens.digest(plain), token_id=token_id, ends=now + CODE_SECONDS))
+    session.flush()
+    return plain
+
+
+def redeem(session: Session, plain: str, now: float) -> Token | None:
+    """Use up a code.
+
+    Returns:
+        Its token; None: the code is unknown, used or expired, or its token is no longer valid.
+    """
+    # One statement, so that of two requests at once one gets it.
+    used = delete(SignInCode).where(SignInCode.hash == tokens.digest(plain), SignInCode.ends > now).returning(SignInCode.token_id)
+    token_id = session.scalar(used)
+    token = None if token_id is None else tokens.get(session, token_id)
+    return token if token is not None and tokens.is_valid(token, now) else None
+
+
+def purge(session: Session, *, idle: float, now: float) -> None:
+    """Forget the sessions and codes that are over; arguments as in `find`."""
+    session.execute(delete(BrowserSession).where(or_(BrowserSession.ends <= now, BrowserSession.used <= now - idle)))
+    session.execute(delete(SignInCode).where(SignInCode.ends <= now))
+
+
+def _valid(session: Session, which: ColumnElement[bool], idle: float, now: float) -> tuple[BrowserSession, Token] | None:
+    both = select(BrowserSession, Token).join(Token, Token.id == BrowserSession.token_id)
+    found = session.execute(both.where(which, _alive(idle, now))).one_or_none()
+    return (found[0], found[1]) if found is not None and tokens.is_valid(found[1], now) else None
+
+
+def _alive(idle: float, now: float) -> ColumnElement[bool]:
+    return and_(BrowserSession.ends > now, BrowserSession.used > now - idle)
