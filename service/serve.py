@@ -28,6 +28,7 @@ from service.bootstrap import first_token
 from service.database import audit, policies, runs, sessions, tokens
 from service.database.session import Database
 from service.domain.states import ACTIVE
+from service.driver_user import DriverUser
 from service.observability import configure_logging
 from service.policies_file import load_policies
 from service.process import alone, close_to_others
@@ -192,11 +193,17 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard, Dashboard]:
     """The local Ray if one is needed, the client that submits jobs, and the client that reads everything else."""
     address = settings.ray_address or settings.dashboard_url
+    user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
     if address is None:
-        local = LocalRay(settings.state_dir)
+        if user is not None:
+            user.check()
+        local = LocalRay(settings.state_dir, user=user)
         cluster = local.start()
         dashboard = Dashboard(cluster.dashboard_url, cluster.token_path)
         return local, dashboard, dashboard
+    if user is not None:
+        remedy = "is for a local Ray; drivers on a cluster run as the user who started its Ray"
+        raise ConfigError("--driver-user", user.name, remedy)
     if not address.startswith(("http://", "https://")):
         raise ConfigError("--ray-address", address, "must be the URL that takes jobs, such as http://HEAD:8265")
     return None, Dashboard(address), Dashboard(settings.dashboard_url or address)

@@ -34,6 +34,8 @@ class Settings(BaseModel):
     """URL that takes the Ray cluster's jobs: `http://HEAD:8265`; null: a local cluster is started."""
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """URL at which the service reaches the Ray dashboard, when it is not `ray_address`. Browsers reach it at `/ray/`."""
+    driver_user: str | None = None
+    """User of this machine that a local Ray and its drivers run as; null: the service's own. Needs a service of root."""
     input_roots: tuple[str, ...] = (".",)
     """Directories, and `s3://BUCKET/PREFIX` and the like, that a run may read. The embedded text is always allowed."""
     output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)

@@ -100,7 +100,7 @@ def open_file(directory: Path, path: str) -> OpenFile:
     try:
         with contextlib.ExitStack() as stack:
             # Each step is opened from the one before and follows no link, so that nothing can be exchanged under way.
-            step = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            step = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             stack.callback(os.close, step)
             for part in parts[:-1]:
                 step = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=step)

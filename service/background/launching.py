@@ -13,6 +13,7 @@ from service.domain.jobs import job_name, submission_id
 from service.domain.placement import Placement
 from service.domain.signatures import driver_token
 from service.domain.starts import located
+from service.driver_user import DriverUser
 from service.ray_side.jobs import Jobs, Submission
 from service.settings import Settings
 
@@ -33,6 +34,7 @@ class Launcher:
         self._roots = Roots(settings.input_roots, settings.output_roots, settings.storage_roots)
         self._secret = secret
         self._directory_of = directory_of
+        self._user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
 
     def token(self, run_id: str, attempt: int) -> str:
         """What the driver of an attempt reports with."""
@@ -49,6 +51,12 @@ class Launcher:
         place.home.mkdir(parents=True, exist_ok=True)
         config, read = located(RunConfig.model_validate(run.config), self._directory_of)
         write_json(place.request, config.model_dump(mode="json"))
+        if self._user is not None:
+            # Only the run directory is the driver's; what the service writes is next to it.
+            place.directory.mkdir(exist_ok=True)
+            self._user.give(place.directory)
+            self._user.let_read(place.home)
+            self._user.let_read(place.request)
         self._jobs.submit(Submission(
             id=submission_id(run.id, run.attempt),
             run=run.id,
@@ -60,8 +68,7 @@ class Launcher:
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 
-    @staticmethod
-    def ask_to_end(run: Run) -> None:
+    def ask_to_end(self, run: Run) -> None:
         """Write the stop file of the run's present attempt.
 
         Raises:
@@ -73,4 +80,6 @@ class Launcher:
             # Complete as soon as it is there: the driver tells its content as the reason.
             draft = path.with_name(f".{path.name}.draft")
             draft.write_text(run.stop or "cancelled", encoding="utf-8")
+            if self._user is not None:
+                self._user.let_read(draft)
             draft.replace(path)

@@ -41,6 +41,9 @@ def serve(
     admin_token_file: Annotated[Path | None, typer.Option(
         envvar="MOEDISCO_ADMIN_TOKEN_FILE", metavar="FILE", show_default="admin-token in the state directory",
         help="The first administrator's token: read from this file, or made and written there.")] = None,
+    driver_user: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default="this user", help="User that a local Ray and its drivers run as; needs a service of root.",
+    )] = None,
     input_root: Annotated[list[str] | None, typer.Option(
         help="A directory or s3://BUCKET/PREFIX that runs may read; may be given more than once.", show_default="."),
     ] = None,
@@ -65,7 +68,7 @@ def serve(
     """Run the service: REST, the page, and the queue of runs. Ctrl-C ends it; runs go on and are taken up again."""
     given: dict[str, Any] = {
         "host": host, "port": port, "ray_address": ray_address, "dashboard_url": dashboard_url, "database_url": database_url,
-        "state_dir": state_dir or _state_dir(), "admin_token_file": admin_token_file,
+        "state_dir": state_dir or _state_dir(), "admin_token_file": admin_token_file, "driver_user": driver_user,
         "input_roots": input_root or None, "output_roots": output_root or None, "storage_roots": storage_root or None,
         "max_active_runs": max_active_runs, "policies": policies, "public_url": public_url,
         "requests_per_minute": requests_per_minute, "allow_private_webhooks": allow_private_webhooks or None,

@@ -2,7 +2,7 @@
 
 STATE_DIR/ray/           only the service's user may look inside
 ├── cluster.json         what was started: mark, pid, ports
-├── auth_token           that every request to it carries
+├── auth_token           that every request to it carries (of a cluster of another user: in its own directory)
 ├── ray.log              what `ray start` printed
 └── tmp/session_*/       Ray's own files
 
@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from moedisco_ray.artifacts import read_json, write_json
+from service.driver_user import DriverUser
 from service.errors import RayUnavailable
 from service.ray_side.answers import NodeList, read_as
 from service.ray_side.dashboard import Dashboard
@@ -62,6 +63,7 @@ class _Record:
     dashboard_port: int
     gcs_port: int
     directory: str
+    user: str | None = None
 
 
 class LocalRay:
@@ -72,16 +74,18 @@ class LocalRay:
         resources: Slots per pool tag; null: a slot per GPU, or per core where there is none, in both default pools.
         cpus: Null: all.
         object_store_bytes: Null: as Ray thinks best.
+        user: Runs it and its drivers; null: this process's own.
     """
 
     def __init__(
         self, state_dir: Path, *, resources: Mapping[str, int] | None = None, cpus: int | None = None,
-        object_store_bytes: int | None = None,
+        object_store_bytes: int | None = None, user: DriverUser | None = None,
     ) -> None:
         self._home = state_dir / "ray"
         self._resources = default_resources() if resources is None else dict(resources)
         self._cpus = cpus
         self._object_store_bytes = object_store_bytes
+        self._user = user
 
     def start(self) -> LocalCluster:
         """The cluster that runs already, or a new one once it answers.
@@ -92,9 +96,10 @@ class LocalRay:
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked():
             found = self.find()
-            if found is not None and self._answers(found, START_SECONDS):
-                return found
             before = self._record()
+            same_user = before is not None and before.user == self._user_name
+            if found is not None and same_user and self._answers(found, START_SECONDS):
+                return found
             self._end()
             self._forget_old_sessions()
             # Who knows the old address finds the new cluster there.
@@ -125,13 +130,16 @@ class LocalRay:
                 self._end()
 
     def _launch(self, ports: Sequence[int]) -> LocalCluster:
-        token_path = self._home / "auth_token"
-        _write_secret(token_path, secrets.token_hex(32))
-        # Ray opens its directory to everybody, so that one lies in another that is closed.
-        fits = len(str(self._sessions)) <= LONGEST_DIRECTORY
+        # Ray opens its directory to all users: it is in one that is closed, and that the cluster's user can enter.
+        fits = self._user is None and len(str(self._sessions)) <= LONGEST_DIRECTORY
         directory = self._sessions if fits else Path(tempfile.mkdtemp(prefix="moedisco-"), "r")
         dashboard_port, gcs_port = ports
-        record = _Record(secrets.token_hex(16), None, dashboard_port, gcs_port, str(directory))
+        record = _Record(secrets.token_hex(16), None, dashboard_port, gcs_port, str(directory), self._user_name)
+        token_path = self._token_path(record)
+        _write_secret(token_path, secrets.token_hex(32))
+        if self._user is not None:
+            self._user.give(token_path)
+            self._user.give(directory.parent)
         # Before the process: whoever finds a half-started cluster can still tell its processes.
         self._write(record)
         pid = self._spawn(record, token_path)
@@ -158,7 +166,13 @@ class LocalRay:
             words.append(f"--num-cpus={self._cpus}")
         if self._object_store_bytes is not None:
             words.append(f"--object-store-memory={self._object_store_bytes}")
-        environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+        # Drivers inherit it: the service's own settings may hold the database's password.
+        environment = {
+            name: value for name, value in os.environ.items()
+            if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN") and not name.startswith("MOEDISCO_")}
+        if self._user is not None:
+            own = Path(record.directory).parent
+            words, environment = self._user.command(words, own), self._user.environment(environment, own)
         environment |= {
             MARK: record.mark,
             "RAY_AUTH_MODE": "token",
@@ -168,7 +182,7 @@ class LocalRay:
         }
         log = str(self._home / "ray.log")
         return os.posix_spawn(
-            sys.executable, words, environment, setsid=True,
+            words[0], words, environment, setsid=True,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
@@ -227,7 +241,14 @@ class LocalRay:
 
     def _cluster(self, record: _Record) -> LocalCluster:
         return LocalCluster(
-            f"http://127.0.0.1:{record.dashboard_port}", f"127.0.0.1:{record.gcs_port}", self._home / "auth_token")
+            f"http://127.0.0.1:{record.dashboard_port}", f"127.0.0.1:{record.gcs_port}", self._token_path(record))
+
+    def _token_path(self, record: _Record) -> Path:
+        return (self._home if record.user is None else Path(record.directory).parent) / "auth_token"
+
+    @property
+    def _user_name(self) -> str | None:
+        return None if self._user is None else self._user.name
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import json
@@ -16,6 +17,8 @@ import pytest
 import torch
 from small_training import small_job, weights, write_inputs
 
+import moedisco_ray
+import service
 from moedisco_ray.errors import StorageError
 from moedisco_ray.model_map import check_same
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, train
@@ -169,3 +172,22 @@ def test_without_its_key_no_checkpoint_is_read_or_dropped(job: TrainJob) -> None
     assert checkpoint.steps(job.checkpoints) == [STEPS - EVERY, STEPS]
     job.key_file.write_bytes(key)
     assert run(job).restored_step == STEPS
+
+
+def test_no_module_can_unpickle_but_the_one_that_passes_tasks_through_ray_data() -> None:
+    unpicklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    found = set()
+    for package in (moedisco_ray, service):
+        root = Path(str(package.__file__)).parent
+        for path in root.rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            imported = {alias.name.split(".")[-1] for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
+                        for alias in (*node.names, ast.alias(getattr(node, "module", None) or ""))}
+            calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            loads = [call for call in calls if ast.unparse(call.func) in ("torch.load", "np.load", "numpy.load")]
+            safe = {"allow_pickle": False, "weights_only": True}
+            unsafe = [call for call in loads if not any(
+                isinstance(word.value, ast.Constant) and safe.get(str(word.arg)) is word.value.value for word in call.keywords)]
+            if imported & unpicklers or unsafe:
+                found.add(str(path.relative_to(root.parent)))
+    assert found == {"moedisco_ray/on_ray/corpus.py"}
