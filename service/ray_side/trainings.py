@@ -56,16 +56,21 @@ class RayTrainings:
         return [_training(training, job, name) for job, training in sorted(found, key=lambda pair: pair[1].start_time_ns)]
 
     def _all(self) -> list[TrainRun]:
-        with self._lock:
-            if self._clock() - self._made >= FRESH_SECONDS:
-                try:
+        # One reader asks and the others take what was known before: a dashboard that hangs must not hold every thread.
+        first = self._made == float("-inf")
+        if self._clock() - self._made >= FRESH_SECONDS and self._lock.acquire(blocking=first):
+            try:
+                if self._clock() - self._made >= FRESH_SECONDS:
                     self._kept = self._ask()
-                except RayUnavailable as error:
-                    self._kept = error
+            except RayUnavailable as error:
+                self._kept = error
+            finally:
                 self._made = self._clock()
-            if isinstance(self._kept, RayUnavailable):
-                raise RayUnavailable(self._kept.detail)
-            return self._kept
+                self._lock.release()
+        kept = self._kept
+        if isinstance(kept, RayUnavailable):
+            raise RayUnavailable(kept.detail)
+        return kept
 
     def _ask(self) -> list[TrainRun]:
         answer = self._dashboard.send("GET", _PATH)

@@ -1,6 +1,7 @@
 """The Ray dashboard through the service, and what Ray Train says of a run."""
 
 import contextlib
+import threading
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ from dashboard_standin import INDEX, RAY_TOKEN, dashboard, training
 
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.pages import kind_of
+from service.ray_side.trainings import RayTrainings
 from service.serve import _ray
 from service.settings import Settings
 
@@ -153,3 +155,26 @@ def test_tokens_are_read_anew(tmp_path):
         assert client.headers() == {"Authorization": "Bearer one"}
         path.write_text("two\n")
         assert httpx.Headers(client.headers())["authorization"] == "Bearer two"
+
+
+def test_a_dashboard_that_hangs_holds_one_reader_only():
+    asked, may_answer = threading.Event(), threading.Event()
+    now = [0.0]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if now[0]:
+            asked.set()
+            assert may_answer.wait(10)
+        return httpx.Response(200, json={"train_runs": [training("demo-seed-00ffee12", "R-1", 1 + int(now[0]))]})
+
+    with contextlib.closing(Dashboard("http://ray:8265", transport=httpx.MockTransport(answer))) as client:
+        trainings = RayTrainings(client, lambda: now[0])
+        assert trainings.read("R", "demo")[0].started == 1.0
+        now[0] = 100.0
+        slow = threading.Thread(target=trainings.read, args=("R", "demo"))
+        slow.start()
+        assert asked.wait(10)
+        assert trainings.read("R", "demo")[0].started == 1.0, "what was known before"
+        may_answer.set()
+        slow.join()
+        assert trainings.read("R", "demo")[0].started == 101.0

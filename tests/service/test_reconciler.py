@@ -41,6 +41,14 @@ def test_a_queued_run_becomes_a_job_that_can_prove_itself(scene):
     assert submission.config_path.parent == submission.stop_file.parent == Path(run.directory).parent
 
 
+def test_the_ray_dashboard_lists_a_job_by_its_runs_name_and_attempt(scene):
+    run_id = scene.running(name="tiny")
+    scene.jobs.dies(scene.job(run_id))
+    scene.round(12)
+    names = [submission.metadata["job_name"] for submission in scene.jobs.submissions.values()]
+    assert names[:2] == ["tiny", "tiny (attempt 2)"]
+
+
 def test_a_run_goes_from_the_queue_to_its_end(scene):
     run_id = scene.running()
     scene.report(run_id, FINISH)

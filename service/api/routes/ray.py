@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -56,20 +56,21 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
 
     async def body() -> AsyncIterator[bytes]:
         async with rest:
+            yield b""
             async for block in page.body:
                 yield block
 
-    return ClosedStream(body(), page.status, headers)
+    blocks = body()
+    await anext(blocks)     # begun, so that closing it closes the dashboard's answer even if no reader is left
+    return ClosedStream(blocks, page.status, headers)
 
 
 def _document_policy(request: Request, url: str) -> str:
     """The policy of the one document that runs scripts. Paths can be named only behind an origin."""
     # A proxy in front may have changed the request's host; then the browser knows the service by its public URL.
     host = request.headers.get("host", "")
-    origins = [f"{parts.scheme}://{parts.netloc}" for parts in (urlsplit(url),)]
-    if _HOST.fullmatch(host):
-        origins.append(f"{request.url.scheme}://{host}")
-    places = " ".join(f"{origin}{PREFIX}" for origin in dict.fromkeys(origins))
+    bases = [quote(url, safe=":/[]%"), *([f"{request.url.scheme}://{host}"] if _HOST.fullmatch(host) else [])]
+    places = " ".join(f"{base}{PREFIX}" for base in dict.fromkeys(bases))
     return (
         f"default-src 'none'; script-src {places}; style-src {places} 'unsafe-inline'; img-src {places} data:; "
         f"font-src {places} data:; connect-src {places}; worker-src 'none'; frame-src 'none'; object-src 'none'; base-uri 'none'; "
