@@ -56,7 +56,7 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
 
     Args:
         summary: Of the corpus stage, or an estimate with its keys `validation_documents`, `sources` (each with `documents` and
-            `validation_documents`), `skipped_files` and `skipped`.
+            `validation_documents`), and `skipped_files`.
     """
     sources = summary["sources"]
     untrained = [name for name, found in sources.items() if not found["documents"]]
@@ -82,10 +82,15 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
             f"all sources together have only {summary['validation_documents']} validation documents, so that all figures are "
             "uncertain; raise corpus.validation_fraction, or add text")
     if summary["skipped_files"]:
-        first = summary["skipped"][0]
-        warnings.append(
-            f"{summary['skipped_files']:,} files were left out (on_error: skip); the first, {first['path']}, {first['reason']}")
+        warnings.append(f"{summary['skipped_files']:,} files could not be read and were left out (on_error: skip)")
     return warnings
+
+
+def left_out(summary: Mapping[str, Any]) -> list[str]:
+    """Files that the corpus stage could not read, a line each; only the first of many. For the run's owner: it has their paths."""
+    listed = [f"left out of {each['source']}: {each['path']} {each['reason']}" for each in summary.get("skipped", [])]
+    more = summary.get("skipped_files", 0) - len(listed)
+    return [*listed, f"and {more:,} more files"] if more else listed
 
 
 def cluster_warnings(documents: Sequence[int]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 from moedisco_ray.config import RunConfig, Source
@@ -122,7 +121,7 @@ def _warnings(config: RunConfig, documents: dict[str, int], skipped: Sequence[Sk
             name: {"documents": count - held_out[name], "validation_documents": held_out[name]}
             for name, count in documents.items() if count},
         "validation_documents": sum(held_out.values()),
-        "skipped_files": len(skipped), "skipped": [dataclasses.asdict(each) for each in itertools.islice(skipped, 1)]}
+        "skipped_files": len(skipped)}
     clusters = config.clusters.count
     per_cluster = [(sum(documents.values()) - sum(held_out.values())) // clusters] * clusters
     enough = embedded or not documents or not config.tokens.decoupled

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from moedisco_ray.display.tables import plain_table
 from moedisco_ray.display.words import count
-from moedisco_ray.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
+from moedisco_ray.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, task_table
 from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
 
 _MOST_TERMS = 8
@@ -26,7 +26,7 @@ def report_view(report: Mapping[str, Any]) -> RenderableType:
     """The whole of a run's report that a person reads; parts that were not measured are left out."""
     title = Text.assemble((report["name"], "bold"), f"  {report['family']}")
     parts: list[RenderableType] = [title, *_state(report), _stages(report)]
-    parts += [Text(f"! {note}", style="yellow") for note in report_notes(report)]
+    parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.get("corpus", {})))]
     if (verdict := report_verdict(report)) is not None:
         parts.append(Text(verdict, style="bold"))
     clusters = report["clusters"].get("clusters", [])

@@ -19,6 +19,7 @@ from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.readers import plan_units, read_unit
 from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.errors import CorpusError
+from moedisco_ray.findings import left_out
 
 SENTENCE = "The grey hills were seven, and rain fell over number {} of them all day long.\n\n"
 PROSE = "".join(SENTENCE.format(i) for i in range(400))
@@ -116,7 +117,9 @@ def test_unreadable_files_are_left_out_whole_counted_and_listed(tmp_path: Path) 
         ("mixed", "latin.txt"), ("mixed", "picture.png"), ("mixed", "zeros.md")]
     assert summary["skipped"][0]["reason"] == f"is not UTF-8 text (byte {len(PROSE) + 3} is 0xE9, as in Latin-1)"
     assert (summary["sources"]["mixed"]["files"], summary["sources"]["mixed"]["empty_files"]) == (1, 1)
-    assert any("3 files were left out" in warning for warning in summary["warnings"])
+    assert any("3 files could not be read" in warning for warning in summary["warnings"])
+    notes = left_out(summary)
+    assert all(any(name in note for note in notes) for name in ("latin.txt", "picture.png", "zeros.md"))
     # Not a line of the file stays, though thousands came before the byte that is wrong.
     (tmp_path / "alone").mkdir()
     alone = build(config([{"path": str(folder / "good.txt"), "name": "mixed"}]), tmp_path / "alone")
@@ -162,7 +165,7 @@ def test_a_probe_finds_what_would_end_the_run_and_reads_little(tmp_path: Path) -
     assert found.sample["good"][0] == SENTENCE.format(0).strip()
     assert sum(map(len, found.sample["good"])) < 100_000
     assert found.documents["good"] == pytest.approx(len(PROSE) * 200 / len(SENTENCE), rel=0.1)
-    assert any("3 files were left out" in warning for warning in found.warnings)
+    assert any("3 files could not be read" in warning for warning in found.warnings)
     assert probe(config([{"path": "embedded"}])).problems == ()
     (tmp_path / "few.txt").write_text(SENTENCE * 3)
     few = probe(config([{"path": str(tmp_path / "few.txt")}]))
