@@ -66,7 +66,7 @@ def due_runs(finished: Sequence[Finished], retention: Retention) -> dict[str, Du
 
 
 def announced(due: float | None, before: float | None, now: float) -> float | None:
-    """When a run is removed, so that a day at least lies between the first announcement and the removal.
+    """When a run is removed, at least a day after its first announcement.
 
     Args:
         due: When the rules ask for it; None: never.
