@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
+from moedisco_ray.config.mistakes import plain_words
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.private_file import kept_secret
 from service.database import audit, tokens
@@ -27,6 +28,8 @@ OWNER = "admin"
 _ALL: list[Scope] = ["read", "submit", "admin"]
 _USABLE = re.compile(r"[\x21-\x7e]{32,256}")
 _DAY = 86400.0
+_OPTIONS = {"name": "NAME", "owner": "--owner", "scopes": "--scope", "expires_in_days": "--days"}
+"""Of the command line, by the field of a request."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ def create_token(url: str, name: str, owner: str, scope: str, days: float | None
         asked = TokenRequest.model_validate({"name": name, "owner": owner, "scopes": [scope], "expires_in_days": days})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"--{first['loc'][0]}", first["input"], first["msg"]) from error
+        raise ConfigError(_OPTIONS[str(first["loc"][0])], first["input"], plain_words(first)) from error
     with contextlib.closing(Database(url)) as database:
         database.migrate()
         now = time.time()

@@ -122,6 +122,17 @@ def test_a_place_that_cannot_be_written_is_one_clear_line(database: Database, tm
         first_token(database, tmp_path / "file" / "token")
 
 
+@pytest.mark.parametrize(("name", "owner", "days", "says"), [
+    ("ci", "not an owner", 1, r"^--owner: 'not an owner': must match the pattern"),
+    ("ci", "ann", 0, r"^--days: 0: must be greater than 0"),
+    ("", "ann", 1, r"^NAME: ''"),
+])
+def test_what_names_no_token_is_said_by_the_options_name(tmp_path: Path, name: str, owner: str, days: float, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        create_token(f"sqlite:///{tmp_path / 'service.sqlite3'}", name, owner, "read", days)
+    assert not (tmp_path / "service.sqlite3").exists()
+
+
 # --- as processes
 
 
