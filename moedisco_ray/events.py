@@ -34,11 +34,15 @@ EventType = Literal[
     "nodes_let_go",     # pool: they are not asked for any more
     "heartbeat",        # every few seconds: the run lives, and what is held is still held
     "warning",          # message
-    "run_finished",     # seconds
+    "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`)
     "run_failed",       # message
     "run_stopped",      # reason; a checkpoint is there, and the same command goes on
     "state",            # state, reason, attempt: the control service's own, in the stream that it serves
 ]
+
+
+BILL_FIGURES = ("dollars", "dollars_with_idle", "seconds")
+"""Totals of a run's bill that its last event carries, for trackers. The saving is not among them: it needs its words."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import shutil
@@ -16,7 +17,7 @@ from moedisco_ray.artifacts import commit, disk_full, is_done, read_json, read_m
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
-from moedisco_ray.events import Emit, Event, EventLog
+from moedisco_ray.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.export import write_card
 from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.heartbeat import heartbeats
@@ -119,7 +120,7 @@ def _make_report(
     report = build_report(directory, config, last)
     write_json(directory / "report.json", report)
     write_card(directory / STAGES[-1].directory, report)
-    log(last)
+    log(dataclasses.replace(last, data=last.data | {"bill": {key: report["bill"][key] for key in BILL_FIGURES}}))
 
 
 @contextlib.contextmanager

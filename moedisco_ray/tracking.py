@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError
-from moedisco_ray.events import Event
+from moedisco_ray.events import BILL_FIGURES, Event
 
 _FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second")
 
@@ -132,7 +132,11 @@ class Mlflow:
 
 
 def scalars(event: Event) -> Iterator[tuple[str, str, float, int]]:
-    """Unit, figure, value and tokens of each finite number of a progress event; nothing of any other."""
+    """Unit, figure, value and tokens of each finite number of a progress event, and of a finished run's bill."""
+    if event.type == "run_finished":
+        for figure in BILL_FIGURES:
+            if (total := event.data.get("bill", {}).get(figure)) is not None:
+                yield "bill", figure, float(total), 0
     if event.type != "progress" or event.unit is None:
         return
     tokens = int(event.data.get("tokens", 0))

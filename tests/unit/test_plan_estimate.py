@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from small_run import small_config
 
 from moedisco_ray import machine, pipeline
-from moedisco_ray.bill import Bill
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.bill import Bill, metered_bill
+from moedisco_ray.compare.quality import note_quality
 from moedisco_ray.config import check_config
 from moedisco_ray.config.presets import preset_text
+from moedisco_ray.events import BILL_FIGURES, EventLog
 from moedisco_ray.in_process import InProcess
+from moedisco_ray.metering import Meter
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
 from moedisco_ray.report import build_report
@@ -149,7 +153,27 @@ def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
         elif event.type == "workers_released" and event.stage in ("seed", "submodels", "finetune"):
             spent[event.stage] = spent.get(event.stage, 0.0) + time.process_time() - began
 
-    pipeline.run(config, (listen,), shell=InProcess())
+    directory = pipeline.run(config, (listen,), shell=InProcess())
     assert spent.keys() == {"seed", "submodels", "finetune"}
     total = sum(planned[stage].worker_seconds for stage in spent)
     assert total / 3 < sum(spent.values()) < total * 3
+    check_one_bill(directory, config)
+
+
+def check_one_bill(directory, config):
+    """What a service folds from the events, what the report holds and what the card says are the same."""
+    meter, events = Meter(), EventLog.read(directory / "events.jsonl")
+    for event in events:
+        meter.update(event)
+    bill = metered_bill(meter, config)
+    assert read_json(directory / "report.json")["bill"] == bill.model_dump(mode="json")
+    assert bill.complete
+    assert {line.stage for line in bill.lines} == {"seed", "submodels", "merge", "finetune", "evaluate", "export"}
+    assert events[-1].data["bill"] == {key: getattr(bill, key) for key in BILL_FIGURES}
+    assert bill.verdict in (directory / "model" / "README.md").read_text(encoding="utf-8")
+    # A comparison that runs afterwards says what it measured instead.
+    row = {"run": directory.name, "budget": "tokens", "perplexity": 41.0, "metered_dollars": 0.5}
+    note_quality(directory.parent, [{**row, "perplexity": 40.0, "metered_dollars": 2.0}, row])
+    assert read_json(directory / "report.json")["bill"]["verdict"].endswith(
+        "A comparison measured held-out perplexity: 41.00 against 40.00 of joint training, with as many tokens "
+        "($0.5000 against $2.00, metered).")

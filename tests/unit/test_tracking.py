@@ -6,6 +6,7 @@ from run_example import events
 
 from moedisco_ray.config import RunConfig
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.events import Event
 from moedisco_ray.tracking import Mlflow, WeightsAndBiases, parameters, scalars, trackers
 
 
@@ -38,6 +39,13 @@ def test_scalars_are_over_the_units_tokens_and_finite():
     broken = events()[3]
     broken.data["loss"] = float("nan")
     assert [figure for _, figure, *_ in scalars(broken)] == ["lr", "grad_norm", "tokens_per_second"]
+
+
+def test_a_finished_run_hands_its_trackers_the_totals_of_its_bill():
+    totals = {"dollars": 0.5, "dollars_with_idle": 0.75, "seconds": 90.0}
+    event = Event("run_finished", data={"seconds": 91.0, "bill": totals})
+    assert list(scalars(event)) == [("bill", figure, value, 0) for figure, value in totals.items()]
+    assert list(scalars(Event("run_finished", data={"seconds": 91.0}))) == []
 
 
 def test_parameters_are_flat(tmp_path):
