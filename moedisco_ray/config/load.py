@@ -78,8 +78,8 @@ def check_files(config: RunConfig) -> None:
     for place in places(config):
         if names_a_run(place.value):
             raise ConfigError(
-                place.field, words(place.value), "names a run that only its control service finds, and that still exists there; "
-                "hand the configuration to it (`moedisco submit`), or name a directory such as runs/NAME/model")
+                place.field, words(place.value), "is not found: only a control service finds runs, while they exist; hand it the "
+                "configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
     _check_sources("corpus.sources", config.corpus.sources)
     check_evaluation(config.evaluation)
     if config.tokenizer.path is not None and not os.path.isdir(config.tokenizer.path):  # noqa: PTH112 - see `_check_sources`

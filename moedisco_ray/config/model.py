@@ -104,6 +104,7 @@ class CheckpointInit(LocalInit):
     KEY: ClassVar[str] = "checkpoint"
 
     checkpoint: Annotated[Path, ReadsFrom(run_part="model")]
+    """A Hugging Face directory; on a control service also `run://RUN/model`, the model of a finished run by id or name."""
 
 
 class UpcycleInit(LocalInit):

@@ -25,7 +25,8 @@ class Source(Section):
 
     path: Annotated[str, ReadsFrom(uris=True, run_part="corpus")]
     """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `embedded` is the text that
-    the installed packages carry."""
+    the installed packages carry. On a control service, `run://RUN/corpus` is the text of a finished run by id or name; with the
+    same `seed` and `validation_fraction` the same documents are held out."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Names a domain: the report then says how clusters and experts relate to it."""
     format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "datasets"] = "auto"
@@ -293,7 +294,8 @@ class Checkpoint(Section):
     keep: int = Field(2, ge=1)
     storage: Annotated[str, WritesTo("checkpoints")] | None = None
     """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`), for checkpoints in STORAGE/NAME-ID,
-    which is this run's alone; null: in the run directory."""
+    which is this run's alone; null: in the run directory. Credentials come from the machines' environment or role. A control
+    service allows only its storage roots."""
 
     @property
     def steps(self) -> int | None:
