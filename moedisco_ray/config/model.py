@@ -93,10 +93,6 @@ class LocalInit(Section):
         found: Path = getattr(self, self.KEY)
         return found
 
-    def moved(self, directory: Path) -> Self:
-        """The same from another directory."""
-        return self.model_copy(update={self.KEY: directory})
-
 
 class CheckpointInit(LocalInit):
     """Start from a local Hugging Face MoE directory."""

@@ -1,4 +1,4 @@
-"""Attacks by a tenant: somebody with a token that may submit, and no other right."""
+"""Attacks by a tenant, who has a token that may submit and no other right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run is the start of another for those who may see it, and for nobody else."""
+"""A finished run is the start of another only for those who may see it."""
 
 from __future__ import annotations
 

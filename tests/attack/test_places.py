@@ -39,7 +39,7 @@ def test_hostile_places_are_refused_by_every_endpoint_that_takes_a_configuration
     caplog.set_level(logging.DEBUG)
     for _, kind, value in (case for case in CASES if case[0] == field):
         body = {"config": configuration(field, value)}
-        if "\0" in value:       # JSON with NUL is refused before anybody looks at settings
+        if "\0" in value:       # JSON with NUL is refused before settings are validated
             assert tenant.post("/v1/runs", json=body).status_code == 422
             assert tenant.post("/v1/estimates", json=body).status_code == 422
             continue
