@@ -88,7 +88,8 @@ def decode(data: bytes, at: int) -> str:
     zero = data.find(b"\0")
     if zero >= 0:
         window = data[max(0, zero - 32):zero + 32]
-        if window.count(b"\0") * 3 > len(window) > window.count(b"\0") * 3 // 2:
+        # Of most scripts, UTF-16 has a zero in about every second byte.
+        if len(window) >= 16 and 1 / 3 < window.count(b"\0") / len(window) < 2 / 3:
             raise NotTextError(f"looks like UTF-16 (byte {at + zero} is zero); {_convert('UTF-16')}")
         raise NotTextError(f"is binary, not text (byte {at + zero} is zero); {_LEAVE_OUT}")
     try:

@@ -59,6 +59,7 @@ def test_csv_is_read_as_the_standard_library_writes_it(tmp_path: Path, ending: s
     ("x.txt", PROSE.encode("utf-16"), r"is UTF-16, not UTF-8.*iconv"),
     ("x.txt", PROSE.encode("utf-16-le"), r"looks like UTF-16 \(byte 1 is zero\)"),
     ("x.txt", PROSE.encode() + b"\0\1\2", rf"is binary, not text \(byte {len(PROSE)} is zero\)"),
+    ("x.txt", b"\0\1", r"is binary, not text \(byte 0 is zero\)"),
     ("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"is not UTF-8 text \(byte 24 is 0xE9"),
     ("x.csv", b"text\n\xe9\n", r"cannot be read \(.*UTF8"),
     ("x.warc.gz", b"WARC/1.0", r"is a web archive; extract its text first"),
