@@ -24,7 +24,8 @@ from moedisco_ray.config import RunConfig
 from moedisco_ray.metering import Meter, Work
 from moedisco_ray.stages import STAGES
 
-QUALITY_UNKNOWN = "The quality of full training at this cost was not measured for this run; see the measured results."
+QUALITY_UNKNOWN = (
+    "The quality of full training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")
 """What is known of quality at the run's cost unless a comparison measured it."""
 
 _TRAINING = ("seed", "submodels", "finetune")

@@ -45,8 +45,8 @@ export function Estimate({ plan, stale }) {
   return html`
     <${Sheet} title="Estimate" note=${stale ? "of an earlier text" : ""}>
       <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
-        <p class=${plan.fits ? "verdict fits" : "verdict"} role="status">
-          ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits the pools' memory_gb; host memory is not checked"}
+        <p class=${plan.fits && plan.fits_known ? "verdict fits" : "verdict"} role="status">
+          ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits the pools' memory_gb; whether the host has it is not known"}
         </p>
         <dl class="figures">
           <div><dt>Time</dt><dd>${bill.seconds === null ? "unknown" : duration(bill.seconds)}</dd></div>
