@@ -197,12 +197,19 @@ def init(
 
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a configuration and what it names."""
+    """Open what a configuration names, and list every mistake with which the run would fail; nothing is written."""
     checked = load_config(config, overrides or ())
-    vocab_size = build_plan(checked).vocab_size
-    print(
-        f"ok: {checked.name}, {checked.model.family} with {checked.model.architecture.num_experts} experts and "
-        f"{vocab_size:,} tokens of vocabulary, {checked.clusters.count} clusters, {checked.tokens.total:,} tokens")
+    findings = _import_late("moedisco_ray.validation").validate(checked)
+    for problem in findings.problems:
+        _complain(str(problem))
+    if not findings.problems:
+        print(
+            f"ok: {checked.name}, {checked.model.family} with {checked.model.architecture.num_experts} experts and "
+            f"{findings.vocab_size:,} tokens of vocabulary, {checked.clusters.count} clusters, {checked.tokens.total:,} tokens")
+    for warning in findings.warnings:
+        print(f"warning: {warning}")
+    if findings.problems:
+        raise typer.Exit(_USER_ERROR)
 
 
 @app.command()
@@ -315,7 +322,7 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 def _import_late(name: Literal[
     "moedisco_ray.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter", "moedisco_ray.compare.run",
-    "moedisco_ray.compare.figures", "moedisco_ray.tasks",
+    "moedisco_ray.compare.figures", "moedisco_ray.tasks", "moedisco_ray.validation",
 ]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)

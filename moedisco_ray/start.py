@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moedisco_ray.config import LocalInit, RunConfig
 from moedisco_ray.corpus.pretrained import check_tokenizer
+from moedisco_ray.errors import UserError
 from moedisco_ray.model_map import canonical_shapes, check_start_tensors, hf_config
 
 
@@ -16,7 +17,22 @@ def check_start(config: RunConfig) -> None:
         ConfigError: As `check_tokenizer`, or the family cannot have the sizes in `model.config`.
         CheckpointError: As `check_start_tensors`.
     """
-    check_tokenizer(config)
+    for problem in start_problems(config)[:1]:
+        raise problem
+
+
+def start_problems(config: RunConfig) -> list[UserError]:
+    """Every reason for which a run cannot begin with its model and tokenizer; none where it can."""
+    problems: list[UserError] = []
+    for check in (check_tokenizer, _check_tensors):
+        try:
+            check(config)
+        except UserError as error:
+            problems.append(error)
+    return problems
+
+
+def _check_tensors(config: RunConfig) -> None:
     check_start_tensors(config.model)
     if not isinstance(config.model.init, LocalInit):
         rows = config.model.architecture.vocab_size or config.tokenizer.train_vocab_size
