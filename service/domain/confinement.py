@@ -117,7 +117,7 @@ def _local(place: Place, roots: Roots) -> Path:
         raise ConfigError(field, path, f"this service has no directory for it, only buckets; it allows {_allowed(place, roots)}")
     absolute = directories[0] / path      # an absolute path replaces what it is joined to
     if not _within(absolute, directories):
-        raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; name a place in one of them")
+        raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
     return absolute
 
 
@@ -136,11 +136,11 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
     location, _, options = rest.partition("?")
     plain = unquote(location)
     if not sign or scheme not in {root.partition("://")[0] for root in buckets}:
-        raise ConfigError(field, uri, f"has a scheme of none of {_allowed(place, roots)}; name a place in one of them")
+        raise ConfigError(field, uri, f"has a scheme of none of {_allowed(place, roots)}; {_remedy(place)}")
     if {"..", "."} & set(plain.split("/")) or re.search(r"[#\\\0\r\n]", plain):
         raise ConfigError(field, uri, "must name its objects plainly, without '..', '#' or control characters")
     if not all(any(_under(f"{scheme}://{form}", root) for root in buckets) for form in (location, plain)):
-        raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; name a place in one of them")
+        raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
     for option, _ in parse_qsl(options, keep_blank_values=True):
         if option not in HARMLESS_OPTIONS:
             raise ConfigError(field, uri, f"the option {option!r} may not be set here; leave it out")
@@ -161,6 +161,11 @@ def _allowed(place: Place, roots: Roots) -> str:
     else:
         kind, allowed = "input", roots.inputs if place.marker.uris else roots.directories
     return f"the {kind} roots ({', '.join(map(str, allowed)) or 'none'})"
+
+
+def _remedy(place: Place) -> str:
+    kind = "input" if isinstance(place.marker, ReadsFrom) else {"runs": "output", "checkpoints": "storage"}[place.marker.what]
+    return f"name a place in one of them, or have the operator add one (`moedisco serve --{kind}-root`)"
 
 
 def _buckets(roots: Sequence[str]) -> list[str]:

@@ -141,3 +141,13 @@ def test_whatever_is_allowed_lies_under_a_root(path):
         return
     assert made.startswith(("/data/", "s3://a/b/")) or made in ("/data", "s3://a/b")
     assert ".." not in made.split("/")
+
+
+@pytest.mark.parametrize(("change", "option"), [
+    ({"corpus": {"sources": [{"path": "/elsewhere/text"}]}}, "--input-root"), ({"output": "/elsewhere"}, "--output-root"),
+    ({"checkpoint": {"storage": "/elsewhere"}}, "--storage-root")])
+def test_a_refusal_names_the_option_that_allows_the_place(change, option):
+    config = RunConfig.model_validate({"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, **change})
+    roots = Roots(["/data"], [Path("/runs")], ["/checkpoints"])
+    with pytest.raises(ConfigError, match=option):
+        confined(config, roots)
