@@ -34,6 +34,7 @@ class Commands:
 
     def __init__(self, running, directory):
         self.directory = directory
+        self.named = f"moedisco: the service at {running.url} (MOEDISCO_URL)\n"
         self.environment = os.environ | {"MOEDISCO_URL": running.url, "MOEDISCO_TOKEN": running.made.plain["ann"], "TERM": "xterm"}
 
     def start(self, *arguments, **options):
@@ -62,7 +63,7 @@ def begin(running, run_id):
 
 def test_a_run_from_submission_to_its_end(running, moedisco):
     code, out, err = moedisco.run("submit", "demo.yaml", "--json")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, moedisco.named)
     run_id = json.loads(out)["id"]
     code, out, _ = moedisco.run("status", run_id[:20])
     assert code == 0
@@ -76,12 +77,12 @@ def test_a_run_from_submission_to_its_end(running, moedisco):
     assert watching.returncode == 1
     assert re.sub(r"\d\d:\d\d:\d\d  ", "", out).splitlines() == [
         "queued", "starting", "running", "run demo in /runs/demo", "corpus: started", "failed"]
-    assert err == "moedisco: run demo failed: no reason is known\n"
+    assert err == f"{moedisco.named}moedisco: run demo failed: no reason is known\n"
     assert moedisco.run("resume", "demo")[0] == 0
     assert moedisco.run("cancel", "demo")[1] == f"{run_id}  demo: cancelled\n"
     assert moedisco.run("delete", "demo")[1] == f"{run_id}  demo: deleted\n"
     code, _, err = moedisco.run("status", "demo")
-    assert (code, err) == (2, "moedisco: RUN: 'demo': no such run; `moedisco list` shows those there are\n")
+    assert (code, err) == (2, f"{moedisco.named}moedisco: RUN: 'demo': no such run; `moedisco list` shows those there are\n")
 
 
 @pytest.mark.parametrize("command", ["watch", "logs"])
@@ -94,7 +95,8 @@ def test_ctrl_c_leaves_the_run(running, moedisco, command):
     looking.send_signal(signal.SIGINT)
     _, err = looking.communicate(timeout=60)
     assert looking.returncode == 130
-    assert re.fullmatch(rf"moedisco: the (run|log) goes on: moedisco {command} {run_id}( --follow)?\n", err)
+    assert re.fullmatch(
+        rf"{re.escape(moedisco.named)}moedisco: the (run|log) goes on: moedisco {command} {run_id}( --follow)?\n", err)
     assert json.loads(moedisco.run("status", run_id, "--json")[1])["state"] == "running"
 
 

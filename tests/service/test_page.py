@@ -339,7 +339,7 @@ def test_every_view_is_accessible_and_fits_its_window(site, open_page, tmp_path,
     train(site, live, "submodel-0", 1, 40)
     views = {
         "runs": ("/#/runs", "table.runs"), "run": (f"/#/runs/{done}", ".samples"), "live": (f"/#/runs/{live}", "table.units"),
-        "submit": ("/#/submit", ".verdict.fits"), "retry": (f"/#/runs/{done}/retry", ".verdict.fits"),
+        "submit": ("/#/submit", ".verdict"), "retry": (f"/#/runs/{done}/retry", ".verdict"),
         "pools": ("/#/pools", ".pools"),
         "absent": ("/#/runs/absent", ".empty .notice"),
     }

@@ -3,9 +3,10 @@
 import time
 
 import pytest
+from browser import browser
 from page_runs import finish
 from playwright.sync_api import expect
-from test_page import browser, open_page, site
+from test_page import open_page, site
 
 from service.database import policies, runs
 from service.domain.policies import Policies, Policy
