@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.errors import TrainingError
+from moedisco_ray.errors import DivergedError, TrainingError
 from moedisco_ray.policies import quorum
 from moedisco_ray.policies.ordering import Remaining, calibration
 from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict
@@ -54,6 +54,7 @@ class Cohort:
         self._began = clock() - kept["seconds"]
         self._saved = clock()
         self._given_up: dict[str, str] = {}
+        self._diverged = False
         self.finished: dict[str, TrainResult] = {}
         for job in jobs:
             result = standing(job)
@@ -71,9 +72,10 @@ class Cohort:
         self._speeds[name] = speed
         self._ended.setdefault(name, self.seconds)
 
-    def give_up(self, name: str, reason: str) -> None:
-        """A training is not tried again, by this driver."""
+    def give_up(self, name: str, reason: str, *, diverged: bool = False) -> None:
+        """Note that this driver does not try a training again, and whether the training itself is to blame."""
         self._given_up[name] = reason
+        self._diverged = self._diverged or diverged
 
     def verdict(self, speeds: Mapping[str, float]) -> Verdict:
         """Whether to wait, or to go on with what is there.
@@ -97,7 +99,8 @@ class Cohort:
         if verdict.action == "fail":
             needed = self._waits_for.needed
             beginning = "" if needed is None else f"{needed} of {len(units)} can no longer finish: "
-            raise TrainingError(beginning + "; ".join(f"{name}: {reason}" for name, reason in self._given_up.items()))
+            kind = DivergedError if self._diverged else TrainingError
+            raise kind(beginning + "; ".join(f"{name}: {reason}" for name, reason in self._given_up.items()))
         return verdict
 
     def trained(self, job: TrainJob, held: Held) -> Trained:

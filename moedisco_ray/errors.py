@@ -10,7 +10,8 @@ MoeDiscoError
 ├── RunError             the run itself failed: exit code 1
 │   ├── StorageError     the checkpoints' storage did not answer for minutes, or a checkpoint is damaged
 │   └── TrainingError    a worker that kept dying
-│       └── NotFiniteError   a loss or gradient that is not finite
+│       └── DivergedError    settings that do not train, on any machine
+│           └── NotFiniteError   a loss or gradient that is not finite
 └── RunStopped           somebody asked the run to end: exit code 3
 """
 
@@ -89,7 +90,11 @@ class TrainingError(RunError):
     """A loss that is not finite, or a worker that kept dying."""
 
 
-class NotFiniteError(TrainingError):
+class DivergedError(TrainingError):
+    """A training whose own state or data ends it, whatever machine it runs on: these settings do not train."""
+
+
+class NotFiniteError(DivergedError):
     """A loss or a gradient is not finite.
 
     Args:

@@ -29,11 +29,11 @@ from moedisco_ray.compare.accounting import (
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, run_name, tokens_for
 from moedisco_ray.compare.quality import note_quality
 from moedisco_ray.compare.reading import expected, finetuned, found
-from moedisco_ray.compare.tuning import Tuned, tune
+from moedisco_ray.compare.tuning import Tuned, kept, tune
 from moedisco_ray.config import RunConfig
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.errors import ConfigError, DivergedError
 from moedisco_ray.events import EventLog
 from moedisco_ray.metering import Meter
 from moedisco_ray.plan import build_plan, recipe, subject
@@ -82,7 +82,7 @@ def compare(
     def reads(config: RunConfig, arm: Arm) -> Reads:
         return expected(config, arm.measured, corpus)    # the reference has run by then: it is the first
 
-    tuned = _tune(base, asked, output, slice_tokens, view, shell)
+    tuned = _tune(base, asked, output, slice_tokens, view, shell) | _kept(base, known, asked, output, slice_tokens)
     known = {**known, **{name: found.arm for name, found in tuned.items()}}
 
     def dear(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
@@ -136,7 +136,10 @@ def _tune(
     finished: list[Path] = []
 
     def train(config: RunConfig) -> float | None:
-        _run(config, finished, view, shell)
+        try:
+            _run(config, finished, view, shell)
+        except DivergedError:
+            return None
         evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
         loss: float = (evaluation["ensemble"] if config.evaluation.ensemble else evaluation)["loss"]
         for before in finished:
@@ -147,6 +150,19 @@ def _tune(
     tuned = {name: tune(base, name, arm, slices, slice_tokens, train) for name, arm in asked.items()} if slice_tokens else {}
     shutil.rmtree(slices, ignore_errors=True)
     return tuned
+
+
+def _kept(
+    base: RunConfig, known: Mapping[str, Arm], asked: Mapping[str, Arm], output: Path, slice_tokens: int,
+) -> dict[str, Tuned]:
+    """What earlier sweeps chose for arms that this comparison does not train, but may have the runs of."""
+    found: dict[str, Tuned] = {}
+    for name, arm in known.items() if slice_tokens else ():
+        if name not in asked:
+            with contextlib.suppress(ConfigError):
+                tuned = kept(base, name, arm, output / "slices", slice_tokens)
+                found |= {} if tuned is None else {name: tuned}
+    return found
 
 
 def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | None, shell: Shell | None) -> None:

@@ -52,7 +52,9 @@ def _how_tuned(rows: Sequence[Mapping[str, Any]]) -> str:
             "Learning rates and batch sizes are as configured, so arms may be further from their best than others; "
             "--slice-tokens tunes them.")
     how = f"the best of up to {max(each['trainings'] for each in tuned)} trainings of {tuned[0]['slice_tokens']:,} tokens each"
-    return f"Batch size (tokens) and learning rate of the whole MoE's training: {how}, on the validation documents."
+    return (
+        f"Batch size (tokens) and learning rate of the whole MoE's training: {how}, on the validation documents, where it is also "
+        "better than the configured values at full length.")
 
 
 def _change(value: float | None, reference: float) -> str:

@@ -1,7 +1,8 @@
 """Tune every arm's learning rate and batch size by the same short sweep, so that none is compared at another's settings.
 
 The sweep climbs a grid of powers of two around the configured values. Its trainings are slices: runs of the arm on a part of the
-tokens. Losses are those on the validation documents, for every arm alike.
+tokens. A short run prefers smaller batches than a long one, so what the slices chose is then trained on all of the tokens, as the
+configured values are, and the better of the two is taken. Losses are those on the validation documents, for every arm alike.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def tune(
 ) -> Tuned:
     """Sweep an arm's learning rate and batch size, or read what an earlier sweep of the same found.
 
-    Sweeps are kept in `base.output`/tuned, one file per text, model and recipe, so that later comparisons reuse them.
+    Sweeps are kept in `base.output`/tuned, one file per text, model, recipe and length, so that later comparisons reuse them.
 
     Args:
         base: The configuration that is compared.
@@ -114,22 +115,28 @@ def tune(
     Raises:
         ConfigError: The configuration does not allow for the arm.
     """
-    start = slice_config(base, name, arm, output, tokens)
-    path = base.output / "tuned" / f"{sweep_key(start, arm)}.json"
-    trials = _read(path)
+    def trained(sweep: _Sweep, step: Step) -> float | None:
+        if step not in sweep.trials:
+            sweep.trials[step] = _trial(base, name, at(sweep.start, arm, step), step, output, sweep.start.tokens.total, train)
+            sweep.write()
+        return sweep.trials[step].loss
 
-    def measure(step: Step) -> float | None:
-        if step not in trials:
-            trials[step] = _trial(base, name, at(start, arm, step), step, output, tokens, train)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {
-                "arm": name, "slice_tokens": tokens, "sources": [source.path for source in base.corpus.sources],
-                "trainings": [dataclasses.asdict(trial) for trial in trials.values()]})
-        return trials[step].loss
+    return _chosen(base, name, arm, output, tokens, trained)
 
-    chosen = trials[climb(measure, MOST_TRAININGS)]
-    trained = sum(trial.loss is not None for trial in trials.values())
-    return Tuned(at(start, arm, chosen.step), chosen.batch_tokens, chosen.lr, trained, tokens)
+
+def kept(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> Tuned | None:
+    """What an earlier sweep chose for an arm; None where there was none, or where it was interrupted.
+
+    Raises:
+        ConfigError: The configuration does not allow for the arm.
+    """
+    def known(sweep: _Sweep, step: Step) -> float | None:
+        return sweep.trials[step].loss
+
+    try:
+        return _chosen(base, name, arm, output, tokens, known)
+    except KeyError:
+        return None
 
 
 def at(start: RunConfig, arm: Arm, step: Step) -> Arm:
@@ -162,6 +169,36 @@ def sweep_key(start: RunConfig, arm: Arm) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class _Sweep:
+    """The trainings of one arm at one length, as they are kept."""
+
+    def __init__(self, base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> None:
+        self.start = slice_config(base, name, arm, output, tokens)
+        self.path = base.output / "tuned" / f"{sweep_key(self.start, arm)}.json"
+        self.about = {"arm": name, "tokens": tokens, "sources": [source.path for source in base.corpus.sources]}
+        found: Mapping[str, Any] = read_json(self.path) if self.path.exists() else {"trainings": []}
+        trials = [Trial(**(trial | {"step": tuple(trial["step"])})) for trial in found["trainings"]]
+        self.trials = {trial.step: trial for trial in trials}
+
+    def write(self) -> None:
+        """Keep the trainings so far."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {**self.about, "trainings": [dataclasses.asdict(trial) for trial in self.trials.values()]})
+
+
+def _chosen(
+    base: RunConfig, name: str, arm: Arm, output: Path, tokens: int, loss: Callable[[_Sweep, Step], float | None],
+) -> Tuned:
+    slices = _Sweep(base, name, arm, output, tokens)
+    best = climb(lambda step: loss(slices, step), MOST_TRAININGS)
+    trained = sum(trial.loss is not None for trial in slices.trials.values())
+    if best != START:
+        whole = _Sweep(base, name, arm, output, base.tokens.total)
+        best = min((START, best), key=lambda step: _or_infinity(loss(whole, step)))
+    chosen = slices.trials[best]
+    return Tuned(at(slices.start, arm, best), chosen.batch_tokens, chosen.lr, trained, tokens)
+
+
 def _trial(
     base: RunConfig, name: str, arm: Arm, step: Step, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
 ) -> Trial:
@@ -175,12 +212,6 @@ def _trial(
         return trial
     loss = train(config)
     return dataclasses.replace(trial, loss=loss if loss is not None and math.isfinite(loss) else None)
-
-
-def _read(path: Path) -> dict[Step, Trial]:
-    found: Mapping[str, Any] = read_json(path) if path.exists() else {"trainings": []}
-    trials = [Trial(**(trial | {"step": tuple(trial["step"])})) for trial in found["trainings"]]
-    return {trial.step: trial for trial in trials}
 
 
 def _or_infinity(loss: float | None) -> float:

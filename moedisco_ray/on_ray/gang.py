@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
-from moedisco_ray.errors import TrainingError
+from moedisco_ray.errors import DivergedError, TrainingError
 from moedisco_ray.events import Event
 from moedisco_ray.on_ray import histories
 from moedisco_ray.on_ray.relay import Whereabouts
@@ -205,7 +205,7 @@ class Gang:
         self._losses += end.costly
         decision = histories.follow(self._job, self._history, end, self._max_failures, workers)
         if isinstance(decision, GiveUp):
-            raise TrainingError(f"{self._job.name}: {decision.reason}")
+            raise (DivergedError if decision.poisoned else TrainingError)(f"{self._job.name}: {decision.reason}")
         self._history = decision.history
         self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
             "kind": end.kind, "step": end.step, "reason": end.reason}))

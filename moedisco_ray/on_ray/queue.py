@@ -217,7 +217,7 @@ class Queue:
         placement = self._around.placement
         decision = histories.follow(job, self._histories[job.name], end, placement.max_failures, placement.workers)
         if isinstance(decision, GiveUp):
-            self._cohort.give_up(job.name, decision.reason)
+            self._cohort.give_up(job.name, decision.reason, diverged=decision.poisoned)
             self._rounds.drop(job)
             return
         self._histories[job.name] = decision.history

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from small_run import small_config
 
+from moedisco_ray.artifacts import write_json
 from moedisco_ray.compare import run as comparison
 from moedisco_ray.compare.arms import ARMS, REFERENCE
 from moedisco_ray.compare.run import compare
 from moedisco_ray.compare.table import compare_view
-from moedisco_ray.compare.tuning import MOST_TRAININGS, START, at, climb, slice_config, sweep_key, tune
+from moedisco_ray.compare.tuning import MOST_TRAININGS, START, at, climb, kept, slice_config, sweep_key, tune
 from moedisco_ray.config import RunConfig
+from moedisco_ray.errors import NotFiniteError, TrainingError
 from moedisco_ray.in_process import InProcess
 
 SMALL = {
@@ -89,7 +91,8 @@ def test_a_sweep_is_reused_for_the_same_text_and_model_and_only_for_these(tmp_pa
         assert tuned.batch_tokens == 128
         return len(trained) - before
 
-    assert sweep(base) == sweep(base, "disco") > 0     # joint training has the submodels' rate, ours half: both must move
+    assert sweep(base) > 2
+    assert sweep(base, "disco") > 2     # joint training has the submodels' rate, ours half: both must move
     other_run = base.model_copy(update={"name": "other", "seed": 7, "tags": {"who": "me"}})
     assert sweep(other_run) == 0
     assert sweep(base.model_copy(update={"model": base.model.model_copy(update={"family": "mixtral"})})) > 0
@@ -99,6 +102,19 @@ def test_a_sweep_is_reused_for_the_same_text_and_model_and_only_for_these(tmp_pa
     assert len(keys) == 1
     # Batches below a sequence are not possible: they are passed over, not an error.
     assert all("batch-32-" not in name for name in trained)
+
+
+def test_what_only_a_short_training_prefers_is_not_taken(tmp_path: Path) -> None:
+    base = base_config(tmp_path)
+
+    def train(config: RunConfig) -> float:
+        best = 128 if config.tokens.total < base.tokens.total else 256     # as batches that are best grow with the tokens
+        return abs(math.log(config.finetune.optimizer.batch_tokens / best))
+
+    tuned = tune(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000, train)
+    assert (tuned.batch_tokens, tuned.lr) == (256, base.submodels.optimizer.lr)
+    assert kept(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000) == tuned
+    assert kept(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 7000) is None
 
 
 @pytest.fixture
@@ -130,6 +146,10 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     assert "as configured" in shown(untuned)
     assert "trainings of 4,000 tokens each, on the validation documents" in shown(result)
+    assert "better than the configured values at full length" in shown(result)
+    # An arm that is not asked for again stays in the table with what it was tuned to.
+    fewer = compare(base, tmp_path / "tuned", [REFERENCE], budgets=("tokens",), shell=InProcess(), slice_tokens=4000)
+    assert fewer["rows"] == result["rows"]
     # The next comparison of the same text and model trains no slice.
     runs: list[str] = []
     real = comparison.pipeline.run
@@ -139,3 +159,27 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
         REFERENCE: ARMS[REFERENCE]})
     assert runs == ["joint-tokens"]
     assert again["rows"][0]["tuned"] == result["rows"][0]["tuned"]
+
+
+def test_a_setting_that_diverges_is_passed_over_and_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_config(tmp_path)
+    tried: list[float] = []
+
+    def run(config: RunConfig, views: Any, *, shell: Any) -> Path:
+        tried.append(config.finetune.optimizer.lr)
+        if config.finetune.optimizer.lr > 2e-3:
+            raise NotFiniteError("finetune: the loss of step 3 is nan", 3)
+        if config.finetune.optimizer.lr < 2e-3:
+            raise TrainingError("a machine that kept dying")
+        (config.directory / "evaluation").mkdir(parents=True)
+        write_json(config.directory / "evaluation" / "evaluation.json", {"loss": 5.0})
+        return config.directory
+
+    monkeypatch.setattr(comparison.pipeline, "run", run)
+    monkeypatch.setattr(comparison, "share_corpus", lambda *_: None)
+    with pytest.raises(TrainingError, match="kept dying"):      # says nothing of the settings: the same command continues
+        compare(base, tmp_path / "compared", [REFERENCE], budgets=("tokens",), slice_tokens=4000)
+    assert tried == [2e-3, 4e-3, 1e-3]
+    with pytest.raises(TrainingError, match="kept dying"):
+        compare(base, tmp_path / "compared", [REFERENCE], budgets=("tokens",), slice_tokens=4000)
+    assert tried == [2e-3, 4e-3, 1e-3, 1e-3]
