@@ -6,9 +6,9 @@ own and enter only the second total, `dollars_with_idle`.
 
 The baseline is the same model trained as a whole: as many tokens as the run trains on, all on the high-memory pool, at the
 fine-tune's worker-seconds per token (measured, or planned) scaled by the pools' `speed` where the fine-tune runs elsewhere;
-one start-up of that pool's workers; the evaluation of the finished model; its export. It trains no seed or sub-models,
-clusters nothing and merges nothing. Saving = 1 - total / baseline; below 0 the run costs more. A run that is itself full
-training, or that is not complete, has no saving.
+one start-up of each of that pool's fewest workers; the evaluation of the finished model; its export. It trains no seed or
+sub-models, clusters nothing and merges nothing. Saving = 1 - total / baseline; below 0 the run costs more. A run that is itself
+full training, or that is not complete, has no saving.
 
 The plan, `report.json`, the REST API, the tables, the page, the model card and the trackers all read this one structure.
 """
@@ -68,7 +68,7 @@ class Bill(BaseModel):
     planned: bool
     """Whether this is a plan; otherwise it is metered."""
     complete: bool
-    """Whether all stages are in it."""
+    """Whether all that the run does is in it: a plan leaves out `evaluation.lm_eval`."""
     lines: tuple[Line, ...]
     """Priced work per stage and pool, in pipeline order."""
     dollars: float | None
@@ -108,7 +108,7 @@ def make_bill(
     """
     kept = tuple(sorted(lines, key=lambda line: (_ORDER.get(line.stage, len(_ORDER)), line.pool)))
     unused = tuple(idle)
-    total, spare = _sum(kept), _sum(unused) or 0.0
+    total, spare = sum_dollars(kept), sum_dollars(unused) or 0.0
     saving = 1 - total / baseline.dollars if complete and total is not None and baseline and baseline.dollars > 0 else None
     known = quality or QUALITY_UNKNOWN
     return Bill(
@@ -159,7 +159,7 @@ def make_baseline(
         config: The run's.
         tokens: Tokens that the run trains on, over all stages.
         seconds_per_token: Worker-seconds per token of the fine-tune.
-        start_up: Worker-seconds of the fine-tune's start-up.
+        start_up: Seconds until one worker of the fine-tune trains.
         evaluate: Worker-seconds to evaluate the finished model.
         export: Worker-seconds to export it.
         rate: Where the figures come from.
@@ -168,11 +168,11 @@ def make_baseline(
     scale = config.finetune_pool.speed / high.speed
     training = tokens * seconds_per_token * scale
     lines = (
-        line("start-up", high.key, start_up, config), line("finetune", high.key, training, config),
+        line("start-up", high.key, start_up * high.fewest_workers, config), line("finetune", high.key, training, config),
         line("evaluate", high.key, evaluate * scale, config), line("export", high.key, export * scale, config))
     return Baseline(
-        lines=lines, dollars=_sum(lines) or 0.0, rate=rate,
-        seconds=(start_up + training) / high.fewest_workers + (evaluate + export) * scale)
+        lines=lines, dollars=sum_dollars(lines) or 0.0, rate=rate,
+        seconds=start_up + training / high.fewest_workers + (evaluate + export) * scale)
 
 
 def is_full_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
@@ -229,7 +229,8 @@ def _in_words(saving: float, baseline: Baseline) -> str:
         f"an estimate from the fine-tune's {baseline.rate} speed")
 
 
-def _sum(lines: Sequence[Line]) -> float | None:
+def sum_dollars(lines: Sequence[Line]) -> float | None:
+    """The sum of lines; None where one of them is unknown."""
     total = 0.0
     for each in lines:
         if each.dollars is None:

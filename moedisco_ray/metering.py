@@ -82,7 +82,8 @@ class Meter:
         free: Free slots as they were last seen, per pool.
         stage: The stage under way, or the last one.
         before: Worker-seconds that a stage had used when it last started, per stage.
-        start_up: Worker-seconds from a stage's last holding of slots to its first training step, per stage.
+        start_up: Seconds of one worker from a stage's last holding of slots to its first training step, per stage; with several
+            workers their mean.
         work: What each finished stage did.
         elapsed: Wall-clock seconds of the attempts that have ended.
         began: When the present attempt began, in seconds since the epoch; None between attempts.
@@ -117,8 +118,9 @@ class Meter:
                 self._finish_stage(event)
             case "unit_started":
                 stage = self._stage_of(event)
-                self.start_up[stage] = sum(
-                    hold.workers * max(0.0, event.time - hold.since) for hold in self.open.values() if hold.stage == stage)
+                holds = [hold for hold in self.open.values() if hold.stage == stage]
+                waited = sum(hold.workers * max(0.0, event.time - hold.since) for hold in holds)
+                self.start_up[stage] = waited / max(1, sum(hold.workers for hold in holds))
             case "workers_held":
                 stage = self._stage_of(event)
                 self.open[event.data["hold"]] = Hold(event.data["pool"], event.data["workers"], event.time, stage)

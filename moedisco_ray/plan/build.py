@@ -18,13 +18,15 @@ from moedisco_ray.plan.cost import (
     mixed_cost,
     training_cost,
 )
-from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, planned_bill
+from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, left_out, planned_bill
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
 from moedisco_ray.plan.rounds import Sync, plan_sync
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
 from moedisco_ray.plan.vocabulary import planned_vocab_size
+
+_ASSUMPTIONS = "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints"
 
 StageName = Literal["seed", "submodels", "finetune"]
 
@@ -148,7 +150,8 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         estimates=estimates,
         speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.kinds),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
-        assumptions="memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints",
+        assumptions=_ASSUMPTIONS + "".join(
+            f"; time and cost of {setting} are not known and not included" for setting in left_out(config)),
     )
 
 

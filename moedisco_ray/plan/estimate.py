@@ -5,12 +5,16 @@ Operations are counted (`plan.cost`), divided by the workers' speed (`plan.speed
 * the run starts: its driver, and Ray;
 * each process that works on a pool starts once per stage; trainers start once per wave, after a controller that holds no slot;
 * corpus: tokenizing the sources' bytes on the head's cores; unpriced. Unknown where the sources' size is;
+* training: where `evaluation.every_tokens` asks for looks at the held-out loss, their tokens are read too;
 * cluster: forward passes of the seed model over 1.25 times the sub-models' tokens (all of the text: unknown), where vectors are
   hidden states;
-* merge: the calibration tokens, once per layer through half of the whole model on average, and once more to compare;
-* evaluate: the validation tokens through every model that is measured;
-* export: the prompts, token by token, and two loads.
+* merge: the calibration tokens, once per layer through half of the whole model on average; with `merge.backbone: auto` as often
+  for each candidate, whose loss is then measured;
+* evaluate: the validation tokens through every model that is measured, and through the one that finds their clusters; as many of
+  `evaluation.sources` through the finished model; through each sub-model of an ensemble, with the contexts that weigh them;
+* export: the prompts, token by token.
 
+The time of `evaluation.lm_eval` depends on task files that a plan does not read: `left_out` names it, and the bill is incomplete.
 A step that the arithmetic does not cover (k-means, files, checkpoints) is not in it.
 """
 
@@ -20,7 +24,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.bill import Baseline, Bill, Line, is_full_training, line, make_baseline, make_bill
+from moedisco_ray.bill import Baseline, Bill, Line, is_full_training, line, make_baseline, make_bill, sum_dollars
 from moedisco_ray.config import Architecture, CheckpointInit, Pool, RunConfig
 from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
@@ -29,6 +33,11 @@ from moedisco_ray.stages import STAGES
 
 CLUSTERED = 1.25
 """Text that is clustered, as a multiple of the sub-models' tokens, where `clusters.text` is `needed`."""
+
+_MERGE_RULES = 4
+"""Rules that `merge.backbone: auto` tries."""
+_ENSEMBLE_BLOCK = 64
+"""Tokens of an ensemble's text between two looks at the context that weighs its members."""
 
 
 class StageEstimate(BaseModel):
@@ -44,7 +53,9 @@ class StageEstimate(BaseModel):
     worker_seconds: float | None
     """For which priced slots are held, start-ups included; null: unknown."""
     dollars: float | None
-    """At the pool's price; null: unknown."""
+    """Sum of the lines; null: unknown."""
+    lines: tuple[Line, ...] = ()
+    """Priced work per pool. Of a mixed pool whose node type is not known before the run, at the most expensive type."""
 
 
 class Training(BaseModel):
@@ -67,7 +78,8 @@ def estimate_stages(
     """Every stage, in pipeline order."""
     reading = _Reading(config, vocab_size, machine)
     return tuple(
-        _training(config, stage.name, trainings[stage.name], machine) if stage.name in trainings else reading.stage(stage.name)
+        _training(config, stage.name, trainings[stage.name], reading.looks(stage.name, trainings[stage.name].cost.tokens), machine)
+        if stage.name in trainings else reading.stage(stage.name)
         for stage in STAGES)
 
 
@@ -75,62 +87,78 @@ def planned_bill(
     config: RunConfig, stages: Sequence[StageEstimate], trainings: Mapping[str, Training], vocab_size: int, machine: Machine,
 ) -> Bill:
     """The bill of a plan: the same structure as a run's."""
-    lines: list[Line] = []
-    for each in stages:
-        if each.pool == "head" or each.worker_seconds == 0:
-            continue
-        shares = trainings[each.stage].types if each.stage in trainings else ()
-        total = sum(share.worker_hours for share in shares)
-        if not shares or not total:
-            lines.append(line(each.stage, each.pool, each.worker_seconds, config))
-            continue
-        lines += [
-            line(each.stage, f"{each.pool}.{share.name}",
-                 None if each.worker_seconds is None else each.worker_seconds * share.worker_hours / total, config)
-            for share in shares if share.worker_hours]
     return make_bill(
-        lines, seconds=_total([start_up(None, machine), *(each.seconds for each in stages)]), planned=True, complete=True,
-        baseline=_baseline(config, trainings, vocab_size, machine))
+        [each for stage in stages for each in stage.lines],
+        seconds=_total([start_up(None, machine), *(each.seconds for each in stages)]), planned=True,
+        complete=not left_out(config), baseline=_baseline(config, trainings, vocab_size, machine))
+
+
+def left_out(config: RunConfig) -> tuple[str, ...]:
+    """Settings whose cost a plan cannot know and does not contain."""
+    return ("evaluation.lm_eval",) if config.evaluation.lm_eval else ()
 
 
 def _baseline(config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine) -> Baseline | None:
     whole = trainings.get("finetune")
     if whole is None or is_full_training(config, {stage: each.cost.tokens for stage, each in trainings.items()}):
         return None
-    pool = config.finetune_pool
-    seconds = seconds_for(pool, machine, whole.cost.flops, whole.cost.flops / whole.cost.tokens, whole.experts)
+    pool, high = config.finetune_pool, config.pools.high_memory
     reading = _Reading(config, vocab_size, machine)
-    starting, evaluated, exported = start_up(pool, machine), reading.evaluate(finished_only=True), reading.export()
-    if seconds is None or starting is None or evaluated is None or exported is None:
+    seconds = seconds_for(pool, machine, whole.cost.flops, whole.cost.flops / whole.cost.tokens, whole.experts)
+    looks = reading.looks("finetune", whole.cost.tokens)
+    starting, evaluated, exported = start_up(high, machine), reading.evaluate(finished_only=True), reading.export()
+    if seconds is None or looks is None or starting is None or evaluated is None or exported is None:
         return None
+    seconds += looks * high.fewest_workers
+    crowd = _crowd(high, high.fewest_workers, machine)
     return make_baseline(
-        config, tokens=config.tokens.total, seconds_per_token=seconds / whole.cost.tokens,
-        start_up=starting * whole.workers_per_unit, evaluate=evaluated, export=exported, rate="planned")
+        config, tokens=config.tokens.total, seconds_per_token=crowd * seconds / whole.cost.tokens,
+        start_up=crowd * starting, evaluate=evaluated, export=exported, rate="planned")
 
 
-def _training(config: RunConfig, stage: str, training: Training, machine: Machine) -> StageEstimate:
+def _training(config: RunConfig, stage: str, training: Training, looks: float | None, machine: Machine) -> StageEstimate:
+    """A stage that trains.
+
+    Args:
+        config: The run's.
+        stage: Its name.
+        training: Operations, units and workers.
+        looks: Seconds that each worker takes for looks at the held-out loss; None: unknown.
+        machine: What is known of the machine.
+    """
     pool = config.finetune_pool if stage == "finetune" else config.pools.low_memory
     cost = training.cost
     starting, controller = start_up(pool, machine), start_up(None if not pool.gpu else pool, machine)
     each = cost.flops / cost.tokens
     seconds = seconds_for(pool.kinds[0], machine, cost.flops, each, training.experts)
-    if starting is None or controller is None or seconds is None:
-        return StageEstimate(stage=stage, pool=pool.kind, seconds=None, worker_seconds=None, dollars=None)
-    working = 3600 * cost.worker_hours if pool.gpu else seconds    # of a mixed pool, each type at its own speed
-    held = working + starting * training.units * training.workers_per_unit
-    workers = training.at_once * training.workers_per_unit
-    crowd = _crowd(pool, workers, machine)
-    wall = 3600 * cost.hours if pool.gpu else cost.waves * working / training.units / training.workers_per_unit
-    lines = line(stage, pool.key, held * crowd, config)
+    if starting is None or controller is None or seconds is None or looks is None:
+        return _unknown(stage, pool)
+    crowd = _crowd(pool, training.at_once * training.workers_per_unit, machine)
+    shares = training.types or (None,)
+    lines = []
+    for share in shares:
+        units = training.units if share is None else share.units
+        if not units:
+            continue
+        working = seconds * units / training.units
+        if pool.gpu:    # of a mixed pool, each type at its own speed
+            working = 3600 * (cost.worker_hours if share is None else share.worker_hours)
+        held = working + (starting + looks) * units * training.workers_per_unit
+        lines.append(line(stage, pool.key if share is None else f"{pool.key}.{share.name}", held * crowd, config))
+    wall = 3600 * cost.hours if pool.gpu else cost.waves * seconds / training.units / training.workers_per_unit
+    return _priced(stage, pool, (wall + cost.waves * (starting + looks)) * crowd + cost.waves * controller, lines)
+
+
+def _priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> StageEstimate:
     return StageEstimate(
-        stage=stage, pool=pool.kind, seconds=(wall + cost.waves * starting) * crowd + cost.waves * controller,
-        worker_seconds=held * crowd, dollars=_mixed_dollars(training, starting, config) if training.types else lines.dollars)
+        stage=stage, pool=pool.kind, seconds=seconds, worker_seconds=_total([each.worker_seconds for each in lines]),
+        dollars=sum_dollars(lines), lines=tuple(lines))
 
 
-def _mixed_dollars(training: Training, starting: float, config: RunConfig) -> float:
-    prices = {kind.key: kind.price_per_hour for kind in config.pools.low_memory.kinds}
-    return sum(
-        share.dollars + starting * share.units / 3600 * prices[f"low_memory.{share.name}"] for share in training.types)
+def _unknown(stage: str, pool: Pool) -> StageEstimate:
+    return StageEstimate(
+        stage=stage, pool=pool.kind, seconds=None, worker_seconds=None, dollars=None,
+        lines=(Line(stage=stage, pool=pool.kind, worker_seconds=None, dollars=None),))
 
 
 def _crowd(pool: Pool, workers: int, machine: Machine) -> float:
@@ -168,25 +196,64 @@ class _Reading:
         Args:
             finished_only: Measure the finished model alone, as full training would.
         """
-        config = self._config
-        tokens = config.evaluation.max_tokens
+        config, evaluation = self._config, self._config.evaluation
+        tokens = evaluation.max_tokens
         passes = [self._read(tokens, whole=True)]
-        if config.evaluation.stages and not finished_only and config.tokens.decoupled:
+        if evaluation.sources:
+            passes.append(self._read(tokens, whole=True))
+        if finished_only:
+            return _total([*passes, self._starting(config.finetune_pool)])
+        if evaluation.stages and config.tokens.decoupled:
             passes += [self._read(tokens, whole=True), self._read(tokens, whole=False)]
-        if config.evaluation.stages and not finished_only and config.tokens.seed:
+        if evaluation.stages and config.tokens.seed:
             passes.append(self._read(tokens, whole=False))
+        if config.vectors_pool is not None:
+            passes.append(self._read(tokens, whole=self._vectors_of_whole))
+        if evaluation.ensemble:
+            passes.append(self._read(config.clusters.count * tokens, whole=False))
+            if config.vectors_pool is not None:
+                # The context before each block, half a sequence on average.
+                contexts = tokens * config.corpus.sequence_length // (2 * _ENSEMBLE_BLOCK)
+                passes.append(self._read(contexts, whole=self._vectors_of_whole))
         return _total([*passes, self._starting(config.finetune_pool)])
 
     def export(self) -> float | None:
         """Seconds of one worker."""
         evaluation = self._config.evaluation
-        return self._read(len(evaluation.prompts) * evaluation.sample_tokens, whole=True)
+        samples = self._read(len(evaluation.prompts) * evaluation.sample_tokens, whole=True)
+        return _total([samples, self._starting(self._config.finetune_pool)])
+
+    def looks(self, stage: str, tokens: int) -> float | None:
+        """Seconds of a training's looks at its held-out loss, which each worker takes; the last look is at the end.
+
+        Args:
+            stage: The seed's, the sub-models', which have none, or the fine-tune's.
+            tokens: That it trains on.
+        """
+        evaluation = self._config.evaluation
+        if evaluation.every_tokens is None or stage == "submodels":
+            return 0.0
+        whole = stage == "finetune"
+        batch = (self._config.finetune if whole else self._config.submodels).optimizer.batch_tokens
+        count = -(-max(1, tokens // batch) // max(1, evaluation.every_tokens // batch))
+        pool = self._config.finetune_pool if whole else self._config.pools.low_memory
+        return self._read(count * min(evaluation.slice_tokens, evaluation.max_tokens), whole=whole, pool=pool)
 
     def _merge(self) -> float | None:
-        config = self._config
-        passes = config.merge.calibration_tokens * (0.5 * self._whole.num_hidden_layers + 1)
-        work = self._read(round(passes), whole=True) if config.tokens.decoupled else 0.0
+        config, merge = self._config, self._config.merge
+        candidates = _MERGE_RULES * len(merge.auto_scales) if merge.backbone == "auto" and config.clusters.count > 1 else 0
+        calibrated = merge.calibration_tokens * (self._whole.num_hidden_layers + 1) / 2
+        work: float | None = 0.0
+        if config.tokens.decoupled:
+            work = self._read(
+                round((1 + (candidates if candidates > 1 else 0)) * calibrated) + candidates * merge.auto_tokens, whole=True)
+        elif config.tokens.seed:
+            work = self._read(round(calibrated), whole=True)
         return _total([work, self._starting(config.finetune_pool)])
+
+    @property
+    def _vectors_of_whole(self) -> bool:
+        return isinstance(self._config.model.init, CheckpointInit)
 
     def _cluster(self) -> StageEstimate:
         config = self._config
@@ -195,8 +262,7 @@ class _Reading:
             return self._on_head("cluster", 0.0)
         if pool is None:
             return self._on_head("cluster", self._starting(None))
-        whole = isinstance(config.model.init, CheckpointInit)
-        text = self._read(round(CLUSTERED * config.tokens.submodels), whole=whole, pool=pool)
+        text = self._read(round(CLUSTERED * config.tokens.submodels), whole=self._vectors_of_whole, pool=pool)
         if config.clusters.text == "all":
             text = None
         return self._held("cluster", pool, _total([text, self._starting(pool)]), min(pool.max_workers, config.clusters.count))
@@ -223,12 +289,11 @@ class _Reading:
         """A stage whose work is divided over workers, each of which starts."""
         starting = self._starting(pool)
         if one is None or starting is None:
-            return StageEstimate(stage=stage, pool=pool.kind, seconds=None, worker_seconds=None, dollars=None)
+            return _unknown(stage, pool)
         held = one + starting * (workers - 1)
         crowd = _crowd(pool, workers, self._machine)
-        dollars = max(held / 3600 * kind.price_per_hour for kind in pool.kinds)
-        return StageEstimate(
-            stage=stage, pool=pool.kind, seconds=held / workers * crowd, worker_seconds=held * crowd, dollars=dollars * crowd)
+        kind = max(pool.kinds, key=lambda each: each.price_per_hour)
+        return _priced(stage, pool, held / workers * crowd, [line(stage, kind.key, held * crowd, self._config)])
 
     @staticmethod
     def _on_head(stage: str, seconds: float | None) -> StageEstimate:

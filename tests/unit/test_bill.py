@@ -154,3 +154,32 @@ def test_full_training_itself_saves_nothing():
     assert is_full_training(CONFIG, {"finetune": 5, "seed": 0})
     assert not is_full_training(CONFIG, {"finetune": 5, "seed": 1})
     assert not is_full_training(low, {"finetune": 5})
+
+
+def test_the_measured_baseline_starts_the_high_memory_pool_s_workers_not_the_fine_tune_s():
+    """Eight low-memory workers wait a minute to begin; full training would start one."""
+    config = RunConfig.model_validate(CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}})
+    meter = Meter()
+    unit = {"tokens": 800, "seconds": 100.0, "workers": 8}
+    for event in (
+        Event("run_started", time=0.0), Event("stage_started", "finetune", time=0.0),
+        Event("workers_held", data={"hold": "gang", "pool": "low_memory", "workers": 8}, time=0.0),
+        Event("unit_started", "finetune", time=60.0), Event("workers_released", data={"hold": "gang"}, time=160.0),
+        Event("stage_finished", "finetune", data={"summary": {"units": [unit]}}, time=160.0), Event("run_finished", time=160.0),
+    ):
+        meter.update(event)
+    baseline = metered_bill(meter, config).baseline
+    scale = config.pools.low_memory.speed
+    assert {line.stage: line.worker_seconds for line in baseline.lines} == pytest.approx(
+        {"start-up": 60, "finetune": 800 * scale, "evaluate": 0, "export": 0})
+    assert baseline.seconds == pytest.approx(60 + 800 * scale)
+
+
+@given(st.integers(1, 16), st.integers(1, 16), st.floats(0, 1e3))
+def test_the_baseline_s_start_up_depends_on_the_high_memory_pool_alone(low, high, starting):
+    pools = {"low_memory": {"max_workers": low}, "high_memory": {"workers": high, "price_per_hour": HIGH}}
+    config = RunConfig.model_validate(CONFIG.model_dump() | {"finetune": {"pool": "low_memory"}, "pools": pools})
+    found = make_baseline(
+        config, tokens=1, seconds_per_token=0, start_up=starting, evaluate=0, export=0, rate="measured")
+    assert found.dollars == pytest.approx(starting * high / 3600 * HIGH)
+    assert found.seconds == pytest.approx(starting)

@@ -16,10 +16,13 @@ from moedisco_ray.bill import Bill, metered_bill
 from moedisco_ray.compare.quality import note_quality
 from moedisco_ray.config import check_config
 from moedisco_ray.config.presets import preset_text
+from moedisco_ray.evaluate.ensemble import BLOCK
 from moedisco_ray.events import BILL_FIGURES, EventLog
 from moedisco_ray.in_process import InProcess
+from moedisco_ray.merge.backbone import RULES
 from moedisco_ray.metering import Meter
 from moedisco_ray.plan import build_plan
+from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK, _MERGE_RULES
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
 from moedisco_ray.report import build_report
 from moedisco_ray.stages import STAGES
@@ -177,3 +180,91 @@ def check_one_bill(directory, config):
     assert read_json(directory / "report.json")["bill"]["verdict"].endswith(
         "A comparison measured held-out perplexity: 41.00 against 40.00 of joint training, with as many tokens "
         "($0.5000 against $2.00, metered).")
+
+
+SMALL_POOL = {"resource": "low", "gpu": 1, "memory_gb": 24, "price_per_hour": 0.35, "speed": 0.5, "max_workers": 8}
+
+
+def with_gpus(low=None, **changes):
+    raw = {
+        "name": "gpus", "corpus": {"sources": [{"path": "embedded"}]}, "tokens": {"total": 20_000_000},
+        "pools": {"low_memory": SMALL_POOL | (low or {}), "high_memory": {"gpu": 1, "price_per_hour": 2.28, "workers": 1}}}
+    for setting, value in changes.items():
+        section, _, key = setting.partition("__")
+        raw.setdefault(section, {})[key] = value
+    return check_config(raw)
+
+
+def test_the_planned_baseline_starts_the_high_memory_pool_s_workers_not_the_fine_tune_s():
+    baseline = build_plan(with_gpus(finetune__pool="low_memory"), HERE).bill.baseline
+    starting = next(line for line in baseline.lines if line.stage == "start-up")
+    assert (starting.pool, starting.worker_seconds) == ("high_memory", START_UP)
+
+
+types = st.lists(st.tuples(st.floats(0.1, 5), st.floats(0.2, 2), st.integers(1, 3)), max_size=3).map(lambda found: [
+    {"name": f"t{number}", "resource": f"r{number}", "memory_gb": 24, "price_per_hour": price, "speed": speed, "max_workers": most}
+    for number, (price, speed, most) in enumerate(found)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(types, st.integers(0, 1), st.sampled_from([None, 1_000_000]), st.booleans())
+def test_a_planned_bill_is_the_sum_of_its_stages_on_every_pool(kinds, gpu, every, seed):
+    config = with_gpus(
+        {"types": kinds, "gpu": gpu}, evaluation__every_tokens=every, evaluation__max_tokens=10_000,
+        clusters__vectors="hidden_state" if seed else "mean_token", tokens__seed_share=0.2 if seed else 0.0)
+    plan = build_plan(config, HERE)
+    assert plan.bill.dollars == pytest.approx(sum(each.dollars for each in plan.estimates))
+    for each in plan.estimates:
+        assert each.dollars == pytest.approx(sum(line.dollars for line in plan.bill.lines if line.stage == each.stage))
+        assert each.worker_seconds == pytest.approx(
+            sum(line.worker_seconds for line in plan.bill.lines if line.stage == each.stage))
+
+
+@pytest.mark.parametrize(("stages", "changes"), [
+    ({"evaluate"}, {"evaluation__sources": [{"path": __file__}]}),
+    ({"evaluate"}, {"evaluation__ensemble": True}),
+    ({"seed", "finetune"}, {"evaluation__every_tokens": 1_000_000}),
+    ({"merge"}, {"merge__backbone": "auto"}),
+    ({"merge"}, {"merge__backbone": "auto", "merge__auto_scales": [1.0], "merge__auto_tokens": 10_000_000}),
+])
+def test_a_plan_contains_what_a_setting_costs(stages, changes):
+    before, after = by_stage(build_plan(with_gpus(), HERE)), by_stage(build_plan(with_gpus(**changes), HERE))
+    assert {name for name in before if after[name].dollars > before[name].dollars} == stages
+    assert {name for name in before if after[name] != before[name]} == stages
+
+
+def test_a_plan_counts_each_candidate_of_an_automatic_merge():
+    def merged(**changes):
+        return by_stage(build_plan(with_gpus(**changes), HERE))["merge"].worker_seconds - START_UP
+
+    layers, rules = 4, 4
+    calibrated = 65_536 * (layers + 1) / 2
+    candidates = rules * 2
+    assert merged(merge__backbone="auto", merge__auto_scales=[1.0, 2.0]) / merged() == pytest.approx(
+        ((1 + candidates) * calibrated + candidates * 32_768) / calibrated)
+    assert len(RULES) == _MERGE_RULES
+    assert _ENSEMBLE_BLOCK == BLOCK
+
+
+def test_a_plan_says_that_the_cost_of_task_files_is_not_in_it(tmp_path):
+    (tmp_path / "tasks.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n', encoding="utf-8")
+    plan = build_plan(with_gpus(evaluation__lm_eval=[str(tmp_path / "tasks.jsonl")]), HERE)
+    assert (plan.bill.complete, plan.bill.saving, plan.bill.verdict) == (False, None, None)
+    assert plan.assumptions.endswith("time and cost of evaluation.lm_eval are not known and not included")
+    assert build_plan(with_gpus(), HERE).bill.complete
+
+
+def test_a_planned_export_starts_a_worker():
+    assert by_stage(build_plan(with_gpus(), HERE))["export"].worker_seconds > START_UP
+
+
+def test_the_planned_evaluation_also_finds_the_clusters_of_the_text():
+    known, unknown = (
+        by_stage(build_plan(with_gpus(clusters__vectors=vectors), HERE))["evaluate"].dollars
+        for vectors in ("mean_token", "hidden_state"))
+    assert unknown > known
+
+
+def test_an_upcycled_seed_s_calibration_is_planned():
+    sparse = with_gpus(tokens__seed_share=0.5, tokens__finetune_share=0.5)
+    assert by_stage(build_plan(sparse, HERE))["merge"].worker_seconds > START_UP
