@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from moedisco_ray.config.mistakes import plain_words
+from moedisco_ray.config.wording import plain_words
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.private_file import kept_secret
 from service.database import audit, tokens

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from moedisco_ray.config.base import Section
 from moedisco_ray.config.places import ReadsFrom
+from moedisco_ray.config.rope import checked_scaling, read_scaling
+from moedisco_ray.config.wording import plain_words
 from moedisco_ray.errors import CheckpointError
 from moedisco_ray.read_roots import opened
 
@@ -48,8 +50,8 @@ class Architecture(Section):
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
     rope_scaling: dict[str, Any] | None = Field(None, max_length=32)
-    """How rotary positions are scaled for longer texts, as in `config.json`: `rope_type` (linear, yarn, llama3, ...) and its
-    parameters; null: they are not."""
+    """How rotary positions are scaled for longer texts, as in `config.json`: `rope_type` (linear, dynamic, yarn, longrope, llama3,
+    proportional) and its parameters; null: they are not."""
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
 
@@ -62,6 +64,14 @@ class Architecture(Section):
     def head_size(self) -> int:
         """`head_dim` with its default resolved."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @field_validator("rope_scaling")
+    @classmethod
+    def _scaling_is_complete(cls, scaling: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if scaling is None:
+            return None
+        hidden, heads, head = (info.data.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+        return checked_scaling(scaling, head or (hidden // heads if hidden and heads else None))
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> Self:
@@ -168,7 +178,7 @@ def read_architecture(directory: Path, family: FamilyName) -> Architecture:
             "model.init.checkpoint", str(directory),
             f"holds a model of family {raw.get('model_type')!r}, but model.family is {family!r}; "
             f"set model.family, one of {', '.join(FAMILIES)}")
-    return _sizes(raw, family)
+    return _sizes("model.init.checkpoint", directory, raw, family)
 
 
 def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architecture:
@@ -194,7 +204,9 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
         raise CheckpointError(
             start.setting, str(start.upcycle),
             f"has head_dim {head}, but {family} has heads of hidden_size / num_attention_heads; use a family with head_dim")
-    return _sizes(raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok, norm_topk_prob=True)
+    return _sizes(
+        start.setting, start.upcycle, raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
+        norm_topk_prob=True)
 
 
 def _read(setting: str, directory: Path) -> dict[str, Any]:
@@ -215,16 +227,20 @@ def _experts(raw: Mapping[str, Any]) -> int | None:
     return found
 
 
-def _sizes(raw: Mapping[str, Any], family: FamilyName, **changes: Any) -> Architecture:
+def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: FamilyName, **changes: Any) -> Architecture:
     own_name = raw.get("model_type") in ("qwen2_moe", "qwen3_moe")
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    scaling = {"rope_type": rope.get("type", "default"), **{key: rope[key] for key in rope if key not in ("type", "rope_theta")}}
     found = {name: raw[name] for name in Architecture.model_fields if raw.get(name) is not None}
     found.update(
         num_experts=_experts(raw),
         moe_intermediate_size=raw.get("moe_intermediate_size" if own_name else "intermediate_size"),
         norm_topk_prob=True if family == "mixtral" else raw.get("norm_topk_prob", False),
         rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
-        rope_scaling=None if scaling["rope_type"] == "default" else scaling,
+        rope_scaling=read_scaling(rope),
     )
-    return Architecture.model_validate(found | changes)
+    try:
+        return Architecture.model_validate(found | changes)
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        where = ".".join(map(str, mistake["loc"]))
+        raise CheckpointError(setting, str(directory), f"its config.json cannot be used: {where} {plain_words(mistake)}") from error

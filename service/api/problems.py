@@ -15,7 +15,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from moedisco_ray.config.mistakes import first_mistake, plain_words
+from moedisco_ray.config.mistakes import first_mistake
+from moedisco_ray.config.wording import plain_words
 from moedisco_ray.errors import UserError, masked
 from service.api.headers import SECURITY_HEADERS
 from service.errors import AgainstPolicy, BadRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised

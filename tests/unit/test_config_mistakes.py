@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.config import check_config, load_config
-from moedisco_ray.config.mistakes import plain_words
 from moedisco_ray.config.presets import preset_text
+from moedisco_ray.config.wording import plain_words
 from moedisco_ray.config.yaml_text import parse_yaml
 from moedisco_ray.errors import ConfigError, UserError
 

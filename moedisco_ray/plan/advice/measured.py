@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import RunConfig
-from moedisco_ray.config.mistakes import plain_words
+from moedisco_ray.config.wording import plain_words
 from moedisco_ray.errors import RunDirError
 from moedisco_ray.events import EventLog
 from moedisco_ray.plan.build import build_plan
