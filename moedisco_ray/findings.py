@@ -56,7 +56,7 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
 
     Args:
         summary: Of the corpus stage, or an estimate with its keys `validation_documents`, `sources` (each with `documents` and
-            `validation_documents`), and `skipped_files`.
+            `validation_documents`), `skipped_files` and `passed_over_files`.
     """
     sources = summary["sources"]
     untrained = [name for name, found in sources.items() if not found["documents"]]
@@ -83,13 +83,17 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
             "uncertain; raise corpus.validation_fraction, or add text")
     if summary["skipped_files"]:
         warnings.append(f"{summary['skipped_files']:,} files could not be read and were left out (on_error: skip)")
+    if summary["passed_over_files"]:
+        warnings.append(
+            f"{summary['passed_over_files']:,} files were passed over, since their source holds tables, JSON Lines or a saved data "
+            "set, which are read instead; name them by a source of their own, or leave them out by `exclude`")
     return warnings
 
 
 def left_out(summary: Mapping[str, Any]) -> list[str]:
-    """Files that the corpus stage could not read, a line each; only the first of many. For the run's owner: it has their paths."""
+    """Files that the corpus stage did not read, a line each; only the first of many. For the run's owner: it has their paths."""
     listed = [f"left out of {each['source']}: {each['path']} {each['reason']}" for each in summary.get("skipped", [])]
-    more = summary.get("skipped_files", 0) - len(listed)
+    more = summary.get("skipped_files", 0) + summary.get("passed_over_files", 0) - len(listed)
     return [*listed, f"and {more:,} more files"] if more else listed
 
 

@@ -137,7 +137,7 @@ def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
     for path in parts:
         if tokens <= 0 and count >= config.clusters.count:
             break
-        weights_N = weights(pq.read_table(path, columns=["tokens", "copies"]))
+        weights_N = weights(pq.read_table(path, columns=["packed", "copies"]))
         enough = int(np.searchsorted(np.cumsum(weights_N), tokens)) + 1
         count += min(len(weights_N), max(enough, config.clusters.count - count))
         tokens -= int(weights_N.sum())
@@ -216,7 +216,7 @@ def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
     """
     tables: list[pa.Table] = []
     for path in parts:
-        tables.append(pq.read_table(path, columns=["id", "source", "text", "tokens", "copies"]))
+        tables.append(pq.read_table(path, columns=["id", "source", "text", "tokens", "packed", "copies"]))
         if sum(map(len, tables)) >= count:
             break
     return pa.concat_tables(tables).slice(0, count)

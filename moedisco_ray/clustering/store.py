@@ -1,7 +1,7 @@
 """Vectors of documents on disk, and a shard of them in memory that answers what clustering asks of all documents.
 
-A vector file is Parquet with `id` (16 bytes), `weight` (int64, the tokens that the document puts into training: with
-an end-of-sequence token each, times its copies) and `vector` (fixed-size list of float32, before centring).
+A vector file is Parquet with `id` (16 bytes), `weight` (int64, the tokens that the document puts into training: with the
+special tokens around them, times its copies) and `vector` (fixed-size list of float32, before centring).
 
 Shapes: N documents, D dimensions, K clusters, R restarts.
 """
@@ -25,7 +25,7 @@ ID = pa.binary(16)
 
 
 def embed_table(vectoriser: Vectoriser, documents: pa.Table) -> pa.Table:
-    """Rows of a vector file for a table of documents (`id`, `text`, `tokens`, `copies`)."""
+    """Rows of a vector file for a table of documents (`id`, `text`, `tokens`, `packed`, `copies`)."""
     tokens = token_arrays(documents)
     x_ND = vectoriser.embed(documents["text"].to_pylist(), tokens)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), x_ND.shape[1])
@@ -43,9 +43,8 @@ def token_arrays(documents: pa.Table) -> list[Array]:
 
 
 def weights(documents: pa.Table) -> Array:
-    """Tokens that each document puts into training, int64 [N]."""
-    lengths = pc.list_value_length(documents["tokens"]).to_numpy().astype(np.int64)
-    return (lengths + 1) * documents["copies"].to_numpy().astype(np.int64)
+    """Tokens that each document puts into training, int64 [N]: as the corpus packed them, times its copies."""
+    return documents["packed"].to_numpy().astype(np.int64) * documents["copies"].to_numpy().astype(np.int64)
 
 
 def id_array(column: pa.ChunkedArray) -> Array:

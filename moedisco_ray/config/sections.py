@@ -25,17 +25,20 @@ class Source(Section):
 
     path: Annotated[str, ReadsFrom(uris=True, run_part="corpus")]
     """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `embedded` is the text that
-    the installed packages carry. On a control service, `run://RUN/corpus` is the text of a finished run by id or name; with the
-    same `seed` and `validation_fraction` the same documents are held out."""
+    the installed packages carry. On a control service, `run://RUN/corpus` is the text of a finished run by id or name. A run's
+    corpus keeps its split: what that run held out stays held out, and the rest training text, whatever `seed` and
+    `validation_fraction`."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Names a domain: the report then says how clusters and experts relate to it."""
     format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "datasets"] = "auto"
-    """`datasets` is a folder that Hugging Face `save_to_disk` wrote; `auto` goes by the file endings and refuses unknown ones."""
+    """`datasets` is a folder that Hugging Face `save_to_disk` wrote; `auto` goes by the file endings and refuses unknown ones;
+    in a folder with tables or JSON Lines it passes over plain text, and lists it. In `tsv` quotation marks are text."""
     text_column: str = "text"
     """The column of JSONL, CSV, TSV, Parquet and datasets that holds the text."""
     documents: Literal["auto", "file", "paragraph", "line"] = "auto"
     """What one document is in plain text. `auto`: about one sequence, cut at blank lines, or at line ends, sentence ends or between
-    words where a paragraph is longer. `file`: a whole file. `paragraph`: the text between blank lines. `line`: a line."""
+    words where a paragraph is longer. `file`: a whole file. `paragraph`: the text between blank lines. `line`: a line; lines are
+    independent, so that neighbours may be on different sides of the validation split."""
     exclude: tuple[str, ...] = Field((), max_length=256)
     """Globs of files to leave out: by name (`*.log`), or, with a slash, by the path below the source's folder (`drafts/**`)."""
     on_error: Literal["fail", "skip"] = "fail"
@@ -67,7 +70,7 @@ class Corpus(Section):
     """Where the text comes from. A source that is listed twice counts once."""
     validation_fraction: float = Field(0.02, gt=0, lt=0.5)
     """Share of each source's documents that is held out, chosen by a hash of their text. The parts of a long document stay
-    together, and so do neighbours in plain text, up to `max_document_tokens`."""
+    together, and so do neighbours in plain text, up to `max_document_tokens`, unless its documents are lines."""
     sequence_length: int = Field(1024, ge=16)
     """Tokens per training sequence."""
     max_document_tokens: int | None = Field(None, ge=16)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from moedisco_ray.corpus.cutting import Cutter
 from moedisco_ray.corpus.documents import (
     DOCUMENTS,
+    HELD_OUT,
+    TRAINED,
     copies,
     dedupe_and_sort,
     following_ids,
@@ -30,6 +32,7 @@ from moedisco_ray.corpus.tokenizer import Encoder
 Tokens = NDArray[np.int32]
 
 _ROW_GROUP = 4096
+_HELD_OUT_HASH = -1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +78,10 @@ class Finished:
 
 def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
     """The smallest and largest validation hash of each input among a bucket's documents, [S, 2]; infinite where there is none."""
-    table = dedupe_and_sort(read_bucket(bucket, ("id", "group", "order")))
+    table = dedupe_and_sort(read_bucket(bucket, ("id", "group", "order", "side")))
     groups, order = id_matrix(table, "group"), table["order"].to_numpy()
     wanted = copies(groups, np.array(rules.weights)[order]) > 0
-    hashes = validation_hash(groups, rules.seed)[wanted]
+    hashes = _hashes(table, rules)[wanted]
     found = np.full((len(rules.names), 2), [np.inf, -np.inf])
     np.minimum.at(found[:, 0], order[wanted], hashes)
     np.maximum.at(found[:, 1], order[wanted], hashes)
@@ -86,17 +89,19 @@ def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
 
 
 def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]:
-    """Training and validation documents of a bucket (id, order, text, copies; by id), and how many duplicates it had.
+    """Training and validation documents of a bucket (id, group, order, text, copies; by id), and how many duplicates it had.
 
-    A held-out document counts once, whatever its source's weight.
+    A held-out document counts once, whatever its source's weight. What an earlier run held out stays held out; what it trained on
+    stays training text where its source has validation text of that run too.
     """
     staged = read_bucket(bucket)
     table = dedupe_and_sort(staged)
     groups, order = id_matrix(table, "group"), table["order"].to_numpy()
     times = copies(groups, np.array(rules.weights)[order])
-    held_out = is_validation(
-        validation_hash(groups, rules.seed), rules.validation_fraction, np.array(rules.smallest)[order],
-        np.array(rules.largest)[order])
+    smallest = np.array(rules.smallest)[order]
+    side = table["side"].to_numpy()
+    drawn = is_validation(_hashes(table, rules), rules.validation_fraction, smallest, np.array(rules.largest)[order])
+    held_out = (side == HELD_OUT) | (drawn & ~((side == TRAINED) & (smallest == _HELD_OUT_HASH)))
     wanted = times > 0
     times = np.where(held_out, np.minimum(times, 1), times).astype(np.int32)
     table = table.append_column("copies", pa.array(times))
@@ -117,8 +122,8 @@ def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path
     encoder = Encoder(tokenizer)
     return Finished(
         bucket.index, duplicates,
-        _write(train, encoder, rules, part_path(directory / "train", bucket.index)),
-        _write(validation, encoder, rules, part_path(directory / "validation", bucket.index)),
+        _write(train, encoder, rules, part_path(directory / "train", bucket.index), held_out=False),
+        _write(validation, encoder, rules, part_path(directory / "validation", bucket.index), held_out=True),
     )
 
 
@@ -147,6 +152,12 @@ def short_enough(text: str, tokens: Tokens, encoder: Encoder, limit: int) -> lis
         for part in short_enough(text, tokens, encoder, limit)]
 
 
+def _hashes(table: pa.Table, rules: Rules) -> NDArray[np.float64]:
+    """The validation hash of each document; below all others where an earlier run held it out."""
+    hashes = validation_hash(id_matrix(table, "group"), rules.seed)
+    return np.where(table["side"].to_numpy() == HELD_OUT, _HELD_OUT_HASH, hashes)
+
+
 def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Table, list[Tokens]]:
     texts = table["text"].to_pylist()
     tokens = encoder.encode(texts)
@@ -163,22 +174,25 @@ def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Ta
     return cut, [tokens for each in parts for _, tokens in each]
 
 
-def _write(table: pa.Table, encoder: Encoder, rules: Rules, path: Path) -> NDArray[np.int64]:
+def _write(table: pa.Table, encoder: Encoder, rules: Rules, path: Path, *, held_out: bool) -> NDArray[np.int64]:
     names = rules.names
     table, tokens = _cut_by_tokens(table, encoder, rules.document_tokens)
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat = np.concatenate([np.empty(0, dtype=np.int32), *tokens])
+    packed = lengths + encoder.added
     order = table["order"].to_numpy()
     finished = pa.table([
         table["id"],
         pa.array(names).take(pa.array(order)),
         table["text"].cast(pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+        pa.array(packed, pa.int32()),
         table["copies"],
+        table["group"],
+        pa.array(np.full(len(order), held_out)),
     ], schema=DOCUMENTS)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(finished, path, row_group_size=_ROW_GROUP, compression="zstd")
-    packed = (lengths + 1 + (encoder.bos is not None)) * table["copies"].to_numpy()
-    figures = [np.ones(len(order)), packed, pc.binary_length(table["text"]).to_numpy()]
+    figures = [np.ones(len(order)), packed * table["copies"].to_numpy(), pc.binary_length(table["text"]).to_numpy()]
     return np.stack([np.bincount(order, values, minlength=len(names)) for values in figures], axis=1).astype(np.int64)

@@ -61,8 +61,9 @@ def build(
     Returns:
         documents, validation_documents, duplicates, tokens (of one pass, as packed), validation_tokens, bytes (of
         training text), vocab_size; sources: per name its documents, tokens, bytes, validation_documents, files, and
-        empty_files; skipped_files, how many files were left out by `on_error: skip`, and skipped, the first of them, each
-        with source, path and reason; warnings: what is wrong with the text, in sentences.
+        empty_files; skipped_files, how many files were left out by `on_error: skip`, passed_over_files, how many were not read
+        since their folder holds tables too, and skipped, the first of both, each with source, path and reason; warnings: what
+        is wrong with the text, in sentences.
 
     Raises:
         CorpusError: No text, unreadable text, or too little of it.
@@ -96,7 +97,7 @@ def build(
     parts = [part_path(directory / "train", bucket.index) for bucket in buckets]
     pack(parts, directory / "shards", encoder.eos, encoder.vocab_size, bos=encoder.bos)
     TokenStream([directory / "shards"], config.corpus.sequence_length)  # long enough for one window, or an error
-    summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped)
+    summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped, listings)
     for source, listing in zip(inputs, listings, strict=True):
         read = len(listing.files) - len(unreadable.get(source.order, ()))
         summary["sources"][source.name] |= {"files": read, "empty_files": listing.empty}
@@ -126,11 +127,13 @@ def _skipped(source: Input, listing: Listing, unreadable: Mapping[int, Mapping[s
     return sorted(found, key=lambda each: each.path)
 
 
-def _left_out(inputs: Sequence[Input], skipped: Sequence[Sequence[Skipped]]) -> dict[str, Any]:
+def _left_out(inputs: Sequence[Input], skipped: Sequence[Sequence[Skipped]], listings: Sequence[Listing]) -> dict[str, Any]:
     listed = [
         {"source": source.name, "path": each.path, "reason": each.reason}
-        for source, found in zip(inputs, skipped, strict=True) for each in found]
-    return {"skipped_files": len(listed), "skipped": listed[:LISTED_FILES]}
+        for source, found, listing in zip(inputs, skipped, listings, strict=True) for each in (*found, *listing.passed_over)]
+    return {
+        "skipped_files": sum(map(len, skipped)), "passed_over_files": sum(len(listing.passed_over) for listing in listings),
+        "skipped": listed[:LISTED_FILES]}
 
 
 def _with_extremes(rules: Rules, surveys: Sequence[NDArray[np.float64]]) -> Rules:
@@ -178,9 +181,13 @@ def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
             f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text finer "
             "(corpus.sources.*.documents)")
     if held_out == 0:
+        # Of a source with two groups, one is held out whatever the fraction.
+        sources = config.corpus.sources
         raise CorpusError(
-            "corpus.validation_fraction", config.corpus.validation_fraction,
-            f"none of the {train} documents is held out for validation; raise it or add text")
+            "corpus.sources", sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
+            f"{'all text is' if len(sources) == 1 else 'the text of each is'} one document or one short passage, whose {train} "
+            "parts stay together, so that nothing can be held out for validation; add documents, or cut the text otherwise "
+            "(corpus.sources.*.documents, corpus.max_document_tokens)")
 
 
 def _summary(finished: Sequence[Finished], names: Sequence[str], vocab_size: int) -> dict[str, Any]:

@@ -30,6 +30,18 @@ _PLACES = (
 """Where to cut, best first; each match is left at the end of the first part."""
 
 
+class Kept(NamedTuple):
+    """What the run that stored a document decided over it.
+
+    Attributes:
+        group: The id of its group, 16 bytes.
+        held_out: Whether it is validation text.
+    """
+
+    group: bytes
+    held_out: bool
+
+
 class Document(NamedTuple):
     """One document as a reader gives it.
 
@@ -37,10 +49,12 @@ class Document(NamedTuple):
         text: The text.
         begins: Whether a new group of documents begins with it. The documents of a group (parts of one long document, or
             neighbours in a running text) are never on different sides of the validation split.
+        kept: What an earlier run decided over it; None: it comes from no run's corpus.
     """
 
     text: str
     begins: bool
+    kept: Kept | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +88,12 @@ class Limits:
         if self.source_bytes is not None:
             most = min(most, self.source_bytes // (self.running * _LEAST_GROUPS))
         return max(1, most)
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of neighbouring paragraphs that form a group: as many as one longest document, fewer in short texts."""
+        most = _USUAL_BYTES * self.document_tokens
+        return most if self.source_bytes is None else min(most, self.source_bytes // _LEAST_GROUPS)
 
 
 class Cutter:

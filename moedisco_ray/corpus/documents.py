@@ -13,20 +13,27 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moedisco_ray.corpus.cutting import Document
+
 Ids = NDArray[np.uint8]
 """Document ids [n, 16]."""
 
 ID_BYTES = 16
 STAGED = pa.schema([
-    ("id", pa.binary(ID_BYTES)), ("group", pa.binary(ID_BYTES)), ("order", pa.int32()), ("text", pa.large_string())])
+    ("id", pa.binary(ID_BYTES)), ("group", pa.binary(ID_BYTES)), ("order", pa.int32()), ("side", pa.int8()),
+    ("text", pa.large_string())])
 """A document as read; `order` is the place of its source in the configuration, `group` the id of the first document of its group
-(the parts of one long document, or neighbours in a running text), which decides over the split and the copies."""
+(the parts of one long document, or neighbours in a running text), which decides over the split and the copies; `side` is where an
+earlier run put it: `NEW`, `TRAINED` or `HELD_OUT`."""
+NEW, TRAINED, HELD_OUT = range(3)
 DOCUMENTS = pa.schema([
     ("id", pa.binary(ID_BYTES)), ("source", pa.string()), ("text", pa.string()),
-    ("tokens", pa.list_(pa.int32())), ("copies", pa.int32()),
+    ("tokens", pa.list_(pa.int32())), ("packed", pa.int32()), ("copies", pa.int32()),
+    ("group", pa.binary(ID_BYTES)), ("held_out", pa.bool_()),
 ])
-"""A document of the finished corpus. `tokens` has no end-of-sequence token; `copies` is how often a pass holds it. Its id is the
-hash of its text; where a document turned out to have too many tokens, its parts have its id and those that follow."""
+"""A document of the finished corpus. `tokens` has no special tokens; `packed` counts them and those that training puts before and
+after them; `copies` is how often a pass holds it. Its id is the hash of its text; where a document turned out to have too many
+tokens, its parts have its id and those that follow. `group` and `held_out` keep it on its side when another run reads it."""
 
 _COPIES_SALT = 0
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -38,22 +45,21 @@ def document_id(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).digest()
 
 
-def staged_table(texts: Sequence[str], order: int, begins: Sequence[bool] | None = None, group: bytes = b"") -> pa.Table:
+def staged_table(documents: Sequence[Document], order: int, group: bytes = b"") -> pa.Table:
     """The table of documents that were read from source number `order`.
 
     Args:
-        texts: The documents.
+        documents: As read.
         order: Number of their source.
-        begins: Whether each is the first of its group; None: each is.
         group: The group of those before the first that begins one.
     """
-    ids = [document_id(text) for text in texts]
-    groups = ids if begins is None else list(_groups(ids, begins, group))
+    ids = [document_id(document.text) for document in documents]
     return pa.table([
         id_column(b"".join(ids)),
-        id_column(b"".join(groups)),
-        pa.array(np.full(len(texts), order, dtype=np.int32)),
-        pa.array(texts, pa.large_string()),
+        id_column(b"".join(_groups(ids, documents, group))),
+        pa.array(np.full(len(documents), order, dtype=np.int32)),
+        pa.array([_side(document) for document in documents], pa.int8()),
+        pa.array([document.text for document in documents], pa.large_string()),
     ], schema=STAGED)
 
 
@@ -83,14 +89,21 @@ def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
 
 
 def dedupe_and_sort(table: pa.Table) -> pa.Table:
-    """One row per id, sorted by id; of equal documents the one of the earliest source stays, in the lowest of its groups there."""
+    """One row per id, sorted by id; of equal documents the one of the earliest source stays, in the lowest of its groups there.
+
+    Where an earlier run held one of them out, it stays held out.
+    """
     ids = id_matrix(table)
     high, low = _words(ids)
     order = np.lexsort((*_words(id_matrix(table, "group"))[::-1], table["order"].to_numpy(), low, high))
     high, low = high[order], low[order]
     first = np.ones(len(order), dtype=bool)
     first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    return table.take(pa.array(order[first]))
+    found = table.take(pa.array(order[first]))
+    if len(found):
+        sides = np.maximum.reduceat(table["side"].to_numpy()[order], np.flatnonzero(first))
+        found = found.set_column(found.schema.get_field_index("side"), STAGED.field("side"), pa.array(sides))
+    return found
 
 
 def is_validation(
@@ -140,10 +153,19 @@ def following_ids(ids: Ids, numbers: NDArray[np.int64]) -> Ids:
     return np.ascontiguousarray(following.astype(">u8")).view(np.uint8)
 
 
-def _groups(ids: Sequence[bytes], begins: Sequence[bool], group: bytes) -> Iterator[bytes]:
-    for each, first in zip(ids, begins, strict=True):
-        group = each if first else group
+def _groups(ids: Sequence[bytes], documents: Sequence[Document], group: bytes) -> Iterator[bytes]:
+    for each, document in zip(ids, documents, strict=True):
+        if document.kept is not None:
+            group = document.kept.group
+        elif document.begins:
+            group = each
         yield group
+
+
+def _side(document: Document) -> int:
+    if document.kept is None:
+        return NEW
+    return HELD_OUT if document.kept.held_out else TRAINED
 
 
 def _words(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
@@ -16,6 +16,7 @@ from pyarrow import fs
 from moedisco_ray.config import Source
 from moedisco_ray.corpus.confined_files import ConfinedFiles
 from moedisco_ray.corpus.endings import COMPRESSED, FileFormat, format_of, refusal, unknown
+from moedisco_ray.corpus.saved_data_sets import NOTES, data_files
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.file_systems import first_line, resolve
 from moedisco_ray.read_roots import check_inside
@@ -25,7 +26,7 @@ _MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A file that is left out, since its source says `on_error: skip`."""
+    """A file that is not read: its source says `on_error: skip`, or it was passed over."""
 
     path: str
     reason: str
@@ -38,12 +39,14 @@ class Listing:
     Attributes:
         files: Those to read, in the order of their paths.
         empty: How many more there are without a byte.
-        skipped: Those left out since their endings are unknown.
+        skipped: Those left out since their endings are unknown or they are missing, where the source says `on_error: skip`.
+        passed_over: Those that are not read since the folder also holds tables, JSON Lines or a saved data set, which are.
     """
 
     files: tuple[File, ...]
     empty: int = 0
     skipped: tuple[Skipped, ...] = ()
+    passed_over: tuple[Skipped, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +85,19 @@ class File:
         return system if self.own or self.root is not None else ConfinedFiles(system)
 
 
+class _Found(NamedTuple):
+    """Files by what becomes of them; see `Listing`."""
+
+    files: Sequence[tuple[Any, FileFormat]]
+    skipped: Sequence[Skipped]
+    passed_over: Sequence[Skipped]
+
+
 def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
     """Everything to read under a source's path.
 
-    With the format `auto` the endings decide, and where a folder holds tables or JSON Lines, plain text in it (a README) is
-    passed over.
+    With the format `auto` the endings decide. Where a folder holds tables or JSON Lines, plain text in it (a README) is passed
+    over, and listed.
 
     Args:
         field: The configuration path of the source, such as `corpus.sources.0`; errors name it.
@@ -102,31 +113,32 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
     try:
         system, place, pattern = _resolve(path, root)
         inside = check_inside if root is None and not own else _anywhere
-        infos = _without_excluded(_walk(system, place, pattern, inside), place, source.exclude)
+        excluded = _excluder(place, source.exclude)
+        infos = [info for info in _walk(system, place, pattern, inside) if not excluded(info.path)]
         for info in infos:
             inside(Path(info.path))
         saved = kind in ("auto", "datasets") and pattern is None
         opener = system if root is not None or own else ConfinedFiles(system)
-        data_sets = _saved_data_sets(opener, field, path, infos) if saved else None
+        named = data_files(opener, field, path, [info.path for info in infos]) if saved else None
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise CorpusError(f"{field}.path", path, f"cannot be read ({first_line(error)})") from error
     anchor = root if root is None or pattern is None else root[:root.index(_first_wildcard(root))]
-    skipped: tuple[Skipped, ...] = ()
-    if data_sets is not None:
-        found: list[tuple[Any, FileFormat]] = [(info, "arrow") for info in data_sets]
+    if named is not None:
+        found = _data_set(source, field, infos, named, excluded)
     elif kind == "datasets":
         raise CorpusError(f"{field}.path", path, "is not a folder that save_to_disk wrote (it has no state.json)")
     elif kind == "auto":
-        found, skipped = _by_ending(field, infos, source)
+        found = _by_ending(source, field, infos)
     else:
-        found = [(info, kind) for info in infos]
+        found = _Found([(info, kind) for info in infos], [], [])
     files = tuple(
         File(info.path, anchor, form, info.size, info.mtime_ns or 0, own)
-        for info, form in sorted(found, key=lambda pair: pair[0].path) if info.size)
+        for info, form in sorted(found.files, key=lambda pair: pair[0].path) if info.size)
     if not files:
-        left_out = f", or only such as are left out: {skipped[0].path} {skipped[0].reason}" if skipped else ""
+        first = next(iter(found.skipped), None)
+        left_out = f", or only such as are left out: {first.path} {first.reason}" if first else ""
         raise CorpusError(f"{field}.path", path, f"holds no files, or only empty ones{left_out}; name a folder with text")
-    return Listing(files, len(found) - len(files), skipped)
+    return Listing(files, len(found.files) - len(files), tuple(found.skipped), tuple(found.passed_over))
 
 
 def digest(files: Iterable[File]) -> str:
@@ -174,32 +186,27 @@ def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Call
     ]
 
 
-def _saved_data_sets(system: Any, field: str, path: str, infos: list[Any]) -> list[Any] | None:
-    # save_to_disk writes state.json beside a data set's Arrow files, and dataset_dict.json above the splits of several.
+def _data_set(
+    source: Source, field: str, infos: Iterable[Any], named: Iterable[str], excluded: Callable[[str], bool],
+) -> _Found:
+    """The files of saved data sets that were found, and the text around them that is passed over."""
     by_path = {info.path: info for info in infos}
-    dictionary = [info for info in infos if info.base_name == "dataset_dict.json"]
-    states = [info for info in infos if info.base_name == "state.json"]
-    if dictionary and states:
-        folder = PurePosixPath(dictionary[0].path).parent
-        splits = {PurePosixPath(info.path).parent.name: info for info in states}
-        if "train" not in splits:
-            listed = ", ".join(sorted(splits))
-            raise CorpusError(f"{field}.path", path, f"holds the splits {listed}; name one, as {folder.name}/SPLIT")
-        states = [splits["train"]]
-    if not states:
-        return None
-    found = []
-    for state in states:
-        with system.open_input_stream(state.path) as stream:
-            entries = json.loads(stream.read())["_data_files"]
-        folder = PurePosixPath(state.path).parent
-        found += [by_path[str(folder / entry["filename"])] for entry in entries]
-    return found
+    wanted = [path for path in named if not excluded(path)]
+    missing = [path for path in wanted if path not in by_path]
+    if missing and source.on_error == "fail":
+        raise CorpusError(
+            f"{field}.path", missing[0], "is missing, though the state.json next to it names it; save the data set again, or leave "
+            "the file out by `exclude` or on_error: skip")
+    others = (
+        path for path, info in sorted(by_path.items())
+        if info.size and PurePosixPath(path).name not in NOTES and format_of(path) not in (None, "arrow"))
+    return _Found(
+        [(by_path[path], "arrow") for path in wanted if path in by_path],
+        [Skipped(path, "is missing") for path in missing],
+        [Skipped(path, "is next to a saved data set") for path in others])
 
 
-def _by_ending(
-    field: str, infos: Iterable[Any], source: Source,
-) -> tuple[list[tuple[Any, FileFormat]], tuple[Skipped, ...]]:
+def _by_ending(source: Source, field: str, infos: Iterable[Any]) -> _Found:
     found: list[tuple[Any, FileFormat]] = []
     skipped: list[Skipped] = []
     for info in sorted(infos, key=lambda info: info.path):
@@ -210,22 +217,23 @@ def _by_ending(
             skipped.append(Skipped(info.path, unknown(info.path)))
         else:
             raise CorpusError(f"{field}.path", info.path, refusal(info.path))
-    if any(form != "text" for _, form in found):
-        found = [(info, form) for info, form in found if form != "text"]
-    return found, tuple(skipped)
+    if all(form == "text" for _, form in found):
+        return _Found(found, skipped, [])
+    passed_over = [Skipped(info.path, "is plain text next to tables") for info, form in found if form == "text" and info.size]
+    return _Found([(info, form) for info, form in found if form != "text"], skipped, passed_over)
 
 
-def _without_excluded(infos: list[Any], place: str, patterns: Iterable[str]) -> list[Any]:
-    """Files that no pattern matches: one without a slash by name, others by the path below the source's folder."""
+def _excluder(place: str, patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a pattern matches a path: one without a slash by name, others by the path below the source's folder."""
     names = [_glob(pattern) for pattern in patterns if "/" not in pattern]
     paths = [_glob(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
     depth = len(PurePosixPath(place).parts)
 
-    def excluded(info: Any) -> bool:
-        below = "/".join(PurePosixPath(info.path).parts[depth:])
-        return any(each.fullmatch(info.base_name) for each in names) or any(each.fullmatch(below) for each in paths)
+    def excluded(path: str) -> bool:
+        parts = PurePosixPath(path).parts
+        return any(each.fullmatch(parts[-1]) for each in names) or any(each.fullmatch("/".join(parts[depth:])) for each in paths)
 
-    return [info for info in infos if not excluded(info)]
+    return excluded
 
 
 def _glob(pattern: str) -> re.Pattern[str]:

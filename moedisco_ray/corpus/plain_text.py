@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from moedisco_ray.corpus.cutting import Cutter, Document, Limits
 from moedisco_ray.corpus.files import File
@@ -21,7 +21,21 @@ def whole_files(file: File, limits: Limits) -> Iterator[Document]:
 
 
 def paragraphs(file: File, limits: Limits) -> Iterator[Document]:
-    """What stands between blank lines, each a document, or the parts of one."""
+    """What stands between blank lines, each a document, or the parts of one; neighbours form groups."""
+    return _with_neighbours(_paragraphs(file, limits), limits.group_bytes)
+
+
+def lines(file: File, limits: Limits, start: int, stop: int | None) -> Iterator[Document]:
+    """Each line that begins in bytes [start, stop) of the file as a document, or as the parts of one."""
+    parts = _Parts(limits.part)
+    for at, data, ends in read_lines(file, start, stop):
+        yield from parts.feed(at, data)
+        if ends:
+            yield from parts.finish()
+    yield from parts.finish()
+
+
+def _paragraphs(file: File, limits: Limits) -> Iterator[Document]:
     parts = _Parts(limits.part)
     begins = True
     for at, data, ends in read_lines(file):
@@ -33,14 +47,13 @@ def paragraphs(file: File, limits: Limits) -> Iterator[Document]:
     yield from parts.finish()
 
 
-def lines(file: File, limits: Limits, start: int, stop: int | None) -> Iterator[Document]:
-    """Each line that begins in bytes [start, stop) of the file as a document, or as the parts of one."""
-    parts = _Parts(limits.part)
-    for at, data, ends in read_lines(file, start, stop):
-        yield from parts.feed(at, data)
-        if ends:
-            yield from parts.finish()
-    yield from parts.finish()
+def _with_neighbours(documents: Iterable[Document], most: int) -> Iterator[Document]:
+    """Documents in larger groups, each of whole groups: it takes them until it has `most` bytes."""
+    held = most
+    for document in documents:
+        begins = document.begins and held >= most
+        held = (0 if begins else held) + len(document.text.encode())
+        yield document._replace(begins=begins)
 
 
 class _Parts:

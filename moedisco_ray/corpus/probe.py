@@ -44,6 +44,7 @@ def probe(config: RunConfig) -> Probe:
     limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
     problems: list[CorpusError] = []
     skipped: list[Skipped] = []
+    passed_over: list[Skipped] = []
     sample: dict[str, tuple[str, ...]] = {}
     documents: dict[str, int] = {}
     for source in _inputs("corpus.sources", "source", config.corpus.sources, limits):
@@ -54,12 +55,13 @@ def probe(config: RunConfig) -> Probe:
         else:
             sample[source.name], documents[source.name] = found.texts, found.documents
             skipped += found.skipped
+            passed_over += found.passed_over
     for source in _inputs("evaluation.sources", "unseen", config.evaluation.sources, limits):
         try:
             _look_into(source)
         except CorpusError as error:
             problems.append(error)
-    return Probe(tuple(problems), tuple(_warnings(config, documents, skipped)), sample, documents)
+    return Probe(tuple(problems), tuple(_warnings(config, documents, skipped, passed_over)), sample, documents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,7 @@ class _Found:
     texts: tuple[str, ...]
     documents: int
     skipped: tuple[Skipped, ...]
+    passed_over: tuple[Skipped, ...]
 
 
 def _inputs(setting: str, unnamed: str, sources: Sequence[Source], limits: Limits) -> list[Input]:
@@ -96,7 +99,7 @@ def _look_into(source: Input) -> _Found:
     if not texts and len(chosen) == count:
         raise CorpusError(f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text")
     size = sum(file.text_bytes for file in listing.files)
-    return _Found(tuple(texts), whole * size // read if read else 0, tuple(skipped))
+    return _Found(tuple(texts), whole * size // read if read else 0, tuple(skipped), listing.passed_over)
 
 
 def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:
@@ -112,7 +115,9 @@ def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:
     return texts, True
 
 
-def _warnings(config: RunConfig, documents: dict[str, int], skipped: Sequence[Skipped]) -> list[str]:
+def _warnings(
+    config: RunConfig, documents: dict[str, int], skipped: Sequence[Skipped], passed_over: Sequence[Skipped],
+) -> list[str]:
     share = config.corpus.validation_fraction
     held_out = {name: max(round(count * share), min(1, count - 1)) for name, count in documents.items()}
     embedded = any(source.path == "embedded" for source in config.corpus.sources)
@@ -121,7 +126,7 @@ def _warnings(config: RunConfig, documents: dict[str, int], skipped: Sequence[Sk
             name: {"documents": count - held_out[name], "validation_documents": held_out[name]}
             for name, count in documents.items() if count},
         "validation_documents": sum(held_out.values()),
-        "skipped_files": len(skipped)}
+        "skipped_files": len(skipped), "passed_over_files": len(passed_over)}
     clusters = config.clusters.count
     per_cluster = [(sum(documents.values()) - sum(held_out.values())) // clusters] * clusters
     enough = embedded or not documents or not config.tokens.decoupled

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moedisco_ray.corpus import plain_text, rows
-from moedisco_ray.corpus.cutting import Document, cut_document
+from moedisco_ray.corpus.cutting import Document, Kept, cut_document
 from moedisco_ray.corpus.files import File, Skipped
 from moedisco_ray.corpus.rows import ColumnError
 from moedisco_ray.corpus.sources import Input
@@ -130,13 +130,18 @@ def _documents(source: Input, piece: Slice) -> Iterator[Document]:
         read = {"auto": plain_text.running_text, "file": plain_text.whole_files, "paragraph": plain_text.paragraphs}
         return read[settings.documents](file, limits)
     return (
-        document for text in _texts(piece, settings.text_column) if text and not text.isspace()
+        document if kept is None else document._replace(kept=kept)
+        for text, kept in _texts(piece, settings.text_column) if text and not text.isspace()
         for document in cut_document(text, limits.part))
 
 
-def _texts(piece: Slice, column: str) -> Iterator[str]:
+def _texts(piece: Slice, column: str) -> Iterator[tuple[str, Kept | None]]:
     if piece.file.format == "parquet":
         return rows.parquet(piece.file, column, piece.start, piece.stop)
+    return ((text, None) for text in _other_texts(piece, column))
+
+
+def _other_texts(piece: Slice, column: str) -> Iterator[str]:
     if piece.file.format == "arrow":
         return rows.arrow(piece.file, column)
     if piece.file.format == "jsonl":

@@ -10,10 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from moedisco_ray.corpus.cutting import Kept
+from moedisco_ray.corpus.documents import DOCUMENTS
 from moedisco_ray.corpus.files import File
 from moedisco_ray.corpus.streams import NotTextError, decode, read_lines
 
 _ROWS = 1024
+_TEXT = "text"
+_KEPT = ("group", "held_out")
 _CSV_BLOCK = 16 << 20
 """Bytes of CSV that are parsed at once; pyarrow refuses a row that is longer."""
 
@@ -64,8 +68,8 @@ def comma_separated(file: File, column: str, delimiter: str) -> Iterator[str]:
             yield from _strings(batch.column(0))
 
 
-def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[str]:
-    """Texts of row groups [start, stop).
+def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[str, Kept | None]]:
+    """Texts of row groups [start, stop); where a run's corpus is read, with what that run decided over each.
 
     Raises:
         ColumnError: There is no such column, or it holds no text.
@@ -74,9 +78,12 @@ def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[s
     # Pre-buffering would hold whole row groups of remote files in memory.
     with file.file_system().open_input_file(file.path) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
         _check_column(file, column, table.schema_arrow)
+        columns = [column, *(_KEPT if column == _TEXT and _is_ours(table.schema_arrow) else ())]
         groups = list(range(start, table.num_row_groups if stop is None else stop))
-        for batch in table.iter_batches(batch_size=_ROWS, row_groups=groups, columns=[column]):
-            yield from _strings(batch.column(0))
+        for batch in table.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns):
+            texts = batch.column(column).to_pylist()
+            kept = _kept(batch) if len(columns) > 1 else [None] * len(texts)
+            yield from (pair for pair in zip(texts, kept, strict=True) if pair[0] is not None)
 
 
 def arrow(file: File, column: str) -> Iterator[str]:
@@ -109,9 +116,12 @@ def _whole_lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int
 
 
 def _csv_options(delimiter: str) -> dict[str, Any]:
+    # Where a tab separates, a quotation mark is text: a field holds neither tabs nor line ends (IANA's text/tab-separated-values).
+    quoted = delimiter != "\t"
     return {
         "read_options": csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK),
-        "parse_options": csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)}
+        "parse_options": csv.ParseOptions(
+            delimiter=delimiter, quote_char='"' if quoted else False, double_quote=quoted, newlines_in_values=quoted)}
 
 
 def _header(file: File, delimiter: str) -> list[str]:
@@ -123,6 +133,22 @@ def _header(file: File, delimiter: str) -> list[str]:
 
 def _strings(column: Any) -> list[str]:
     return [text for text in column.to_pylist() if text is not None]
+
+
+def _is_ours(schema: Any) -> bool:
+    """Whether a table is a part of a run's corpus, as written, or as another tool wrote it again."""
+    if not all(name in schema.names for name in DOCUMENTS.names):
+        return False
+    group = schema.field("group").type
+    return pa.types.is_boolean(schema.field("held_out").type) and (
+        pa.types.is_fixed_size_binary(group) or pa.types.is_binary(group) or pa.types.is_large_binary(group))
+
+
+def _kept(batch: Any) -> list[Kept | None]:
+    groups = batch.column("group").cast(DOCUMENTS.field("group").type).to_pylist()
+    return [
+        None if group is None or held_out is None else Kept(group, held_out)
+        for group, held_out in zip(groups, batch.column("held_out").to_pylist(), strict=True)]
 
 
 def _check_column(file: File, column: str, schema: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from moedisco_ray.config import LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
 from moedisco_ray.corpus import embedded, files
 from moedisco_ray.corpus.cutting import Limits
+from moedisco_ray.corpus.documents import DOCUMENTS
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.read_roots import opened
 
@@ -79,7 +80,7 @@ def expand_sources(
 
 
 def input_identity(config: RunConfig) -> dict[str, str]:
-    """Per stage that reads the user's files, a digest that changes when their text may have changed.
+    """Per stage that reads the user's files, a digest that changes when their text may have changed, or how it is stored.
 
     Of files it holds names, sizes and times of writing; of the embedded text, the versions of the packages that carry
     it; of the evaluation's task files, what is in them; of a model to start from, names, sizes and times of its files; of a
@@ -93,7 +94,7 @@ def input_identity(config: RunConfig) -> dict[str, str]:
     read = [*_identities("evaluation.sources", evaluation.sources), *(_contents(path) for path in evaluation.lm_eval)]
     directory = tokenizer_directory(config)
     tokenizer = [] if directory is None else [path.name + _contents(path) for path in tokenizer_files(directory)]
-    text = [*_identities("corpus.sources", config.corpus.sources), *tokenizer]
+    text = [*map(str, DOCUMENTS), *_identities("corpus.sources", config.corpus.sources), *tokenizer]
     found = {"corpus": _digest(text), "evaluate": _digest(read)}
     if isinstance(config.model.init, LocalInit):
         found["seed"] = _digest(_listing(config.model.init.directory))

@@ -82,10 +82,9 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CH
         sink = stack.enter_context(pa.OSFile(str(draft), "wb"))
         writer = stack.enter_context(pa.ipc.new_file(sink, STAGED))
         for chunk in _chunks(read_unit(unit, skipped), flush):
-            texts, begins = zip(*chunk, strict=True)
-            table = staged_table(texts, unit.source.order, begins, group)
+            table = staged_table(chunk, unit.source.order, group)
             group = table["group"][-1].as_py()
-            documents += len(texts)
+            documents += len(chunk)
             owner = bucket_of(id_matrix(table), buckets)
             order = np.argsort(owner, kind="stable")
             for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):

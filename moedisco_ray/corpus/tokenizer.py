@@ -62,6 +62,11 @@ class Encoder:
         """The token that a document's first token is predicted from: BOS where the tokenizer adds it, else EOS."""
         return self.eos if self.bos is None else self.bos
 
+    @property
+    def added(self) -> int:
+        """Special tokens that training puts before and after each document: EOS, and BOS where the tokenizer adds it."""
+        return 1 + (self.bos is not None)
+
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text, without special tokens."""
         ids: list[NDArray[np.int32]] = []

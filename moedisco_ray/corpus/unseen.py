@@ -35,7 +35,7 @@ class Unseen(NamedTuple):
     Attributes:
         samples: The documents, source by source.
         trained_on: How many more were left out, since they were trained on.
-        skipped: Files that could not be read, where the source says `on_error: skip`.
+        skipped: Files that could not be read, where the source says `on_error: skip`, and those that were passed over.
     """
 
     samples: list[Sample]
@@ -89,7 +89,7 @@ def read_unseen(
 def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample], list[Skipped]]:
     listing = list_files(source.field, source.settings, own=source.own)
     samples: list[Sample] = []
-    skipped = list(listing.skipped)
+    skipped = [*listing.skipped, *listing.passed_over]
     room = share
     for file in listing.files:
         try:

@@ -31,7 +31,7 @@ from moedisco_ray.on_ray.tasks import run_on
 from moedisco_ray.shell import holding, vectors_kind
 from moedisco_ray.stopping import StopFile
 
-_READ = ["id", "text", "tokens", "copies"]
+_READ = ["id", "text", "tokens", "packed", "copies"]
 
 
 def build_clusters(

@@ -35,11 +35,11 @@ def write_corpus(directory: Path, documents: int = 240, parts: int = 3, seed: in
         text = " ".join(map(str, words))
         rows.append({
             "id": hashlib.blake2b(text.encode(), digest_size=16).digest(), "source": name, "text": text,
-            "tokens": [VOCABULARY[word] for word in text.split()], "copies": 1 + i % 7 // 6})
+            "tokens": [VOCABULARY[word] for word in words], "packed": len(words) + 1, "copies": 1 + i % 7 // 6})
     rows.sort(key=lambda row: row["id"])
     schema = pa.schema([
         ("id", pa.binary(16)), ("source", pa.string()), ("text", pa.string()), ("tokens", pa.list_(pa.int32())),
-        ("copies", pa.int32())])
+        ("packed", pa.int32()), ("copies", pa.int32())])
     (directory / "train").mkdir(parents=True)
     for p in range(parts):
         chosen = [row for row in rows if int.from_bytes(row["id"][:4], "big") * parts >> 32 == p]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from clustering_corpus import WORDS, run_config, write_corpus, write_model
+from pretrained_start import write_tokenizer
 from scipy.stats import kstest
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -19,12 +20,16 @@ from moedisco_ray.clustering import ClusterModel
 from moedisco_ray.clustering.blocks import squared_distances
 from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
 from moedisco_ray.clustering.report import Sample, cluster_report, silhouette
-from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, first_documents
+from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, documents_needed, first_documents
+from moedisco_ray.clustering.store import weights
 from moedisco_ray.clustering.vectors.random import RandomCosts
 from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
-from moedisco_ray.config import Pools, Tokens
+from moedisco_ray.config import Pools, Tokens, check_config
+from moedisco_ray.corpus import Encoder
+from moedisco_ray.corpus import build as build_corpus
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.shell import vectors_kind
+from moedisco_ray.tokens import INDEX
 
 SMALL8 = Path(__file__).parents[3] / "shared" / "corpora" / "small8" / "train"
 
@@ -74,6 +79,28 @@ def test_no_more_text_is_clustered_than_the_sub_models_need(tokens, corpus, mode
     assert sum(entry["tokens"] for entry in summary["clusters"]) == sum(sizes_N) >= int(1.25 * tokens)
     assert count == 3 or sum(sizes_N[:-1]) < int(1.25 * tokens)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["assignments", "cluster_model", "report.json", "shards"]
+
+
+def test_a_documents_weight_is_what_is_packed_of_it_bos_included(tmp_path):
+    """Capacities, shares and how much text is needed count in the tokens that sub-models train on."""
+    write_tokenizer(tmp_path / "tokenizer")
+    (tmp_path / "x.txt").write_text("\n".join(f"line {i} of the text, {i * i}" for i in range(200)))
+    source = {"path": str(tmp_path / "x.txt"), "documents": "line", "weight": 1.5}
+    config = check_config({
+        "name": "t", "corpus": {"sources": [source], "sequence_length": 32},
+        "tokenizer": {"path": str(tmp_path / "tokenizer")}})
+    (tmp_path / "corpus").mkdir()
+    summary = build_corpus(config, tmp_path / "corpus")
+    documents = read(tmp_path / "corpus" / "train")
+    assert Encoder(tmp_path / "corpus" / "tokenizer").bos is not None
+    index = json.loads((tmp_path / "corpus" / "shards" / INDEX).read_text())
+    assert weights(documents).sum() == summary["tokens"] == index["tokens"]
+    wanted = summary["tokens"] // 2
+    tokens = Tokens(total=int(wanted / 1.25), seed_share=0.0, finetune_share=0.0)
+    count = documents_needed(config.model_copy(update={"tokens": tokens}), sorted((tmp_path / "corpus" / "train").glob("*")))
+    packed = [(len(ids) + 2) * copies for ids, copies in zip(
+        documents["tokens"].to_pylist(), documents["copies"].to_pylist(), strict=True)]
+    assert sum(packed[:count - 1]) < int(1.25 * tokens.submodels) <= sum(packed[:count])
 
 
 def test_a_corpus_that_is_not_larger_is_clustered_whole(corpus, model_dir, tmp_path):

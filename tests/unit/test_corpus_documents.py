@@ -9,13 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.corpus import documents
+from moedisco_ray.corpus.cutting import Document, Kept
 from moedisco_ray.corpus.documents import bucket_of, copies, dedupe_and_sort, id_matrix, is_validation, staged_table
 
 texts = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), max_size=30)
 
 
+def staged(found, order):
+    return staged_table([Document(text, begins=True) for text in found], order)
+
+
 def ids_of(count):
-    return id_matrix(staged_table([f"document {i}" for i in range(count)], 0))
+    return id_matrix(staged([f"document {i}" for i in range(count)], 0))
 
 
 def rows(table):
@@ -25,7 +30,7 @@ def rows(table):
 @given(texts)
 def test_ids_are_blake2b_of_the_text_through_slices_and_chunks(found):
     expected = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in found]
-    table = staged_table(found, 3)
+    table = staged(found, 3)
     assert table["id"].to_pylist() == expected
     half = len(found) // 2
     assert [bytes(row) for row in id_matrix(table)] == expected
@@ -36,7 +41,7 @@ def test_ids_are_blake2b_of_the_text_through_slices_and_chunks(found):
 
 @given(st.lists(texts, min_size=1, max_size=3), st.randoms(use_true_random=False))
 def test_duplicates_go_the_first_source_wins_and_order_of_reading_does_not_matter(sources, random):
-    table = pa.concat_tables([staged_table(found, order) for order, found in enumerate(sources)])
+    table = pa.concat_tables([staged(found, order) for order, found in enumerate(sources)])
     shuffled = table.take(pa.array(random.sample(range(len(table)), len(table)), pa.int64()))
     first = {}
     for order, found in enumerate(sources):
@@ -45,6 +50,17 @@ def test_duplicates_go_the_first_source_wins_and_order_of_reading_does_not_matte
     expected = [(key, *first[key]) for key in sorted(first)]
     assert rows(dedupe_and_sort(table)) == expected
     assert rows(dedupe_and_sort(shuffled)) == expected
+
+
+def test_of_equal_documents_what_was_held_out_once_stays_held_out():
+    new = staged(["a", "b", "c"], 0)
+    kept = {"a": Kept(bytes(16), held_out=True), "b": Kept(bytes(16), held_out=False), "d": Kept(bytes(16), held_out=True)}
+    table = pa.concat_tables([new, staged_table([Document(text, begins=True, kept=each) for text, each in kept.items()], 1)])
+    for each in (table, table.take(pa.array([5, 3, 1, 0, 4, 2]))):
+        found = dedupe_and_sort(each)
+        assert {row["text"]: (row["order"], row["side"]) for row in found.to_pylist()} == {
+            "a": (0, documents.HELD_OUT), "b": (0, documents.TRAINED), "c": (0, documents.NEW), "d": (1, documents.HELD_OUT)}
+    assert len(dedupe_and_sort(table.slice(0, 0))) == 0
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=50), st.integers(1, 1000))

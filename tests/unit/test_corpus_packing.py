@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.corpus.documents import DOCUMENTS, staged_table
+from moedisco_ray.corpus.documents import DOCUMENTS, document_id
 from moedisco_ray.corpus.packing import pack, part_path
 
 EOS = 0
@@ -22,10 +22,11 @@ def write(directory, found):
     paths = []
     for i, rows in enumerate(found):
         names = [f"{i} {j}" for j in range(len(rows))]
-        table = pa.table([
-            staged_table(names, 0)["id"], pa.array(["s"] * len(rows), pa.string()), pa.array(names, pa.string()),
-            pa.array([row[0] for row in rows], pa.list_(pa.int32())), pa.array([row[1] for row in rows], pa.int32()),
-        ], schema=DOCUMENTS)
+        table = pa.Table.from_pylist([
+            {
+                "id": document_id(name), "source": "s", "text": name, "tokens": tokens, "packed": len(tokens) + 1, "copies": copies,
+                "group": document_id(name), "held_out": False}
+            for name, (tokens, copies) in zip(names, rows, strict=True)], schema=DOCUMENTS)
         paths.append(part_path(directory, i))
         pq.write_table(table, paths[-1], row_group_size=2)
     return paths

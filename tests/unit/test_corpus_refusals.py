@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pytest
 
@@ -39,7 +40,7 @@ def config(sources: list[dict[str, Any]], **corpus: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize(("ending", "delimiter", "pack"), [
-    (".csv", ",", bytes), (".tsv", "\t", bytes), (".csv.gz", ",", gzip.compress), (".csv.bz2", ",", bz2.compress),
+    (".csv", ",", bytes), (".csv.gz", ",", gzip.compress), (".csv.bz2", ",", bz2.compress),
     (".csv.zst", ",", lambda data: pa.compress(data, "zstd", asbytes=True)),
 ])
 def test_csv_is_read_as_the_standard_library_writes_it(tmp_path: Path, ending: str, delimiter: str, pack: Any) -> None:
@@ -52,6 +53,83 @@ def test_csv_is_read_as_the_standard_library_writes_it(tmp_path: Path, ending: s
     assert read(tmp_path / f"x{ending}", text_column="body") == [text for text in ROWS if text]
     with pytest.raises(CorpusError, match=r"sources\.0\.text_column: 'text': .* has no such column; it has n, body"):
         read(tmp_path / f"x{ending}")
+
+
+def test_a_quotation_mark_in_tsv_is_text(tmp_path: Path) -> None:
+    """As in English Wikipedia or COCO captions: a field may begin with a mark that nothing closes."""
+    rows = ['"To be', "or not", '5" pipe', '"quoted"', 'a "b" c', "comma, here"]
+    (tmp_path / "x.tsv").write_text("n\tbody\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(rows)))
+    assert read(tmp_path / "x.tsv", text_column="body") == rows
+    (tmp_path / "y.csv").write_text((tmp_path / "x.tsv").read_text())
+    assert read(tmp_path / "y.csv", text_column="body", format="tsv") == rows
+
+
+def listed(folder: Path, **settings: Any) -> tuple[list[str], list[str], list[str]]:
+    """Names of the files of a folder that are read, left out, and passed over."""
+    listing = list_files("corpus.sources.0", Source(path=str(folder), **settings))
+    return tuple([Path(each.path).name for each in found] for found in (listing.files, listing.skipped, listing.passed_over))
+
+
+def test_plain_text_that_is_passed_over_is_counted_listed_and_warned_of(tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for i in range(30):
+        (folder / f"{i:02}.txt").write_text(PROSE)
+    (folder / "empty.md").touch()
+    assert listed(folder)[2] == []
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps({"text": SENTENCE.format(i)}) for i in range(300)))
+    assert listed(folder)[0] == ["rows.jsonl"]
+    settings = config([{"path": str(folder), "name": "text"}])
+    (tmp_path / "made").mkdir()
+    summary = build(settings, tmp_path / "made")
+    assert (summary["skipped_files"], summary["passed_over_files"]) == (0, 30)
+    assert summary["skipped"][0] == {"source": "text", "path": str(folder / "00.txt"), "reason": "is plain text next to tables"}
+    for warnings in (summary["warnings"], probe(settings).warnings):
+        assert [warning for warning in warnings if "30 files were passed over" in warning]
+        assert not any("on_error" in warning for warning in warnings)
+    notes = left_out(summary)
+    assert notes[0].endswith("00.txt is plain text next to tables")
+    assert notes[-1] == "and 10 more files"
+    assert listed(folder, exclude=("*.txt", "*.md"))[2] == []
+    assert len(listed(folder, format="text")[0]) == 31
+
+
+def test_a_state_file_of_another_program_is_no_data_set(tmp_path: Path) -> None:
+    for content in ('{"text": "a", "step": 3}', "[1]", '{"_data_files": 3}', '{"_data_files": [{"name": "x"}]}', "not JSON"):
+        (tmp_path / "rows.jsonl").write_text('{"text": "b"}')
+        (tmp_path / "state.json").write_text(content)
+        assert listed(tmp_path)[0] == ["rows.jsonl", "state.json"]
+        assert read(tmp_path, exclude=("state.json",)) == ["b"]
+    with pytest.raises(CorpusError, match="is not a folder that save_to_disk wrote"):
+        read(tmp_path, format="datasets")
+
+
+def test_files_of_a_saved_data_set_may_be_excluded_and_must_not_be_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"]}).save_to_disk(str(folder), num_shards=2)
+    first, second = sorted(folder.glob("*.arrow"))
+    (folder / "notes.txt").write_text("about")
+    assert listed(folder) == ([first.name, second.name], [], ["notes.txt"])
+    assert read(folder, exclude=(first.name,)) == ["c", "d"]
+    with pytest.raises(CorpusError, match="holds no files"):
+        read(folder, exclude=("*.arrow",))
+    first.unlink()
+    with pytest.raises(CorpusError, match=rf"sources\.0\.path: '{first}': is missing, .*state\.json.* save .* again"):
+        read(folder)
+    assert listed(folder, on_error="skip")[:2] == ([second.name], [first.name])
+    assert read(folder, exclude=(first.name,)) == ["c", "d"]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("x.jsonl", json.dumps({"text": PROSE})), ("x.txt", "x" * 4000)])
+def test_text_that_is_one_document_is_refused_as_such(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (tmp_path / "made").mkdir()
+    with pytest.raises(CorpusError, match="is one document or one short passage") as raised:
+        build(config([{"path": str(tmp_path / name), "documents": "file"}], validation_fraction=0.4), tmp_path / "made")
+    assert raised.value.field == "corpus.sources"
+    assert "documents" in raised.value.remedy
+    assert "validation_fraction" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

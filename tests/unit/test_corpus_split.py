@@ -93,6 +93,21 @@ def test_parts_of_a_document_and_neighbours_are_on_one_side(tmp_path: Path) -> N
     assert changes < len(order) * 2 * 0.3 * 0.7 / 8 * 1.5      # eight neighbours at a time; one by one, it were eight times as many
 
 
+def test_neighbouring_paragraphs_are_on_one_side_as_documents_of_running_text_are(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text(prose(7, 2000))
+    _, tables = made(tmp_path / "made", [{"path": str(tmp_path / "x.txt"), "documents": "paragraph"}], validation_fraction=0.3)
+    side_of = {
+        int(text.split()[-1].rstrip(".")): side for side, table in tables.items() for text in table["text"].to_pylist()}
+    assert len(side_of) == 2000
+    changes = sum(a != b for a, b in itertools.pairwise(side_of[i] for i in sorted(side_of)))
+    assert 2000 / 9 * 2 * 0.3 * 0.7 * 0.5 < changes < 2000 / 7 * 2 * 0.3 * 0.7 * 1.5      # eight at a time; one by one, it were 840
+    # Short text has groups enough for both sides all the same.
+    (tmp_path / "short.txt").write_text(prose(8, 45))
+    source = {"path": str(tmp_path / "short.txt"), "documents": "paragraph"}
+    summary, _ = made(tmp_path / "short", [source], validation_fraction=0.3)
+    assert 6 < summary["validation_documents"] < 25
+
+
 @pytest.mark.parametrize("text", [prose(0, 3000), "x7Q" * 40_000, "語" * 20_000, " ".join(["word"] * 20_000)])
 def test_no_document_has_more_tokens_than_the_limit(tmp_path: Path, text: str) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": prose(5, 3)}))
