@@ -34,7 +34,8 @@ def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
 
     Args:
         report: As in `report.json`; parts that are missing are left out.
-        figures: `parameters`, `active_parameters` and `samples` of the finished model.
+        figures: `parameters`, `active_parameters` and `samples` of the finished model, and `rounded_to`, the dtype that its trained
+            weights were rounded to, if any.
     """
     front = {
         "library_name": "transformers",
@@ -53,7 +54,8 @@ def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         f"# {report['name']}",
         about,
         "## Use", _USAGE,
-        "## Training", _table(TABLE_COLUMNS, report_table(report)), legend, *([] if verdict is None else [verdict]),
+        "## Training", _table(TABLE_COLUMNS, report_table(report)), legend + _rounding(figures),
+        *([] if verdict is None else [verdict]),
         *(f"{note[0].upper()}{note[1:]}." for note in report_notes(report)),
         *_clusters(report.get("clusters", {}).get("clusters", [])),
         *_evaluation(report.get("evaluation", {})),
@@ -100,6 +102,13 @@ def _start(report: Mapping[str, Any]) -> str:
         return ""
     dense = ", a dense model whose MLP became every expert" if start["kind"] == "upcycle" else ""
     return f" The weights that it started from are those of `{start['name']}`{dense}."
+
+
+def _rounding(figures: Mapping[str, Any]) -> str:
+    dtype = figures.get("rounded_to")
+    if dtype is None:
+        return ""
+    return f" All of it was measured before the weights were rounded to {dtype} for this directory: results can differ."
 
 
 def _clusters(clusters: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -61,7 +61,8 @@ def export(
         dtype: Of the weights; `auto`: the origin's, or else what the model was trained in.
 
     Returns:
-        `parameters`, `active_parameters` (that one token uses), `bytes` of the weights, and `samples` [{prompt, text}].
+        `parameters`, `active_parameters` (that one token uses), `rounded_to` (the dtype of the weights where it cannot hold the
+        trained ones exactly, or else None), `bytes` of the weights, and `samples` [{prompt, text}].
 
     Raises:
         CheckpointError: The trained model's tensors are not exactly its family's.
@@ -81,6 +82,7 @@ def export(
     figures = {
         "parameters": total,
         "active_parameters": active,
+        "rounded_to": None if as_they_are or stored_in == torch.float32 else str(stored_in).removeprefix("torch."),
         "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         "samples": continue_prompts(
             model, tokenizer, prompts, sample_tokens, seed, prefix=prefix, ends=end_tokens(directory)),

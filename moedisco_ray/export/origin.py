@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from moedisco_ray.artifacts import write_json
 from moedisco_ray.errors import CheckpointError
 from moedisco_ray.model_map import STORED_DTYPES, read_config
-from moedisco_ray.read_roots import check_folder, opened
+from moedisco_ray.read_roots import opened
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GENERATION = "generation_config.json"
@@ -52,36 +52,35 @@ class Origin:
         """The `config.json` of the finished model: the values that it was trained with, and what is the origin's own to say.
 
         Of a model of the same family every field is kept that the values do not name. Of a dense one, the values already have those
-        that the family knows. The tokens that begin, end and pad a text are the origin's, as long as its tokenizer is.
+        that the family knows. The tokens that begin, end and pad a text are those that the origin's own file names, as long as the
+        run kept its tokenizer. Where the file names none they are the tokenizer's, never defaults of the model's class.
 
         Args:
-            values: The `config.json` of the trained model.
+            values: The `config.json` of the trained model, with the tokens of its tokenizer.
         """
         raw = read_config(self.directory)
         kept = {**raw, **values} if raw.get("model_type") == values.get("model_type") else dict(values)
-        if self.own_tokens:
-            check_folder(self.directory)    # transformers opens the file itself
-            resolved = AutoConfig.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
-            kept |= {name: getattr(resolved, name, None) for name in _TOKENS}
-        return kept
+        named = {name: raw[name] for name in _TOKENS if self.own_tokens and raw.get(name) is not None}
+        return kept | {name: values.get(name) for name in _TOKENS} | named
 
     def write_generation_config(self, config: Mapping[str, Any], directory: Path) -> None:
-        """Write `generation_config.json`: the origin's, with other token ids only where the tokenizer was replaced.
+        """Write `generation_config.json`: the origin's, with other tokens only where it names no end or the tokenizer was replaced.
 
         Args:
             config: The finished model's `config.json`.
             directory: Where to.
         """
-        source = self.directory / _GENERATION
-        if source.is_file() and self.own_tokens:
-            with opened(source) as found:
+        source, tokens = self.directory / _GENERATION, {name: config.get(name) for name in _TOKENS}
+        if not source.is_file():
+            GenerationConfig(**tokens).save_pretrained(directory)
+            return
+        with opened(source) as found:
+            settings = json.loads(found.read_text(encoding="utf-8"))
+            if self.own_tokens and settings.get("eos_token_id") is not None:
                 shutil.copyfile(found, directory / _GENERATION)
-        elif source.is_file():
-            with opened(source) as found:
-                settings = json.loads(found.read_text(encoding="utf-8"))
-            write_json(directory / _GENERATION, settings | {name: config.get(name) for name in _TOKENS})
-        else:
-            GenerationConfig(**{name: config.get(name) for name in _TOKENS}).save_pretrained(directory)
+                return
+        named = {name: value for name, value in settings.items() if self.own_tokens and value is not None}
+        write_json(directory / _GENERATION, settings | tokens | named)
 
     def copy_licences(self, directory: Path) -> None:
         """Copy the files that say on which terms the weights may be used."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import run_example
 import torch
 from pretrained_start import BOS, END, ROPE, TURN, texts, write_start
 from safetensors import safe_open
@@ -21,6 +23,7 @@ from moedisco_ray.corpus import Encoder
 from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.errors import ConfigError
+from moedisco_ray.export import Origin, export
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import load_model
 from moedisco_ray.start import check_start
@@ -179,3 +182,44 @@ def test_qwen3_with_heads_of_its_own_size_and_llama_with_biases_go_through_a_run
     with torch.no_grad():
         losses = [float(model(input_ids=ids, labels=ids).loss) for model in (before, after)]
     assert losses[1] < losses[0] + 0.5
+
+
+def bare(start: Path, directory: Path) -> Path:
+    """The start's directory without token ids in its config.json, and without generation settings."""
+    shutil.copytree(start, directory)
+    config = {name: value for name, value in read_json(start / "config.json").items() if not name.endswith("_token_id")}
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (directory / "generation_config.json").unlink()
+    return directory
+
+
+@pytest.mark.parametrize(("settings", "named"), [
+    (None, {}), ({"temperature": 0.6, "do_sample": True}, {}), ({"eos_token_id": [3, 4]}, {}), (None, {"eos_token_id": [5, 6]})])
+def test_end_tokens_that_the_start_does_not_name_are_its_tokenizer_s_not_the_class_defaults(
+    tmp_path: Path, llama: Path, settings: dict[str, Any] | None, named: dict[str, Any],
+) -> None:
+    start = bare(llama, tmp_path / "start")
+    (start / "config.json").write_text(json.dumps(read_json(start / "config.json") | named), encoding="utf-8")
+    if settings is not None:
+        (start / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(start), "num_experts": 2}})
+    tasks.write_whole(
+        model, Path("unused"), 256, 0, 2, None, [], Merge(), keep_moments=False, device="cpu", directory=tmp_path / "moe")
+    report = {
+        "name": "x", "family": "mixtral", "seed": 0, "versions": {}, "stages": [], "tokens": 0,
+        "bill": run_example.bill().model_dump(mode="json")}
+    figures = export(tmp_path / "moe", start, tmp_path / "model", report, origin=Origin(start))
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    bos, end = tokenizer.convert_tokens_to_ids([BOS, END])
+    assert {bos, end}.isdisjoint({1, 2}), "the class defaults of llama would pass"
+    expected = {"bos_token_id": bos, "eos_token_id": end, "pad_token_id": None} | named
+    config, generation = (read_json(tmp_path / "model" / name) for name in ("config.json", "generation_config.json"))
+    assert {name: config.get(name) for name in expected} == expected
+    assert generation["eos_token_id"] == (settings or {}).get("eos_token_id", expected["eos_token_id"])
+    assert generation.get("temperature") == (settings or {}).get("temperature")
+    # The MoE was written in fp32, the start in bf16.
+    assert figures["rounded_to"] == "bfloat16"
+    assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8").count("rounded to bfloat16") == 1
+    exact = export(tmp_path / "moe", start, tmp_path / "exact", report, origin=Origin(start), dtype="fp32")
+    assert exact["rounded_to"] is None
+    assert "rounded" not in (tmp_path / "exact" / "README.md").read_text(encoding="utf-8")
