@@ -1,10 +1,17 @@
 """What all tests share: no test measures this machine unless it says so."""
 
+import os
+
 import pytest
+from hypothesis import settings
 
 from moedisco_ray import machine
 from moedisco_ray.artifacts import write_text
 from moedisco_ray.plan.speed import Probe, Trial
+
+if "CI" not in os.environ:      # Hypothesis has a profile of its own for CI, without deadlines too
+    settings.register_profile("shared machine", deadline=None)
+    settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
