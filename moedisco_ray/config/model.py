@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from moedisco_ray.config.base import Section
+from moedisco_ray.config.base import LARGEST, MOST_EXPERTS, Section
 from moedisco_ray.config.places import ReadsFrom
 from moedisco_ray.config.rope import checked_scaling, read_scaling
 from moedisco_ray.config.wording import plain_words
@@ -22,30 +22,33 @@ DENSE: Mapping[FamilyName, tuple[str, ...]] = {
     "mixtral": ("mistral", "llama"), "qwen2_moe": ("qwen2", "llama"), "qwen3_moe": ("qwen3",)}
 """Dense models (`model_type`) that a family can compute, with their MLP in the experts' places. olmoe has none: OLMo normalises
 elsewhere than olmoe."""
+MOST_LAYERS = 4096
+LARGEST_DIMENSION = 2**26
+"""Largest dimension of a tensor."""
 
 
 class Architecture(Section):
     """Sizes of a decoder whose every layer is a Mixture-of-Experts layer."""
 
-    hidden_size: int = Field(256, ge=8)
-    num_hidden_layers: int = Field(4, ge=1)
-    num_attention_heads: int = Field(4, ge=1)
-    num_key_value_heads: int | None = Field(None, ge=1)
+    hidden_size: int = Field(256, ge=8, le=LARGEST_DIMENSION)
+    num_hidden_layers: int = Field(4, ge=1, le=MOST_LAYERS)
+    num_attention_heads: int = Field(4, ge=1, le=LARGEST_DIMENSION)
+    num_key_value_heads: int | None = Field(None, ge=1, le=LARGEST_DIMENSION)
     """Heads of keys and values (grouped-query attention); null: as many as attention heads."""
-    head_dim: int | None = Field(None, ge=2)
+    head_dim: int | None = Field(None, ge=2, le=LARGEST_DIMENSION)
     """Size of one head; null: hidden_size / num_attention_heads. Only qwen3_moe and mixtral let it differ."""
-    moe_intermediate_size: int = Field(512, ge=8)
+    moe_intermediate_size: int = Field(512, ge=8, le=LARGEST_DIMENSION)
     """Hidden size of one expert (Mixtral and OLMoE call it intermediate_size)."""
-    shared_expert_intermediate_size: int | None = Field(None, ge=8)
+    shared_expert_intermediate_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
     """Hidden size of qwen2_moe's shared expert; null: as one routed expert."""
-    num_experts: int = Field(4, ge=1)
-    num_experts_per_tok: int = Field(2, ge=1)
+    num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
+    num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     norm_topk_prob: bool = True
     """Whether the selected router weights are made to sum to one. Mixtral always does. True keeps a sub-model's output scale
     through the merge; with false the merge rescales the experts instead (`merge.match_scale`)."""
-    vocab_size: int | None = Field(None, ge=8)
+    vocab_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
     """Rows of the embedding; null: as many as the tokeniser has tokens."""
-    max_position_embeddings: int | None = Field(None, ge=8)
+    max_position_embeddings: int | None = Field(None, ge=8, le=LARGEST)
     """Longest sequence; null: corpus.sequence_length."""
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
@@ -121,8 +124,8 @@ class UpcycleInit(LocalInit):
     upcycle: Annotated[Path, ReadsFrom(run_part="model")]
     """A Hugging Face directory: a dense relative of the family (Qwen3 for qwen3_moe; Mistral and Llama for mixtral; Qwen2, and
     Llama with biases, for qwen2_moe), or a model of the family with one expert, such as an earlier run's seed."""
-    num_experts: int = Field(4, ge=1)
-    num_experts_per_tok: int = Field(2, ge=1)
+    num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
+    num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     """Their weights are made to sum to one, so that the MoE computes what the dense model did."""
 
     @model_validator(mode="after")
@@ -199,21 +202,24 @@ def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architect
         raise CheckpointError(
             start.setting, str(start.upcycle),
             f"has use_sliding_window, with which {kind} and {family} do not attend alike; use another model")
-    head, heads = raw.get("head_dim"), raw.get("num_attention_heads")
-    if kind != family and family == "qwen2_moe" and head and heads and head * heads != raw.get("hidden_size"):
-        raise CheckpointError(
-            start.setting, str(start.upcycle),
-            f"has head_dim {head}, but {family} has heads of hidden_size / num_attention_heads; use a family with head_dim")
-    return _sizes(
+    sizes = _sizes(
         start.setting, start.upcycle, raw, family, num_experts=start.num_experts, num_experts_per_tok=start.num_experts_per_tok,
         norm_topk_prob=True)
+    if kind != family and family == "qwen2_moe" and sizes.head_size * sizes.num_attention_heads != sizes.hidden_size:
+        raise CheckpointError(
+            start.setting, str(start.upcycle),
+            f"has head_dim {sizes.head_dim}, but {family} has heads of hidden_size / num_attention_heads; use a family with "
+            "head_dim")
+    return sizes
 
 
 def _read(setting: str, directory: Path) -> dict[str, Any]:
     try:
-        raw: dict[str, Any] = json.loads(_text(directory / "config.json"))
-    except (OSError, json.JSONDecodeError) as error:
+        raw: Any = json.loads(_text(directory / "config.json"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(setting, str(directory), f"no readable config.json there ({error})") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(setting, str(directory), "no readable config.json there (it holds no JSON object)")
     return raw
 
 
@@ -230,6 +236,8 @@ def _experts(raw: Mapping[str, Any]) -> int | None:
 def _sizes(setting: str, directory: Path, raw: Mapping[str, Any], family: FamilyName, **changes: Any) -> Architecture:
     own_name = raw.get("model_type") in ("qwen2_moe", "qwen3_moe")
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(setting, str(directory), "its config.json cannot be used: rope_scaling must be an object")
     found = {name: raw[name] for name in Architecture.model_fields if raw.get(name) is not None}
     found.update(
         num_experts=_experts(raw),

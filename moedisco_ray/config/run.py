@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Self
@@ -32,6 +33,10 @@ Tags = Annotated[
         Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")]],
     Field(max_length=16)]
 """What a run is marked with, for people and for finding it: at most 16, with keys and values of at most 63 characters."""
+
+
+_MOST_SHOWN = 8
+"""Numbers of clusters that an error suggests, the nearest ones."""
 
 
 class RunConfig(Section):
@@ -172,5 +177,12 @@ def check_division(num_experts: int, clusters: int) -> None:
         ValueError: `clusters` does not divide `num_experts`.
     """
     if num_experts % clusters:
-        fits = ", ".join(str(n) for n in range(1, num_experts + 1) if num_experts % n == 0)
+        nearest = sorted(divisors(num_experts), key=lambda n: abs(n - clusters))[:_MOST_SHOWN]
+        fits = ", ".join(str(n) for n in sorted(nearest))
         raise ValueError(f"clusters.count {clusters} does not divide the model's {num_experts} experts; use one of {fits}")
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive whole number, ascending, in time that grows with its square root."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]

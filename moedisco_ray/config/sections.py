@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from moedisco_ray.config.base import Section
+from moedisco_ray.config.base import LARGEST, MOST_CLUSTERS, Section
 from moedisco_ray.config.places import ReadsFrom, WritesTo
 from moedisco_ray.config.pools import PoolName
 
@@ -71,9 +71,9 @@ class Corpus(Section):
     validation_fraction: float = Field(0.02, gt=0, lt=0.5)
     """Share of each source's documents that is held out, chosen by a hash of their text. The parts of a long document stay
     together, and so do neighbours in plain text, up to `max_document_tokens`, unless its documents are lines."""
-    sequence_length: int = Field(1024, ge=16)
+    sequence_length: int = Field(1024, ge=16, le=LARGEST)
     """Tokens per training sequence."""
-    max_document_tokens: int | None = Field(None, ge=16)
+    max_document_tokens: int | None = Field(None, ge=16, le=LARGEST)
     """Most tokens of a document; a longer one is cut into parts at blank lines, line ends or sentence ends. Null: 8 sequences."""
 
     @property
@@ -91,14 +91,14 @@ class Tokenizer(Section):
     replace: bool = False
     """Replace the tokenizer of the model that `model.init` names, by the one in `path` or by one trained on the corpus. The model's
     embedding then belongs to other tokens, and must be learned again."""
-    train_vocab_size: int = Field(8192, ge=300)
+    train_vocab_size: int = Field(8192, ge=300, le=LARGEST)
     """Size of the byte-level BPE vocabulary to train."""
 
 
 class Tokens(Section):
     """How many tokens are trained on, and where they go."""
 
-    total: int = Field(20_000_000, gt=0)
+    total: int = Field(20_000_000, gt=0, le=LARGEST)
     seed_share: Share = 0.2
     """Trains one common dense model on everything first; 0 is the paper."""
     finetune_share: float = Field(0.15, ge=0, le=1)
@@ -136,14 +136,14 @@ class Tokens(Section):
 class Clusters(Section):
     """How documents are grouped."""
 
-    count: int = Field(4, ge=1)
+    count: int = Field(4, ge=1, le=MOST_CLUSTERS)
     """Clusters, and so sub-models. Must divide the number of experts."""
     method: Literal["kmeans", "likelihood", "random"] = "kmeans"
     """`kmeans` on document vectors (the paper); `likelihood`: a small language model per cluster, and each document where it is
     likeliest (SMALLTALK); `random`: by a hash of the text, the paper's ablation."""
     vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
     """Document vectors of `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
-    dimensions: int = Field(64, ge=2)
+    dimensions: int = Field(64, ge=2, le=LARGEST)
     """Components of the SVD, for `tfidf_svd`."""
     capacity: float | None = Field(1.05, ge=1)
     """Most tokens a cluster may hold, as a multiple of the mean; null: no limit, as the paper."""
@@ -153,8 +153,8 @@ class Clusters(Section):
     """`needed`: of a corpus that is larger, a random sample of documents with a quarter more tokens than the sub-models train on is
     clustered, and they train on that; `all`: everything, as the paper."""
     restarts: int = Field(4, ge=1, le=64)
-    iterations: int = Field(50, ge=1)
-    sample: int = Field(10_000, ge=16)
+    iterations: int = Field(50, ge=1, le=LARGEST)
+    sample: int = Field(10_000, ge=16, le=LARGEST)
     """Documents that k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette and the
     2-D map are computed on."""
 
@@ -174,9 +174,9 @@ class Optimizer(Section):
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
-    batch_tokens: int = Field(16_384, gt=0)
+    batch_tokens: int = Field(16_384, gt=0, le=LARGEST)
     """Tokens per step over all workers."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=1, le=LARGEST)
     """Sequences per forward pass of one worker; null: the worker's whole share. Smaller needs less memory, same result."""
     state: Literal["fp32", "bf16"] = "fp32"
     """`fp32`: 16 bytes per parameter for weights, gradients and moments. `bf16`: 8 bytes, with stochastic rounding."""
@@ -198,7 +198,7 @@ class Submodels(Section):
     """The parallel phase; the seed phase trains with the same recipe."""
 
     optimizer: Optimizer = Optimizer()
-    sync_every: int | None = Field(None, ge=1)
+    sync_every: int | None = Field(None, ge=1, le=LARGEST)
     """Steps of the longest sub-model between two moments at which all backbones become one; experts stay private. Null, as the
     paper: never before the merge."""
     outer: Outer = Outer()
@@ -211,9 +211,9 @@ class Submodels(Section):
     """Share of the steps after which the scale applies; 0: all along."""
     keep_moments: bool = True
     """Adam's moments of the seed go on in the sub-models; false: each begins with none, and its first updates are signs."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=LARGEST)
     """How often a worker that died is started again, from its last checkpoint."""
-    quorum: int | None = Field(None, ge=1)
+    quorum: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
     """Sub-models that must be finished before the merge may start without the others; null: all. One that is missing
     contributes its last checkpoint, or the start that it began from, and the report says so. What comes out then depends
     on when machines came and went."""
@@ -236,7 +236,7 @@ class Merge(Section):
     """Chance that `dare` drops an element of a delta."""
     auto_scales: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field((0.75, 1.0, 1.25), min_length=1, max_length=32)
     """`auto` tries every rule at each of these scales."""
-    auto_tokens: int = Field(32_768, gt=0)
+    auto_tokens: int = Field(32_768, gt=0, le=LARGEST)
     """Tokens `auto` measures on: of each cluster's text the windows that its sub-model would have trained on last, and has not
     unless it went through all of it. The validation text stays out of the choice."""
     router: Literal["ridge", "centroid", "random", "concat"] = "ridge"
@@ -245,7 +245,7 @@ class Merge(Section):
     """Offset router rows so that each cluster's experts begin with the cluster's share of the tokens; not for `concat`."""
     match_scale: bool = True
     """Where top-k weights are not normalised, rescale each layer's experts so that they keep their output scale."""
-    calibration_tokens: int = Field(65_536, gt=0)
+    calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Tokens the router is computed on."""
 
 
@@ -279,7 +279,7 @@ class Finetune(Section):
     """Weight of the router z-loss; of these too."""
     keep_moments: bool = True
     """Adam's moments of the sub-models, or of the seed where there are none, go on in the whole MoE; false: it begins with none."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=LARGEST)
 
     @model_validator(mode="after")
     def _shares_are_all(self) -> Self:
@@ -292,9 +292,9 @@ class Finetune(Section):
 class Checkpoint(Section):
     """Where and how often a trainer saves what it would need to go on; it trains on meanwhile."""
 
-    every: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    every: Annotated[int, Field(ge=1, le=LARGEST)] | Literal["auto"] = "auto"
     """Steps; auto: as often as costs least, by what a save was measured to cost and how often workers were lost."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1, le=LARGEST)
     storage: Annotated[str, WritesTo("checkpoints")] | None = None
     """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`), for checkpoints in STORAGE/NAME-ID,
     which is this run's alone; null: in the run directory. Credentials come from the machines' environment or role. A control
@@ -317,17 +317,17 @@ class Checkpoint(Section):
 class Evaluation(Section):
     """What is measured at the end."""
 
-    max_tokens: int = Field(1_000_000, gt=0)
+    max_tokens: int = Field(1_000_000, gt=0, le=LARGEST)
     """Most validation tokens to evaluate on; whole documents are taken while they fit."""
-    every_tokens: int | None = Field(None, gt=0)
+    every_tokens: int | None = Field(None, gt=0, le=LARGEST)
     """Tokens of the seed's and of the whole MoE's training between two looks at their held-out loss; null: none is taken."""
-    slice_tokens: int = Field(65_536, gt=0)
+    slice_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Most validation tokens of such a look."""
     stages: bool = True
     """Also measure what came before the finished model: the seed, each sub-model on its own cluster's text, the merged model."""
     ensemble: bool = False
     """Also measure the trained sub-models as an ensemble that is never merged (c-BTM, arXiv 2303.14177)."""
-    ensemble_top_k: int | None = Field(None, ge=1)
+    ensemble_top_k: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
     """Sub-models of the ensemble that a token is predicted by, the nearest ones; null: all."""
     sources: Sources = ()
     """Text that is never trained on, to measure the finished model on beside the validation text: of each source, in the order of
@@ -335,7 +335,7 @@ class Evaluation(Section):
     lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = Field((), max_length=64)
     """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, all of `query`, `choices` and `gold`
     (the right choice's place, from 0), or all of `context` and `continuation`. A task is called as its file."""
-    lm_eval_limit: int | None = Field(None, ge=1)
+    lm_eval_limit: int | None = Field(None, ge=1, le=LARGEST)
     """Examples of each task file, the first ones; null: all."""
     prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
     """The finished model continues each of these, as a sample in the report."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from moedisco_ray.config import Architecture, Finetune, LowMemoryPool, Pool
 from moedisco_ray.plan.parameters import Parameters
-from moedisco_ray.policies.placement import Need, NodeType, place
+from moedisco_ray.policies.placement import Need, NodeType, ranked
 
 PEAK_FLOPS = 312e12
 UTILISATION = 0.35
@@ -120,19 +120,7 @@ def mixed_cost(
     kinds = {kind.key: kind for kind in pool.kinds}
     flops = flops_each_token * tokens
     hours = {key: training_cost(flops_each_token, tokens, kind).worker_hours / units for key, kind in kinds.items()}
-    running: list[tuple[float, str]] = []
-    taken: Counter[str] = Counter()
-    begun: Counter[str] = Counter()
-    now = makespan = 0.0
-    for unit in range(units):
-        need = Need(str(unit), need_gb)
-        while len(running) >= pool.max_workers or (key := _cheapest(need, kinds, taken)) is None:
-            now, ended = heapq.heappop(running)
-            taken[ended] -= 1
-        taken[key] += 1
-        begun[key] += 1
-        heapq.heappush(running, (now + hours[key], key))
-        makespan = max(makespan, now + hours[key])
+    begun, makespan = _schedule(_slots(pool, kinds, need_gb), hours, units)
     shares = tuple(
         TypeShare(
             name=each.name, resource=each.resource, memory_gb=each.memory_gb, fits=each.memory_gb >= need_gb, units=begun[key],
@@ -145,8 +133,37 @@ def mixed_cost(
     return cost, shares
 
 
-def _cheapest(need: Need, kinds: dict[str, LowMemoryPool], taken: Counter[str]) -> str | None:
-    found = place(need, [
-        NodeType(key, kind.memory_gb, kind.price_per_hour, kind.speed, free=kind.max_workers - taken[key])
-        for key, kind in kinds.items()])
-    return None if found is None else found.name
+def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float) -> dict[str, int]:
+    """Slots of each type that equal units use, in the order in which they are filled."""
+    order = ranked(Need("", need_gb), [
+        NodeType(key, kind.memory_gb, kind.price_per_hour, kind.speed, free=kind.max_workers) for key, kind in kinds.items()])
+    slots, left = {}, pool.max_workers
+    for each in order:
+        slots[each.name] = min(each.free, left)
+        left -= slots[each.name]
+    return {key: count for key, count in slots.items() if count}
+
+
+def _schedule(slots: dict[str, int], hours: dict[str, float], units: int) -> tuple[Counter[str], float]:
+    """Units begun on each type, and the hours until the last one ends.
+
+    Equal units that begin on the same type at the same time end at the same time: they are one entry. Since cheaper slots are taken
+    first, the next units take the slots that were freed. Steps are as many as there are waves of each type.
+
+    Args:
+        slots: By type, in the order in which they are filled.
+        hours: Of one unit, by type.
+        units: At least 1.
+    """
+    begun: Counter[str] = Counter()
+    free = [(0.0, key) for key in reversed(slots)]
+    ends: list[tuple[float, str]] = []
+    makespan = 0.0
+    while units:
+        now, key = free.pop() if free else heapq.heappop(ends)
+        count = min(slots[key], units)
+        begun[key] += count
+        units -= count
+        makespan = max(makespan, now + hours[key])
+        heapq.heappush(ends, (now + hours[key], key))
+    return begun, makespan

@@ -45,8 +45,13 @@ class Need:
 
 def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
     """The cheapest type for its work that holds it and is free; the quicker of two that cost the same; None: wait."""
-    fitting = [kind for kind in types if kind.free > 0 and kind.memory_gb >= need.memory_gb]
-    return min(fitting, key=lambda kind: (kind.price_of_work, -kind.speed, kind.name), default=None)
+    return next((kind for kind in ranked(need, types) if kind.free > 0), None)
+
+
+def ranked(need: Need, types: Sequence[NodeType]) -> list[NodeType]:
+    """The types that hold it, free or not, in the order in which they are filled."""
+    fitting = [kind for kind in types if kind.memory_gb >= need.memory_gb]
+    return sorted(fitting, key=lambda kind: (kind.price_of_work, -kind.speed, kind.name))
 
 
 def place_all(needs: Sequence[Need], types: Sequence[NodeType]) -> dict[str, str]:

@@ -1,16 +1,18 @@
+import heapq
 import itertools
 import json
 import math
 import weakref
+from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray.config import FAMILIES, Architecture, Finetune, Optimizer, RunConfig
+from moedisco_ray.config import FAMILIES, Architecture, Finetune, LowMemoryPool, Optimizer, RunConfig
 from moedisco_ray.errors import ConfigError
 from moedisco_ray.model_map import specialise
 from moedisco_ray.plan import (
@@ -23,8 +25,9 @@ from moedisco_ray.plan import (
     tokenizer_vocab_size,
     worker_memory,
 )
-from moedisco_ray.plan.cost import finetune_flops_per_token, flops_per_token
+from moedisco_ray.plan.cost import finetune_flops_per_token, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.memory import activation_bytes_per_token
+from moedisco_ray.policies.placement import Need, NodeType, place
 from moedisco_ray.training.optimizer import adamw
 
 VOCAB = 96
@@ -370,6 +373,42 @@ def test_a_mixed_pool_by_hand():
     assert stage.cost.dollars == pytest.approx(0.2 * 4 * unit + 1.0 * 2 * unit)
     assert (stage.workers, stage.cost.waves, stage.pool_gb) == (4, 2, 48)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def one_by_one(pool, hours, units, need_gb):
+    """Begin every unit by itself, on the cheapest free type that holds it: units by type, and when the last one ends."""
+    running, taken, begun, now, last = [], Counter(), Counter(), 0.0, 0.0
+    for unit in range(units):
+        def free():
+            return place(Need(str(unit), need_gb), [  # noqa: B023 - called at once
+                NodeType(kind.key, kind.memory_gb, kind.price_per_hour, kind.speed, kind.max_workers - taken[kind.key])
+                for kind in pool.kinds])
+        while len(running) >= pool.max_workers or free() is None:
+            now, ended = heapq.heappop(running)
+            taken[ended] -= 1
+        key = free().name
+        taken[key] += 1
+        begun[key] += 1
+        heapq.heappush(running, (now + hours[key], key))
+        last = max(last, now + hours[key])
+    return begun, last
+
+
+small = st.integers(1, 6)
+
+
+@given(st.lists(st.tuples(small, small, small, small), min_size=1, max_size=4), st.integers(1, 12), st.integers(1, 60), small)
+def test_equal_units_are_placed_together_as_they_would_be_one_by_one(types, most, units, need_gb):
+    pool = LowMemoryPool(gpu=1, max_workers=most, types=[
+        {"name": f"t{i}", "resource": f"tag_{i}", "memory_gb": memory, "price_per_hour": price, "speed": speed,
+         "max_workers": workers}
+        for i, (memory, price, speed, workers) in enumerate(types)])
+    assume(any(memory >= need_gb for memory, *_ in types))
+    hours = {kind.key: training_cost(1e15, 60, kind).worker_hours / units for kind in pool.kinds}
+    begun, last = one_by_one(pool, hours, units, need_gb)
+    cost, shares = mixed_cost(1e15, 60, pool, need_gb, units=units)
+    assert [share.units for share in shares] == [begun[kind.key] for kind in pool.kinds]
+    assert cost.hours == last
 
 
 def test_a_mixed_pool_of_one_type_costs_what_the_pool_of_that_type_does():
