@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from moedisco_ray.config import check_config
 from moedisco_ray.corpus import build
 from moedisco_ray.errors import CorpusError
 from moedisco_ray.on_ray.corpus import build_corpus
+from moedisco_ray.read_roots import ENVIRONMENT
 
 pytestmark = [
     pytest.mark.ray,
@@ -33,6 +38,12 @@ def config(tmp_path_factory):
     (folder / "rows.jsonl").write_text("\n".join(rows))
     pq.write_table(pa.table({"body": sentences("table", 60)}), folder / "table.parquet", row_group_size=7)
     datasets.Dataset.from_dict({"content": sentences("saved", 60)}).save_to_disk(str(folder / "saved"), num_shards=2)
+    (folder / "first.txt").write_text("\n".join(sentences("first", 300)))
+    (folder / "first").mkdir()
+    build(check_config({
+        "name": "first", "seed": 5, "tokenizer": {"train_vocab_size": 350},
+        "corpus": {"sequence_length": 32, "validation_fraction": 0.2, "sources": [{"path": str(folder / "first.txt")}]},
+    }), folder / "first")
     return check_config({
         "name": "t",
         "corpus": {"sequence_length": 32, "validation_fraction": 0.1, "sources": [
@@ -41,6 +52,7 @@ def config(tmp_path_factory):
             {"path": str(folder / "running.txt"), "name": "running"},
             {"path": f"file://{folder}/table.parquet", "text_column": "body"},
             {"path": str(folder / "saved"), "text_column": "content", "name": "saved"},
+            {"path": str(folder / "first" / "*" / "*.parquet"), "name": "first"},
         ]},
         "tokenizer": {"train_vocab_size": 350},
     })
@@ -62,7 +74,7 @@ def test_ray_makes_the_same_bytes_as_a_plain_loop_whatever_the_blocks(ray_cluste
     summary = build_corpus(config, tmp_path, blocks)
     assert (summary, contents(tmp_path)) == pure
     assert summary["duplicates"] == 10
-    assert set(summary["sources"]) == {"text", "rows", "running", "source-3", "saved"}
+    assert set(summary["sources"]) == {"text", "rows", "running", "source-3", "saved", "first"}
     assert all(source["documents"] > 40 for source in summary["sources"].values())
 
 
@@ -82,3 +94,54 @@ def test_the_users_mistake_arrives_as_itself(ray_cluster, tmp_path, mistake):
         build_corpus(config, tmp_path / "draft")
     assert type(raised.value) is CorpusError
     assert "\n" not in str(raised.value)
+
+
+DRIVER = """
+import functools, json, os, sys
+from pathlib import Path
+from moedisco_ray.config import Source, check_config
+from moedisco_ray.corpus.cutting import Limits
+from moedisco_ray.corpus.files import list_files
+from moedisco_ray.corpus.readers import plan_units
+from moedisco_ray.corpus.sources import expand_sources
+from moedisco_ray.corpus.staging import stage_unit
+from moedisco_ray.errors import CorpusError
+from moedisco_ray.on_ray import corpus, session
+
+data, home = Path(sys.argv[1]), Path(sys.argv[2])
+settings = check_config({"name": "t", "output": str(home), "corpus": {"sources": [{"path": str(data)}]}})
+(source,) = expand_sources(settings.corpus.sources, home, Limits(32, 256))
+units = plan_units([(source, list_files(source.field, source.settings).files)])
+stage = functools.partial(stage_unit, directory=home / "staged", buckets=1)
+settings.directory.mkdir()
+with session.cluster(settings):
+    before = [staged.documents for staged in corpus._map_tasks("t", stage, units, None)]
+    (data / "a.txt").unlink()
+    (data / "a.txt").symlink_to(data.parent / "secret.txt")
+    del os.environ["MOEDISCO_READ_ROOTS"]     # the tasks must find them in their own environment
+    try:
+        after = [staged.documents for staged in corpus._map_tasks("t", stage, units, None)]
+    except CorpusError as error:
+        after = str(error)
+print(json.dumps([before, after]))
+"""
+
+
+def test_a_link_that_leads_out_of_the_read_roots_is_refused_where_a_ray_task_opens_it(ray_cluster, tmp_path):
+    """With the environment of a job as the service submits it; the driver would not notice, since it only lists the files."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("mine")
+    (tmp_path / "secret.txt").write_text("secret")
+    given = {ENVIRONMENT: json.dumps([str(tmp_path / "data"), str(tmp_path / "home")])}
+    environment = os.environ | given | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": given}})}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(tmp_path / "data"), str(tmp_path / "home")], capture_output=True, text=True, check=False,
+        env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    assert before == [1]
+    assert after.startswith(f"corpus.sources.0.path: '{tmp_path}/data/a.txt': ")
+    assert "leads out of the directories" in after
