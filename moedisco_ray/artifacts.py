@@ -71,8 +71,16 @@ def versions() -> dict[str, str]:
 def read_manifest(directory: Path) -> Manifest | None:
     """The manifest of a committed directory, or None where there is none to trust."""
     try:
-        return Manifest(**json.loads((directory / "manifest.json").read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError):
+        return parse_manifest((directory / "manifest.json").read_bytes())
+    except OSError:
+        return None
+
+
+def parse_manifest(content: bytes) -> Manifest | None:
+    """The manifest in a file's content, or None where that is none to trust."""
+    try:
+        return Manifest(**json.loads(content))
+    except (ValueError, TypeError):
         return None
 
 

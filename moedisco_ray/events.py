@@ -105,10 +105,13 @@ class EventLog:
     @staticmethod
     def read(path: Path) -> list[Event]:
         """All whole events of a file, oldest first; an absent file has none."""
-        if not path.exists():
-            return []
+        return EventLog.parse(path.read_bytes()) if path.exists() else []
+
+    @staticmethod
+    def parse(content: bytes) -> list[Event]:
+        """All whole events in a file's content, oldest first."""
         events = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in content.decode(errors="replace").splitlines():
             try:
                 events.append(Event.from_json(line))
             except (json.JSONDecodeError, TypeError):

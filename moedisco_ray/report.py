@@ -33,12 +33,15 @@ export's `samples`. `comparison.json`, which a comparison leaves in a run direct
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from moedisco_ray.artifacts import Manifest, read_json, read_manifest, versions
+from moedisco_ray.artifacts import Manifest, parse_manifest, versions
 from moedisco_ray.bill import Bill, format_dollars, format_seconds, metered_bill
 from moedisco_ray.config import LocalInit, Model, RunConfig
 from moedisco_ray.events import Event, EventLog, EventType
@@ -47,6 +50,8 @@ from moedisco_ray.stages import STAGES
 
 T = TypeVar("T")
 PoolName = Literal["low_memory", "high_memory", "head"]
+ReadFile = Callable[[str], bytes | None]
+"""Reads a file of a run directory by its path in there; None: there is no such file."""
 
 CURVE_POINTS = 400
 
@@ -66,13 +71,19 @@ def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) ->
         config: The run's configuration: pools and their prices.
         last: The event that is about to end the run and is not in its log yet.
     """
+    return report_of(functools.partial(_file, run_dir), config, last)
+
+
+def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> dict[str, Any]:
+    """As `build_report`, from files that are opened by the caller's rules."""
     manifests = {
-        stage.name: manifest for stage in STAGES if (manifest := read_manifest(run_dir / stage.directory)) is not None}
-    evaluation = _read(run_dir / "evaluation" / "evaluation.json")
+        stage.name: manifest for stage in STAGES
+        if (content := read(f"{stage.directory}/manifest.json")) is not None and (manifest := parse_manifest(content)) is not None}
+    evaluation = _document(read("evaluation/evaluation.json"))
     measured = evaluation.get("stages", {})
-    events = [*EventLog.read(run_dir / "events.jsonl"), *([] if last is None else [last])]
+    events = [*EventLog.parse(read("events.jsonl") or b""), *([] if last is None else [last])]
     stalls = _stalls(events)
-    bill = _bill(events, config, _read(run_dir / "comparison.json").get("quality"))
+    bill = _bill(events, config, _document(read("comparison.json")).get("quality"))
     stages = [
         _stage(name, manifest, measured.get(name, {}), stalls.get(name, 0.0), config, bill)
         for name, manifest in manifests.items()]
@@ -89,7 +100,7 @@ def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) ->
         "rounds": manifests["submodels"].summary.get("rounds", []) if "submodels" in manifests else [],
         "corpus": manifests["corpus"].summary if "corpus" in manifests else {},
         "merge": manifests["merge"].summary if "merge" in manifests else {},
-        "clusters": _read(run_dir / "clusters" / "report.json"),
+        "clusters": _document(read("clusters/report.json")),
         "evaluation": evaluation,
         "samples": manifests["export"].summary.get("samples", []) if "export" in manifests else [],
         "curves": read_curves(events),
@@ -257,8 +268,14 @@ def _bill(events: Iterable[Event], config: RunConfig, quality: str | None) -> Bi
     return metered_bill(meter, config, quality)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
+def _file(run_dir: Path, path: str) -> bytes | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return (run_dir / path).read_bytes()
+    return None
+
+
+def _document(content: bytes | None) -> dict[str, Any]:
+    found: dict[str, Any] = {} if content is None else json.loads(content)
     return found
 
 

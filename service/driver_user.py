@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,11 @@ class DriverUser:
         """Make a file or directory this user's."""
         os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
-    def let_read(self, path: Path) -> None:
-        """Let this user read a file, or enter a directory, that stays the service's."""
-        os.chown(path, -1, self.gid)
-        path.chmod(0o750 if path.is_dir() else 0o640)
+    def take(self, number: int) -> None:
+        """Make an open file or directory this user's."""
+        os.fchown(number, self.uid, self.gid)
+
+    def let_read(self, number: int) -> None:
+        """Let this user read an open file, or enter an open directory, that stays the service's."""
+        os.fchown(number, -1, self.gid)
+        os.fchmod(number, 0o750 if stat.S_ISDIR(os.fstat(number).st_mode) else 0o640)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import os
 import re
 import stat
@@ -17,13 +15,13 @@ from urllib.parse import quote
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from service import run_files
 from service.api.responses import ClosedStream
 from service.errors import NotFound, RangeUnsatisfiable
 from service.schemas import Artifact
 
 BLOCK = 2**20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.ENXIO)
 
 
 class Content(Protocol):
@@ -98,38 +96,25 @@ def open_file(directory: Path, path: str) -> OpenFile:
     if "\0" in path or any(part in ("", "..") or part.startswith(".") for part in parts):
         raise _absent(path)
     try:
-        with contextlib.ExitStack() as stack:
-            # Each step is opened from the one before and follows no link, so that nothing can be exchanged under way.
-            step = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            stack.callback(os.close, step)
-            for part in parts[:-1]:
-                step = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=step)
-                stack.callback(os.close, step)
-            number = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=step)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno not in _ABSENT:
-            raise
+        file = run_files.open_regular(directory, path)
+    except (FileNotFoundError, PermissionError, ValueError) as error:
         raise _absent(path) from error
-    found = os.fstat(number)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(number)
-        raise _absent(path)
+    found = os.fstat(file.fileno())
     etag = f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"'
-    return OpenFile(parts[-1], os.fdopen(number, "rb", buffering=0), found.st_size, etag, found.st_mtime)
+    return OpenFile(parts[-1], file, found.st_size, etag, found.st_mtime)
 
 
 def list_files(directory: Path) -> Iterator[Artifact]:
     """The files below a directory, by path; drafts, links and what begins with a dot are left out."""
-    for folder, folders, names in os.walk(directory):
+    for folder, folders, names, number in run_files.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            place = Path(folder, name)
             try:
-                found = place.lstat()
+                found = os.stat(name, dir_fd=number, follow_symlinks=False)
             except OSError:     # a stage has just replaced its draft
                 continue
             if stat.S_ISREG(found.st_mode) and not name.startswith(".") and name.isprintable():
-                path = str(PurePosixPath(place.relative_to(directory)))
+                path = str(PurePosixPath(folder, name))
                 yield Artifact(path=path, bytes=found.st_size, updated=found.st_mtime)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.config import RunConfig
-from moedisco_ray.report import build_report
+from moedisco_ray.report import report_of
+from service import run_files
 
 FRESH_SECONDS = 3.0
 _MOST = 64
@@ -33,12 +35,15 @@ class LiveReports:
         Args:
             directory: The run directory; may be absent still.
             config: The run's configuration.
+
+        Raises:
+            NotFound: A file of the run is too large to be read whole.
         """
         with self._lock:
             made, report = self._kept.get(directory, (float("-inf"), {}))
             if self._clock() - made < FRESH_SECONDS:
                 return report
-            report = build_report(directory, config)
+            report = report_of(functools.partial(run_files.read, directory), config)
             if len(self._kept) >= _MOST:
                 self._kept.pop(next(iter(self._kept)))
             self._kept.pop(directory, None)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from starlette.concurrency import run_in_threadpool
 
+from service import run_files
 from service.api.files import OpenFile, open_file
 from service.errors import NotFound
 from service.schemas import LogFile
 
 DRIVER = "driver"
+_DRIVERS = "ray.log"
 POLL_SECONDS = 0.5
 _BLOCK = 2**16
 _MOST = 8 * 2**20
@@ -24,16 +28,26 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 
 def list_logs(directory: Path) -> list[LogFile]:
     """What there is to read, the driver's log first."""
-    places = [(DRIVER, directory / "ray.log")]
-    logs = directory / "logs"
-    if logs.is_dir():
-        places += sorted((path.name.removesuffix(".log"), path) for path in logs.glob("*.log"))
-    found = []
-    for name, path in places:
-        if path.is_file() and not path.is_symlink() and (name == DRIVER or _NAME.fullmatch(name)):
-            state = path.stat()
-            found.append(LogFile(name=name, bytes=state.st_size, updated=state.st_mtime))
-    return found
+    return [*_logs_in(directory, "", [(DRIVER, _DRIVERS)]), *_logs_in(directory, "logs", None)]
+
+
+def _logs_in(directory: Path, folder: str, wanted: Sequence[tuple[str, str]] | None) -> Iterator[LogFile]:
+    """Logs in a folder, by name and file name; None: all there are."""
+    try:
+        number = run_files.open_folder(directory, folder)
+    except FileNotFoundError:
+        return
+    try:
+        if wanted is None:
+            with os.scandir(number) as entries:
+                wanted = sorted((entry.name.removesuffix(".log"), entry.name) for entry in entries if entry.name.endswith(".log"))
+        for name, file in wanted:
+            with contextlib.suppress(FileNotFoundError):
+                state = os.stat(file, dir_fd=number, follow_symlinks=False)
+                if stat.S_ISREG(state.st_mode) and _NAME.fullmatch(name):
+                    yield LogFile(name=name, bytes=state.st_size, updated=state.st_mtime)
+    finally:
+        os.close(number)
 
 
 def open_log(directory: Path, name: str) -> OpenFile:
@@ -44,7 +58,7 @@ def open_log(directory: Path, name: str) -> OpenFile:
     """
     if not _NAME.fullmatch(name):
         raise NotFound("the run has no such log")
-    return open_file(directory, "ray.log" if name == DRIVER else f"logs/{name}.log")
+    return open_file(directory, _DRIVERS if name == DRIVER else f"logs/{name}.log")
 
 
 def tail_start(file: BinaryIO, size: int, lines: int) -> int:

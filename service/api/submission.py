@@ -27,7 +27,7 @@ from service.api.starts import with_visible_runs
 from service.database import audit, idempotency, policies, quotas, runs, tables
 from service.database.ids import new_id
 from service.domain.changes import changed
-from service.domain.confinement import check_links, confined
+from service.domain.confinement import check_links, check_parts, confined
 from service.domain.placement import placed
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_pools, check_priority, check_room, priced
@@ -81,7 +81,9 @@ def checked(
     config, notes = priced(confined(config, context.roots), prices)
     with context.database.read() as session:
         config = with_visible_runs(session, caller, config)
-        found, read = located(config, functools.partial(runs.directory, session))
+        directory_of = functools.partial(runs.directory, session)
+        check_parts(config, directory_of)
+        found, read = located(config, directory_of)
     check_links(config, context.roots)
     with reading_within([*context.roots.directories, *read]):
         return config, _planned(found, context.settings.is_local), notes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from service import run_files
+from service import run_files, run_homes
 from service.database import audit, idempotency, policies, runs, sessions, webhooks
 from service.database.session import Database
 from service.database.tables import Run
@@ -54,7 +54,7 @@ class Housekeeping:
         with self._database.write() as session:
             webhooks.purge(session, now - DELIVERIES_KEPT)
         self._measure(now)
-        for path in run_files.left_aside(self._roots):
+        for path in run_homes.left_aside(self._roots, self._known):
             self._remove_files(path)
         for run_id, due in self._announce(now):
             try:
@@ -99,15 +99,20 @@ class Housekeeping:
                     "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes})
             attempts = run.attempt
             home = Placement(Path(run.directory)).home
+            other = runs.inside(session, home, run_id)
             runs.delete(session, run)
             # Last: what comes before is taken back where this fails.
-            aside = run_files.set_aside(home, run_id, self._roots)
+            aside = run_homes.set_aside(home, run_id, self._roots, other)
         _log.info("run %s removed: %s", run_id, due.why)
         if aside is not None:
             self._remove_files(aside)
         with contextlib.suppress(RayUnavailable):
             for attempt in range(1, attempts + 1):
                 self._jobs.delete(submission_id(run_id, attempt))
+
+    def _known(self, run_id: str) -> bool:
+        with self._database.read() as session:
+            return runs.get(session, run_id) is not None
 
     @staticmethod
     def _remove_files(path: Path) -> None:

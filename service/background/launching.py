@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moedisco_ray.artifacts import write_json
+from pydantic import ValidationError
+
 from moedisco_ray.config import RunConfig
+from moedisco_ray.config.mistakes import first_mistake
 from service.database.tables import Run
-from service.domain.confinement import Roots
+from service.domain.confinement import Roots, check_links, check_parts, confined
 from service.domain.jobs import job_name, submission_id
 from service.domain.placement import Placement
 from service.domain.signatures import driver_token
 from service.domain.starts import located
 from service.driver_user import DriverUser
 from service.ray_side.jobs import Jobs, Submission
+from service.run_homes import make_run_directory, open_home, write_in
 from service.settings import Settings
 
 
@@ -44,19 +49,17 @@ class Launcher:
         """Write the driver's configuration and submit the job of the run's present attempt.
 
         Raises:
+            ConfigError: The roots, or links made since the run was submitted, no longer allow a place that it names.
             OSError: The run's own directory cannot be written.
             RayUnavailable: Nobody can tell whether the job was taken.
         """
         place = Placement(Path(run.directory))
-        place.home.mkdir(parents=True, exist_ok=True)
-        config, read = located(RunConfig.model_validate(run.config), self._directory_of)
-        write_json(place.request, config.model_dump(mode="json"))
-        if self._user is not None:
-            # Only the run directory is the driver's; what the service writes is next to it.
-            place.directory.mkdir(exist_ok=True)
-            self._user.give(place.directory)
-            self._user.let_read(place.home)
-            self._user.let_read(place.request)
+        config, read = self._allowed(run, place)
+        with open_home(place.home, self._roots.outputs, self._user) as home:
+            write_in(home, place.request.name, json.dumps(config.model_dump(mode="json"), indent=2) + "\n", self._user)
+            if self._user is not None:
+                # Only the run directory is the driver's; what the service writes is next to it.
+                make_run_directory(home, place.directory.name, self._user)
         self._jobs.submit(Submission(
             id=submission_id(run.id, run.attempt),
             run=run.id,
@@ -72,14 +75,22 @@ class Launcher:
         """Write the stop file of the run's present attempt.
 
         Raises:
+            ConfigError: The run's own directory is none that the service may write to; no driver was started from it.
             OSError: The run's own directory cannot be written.
         """
-        path = Placement(Path(run.directory)).stop_file(run.attempt)
+        place = Placement(Path(run.directory))
+        path = place.stop_file(run.attempt)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Complete as soon as it is there: the driver tells its content as the reason.
-            draft = path.with_name(f".{path.name}.draft")
-            draft.write_text(run.stop or "cancelled", encoding="utf-8")
-            if self._user is not None:
-                self._user.let_read(draft)
-            draft.replace(path)
+            with open_home(place.home, self._roots.outputs, self._user) as home:
+                write_in(home, path.name, run.stop or "cancelled", self._user)
+
+    def _allowed(self, run: Run, place: Placement) -> tuple[RunConfig, Sequence[Path]]:
+        """The stored configuration with paths in place of runs, and what it thereby reads; confined as when it was submitted."""
+        try:
+            stored = RunConfig.model_validate(run.config)
+        except ValidationError as error:
+            raise first_mistake(error.errors()) from error
+        asked = stored.model_copy(update={"output": Path(os.path.realpath(place.home.parent))})
+        check_links(confined(asked, self._roots), self._roots)
+        check_parts(stored, self._directory_of)
+        return located(stored, self._directory_of)

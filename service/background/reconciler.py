@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from moedisco_ray.errors import ConfigError
 from service.background import facts, spool
 from service.background.launching import Launcher
 from service.bell import Bell
@@ -23,8 +24,7 @@ from service.database.session import Database
 from service.database.tables import Run
 from service.domain.admission import Cluster, admit
 from service.domain.jobs import JobState, submission_id, submitted_run
-from service.domain.placement import Placement
-from service.domain.settling import STOP_REASONS, Settlement, settle
+from service.domain.settling import REASON_LENGTH, STOP_REASONS, Settlement, settle
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import NotFound, RayUnavailable, StaleRun
 from service.observability import bound, logger
@@ -94,7 +94,7 @@ class Reconciler:
             self._stop_for_money(run.id, known, now)
             return
         if state is RunState.STOPPING:
-            self._launcher.ask_to_end(run)
+            self._ask_to_end(run, now)
         if jobs is None:
             if state is not RunState.STOPPING:
                 self._explain(run.id, RAY_AWAY, now)
@@ -114,13 +114,37 @@ class Reconciler:
             settlement = self._settle(run_id, attempt, job, now)
         elif run.reason == RAY_AWAY:
             self._explain(run_id, None, now)
-        try:
-            if settlement.submit:
-                self._launcher.launch(run)
-            if settlement.kill:
+        if settlement.submit:
+            self._launch(run, now)
+        if settlement.kill:
+            try:
                 self._jobs.kill(submission_id(run_id, attempt))
+            except RayUnavailable as error:
+                _log.info("to be repeated: %s", error)
+
+    def _launch(self, run: Run, now: float) -> None:
+        """Start the driver of the present attempt; a run whose places are no longer allowed has failed."""
+        try:
+            self._launcher.launch(run)
         except RayUnavailable as error:
             _log.info("to be repeated: %s", error)
+        except ConfigError as error:
+            self._refuse(run.id, run.attempt, str(error)[:REASON_LENGTH], now)
+
+    def _refuse(self, run_id: str, attempt: int, reason: str, now: float) -> None:
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            if run is None or run.attempt != attempt or run.state != RunState.STARTING:
+                return
+            runs.transition(session, run, RunState.FAILED, reason=reason, now=now, token_hash=None)
+        _log.info("failed: %s", reason)
+        self._bell.ring(run_id)
+
+    def _ask_to_end(self, run: Run, now: float) -> None:
+        try:
+            self._launcher.ask_to_end(run)
+        except ConfigError as error:    # what follows still ends the run
+            self._explain(run.id, str(error)[:REASON_LENGTH], now)
 
     def _settle(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Settlement:
         """Decide again, inside the transaction that writes the decision down."""
@@ -140,7 +164,7 @@ class Reconciler:
 
     def _catch_up(self, run: Run, now: float) -> None:
         """Take in what the driver wrote down and could not report."""
-        for first, events in spool.unread(Placement(Path(run.directory)).events, run.next_seq):
+        for first, events in spool.unread(Path(run.directory), run.next_seq):
             with self._database.write() as session:
                 row = runs.lock(session, run.id)
                 if row is None:
@@ -158,7 +182,7 @@ class Reconciler:
                 return
             runs.transition(session, run, RunState.STOPPING, reason=STOP_REASONS[stop], now=now, stop=stop)
         self._bell.ring(run_id)
-        self._launcher.ask_to_end(run)
+        self._ask_to_end(run, now)
 
     def _admit(self, known: Quotas, now: float, *, connected: bool) -> None:
         with self._database.read() as session:
@@ -188,9 +212,7 @@ class Reconciler:
                 progress=facts.awaiting(run.progress), token_hash=tokens.digest(self._launcher.token(run_id, attempt)))
         self._bell.ring(run_id)
         try:
-            self._launcher.launch(run)
-        except RayUnavailable as error:
-            _log.info("to be repeated: %s", error)
+            self._launch(run, now)
         except OSError as error:
             self._explain(run_id, f"its directory cannot be used: {error.strerror or error}", now)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import threading
 import time
 
-_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_LENGTH = 26
-_PATTERN = re.compile(f"[0-7][{_DIGITS}]{{{_LENGTH - 1}}}")
+from service.domain.run_ids import DIGITS, LENGTH
+
 _RANDOM_BITS = 80
 _LOWER_HALF = 2 ** (_RANDOM_BITS - 1)
 
@@ -28,13 +26,8 @@ class Ulids:
         with self._lock:
             self._last = max(fresh, self._last + 1)
             number = self._last
-        return "".join(_DIGITS[number >> 5 * place & 31] for place in reversed(range(_LENGTH)))
+        return "".join(DIGITS[number >> 5 * place & 31] for place in reversed(range(LENGTH)))
 
 
 new_id = Ulids()
 """A new id; those of one process are in order of creation."""
-
-
-def is_id(text: str) -> bool:
-    """Whether a text has the form of an id; nothing else need be looked up."""
-    return _PATTERN.fullmatch(text) is not None

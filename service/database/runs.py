@@ -14,8 +14,8 @@ from sqlalchemy.orm.attributes import set_committed_value
 from moedisco_ray.config import RunConfig
 from moedisco_ray.stages import STAGES
 from service.database import stream, values, webhooks
-from service.database.ids import is_id
 from service.database.tables import Run
+from service.domain.run_ids import is_id
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun
 
@@ -104,6 +104,18 @@ def directory(session: Session, run_id: str) -> Path | None:
     """The run directory of a run; None: there is no such run."""
     run = get(session, run_id)
     return None if run is None else Path(run.directory)
+
+
+def inside(session: Session, home: Path, run_id: str) -> str | None:
+    """Another run whose directory is below a run's own; None: there is none.
+
+    Args:
+        session: Any.
+        home: The run's own directory.
+        run_id: The run.
+    """
+    below = Run.directory.startswith(f"{home}/", autoescape=True)
+    return session.scalars(select(Run.id).where(below, Run.id != run_id).limit(1)).first()
 
 
 def named(session: Session, name: str, owner: str | None) -> list[Run]:

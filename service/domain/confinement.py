@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
 from moedisco_ray.config import RunConfig
-from moedisco_ray.config.places import Place, ReadsFrom, names_a_run, places, with_places
+from moedisco_ray.config.places import Place, ReadsFrom, names_a_run, places, with_places, words
 from moedisco_ray.errors import ConfigError
-from service.domain.starts import parse
+from service.domain.run_ids import is_id
+from service.domain.starts import parse, run_places
 
 EMBEDDED = "embedded"
 HARMLESS_OPTIONS = frozenset({"region", "anonymous"})
@@ -58,9 +59,9 @@ class Roots:
 def confined(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
-    `output` becomes the root, or the directory under one, in which the run's own directory is to be made. Its default is the
-    first output root. A relative path starts at the first root of its kind. `run://` stays: which runs a caller may read is not
-    decided here.
+    `output` becomes the root, or the directory under one, in which the run's own directory is to be made; it is in no run's
+    directory, and no part of it below the root begins with a dot. Its default is the first output root. A relative path starts
+    at the first root of its kind. `run://` stays: which runs a caller may read is not decided here.
 
     Raises:
         ConfigError: A path leads elsewhere or goes through `..`, or a URI is outside of the roots or sets more than a region.
@@ -80,8 +81,28 @@ def check_links(config: RunConfig, roots: Roots) -> None:
             continue
         allowed = _directories(place, roots)
         base = _before_wildcard(path)
-        if not _within(Path(os.path.realpath(base)), allowed):
+        real = Path(os.path.realpath(base))
+        if not _within(real, allowed):
             raise ConfigError(place.field, path, f"{base} is a link that leads out of {_allowed(place, roots)}; name another place")
+        if _holds_runs(place):
+            _check_no_run(place.field, path, real, allowed)
+
+
+def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -> None:
+    """See that the parts of finished runs that a configuration names are in those runs' directories: drivers could make links.
+
+    Args:
+        config: With ids of runs.
+        directory_of: The run directory of a run; None where it is gone.
+
+    Raises:
+        ConfigError: A part is a link.
+    """
+    for place in run_places(config):
+        run_id, part = parse(place)
+        directory = directory_of(run_id)
+        if directory is not None and (directory / part).is_symlink():
+            raise ConfigError(place.field, words(place.value), f"the run's {part} directory is a link; name another run")
 
 
 def _confined(place: Place, roots: Roots) -> str | Path:
@@ -118,7 +139,22 @@ def _local(place: Place, roots: Roots) -> Path:
     absolute = directories[0] / path      # an absolute path replaces what it is joined to
     if not _within(absolute, directories):
         raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
+    if _holds_runs(place):
+        _check_no_run(field, path, absolute, directories)
     return absolute
+
+
+def _holds_runs(place: Place) -> bool:
+    return not isinstance(place.marker, ReadsFrom) and place.marker.what == "runs"
+
+
+def _check_no_run(field: str, path: str, directory: Path, roots: Sequence[Path]) -> None:
+    """Refuse a directory that a run's driver may own or that housekeeping uses, whichever of the roots it is seen from."""
+    for root in roots:
+        for part in directory.relative_to(root).parts if directory.is_relative_to(root) else ():
+            if part.startswith(".") or is_id(part.upper()):
+                what = "begins with a dot" if part.startswith(".") else "is the name of a run's directory"
+                raise ConfigError(field, path, f"{part!r} {what}; name another directory under an output root")
 
 
 def _check_words(field: str, path: str) -> None:

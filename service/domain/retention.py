@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from service.domain.policies import Retention
+from service.domain.run_ids import PATTERN
 
 NOTICE_SECONDS = 24 * 3600.0
 """Shortest time between the announcement and the removal (s)."""
 _DAY = 24 * 3600.0
-_RUN_ID = re.compile(r"(?<![0-9A-Z])[0-7][0-9A-HJKMNP-TV-Z]{25}(?![0-9A-Z])")
+_RUN_ID = re.compile(rf"(?<![0-9A-Z]){PATTERN}(?![0-9A-Z])")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from service import run_files
 from service.errors import RayUnavailable
 
 TIMEOUT = httpx.Timeout(10, connect=3)
@@ -95,12 +96,21 @@ def auth_headers(token_path: Path | None = None) -> dict[str, str]:
         token_path: Goes before RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and `~/.ray/auth_token`.
     """
     if token_path is not None:
-        return _bearer(_read(token_path))
+        return _bearer(_read_own(token_path))
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return {}
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return _bearer(token)
     return _bearer(_read(Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")))
+
+
+def _read_own(path: Path) -> str:
+    """A token in a directory of the drivers' user, who may make links there: one to the service's own token would hand it out."""
+    try:
+        content = run_files.read(path.parent, path.name)
+    except OSError:
+        return ""
+    return (content or b"").decode(errors="replace")
 
 
 def _read(path: Path) -> str:

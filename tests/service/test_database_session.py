@@ -13,9 +13,10 @@ from sqlalchemy.engine import make_url
 from moedisco_ray.errors import ConfigError
 from service.database import policies, runs
 from service.database import session as session_module
-from service.database.ids import Ulids, is_id, new_id
+from service.database.ids import Ulids, new_id
 from service.database.session import Database
 from service.domain.policies import Policy
+from service.domain.run_ids import is_id
 from service.errors import DatabaseError, DatabaseUnavailable
 
 

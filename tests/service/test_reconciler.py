@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +179,17 @@ def test_an_event_that_makes_no_sense_keeps_its_number(scene):
     assert (scene.run(run_id).state, scene.run(run_id).next_seq) == ("succeeded", 3)
 
 
-def test_a_log_that_cannot_be_read_decides_nothing(scene):
+def test_a_log_that_cannot_be_read_decides_nothing(scene, monkeypatch):
     run_id = scene.running()
-    scene.place(run_id).events.unlink()
-    scene.place(run_id).events.mkdir()
     scene.jobs.dies(scene.job(run_id))
+
+    def broken(path, *args, **kwargs):
+        if path == "events.jsonl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *args, **kwargs)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", broken)
     scene.round()
     assert scene.run(run_id).state == "running"
     assert "cannot be used" in scene.run(run_id).reason
@@ -390,7 +398,7 @@ def test_a_round_that_is_cut_short_anywhere_is_finished_by_the_next(scene, step,
 
     owner, name, after = {
         "transition": (runs, "transition", False),
-        "write": (launching, "write_json", False),
+        "write": (launching, "write_in", False),
         "submit before": (scene.jobs, "submit", False),
         "submit after": (scene.jobs, "submit", True),
         "kill": (scene.jobs, "kill", False),

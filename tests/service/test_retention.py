@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reconciling import Scene
 
-from service import run_files
+from service import run_homes
 from service.background.housekeeping import Housekeeping
 from service.database import audit, policies, runs, webhooks
 from service.domain.policies import Policy, Retention
@@ -177,7 +177,11 @@ def test_removal_follows_no_link_and_leaves_no_root(scene, tmp_path):
 
 def test_what_was_set_aside_before_a_crash_is_removed_by_the_next_round(scene):
     run_id = finished(scene)
-    aside = run_files.set_aside(scene.place(run_id).home, run_id, scene.settings.output_roots)
+    aside = run_homes.set_aside(scene.place(run_id).home, run_id, scene.settings.output_roots, None)
+    tidy(scene)
+    assert aside.exists(), "its run is still known"
+    with scene.database.write() as session:
+        runs.delete(session, runs.lock(session, run_id))
     assert aside.parent == scene.settings.output_roots[0]
     tidy(scene)
     assert not aside.exists()

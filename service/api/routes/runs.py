@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service import run_files
+from service import run_files, run_homes
 from service.api.answers import owner_filter, run_answers, run_detail
 from service.api.bodies import StrictRoute
 from service.api.context import Context, InContext
@@ -193,8 +193,11 @@ def _made(
 
 
 def _delete_files(context: Context, run: tables.Run) -> None:
+    home = Placement(Path(run.directory)).home
+    with context.database.read() as session:
+        other = runs.inside(session, home, run.id)
     try:
-        aside = run_files.set_aside(Placement(Path(run.directory)).home, run.id, context.roots.outputs)
+        aside = run_homes.set_aside(home, run.id, context.roots.outputs, other)
         if aside is not None:
             run_files.remove(aside)
     except OSError as error:

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
-from moedisco_ray.artifacts import read_json
 from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event
+from service import run_files
 from service.api import streams
 from service.api.answers import series_answer, unit_answer
 from service.api.context import Context, InContext
@@ -35,6 +35,8 @@ router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=S
 reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=DRIVER)
 _DECISIVE = frozenset({"run_started", "run_finished", "run_failed", "run_stopped"})
 _MOST_LINES = 100_000
+_MOST_BYTES = 64 * 2**20
+"""Of a report."""
 _MESSAGE = {
     "type": "object", "required": ["event", "data"], "properties": {
         "id": {"type": "string", "description": "Position in the stream; absent from the last message."},
@@ -120,7 +122,7 @@ def list_trainings(run: VisibleRun, context: InContext) -> TrainingPage:
 @router.get("/clusters", responses=problems(404))
 def get_clusters(run: VisibleRun) -> dict[str, Any]:
     """How the documents were grouped."""
-    return _document(Path(run.directory) / "clusters" / "report.json", "clusters")
+    return _document(Path(run.directory), "clusters/report.json", "clusters")
 
 
 @router.get("/report", response_model_exclude_unset=True, responses=problems(404))
@@ -128,8 +130,8 @@ def get_report(run: VisibleRun, context: InContext) -> RunReport:
     """What the run has cost and reached, stage by stage; while it runs, of the stages so far."""
     directory = Path(run.directory)
     if RunState(run.state) is RunState.SUCCEEDED:
-        return _read_report(_document(directory / "report.json", "report"))
-    return RunReport.model_validate(context.reports.get(directory, RunConfig.model_validate(run.config)))
+        return _read_report(_document(directory, "report.json", "report"))
+    return _read_report(context.reports.get(directory, RunConfig.model_validate(run.config)))
 
 
 @router.get("/logs", responses=problems(404))
@@ -192,9 +194,14 @@ def _has_ended(context: Context, run_id: str) -> bool:
     return run is None or RunState(run.state) in TERMINAL
 
 
-def _document(path: Path, what: str) -> dict[str, Any]:
+def _document(directory: Path, path: str, what: str) -> dict[str, Any]:
+    content = run_files.read(directory, path, _MOST_BYTES)
+    if content is None:
+        raise none_yet(what)
     try:
-        found: dict[str, Any] = read_json(path)
-    except FileNotFoundError as error:
-        raise none_yet(what) from error
+        found = from_json(content)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise NotFound(f"{path} of the run is no JSON object; its file can be downloaded")
     return found
