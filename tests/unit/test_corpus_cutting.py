@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.corpus.cutting import Cutter, Limits, cut_document
+from moedisco_ray.corpus.cutting import Cutter, Document, Limits, cut_document
 
 texts = st.text(st.sampled_from("ab é語。.!? \n\t\r"), max_size=400)
 
@@ -50,7 +50,7 @@ def test_the_best_place_is_taken(text: str, ends: str) -> None:
 
 def test_a_long_document_becomes_one_group_and_a_short_one_stays_as_it_is() -> None:
     limits = Limits(sequence_tokens=16, document_tokens=32)
-    assert list(cut_document("\n short \n", limits.part)) == [("\n short \n", True)]
+    assert list(cut_document("\n short \n", limits.part)) == [Document("\n short \n", begins=True)]
     parts = list(cut_document("A sentence of words.\n\n" * 60, limits.part))
     assert len(parts) > 5
     assert [part.begins for part in parts] == [True] + [False] * (len(parts) - 1)

@@ -90,15 +90,19 @@ def test_what_came_before_the_finished_model_is_measured_only_if_it_is_asked_for
 @pytest.fixture(scope="module")
 def elaborate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with what the defaults leave out."""
+    folder = tmp_path_factory.mktemp("elaborate")
+    known = Path(str(DOMAINS["email"].__file__)).parent / "message.py"
+    # New text comes first: a source is read from its beginning, and only as far as its share of the tokens.
+    (folder / "mixed.py").write_text("# A paragraph that no file of the corpus has.\n\n" + known.read_text(encoding="utf-8"))
     return run(
-        tmp_path_factory.mktemp("elaborate"), clusters={"count": 2, "vectors": "mean_token", "capacity": None, "overlap": 0.2},
+        folder, clusters={"count": 2, "vectors": "mean_token", "capacity": None, "overlap": 0.2},
         corpus={"sources": [
             {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "documents": "paragraph", "format": "text",
              "weight": 2.0 if name == "asyncio" else 1.0} for name, module in DOMAINS.items()]},
         merge={"backbone": "auto", "auto_scales": [0.5, 1.0], "auto_tokens": 1024},
         evaluation={"sources": [
             {"path": str(Path(json.__file__).parent / "*.py"), "name": "json", "documents": "paragraph", "format": "text"},
-            {"path": str(Path(str(DOMAINS["email"].__file__)).parent / "message.py"), "documents": "paragraph"}]})
+            {"path": str(folder / "mixed.py"), "documents": "paragraph"}]})
 
 
 def test_text_that_was_never_trained_on_is_measured_beside_the_validation_text(elaborate: Path) -> None:
