@@ -120,6 +120,13 @@ class StaleRun(Conflict):
     slug = "stale-run"
 
 
+class UnusableRun(Conflict):
+    """A stored run's configuration is refused by this version of the software."""
+
+    title = "Not usable by this version"
+    slug = "unusable-run"
+
+
 class KeyReused(Conflict):
     """An Idempotency-Key came with another body before."""
 

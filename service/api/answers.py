@@ -7,8 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.bill import metered_bill
-from moedisco_ray.config import RunConfig
+from moedisco_ray.bill import Bill, make_bill, metered_bill
 from moedisco_ray.metering import Meter
 from service.api.context import Context
 from service.api.security import Caller
@@ -16,6 +15,7 @@ from service.database import runs, tables
 from service.database.metrics import Curve
 from service.domain.jobs import submission_id
 from service.domain.states import RunState
+from service.errors import UnusableRun
 from service.schemas import (
     AuditEntry,
     DeliveryInfo,
@@ -35,11 +35,23 @@ def run_answers(context: Context, caller: Caller, session: Session, rows: Sequen
 
 
 def run_detail(context: Context, caller: Caller, session: Session, row: tables.Run) -> RunDetail:
-    """A run with its configuration and its bill."""
-    bill = metered_bill(Meter.from_dict(row.meter), RunConfig.model_validate(row.config))
+    """A run with its configuration as it is stored, and its bill.
+
+    Where this version refuses the configuration, the bill is the metered dollars without their lines.
+    """
+    try:
+        bill = metered_bill(Meter.from_dict(row.meter), row.settings)
+    except UnusableRun:
+        bill = _bare_bill(row.dollars, planned=False)
     return RunDetail.model_validate({
         **_run(context, caller, row, _places(session, [row])), "config": row.config, "notes": row.notes or [], "bill": bill,
-        "estimate": row.estimate["bill"]})
+        "estimate": row.estimate.get("bill") or _bare_bill(None, planned=True)})
+
+
+def _bare_bill(dollars: float | None, *, planned: bool) -> Bill:
+    """A bill of which the sum alone is known, or nothing."""
+    bare = make_bill((), seconds=None, baseline=None, planned=planned, complete=False)
+    return bare.model_copy(update={"dollars": dollars, "dollars_with_idle": dollars})
 
 
 def unit_answer(row: tables.Unit) -> Unit:
@@ -91,7 +103,8 @@ def _run(context: Context, caller: Caller, row: tables.Run, places: dict[str, in
         "position": places.get(row.id) if row.state == RunState.QUEUED else None,
         "stages": [{"name": name, **stage} for name, stage in stages.items()],
         "money": {
-            "dollars": row.dollars, "worker_seconds": row.worker_seconds, "estimate_dollars": row.estimate["bill"]["dollars"],
+            "dollars": row.dollars, "worker_seconds": row.worker_seconds,
+            "estimate_dollars": (row.estimate.get("bill") or {}).get("dollars"),
             "budget_dollars": row.budget_dollars},
         "events": row.next_position,
         "job_url": context.settings.job_url(submission_id(row.id, row.attempt)) if caller.admin and row.attempt else None,

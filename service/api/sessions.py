@@ -6,8 +6,9 @@ from this host only, and no subdomain can plant one.
 
 What remains: browsers send a cookie to every port of its host. Another service on the same host (over plain HTTP also anyone on
 the way) can read the cookie and act as its user until the session ends; without HTTPS it can also plant a session of its own.
-A session is therefore worth less than its token: it cannot make tokens or sign-in codes, so a stolen one leaves nothing behind that
-outlives it. Give the service a host name of its own, with HTTPS, where others serve on the same machine.
+A session is therefore worth less than its token: it cannot make tokens, sign-in codes or webhooks, nor change policies, so a stolen
+one keeps no access after it has ended. Runs that it submitted stay.
+Give the service a host name of its own, with HTTPS, where others serve on the same machine.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def submit(
         if key is not None and (known := idempotency.find(session, caller.owner, key, now)) is not None:
             return _repeated(session, caller, known, body_hash), False
         check_priority(run.priority, policy)
-        check_room(policy, quotas.use_of(session, caller.owner, now))
+        check_room(policy, quotas.use_to_change(session, caller.owner, now))
         run_id = new_id()
         row = runs.insert(
             session, run_id=run_id, config=placed(run.config, run.config.output, run_id), owner=caller.owner, priority=run.priority,

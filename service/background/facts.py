@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from moedisco_ray.config import AnyPool
 from service.database.quotas import Quotas
 from service.database.tables import Run
@@ -52,12 +50,7 @@ def limits(quotas: Quotas, runs: int) -> Limits:
 
 
 def _pools(run: Run) -> tuple[tuple[AnyPool, int], ...]:
-    return run.pools.needed(run.config["finetune"]["pool"])
-
-
-def resources(runs: Iterable[Run]) -> set[str]:
-    """Tags of every pool that the runs name."""
-    return {kind.resource for run in runs for kind in run.pools.by_key.values()}
+    return run.settings.pools.needed(run.settings.finetune.pool)
 
 
 def cluster(pools: PoolList, *, grows: bool) -> Cluster | None:

@@ -7,10 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from moedisco_ray.config import RunConfig
-from moedisco_ray.config.mistakes import first_mistake
 from service.database.tables import Run
 from service.domain.confinement import Roots, check_links, check_parts, confined
 from service.domain.jobs import job_name, submission_id
@@ -52,6 +49,7 @@ class Launcher:
             ConfigError: The roots, or links made since the run was submitted, no longer allow a place that it names.
             OSError: The run's own directory cannot be written.
             RayUnavailable: Nobody can tell whether the job was taken.
+            UnusableRun: This version refuses the run's configuration.
         """
         place = Placement(Path(run.directory))
         config, read = self._allowed(run, place)
@@ -86,10 +84,7 @@ class Launcher:
 
     def _allowed(self, run: Run, place: Placement) -> tuple[RunConfig, Sequence[Path]]:
         """The stored configuration with paths in place of runs, and what it thereby reads; confined as when it was submitted."""
-        try:
-            stored = RunConfig.model_validate(run.config)
-        except ValidationError as error:
-            raise first_mistake(error.errors()) from error
+        stored = run.settings
         asked = stored.model_copy(update={"output": Path(os.path.realpath(place.home.parent))})
         check_links(confined(asked, self._roots), self._roots)
         check_parts(stored, self._directory_of)

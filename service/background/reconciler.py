@@ -11,8 +11,9 @@ job ended or unknown     what the driver left in events.jsonl is taken in; then 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from moedisco_ray.errors import ConfigError
 from service.background import facts, spool
@@ -26,7 +27,7 @@ from service.domain.admission import Cluster, admit
 from service.domain.jobs import JobState, submission_id, submitted_run
 from service.domain.settling import REASON_LENGTH, STOP_REASONS, Settlement, settle
 from service.domain.states import ACTIVE, TERMINAL, RunState
-from service.errors import NotFound, RayUnavailable, StaleRun
+from service.errors import NotFound, RayUnavailable, StaleRun, UnusableRun
 from service.observability import bound, logger
 from service.ray_side.jobs import Jobs
 from service.ray_side.pools import PoolReader
@@ -34,6 +35,7 @@ from service.settings import Settings
 
 _log = logger(__name__)
 RAY_AWAY = "Ray does not answer"
+Fact = TypeVar("Fact")
 POOLS_SECONDS = 3.0
 """Ray's own figures are renewed every five."""
 
@@ -82,6 +84,8 @@ class Reconciler:
                     self._look_after(run, jobs, known, now)
                 except (StaleRun, NotFound):
                     continue    # changed or deleted by a request meanwhile: looked at again in the next round
+                except UnusableRun as error:
+                    self._fail(run.id, str(error), now)
                 except OSError as error:
                     self._explain(run.id, f"its directory cannot be used: {error.strerror or error}", now)
         if jobs is not None:
@@ -191,15 +195,36 @@ class Reconciler:
             active = runs.in_states(session, list(ACTIVE))
         if not queue:
             return
-        cluster = self._cluster(frozenset(facts.resources(queue)), now) if connected else None
+        cluster = self._cluster(frozenset(runs.resources(queue)), now) if connected else None
         limits = facts.limits(known, self._most_active)
-        asked = [facts.queued(run, known) for run in queue]
-        for admission in admit(asked, [facts.active(run) for run in active], limits, cluster):
+        asked = self._usable(queue, lambda run: facts.queued(run, known), now)
+        for admission in admit(asked, self._usable(active, facts.active, now), limits, cluster):
             with bound(run_id=admission.run_id):
                 if admission.start:
                     self._start(admission.run_id, now)
                 elif admission.reason != waiting[admission.run_id].reason:
                     self._explain(admission.run_id, admission.reason, now)
+
+    def _usable(self, found: Sequence[Run], fact: Callable[[Run], Fact], now: float) -> list[Fact]:
+        """What `admit` asks of runs; a run whose configuration this version refuses fails, and the others are not held up."""
+        usable = []
+        for run in found:
+            try:
+                usable.append(fact(run))
+            except UnusableRun as error:
+                with bound(run_id=run.id):
+                    self._fail(run.id, str(error), now)
+        return usable
+
+    def _fail(self, run_id: str, reason: str, now: float) -> None:
+        """End a run that cannot be worked on; a driver of it is ended as a stray."""
+        with self._database.write() as session:
+            run = runs.lock(session, run_id)
+            if run is None or run.state in TERMINAL:
+                return
+            runs.transition(session, run, RunState.FAILED, reason=reason[:REASON_LENGTH], now=now, token_hash=None)
+        _log.warning("failed: %s", reason)
+        self._bell.ring(run_id)
 
     def _start(self, run_id: str, now: float) -> None:
         with self._database.write() as session:
@@ -215,6 +240,8 @@ class Reconciler:
             self._launch(run, now)
         except OSError as error:
             self._explain(run_id, f"its directory cannot be used: {error.strerror or error}", now)
+        except UnusableRun as error:
+            self._fail(run_id, str(error), now)
 
     def _cluster(self, resources: frozenset[str], now: float) -> Cluster | None:
         looked, known, cluster = self._looked

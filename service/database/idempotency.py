@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from service.database import values
+from service.database.session import lock_until_commit
 from service.database.tables import IdempotencyKey
 
 KEPT = 24 * 3600.0
@@ -24,9 +23,7 @@ def find(session: Session, owner: str, key: str, now: float) -> IdempotencyKey |
         now: Seconds since the epoch.
     """
     owner, key = values.text(owner), values.text(key)
-    if session.get_bind().dialect.name == "postgresql":
-        number = int.from_bytes(hashlib.sha256(f"{owner}\n{key}".encode()).digest()[:8], "big", signed=True)
-        session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+    lock_until_commit(session, "idempotency", owner, key)
     row = session.scalar(select(IdempotencyKey).where(IdempotencyKey.owner == owner, IdempotencyKey.key == key))
     return None if row is None or row.created + KEPT <= now else row
 

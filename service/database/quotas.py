@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.database import policies, runs, spending
+from service.database.session import lock_until_commit
 from service.database.tables import Run
 from service.domain.policies import Policies
 from service.domain.quotas import Use
@@ -40,6 +41,12 @@ def load(session: Session, now: float) -> Quotas:
         owner: Use(queued.get(owner, 0), active.get(owner, 0), dollars.get(owner, 0.0), size.get(owner, 0))
         for owner in {*queued, *active, *dollars, *size}}
     return Quotas(policies.load(session), uses)
+
+
+def use_to_change(session: Session, owner: str, now: float) -> Use:
+    """What one owner uses, which no other transaction that asks for it can change before this one ends."""
+    lock_until_commit(session, "quota", owner)
+    return use_of(session, owner, now)
 
 
 def use_of(session: Session, owner: str, now: float) -> Use:

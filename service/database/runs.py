@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from service.database import stream, values, webhooks
 from service.database.tables import Run
 from service.domain.run_ids import is_id
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
-from service.errors import IllegalTransition, StaleRun
+from service.errors import IllegalTransition, StaleRun, UnusableRun
 
 _LEFT_OUT = (defer(Run.config), defer(Run.meter))
 """Of every run of a page: to parse what nobody sees would take most of its time."""
@@ -130,6 +131,15 @@ def named(session: Session, name: str, owner: str | None) -> list[Run]:
     if owner is not None:
         chosen = chosen.where(Run.owner == values.text(owner))
     return list(session.scalars(chosen.order_by(Run.id.desc()).limit(100)))
+
+
+def resources(found: Iterable[Run]) -> set[str]:
+    """Custom resources of every pool that the runs name; a run with a configuration that this version refuses names none."""
+    named: set[str] = set()
+    for run in found:
+        with contextlib.suppress(UnusableRun):
+            named |= {kind.resource for kind in run.pools.by_key.values()}
+    return named
 
 
 def in_states(session: Session, states: Sequence[RunState]) -> list[Run]:

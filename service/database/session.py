@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import sqlite3
 import threading
@@ -133,6 +134,13 @@ class Database:
             yield
         finally:
             self._turn.release()
+
+
+def lock_until_commit(session: Session, *names: str) -> None:
+    """Wait for other transactions that locked the same name, and lock it until this one ends; SQLite has one writer anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        number = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big", signed=True)
+        session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
 def alembic_config(connection: Connection) -> Config:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from moedisco_ray.config import Pools
+from moedisco_ray.config import Pools, RunConfig
+from moedisco_ray.config.mistakes import first_mistake
+from service.errors import UnusableRun
 
 ULID = String(26)
 Position = BigInteger().with_variant(Integer, "sqlite")
@@ -96,9 +99,34 @@ class Run(Table):
     )
 
     @property
+    def settings(self) -> RunConfig:
+        """Its configuration.
+
+        Raises:
+            UnusableRun: It was stored by another version of the software, and this one refuses it.
+        """
+        try:
+            return RunConfig.model_validate(self.config)
+        except ValidationError as error:
+            raise _unusable(error) from error
+
+    @property
     def pools(self) -> Pools:
-        """Those of its configuration, which was checked when it was submitted."""
-        return Pools.model_validate(self.config["pools"])
+        """The pools of its configuration.
+
+        Raises:
+            UnusableRun: As `settings`.
+        """
+        try:
+            return Pools.model_validate(self.config.get("pools", {}))
+        except ValidationError as error:
+            raise _unusable(error) from error
+
+
+def _unusable(error: ValidationError) -> UnusableRun:
+    return UnusableRun(
+        f"its stored configuration cannot be used by this version: {first_mistake(error.errors())}; submit it again with a "
+        "configuration of today")
 
 
 class Event(Table):

@@ -4,7 +4,7 @@ queued ──► starting ──► running ──► succeeded
 │ ▲         │           │ ├─────► failed
 │ │         │           │ ▼
 │ └─────────┴───────────┘ stopping ──► cancelled      (a lost driver is queued again)
-└──────────────────────────────────────► cancelled
+└──────────────────────────────────────► cancelled; failed where this version refuses its configuration
 failed, cancelled ──► queued                             (resume)
 """
 
@@ -29,7 +29,7 @@ class RunState(StrEnum):
 
 
 FOLLOWS: Mapping[RunState, frozenset[RunState]] = {
-    RunState.QUEUED: frozenset({RunState.STARTING, RunState.CANCELLED}),
+    RunState.QUEUED: frozenset({RunState.STARTING, RunState.FAILED, RunState.CANCELLED}),
     RunState.STARTING: frozenset({
         RunState.RUNNING, RunState.STOPPING, RunState.QUEUED, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}),
     RunState.RUNNING: frozenset({

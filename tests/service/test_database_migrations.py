@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from databases import insert_run, reload
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
+from service.database import policies, spending
 from service.database.session import MIGRATIONS, Database
 from service.database.tables import Table
 
@@ -31,6 +33,27 @@ def test_migrating_again_keeps_what_is_there(database):
     run = insert_run(database)
     database.migrate()
     assert reload(database, run).name == "demo"
+
+
+def test_an_upgrade_keeps_the_price_book_and_what_was_spent_this_month(empty_database):
+    now = time.time()
+    empty_database.migrate("0001")
+    with empty_database.write() as session:
+        for resource, since, dollars in (("gpu", 1, 9.0), ("gpu", 2, 3.5), ("gpu", 0, 7.0), ("cpu", 1, 0.1)):
+            session.execute(text("INSERT INTO prices VALUES (:r, :s, :d)"), {"r": resource, "s": since, "d": dollars})
+        for number, (owner, dollars, created) in enumerate(
+                [("ann", 1.5, now), ("ann", 2.0, now), ("bob", 4.0, now), ("bob", 8.0, now - 40 * 86_400)]):
+            session.execute(text(
+                "INSERT INTO runs (id, name, owner, tags, priority, state, version, config, directory, attempt, futile, mark, "
+                "mark_at_start, dollars, worker_seconds, meter, estimate, progress, next_position, next_seq, "
+                "created, queued, updated) VALUES "
+                "(:i, 'x', :o, '{}', 0, 'failed', 1, '{}', '/x', 0, 0, 0, 0, :d, '{}', '{}', '{}', '{}', 0, 0, "
+                ":c, :c, :c)"),
+                {"i": str(number), "o": owner, "d": dollars, "c": created})
+    empty_database.migrate()
+    with empty_database.read() as session:
+        assert policies.of(session, "ann").prices == {"gpu": 3.5, "cpu": 0.1}
+        assert spending.of_month(session, now) == {"ann": 3.5, "bob": 4.0}
 
 
 def test_processes_that_start_at_once_migrate_once(database_url):

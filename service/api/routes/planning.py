@@ -43,7 +43,7 @@ def list_pools(caller: Reader, context: InContext) -> PoolList:
     prices = policy_of(context, caller).prices
     with context.database.read() as session:
         waiting = runs.in_states(session, [RunState.QUEUED, *ACTIVE])
-        found = context.pools.read({pool.resource for run in waiting for pool in run.pools.by_key.values()})
+        found = context.pools.read(runs.resources(waiting))
     priced = [pool.model_copy(update={"price_per_hour": prices.get(pool.resource)}) for pool in found.items]
     return found.model_copy(update={"items": priced})
 

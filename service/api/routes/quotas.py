@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.api.bodies import StrictRoute
 from service.api.context import Context, InContext
 from service.api.openapi import problems
-from service.api.security import SIGNED_IN, Admin, Caller, Reader
+from service.api.security import SIGNED_IN, Admin, Caller, Reader, require_token
 from service.api.submission import note
 from service.database import policies, quotas
 from service.domain.months import month_of, next_month
@@ -33,7 +33,8 @@ def get_policies(caller: Admin, context: InContext) -> Policies:
 
 @router.put("/policies", responses=problems(409, body=True), response_model_exclude_unset=True)
 def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
-    """Replace all policies."""
+    """Replace all policies. A session cannot."""
+    require_token(caller)
     now = context.now()
     with context.database.write() as session:
         _check_unlocked(context)
@@ -45,7 +46,8 @@ def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
 
 @router.put("/policies/owners/{owner}", responses=problems(409, body=True), response_model_exclude_unset=True)
 def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContext) -> Policy:
-    """Replace one owner's entry; what it leaves out is as in the default."""
+    """Replace one owner's entry; what it leaves out is as in the default. A session cannot."""
+    require_token(caller)
     now = context.now()
     with context.database.write() as session:
         _check_unlocked(context)
@@ -57,7 +59,8 @@ def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContex
 
 @router.delete("/policies/owners/{owner}", status_code=204, responses=problems(404, 409))
 def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
-    """Delete one owner's entry, so that the default holds."""
+    """Delete one owner's entry, so that the default holds. A session cannot."""
+    require_token(caller)
     now = context.now()
     with context.database.write() as session:
         _check_unlocked(context)

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
-from moedisco_ray.config import RunConfig
 from moedisco_ray.events import Event
 from service import run_files
 from service.api import streams
@@ -116,7 +115,7 @@ def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
 @router.get("/trainings", responses=problems(404))
 def list_trainings(run: VisibleRun, context: InContext) -> TrainingPage:
     """What Ray Train knows of each training: state, attempts, workers. Empty where it knows nothing, as after a restart of Ray."""
-    return TrainingPage(items=context.trainings.read(run.id, run.config["name"]) if run.attempt else [])
+    return TrainingPage(items=context.trainings.read(run.id, run.name) if run.attempt else [])
 
 
 @router.get("/clusters", responses=problems(404))
@@ -125,13 +124,13 @@ def get_clusters(run: VisibleRun) -> dict[str, Any]:
     return _document(Path(run.directory), "clusters/report.json", "clusters")
 
 
-@router.get("/report", response_model_exclude_unset=True, responses=problems(404))
+@router.get("/report", response_model_exclude_unset=True, responses=problems(404, 409))
 def get_report(run: VisibleRun, context: InContext) -> RunReport:
     """What the run has cost and reached, stage by stage; while it runs, of the stages so far."""
     directory = Path(run.directory)
     if RunState(run.state) is RunState.SUCCEEDED:
         return _read_report(_document(directory, "report.json", "report"))
-    return _read_report(context.reports.get(directory, RunConfig.model_validate(run.config)))
+    return _read_report(context.reports.get(directory, run.settings))
 
 
 @router.get("/logs", responses=problems(404))

@@ -10,7 +10,7 @@ from service.api.bodies import StrictRoute
 from service.api.context import InContext
 from service.api.openapi import Responses, links, problems
 from service.api.parameters import ThingId
-from service.api.security import SIGNED_IN, Caller, Submitter
+from service.api.security import SIGNED_IN, Caller, Submitter, require_token
 from service.api.submission import note
 from service.database import tables, webhooks
 from service.errors import Conflict, NotFound
@@ -32,7 +32,8 @@ def list_webhooks(caller: Submitter, context: InContext) -> WebhookPage:
 
 @router.post("", status_code=201, responses=_ABOUT | problems(409, body=True))
 def create_webhook(body: WebhookRequest, caller: Submitter, context: InContext) -> NewWebhook:
-    """Be told of the caller's runs. The secret that signs deliveries is shown this once."""
+    """Send messages about the caller's runs to a URL. The secret that signs them is shown this once. A session cannot make one."""
+    require_token(caller)
     now = context.now()
     with context.database.write() as session:
         if len(webhooks.page(session, caller.owner)) >= MOST:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -34,7 +37,30 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("disk_bytes", WHOLE))
     op.add_column("runs", sa.Column("measured", sa.Float()))
     op.create_index("runs_by_size", "runs", ["owner", "disk_bytes"])
+    _keep_prices()
+    _keep_spending()
     op.drop_table("prices")
+
+
+def _keep_prices() -> None:
+    """Make the newest price of each resource one of the default policy."""
+    prices = sa.table("prices", sa.column("resource"), sa.column("since"), sa.column("dollars_per_hour"))
+    rows = op.get_bind().execute(sa.select(prices.c.resource, prices.c.dollars_per_hour).order_by(prices.c.since)).all()
+    newest = {row.resource: row.dollars_per_hour for row in rows}
+    if newest:
+        policies = sa.table("policies", sa.column("owner"), sa.column("limits", sa.JSON()), sa.column("updated"))
+        op.execute(sa.insert(policies).values(owner="*", limits={"prices": newest}, updated=time.time()))
+
+
+def _keep_spending() -> None:
+    """Count the dollars of the runs that were submitted in this month; of older runs, when they were spent is unknown."""
+    now = datetime.now(UTC)
+    runs = sa.table("runs", sa.column("owner"), sa.column("dollars"), sa.column("created"))
+    begin = datetime(now.year, now.month, 1, tzinfo=UTC).timestamp()
+    spent = sa.select(runs.c.owner, sa.literal(now.strftime("%Y-%m")), sa.func.sum(runs.c.dollars)).where(
+        runs.c.created >= begin, runs.c.dollars > 0).group_by(runs.c.owner)
+    spending = sa.table("spending", sa.column("owner"), sa.column("month"), sa.column("dollars"))
+    op.execute(sa.insert(spending).from_select(["owner", "month", "dollars"], spent))
 
 
 def downgrade() -> None:

@@ -1,0 +1,52 @@
+"""A stored run whose configuration this version refuses fails by itself, and holds nobody else up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from api_client import Service
+from reconciling import Scene
+from sqlalchemy import update
+
+from service.database.session import Database
+from service.database.tables import Run
+
+BROKEN: dict[str, Any] = {
+    "pools": {"pools": {"low_memory": {"gone": 1}}}, "clusters": {"clusters": {"count": 10**9}}, "everything": {"x": 1}}
+
+
+def break_config(database: Database, run_id: str, kind: str) -> None:
+    with database.write() as session:
+        run = session.get(Run, run_id)
+        assert run is not None
+        session.execute(update(Run).where(Run.id == run_id).values(config={**run.config, **BROKEN[kind]}))
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_one_unusable_run_fails_with_its_reason_and_others_start(database, tmp_path, kind, state):
+    scene = Scene.on(database, tmp_path)
+    broken = scene.submit(priority=5) if state == "queued" else scene.running()
+    break_config(database, broken, kind)
+    other = scene.submit()
+    if state == "running":      # lost, so that it has to be started again
+        scene.jobs.dies(scene.job(broken))
+    scene.round(3)
+    assert scene.run(broken).state == "failed"
+    assert "cannot be used by this version" in scene.run(broken).reason
+    assert scene.run(other).state == "starting"
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_unusable_run_is_shown_cancelled_and_deleted(api: Service, kind: str):
+    run = api.submit()["id"]
+    break_config(api.database, run, kind)
+    assert api.ann.get("/v1/pools").status_code == 200
+    shown = api.ann.get(f"/v1/runs/{run}")
+    assert shown.status_code == 200
+    assert shown.json()["config"].items() >= BROKEN[kind].items()
+    assert api.ann.get("/v1/runs").status_code == 200
+    assert api.ann.get(f"/v1/runs/{run}/report").status_code == 409
+    assert api.ann.post(f"/v1/runs/{run}/cancel").json()["state"] == "cancelled"
+    assert api.ann.delete(f"/v1/runs/{run}").status_code == 204
