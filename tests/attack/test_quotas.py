@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from api_client import Service, demo, service
+from databases import database_url
 from starlette.testclient import TestClient
 
 from moedisco_ray.events import Event
@@ -15,6 +18,8 @@ from service.database import runs, spending
 PRICED = {"prices": {"low_mem_gpu": 0.5, "high_mem_gpu": 3.0}}
 FREE = {"low_memory": {"price_per_hour": 0}, "high_memory": {"price_per_hour": 0}}
 T0 = 1_800_000_000.0
+
+__all__ = ["database_url"]
 
 
 def set_policies(api: Service, **default: object) -> None:
@@ -126,6 +131,14 @@ def test_the_queue_cannot_be_flooded(api: Service, tenant: TestClient):
     api.submit()
     refused(tenant.post(f"/v1/runs/{made[0]}/resume"), "queued_runs")
     assert api.submit("bob")["state"] == "queued", "another owner's queue is another's"
+
+
+def test_the_queue_cannot_be_flooded_by_requests_at_the_same_moment(database_url: str, tmp_path: Path):
+    with service(tmp_path, database_url=database_url) as api:
+        set_policies(api, queued_runs=3)
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda _: api.ann.post("/v1/runs", json={"config": demo()}).status_code, range(16)))
+        assert sorted(answers) == [201] * 3 + [403] * 13
 
 
 def test_the_queue_is_limited_without_any_policy(api: Service, tenant: TestClient):

@@ -104,9 +104,9 @@ def laptop():
 
 
 def configuration(laptop):
-    """A small run on text that lies where all hosts see it."""
-    text = laptop.shared / "text"
-    text.mkdir()
+    """A small run on text in the data directory, which all hosts see and the service reads from."""
+    text = laptop.shared / "data" / "text"
+    text.mkdir(parents=True)
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:60]:
         shutil.copy(path, text)
     laptop.configured = small_config(
@@ -136,7 +136,7 @@ def test_a_run_over_three_hosts_one_of_which_is_cut_off(laptop):
         finished = client.wait(run.id)
         assert finished.state == "succeeded", (finished.reason, client.log(run.id), laptop.service_log())
         assert slots(client)["low_mem_gpu"] == 1
-        assert list((laptop.shared / run.id).glob("*/model/model.safetensors"))
+        assert list((laptop.shared / "runs" / run.id).glob("*/model/model.safetensors"))
     laptop.ray("down", "--yes")
     for name in ("head", "high"):
         until(lambda name=name: not laptop.hosts.processes(name), 120, lambda name=name: laptop.hosts.processes(name))
