@@ -63,6 +63,15 @@ class Manifest(Strict):
         return self.step == step and hmac.compare_digest(self.signature, _signature(step, self.files, key))
 
 
+def is_of_another_version(data: bytes) -> bool:
+    """Whether bytes that are no `Manifest` list a checkpoint's files all the same, as the manifests before signatures did."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "files" in found and "signature" not in found
+
+
 class HashingStream:
     """Counts and hashes what is written through it."""
 

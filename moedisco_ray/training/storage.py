@@ -30,7 +30,7 @@ from pyarrow import fs
 from moedisco_ray.artifacts import disk_full
 from moedisco_ray.errors import ConfigError, StorageError
 from moedisco_ray.file_systems import Location, first_line, resolve
-from moedisco_ray.training.manifest import Checksum, HashingStream, Manifest, signing_key
+from moedisco_ray.training.manifest import Checksum, HashingStream, Manifest, is_of_another_version, signing_key
 
 T = TypeVar("T")
 
@@ -202,14 +202,27 @@ class Storage:
         return sorted({parts[0] for info, parts in found if info.type == fs.FileType.Directory or parts[1:]})
 
     def _step(self, name: str) -> int | None:
-        """The step of a complete checkpoint, None for anything else."""
+        """The step of a complete checkpoint, None for anything else.
+
+        Raises:
+            StorageError: Another version wrote it: it is not ours to delete.
+        """
         match = _NAME.fullmatch(name)
         if match is None:
             return None
         try:
             files = self._manifest_or_again(name).files
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if is_of_another_version(self._get(f"{name}/{MANIFEST}")):
+                raise StorageError(
+                    f"checkpoint {name} in {self.location} was written by another version of moedisco-ray; continue it with that "
+                    "version, or delete it to train from the beginning") from error
+            return None
+        try:
             infos = self._system.get_file_info(fs.FileSelector(self._path(name)))
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return None
         sizes = {info.base_name: info.size for info in infos}
         return int(match[1]) if all(sizes.get(file) == checksum.size for file, checksum in files.items()) else None

@@ -19,6 +19,7 @@ from service.api.live_reports import LiveReports
 from service.api.openapi import documented, operation_id
 from service.api.problems import handle_problems
 from service.api.routes import access, files, operations, page, planning, quotas, ray, runs, watching, webhooks
+from service.api.security import check_known
 from service.api.streams import Streams
 from service.bell import Bell
 from service.database.session import Database
@@ -86,7 +87,7 @@ def create_app(
             return _MOST_OF_A_TOKEN
         return settings.max_report_bytes if path.startswith("/v1/runs/") and path.endswith("/report") else settings.max_body_bytes
 
-    app.add_middleware(BodyLimit, limit_of=limit_of)
+    app.add_middleware(BodyLimit, limit_of=limit_of, check=lambda request: check_known(request, context))
     app.add_middleware(CompressedJson)
     app.add_middleware(Envelope, figures=figures)
     return app

@@ -10,13 +10,16 @@ from typing import Any
 import pydantic_core
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem_response
-from service.errors import Overloaded, TooLarge
+from service.errors import Overloaded, TooLarge, TooMany, Unauthorised
 
 MOST_READ = 256 * 2**20
-"""Bytes of all bodies that are being read at once."""
+"""Limit on the total size of all large bodies that are being read at the same time (bytes)."""
+SMALL = 64 * 2**10
+"""Body size up to which a caller need not prove who they are (bytes); the number of connections limits the sum of these."""
 LARGEST = 2**53
 """Beyond it a JSON number is not the same to every reader."""
 
@@ -27,17 +30,22 @@ _SUSPECT = tuple(re.compile(pattern) for pattern in (rb"\\u0000", rb"\d{16}", rb
 class BodyLimit:
     """Refuses a body above the limit as soon as that is known, and hands a smaller one on in one piece.
 
-    Bodies are read before it is known who sends them, so all that are being read have one limit together.
+    A body above `SMALL` is read only from a caller with a valid token or session, so that strangers cannot use up the memory that
+    drivers need for their reports. All large bodies that are being read have one limit together.
 
     Args:
-        app: What comes next.
-        limit_of: Path of the request to the bytes it may bring.
-        most: Bytes of all bodies that are being read.
+        app: The application behind this middleware.
+        limit_of: Returns the largest body that a path accepts (bytes).
+        check: Raises `Unauthorised` unless the request brings a valid credential; called in a thread.
+        most: Limit on the total size of large bodies being read (bytes).
     """
 
-    def __init__(self, app: ASGIApp, limit_of: Callable[[str], int], most: int = MOST_READ) -> None:
+    def __init__(
+        self, app: ASGIApp, limit_of: Callable[[str], int], check: Callable[[Request], None], most: int = MOST_READ,
+    ) -> None:
         self._app = app
         self._limit_of = limit_of
+        self._check = check
         self._left = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,8 +55,8 @@ class BodyLimit:
             return
         limit = self._limit_of(scope["path"])
         try:
-            body = await self._read(_announced(scope), receive, limit)
-        except (TooLarge, Overloaded) as error:
+            body = await self._read(scope, receive, limit)
+        except (TooLarge, Overloaded, Unauthorised, TooMany) as error:
             refusal = problem_response(error, Request(scope))
             refusal.headers["Connection"] = "close"     # what was not read must not be taken for the next request
             await refusal(scope, receive, send)
@@ -56,27 +64,34 @@ class BodyLimit:
         if body is not None:
             await self._app(scope, _replay(body, receive), send)
 
-    async def _read(self, announced: int, receive: Receive, limit: int) -> bytes | None:
-        """The whole body; None: the client left before it was sent."""
+    async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
+        """The whole body; None if the client left before it was sent."""
+        announced = _announced(scope)
         if announced > limit:
             raise _too_large(limit)
         parts: list[bytes] = []
-        size, more = 0, True
+        size, counted, more = 0, 0, True
+        large = False
         try:
             while more:
+                if not large and max(announced, size) > SMALL:
+                    await run_in_threadpool(self._check, Request(scope))
+                    large = True
                 message = await receive()
                 if message["type"] != "http.request":
                     return None
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                self._left -= len(parts[-1])
                 if size > limit:
                     raise _too_large(limit)
+                if large:
+                    self._left -= size - counted
+                    counted = size
                 if self._left < 0:
                     raise Overloaded("too many large requests arrive at once; try again later")
                 more = message.get("more_body", False)
         finally:
-            self._left += size
+            self._left += counted
         return b"".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from service.settings import Settings
 SCOPES: tuple[Scope, ...] = ("read", "submit", "admin")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_TOKEN = 256
+_REPORT = re.compile(r"/v1/runs/([^/]+)/report")
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="token", description="A token that `moedisco tokens create` made.")
 _cookie = APIKeyCookie(
@@ -110,6 +112,28 @@ def identify(request: Request, context: Context) -> Caller:
         raise Unauthorised(remedy)
     context.limits.take(f"token {caller.token_id}")
     return caller
+
+
+def check_known(request: Request, context: Context) -> None:
+    """Refuse a caller without a valid token or session; what they may do is checked later.
+
+    Raises:
+        Unauthorised: The credential is missing or not valid.
+        TooMany: The address tried too often.
+    """
+    if (report := _REPORT.fullmatch(request.url.path)) is not None:
+        with context.database.read() as session:
+            check_driver(request, context, runs.get(session, report[1]))
+        return
+    address = client_address(request)
+    plain, cookie = bearer_token(request), session_of(request, context.settings)
+    if plain is not None:
+        known = valid_token(plain, context) is not None
+    else:
+        known = cookie is not None and _caller_of_session(cookie, context, address) is not None
+    if not known:
+        context.limits.take(f"address {address}")
+        raise Unauthorised("a body of this size is read only with a valid token or session")
 
 
 def valid_token(plain: str, context: Context) -> tables.Token | None:

@@ -127,6 +127,20 @@ def test_a_changed_byte_is_refused_although_its_checksum_was_recomputed(
     falls_back(job, whole, r"checkpoint step-0000006 in .* (was not written by this training for this step|is damaged)")
 
 
+def test_a_checkpoint_of_another_version_is_neither_read_nor_deleted(job: TrainJob) -> None:
+    manifest = newest(job) / "manifest.json"
+    old = {"files": json.loads(manifest.read_text())["files"]}
+    manifest.write_text(json.dumps(old))
+    with pytest.raises(StorageError, match=r"step-0000006 in .* was written by another version of moedisco-ray; continue it with"):
+        run(job)
+    storage = checkpoint.storage_of(job)
+    with pytest.raises(StorageError, match="another version"):
+        storage.begin(STEPS + EVERY)
+    assert json.loads(manifest.read_text()) == old
+    storage.remove()
+    assert run(job).restored_step == 0
+
+
 def test_an_older_checkpoint_does_not_pass_for_a_newer_one(job: TrainJob, whole: tuple[TrainJob, TrainResult]) -> None:
     older = newest(job).with_name(f"step-{STEPS - EVERY:07d}")
     shutil.rmtree(newest(job))

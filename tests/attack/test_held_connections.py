@@ -169,8 +169,18 @@ def test_bodies_of_a_megabyte_keep_nobody_out(target):
     with contextlib.ExitStack() as stack, target.others_are_served():
         assert {_status(each) for each in target.hold(stack, 10, strange)} == {401}
         assert {_status(each) for each in target.hold(stack, 10, own)} == {422}
-        target.hold(stack, 100, strange[:-1])
+        target.hold(stack, 100, own[:-1])
         time.sleep(0.5)
+
+
+def test_a_large_body_of_a_stranger_is_not_read(target):
+    begun = "POST /v1/estimates HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{}\r\n\r\n"
+    announced = begun.format("Content-Length: 1000000").encode()
+    chunked = begun.format("Transfer-Encoding: chunked").encode() + b"10001\r\n" + 0x10001 * b" " + b"\r\n"
+    report = announced.replace(b"/v1/estimates", b"/v1/runs/01ARZ3NDEKTSV4RRFFQ69G5FAV/report")
+    with contextlib.ExitStack() as stack:
+        for head in (announced, chunked, report):
+            assert {_status(each) for each in target.hold(stack, 10, head)} == {401}
 
 
 def test_the_soft_limit_on_files_is_raised_to_the_hard_one(target):

@@ -171,14 +171,14 @@ def test_curves_and_figures_move_while_events_come_in(site, page):
     train(site, run_id, "submodel-0", 1, 40)
     page.goto(f"/#/runs/{run_id}")
     expect(unit_row(page, "submodel-0")).to_contain_text("39 / 400")
-    drawn = "document.querySelector('.chart canvas').toDataURL()"
-    before = page.evaluate(drawn)
+    drawn = "document.querySelector('.chart canvas')?.toDataURL()"
+    before = page.wait_for_function(drawn).json_value()
     train(site, run_id, "submodel-0", 40, 100)
     train(site, run_id, "submodel-1", 1, 60)
     expect(unit_row(page, "submodel-0")).to_contain_text("99 / 400")
     expect(unit_row(page, "submodel-1")).to_contain_text("59 / 400")
     expect(page.get_by_role("button", name="submodel-1")).to_contain_text("7.410")
-    assert page.evaluate(drawn) != before
+    page.wait_for_function(f"before => {drawn} !== before", arg=before)
 
 
 def test_a_run_is_cancelled_given_a_budget_and_resumed(site, page):
