@@ -1,0 +1,18 @@
+"""What a run computes on Ray is what it computes in one process, on record since before the code was last rearranged."""
+
+import json
+
+import pinned_runs
+import pytest
+
+from moedisco_ray import pipeline
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("family", pinned_runs.RUNS)
+def test_a_run_on_ray_gives_the_results_on_record(tmp_path, family):
+    pinned = json.loads(pinned_runs.FILE.read_text())
+    found = pinned_runs.results(pipeline.run(pinned_runs.config_of(family, tmp_path)))
+    pinned_runs.same(found, pinned["runs"][family], to_the_bit=pinned["surroundings"] == pinned_runs.surroundings())

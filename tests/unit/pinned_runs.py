@@ -1,0 +1,153 @@
+"""Four tiny runs, one per family, whose weights and losses are pinned: code that moves must not change what a run computes.
+
+`python tests/unit/pinned_runs.py` writes `pinned_results.json` anew; do so only for a change that is meant to alter results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import random
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from moedisco_ray import pipeline
+from moedisco_ray.artifacts import read_json
+from moedisco_ray.config import RunConfig, check_config
+from moedisco_ray.in_process import InProcess
+
+FILE = Path(__file__).with_name("pinned_results.json")
+DOMAINS, WORDS, DOCUMENTS, LENGTH = 3, 120, 150, 64
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_intermediate_size": 48,
+    "num_experts": 4, "num_experts_per_tok": 2}
+DENSE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "max_position_embeddings": LENGTH, "initializer_range": 0.1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
+STARTS = {"mixtral": "mistral", "olmoe": "olmoe"}
+"""What a family starts from where it does not start at random."""
+RUNS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"model": {"config": SIZES}, "tokens": {"seed_share": 0.4, "finetune_share": 0.3}},
+    "qwen2_moe": {
+        "model": {"config": SIZES | {"shared_expert_intermediate_size": 24}}, "tokens": {"seed_share": 0.0, "finetune_share": 0.4},
+        "clusters": {"vectors": "mean_token"}, "merge": {"backbone": "ties", "router": "centroid"}},
+    "mixtral": {
+        "model": {"init": {"upcycle": "START", "num_experts": 4}}, "tokens": {"seed_share": 0.3, "finetune_share": 0.3},
+        "clusters": {"vectors": "tfidf_svd", "dimensions": 8, "overlap": 0.1}},
+    "olmoe": {
+        "model": {"init": {"checkpoint": "START"}}, "tokens": {"seed_share": 0.0, "finetune_share": 0.3},
+        "clusters": {"method": "likelihood"}, "merge": {"backbone": "auto", "auto_tokens": 2048}},
+}
+
+
+def write_text(directory: Path) -> None:
+    """Three domains of made-up words: the same on every Python, as text of installed packages is not."""
+    numbers = random.Random(0)
+    for domain in range(DOMAINS):
+        words = ["".join(numbers.choices("abcdefghijklmnop"[domain:domain + 12], k=numbers.randint(2, 7))) for _ in range(WORDS)]
+        likely = [1 / (1 + rank) for rank in range(WORDS)]
+        documents = [" ".join(numbers.choices(words, likely, k=numbers.randint(40, 120))) for _ in range(DOCUMENTS)]
+        directory.mkdir(exist_ok=True)
+        (directory / f"domain{domain}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+
+
+def write_start(directory: Path, kind: str, text: Path) -> Path:
+    """A model with random weights and a tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    lines = [json.loads(line)["text"] for path in sorted(text.iterdir()) for line in path.read_text().splitlines()]
+    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(
+        vocab_size=400, show_progress=False, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(directory)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2} if kind == "olmoe" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = DENSE | experts | {"vocab_size": tokenizer.get_vocab_size()}
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(directory)
+    return directory
+
+
+def config_of(family: str, home: Path) -> RunConfig:
+    """The configuration of a pinned run; its text and start are made below `home`."""
+    text = home / "text"
+    write_text(text)
+    settings = json.loads(json.dumps(RUNS[family]))
+    if family in STARTS:
+        start = str(write_start(home / "start", STARTS[family], text))
+        settings["model"]["init"] = {key: start if value == "START" else value for key, value in settings["model"]["init"].items()}
+    settings["model"]["family"] = family
+    recipe = {"batch_tokens": 512, "lr": 2e-3}
+    return check_config({
+        "name": family, "output": str(home / "runs"),
+        "corpus": {
+            "sources": [{"path": str(path), "name": path.stem} for path in sorted(text.iterdir())],
+            "validation_fraction": 0.05, "sequence_length": LENGTH},
+        "tokenizer": {} if family in STARTS else {"train_vocab_size": 400},
+        "model": settings["model"], "tokens": {"total": 40_000, **settings["tokens"]},
+        "clusters": {"count": 2, "restarts": 2, **settings.get("clusters", {})},
+        "submodels": {"optimizer": recipe, "sync_every": 4}, "finetune": {"optimizer": recipe},
+        "merge": {"calibration_tokens": 2048, **settings.get("merge", {})},
+        "pools": {"low_memory": {"max_workers": 2}, "high_memory": {"workers": 1}},
+        "checkpoint": {"every": 10}, "evaluation": {"max_tokens": 4000, "sample_tokens": 4, "prompts": ["ab"]}})
+
+
+def results(directory: Path) -> dict[str, Any]:
+    """The SHA-256 of every exported file of weights, and the losses of all trainings and of the evaluation."""
+    report = read_json(directory / "report.json")
+    files = sorted((directory / "model").glob("*.safetensors"))
+    weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    losses = {unit: curve["loss"] for unit, curve in report["curves"].items()}
+    return {"weights": weights, "losses": losses, "perplexity": report["evaluation"]["perplexity"]}
+
+
+def surroundings() -> dict[str, str]:
+    """What the last bits of a result depend on besides code and configuration."""
+    return {
+        "machine": platform.machine(), "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": " ".join(_processor()),
+        **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers")}}
+
+
+def same(found: dict[str, Any], pinned: dict[str, Any], *, to_the_bit: bool) -> None:
+    """Assert that a run's results are the pinned ones; on other hardware or libraries, up to rounding."""
+    assert found["losses"].keys() == pinned["losses"].keys()
+    if to_the_bit:
+        assert found == pinned
+        return
+    for unit, losses in pinned["losses"].items():
+        assert len(found["losses"][unit]) == len(losses)
+        for ours, theirs in zip(found["losses"][unit], losses, strict=True):
+            assert math.isclose(ours, theirs, rel_tol=1e-2), unit
+    assert math.isclose(found["perplexity"], pinned["perplexity"], rel_tol=1e-2)
+
+
+def _processor() -> list[str]:
+    """The first processor's vendor, family and model, where Linux lists them."""
+    path = Path("/proc/cpuinfo")
+    first = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
+    pairs = [line.partition(":") for line in first]
+    return [value.strip() for name, _, value in pairs if name.strip() in ("vendor_id", "cpu family", "model")]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = {}
+    for family in RUNS:
+        with tempfile.TemporaryDirectory() as home:
+            found[family] = results(pipeline.run(config_of(family, Path(home)), shell=InProcess()))
+    FILE.write_text(json.dumps({"surroundings": surroundings(), "runs": found}, indent=1) + "\n")
+    print(f"{FILE} written", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""What a run computes does not change: weights and losses of four tiny runs are those on record."""
+
+import json
+
+import pinned_runs
+import pytest
+import torch
+
+from moedisco_ray import pipeline
+from moedisco_ray.in_process import InProcess
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", pinned_runs.RUNS)
+def test_a_run_gives_the_results_on_record(tmp_path, family):
+    pinned = json.loads(pinned_runs.FILE.read_text())
+    found = pinned_runs.results(pipeline.run(pinned_runs.config_of(family, tmp_path), shell=InProcess()))
+    pinned_runs.same(found, pinned["runs"][family], to_the_bit=pinned["surroundings"] == pinned_runs.surroundings())
