@@ -30,10 +30,10 @@ import torch
 import transformers
 from harness import environment, interleave, spread, write_result
 
-from moedisco_ray.config import Architecture, Optimizer
+from moedisco_ray.core.config import Architecture, Optimizer
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.decompose import decompose
-from moedisco_ray.events import Event
-from moedisco_ray.file_systems import Location, joined
 from moedisco_ray.model_map import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
 from moedisco_ray.tokens import write_packed
 from moedisco_ray.training import TrainJob, World, loop, train

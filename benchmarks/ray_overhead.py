@@ -17,12 +17,12 @@ import yaml
 from harness import environment, interleave, spread, write_result
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_manifest
-from moedisco_ray.config import check_config
-from moedisco_ray.config.presets import preset_text
-from moedisco_ray.events import Event
+from moedisco_ray.core.artifacts import read_manifest
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.stages import STAGES
 
 
 def smaller(tokens: int) -> dict[str, Any]:

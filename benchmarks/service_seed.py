@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Event
 from moedisco_ray.plan import build_plan
 from service.database import ingest, runs, tables, tokens
 from service.database.ids import new_id

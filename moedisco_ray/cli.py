@@ -18,16 +18,16 @@ from typer.core import TyperGroup
 
 from moedisco_ray import __version__
 from moedisco_ray.compare.table import compare_view
-from moedisco_ray.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
-from moedisco_ray.config.presets import PresetName, local_gpus, preset_text
+from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
+from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
+from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
+from moedisco_ray.core.run_report import current_report
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
-from moedisco_ray.errors import ConfigError, MoeDiscoError, RunStopped, UserError
-from moedisco_ray.machine import measured_machine
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice import Goal, advise, read_measurements
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
-from moedisco_ray.run_report import current_report
-from moedisco_ray.stopping import StopFile
+from moedisco_ray.plan.machine import measured_machine
 from moedisco_ray.tracking import trackers
 
 _USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130

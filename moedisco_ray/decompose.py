@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.model_map import (
     DEFAULT_SHARD_BYTES,
     ModelMap,

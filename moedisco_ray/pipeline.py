@@ -12,26 +12,35 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from moedisco_ray import stages
-from moedisco_ray.artifacts import commit, disk_full, is_done, read_json, read_manifest, reporting_full_disk, run_id, write_json
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core import stages
+from moedisco_ray.core.artifacts import (
+    commit,
+    disk_full,
+    is_done,
+    read_json,
+    read_manifest,
+    reporting_full_disk,
+    run_id,
+    write_json,
+)
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
+from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
+from moedisco_ray.core.heartbeat import heartbeats
+from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.report import build_report
+from moedisco_ray.core.stages import STAGES, Stage
+from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.corpus import input_identity
-from moedisco_ray.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
-from moedisco_ray.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.export import write_card
-from moedisco_ray.file_systems import Location, joined
-from moedisco_ray.heartbeat import heartbeats
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.on_ray.free_slots import free_slots
 from moedisco_ray.on_ray.gauges import Gauges
 from moedisco_ray.on_ray.shell import RayShell
-from moedisco_ray.report import build_report
 from moedisco_ray.shell import Shell
-from moedisco_ray.stages import STAGES, Stage
 from moedisco_ray.start import check_start
 from moedisco_ray.steps import STEPS, Context
-from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import checkpoint
 
 _PATIENCE = 60.0

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.config import Architecture
-from moedisco_ray.machine import library_versions
+from moedisco_ray.core.config import Architecture
 from moedisco_ray.model_map import hf_config, specialise
 from moedisco_ray.plan import count_parameters
 from moedisco_ray.plan.cost import flops_per_token
+from moedisco_ray.plan.machine import library_versions
 from moedisco_ray.plan.speed import Probe, Trial
 
 _SEQUENCE, _BATCH, _VOCABULARY = 128, 8, 2048

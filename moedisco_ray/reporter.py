@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 
-from moedisco_ray.events import Event
-from moedisco_ray.stopping import StopFile
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stop_file import StopFile
 
 _BATCH = 1000
 _LONGEST_PAUSE = 10.0

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from moedisco_ray.config import AnyPool, Optimizer, Pool, RunConfig
-from moedisco_ray.errors import PoolError
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.config import AnyPool, Optimizer, Pool, RunConfig
+from moedisco_ray.core.errors import PoolError
+from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.model_map import read_config
 from moedisco_ray.plan.memory import GIB, model_memory
 from moedisco_ray.policies.placement import Need, NodeType, fits_nowhere, place
 from moedisco_ray.policies.quorum import Contribution, Quorum
-from moedisco_ray.stopping import StopFile
 from moedisco_ray.training import TrainJob, TrainResult
 
 P = ParamSpec("P")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray import decompose, evaluate, export, merge
 from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.config import CheckpointInit, Evaluation, LocalInit, Merge, Model, UpcycleInit
+from moedisco_ray.core.config import CheckpointInit, Evaluation, LocalInit, Merge, Model, UpcycleInit
 from moedisco_ray.corpus import Encoder, Limits, read_unseen
 from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.merge import Batch

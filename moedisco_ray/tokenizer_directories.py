@@ -11,10 +11,10 @@ from pathlib import Path
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.config import tokenizer_files
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.read_roots import check_folder, opened
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.config import tokenizer_files
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.read_roots import check_folder, opened
 
 _PROBES = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
 

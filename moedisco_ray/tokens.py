@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.errors import CorpusError
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.errors import CorpusError
 
 Ids = NDArray[np.integer[Any]]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.events import BILL_FIGURES, Event
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.events import BILL_FIGURES, Event
 
 _FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second")
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.presets import local_gpus
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.presets import local_gpus
+from moedisco_ray.core.errors import PoolError, RunDirError, UserError
 from moedisco_ray.corpus import probe
-from moedisco_ray.errors import PoolError, RunDirError, UserError
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.start import start_problems
 

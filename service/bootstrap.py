@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from moedisco_ray.config.wording import plain_words
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.private_file import kept_secret
+from moedisco_ray.core.config.wording import plain_words
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.secret_file import kept_secret
 from service.database import audit, tokens
 from service.database.session import Database
 from service.database.tables import Token

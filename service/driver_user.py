@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.errors import ConfigError
 
 _OPTION = "--driver-user"
 

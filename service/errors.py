@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from moedisco_ray.errors import MoeDiscoError
+from moedisco_ray.core.errors import MoeDiscoError
 
 
 class ServiceError(MoeDiscoError):

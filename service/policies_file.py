@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.errors import ConfigError
 from service.domain.policies import Policies
 
 _KNOWN = "`moedisco policies show --json` shows how policies are written"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from moedisco_ray.errors import ConfigError, RunError
+from moedisco_ray.core.errors import ConfigError, RunError
 
 _NAME = "service.pid"
 _END_SECONDS = 90.0

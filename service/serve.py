@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.machine import measure
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.plan.machine import measure
 from service.api.app import create_app
 from service.api.capacity import raise_descriptor_limit
 from service.api.server import Server

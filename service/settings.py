@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from moedisco_ray.config.places import has_credentials
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config.places import has_credentials
+from moedisco_ray.core.errors import ConfigError
 
 MIB = 2**20
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")

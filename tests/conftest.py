@@ -5,8 +5,8 @@ import os
 import pytest
 from hypothesis import settings
 
-from moedisco_ray import machine
-from moedisco_ray.artifacts import write_text
+from moedisco_ray.core.artifacts import write_text
+from moedisco_ray.plan import machine
 from moedisco_ray.plan.speed import Probe, Trial
 
 if "CI" not in os.environ:      # Hypothesis has a profile of its own for CI, without deadlines too

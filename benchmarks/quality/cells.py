@@ -11,8 +11,8 @@ import yaml
 
 from moedisco_ray import pipeline
 from moedisco_ray.compare.arms import Arm
-from moedisco_ray.config import FAMILIES, RunConfig, check_config
-from moedisco_ray.config.presets import preset_text
+from moedisco_ray.core.config import FAMILIES, RunConfig, check_config
+from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.in_process import InProcess
 
 STARTS: Mapping[str, tuple[str, ...]] = {"random": (), "seed": ("model.init.upcycle",)}

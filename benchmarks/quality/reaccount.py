@@ -8,9 +8,9 @@ from typing import Any
 
 from levers import KNOWN
 
-from moedisco_ray.artifacts import read_json
 from moedisco_ray.compare.run import add_target, measured
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import RunConfig
 
 
 def reaccounted(result: Mapping[str, Any], work: Path) -> tuple[dict[str, Any], list[str]]:

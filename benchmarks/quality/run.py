@@ -46,8 +46,8 @@ from moedisco_ray.cli import output_console
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Budget
 from moedisco_ray.compare.run import BUDGETS, compare
 from moedisco_ray.compare.table import compare_view
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.presets import preset_text
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.in_process import InProcess
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

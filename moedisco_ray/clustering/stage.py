@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moedisco_ray.artifacts import write_json
 from moedisco_ray.clustering.assign import assign_balanced, overlap_mask
 from moedisco_ray.clustering.blocks import Statistics, reduce
 from moedisco_ray.clustering.grid import Array, Grid
@@ -29,9 +28,10 @@ from moedisco_ray.clustering.model import ClusterModel
 from moedisco_ray.clustering.report import Sample, cluster_report
 from moedisco_ray.clustering.store import ID, Shard, embed_table, id_array, token_arrays, weights
 from moedisco_ray.clustering.vectors import FitInputs, adjust, kind, load_vectoriser
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import CorpusError
-from moedisco_ray.findings import cluster_warnings
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.findings import cluster_warnings
 
 Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
 """Packs one cluster: parts of the corpus, their assignments, the cluster's number, where to. Returns the index."""

@@ -6,7 +6,7 @@ documents that a model vectorises so that they can be clustered; the text that r
 validation tokens that the arm's own final model is measured on and, by `evaluation.stages`, those before it, with what tells which
 cluster a document is of. It leaves out what only the comparison wants to know: the looks at the held-out loss while a model is
 trained, and text of other sources. The metered one is the fold that bills runs (`metering`): every second for which a worker was
-held, all of these included; its dollars are those of the run's bill (`moedisco_ray.bill`).
+held, all of these included; its dollars are those of the run's bill (`moedisco_ray.core.bill`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from moedisco_ray.bill import metered_bill
-from moedisco_ray.config import Architecture, PoolName, RunConfig
-from moedisco_ray.events import Event
-from moedisco_ray.metering import Meter
+from moedisco_ray.core.bill import metered_bill
+from moedisco_ray.core.config import Architecture, PoolName, RunConfig
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan import Parameters, Plan, count_parameters, submodel_architecture
 from moedisco_ray.plan.cost import flops_per_token, training_cost
-from moedisco_ray.stages import STAGES
 
 Axis = Literal["tokens", "dollars", "hours", "metered_dollars", "metered_hours"]
 ReadingStage = Literal["cluster", "merge", "evaluate"]

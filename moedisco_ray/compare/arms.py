@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moedisco_ray.compare.accounting import Reads, account, dollars_of
-from moedisco_ray.config import RunConfig, check_config, put
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config import RunConfig, check_config, put
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
 
 Budget = Literal["tokens", "dollars", "loss"]

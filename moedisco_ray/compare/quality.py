@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.bill import format_dollars
-from moedisco_ray.config import RunConfig
-from moedisco_ray.report import build_report
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.bill import format_dollars
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.report import build_report
 
 _BUDGETS = {"tokens": "as many tokens", "dollars": "as many planned dollars", "loss": "about as low a loss"}
 

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from moedisco_ray import pipeline, stages
-from moedisco_ray.artifacts import is_done, read_json, write_json
+from moedisco_ray import pipeline
 from moedisco_ray.compare.accounting import (
     Point,
     Reads,
@@ -30,12 +29,14 @@ from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, 
 from moedisco_ray.compare.quality import note_quality
 from moedisco_ray.compare.reading import expected, finetuned, found
 from moedisco_ray.compare.tuning import Tuned, kept, tune
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core import stages
+from moedisco_ray.core.artifacts import is_done, read_json, write_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError, DivergedError
+from moedisco_ray.core.events import EventLog
+from moedisco_ray.core.metering import Meter
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
-from moedisco_ray.errors import ConfigError, DivergedError
-from moedisco_ray.events import EventLog
-from moedisco_ray.metering import Meter
 from moedisco_ray.plan import build_plan, recipe, subject
 from moedisco_ray.shell import Shell
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.artifacts import read_json, write_json
 from moedisco_ray.compare.arms import Arm, arm_config
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.corpus import input_identity
-from moedisco_ray.errors import ConfigError
 from moedisco_ray.plan import recipe
 
 Step = tuple[int, int]

@@ -12,7 +12,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moedisco_ray.config import RunConfig, tokenizer_directory
+from moedisco_ray.core.config import RunConfig, tokenizer_directory
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.findings import corpus_warnings
 from moedisco_ray.corpus.buckets import Finished, Rules, finish_bucket, sample_texts, survey_bucket
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import Listing, Skipped, list_files
@@ -21,8 +23,6 @@ from moedisco_ray.corpus.readers import UNIT_BYTES, Unit, plan_units
 from moedisco_ray.corpus.sources import Input, expand_sources
 from moedisco_ray.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
 from moedisco_ray.corpus.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
-from moedisco_ray.errors import CorpusError
-from moedisco_ray.findings import corpus_warnings
 from moedisco_ray.tokens import TokenStream
 
 T = TypeVar("T")

@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
-from moedisco_ray.read_roots import opened
+from moedisco_ray.core.read_roots import opened
 
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}
 
 
 class ConfinedFiles:
-    """Opens local files as a pyarrow file system does, if they are inside the read roots; see `moedisco_ray.read_roots`.
+    """Opens local files as a pyarrow file system does, if they are inside the read roots; see `moedisco_ray.core.read_roots`.
 
     Args:
         system: The local file system.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 
-from moedisco_ray.errors import CorpusError
+from moedisco_ray.core.errors import CorpusError
 
 DOMAIN_CHARACTERS = 1_500_000
 DOCUMENT_CHARACTERS = 4_000

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import fs
 
-from moedisco_ray.config import Source
+from moedisco_ray.core.config import Source
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.locations import first_line, resolve
+from moedisco_ray.core.read_roots import check_inside
 from moedisco_ray.corpus.confined_files import ConfinedFiles
 from moedisco_ray.corpus.endings import COMPRESSED, FileFormat, format_of, refusal, unknown
 from moedisco_ray.corpus.saved_data_sets import NOTES, data_files
-from moedisco_ray.errors import CorpusError
-from moedisco_ray.file_systems import first_line, resolve
-from moedisco_ray.read_roots import check_inside
 
 _MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.corpus.tokenizer import (
     ENCODING,
     END_OF_TEXT,
@@ -21,7 +22,6 @@ from moedisco_ray.corpus.tokenizer import (
     vocabulary_size,
     write_encoding,
 )
-from moedisco_ray.errors import ConfigError
 from moedisco_ray.tokenizer_directories import copy_tokenizer, difference, load_pretrained, save_tokenizer
 
 _USUAL_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from moedisco_ray.config import RunConfig, Source
+from moedisco_ray.core.config import RunConfig, Source
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.findings import cluster_warnings, corpus_warnings
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import File, Skipped, list_files
 from moedisco_ray.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.corpus.sources import Input
-from moedisco_ray.errors import CorpusError
-from moedisco_ray.findings import cluster_warnings, corpus_warnings
 
 _FILES = 8
 """Files of a source to look into, evenly spread over it."""

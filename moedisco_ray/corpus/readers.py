@@ -12,14 +12,14 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.locations import first_line
 from moedisco_ray.corpus import plain_text, rows
 from moedisco_ray.corpus.cutting import Document, Kept, cut_document
 from moedisco_ray.corpus.files import File, Skipped
 from moedisco_ray.corpus.rows import ColumnError
 from moedisco_ray.corpus.sources import Input
 from moedisco_ray.corpus.streams import NotTextError
-from moedisco_ray.errors import CorpusError
-from moedisco_ray.file_systems import first_line
 
 UNIT_BYTES = 64 << 20
 _UNIT_FILES = 4096

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from moedisco_ray.errors import CorpusError
+from moedisco_ray.core.errors import CorpusError
 
 NOTES = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"})
 """Names of the files that `save_to_disk` writes next to and above the Arrow files."""

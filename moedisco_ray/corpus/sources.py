@@ -8,12 +8,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from moedisco_ray.config import LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
+from moedisco_ray.core.config import LocalInit, RunConfig, Source, tokenizer_directory, tokenizer_files
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.read_roots import opened
 from moedisco_ray.corpus import embedded, files
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.documents import DOCUMENTS
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.read_roots import opened
 
 
 @dataclasses.dataclass(frozen=True)

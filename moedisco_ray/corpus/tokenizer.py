@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.config import LocalInit, Model
-from moedisco_ray.errors import CheckpointError, ConfigError
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.config import LocalInit, Model
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 
 ENCODING = "encoding.json"
 """File next to a prepared tokenizer's own files, with what `Encoder` needs."""

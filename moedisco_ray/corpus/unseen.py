@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moedisco_ray.config import Source
+from moedisco_ray.core.config import Source
+from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.corpus.buckets import short_enough
 from moedisco_ray.corpus.cutting import Document, Limits
 from moedisco_ray.corpus.documents import document_id, part_id
@@ -22,7 +23,6 @@ from moedisco_ray.corpus.files import File, Skipped, list_files
 from moedisco_ray.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.corpus.sources import Input, expand_sources
 from moedisco_ray.corpus.tokenizer import Encoder
-from moedisco_ray.errors import CorpusError
 
 Tokens = NDArray[np.int32]
 Sample = tuple[bytes, str, str, Tokens]

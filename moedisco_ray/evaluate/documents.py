@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moedisco_ray.errors import CorpusError
+from moedisco_ray.core.errors import CorpusError
 
 _COLUMNS = ["id", "source", "text", "tokens"]
 

@@ -23,7 +23,7 @@ from lm_eval.evaluator import evaluate
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from moedisco_ray.config.task_files import Rows, read_task_file
+from moedisco_ray.core.config.task_files import Rows, read_task_file
 from moedisco_ray.evaluate.scoring import default_dtype, predict_tokens
 from moedisco_ray.model_map import load_model
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from moedisco_ray.errors import RunError
+from moedisco_ray.core.errors import RunError
 from moedisco_ray.objective import ROUTER
 
 DEAD_LOAD = 0.01

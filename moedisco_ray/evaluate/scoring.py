@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from moedisco_ray.errors import RunError
+from moedisco_ray.core.errors import RunError
 from moedisco_ray.evaluate.documents import Documents
 
 _PADDING = -100

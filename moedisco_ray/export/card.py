@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from moedisco_ray.artifacts import read_manifest, write_text
-from moedisco_ray.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
-from moedisco_ray.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
+from moedisco_ray.core.artifacts import read_manifest, write_text
+from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
+from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
 
 _MOST_TERMS = 8
 _NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster", *TASK_COLUMNS[1:]}

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from moedisco_ray.errors import CheckpointError, RunError
+from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.export.card import model_card
 from moedisco_ray.export.origin import Origin, end_tokens, for_all_readers, tokens_of
 from moedisco_ray.export.samples import continue_prompts

@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from moedisco_ray.artifacts import write_json
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.read_roots import opened
 from moedisco_ray.model_map import STORED_DTYPES, read_config
-from moedisco_ray.read_roots import opened
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GENERATION = "generation_config.json"

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moedisco_ray.config import Merge
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.config import Merge
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.model_map import same_bits
 
 BackboneRule = Literal["uniform", "token_weighted", "ties", "dare"]

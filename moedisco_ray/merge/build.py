@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.artifacts import write_json
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.merge.backbone import Recipe
 from moedisco_ray.merge.calibrate import Batch, RouterSettings, calibrate
 from moedisco_ray.merge.choose import Loss, best, measure_recipes

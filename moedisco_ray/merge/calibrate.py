@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.model_map import ModelMap, group_size, moe_blocks
 from moedisco_ray.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 

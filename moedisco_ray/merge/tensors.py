@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.merge.backbone import Recipe, combine
 from moedisco_ray.model_map import ModelMap, Role
 

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moedisco_ray.artifacts import write_json
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.read_roots import opened
 from moedisco_ray.model_map.layout import ModelMap, Place
-from moedisco_ray.read_roots import opened
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

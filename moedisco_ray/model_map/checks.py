@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moedisco_ray.errors import CheckpointError, ConfigError
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.model_map.layout import ModelMap
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.errors import CheckpointError
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from moedisco_ray.config import FamilyName
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.config import FamilyName
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.model_map.checkpoint import Checkpoint, open_checkpoint, read_config
 from moedisco_ray.model_map.families import PARTS
 from moedisco_ray.model_map.hf import config_values

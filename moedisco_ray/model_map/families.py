@@ -12,7 +12,7 @@ import enum
 import re
 from typing import Literal
 
-from moedisco_ray.config import FamilyName
+from moedisco_ray.core.config import FamilyName
 
 Part = Literal["gate", "up", "down"]
 PARTS: tuple[Part, ...] = ("gate", "up", "down")

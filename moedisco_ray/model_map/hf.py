@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from moedisco_ray.config import Architecture, FamilyName
-from moedisco_ray.errors import CheckpointError, ConfigError
+from moedisco_ray.core.config import Architecture, FamilyName
+from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.read_roots import check_folder
 from moedisco_ray.model_map.checkpoint import DEFAULT_SHARD_BYTES, read_config, write_checkpoint
 from moedisco_ray.model_map.layout import ModelMap, canonical_state
-from moedisco_ray.read_roots import check_folder
 
 _OWN_EXPERT_SIZE = "moe_intermediate_size"
 

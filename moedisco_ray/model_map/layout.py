@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from moedisco_ray.config import FAMILIES
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.config import FAMILIES
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.model_map.families import DECLARATIONS, OUTSIDE_LAYERS, PARTS, Part, Role, TensorRole, layer_rules
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -54,7 +54,7 @@ class ModelMap:
     """Names of one family's tensors: their roles, and their places in memory and in any checkpoint.
 
     Args:
-        family: A Hugging Face `model_type`, one of `moedisco_ray.config.FAMILIES`.
+        family: A Hugging Face `model_type`, one of `moedisco_ray.core.config.FAMILIES`.
 
     Raises:
         CheckpointError: The family is not one of those.

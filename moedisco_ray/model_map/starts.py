@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from moedisco_ray.config import LocalInit, Model, UpcycleInit
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.config import LocalInit, Model, UpcycleInit
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.model_map.checkpoint import open_checkpoint, read_config
 from moedisco_ray.model_map.dense import open_dense, upcycled_config
 from moedisco_ray.model_map.hf import canonical_shapes, submodel_config

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from moedisco_ray.errors import MoeDiscoError
+from moedisco_ray.core.errors import MoeDiscoError
 
 ProviderName = Literal["aws", "gcp", "azure"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
-from moedisco_ray.errors import MoeDiscoError
+from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.node_agent.metadata import Notice
 
 _DRAIN_SECONDS = 20.0

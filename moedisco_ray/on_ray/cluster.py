@@ -24,12 +24,12 @@ from moedisco_ray.cluster_packing import pack_cluster
 from moedisco_ray.clustering.stage import build_clusters as build
 from moedisco_ray.clustering.store import Shard, embed_table
 from moedisco_ray.clustering.vectors import load_vectoriser
-from moedisco_ray.config import Pool, RunConfig
-from moedisco_ray.events import Emit
+from moedisco_ray.core.config import Pool, RunConfig
+from moedisco_ray.core.events import Emit
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.tasks import run_on
 from moedisco_ray.shell import holding, vectors_kind
-from moedisco_ray.stopping import StopFile
 
 _READ = ["id", "text", "tokens", "packed", "copies"]
 

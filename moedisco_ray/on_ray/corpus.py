@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import ray.data
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.corpus import build
-from moedisco_ray.errors import MoeDiscoError
 
 T = TypeVar("T")
 R = TypeVar("R")

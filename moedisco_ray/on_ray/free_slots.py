@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Emit, Event
 
 _INTERVAL = 2.0
 """Seconds between two looks."""

@@ -15,15 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
-from moedisco_ray.errors import DivergedError, TrainingError
-from moedisco_ray.events import Event
+from moedisco_ray.core.errors import DivergedError, TrainingError
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.on_ray import histories
 from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.standstill import Standstill
 from moedisco_ray.policies.checkpointing import loss_rate
 from moedisco_ray.policies.gang import Sizes, worth_growing
 from moedisco_ray.policies.retrying import End, GiveUp
-from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob, TrainResult
 
 _LOOK_SECONDS = 1.0

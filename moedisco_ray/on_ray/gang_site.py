@@ -11,9 +11,10 @@ from typing import Any
 
 import ray
 
-from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.config import AnyPool
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.config import AnyPool
+from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
 from moedisco_ray.on_ray.gang import Gang, Outcome
@@ -23,7 +24,6 @@ from moedisco_ray.policies.arrival import boot_seconds
 from moedisco_ray.policies.checkpointing import HOUR
 from moedisco_ray.policies.gang import Sizes
 from moedisco_ray.shell import Placement, Trained
-from moedisco_ray.stopping import NEVER, StopFile
 from moedisco_ray.training import TrainJob, TrainResult
 
 _NOTE_SECONDS = 10.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ray.util.metrics import Gauge
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Event
-from moedisco_ray.metering import Meter
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.metering import Meter
 
 
 class Gauges:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from moedisco_ray.artifacts import read_json, write_json
-from moedisco_ray.errors import StorageError
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.errors import StorageError
 from moedisco_ray.policies import retrying
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Decision, End, GiveUp, GoBack, History, Skip

@@ -15,9 +15,9 @@ from typing import Any
 import ray
 
 from moedisco_ray.cohort import Cohort
-from moedisco_ray.config import Pool
-from moedisco_ray.errors import StorageError
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import Pool
+from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.events import Event
 from moedisco_ray.on_ray import histories, session
 from moedisco_ray.on_ray.attempts import Surroundings, attempt
 from moedisco_ray.on_ray.demand import Demand

@@ -18,9 +18,9 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from moedisco_ray.errors import MoeDiscoError
-from moedisco_ray.events import Emit, Event
-from moedisco_ray.metering import Meter
+from moedisco_ray.core.errors import MoeDiscoError
+from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.metering import Meter
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 _ASK_SECONDS = 60.0

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from moedisco_ray.events import Emit
+from moedisco_ray.core.events import Emit
 from moedisco_ray.training import Keeper, TrainJob
 
 _STAY_SECONDS = 120.0

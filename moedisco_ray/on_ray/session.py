@@ -17,8 +17,8 @@ import ray.data
 from ray._common.network_utils import parse_address
 from ray._private import services, state
 
-from moedisco_ray.config import LowMemoryPool, Pool, RunConfig
-from moedisco_ray.errors import PoolError
+from moedisco_ray.core.config import LowMemoryPool, Pool, RunConfig
+from moedisco_ray.core.errors import PoolError
 
 _ANSWER_SECONDS = 10.0
 """For which a cluster that is named may take to answer."""

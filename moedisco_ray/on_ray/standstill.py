@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.events import Emit, Event
 
 PATIENCE_SECONDS = 5.0
 """For which something waits before that is said: what Ray knows of free slots is a moment old."""

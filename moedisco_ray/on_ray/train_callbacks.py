@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import get_current_placement_group
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 
 
 class Slots(WorkerGroupCallback, ControllerCallback):

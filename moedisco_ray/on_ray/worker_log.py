@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import ray
 
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.training import TrainJob, World
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"

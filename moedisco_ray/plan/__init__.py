@@ -6,7 +6,7 @@ from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.recipe import recipe, subject
 from moedisco_ray.plan.remedy import Remedy, find_remedy
-from moedisco_ray.plan.rounds import Sync
+from moedisco_ray.plan.sync_traffic import Sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size, tokenizer_vocab_size
 
 __all__ = [

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.bill import Bill
-from moedisco_ray.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, PoolName, RunConfig
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.bill import Bill
+from moedisco_ray.core.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, PoolName, RunConfig
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.cost import (
     Cost,
     TypeShare,
@@ -22,8 +22,8 @@ from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages,
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.remedy import Remedy, Spread, find_remedy
-from moedisco_ray.plan.rounds import Sync, plan_sync
 from moedisco_ray.plan.speed import UNKNOWN_MACHINE, Machine, Speed, speed_of
+from moedisco_ray.plan.sync_traffic import Sync, plan_sync
 from moedisco_ray.plan.vocabulary import planned_vocab_size
 
 _ASSUMPTIONS = "memory includes 1 GB and 5 % overhead; time leaves out waiting for machines, k-means, files and checkpoints"

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moedisco_ray.config import Pool, RunConfig
-from moedisco_ray.config.wording import plain_words
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config import Pool, RunConfig
+from moedisco_ray.core.config.wording import plain_words
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.build import Plan
 from moedisco_ray.plan.memory import GIB
 

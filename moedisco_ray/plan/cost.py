@@ -11,7 +11,7 @@ from collections import Counter
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import Architecture, Finetune, LowMemoryPool, Pool
+from moedisco_ray.core.config import Architecture, Finetune, LowMemoryPool, Pool
 from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.policies.placement import Need, NodeType, ranked
 

@@ -24,12 +24,12 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.bill import Baseline, Bill, Line, is_full_training, line, make_baseline, make_bill, sum_dollars
-from moedisco_ray.config import Architecture, CheckpointInit, Pool, RunConfig
+from moedisco_ray.core.bill import Baseline, Bill, Line, is_full_training, line, make_baseline, make_bill, sum_dollars
+from moedisco_ray.core.config import Architecture, CheckpointInit, Pool, RunConfig
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
-from moedisco_ray.stages import STAGES
 
 CLUSTERED = 1.25
 """Text that is clustered, as a multiple of the sub-models' tokens, where `clusters.text` is `needed`."""

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from moedisco_ray.config import Architecture, FamilyName, Optimizer, read_architecture
+from moedisco_ray.core.config import Architecture, FamilyName, Optimizer, read_architecture
 from moedisco_ray.plan.parameters import count_parameters, shared_hidden_size
 
 GIB = 2**30

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from moedisco_ray.config import Architecture, FamilyName
+from moedisco_ray.core.config import Architecture, FamilyName
 
 
 class Parameters(BaseModel):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.config import LocalInit, RunConfig
+from moedisco_ray.core.config import LocalInit, RunConfig
 from moedisco_ray.plan.build import Plan
 
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")

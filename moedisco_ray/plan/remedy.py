@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import Optimizer
+from moedisco_ray.core.config import Optimizer
 from moedisco_ray.plan.memory import GIB, Memory, micro_batch_sequences, worker_sequences
 
 

@@ -11,7 +11,7 @@ import math
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import Pool
+from moedisco_ray.core.config import Pool
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 
 START_UP = 60.0

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.config import LocalInit, RunConfig
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.read_roots import opened
+from moedisco_ray.core.config import LocalInit, RunConfig
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.read_roots import opened
 
 _COUNTED = ("tokenizer.json", "vocab.json")
 

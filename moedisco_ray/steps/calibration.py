@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moedisco_ray.config import Merge
-from moedisco_ray.errors import CorpusError
+from moedisco_ray.core.config import Merge
+from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.merge import Batch
 from moedisco_ray.steps.context import Context, cluster_tokens, submodel_seed
 from moedisco_ray.tokens import TokenStream, batch_indices

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray import tasks
-from moedisco_ray.config import RunConfig, Submodels
-from moedisco_ray.file_systems import joined
+from moedisco_ray.core.config import RunConfig, Submodels
+from moedisco_ray.core.locations import joined
 from moedisco_ray.moments import FOLDER
 from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.policies.rounds import meetings
+from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.steps.context import Context
 from moedisco_ray.training import BackboneRate, HeldOut, Rounds, TrainJob, steps_for

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from moedisco_ray import tasks
-from moedisco_ray.artifacts import Draft, write_json
-from moedisco_ray.config import AnyPool, CheckpointInit, Evaluation
+from moedisco_ray.core.artifacts import Draft, write_json
+from moedisco_ray.core.config import AnyPool, CheckpointInit, Evaluation
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.report import build_report
 from moedisco_ray.corpus import Limits
-from moedisco_ray.events import Event
-from moedisco_ray.metering import Meter
 from moedisco_ray.policies.quorum import Quorum
-from moedisco_ray.report import build_report
 from moedisco_ray.shell import Placement
 from moedisco_ray.steps.calibration import calibration, sample
 from moedisco_ray.steps.context import Context, cluster_tokens, dense_seed, finetune_seed, link_tree, submodel_seed

@@ -15,8 +15,8 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from moedisco_ray.errors import MoeDiscoError
-from moedisco_ray.file_systems import Location
+from moedisco_ray.core.errors import MoeDiscoError
+from moedisco_ray.core.locations import Location
 from moedisco_ray.training import layout
 from moedisco_ray.training.job import TrainJob, World
 from moedisco_ray.training.manifest import Checksum

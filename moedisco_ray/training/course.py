@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from moedisco_ray import objective
-from moedisco_ray.config import Optimizer, Phase
+from moedisco_ray.core.config import Optimizer, Phase
 from moedisco_ray.model_map import ModelMap, Role
 from moedisco_ray.training.schedule import learning_rate
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.training.job import HeldOut, TrainJob, World
 from moedisco_ray.training.sharding import autocast
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from moedisco_ray.config import Optimizer, Outer, Phase
-from moedisco_ray.file_systems import Location
+from moedisco_ray.core.config import Optimizer, Outer, Phase
+from moedisco_ray.core.locations import Location
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Skip
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from moedisco_ray.events import Emit, Event
-from moedisco_ray.policies.rounds import Gathering, gather
+from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.policies.sync_points import Gathering, gather
 from moedisco_ray.training import rounds
 from moedisco_ray.training.job import TrainJob
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moedisco_ray.errors import NotFiniteError
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.errors import NotFiniteError
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.training.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
 

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from moedisco_ray import objective
-from moedisco_ray.events import Emit
-from moedisco_ray.policies import worth
+from moedisco_ray.core.events import Emit
+from moedisco_ray.policies import early_stopping
 from moedisco_ray.training.agreement import Agreement
 from moedisco_ray.training.batches import Batches, MicroBatch
 from moedisco_ray.training.checkpoint import Progress
@@ -217,4 +217,4 @@ def _is_spent(job: TrainJob, course: Course, progress: Progress) -> bool:
     if job.least_gain is None or progress.step % job.log_every:
         return False
     start = course.alike_from
-    return worth.is_spent(progress.losses[start:], job.least_gain, worth.window_of(job.steps - start))
+    return early_stopping.is_spent(progress.losses[start:], job.least_gain, early_stopping.window_of(job.steps - start))

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, StringConstraints
 
-from moedisco_ray.errors import RunDirError
-from moedisco_ray.private_file import kept_secret
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.secret_file import kept_secret
 
 KEY_BYTES = 32
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.model_map import ModelMap, canonical_state, config_values, memory_state
 from moedisco_ray.moments import KINDS, Kind, open_moments, write_moments
 from moedisco_ray.training.job import World

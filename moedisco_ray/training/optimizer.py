@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.config import Optimizer
+from moedisco_ray.core.config import Optimizer
 from moedisco_ray.training.backbone import backbone_of
 from moedisco_ray.training.job import BackboneRate, TrainJob, World
 

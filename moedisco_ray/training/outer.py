@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from moedisco_ray.config import Outer
+from moedisco_ray.core.config import Outer
 
 _CHUNK = 1 << 22    # elements at a time: 32 MB in float64
 

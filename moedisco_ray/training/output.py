@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from moedisco_ray.artifacts import reporting_full_disk
-from moedisco_ray.errors import RunDirError
+from moedisco_ray.core.artifacts import reporting_full_disk
+from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.model_map import ModelMap, canonical_state, save_model
 from moedisco_ray.moments import FOLDER
 from moedisco_ray.training.job import TrainJob, World

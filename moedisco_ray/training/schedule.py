@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from moedisco_ray.config import Optimizer
+from moedisco_ray.core.config import Optimizer
 
 _FLOOR = 0.1
 

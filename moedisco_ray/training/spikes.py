@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.training.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
 

@@ -27,9 +27,9 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from moedisco_ray.artifacts import disk_full
-from moedisco_ray.errors import ConfigError, StorageError
-from moedisco_ray.file_systems import Location, first_line, resolve
+from moedisco_ray.core.artifacts import disk_full
+from moedisco_ray.core.errors import ConfigError, StorageError
+from moedisco_ray.core.locations import Location, first_line, resolve
 from moedisco_ray.training.manifest import Checksum, HashingStream, Manifest, is_of_another_version, signing_key
 
 T = TypeVar("T")

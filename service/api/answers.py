@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.bill import Bill, make_bill, metered_bill
-from moedisco_ray.metering import Meter
+from moedisco_ray.core.bill import Bill, make_bill, metered_bill
+from moedisco_ray.core.metering import Meter
 from service.api.context import Context
 from service.api.security import Caller
 from service.database import runs, tables

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.report import report_of
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.report import report_of
 from service import run_files
 
 FRESH_SECONDS = 3.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.places import Place, words
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.places import Place, words
+from moedisco_ray.core.errors import ConfigError
 from service.api.answers import owner_filter
 from service.api.security import Caller
 from service.database import runs, tables

@@ -14,13 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from moedisco_ray.config import LocalInit, Optimizer, RunConfig
-from moedisco_ray.config.load import check_files
-from moedisco_ray.config.mistakes import first_mistake
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.machine import known_machine
+from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
+from moedisco_ray.core.config.load import check_files
+from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.read_roots import reading_within
 from moedisco_ray.plan import Plan, build_plan
-from moedisco_ray.read_roots import reading_within
+from moedisco_ray.plan.machine import known_machine
 from service.api.context import Context
 from service.api.security import Caller, visible_run
 from service.api.starts import with_visible_runs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moedisco_ray.config import AnyPool
+from moedisco_ray.core.config import AnyPool
 from service.database.quotas import Quotas
 from service.database.tables import Run
 from service.domain.admission import Active, Cluster, Limits, Need, Queued, Room

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 from service.database.tables import Run
 from service.domain.confinement import Roots, check_links, check_parts, confined
 from service.domain.jobs import job_name, submission_id

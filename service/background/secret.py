@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from moedisco_ray.private_file import kept_secret
+from moedisco_ray.core.secret_file import kept_secret
 
 BYTES = 32
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service import run_files
 from service.observability import logger
 from service.schemas import DriverEvent

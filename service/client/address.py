@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from moedisco_ray.errors import UserError
+from moedisco_ray.core.errors import UserError
 
 URL_VARIABLE, TOKEN_VARIABLE = "MOEDISCO_URL", "MOEDISCO_TOKEN"
 

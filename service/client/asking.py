@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import httpx
 
-from moedisco_ray.errors import MoeDiscoError
+from moedisco_ray.core.errors import MoeDiscoError
 from service.client.calls import Answer, Call, Dialogue, Send
 from service.client.errors import ServiceAway, ServiceProblem, problem_in
 from service.client.patience import PASSING, Attempts, Patience, retry_after

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import httpx
 
-from moedisco_ray.errors import RunDirError, UserError
+from moedisco_ray.core.errors import RunDirError, UserError
 from service.client import run_calls
 from service.client.asking import after_refusal, ask, away, next_pause
 from service.client.calls import Answer, Dialogue, Send, Sink

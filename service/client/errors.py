@@ -14,7 +14,7 @@ from http import HTTPStatus
 
 from pydantic import ValidationError
 
-from moedisco_ray.errors import MoeDiscoError, UserError
+from moedisco_ray.core.errors import MoeDiscoError, UserError
 from service.client.calls import Answer
 from service.schemas import Problem
 

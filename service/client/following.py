@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service.client import run_calls
 from service.client.asking import after_refusal, away, next_pause
 from service.client.calls import Answer, Call

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pydantic import JsonValue
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 from service.client.calls import IDEMPOTENCY_KEY, Answer, Call, body, query, segment
 from service.client.parsing import document, items, nothing, plain, text
 from service.domain.states import RunState

@@ -12,8 +12,8 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import JsonValue
 
-from moedisco_ray.errors import MoeDiscoError
-from moedisco_ray.events import Event
+from moedisco_ray.core.errors import MoeDiscoError
+from moedisco_ray.core.events import Event
 from service.client import carrying, downloading, operation_calls, run_calls
 from service.client.address import find_address
 from service.client.asking import ask

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moedisco_ray.errors import RunError
+from moedisco_ray.core.errors import RunError
 from service.commands.output import say
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moedisco_ray.errors import UserError
+from moedisco_ray.core.errors import UserError
 from service.commands.output import remark
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import typer
 import yaml
 
 from moedisco_ray.cli import Overrides
-from moedisco_ray.config import check_config
-from moedisco_ray.config.load import apply_override
-from moedisco_ray.config.presets import preset_text
-from moedisco_ray.machine import measured_machine
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.config.load import apply_override
+from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.plan.machine import measured_machine
 from service.commands.apart import say_how_to_sign_in, start_apart
 from service.commands.connection import SERVICE_PANEL, connected
 from service.commands.output import say

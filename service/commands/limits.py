@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moedisco_ray.cli import AsJson
-from moedisco_ray.config.load import apply_override
-from moedisco_ray.errors import UserError
+from moedisco_ray.core.config.load import apply_override
+from moedisco_ray.core.errors import UserError
 from service.commands.connection import RUNS_PANEL, SERVICE_PANEL, RunName, connected, find_run
 from service.commands.output import say, write_json, write_table
 from service.commands.views import policies_table, quota_view

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.places import Place, names_a_run, with_places
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.places import Place, names_a_run, with_places
 
 _DEFAULT_OUTPUT = RunConfig.model_fields["output"].default
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from moedisco_ray.cli import AsJson
-from moedisco_ray.errors import UserError
+from moedisco_ray.core.errors import UserError
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
 from service.commands.output import leaving, say, write_json, write_table
 from service.commands.views import run_view, runs_table

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
-from moedisco_ray.config.wording import plain_words
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config.wording import plain_words
+from moedisco_ray.core.errors import ConfigError
 from service.commands.apart import OWN_ADDRESS, say_how_to_sign_in, sign_in_link, start_apart
 from service.commands.connection import SERVICE_PANEL
 from service.commands.output import say

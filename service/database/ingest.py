@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from moedisco_ray.config import Pools
-from moedisco_ray.events import Event
-from moedisco_ray.metering import Meter
+from moedisco_ray.core.config import Pools
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.metering import Meter
 from service.database import policies, runs, spending, stream
 from service.database.fold import Fold, meterable
 from service.database.tables import Point, Run, Unit

@@ -12,8 +12,8 @@ from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session, defer
 from sqlalchemy.orm.attributes import set_committed_value
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.stages import STAGES
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.stages import STAGES
 from service.database import stream, values, webhooks
 from service.database.tables import Run
 from service.domain.run_ids import is_id

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from moedisco_ray.config import Pools, RunConfig
-from moedisco_ray.config.mistakes import first_mistake
+from moedisco_ray.core.config import Pools, RunConfig
+from moedisco_ray.core.config.mistakes import first_mistake
 from service.errors import UnusableRun
 
 ULID = String(26)
@@ -61,7 +61,7 @@ class Run(Table):
     worker_seconds: Mapped[dict[str, Any]]
     """Per pool."""
     meter: Mapped[dict[str, Any]]
-    """State of the fold over the events; see `moedisco_ray.metering`."""
+    """State of the fold over the events; see `moedisco_ray.core.metering`."""
     estimate: Mapped[dict[str, Any]]
     """What `POST /v1/estimates` said when it was submitted."""
     progress: Mapped[dict[str, Any]]

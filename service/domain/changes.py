@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.errors import ConfigError
 
 
 def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Settings that name places are marked in the configuration model (`ReadsFrom`, `WritesTo`); both functions walk the model.
 `confined` decides by the words of the configuration alone, and makes its paths absolute. `check_links` then follows the links on
-the way to each place; links in folders are checked when files are opened (`moedisco_ray.read_roots`). Both come before anything
-else looks at the files, so that an answer never shows what is elsewhere.
+the way to each place; links in folders are checked when files are opened (`moedisco_ray.core.read_roots`). Both come before
+anything else looks at the files, so that an answer never shows what is elsewhere.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.places import Place, ReadsFrom, names_a_run, places, with_places, words
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.places import Place, ReadsFrom, names_a_run, places, with_places, words
+from moedisco_ray.core.errors import ConfigError
 from service.domain.run_ids import is_id
 from service.domain.starts import parse, run_places
 

@@ -3,7 +3,7 @@
 ROOT/RUN_ID/              the run's own directory under one of the service's roots
 ├── request.json          the configuration its drivers are started with
 ├── stop-ATTEMPT          its presence asks that attempt's driver to end; its content says why
-└── NAME/                 the run directory; see `moedisco_ray.artifacts`
+└── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 
 
 def placed(config: RunConfig, root: Path, run_id: str) -> RunConfig:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moedisco_ray.config import PricePerHour, Tag
+from moedisco_ray.core.config import PricePerHour, Tag
 
 Owner = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,63}$")]
 """In whose name a token acts."""

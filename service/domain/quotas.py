@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from moedisco_ray.config import HighMemoryPool, LowMemoryPool, MachineType, RunConfig
+from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, MachineType, RunConfig
 from service.domain.policies import Policy
 from service.errors import AgainstPolicy
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.places import Place, ReadsFrom, RunPart, names_a_run, places, with_places, words
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.places import Place, ReadsFrom, RunPart, names_a_run, places, with_places, words
+from moedisco_ray.core.errors import ConfigError
 
 _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
 

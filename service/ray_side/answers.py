@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from moedisco_ray.config.wording import plain_words
+from moedisco_ray.core.config.wording import plain_words
 from service.domain.jobs import JobPhase
 from service.errors import RayUnavailable
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from moedisco_ray.read_roots import ENVIRONMENT as READ_ROOTS
+from moedisco_ray.core.read_roots import ENVIRONMENT as READ_ROOTS
 from service.domain.jobs import JobState
 from service.ray_side.answers import Job, read_as
 from service.ray_side.dashboard import Dashboard, refused

@@ -1,4 +1,4 @@
-"""The report of a run; `moedisco_ray.report` says what each figure means and makes them."""
+"""The report of a run; `moedisco_ray.core.report` says what each figure means and makes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moedisco_ray.bill import Bill
+from moedisco_ray.core.bill import Bill
 
 
 class ReportPart(BaseModel):

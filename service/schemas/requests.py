@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from moedisco_ray.config import RunConfig, Tags
+from moedisco_ray.core.config import RunConfig, Tags
 from service.schemas.base import DisplayName, Document, Dollars, Priority, example
 
 MOST_EXPERTS = 65_536

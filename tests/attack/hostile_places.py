@@ -6,8 +6,8 @@ from typing import Any
 
 from place_settings import marked
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.places import WritesTo
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.places import WritesTo
 
 SECRET = "wJalrXUtnFEMI"
 """Part of every credential below; it must appear in no answer and no log."""

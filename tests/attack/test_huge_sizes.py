@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from api_client import Service, demo
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.run import divisors
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.run import divisors
 
 CPU_SECONDS = 1.0
 HUGE = 2**50 + 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from api_client import Service, demo
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 
 SECONDS = 1.0
 

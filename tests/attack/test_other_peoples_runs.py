@@ -12,13 +12,13 @@ import pytest
 from api_client import Service, demo
 from fake_jobs import FakeJobs
 
-from moedisco_ray.config import Source, check_config
+from moedisco_ray.core.config import Source, check_config
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.read_roots import reading_within
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.readers import plan_units, read_unit
 from moedisco_ray.corpus.sources import expand_sources
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.read_roots import reading_within
 from service.background.reconciler import Reconciler
 from service.domain.states import RunState
 

@@ -21,12 +21,12 @@ from spot_nodes import SpotNodes
 from step_account import attempts, lost
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_manifest
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Event
+from moedisco_ray.core.artifacts import read_manifest
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stages import STAGES
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.stages import STAGES
-from moedisco_ray.stopping import StopFile
 
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "30"))
 INTERVAL = 8

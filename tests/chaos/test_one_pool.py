@@ -14,8 +14,8 @@ from ray.util import placement_group_table
 from spot_nodes import SpotNodes
 from waiting import until
 
-from moedisco_ray.config import LowMemoryPool
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import LowMemoryPool
+from moedisco_ray.core.events import Event
 from moedisco_ray.on_ray.trainers import train_all
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob

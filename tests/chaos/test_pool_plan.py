@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pool_plan import MOST_CHANGES, NODES, Kind, draw
 
-from moedisco_ray.config.sections import Finetune, Submodels
+from moedisco_ray.core.config.sections import Finetune, Submodels
 
 SEEDS = st.integers(0, 2**32)
 

@@ -13,8 +13,8 @@ from failing_jobs import make_job
 from spot_nodes import SpotNodes
 from waiting import until
 
-from moedisco_ray.config import HighMemoryPool, LowMemoryPool, Outer
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Outer
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.on_ray.gang_site import train_gang
 from moedisco_ray.on_ray.trainers import train_all

@@ -15,8 +15,8 @@ from small_run import same_outcome, small_config
 from watched_run import Watcher
 
 from moedisco_ray import pipeline
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Event
 from moedisco_ray.in_process import InProcess
 from service.client import Client
 

@@ -11,8 +11,8 @@ from faulty_s3 import Fault, Faults, FaultyS3, faulty_s3
 from s3_standin import s3_server
 from small_training import small_job, weights, write_inputs
 
-from moedisco_ray.errors import StorageError
-from moedisco_ray.events import Event
+from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.events import Event
 from moedisco_ray.model_map import check_same
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, storage, train
 

@@ -15,8 +15,8 @@ from small_run import begin_at, same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
 
 from moedisco_ray import pipeline
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import EventLog
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import EventLog
 from moedisco_ray.in_process import InProcess
 
 WORKERS = 2

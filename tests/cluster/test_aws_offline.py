@@ -22,8 +22,8 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.presets import preset_text
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.on_ray import spot_fallback
 from moedisco_ray.shell import Placement
 

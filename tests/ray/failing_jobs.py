@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moedisco_ray.config import Architecture, Optimizer
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import Architecture, Optimizer
+from moedisco_ray.core.events import Event
 from moedisco_ray.model_map import hf_config, save_model, skeleton
 from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training import TrainJob, TrainResult, World, train

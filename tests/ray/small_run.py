@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_json, read_manifest
-from moedisco_ray.config import RunConfig, check_config
-from moedisco_ray.stages import STAGES
+from moedisco_ray.core.artifacts import read_json, read_manifest
+from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.stages import STAGES
 
 DOMAINS: dict[str, ModuleType] = {"asyncio": asyncio, "email": email, "unittest": unittest}
 

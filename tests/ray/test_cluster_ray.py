@@ -17,11 +17,11 @@ from moedisco_ray.clustering.grid import Grid, peak
 from moedisco_ray.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
 from moedisco_ray.clustering.stage import LocalWorkers
 from moedisco_ray.clustering.stage import build_clusters as build_here
-from moedisco_ray.config import LowMemoryPool
-from moedisco_ray.errors import CorpusError
-from moedisco_ray.metering import Meter
+from moedisco_ray.core.config import LowMemoryPool
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.on_ray.cluster import RayWorkers, Seats, build_clusters
-from moedisco_ray.stopping import NEVER
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from moedisco_ray.config import check_config
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.read_roots import ENVIRONMENT
 from moedisco_ray.corpus import build
-from moedisco_ray.errors import CorpusError
 from moedisco_ray.on_ray.corpus import build_corpus
-from moedisco_ray.read_roots import ENVIRONMENT
 
 pytestmark = [
     pytest.mark.ray,
@@ -99,13 +99,13 @@ def test_the_users_mistake_arrives_as_itself(ray_cluster, tmp_path, mistake):
 DRIVER = """
 import functools, json, os, sys
 from pathlib import Path
-from moedisco_ray.config import Source, check_config
+from moedisco_ray.core.config import Source, check_config
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.readers import plan_units
 from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.corpus.staging import stage_unit
-from moedisco_ray.errors import CorpusError
+from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.on_ray import corpus, session
 
 data, home = Path(sys.argv[1]), Path(sys.argv[2])

@@ -16,7 +16,7 @@ import yaml
 from small_run import begin_at, same_outcome, small_config
 
 from moedisco_ray import pipeline
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

@@ -11,8 +11,8 @@ from ray.util.placement_group import placement_group_table
 from small_run import small_config
 from waiting import until
 
-from moedisco_ray.config import HighMemoryPool
-from moedisco_ray.events import Emit, Event
+from moedisco_ray.core.config import HighMemoryPool
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.gang_site import train_gang

@@ -12,9 +12,9 @@ from ray import cloudpickle
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
-from moedisco_ray.config import LowMemoryPool
-from moedisco_ray.errors import TrainingError
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import LowMemoryPool
+from moedisco_ray.core.errors import TrainingError
+from moedisco_ray.core.events import Event
 from moedisco_ray.on_ray import attempts
 from moedisco_ray.on_ray.relay import Whereabouts
 from moedisco_ray.on_ray.trainers import train_all

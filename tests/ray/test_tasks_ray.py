@@ -17,11 +17,11 @@ from ray import cloudpickle
 from small_run import small_config
 from waiting import until
 
-from moedisco_ray.config import HighMemoryPool
-from moedisco_ray.errors import CorpusError, RunError, RunStopped
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import HighMemoryPool
+from moedisco_ray.core.errors import CorpusError, RunError, RunStopped
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.on_ray.shell import RayShell
-from moedisco_ray.stopping import NEVER, StopFile
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 

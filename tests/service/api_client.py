@@ -13,7 +13,7 @@ from fake_jobs import FakeJobs, FakePools
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service.api.app import create_app
 from service.bell import Bell
 from service.database import ingest, policies, runs, tokens

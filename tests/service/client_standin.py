@@ -6,7 +6,7 @@ import json
 
 import httpx
 
-from moedisco_ray.bill import Line, make_bill
+from moedisco_ray.core.bill import Line, make_bill
 from service.client import AsyncClient, Client, Patience
 
 URL = "http://service.test:8300"

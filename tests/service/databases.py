@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 from service.database import runs, stream
 from service.database.ids import new_id
 from service.database.session import Database

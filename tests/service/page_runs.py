@@ -5,11 +5,11 @@ import time
 
 import run_example
 
-from moedisco_ray.bill import metered_bill
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Event
+from moedisco_ray.core.bill import metered_bill
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.metering import Meter
 from moedisco_ray.export.card import model_card
-from moedisco_ray.metering import Meter
 from service.database import runs
 from service.domain.states import RunState
 

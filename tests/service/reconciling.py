@@ -10,7 +10,7 @@ from typing import Any
 from databases import config
 from fake_jobs import FakeJobs, FakePools
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service.background.reconciler import Reconciler
 from service.bell import Bell
 from service.database import ingest, runs, stream

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service.api.app import create_app
 from service.api.server import Server
 from service.client import Client, Patience

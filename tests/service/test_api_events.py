@@ -9,7 +9,7 @@ import httpx
 import pytest
 from api_client import service
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service.api import streams
 from service.api.capacity import raise_descriptor_limit
 from service.api.server import Server

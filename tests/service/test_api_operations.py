@@ -1,9 +1,9 @@
 import yaml
 from api_client import demo
 
-from moedisco_ray.config import check_config
-from moedisco_ray.machine import known_machine
+from moedisco_ray.core.config import check_config
 from moedisco_ray.plan import build_plan
+from moedisco_ray.plan.machine import known_machine
 from service.domain.states import RunState
 from service.errors import DatabaseUnavailable
 

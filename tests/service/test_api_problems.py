@@ -5,8 +5,8 @@ from api_client import demo, service
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.config import check_config
-from moedisco_ray.errors import ConfigError, UserError
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.errors import ConfigError, UserError
 from service.errors import DatabaseUnavailable
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import service.client
 from moedisco_ray.cli import app as training
-from moedisco_ray.config.presets import preset_text
+from moedisco_ray.core.config.presets import preset_text
 from service.cli import app
 from service.client import Client, load_address
 from service.commands import connection

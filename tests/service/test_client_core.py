@@ -9,8 +9,8 @@ from client_standin import PROMPT, RUN, URL, Script, make, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.config import check_config
-from moedisco_ray.errors import MoeDiscoError, UserError
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.errors import MoeDiscoError, UserError
 from service.client import (
     Address,
     AsyncClient,

@@ -9,7 +9,7 @@ from client_standin import PROMPT, Body, make, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.errors import RunDirError, UserError
+from moedisco_ray.core.errors import RunDirError, UserError
 from service.client import DownloadError, Patience, ServiceAway, ServiceProblem
 from service.client.unpacking import Unpacker, below
 

@@ -7,7 +7,7 @@ from client_standin import PROMPT, RUN, Body, Script, make, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service.client import Patience, ServiceAway, ServiceProblem
 from service.client.messages import COMMENT, Lines, Message, Messages
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import ConfigError, masked
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError, masked
 from service.domain.confinement import Roots, check_links, confined
 
 

@@ -10,7 +10,7 @@ from databases import T0, insert_run, reload
 from sqlalchemy import create_engine, exc, text
 from sqlalchemy.engine import make_url
 
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.errors import ConfigError
 from service.database import policies, runs
 from service.database import session as session_module
 from service.database.ids import Ulids, new_id

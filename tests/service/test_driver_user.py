@@ -18,7 +18,7 @@ import pytest
 from fake_jobs import FakeJobs
 from reconciling import Scene
 
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.errors import ConfigError
 from service.background.launching import Launcher
 from service.database import runs
 from service.database.session import Database

@@ -15,7 +15,7 @@ from small_run import same_outcome, small_config
 from watched_run import Watcher
 
 from moedisco_ray import pipeline
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from moedisco_ray.in_process import InProcess
 from service.client import Client
 from service.ray_side.dashboard import Dashboard

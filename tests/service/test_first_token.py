@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.errors import ConfigError
 from service.bootstrap import create_token, first_token
 from service.client import Client, ServiceProblem
 from service.database import tokens

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service.database import ingest, metrics, overview, policies, runs, stream
 from service.database.tables import Point, Unit
 from service.domain.policies import Policy

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from reconciling import Scene
 from sqlalchemy import text
 
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.events import Event
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.events import Event
 from service.database import audit, policies, quotas, runs
 from service.domain.months import month_of, next_month
 from service.domain.policies import Policies, Policy, Retention

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reconciling import FINISH, SECRET, Scene
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Event
 from service.background import launching
 from service.background.reconciler import RAY_AWAY
 from service.database import ingest, policies, runs, tokens

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.errors import ConfigError
 from service.settings import Settings, check_bind
 
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.corpus.tokenizer import save_trained
 
 WORDS = {

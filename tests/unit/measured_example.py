@@ -11,7 +11,7 @@ from typing import Any
 
 from moedisco_ray.compare.accounting import Reads, account, dollars_of
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, arm_config, tokens_for
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan import build_plan, recipe, subject
 
 Law = Callable[[float], float]

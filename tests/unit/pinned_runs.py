@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import RunConfig, check_config
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.in_process import InProcess
 
 FILE = Path(__file__).with_name("pinned_results.json")

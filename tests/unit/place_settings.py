@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from moedisco_ray.config.places import Marker
+from moedisco_ray.core.config.places import Marker
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Marker | None]]:

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from moedisco_ray.bill import Baseline, Line, make_bill
-from moedisco_ray.events import Event
+from moedisco_ray.core.bill import Baseline, Line, make_bill
+from moedisco_ray.core.events import Event
 
 STAGES = ["corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export"]
 SOURCES = ("docs", "python", "cpp", "licences")

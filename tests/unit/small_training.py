@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moedisco_ray.config import Architecture, Optimizer
-from moedisco_ray.file_systems import Location
+from moedisco_ray.core.config import Architecture, Optimizer
+from moedisco_ray.core.locations import Location
 from moedisco_ray.model_map import hf_config, open_checkpoint, save_model, skeleton
 from moedisco_ray.tokens import write_packed
 from moedisco_ray.training import TrainJob

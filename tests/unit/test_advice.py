@@ -13,8 +13,8 @@ from measured_example import LAWS, MODEL, Law, base_config, comparison
 
 from moedisco_ray.compare.accounting import Reads
 from moedisco_ray.compare.arms import ARMS, Arm, planned
-from moedisco_ray.config import RunConfig, check_config, put
-from moedisco_ray.errors import ConfigError, RunDirError
+from moedisco_ray.core.config import RunConfig, check_config, put
+from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice import advise
 from moedisco_ray.plan.advice.advised import Advice, Goal

@@ -26,9 +26,9 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from moedisco_ray.config import LowMemoryPool, Optimizer
-from moedisco_ray.errors import MoeDiscoError, PoolError, RunDirError, StorageError
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import LowMemoryPool, Optimizer
+from moedisco_ray.core.errors import MoeDiscoError, PoolError, RunDirError, StorageError
+from moedisco_ray.core.events import Event
 from moedisco_ray.on_ray import attempts
 from moedisco_ray.on_ray.attempts import Surroundings, attempt, end_of
 from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.bill import (
+from moedisco_ray.core.bill import (
     QUALITY_UNKNOWN,
     Baseline,
     Bill,
@@ -21,10 +21,10 @@ from moedisco_ray.bill import (
     make_bill,
     metered_bill,
 )
-from moedisco_ray.config import RunConfig
-from moedisco_ray.events import Event
-from moedisco_ray.metering import Meter
-from moedisco_ray.stages import STAGES
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.stages import STAGES
 
 LOW, HIGH = 0.36, 3.6     # dollars per hour
 NAMES = [stage.name for stage in STAGES]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from small_run import DOMAINS, small_config
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_json, read_manifest
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.artifacts import read_json, read_manifest
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.corpus import Encoder
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.steps.calibration import calibration

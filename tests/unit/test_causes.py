@@ -9,7 +9,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfDiskError, RayTaskError, UserCodeException
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 
-from moedisco_ray.errors import RunDirError
+from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.on_ray.causes import node_gone, reporting_full_disk_of_a_task, unwrapped
 
 TRACEBACK = """Traceback (most recent call last):

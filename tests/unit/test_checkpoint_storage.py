@@ -21,9 +21,9 @@ from pyarrow import fs
 from s3_standin import s3_server
 from small_training import small_job, weights, write_inputs
 
-from moedisco_ray.errors import ConfigError, StorageError
-from moedisco_ray.events import Event
-from moedisco_ray.file_systems import Location, joined, resolve
+from moedisco_ray.core.errors import ConfigError, StorageError
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.locations import Location, joined, resolve
 from moedisco_ray.model_map import check_same
 from moedisco_ray.policies import checkpointing
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, saver, storage, train

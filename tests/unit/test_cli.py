@@ -10,12 +10,12 @@ from run_example import events, report
 from typer.testing import CliRunner
 
 from moedisco_ray import __version__
-from moedisco_ray.artifacts import write_json
 from moedisco_ray.cli import app
-from moedisco_ray.config import load_config
-from moedisco_ray.config.presets import local_gpus, preset_text
-from moedisco_ray.errors import RunDirError, TrainingError
-from moedisco_ray.events import Event
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.config import load_config
+from moedisco_ray.core.config.presets import local_gpus, preset_text
+from moedisco_ray.core.errors import RunDirError, TrainingError
+from moedisco_ray.core.events import Event
 
 HEAVY = ("torch", "transformers", "ray", "numpy", "matplotlib", "pyarrow", "sklearn", "datasets")
 

@@ -24,10 +24,10 @@ from moedisco_ray.clustering.stage import LocalWorkers, build_clusters, document
 from moedisco_ray.clustering.store import weights
 from moedisco_ray.clustering.vectors.random import RandomCosts
 from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
-from moedisco_ray.config import Pools, Tokens, check_config
+from moedisco_ray.core.config import Pools, Tokens, check_config
+from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.corpus import Encoder
 from moedisco_ray.corpus import build as build_corpus
-from moedisco_ray.errors import CorpusError
 from moedisco_ray.shell import vectors_kind
 from moedisco_ray.tokens import INDEX
 

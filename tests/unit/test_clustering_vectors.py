@@ -18,7 +18,7 @@ from moedisco_ray.clustering.vectors import load_vectoriser
 from moedisco_ray.clustering.vectors.hidden_state import HiddenState
 from moedisco_ray.clustering.vectors.mean_token import MeanToken
 from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
-from moedisco_ray.errors import CheckpointError, CorpusError
+from moedisco_ray.core.errors import CheckpointError, CorpusError
 
 
 @pytest.fixture(scope="module")

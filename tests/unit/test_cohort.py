@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.cohort import Cohort
-from moedisco_ray.config import LowMemoryPool, Optimizer
-from moedisco_ray.errors import PoolError, TrainingError
+from moedisco_ray.core.config import LowMemoryPool, Optimizer
+from moedisco_ray.core.errors import PoolError, TrainingError
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.shell import Placement

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 from small_run import DOMAINS, small_config
 
-from moedisco_ray.artifacts import read_json
 from moedisco_ray.compare.accounting import Point, Reads, account, curve, dollars_of, first_reach, wall_hours
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, foretold, planned, tokens_for
 from moedisco_ray.compare.figures import plot_comparison
 from moedisco_ray.compare.run import compare
 from moedisco_ray.compare.table import compare_view
-from moedisco_ray.config import Evaluation, RunConfig
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.events import Event
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import Evaluation, RunConfig
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.events import Event
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.plan import build_plan
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from small_run import small_config
 
-from moedisco_ray.artifacts import read_manifest, write_json
 from moedisco_ray.compare import run as comparison
 from moedisco_ray.compare.accounting import account
 from moedisco_ray.compare.arms import ARMS, foretold
 from moedisco_ray.compare.reading import found
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.artifacts import read_manifest, write_json
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice.measured import comparison_runs, read_measurements

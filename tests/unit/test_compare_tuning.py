@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from small_run import small_config
 
-from moedisco_ray.artifacts import write_json
 from moedisco_ray.compare import run as comparison
 from moedisco_ray.compare.arms import ARMS, REFERENCE
 from moedisco_ray.compare.run import compare
 from moedisco_ray.compare.table import compare_view
 from moedisco_ray.compare.tuning import MOST_TRAININGS, START, at, climb, kept, slice_config, sweep_key, tune
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import NotFiniteError, TrainingError
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import NotFiniteError, TrainingError
 from moedisco_ray.in_process import InProcess
 
 SMALL = {

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moedisco_ray.config import RunConfig, load_config
-from moedisco_ray.config.presets import PRESETS, preset_text
-from moedisco_ray.errors import ConfigError, UserError
+from moedisco_ray.core.config import RunConfig, load_config
+from moedisco_ray.core.config.presets import PRESETS, preset_text
+from moedisco_ray.core.errors import ConfigError, UserError
+from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.plan import build_plan
-from moedisco_ray.stages import fingerprints
 
 BASE = "name: x\ncorpus: {sources: [{path: embedded}]}\n"
 
@@ -31,8 +31,8 @@ def test_every_shipped_file_shows_every_section(name):
 
 
 def test_no_preset_file_is_missing_from_the_list():
-    import moedisco_ray.config  # noqa: PLC0415  # only to find its folder
-    folder = Path(moedisco_ray.config.__file__).parent / "presets"
+    import moedisco_ray.core.config  # noqa: PLC0415  # only to find its folder
+    folder = Path(moedisco_ray.core.config.__file__).parent / "presets"
     assert {path.stem for path in folder.glob("*.yaml")} == set(PRESETS)
 
 

@@ -7,11 +7,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.config import check_config, load_config
-from moedisco_ray.config.presets import preset_text
-from moedisco_ray.config.wording import plain_words
-from moedisco_ray.config.yaml_text import parse_yaml
-from moedisco_ray.errors import ConfigError, UserError
+from moedisco_ray.core.config import check_config, load_config
+from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.core.config.wording import plain_words
+from moedisco_ray.core.config.yaml_text import parse_yaml
+from moedisco_ray.core.errors import ConfigError, UserError
 
 PYDANTIC = re.compile(r"[Ii]nput should|valid (integer|number|string|boolean|tuple|dictionary|list)|unable to parse|instance of|"
                       r"Value error|is not valid here|ctx|pydantic|Traceback")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moedisco_ray.config import RunConfig, check_config
+from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.corpus import build, input_identity
 from moedisco_ray.corpus.documents import DOCUMENTS
 

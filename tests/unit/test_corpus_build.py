@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moedisco_ray.config import check_config
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.errors import ConfigError, CorpusError
 from moedisco_ray.corpus import Encoder, build, input_identity
 from moedisco_ray.corpus.documents import DOCUMENTS, document_id
-from moedisco_ray.errors import ConfigError, CorpusError
 from moedisco_ray.tokens import TokenStream
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "seven", "grey", "hills", "nobody"]
@@ -152,7 +152,7 @@ from moedisco_ray.corpus import readers, staging
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.sources import expand_sources
-from moedisco_ray.config import Source
+from moedisco_ray.core.config import Source
 import moedisco_ray.corpus.buckets as buckets
 from moedisco_ray.corpus.tokenizer import Encoder, save_trained, train_bpe
 folder = Path(sys.argv[1])

@@ -6,7 +6,7 @@ from importlib.metadata import distribution
 import pytest
 from packaging.requirements import Requirement
 
-from moedisco_ray.config import Source
+from moedisco_ray.core.config import Source
 from moedisco_ray.corpus import embedded
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files

@@ -13,14 +13,14 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from moedisco_ray.config import RunConfig, Source, check_config
+from moedisco_ray.core.config import RunConfig, Source, check_config
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.findings import left_out
 from moedisco_ray.corpus import build, probe
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.readers import plan_units, read_unit
 from moedisco_ray.corpus.sources import expand_sources
-from moedisco_ray.errors import CorpusError
-from moedisco_ray.findings import left_out
 
 SENTENCE = "The grey hills were seven, and rain fell over number {} of them all day long.\n\n"
 PROSE = "".join(SENTENCE.format(i) for i in range(400))

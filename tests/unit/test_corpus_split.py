@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moedisco_ray.config import RunConfig, check_config
+from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.corpus import Encoder, Limits, build, read_unseen
 from moedisco_ray.evaluate import load_documents
 
@@ -183,7 +183,7 @@ from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.readers import plan_units
 from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.corpus.staging import stage_unit
-from moedisco_ray.config import Source
+from moedisco_ray.core.config import Source
 for name in sys.argv[1:]:
     path = Path(name)
     for documents in ("auto", "line"):

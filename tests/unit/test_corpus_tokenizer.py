@@ -9,11 +9,11 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from moedisco_ray.config import check_config
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.corpus.pretrained import check_tokenizer, open_encoder, prepare_tokenizer
 from moedisco_ray.corpus.tokenizer import ENCODING, Encoder, save_trained, train_bpe
-from moedisco_ray.errors import CheckpointError, ConfigError
 from moedisco_ray.tokenizer_directories import load_pretrained
 
 TEXTS = ["def f(x):\n    return x + 1\n", "Grüße aus Köln — 日本語 🙂", "the cat <|endoftext|> sat", "  spaces\t\n"] * 5

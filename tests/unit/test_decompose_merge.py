@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_models import LENGTH, VOCAB, model_map, moe, random_tensors, tiny_config
 
-from moedisco_ray.config import FAMILIES
+from moedisco_ray.core.config import FAMILIES
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.decompose import decompose, with_seed, write_submodels
-from moedisco_ray.errors import CheckpointError, ConfigError
 from moedisco_ray.merge import Recipe, merge, merge_weights, merge_with_report
 from moedisco_ray.merge.backbone import RULES
 from moedisco_ray.model_map import (

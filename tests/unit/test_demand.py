@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from moedisco_ray.config import LowMemoryPool
+from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.on_ray import boot_times
 from moedisco_ray.on_ray import demand as module
 from moedisco_ray.on_ray.demand import Demand

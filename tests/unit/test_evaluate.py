@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.config import FAMILIES, Architecture
-from moedisco_ray.errors import CorpusError, RunError
+from moedisco_ray.core.config import FAMILIES, Architecture
+from moedisco_ray.core.errors import CorpusError, RunError
 from moedisco_ray.evaluate import (
     Score,
     evaluate,

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from moedisco_ray.config import FAMILIES, Architecture, read_architecture
-from moedisco_ray.errors import CheckpointError, RunError
+from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
+from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.export import Origin, continue_prompts, export, generate_samples
 from moedisco_ray.export import directory as export_directory
 from moedisco_ray.export.samples import _draw

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from moedisco_ray.config import HighMemoryPool, Optimizer
+from moedisco_ray.core.config import HighMemoryPool, Optimizer
+from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.on_ray import gang_site
 from moedisco_ray.on_ray.attempts import Surroundings
 from moedisco_ray.on_ray.gang_site import RaySite
 from moedisco_ray.on_ray.relay import Relay
 from moedisco_ray.on_ray.reservation import Reservation
 from moedisco_ray.shell import Placement
-from moedisco_ray.stopping import NEVER
 from moedisco_ray.training import TrainJob, TrainResult
 
 

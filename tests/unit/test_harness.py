@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from moedisco_ray.cli import app
-from moedisco_ray.config import Architecture, Evaluation
+from moedisco_ray.core.config import Architecture, Evaluation
 from moedisco_ray.corpus import Encoder
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.evaluate.scoring import token_nats

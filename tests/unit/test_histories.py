@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moedisco_ray.config import Optimizer
-from moedisco_ray.errors import StorageError
-from moedisco_ray.file_systems import Location
+from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.errors import StorageError
+from moedisco_ray.core.locations import Location
 from moedisco_ray.on_ray.histories import follow, remembered
 from moedisco_ray.policies.retrying import Again, End, EndKind, GoBack, History
 from moedisco_ray.training import TrainJob, checkpoint

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from measured_example import base_config, comparison
 
-from moedisco_ray.artifacts import write_json
-from moedisco_ray.errors import RunDirError
-from moedisco_ray.events import Event
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.events import Event
 from moedisco_ray.plan.advice.measured import read_measurements
 
 BASE = base_config()

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config
 
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import Merge
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import Merge
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.decompose import write_submodels
-from moedisco_ray.errors import CheckpointError
 from moedisco_ray.merge import Recipe, RouterSettings, backbone, build_merged, merge, merge_weights, recipes
 from moedisco_ray.merge.backbone import combine
 from moedisco_ray.merge.choose import Candidate, best

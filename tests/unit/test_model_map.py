@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.config import FAMILIES, Architecture
-from moedisco_ray.errors import CheckpointError, ConfigError
+from moedisco_ray.core.config import FAMILIES, Architecture
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.model_map import (
     ModelMap,
     Role,

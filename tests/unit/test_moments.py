@@ -12,9 +12,9 @@ from small_run import small_config
 from tiny_training import BATCH, L, run, stop_after, variant, weights, write_shard, write_tiny
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_manifest
-from moedisco_ray.config import Optimizer, Phase, put
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.artifacts import read_manifest
+from moedisco_ray.core.config import Optimizer, Phase, put
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.merge import merge_moments
 from moedisco_ray.model_map import ModelMap, Role, canonical_shapes, check_same, open_checkpoint, read_config, same_bits

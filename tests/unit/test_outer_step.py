@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moedisco_ray.config import Outer
-from moedisco_ray.policies.rounds import shares
+from moedisco_ray.core.config import Outer
+from moedisco_ray.policies.sync_points import shares
 from moedisco_ray.training.outer import next_backbone, next_momentum
 
 Tensors = dict[str, Tensor]

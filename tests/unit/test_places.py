@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from place_settings import leaves, marked, may_name_a_place
 from pydantic import BaseModel
 
-from moedisco_ray.config import RunConfig, check_config
-from moedisco_ray.config.places import ReadsFrom, WritesTo, has_credentials, places, with_places
-from moedisco_ray.errors import ConfigError, masked
+from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config.places import ReadsFrom, WritesTo, has_credentials, places, with_places
+from moedisco_ray.core.errors import ConfigError, masked
 
 NAME_NO_PLACE = {
     "name", "tags.*", "model.config.rope_scaling.*",

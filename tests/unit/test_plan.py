@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray.config import FAMILIES, Architecture, Finetune, LowMemoryPool, Optimizer, RunConfig
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config import FAMILIES, Architecture, Finetune, LowMemoryPool, Optimizer, RunConfig
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.model_map import specialise
 from moedisco_ray.plan import (
     GIB,

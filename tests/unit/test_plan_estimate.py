@@ -10,22 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_run import small_config
 
-from moedisco_ray import machine, pipeline
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.bill import Bill, metered_bill
+from moedisco_ray import pipeline
 from moedisco_ray.compare.quality import note_quality
-from moedisco_ray.config import check_config
-from moedisco_ray.config.presets import preset_text
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.bill import Bill, metered_bill
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.core.events import BILL_FIGURES, EventLog
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.report import build_report
+from moedisco_ray.core.stages import STAGES
 from moedisco_ray.evaluate.ensemble import BLOCK
-from moedisco_ray.events import BILL_FIGURES, EventLog
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.merge.backbone import RULES
-from moedisco_ray.metering import Meter
-from moedisco_ray.plan import build_plan
+from moedisco_ray.plan import build_plan, machine
 from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK, _MERGE_RULES
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
-from moedisco_ray.report import build_report
-from moedisco_ray.stages import STAGES
 
 
 def probe(rate=50e9, start_up=4.0, cores=2):

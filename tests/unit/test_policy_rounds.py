@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.policies.rounds import Gathering, gather, meetings, shares
+from moedisco_ray.policies.sync_points import Gathering, gather, meetings, shares
 
 
 def test_equal_members_meet_every_so_many_steps_but_not_shortly_before_the_merge() -> None:

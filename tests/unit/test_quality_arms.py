@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from moedisco_ray.compare.arms import ARMS, arm_config
-from moedisco_ray.config import RunConfig, check_config
-from moedisco_ray.config.presets import preset_text
+from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.plan import build_plan, recipe
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))

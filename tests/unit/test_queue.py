@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from moedisco_ray.cohort import Cohort
-from moedisco_ray.config import LowMemoryPool, Optimizer
-from moedisco_ray.events import Event
-from moedisco_ray.file_systems import Location
+from moedisco_ray.core.config import LowMemoryPool, Optimizer
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.locations import Location
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.on_ray import queue as module
 from moedisco_ray.on_ray import trainers
 from moedisco_ray.on_ray.attempts import Surroundings
@@ -24,7 +25,6 @@ from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
 from moedisco_ray.policies.quorum import ALL
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.shell import Placement
-from moedisco_ray.stopping import StopFile
 from moedisco_ray.training import TrainJob, TrainResult, checkpoint
 
 NAMES = ("placed", "unplaced")

@@ -9,19 +9,19 @@ import pyarrow.parquet as pq
 import pytest
 from moe_models import random_tensors, tiny_config
 
-from moedisco_ray.config import Source
-from moedisco_ray.config.model import read_architecture
-from moedisco_ray.config.task_files import read_task_file
+from moedisco_ray.core.config import Source
+from moedisco_ray.core.config.model import read_architecture
+from moedisco_ray.core.config.task_files import read_task_file
+from moedisco_ray.core.errors import CorpusError, UserError
+from moedisco_ray.core.read_roots import ENVIRONMENT, opened, read_roots, reading_within
 from moedisco_ray.corpus.cutting import Limits
 from moedisco_ray.corpus.files import list_files
 from moedisco_ray.corpus.pretrained import load_pretrained, prepare_tokenizer
 from moedisco_ray.corpus.readers import plan_units, read_unit
 from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
-from moedisco_ray.errors import CorpusError, UserError
 from moedisco_ray.model_map import load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.plan import tokenizer_vocab_size
-from moedisco_ray.read_roots import ENVIRONMENT, opened, read_roots, reading_within
 
 LIMITS = Limits(1024, 8192)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from moedisco_ray.compare.arms import ARMS, arm_config
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan import build_plan, recipe, subject
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 
-from moedisco_ray.errors import TrainingError
-from moedisco_ray.events import Event
+from moedisco_ray.core.errors import TrainingError
+from moedisco_ray.core.events import Event
 from moedisco_ray.on_ray import relay as module
 from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox, losses_seen, pumped, relay
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate

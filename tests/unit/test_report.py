@@ -9,14 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from moedisco_ray.artifacts import Manifest, write_json
-from moedisco_ray.bill import format_dollars, format_seconds
-from moedisco_ray.config import RunConfig
-from moedisco_ray.display import report_view
-from moedisco_ray.events import Event, EventLog
-from moedisco_ray.export.card import model_card
-from moedisco_ray.findings import evaluation_rows, expert_note, task_table
-from moedisco_ray.report import (
+from moedisco_ray.core.artifacts import Manifest, write_json
+from moedisco_ray.core.bill import format_dollars, format_seconds
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.findings import evaluation_rows, expert_note, task_table
+from moedisco_ray.core.report import (
     CURVE_POINTS,
     TABLE_COLUMNS,
     build_report,
@@ -25,7 +23,9 @@ from moedisco_ray.report import (
     report_table,
     thin,
 )
-from moedisco_ray.stages import STAGES
+from moedisco_ray.core.stages import STAGES
+from moedisco_ray.display import report_view
+from moedisco_ray.export.card import model_card
 
 LOW, HIGH = 0.36, 3.6     # dollars per hour
 
@@ -306,7 +306,8 @@ def test_dollars(dollars, text):
 
 
 def test_the_report_needs_nothing_heavy():
-    heavy = "import sys, moedisco_ray.report; print([m for m in ('torch', 'ray', 'numpy', 'transformers') if m in sys.modules])"
+    look = "print([m for m in ('torch', 'ray', 'numpy', 'transformers') if m in sys.modules])"
+    heavy = f"import sys, moedisco_ray.core.report; {look}"
     assert subprocess.run([sys.executable, "-c", heavy], check=True, capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import ray
 
-from moedisco_ray.config import HighMemoryPool, LowMemoryPool, RunConfig, check_config, put
-from moedisco_ray.errors import PoolError
+from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, RunConfig, check_config, put
+from moedisco_ray.core.errors import PoolError
 from moedisco_ray.on_ray import session
 from moedisco_ray.shell import Placement
 

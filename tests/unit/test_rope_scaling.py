@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from moedisco_ray.config import Architecture, check_config, read_architecture
-from moedisco_ray.config.rope import ROPE_TYPES
-from moedisco_ray.errors import CheckpointError, ConfigError
+from moedisco_ray.core.config import Architecture, check_config, read_architecture
+from moedisco_ray.core.config.rope import ROPE_TYPES
+from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.model_map import hf_config, skeleton
 from moedisco_ray.start import check_start
 

@@ -8,10 +8,10 @@ import torch
 from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config
 from sklearn.linear_model import Ridge
 
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import FAMILIES
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import FAMILIES
+from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.decompose import with_seed, write_submodels
-from moedisco_ray.errors import CheckpointError
 from moedisco_ray.merge import Recipe, RouterSettings, build_merged, calibrate, merge, merge_weights
 from moedisco_ray.model_map import (
     ModelMap,

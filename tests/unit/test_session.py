@@ -10,7 +10,7 @@ import ray
 from small_run import small_config
 
 from moedisco_ray import pipeline
-from moedisco_ray.errors import PoolError
+from moedisco_ray.core.errors import PoolError
 from moedisco_ray.on_ray import session
 
 

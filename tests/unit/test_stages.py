@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from moedisco_ray.config import check_config
-from moedisco_ray.stages import STAGES, fingerprints
+from moedisco_ray.core.config import check_config
+from moedisco_ray.core.stages import STAGES, fingerprints
 
 ORDER = [stage.name for stage in STAGES]
 

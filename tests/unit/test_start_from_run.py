@@ -10,10 +10,10 @@ import pytest
 from small_run import small_config
 
 from moedisco_ray import pipeline
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.read_roots import ENVIRONMENT
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.read_roots import ENVIRONMENT
 from service.domain.starts import located
 
 TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}

@@ -17,12 +17,12 @@ from small_run import small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from moedisco_ray import evaluate, pipeline, tasks
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import Evaluation, Merge, Model, RunConfig, Source
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import Evaluation, Merge, Model, RunConfig, Source
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.corpus import Encoder
 from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
-from moedisco_ray.errors import ConfigError
 from moedisco_ray.export import Origin, export
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import load_model

@@ -10,16 +10,16 @@ import pytest
 import ray
 from small_run import small_config
 
-from moedisco_ray.config import HighMemoryPool
-from moedisco_ray.errors import RunStopped
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import HighMemoryPool
+from moedisco_ray.core.errors import RunStopped
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.standstill import Standstill
 from moedisco_ray.on_ray.tasks import until_begun
 from moedisco_ray.shell import Placement
 from moedisco_ray.steps import Context
-from moedisco_ray.stopping import NEVER, StopFile
 
 
 def never() -> bool:

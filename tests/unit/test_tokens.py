@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.errors import CorpusError
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
 
 EOS = 0

@@ -4,9 +4,9 @@ import types
 import pytest
 from run_example import events
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import ConfigError
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.events import Event
 from moedisco_ray.tracking import Mlflow, WeightsAndBiases, parameters, scalars, trackers
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tiny_training import BATCH, RECIPE, L, V, ignore, never, run, stop_after, variant, weights, write_shard, write_tiny
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import Optimizer
-from moedisco_ray.errors import CorpusError, RunDirError, TrainingError
-from moedisco_ray.events import Event
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import Optimizer
+from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
+from moedisco_ray.core.events import Event
 from moedisco_ray.model_map import check_same, save_model
 from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training import (

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from tiny_training import BATCH, RECIPE, L, ignore, run, stop_after, variant, weights, write_shard, write_tiny
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.config import FAMILIES, Finetune, Phase
+from moedisco_ray.core.config import FAMILIES, Finetune, Phase
+from moedisco_ray.core.events import Event
 from moedisco_ray.evaluate.scoring import document_nats, fill, plan_batches
-from moedisco_ray.events import Event
 from moedisco_ray.model_map import ModelMap, Role, same_bits
-from moedisco_ray.policies import worth
+from moedisco_ray.policies import early_stopping
 from moedisco_ray.tokens import TokenStream, batch_indices
 from moedisco_ray.training import TrainJob, World, learning_rate
 from moedisco_ray.training.checkpoint import Progress
@@ -268,18 +268,18 @@ def test_a_guarded_training_resumes_bit_for_bit(job: TrainJob) -> None:
 
 
 def test_the_gain_of_a_straight_line_is_its_slope() -> None:
-    assert worth.gain_per_step([5 - 0.25 * i for i in range(40)]) == pytest.approx(0.25)
+    assert early_stopping.gain_per_step([5 - 0.25 * i for i in range(40)]) == pytest.approx(0.25)
 
 
 @given(st.lists(st.floats(0, 10), max_size=31))
 def test_nothing_is_said_of_few_losses(losses: list[float]) -> None:
-    assert not worth.is_spent(losses, math.inf, worth.window_of(100))
+    assert not early_stopping.is_spent(losses, math.inf, early_stopping.window_of(100))
 
 
 def test_a_training_that_buys_too_little_ends_with_its_model_and_stays_ended(job: TrainJob) -> None:
     spent = variant(job, "spent", steps=80, least_gain=math.inf, phases=STAGED)
     result = run(spent)
-    assert (result.finished, result.steps) == (True, 40 + worth.window_of(80))
+    assert (result.finished, result.steps) == (True, 40 + early_stopping.window_of(80))
     assert run(spent).steps == result.steps
 
 

@@ -18,8 +18,8 @@ import torch
 from tiny_training import L, weights, write_shard, write_tiny
 from training_worker import STOP, Counting
 
-from moedisco_ray.config import Optimizer, Phase
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import Optimizer, Phase
+from moedisco_ray.core.events import Event
 from moedisco_ray.model_map import check_same, load_model
 from moedisco_ray.moments import FOLDER, KINDS, open_moments
 from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from moedisco_ray import pipeline
 from moedisco_ray.cli import app
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import RunDirError, RunStopped, UserError
-from moedisco_ray.events import Event, EventLog
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import RunDirError, RunStopped, UserError
+from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.run_report import current_report, run_state
+from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.run_report import current_report, run_state
-from moedisco_ray.stopping import StopFile
 
 FEW = {"tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}, "clusters": {"count": 2, "vectors": "hidden_state"},
        "evaluation": {"max_tokens": 3000}, "merge": {"calibration_tokens": 1024}}

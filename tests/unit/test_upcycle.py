@@ -13,14 +13,14 @@ from small_run import small_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moedisco_ray import pipeline, tasks
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import DENSE, FAMILIES, Merge, Model, check_config
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import DENSE, FAMILIES, Merge, Model, check_config
+from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
-from moedisco_ray.errors import CheckpointError, ConfigError
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.model_map import ModelMap, check_start_tensors, load_model, open_checkpoint, write_checkpoint
-from moedisco_ray.stages import fingerprints
 from moedisco_ray.steps.context import dense_seed, finetune_seed, submodel_seed
 
 DENSE_SIZES = {

@@ -14,8 +14,8 @@ from small_run import small_config
 from typer.testing import CliRunner
 
 from moedisco_ray.cli import app
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import RunDirError
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.model_map import write_checkpoint
 from moedisco_ray.validation import check_output, validate
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from moedisco_ray.config import Architecture, FamilyName, Optimizer
-from moedisco_ray.events import Event
+from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
+from moedisco_ray.core.events import Event
 from moedisco_ray.model_map import hf_config, open_checkpoint, save_model, skeleton
 from moedisco_ray.objective import routers
 from moedisco_ray.tokens import write_packed

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from moedisco_ray.errors import TrainingError
-from moedisco_ray.events import Event
+from moedisco_ray.core.errors import TrainingError
+from moedisco_ray.core.events import Event
 from moedisco_ray.training import World, agreement, train
 
 STOP = 8

@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 
 from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, adjust, read_settings
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.errors import CheckpointError
 
 __all__ = ["FitInputs", "Vectoriser", "adjust", "kind", "load_vectoriser"]
 

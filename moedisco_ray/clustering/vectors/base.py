@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from moedisco_ray.artifacts import read_json, write_json
 from moedisco_ray.clustering.grid import Array
-from moedisco_ray.config import Clusters
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.config import Clusters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from moedisco_ray.artifacts import read_json
 from moedisco_ray.clustering.grid import Array
 from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, write_settings
-from moedisco_ray.errors import CheckpointError
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.errors import CheckpointError
 
 _EMBEDDING = "model.embed_tokens.weight"  # in all families
 

@@ -16,10 +16,10 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from moedisco_ray.artifacts import read_json
 from moedisco_ray.clustering.grid import Array
 from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, unit_length, write_settings
-from moedisco_ray.errors import CorpusError
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.errors import CorpusError
 
 _MOST_TERMS = 50_000
 

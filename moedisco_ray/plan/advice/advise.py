@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.advice.advised import Advice, Goal
 from moedisco_ray.plan.advice.measured import MeasuredRun, Measurements
 from moedisco_ray.plan.advice.prediction import predict

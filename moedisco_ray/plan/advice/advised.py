@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.advice.candidates import Candidate
 from moedisco_ray.plan.advice.confidence import Confidence
 from moedisco_ray.plan.advice.ranking import Rank

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moedisco_ray.config import PoolName, RunConfig, check_config, put
-from moedisco_ray.errors import ConfigError, UserError
+from moedisco_ray.core.config import PoolName, RunConfig, check_config, put
+from moedisco_ray.core.errors import ConfigError, UserError
 from moedisco_ray.plan.advice.study import POOL, Recipe
 from moedisco_ray.plan.build import build_plan
 

@@ -21,11 +21,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.wording import plain_words
-from moedisco_ray.errors import RunDirError
-from moedisco_ray.events import EventLog
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.wording import plain_words
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.events import EventLog
 from moedisco_ray.plan.build import build_plan
 from moedisco_ray.plan.recipe import recipe, subject
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.advice import confidence
 from moedisco_ray.plan.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
 from moedisco_ray.plan.advice.candidates import Candidate, candidates, is_dominated

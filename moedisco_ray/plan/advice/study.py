@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from moedisco_ray.errors import RunDirError
+from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.plan.advice.loss_curve import Curve, Size, fit_curve, through_one
 from moedisco_ray.plan.advice.measured import MeasuredRun
 

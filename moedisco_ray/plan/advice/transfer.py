@@ -17,8 +17,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import ConfigError, RunDirError
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.plan.advice import common_ground, confidence
 from moedisco_ray.plan.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
 from moedisco_ray.plan.advice.candidates import Candidate, candidates, is_dominated

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.config.presets import PresetName, preset_text
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.presets import PresetName, preset_text
 from service.api.bodies import StrictRoute
 from service.api.context import InContext
 from service.api.openapi import content, problems

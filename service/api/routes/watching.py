@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
-from moedisco_ray.events import Event
+from moedisco_ray.core.events import Event
 from service import run_files
 from service.api import streams
 from service.api.answers import series_answer, unit_answer

@@ -1,7 +1,7 @@
 """The run configuration: frozen pydantic models, no torch, no Ray."""
 
-from moedisco_ray.config.load import check_config, check_evaluation, load_config, put
-from moedisco_ray.config.model import (
+from moedisco_ray.core.config.load import check_config, check_evaluation, load_config, put
+from moedisco_ray.core.config.model import (
     DENSE,
     FAMILIES,
     Architecture,
@@ -12,7 +12,7 @@ from moedisco_ray.config.model import (
     UpcycleInit,
     read_architecture,
 )
-from moedisco_ray.config.pools import (
+from moedisco_ray.core.config.pools import (
     AnyPool,
     HighMemoryPool,
     LowMemoryPool,
@@ -23,8 +23,8 @@ from moedisco_ray.config.pools import (
     PricePerHour,
     Tag,
 )
-from moedisco_ray.config.run import RunConfig, Tags
-from moedisco_ray.config.sections import (
+from moedisco_ray.core.config.run import RunConfig, Tags
+from moedisco_ray.core.config.sections import (
     Checkpoint,
     Clusters,
     Corpus,
@@ -41,7 +41,7 @@ from moedisco_ray.config.sections import (
     Tokens,
     Tracking,
 )
-from moedisco_ray.config.tokenizers import tokenizer_directory, tokenizer_files
+from moedisco_ray.core.config.tokenizers import tokenizer_directory, tokenizer_files
 
 __all__ = [
     "DENSE",

@@ -11,14 +11,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from moedisco_ray.config.mistakes import first_mistake
-from moedisco_ray.config.model import LocalInit
-from moedisco_ray.config.places import names_a_run, places, words
-from moedisco_ray.config.run import RunConfig, check_division, check_gate
-from moedisco_ray.config.sections import Evaluation, Source
-from moedisco_ray.config.task_files import read_task_file
-from moedisco_ray.config.yaml_text import parse_yaml
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.config.model import LocalInit
+from moedisco_ray.core.config.places import names_a_run, places, words
+from moedisco_ray.core.config.run import RunConfig, check_division, check_gate
+from moedisco_ray.core.config.sections import Evaluation, Source
+from moedisco_ray.core.config.task_files import read_task_file
+from moedisco_ray.core.config.yaml_text import parse_yaml
+from moedisco_ray.core.errors import ConfigError
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool = False) -> RunConfig:

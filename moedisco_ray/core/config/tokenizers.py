@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moedisco_ray.config.model import LocalInit
-from moedisco_ray.config.run import RunConfig
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config.model import LocalInit
+from moedisco_ray.core.config.run import RunConfig
+from moedisco_ray.core.errors import ConfigError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _SETTINGS = (

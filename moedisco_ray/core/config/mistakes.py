@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from moedisco_ray.config.model import LocalInit
-from moedisco_ray.config.run import RunConfig
-from moedisco_ray.config.wording import plain_words
-from moedisco_ray.errors import ConfigError
+from moedisco_ray.core.config.model import LocalInit
+from moedisco_ray.core.config.run import RunConfig
+from moedisco_ray.core.config.wording import plain_words
+from moedisco_ray.core.errors import ConfigError
 
 _INITS = tuple(init.__name__ for init in LocalInit.__subclasses__())
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from moedisco_ray.artifacts import write_text
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.artifacts import write_text
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.speed import Machine, Probe
 
 _LIBRARIES = ("moedisco-ray", "torch", "transformers", "tokenizers")

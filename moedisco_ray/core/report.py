@@ -13,7 +13,7 @@ Keys of the report; a figure that nobody measured is null:
   Of `submodels` also `unfinished`: one {`name`, `contribution` (`checkpoint` or `seed`), `steps`, `planned_steps`, `reason`} for
   each sub-model that the merge did not wait for.
 * `tokens`: trained on, summed over stages.
-* `bill`: what the run has cost (`moedisco_ray.bill.Bill`): lines, totals, idle machines, wall-clock, baseline, saving, quality.
+* `bill`: what the run has cost (`moedisco_ray.core.bill.Bill`): lines, totals, idle machines, wall-clock, baseline, saving, quality.
 * `rounds`: one entry per round after which the sub-models' backbones became one: `members`, the tokens of each by name;
   `late`, the names of those it did not wait for. Empty where they never met.
 * `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
@@ -41,12 +41,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from moedisco_ray.artifacts import Manifest, parse_manifest, versions
-from moedisco_ray.bill import Bill, format_dollars, format_seconds, metered_bill
-from moedisco_ray.config import LocalInit, Model, RunConfig
-from moedisco_ray.events import Event, EventLog, EventType
-from moedisco_ray.metering import Meter
-from moedisco_ray.stages import STAGES
+from moedisco_ray.core.artifacts import Manifest, parse_manifest, versions
+from moedisco_ray.core.bill import Bill, format_dollars, format_seconds, metered_bill
+from moedisco_ray.core.config import LocalInit, Model, RunConfig
+from moedisco_ray.core.events import Event, EventLog, EventType
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.stages import STAGES
 
 T = TypeVar("T")
 PoolName = Literal["low_memory", "high_memory", "head"]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from moedisco_ray.config import RunConfig
+from moedisco_ray.core.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

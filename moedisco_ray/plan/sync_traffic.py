@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import Submodels
+from moedisco_ray.core.config import Submodels
 from moedisco_ray.plan.parameters import Parameters
-from moedisco_ray.policies.rounds import meetings_of
+from moedisco_ray.policies.sync_points import meetings_of
 
 _STORED = {"fp32": 4, "bf16": 2}
 _COMMON = 4     # bytes per number of the common backbone and its momentum, whatever the members keep

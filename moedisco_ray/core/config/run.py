@@ -7,11 +7,11 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from moedisco_ray.config.base import Section
-from moedisco_ray.config.model import Architecture, CheckpointInit, LocalInit, Model
-from moedisco_ray.config.places import WritesTo
-from moedisco_ray.config.pools import AnyPool, LowMemoryPool, Pools
-from moedisco_ray.config.sections import (
+from moedisco_ray.core.config.base import Section
+from moedisco_ray.core.config.model import Architecture, CheckpointInit, LocalInit, Model
+from moedisco_ray.core.config.places import WritesTo
+from moedisco_ray.core.config.pools import AnyPool, LowMemoryPool, Pools
+from moedisco_ray.core.config.sections import (
     Checkpoint,
     Clusters,
     Corpus,

@@ -15,8 +15,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from moedisco_ray.events import Event
-from moedisco_ray.stages import STAGES
+from moedisco_ray.core.events import Event
+from moedisco_ray.core.stages import STAGES
 
 _STAGES = frozenset(stage.name for stage in STAGES)
 _MOST = 1e15

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from moedisco_ray.events import Event, EventLog
+from moedisco_ray.core.events import Event, EventLog
 
 INTERVAL = 5.0
 """Seconds."""

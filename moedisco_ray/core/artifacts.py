@@ -35,7 +35,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.errors import RunDirError
+from moedisco_ray.core.errors import RunDirError
 
 _PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-learn", "tokenizers")
 

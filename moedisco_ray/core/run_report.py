@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from moedisco_ray.artifacts import read_json
-from moedisco_ray.config import RunConfig
-from moedisco_ray.errors import RunDirError
-from moedisco_ray.events import Event, EventLog
-from moedisco_ray.report import build_report
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.events import Event, EventLog
+from moedisco_ray.core.report import build_report
 
 RunState = Literal["finished", "running", "stopped", "failed", "interrupted"]
 

@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from moedisco_ray.config.base import LARGEST, MOST_CLUSTERS, Section
-from moedisco_ray.config.places import ReadsFrom, WritesTo
-from moedisco_ray.config.pools import PoolName
+from moedisco_ray.core.config.base import LARGEST, MOST_CLUSTERS, Section
+from moedisco_ray.core.config.places import ReadsFrom, WritesTo
+from moedisco_ray.core.config.pools import PoolName
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

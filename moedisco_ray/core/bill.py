@@ -20,9 +20,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.config import RunConfig
-from moedisco_ray.metering import Meter, Work
-from moedisco_ray.stages import STAGES
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.metering import Meter, Work
+from moedisco_ray.core.stages import STAGES
 
 QUALITY_UNKNOWN = (
     "The quality of full training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")

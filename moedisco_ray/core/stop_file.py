@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from moedisco_ray.errors import RunStopped
+from moedisco_ray.core.errors import RunStopped
 
 
 @dataclasses.dataclass(frozen=True)

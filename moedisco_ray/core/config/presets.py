@@ -12,7 +12,7 @@ PRESETS: tuple[PresetName, ...] = get_args(PresetName)
 
 def preset_text(name: PresetName) -> str:
     """The YAML text of a preset, comments included."""
-    return (files("moedisco_ray.config") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return (files("moedisco_ray.core.config") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def local_gpus(driver: Path = Path("/proc/driver/nvidia/gpus"), compute: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from moedisco_ray.config.base import Section
+from moedisco_ray.core.config.base import Section
 
 PoolName = Literal["low_memory", "high_memory"]
 MOST_WORKERS = 65_536

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from moedisco_ray.config.base import LARGEST, MOST_EXPERTS, Section
-from moedisco_ray.config.places import ReadsFrom
-from moedisco_ray.config.rope import checked_scaling, read_scaling
-from moedisco_ray.config.wording import plain_words
-from moedisco_ray.errors import CheckpointError
-from moedisco_ray.read_roots import opened
+from moedisco_ray.core.config.base import LARGEST, MOST_EXPERTS, Section
+from moedisco_ray.core.config.places import ReadsFrom
+from moedisco_ray.core.config.rope import checked_scaling, read_scaling
+from moedisco_ray.core.config.wording import plain_words
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.read_roots import opened
 
 FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 FAMILIES: tuple[FamilyName, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
