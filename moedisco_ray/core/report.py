@@ -13,7 +13,7 @@ Keys of the report; a figure that nobody measured is null:
   Of `submodels` also `unfinished`: one {`name`, `contribution` (`checkpoint` or `seed`), `steps`, `planned_steps`, `reason`} for
   each sub-model that the merge did not wait for.
 * `tokens`: trained on, summed over stages.
-* `bill`: what the run has cost (`moedisco_ray.core.bill.Bill`): lines, totals, idle machines, wall-clock, baseline, saving, quality.
+* `bill`: what the run has cost (`moedisco_ray.core.bill.Bill`): lines, totals, idle machines, time, baseline, saving, quality.
 * `rounds`: one entry per round after which the sub-models' backbones became one: `members`, the tokens of each by name;
   `late`, the names of those it did not wait for. Empty where they never met.
 * `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
