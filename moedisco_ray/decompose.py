@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.model_map import (
+from moedisco_ray.models import (
     DEFAULT_SHARD_BYTES,
     ModelMap,
     Role,

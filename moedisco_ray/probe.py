@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.config import Architecture
-from moedisco_ray.model_map import hf_config, specialise
+from moedisco_ray.models import hf_config, specialise
 from moedisco_ray.plan import count_parameters
 from moedisco_ray.plan.cost import flops_per_token
 from moedisco_ray.plan.machine import library_versions

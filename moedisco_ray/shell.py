@@ -13,7 +13,7 @@ from moedisco_ray.core.config import AnyPool, Optimizer, Pool, RunConfig
 from moedisco_ray.core.errors import PoolError
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.model_map import read_config
+from moedisco_ray.models import read_config
 from moedisco_ray.plan.memory import GIB, model_memory
 from moedisco_ray.policies.placement import Need, NodeType, fits_nowhere, place
 from moedisco_ray.policies.quorum import Contribution, Quorum

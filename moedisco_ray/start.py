@@ -5,7 +5,7 @@ from __future__ import annotations
 from moedisco_ray.core.config import LocalInit, RunConfig
 from moedisco_ray.core.errors import UserError
 from moedisco_ray.corpus.pretrained import check_tokenizer
-from moedisco_ray.model_map import canonical_shapes, check_start_tensors, hf_config
+from moedisco_ray.models import canonical_shapes, check_start_tensors, hf_config
 
 
 def check_start(config: RunConfig) -> None:

@@ -22,7 +22,7 @@ from moedisco_ray.core.config import CheckpointInit, Evaluation, LocalInit, Merg
 from moedisco_ray.corpus import Encoder, Limits, read_unseen
 from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.merge import Batch
-from moedisco_ray.model_map import (
+from moedisco_ray.models import (
     ModelMap,
     canonical_shapes,
     config_values,
@@ -39,7 +39,7 @@ from moedisco_ray.model_map import (
     upcycled_config,
     write_checkpoint,
 )
-from moedisco_ray.moments import FOLDER, open_moments, write_moments
+from moedisco_ray.models.optimizer_state import FOLDER, open_moments, write_moments
 
 
 def initial_moe(model: Model, tokenizer: Path, sequence_length: int, seed: int) -> tuple[Mapping[str, Tensor], dict[str, Any]]:

@@ -29,7 +29,7 @@ from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.evaluate import load_documents
 from moedisco_ray.evaluate.ensemble import BLOCK
 from moedisco_ray.merge import recipes
-from moedisco_ray.model_map import ModelMap
+from moedisco_ray.models import ModelMap
 from moedisco_ray.steps.calibration import calibration_windows, sample_windows
 from moedisco_ray.tasks import validation_parts
 from moedisco_ray.tokens import INDEX

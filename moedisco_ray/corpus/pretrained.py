@@ -22,7 +22,7 @@ from moedisco_ray.corpus.tokenizer import (
     vocabulary_size,
     write_encoding,
 )
-from moedisco_ray.tokenizer_directories import copy_tokenizer, difference, load_pretrained, save_tokenizer
+from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained, save_tokenizer
 
 _USUAL_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 

@@ -26,7 +26,7 @@ from moedisco_ray.evaluate.routers import (
     normalized_mutual_information,
 )
 from moedisco_ray.evaluate.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
-from moedisco_ray.model_map import load_model, specialise
+from moedisco_ray.models import load_model, specialise
 
 
 def evaluate(

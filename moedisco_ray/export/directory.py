@@ -18,7 +18,7 @@ from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.export.card import model_card
 from moedisco_ray.export.origin import Origin, end_tokens, for_all_readers, tokens_of
 from moedisco_ray.export.samples import continue_prompts
-from moedisco_ray.model_map import (
+from moedisco_ray.models import (
     Checkpoint,
     ModelMap,
     Role,
@@ -29,7 +29,7 @@ from moedisco_ray.model_map import (
     write_checkpoint,
     write_config,
 )
-from moedisco_ray.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
+from moedisco_ray.models.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
 
 _SUFFIXES = {".safetensors", ".json", ".md", ".jinja", ".model", ".tiktoken", ".txt"}
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")

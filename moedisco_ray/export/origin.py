@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.read_roots import opened
-from moedisco_ray.model_map import STORED_DTYPES, read_config
+from moedisco_ray.models import STORED_DTYPES, read_config
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GENERATION = "generation_config.json"

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from moedisco_ray.model_map import load_model
+from moedisco_ray.models import load_model
 
 _TEMPERATURE = 0.7
 _TOP_K = 40

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from moedisco_ray.core.config import Merge
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.model_map import same_bits
+from moedisco_ray.models import same_bits
 
 BackboneRule = Literal["uniform", "token_weighted", "ties", "dare"]
 RULES: tuple[BackboneRule, ...] = ("uniform", "token_weighted", "ties", "dare")

@@ -16,7 +16,7 @@ from moedisco_ray.merge.backbone import Recipe
 from moedisco_ray.merge.calibrate import Batch, RouterSettings, calibrate
 from moedisco_ray.merge.choose import Loss, best, measure_recipes
 from moedisco_ray.merge.tensors import TensorReport, merge_with_report
-from moedisco_ray.model_map import (
+from moedisco_ray.models import (
     Checkpoint,
     ModelMap,
     Role,

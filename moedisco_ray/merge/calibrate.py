@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.model_map import ModelMap, group_size, moe_blocks
+from moedisco_ray.models import ModelMap, group_size, moe_blocks
 from moedisco_ray.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
 RouterMethod = Literal["ridge", "centroid", "random", "concat"]

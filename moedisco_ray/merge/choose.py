@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.merge.backbone import Recipe
 from moedisco_ray.merge.tensors import merge, merged_backbone
-from moedisco_ray.model_map import ModelMap, load_model, model_tensors, specialise, write_checkpoint
+from moedisco_ray.models import ModelMap, load_model, model_tensors, specialise, write_checkpoint
 
 Loss = Callable[[PreTrainedModel], float]
 """Nats per token of a model on held-out text."""

@@ -1,4 +1,4 @@
-"""The merged model's moments, out of its sub-models' (`moedisco_ray.moments`).
+"""The merged model's moments, out of its sub-models' (`moedisco_ray.models.optimizer_state`).
 
 Experts keep theirs. The backbone's are the weighted mean: a gradient over all clusters is the mean of the clusters' gradients,
 weighted by their tokens, and the mean of its squares is at most that of theirs. In the whole model an expert sees other tokens, at
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moedisco_ray.model_map import ModelMap, Role
-from moedisco_ray.moments import FOLDER, open_moments, write_moments
+from moedisco_ray.models import ModelMap, Role
+from moedisco_ray.models.optimizer_state import FOLDER, open_moments, write_moments
 
 
 def merge_moments(submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float], directory: Path) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.merge.backbone import Recipe, combine
-from moedisco_ray.model_map import ModelMap, Role
+from moedisco_ray.models import ModelMap, Role
 
 Rule = Literal["copied", "combined", "identical", "concatenated"]
 

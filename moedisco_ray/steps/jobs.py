@@ -11,7 +11,7 @@ from typing import Any
 from moedisco_ray import tasks
 from moedisco_ray.core.config import RunConfig, Submodels
 from moedisco_ray.core.locations import joined
-from moedisco_ray.moments import FOLDER
+from moedisco_ray.models.optimizer_state import FOLDER
 from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import meetings

@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from moedisco_ray.model_map import ModelMap, Role
+from moedisco_ray.models import ModelMap, Role
 
 
 def backbone_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:

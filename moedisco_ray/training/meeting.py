@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.model_map import config_values
+from moedisco_ray.models import config_values
 from moedisco_ray.training import rounds
 from moedisco_ray.training.backbone import backbone_of
 from moedisco_ray.training.checkpoint import Progress

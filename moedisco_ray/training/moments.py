@@ -1,4 +1,4 @@
-"""A training's side of `moedisco_ray.moments`: its optimizer begins with another's, and leaves its own behind."""
+"""A training's side of `moedisco_ray.models.optimizer_state`: its optimizer begins with another's, and leaves its own behind."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.model_map import ModelMap, canonical_state, config_values, memory_state
-from moedisco_ray.moments import KINDS, Kind, open_moments, write_moments
+from moedisco_ray.models import ModelMap, canonical_state, config_values, memory_state
+from moedisco_ray.models.optimizer_state import KINDS, Kind, open_moments, write_moments
 from moedisco_ray.training.job import World
 
 

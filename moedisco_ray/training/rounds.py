@@ -25,7 +25,7 @@ from torch import Tensor
 from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_json
 from moedisco_ray.core.config import Outer
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.model_map import Checkpoint, open_checkpoint, write_checkpoint
+from moedisco_ray.models import Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.sync_points import Gathering, shares
 from moedisco_ray.training.outer import next_backbone, next_momentum
 

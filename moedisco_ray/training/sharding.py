@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.model_map import load_model, specialise
+from moedisco_ray.models import load_model, specialise
 from moedisco_ray.training.job import World
 
 

@@ -20,7 +20,7 @@ from small_training import small_job, weights, write_inputs
 import moedisco_ray
 import service
 from moedisco_ray.core.errors import StorageError
-from moedisco_ray.model_map import check_same
+from moedisco_ray.models import check_same
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, train
 
 STEPS = 6

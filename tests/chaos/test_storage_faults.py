@@ -13,7 +13,7 @@ from small_training import small_job, weights, write_inputs
 
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.events import Event
-from moedisco_ray.model_map import check_same
+from moedisco_ray.models import check_same
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, storage, train
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from moedisco_ray.core.config import FAMILIES, Architecture
-from moedisco_ray.model_map import ModelMap, canonical_shapes, config_values, hf_config
+from moedisco_ray.models import ModelMap, canonical_shapes, config_values, hf_config
 
 torch.set_num_threads(1)     # tiny tensors: threads cost more than they give
 

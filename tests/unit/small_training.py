@@ -9,7 +9,7 @@ import torch
 
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.locations import Location
-from moedisco_ray.model_map import hf_config, open_checkpoint, save_model, skeleton
+from moedisco_ray.models import hf_config, open_checkpoint, save_model, skeleton
 from moedisco_ray.tokens import write_packed
 from moedisco_ray.training import TrainJob
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_training import RECIPE, L, run, stop_after, variant, weights, write_shard, write_tiny
 
-from moedisco_ray.model_map import ModelMap, Role, check_same
+from moedisco_ray.models import ModelMap, Role, check_same
 from moedisco_ray.training import BackboneRate, TrainJob, World
 from moedisco_ray.training.optimizer import make_optimizer, set_rates
 from moedisco_ray.training.sharding import trainable

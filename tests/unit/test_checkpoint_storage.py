@@ -24,7 +24,7 @@ from small_training import small_job, weights, write_inputs
 from moedisco_ray.core.errors import ConfigError, StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location, joined, resolve
-from moedisco_ray.model_map import check_same
+from moedisco_ray.models import check_same
 from moedisco_ray.policies import checkpointing
 from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, saver, storage, train
 from moedisco_ray.training.checkpoint import Progress

@@ -15,7 +15,7 @@ from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.decompose import decompose, with_seed, write_submodels
 from moedisco_ray.merge import Recipe, merge, merge_weights, merge_with_report
 from moedisco_ray.merge.backbone import RULES
-from moedisco_ray.model_map import (
+from moedisco_ray.models import (
     PARTS,
     Role,
     canonical_shapes,

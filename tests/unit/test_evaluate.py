@@ -26,7 +26,7 @@ from moedisco_ray.evaluate import (
 from moedisco_ray.evaluate.ensemble import ensemble_nats, log_weights
 from moedisco_ray.evaluate.routers import RouterMeter, dead_experts, entropy, expert_load, normalized_mutual_information
 from moedisco_ray.evaluate.scoring import document_nats, plan_batches, predict_tokens, token_nats
-from moedisco_ray.model_map import hf_config, save_model
+from moedisco_ray.models import hf_config, save_model
 
 EOS, VOCAB, LENGTH, EXPERTS = 0, 64, 16, 4
 LENGTHS = (5, 16, 1, 40, 17, 33, 3, 12, 29, 8)

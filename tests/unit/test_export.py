@@ -19,7 +19,7 @@ from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.export import Origin, continue_prompts, export, generate_samples
 from moedisco_ray.export import directory as export_directory
 from moedisco_ray.export.samples import _draw
-from moedisco_ray.model_map import ModelMap, hf_config, save_model, write_config
+from moedisco_ray.models import ModelMap, hf_config, save_model, write_config
 
 VOCAB, POSITIONS, EXPERTS = 320, 48, 4
 TEXTS = ("def f(x): return x  # Größe 漢字", "hello world the cat sat on the mat")

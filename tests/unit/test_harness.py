@@ -21,7 +21,7 @@ from moedisco_ray.core.config import Architecture, Evaluation
 from moedisco_ray.corpus import Encoder
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.evaluate.scoring import token_nats
-from moedisco_ray.model_map import hf_config, load_model, save_model
+from moedisco_ray.models import hf_config, load_model, save_model
 from moedisco_ray.tasks import judge
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")

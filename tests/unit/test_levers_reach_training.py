@@ -20,7 +20,7 @@ from moedisco_ray.clustering.store import id_array
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Optimizer, Outer, Phase, RunConfig
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.model_map import open_checkpoint
+from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.steps.context import Context

@@ -19,7 +19,7 @@ from moedisco_ray.decompose import write_submodels
 from moedisco_ray.merge import Recipe, RouterSettings, backbone, build_merged, merge, merge_weights, recipes
 from moedisco_ray.merge.backbone import combine
 from moedisco_ray.merge.choose import Candidate, best
-from moedisco_ray.model_map import Role, differences, load_model, open_checkpoint, write_checkpoint
+from moedisco_ray.models import Role, differences, load_model, open_checkpoint, write_checkpoint
 
 
 def copies_of(seed, count=3, size=40, dtype=torch.float32):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.model_map import (
+from moedisco_ray.models import (
     ModelMap,
     Role,
     canonical_shapes,
@@ -33,8 +33,8 @@ from moedisco_ray.model_map import (
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.model_map import checkpoint as checkpoint_module
-from moedisco_ray.model_map.hf import from_values
+from moedisco_ray.models import checkpoint as checkpoint_module
+from moedisco_ray.models.hf import from_values
 
 TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH) % VOCAB
 

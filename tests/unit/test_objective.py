@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from moedisco_ray.core.config import FAMILIES, Architecture
-from moedisco_ray.model_map import hf_config, skeleton, specialise
+from moedisco_ray.models import hf_config, skeleton, specialise
 from moedisco_ray.objective import (
     RouterProbe,
     RouterSums,

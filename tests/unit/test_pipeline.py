@@ -23,7 +23,7 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.model_map import open_checkpoint
+from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.training import TrainJob, World, steps_for, train
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moedisco_ray.core.config import FAMILIES, Architecture, Finetune, LowMemoryPool, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.model_map import specialise
+from moedisco_ray.models import specialise
 from moedisco_ray.plan import (
     GIB,
     Plan,

@@ -20,7 +20,7 @@ from moedisco_ray.corpus.pretrained import load_pretrained, prepare_tokenizer
 from moedisco_ray.corpus.readers import plan_units, read_unit
 from moedisco_ray.corpus.sources import expand_sources
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
-from moedisco_ray.model_map import load_model, open_checkpoint, write_checkpoint
+from moedisco_ray.models import load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.plan import tokenizer_vocab_size
 
 LIMITS = Limits(1024, 8192)

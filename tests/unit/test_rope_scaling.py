@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from moedisco_ray.core.config import Architecture, check_config, read_architecture
 from moedisco_ray.core.config.rope import ROPE_TYPES
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.model_map import hf_config, skeleton
+from moedisco_ray.models import hf_config, skeleton
 from moedisco_ray.start import check_start
 
 VALUES: dict[str, Any] = {

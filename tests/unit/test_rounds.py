@@ -14,7 +14,7 @@ from tiny_training import BATCH, RECIPE, L, ignore, never, run, stop_after, vari
 from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.model_map import ModelMap, Role, check_same, open_checkpoint
+from moedisco_ray.models import ModelMap, Role, check_same, open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import Keeper, Rounds, TrainJob, World, checkpoint, rounds, train, write_standing

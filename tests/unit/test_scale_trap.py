@@ -13,7 +13,7 @@ from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.decompose import with_seed, write_submodels
 from moedisco_ray.merge import Recipe, RouterSettings, build_merged, calibrate, merge, merge_weights
-from moedisco_ray.model_map import (
+from moedisco_ray.models import (
     ModelMap,
     canonical_shapes,
     differences,

@@ -25,7 +25,7 @@ from moedisco_ray.corpus.pretrained import open_encoder
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.export import Origin, export
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.model_map import load_model
+from moedisco_ray.models import load_model
 from moedisco_ray.start import check_start
 from moedisco_ray.tokens import TokenStream
 

@@ -22,7 +22,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.core.events import Event
-from moedisco_ray.model_map import check_same, save_model
+from moedisco_ray.models import check_same, save_model
 from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training import (
     TrainJob,

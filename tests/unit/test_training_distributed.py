@@ -20,8 +20,8 @@ from training_worker import STOP, Counting
 
 from moedisco_ray.core.config import Optimizer, Phase
 from moedisco_ray.core.events import Event
-from moedisco_ray.model_map import check_same, load_model
-from moedisco_ray.moments import FOLDER, KINDS, open_moments
+from moedisco_ray.models import check_same, load_model
+from moedisco_ray.models.optimizer_state import FOLDER, KINDS, open_moments
 from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train
 
 pytestmark = pytest.mark.timeout(400)     # the gangs are several processes, and run once for all of these

@@ -20,7 +20,7 @@ from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.corpus import input_identity
 from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.model_map import ModelMap, check_start_tensors, load_model, open_checkpoint, write_checkpoint
+from moedisco_ray.models import ModelMap, check_start_tensors, load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.steps.context import dense_seed, finetune_seed, submodel_seed
 
 DENSE_SIZES = {

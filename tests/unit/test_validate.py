@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from moedisco_ray.cli import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.model_map import write_checkpoint
+from moedisco_ray.models import write_checkpoint
 from moedisco_ray.validation import check_output, validate
 
 TEXT = "Some lines of plain text.\n\nAnd a second paragraph, which is another document.\n\n" * 400

@@ -12,7 +12,7 @@ import torch
 
 from moedisco_ray.core.config import Architecture, FamilyName, Optimizer
 from moedisco_ray.core.events import Event
-from moedisco_ray.model_map import hf_config, open_checkpoint, save_model, skeleton
+from moedisco_ray.models import hf_config, open_checkpoint, save_model, skeleton
 from moedisco_ray.objective import routers
 from moedisco_ray.tokens import write_packed
 from moedisco_ray.training import TrainJob, TrainResult, World, train

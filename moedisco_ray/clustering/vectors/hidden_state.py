@@ -18,7 +18,7 @@ from torch import Tensor
 
 from moedisco_ray.clustering.grid import Array
 from moedisco_ray.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
-from moedisco_ray.model_map import load_model
+from moedisco_ray.models import load_model
 
 _MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 

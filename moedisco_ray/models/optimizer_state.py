@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from moedisco_ray.core.artifacts import read_json, write_json
-from moedisco_ray.model_map import open_checkpoint, write_checkpoint
+from moedisco_ray.models import open_checkpoint, write_checkpoint
 
 Kind = Literal["exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -16,8 +16,8 @@ from transformers.utils import logging as hf_logging
 from moedisco_ray.core.config import Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.read_roots import check_folder
-from moedisco_ray.model_map.checkpoint import DEFAULT_SHARD_BYTES, read_config, write_checkpoint
-from moedisco_ray.model_map.layout import ModelMap, canonical_state
+from moedisco_ray.models.checkpoint import DEFAULT_SHARD_BYTES, read_config, write_checkpoint
+from moedisco_ray.models.layout import ModelMap, canonical_state
 
 _OWN_EXPERT_SIZE = "moe_intermediate_size"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.model_map.layout import ModelMap
+from moedisco_ray.models.layout import ModelMap
 
 
 def group_size(num_experts: int, clusters: int) -> int:

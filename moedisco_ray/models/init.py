@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moedisco_ray.model_map.hf import canonical_shapes
+from moedisco_ray.models.hf import canonical_shapes
 
 
 class RandomSource(Mapping[str, Tensor]):

@@ -9,9 +9,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from moedisco_ray.core.config import LocalInit, Model, UpcycleInit
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.model_map.checkpoint import open_checkpoint, read_config
-from moedisco_ray.model_map.dense import open_dense, upcycled_config
-from moedisco_ray.model_map.hf import canonical_shapes, submodel_config
+from moedisco_ray.models.checkpoint import open_checkpoint, read_config
+from moedisco_ray.models.dense import open_dense, upcycled_config
+from moedisco_ray.models.hf import canonical_shapes, submodel_config
 
 
 def check_start_tensors(model: Model) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.model_map.families import DECLARATIONS, OUTSIDE_LAYERS, PARTS, Part, Role, TensorRole, layer_rules
+from moedisco_ray.models.families import DECLARATIONS, OUTSIDE_LAYERS, PARTS, Part, Role, TensorRole, layer_rules
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _NUMBER = re.compile(r"(\d+)")

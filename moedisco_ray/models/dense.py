@@ -16,10 +16,10 @@ from transformers import AutoConfig
 
 from moedisco_ray.core.config import FamilyName
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.model_map.checkpoint import Checkpoint, open_checkpoint, read_config
-from moedisco_ray.model_map.families import PARTS
-from moedisco_ray.model_map.hf import config_values
-from moedisco_ray.model_map.layout import ModelMap, Place
+from moedisco_ray.models.checkpoint import Checkpoint, open_checkpoint, read_config
+from moedisco_ray.models.families import PARTS
+from moedisco_ray.models.hf import config_values
+from moedisco_ray.models.layout import ModelMap, Place
 
 _MLP = re.compile(rf"model\.layers\.(\d+)\.mlp\.({'|'.join(PARTS)})_proj\.weight")
 _BIAS = re.compile(r"model\.layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias")

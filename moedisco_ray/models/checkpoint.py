@@ -21,7 +21,7 @@ from torch import Tensor
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.core.read_roots import opened
-from moedisco_ray.model_map.layout import ModelMap, Place
+from moedisco_ray.models.layout import ModelMap, Place
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moedisco_ray.model_map.hf import moe_blocks
+from moedisco_ray.models.hf import moe_blocks
 
 _IMPLEMENTATION = "moedisco_sorted"
 

@@ -1,6 +1,6 @@
 """Model families: the role of every tensor, checkpoints in one canonical form, models built and loaded."""
 
-from moedisco_ray.model_map.checkpoint import (
+from moedisco_ray.models.checkpoint import (
     DEFAULT_SHARD_BYTES,
     STORED_DTYPES,
     Checkpoint,
@@ -9,11 +9,11 @@ from moedisco_ray.model_map.checkpoint import (
     write_checkpoint,
     write_config,
 )
-from moedisco_ray.model_map.checks import check_complete, check_experts, expert_count, group_size
-from moedisco_ray.model_map.compare import check_same, differences, same_bits
-from moedisco_ray.model_map.dense import open_dense, upcycled_config
-from moedisco_ray.model_map.families import DECLARATIONS, PARTS, Family, Part, Role, TensorRole
-from moedisco_ray.model_map.hf import (
+from moedisco_ray.models.checks import check_complete, check_experts, expert_count, group_size
+from moedisco_ray.models.compare import check_same, differences, same_bits
+from moedisco_ray.models.dense import open_dense, upcycled_config
+from moedisco_ray.models.families import DECLARATIONS, PARTS, Family, Part, Role, TensorRole
+from moedisco_ray.models.hf import (
     canonical_shapes,
     config_values,
     hf_config,
@@ -24,10 +24,10 @@ from moedisco_ray.model_map.hf import (
     skeleton,
     submodel_config,
 )
-from moedisco_ray.model_map.init import RandomSource, random_source
-from moedisco_ray.model_map.layout import ModelMap, Place, canonical_state, memory_state
-from moedisco_ray.model_map.speed import specialise
-from moedisco_ray.model_map.starts import check_start_tensors
+from moedisco_ray.models.init import RandomSource, random_source
+from moedisco_ray.models.layout import ModelMap, Place, canonical_state, memory_state
+from moedisco_ray.models.speed import specialise
+from moedisco_ray.models.starts import check_start_tensors
 
 __all__ = [
     "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "STORED_DTYPES", "Checkpoint", "Family", "ModelMap", "Part", "Place",
