@@ -54,8 +54,8 @@ from moedisco_ray.on_ray.session import NO_DASHBOARD
 from moedisco_ray.on_ray.trainers import train_all
 from moedisco_ray.policies.ordering import makespan_bound
 from moedisco_ray.shell import Placement
-from moedisco_ray.tokens import write_packed
 from moedisco_ray.training import TrainJob
+from moedisco_ray.training.packed_tokens import write_packed
 
 SIZES = Architecture(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, moe_intermediate_size=24, num_experts=1,
                      num_experts_per_tok=1)

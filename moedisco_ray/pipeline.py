@@ -41,7 +41,7 @@ from moedisco_ray.on_ray.shell import RayShell
 from moedisco_ray.shell import Shell
 from moedisco_ray.start import check_start
 from moedisco_ray.steps import STEPS, Context
-from moedisco_ray.training import checkpoint
+from moedisco_ray.training.checkpoints import checkpoint
 
 _PATIENCE = 60.0
 """Seconds that a run waits for an earlier process of its own to let go of its directory."""

@@ -32,7 +32,7 @@ from moedisco_ray.merge import recipes
 from moedisco_ray.models import ModelMap
 from moedisco_ray.steps.calibration import calibration_windows, sample_windows
 from moedisco_ray.tasks import validation_parts
-from moedisco_ray.tokens import INDEX
+from moedisco_ray.training.packed_tokens import INDEX
 
 Lengths = NDArray[np.int64]
 

@@ -23,7 +23,7 @@ from moedisco_ray.corpus.readers import UNIT_BYTES, Unit, plan_units
 from moedisco_ray.corpus.sources import Input, expand_sources
 from moedisco_ray.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
 from moedisco_ray.corpus.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
-from moedisco_ray.tokens import TokenStream
+from moedisco_ray.training.packed_tokens import TokenStream
 
 T = TypeVar("T")
 R = TypeVar("R")

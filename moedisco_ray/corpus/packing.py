@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moedisco_ray.tokens import write_packed
+from moedisco_ray.training.packed_tokens import write_packed
 
 Keep = Callable[[pa.Table, int], NDArray[np.bool_]]
 """Which rows [n] of a table of documents (all columns but `text`) of part number i are wanted."""

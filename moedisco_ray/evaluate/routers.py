@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moedisco_ray.core.errors import RunError
-from moedisco_ray.objective import ROUTER
+from moedisco_ray.training.objective import ROUTER
 
 DEAD_LOAD = 0.01
 

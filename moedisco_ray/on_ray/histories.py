@@ -10,7 +10,8 @@ from moedisco_ray.core.errors import StorageError
 from moedisco_ray.policies import retrying
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Decision, End, GiveUp, GoBack, History, Skip
-from moedisco_ray.training import TrainJob, checkpoint
+from moedisco_ray.training import TrainJob
+from moedisco_ray.training.checkpoints import checkpoint
 
 
 def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:

@@ -29,7 +29,8 @@ from moedisco_ray.policies.ordering import Remaining, calibration, expected_seco
 from moedisco_ray.policies.placement import Need, ask_for, place_all
 from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.shell import Trained
-from moedisco_ray.training import TrainJob, TrainResult, checkpoint
+from moedisco_ray.training import TrainJob, TrainResult
+from moedisco_ray.training.checkpoints import checkpoint
 
 _LOOK_SECONDS = 1.0
 """Between two looks at the pool's room."""

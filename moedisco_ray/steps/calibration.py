@@ -11,7 +11,7 @@ from moedisco_ray.core.config import Merge
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.merge import Batch
 from moedisco_ray.steps.context import Context, cluster_tokens, submodel_seed
-from moedisco_ray.tokens import TokenStream, batch_indices
+from moedisco_ray.training.packed_tokens import TokenStream, batch_indices
 
 _CALIBRATION_BATCH = 16
 

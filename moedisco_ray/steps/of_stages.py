@@ -19,7 +19,7 @@ from moedisco_ray.steps.calibration import calibration, sample
 from moedisco_ray.steps.context import Context, cluster_tokens, dense_seed, finetune_seed, link_tree, submodel_seed
 from moedisco_ray.steps.jobs import anchored, found_moments, make_job, rounds_of, told_units, train
 from moedisco_ray.training import write_standing
-from moedisco_ray.training.rounds import backbone_path, history
+from moedisco_ray.training.sync.exchange import backbone_path, history
 
 _COMMON = "common"
 """Beside the trained sub-models: the backbone that they had in common when they last met."""

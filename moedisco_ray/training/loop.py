@@ -17,23 +17,23 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from moedisco_ray import objective
 from moedisco_ray.core.events import Emit
 from moedisco_ray.policies import early_stopping
-from moedisco_ray.training.agreement import Agreement
+from moedisco_ray.training import objective
 from moedisco_ray.training.batches import Batches, MicroBatch
-from moedisco_ray.training.checkpoint import Progress
-from moedisco_ray.training.course import Course
+from moedisco_ray.training.checkpoints.checkpoint import Progress
+from moedisco_ray.training.checkpoints.saver import Saver
+from moedisco_ray.training.consensus import Agreement
 from moedisco_ray.training.held_out import HeldOutLoss
 from moedisco_ray.training.job import TrainJob, TrainResult, World
-from moedisco_ray.training.ledger import Ledger
-from moedisco_ray.training.meeting import Meeting
-from moedisco_ray.training.moments import take_up
+from moedisco_ray.training.metrics import Ledger
 from moedisco_ray.training.optimizer import make_optimizer, set_rates
+from moedisco_ray.training.optimizer_state import take_up
 from moedisco_ray.training.output import write_model
-from moedisco_ray.training.saver import Saver
+from moedisco_ray.training.phase_schedule import Course
 from moedisco_ray.training.sharding import autocast, trainable
 from moedisco_ray.training.spikes import SpikeGuard
+from moedisco_ray.training.sync.member import Meeting
 
 _LOOK_SECONDS = 0.2
 """Between two looks for the others of a round."""

@@ -11,7 +11,7 @@ from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.models import ModelMap, canonical_state, save_model
 from moedisco_ray.models.optimizer_state import FOLDER
 from moedisco_ray.training.job import TrainJob, World
-from moedisco_ray.training.moments import lay_down
+from moedisco_ray.training.optimizer_state import lay_down
 from moedisco_ray.training.sharding import whole_state
 
 

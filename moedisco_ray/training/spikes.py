@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
 
 _REMEMBERED = 64

@@ -21,7 +21,8 @@ import moedisco_ray
 import service
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.models import check_same
-from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, train
+from moedisco_ray.training import TrainJob, TrainResult, World, train
+from moedisco_ray.training.checkpoints import checkpoint
 
 STEPS = 6
 EVERY = 2

@@ -14,7 +14,8 @@ from small_training import small_job, weights, write_inputs
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same
-from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, storage, train
+from moedisco_ray.training import TrainJob, TrainResult, World, train
+from moedisco_ray.training.checkpoints import checkpoint, storage
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 

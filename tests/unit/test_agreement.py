@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.training import agreement
-from moedisco_ray.training.agreement import Agreement, steps_between
+from moedisco_ray.training import consensus
+from moedisco_ray.training.consensus import Agreement, steps_between
 from moedisco_ray.training.job import World
 
 NOTICE = 30.0
@@ -27,7 +27,7 @@ class Gang:
         self.other_says = False
         self.asked: list[int] = []
         self.step = 0
-        monkeypatch.setattr(agreement.dist, "all_reduce", self._all_reduce)
+        monkeypatch.setattr(consensus.dist, "all_reduce", self._all_reduce)
 
     def steps(self, agree: Callable[[], list[bool]], count: int) -> list[list[bool]]:
         answers = []

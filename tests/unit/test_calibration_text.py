@@ -19,7 +19,7 @@ from moedisco_ray.corpus import Encoder
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.steps.calibration import calibration
 from moedisco_ray.steps.context import Context, submodel_seed
-from moedisco_ray.tokens import TokenStream, batch_indices
+from moedisco_ray.training.packed_tokens import TokenStream, batch_indices
 
 LENGTH = 64
 Window = tuple[int, ...]

@@ -26,11 +26,12 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location, joined, resolve
 from moedisco_ray.models import check_same
 from moedisco_ray.policies import checkpointing
-from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint, saver, storage, train
-from moedisco_ray.training.checkpoint import Progress
-from moedisco_ray.training.manifest import HashingStream
-from moedisco_ray.training.saver import Saver
-from moedisco_ray.training.storage import Storage
+from moedisco_ray.training import TrainJob, TrainResult, World, train
+from moedisco_ray.training.checkpoints import checkpoint, saver, storage
+from moedisco_ray.training.checkpoints.checkpoint import Progress
+from moedisco_ray.training.checkpoints.manifest import HashingStream
+from moedisco_ray.training.checkpoints.saver import Saver
+from moedisco_ray.training.checkpoints.storage import Storage
 
 STEPS = 6
 FILES = ("__0_0.distcp", "metadata.json", "progress.json", "manifest.json")

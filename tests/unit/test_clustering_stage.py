@@ -29,7 +29,7 @@ from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.corpus import Encoder
 from moedisco_ray.corpus import build as build_corpus
 from moedisco_ray.shell import vectors_kind
-from moedisco_ray.tokens import INDEX
+from moedisco_ray.training.packed_tokens import INDEX
 
 SMALL8 = Path(__file__).parents[3] / "shared" / "corpora" / "small8" / "train"
 

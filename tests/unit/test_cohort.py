@@ -16,8 +16,9 @@ from moedisco_ray.core.errors import PoolError, TrainingError
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.shell import Placement
-from moedisco_ray.training import TrainJob, TrainResult, World, checkpoint
-from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training import TrainJob, TrainResult, World
+from moedisco_ray.training.checkpoints import checkpoint
+from moedisco_ray.training.checkpoints.checkpoint import Progress
 
 STEPS = 10
 RESULT = TrainResult(STEPS, 100, (3.0,) * STEPS, 20.0, 0, finished=True)

@@ -15,7 +15,7 @@ from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError
 from moedisco_ray.corpus import Encoder, build, input_identity
 from moedisco_ray.corpus.documents import DOCUMENTS, document_id
-from moedisco_ray.tokens import TokenStream
+from moedisco_ray.training.packed_tokens import TokenStream
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "seven", "grey", "hills", "nobody"]
 

@@ -25,8 +25,8 @@ from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.steps.context import Context
 from moedisco_ray.steps.jobs import anchored, make_job, rounds_of
-from moedisco_ray.tokens import INDEX
 from moedisco_ray.training import BackboneRate, Rounds, TrainJob, TrainResult, World, train
+from moedisco_ray.training.packed_tokens import INDEX
 
 CHANGES: dict[str, Any] = {
     "tokens": {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},

@@ -9,7 +9,7 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.models import hf_config, skeleton, specialise
-from moedisco_ray.objective import (
+from moedisco_ray.training.objective import (
     RouterProbe,
     RouterSums,
     load_balance_loss,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moedisco_ray.core.config import Outer
 from moedisco_ray.policies.sync_points import shares
-from moedisco_ray.training.outer import next_backbone, next_momentum
+from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 
 Tensors = dict[str, Tensor]
 
@@ -96,6 +96,6 @@ def test_members_that_did_not_move_leave_only_the_momentum() -> None:
 def test_a_large_tensor_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     start, copies = drawn(1, 2)
     whole = outer_step(start, copies, [0.5, 0.5], None, Outer())
-    monkeypatch.setattr("moedisco_ray.training.outer._CHUNK", 4)
+    monkeypatch.setattr("moedisco_ray.training.sync.outer_step._CHUNK", 4)
     for ours, theirs in zip(outer_step(start, copies, [0.5, 0.5], None, Outer()), whole, strict=True):
         assert all(torch.equal(ours[key], theirs[key]) for key in start)

@@ -25,7 +25,8 @@ from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
 from moedisco_ray.policies.quorum import ALL
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.shell import Placement
-from moedisco_ray.training import TrainJob, TrainResult, checkpoint
+from moedisco_ray.training import TrainJob, TrainResult
+from moedisco_ray.training.checkpoints import checkpoint
 
 NAMES = ("placed", "unplaced")
 

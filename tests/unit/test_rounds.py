@@ -17,9 +17,11 @@ from moedisco_ray.in_process import InProcess
 from moedisco_ray.models import ModelMap, Role, check_same, open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.shell import Placement, Trained
-from moedisco_ray.training import Keeper, Rounds, TrainJob, World, checkpoint, rounds, train, write_standing
+from moedisco_ray.training import Keeper, Rounds, TrainJob, World, train, write_standing
+from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.sharding import trainable, whole_state
+from moedisco_ray.training.sync import exchange
 
 STEPS = (12, 12, 7)
 OUTER = Outer(lr=0.7, momentum=0.9)
@@ -64,7 +66,7 @@ def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
 def test_a_round_makes_the_outer_step_of_what_each_has_by_itself(home: Path, tmp_path: Path) -> None:
     jobs = members(home, tmp_path, every=6)
     in_process(jobs)
-    made = rounds.backbone(tmp_path / "rounds", 1)
+    made = exchange.backbone(tmp_path / "rounds", 1)
     assert set(made) == {key for key in weights(home / "dense") if ModelMap("qwen3_moe").classify(key).role is Role.BACKBONE}
     alone = []
     for job, steps in zip(jobs, (6, 6, 3), strict=True):
@@ -83,7 +85,7 @@ def test_a_round_makes_the_outer_step_of_what_each_has_by_itself(home: Path, tmp
 
 def test_every_round_counts_the_tokens_of_its_members(undisturbed: list[TrainJob]) -> None:
     a_step = BATCH * L
-    found = rounds.history(undisturbed[0].checkpoints.parent / "rounds")
+    found = exchange.history(undisturbed[0].checkpoints.parent / "rounds")
     assert [list(entry["members"].values()) for entry in found] == [
         [3 * a_step, 3 * a_step, a_step], [3 * a_step, 3 * a_step, 2 * a_step], [3 * a_step, 3 * a_step, 2 * a_step]]
     assert all(entry["late"] == [] for entry in found)
@@ -147,7 +149,7 @@ def test_killed_inside_the_outer_step_it_is_made_again(
 ) -> None:
     jobs = members(home, tmp_path)
     calls = iter(range(100))
-    original = getattr(rounds, what)
+    original = getattr(exchange, what)
 
     def dies(*args: object) -> object:
         if next(calls) == (4 if what == "write_json" else 1):     # each member's post is written as JSON too
@@ -155,7 +157,7 @@ def test_killed_inside_the_outer_step_it_is_made_again(
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, what, dies)
+        patch.setattr(exchange, what, dies)
         with pytest.raises(Killed):
             in_process(jobs)
     in_process(jobs)
@@ -233,7 +235,7 @@ def test_a_late_member_takes_the_newest_backbone_and_is_in_the_next_round(home: 
     assert run(jobs[2]).steps == 3          # past its first meeting, where its own backbone was not wanted, up to its second
     assert keeper.waits("submodel-2")
     taken_in_turns(jobs, keeper)
-    found = rounds.history(tmp_path / "rounds")
+    found = exchange.history(tmp_path / "rounds")
     assert [sorted(entry["members"]) for entry in found] == [
         ["submodel-0", "submodel-1"], *[["submodel-0", "submodel-1", "submodel-2"]] * 2]
     assert found[1]["members"]["submodel-2"] == 2 * BATCH * L
@@ -250,7 +252,7 @@ def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(
     run(alone, stop=stop_after(1))
     write_standing(alone)
     write_standing(jobs[2])
-    common = rounds.backbone(tmp_path / "rounds", 2)
+    common = exchange.backbone(tmp_path / "rounds", 2)
     stood, written = weights(alone.output), weights(jobs[2].output)
     assert set(written) == set(stood) > set(common)
     for key, tensor in written.items():
@@ -265,7 +267,7 @@ def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Pa
     for _ in range(2):
         close_one(jobs[:2], keeper)
     assert run(jobs[2]).steps == 5      # its third meeting
-    assert rounds.has_posted(tmp_path / "rounds", 3, "submodel-2")
+    assert exchange.has_posted(tmp_path / "rounds", 3, "submodel-2")
 
 
 def test_laying_a_backbone_down_while_the_round_is_closed_disturbs_nobody(home: Path, tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ def test_laying_a_backbone_down_while_the_round_is_closed_disturbs_nobody(home: 
                 close_one(jobs[:2], keeper)
             yield tensor
 
-    rounds.post(directory, 1, "submodel-2", slowly(), open_checkpoint(home / "dense").config, rounds.Post(1, BATCH * L))
+    exchange.post(directory, 1, "submodel-2", slowly(), open_checkpoint(home / "dense").config, exchange.Post(1, BATCH * L))
     assert run(jobs[2]).steps == 3      # it goes on from what the others made
     close_one(jobs[:2], keeper)
     assert sorted(path.name for path in (directory / "round-0001").iterdir()) == ["backbone", "momentum", "round.json"]

@@ -27,7 +27,7 @@ from moedisco_ray.export import Origin, export
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.models import load_model
 from moedisco_ray.start import check_start
-from moedisco_ray.tokens import TokenStream
+from moedisco_ray.training.packed_tokens import TokenStream
 
 COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE")
 

@@ -23,22 +23,13 @@ from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, save_model
-from moedisco_ray.tokens import TokenStream, batch_indices, write_packed
-from moedisco_ray.training import (
-    TrainJob,
-    TrainResult,
-    World,
-    checkpoint,
-    learning_rate,
-    standing,
-    steps_for,
-    train,
-    write_standing,
-)
-from moedisco_ray.training.manifest import HashingStream
+from moedisco_ray.training import TrainJob, TrainResult, World, learning_rate, standing, steps_for, train, write_standing
+from moedisco_ray.training.checkpoints import checkpoint
+from moedisco_ray.training.checkpoints.manifest import HashingStream
+from moedisco_ray.training.checkpoints.storage import Storage
 from moedisco_ray.training.optimizer import RoundingAdamW, adamw
+from moedisco_ray.training.packed_tokens import TokenStream, batch_indices, write_packed
 from moedisco_ray.training.sharding import trainable
-from moedisco_ray.training.storage import Storage
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.evaluate.scoring import document_nats, fill, plan_batches
 from moedisco_ray.models import ModelMap, Role, same_bits
 from moedisco_ray.policies import early_stopping
-from moedisco_ray.tokens import TokenStream, batch_indices
 from moedisco_ray.training import TrainJob, World, learning_rate
-from moedisco_ray.training.checkpoint import Progress
-from moedisco_ray.training.course import Course, rate, stretches
+from moedisco_ray.training.checkpoints.checkpoint import Progress
+from moedisco_ray.training.packed_tokens import TokenStream, batch_indices
+from moedisco_ray.training.phase_schedule import Course, rate, stretches
 from moedisco_ray.training.spikes import SpikeGuard
 
 STAGED = (Phase(train="router", share=0.25), Phase(train="backbone", share=0.25), Phase(train="all", share=0.5))

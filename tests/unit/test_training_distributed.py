@@ -22,7 +22,8 @@ from moedisco_ray.core.config import Optimizer, Phase
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, load_model
 from moedisco_ray.models.optimizer_state import FOLDER, KINDS, open_moments
-from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, checkpoint, train
+from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, train
+from moedisco_ray.training.checkpoints import checkpoint
 
 pytestmark = pytest.mark.timeout(400)     # the gangs are several processes, and run once for all of these
 

@@ -27,7 +27,7 @@ from moedisco_ray.core.config import Outer
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.models import Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.sync_points import Gathering, shares
-from moedisco_ray.training.outer import next_backbone, next_momentum
+from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 
 _CLOSED = "round.json"
 _KEPT = 2

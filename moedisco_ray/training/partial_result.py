@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from moedisco_ray.training import checkpoint
+from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.job import TrainJob, TrainResult, World
-from moedisco_ray.training.meeting import catch_up
-from moedisco_ray.training.moments import take_up
 from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.optimizer_state import take_up
 from moedisco_ray.training.output import write_model
 from moedisco_ray.training.sharding import trainable
+from moedisco_ray.training.sync.member import catch_up
 
 
 def standing(job: TrainJob) -> TrainResult:

@@ -17,11 +17,11 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.core.locations import Location
-from moedisco_ray.training import layout
+from moedisco_ray.training.checkpoints import layout
+from moedisco_ray.training.checkpoints.io import ShardReader, ShardWriter
+from moedisco_ray.training.checkpoints.manifest import Checksum
+from moedisco_ray.training.checkpoints.storage import Storage
 from moedisco_ray.training.job import TrainJob, World
-from moedisco_ray.training.manifest import Checksum
-from moedisco_ray.training.shards import ShardReader, ShardWriter
-from moedisco_ray.training.storage import Storage
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from pyarrow import fs
 from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import ConfigError, StorageError
 from moedisco_ray.core.locations import Location, first_line, resolve
-from moedisco_ray.training.manifest import Checksum, HashingStream, Manifest, is_of_another_version, signing_key
+from moedisco_ray.training.checkpoints.manifest import Checksum, HashingStream, Manifest, is_of_another_version, signing_key
 
 T = TypeVar("T")
 

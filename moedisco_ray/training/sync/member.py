@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.models import config_values
-from moedisco_ray.training import rounds
 from moedisco_ray.training.backbone import backbone_of
-from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import Rounds, TrainJob, World
-from moedisco_ray.training.ledger import Ledger
+from moedisco_ray.training.metrics import Ledger
+from moedisco_ray.training.sync import exchange
 
 
 class Meeting:
@@ -64,7 +64,7 @@ class Meeting:
             return True
         self._ledger.settle()
         began = time.monotonic()
-        closed = rounds.newest(self._rounds.directory, progress.round)
+        closed = exchange.newest(self._rounds.directory, progress.round)
         if closed == progress.round:
             secure()
             with contextlib.suppress(FileNotFoundError):    # two rounds late: what it was to lie in is cleared away meanwhile
@@ -73,7 +73,7 @@ class Meeting:
             if stop() or time.monotonic() - began >= self._rounds.stay:
                 return False
             yield
-            closed = rounds.newest(self._rounds.directory, progress.round)
+            closed = exchange.newest(self._rounds.directory, progress.round)
         take_in(self._rounds, closed, self._backbone)
         self._ledger.progress.round, self._ledger.progress.joined = closed, self._ledger.progress.step
         self._ledger.leave_out(time.monotonic() - began)
@@ -81,13 +81,13 @@ class Meeting:
 
     def _post(self, directory: Path, number: int) -> None:
         progress = self._ledger.progress
-        post = rounds.Post(progress.step, (progress.step - progress.joined) * self._job.step_tokens)
-        rounds.post(directory, number, self._job.name, self._backbone.items(), self._config, post)
+        post = exchange.Post(progress.step, (progress.step - progress.joined) * self._job.step_tokens)
+        exchange.post(directory, number, self._job.name, self._backbone.items(), self._config, post)
 
 
 def catch_up(meets: Rounds, progress: Progress, model: PreTrainedModel) -> None:
     """Let a model that nobody trains any more have the backbone of the last round, if it does not know it."""
-    newest = rounds.newest(meets.directory, progress.round)
+    newest = exchange.newest(meets.directory, progress.round)
     if newest > progress.round:
         take_in(meets, newest, backbone_of(model))
 
@@ -95,6 +95,6 @@ def catch_up(meets: Rounds, progress: Progress, model: PreTrainedModel) -> None:
 @torch.no_grad()
 def take_in(meets: Rounds, number: int, backbone: Mapping[str, Tensor]) -> None:
     """Put what a round made into a model's backbone, by canonical name."""
-    common = rounds.backbone(meets.directory, number)
+    common = exchange.backbone(meets.directory, number)
     for name, parameter in backbone.items():
         parameter.copy_(common[name])

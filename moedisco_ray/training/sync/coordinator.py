@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.policies.sync_points import Gathering, gather
-from moedisco_ray.training import rounds
 from moedisco_ray.training.job import TrainJob
+from moedisco_ray.training.sync import exchange
 
 
 class Keeper:
@@ -28,12 +28,12 @@ class Keeper:
         self._emit = emit
         self._clock = clock
         self._rounds = jobs[0].rounds
-        self._closed = 0 if self._rounds is None else rounds.newest(self._rounds.directory)
+        self._closed = 0 if self._rounds is None else exchange.newest(self._rounds.directory)
         self._arrived: dict[str, float] = {}
 
     def waits(self, name: str) -> bool:
         """Whether a member has ended the open round, so that there is nothing for it to do."""
-        return self._rounds is not None and rounds.has_posted(self._rounds.directory, self._closed + 1, name)
+        return self._rounds is not None and exchange.has_posted(self._rounds.directory, self._closed + 1, name)
 
     def drop(self, name: str) -> None:
         """A member was given up: nobody waits for it any longer."""
@@ -57,7 +57,7 @@ class Keeper:
         """
         assert self._rounds is not None  # noqa: S101  # nobody gathers without
         began, number = self._clock(), self._closed + 1
-        rounds.close(self._rounds.directory, number, self._first.model, gathering, self._rounds.outer)
+        exchange.close(self._rounds.directory, number, self._first.model, gathering, self._rounds.outer)
         self._closed = number
         self._arrived = {}
         self._emit(Event("round", self._first.stage, data={

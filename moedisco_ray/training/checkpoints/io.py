@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.futures import Future
 
-from moedisco_ray.training import layout
-from moedisco_ray.training.manifest import Checksum
-from moedisco_ray.training.storage import Storage
+from moedisco_ray.training.checkpoints import layout
+from moedisco_ray.training.checkpoints.manifest import Checksum
+from moedisco_ray.training.checkpoints.storage import Storage
 
 
 class ShardWriter(FileSystemWriter):

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from moedisco_ray.training.manifest import Checksum, FileName, Strict
+from moedisco_ray.training.checkpoints.manifest import Checksum, FileName, Strict
 
 NAME = "metadata.json"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moedisco_ray.core.errors import NotFiniteError
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
 
 

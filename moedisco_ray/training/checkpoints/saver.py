@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.policies.checkpointing import USUAL, SaveCost, interval
-from moedisco_ray.training import checkpoint
-from moedisco_ray.training.checkpoint import Progress
+from moedisco_ray.training.checkpoints import checkpoint
+from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
 
 _TIMEOUT = timedelta(hours=1)

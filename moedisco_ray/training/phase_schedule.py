@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from moedisco_ray import objective
 from moedisco_ray.core.config import Optimizer, Phase
 from moedisco_ray.models import ModelMap, Role
+from moedisco_ray.training import objective
 from moedisco_ray.training.schedule import learning_rate
 
 _LEARNS: dict[str, frozenset[Role]] = {
