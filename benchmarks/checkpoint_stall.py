@@ -33,8 +33,8 @@ from harness import environment, interleave, spread, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.decompose import decompose
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
+from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob, World, loop, train
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.saver import Saver

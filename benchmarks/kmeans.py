@@ -21,8 +21,8 @@ from harness import environment, interleave, ratios, spread, write_result
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from moedisco_ray.clustering.blocks import squared_distances
-from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks
+from moedisco_ray.stages.clustering.blocks import squared_distances
+from moedisco_ray.stages.clustering.kmeans import fit_kmeans_on_blocks
 
 SETTINGS = {
     "50k x 64, K 16": (50_000, 64, 16),

@@ -27,8 +27,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback
 
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
-from moedisco_ray.decompose import decompose
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
+from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob, World, train
 from moedisco_ray.training.packed_tokens import write_packed
 

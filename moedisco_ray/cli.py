@@ -257,7 +257,7 @@ def evaluate(
         sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
         max_tokens=max_tokens)
     check_evaluation(settings)
-    result = _import_late("moedisco_ray.tasks").judge(model_dir, model_dir, settings, None, device)
+    result = _import_late("moedisco_ray.stages.tasks").judge(model_dir, model_dir, settings, None, device)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -322,7 +322,7 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 def _import_late(name: Literal[
     "moedisco_ray.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter", "moedisco_ray.compare.run",
-    "moedisco_ray.compare.figures", "moedisco_ray.tasks", "moedisco_ray.validation",
+    "moedisco_ray.compare.figures", "moedisco_ray.stages.tasks", "moedisco_ray.validation",
 ]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)

@@ -31,16 +31,16 @@ from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.report import build_report
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.corpus import input_identity
-from moedisco_ray.export import write_card
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.on_ray.free_slots import free_slots
 from moedisco_ray.on_ray.gauges import Gauges
 from moedisco_ray.on_ray.shell import RayShell
 from moedisco_ray.shell import Shell
-from moedisco_ray.start import check_start
-from moedisco_ray.steps import STEPS, Context
+from moedisco_ray.stages.corpus import input_identity
+from moedisco_ray.stages.export import write_card
+from moedisco_ray.stages.start import check_start
+from moedisco_ray.stages.steps import STEPS, Context
 from moedisco_ray.training.checkpoints import checkpoint
 
 _PATIENCE = 60.0

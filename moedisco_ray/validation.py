@@ -11,9 +11,9 @@ from typing import TypeVar
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import local_gpus
 from moedisco_ray.core.errors import PoolError, RunDirError, UserError
-from moedisco_ray.corpus import probe
 from moedisco_ray.plan import Plan, build_plan
-from moedisco_ray.start import start_problems
+from moedisco_ray.stages.corpus import probe
+from moedisco_ray.stages.start import start_problems
 
 T = TypeVar("T")
 

@@ -18,20 +18,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moedisco_ray.clustering.stage import documents_needed
-from moedisco_ray.clustering.vectors.base import read_settings
-from moedisco_ray.clustering.vectors.likelihood import READ
 from moedisco_ray.compare.accounting import Reader, ReadingStage, Reads
 from moedisco_ray.compare.arms import Measured
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import CheckpointInit, RunConfig
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.evaluate import load_documents
-from moedisco_ray.evaluate.ensemble import BLOCK
-from moedisco_ray.merge import recipes
 from moedisco_ray.models import ModelMap
-from moedisco_ray.steps.calibration import calibration_windows, sample_windows
-from moedisco_ray.tasks import validation_parts
+from moedisco_ray.stages.clustering.stage import documents_needed
+from moedisco_ray.stages.clustering.vectors.base import read_settings
+from moedisco_ray.stages.clustering.vectors.likelihood import READ
+from moedisco_ray.stages.evaluate import load_documents
+from moedisco_ray.stages.evaluate.ensemble import BLOCK
+from moedisco_ray.stages.merge import recipes
+from moedisco_ray.stages.steps.calibration import calibration_windows, sample_windows
+from moedisco_ray.stages.tasks import validation_parts
 from moedisco_ray.training.packed_tokens import INDEX
 
 Lengths = NDArray[np.int64]

@@ -35,10 +35,10 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, DivergedError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.metering import Meter
-from moedisco_ray.corpus import input_identity
 from moedisco_ray.display import View
 from moedisco_ray.plan import build_plan, recipe, subject
 from moedisco_ray.shell import Shell
+from moedisco_ray.stages.corpus import input_identity
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
 """What arms are trained for where nothing else is asked for."""

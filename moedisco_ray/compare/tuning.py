@@ -19,8 +19,8 @@ from moedisco_ray.compare.arms import Arm, arm_config
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.corpus import input_identity
 from moedisco_ray.plan import recipe
+from moedisco_ray.stages.corpus import input_identity
 
 Step = tuple[int, int]
 """A place on the grid: powers of two that multiply the configured batch size and learning rate."""

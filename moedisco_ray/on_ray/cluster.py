@@ -20,16 +20,16 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from moedisco_ray.cluster_packing import pack_cluster
-from moedisco_ray.clustering.stage import build_clusters as build
-from moedisco_ray.clustering.store import Shard, embed_table
-from moedisco_ray.clustering.vectors import load_vectoriser
 from moedisco_ray.core.config import Pool, RunConfig
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.tasks import run_on
 from moedisco_ray.shell import holding, vectors_kind
+from moedisco_ray.stages.cluster_packing import pack_cluster
+from moedisco_ray.stages.clustering.stage import build_clusters as build
+from moedisco_ray.stages.clustering.store import Shard, embed_table
+from moedisco_ray.stages.clustering.vectors import load_vectoriser
 
 _READ = ["id", "text", "tokens", "packed", "copies"]
 

@@ -2,7 +2,7 @@
 
 The tasks read and write files that all nodes see; what flows through Ray are their descriptions and reports, a few
 kilobytes each. So the object store stays empty however large the corpus is, a task that died is run again by Ray, and
-the result does not depend on blocks: everything that decides over a document is in `moedisco_ray.corpus`.
+the result does not depend on blocks: everything that decides over a document is in `moedisco_ray.stages.corpus`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray.data
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.corpus import build
+from moedisco_ray.stages.corpus import build
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -15,10 +15,10 @@ from fake_jobs import FakeJobs
 from moedisco_ray.core.config import Source, check_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.read_roots import reading_within
-from moedisco_ray.corpus.cutting import Limits
-from moedisco_ray.corpus.files import list_files
-from moedisco_ray.corpus.readers import plan_units, read_unit
-from moedisco_ray.corpus.sources import expand_sources
+from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.corpus.files import list_files
+from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.sources import expand_sources
 from service.background.reconciler import Reconciler
 from service.domain.states import RunState
 

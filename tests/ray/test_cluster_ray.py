@@ -12,16 +12,16 @@ import ray
 import torch
 from clustering_corpus import run_config, write_corpus, write_model
 
-from moedisco_ray.cluster_packing import pack_cluster
-from moedisco_ray.clustering.grid import Grid, peak
-from moedisco_ray.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
-from moedisco_ray.clustering.stage import LocalWorkers
-from moedisco_ray.clustering.stage import build_clusters as build_here
 from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.on_ray.cluster import RayWorkers, Seats, build_clusters
+from moedisco_ray.stages.cluster_packing import pack_cluster
+from moedisco_ray.stages.clustering.grid import Grid, peak
+from moedisco_ray.stages.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
+from moedisco_ray.stages.clustering.stage import LocalWorkers
+from moedisco_ray.stages.clustering.stage import build_clusters as build_here
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),

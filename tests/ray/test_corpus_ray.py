@@ -14,8 +14,8 @@ import ray
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.read_roots import ENVIRONMENT
-from moedisco_ray.corpus import build
 from moedisco_ray.on_ray.corpus import build_corpus
+from moedisco_ray.stages.corpus import build
 
 pytestmark = [
     pytest.mark.ray,
@@ -100,11 +100,11 @@ DRIVER = """
 import functools, json, os, sys
 from pathlib import Path
 from moedisco_ray.core.config import Source, check_config
-from moedisco_ray.corpus.cutting import Limits
-from moedisco_ray.corpus.files import list_files
-from moedisco_ray.corpus.readers import plan_units
-from moedisco_ray.corpus.sources import expand_sources
-from moedisco_ray.corpus.staging import stage_unit
+from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.corpus.files import list_files
+from moedisco_ray.stages.corpus.readers import plan_units
+from moedisco_ray.stages.corpus.sources import expand_sources
+from moedisco_ray.stages.corpus.staging import stage_unit
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.on_ray import corpus, session
 

@@ -9,7 +9,7 @@ from moedisco_ray.core.bill import metered_bill
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
-from moedisco_ray.export.card import model_card
+from moedisco_ray.stages.export.card import model_card
 from service.database import runs
 from service.domain.states import RunState
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from moedisco_ray.clustering.assign import assign_balanced, overlap_mask
+from moedisco_ray.stages.clustering.assign import assign_balanced, overlap_mask
 
 
 def ids_of(n, salt=0):

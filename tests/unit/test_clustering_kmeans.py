@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from moedisco_ray.clustering.blocks import Block, block_statistics, reduce, squared_distances
-from moedisco_ray.clustering.grid import Grid, peak
-from moedisco_ray.clustering.kmeans import fit_kmeans_on_blocks, seed_centroids, update
+from moedisco_ray.stages.clustering.blocks import Block, block_statistics, reduce, squared_distances
+from moedisco_ray.stages.clustering.grid import Grid, peak
+from moedisco_ray.stages.clustering.kmeans import fit_kmeans_on_blocks, seed_centroids, update
 
 
 def blobs(n=600, d=12, k=5, seed=0, spread=1.5):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 from test_clustering_assign import ids_of
 
-from moedisco_ray.clustering.vectors import FitInputs, language, load_vectoriser
-from moedisco_ray.clustering.vectors.language import LanguageModels, Text
-from moedisco_ray.clustering.vectors.likelihood import Likelihood
+from moedisco_ray.stages.clustering.vectors import FitInputs, language, load_vectoriser
+from moedisco_ray.stages.clustering.vectors.language import LanguageModels, Text
+from moedisco_ray.stages.clustering.vectors.likelihood import Likelihood
 
 VOCABULARY = 9
 documents = st.lists(

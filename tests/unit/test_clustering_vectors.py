@@ -13,12 +13,12 @@ from clustering_corpus import VOCABULARY, WORDS, write_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.clustering.vectors import load_vectoriser
-from moedisco_ray.clustering.vectors.hidden_state import HiddenState
-from moedisco_ray.clustering.vectors.mean_token import MeanToken
-from moedisco_ray.clustering.vectors.tfidf import TfidfSvd
 from moedisco_ray.core.errors import CheckpointError, CorpusError
+from moedisco_ray.stages.clustering import ClusterModel
+from moedisco_ray.stages.clustering.vectors import load_vectoriser
+from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
+from moedisco_ray.stages.clustering.vectors.mean_token import MeanToken
+from moedisco_ray.stages.clustering.vectors.tfidf import TfidfSvd
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,6 @@ def test_an_unknown_kind_is_named(tmp_path):
 
 def test_holding_vectors_needs_neither_torch_nor_transformers():
     heavy = "{'torch', 'transformers', 'ray'}"
-    code = f"import sys, moedisco_ray.clustering.store; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, moedisco_ray.stages.clustering.store; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moedisco_ray.core.config import RunConfig, check_config
-from moedisco_ray.corpus import build, input_identity
-from moedisco_ray.corpus.documents import DOCUMENTS
+from moedisco_ray.stages.corpus import build, input_identity
+from moedisco_ray.stages.corpus.documents import DOCUMENTS
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "seven", "grey", "hills", "empty"]
 
@@ -125,5 +125,5 @@ def test_the_corpus_is_made_again_when_its_form_on_disk_changes(tmp_path: Path, 
     (tmp_path / "x.txt").write_text(prose(0, 3))
     settings = config([{"path": str(tmp_path / "x.txt")}])
     before = input_identity(settings)
-    monkeypatch.setattr("moedisco_ray.corpus.sources.DOCUMENTS", DOCUMENTS.remove(0))
+    monkeypatch.setattr("moedisco_ray.stages.corpus.sources.DOCUMENTS", DOCUMENTS.remove(0))
     assert input_identity(settings)["corpus"] != before["corpus"]

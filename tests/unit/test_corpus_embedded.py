@@ -7,11 +7,11 @@ import pytest
 from packaging.requirements import Requirement
 
 from moedisco_ray.core.config import Source
-from moedisco_ray.corpus import embedded
-from moedisco_ray.corpus.cutting import Limits
-from moedisco_ray.corpus.files import list_files
-from moedisco_ray.corpus.readers import plan_units, read_unit
-from moedisco_ray.corpus.sources import expand_sources
+from moedisco_ray.stages.corpus import embedded
+from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.corpus.files import list_files
+from moedisco_ray.stages.corpus.readers import plan_units, read_unit
+from moedisco_ray.stages.corpus.sources import expand_sources
 
 
 def hard_dependencies():

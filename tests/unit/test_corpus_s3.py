@@ -10,8 +10,8 @@ import pytest
 from s3_standin import s3_server
 from small_run import small_config
 
-from moedisco_ray import corpus
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.stages import corpus
 
 DOCUMENTS = {f"wiki/{i:03}.txt": f"Article {i}. " + " ".join(f"word{i * j % 97}" for j in range(120)) for i in range(40)}
 

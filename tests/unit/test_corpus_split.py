@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moedisco_ray.core.config import RunConfig, check_config
-from moedisco_ray.corpus import Encoder, Limits, build, read_unseen
-from moedisco_ray.evaluate import load_documents
+from moedisco_ray.stages.corpus import Encoder, Limits, build, read_unseen
+from moedisco_ray.stages.evaluate import load_documents
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "seven", "grey", "hills", "empty"]
 
@@ -178,11 +178,11 @@ def test_thin_text_is_warned_of(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from moedisco_ray.corpus.cutting import Limits
-from moedisco_ray.corpus.files import list_files
-from moedisco_ray.corpus.readers import plan_units
-from moedisco_ray.corpus.sources import expand_sources
-from moedisco_ray.corpus.staging import stage_unit
+from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.corpus.files import list_files
+from moedisco_ray.stages.corpus.readers import plan_units
+from moedisco_ray.stages.corpus.sources import expand_sources
+from moedisco_ray.stages.corpus.staging import stage_unit
 from moedisco_ray.core.config import Source
 for name in sys.argv[1:]:
     path = Path(name)

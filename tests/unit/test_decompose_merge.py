@@ -12,9 +12,6 @@ from moe_models import LENGTH, VOCAB, model_map, moe, random_tensors, tiny_confi
 
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError, ConfigError
-from moedisco_ray.decompose import decompose, with_seed, write_submodels
-from moedisco_ray.merge import Recipe, merge, merge_weights, merge_with_report
-from moedisco_ray.merge.backbone import RULES
 from moedisco_ray.models import (
     PARTS,
     Role,
@@ -28,6 +25,9 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
+from moedisco_ray.stages.decompose import decompose, with_seed, write_submodels
+from moedisco_ray.stages.merge import Recipe, merge, merge_weights, merge_with_report
+from moedisco_ray.stages.merge.backbone import RULES
 
 
 class Recording(Mapping):

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from moedisco_ray.cli import app
 from moedisco_ray.core.config import Architecture, Evaluation
-from moedisco_ray.corpus import Encoder
-from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
-from moedisco_ray.evaluate.scoring import token_nats
 from moedisco_ray.models import hf_config, load_model, save_model
-from moedisco_ray.tasks import judge
+from moedisco_ray.stages.corpus import Encoder
+from moedisco_ray.stages.corpus.tokenizer import save_trained, train_bpe
+from moedisco_ray.stages.evaluate.scoring import token_nats
+from moedisco_ray.stages.tasks import judge
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 
@@ -107,7 +107,7 @@ def test_the_harness_counts_what_the_logits_say(model: Path, tmp_path: Path, off
 
 @needs_harness
 def test_questions_are_asked_as_their_texts_want() -> None:
-    from moedisco_ray.evaluate.harness import pose  # noqa: PLC0415  # slow, and so only here
+    from moedisco_ray.stages.evaluate.harness import pose  # noqa: PLC0415  # slow, and so only here
 
     def asked(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         task = pose("t", rows)
@@ -125,7 +125,7 @@ def test_likelihoods_are_those_of_our_scoring_and_of_the_harness_own_class(model
     from lm_eval.api.instance import Instance  # noqa: PLC0415  # slow, and so only here
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
 
-    from moedisco_ray.evaluate.harness import ScoredLM  # noqa: PLC0415
+    from moedisco_ray.stages.evaluate.harness import ScoredLM  # noqa: PLC0415
 
     encoder, loaded = Encoder(model), load_model(model).eval()
     ours = ScoredLM(loaded, encoder.encode, encoder.eos, LENGTH)

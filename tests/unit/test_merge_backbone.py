@@ -15,11 +15,11 @@ from moe_models import LENGTH, VOCAB, model_map, random_tensors, tiny_config
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Merge
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.decompose import write_submodels
-from moedisco_ray.merge import Recipe, RouterSettings, backbone, build_merged, merge, merge_weights, recipes
-from moedisco_ray.merge.backbone import combine
-from moedisco_ray.merge.choose import Candidate, best
 from moedisco_ray.models import Role, differences, load_model, open_checkpoint, write_checkpoint
+from moedisco_ray.stages.decompose import write_submodels
+from moedisco_ray.stages.merge import Recipe, RouterSettings, backbone, build_merged, merge, merge_weights, recipes
+from moedisco_ray.stages.merge.backbone import combine
+from moedisco_ray.stages.merge.choose import Candidate, best
 
 
 def copies_of(seed, count=3, size=40, dtype=torch.float32):

@@ -16,10 +16,10 @@ from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Optimizer, Phase, put
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.merge import merge_moments
 from moedisco_ray.models import ModelMap, Role, canonical_shapes, check_same, open_checkpoint, read_config, same_bits
 from moedisco_ray.models.optimizer_state import FOLDER, KINDS, Kind, Moments, open_moments, write_moments
 from moedisco_ray.policies.retrying import Skip
+from moedisco_ray.stages.merge import merge_moments
 from moedisco_ray.training import TrainJob
 
 HALF = 4

@@ -15,9 +15,6 @@ from small_run import DOMAINS, small_config
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from moedisco_ray import pipeline
-from moedisco_ray.clustering import ClusterModel
-from moedisco_ray.clustering.assign import overlap_mask
-from moedisco_ray.clustering.store import id_array
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
@@ -25,6 +22,9 @@ from moedisco_ray.core.events import EventLog
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
+from moedisco_ray.stages.clustering import ClusterModel
+from moedisco_ray.stages.clustering.assign import overlap_mask
+from moedisco_ray.stages.clustering.store import id_array
 from moedisco_ray.training import TrainJob, World, steps_for, train
 
 FEW_TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}

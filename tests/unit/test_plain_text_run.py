@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from moedisco_ray import pipeline
 from moedisco_ray.cli import app
-from moedisco_ray.corpus import embedded
 from moedisco_ray.in_process import InProcess
+from moedisco_ray.stages.corpus import embedded
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "small8" / "train"
 SMALL = (

@@ -20,12 +20,12 @@ from moedisco_ray.core.events import BILL_FIGURES, EventLog
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.report import build_report
 from moedisco_ray.core.stages import STAGES
-from moedisco_ray.evaluate.ensemble import BLOCK
 from moedisco_ray.in_process import InProcess
-from moedisco_ray.merge.backbone import RULES
 from moedisco_ray.plan import build_plan, machine
 from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK, _MERGE_RULES
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
+from moedisco_ray.stages.evaluate.ensemble import BLOCK
+from moedisco_ray.stages.merge.backbone import RULES
 
 
 def probe(rate=50e9, start_up=4.0, cores=2):

@@ -25,7 +25,7 @@ from moedisco_ray.core.report import (
 )
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.display import report_view
-from moedisco_ray.export.card import model_card
+from moedisco_ray.stages.export.card import model_card
 
 LOW, HIGH = 0.36, 3.6     # dollars per hour
 

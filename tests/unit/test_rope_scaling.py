@@ -16,7 +16,7 @@ from moedisco_ray.core.config import Architecture, check_config, read_architectu
 from moedisco_ray.core.config.rope import ROPE_TYPES
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.models import hf_config, skeleton
-from moedisco_ray.start import check_start
+from moedisco_ray.stages.start import check_start
 
 VALUES: dict[str, Any] = {
     "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,

@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
-from moedisco_ray.router_init import (
+from moedisco_ray.stages.merge.router_init import (
     centroid_directions,
     constant_direction,
     directions,

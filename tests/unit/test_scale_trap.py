@@ -11,8 +11,6 @@ from sklearn.linear_model import Ridge
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import FAMILIES
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.decompose import with_seed, write_submodels
-from moedisco_ray.merge import Recipe, RouterSettings, build_merged, calibrate, merge, merge_weights
 from moedisco_ray.models import (
     ModelMap,
     canonical_shapes,
@@ -24,7 +22,9 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.router_init import ridge_strength, statistics
+from moedisco_ray.stages.decompose import with_seed, write_submodels
+from moedisco_ray.stages.merge import Recipe, RouterSettings, build_merged, calibrate, merge, merge_weights
+from moedisco_ray.stages.merge.router_init import ridge_strength, statistics
 
 CLUSTERS = 4
 SCALED = ("qwen2_moe", "qwen3_moe", "olmoe")

@@ -16,17 +16,18 @@ from safetensors import safe_open
 from small_run import small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from moedisco_ray import evaluate, pipeline, tasks
+from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, Merge, Model, RunConfig, Source
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.corpus import Encoder
-from moedisco_ray.corpus.pretrained import open_encoder
-from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
-from moedisco_ray.export import Origin, export
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.models import load_model
-from moedisco_ray.start import check_start
+from moedisco_ray.stages import evaluate, tasks
+from moedisco_ray.stages.corpus import Encoder
+from moedisco_ray.stages.corpus.pretrained import open_encoder
+from moedisco_ray.stages.corpus.tokenizer import save_trained, train_bpe
+from moedisco_ray.stages.export import Origin, export
+from moedisco_ray.stages.start import check_start
 from moedisco_ray.training.packed_tokens import TokenStream
 
 COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE")

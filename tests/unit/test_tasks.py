@@ -19,7 +19,7 @@ from moedisco_ray.on_ray import session
 from moedisco_ray.on_ray.standstill import Standstill
 from moedisco_ray.on_ray.tasks import until_begun
 from moedisco_ray.shell import Placement
-from moedisco_ray.steps import Context
+from moedisco_ray.stages.steps import Context
 
 
 def never() -> bool:

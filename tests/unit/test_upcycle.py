@@ -12,16 +12,17 @@ from safetensors.torch import load_file, save_file
 from small_run import small_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray import pipeline, tasks
+from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import DENSE, FAMILIES, Merge, Model, check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.stages import fingerprints
-from moedisco_ray.corpus import input_identity
-from moedisco_ray.corpus.tokenizer import save_trained, train_bpe
 from moedisco_ray.in_process import InProcess
 from moedisco_ray.models import ModelMap, check_start_tensors, load_model, open_checkpoint, write_checkpoint
-from moedisco_ray.steps.context import dense_seed, finetune_seed, submodel_seed
+from moedisco_ray.stages import tasks
+from moedisco_ray.stages.corpus import input_identity
+from moedisco_ray.stages.corpus.tokenizer import save_trained, train_bpe
+from moedisco_ray.stages.steps.context import dense_seed, finetune_seed, submodel_seed
 
 DENSE_SIZES = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,

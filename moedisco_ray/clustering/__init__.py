@@ -1,5 +1,0 @@
-"""Documents to clusters: vectors, k-means, balanced assignment, report. `on_ray.cluster` runs them on Ray."""
-
-from moedisco_ray.clustering.model import ClusterModel
-
-__all__ = ["ClusterModel"]

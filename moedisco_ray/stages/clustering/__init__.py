@@ -1,0 +1,5 @@
+"""Documents to clusters: vectors, k-means, balanced assignment, report. `on_ray.cluster` runs them on Ray."""
+
+from moedisco_ray.stages.clustering.model import ClusterModel
+
+__all__ = ["ClusterModel"]

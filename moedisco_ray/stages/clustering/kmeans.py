@@ -1,0 +1,204 @@
+"""K-means by Lloyd's algorithm from per-block sufficient statistics, for several restarts at once, exact in any order.
+
+One step sends the centroids to the blocks; each block answers with sums and counts of its clusters; the driver adds
+the answers up and moves the centroids. Blocks may be arrays in this process or held by actors elsewhere: `fit_kmeans`
+only sees a `step` function.
+
+Two properties make the result a function of the set of vectors alone (the same bits for any cut into blocks and any
+order):
+
+* vectors lie on a `Grid`, so that sums are exact;
+* a label is argmin_k of squared distances that are computed in float64, each from its own row alone
+  (`blocks.squared_distances`).
+
+Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as
+scikit-learn), refined by Lloyd steps on the sample alone (Bradley and Fayyad 1998): most of the way costs no pass
+over the data.
+
+Shapes: N documents, S documents of the sample, D dimensions, K clusters, R restarts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from moedisco_ray.stages.clustering.blocks import Block, Statistics, block_statistics, reduce, squared_distances
+from moedisco_ray.stages.clustering.grid import Array, Grid, peak
+
+Step = Callable[[Array, Sequence[int]], Statistics]
+"""Takes centroids_RKD of the running restarts and those restarts' numbers; returns the statistics over all blocks."""
+
+__all__ = [
+    "Block", "Fit", "Statistics", "Step", "block_statistics", "fit_kmeans", "fit_kmeans_on_blocks", "reduce",
+    "seed_centroids", "update",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """The best restart.
+
+    Attributes:
+        centroids_KD: float64, in the coordinates that the vectors came in.
+        inertia: Sum of squared distances to the nearest centroid.
+        iterations: Lloyd steps that the best restart made.
+        steps: Passes over the data that all restarts together took.
+        inertias: Of every restart.
+    """
+
+    centroids_KD: Array
+    inertia: float
+    iterations: int
+    steps: int
+    inertias: tuple[float, ...]
+
+
+_SEEDINGS = 3
+"""Seedings tried on the sample for each that goes over all vectors: on the sample they cost next to nothing."""
+
+
+def seed_centroids(sample_SD: Array, k: int, generator: np.random.Generator) -> Array:
+    """Choose k points of the sample by greedy k-means++.
+
+    Each new centroid is the best of 2 + log k candidates, drawn with probability proportional to the squared distance
+    to the nearest centroid so far; the best is the one that leaves the least inertia.
+
+    Args:
+        sample_SD: float32, at least k rows.
+        k: Clusters.
+        generator: Source of all randomness.
+
+    Returns:
+        float64 [k, D].
+    """
+    trials = 2 + int(np.log(k))
+    norms_S = np.einsum("sd,sd->s", sample_SD, sample_SD, dtype=np.float64)
+    chosen = [int(generator.integers(len(sample_SD)))]
+
+    def distances(rows: Array) -> Array:
+        cross_CS = (sample_SD[rows] @ sample_SD.T).astype(np.float64)
+        return np.maximum(norms_S - 2 * cross_CS + norms_S[rows, None], 0.0)
+
+    nearest_S = distances(np.array(chosen))[0]
+    for _ in range(1, k):
+        cumulative_S = np.cumsum(nearest_S)
+        draws = np.searchsorted(cumulative_S, generator.random(trials) * cumulative_S[-1], side="right")
+        candidates = np.minimum(draws, len(sample_SD) - 1)
+        left_CS = np.minimum(nearest_S, distances(candidates))
+        best = int(left_CS.sum(axis=1).argmin())
+        chosen.append(int(candidates[best]))
+        nearest_S = left_CS[best]
+    return sample_SD[chosen].astype(np.float64)
+
+
+def update(statistics: Statistics, centroids_RKD: Array, grid: Grid, sample_SD: Array) -> Array:
+    """The next centroids: the mean of each cluster; an empty one moves to the sample point farthest from all centroids.
+
+    Args:
+        statistics: Over all blocks, for these centroids.
+        centroids_RKD: float64; the centroids that the labels belong to.
+        grid: Of the vectors.
+        sample_SD: Snapped to the grid.
+
+    Returns:
+        float64 [R, K, D].
+    """
+    counts_RK = statistics.counts_RK
+    means_RKD = statistics.sums_RKD * grid.step / np.maximum(counts_RK, 1)[..., None]
+    for r in np.flatnonzero((counts_RK == 0).any(axis=1)):
+        empty = np.flatnonzero(counts_RK[r] == 0)
+        nearest_S = squared_distances(sample_SD, centroids_RKD[r]).min(axis=1)
+        farthest = np.argsort(-nearest_S, kind="stable")[: len(empty)]
+        means_RKD[r, empty[: len(farthest)]] = sample_SD[farthest]
+    return means_RKD
+
+
+def fit_kmeans(
+    step: Step, sample_SD: Array, grid: Grid, k: int, *, restarts: int, iterations: int, seed: int,
+    tolerance: float = 1e-4, initial_RKD: Array | None = None,
+) -> Fit:
+    """Lloyd's algorithm over whatever answers `step`.
+
+    A restart ends when its centroids move by no more than `tolerance` times the mean variance (scikit-learn's rule),
+    or after `iterations` steps; the others go on without it.
+
+    Args:
+        step: Statistics over all blocks of vectors, which are snapped to `grid`.
+        sample_SD: A sample of the vectors, as they came in, in an order that depends on nothing but the documents.
+        grid: Of the vectors.
+        k: Clusters.
+        restarts: How many seedings go over all vectors: the best, on the sample, of three times as many.
+        iterations: Most Lloyd steps per restart.
+        seed: Of the seeding.
+        tolerance: 0 goes on until nothing moves.
+        initial_RKD: Start from exactly these centroids instead.
+
+    Raises:
+        ValueError: The sample has fewer than k rows.
+    """
+    if len(sample_SD) < k:
+        raise ValueError(f"{len(sample_SD)} sample vectors cannot seed {k} clusters")
+    sample_SD = grid.snap(sample_SD)
+    still = tolerance * float(sample_SD.astype(np.float64).var(axis=0).mean())
+    if initial_RKD is None:
+        generators = [np.random.Generator(np.random.Philox(key=[seed, r])) for r in range(_SEEDINGS * restarts)]
+        seeds_RKD = np.stack([seed_centroids(sample_SD, k, generator) for generator in generators])
+        alone = Block(sample_SD, grid)
+        refined = _lloyd(alone.step, seeds_RKD, sample_SD, grid, iterations=iterations, still=still)
+        start_RKD = refined.centroids_RKD[np.argsort(refined.inertias_R, kind="stable")[:restarts]]
+    else:
+        start_RKD = np.asarray(initial_RKD, np.float64) - grid.origin_D
+    path = _lloyd(step, start_RKD, sample_SD, grid, iterations=iterations, still=still)
+    best = int(path.inertias_R.argmin())
+    return Fit(
+        path.centroids_RKD[best] + grid.origin_D, float(path.inertias_R[best]), int(path.steps_R[best]),
+        int(path.steps_R.max()), tuple(map(float, path.inertias_R)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Path:
+    """Where each restart ended: centroids relative to the grid's origin, their inertia, steps taken."""
+
+    centroids_RKD: Array
+    inertias_R: Array
+    steps_R: Array
+
+
+def _lloyd(
+    step: Step, centroids_RKD: Array, sample_SD: Array, grid: Grid, *, iterations: int, still: float,
+) -> _Path:
+    running = list(range(len(centroids_RKD)))
+    path = _Path(centroids_RKD.copy(), np.full(len(running), np.inf), np.zeros(len(running), np.int64))
+    for number in range(1, iterations + 1):
+        statistics = step(centroids_RKD, running)
+        moved_RKD = update(statistics, centroids_RKD, grid, sample_SD)
+        path.centroids_RKD[running], path.steps_R[running] = centroids_RKD, number
+        path.inertias_R[running] = statistics.inertias(centroids_RKD, grid)
+        going_R = np.square(moved_RKD - centroids_RKD).sum(axis=(1, 2)) > still
+        centroids_RKD = moved_RKD[going_R]
+        running = [r for r, going in zip(running, going_R, strict=True) if going]
+        if not running:
+            break
+    return path
+
+
+def fit_kmeans_on_blocks(
+    blocks: Iterable[Array], sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = 50, seed: int = 0,
+    tolerance: float = 1e-4, initial_RKD: Array | None = None,
+) -> Fit:
+    """`fit_kmeans` over arrays [N_b, D] in this process."""
+    arrays = list(blocks)
+    origin_D = sample_SD.astype(np.float64).mean(axis=0).astype(np.float32)
+    documents = sum(map(len, arrays))
+    grid = Grid.covering(origin_D, max(peak(x, origin_D) for x in [*arrays, sample_SD]), documents)
+    held = [Block(grid.snap(x), grid) for x in arrays]
+
+    def step(centroids_RKD: Array, running: Sequence[int]) -> Statistics:
+        return reduce(block.step(centroids_RKD, running) for block in held)
+
+    return fit_kmeans(
+        step, sample_SD, grid, k, restarts=restarts, iterations=iterations, seed=seed, tolerance=tolerance,
+        initial_RKD=initial_RKD)

@@ -1,0 +1,93 @@
+"""Vectors of documents on disk, and a shard of them in memory that answers what clustering asks of all documents.
+
+A vector file is Parquet with `id` (16 bytes), `weight` (int64, the tokens that the document puts into training: with the
+special tokens around them, times its copies) and `vector` (fixed-size list of float32, before centring).
+
+Shapes: N documents, D dimensions, K clusters, R restarts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from moedisco_ray.stages.clustering.blocks import Block, Statistics, cluster_costs
+from moedisco_ray.stages.clustering.grid import Array, Grid, peak
+from moedisco_ray.stages.clustering.vectors import Vectoriser, adjust
+
+ID = pa.binary(16)
+
+
+def embed_table(vectoriser: Vectoriser, documents: pa.Table) -> pa.Table:
+    """Rows of a vector file for a table of documents (`id`, `text`, `tokens`, `packed`, `copies`)."""
+    tokens = token_arrays(documents)
+    x_ND = vectoriser.embed(documents["text"].to_pylist(), tokens)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), x_ND.shape[1])
+    return pa.table({"id": documents["id"].cast(ID), "weight": weights(documents), "vector": vectors})
+
+
+def token_arrays(documents: pa.Table) -> list[Array]:
+    """The `tokens` column as one array per document."""
+    arrays: list[Array] = []
+    for chunk in documents["tokens"].chunks:
+        offsets = chunk.offsets.to_numpy()
+        values = chunk.values.to_numpy(zero_copy_only=False)
+        arrays += [values[start:stop] for start, stop in itertools.pairwise(offsets)]
+    return arrays
+
+
+def weights(documents: pa.Table) -> Array:
+    """Tokens that each document puts into training, int64 [N]: as the corpus packed them, times its copies."""
+    return documents["packed"].to_numpy().astype(np.int64) * documents["copies"].to_numpy().astype(np.int64)
+
+
+def id_array(column: pa.ChunkedArray) -> Array:
+    """Ids as numpy S16 [N], which sorts like the bytes."""
+    return np.array(column.to_pylist(), dtype="S16")
+
+
+class Shard:
+    """Some vector files in memory: 4 D bytes per document, 9 more for its norm and id, 12 more per running restart.
+
+    Every method can be asked of a new shard of the same files and gives the same answer: what it remembers only saves
+    work.
+
+    Args:
+        files: Of which the rows are kept in this order.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        table = pa.concat_tables([pq.read_table(path, columns=["id", "weight", "vector"]) for path in files])
+        self._ids_N = id_array(table["id"])
+        self._weights_N = table["weight"].to_numpy()
+        flat = pc.list_flatten(table["vector"]).to_numpy()
+        self._x_ND = flat.reshape(len(table), -1).astype(np.float32)
+        self._blocks: dict[bytes, Block] = {}
+
+    def sample(self, last: bytes) -> tuple[Array, Array]:
+        """Ids and vectors of the documents whose id is at most `last`, not centred."""
+        chosen = self._ids_N <= np.bytes_(last)
+        return self._ids_N[chosen], self._x_ND[chosen]
+
+    def peak(self, centre_D: Array | None, origin_D: Array) -> float:
+        """The largest coordinate relative to the origin."""
+        return peak(adjust(self._x_ND, centre_D), origin_D)
+
+    def step(self, centre_D: Array | None, grid: Grid, centroids_RKD: Array, running: Sequence[int]) -> Statistics:
+        """A Lloyd step's statistics; see `blocks.Block.step`."""
+        key = grid.origin_D.tobytes()
+        if key not in self._blocks:
+            self._blocks = {key: Block(grid.snap(adjust(self._x_ND, centre_D)), grid)}
+        return self._blocks[key].step(centroids_RKD, running)
+
+    def costs(self, centre_D: Array | None, centroids_KD: Array | None) -> tuple[Array, Array, Array]:
+        """Ids, weights, and the costs of `blocks.cluster_costs` as float32 [N, K]."""
+        self._blocks = {}
+        cost_NK = cluster_costs(adjust(self._x_ND, centre_D), centroids_KD).astype(np.float32)
+        return self._ids_N, self._weights_N, cost_NK

@@ -1,0 +1,115 @@
+"""Document vectors from the seed model: the mean of its last hidden states, centred and scaled to unit length.
+
+Shapes: N documents, B documents of a batch, L tokens, D dimensions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from moedisco_ray.models import load_model
+from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
+
+_MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
+
+
+class HiddenState(Vectoriser):
+    """Mean last hidden state over the first tokens of a document; zero for a document without tokens.
+
+    On a CPU each document is computed by itself, so that its vector is the same to the last bit in any company. On a
+    GPU, documents of like length share a batch; padding on the right cannot reach a causal model's earlier tokens, so
+    that only rounding differs.
+
+    Args:
+        model_dir: A Hugging Face causal language model.
+        max_tokens: What is read of a document.
+        device: Where the model runs.
+        batch_tokens: Tokens per batch on a GPU.
+    """
+
+    kind = "hidden_state"
+
+    def __init__(self, model_dir: Path, max_tokens: int, device: str = "cpu", batch_tokens: int = 32_768) -> None:
+        self._model_dir, self._max_tokens = model_dir, max_tokens
+        self._batch_tokens = 0 if torch.device(device).type == "cpu" else batch_tokens
+        model: Any = load_model(model_dir)
+        self._model = model.base_model.to(device).eval()
+        self._device = device
+
+    @classmethod
+    def fit(cls, inputs: FitInputs) -> Self:
+        """With the seed model; `centre` takes the mean afterwards."""
+        return cls(inputs.model_dir, inputs.max_tokens)
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
+        """Mean hidden states, float32 [N, D]."""
+        x_ND = np.zeros((len(tokens), self._model.config.hidden_size), dtype=np.float32)
+        lengths_N = np.minimum([len(document) for document in tokens], self._max_tokens).astype(np.int64)
+        for rows in _batches(lengths_N, self._batch_tokens):
+            longest = int(lengths_N[rows].max())
+            tokens_BL = np.zeros((len(rows), longest), dtype=np.int64)
+            for b, i in enumerate(rows):
+                tokens_BL[b, : lengths_N[i]] = tokens[i][: lengths_N[i]]
+            lengths_B = torch.from_numpy(lengths_N[rows]).to(self._device)
+            mask_BL = torch.arange(longest, device=self._device) < lengths_B[:, None]
+            x_ND[rows] = self._mean(torch.from_numpy(tokens_BL).to(self._device), mask_BL).cpu().numpy()
+        return x_ND
+
+    def _mean(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        hidden_BLD = self._model(input_ids=tokens_BL, attention_mask=mask_BL.long(), use_cache=False).last_hidden_state
+        weights_BL = mask_BL.to(hidden_BLD.dtype) / mask_BL.sum(dim=1, keepdim=True)
+        return torch.einsum("bld,bl->bd", hidden_BLD, weights_BL)
+
+    def centre(self, sample_ND: Array) -> None:
+        """Take the mean of the embedded sample for the centre."""
+        self.centre_D = sample_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    def save(self, directory: Path) -> None:
+        """Write the centre, and the model beside it (as hard links where the file system has them)."""
+        target = directory / "model"
+        target.mkdir(exist_ok=True)
+        for path in sorted(path for pattern in _MODEL_FILES for path in self._model_dir.glob(pattern)):
+            _link_or_copy(path, target / path.name)
+        if self.centre_D is not None:
+            save_file({"centre": self.centre_D}, directory / "vectoriser.safetensors")
+        write_settings(directory, self.kind, max_tokens=self._max_tokens)
+
+    @classmethod
+    def load(cls, directory: Path, device: str = "cpu") -> Self:
+        """Read what `save` wrote."""
+        loaded = cls(directory / "model", read_settings(directory)["max_tokens"], device)
+        if (directory / "vectoriser.safetensors").exists():
+            loaded.centre_D = load_file(directory / "vectoriser.safetensors")["centre"]
+        return loaded
+
+
+def _batches(lengths_N: Array, batch_tokens: int) -> Iterator[Array]:
+    """Rows of non-empty documents, of like length together, padded to at most `batch_tokens` or alone."""
+    order = np.argsort(lengths_N, kind="stable")
+    order = order[lengths_N[order] > 0]
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * lengths_N[order[stop]] <= batch_tokens:
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

@@ -1,0 +1,54 @@
+"""Costs that know nothing of a document but its hash: the paper's ablation, clusters at random.
+
+Shapes: N documents, E clusters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
+
+_WORD = 4   # bytes of hash per cluster
+
+
+class RandomCosts(Vectoriser):
+    """A document's cost in each cluster: independent and uniform in [0, 1), a function of its text and the seed.
+
+    Args:
+        clusters: E.
+        seed: Another seed gives other clusters.
+    """
+
+    kind = "random"
+
+    def __init__(self, clusters: int, seed: int) -> None:
+        self._clusters, self._seed = clusters, seed
+
+    @classmethod
+    def fit(cls, inputs: FitInputs) -> Self:
+        """Nothing is learnt."""
+        return cls(inputs.settings.count, inputs.seed)
+
+    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
+        """Costs, float32 [N, E]."""
+        key = self._seed.to_bytes(8, "big")
+        hashed = b"".join(hashlib.shake_256(key + text.encode()).digest(_WORD * self._clusters) for text in texts)
+        words_NE = np.frombuffer(hashed, "<u4").reshape(len(texts), self._clusters)
+        return (words_NE / np.float64(2**32)).astype(np.float32)
+
+    def save(self, directory: Path) -> None:
+        """Write the seed."""
+        write_settings(directory, self.kind, clusters=self._clusters, seed=self._seed)
+
+    @classmethod
+    def load(cls, directory: Path, device: str = "cpu") -> Self:  # noqa: ARG003 - one signature for all kinds
+        """Read what `save` wrote."""
+        settings = read_settings(directory)
+        return cls(settings["clusters"], settings["seed"])

@@ -1,0 +1,91 @@
+"""Document vectors from words: tf-idf, reduced by a truncated SVD, scaled to unit length.
+
+This is latent semantic analysis; c-BTM (arXiv 2303.14177) clusters on it.
+
+Shapes: N documents, D dimensions, T terms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, unit_length, write_settings
+
+_MOST_TERMS = 50_000
+
+
+class TfidfSvd(Vectoriser):
+    """Words of two characters and more, sublinear term frequency, at most 50,000 terms.
+
+    Args:
+        terms: Sorted.
+        idf_T: Inverse document frequencies.
+        components_DT: Right singular vectors.
+    """
+
+    kind = "tfidf_svd"
+
+    def __init__(self, terms: Sequence[str], idf_T: Array, components_DT: Array) -> None:
+        self._terms, self._idf_T, self._components_DT = list(terms), idf_T, components_DT
+        self._vectorizer = vectorizer(vocabulary=self._terms)
+        self._vectorizer.idf_ = idf_T
+
+    @classmethod
+    def fit(cls, inputs: FitInputs) -> Self:
+        """Of the sample's words."""
+        return cls.of_texts(inputs.texts, inputs.settings.dimensions, inputs.seed)
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], dimensions: int, seed: int) -> Self:
+        """Learn vocabulary and components from a sample.
+
+        Args:
+            texts: The sample.
+            dimensions: Components; fewer where the sample has no room for as many.
+            seed: Of the randomised SVD.
+
+        Raises:
+            CorpusError: The sample has no words.
+        """
+        # A term of a single document says nothing of clusters, unless the sample is tiny.
+        counted = vectorizer(max_features=_MOST_TERMS, min_df=2 if len(texts) >= 20 else 1)
+        try:
+            x_NT = counted.fit_transform(texts)
+        except ValueError as error:  # scikit-learn's word for an empty vocabulary
+            remedy = f"found no words to count ({error}); use mean_token"
+            raise CorpusError("clusters.vectors", cls.kind, remedy) from error
+        room = max(1, min(dimensions, x_NT.shape[0] - 1, x_NT.shape[1] - 1))
+        svd = TruncatedSVD(room, random_state=seed).fit(x_NT)
+        return cls(counted.get_feature_names_out().tolist(), counted.idf_, svd.components_.astype(np.float32))
+
+    def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
+        """Unit vectors, float32 [N, D]; zero where a text has no known word."""
+        x_NT = self._vectorizer.transform(texts).astype(np.float32)
+        return unit_length(x_NT @ self._components_DT.T)
+
+    def save(self, directory: Path) -> None:
+        """Write the vocabulary as JSON and the numbers as npz."""
+        (directory / "vocabulary.json").write_text(json.dumps(self._terms, ensure_ascii=False) + "\n", encoding="utf-8")
+        np.savez(directory / "vectoriser.npz", idf=self._idf_T, components=self._components_DT)
+        write_settings(directory, self.kind)
+
+    @classmethod
+    def load(cls, directory: Path, device: str = "cpu") -> Self:  # noqa: ARG003 - one signature for all kinds
+        """Read what `save` wrote."""
+        with np.load(directory / "vectoriser.npz", allow_pickle=False) as arrays:
+            return cls(read_json(directory / "vocabulary.json"), arrays["idf"], arrays["components"])
+
+
+def vectorizer(**settings: Any) -> TfidfVectorizer:
+    """How texts become words and weights, here and in the report."""
+    return TfidfVectorizer(sublinear_tf=True, **settings)

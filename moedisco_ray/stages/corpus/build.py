@@ -1,0 +1,210 @@
+"""The whole corpus stage, over whatever maps functions over tasks: a plain loop here, Ray in `on_ray.corpus`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moedisco_ray.core.config import RunConfig, tokenizer_directory
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.findings import corpus_warnings
+from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, sample_texts, survey_bucket
+from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.corpus.files import Listing, Skipped, list_files
+from moedisco_ray.stages.corpus.packing import pack, part_path
+from moedisco_ray.stages.corpus.readers import UNIT_BYTES, Unit, plan_units
+from moedisco_ray.stages.corpus.sources import Input, expand_sources
+from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
+from moedisco_ray.stages.corpus.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
+from moedisco_ray.training.packed_tokens import TokenStream
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
+LISTED_FILES = 20
+"""Files that were left out which a summary lists; it counts all."""
+
+
+class MapTasks(Protocol):
+    """Applies a picklable function to each item, anywhere, and gives the results in any order."""
+
+    def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]: ...  # noqa: D102
+
+
+def in_this_process(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
+    """The simplest `MapTasks`: one item after the other."""
+    return map(function, items)
+
+
+def build(
+    config: RunConfig, directory: Path, map_tasks: MapTasks = in_this_process, unit_bytes: int = UNIT_BYTES,
+) -> dict[str, Any]:
+    """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
+
+    The result is the same whatever `map_tasks` and `unit_bytes`. Memory is bounded by one bucket per task and, here, by
+    one part, while the number of both grows with the text.
+
+    Args:
+        config: The run's configuration.
+        directory: An empty directory that every worker sees.
+        map_tasks: Runs the tasks.
+        unit_bytes: How much text a reading task gets.
+
+    Returns:
+        documents, validation_documents, duplicates, tokens (of one pass, as packed), validation_tokens, bytes (of
+        training text), vocab_size; sources: per name its documents, tokens, bytes, validation_documents, files, and
+        empty_files; skipped_files, how many files were left out by `on_error: skip`, passed_over_files, how many were not read
+        since their folder holds tables too, and skipped, the first of both, each with source, path and reason; warnings: what
+        is wrong with the text, in sentences.
+
+    Raises:
+        CorpusError: No text, unreadable text, or too little of it.
+        ConfigError: The vocabulary does not fit the model; two sources of one name.
+        CheckpointError: The checkpoint is unreadable, or has a smaller vocabulary.
+    """
+    _use_tokenizer(config, directory / "tokenizer")
+    scratch = directory / "scratch"
+    inputs = expand_sources(
+        config.corpus.sources, scratch / "embedded", Limits(config.corpus.sequence_length, config.corpus.document_tokens))
+    listings = [list_files(source.field, source.settings, own=source.own) for source in inputs]
+    sizes = [sum(file.text_bytes for file in listing.files) for listing in listings]
+    count = bucket_count(sum(sizes))
+    stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count)
+    listed = [(source.sized(size), listing.files) for source, size, listing in zip(inputs, sizes, listings, strict=True)]
+    staged, unreadable = _stage_all(plan_units(listed, unit_bytes), stage, map_tasks)
+    skipped = [_skipped(source, listing, unreadable) for source, listing in zip(inputs, listings, strict=True)]
+    _check_inputs(inputs, staged, skipped)
+
+    rules = Rules(
+        tuple(source.name for source in inputs), tuple(source.settings.weight for source in inputs),
+        config.corpus.validation_fraction, config.seed, config.corpus.document_tokens)
+    buckets = plan_buckets(staged, count)
+    rules = _with_extremes(rules, list(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
+    encoder = _encoder(config, buckets, rules, directory / "tokenizer")
+    finish = functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory)
+    finished = list(map_tasks(finish, buckets))
+    shutil.rmtree(scratch)
+    _check_split(config, finished)
+
+    parts = [part_path(directory / "train", bucket.index) for bucket in buckets]
+    pack(parts, directory / "shards", encoder.eos, encoder.vocab_size, bos=encoder.bos)
+    TokenStream([directory / "shards"], config.corpus.sequence_length)  # long enough for one window, or an error
+    summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped, listings)
+    for source, listing in zip(inputs, listings, strict=True):
+        read = len(listing.files) - len(unreadable.get(source.order, ()))
+        summary["sources"][source.name] |= {"files": read, "empty_files": listing.empty}
+    return summary | {"warnings": corpus_warnings(summary)}
+
+
+def _stage_all(
+    units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks,
+) -> tuple[list[Staged], dict[int, dict[str, Skipped]]]:
+    """Stage all units, those with a file that is left out again without it; also these files, by source and path."""
+    staged: dict[int, Staged] = {}
+    skipped: dict[int, dict[str, Skipped]] = {unit.source.order: {} for unit in units}
+    waiting = units
+    while waiting:
+        for report in sorted(map_tasks(stage, waiting), key=lambda report: report.index):
+            staged[report.index] = report
+            for each in report.skipped:     # of several slices of a file the first one says why
+                skipped[report.order].setdefault(each.path, each)
+        shortened = [unit.without(skipped[unit.source.order].keys()) for unit in units]
+        waiting = [unit for unit, before in zip(shortened, units, strict=True) if unit != before]
+        units = shortened
+    return list(staged.values()), skipped
+
+
+def _skipped(source: Input, listing: Listing, unreadable: Mapping[int, Mapping[str, Skipped]]) -> list[Skipped]:
+    found = (*listing.skipped, *unreadable.get(source.order, {}).values())
+    return sorted(found, key=lambda each: each.path)
+
+
+def _left_out(inputs: Sequence[Input], skipped: Sequence[Sequence[Skipped]], listings: Sequence[Listing]) -> dict[str, Any]:
+    listed = [
+        {"source": source.name, "path": each.path, "reason": each.reason}
+        for source, found, listing in zip(inputs, skipped, listings, strict=True) for each in (*found, *listing.passed_over)]
+    return {
+        "skipped_files": sum(map(len, skipped)), "passed_over_files": sum(len(listing.passed_over) for listing in listings),
+        "skipped": listed[:LISTED_FILES]}
+
+
+def _with_extremes(rules: Rules, surveys: Sequence[NDArray[np.float64]]) -> Rules:
+    found_BS2 = np.stack(surveys)
+    return dataclasses.replace(
+        rules, smallest=tuple(found_BS2[..., 0].min(axis=0).tolist()), largest=tuple(found_BS2[..., 1].max(axis=0).tolist()))
+
+
+def _use_tokenizer(config: RunConfig, directory: Path) -> None:
+    """Put a tokenizer in its place that was not trained here, or check that one may be trained."""
+    source = tokenizer_directory(config)
+    if source is None:
+        check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
+        return
+    # transformers takes seconds to import, in every worker that reads text; a tokenizer from elsewhere alone needs it, here.
+    from moedisco_ray.stages.corpus.pretrained import check_tokenizer, prepare_tokenizer  # noqa: PLC0415
+
+    check_tokenizer(config)
+    prepare_tokenizer(source, directory)
+
+
+def _encoder(config: RunConfig, buckets: Sequence[Bucket], rules: Rules, directory: Path) -> Encoder:
+    if tokenizer_directory(config) is None:
+        sample = sample_texts(buckets, rules, TOKENIZER_SAMPLE_CHARACTERS)
+        save_trained(train_bpe(sample, config.tokenizer.train_vocab_size), directory)
+    encoder = Encoder(directory)
+    check_vocabulary(encoder.vocab_size, config.model, "choose a tokenizer with fewer")
+    return encoder
+
+
+def _check_inputs(inputs: Sequence[Input], staged: Sequence[Staged], skipped: Sequence[Sequence[Skipped]]) -> None:
+    for source, left_out in zip(inputs, skipped, strict=True):
+        if not sum(report.documents for report in staged if report.order == source.order):
+            also = f", and {len(left_out)} files were left out, the first since it {left_out[0].reason}" if left_out else ""
+            raise CorpusError(
+                f"{source.field}.path", source.settings.path, f"holds no documents, only white space{also}; add text")
+
+
+def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
+    train = sum(int(report.train[:, 0].sum()) for report in finished)
+    held_out = sum(int(report.validation[:, 0].sum()) for report in finished)
+    if train < config.clusters.count:
+        raise CorpusError(
+            "clusters.count", config.clusters.count,
+            f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text finer "
+            "(corpus.sources.*.documents)")
+    if held_out == 0:
+        # Of a source with two groups, one is held out whatever the fraction.
+        sources = config.corpus.sources
+        raise CorpusError(
+            "corpus.sources", sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
+            f"{'all text is' if len(sources) == 1 else 'the text of each is'} one document or one short passage, whose {train} "
+            "parts stay together, so that nothing can be held out for validation; add documents, or cut the text otherwise "
+            "(corpus.sources.*.documents, corpus.max_document_tokens)")
+
+
+def _summary(finished: Sequence[Finished], names: Sequence[str], vocab_size: int) -> dict[str, Any]:
+    train_S3 = np.sum([report.train for report in finished], axis=0)
+    validation_S3 = np.sum([report.validation for report in finished], axis=0)
+    documents, tokens, size = train_S3.sum(axis=0).tolist()
+    held_out, held_out_tokens, _ = validation_S3.sum(axis=0).tolist()
+    return {
+        "documents": documents,
+        "validation_documents": held_out,
+        "duplicates": sum(report.duplicates for report in finished),
+        "tokens": tokens,
+        "validation_tokens": held_out_tokens,
+        "bytes": size,
+        "vocab_size": vocab_size,
+        "sources": {
+            name: dict(zip(("documents", "tokens", "bytes"), row, strict=True)) | {"validation_documents": held_out_row[0]}
+            for name, row, held_out_row in zip(names, train_S3.tolist(), validation_S3.tolist(), strict=True)
+        },
+    }

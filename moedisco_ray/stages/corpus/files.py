@@ -1,0 +1,244 @@
+"""The files under a configured path: local files, folders and globs, and any URI that a pyarrow file system reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from pyarrow import fs
+
+from moedisco_ray.core.config import Source
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.locations import first_line, resolve
+from moedisco_ray.core.read_roots import check_inside
+from moedisco_ray.stages.corpus.confined_files import ConfinedFiles
+from moedisco_ray.stages.corpus.endings import COMPRESSED, FileFormat, format_of, refusal, unknown
+from moedisco_ray.stages.corpus.saved_data_sets import NOTES, data_files
+
+_MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A file that is not read: its source says `on_error: skip`, or it was passed over."""
+
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The files of a source.
+
+    Attributes:
+        files: Those to read, in the order of their paths.
+        empty: How many more there are without a byte.
+        skipped: Those left out since their endings are unknown or they are missing, where the source says `on_error: skip`.
+        passed_over: Those that are not read since the folder also holds tables, JSON Lines or a saved data set, which are.
+    """
+
+    files: tuple[File, ...]
+    empty: int = 0
+    skipped: tuple[Skipped, ...] = ()
+    passed_over: tuple[Skipped, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """One file to read.
+
+    Attributes:
+        path: As its file system names it.
+        root: The URI that finds the file system; None is the local one.
+        format: How to read it.
+        size: Bytes on disk.
+        mtime_ns: When it was last written, nanoseconds since the epoch; 0 where the file system does not tell.
+        own: Whether the run wrote it itself, so that it may be read wherever it is.
+    """
+
+    path: str
+    root: str | None
+    format: FileFormat
+    size: int
+    mtime_ns: int
+    own: bool = False
+
+    @property
+    def compressed(self) -> bool:
+        """Whether its ending says that it must be decompressed, and so read from the start."""
+        return self.path.endswith(COMPRESSED)
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of text it may hold: text compresses about four to one."""
+        return self.size * (4 if self.compressed or self.format == "parquet" else 1)
+
+    def file_system(self) -> Any:
+        """What opens `path`: a pyarrow file system, or one for local files inside the read roots."""
+        system = resolve(self.path if self.root is None else self.root)[0]
+        return system if self.own or self.root is not None else ConfinedFiles(system)
+
+
+class _Found(NamedTuple):
+    """Files by what becomes of them; see `Listing`."""
+
+    files: Sequence[tuple[Any, FileFormat]]
+    skipped: Sequence[Skipped]
+    passed_over: Sequence[Skipped]
+
+
+def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
+    """Everything to read under a source's path.
+
+    With the format `auto` the endings decide. Where a folder holds tables or JSON Lines, plain text in it (a README) is passed
+    over, and listed.
+
+    Args:
+        field: The configuration path of the source, such as `corpus.sources.0`; errors name it.
+        source: Its path is a file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or a URI
+            of these.
+        own: Whether the run wrote the files itself; any others must be inside the read roots.
+
+    Raises:
+        CorpusError: The path holds no files, cannot be read, or holds a file with an unknown ending.
+    """
+    path, kind = source.path, source.format
+    root = path if "://" in path else None
+    try:
+        system, place, pattern = _resolve(path, root)
+        inside = check_inside if root is None and not own else _anywhere
+        excluded = _excluder(place, source.exclude)
+        infos = [info for info in _walk(system, place, pattern, inside) if not excluded(info.path)]
+        for info in infos:
+            inside(Path(info.path))
+        saved = kind in ("auto", "datasets") and pattern is None
+        opener = system if root is not None or own else ConfinedFiles(system)
+        named = data_files(opener, field, path, [info.path for info in infos]) if saved else None
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise CorpusError(f"{field}.path", path, f"cannot be read ({first_line(error)})") from error
+    anchor = root if root is None or pattern is None else root[:root.index(_first_wildcard(root))]
+    if named is not None:
+        found = _data_set(source, field, infos, named, excluded)
+    elif kind == "datasets":
+        raise CorpusError(f"{field}.path", path, "is not a folder that save_to_disk wrote (it has no state.json)")
+    elif kind == "auto":
+        found = _by_ending(source, field, infos)
+    else:
+        found = _Found([(info, kind) for info in infos], [], [])
+    files = tuple(
+        File(info.path, anchor, form, info.size, info.mtime_ns or 0, own)
+        for info, form in sorted(found.files, key=lambda pair: pair[0].path) if info.size)
+    if not files:
+        first = next(iter(found.skipped), None)
+        left_out = f", or only such as are left out: {first.path} {first.reason}" if first else ""
+        raise CorpusError(f"{field}.path", path, f"holds no files, or only empty ones{left_out}; name a folder with text")
+    return Listing(files, len(found.files) - len(files), tuple(found.skipped), tuple(found.passed_over))
+
+
+def digest(files: Iterable[File]) -> str:
+    """Identity of the files' contents, by name, size and time of writing."""
+    listing = [[file.root, file.path, file.format, file.size, file.mtime_ns] for file in files]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _resolve(path: str, root: str | None) -> tuple[Any, str, re.Pattern[str] | None]:
+    wildcards = "*[" if root is not None else "*?["   # a URI's question mark begins its options
+    first = min((path.index(sign) for sign in wildcards if sign in path), default=None)
+    if root is None:
+        full = str(Path(path).absolute())
+        base = full if first is None else str(Path(path[:first] + "_").absolute().parent)
+        return (*resolve(Path(base)), None if first is None else _glob(full))
+    if first is None:
+        return (*resolve(root), None)
+    stem, slash, last = path[:first].rpartition("/")
+    system, place = resolve(stem)
+    return system, place, _glob(place.rstrip("/") + slash + last + path[first:])
+
+
+def _first_wildcard(path: str) -> str:
+    return min((sign for sign in "*[" if sign in path), key=path.index)
+
+
+def _anywhere(path: Path) -> None:
+    """A check that refuses nothing."""
+
+
+def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Callable[[Path], None]) -> list[Any]:
+    inside(Path(place))
+    top = system.get_file_info(place)
+    if top.type == fs.FileType.NotFound:
+        raise FileNotFoundError("no such file or folder")
+    if top.type == fs.FileType.File:
+        return [top] if pattern is None or pattern.fullmatch(top.path) else []
+    depth = len(PurePosixPath(place).parts)
+    return [
+        info for info in system.get_file_info(fs.FileSelector(place, recursive=True))
+        if info.type == fs.FileType.File
+        and not any(part.startswith(".") for part in PurePosixPath(info.path).parts[depth:])
+        and info.base_name not in _MARKERS
+        and (pattern is None or pattern.fullmatch(info.path))
+    ]
+
+
+def _data_set(
+    source: Source, field: str, infos: Iterable[Any], named: Iterable[str], excluded: Callable[[str], bool],
+) -> _Found:
+    """The files of saved data sets that were found, and the text around them that is passed over."""
+    by_path = {info.path: info for info in infos}
+    wanted = [path for path in named if not excluded(path)]
+    missing = [path for path in wanted if path not in by_path]
+    if missing and source.on_error == "fail":
+        raise CorpusError(
+            f"{field}.path", missing[0], "is missing, though the state.json next to it names it; save the data set again, or leave "
+            "the file out by `exclude` or on_error: skip")
+    others = (
+        path for path, info in sorted(by_path.items())
+        if info.size and PurePosixPath(path).name not in NOTES and format_of(path) not in (None, "arrow"))
+    return _Found(
+        [(by_path[path], "arrow") for path in wanted if path in by_path],
+        [Skipped(path, "is missing") for path in missing],
+        [Skipped(path, "is next to a saved data set") for path in others])
+
+
+def _by_ending(source: Source, field: str, infos: Iterable[Any]) -> _Found:
+    found: list[tuple[Any, FileFormat]] = []
+    skipped: list[Skipped] = []
+    for info in sorted(infos, key=lambda info: info.path):
+        form = format_of(info.path)
+        if form is not None:
+            found.append((info, form))
+        elif source.on_error == "skip":
+            skipped.append(Skipped(info.path, unknown(info.path)))
+        else:
+            raise CorpusError(f"{field}.path", info.path, refusal(info.path))
+    if all(form == "text" for _, form in found):
+        return _Found(found, skipped, [])
+    passed_over = [Skipped(info.path, "is plain text next to tables") for info, form in found if form == "text" and info.size]
+    return _Found([(info, form) for info, form in found if form != "text"], skipped, passed_over)
+
+
+def _excluder(place: str, patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a pattern matches a path: one without a slash by name, others by the path below the source's folder."""
+    names = [_glob(pattern) for pattern in patterns if "/" not in pattern]
+    paths = [_glob(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
+    depth = len(PurePosixPath(place).parts)
+
+    def excluded(path: str) -> bool:
+        parts = PurePosixPath(path).parts
+        return any(each.fullmatch(parts[-1]) for each in names) or any(each.fullmatch("/".join(parts[depth:])) for each in paths)
+
+    return excluded
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    parts = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    return re.compile("".join(
+        parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" and piece[-1:] == "]" else re.escape(piece))
+        for piece in pieces))

@@ -1,0 +1,96 @@
+"""Plain text to documents: cut out of running text, or by file, paragraph or line. Memory is bounded whatever the file's size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from moedisco_ray.stages.corpus.cutting import Cutter, Document, Limits
+from moedisco_ray.stages.corpus.files import File
+from moedisco_ray.stages.corpus.streams import decode, read_chunks, read_lines
+
+
+def running_text(file: File, limits: Limits) -> Iterator[Document]:
+    """Documents of about one sequence, cut at blank lines where there are any; neighbours form groups."""
+    return _all_of(file, _Parts(limits.running, limits.neighbours))
+
+
+def whole_files(file: File, limits: Limits) -> Iterator[Document]:
+    """The file as one document, or as the parts of one."""
+    return _all_of(file, _Parts(limits.part))
+
+
+def paragraphs(file: File, limits: Limits) -> Iterator[Document]:
+    """What stands between blank lines, each a document, or the parts of one; neighbours form groups."""
+    return _with_neighbours(_paragraphs(file, limits), limits.group_bytes)
+
+
+def lines(file: File, limits: Limits, start: int, stop: int | None) -> Iterator[Document]:
+    """Each line that begins in bytes [start, stop) of the file as a document, or as the parts of one."""
+    parts = _Parts(limits.part)
+    for at, data, ends in read_lines(file, start, stop):
+        yield from parts.feed(at, data)
+        if ends:
+            yield from parts.finish()
+    yield from parts.finish()
+
+
+def _paragraphs(file: File, limits: Limits) -> Iterator[Document]:
+    parts = _Parts(limits.part)
+    begins = True
+    for at, data, ends in read_lines(file):
+        if begins and ends and not data.strip():
+            yield from parts.finish()
+        else:
+            yield from parts.feed(at, data)
+        begins = ends
+    yield from parts.finish()
+
+
+def _with_neighbours(documents: Iterable[Document], most: int) -> Iterator[Document]:
+    """Documents in larger groups, each of whole groups: it takes them until it has `most` bytes."""
+    held = most
+    for document in documents:
+        begins = document.begins and held >= most
+        held = (0 if begins else held) + len(document.text.encode())
+        yield document._replace(begins=begins)
+
+
+class _Parts:
+    """Cuts a stream of bytes into documents, without line breaks at their ends and without those that are only white space.
+
+    Args:
+        about: Bytes of a document, as `Cutter`.
+        neighbours: How many documents form a group; without it all of a stream do.
+    """
+
+    def __init__(self, about: int, neighbours: int = sys.maxsize) -> None:
+        self._cutter = Cutter(about)
+        self._neighbours = neighbours
+        self._left = 0      # documents that the group still takes
+        self._at = 0
+        self._begun = False
+
+    def feed(self, at: int, data: bytes) -> Iterator[Document]:
+        if not self._begun:
+            self._at, self._begun = at, True
+        for piece in self._cutter.feed(data):
+            yield from self._document(piece)
+
+    def finish(self) -> Iterator[Document]:
+        for piece in self._cutter.finish():
+            yield from self._document(piece)
+        self._left, self._begun = 0, False
+
+    def _document(self, piece: bytes) -> Iterator[Document]:
+        text = decode(piece, self._at)
+        self._at += len(piece)
+        if not text.isspace():
+            yield Document(text.strip("\n"), begins=self._left == 0)
+            self._left = (self._left or self._neighbours) - 1
+
+
+def _all_of(file: File, parts: _Parts) -> Iterator[Document]:
+    for at, data in read_chunks(file):
+        yield from parts.feed(at, data)
+    yield from parts.finish()

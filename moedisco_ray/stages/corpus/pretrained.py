@@ -1,0 +1,115 @@
+"""Tokenizers that were not trained here: made ready for a run, and checked against its model.
+
+Slow to import, since transformers is; workers that read text use `Encoder` alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained, save_tokenizer
+from moedisco_ray.stages.corpus.tokenizer import (
+    ENCODING,
+    END_OF_TEXT,
+    Encoder,
+    Encoding,
+    check_vocabulary,
+    vocabulary_size,
+    write_encoding,
+)
+
+_USUAL_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+
+
+def prepare_tokenizer(source: Path, directory: Path, field: str = "tokenizer.path") -> None:
+    """Copy a tokenizer's files as they are, chat template included, and write the encoding that workers use.
+
+    Where the tokenizer has no end-of-sequence token, the usual one of its vocabulary serves, or `<|endoftext|>` is added; its files
+    are then written anew.
+
+    Args:
+        source: A directory that `load_pretrained` reads.
+        directory: Where the files go; made when absent.
+        field: The setting that names the source; errors name it.
+
+    Raises:
+        ConfigError: As `load_pretrained`.
+    """
+    tokenizer = load_pretrained(source, field)
+    directory.mkdir(parents=True, exist_ok=True)
+    if tokenizer.eos_token_id is not None:
+        copy_tokenizer(source, tokenizer, directory)
+    else:
+        _give_end(tokenizer, source)
+        save_tokenizer(tokenizer, directory)
+    write_encoding(encoding_of(tokenizer), directory)
+
+
+def encoding_of(tokenizer: PreTrainedTokenizerBase) -> Encoding:
+    """The encoding of a loaded tokenizer, with BOS if and only if the tokenizer puts it before a text."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    bos = tokenizer.bos_token_id
+    first, bare = (tokenizer("a", add_special_tokens=special)["input_ids"][:1] for special in (True, False))
+    adds_bos = bos is not None and first == [bos] != bare
+    return Encoding(plain.to_str(), int(tokenizer.eos_token_id), bos if adds_bos else None, vocabulary_size(tokenizer.get_vocab()))
+
+
+def open_encoder(directory: Path, field: str = "tokenizer.path") -> Encoder:
+    """The encoder of a prepared tokenizer directory, or of any model directory.
+
+    Raises:
+        ConfigError: As `load_pretrained`.
+    """
+    if (directory / ENCODING).is_file():
+        return Encoder(directory)
+    tokenizer = load_pretrained(directory, field)
+    _give_end(tokenizer, directory)
+    return Encoder(encoding_of(tokenizer))
+
+
+def check_tokenizer(config: RunConfig) -> None:
+    """Find out before any text is read that a run's tokenizer is the wrong one for its model, or does not fit it.
+
+    Raises:
+        ConfigError: The tokenizer cannot be read, or differs from the one of the model to start from and `tokenizer.replace` is not
+            set; or the model to start from has none; or `model.config.vocab_size` is too small for it.
+        CheckpointError: The embedding of the model to start from is too small for it.
+    """
+    directory, start = tokenizer_directory(config), config.model.init
+    if directory is None:
+        check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
+        return
+    field = start.setting if isinstance(start, LocalInit) and config.tokenizer.path is None else "tokenizer.path"
+    tokenizer = load_pretrained(directory, field)
+    keeps = isinstance(start, LocalInit) and not config.tokenizer.replace
+    if isinstance(start, LocalInit) and keeps and directory != start.directory and tokenizer_files(start.directory):
+        own = load_pretrained(start.directory, start.setting)
+        if (found := difference(tokenizer, own)) is not None:
+            raise ConfigError(
+                "tokenizer.path", str(directory),
+                f"is not the tokenizer of {start.setting} {str(start.directory)!r} ({found}), whose embedding would be given "
+                "wrong token ids; leave tokenizer.path out to use the model's own, or set tokenizer.replace to true")
+    _give_end(tokenizer, directory)
+    check_vocabulary(encoding_of(tokenizer).vocab_size, config.model, "set tokenizer.path to a tokenizer with fewer")
+
+
+def _give_end(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    if tokenizer.eos_token_id is not None:
+        return
+    known = tokenizer.get_vocab()
+    named = next((token for token in _ends_of_model(tokenizer, directory) if token in known), None)
+    tokenizer.add_special_tokens({"eos_token": named or next((end for end in _USUAL_ENDS if end in known), END_OF_TEXT)})
+
+
+def _ends_of_model(tokenizer: PreTrainedTokenizerBase, directory: Path) -> list[str]:
+    path = directory / "config.json"
+    ids = read_json(path).get("eos_token_id") if path.is_file() else None
+    return [tokenizer.convert_ids_to_tokens(i) for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]

@@ -1,0 +1,133 @@
+"""A look at the beginning of every source, to find in seconds what would end a run after hours."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from moedisco_ray.core.config import RunConfig, Source
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.findings import cluster_warnings, corpus_warnings
+from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.corpus.files import File, Skipped, list_files
+from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
+from moedisco_ray.stages.corpus.sources import Input
+
+_FILES = 8
+"""Files of a source to look into, evenly spread over it."""
+_CHARACTERS = 64 << 10
+"""Text to read of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a look at the text found.
+
+    Attributes:
+        problems: What would end the run, source by source.
+        warnings: What would make its figures uncertain, in sentences; from estimated numbers of documents.
+        sample: The first documents of each corpus source by name; none of the embedded text, which needs no check.
+        documents: Estimated number of documents of these sources by name.
+    """
+
+    problems: tuple[CorpusError, ...]
+    warnings: tuple[str, ...]
+    sample: dict[str, tuple[str, ...]]
+    documents: dict[str, int]
+
+
+def probe(config: RunConfig) -> Probe:
+    """Read the first documents of some files of every source, of the corpus and of the evaluation.
+
+    At most about half a megabyte of text is read of each source, of Parquet the first rows of a row group.
+    """
+    limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
+    problems: list[CorpusError] = []
+    skipped: list[Skipped] = []
+    passed_over: list[Skipped] = []
+    sample: dict[str, tuple[str, ...]] = {}
+    documents: dict[str, int] = {}
+    for source in _inputs("corpus.sources", "source", config.corpus.sources, limits):
+        try:
+            found = _look_into(source)
+        except CorpusError as error:
+            problems.append(error)
+        else:
+            sample[source.name], documents[source.name] = found.texts, found.documents
+            skipped += found.skipped
+            passed_over += found.passed_over
+    for source in _inputs("evaluation.sources", "unseen", config.evaluation.sources, limits):
+        try:
+            _look_into(source)
+        except CorpusError as error:
+            problems.append(error)
+    return Probe(tuple(problems), tuple(_warnings(config, documents, skipped, passed_over)), sample, documents)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    texts: tuple[str, ...]
+    documents: int
+    skipped: tuple[Skipped, ...]
+    passed_over: tuple[Skipped, ...]
+
+
+def _inputs(setting: str, unnamed: str, sources: Sequence[Source], limits: Limits) -> list[Input]:
+    return [
+        Input(i, f"{setting}.{i}", source.name or f"{unnamed}-{i}", source, limits)
+        for i, source in enumerate(sources) if source.path != "embedded"]
+
+
+def _look_into(source: Input) -> _Found:
+    listing = list_files(source.field, source.settings)
+    count = len(listing.files)
+    chosen = [listing.files[i * count // _FILES] for i in range(_FILES)] if count > _FILES else list(listing.files)
+    texts: list[str] = []
+    skipped = list(listing.skipped)
+    read = whole = 0
+    for file in chosen:
+        try:
+            first, ended = _first_texts(source, file)
+        except CorpusError as error:
+            if source.settings.on_error == "fail":
+                raise
+            skipped.append(Skipped(file.path, reason(error)))
+            continue
+        texts += first
+        read += file.text_bytes if ended else sum(len(text.encode()) for text in first)
+        whole += len(first)
+    if not texts and len(chosen) == count:
+        raise CorpusError(f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text")
+    size = sum(file.text_bytes for file in listing.files)
+    return _Found(tuple(texts), whole * size // read if read else 0, tuple(skipped), listing.passed_over)
+
+
+def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:
+    """The first documents of a file, and whether there are no more."""
+    texts: list[str] = []
+    documents = read_slice(source, Slice(file))
+    held = 0
+    for document in documents:
+        texts.append(document.text)
+        held += len(document.text)
+        if held >= _CHARACTERS:
+            return texts, next(documents, None) is None
+    return texts, True
+
+
+def _warnings(
+    config: RunConfig, documents: dict[str, int], skipped: Sequence[Skipped], passed_over: Sequence[Skipped],
+) -> list[str]:
+    share = config.corpus.validation_fraction
+    held_out = {name: max(round(count * share), min(1, count - 1)) for name, count in documents.items()}
+    embedded = any(source.path == "embedded" for source in config.corpus.sources)
+    summary = {
+        "sources": {
+            name: {"documents": count - held_out[name], "validation_documents": held_out[name]}
+            for name, count in documents.items() if count},
+        "validation_documents": sum(held_out.values()),
+        "skipped_files": len(skipped), "passed_over_files": len(passed_over)}
+    clusters = config.clusters.count
+    per_cluster = [(sum(documents.values()) - sum(held_out.values())) // clusters] * clusters
+    enough = embedded or not documents or not config.tokens.decoupled
+    return [*corpus_warnings(summary), *([] if enough else cluster_warnings(per_cluster))]

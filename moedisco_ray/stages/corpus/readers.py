@@ -1,0 +1,149 @@
+"""The documents of a slice of a file, one at a time, whatever the format.
+
+Large files are cut into slices that can be read independently: JSON Lines and one-document-per-line text at bytes (a
+slice owns the lines that begin in it), Parquet at row groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Iterable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.locations import first_line
+from moedisco_ray.stages.corpus import plain_text, rows
+from moedisco_ray.stages.corpus.cutting import Document, Kept, cut_document
+from moedisco_ray.stages.corpus.files import File, Skipped
+from moedisco_ray.stages.corpus.rows import ColumnError
+from moedisco_ray.stages.corpus.sources import Input
+from moedisco_ray.stages.corpus.streams import NotTextError
+
+UNIT_BYTES = 64 << 20
+_UNIT_FILES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Part of a file: bytes [start, stop) of lines, row groups [start, stop) of Parquet; `stop` None is the end."""
+
+    file: File
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What one task reads: slices of one input, about `UNIT_BYTES` together."""
+
+    index: int
+    source: Input
+    slices: tuple[Slice, ...]
+
+    def without(self, paths: Container[str]) -> Unit:
+        """The unit without the slices of some files."""
+        return dataclasses.replace(self, slices=tuple(piece for piece in self.slices if piece.file.path not in paths))
+
+
+def plan_units(listed: Iterable[tuple[Input, Sequence[File]]], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
+    """Share the files out to tasks: small files together, large ones in slices."""
+    units: list[Unit] = []
+    for source, files in listed:
+        group: list[Slice] = []
+        filled = 0
+        for file in files:
+            for piece in _slices(source, file, unit_bytes):
+                group.append(piece)
+                filled += min(file.text_bytes, unit_bytes)
+                if filled >= unit_bytes or len(group) >= _UNIT_FILES:
+                    units.append(Unit(len(units), source, tuple(group)))
+                    group, filled = [], 0
+        if group:
+            units.append(Unit(len(units), source, tuple(group)))
+    return units
+
+
+def read_unit(unit: Unit, skipped: list[Skipped]) -> Iterator[Document]:
+    """The documents of a unit, without those that hold only white space.
+
+    Args:
+        unit: What to read.
+        skipped: Gets the files that cannot be read, where the source says `on_error: skip`. Documents of such a file that came
+            before the damage have been given by then: read the unit again, without the file.
+
+    Raises:
+        CorpusError: A file is binary, damaged or unreadable, or has no such text column.
+    """
+    for piece in unit.slices:
+        try:
+            yield from read_slice(unit.source, piece)
+        except CorpusError as error:
+            if unit.source.settings.on_error == "fail":
+                raise
+            skipped.append(Skipped(piece.file.path, reason(error)))
+
+
+def reason(error: CorpusError) -> str:
+    """What is wrong with a file, without what to do about it."""
+    return error.remedy.partition("; ")[0]
+
+
+def read_slice(source: Input, piece: Slice) -> Iterator[Document]:
+    """The documents of a slice of a file, without those that hold only white space.
+
+    Raises:
+        CorpusError: The file is binary, damaged or unreadable, or has no such text column.
+    """
+    path = piece.file.path
+    try:
+        yield from _documents(source, piece)
+    except ColumnError as error:
+        raise CorpusError(f"{source.field}.text_column", source.settings.text_column, str(error)) from error
+    except NotTextError as error:
+        raise CorpusError(f"{source.field}.path", path, str(error)) from error
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CorpusError(f"{source.field}.path", path, f"cannot be read ({first_line(error)})") from error
+
+
+def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:
+    by_line = file.format == "jsonl" or (file.format == "text" and source.settings.documents == "line")
+    if file.size <= unit_bytes or file.compressed or not (by_line or file.format == "parquet"):
+        return [Slice(file)]
+    total, step = file.size, unit_bytes
+    if file.format == "parquet":
+        try:
+            with file.file_system().open_input_file(file.path) as stream:
+                total = pq.read_metadata(stream).num_row_groups
+        except (OSError, pa.ArrowInvalid):
+            return [Slice(file)]    # reading it says what is wrong
+        step = max(1, total * unit_bytes // file.size)
+    return [Slice(file, start, min(start + step, total)) for start in range(0, total, step)]
+
+
+def _documents(source: Input, piece: Slice) -> Iterator[Document]:
+    file, settings, limits = piece.file, source.settings, source.limits
+    if file.format == "text":
+        if settings.documents == "line":
+            return plain_text.lines(file, limits, piece.start, piece.stop)
+        read = {"auto": plain_text.running_text, "file": plain_text.whole_files, "paragraph": plain_text.paragraphs}
+        return read[settings.documents](file, limits)
+    return (
+        document if kept is None else document._replace(kept=kept)
+        for text, kept in _texts(piece, settings.text_column) if text and not text.isspace()
+        for document in cut_document(text, limits.part))
+
+
+def _texts(piece: Slice, column: str) -> Iterator[tuple[str, Kept | None]]:
+    if piece.file.format == "parquet":
+        return rows.parquet(piece.file, column, piece.start, piece.stop)
+    return ((text, None) for text in _other_texts(piece, column))
+
+
+def _other_texts(piece: Slice, column: str) -> Iterator[str]:
+    if piece.file.format == "arrow":
+        return rows.arrow(piece.file, column)
+    if piece.file.format == "jsonl":
+        return rows.json_lines(piece.file, column, piece.start, piece.stop)
+    return rows.comma_separated(piece.file, column, "\t" if piece.file.format == "tsv" else ",")

@@ -1,0 +1,128 @@
+"""Read every text once and scatter it into buckets of ids on disk.
+
+A task writes one Arrow file: record batches that each hold documents of one bucket. Its report says which batch is of
+which bucket, so that whoever finishes a bucket maps just its batches from all files. There are as many files as units,
+however many buckets there are, and a task holds a few megabytes, however much it reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from moedisco_ray.stages.corpus.cutting import Document
+from moedisco_ray.stages.corpus.documents import STAGED, bucket_of, id_matrix, staged_table
+from moedisco_ray.stages.corpus.files import Skipped
+from moedisco_ray.stages.corpus.readers import Unit, read_unit
+
+BUCKET_BYTES = 64 << 20
+_SMALL_BUCKET_BYTES = 1 << 20
+_FEW_BUCKETS = 8
+_FLUSH_CHARACTERS = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """What a task read and where it lies.
+
+    Attributes:
+        index: Of the unit.
+        order: Of the unit's input.
+        path: The Arrow file.
+        batches: The bucket of each record batch of the file.
+        documents: How many were read, duplicates included.
+        skipped: Files that could not be read, where the source says `on_error: skip`; the unit must be read again without them.
+    """
+
+    index: int
+    order: int
+    path: Path
+    batches: tuple[int, ...]
+    documents: int
+    skipped: tuple[Skipped, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """One range of ids: record batches of staged files."""
+
+    index: int
+    count: int
+    pieces: tuple[tuple[Path, tuple[int, ...]], ...]
+
+
+def bucket_count(text_bytes: int) -> int:
+    """How many buckets: of about 64 MB each, or up to eight smaller ones so that little text uses several cores too."""
+    return max(1, -(-text_bytes // BUCKET_BYTES), min(_FEW_BUCKETS, text_bytes // _SMALL_BUCKET_BYTES))
+
+
+def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CHARACTERS) -> Staged:
+    """Read a unit and write its documents, by bucket, to `directory`.
+
+    Running it again overwrites the same file with the same bytes: a task that died is simply started again.
+
+    Raises:
+        CorpusError: As `read_unit`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"unit-{unit.index:06d}.arrow"
+    owners: list[int] = []
+    documents = 0
+    group = b""
+    skipped: list[Skipped] = []
+    # A name of its own until whole: after a node was cut off, two attempts of one task may write at once.
+    draft = path.with_suffix(f".{uuid.uuid4().hex}")
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(pa.OSFile(str(draft), "wb"))
+        writer = stack.enter_context(pa.ipc.new_file(sink, STAGED))
+        for chunk in _chunks(read_unit(unit, skipped), flush):
+            table = staged_table(chunk, unit.source.order, group)
+            group = table["group"][-1].as_py()
+            documents += len(chunk)
+            owner = bucket_of(id_matrix(table), buckets)
+            order = np.argsort(owner, kind="stable")
+            for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+                owners.append(int(owner[rows[0]]))
+                writer.write_batch(table.take(pa.array(rows)).combine_chunks().to_batches()[0])
+    draft.replace(path)
+    return Staged(unit.index, unit.source.order, path, tuple(owners), documents, tuple(skipped))
+
+
+def plan_buckets(staged: Iterable[Staged], count: int) -> list[Bucket]:
+    """The batches of each bucket, in the order of the units."""
+    pieces: list[list[tuple[Path, tuple[int, ...]]]] = [[] for _ in range(count)]
+    for report in sorted(staged, key=lambda report: report.index):
+        positions: dict[int, list[int]] = {}
+        for position, bucket in enumerate(report.batches):
+            positions.setdefault(bucket, []).append(position)
+        for bucket, batches in positions.items():
+            pieces[bucket].append((report.path, tuple(batches)))
+    return [Bucket(index, count, tuple(found)) for index, found in enumerate(pieces)]
+
+
+def read_bucket(bucket: Bucket, columns: Sequence[str] = tuple(STAGED.names)) -> pa.Table:
+    """All staged documents of a bucket, duplicates included, in no order that matters."""
+    batches: list[pa.RecordBatch] = []
+    for path, positions in bucket.pieces:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as staged:
+            batches += [staged.get_batch(position).select(columns) for position in positions]
+    return pa.Table.from_batches(batches, schema=pa.schema([STAGED.field(name) for name in columns]))
+
+
+def _chunks(documents: Iterable[Document], characters: int) -> Iterable[Sequence[Document]]:
+    chunk: list[Document] = []
+    held = 0
+    for document in documents:
+        chunk.append(document)
+        held += len(document.text)
+        if held >= characters:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk

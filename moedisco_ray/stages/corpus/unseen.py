@@ -1,0 +1,138 @@
+"""A bounded sample of text that is not the corpus': what a model is judged on that it was never trained on."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from moedisco_ray.core.config import Source
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.stages.corpus.buckets import short_enough
+from moedisco_ray.stages.corpus.cutting import Document, Limits
+from moedisco_ray.stages.corpus.documents import document_id, part_id
+from moedisco_ray.stages.corpus.files import File, Skipped, list_files
+from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
+from moedisco_ray.stages.corpus.sources import Input, expand_sources
+from moedisco_ray.stages.corpus.tokenizer import Encoder
+
+Tokens = NDArray[np.int32]
+Sample = tuple[bytes, str, str, Tokens]
+"""Id, source, text and tokens of a document."""
+
+
+class Unseen(NamedTuple):
+    """A sample of unseen text.
+
+    Attributes:
+        samples: The documents, source by source.
+        trained_on: How many more were left out, since they were trained on.
+        skipped: Files that could not be read, where the source says `on_error: skip`, and those that were passed over.
+    """
+
+    samples: list[Sample]
+    trained_on: int
+    skipped: list[Skipped]
+
+
+_SETTING = "evaluation.sources"
+_CHUNK = 64
+
+
+def read_unseen(
+    sources: Sequence[Source], encoder: Encoder, max_tokens: int, limits: Limits, trained_on: Sequence[Path] = (),
+) -> Unseen:
+    """Read whole documents of each source, in the order of its files, while they fit its equal share of `max_tokens`.
+
+    Where already the first document of a source is longer than that, only its beginning is taken. What comes first is no uniform
+    sample, but nothing beyond it is read: a source may be of any size. A document that stands twice counts once, in the first
+    source that has it. With `on_error: skip` nothing of a file that cannot be read is taken.
+
+    Args:
+        sources: As configured in `evaluation.sources`.
+        encoder: The model's tokeniser.
+        max_tokens: Most tokens to read, of all sources together.
+        limits: How long documents are; those of the corpus, so that documents that were trained on are found.
+        trained_on: Parquet files of the training documents, with the column id; a document that is among them is left out.
+
+    Raises:
+        CorpusError: A source cannot be read, or has no document but those.
+        ConfigError: Two sources have the same name.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = expand_sources(sources, Path(scratch), limits, _SETTING, "unseen")
+        share = max(1, max_tokens // len(inputs))
+        found: dict[bytes, Sample] = {}
+        skipped: list[Skipped] = []
+        for source in inputs:
+            samples, left_out = _beginning(source, encoder, share)
+            skipped += left_out
+            for sample in samples:
+                found.setdefault(sample[0], sample)
+    known = _among(list(found), trained_on)
+    samples = [sample for key, sample in found.items() if key not in known]
+    for source in inputs:
+        if not any(name == source.name for _, name, _, _ in samples):
+            raise CorpusError(
+                f"{source.field}.path", source.settings.path, "holds no text that was not trained on; name other text")
+    return Unseen(samples, len(known), skipped)
+
+
+def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample], list[Skipped]]:
+    listing = list_files(source.field, source.settings, own=source.own)
+    samples: list[Sample] = []
+    skipped = [*listing.skipped, *listing.passed_over]
+    room = share
+    for file in listing.files:
+        try:
+            found, full = _of_file(source, file, encoder, room, first=not samples)
+        except CorpusError as error:
+            if source.settings.on_error == "fail":
+                raise
+            skipped.append(Skipped(file.path, reason(error)))
+            continue
+        samples += found
+        room -= sum(len(tokens) for *_, tokens in found)
+        if full:
+            break
+    return samples, skipped
+
+
+def _of_file(source: Input, file: File, encoder: Encoder, room: int, *, first: bool) -> tuple[list[Sample], bool]:
+    """The first documents of a file that fit, and whether one did not; of a source's first document, what fits of it."""
+    found: list[Sample] = []
+    for key, text, tokens in _documents(read_slice(source, Slice(file)), encoder, source.limits.document_tokens):
+        if len(tokens) > room:
+            if first and not found:
+                found.append((key, source.name, encoder.decode([tokens[:room]])[0], tokens[:room]))
+            return found, True
+        found.append((key, source.name, text, tokens))
+        room -= len(tokens)
+    return found, False
+
+
+def _documents(documents: Iterator[Document], encoder: Encoder, limit: int) -> Iterator[tuple[bytes, str, Tokens]]:
+    """Id, text and tokens of each document, or of its parts where it has too many tokens, as the corpus has them."""
+    while texts := [document.text for document in itertools.islice(documents, _CHUNK)]:
+        for whole, whole_tokens in zip(texts, encoder.encode(texts), strict=True):
+            for number, (text, tokens) in enumerate(short_enough(whole, whole_tokens, encoder, limit)):
+                yield part_id(document_id(whole), number), text, tokens
+
+
+def _among(ids: Sequence[bytes], parts: Sequence[Path]) -> set[bytes]:
+    """Which of some ids are in the files. They are few, the files' many: one pass over the files' ids."""
+    wanted = pa.array(ids, pa.binary(len(ids[0]))) if ids else None
+    known: set[bytes] = set()
+    for part in parts if ids else ():
+        for batch in pq.ParquetFile(part).iter_batches(columns=["id"]):
+            column = batch.column(0)
+            known.update(column.filter(pc.is_in(column, value_set=wanted)).to_pylist())
+    return known

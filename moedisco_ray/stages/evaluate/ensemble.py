@@ -1,0 +1,80 @@
+"""Sub-models as an ensemble that is never merged: c-BTM (Gururangan et al., arXiv 2303.14177, section 3.3).
+
+    p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / T) over the nearest clusters
+
+with d_k the distance of the context x_<t from cluster k's centre; the cluster model's cost is d_k^2. A document's own later text
+never weighs its earlier tokens: the weights change every `BLOCK` tokens, and those of the first block, which has no context, are
+equal.
+
+Shapes: N documents, C clusters, B blocks of all documents, T tokens of one document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from moedisco_ray.stages.evaluate.documents import Documents
+
+TEMPERATURE = 0.1
+BLOCK = 64
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int32]
+Distances = Callable[[Sequence[Ids]], Floats]
+"""Squared distances [B, C] of B contexts, given as token ids."""
+
+
+def log_weights(d_BC: Floats, top_k: int | None, temperature: float = TEMPERATURE) -> Floats:
+    """Logarithms of w: the softmax of -d / T over the `top_k` nearest clusters (None: all); -inf for the others.
+
+    Args:
+        d_BC: Squared distances.
+        top_k: How many clusters share a row's weight; of equally near ones, the first.
+        temperature: T.
+    """
+    scores_BC = -d_BC / temperature
+    if top_k is not None and top_k < d_BC.shape[1]:
+        far_BC = np.argsort(d_BC, axis=1, kind="stable")[:, top_k:]
+        np.put_along_axis(scores_BC, far_BC, -np.inf, axis=1)
+    return scores_BC - logsumexp(scores_BC, axis=1, keepdims=True)
+
+
+def ensemble_nats(
+    documents: Documents, nats_of: Iterator[list[Floats]], distances: Distances, top_k: int | None, *, block: int = BLOCK,
+) -> Floats:
+    """Negative log-likelihood of each document under the ensemble, float64 [N].
+
+    Args:
+        documents: N documents.
+        nats_of: Per sub-model, the nats of every token of every document; one sub-model is asked for at a time.
+        distances: Of contexts from the clusters' centres.
+        top_k: See `log_weights`.
+        block: Tokens between two changes of the weights.
+    """
+    log_w_NTC = [
+        np.repeat(w_BC, block, axis=0)[:len(tokens)]
+        for w_BC, tokens in zip(_weights(documents.tokens, distances, top_k, block), documents.tokens, strict=True)]
+    mixed_NT: list[Floats] = [np.full(len(tokens), -np.inf) for tokens in documents.tokens]
+    for k, nats_NT in enumerate(nats_of):
+        mixed_NT = [
+            np.logaddexp(mixed_T, log_w_TC[:, k] - nats_T)
+            for mixed_T, log_w_TC, nats_T in zip(mixed_NT, log_w_NTC, nats_NT, strict=True)]
+    return np.array([-mixed_T.sum() for mixed_T in mixed_NT])
+
+
+def _weights(tokens: Sequence[Ids], distances: Distances, top_k: int | None, block: int) -> list[Floats]:
+    """Logarithms of w for every block of every document, [blocks, C] each."""
+    contexts = [document[:end] for document in tokens for end in range(block, len(document), block)]
+    first = tokens[0][:1]   # asked for alone where no document is longer than a block: it tells C
+    log_w_BC = log_weights(distances(contexts or [first]), top_k)
+    equal_1C = np.full((1, log_w_BC.shape[1]), -np.log(log_w_BC.shape[1]))
+    weights, start = [], 0
+    for document in tokens:
+        blocks = max(0, -(-len(document) // block) - 1)
+        weights.append(np.concatenate([equal_1C, log_w_BC[start:start + blocks]]))
+        start += blocks
+    return weights

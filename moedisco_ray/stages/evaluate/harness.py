@@ -1,0 +1,164 @@
+"""A model on multiple-choice and completion tasks, by EleutherAI's lm-eval (Gao et al., the Language Model Evaluation Harness).
+
+The harness poses the tasks, picks the answers and counts them; probabilities are ours (`scoring`), so that a task sees the model as
+training did: each question begins a document, after BOS where the tokenizer adds it. Chat templates are not applied. Nothing is
+downloaded. This module needs the extra `lm-eval`; nothing imports it before it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from moedisco_ray.core.config.task_files import Rows, read_task_file
+from moedisco_ray.models import load_model
+from moedisco_ray.stages.evaluate.scoring import default_dtype, predict_tokens
+
+Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
+
+
+class ScoredLM(TemplateLM):
+    """Answers the harness's questions about likelihood.
+
+    Context and continuation are joined and cut by the harness's own rules. What is longer than a window loses its beginning.
+
+    Args:
+        model: On its device.
+        encode: The tokeniser, without special tokens.
+        prefix: The token before each context.
+        sequence_length: Most tokens of a context and its continuation together.
+    """
+
+    def __init__(self, model: PreTrainedModel, encode: Encode, prefix: int, sequence_length: int) -> None:
+        super().__init__()
+        self._model = model
+        self._encode = encode
+        self._prefix = prefix
+        self._length = sequence_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token before each context."""
+        return self._prefix
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids of a text."""
+        del add_special_tokens
+        ids: list[int] = self._encode([string])[0].tolist()
+        return ids
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Of each continuation after its context: its log-likelihood, and whether it is what the model would write."""
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return found
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any,
+    ) -> list[tuple[float, bool]]:
+        # For an empty context the harness passes the prefix itself; `predict_tokens` puts it before every window anyway.
+        contexts = [context[1:] if context[:1] == [self._prefix] else context for _, context, _ in requests]
+        joined = [context + request[2] for context, request in zip(contexts, requests, strict=True)]
+        windows = [np.array(ids[-self._length:], dtype=np.int32) for ids in joined]
+        predicted = predict_tokens(self._model, windows, prefix=self._prefix, sequence_length=self._length)
+        starts = [max(0, len(window) - len(request[2])) for window, request in zip(windows, requests, strict=True)]
+        return [
+            (-float(nats_T[start:].sum()), bool(likeliest_T[start:].all()))
+            for (nats_T, likeliest_T), start in zip(predicted, starts, strict=True)]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Not asked for by tasks of these kinds."""
+        raise NotImplementedError
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Not asked for by tasks of these kinds."""
+        raise NotImplementedError
+
+
+class RowsTask(ConfigurableTask):
+    """A task of the harness on examples in memory; `dataset_kwargs` holds them as `rows`."""
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Take the examples; nothing is downloaded."""
+        self.dataset = {"test": Dataset.from_list((dataset_kwargs or {})["rows"])}
+
+    def build_all_requests(self, **settings: Any) -> None:
+        """As the harness does, without its progress bar, which is over at once and cannot be turned off."""
+        with contextlib.redirect_stderr(io.StringIO()):
+            super().build_all_requests(**settings)
+
+
+def pose(name: str, rows: Rows) -> RowsTask:
+    """The harness's task of a file's examples; see `read_task_file` for how they are asked."""
+    common = {"task": name, "test_split": "test", "num_fewshot": 0, "dataset_kwargs": {"rows": rows}}
+    if "choices" in rows[0]:
+        return RowsTask(config={
+            **common, "output_type": "multiple_choice", "doc_to_text": _question, "doc_to_choice": "choices",
+            "doc_to_target": "gold", "metric_list": [_mean("acc"), _mean("acc_norm")]})
+    return RowsTask(config={
+        **common, "output_type": "loglikelihood", "doc_to_text": "context", "doc_to_target": _continuation,
+        "metric_list": [_mean("acc")]})
+
+
+def evaluate_tasks(
+    model_dir: Path, paths: Sequence[Path], encode: Encode, *, prefix: int, sequence_length: int, limit: int | None = None,
+    device: str = "cpu", dtype: torch.dtype | None = None,
+) -> list[dict[str, Any]]:
+    """Put one model to the tasks of some files.
+
+    Args:
+        model_dir: A Hugging Face directory.
+        paths: Task files; see `read_task_file`.
+        encode: The tokeniser, without special tokens.
+        prefix: The token before each question.
+        sequence_length: Most tokens of a question and an answer together.
+        limit: Examples of each file, the first ones; None: all.
+        device: Where to run.
+        dtype: Arithmetic of the model, bf16 on a GPU and fp32 elsewhere where not given.
+
+    Returns:
+        Per file, JSON-ready: `task`, its name; `examples`; `acc`, share of right answers, with its standard error
+        `acc_stderr`; of choices also `acc_norm` and `acc_norm_stderr`, the same with each choice's log-likelihood divided by its
+        characters, and `chance`, what guessing gets. None where a figure is not the task's, or there is one example only.
+
+    Raises:
+        ConfigError: A file holds no tasks of these kinds.
+    """
+    posed = {path.stem: read_task_file(f"evaluation.lm_eval.{i}", path)[:limit] for i, path in enumerate(paths)}
+    model = load_model(model_dir, dtype or default_dtype(device)).to(device)
+    lm = ScoredLM(model, encode, prefix, sequence_length)
+    found = evaluate(lm, {"tasks": {name: pose(name, rows) for name, rows in posed.items()}}, log_samples=False)
+    return [_figures(name, rows, found["results"][name]) for name, rows in posed.items()]
+
+
+def _mean(metric: str) -> dict[str, Any]:
+    return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    query = str(row["query"])
+    return f"{query}\nAnswer:" if query.startswith("Question:") else query
+
+
+def _continuation(row: Mapping[str, Any]) -> str:
+    return f" {row['continuation']}"
+
+
+def _figures(name: str, rows: Rows, results: Mapping[str, Any]) -> dict[str, Any]:
+    figures = {
+        key: float(value) if isinstance(value := results.get(f"{key},none"), float) else None
+        for key in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")}
+    chance = float(np.mean([1 / len(row["choices"]) for row in rows])) if "choices" in rows[0] else None
+    return {"task": name, "examples": len(rows), **figures, "chance": chance}

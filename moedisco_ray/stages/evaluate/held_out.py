@@ -1,0 +1,39 @@
+"""The held-out text that a training looks at while it goes on: the same documents, in the same windows, as the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from moedisco_ray.stages.evaluate.documents import load_documents
+from moedisco_ray.stages.evaluate.scoring import fill, plan_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationSlice:
+    """The first validation documents; see `load_documents`.
+
+    Attributes:
+        every: Steps between two looks.
+        parts: Parquet files of the validation documents.
+        max_tokens: Most tokens to look at.
+        prefix: The token before each document.
+        sequence_length: Most positions of a window.
+    """
+
+    every: int
+    parts: tuple[Path, ...]
+    max_tokens: int
+    prefix: int
+    sequence_length: int
+
+    def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets [B, L], padded on the right."""
+        tokens = load_documents(self.parts, self.max_tokens).tokens
+        lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
+        for windows in plan_batches(lengths_N, self.sequence_length, batch_tokens):
+            yield fill(tokens, windows, self.prefix)

@@ -1,0 +1,232 @@
+"""Measuring models as a whole, per cluster and per source, and looking at their routers.
+
+Axes: N documents, R routers, G groups, E experts.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moedisco_ray.models import load_model, specialise
+from moedisco_ray.stages.evaluate.documents import Documents
+from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
+from moedisco_ray.stages.evaluate.routers import (
+    RouterMeter,
+    RouterStatistics,
+    dead_experts,
+    entropy,
+    expert_load,
+    normalized_mutual_information,
+)
+from moedisco_ray.stages.evaluate.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
+
+
+def evaluate(
+    model_dir: Path, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, prefix: int,
+    sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+) -> dict[str, Any]:
+    """Measure one model.
+
+    Args:
+        model_dir: A Hugging Face directory.
+        documents: What to measure on.
+        labels_N: Cluster of each document; None where there are no clusters.
+        prefix: The token before each document.
+        sequence_length: Length of a training sequence.
+        device: Where to run.
+        dtype: Arithmetic of the model, bf16 on a GPU and fp32 elsewhere where not given; sums are in float64.
+        batch_tokens: Positions that run at once.
+
+    Returns:
+        JSON-ready: the figures of `Score.to_dict`, and
+
+        * `clusters`: the same per cluster, with `cluster`; `sources`: the same per source, with `source` (empty where
+          the user named no source and gave only one);
+        * `routers`: per MoE layer `layer`, `load` [E] (share of the top-k selections), `dead` (experts with next to
+          none, see `dead_experts`), `token_entropy` (mean over tokens, in nats), `load_entropy` (of `load`, in nats),
+          `nmi_cluster` and `nmi_source` (of each token's first expert);
+        * `load_by_cluster` [clusters][E] and `load_by_source` {source: [E]}, means over layers;
+        * `specialisation`: `cluster` and `source`, the normalised mutual information between that label of a document
+          and the expert that is most often the first choice in it, of each layer by itself, and then the mean over layers:
+          only where experts come from sub-models do they have the same number in all layers. None where there is no such label.
+    """
+    source_N, sources = _source_codes(documents)
+    clusters: list[int] = [] if labels_N is None else [int(label) for label in np.unique(labels_N)]
+    cluster_N = np.zeros(len(documents), dtype=np.int64) if labels_N is None else np.searchsorted(clusters, labels_N)
+    columns = max(1, len(clusters))
+    groups = max(1, len(sources)) * columns
+    # Not specialised: the router of a lone expert would not be asked.
+    model = load_model(model_dir, dtype or default_dtype(device)).to(device)
+    with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
+        nats_N = document_nats(
+            model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
+            observe=meter.observe)
+    scores = document_scores(documents, nats_N)
+    statistics = meter.statistics()
+    return {
+        **sum(scores, Score()).to_dict(),
+        "clusters": [
+            {"cluster": cluster, **_total(scores, cluster_N == i).to_dict()} for i, cluster in enumerate(clusters)],
+        "sources": [{"source": source, **_total(scores, source_N == i).to_dict()} for i, source in enumerate(sources)],
+        **_routers(statistics, cluster_N, clusters, source_N, sources),
+    }
+
+
+def evaluate_stages(
+    models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]] | None, *,
+    prefix: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+) -> dict[str, Any]:
+    """Measure what every training stage made; one model is in memory at a time.
+
+    Args:
+        models: Model directory of each stage that made one (`seed`, `merge`); `finetune` must be among them.
+        submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone; may be none.
+        documents: What to measure on.
+        labels_N: Cluster of each document; None where there are no clusters.
+        prefix: The token before each document.
+        sequence_length: Length of a training sequence.
+        device: Where to run.
+        dtype: As in `evaluate`.
+        batch_tokens: Positions that run at once.
+
+    Returns:
+        `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels`, where
+        there are any, sums over all clusters and has `units`, the figures of each. `extra_seconds`: time spent on other models
+        than the fine-tuned one.
+    """
+    started = time.monotonic()
+    settings: dict[str, Any] = {"prefix": prefix, "sequence_length": sequence_length, "batch_tokens": batch_tokens}
+
+    def score(directory: Path, chosen: Documents) -> Score:
+        if not len(chosen):
+            return Score()
+        model = load_model(directory, dtype or default_dtype(device)).to(device)
+        return perplexity(specialise(model), chosen, **settings)
+
+    stages: dict[str, Any] = {
+        stage: score(directory, documents).to_dict() for stage, directory in models.items() if stage != "finetune"}
+    if labels_N is not None and submodels:
+        units = [score(directory, documents.where(labels_N == k)) for k, directory in enumerate(submodels)]
+        stages["submodels"] = {**sum(units, Score()).to_dict(), "units": [unit.to_dict() for unit in units]}
+    extra = time.monotonic() - started
+    final = evaluate(models["finetune"], documents, labels_N, device=device, dtype=dtype, **settings)
+    stages["finetune"] = {key: final[key] for key in Score().to_dict()}
+    return {**final, "stages": stages, "extra_seconds": extra}
+
+
+def evaluate_unseen(
+    model_dir: Path, documents: Documents, *, prefix: int, sequence_length: int, device: str = "cpu",
+    dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+) -> dict[str, Any]:
+    """Measure one model on text that it was never trained on.
+
+    Args:
+        model_dir: A Hugging Face directory.
+        documents: What to measure on.
+        prefix: The token before each document.
+        sequence_length: Most positions of a window.
+        device: Where to run.
+        dtype: As in `evaluate`.
+        batch_tokens: Positions that run at once.
+
+    Returns:
+        The figures of `Score.to_dict`, and `sources`: the same per source, with `source`, in the documents' order.
+    """
+    model = load_model(model_dir, dtype or default_dtype(device)).to(device)
+    nats_N = document_nats(
+        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens)
+    scores = document_scores(documents, nats_N)
+    source_N = np.array(documents.sources)
+    return {
+        **sum(scores, Score()).to_dict(),
+        "sources": [
+            {"source": source, **_total(scores, source_N == source).to_dict()} for source in dict.fromkeys(documents.sources)],
+    }
+
+
+def evaluate_ensemble(
+    submodels: Sequence[Path], documents: Documents, distances: Distances, top_k: int | None, *, prefix: int, sequence_length: int,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure the sub-models as an ensemble; one of them is in memory at a time.
+
+    Args:
+        submodels: Their directories, in the clusters' order.
+        documents: What to measure on.
+        distances: Squared distances of contexts from the clusters' centres.
+        top_k: Sub-models that a token is predicted by; None: all.
+        prefix: The token before each document.
+        sequence_length: Length of a training sequence.
+        device: Where to run.
+
+    Returns:
+        The figures of `Score.to_dict`.
+    """
+    def nats() -> Iterator[list[NDArray[np.float64]]]:
+        for directory in submodels:
+            model = specialise(load_model(directory, default_dtype(device)).to(device))
+            yield token_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length)
+
+    scores = document_scores(documents, ensemble_nats(documents, nats(), distances, top_k))
+    return sum(scores, Score()).to_dict()
+
+
+def _source_codes(documents: Documents) -> tuple[NDArray[np.int64], list[str]]:
+    # A single source that the user did not name says nothing that the overall figures do not.
+    sources = sorted(set(documents.sources))
+    if len(sources) == 1 and re.fullmatch(r"source-\d+", sources[0]):
+        return np.zeros(len(documents), dtype=np.int64), []
+    return np.array([sources.index(source) for source in documents.sources], dtype=np.int64), sources
+
+
+def _total(scores: Sequence[Score], mask_N: NDArray[np.bool_]) -> Score:
+    return sum((scores[int(i)] for i in np.flatnonzero(mask_N)), Score())
+
+
+def _routers(
+    statistics: RouterStatistics, cluster_N: NDArray[np.int64], clusters: list[int], source_N: NDArray[np.int64],
+    sources: list[str],
+) -> dict[str, Any]:
+    # A group is a pair of source and cluster, so summing one of the two axes leaves the other.
+    routers, _, experts = statistics.selections_RGE.shape
+    shape = (routers, max(1, len(sources)), max(1, len(clusters)), experts)
+    selections_RSCE = statistics.selections_RGE.reshape(shape)
+    first_RSCE = statistics.first_RGE.reshape(shape)
+    load_RE = expert_load(selections_RSCE.sum(axis=(1, 2)))
+    load_CE = expert_load(selections_RSCE.sum(axis=1)).mean(axis=0)
+    load_SE = expert_load(selections_RSCE.sum(axis=2)).mean(axis=0)
+    expert_RN = statistics.document_first_RNE.argmax(axis=2)
+    return {
+        "routers": [
+            {
+                "layer": layer,
+                "load": load_RE[r].tolist(),
+                "dead": dead_experts(load_RE[r]),
+                "token_entropy": float(statistics.token_entropy_R[r]),
+                "load_entropy": entropy(load_RE[r]),
+                "nmi_cluster": normalized_mutual_information(first_RSCE[r].sum(axis=0)) if clusters else None,
+                "nmi_source": normalized_mutual_information(first_RSCE[r].sum(axis=1)) if sources else None,
+            }
+            for r, layer in enumerate(statistics.layers)
+        ],
+        "load_by_cluster": load_CE.tolist() if clusters else [],
+        "load_by_source": dict(zip(sources, load_SE.tolist(), strict=True)) if sources else {},
+        "specialisation": {
+            "cluster": _document_nmi(cluster_N, expert_RN, experts) if clusters else None,
+            "source": _document_nmi(source_N, expert_RN, experts) if sources else None,
+        },
+    }
+
+
+def _document_nmi(label_N: NDArray[np.int64], expert_RN: NDArray[np.int64], experts: int) -> float:
+    rows = int(label_N.max()) + 1
+    counts = [np.bincount(label_N * experts + expert_N, minlength=rows * experts) for expert_N in expert_RN]
+    return float(np.mean([normalized_mutual_information(each.reshape(rows, experts)) for each in counts]))

@@ -1,0 +1,226 @@
+"""How well a model predicts documents: perplexity and bits per byte.
+
+A document is predicted from the token that stands before it in training: BOS where the tokenizer adds it, else the EOS of the
+document before. Windows have the training sequence length and do not overlap. A window's first token is predicted from the token
+before it.
+
+Axes: B windows of a batch, L positions of its longest window, D hidden, T real (not padding) positions of a batch,
+C of them at a time, W windows, N documents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from moedisco_ray.core.errors import RunError
+from moedisco_ray.stages.evaluate.documents import Documents
+
+_PADDING = -100
+_LOGITS = 2**25
+"""Most logits to hold at once: 128 MB in fp32."""
+
+Observe = Callable[[Tensor, Tensor], None]
+"""Told of each batch before it is run: `real_BL` (false at padding) and `document_B`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a model makes of some documents. Scores of disjoint sets of documents add up.
+
+    Attributes:
+        nats: Negative log-likelihood of all tokens.
+        tokens: Tokens that were predicted.
+        bytes: UTF-8 bytes of the texts.
+        documents: How many there were.
+    """
+
+    nats: float = 0.0
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            self.nats + other.nats, self.tokens + other.tokens,
+            self.bytes + other.bytes, self.documents + other.documents)
+
+    @property
+    def loss(self) -> float | None:
+        """Nats per token; None of no tokens."""
+        return self.nats / self.tokens if self.tokens else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(nats per token); None of no tokens."""
+        return math.exp(min(self.nats / self.tokens, 700.0)) if self.tokens else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Nats / ln 2 / UTF-8 bytes: comparable between tokenisers; None of no bytes."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON wants it."""
+        return {
+            "loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens, "bytes": self.bytes, "documents": self.documents,
+        }
+
+
+def perplexity(
+    model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int, batch_tokens: int = 16_384,
+) -> Score:
+    """Score a model on documents; see `document_nats`."""
+    nats_N = document_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens)
+    return sum(document_scores(documents, nats_N), Score())
+
+
+def document_scores(documents: Documents, nats_N: NDArray[np.float64]) -> list[Score]:
+    """One score per document."""
+    return [
+        Score(float(nats), len(tokens), len(text.encode()), 1)
+        for nats, tokens, text in zip(nats_N, documents.tokens, documents.texts, strict=True)
+    ]
+
+
+def document_nats(
+    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
+    batch_tokens: int = 16_384, observe: Observe | None = None,
+) -> NDArray[np.float64]:
+    """Negative log-likelihood of each document, in nats, summed in float64.
+
+    Windows of like length run together, padded on the right, where no real position sees the padding. The result
+    depends on the size of a batch only through the rounding of the model's own arithmetic.
+
+    Args:
+        model: On its device; left in the mode it came in.
+        tokens: Of each document, without those that begin and end it.
+        prefix: The token before each document.
+        sequence_length: Most positions of a window.
+        batch_tokens: Most positions of a batch, padding included, unless one window is longer.
+        observe: Told of each batch before it is run.
+
+    Returns:
+        Nats [N], float64.
+
+    Raises:
+        RunError: The model's likelihood is not finite.
+    """
+    nats_NT = token_nats(
+        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
+    return np.array([nats_T.sum() for nats_T in nats_NT])
+
+
+def token_nats(
+    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
+    batch_tokens: int = 16_384, observe: Observe | None = None,
+) -> list[NDArray[np.float64]]:
+    """Negative log-likelihood of each token of each document, in nats; see `document_nats`."""
+    predicted = predict_tokens(
+        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
+    return [nats_T for nats_T, _ in predicted]
+
+
+def predict_tokens(
+    model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
+    batch_tokens: int = 16_384, observe: Observe | None = None,
+) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """Of each token of each document its negative log-likelihood, in nats, and whether it is the likeliest; see `document_nats`."""
+    nats_NT = [np.zeros(len(document)) for document in tokens]
+    likeliest_NT = [np.zeros(len(document), dtype=np.bool_) for document in tokens]
+    lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
+    with _evaluating(model), torch.inference_mode():
+        for windows in plan_batches(lengths_N, sequence_length, batch_tokens):
+            inputs_BL, targets_BL = fill(tokens, windows, prefix)
+            documents_B = torch.from_numpy(windows[:, 0]).to(model.device)
+            if observe is not None:
+                observe((targets_BL != _PADDING).to(model.device), documents_B)
+            nats_BL, likeliest_BL = _predict_windows(model, inputs_BL.to(model.device), targets_BL.to(model.device))
+            for (document, start, length), nats_L, likeliest_L in zip(
+                    windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True):
+                nats_NT[document][start:start + length] = nats_L[:length]
+                likeliest_NT[document][start:start + length] = likeliest_L[:length]
+    for number, nats_T in enumerate(nats_NT):
+        if not np.isfinite(nats_T).all():
+            raise RunError(f"the model's likelihood of validation document {number} is not finite: its weights are broken")
+    return list(zip(nats_NT, likeliest_NT, strict=True))
+
+
+def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Cut documents into windows and put windows of like length together, longest first.
+
+    Yields:
+        One batch after another: [B, 3], each row a window's document, start and length.
+    """
+    counts_N = -(-lengths_N // sequence_length)
+    document_W = np.repeat(np.arange(len(lengths_N)), counts_N)
+    start_W = (np.arange(len(document_W)) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)) * sequence_length
+    length_W = np.minimum(lengths_N[document_W] - start_W, sequence_length)
+    windows_W3 = np.stack([document_W, start_W, length_W], axis=1)[np.argsort(-length_W, kind="stable")]
+    done = 0
+    while done < len(windows_W3):
+        size = max(1, batch_tokens // int(windows_W3[done, 2]))
+        yield windows_W3[done:done + size]
+        done += size
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """Arithmetic of a model that is measured: bf16 on a GPU, fp32 elsewhere."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], prefix: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets [B, L] of a batch of windows, as `plan_batches` gives them, padded on the right; -100 is no target."""
+    shape = (len(windows), int(windows[:, 2].max()))
+    inputs_BL = np.full(shape, prefix, dtype=np.int64)
+    targets_BL = np.full(shape, _PADDING, dtype=np.int64)
+    for row, (document, start, length) in enumerate(windows):
+        span = tokens[document][start:start + length]
+        targets_BL[row, :length] = span
+        inputs_BL[row, 1:length] = span[:-1]
+        if start:
+            inputs_BL[row, 0] = tokens[document][start - 1]
+    return torch.from_numpy(inputs_BL), torch.from_numpy(targets_BL)
+
+
+def _predict_windows(model: PreTrainedModel, inputs_BL: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
+    # The head runs on real positions only, some at a time: all logits of a large vocabulary may outgrow the model.
+    real_BL = targets_BL != _PADDING
+    hidden_TD = model.base_model(input_ids=inputs_BL, use_cache=False).last_hidden_state[real_BL]
+    targets_T = targets_BL[real_BL]
+    head = model.get_output_embeddings()
+    size = max(1, _LOGITS // head.weight.shape[0])
+    nats_BL = torch.zeros(real_BL.shape, dtype=torch.float64, device=real_BL.device)
+    likeliest_BL = torch.zeros_like(real_BL)
+    pieces = [
+        _predict(head(hidden_CD).float(), targets_C)
+        for hidden_CD, targets_C in zip(torch.split(hidden_TD, size), torch.split(targets_T, size), strict=True)
+    ]
+    nats_BL[real_BL] = torch.cat([nats_C for nats_C, _ in pieces]).double()
+    likeliest_BL[real_BL] = torch.cat([likeliest_C for _, likeliest_C in pieces])
+    return nats_BL, likeliest_BL
+
+
+def _predict(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    return cross_entropy(logits_CV, targets_C, reduction="none"), logits_CV.argmax(dim=-1) == targets_C

@@ -1,0 +1,205 @@
+"""The finished directory: weights, configuration, tokenizer, generation defaults, model card, and the proof of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from moedisco_ray.core.errors import CheckpointError, RunError
+from moedisco_ray.models import (
+    Checkpoint,
+    ModelMap,
+    Role,
+    config_values,
+    load_model,
+    open_checkpoint,
+    read_config,
+    write_checkpoint,
+    write_config,
+)
+from moedisco_ray.models.tokenizer_directories import copy_tokenizer, load_pretrained, reads_as, save_tokenizer
+from moedisco_ray.stages.export.card import model_card
+from moedisco_ray.stages.export.origin import Origin, end_tokens, for_all_readers, tokens_of
+from moedisco_ray.stages.export.samples import continue_prompts
+
+_SUFFIXES = {".safetensors", ".json", ".md", ".jinja", ".model", ".tiktoken", ".txt"}
+_LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export(
+    model_dir: Path, tokenizer_dir: Path, directory: Path, report: Mapping[str, Any], *, prompts: Sequence[str] = (),
+    sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+) -> dict[str, Any]:
+    """Write the finished directory, load it again, and compare it with the trained model.
+
+    It has what the model that the run started from has: fields of its configuration, tokenizer and chat template, tokens that end a
+    text, generation settings, dtype, licence. Weight files that hold the family's classic per-expert names in that dtype are
+    hard-linked, or copied where that is not possible; others are rewritten tensor by tensor. The comparison holds one model in
+    memory at a time.
+
+    Args:
+        model_dir: The trained model.
+        tokenizer_dir: A directory that `AutoTokenizer` loads.
+        directory: Where to; made where it is missing.
+        report: The run's report, for the model card.
+        prompts: What the finished model is to continue, for the model card.
+        sample_tokens: Tokens to add to each.
+        seed: Of the run.
+        prefix: Token before a document, for the samples; None: the one that ends it.
+        origin: The model that the run started from; None: random weights.
+        dtype: Of the weights; `auto`: the origin's, or else what the model was trained in.
+
+    Returns:
+        `parameters`, `active_parameters` (that one token uses), `rounded_to` (the dtype of the weights where it cannot hold the
+        trained ones exactly, or else None), `bytes` of the weights, and `samples` [{prompt, text}].
+
+    Raises:
+        CheckpointError: The trained model's tensors are not exactly its family's.
+        RunError: What was written does not give the trained model's logits, bit for bit, or the tokenizer's tokens.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    trained = open_checkpoint(model_dir)
+    stored_in = _DTYPES.get(dtype) or (trained["model.norm.weight"].dtype if origin is None else origin.dtype())
+    as_they_are = all(trained.dtype(key) == stored_in for key in trained)
+    _write_weights(model_dir, directory, None if as_they_are else stored_in)
+    weights = open_checkpoint(directory)
+    positions = int(weights.config["max_position_embeddings"])
+    tokenizer = _write_tokenizer(tokenizer_dir, directory, positions if origin is None else None)
+    _write_configs(tokenizer, stored_in, directory, origin)
+    model = _verified(model_dir, directory, stored_in)
+    total, active = count_parameters(weights)
+    figures = {
+        "parameters": total,
+        "active_parameters": active,
+        "rounded_to": None if as_they_are or stored_in == torch.float32 else str(stored_in).removeprefix("torch."),
+        "bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        "samples": continue_prompts(
+            model, tokenizer, prompts, sample_tokens, seed, prefix=prefix, ends=end_tokens(directory)),
+    }
+    if origin is not None:
+        origin.copy_licences(directory)
+    (directory / "README.md").write_text(model_card(report, figures), encoding="utf-8")
+    if strange := sorted(path.name for path in directory.rglob("*") if path.is_file() and not _belongs(path)):
+        raise RunError(f"the export holds a file of a kind that does not belong there: {strange[0]}")
+    return figures
+
+
+def count_parameters(weights: Checkpoint) -> tuple[int, int]:
+    """Parameters of a model, and how many of them one token uses."""
+    model_map = weights.model_map
+    sizes = {key: math.prod(weights.shape(key)) for key in weights}
+    experts = model_map.experts(weights)
+    selected = int(weights.config["num_experts_per_tok"])
+    idle = 0.0
+    for key, size in sizes.items():
+        role = model_map.classify(key)
+        if role.role is Role.EXPERT and role.layer is not None:
+            idle += size * (1 - selected / experts[role.layer])
+    return sum(sizes.values()), round(sum(sizes.values()) - idle)
+
+
+def stored_names(directory: Path) -> list[str]:
+    """Names of the tensors in a directory's weight files, as they stand there."""
+    names: list[str] = []
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names += file.keys()
+    return names
+
+
+def check_classic(names: Sequence[str], model_map: ModelMap) -> None:
+    """Assert that tensors have the family's classic per-expert names, which other readers know.
+
+    Raises:
+        CheckpointError: One has another name, such as that of stacked experts, or a layer is incomplete.
+    """
+    model_map.experts(names)
+
+
+def _belongs(path: Path) -> bool:
+    return path.suffix in _SUFFIXES or path.name.startswith(_LICENCES)
+
+
+def _write_weights(model_dir: Path, directory: Path, dtype: torch.dtype | None) -> None:
+    """Write the weights in another dtype, or, with None, as they are."""
+    config = read_config(model_dir)
+    model_map = ModelMap(str(config.get("model_type")))
+    if dtype is not None:
+        write_checkpoint(directory, ((key, tensor.to(dtype)) for key, tensor in open_checkpoint(model_dir).items()), config)
+    elif _is_classic(stored_names(model_dir), model_map):
+        for path in [*model_dir.glob("*.safetensors"), *model_dir.glob("*.safetensors.index.json")]:
+            _link(path, directory / path.name)
+        write_config(directory, config)
+    else:
+        write_checkpoint(directory, open_checkpoint(model_dir).items(), config)
+    check_classic(stored_names(directory), model_map)
+
+
+def _is_classic(names: Sequence[str], model_map: ModelMap) -> bool:
+    try:
+        check_classic(names, model_map)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:     # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | None) -> PreTrainedTokenizerBase:
+    """Copy a tokenizer; with `most_positions` it is written anew, and that is its longest text."""
+    tokenizer = load_pretrained(tokenizer_dir)
+    if most_positions is None:
+        copy_tokenizer(tokenizer_dir, tokenizer, directory)
+    else:
+        tokenizer.model_max_length = most_positions
+        save_tokenizer(tokenizer, directory)
+    if not reads_as(directory, tokenizer):
+        raise RunError("the exported tokenizer does not give the tokens that the model was trained on")
+    return load_pretrained(directory)
+
+
+def _write_configs(tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, directory: Path, origin: Origin | None) -> None:
+    values = config_values(AutoConfig.from_pretrained(directory, local_files_only=True)) | tokens_of(tokenizer)
+    if origin is not None:
+        values = origin.config(values)
+        origin.write_generation_config(values, directory)
+    else:
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        GenerationConfig(
+            bos_token_id=values["bos_token_id"], eos_token_id=values["eos_token_id"], pad_token_id=pad, do_sample=True,
+            temperature=0.8, top_p=0.95,
+        ).save_pretrained(directory)
+    write_config(directory, for_all_readers(values, dtype))
+
+
+def _verified(model_dir: Path, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    expected = _probe_logits(load_model(model_dir, dtype))
+    model = load_model(directory, dtype)
+    if not torch.equal(_probe_logits(model), expected):
+        raise RunError(f"the exported model in {directory} does not give the trained model's logits")
+    return model
+
+
+@torch.inference_mode()
+def _probe_logits(model: PreTrainedModel) -> Tensor:
+    length = min(64, int(model.config.max_position_embeddings))
+    tokens = torch.arange(2 * length).mul(7919).remainder(int(model.config.vocab_size)).view(2, length)
+    logits: Tensor = model.eval()(input_ids=tokens, use_cache=False).logits
+    return logits

@@ -1,0 +1,120 @@
+"""The merge stage: sub-model directories in, a merged model directory out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.models import (
+    Checkpoint,
+    ModelMap,
+    Role,
+    canonical_shapes,
+    check_complete,
+    check_experts,
+    expert_count,
+    load_model,
+    model_tensors,
+    open_checkpoint,
+    specialise,
+    write_checkpoint,
+)
+from moedisco_ray.stages.merge.backbone import Recipe
+from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrate
+from moedisco_ray.stages.merge.choose import Loss, best, measure_recipes
+from moedisco_ray.stages.merge.tensors import TensorReport, merge_with_report
+
+_JOINED = ".joined"
+_COMPARED = ".compared"
+
+
+def build_merged(submodels: Sequence[Path], start: Path, config: Mapping[str, Any], recipes: Sequence[Recipe],
+                 batches: Sequence[Batch], directory: Path, *, router: RouterSettings, loss: Loss,
+                 device: str = "cpu") -> dict[str, Any]:
+    """Merge trained sub-models and calibrate the routers.
+
+    Two passes: tensors are joined as a stream; then the joined model is loaded, its routers are computed, and it is
+    written again with what changed. The second pass holds the merged model once. Where there are several recipes, their
+    comparison comes first; it holds and writes as much.
+
+    Args:
+        submodels: Their directories, in the clusters' order.
+        start: The backbone that all of them began with, or took in at their last meeting.
+        config: `config.json` of the whole MoE, with its own number of experts and top-k.
+        recipes: How the backbone is merged: the one whose merged model has the least loss.
+        batches: Calibration data: tokens [B, L] and cluster per document [B].
+        directory: Where the merged model goes, with `merge.json`.
+        router: How routers are calibrated.
+        loss: Of a model on held-out text; asked only where there are several recipes.
+        device: Where the merged model runs; it must fit there.
+
+    Returns:
+        What `merge.json` holds: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
+        where they were compared), `tensors` (one entry each), `layers` (one entry per router).
+
+    Raises:
+        CheckpointError: A sub-model is of another family, or the tensors together are not the MoE's.
+    """
+    model_map = ModelMap(str(config.get("model_type")))
+    opened = [_open(path, model_map) for path in submodels]
+    origin = _open(start, model_map)
+
+    def calibrated(model: PreTrainedModel) -> list[dict[str, Any]]:
+        return calibrate(model, len(submodels), batches, router)
+
+    candidates = measure_recipes(
+        opened, origin, config, recipes, directory / _COMPARED, calibrated, loss, device) if len(recipes) > 1 else []
+    recipe = best(candidates) if candidates else recipes[0]
+    reports: list[TensorReport] = []
+    joined = directory / _JOINED
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for tensor, entry in merge_with_report(opened, origin, model_map, recipe):
+            reports.append(entry)
+            yield entry.key, tensor
+
+    write_checkpoint(joined, stream(), config)
+    stored = open_checkpoint(joined)
+    check_complete(stored, canonical_shapes(config))
+    check_experts(stored, model_map, expert_count(config))
+
+    model = specialise(load_model(joined).to(device))
+    layers = calibrated(model)
+    write_checkpoint(directory, _overlaid(stored, model, layers), config)
+    del stored
+    shutil.rmtree(joined)
+
+    result = {
+        "backbone": recipe.to_dict(), "weights": list(recipe.weights),
+        "candidates": [candidate.to_dict() for candidate in candidates],
+        "tensors": [entry.to_dict() for entry in reports], "layers": layers}
+    write_json(directory / "merge.json", result)
+    return result
+
+
+def _open(directory: Path, model_map: ModelMap) -> Checkpoint:
+    opened = open_checkpoint(directory)
+    if opened.model_map.family != model_map.family:
+        raise CheckpointError("submodels", str(directory), f"is of family {opened.model_map.family.name}, not "
+                              f"{model_map.family.name}")
+    return opened
+
+
+def _overlaid(stored: Checkpoint, model: PreTrainedModel, layers: list[dict[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """The stored tensors, with those that the calibration changed taken from the model in memory."""
+    rescaled = {entry["layer"] for entry in layers if entry["scale"] != 1.0}
+    changed = dict(model_tensors(model))
+    for key in stored:
+        role = stored.model_map.classify(key)
+        kept = stored[key]
+        if role.role is Role.ROUTER or (role.role is Role.EXPERT and role.part == "down" and role.layer in rescaled):
+            yield key, changed[key].to("cpu", kept.dtype)
+        else:
+            yield key, kept

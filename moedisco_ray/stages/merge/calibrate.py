@@ -1,0 +1,194 @@
+"""The merged model's routers, layer by layer, from its own hidden states.
+
+The router's input at layer l depends on the routers of all layers before it, so layers are solved in order: stop the
+forward pass at layer l, collect the inputs, set the rows, go on.
+
+The scale trap: where the selected router weights are not made to sum to one, experts that were trained at a weight of 1
+are used at less after the merge. `match_scale` multiplies a layer's `down_proj` by the ratio of the two mean weights.
+
+Shapes: B documents, L sequence length, T tokens, D hidden, E experts, C clusters, g = E / C, K top-k.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.models import ModelMap, group_size, moe_blocks
+from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
+
+RouterMethod = Literal["ridge", "centroid", "random", "concat"]
+Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
+"""Tokens [B, L] and the cluster of each document [B]."""
+
+_LEAST_CONSTANT = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterSettings:
+    """How routers are calibrated.
+
+    Attributes:
+        method: How the clusters' directions are found.
+        match_load: Give every cluster's group of experts the cluster's share of the tokens; not for `concat`.
+        match_scale: Rescale experts where top-k weights are not normalised.
+        seed: For `random`.
+    """
+
+    method: RouterMethod
+    match_load: bool = True
+    match_scale: bool = True
+    seed: int = 0
+
+
+class _LayerReachedError(Exception):
+    """Ends a forward pass at the layer whose input is wanted."""
+
+
+@torch.no_grad()
+def calibrate(model: PreTrainedModel, clusters: int, batches: Sequence[Batch],
+              settings: RouterSettings) -> list[dict[str, Any]]:
+    """Set the router rows of a merged model, in place.
+
+    Row of expert e in group k = its own row in the sub-model (zero where that had one expert, whose row has learnt
+    nothing) + the direction of cluster k. `concat` keeps the sub-models' rows as they are.
+
+    Args:
+        model: The merged MoE with concatenated router rows.
+        clusters: C.
+        batches: Calibration data.
+        settings: What is done.
+
+    Returns:
+        Per MoE layer: `layer`, `accuracy` (share of tokens whose top-1 expert is in their own cluster's group),
+        `top1_load_C` (share of tokens whose top-1 expert is in the group), `group_load_C` (share of selections per
+        group), `load_E` (per expert), `weight_sum` (mean sum of the selected weights), `scale` (what `down_proj` was
+        multiplied by).
+
+    Raises:
+        CheckpointError: There is no calibration data, or a cluster index is out of range.
+    """
+    if not batches:
+        raise CheckpointError("merge.calibration_tokens", None, "gave no calibration data; there must be some")
+    if any(cluster_B.min() < 0 or cluster_B.max() >= clusters for _, cluster_B in batches):
+        raise CheckpointError("clusters", clusters, "the calibration data names a cluster beyond these")
+    normalises = _normalises(model)
+    was_training = model.training
+    model.eval()
+    report = []
+    for layer, block in moe_blocks(model).items():
+        router: Any = block.get_submodule("gate")
+        rows_ED = router.weight
+        group = group_size(len(rows_ED), clusters)
+        inputs = list(_router_inputs(model, block, batches))
+        own_ED = rows_ED.double().cpu()
+        if settings.method != "concat":
+            total = _total(inputs, clusters)
+            carried_ED = own_ED if group > 1 else torch.zeros_like(own_ED)
+            direction_CD = directions(settings.method, total, settings.seed + layer)
+            if settings.match_load:
+                direction_CD = _load_matched(direction_CD, carried_ED, inputs, total)
+            rows_ED.copy_(carried_ED + direction_CD.repeat_interleave(group, dim=0))
+        entry = _measure(rows_ED.double().cpu(), own_ED, inputs, clusters, min(router.top_k, len(rows_ED)))
+        scale = entry.pop("branch_weight_sum") / entry["weight_sum"] if settings.match_scale and not normalises else 1.0
+        if scale != 1.0:
+            experts: Any = block.get_submodule("experts")
+            experts.down_proj.mul_(scale)
+        report.append({"layer": layer, "scale": scale, **entry})
+    model.train(was_training)
+    return report
+
+
+def _normalises(model: PreTrainedModel) -> bool:
+    family = ModelMap(str(model.config.model_type)).family
+    return family.always_normalises or bool(model.config.norm_topk_prob)
+
+
+def _router_inputs(model: PreTrainedModel, block: nn.Module,
+                   batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs x_TD of one MoE block on all batches, with the cluster of each token's document."""
+    device = next(model.parameters()).device
+    caught: list[Tensor] = []
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        caught.append(inputs[0])
+        raise _LayerReachedError
+
+    handle = block.register_forward_pre_hook(stop)
+    try:
+        for tokens_BL, cluster_B in batches:
+            with contextlib.suppress(_LayerReachedError):
+                model(input_ids=torch.as_tensor(tokens_BL, dtype=torch.long, device=device), use_cache=False)
+            x_TD = caught.pop().flatten(0, 1).cpu()
+            cluster_T = torch.as_tensor(cluster_B, dtype=torch.long).repeat_interleave(tokens_BL.shape[1])
+            yield x_TD, cluster_T
+    finally:
+        handle.remove()
+
+
+def _total(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics:
+    total = statistics(*inputs[0], clusters)
+    for x_TD, cluster_T in inputs[1:]:
+        total += statistics(x_TD, cluster_T, clusters)
+    return total
+
+
+def _load_matched(direction_CD: Tensor, carried_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]],
+                  total: Statistics) -> Tensor:
+    """Directions with an offset each along the constant one, so that top-1 loads are the clusters' shares.
+
+    A token's logits divided by its v . x > 0 have the same largest; there the offsets are a plain bias. The few tokens
+    where v . x is not positive have no say.
+    """
+    clusters = len(direction_CD)
+    constant_D = constant_direction(total)
+    logits = []
+    for input_TD, _ in inputs:
+        x_TD = input_TD.double()
+        own_TC = (x_TD @ carried_ED.T).view(len(x_TD), clusters, -1).amax(2)
+        constant_T = x_TD @ constant_D
+        says_T = constant_T > _LEAST_CONSTANT
+        logits.append((own_TC + x_TD @ direction_CD.T)[says_T] / constant_T[says_T, None])
+    offset_C = load_offsets(torch.cat(logits), total.count_C / total.count_C.sum())
+    matched_CD = direction_CD + offset_C[:, None] * constant_D
+    return matched_CD if carried_ED.any() else normalised(matched_CD, total)
+
+
+def _measure(rows_ED: Tensor, own_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], clusters: int,
+             top_k: int) -> dict[str, Any]:
+    """What the router does with the calibration data, and the mean weight that the branches' own routers gave."""
+    experts = len(rows_ED)
+    group = experts // clusters
+    own_CgD = own_ED.view(clusters, group, -1)
+    load_E = torch.zeros(experts, dtype=torch.float64)
+    first_C = torch.zeros(clusters, dtype=torch.float64)
+    tokens, hits, weight_sum, branch_sum = 0, 0, 0.0, 0.0
+    for input_TD, cluster_T in inputs:
+        x_TD = input_TD.double()
+        chosen = torch.softmax(x_TD @ rows_ED.T, dim=1).topk(top_k, dim=1)
+        load_E += torch.bincount(chosen.indices.flatten(), minlength=experts)
+        first_T = chosen.indices[:, 0] // group
+        first_C += torch.bincount(first_T, minlength=clusters)
+        hits += int((first_T == cluster_T).sum())
+        tokens += len(x_TD)
+        weight_sum += float(chosen.values.sum())
+        branch_Tg = torch.softmax(torch.einsum("td,cgd->tcg", x_TD, own_CgD), dim=2)[torch.arange(len(x_TD)), cluster_T]
+        branch_sum += float(branch_Tg.topk(min(top_k, group), dim=1).values.sum())
+    load_E /= load_E.sum()
+    return {
+        "accuracy": hits / tokens,
+        "top1_load_C": (first_C / tokens).tolist(),
+        "group_load_C": load_E.view(clusters, group).sum(1).tolist(),
+        "load_E": load_E.tolist(),
+        "weight_sum": weight_sum / tokens,
+        "branch_weight_sum": branch_sum / tokens,
+    }

@@ -1,0 +1,69 @@
+"""Which recipe for the backbone is best: by the merged model's loss on text that neither merge nor router was fitted on."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moedisco_ray.models import ModelMap, load_model, model_tensors, specialise, write_checkpoint
+from moedisco_ray.stages.merge.backbone import Recipe
+from moedisco_ray.stages.merge.tensors import merge, merged_backbone
+
+Loss = Callable[[PreTrainedModel], float]
+"""Nats per token of a model on held-out text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A recipe and the held-out loss of the model that it makes, its router calibrated."""
+
+    recipe: Recipe
+    loss: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `merge.json` says of it: `rule`, `scale`, `loss`."""
+        return {**self.recipe.to_dict(), "loss": self.loss}
+
+
+def measure_recipes(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], config: Mapping[str, Any],
+                    recipes: Sequence[Recipe], scratch: Path, calibrate: Callable[[PreTrainedModel], object],
+                    loss: Loss, device: str) -> list[Candidate]:
+    """The held-out loss of each recipe's model.
+
+    The model is written once; of a candidate only the backbone is computed, into the model that was read from there.
+
+    Args:
+        submodels: Canonical tensors of each.
+        start: What they started from.
+        config: `config.json` of the whole MoE.
+        recipes: To compare.
+        scratch: A directory for the model; it is gone afterwards.
+        calibrate: Sets a merged model's routers, in place.
+        loss: Measures it.
+        device: Where it runs.
+    """
+    model_map = ModelMap(str(config.get("model_type")))
+    write_checkpoint(scratch, merge(submodels, start, model_map, recipes[0]), config)
+    found = []
+    for recipe in recipes:
+        model = load_model(scratch).to(device)
+        held = dict(model_tensors(model))
+        with torch.no_grad():
+            for key, tensor in merged_backbone(submodels, start, model_map, recipe):
+                held[key].copy_(tensor)
+        calibrate(specialise(model))
+        found.append(Candidate(recipe, loss(model)))
+    shutil.rmtree(scratch)
+    return found
+
+
+def best(candidates: Sequence[Candidate]) -> Recipe:
+    """The recipe of least loss; the first of equals."""
+    return min(candidates, key=lambda candidate: candidate.loss).recipe

@@ -1,0 +1,140 @@
+"""Joining sub-models tensor by tensor: the inverse of `decompose`.
+
+Experts are taken unchanged and renumbered, router rows are concatenated, and the backbone with the shared expert is
+combined by a rule of `backbone`.
+
+Shapes: C sub-models, g experts in each, E = C g, D hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.models import ModelMap, Role
+from moedisco_ray.stages.merge.backbone import Recipe, combine
+
+Rule = Literal["copied", "combined", "identical", "concatenated"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorReport:
+    """What went into one merged tensor.
+
+    Attributes:
+        key: Its canonical name.
+        role: What it does.
+        rule: How it was made.
+        submodels: Which sub-models it came from.
+        deviation: Largest |theta_k - theta| / |theta| over the sub-models' copies; 0 where they were not combined.
+    """
+
+    key: str
+    role: Role
+    rule: Rule
+    submodels: tuple[int, ...]
+    deviation: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**dataclasses.asdict(self), "role": self.role.value, "submodels": list(self.submodels)}
+
+
+def merge(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap,
+          recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
+    """The merged model's canonical tensors; see `merge_with_report`."""
+    for tensor, report in merge_with_report(submodels, start, model_map, recipe):
+        yield report.key, tensor
+
+
+def merged_backbone(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap,
+                    recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
+    """The merged model's backbone and shared expert alone; of the rest nothing is read."""
+    for key in submodels[0]:
+        if model_map.classify(key).role in (Role.BACKBONE, Role.SHARED_EXPERT):
+            yield key, combine(key, [submodel[key] for submodel in submodels], start[key], recipe)[0]
+
+
+def merge_with_report(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap,
+                      recipe: Recipe) -> Iterator[tuple[Tensor, TensorReport]]:
+    """The merged model, one tensor at a time, each with what went into it.
+
+    Every tensor of every sub-model is used exactly once. A backbone tensor that is the same in all sub-models comes out
+    bit for bit as it went in.
+
+    Args:
+        submodels: Canonical tensors of each, with equally many experts.
+        start: The backbone that all of them began with, or took in at their last meeting; its other tensors are not read.
+        model_map: Names of their family.
+        recipe: How backbones are combined.
+
+    Raises:
+        CheckpointError: The sub-models do not have the same tensors, one is unknown, or shapes differ.
+    """
+    if not submodels or len(submodels) != len(recipe.weights):
+        raise CheckpointError("submodels", len(submodels), f"cannot be merged with {len(recipe.weights)} weights")
+    _same_keys(submodels)
+    groups = model_map.experts(submodels[0])
+    source = _Once(submodels)
+    written: set[str] = set()
+    for key in submodels[0]:
+        for tensor, report in _joined(key, source, start, model_map, groups, recipe):
+            if report.key in written:
+                raise CheckpointError("tensor", report.key, "is written twice")
+            written.add(report.key)
+            yield tensor, report
+    source.check_all_taken()
+
+
+class _Once:
+    """Hands out every tensor of every sub-model once, and knows which are left."""
+
+    def __init__(self, submodels: Sequence[Mapping[str, Tensor]]) -> None:
+        self._submodels = submodels
+        self._left = {(index, key) for index, submodel in enumerate(submodels) for key in submodel}
+        self.everyone = tuple(range(len(submodels)))
+
+    def take(self, index: int, key: str) -> Tensor:
+        if (index, key) not in self._left:
+            raise CheckpointError("tensor", key, f"of sub-model {index} is used twice")
+        self._left.remove((index, key))
+        return self._submodels[index][key]
+
+    def check_all_taken(self) -> None:
+        if self._left:
+            index, key = min(self._left)
+            raise CheckpointError("tensor", key, f"of sub-model {index} is not used, with {len(self._left) - 1} more")
+
+
+def _joined(key: str, source: _Once, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int],
+            recipe: Recipe) -> Iterator[tuple[Tensor, TensorReport]]:
+    """What the sub-models' tensors of this name become: one tensor, or one per sub-model for an expert's."""
+    role = model_map.classify(key)
+    if role.layer is not None and role.expert is not None:
+        for index in source.everyone:
+            name = model_map.renumbered(key, index * groups[role.layer] + role.expert)
+            yield source.take(index, key), TensorReport(name, role.role, "copied", (index,))
+        return
+    copies = [source.take(index, key) for index in source.everyone]
+    if role.role is Role.ROUTER:
+        if role.layer is None or any(len(copy) != groups[role.layer] for copy in copies):
+            raise CheckpointError("tensor", key, "has not one row per expert of its sub-model")
+        yield torch.cat(copies), TensorReport(key, role.role, "concatenated", source.everyone)
+        return
+    if key not in start:
+        raise CheckpointError("tensor", key, "is not in what all sub-models began with")
+    tensor, deviation = combine(key, copies, start[key], recipe)
+    rule: Rule = "identical" if deviation is None else "combined"
+    yield tensor, TensorReport(key, role.role, rule, source.everyone, deviation or 0.0)
+
+
+def _same_keys(submodels: Sequence[Mapping[str, Tensor]]) -> None:
+    keys = set(submodels[0])
+    for index, submodel in enumerate(submodels[1:], start=1):
+        if odd := keys.symmetric_difference(submodel):
+            raise CheckpointError("tensor", min(odd), f"is only in one of the models 0 and {index} of those to merge")

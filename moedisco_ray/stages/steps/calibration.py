@@ -1,0 +1,86 @@
+"""Text that routers are calibrated and merges are compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moedisco_ray.core.config import Merge
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.stages.merge import Batch
+from moedisco_ray.stages.steps.context import Context, cluster_tokens, submodel_seed
+from moedisco_ray.training.packed_tokens import TokenStream, batch_indices
+
+_CALIBRATION_BATCH = 16
+
+
+def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]:
+    """Windows of every cluster's own text, in proportion to its tokens: to calibrate routers on, and to compare merges on.
+
+    What a cluster was given of others is not its own. Merges are compared on the windows that come last in their sub-model's own
+    first pass: unless it went through all of its text, it has not trained on them, though others may have where clusters overlap.
+    Routers are calibrated on none of these.
+
+    Returns:
+        Batches with the number of their cluster; windows [L], empty unless `merge.backbone` is `auto`.
+
+    Raises:
+        CorpusError: There is no window to compare merges on.
+    """
+    config = context.config
+    length = config.corpus.sequence_length
+    sizes = cluster_tokens(context)
+    streams = [TokenStream([context.of("cluster") / "shards" / str(k)], length) for k in range(len(sizes))]
+    # A cluster's own text comes first. The last of its windows may end with what it was given.
+    own = [min(len(stream), max(1, size // length)) for stream, size in zip(streams, sizes, strict=True)]
+    counts = calibration_windows(config.merge, length, sizes, own)
+    batches: list[Batch] = []
+    held_out: list[NDArray[np.int32]] = []
+    for k, (stream, (wanted, held)) in enumerate(zip(streams, counts, strict=True)):
+        pass_N = batch_indices(submodel_seed(config, k), 0, len(stream), len(stream))
+        seen = pass_N[pass_N < own[k]]
+        held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(seen) - held:]]
+        left = np.sort(seen[:len(seen) - held])
+        # Evenly spread over the shard: its beginning alone could be one document.
+        chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
+        for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
+            tokens_BL = np.stack([stream.window(int(i))[:-1] for i in some])
+            batches.append((tokens_BL, np.full(len(some), k, dtype=np.int64)))
+    if config.merge.backbone == "auto" and not held_out:
+        remedy = "the clusters have no window of text to spare for a comparison; choose a rule, or add text"
+        raise CorpusError("merge.backbone", "auto", remedy)
+    return batches, held_out
+
+
+def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], there: Sequence[int]) -> list[tuple[int, int]]:
+    """How many windows of each cluster routers are calibrated on, and how many merges are compared on.
+
+    Args:
+        settings: The merge section.
+        length: Tokens of a window.
+        tokens: Of each cluster.
+        there: Windows that its own text has.
+    """
+    counts = []
+    for size, windows in zip(tokens, there, strict=True):
+        share = size / sum(tokens) / length
+        held = min(windows // 2, max(1, round(settings.auto_tokens * share))) if settings.backbone == "auto" else 0
+        counts.append((min(windows - held, max(1, round(settings.calibration_tokens * share))), held))
+    return counts
+
+
+def sample(context: Context) -> list[Batch]:
+    """As much of the whole corpus, evenly spread, as routers are calibrated on; all of one cluster."""
+    stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
+    wanted = sample_windows(context.config.merge, stream.sequence_length, len(stream))
+    chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
+    return [
+        (np.stack([stream.window(int(i))[:-1] for i in some]), np.zeros(len(some), dtype=np.int64))
+        for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH))]
+
+
+def sample_windows(settings: Merge, length: int, there: int) -> int:
+    """How many of the corpus' windows `sample` takes."""
+    return min(there, max(1, settings.calibration_tokens // length))

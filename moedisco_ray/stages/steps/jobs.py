@@ -1,0 +1,108 @@
+"""Trainings, as the configuration has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moedisco_ray.core.config import RunConfig, Submodels
+from moedisco_ray.core.locations import joined
+from moedisco_ray.models.optimizer_state import FOLDER
+from moedisco_ray.plan import build_plan
+from moedisco_ray.policies.quorum import ALL, Quorum
+from moedisco_ray.policies.sync_points import meetings
+from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.stages import tasks
+from moedisco_ray.stages.steps.context import Context
+from moedisco_ray.training import BackboneRate, HeldOut, Rounds, TrainJob, steps_for
+
+
+def make_job(context: Context, stage: str, name: str, model: Path, shards: Path, tokens: int, seed: int) -> TrainJob:
+    """A training of a stage's."""
+    config = context.config
+    tuning = config.finetune if stage == "finetune" else None
+    routes = tuning is not None or config.model.architecture.num_experts > config.clusters.count
+    section = tuning or config.submodels
+    steps = steps_for(tokens, section.optimizer)
+    home = context.checkpoints(stage) / name
+    return TrainJob(
+        stage=stage, name=name, model=model.absolute(), shards=(shards.absolute(),),
+        output=(home / "trained").absolute(), checkpoints=joined(context.storage(stage), name, "steps"), steps=steps,
+        sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
+        checkpoint_every=config.checkpoint.steps, keep=config.checkpoint.keep,
+        load_balance=config.finetune.load_balance if routes else 0.0,
+        z_loss=config.finetune.z_loss if routes else 0.0,
+        phases=tuning.phases if tuning else (),
+        dense_steps=round(tuning.dense_gate * steps) if tuning else 0,
+        spike_guard=tuning.spike_guard if tuning else None,
+        least_gain=_least_gain(config) if tuning else None,
+        seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
+        held_out=_held_out(context, stage),
+    )
+
+
+def _held_out(context: Context, stage: str) -> HeldOut | None:
+    """What a look at the held-out loss takes: of models that are trained on everything, where it is asked for."""
+    config = context.config
+    if config.evaluation.every_tokens is None or stage == "submodels":
+        return None
+    section = config.finetune if stage == "finetune" else config.submodels
+    every = max(1, config.evaluation.every_tokens // section.optimizer.batch_tokens)
+    return tasks.held_out(
+        context.of("corpus").absolute(), every, config.evaluation.slice_tokens, config.corpus.sequence_length)
+
+
+def _least_gain(config: RunConfig) -> float | None:
+    """`finetune.early_stop` in nats per step: by what the plan says a step costs, which no machine's speed changes."""
+    if config.finetune.early_stop is None:
+        return None
+    cost = next(stage.cost for stage in build_plan(config).stages if stage.stage == "finetune")
+    return config.finetune.early_stop * cost.dollars / cost.tokens * config.finetune.optimizer.batch_tokens
+
+
+def found_moments(model: Path) -> Path | None:
+    """Where the moments of an earlier stage's model lie, if it has any."""
+    moments = (model / FOLDER).absolute()
+    return moments if moments.is_dir() else None
+
+
+def anchored(job: TrainJob, settings: Submodels) -> TrainJob:
+    """With the sub-models' backbone at its own rate."""
+    if settings.backbone_lr_scale == 1:
+        return job
+    start = math.ceil(settings.backbone_lr_scale_from * job.steps)
+    return dataclasses.replace(job, backbone_rate=BackboneRate(settings.backbone_lr_scale, start))
+
+
+def rounds_of(steps: Sequence[int], settings: Submodels, directory: Path) -> list[Rounds | None]:
+    """Of each sub-model, by its steps; none in a phase that is too short for a meeting."""
+    every = settings.sync_every
+    met = [()] * len(steps) if every is None or len(steps) == 1 else meetings(steps, every)
+    return [Rounds(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in met]
+
+
+def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:
+    """Each by workers of the placement's pool."""
+    return context.shell.train_all(jobs, placement, context.checkpoints(jobs[0].stage) / "ray", context.emit, context.stop, quorum)
+
+
+def told_units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:
+    """What a stage's summary holds of its units; see `report`."""
+    return [
+        {
+            "name": job.name,
+            "steps": done.result.steps,
+            "planned_steps": job.steps,
+            "tokens": done.result.tokens,
+            "loss": done.result.loss if done.result.steps else None,
+            "seconds": round(done.result.seconds, 3),
+            "workers": round(done.workers, 3),
+            "held": {key: round(seconds, 3) for key, seconds in done.held.items()},
+            "contribution": done.contribution,
+            "reason": done.reason,
+        }
+        for job, done in zip(jobs, trained, strict=True)
+    ]
