@@ -46,13 +46,13 @@ from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 from torch import Tensor
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
+from moedisco_ray.execution.ray.session import NO_DASHBOARD
+from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
-from moedisco_ray.on_ray.session import NO_DASHBOARD
-from moedisco_ray.on_ray.trainers import train_all
 from moedisco_ray.policies.ordering import makespan_bound
-from moedisco_ray.shell import Placement
 from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob
 from moedisco_ray.training.packed_tokens import write_packed

@@ -16,13 +16,13 @@ import torch
 import yaml
 from harness import environment, interleave, spread, write_result
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stages import STAGES
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 
 def smaller(tokens: int) -> dict[str, Any]:

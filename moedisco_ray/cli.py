@@ -132,7 +132,8 @@ def run(
             views.append(_reporter(report_to, checked, stop))
         for view in views:
             stack.callback(view.close)
-        directory: Path = _import_late("moedisco_ray.pipeline").run(checked, tuple(views), redo, stop=stop, given_id=run_id)
+        pipeline = _import_late("moedisco_ray.execution.pipeline")
+        directory: Path = pipeline.run(checked, tuple(views), redo, stop=stop, given_id=run_id)
     if not as_json:
         console.print()
         console.print(report_view(current_report(directory)))
@@ -199,7 +200,7 @@ def init(
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Open what a configuration names, and list every mistake with which the run would fail; nothing is written."""
     checked = load_config(config, overrides or ())
-    findings = _import_late("moedisco_ray.validation").validate(checked)
+    findings = _import_late("moedisco_ray.execution.validation").validate(checked)
     for problem in findings.problems:
         _complain(str(problem))
     if not findings.problems:
@@ -321,8 +322,8 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 
 def _import_late(name: Literal[
-    "moedisco_ray.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter", "moedisco_ray.compare.run",
-    "moedisco_ray.compare.figures", "moedisco_ray.stages.tasks", "moedisco_ray.validation",
+    "moedisco_ray.execution.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter", "moedisco_ray.compare.run",
+    "moedisco_ray.compare.figures", "moedisco_ray.stages.tasks", "moedisco_ray.execution.validation",
 ]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)

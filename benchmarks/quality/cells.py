@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import yaml
 
-from moedisco_ray import pipeline
 from moedisco_ray.compare.arms import Arm
 from moedisco_ray.core.config import FAMILIES, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 STARTS: Mapping[str, tuple[str, ...]] = {"random": (), "seed": ("model.init.upcycle",)}
 """What a cell starts from, and the settings that say so."""

@@ -19,7 +19,7 @@ from cells import Cell, base_config, own_arms
 
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Arm
 from moedisco_ray.compare.run import compare
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution.local_backend import InProcess
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import harness

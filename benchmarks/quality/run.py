@@ -48,7 +48,7 @@ from moedisco_ray.compare.run import BUDGETS, compare
 from moedisco_ray.compare.table import compare_view
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution.local_backend import InProcess
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 harness: Any = importlib.import_module("harness")    # the other benchmarks' common parts, one folder up

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from moedisco_ray import pipeline
+from moedisco_ray.backend import Shell
 from moedisco_ray.compare.accounting import (
     Point,
     Reads,
@@ -36,8 +36,8 @@ from moedisco_ray.core.errors import ConfigError, DivergedError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.display import View
+from moedisco_ray.execution import pipeline
 from moedisco_ray.plan import build_plan, recipe, subject
-from moedisco_ray.shell import Shell
 from moedisco_ray.stages.corpus import input_identity
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")

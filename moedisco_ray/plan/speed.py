@@ -1,8 +1,8 @@
 """How fast one worker of a pool is, and how that is known.
 
 A pool of GPUs: assumed, 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's `speed`. A pool of
-this machine's CPU cores: measured here by a probe of about two seconds (`moedisco_ray.probe`). Anything else is unknown, and
-what depends on it is unknown too.
+this machine's CPU cores: measured here by a probe of about two seconds (`moedisco_ray.execution.probe`). Anything else is unknown,
+and what depends on it is unknown too.
 """
 
 from __future__ import annotations

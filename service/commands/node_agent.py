@@ -28,7 +28,7 @@ def node_agent(
 ) -> None:
     """Hear the cloud's notice that this spot machine goes, and drain its Ray node in time. Runs until it is stopped."""
     # Late: `--help` and a mistake need neither.
-    library = importlib.import_module("moedisco_ray.node_agent")
+    library = importlib.import_module("moedisco_ray.execution.node_agent")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())

@@ -205,4 +205,4 @@ def test_no_module_can_unpickle_but_the_one_that_passes_tasks_through_ray_data()
                 isinstance(word.value, ast.Constant) and safe.get(str(word.arg)) is word.value.value for word in call.keywords)]
             if imported & unpicklers or unsafe:
                 found.add(str(path.relative_to(root.parent)))
-    assert found == {"moedisco_ray/on_ray/corpus.py"}
+    assert found == {"moedisco_ray/execution/ray/corpus.py"}

@@ -17,8 +17,8 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 from waiting import until
 
-from moedisco_ray.on_ray.draining import drain
-from moedisco_ray.on_ray.session import NO_DASHBOARD
+from moedisco_ray.execution.ray.autoscaling.draining import drain
+from moedisco_ray.execution.ray.session import NO_DASHBOARD
 
 _MEMORY = 80_000_000
 _PATIENCE = 30.0

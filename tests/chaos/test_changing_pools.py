@@ -20,13 +20,13 @@ from small_run import begin_at, same_outcome, small_config
 from spot_nodes import SpotNodes
 from step_account import attempts, lost
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "30"))
 INTERVAL = 8

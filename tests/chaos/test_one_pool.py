@@ -14,10 +14,10 @@ from ray.util import placement_group_table
 from spot_nodes import SpotNodes
 from waiting import until
 
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.events import Event
-from moedisco_ray.on_ray.trainers import train_all
-from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.training import TrainJob
 
 POOL = LowMemoryPool()

@@ -13,12 +13,12 @@ from failing_jobs import make_job
 from spot_nodes import SpotNodes
 from waiting import until
 
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Outer
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.in_process import InProcess
-from moedisco_ray.on_ray.gang_site import train_gang
-from moedisco_ray.on_ray.trainers import train_all
-from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.ray.gang_cluster import train_gang
+from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.training import Rounds, TrainJob
 
 LOW, HIGH = LowMemoryPool(), HighMemoryPool(workers=2)

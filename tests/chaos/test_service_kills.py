@@ -14,10 +14,10 @@ from real_service import RealService, real_service
 from small_run import same_outcome, small_config
 from watched_run import Watcher
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from service.client import Client
 
 KILLS = 20

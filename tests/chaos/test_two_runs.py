@@ -14,10 +14,10 @@ import yaml
 from small_run import begin_at, same_outcome, small_config
 from spot_nodes import SpotNodes, spot_nodes
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import EventLog
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 WORKERS = 2
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]

@@ -22,10 +22,10 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.on_ray import spot_fallback
-from moedisco_ray.shell import Placement
+from moedisco_ray.execution.ray.autoscaling import spot_fallback
 
 RAY = Path(sys.executable).with_name("ray")
 POOLS = RunConfig.model_validate(yaml.safe_load(preset_text("default"))).pools

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from ray.train import ScalingConfig
 from typer.testing import CliRunner
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.cli import app
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import GIB, build_plan
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster, read_cluster
-from moedisco_ray.shell import Placement
 
 
 @pytest.fixture(scope="module")

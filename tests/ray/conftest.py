@@ -9,9 +9,9 @@ import ray
 from ray.cluster_utils import Cluster
 from small_run import small_config
 
-from moedisco_ray import pipeline
-from moedisco_ray.in_process import InProcess
-from moedisco_ray.on_ray.session import NO_DASHBOARD
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.ray.session import NO_DASHBOARD
 
 
 @pytest.fixture(scope="session")

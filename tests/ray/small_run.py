@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.stages import STAGES
+from moedisco_ray.execution import pipeline
 
 DOMAINS: dict[str, ModuleType] = {"asyncio": asyncio, "email": email, "unittest": unittest}
 

@@ -16,7 +16,7 @@ from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stop_file import NEVER
-from moedisco_ray.on_ray.cluster import RayWorkers, Seats, build_clusters
+from moedisco_ray.execution.ray.clustering import RayWorkers, Seats, build_clusters
 from moedisco_ray.stages.cluster_packing import pack_cluster
 from moedisco_ray.stages.clustering.grid import Grid, peak
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce

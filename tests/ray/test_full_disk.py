@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from small_run import small_config
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.run_report import current_report
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 FEW = {"tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}, "clusters": {"count": 2, "vectors": "hidden_state"},
        "evaluation": {"max_tokens": 3000}, "merge": {"calibration_tokens": 1024}}

@@ -11,13 +11,13 @@ from ray.util.placement_group import placement_group_table
 from small_run import small_config
 from waiting import until
 
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.in_process import InProcess
-from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.gang_site import train_gang
-from moedisco_ray.on_ray.reservation import Reservation
-from moedisco_ray.shell import Placement, Trained
+from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
+from moedisco_ray.execution.ray.gang_cluster import train_gang
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]

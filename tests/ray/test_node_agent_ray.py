@@ -13,7 +13,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from waiting import until
 
-from moedisco_ray.on_ray.draining import drain
+from moedisco_ray.execution.ray.autoscaling.draining import drain
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 

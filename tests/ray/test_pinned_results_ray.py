@@ -5,7 +5,7 @@ import json
 import pinned_runs
 import pytest
 
-from moedisco_ray import pipeline
+from moedisco_ray.execution import pipeline
 
 pytestmark = pytest.mark.ray
 

@@ -12,14 +12,14 @@ from ray import cloudpickle
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
-from moedisco_ray.on_ray import attempts
-from moedisco_ray.on_ray.relay import Whereabouts
-from moedisco_ray.on_ray.trainers import train_all
+from moedisco_ray.execution.ray import attempts
+from moedisco_ray.execution.ray.event_mailbox import Whereabouts
+from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.policies.retrying import Skip
-from moedisco_ray.shell import Placement
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_training import RECIPE, L, write_shard, write_tiny
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
-from moedisco_ray.in_process import InProcess
-from moedisco_ray.on_ray.trainers import train_all
-from moedisco_ray.shell import Placement
+from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.training import Rounds, TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]

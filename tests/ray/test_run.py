@@ -12,14 +12,14 @@ from second_node import second_node
 from small_run import small_config
 from waiting import until
 
-from moedisco_ray import pipeline
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.errors import RunDirError, UserError
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.stages import STAGES
-from moedisco_ray.in_process import InProcess
-from moedisco_ray.on_ray.trainers import train_all
-from moedisco_ray.shell import Placement
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

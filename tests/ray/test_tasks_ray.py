@@ -21,7 +21,7 @@ from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.errors import CorpusError, RunError, RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.on_ray.shell import RayShell
+from moedisco_ray.execution.ray.backend import RayShell
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 

@@ -20,10 +20,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 FILE = Path(__file__).with_name("pinned_results.json")
 DOMAINS, WORDS, DOCUMENTS, LENGTH = 3, 120, 150, 64

@@ -26,15 +26,15 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.errors import MoeDiscoError, PoolError, RunDirError, StorageError
 from moedisco_ray.core.events import Event
-from moedisco_ray.on_ray import attempts
-from moedisco_ray.on_ray.attempts import Surroundings, attempt, end_of
-from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
-from moedisco_ray.on_ray.train_callbacks import last_line
+from moedisco_ray.execution.ray import attempts
+from moedisco_ray.execution.ray.attempts import Surroundings, attempt, end_of
+from moedisco_ray.execution.ray.event_mailbox import Relay, Whereabouts, _Mailbox
+from moedisco_ray.execution.ray.train_callbacks import last_line
 from moedisco_ray.policies.retrying import End
-from moedisco_ray.shell import Placement
 from moedisco_ray.training import TrainJob, TrainResult
 
 ALONE = WorkerGroupError("", {1: RuntimeError("gloo: timed out waiting for the others")})

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from small_run import DOMAINS, small_config
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.stages.corpus import Encoder
 from moedisco_ray.stages.steps.calibration import calibration
 from moedisco_ray.stages.steps.context import Context, submodel_seed

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfDiskError, RayTas
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.on_ray.causes import node_gone, reporting_full_disk_of_a_task, unwrapped
+from moedisco_ray.execution.ray.causes import node_gone, reporting_full_disk_of_a_task, unwrapped
 
 TRACEBACK = """Traceback (most recent call last):
   File "/srv/node preemption/loop.py", line 7, in after_preemption

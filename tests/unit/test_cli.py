@@ -34,7 +34,7 @@ def demo(tmp_path):
 @pytest.fixture
 def pipeline(monkeypatch, tmp_path):
     """A pipeline that does what `outcome` says."""
-    module = types.ModuleType("moedisco_ray.pipeline")
+    module = types.ModuleType("moedisco_ray.execution.pipeline")
     module.calls = []
 
     def run(config, listeners, redo, stop, given_id):
@@ -51,7 +51,7 @@ def pipeline(monkeypatch, tmp_path):
     module.outcome = tmp_path / "runs" / "demo"
     module.outcome.mkdir(parents=True)
     write_json(module.outcome / "report.json", report())
-    monkeypatch.setitem(sys.modules, "moedisco_ray.pipeline", module)
+    monkeypatch.setitem(sys.modules, "moedisco_ray.execution.pipeline", module)
     return module
 
 

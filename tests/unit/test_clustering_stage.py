@@ -15,9 +15,9 @@ from pretrained_start import write_tokenizer
 from scipy.stats import kstest
 from sklearn.metrics import normalized_mutual_info_score
 
+from moedisco_ray.backend import vectors_kind
 from moedisco_ray.core.config import Pools, Tokens, check_config
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.shell import vectors_kind
 from moedisco_ray.stages.cluster_packing import pack_cluster
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.blocks import squared_distances

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.cohort import Cohort
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.errors import PoolError, TrainingError
+from moedisco_ray.execution.submodel_progress import Cohort
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.shell import Placement
 from moedisco_ray.training import TrainJob, TrainResult, World
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.checkpoint import Progress

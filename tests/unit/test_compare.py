@@ -23,7 +23,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.plan import build_plan
 
 TOKENS = {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}

@@ -17,7 +17,6 @@ from small_run import small_config
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from moedisco_ray import pipeline
 from moedisco_ray.compare.accounting import (
     BIGRAM_FLOPS,
     Reads,
@@ -32,7 +31,8 @@ from moedisco_ray.compare.arms import ARMS, Arm, arm_config
 from moedisco_ray.compare.reading import expected, found
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.plan import build_plan
 
 TOKENS = {"total": 8000, "seed_share": 0.25, "finetune_share": 0.25}

@@ -15,7 +15,7 @@ from moedisco_ray.compare.arms import ARMS, foretold
 from moedisco_ray.compare.reading import found
 from moedisco_ray.core.artifacts import read_manifest, write_json
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice.measured import comparison_runs, read_measurements
 

@@ -21,7 +21,7 @@ from moedisco_ray.compare.tuning import MOST_TRAININGS, START, at, climb, kept, 
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import NotFiniteError, TrainingError
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution.local_backend import InProcess
 
 SMALL = {
     "tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25},

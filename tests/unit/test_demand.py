@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from moedisco_ray.core.config import LowMemoryPool
-from moedisco_ray.on_ray import boot_times
-from moedisco_ray.on_ray import demand as module
-from moedisco_ray.on_ray.demand import Demand
+from moedisco_ray.execution.ray.autoscaling import boot_times
+from moedisco_ray.execution.ray.autoscaling import demand as module
+from moedisco_ray.execution.ray.autoscaling.demand import Demand
 from moedisco_ray.policies.arrival import ASSUMED_BOOT
 
 KINDS = {kind.key: kind for kind in LowMemoryPool.model_validate({"types": [

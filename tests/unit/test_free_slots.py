@@ -8,8 +8,8 @@ from ray.exceptions import RpcError
 from small_run import small_config
 
 from moedisco_ray.core.events import Event
-from moedisco_ray.on_ray import free_slots as looking
-from moedisco_ray.on_ray.free_slots import free_slots, unused
+from moedisco_ray.execution.ray.autoscaling import free_slots as looking
+from moedisco_ray.execution.ray.autoscaling.free_slots import free_slots, unused
 
 GROUP = "8f3b" * 9
 

@@ -16,8 +16,8 @@ from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import RunStopped, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.on_ray.gang import Gang
-from moedisco_ray.on_ray.relay import Whereabouts
+from moedisco_ray.execution.ray.event_mailbox import Whereabouts
+from moedisco_ray.execution.ray.gang import Gang
 from moedisco_ray.policies.gang import Sizes
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult

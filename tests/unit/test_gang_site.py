@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import HighMemoryPool, Optimizer
 from moedisco_ray.core.stop_file import NEVER
-from moedisco_ray.on_ray import gang_site
-from moedisco_ray.on_ray.attempts import Surroundings
-from moedisco_ray.on_ray.gang_site import RaySite
-from moedisco_ray.on_ray.relay import Relay
-from moedisco_ray.on_ray.reservation import Reservation
-from moedisco_ray.shell import Placement
+from moedisco_ray.execution.ray import gang_cluster
+from moedisco_ray.execution.ray.attempts import Surroundings
+from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
+from moedisco_ray.execution.ray.event_mailbox import Relay
+from moedisco_ray.execution.ray.gang_cluster import RaySite
 from moedisco_ray.training import TrainJob, TrainResult
 
 
@@ -47,7 +47,7 @@ def job(tmp_path: Path) -> TrainJob:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], RaySite]:
     """A new driver's."""
-    monkeypatch.setattr(gang_site.session, "grows", lambda: False)
+    monkeypatch.setattr(gang_cluster.session, "grows", lambda: False)
     monkeypatch.setattr(RaySite, "tell", Driver.tell)
 
     def new(driver: Driver) -> RaySite:
@@ -72,7 +72,7 @@ def test_a_driver_that_dies_loses_seconds_of_an_attempt_and_its_next_counts_noth
             seen.append(site(Driver()).trained(job, outcome).worker_seconds)
         return outcome
 
-    monkeypatch.setattr(gang_site, "attempt", attempt)
+    monkeypatch.setattr(gang_cluster, "attempt", attempt)
     driver = Driver()
     here = site(driver)
     here.attempt(job, 2, NEVER)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from small_run import small_config
 
-from moedisco_ray import pipeline
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Optimizer, Outer, Phase, RunConfig
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
-from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stages.clustering.assign import overlap_mask
 from moedisco_ray.stages.clustering.store import id_array
 from moedisco_ray.stages.steps.context import Context

@@ -11,11 +11,11 @@ import torch
 from small_run import small_config
 from tiny_training import BATCH, L, run, stop_after, variant, weights, write_shard, write_tiny
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Optimizer, Phase, put
 from moedisco_ray.core.errors import CheckpointError
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.models import ModelMap, Role, canonical_shapes, check_same, open_checkpoint, read_config, same_bits
 from moedisco_ray.models.optimizer_state import FOLDER, KINDS, Kind, Moments, open_moments, write_moments
 from moedisco_ray.policies.retrying import Skip

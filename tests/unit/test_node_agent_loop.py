@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from metadata_standin import AwsStandin, hangs, serving
 
-from moedisco_ray.node_agent import Drainer, Notice, RayAway, Unavailable, make_provider, watch
-from moedisco_ray.node_agent.metadata import ProviderName
-from moedisco_ray.node_agent.raylets import Raylet, local_raylets, run_drain
+from moedisco_ray.execution.node_agent import Drainer, Notice, RayAway, Unavailable, make_provider, watch
+from moedisco_ray.execution.node_agent.metadata import ProviderName
+from moedisco_ray.execution.node_agent.raylets import Raylet, local_raylets, run_drain
 
 END = Notice("end", 2e9, "it goes")
 ONE, TWO = Raylet("a" * 56, "10.0.0.1:6379"), Raylet("b" * 56, "10.0.0.1:6379")
@@ -158,7 +158,7 @@ def test_raylets_are_found_by_their_command_line(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_gone_is_ray_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moedisco_ray.node_agent.raylets._DRAIN_SECONDS", 3.0)
+    monkeypatch.setattr("moedisco_ray.execution.node_agent.raylets._DRAIN_SECONDS", 3.0)
     began = time.monotonic()
     with pytest.raises(RayAway, match=r"127\.0\.0\.1:1"):
         run_drain(Raylet("c" * 56, "127.0.0.1:1"), END)
@@ -166,5 +166,5 @@ def test_a_cluster_that_is_gone_is_ray_away(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_agent_does_not_import_ray_or_torch() -> None:
-    script = "import sys, moedisco_ray.node_agent; sys.exit(bool({'ray', 'torch', 'numpy'} & set(sys.modules)))"
+    script = "import sys, moedisco_ray.execution.node_agent; sys.exit(bool({'ray', 'torch', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

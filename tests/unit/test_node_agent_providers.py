@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import pytest
 from metadata_standin import AwsStandin, AzureStandin, GcpStandin, Standin, hangs, says, serving, trickles
 
-from moedisco_ray.node_agent import Notice, Provider, ProviderName, Unavailable, find_provider, make_provider
-from moedisco_ray.node_agent.aws import Aws
-from moedisco_ray.node_agent.azure import Azure
-from moedisco_ray.node_agent.gcp import Gcp
-from moedisco_ray.node_agent.metadata import Service
+from moedisco_ray.execution.node_agent import Notice, Provider, ProviderName, Unavailable, find_provider, make_provider
+from moedisco_ray.execution.node_agent.aws import Aws
+from moedisco_ray.execution.node_agent.azure import Azure
+from moedisco_ray.execution.node_agent.gcp import Gcp
+from moedisco_ray.execution.node_agent.metadata import Service
 
 STANDINS: dict[ProviderName, type[Standin]] = {"aws": AwsStandin, "gcp": GcpStandin, "azure": AzureStandin}
 CLIENTS = {"aws": Aws, "gcp": Gcp, "azure": Azure}

@@ -6,8 +6,8 @@ import pinned_runs
 import pytest
 import torch
 
-from moedisco_ray import pipeline
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ import torch
 from small_run import DOMAINS, small_config
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CheckpointError, ConfigError, CorpusError, RunDirError
 from moedisco_ray.core.events import EventLog
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.stages.clustering import ClusterModel

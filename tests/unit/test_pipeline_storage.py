@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from small_run import same_outcome, small_config
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from moedisco_ray import pipeline
 from moedisco_ray.cli import app
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.stages.corpus import embedded
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "small8" / "train"

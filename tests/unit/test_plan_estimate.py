@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_run import small_config
 
-from moedisco_ray import pipeline
 from moedisco_ray.compare.quality import note_quality
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.bill import Bill, metered_bill
@@ -20,7 +19,8 @@ from moedisco_ray.core.events import BILL_FIGURES, EventLog
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.report import build_report
 from moedisco_ray.core.stages import STAGES
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.plan import build_plan, machine
 from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK, _MERGE_RULES
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial

@@ -7,7 +7,7 @@ import pytest
 from small_run import small_config
 
 from moedisco_ray.compare.run import compare
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution.local_backend import InProcess
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "quality"))
 reaccount = pytest.importorskip("reaccount")

@@ -12,19 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from moedisco_ray.cohort import Cohort
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.on_ray import queue as module
-from moedisco_ray.on_ray import trainers
-from moedisco_ray.on_ray.attempts import Surroundings
-from moedisco_ray.on_ray.queue import Queue
-from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox
+from moedisco_ray.execution.ray import queue as module
+from moedisco_ray.execution.ray import trainers
+from moedisco_ray.execution.ray.attempts import Surroundings
+from moedisco_ray.execution.ray.event_mailbox import Relay, Whereabouts, _Mailbox
+from moedisco_ray.execution.ray.queue import Queue
+from moedisco_ray.execution.submodel_progress import Cohort
 from moedisco_ray.policies.quorum import ALL
 from moedisco_ray.policies.retrying import End
-from moedisco_ray.shell import Placement
 from moedisco_ray.training import TrainJob, TrainResult
 from moedisco_ray.training.checkpoints import checkpoint
 

@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError
 
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
-from moedisco_ray.on_ray import relay as module
-from moedisco_ray.on_ray.relay import Relay, Whereabouts, _Mailbox, losses_seen, pumped, relay
+from moedisco_ray.execution.ray import event_mailbox as module
+from moedisco_ray.execution.ray.event_mailbox import Relay, Whereabouts, _Mailbox, losses_seen, pumped, relay
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 WORDS = st.tuples(st.booleans(), st.sampled_from(["progress", "leave", "finish", "control", "place"]), st.integers(1, 99))

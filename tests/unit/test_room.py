@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import ray
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, RunConfig, check_config, put
 from moedisco_ray.core.errors import PoolError
-from moedisco_ray.on_ray import session
-from moedisco_ray.shell import Placement
+from moedisco_ray.execution.ray import session
 
 NODES = {
     "stays": {"CPU": 4.0, "GPU": 2.0, "low_mem_gpu": 3.0},

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny_training import BATCH, RECIPE, L, ignore, never, run, stop_after, variant, weights, write_shard, write_tiny
 
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.models import ModelMap, Role, check_same, open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
-from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import Keeper, Rounds, TrainJob, World, train, write_standing
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.optimizer import make_optimizer

@@ -9,9 +9,9 @@ import pytest
 import ray
 from small_run import small_config
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.errors import PoolError
-from moedisco_ray.on_ray import session
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.ray import session
 
 
 def closed_port() -> str:

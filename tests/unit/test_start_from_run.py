@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from small_run import small_config
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.read_roots import ENVIRONMENT
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from service.domain.starts import located
 
 TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from small_run import small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, Merge, Model, RunConfig, Source
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.models import load_model
 from moedisco_ray.stages import evaluate, tasks
 from moedisco_ray.stages.corpus import Encoder

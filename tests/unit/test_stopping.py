@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from small_run import small_config
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.errors import RunDirError, RunStopped
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.heartbeat import heartbeats
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}
 

@@ -10,15 +10,15 @@ import pytest
 import ray
 from small_run import small_config
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.in_process import InProcess
-from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.standstill import Standstill
-from moedisco_ray.on_ray.tasks import until_begun
-from moedisco_ray.shell import Placement
+from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.tasks import until_begun
+from moedisco_ray.execution.ray.wait_notice import Standstill
 from moedisco_ray.stages.steps import Context
 
 

@@ -11,14 +11,14 @@ import pytest
 from small_run import small_config
 from typer.testing import CliRunner
 
-from moedisco_ray import pipeline
 from moedisco_ray.cli import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError, RunStopped, UserError
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.run_report import current_report, run_state
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 
 FEW = {"tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}, "clusters": {"count": 2, "vectors": "hidden_state"},
        "evaluation": {"max_tokens": 3000}, "merge": {"calibration_tokens": 1024}}

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from small_run import small_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray import pipeline
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import DENSE, FAMILIES, Merge, Model, check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.stages import fingerprints
-from moedisco_ray.in_process import InProcess
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.models import ModelMap, check_start_tensors, load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.stages import tasks
 from moedisco_ray.stages.corpus import input_identity

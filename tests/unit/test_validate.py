@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from moedisco_ray.cli import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.execution.validation import check_output, validate
 from moedisco_ray.models import write_checkpoint
-from moedisco_ray.validation import check_output, validate
 
 TEXT = "Some lines of plain text.\n\nAnd a second paragraph, which is another document.\n\n" * 400
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_whose_tensors_do_not_fit_is_found(tmp_path: Path) -> None:
 
 def test_a_gpu_that_this_machine_lacks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(tmp_path, pools={"low_memory": {"gpu": 1}, "high_memory": {"workers": 1, "gpu": 0}})
-    monkeypatch.setattr("moedisco_ray.validation.local_gpus", lambda: 0)
+    monkeypatch.setattr("moedisco_ray.execution.validation.local_gpus", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert any("pools.low_memory.gpu: this machine has no GPU" in line for line in validate(config).warnings)
     monkeypatch.setenv("RAY_ADDRESS", "auto")

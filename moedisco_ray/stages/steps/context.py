@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from moedisco_ray.backend import Shell
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Model, Pool, RunConfig, UpcycleInit
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.shell import Shell
 
 P = ParamSpec("P")
 T = TypeVar("T")

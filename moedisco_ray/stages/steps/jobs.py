@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import RunConfig, Submodels
 from moedisco_ray.core.locations import joined
 from moedisco_ray.models.optimizer_state import FOLDER
 from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import meetings
-from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.stages import tasks
 from moedisco_ray.stages.steps.context import Context
 from moedisco_ray.training import BackboneRate, HeldOut, Rounds, TrainJob, steps_for

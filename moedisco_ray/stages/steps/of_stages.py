@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import Draft, write_json
 from moedisco_ray.core.config import AnyPool, CheckpointInit, Evaluation
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.report import build_report
 from moedisco_ray.policies.quorum import Quorum
-from moedisco_ray.shell import Placement
 from moedisco_ray.stages import tasks
 from moedisco_ray.stages.corpus import Limits
 from moedisco_ray.stages.steps.calibration import calibration, sample

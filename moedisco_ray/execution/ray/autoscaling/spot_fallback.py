@@ -3,7 +3,7 @@
 Ray 2.60 lowers the standing of a node type whose machines were promised and never came, but asks on and on for one that is refused
 at once, as spot machines are where there is no capacity: its record of what can be had does not hear of refusals. Here it does.
 
-A cluster file names one as `provider: {type: external, module: moedisco_ray.on_ray.spot_fallback.AWS, ...}`, or `GCP`, or
+A cluster file names one by `provider: {type: external, module: ...}`, with this module's name and `.AWS`, `.GCP` or
 `Azure`; the rest of `provider` is that of Ray's own.
 """
 

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from moedisco_ray.backend import Shell
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import (
     commit,
@@ -31,12 +32,11 @@ from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.report import build_report
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.causes import reporting_full_disk_of_a_task
-from moedisco_ray.on_ray.free_slots import free_slots
-from moedisco_ray.on_ray.gauges import Gauges
-from moedisco_ray.on_ray.shell import RayShell
-from moedisco_ray.shell import Shell
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.autoscaling.free_slots import free_slots
+from moedisco_ray.execution.ray.backend import RayShell
+from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
+from moedisco_ray.execution.ray.gauges import Gauges
 from moedisco_ray.stages.corpus import input_identity
 from moedisco_ray.stages.export import write_card
 from moedisco_ray.stages.start import check_start

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from moedisco_ray.node_agent.aws import Aws
-from moedisco_ray.node_agent.azure import Azure
-from moedisco_ray.node_agent.gcp import Gcp
-from moedisco_ray.node_agent.metadata import Provider, ProviderName, Service, Unavailable
+from moedisco_ray.execution.node_agent.aws import Aws
+from moedisco_ray.execution.node_agent.azure import Azure
+from moedisco_ray.execution.node_agent.gcp import Gcp
+from moedisco_ray.execution.node_agent.metadata import Provider, ProviderName, Service, Unavailable
 
 _ADDRESS = "http://169.254.169.254"
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from moedisco_ray.cohort import Cohort
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.attempts import Surroundings
-from moedisco_ray.on_ray.queue import Queue
-from moedisco_ray.on_ray.relay import relay
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.attempts import Surroundings
+from moedisco_ray.execution.ray.event_mailbox import relay
+from moedisco_ray.execution.ray.queue import Queue
+from moedisco_ray.execution.submodel_progress import Cohort
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob
 
 Watch = Callable[[Sequence[float], Sequence[float], int, float], None]

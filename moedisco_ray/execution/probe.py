@@ -1,6 +1,6 @@
 """Measures this machine in about two seconds: training steps of small models, tokenizing, and the start of a process.
 
-Run as `python -m moedisco_ray.probe`: it prints a `plan.speed.Probe` as JSON. Times are CPU times of one core, so that other
+Run as `python -m moedisco_ray.execution.probe`: it prints a `plan.speed.Probe` as JSON. Times are CPU times of one core: other
 work on the machine does not change them much.
 """
 

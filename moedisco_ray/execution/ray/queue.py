@@ -14,21 +14,21 @@ from typing import Any
 
 import ray
 
-from moedisco_ray.cohort import Cohort
+from moedisco_ray.backend import Trained
 from moedisco_ray.core.config import Pool
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.events import Event
-from moedisco_ray.on_ray import histories, session
-from moedisco_ray.on_ray.attempts import Surroundings, attempt
-from moedisco_ray.on_ray.demand import Demand
-from moedisco_ray.on_ray.relay import Whereabouts
-from moedisco_ray.on_ray.rounds import KeeperBeside
-from moedisco_ray.on_ray.standstill import PATIENCE_SECONDS, Standstill
+from moedisco_ray.execution.ray import histories, session
+from moedisco_ray.execution.ray.attempts import Surroundings, attempt
+from moedisco_ray.execution.ray.autoscaling.demand import Demand
+from moedisco_ray.execution.ray.event_mailbox import Whereabouts
+from moedisco_ray.execution.ray.sync_thread import KeeperBeside
+from moedisco_ray.execution.ray.wait_notice import PATIENCE_SECONDS, Standstill
+from moedisco_ray.execution.submodel_progress import Cohort
 from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch, interval
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first, soonest_done
 from moedisco_ray.policies.placement import Need, ask_for, place_all
 from moedisco_ray.policies.retrying import End, GiveUp
-from moedisco_ray.shell import Trained
 from moedisco_ray.training import TrainJob, TrainResult
 from moedisco_ray.training.checkpoints import checkpoint
 

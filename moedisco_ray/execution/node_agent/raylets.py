@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import psutil
 
 from moedisco_ray.core.errors import MoeDiscoError
-from moedisco_ray.node_agent.metadata import Notice
+from moedisco_ray.execution.node_agent.metadata import Notice
 
 _DRAIN_SECONDS = 20.0
 _LEAST_SECONDS = 1.0
@@ -64,7 +64,8 @@ def run_drain(raylet: Raylet, notice: Notice) -> None:
     """
     deadline = max(notice.deadline, time.time() + _LEAST_SECONDS)
     command = [
-        sys.executable, "-m", "moedisco_ray.on_ray.draining", raylet.gcs_address, raylet.node_id, str(int(deadline * 1000)),
+        sys.executable, "-m", "moedisco_ray.execution.ray.autoscaling.draining",
+        raylet.gcs_address, raylet.node_id, str(int(deadline * 1000)),
         notice.reason]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_DRAIN_SECONDS)  # noqa: S603 - ours

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from urllib.parse import quote
 
-from moedisco_ray.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
+from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
 
 PREEMPTION_SECONDS, MAINTENANCE_SECONDS = 30.0, 60.0
 

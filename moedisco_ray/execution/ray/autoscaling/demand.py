@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from moedisco_ray.core.config import Pool
-from moedisco_ray.on_ray.boot_times import BootTimes
+from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
 from moedisco_ray.policies.arrival import boot_seconds, gives_way
 
 _GIVES_WAY_SECONDS = 600.0

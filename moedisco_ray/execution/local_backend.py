@@ -8,12 +8,12 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from moedisco_ray.backend import Placement, Trained, holding, vectors_kind
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.shell import Placement, Trained, holding, vectors_kind
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.cluster_packing import pack_cluster
 from moedisco_ray.stages.clustering import stage

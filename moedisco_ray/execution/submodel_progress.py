@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moedisco_ray.backend import Trained
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.errors import DivergedError, TrainingError
 from moedisco_ray.policies import quorum
 from moedisco_ray.policies.ordering import Remaining, calibration
 from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict
-from moedisco_ray.shell import Trained
 from moedisco_ray.training import TrainJob, TrainResult, standing
 
 _SAVE_SECONDS = 10.0

@@ -9,14 +9,14 @@ from typing import Any, ParamSpec, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from moedisco_ray.backend import Placement, holding
 from moedisco_ray.core.config import Pool
 from moedisco_ray.core.errors import MoeDiscoError, RunError
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.standstill import PATIENCE_SECONDS, Standstill
-from moedisco_ray.on_ray.task_worker import work
-from moedisco_ray.shell import Placement, holding
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.task_worker import work
+from moedisco_ray.execution.ray.wait_notice import PATIENCE_SECONDS, Standstill
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -30,15 +30,15 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
+from moedisco_ray.backend import Placement
 from moedisco_ray.core.errors import MoeDiscoError, NotFiniteError, PoolError, StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.on_ray.causes import node_gone, unwrapped
-from moedisco_ray.on_ray.relay import Relay, Whereabouts, emitter, losses_seen
-from moedisco_ray.on_ray.train_callbacks import Slots, last_line
-from moedisco_ray.on_ray.worker_log import worker_log
+from moedisco_ray.execution.ray.causes import node_gone, unwrapped
+from moedisco_ray.execution.ray.event_mailbox import Relay, Whereabouts, emitter, losses_seen
+from moedisco_ray.execution.ray.train_callbacks import Slots, last_line
+from moedisco_ray.execution.ray.worker_log import worker_log
 from moedisco_ray.policies.retrying import End, kind_of
-from moedisco_ray.shell import Placement
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
 _COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes

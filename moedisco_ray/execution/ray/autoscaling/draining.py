@@ -1,6 +1,6 @@
 """Tells Ray that a node will end: it takes no more work, and Ray Train hears of it.
 
-Run as a program, it drains one node and ends: `python -m moedisco_ray.on_ray.draining GCS_ADDRESS NODE_ID DEADLINE_MS REASON`.
+Run as a program, with the arguments GCS_ADDRESS NODE_ID DEADLINE_MS REASON, it drains one node and ends.
 """
 
 from __future__ import annotations

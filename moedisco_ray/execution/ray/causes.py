@@ -16,7 +16,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.on_ray.train_callbacks import last_line
+from moedisco_ray.execution.ray.train_callbacks import last_line
 
 _NODE_GONE = re.compile(
     r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)

@@ -11,19 +11,19 @@ from typing import Any
 
 import ray
 
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import AnyPool
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.attempts import Surroundings, attempt
-from moedisco_ray.on_ray.gang import Gang, Outcome
-from moedisco_ray.on_ray.relay import Whereabouts, relay
-from moedisco_ray.on_ray.reservation import Reservation
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.attempts import Surroundings, attempt
+from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
+from moedisco_ray.execution.ray.event_mailbox import Whereabouts, relay
+from moedisco_ray.execution.ray.gang import Gang, Outcome
 from moedisco_ray.policies.arrival import boot_seconds
 from moedisco_ray.policies.checkpointing import HOUR
 from moedisco_ray.policies.gang import Sizes
-from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob, TrainResult
 
 _NOTE_SECONDS = 10.0

@@ -20,12 +20,12 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from moedisco_ray.backend import holding, vectors_kind
 from moedisco_ray.core.config import Pool, RunConfig
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.tasks import run_on
-from moedisco_ray.shell import holding, vectors_kind
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.tasks import run_on
 from moedisco_ray.stages.cluster_packing import pack_cluster
 from moedisco_ray.stages.clustering.stage import build_clusters as build
 from moedisco_ray.stages.clustering.store import Shard, embed_table

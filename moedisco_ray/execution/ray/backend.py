@@ -5,19 +5,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import AnyPool, HighMemoryPool, Pool, RunConfig
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.on_ray import session
-from moedisco_ray.on_ray.cluster import build_clusters
-from moedisco_ray.on_ray.corpus import build_corpus
-from moedisco_ray.on_ray.gang_site import train_gang
-from moedisco_ray.on_ray.reservation import Reservation
-from moedisco_ray.on_ray.tasks import run_on
-from moedisco_ray.on_ray.trainers import Watch, train_all
+from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
+from moedisco_ray.execution.ray.clustering import build_clusters
+from moedisco_ray.execution.ray.corpus import build_corpus
+from moedisco_ray.execution.ray.gang_cluster import train_gang
+from moedisco_ray.execution.ray.tasks import run_on
+from moedisco_ray.execution.ray.trainers import Watch, train_all
 from moedisco_ray.policies.arrival import ends_in
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.shell import Placement, Trained
 from moedisco_ray.training import TrainJob
 
 P = ParamSpec("P")

@@ -15,7 +15,7 @@ from ray._private.state import state
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from moedisco_ray.core.config import Pool
-from moedisco_ray.on_ray.boot_times import BootTimes
+from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
 from moedisco_ray.policies import arrival
 from moedisco_ray.policies.arrival import Advice
 

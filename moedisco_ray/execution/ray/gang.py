@@ -18,9 +18,9 @@ from typing import Protocol
 from moedisco_ray.core.errors import DivergedError, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.on_ray import histories
-from moedisco_ray.on_ray.relay import Whereabouts
-from moedisco_ray.on_ray.standstill import Standstill
+from moedisco_ray.execution.ray import histories
+from moedisco_ray.execution.ray.event_mailbox import Whereabouts
+from moedisco_ray.execution.ray.wait_notice import Standstill
 from moedisco_ray.policies.checkpointing import loss_rate
 from moedisco_ray.policies.gang import Sizes, worth_growing
 from moedisco_ray.policies.retrying import End, GiveUp

@@ -11,7 +11,7 @@ import json
 import time
 from typing import Any
 
-from moedisco_ray.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
+from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
 
 NOTICE_SECONDS = 120.0
 """Between the notice and the end, where the notice gives no time."""

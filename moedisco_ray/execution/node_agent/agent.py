@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from moedisco_ray.node_agent.metadata import Notice, Provider, Unavailable
-from moedisco_ray.node_agent.raylets import RayAway
+from moedisco_ray.execution.node_agent.metadata import Notice, Provider, Unavailable
+from moedisco_ray.execution.node_agent.raylets import RayAway
 
 Drain = Callable[[Notice], Sequence[str]]
 """Drains what is not drained yet, and returns the ids of those nodes; raises `RayAway` to be called again."""

@@ -12,7 +12,7 @@ import json
 import time
 from typing import Any
 
-from moedisco_ray.node_agent.metadata import Notice, ProviderName, Service, Unavailable
+from moedisco_ray.execution.node_agent.metadata import Notice, ProviderName, Service, Unavailable
 
 _HEADERS = {"Metadata": "true"}
 _ENDING = ("Preempt", "Terminate", "Redeploy", "Reboot")
