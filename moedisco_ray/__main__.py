@@ -1,3 +1,3 @@
-from moedisco_ray.cli import main
+from moedisco_ray.cli.app import main
 
 main()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from moedisco_ray.cli import Commands, options
-from moedisco_ray.cli import app as training
+from moedisco_ray.cli.app import Commands, options
+from moedisco_ray.cli.app import app as training
 from service.commands import commands
 
 app = typer.Typer(

@@ -42,7 +42,7 @@ from reaccount import reaccounted
 from result_files import SUMMARY, read, result_paths, with_commit, with_rows, write
 from summary import summarise
 
-from moedisco_ray.cli import output_console
+from moedisco_ray.cli.app import output_console
 from moedisco_ray.compare.arms import ARMS, REFERENCE, Budget
 from moedisco_ray.compare.run import BUDGETS, compare
 from moedisco_ray.compare.table import compare_view

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from moedisco_ray.figures import INK, PALETTE, STYLE, blank_figure, label_ends
+from moedisco_ray.cli.figures import INK, PALETTE, STYLE, blank_figure, label_ends
 
 _AXES = {
     "tokens": ("tokens", "tokens trained on"),

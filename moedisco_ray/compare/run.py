@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moedisco_ray.backend import Shell
+from moedisco_ray.cli.display import View
 from moedisco_ray.compare.accounting import (
     Point,
     Reads,
@@ -35,7 +36,6 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, DivergedError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.metering import Meter
-from moedisco_ray.display import View
 from moedisco_ray.execution import pipeline
 from moedisco_ray.plan import build_plan, recipe, subject
 from moedisco_ray.stages.corpus import input_identity

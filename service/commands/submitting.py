@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from moedisco_ray.cli import AsJson, ConfigPath, Overrides
+from moedisco_ray.cli.app import AsJson, ConfigPath, Overrides
+from moedisco_ray.cli.display import plan_view
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.display import plan_view
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
 from service.commands.locating import located
 from service.commands.output import say, write_json, write_table

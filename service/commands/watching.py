@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from moedisco_ray.cli import AsJson, output_console
+from moedisco_ray.cli.app import AsJson, output_console
+from moedisco_ray.cli.display import listener_for, report_view
 from moedisco_ray.core.errors import RunError, UserError
 from moedisco_ray.core.events import Event
-from moedisco_ray.display import listener_for, report_view
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
 from service.commands.output import leaving, say, write_json, write_table
 from service.commands.views import logs_table

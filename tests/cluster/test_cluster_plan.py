@@ -15,7 +15,7 @@ from ray.train import ScalingConfig
 from typer.testing import CliRunner
 
 from moedisco_ray.backend import Placement
-from moedisco_ray.cli import app
+from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.errors import ConfigError

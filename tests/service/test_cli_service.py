@@ -16,7 +16,7 @@ from run_example import report
 from typer.testing import CliRunner
 
 import service.client
-from moedisco_ray.cli import app as training
+from moedisco_ray.cli.app import app as training
 from moedisco_ray.core.config.presets import preset_text
 from service.cli import app
 from service.client import Client, load_address

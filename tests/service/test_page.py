@@ -15,10 +15,10 @@ from page_server import site as serve
 from playwright.sync_api import expect
 from rich.console import Console
 
+from moedisco_ray.cli.display import report_view
+from moedisco_ray.cli.display.state import RunState as TerminalState
 from moedisco_ray.core.bill import Bill, format_dollars
 from moedisco_ray.core.events import Event
-from moedisco_ray.display import report_view
-from moedisco_ray.display.state import RunState as TerminalState
 from service.database import runs
 from service.domain.states import RunState
 

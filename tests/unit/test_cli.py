@@ -10,7 +10,7 @@ from run_example import events, report
 from typer.testing import CliRunner
 
 from moedisco_ray import __version__
-from moedisco_ray.cli import app
+from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import local_gpus, preset_text
@@ -148,7 +148,7 @@ def test_a_comparison_trains_each_arm_once_for_every_budget(demo, monkeypatch, o
 
 @pytest.mark.parametrize(("gpus", "preset"), [(0, "demo"), (2, "default")])
 def test_init_without_a_preset_writes_what_this_machine_can_run(tmp_path, monkeypatch, gpus, preset):
-    monkeypatch.setattr("moedisco_ray.cli.local_gpus", lambda: gpus)
+    monkeypatch.setattr("moedisco_ray.cli.app.local_gpus", lambda: gpus)
     path = tmp_path / "my.yaml"
     said = invoke("init", path).stdout
     assert path.read_text() == preset_text(preset)
@@ -277,7 +277,7 @@ def test_light_commands_import_nothing_heavy(tmp_path):
     # One process runs them all: what any of them imports is seen.
     program = (
         "import sys, contextlib, io\n"
-        "from moedisco_ray.cli import main\n"
+        "from moedisco_ray.cli.app import main\n"
         f"for arguments in {commands!r}:\n"
         "    sys.argv = ['moedisco', *arguments]\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"

@@ -6,13 +6,13 @@ from measured_example import MODEL, base_config, comparison
 from rich.console import Console
 from run_example import events, report
 
+from moedisco_ray.cli.display import JsonLines, LiveView, PlainLines, advice_view, listener_for, plan_view, report_view
+from moedisco_ray.cli.display.live import render
+from moedisco_ray.cli.display.state import RunState
+from moedisco_ray.cli.display.words import count, gigabytes
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.events import Event
-from moedisco_ray.display import JsonLines, LiveView, PlainLines, advice_view, listener_for, plan_view, report_view
-from moedisco_ray.display.live import render
-from moedisco_ray.display.state import RunState
-from moedisco_ray.display.words import count, gigabytes
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice import advise
 from moedisco_ray.plan.advice.advised import Goal

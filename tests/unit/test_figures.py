@@ -4,7 +4,7 @@ import matplotlib.image
 import pytest
 from run_example import report
 
-from moedisco_ray.figures import draw_clusters, draw_experts, draw_loss, plot
+from moedisco_ray.cli.figures import draw_clusters, draw_experts, draw_loss, plot
 
 
 def test_every_figure_is_a_picture_with_something_in_it(tmp_path):

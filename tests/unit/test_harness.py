@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from moedisco_ray.cli import app
+from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import Architecture, Evaluation
 from moedisco_ray.models import hf_config, load_model, save_model
 from moedisco_ray.stages.corpus import Encoder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from moedisco_ray.cli import app
+from moedisco_ray.cli.app import app
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import InProcess
 from moedisco_ray.stages.corpus import embedded

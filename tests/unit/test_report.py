@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from moedisco_ray.cli.display import report_view
 from moedisco_ray.core.artifacts import Manifest, write_json
 from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.core.config import RunConfig
@@ -24,7 +25,6 @@ from moedisco_ray.core.report import (
     thin,
 )
 from moedisco_ray.core.stages import STAGES
-from moedisco_ray.display import report_view
 from moedisco_ray.stages.export.card import model_card
 
 LOW, HIGH = 0.36, 3.6     # dollars per hour

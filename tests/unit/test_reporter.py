@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from moedisco_ray.cli.reporter import Reporter, Spool, portable
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.reporter import Reporter, Spool, portable
 
 
 class Service:

@@ -8,11 +8,11 @@ import pytest
 from small_run import small_config
 from test_tracking import Recorder
 
+from moedisco_ray.cli.trackers import WeightsAndBiases
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import InProcess
-from moedisco_ray.tracking import WeightsAndBiases
 
 
 @pytest.fixture

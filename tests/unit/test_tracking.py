@@ -4,10 +4,10 @@ import types
 import pytest
 from run_example import events
 
+from moedisco_ray.cli.trackers import Mlflow, WeightsAndBiases, parameters, scalars, trackers
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
-from moedisco_ray.tracking import Mlflow, WeightsAndBiases, parameters, scalars, trackers
 
 
 def config(tmp_path, **tracking):

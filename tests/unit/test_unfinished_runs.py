@@ -11,7 +11,7 @@ import pytest
 from small_run import small_config
 from typer.testing import CliRunner
 
-from moedisco_ray.cli import app
+from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError, RunStopped, UserError
 from moedisco_ray.core.events import Event, EventLog

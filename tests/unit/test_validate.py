@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_run import small_config
 from typer.testing import CliRunner
 
-from moedisco_ray.cli import app
+from moedisco_ray.cli.app import app
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.execution.validation import check_output, validate

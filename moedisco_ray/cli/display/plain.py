@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
+from moedisco_ray.cli.display.words import count, let_go, percent
 from moedisco_ray.core.bill import format_seconds
 from moedisco_ray.core.events import Event, EventType
-from moedisco_ray.display.words import count, let_go, percent
 
 
 class JsonLines:

@@ -17,18 +17,18 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from moedisco_ray import __version__
+from moedisco_ray.cli.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
+from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.compare.table import compare_view
 from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.advice import Goal, advise, read_measurements
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
 from moedisco_ray.plan.machine import measured_machine
-from moedisco_ray.tracking import trackers
 
 _USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130
 _PIPE_WIDTH = 120
@@ -232,7 +232,7 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
 @app.command()
 def plot(run_dir: RunDir) -> None:
     """Draw a run's loss curves, clusters and expert load into RUN_DIR/figures."""
-    paths = _import_late("moedisco_ray.figures").plot(current_report(run_dir), run_dir / "figures")
+    paths = _import_late("moedisco_ray.cli.figures").plot(current_report(run_dir), run_dir / "figures")
     for path in paths:
         print(path)
     if not paths:
@@ -317,12 +317,12 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     token = os.environ.get("MOEDISCO_RUN_TOKEN")
     if not token:
         raise ConfigError("--report-to", url, "needs the run's token in the environment variable MOEDISCO_RUN_TOKEN")
-    view: View = _import_late("moedisco_ray.reporter").Reporter(url, token, config.directory / "events.jsonl", stop)
+    view: View = _import_late("moedisco_ray.cli.reporter").Reporter(url, token, config.directory / "events.jsonl", stop)
     return view
 
 
 def _import_late(name: Literal[
-    "moedisco_ray.execution.pipeline", "moedisco_ray.figures", "moedisco_ray.reporter", "moedisco_ray.compare.run",
+    "moedisco_ray.execution.pipeline", "moedisco_ray.cli.figures", "moedisco_ray.cli.reporter", "moedisco_ray.compare.run",
     "moedisco_ray.compare.figures", "moedisco_ray.stages.tasks", "moedisco_ray.execution.validation",
 ]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""

@@ -11,9 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moedisco_ray.cli.display.tables import plain_table
+from moedisco_ray.cli.display.words import count, percent
 from moedisco_ray.core.bill import format_dollars
-from moedisco_ray.display.tables import plain_table
-from moedisco_ray.display.words import count, percent
 from moedisco_ray.plan.advice.advised import Advice, Option
 from moedisco_ray.plan.advice.confidence import Confidence
 

@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from moedisco_ray.cli.display.state import RunState, StageState, UnitState
+from moedisco_ray.cli.display.words import count, percent
 from moedisco_ray.core.bill import format_seconds
 from moedisco_ray.core.events import Event
-from moedisco_ray.display.state import RunState, StageState, UnitState
-from moedisco_ray.display.words import count, percent
 
 _ICONS = {
     "waiting": ("○", "dim"), "running": ("●", "bold cyan"), "done": ("✓", "green"), "reused": ("✓", "dim"),

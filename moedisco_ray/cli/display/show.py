@@ -14,10 +14,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from moedisco_ray.cli.display.tables import plain_table
+from moedisco_ray.cli.display.words import count
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, task_table
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
-from moedisco_ray.display.tables import plain_table
-from moedisco_ray.display.words import count
 
 _MOST_TERMS = 8
 

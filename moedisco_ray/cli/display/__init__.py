@@ -6,12 +6,12 @@ from typing import Protocol
 
 from rich.console import Console
 
+from moedisco_ray.cli.display.advice import advice_view
+from moedisco_ray.cli.display.live import LiveView
+from moedisco_ray.cli.display.plain import JsonLines, PlainLines
+from moedisco_ray.cli.display.plan import cluster_view, plan_view
+from moedisco_ray.cli.display.show import evaluation_view, report_view
 from moedisco_ray.core.events import Event
-from moedisco_ray.display.advice import advice_view
-from moedisco_ray.display.live import LiveView
-from moedisco_ray.display.plain import JsonLines, PlainLines
-from moedisco_ray.display.plan import cluster_view, plan_view
-from moedisco_ray.display.show import evaluation_view, report_view
 
 __all__ = [
     "JsonLines", "LiveView", "PlainLines", "View", "advice_view", "cluster_view", "evaluation_view", "listener_for", "plan_view",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from moedisco_ray.cli.display.words import let_go
 from moedisco_ray.core.events import Event
-from moedisco_ray.display.words import let_go
 
 
 @dataclasses.dataclass
