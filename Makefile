@@ -36,7 +36,7 @@ lint: $(INSTALLED)
 check: lint test
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python -m benchmarks.run_all
 
 $(INSTALLED): pyproject.toml
 	@echo "installing into .venv (a few minutes the first time)"

@@ -28,8 +28,8 @@ import boto3
 import numpy as np
 import torch
 import transformers
-from harness import environment, interleave, spread, write_result
 
+from benchmarks.harness import environment, interleave, spread, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location, joined
@@ -130,10 +130,10 @@ def main() -> None:
             print(json.dumps(measured(arguments.arm, checkpoints, scratch)))
         return
     with s3_server() as storage:
-        rounds = interleave(Path(__file__), ARMS, arguments.rounds, "--storage", storage)
+        rounds = interleave(__spec__.name, ARMS, arguments.rounds, "--storage", storage)
     undisturbed = [result["seconds"] for result in rounds["none"]]
     write_result("checkpoint_stall", {
-        **environment("python benchmarks/checkpoint_stall.py"),
+        **environment("python -m benchmarks.checkpoint_stall"),
         "setting": {"architecture": SIZES.model_dump(), "vocabulary": VOCABULARY, "sequence_length": LENGTH, "batch": BATCH,
                     "steps": STEPS, "checkpoint_every": EVERY, "warm_up_steps": WARM, "threads": 1, "rounds": arguments.rounds,
                     "seed": 0},

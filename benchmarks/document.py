@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from harness import RESULTS, ROOT
-from quality import absolutes, curves, result_files
-from quality import section as quality_section
+from benchmarks.harness import RESULTS, ROOT
+from benchmarks.study.quality import absolutes, curves, result_files
+from benchmarks.study.quality import section as quality_section
 
 
 def read(name: str) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def ranking() -> str:
         [str(seed), how, ", ".join(found["ranking"]), *(f"{found['over_joint'][arm]:+.3f}" for arm in arms)]
         for seed, each in enumerate(result["seeds"]) for how, found in each.items()]
     return section(
-        "Does `moedisco compare` rank as the tuned benchmark does?",
+        "Does `python -m benchmarks.study compare` rank as the tuned benchmark does?",
         """On the domains of the embedded corpus, on which no recipe was tuned: every arm at the default's batch size and rate (*as
         configured*), tuned by `compare` itself, and with the batch sizes and rates to which the benchmark's baselines were tuned.
         Held-out nats per token over joint training's, at as many tokens. Small differences between arms are within the noise of
@@ -276,7 +276,7 @@ def at_most(what: str, measured: dict[str, float], target: float) -> str:
 
 
 _INTRODUCTION = """Machines like the one these were measured on are noisy: read ratios and medians, not single figures. Arms run in
-turn, each as a whole process. This page is written by `python benchmarks/document.py` from `benchmarks/results/`; `make bench`
+turn, each as a whole process. This page is written by `python -m benchmarks.document` from `benchmarks/results/`; `make bench`
 measures again."""
 
 if __name__ == "__main__":

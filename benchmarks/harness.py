@@ -33,23 +33,23 @@ def environment(command: str, package: str = "moedisco_ray") -> dict[str, Any]:
     }
 
 
-def run_arm(script: Path, arm: str, *arguments: str) -> dict[str, Any]:
-    """Run `script --arm ARM` as a process of its own with one thread; its last line of output is a JSON object."""
+def run_arm(module: str, arm: str, *arguments: str) -> dict[str, Any]:
+    """Run `python -m MODULE --arm ARM` as a process of its own with one thread; its last line of output is a JSON object."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
-        [sys.executable, str(script), "--arm", arm, *arguments],
+        [sys.executable, "-m", module, "--arm", arm, *arguments],
         check=True, capture_output=True, text=True, env={**os.environ, **threads, "PYTHONWARNINGS": "ignore"})
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
 def interleave(
-    script: Path, arms: Sequence[str], rounds: int, *arguments: str, seeded: bool = False,
+    module: str, arms: Sequence[str], rounds: int, *arguments: str, seeded: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """Every arm in turn, `rounds` times, so that a machine whose speed drifts slows all of them alike.
 
     Args:
-        script: Takes `--arm`.
+        module: Takes `--arm`.
         arms: Their names.
         rounds: How often.
         arguments: Passed on.
@@ -58,7 +58,7 @@ def interleave(
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for turn in range(rounds):
         for arm in arms:
-            results[arm].append(run_arm(script, arm, *arguments, *(("--seed", str(turn)) if seeded else ())))
+            results[arm].append(run_arm(module, arm, *arguments, *(("--seed", str(turn)) if seeded else ())))
             print(f"round {turn + 1}/{rounds} {arm}: {results[arm][-1]}", file=sys.stderr)
     return results
 

@@ -14,13 +14,12 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
-from harness import environment, interleave, ratios, spread, write_result
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
+from benchmarks.harness import environment, interleave, ratios, spread, write_result
 from moedisco_ray.stages.clustering.blocks import squared_distances
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans_on_blocks
 
@@ -70,7 +69,7 @@ def main() -> None:
         return
     cells = {}
     for setting in SETTINGS:
-        rounds = interleave(Path(__file__), ["ours", "lloyd", "minibatch"], arguments.rounds, "--setting", setting, seeded=True)
+        rounds = interleave(__spec__.name, ["ours", "lloyd", "minibatch"], arguments.rounds, "--setting", setting, seeded=True)
         seconds = {arm: [result["seconds"] for result in results] for arm, results in rounds.items()}
         inertia = {arm: statistics.median(result["inertia"] for result in results) for arm, results in rounds.items()}
         best = min(inertia.values())
@@ -82,7 +81,7 @@ def main() -> None:
             "ours_over_minibatch": ratios(seconds["ours"], seconds["minibatch"]),
         }
     write_result("kmeans", {
-        **environment("python benchmarks/kmeans.py"),
+        **environment("python -m benchmarks.kmeans"),
         "setting": {"restarts": RESTARTS, "iterations": ITERATIONS, "threads": 1, "rounds": arguments.rounds,
                     "seeds": f"0 to {arguments.rounds - 1}", "inertia_tolerance": TOLERANCE},
         "cells": cells,

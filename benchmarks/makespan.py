@@ -15,7 +15,7 @@ takes as long as the others, and mostly waits. What they do take from each other
 four at once do: on 4 nodes a start then takes 33 s, two at once 21. Beside 3 nodes, 2 with losses came to 1.254 times the bound, by
 themselves to 1.218. Cells of earlier calls with the same setting are kept.
 
-    for nodes in "4 1" 3 2; do python benchmarks/makespan.py --nodes $nodes; done     three hours; nothing else may run
+    for nodes in "4 1" 3 2; do python -m benchmarks.makespan --nodes $nodes; done     three hours; nothing else may run
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from harness import RESULTS, environment, run_arm, spread, write_result
 from ray._private.node import Node
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 from torch import Tensor
 
+from benchmarks.harness import RESULTS, environment, run_arm, spread, write_result
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
@@ -202,7 +202,7 @@ def main() -> None:
 
     def run(losses: str, nodes: int) -> dict[str, Any]:
         time.sleep(STAGGER * arguments.nodes.index(nodes))
-        return run_arm(Path(__file__), losses, "--nodes", str(nodes), *passed_on)
+        return run_arm(__spec__.name, losses, "--nodes", str(nodes), *passed_on)
 
     setting = {
         "pace": PACE, "shares": list(SHARES), "mean_seconds": arguments.mean_seconds, "interval_steps": arguments.interval,
@@ -217,7 +217,7 @@ def main() -> None:
                 start.setdefault(nodes, statistics.median(measured["starts"]))
                 cells[str(nodes)][losses] = summary(measured, nodes, start[nodes])
                 print(f"{nodes} nodes: {cells[str(nodes)]}")
-    made = environment(" ".join(["python benchmarks/makespan.py", *sys.argv[1:]]))
+    made = environment(" ".join(["python -m benchmarks.makespan", *sys.argv[1:]]))
     write_result("makespan", {
         "setting": setting, "targets": TARGETS, "made": before["made"] | {str(nodes): made for nodes in arguments.nodes},
         "cells": cells})

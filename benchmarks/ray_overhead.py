@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from harness import environment, interleave, spread, write_result
 
+from benchmarks.harness import environment, interleave, spread, write_result
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.config.presets import preset_text
@@ -57,10 +56,10 @@ def main() -> None:
     if arguments.arm:
         print(json.dumps(measure(arguments.arm, arguments.tokens)))
         return
-    rounds = interleave(Path(__file__), ["ray", "plain"], arguments.rounds, "--tokens", str(arguments.tokens))
+    rounds = interleave(__spec__.name, ["ray", "plain"], arguments.rounds, "--tokens", str(arguments.tokens))
     names = list(rounds["ray"][0])
     write_result("ray_overhead", {
-        **environment("python benchmarks/ray_overhead.py"),
+        **environment("python -m benchmarks.ray_overhead"),
         "setting": {"preset": "demo", "tokens": arguments.tokens, "rounds": arguments.rounds, "seed": 0},
         "seconds": {arm: {name: spread([result[name] for result in results]) for name in names} for arm, results in rounds.items()},
         "ray_adds": {

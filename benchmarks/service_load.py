@@ -31,11 +31,11 @@ from typing import Any
 
 import httpx
 import psutil
-import service_seed
-from harness import environment, run_arm, spread, write_result
-from service_client import Connection, Driver, Reader, follow, get, quantiles, requests
-from service_seed import DRIVER_TOKEN, Seed
 
+from benchmarks import service_seed
+from benchmarks.harness import environment, run_arm, spread, write_result
+from benchmarks.service_client import Connection, Driver, Reader, follow, get, quantiles, requests
+from benchmarks.service_seed import DRIVER_TOKEN, Seed
 from service.database import ingest, runs
 from service.database.session import Database
 from service.settings import Settings
@@ -191,7 +191,7 @@ def one_round(seeded: Path) -> dict[str, Any]:
         state_dir = Path(home, "state")
         shutil.copytree(seeded, state_dir)
         where = [f"--state-dir={state_dir}"]
-        direct = run_arm(Path(__file__), "direct", *where)
+        direct = run_arm(__spec__.name, "direct", *where)
         shutil.rmtree(state_dir)
         shutil.copytree(seeded, state_dir)
         with served(state_dir) as (port, process):
@@ -199,7 +199,7 @@ def one_round(seeded: Path) -> dict[str, Any]:
             memory = {"start": process.memory_info().rss}
             measured = {}
             for arm in ("requests", "readers", "report"):
-                measured[arm] = run_arm(Path(__file__), arm, *where)
+                measured[arm] = run_arm(__spec__.name, arm, *where)
                 memory[f"after {arm}"] = process.memory_info().rss
     return {
         **measured, "report": {**measured["report"], **direct},
@@ -251,7 +251,7 @@ def main() -> None:
             measured = one_round(seeded)
             rounds.append({**measured, "others_share": others_share(began, machine_and_own())})
             print(f"round {turn + 1}/{arguments.rounds}: {json.dumps(rounds[-1])}", file=sys.stderr)
-    result = environment("python benchmarks/service_load.py", "service")
+    result = environment("python -m benchmarks.service_load", "service")
     packages = {"python": result["versions"]["python"], "sqlite": sqlite3.sqlite_version}
     write_result("service_load", {
         **result,

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from harness import environment, interleave, ratios, spread, write_result
 from torch.utils.data import Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from benchmarks.harness import environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
@@ -136,10 +136,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             print(json.dumps({"tokens_per_second": {"ours": ours, "bare": bare, "trainer": trainer}[arguments.arm](Path(scratch))}))
         return
-    rounds = interleave(Path(__file__), ["ours", "bare", "trainer"], arguments.rounds)
+    rounds = interleave(__spec__.name, ["ours", "bare", "trainer"], arguments.rounds)
     speed = {arm: [result["tokens_per_second"] for result in results] for arm, results in rounds.items()}
     write_result("submodel_step", {
-        **environment("python benchmarks/submodel_step.py"),
+        **environment("python -m benchmarks.submodel_step"),
         "setting": {"architecture": SIZES.model_dump(), "vocabulary": VOCABULARY, "sequence_length": LENGTH, "batch": BATCH,
                     "steps": STEPS, "warm_up_steps": WARM, "threads": 1, "rounds": arguments.rounds, "seed": 0},
         "tokens_per_second": {arm: spread(values) for arm, values in speed.items()},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import json
 import os
@@ -17,16 +16,14 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from moedisco_ray import __version__
-from moedisco_ray.cli.display import View, advice_view, cluster_view, evaluation_view, listener_for, plan_view, report_view
+from moedisco_ray.cli.display import View, cluster_view, evaluation_view, listener_for, plan_view, report_view
 from moedisco_ray.cli.trackers import trackers
-from moedisco_ray.compare.table import compare_view
 from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.plan import build_plan
-from moedisco_ray.plan.advice import Goal, advise, read_measurements
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
 from moedisco_ray.plan.machine import measured_machine
 
@@ -68,12 +65,6 @@ ClusterFile = Annotated[
     Path | None,
     typer.Option("--cluster", metavar="FILE", help="Hold the pools against what this file for `ray up` starts."),
 ]
-MeasuredIn = Annotated[
-    list[Path] | None,
-    typer.Option("--from", metavar="PATH", help="Advise, from finished runs: of comparisons, or in run directories. Repeatable."),
-]
-Budget = Annotated[float | None, typer.Option(metavar="X", help="With --from: dollars to spend on training.")]
-TargetLoss = Annotated[float | None, typer.Option(metavar="Y", help="With --from: the held-out loss to reach, nats per token.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write; - is the standard output.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Make again what changed settings affect, in the same directory.")]
@@ -142,19 +133,10 @@ def run(
 
 @app.command()
 def plan(
-    config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, measured_in: MeasuredIn = None,
-    budget_dollars: Budget = None, target_loss: TargetLoss = None, as_json: AsJson = False,
+    config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, as_json: AsJson = False,
 ) -> None:
-    """Say what a run needs and costs: parameters, memory, hours, dollars; or, from measured runs, how best to train it."""
+    """Say what a run needs and costs: parameters, memory, hours, dollars."""
     checked = load_config(config, overrides or ())
-    goal = _goal(budget_dollars, target_loss, measured_in, cluster)
-    if goal is not None:
-        advice = advise(checked, read_measurements(measured_in or ()), goal)
-        if as_json:
-            print(advice.model_dump_json(indent=2))
-        else:
-            output_console().print(advice_view(advice))
-        return
     worked_out = build_plan(checked, measured_machine(checked, here="RAY_ADDRESS" not in os.environ))
     if as_json:
         print(worked_out.model_dump_json(indent=2))
@@ -265,54 +247,6 @@ def evaluate(
         output_console().print(evaluation_view(result))
 
 
-@app.command()
-def compare(
-    config: ConfigPath, overrides: Overrides = None,
-    arms: Annotated[str, typer.Option(metavar="A,B,...", help="Which; none: all. Joint training is always among them.")] = "",
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; by default OUTPUT/NAME-compared.")] = None,
-    to_loss: Annotated[bool, typer.Option("--to-loss", help="Train each once more, to joint training's loss.")] = False,
-    slice_tokens: Annotated[int | None, typer.Option(min=0, help=(
-        "Tokens of each short training that tunes an arm's learning rate and batch size; 0: no tuning."),
-        show_default="a quarter of tokens.total")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""
-    checked = load_config(config, overrides or ())
-    names = [name for name in arms.split(",") if name]
-    directory = output or checked.output / f"{checked.name}-compared"
-    console = output_console()
-    view = functools.partial(listener_for, console, as_json)
-    runs = _import_late("moedisco_ray.compare.run")
-    budgets = (*runs.BUDGETS, "loss") if to_loss else runs.BUDGETS
-    slices = checked.tokens.total // 4 if slice_tokens is None else slice_tokens
-    result = runs.compare(checked, directory, names, budgets=budgets, view=view, slice_tokens=slices)
-    figures = _import_late("moedisco_ray.compare.figures").plot_comparison(result, directory / "figures")
-    if as_json:
-        print(json.dumps(result, indent=2))
-        return
-    console.print()
-    console.print(compare_view(result))
-    for path in (directory / "compare.json", *figures):
-        console.print(str(path), soft_wrap=True)
-
-
-def _goal(
-    budget_dollars: float | None, target_loss: float | None, measured_in: list[Path] | None, cluster: Path | None,
-) -> Goal | None:
-    """What an advice is asked for; None where none is."""
-    given = {"budget_dollars": budget_dollars, "target_loss": target_loss}
-    goals = [Goal(kind=kind, value=value) for kind, value in given.items() if value is not None]
-    if not measured_in and not goals:
-        return None
-    if not measured_in:
-        raise ConfigError(goals[0].flag, goals[0].value, "is a question to measured runs; name them with --from")
-    if len(goals) != 1:
-        raise ConfigError("--from", str(measured_in[0]), "needs one of --budget-dollars and --target-loss")
-    if cluster is not None:
-        raise ConfigError("--cluster", str(cluster), "is for the plan as configured; leave it out, or --from")
-    return goals[0]
-
-
 def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     token = os.environ.get("MOEDISCO_RUN_TOKEN")
     if not token:
@@ -322,8 +256,8 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 
 def _import_late(name: Literal[
-    "moedisco_ray.execution.pipeline", "moedisco_ray.cli.figures", "moedisco_ray.cli.reporter", "moedisco_ray.compare.run",
-    "moedisco_ray.compare.figures", "moedisco_ray.stages.tasks", "moedisco_ray.execution.validation",
+    "moedisco_ray.execution.pipeline", "moedisco_ray.cli.figures", "moedisco_ray.cli.reporter",
+    "moedisco_ray.stages.tasks", "moedisco_ray.execution.validation",
 ]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)

@@ -1,18 +1,15 @@
-import importlib
 import json
 import subprocess
 import sys
 import types
 
 import pytest
-from measured_example import base_config, comparison
 from run_example import events, report
 from typer.testing import CliRunner
 
 from moedisco_ray import __version__
 from moedisco_ray.cli.app import app
 from moedisco_ray.core.artifacts import write_json
-from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import local_gpus, preset_text
 from moedisco_ray.core.errors import RunDirError, TrainingError
 from moedisco_ray.core.events import Event
@@ -129,23 +126,6 @@ def test_plan_as_table_and_as_json(demo):
     assert plan["stages"][0]["cost"]["tokens"] == 160_000
 
 
-@pytest.mark.parametrize(("options", "budgets"), [((), ("tokens", "dollars")), (("--to-loss",), ("tokens", "dollars", "loss")),
-    (("--slice-tokens", "0"), ("tokens", "dollars"))])
-def test_a_comparison_trains_each_arm_once_for_every_budget(demo, monkeypatch, options, budgets):
-    asked = []
-
-    def compare(base, output, names, *, budgets, view, slice_tokens):
-        asked.append((output, names, budgets, slice_tokens))
-        raise TrainingError("enough")
-
-    monkeypatch.setattr(importlib.import_module("moedisco_ray.compare.run"), "compare", compare)
-    result = invoke("compare", demo, "--arms", "disco,paper", "--output", demo.parent / "there", *options)
-    assert result.exit_code == 1
-    total = load_config(demo).tokens.total
-    slices = 0 if "--slice-tokens" in options else total // 4
-    assert asked == [(demo.parent / "there", ["disco", "paper"], budgets, slices)]
-
-
 @pytest.mark.parametrize(("gpus", "preset"), [(0, "demo"), (2, "default")])
 def test_init_without_a_preset_writes_what_this_machine_can_run(tmp_path, monkeypatch, gpus, preset):
     monkeypatch.setattr("moedisco_ray.cli.app.local_gpus", lambda: gpus)
@@ -164,38 +144,6 @@ def test_gpus_are_counted_as_the_drivers_list_them(tmp_path):
         (tmp_path / "amd" / node).mkdir(parents=True)
         (tmp_path / "amd" / node / "gpu_id").write_text(f"{number}\n")
     assert local_gpus(tmp_path / "nvidia", tmp_path / "amd") == 3
-
-
-def test_plan_advises_from_measured_runs(tmp_path):
-    config, results = tmp_path / "small.yaml", tmp_path / "results"
-    results.mkdir()
-    config.write_text(json.dumps(base_config().model_dump(mode="json")))
-    for seed in (0, 1):
-        write_json(results / f"{seed}.json", comparison(base_config(), seed=seed, noise=0.01))
-    shown = invoke("plan", config, "--from", results, "--budget-dollars", "0.001").stdout
-    assert "small  for $0.0010: MoE-DisCo, as configured" in shown
-    assert "--set tokens.total=" in shown
-    assert "How sure: medium" in shown
-    arguments = ("plan", config, "--from", results / "0.json", "--from", results / "1.json", "--target-loss", "2.7", "--json")
-    advice = json.loads(invoke(*arguments).stdout)
-    assert advice["sought"] == "dollars"
-    assert advice["settings"]["tokens.total"]["now"] == 40_000_000
-
-
-@pytest.mark.parametrize(("arguments", "line"), [
-    (("--from", "x"), "moedisco: --from: 'x': needs one of --budget-dollars and --target-loss"),
-    (("--from", "x", "--budget-dollars", 1, "--target-loss", 3),
-     "moedisco: --from: 'x': needs one of --budget-dollars and --target-loss"),
-    (("--budget-dollars", 1), "moedisco: --budget-dollars: 1.0: is a question to measured runs; name them with --from"),
-    (("--from", "x", "--target-loss", 3, "--cluster", "y"),
-     "moedisco: --cluster: 'y': is for the plan as configured; leave it out, or --from"),
-    (("--from", "x", "--target-loss", 3),
-     "moedisco: --from: 'x': holds no comparison (`moedisco compare` writes one) and no run"),
-])
-def test_half_a_question_to_measured_runs(demo, arguments, line):
-    result = invoke("plan", demo, *arguments)
-    assert result.exit_code == 2
-    assert one_line(result) == line
 
 
 def test_schema_is_the_configurations():
@@ -268,11 +216,10 @@ def test_what_cannot_be_measured_is_told(tmp_path, arguments, line):
 
 def test_light_commands_import_nothing_heavy(tmp_path):
     write_json(tmp_path / "report.json", report())
-    config, table = tmp_path / "run.yaml", tmp_path / "compare.json"
-    write_json(table, comparison(base_config(model={"family": "qwen2_moe"})))
+    config = tmp_path / "run.yaml"
     commands = [
         ["--help"], ["init", str(config), "--preset", "paper"], ["plan", str(config)],
-        ["plan", str(config), "--json"], ["plan", str(config), "--from", str(table), "--budget-dollars", "100"], ["schema"],
+        ["plan", str(config), "--json"], ["schema"],
         ["show", str(tmp_path)], ["run", str(config), "--set", "seed=x"]]
     # One process runs them all: what any of them imports is seen.
     program = (

@@ -2,11 +2,10 @@ import io
 import json
 
 import pytest
-from measured_example import MODEL, base_config, comparison
 from rich.console import Console
 from run_example import events, report
 
-from moedisco_ray.cli.display import JsonLines, LiveView, PlainLines, advice_view, listener_for, plan_view, report_view
+from moedisco_ray.cli.display import JsonLines, LiveView, PlainLines, listener_for, plan_view, report_view
 from moedisco_ray.cli.display.live import render
 from moedisco_ray.cli.display.state import RunState
 from moedisco_ray.cli.display.words import count, gigabytes
@@ -14,9 +13,6 @@ from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.events import Event
 from moedisco_ray.plan import build_plan
-from moedisco_ray.plan.advice import advise
-from moedisco_ray.plan.advice.advised import Goal
-from moedisco_ray.plan.advice.measured import Measurements, comparison_runs
 
 
 def text_of(renderable, width=120):
@@ -203,26 +199,3 @@ def test_one_that_is_let_go_is_told_in_lines_and_in_the_live_view(contribution, 
     state.update(event)
     assert state.notices == [said]
     assert (state.units["submodel-1"].step, state.units["submodel-1"].steps) == (45, 100)
-
-
-@pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize(("model", "kind", "value", "promise"), [
-    (MODEL, "budget_dollars", 0.002, "predicted loss 2.6"),
-    (MODEL, "target_loss", 2.7, "predicted to cost $0.00"),
-    ({**MODEL, "hidden_size": 256}, "budget_dollars", 0.5, "joint training's loss for 3"),
-])
-def test_an_advice_is_whole_at_any_width(width, model, kind, value, promise):
-    runs = tuple(run for seed in range(2) for run in comparison_runs(comparison(base_config(), seed=seed, noise=0.02), "here"))
-    phases = [{"train": "router", "share": 0.5}, {"train": "all", "share": 0.5}]
-    config = base_config(model={"config": model}, finetune={"phases": phases})
-    advice = advise(config, Measurements(runs, ("going: not finished",)), Goal(kind=kind, value=value))
-    text = text_of(advice_view(advice), width)
-    assert promise in text
-    assert f"How sure: {advice.confidence.level}" in text
-    assert "Set aside: going: not finished" in text
-    assert "--set 'finetune.phases=[{\"train\": \"all\", \"share\": 1.0}]'" in text
-    assert "instead of" in text
-    assert '"share":0.5}]' in "".join(text.split())
-    for row in advice.options:
-        assert ("dominated" if row.dominated else f"{row.best_in:.0%}".replace("%", " %")) in text
-    assert "…" not in text

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_run import small_config
 
-from moedisco_ray.compare.quality import note_quality
+from benchmarks.study.compare.quality import note_quality
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.bill import Bill, metered_bill
 from moedisco_ray.core.config import check_config

@@ -1,4 +1,4 @@
-"""How a run, a finished run, a plan and an advice look: a live view on a terminal, plain lines in a pipe, JSON for programs."""
+"""How a run, a finished run and a plan look: a live view on a terminal, plain lines in a pipe, JSON for programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Protocol
 
 from rich.console import Console
 
-from moedisco_ray.cli.display.advice import advice_view
 from moedisco_ray.cli.display.live import LiveView
 from moedisco_ray.cli.display.plain import JsonLines, PlainLines
 from moedisco_ray.cli.display.plan import cluster_view, plan_view
@@ -14,7 +13,7 @@ from moedisco_ray.cli.display.show import evaluation_view, report_view
 from moedisco_ray.core.events import Event
 
 __all__ = [
-    "JsonLines", "LiveView", "PlainLines", "View", "advice_view", "cluster_view", "evaluation_view", "listener_for", "plan_view",
+    "JsonLines", "LiveView", "PlainLines", "View", "cluster_view", "evaluation_view", "listener_for", "plan_view",
     "report_view",
 ]
 

@@ -1,0 +1,84 @@
+"""The laboratory's command line, from a clone: `python -m benchmarks.study compare CONFIG` and `... advise CONFIG --from PATH`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.study.advice import Advice, Goal, advise, read_measurements
+from benchmarks.study.advice.table import advice_view
+from benchmarks.study.compare.figures import plot_comparison
+from benchmarks.study.compare.run import BUDGETS, compare
+from benchmarks.study.compare.table import compare_view
+from moedisco_ray.cli.app import AsJson, Commands, ConfigPath, Overrides, output_console
+from moedisco_ray.cli.display import listener_for
+from moedisco_ray.core.config import load_config
+from moedisco_ray.core.errors import ConfigError
+
+app = typer.Typer(
+    cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
+    help="Compare ways to train one MoE, and advise from what was measured.")
+
+
+@app.command("compare")
+def compare_arms(
+    config: ConfigPath, overrides: Overrides = None,
+    arms: Annotated[str, typer.Option(
+        metavar="A,B,...", help="Arms to train; left out: all. Joint training is always one of them.")] = "",
+    output: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Directory of the results; by default OUTPUT/NAME-compared.")] = None,
+    to_loss: Annotated[bool, typer.Option("--to-loss", help="Train each arm once more, to joint training's loss.")] = False,
+    slice_tokens: Annotated[int | None, typer.Option(min=0, help=(
+        "Tokens of each short training that tunes an arm's learning rate and batch size; 0: no tuning."),
+        show_default="a quarter of tokens.total")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare with baselines (joint training, upcycling, BTX, ...) at equal tokens and equal cost, each tuned alike."""
+    checked = load_config(config, overrides or ())
+    names = [name for name in arms.split(",") if name]
+    directory = output or checked.output / f"{checked.name}-compared"
+    console = output_console()
+    view = functools.partial(listener_for, console, as_json)
+    budgets = (*BUDGETS, "loss") if to_loss else BUDGETS
+    slices = checked.tokens.total // 4 if slice_tokens is None else slice_tokens
+    result = compare(checked, directory, names, budgets=budgets, view=view, slice_tokens=slices)
+    figures = plot_comparison(result, directory / "figures")
+    if as_json:
+        console.file.write(f"{json.dumps(result, indent=2)}\n")
+        return
+    console.print()
+    console.print(compare_view(result))
+    for path in (directory / "compare.json", *figures):
+        console.print(str(path), soft_wrap=True)
+
+
+@app.command("advise")
+def advise_recipe(
+    config: ConfigPath,
+    measured_in: Annotated[list[Path], typer.Option(
+        "--from", metavar="PATH", help="A finished run's directory, or a comparison; repeat for more.")],
+    overrides: Overrides = None,
+    budget_dollars: Annotated[float | None, typer.Option(metavar="X", help="Dollars to spend on training.")] = None,
+    target_loss: Annotated[float | None, typer.Option(metavar="Y", help="Held-out loss to reach (nats per token).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say by which recipe to train, from runs that were measured: the best loss for a budget, or the cheapest way to a loss."""
+    checked = load_config(config, overrides or ())
+    given = {"budget_dollars": budget_dollars, "target_loss": target_loss}
+    goals = [Goal(kind=kind, value=value) for kind, value in given.items() if value is not None]
+    if len(goals) != 1:
+        raise ConfigError("--from", str(measured_in[0]), "needs one of --budget-dollars and --target-loss")
+    advice: Advice = advise(checked, read_measurements(measured_in), goals[0])
+    console = output_console()
+    if as_json:
+        console.file.write(f"{advice.model_dump_json(indent=2)}\n")
+    else:
+        console.print(advice_view(advice))
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.study")

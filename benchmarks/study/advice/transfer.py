@@ -1,0 +1,259 @@
+"""Advice from runs of other models of the family, or on other text: what each recipe costs as a multiple of joint training.
+
+The multiple is of dollars for the same loss, the one that joint training reached where it was measured. Of it the tokens are the
+measurement's, and what a token costs is the configuration's: its prices, its pools and its model, in which a sub-model may be a
+larger or smaller part of the whole. Recipes are held against each other on `common_ground`, for joint training is easier to beat in
+one subject than in another; those that no chain of subjects links are held against joint training alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.study.advice import common_ground, confidence
+from benchmarks.study.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
+from benchmarks.study.advice.candidates import Candidate, candidates, is_dominated
+from benchmarks.study.advice.loss_curve import Curve
+from benchmarks.study.advice.measured import MeasuredRun
+from benchmarks.study.advice.ranking import rank
+from benchmarks.study.advice.study import DRAWS, POOL, Draw, Study, study
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError, RunDirError
+
+_SEED = 20_260_102
+_MOST_BELOW = 4.0
+"""A recipe that passed joint training's loss before its smallest run ended is credited with at most so many times fewer tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparison:
+    """The recipes of one subject beside its joint training.
+
+    Attributes:
+        study: The measurements.
+        made: Its recipes on the configuration that is advised.
+        joint: Which recipe is joint training.
+        joint_rate: Its dollars per token on the configuration that is advised.
+        draws: The study's.
+    """
+
+    study: Study
+    made: tuple[Candidate, ...]
+    joint: int
+    joint_rate: float
+    draws: tuple[Draw, ...]
+
+    @property
+    def possible(self) -> list[Candidate]:
+        """Those that can be carried out."""
+        return [each for each in self.made if each.fits]
+
+    @property
+    def parameters(self) -> int:
+        """Of the model that was measured."""
+        return int(self.study.subject["parameters"])
+
+    def token_ratio(self, recipe: int, curves: Sequence[Curve]) -> float:
+        """Tokens to the losses that joint training was measured at, as a multiple of joint training's: the geometric mean."""
+        if recipe == self.joint:
+            return 1.0
+        logs = []
+        for size in self.study.recipes[self.joint].sizes():
+            needed = self.tokens_to(recipe, curves, curves[self.joint].loss(size.tokens))
+            if not math.isfinite(needed):
+                return math.inf
+            logs.append(math.log(needed / size.tokens))
+        return math.exp(statistics.fmean(logs))
+
+    def tokens_to(self, recipe: int, curves: Sequence[Curve], loss: float) -> float:
+        """Tokens of a recipe to a loss: not far fewer than its smallest run's, and infinity far beyond its largest's."""
+        measured = self.study.recipes[recipe]
+        tokens = max(curves[recipe].tokens(loss), measured.smallest / _MOST_BELOW)
+        return tokens if tokens <= MOST_EXTRAPOLATION * measured.largest else math.inf
+
+    def extrapolation(self, recipe: int) -> float:
+        """How far from the recipe's runs the tokens are that take it to joint training's measured losses: a factor, up or down."""
+        curves, measured = self.study.curves, self.study.recipes[recipe]
+        needed = [
+            self.tokens_to(recipe, curves, curves[self.joint].loss(size.tokens)) for size in self.study.recipes[self.joint].sizes()]
+        return max(max(needed) / measured.largest, measured.smallest / min(needed))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Carried:
+    """One recipe in all the comparisons that have it.
+
+    Attributes:
+        candidate: On the configuration that is advised; its runs are those of all comparisons.
+        places: What it is in each comparison that has it: several, where they differ in what does not carry over.
+        joint: Whether it is joint training in each of them.
+    """
+
+    candidate: Candidate
+    places: Mapping[int, Sequence[Candidate]]
+    joint: bool
+
+    @property
+    def training(self) -> str | None:
+        """The same for what differs in the gang's pool alone; None for joint training, which ratios are to."""
+        settings = {path: value for path, value in self.candidate.settings.items() if path != POOL}
+        return None if self.joint else dataclasses.replace(self.candidate, settings=settings).key
+
+
+def transfer(
+    config: RunConfig, own: Mapping[str, Any], runs: Sequence[MeasuredRun], goal: Goal, notes: Sequence[str],
+) -> Advice:
+    """The recipe that costs least for the loss of joint training.
+
+    Args:
+        config: That is advised.
+        own: Its subject.
+        runs: Of other subjects of its family.
+        goal: A budget.
+        notes: What was set aside before.
+
+    Raises:
+        ConfigError: No recipe can be carried out.
+        RunDirError: No comparison tells what joint training reaches.
+    """
+    comparisons, refused = _comparisons(config, runs)
+    carried = _carried(comparisons)
+    if not carried:
+        raise ConfigError("--from", None, f"no measured recipe can be carried out here ({refused[0]})")
+    rows = sorted(_options(comparisons, carried, goal), key=lambda pair: (pair[0].dominated, pair[0].ratio))
+    if not rows or rows[0][0].dominated:
+        raise RunDirError("--from", None, "no recipe that is possible here reaches joint training's loss; measure larger runs")
+    best, chosen = rows[0]
+    noises = [one.study.noise for one in comparisons if one.study.noise is not None]
+    return Advice(
+        name=config.name, goal=goal, sought="ratio", options=tuple(row for row, _ in rows),
+        settings=changes(config, chosen.candidate, best.tokens),
+        confidence=confidence.weigh([
+            confidence.likeness(_apart([one.parameters for one in comparisons], own["parameters"]), len(comparisons)),
+            confidence.duration(_away(
+                best.tokens / own["parameters"], [size / one.parameters for one in comparisons for size in _sizes(one)])),
+            confidence.reach(best.extrapolation, best.runs),
+            confidence.shape(len(best.sizes), best.extrapolation),
+            confidence.scatter(min(noises, key=lambda noise: noise.seeds, default=None)),
+            confidence.lead(best.best_in, len(rows)),
+            confidence.pairing(
+                {row.title: len(chosen.places.keys() & each.places.keys()) for row, each in rows[1:]}, len(comparisons))]),
+        notes=(*notes, *refused))
+
+
+def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], goal: Goal) -> list[tuple[Option, _Carried]]:
+    """What each recipe makes of the budget; without those that do not come to joint training's loss."""
+    fitted = _ratios(comparisons, carried, [one.study.curves for one in comparisons], range(len(comparisons)))
+    titles = distinct_titles([each.candidate for each in carried])
+    found = []
+    for each, judged, title in zip(carried, rank(fitted, _draws(comparisons, carried)), titles, strict=True):
+        if not math.isfinite(judged.value):
+            continue
+        row = option(
+            title, each.candidate, judged, goal.value / each.candidate.dollars_per_token, goal.value, ratio=judged.value,
+            extrapolation=max(min(comparisons[at].extrapolation(mine.at) for mine in here) for at, here in each.places.items()),
+            dominated=all(is_dominated(mine, comparisons[at].possible) for at, here in each.places.items() for mine in here))
+        found.append((row, each))
+    return found
+
+
+def _draws(comparisons: Sequence[_Comparison], carried: Sequence[_Carried]) -> list[list[float]]:
+    """The ratios as they could have come out as well: by the noise of runs, and by which subjects happened to be measured."""
+    if len(comparisons) == 1 and not comparisons[0].draws:
+        return []
+    chance = random.Random(_SEED)
+    return [
+        _ratios(
+            comparisons, carried, [one.draws[i].curves if one.draws else one.study.curves for one in comparisons],
+            chance.choices(range(len(comparisons)), k=len(comparisons)))
+        for i in range(DRAWS)]
+
+
+def _ratios(
+    comparisons: Sequence[_Comparison], carried: Sequence[_Carried], curves: Sequence[Sequence[Curve]], chosen: Sequence[int],
+) -> list[float]:
+    """Dollars of each recipe for joint training's loss, as a multiple of joint training's.
+
+    Args:
+        comparisons: All.
+        carried: The recipes.
+        curves: Of each comparison's recipes.
+        chosen: Which comparisons count, as often as they are named; one that has none of a recipe's takes it from all of its own.
+    """
+    table: dict[str | None, dict[int, float]] = defaultdict(dict)
+    for each in carried:
+        row = table[each.training]
+        for at, here in each.places.items():
+            # Of recipes that differ in what does not carry over, such as learning rates, the best tells what the rest can do.
+            tokens = min(comparisons[at].token_ratio(mine.at, curves[at]) for mine in here)
+            row[at] = min(row.get(at, math.inf), math.log(tokens))
+    # Joint training's own ratios are 1 whatever the subject, and so tell nothing of it.
+    shifts = common_ground.shifts([row for training, row in table.items() if training is not None], chosen, len(comparisons))
+    rates = [each.candidate.dollars_per_token / comparisons[0].joint_rate for each in carried]
+    return [
+        math.exp(common_ground.mean(table[each.training], shifts, chosen)) * rate
+        for each, rate in zip(carried, rates, strict=True)]
+
+
+def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_Comparison], list[str]]:
+    by_subject: dict[str, list[MeasuredRun]] = defaultdict(list)
+    for run in runs:
+        by_subject[json.dumps(run.subject, sort_keys=True)].append(run)
+    comparisons, refused = [], []
+    for _, group in sorted(by_subject.items()):
+        if not any(run.reference for run in group):
+            refused.append("runs of another model: no joint training beside them")
+            continue
+        try:
+            found = study(group)
+        except RunDirError as error:
+            refused.append(f"runs of another model: {error.remedy}")
+            continue
+        made, unfit = candidates(config, found.recipes, scale_free=True)
+        joint = next(i for i, recipe in enumerate(found.recipes) if recipe.reference)
+        refused += unfit
+        rates = [each.dollars_per_token for each in made if each.at == joint and each.settings[POOL] == "high_memory"]
+        if rates:
+            comparisons.append(_Comparison(found, tuple(made), joint, rates[0], tuple(found.draws())))
+    if not comparisons:
+        raise RunDirError("--from", None, f"{refused[0]}; `python -m benchmarks.study compare` makes all that is needed")
+    return comparisons, sorted(set(refused))
+
+
+def _carried(comparisons: Sequence[_Comparison]) -> list[_Carried]:
+    places: dict[str, dict[int, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
+    for at, one in enumerate(comparisons):
+        for each in one.possible:
+            places[each.key][at].append(each)
+    return [
+        _Carried(
+            _together([mine for here in each.values() for mine in here]), each,
+            joint=all(any(mine.at == comparisons[at].joint for mine in here) for at, here in each.items()))
+        for _, each in sorted(places.items())]
+
+
+def _together(members: Sequence[Candidate]) -> Candidate:
+    """One candidate with the runs of all."""
+    recipe = dataclasses.replace(members[0].recipe, runs=tuple(run for each in members for run in each.recipe.runs))
+    return dataclasses.replace(members[0], recipe=recipe, title=min(each.title for each in members))
+
+
+def _sizes(one: _Comparison) -> list[int]:
+    return [size.tokens for recipe in one.study.recipes for size in recipe.sizes()]
+
+
+def _apart(measured: Sequence[int], own: int) -> float:
+    """The factor between a model's parameters and the nearest measured one's."""
+    return min(max(each / own, own / each) for each in measured)
+
+
+def _away(rate: float, measured: Sequence[float]) -> float:
+    """The factor between a rate and the range of the measured ones; 1 inside of it."""
+    return max(1.0, rate / max(measured), min(measured) / rate)

@@ -1,0 +1,241 @@
+"""The arms of a comparison, as data: each is the settings in which it differs from the configuration that is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.study.compare.accounting import Reads, account, dollars_of
+from moedisco_ray.core.config import RunConfig, check_config, put
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.plan import Plan, build_plan
+
+Budget = Literal["tokens", "dollars", "loss"]
+"""What an arm has as much of as the first one: it is trained once for each. How long a run to the same `loss` has to be, two runs
+before it foretell."""
+Measured = Literal["finetune", "ensemble"]
+"""Which of a run's models is the arm's result, as `evaluation.json` calls it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        title: In tables and figures.
+        settings: Dotted configuration paths and their values; a function makes a value of the base configuration.
+        measured: Its result.
+    """
+
+    title: str
+    settings: Mapping[str, Any | Callable[[RunConfig], Any]]
+    measured: Measured = "finetune"
+
+
+_ALL = [{"train": "all", "share": 1.0}]
+_WHOLE: Mapping[str, Any] = {
+    "tokens.finetune_share": lambda base: 1.0 - base.tokens.seed_share,
+    "finetune.phases": _ALL,
+    "finetune.dense_gate": 0.0,
+    "finetune.early_stop": None,
+    "evaluation.ensemble": False,
+}
+
+
+def _whole_rate(base: RunConfig) -> float:
+    # Half of it is good for models that have met, which neither a fresh one nor the paper's have.
+    return max(base.submodels.optimizer.lr, base.finetune.optimizer.lr)
+
+
+def _whole_schedule(base: RunConfig) -> str:
+    # From nothing, coming down at the end alone was better than a cosine by 0.16 nats, from a dense model worse by 0.02.
+    return "wsd" if base.model.init == "random" else "cosine"
+
+
+_ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.backbone_lr_scale": 1.0}
+_JOINT: Mapping[str, Any] = {
+    **_WHOLE,
+    "tokens.seed_share": 0.0,
+    "tokens.finetune_share": 1.0,
+    "finetune.optimizer.lr": _whole_rate,
+    "finetune.optimizer.schedule": _whole_schedule,
+}
+
+_FRESH: Mapping[str, Any] = {"submodels.keep_moments": False, "finetune.keep_moments": False}
+_PLAIN_MERGE: Mapping[str, Any] = {
+    "merge.backbone": "uniform", "merge.delta_scale": 1.0, "merge.router": "random", "merge.match_load": False}
+
+REFERENCE = "joint"
+"""The arm that all others are measured against."""
+
+ARMS: Mapping[str, Arm] = {
+    REFERENCE: Arm("joint, high-memory pool", _JOINT),
+    "joint-low": Arm("joint, low-memory pool", {**_JOINT, "finetune.pool": "low_memory"}),
+    "disco": Arm("MoE-DisCo, as configured", {}),
+    "paper": Arm("MoE-DisCo, as the paper", {
+        "tokens.seed_share": 0.0,
+        "tokens.finetune_share": 0.194,
+        "clusters.method": "kmeans",
+        "clusters.vectors": "mean_token",
+        "clusters.capacity": None,
+        "clusters.overlap": 0.0,
+        "clusters.text": "all",
+        "submodels.optimizer.schedule": "constant",
+        "submodels.optimizer.warmup": 0.0,
+        **_ONE_SHOT,
+        **_PLAIN_MERGE,
+        "merge.backbone": "token_weighted",
+        "merge.match_scale": False,
+        "finetune.phases": _ALL,
+        "finetune.dense_gate": 0.0,
+        "finetune.spike_guard": None,
+        "finetune.early_stop": None,
+        **_FRESH,
+        "finetune.optimizer.lr": _whole_rate,
+        "finetune.load_balance": 0.0,
+        "finetune.z_loss": 0.0,
+    }),
+    "upcycle": Arm("sparse upcycling", {     # the seed has the sub-models' tokens too: what do they add?
+        **_WHOLE,
+        "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
+        "tokens.finetune_share": lambda base: base.tokens.finetune_share,
+    }),
+    "btx": Arm("BTX", {**_ONE_SHOT, **_PLAIN_MERGE, **_FRESH}),
+    "spes": Arm("SPES-like, H = 100, without a live router in the sub-models", {
+        "tokens.seed_share": 0.0,
+        "clusters.vectors": "tfidf_svd",    # hidden states need a seed
+        "submodels.sync_every": 100,
+        "submodels.outer": {"lr": 1.0, "momentum": 0.0},
+        **_PLAIN_MERGE,
+        **_FRESH,
+    }),
+    "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
+    "ensemble": Arm(
+        # Its temperature is made for distances of tf-idf.
+        "c-BTM ensemble", {
+            "tokens.finetune_share": 0.0, "clusters.method": "kmeans", "clusters.vectors": "tfidf_svd", **_ONE_SHOT,
+            "evaluation.ensemble": True}, "ensemble"),
+}
+
+
+def chosen(names: Sequence[str], arms: Mapping[str, Arm] = ARMS) -> dict[str, Arm]:
+    """The named arms, the reference first; of no names, all.
+
+    Raises:
+        ConfigError: There is no such arm.
+    """
+    for name in names:
+        if name not in arms:
+            raise ConfigError("--arms", name, f"no such arm; there are {', '.join(arms)}")
+    wanted = {REFERENCE, *(names or arms)}
+    return {name: arm for name, arm in arms.items() if name in wanted}
+
+
+def run_name(arm: str, budget: Budget) -> str:
+    """Of an arm's run, and of its directory."""
+    return f"{arm}-{budget}"
+
+
+def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budget, tokens: int) -> RunConfig:
+    """The configuration of one arm's run.
+
+    Raises:
+        ConfigError: The base configuration does not allow for the arm.
+    """
+    raw = base.model_dump(mode="json")
+    for path, value in arm.settings.items():
+        put(raw, path, value(base) if callable(value) else value)
+    put(raw, "tokens.total", tokens)
+    raw |= {"name": run_name(name, budget), "output": str(output)}
+    if raw["evaluation"]["every_tokens"] is None:
+        raw["evaluation"]["every_tokens"] = max(1, base.tokens.total // _LOOKS)
+    return check_config(raw)
+
+
+def tokens_for(
+    base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], reads: Callable[[RunConfig, Arm], Reads],
+    reference: Arm = ARMS[REFERENCE],
+) -> int:
+    """The arm's tokens at as many tokens, or as many planned dollars, as joint training of `base.tokens.total` tokens.
+
+    Dollars are those of the whole account: joint training's buy the arm's clusters, merge and evaluation first, and what is left
+    buys its tokens.
+
+    Args:
+        base: The configuration that is compared.
+        arm: Whose.
+        budget: What it has as much of.
+        reads: What a run of an arm reads beside its training; asked for dollars alone.
+        reference: Joint training.
+
+    Raises:
+        ConfigError: The base configuration does not allow for the arm, its training costs nothing, or all that joint training
+            costs does not pay for what it reads.
+    """
+    if budget == "tokens":
+        return base.tokens.total
+    budgeted = _dollars(base, reference, base.tokens.total, reads)
+    # By secants: but for what is read whatever the length, and where all of the corpus is clustered, dollars are a straight line.
+    (before, spent), tokens = (base.tokens.total, _dollars(base, arm, base.tokens.total, reads)), 2 * base.tokens.total
+    for _ in range(_SECANTS):
+        now = _dollars(base, arm, tokens, reads)
+        if now == spent:
+            raise ConfigError("pools", None, "an arm costs nothing, so nothing is as dear; give the pools prices")
+        step = round((budgeted - now) * (tokens - before) / (now - spent))
+        before, spent, tokens = tokens, now, tokens + step
+        if tokens < 1:
+            raise ConfigError(
+                "tokens.total", base.tokens.total,
+                f"joint training of so many costs less than {arm.title} pays before it trains; raise it, or leave the arm out")
+        if not step:
+            break
+    return tokens
+
+
+def _dollars(base: RunConfig, arm: Arm, tokens: int, reads: Callable[[RunConfig, Arm], Reads]) -> float:
+    config = _at(base, arm, tokens)
+    return dollars_of(account(config, build_plan(config), reads(config, arm)))
+
+
+def foretold(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
+    """The tokens of a run that will come to a loss, by a straight line of loss over log tokens.
+
+    A learning rate that comes down as a run ends makes of every length a run of its own: a longer one's losses on the way tell too
+    little. Where even the shortest run is better than need be, the line goes on beyond it, to half of its tokens at most.
+
+    Args:
+        runs: Tokens and loss of complete ones.
+        loss: To come to.
+
+    Returns:
+        None where none of them came to it, where there is only one or more tokens did not help, or where one of them is as long
+        already, to a hundredth.
+    """
+    ordered = sorted(runs)
+    enough = next((i for i, (_, reached) in enumerate(ordered) if reached <= loss), None)
+    if enough is None or len(ordered) < 2:
+        return None
+    (few, worse), (many, better) = ordered[max(enough, 1) - 1:][:2]
+    if better >= worse:
+        return None
+    tokens = round(few * (many / few) ** max((worse - loss) / (worse - better), math.log(0.5) / math.log(many / few)))
+    return None if any(abs(math.log(tokens / there)) < _AS_LONG for there, _ in ordered) else tokens
+
+
+def planned(base: RunConfig, arm: Arm) -> Plan:
+    """The plan of an arm at the base configuration's tokens."""
+    return build_plan(_at(base, arm, base.tokens.total))
+
+
+def _at(base: RunConfig, arm: Arm, tokens: int) -> RunConfig:
+    return arm_config(base, "arm", arm, base.output, "tokens", tokens)
+
+
+_SECANTS = 4
+_AS_LONG = 0.01
+"""Of two runs' tokens, the logarithm of their ratio is less."""
+_LOOKS = 40
+"""Looks at the held-out loss, over as many tokens as the configuration has, where it does not say how often."""

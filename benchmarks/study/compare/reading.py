@@ -1,0 +1,210 @@
+"""What a run reads beside its training: as its artifacts tell once it is finished, or as its corpus tells before it begins.
+
+And how much of its planned fine-tune a finished run made, for one that ends early is not to pay for the rest.
+
+Clusters by `mean_token`, `tfidf_svd` or `random`, and k-means itself, are next to nothing on a CPU, so that they count as nothing.
+
+Shapes: N documents.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from benchmarks.study.compare.accounting import Reader, ReadingStage, Reads
+from benchmarks.study.compare.arms import Measured
+from moedisco_ray.core.artifacts import read_json, read_manifest
+from moedisco_ray.core.config import CheckpointInit, RunConfig
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.models import ModelMap
+from moedisco_ray.stages.clustering.stage import documents_needed
+from moedisco_ray.stages.clustering.vectors.base import read_settings
+from moedisco_ray.stages.clustering.vectors.likelihood import READ
+from moedisco_ray.stages.evaluate import load_documents
+from moedisco_ray.stages.evaluate.ensemble import BLOCK
+from moedisco_ray.stages.merge import recipes
+from moedisco_ray.stages.steps.calibration import calibration_windows, sample_windows
+from moedisco_ray.stages.tasks import validation_parts
+from moedisco_ray.training.packed_tokens import INDEX
+
+Lengths = NDArray[np.int64]
+
+
+def found(config: RunConfig, measured: Measured) -> Reads:
+    """What a finished run has read.
+
+    Args:
+        config: The run's.
+        measured: Which of its models is the arm's result.
+
+    Raises:
+        RunDirError: An artifact is missing.
+    """
+    directory = config.directory
+    reads: dict[ReadingStage, dict[Reader, float]] = {}
+    if config.tokens.decoupled:
+        vectors = read_settings(directory / "clusters" / "cluster_model")
+        clustered = sum(pq.read_metadata(path).num_rows for path in (directory / "clusters" / "assignments").glob("*.parquet"))
+        lengths_N = _train_lengths(directory / "corpus")[:clustered]
+        reads["cluster"] = _clustering(config, lengths_N, vectors["kind"], vectors.get("max_tokens", 0))
+    if _merges(config, measured):
+        reads["merge"] = _found_merge(config)
+    evaluation = read_json(directory / "evaluation" / "evaluation.json")
+    tokens = (evaluation["ensemble"] if measured == "ensemble" else evaluation)["tokens"]
+    reads["evaluate"] = _evaluation(config, directory / "corpus", measured, tokens)
+    return reads
+
+
+def expected(config: RunConfig, measured: Measured, corpus: Path) -> Reads:
+    """What a run will read, but for a few windows of calibration: its clusters are taken to be equal.
+
+    Args:
+        config: The run's.
+        measured: Which of its models will be the arm's result.
+        corpus: The artifact of another run on the same text.
+    """
+    settings, reads = config.clusters, dict[ReadingStage, dict[Reader, float]]()
+    if config.tokens.decoupled:
+        kind = settings.vectors if settings.method == "kmeans" else settings.method
+        clustered = documents_needed(config, _train_parts(corpus))
+        reads["cluster"] = _clustering(config, _train_lengths(corpus)[:clustered], kind, config.corpus.sequence_length)
+    if _merges(config, measured):
+        tokens = _packed(corpus / "shards")
+        if config.tokens.decoupled:
+            candidates, share = len(recipes(config.merge, [1] * settings.count, config.seed)), tokens // settings.count
+            equal = [share] * settings.count
+            reads["merge"] = _merge(config, equal, equal, candidates if candidates > 1 else 0)
+        else:
+            reads["merge"] = _upcycling(config, tokens)
+    evaluated = sum(map(len, load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens))
+    reads["evaluate"] = _evaluation(config, corpus, measured, evaluated)
+    return reads
+
+
+def finetuned(config: RunConfig) -> float:
+    """The part of its fine-tune's planned steps that a finished run made: less than 1 where `finetune.early_stop` ended it.
+
+    Raises:
+        RunDirError: An artifact is missing.
+    """
+    units = _summary(config.directory / "finetuned")["units"]
+    return units[0]["steps"] / units[0]["planned_steps"] if units else 1.0
+
+
+def _merges(config: RunConfig, measured: Measured) -> bool:
+    """Whether something is merged or upcycled for the arm's result; an ensemble is not merged."""
+    return measured != "ensemble" and (config.tokens.decoupled or config.tokens.seed > 0)
+
+
+def _clustering(config: RunConfig, lengths_N: Lengths, kind: str, limit: int) -> dict[Reader, float]:
+    """Every document that is clustered once; by bigrams the sample as often as their search may take, which no artifact tells."""
+    settings = config.clusters
+    if kind == "hidden_state":
+        return {_vector_model(config): float(np.minimum(lengths_N, limit).sum())}
+    if kind == "likelihood":
+        heads_N = np.minimum(lengths_N, READ)
+        searched = int(heads_N[:max(settings.sample, settings.count)].sum()) * settings.restarts * settings.iterations
+        return {"bigrams": float(settings.count * (searched + int(heads_N.sum())))}
+    return {}
+
+
+def _found_merge(config: RunConfig) -> dict[Reader, float]:
+    directory = config.directory
+    if not config.tokens.decoupled:
+        return _upcycling(config, _packed(directory / "corpus" / "shards"))
+    clusters = _summary(directory / "clusters")["clusters"]
+    packed = [_packed(directory / "clusters" / "shards" / str(k)) for k in range(len(clusters))]
+    return _merge(config, [entry["tokens"] for entry in clusters], packed, len(_summary(directory / "merged")["candidates"]))
+
+
+def _merge(config: RunConfig, tokens: Sequence[int], packed: Sequence[int], candidates: int) -> dict[Reader, float]:
+    """Calibrating the merged model's routers, and those of each candidate, whose loss is measured too.
+
+    Args:
+        config: The run's.
+        tokens: Of each cluster, as its documents count.
+        packed: Of each cluster, as they were packed.
+        candidates: Merges that were compared; 0: there was one only.
+    """
+    length = config.corpus.sequence_length
+    counts = calibration_windows(config.merge, length, tokens, [_windows(each, length) for each in packed])
+    calibrated = _passes(config, config.merge.router) * length * sum(wanted for wanted, _ in counts)
+    compared = length * sum(held for _, held in counts)
+    return {"whole_states": (1 + candidates) * calibrated, "whole": float(candidates * compared)}
+
+
+def _upcycling(config: RunConfig, packed: int) -> dict[Reader, float]:
+    length = config.corpus.sequence_length
+    return {"whole_states": _passes(config, "concat") * length * sample_windows(config.merge, length, _windows(packed, length))}
+
+
+def _passes(config: RunConfig, router: str) -> float:
+    """Passes through the whole model in which routers are calibrated, each up to its own layer: 1/l, 2/l, ... of l layers.
+
+    Where rows are kept as they are and no scale has to be matched, the run looks at its routers, and the recipe needs none of it.
+    """
+    family, whole = ModelMap(config.model.family).family, config.model.architecture
+    normalises = family.always_normalises or whole.norm_topk_prob
+    if router == "concat" and (normalises or not config.merge.match_scale):
+        return 0.0
+    return (whole.num_hidden_layers + 1) / 2
+
+
+def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int) -> dict[Reader, float]:
+    """Every validation token by the final model, by those before it, and by what tells its document's cluster.
+
+    In an ensemble by each sub-model, and its context by what weighs these.
+    """
+    settings, ensemble = config.clusters, measured == "ensemble"
+    reads = Counter[Reader]({"submodel": settings.count * tokens} if ensemble else {"whole": tokens})
+    if config.evaluation.stages:
+        reads["submodel"] += tokens * ((config.tokens.seed > 0) + config.tokens.decoupled)
+        reads["whole"] += tokens * (config.tokens.decoupled and not ensemble)
+    if config.tokens.decoupled:
+        documents = load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens
+        asked_N = np.array([len(document) for document in documents])
+        if ensemble:
+            asked_N = np.concatenate([asked_N, *(np.arange(BLOCK, length, BLOCK) for length in asked_N)])
+        if settings.method == "kmeans" and settings.vectors == "hidden_state":
+            reads[_vector_model(config)] += int(np.minimum(asked_N, config.corpus.sequence_length).sum())
+        elif settings.method == "likelihood":
+            reads["bigrams"] += settings.count * int(np.minimum(asked_N, READ).sum())
+    return {reader: float(count) for reader, count in reads.items() if count}
+
+
+def _vector_model(config: RunConfig) -> Reader:
+    """Whose hidden states are the documents' vectors: the seed's, or a checkpoint's that was started from."""
+    return "whole_states" if isinstance(config.model.init, CheckpointInit) else "submodel_states"
+
+
+def _train_lengths(corpus: Path) -> Lengths:
+    """Tokens of each training document, in ascending order of id."""
+    lengths = [
+        pc.list_value_length(pq.read_table(part, columns=["tokens"])["tokens"]).to_numpy() for part in _train_parts(corpus)]
+    return np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
+
+
+def _train_parts(corpus: Path) -> list[Path]:
+    return sorted((corpus / "train").glob("part-*.parquet"))
+
+
+def _packed(directory: Path) -> int:
+    return int(read_json(directory / INDEX)["tokens"])
+
+
+def _windows(tokens: int, length: int) -> int:
+    return max(0, tokens - 1) // length
+
+
+def _summary(directory: Path) -> dict[str, list[dict[str, int]]]:
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise RunDirError("output", str(directory), "is not finished; run the same command again: it resumes")
+    return manifest.summary

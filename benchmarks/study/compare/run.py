@@ -1,0 +1,269 @@
+"""Runs the arms one after the other: each is a run of the product in a directory of its own, on one corpus and tokeniser."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.study.compare.accounting import (
+    Point,
+    Reads,
+    account,
+    curve,
+    dollars_of,
+    ended_early,
+    first_reach,
+    hours_of,
+    metered_dollars,
+    trained_tokens,
+    wall_hours,
+)
+from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, run_name, tokens_for
+from benchmarks.study.compare.quality import note_quality
+from benchmarks.study.compare.reading import expected, finetuned, found
+from benchmarks.study.compare.tuning import Tuned, kept, tune
+from benchmarks.study.recipe import recipe, subject
+from moedisco_ray.backend import Shell
+from moedisco_ray.cli.display import View
+from moedisco_ray.core import stages
+from moedisco_ray.core.artifacts import is_done, read_json, write_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError, DivergedError
+from moedisco_ray.core.events import EventLog
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.execution import pipeline
+from moedisco_ray.plan import build_plan
+from moedisco_ray.stages.corpus import input_identity
+
+BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
+"""What arms are trained for where nothing else is asked for."""
+_EVERY_BUDGET: tuple[Budget, ...] = (*BUDGETS, "loss")
+
+
+def compare(
+    base: RunConfig, output: Path, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
+    view: Callable[[], View] | None = None, shell: Shell | None = None, known: Mapping[str, Arm] = ARMS, slice_tokens: int = 0,
+) -> dict[str, Any]:
+    """Train every arm, once with as many tokens as joint training and once for as many planned dollars, and compare.
+
+    If asked for, also once until it comes to joint training's loss, as far as the other two foretell that.
+
+    Dollars are those of the whole account (`accounting`), not of training alone.
+
+    What is finished is not made again: an interrupted comparison goes on where it was, and arms that an earlier comparison in the
+    same directory finished stay in the table.
+
+    Args:
+        base: The configuration that is compared; its tokens are joint training's.
+        output: Holds the arms' run directories, and `compare.json`.
+        names: Of arms to train; none: all of them. The reference is always among them.
+        budgets: What the arms get as much of as joint training, `loss` last.
+        view: Makes what shows a run; it is closed when the run ends. None: nothing is shown.
+        shell: Runs the work; None: Ray.
+        known: The arms to choose from.
+        slice_tokens: Tokens of each training that tunes an arm's learning rate and batch size (`tuning`); 0: arms train with
+            theirs as configured.
+
+    Returns:
+        What `compare.json` holds: `reference`, `name`, `seed`, `target_loss` (joint training's, at its last look) and `rows`, one
+        per run; see `measured`. `tuned` of a row is what its sweep chose, None without one.
+
+    Raises:
+        ConfigError: There is no such arm, or the configuration does not allow for it.
+        RunError: A run failed; the same call goes on.
+    """
+    asked = chosen(names, known)
+    corpus = output / run_name(REFERENCE, "tokens") / "corpus"
+
+    def reads(config: RunConfig, arm: Arm) -> Reads:
+        return expected(config, arm.measured, corpus)    # the reference has run by then: it is the first
+
+    tuned = _tune(base, asked, output, slice_tokens, view, shell) | _kept(base, known, asked, output, slice_tokens)
+    known = {**known, **{name: found.arm for name, found in tuned.items()}}
+
+    def dear(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
+        return tokens_for(base, arm, budget, reads, known[REFERENCE])
+
+    rows: list[dict[str, Any]] = []
+    finished: list[Path] = []
+    for (name, arm), budget in itertools.product(known.items(), _EVERY_BUDGET):
+        wanted = name in asked and budget in (BUDGETS[:1] if name == REFERENCE else budgets)
+        if not wanted and not (output / run_name(name, budget)).exists():
+            continue
+        try:
+            config = _config(base, (name, arm), budget, output, dear, rows)
+        except ConfigError:
+            if wanted:
+                raise
+            continue
+        if config is None or not (wanted or pipeline.is_finished(config)):
+            continue
+        if wanted:
+            _run(config, finished, view, shell)
+        finished.append(config.directory)
+        rows.append({**measured(name, arm, budget, config), "tuned": tuned[name].row() if name in tuned else None})
+    target = add_target(rows)
+    result = {"reference": REFERENCE, "name": base.name, "seed": base.seed, "target_loss": target, "rows": rows}
+    write_json(output / "compare.json", result)
+    note_quality(output, rows)
+    return result
+
+
+def _config(
+    base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Path,
+    dear: Callable[[Arm, Literal["tokens", "dollars"]], int], rows: Sequence[Mapping[str, Any]],
+) -> RunConfig | None:
+    """None where its runs so far do not foretell what it takes to come to joint training's loss."""
+    name, arm = named
+    if budget == "loss":
+        # What is sought is a length to plan: a run that will end early has to be planned as long as those that did.
+        tokens = foretold([(row["planned_tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
+    else:
+        tokens = dear(arm, budget)
+    return None if tokens is None else arm_config(base, name, arm, output, budget, tokens)
+
+
+def _tune(
+    base: RunConfig, asked: Mapping[str, Arm], output: Path, slice_tokens: int, view: Callable[[], View] | None,
+    shell: Shell | None,
+) -> dict[str, Tuned]:
+    """Tune every arm of a comparison; run directories of slices are removed, the newest one after the next has its corpus."""
+    slices = output / "slices"
+    finished: list[Path] = []
+
+    def train(config: RunConfig) -> float | None:
+        try:
+            _run(config, finished, view, shell)
+        except DivergedError:
+            return None
+        evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
+        loss: float = (evaluation["ensemble"] if config.evaluation.ensemble else evaluation)["loss"]
+        for before in finished:
+            shutil.rmtree(before)
+        finished[:] = [config.directory]
+        return loss
+
+    tuned = {name: tune(base, name, arm, slices, slice_tokens, train) for name, arm in asked.items()} if slice_tokens else {}
+    shutil.rmtree(slices, ignore_errors=True)
+    return tuned
+
+
+def _kept(
+    base: RunConfig, known: Mapping[str, Arm], asked: Mapping[str, Arm], output: Path, slice_tokens: int,
+) -> dict[str, Tuned]:
+    """What earlier sweeps chose for arms that this comparison does not train, but may have the runs of."""
+    found: dict[str, Tuned] = {}
+    for name, arm in known.items() if slice_tokens else ():
+        if name not in asked:
+            with contextlib.suppress(ConfigError):
+                tuned = kept(base, name, arm, output / "slices", slice_tokens)
+                found |= {} if tuned is None else {name: tuned}
+    return found
+
+
+def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | None, shell: Shell | None) -> None:
+    share_corpus(config, others)
+    with contextlib.ExitStack() as stack:
+        views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
+        pipeline.run(config, views, shell=shell)
+
+
+def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str, Any]:
+    """What a finished run of an arm has reached, and for what.
+
+    Returns:
+        `arm`, `title`, `budget`, `run` (its directory's name); `recipe` and `subject`, by what and on what it was trained
+        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, that were trained on, and `planned_tokens`, more
+        than these where the fine-tune ended early; `flops`, `dollars` and `hours`, planned, of everything that it pays for, of the
+        fine-tune as much as was made, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and `worker_seconds`
+        per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity on those of each,
+        `specialisation`, the normalised mutual information of documents' sources and clusters with their first experts, and
+        `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `unseen`, the perplexity on text
+        of `evaluation.sources`, None where there are none; `curve`, its looks at the held-out loss (`accounting.Point`), of which
+        an ensemble's last is its evaluation.
+    """
+    plan = build_plan(config)
+    phases = ended_early(account(config, plan, found(config, arm.measured)), "finetune", finetuned(config))
+    tokens = trained_tokens(phases)
+    events = EventLog.read(config.directory / "events.jsonl")
+    meter = Meter()
+    for event in events:
+        meter.update(event)
+    evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
+    figures = evaluation["ensemble"] if arm.measured == "ensemble" else evaluation
+    points = curve(events, phases, config)
+    if arm.measured == "ensemble":
+        before = [phase for phase in phases if phase.stage != "evaluate"]
+        points.append(Point(
+            "finetune", tokens, dollars_of(before), hours_of(before), metered_dollars(meter, config), wall_hours(events),
+            figures["loss"]))
+    return {
+        "arm": name, "title": arm.title, "budget": budget, "run": config.name,
+        "recipe": recipe(config), "subject": subject(config, plan), "measured": arm.measured,
+        "tokens": tokens, "planned_tokens": plan.tokens, "flops": sum(phase.flops for phase in phases),
+        "dollars": dollars_of(phases), "hours": hours_of(phases),
+        "phases": [dataclasses.asdict(phase) for phase in phases],
+        "metered_dollars": metered_dollars(meter, config), "worker_seconds": meter.worker_seconds,
+        "loss": figures["loss"], "perplexity": figures["perplexity"], "bits_per_byte": figures["bits_per_byte"],
+        **_looked_at(figures), "unseen": _unseen(evaluation) if arm.measured == "finetune" else None,
+        "curve": [dataclasses.asdict(point) for point in points],
+    }
+
+
+def _looked_at(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation says of a model beside its loss."""
+    if "routers" not in figures:
+        return dict.fromkeys(("sources", "specialisation", "dead_experts"))
+    return {
+        "sources": {source["source"]: source["perplexity"] for source in figures["sources"]},
+        "specialisation": figures["specialisation"],
+        "dead_experts": sum(router["dead"] for router in figures["routers"])}
+
+
+def _unseen(evaluation: Mapping[str, Any]) -> float | None:
+    return float(evaluation["unseen"]["perplexity"]) if "unseen" in evaluation else None
+
+
+def add_target(rows: Sequence[dict[str, Any]]) -> float:
+    """Add to each row what it took to come to joint training's last held-out loss: `dollars_to_target` and `hours_to_target`.
+
+    Args:
+        rows: The reference's first.
+
+    Returns:
+        That loss.
+    """
+    target = float(rows[0]["curve"][-1]["loss"])
+    for row in rows:
+        points = [Point(**point) for point in row["curve"]]
+        row["dollars_to_target"] = first_reach(points, target, "dollars")
+        row["hours_to_target"] = first_reach(points, target, "hours")
+    return target
+
+
+def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:
+    """Give a run the corpus of another one that has the same, by hard links.
+
+    Raises:
+        RunDirError: The directory holds a run with other settings.
+    """
+    directory = pipeline.claim(config, redo=False)
+    stage = next(stage for stage in stages.STAGES if stage.name == "corpus")
+    digest = stages.fingerprints(config, input_identity(config))[stage.name]
+    target = directory / stage.directory
+    if is_done(target, digest):
+        return
+    for other in others:
+        if is_done(other / stage.directory, digest):
+            draft = target.with_name(f".{target.name}.shared")
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(other / stage.directory, draft, copy_function=os.link)
+            shutil.rmtree(target, ignore_errors=True)
+            draft.rename(target)
+            return

@@ -1,0 +1,218 @@
+"""Tune every arm's learning rate and batch size by the same short sweep, so that none is compared at another's settings.
+
+The sweep climbs a grid of powers of two around the configured values. Its trainings are slices: runs of the arm on a part of the
+tokens. A short run prefers smaller batches than a long one, so what the slices chose is then trained on all of the tokens, as the
+configured values are, and the better of the two is taken. Losses are those on the validation documents, for every arm alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.compare.arms import Arm, arm_config
+from benchmarks.study.recipe import recipe
+from moedisco_ray.core.artifacts import read_json, write_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.stages.corpus import input_identity
+
+Step = tuple[int, int]
+"""A place on the grid: powers of two that multiply the configured batch size and learning rate."""
+
+START: Step = (0, 0)
+MOVES: tuple[Step, ...] = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1))
+"""Neighbours on the grid. Batch and rate also move together: larger batches bear higher rates."""
+MOST_TRAININGS = 13
+"""Trainings of one sweep: the start, its six neighbours, and two moves further with three new neighbours each."""
+
+_SECTIONS = ("submodels", "finetune")
+_SUBJECT = {"corpus", "tokenizer", "model"}
+"""Sections of the configuration that, with the recipe, decide a slice's loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One training of a sweep.
+
+    Attributes:
+        step: Its place on the grid.
+        batch_tokens: Tokens per step, of the whole MoE's training.
+        lr: Learning rate of the same.
+        loss: Nats per token on the validation documents; None where the settings are not possible, or training diverged.
+    """
+
+    step: Step
+    batch_tokens: int
+    lr: float
+    loss: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What a sweep chose for an arm.
+
+    Attributes:
+        arm: The arm with the chosen settings.
+        batch_tokens: Tokens per step of the whole MoE's training.
+        lr: Learning rate of the same.
+        trainings: Slices that were trained.
+        slice_tokens: Tokens of each.
+    """
+
+    arm: Arm
+    batch_tokens: int
+    lr: float
+    trainings: int
+    slice_tokens: int
+
+    def row(self) -> dict[str, Any]:
+        """The entry `tuned` of a comparison's row."""
+        return {
+            "batch_tokens": self.batch_tokens, "lr": self.lr, "trainings": self.trainings, "slice_tokens": self.slice_tokens}
+
+
+def climb(measure: Callable[[Step], float | None], most: int) -> Step:
+    """The lowest place that hill climbing from the configured values finds.
+
+    Args:
+        measure: Returns a place's loss, or None where it has none.
+        most: Places to measure.
+    """
+    losses: dict[Step, float] = {START: _or_infinity(measure(START))}
+    best = START
+    while True:
+        for batch, rate in MOVES:
+            neighbour = (best[0] + batch, best[1] + rate)
+            if neighbour not in losses and len(losses) < most:
+                losses[neighbour] = _or_infinity(measure(neighbour))
+        lowest = min(losses, key=lambda step: losses[step])     # the first one of equal losses: configured values win a draw
+        if lowest == best:
+            return best
+        best = lowest
+
+
+def tune(
+    base: RunConfig, name: str, arm: Arm, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
+) -> Tuned:
+    """Sweep an arm's learning rate and batch size, or read what an earlier sweep of the same found.
+
+    Sweeps are kept in `base.output`/tuned, one file per text, model, recipe and length, so that later comparisons reuse them.
+
+    Args:
+        base: The configuration that is compared.
+        name: The arm's name.
+        arm: The arm, with the settings that the sweep starts from.
+        output: Holds the slices' run directories while they are trained.
+        tokens: Tokens of each slice.
+        train: Runs a slice and returns its loss, None where it diverged.
+
+    Raises:
+        ConfigError: The configuration does not allow for the arm.
+    """
+    def trained(sweep: _Sweep, step: Step) -> float | None:
+        if step not in sweep.trials:
+            sweep.trials[step] = _trial(base, name, at(sweep.start, arm, step), step, output, sweep.start.tokens.total, train)
+            sweep.write()
+        return sweep.trials[step].loss
+
+    return _chosen(base, name, arm, output, tokens, trained)
+
+
+def kept(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> Tuned | None:
+    """What an earlier sweep chose for an arm; None where there was none, or where it was interrupted.
+
+    Raises:
+        ConfigError: The configuration does not allow for the arm.
+    """
+    def known(sweep: _Sweep, step: Step) -> float | None:
+        return sweep.trials[step].loss
+
+    try:
+        return _chosen(base, name, arm, output, tokens, known)
+    except KeyError:
+        return None
+
+
+def at(start: RunConfig, arm: Arm, step: Step) -> Arm:
+    """The arm at a place on the grid: all its trainings' batch sizes and learning rates are multiplied alike."""
+    batch, rate = step
+    settings: dict[str, Any] = {}
+    for section in _SECTIONS:
+        optimizer = getattr(start, section).optimizer
+        settings[f"{section}.optimizer.batch_tokens"] = math.floor(optimizer.batch_tokens * 2.0**batch)
+        settings[f"{section}.optimizer.lr"] = optimizer.lr * 2.0**rate
+    return dataclasses.replace(arm, settings={**arm.settings, **settings})
+
+
+def slice_config(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> RunConfig:
+    """The configuration of a slice; nothing is evaluated but its final model on the validation documents.
+
+    Raises:
+        ConfigError: The settings do not fit together, such as a batch that is no whole number of sequences.
+    """
+    quiet = {"every_tokens": tokens, "stages": False, "sources": (), "lm_eval": (), "prompts": ()}
+    few = base.model_copy(update={"evaluation": base.evaluation.model_copy(update=quiet)})
+    return arm_config(few, name, arm, output, "tokens", tokens)
+
+
+def sweep_key(start: RunConfig, arm: Arm) -> str:
+    """A digest of the text, the model, the recipe and the length of a slice, but not of its name, its seed or its machines."""
+    what = {
+        "text": input_identity(start), "recipe": recipe(start), "tokens": start.tokens.total, "measured": arm.measured,
+        **start.model_dump(mode="json", include=_SUBJECT)}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Sweep:
+    """The trainings of one arm at one length, as they are kept."""
+
+    def __init__(self, base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> None:
+        self.start = slice_config(base, name, arm, output, tokens)
+        self.path = base.output / "tuned" / f"{sweep_key(self.start, arm)}.json"
+        self.about = {"arm": name, "tokens": tokens, "sources": [source.path for source in base.corpus.sources]}
+        found: Mapping[str, Any] = read_json(self.path) if self.path.exists() else {"trainings": []}
+        trials = [Trial(**(trial | {"step": tuple(trial["step"])})) for trial in found["trainings"]]
+        self.trials = {trial.step: trial for trial in trials}
+
+    def write(self) -> None:
+        """Keep the trainings so far."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {**self.about, "trainings": [dataclasses.asdict(trial) for trial in self.trials.values()]})
+
+
+def _chosen(
+    base: RunConfig, name: str, arm: Arm, output: Path, tokens: int, loss: Callable[[_Sweep, Step], float | None],
+) -> Tuned:
+    slices = _Sweep(base, name, arm, output, tokens)
+    best = climb(lambda step: loss(slices, step), MOST_TRAININGS)
+    trained = sum(trial.loss is not None for trial in slices.trials.values())
+    if best != START:
+        whole = _Sweep(base, name, arm, output, base.tokens.total)
+        best = min((START, best), key=lambda step: _or_infinity(loss(whole, step)))
+    chosen = slices.trials[best]
+    return Tuned(at(slices.start, arm, best), chosen.batch_tokens, chosen.lr, trained, tokens)
+
+
+def _trial(
+    base: RunConfig, name: str, arm: Arm, step: Step, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
+) -> Trial:
+    batch, lr = arm.settings["finetune.optimizer.batch_tokens"], arm.settings["finetune.optimizer.lr"]
+    trial = Trial(step, int(batch), float(lr), None)     # type: ignore[arg-type]  # `at` sets numbers
+    try:
+        config = slice_config(base, f"{name}-batch-{trial.batch_tokens}-rate-{trial.lr:.3g}", arm, output, tokens)
+    except ConfigError:
+        if step == START:
+            raise
+        return trial
+    loss = train(config)
+    return dataclasses.replace(trial, loss=loss if loss is not None and math.isfinite(loss) else None)
+
+
+def _or_infinity(loss: float | None) -> float:
+    return math.inf if loss is None else loss

@@ -1,0 +1,155 @@
+"""A cell of the grid, CORPUS/FAMILY/START, as the configuration that is compared: the default preset's recipe at a CPU's size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from benchmarks.study.compare.arms import Arm
+from moedisco_ray.core.config import FAMILIES, RunConfig, check_config
+from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.execution import pipeline
+from moedisco_ray.execution.local_backend import InProcess
+
+STARTS: Mapping[str, tuple[str, ...]] = {"random": (), "seed": ("model.init.upcycle",)}
+"""What a cell starts from, and the settings that say so."""
+SIZES: dict[str, Any] = {
+    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 256,
+    "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "tie_word_embeddings": True}
+RECIPES: Mapping[str, dict[str, Any]] = {
+    "random": {"lr": 2e-3, "batch_tokens": 256, "micro_batch": None},
+    "seed": {"lr": 4e-3, "batch_tokens": 512, "micro_batch": None}}
+"""Of a start's arms: what the default was best with, of the batches and rates in tried.json; its fine-tune has half of the rate."""
+_UPCYCLE = {"lr": 4e-3, "batch_tokens": 512}
+OWN_RECIPES: Mapping[tuple[str, str], Mapping[str, dict[str, Any]]] = {
+    ("qwen3_moe", "random"): {"joint": {"lr": 4e-3, "batch_tokens": 512}, "upcycle": _UPCYCLE},
+    ("qwen3_moe", "seed"): {"joint": {"lr": 6e-3, "batch_tokens": 1024}, "upcycle": _UPCYCLE},
+    ("mixtral", "random"): {"joint": {"lr": 2e-3, "batch_tokens": 512}, "upcycle": _UPCYCLE},
+    ("mixtral", "seed"): {"joint": {"lr": 6e-3, "batch_tokens": 1024}, "upcycle": _UPCYCLE}}
+"""What the default's rivals were best with, of the same, by family and start: without norms of queries and keys, `mixtral` takes
+lower rates."""
+HELD_OUT = 40_000
+"""Validation tokens that a finished model is measured on: about a hundred documents, a dozen of each domain."""
+LOOKED_AT = 20_000
+"""The first of them, which looks while it trains see."""
+START_TOKENS = 250_000
+"""Of the common dense model that the arms of a `seed` cell start from; in nobody's bill, for all have it. It is a model like a
+published one: weights without an optimizer's state. What to do with it first is a matter of the recipe: joint training makes an
+MoE of it at once, the default goes on with it as its seed; without that it was much worse (tried.json)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is compared on what, from where.
+
+    Attributes:
+        corpus: `embedded`, or a folder of text files, one per domain, with blank lines between documents.
+        family: Of the model.
+        start: `random` initialisation, or a common dense `seed`, of which the arms make their MoE.
+    """
+
+    corpus: str
+    family: str
+    start: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        parts = text.split("/")
+        if len(parts) != 3 or parts[1] not in FAMILIES or parts[2] not in STARTS:
+            choices = f"FAMILY one of {', '.join(FAMILIES)}; START one of {', '.join(STARTS)}"
+            raise SystemExit(f"--cell {text!r} must read CORPUS/FAMILY/START; {choices}")
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return f"{self.corpus}/{self.family}/{self.start}"
+
+    @property
+    def slug(self) -> str:
+        return str(self).replace("/", "-")
+
+
+def own_arms(arms: Mapping[str, Arm], family: str, start: str) -> dict[str, Arm]:
+    """The arms, those with a batch and a rate of their own having these."""
+    joint, upcycle = (OWN_RECIPES[family, start][name] for name in ("joint", "upcycle"))
+    whole = {f"finetune.optimizer.{name}": value for name, value in joint.items()}
+    phased = {f"{section}.optimizer.{name}": value for section in ("submodels", "finetune") for name, value in upcycle.items()}
+    phased["finetune.optimizer.lr"] = upcycle["lr"] / 2
+    own = {"joint": whole, "joint-low": whole, "long-finetune": whole, "upcycle": phased}
+    return {name: dataclasses.replace(arm, settings={**arm.settings, **own.get(name, {})}) for name, arm in arms.items()}
+
+
+def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: Path) -> RunConfig:
+    """The default preset at this size; a `seed` cell trains its common start first, once."""
+    raw = yaml.safe_load(preset_text("default"))
+    raw |= {
+        "name": cell.slug, "seed": seed, "output": str(work),
+        "corpus": {"sources": _sources(cell.corpus, corpora), "validation_fraction": 0.05, "sequence_length": 128},
+        "tokenizer": {"train_vocab_size": 2048},
+        "model": {"family": cell.family, "config": SIZES},
+        "evaluation": {
+            **raw["evaluation"], "max_tokens": HELD_OUT, "slice_tokens": LOOKED_AT, "every_tokens": tokens // 8, "prompts": [],
+            "stages": False, "sources": _unseen(cell.corpus, corpora)},
+        "checkpoint": {"every": 100_000, "keep": 1},
+    }
+    raw["tokens"]["total"] = tokens
+    raw["clusters"] |= {"count": 4, "restarts": 2, "iterations": 20, "sample": 2000}
+    raw["merge"]["calibration_tokens"] = 4096
+    raw["submodels"]["sync_every"] = 8    # of some dozens of steps, as the preset's 25 are of a hundred
+    for pool in raw["pools"].values():
+        pool["gpu"] = 0
+    raw["pools"]["high_memory"]["workers"] = 1
+    if cell.start == "random":
+        return check_config(_with_recipe(raw, "random"))
+    return check_config(_with_recipe(_from_seed(raw, work), "seed"))
+
+
+def _with_recipe(raw: dict[str, Any], start: str) -> dict[str, Any]:
+    """The preset's fine-tune has half of the rate that all else has."""
+    rates = {"submodels": 1.0, "finetune": 0.5}
+    return raw | {
+        section: {**raw[section], "optimizer": {
+            **raw[section]["optimizer"], **RECIPES[start], "lr": RECIPES[start]["lr"] * share}} for section, share in rates.items()}
+
+
+def _from_seed(raw: dict[str, Any], work: Path) -> dict[str, Any]:
+    # All but the last step of this run trains the common dense model, which begins from nothing.
+    total = START_TOKENS + RECIPES["random"]["batch_tokens"]
+    common = check_config(_with_recipe(raw, "random") | {
+        "name": "start", "output": str(work),
+        "tokens": {"total": total, "seed_share": START_TOKENS / total, "finetune_share": 1 - START_TOKENS / total},
+        "evaluation": {**raw["evaluation"], "every_tokens": None}})
+    directory = pipeline.run(common, shell=InProcess())
+    return raw | {
+        "tokenizer": {"path": str(directory / "corpus" / "tokenizer")},
+        "model": {"family": raw["model"]["family"], "init": {
+            "upcycle": str(directory / "seed"), **{key: SIZES[key] for key in ("num_experts", "num_experts_per_tok")}}}}
+
+
+def _sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
+    if corpus == "embedded":
+        return [{"path": "embedded"}]
+    files = [] if corpora is None else _domains(corpora / corpus)
+    if not files:
+        raise SystemExit(f"no text files of {corpus!r}: name the folder that holds it with --corpus DIR or MOEDISCO_CORPORA")
+    return [_source(path) for path in files]
+
+
+def _unseen(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
+    """The domains of the other corpora beside it that it has none of its own of that name."""
+    if corpora is None:
+        return []
+    known = {path.stem for path in _domains(corpora / corpus)}
+    found = {path.stem: path for other in sorted(corpora.iterdir()) for path in _domains(other) if path.stem not in known}
+    return [_source(path) for path in found.values()]
+
+
+def _domains(folder: Path) -> list[Path]:
+    return sorted((folder / "train").glob("*.txt")) or sorted(folder.glob("*.txt"))
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "name": path.stem, "documents": "paragraph", "format": "text"}

@@ -1,0 +1,49 @@
+"""The default with one lever at a time put back to what the paper has, or to its rival: what each of them is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.study.compare.arms import ARMS, Arm
+
+LEVERS: Mapping[str, Arm] = {
+    "no-seed": Arm("without the seed phase", {"tokens.seed_share": 0.0, "clusters.vectors": "tfidf_svd"}),
+    "mean-token": Arm("clusters of mean token embeddings", {"clusters.vectors": "mean_token"}),
+    "tfidf": Arm("clusters of tf-idf", {"clusters.vectors": "tfidf_svd"}),
+    "likelihood": Arm("clusters by likelihood (EM)", {"clusters.method": "likelihood"}),
+    "random-clusters": ARMS["random-clusters"],
+    "no-capacity": Arm("clusters of any size", {"clusters.capacity": None}),
+    "overlap": Arm("a tenth of other clusters' text in each", {"clusters.overlap": 0.1}),
+    "no-rounds": Arm("without rounds", {"submodels.sync_every": None}),
+    "nesterov-rounds": Arm("rounds with DiLoCo's Nesterov step", {"submodels.outer": {"lr": 0.7, "momentum": 0.9}}),
+    "anchored": Arm("backbone at a tenth of the rate in the last half of the branches", {
+        "submodels.backbone_lr_scale": 0.1, "submodels.backbone_lr_scale_from": 0.5}),
+    "cosine-branches": Arm("sub-models' rate decays", {"submodels.optimizer.schedule": "cosine"}),
+    "fresh-branches": Arm("sub-models begin without the seed's moments", {"submodels.keep_moments": False}),
+    "uniform-mean": Arm("plain mean of the backbones", {"merge.backbone": "uniform"}),
+    "ties": Arm("TIES", {"merge.backbone": "ties"}),
+    "dare": Arm("DARE", {"merge.backbone": "dare"}),
+    "auto": Arm("backbones merged as is best on held-out text", {"merge.backbone": "auto"}),
+    "long-delta": Arm("backbone's delta times 1.25", {"merge.delta_scale": 1.25}),
+    "centroid-router": Arm("centroid router", {"merge.router": "centroid"}),
+    "random-router": Arm("random router", {"merge.router": "random"}),
+    "no-match-load": Arm("router's loads as they come", {"merge.match_load": False}),
+    "fast-finetune": Arm("fine-tune at the sub-models' rate", {
+        "finetune.optimizer.lr": lambda base: base.submodels.optimizer.lr}),
+    "fresh-finetune": Arm("fine-tune begins without the sub-models' moments", {"finetune.keep_moments": False}),
+    "frozen-experts": Arm("first half of the fine-tune with frozen experts", {"finetune.phases": [
+        {"train": "router", "share": 0.03}, {"train": "backbone", "share": 0.47}, {"train": "all", "share": 0.5}]}),
+    "dense-gate": Arm("every expert in the first fifth of the fine-tune", {"finetune.dense_gate": 0.2}),
+    "spike-guard": Arm("updates of twice the usual gradient left out", {"finetune.spike_guard": 2.0}),
+    "no-load-balance": Arm("no load-balance loss", {"finetune.load_balance": 0.0}),
+    "no-z-loss": Arm("no router z-loss", {"finetune.z_loss": 0.0}),
+}
+"""Not among them: an early end of the fine-tune, which is worth what a nat is; a shared expert, which families have or have not."""
+
+FOR_TOKENS: Mapping[str, Arm] = {
+    "long-finetune": Arm("MoE-DisCo, two fifths of the tokens in the fine-tune", {
+        "tokens.seed_share": 0.5, "tokens.finetune_share": 0.4})}
+"""What there is for whoever has so many tokens rather than so much money; its fine-tune has joint training's batch and rate."""
+
+KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS, **FOR_TOKENS}
+"""Every arm that the benchmark can run."""

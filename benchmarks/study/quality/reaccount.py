@@ -1,0 +1,47 @@
+"""The rows of a result file under the account as it is now, from the run directories that they came from; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.compare.run import add_target, measured
+from benchmarks.study.quality.levers import KNOWN
+from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import RunConfig
+
+
+def reaccounted(result: Mapping[str, Any], work: Path) -> tuple[dict[str, Any], list[str]]:
+    """Account every row anew.
+
+    Args:
+        result: A result file's.
+        work: Holds its run directories.
+
+    Returns:
+        The result; and a line for each row that is as it was, since its run directory is missing or holds another run.
+    """
+    rows, kept = [], []
+    for row in result["rows"]:
+        try:
+            rows.append(_row(row, work))
+        except (OSError, ValueError, KeyError) as error:    # UserError and pydantic's and json's are values' errors
+            kept.append(f"{row['run']} is as it was: {' '.join(str(error).split())[:200]}")
+            rows.append(dict(row))
+    add_target(rows)
+    return {**result, "command": repeatable(result["command"], result["cell"]), "rows": rows}, kept
+
+
+def repeatable(command: str, cell: str) -> str:
+    """The command with a place for the corpora, where it needs them and was recorded without."""
+    return command if cell.startswith("embedded/") or " --corpus " in command else f"{command} --corpus DIR"
+
+
+def _row(row: Mapping[str, Any], work: Path) -> dict[str, Any]:
+    directory = work / row["run"]
+    config = RunConfig.model_validate(read_json(directory / "config.json"))
+    fresh = measured(row["arm"], KNOWN[row["arm"]], row["budget"], config.model_copy(update={"output": work}))
+    if (fresh["tokens"], fresh["loss"]) != (row["tokens"], row["loss"]):
+        raise ValueError(f"{directory} holds another run, with a loss of {fresh['loss']:.4f} after {fresh['tokens']:,} tokens")
+    return {**row, **fresh}

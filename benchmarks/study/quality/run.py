@@ -1,0 +1,226 @@
+"""The default recipe against joint training of the same MoE, and against the other recipes: a comparison per cell of a grid.
+
+python -m benchmarks.study.quality.run, with
+    --grid --corpora a,b --corpus DIR                        corpora x families x starts
+    --cell a/qwen3_moe/random --arms all --corpus DIR        one cell, every other recipe
+    --cell a/qwen3_moe/random --arms levers --corpus DIR     one cell, every lever by itself
+    --grid --arms tokens --corpora a,b --corpus DIR          the grid at equal tokens
+    --quick                                                  three minutes: default against paper
+    --account --work DIR                                     results again, under today's account
+
+Every (cell, seed) is a process with one thread, `--jobs` of them at once. What is finished is skipped: each arm is a run of the
+product with its own resumption, and the rows of a (cell, seed) are a file in --results, to which arms can be added later. Those of
+RESULTS.md are in results/ beside this file.
+
+The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 11 T: T each for joint training, the default
+and the paper's recipe; what as many dollars buy of the latter two, whose tokens are mostly cheap; and as many as these foretell it
+takes the default to come to joint training's loss. Joint training and the default with their gangs on the cheap pool are not run
+again: the same training is priced there.
+
+`run.py` says how long it will take before it begins, from `--speed`, the tokens per second of a core with looks at the held-out
+loss, clustering and evaluation in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.harness import environment
+from benchmarks.study.compare.arms import ARMS, REFERENCE, Budget
+from benchmarks.study.compare.run import BUDGETS, compare
+from benchmarks.study.compare.table import compare_view
+from benchmarks.study.quality.cells import OWN_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, own_arms
+from benchmarks.study.quality.levers import FOR_TOKENS, KNOWN, LEVERS
+from benchmarks.study.quality.reaccount import reaccounted
+from benchmarks.study.quality.result_files import SUMMARY, read, result_paths, with_commit, with_rows, write
+from benchmarks.study.quality.summary import summarise
+from moedisco_ray.cli.app import output_console
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.presets import preset_text
+from moedisco_ray.execution.local_backend import InProcess
+
+GRID = ("disco", "paper")
+"""Arms that the grid is made of."""
+FOR_DOLLARS = ("joint-low", "ensemble")
+"""Arms that are run for as many dollars alone, and levers at as many tokens: the other budget says nothing new of them."""
+GROUPS = {
+    "grid": GRID, "levers": (*GRID, *LEVERS), "tokens": tuple(FOR_TOKENS),
+    "all": tuple(name for name in ARMS if name != REFERENCE)}
+FAMILIES = ("qwen3_moe", "mixtral")
+QUICK_TOKENS = 150_000
+QUICK_SHARE = 0.6
+"""Most that the default's perplexity may be of the paper's in `quick`. It is 0.39: a mere win would hide a bug that costs a lot."""
+_ANY_TOKENS = 200_000
+"""Of the configuration that the recipe's name is made from."""
+_COST = 11
+"""Of a (cell, seed) of the grid, as a multiple of joint training's tokens."""
+
+
+def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one (cell, seed), in this process; joint training's is the first."""
+    torch.set_num_threads(1)
+    work = arguments.work / cell.slug / f"seed-{seed}"
+    base = base_config(cell, seed, arguments.tokens, arguments.corpus, work)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    known = own_arms(KNOWN, cell.family, cell.start)
+    for budgets, wanted in _by_budgets(arguments.arms):
+        found = compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=known)["rows"]
+        rows |= {(row["arm"], row["budget"]): row for row in found if row["arm"] in (REFERENCE, *arguments.arms)}
+    return list(rows.values())
+
+
+def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
+    groups: dict[tuple[Budget, ...], list[str]] = {}
+    for arm in arms:
+        budgets: tuple[Budget, ...] = (*BUDGETS, "loss") if arm == "disco" else BUDGETS
+        if arm in FOR_DOLLARS:
+            budgets = ("dollars",)
+        elif arm in {*LEVERS, *FOR_TOKENS}:
+            budgets = ("tokens",)
+        groups.setdefault(budgets, []).append(arm)
+    return list(groups.items())
+
+
+def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
+    """The arms of one (cell, seed) that its result file does not have, as a process of its own; they are added to the file."""
+    path = arguments.results / f"{cell.slug}-{seed}.json"
+    setting = {
+        "model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(cell), "low_over_high": _low_over_high()}
+    there = read(path) if path.exists() else {"setting": setting, "rows": []}
+    if there["setting"] != setting:
+        raise SystemExit(f"{path} was measured with another setting or recipe; move it away")
+    missing = [arm for arm in arguments.arms if arm not in {row["arm"] for row in there["rows"]}]
+    if not missing:
+        return
+    started = time.time()
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    command = [
+        sys.executable, "-m", "benchmarks.study.quality.run", "--worker", str(seed), "--cell", str(cell),
+        "--tokens", str(arguments.tokens), "--work", str(arguments.work), "--arms", ",".join(missing), "--jobs", "1"]
+    if arguments.corpus is not None:
+        command += ["--corpus", str(arguments.corpus)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    corpora = "" if arguments.corpus is None else " --corpus DIR"
+    made = environment(
+        f"python -m benchmarks.study.quality.run --cell {cell} --seeds {arguments.seeds} --tokens {arguments.tokens}"
+        f" --arms {','.join(arguments.arms)}{corpora}")
+    write(path, {
+        **with_commit(made, there),
+        "setting": setting, "seconds": round(time.time() - started + there.get("seconds", 0.0), 1), "cell": str(cell), "seed": seed,
+        "rows": with_rows(there["rows"], found)})
+
+
+def _recipe(cell: Cell) -> str:
+    """Changes with what the default is here, so that no table mixes two of them; words about it may change."""
+    base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, _ANY_TOKENS, None, Path("work"))
+    rest = [START_TOKENS, RECIPES[cell.start], OWN_RECIPES[cell.family, cell.start], *STARTS[cell.start]]
+    text = json.dumps([base.model_dump(mode="json"), *rest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _low_over_high() -> float:
+    """The price of a FLOP on the low-memory pool over that on the high-memory pool."""
+    pools = RunConfig.model_validate(yaml.safe_load(preset_text("default"))).pools
+    low, high = (pool.price_per_hour / pool.speed for pool in (pools.low_memory, pools.high_memory))
+    return low / high
+
+
+def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
+    """Every cell with every seed, seed by seed, so that an interrupted grid has whole columns."""
+    work = [(cell, seed) for seed in range(arguments.seeds) for cell in cells]
+    hours = _COST * arguments.tokens * len(work) / arguments.speed / arguments.jobs / 3600
+    print(f"{len(work)} (cell, seed) with {arguments.tokens:,} tokens each: about {hours:.1f} hours", file=sys.stderr)
+    with ThreadPoolExecutor(arguments.jobs) as threads:
+        for (cell, seed), _ in zip(work, threads.map(lambda one: run_process(*one, arguments), work), strict=True):
+            print(f"{cell} seed {seed}: done", file=sys.stderr)
+            write_summary(arguments.results)
+
+
+def write_summary(results: Path) -> None:
+    """`summary.json` from whatever is finished."""
+    write(results / SUMMARY, summarise(map(read, result_paths(results))))
+
+
+def account(arguments: argparse.Namespace) -> int:
+    """Account the rows of all result files anew, from the run directories under `--work`; nothing is trained."""
+    for path in result_paths(arguments.results):
+        result = read(path)
+        work = arguments.work / Cell.parse(result["cell"]).slug / f"seed-{result['seed']}"
+        anew, kept = reaccounted(result, work)
+        write(path, anew)
+        print("\n".join([f"{path.name}: {len(anew['rows']) - len(kept)} rows", *kept]), file=sys.stderr)
+    write_summary(arguments.results)
+    return 0
+
+
+def quick(arguments: argparse.Namespace) -> int:
+    """The default against the paper's recipe for as many dollars, on text that every installation has; 1 unless it wins clearly."""
+    torch.set_num_threads(1)
+    work = arguments.work / "quick"
+    base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
+    few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
+    base = base.model_copy(update={"evaluation": few_looks})
+    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess(), known=own_arms(ARMS, "qwen3_moe", "random"))
+    output_console().print(compare_view(result))
+    perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
+    share = perplexity["disco"] / perplexity["paper"]
+    enough = share <= QUICK_SHARE
+    print(
+        f"default {perplexity['disco']:.2f}, paper {perplexity['paper']:.2f}: the default has {share:.2f} of the paper's, "
+        f"{QUICK_SHARE} at most is asked for: {'it wins' if enough else 'it LOSES'}")
+    return 0 if enough else 1
+
+
+def _arms(text: str) -> list[str]:
+    return [arm for part in text.split(",") for arm in GROUPS.get(part, (part,))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cell", type=Cell.parse, action="append", default=[], help="CORPUS/FAMILY/START; may be repeated")
+    parser.add_argument("--grid", action="store_true", help="every corpus of --corpora, both families, both starts")
+    parser.add_argument("--corpora", type=lambda text: text.split(","), default=["embedded"], help="of the grid")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=400_000, help="of joint training")
+    parser.add_argument(
+        "--arms", type=_arms, default=_arms("grid"), help=f"{', '.join(GROUPS)}, or some of {', '.join(KNOWN)}")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--speed", type=float, default=11_000, help="tokens per second of a core, for the estimate")
+    parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept to go on from")
+    parser.add_argument("--results", type=Path, default=Path("runs") / "quality" / "results", help="result files")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--account", action="store_true", help="account existing result files anew, from --work; train nothing")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.corpus = Path(arguments.corpus) if arguments.corpus else None
+    if arguments.quick:
+        return quick(arguments)
+    if arguments.account:
+        return account(arguments)
+    if arguments.worker is not None:
+        print(json.dumps(measure(arguments.cell[0], arguments.worker, arguments)))
+        return 0
+    cells = [*arguments.cell, *(
+        Cell(corpus, family, start) for corpus in arguments.corpora for family in FAMILIES for start in STARTS if arguments.grid)]
+    if not cells:
+        parser.error("name a --cell, or --grid, or --quick, or --account")
+    run_all(cells, arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

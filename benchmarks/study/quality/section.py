@@ -1,0 +1,187 @@
+"""The section of RESULTS.md, from results/*-SEED.json and tried.json; no number of the former is typed by hand."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.compare.arms import REFERENCE
+from benchmarks.study.quality.cells import STARTS
+from benchmarks.study.quality.levers import FOR_TOKENS, KNOWN, LEVERS
+from benchmarks.study.quality.result_files import commits, read, result_paths
+from benchmarks.study.quality.summary import FIGURES, LOW, MORE, summarise
+
+TRIED = Path(__file__).resolve().with_name("tried.json")
+COLUMNS = {
+    "ppl_equal_tokens": "perplexity, equal tokens", "ppl_equal_dollars": "perplexity, equal dollars",
+    "ppl_equal_hours": "perplexity, equal hours", "dollars_to_joint_loss_ratio": "dollars to its loss",
+    "unseen_equal_tokens": "perplexity on other sources, equal tokens",
+    "metered_to_joint_loss": "metered dollars to its loss", "dollars_equal_tokens": "dollars, equal tokens",
+    "hours_equal_tokens": "hours, equal tokens",
+    "hours_equal_dollars": "hours, equal dollars"}
+HEAD = ["corpus, family, start", "arm", "seeds", *COLUMNS.values()]
+LEVERS_HEAD = [
+    "corpus, family, start", "the default", "seeds", "perplexity, equal tokens", "the default's own, same seeds",
+    "over the default's, seed by seed"]
+TRIED_HEAD = ["what", "measured", "commit", "verdict"]
+PRICES_HEAD = ["a FLOP on the cheap pool costs", "the default: dollars to joint training's loss", "the paper's recipe"]
+_PRICES = {
+    0.1: "", 0.35 / 2.28 / 0.72: "the paper's prices, speed 0.72: as above", 0.35 / 2.28 / 0.53: "the paper's prices, speed 0.53",
+    0.5: "", 1.0: "one price: operations alone"}
+"""Of the expensive pool's FLOP; 0.53 is what the cards' data sheets say of bf16, 165 against 312 TFLOP/s."""
+_TITLES = {"disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool"}
+_TARGETS = (
+    ("disco", "ppl_equal_dollars", 0.9, "", STARTS), ("disco", "dollars_to_joint_loss_ratio", 0.5, ", the floor", STARTS),
+    ("disco", "dollars_to_joint_loss_ratio", 0.3, ", the goal", STARTS),
+    ("disco", "loss_equal_tokens", 1.01, ", from a common seed", ("seed",)),
+    ("long-finetune", "loss_equal_tokens", 1.01, ", from a common seed", ("seed",)))
+"""What an arm must reach, at most so much of joint training's, and in cells of which starts."""
+_CALLED = {"disco": "the default", "long-finetune": "the default with a long fine-tune"}
+_ONE_RUN = ("ensemble",)
+"""Arms of a single run, for as many dollars as joint training: where it comes to that loss, a shorter one might have."""
+_ON_CHEAP_CARDS = (("disco", "the default as configured"), (LOW["disco"], "the default with its gang there too"))
+"""What is held against joint training on the low-memory pool alone."""
+
+
+@functools.cache
+def results() -> tuple[dict[str, Any], ...]:
+    """All result files."""
+    return tuple(map(read, result_paths()))
+
+
+def rows() -> list[list[str]]:
+    """One per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
+    return [
+        [
+            _cell(entry), _TITLES.get(entry["arm"]) or KNOWN[entry["arm"]].title, str(len(entry["seeds"])),
+            *(_span(entry, name) for name in COLUMNS)]
+        for entry in _entries() if entry["arm"] not in LEVERS]
+
+
+def levers() -> list[list[str]]:
+    """One per lever and cell in which it was put back: what the perplexity at equal tokens is then, against the default's."""
+    return [
+        [
+            _cell(entry), KNOWN[entry["arm"]].title, str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
+            _default_of(entry), _over_default(entry)]
+        for entry in _entries() if entry["arm"] in LEVERS]
+
+
+def prices() -> list[list[str]]:
+    """One per price of the cheap pool: what joint training's loss costs, over all cells."""
+    lines = []
+    for price, words in _PRICES.items():
+        entries = summarise(results(), ("dollars_to_joint_loss_ratio",), price)
+        found = [
+            [entry["dollars_to_joint_loss_ratio"] for entry in entries if entry["arm"] == arm] for arm in ("disco", "paper")]
+        lines.append([f"{price:.2f} of one on the other{' (' if words else ''}{words}{')' if words else ''}", *map(_range, found)])
+    return lines
+
+
+def verdicts() -> list[str]:
+    """In how many cells the targets are reached, and in which they are not."""
+    cells = [entry for entry in _entries() if entry["arm"] == "disco"]
+    lines = []
+    for arm, name, most, words, starts in _TARGETS:
+        asked = [entry for entry in _entries() if entry["arm"] == arm and entry["start"] in starts]
+        missed = [entry for entry in asked if entry[name] is None or entry[name] > most]
+        lines.append(f"* `{name}` of {_CALLED[arm]} at most {most}{words}: {_verdict(asked, missed)}")
+    ratios = {(_cell(entry), entry["arm"]): entry["dollars_to_joint_loss_ratio"] for entry in _entries()}
+    for arm, words in _ON_CHEAP_CARDS:
+        dearer = [
+            entry for entry in cells
+            if _is_dearer(ratios.get((_cell(entry), arm)), ratios.get((_cell(entry), LOW[REFERENCE])))]
+        lines.append(f"* cheaper than joint training on the low-memory pool alone, {words}: {_verdict(cells, dearer)}")
+    return lines
+
+
+def joint_tokens() -> str:
+    """Of joint training."""
+    return _once(f"{result['setting']['tokens']:,}" for result in results())
+
+
+def tried() -> list[list[str]]:
+    """What was tried and is in no result file: typed by those who tried it."""
+    found: list[dict[str, str]] = json.loads(TRIED.read_text(encoding="utf-8"))
+    return [[each[name] for name in TRIED_HEAD] for each in found]
+
+
+def made_with() -> str:
+    """All that the results were made with, each once."""
+    found = results()
+    settings = [result["setting"] for result in found]
+    shared = [{name: value for name, value in setting.items() if name not in ("seed", "recipe")} for setting in settings]
+    parts = {
+        "": [f"`{result['command'].replace(result['cell'], 'CELL')}`" for result in found],
+        "commit": [commit for result in found for commit in commits(result)],
+        "recipe": [f"{result['setting']['recipe']} ({result['cell'].partition('/')[2]})" for result in found],
+        "seed": [str(setting["seed"]) for setting in settings],
+        "on": [f"{result['date']}, {result['processor']}, {result['cores']} cores" for result in found],
+        "with": [", ".join(f"{name} {version}" for name, version in result["versions"].items()) for result in found],
+        "setting": [f"`{json.dumps(setting)}`" for setting in shared]}
+    return "; ".join(f"{name} {_once(values)}".strip() for name, values in parts.items())
+
+
+def _entries() -> list[dict[str, Any]]:
+    return summarise(results(), (*FIGURES, *MORE))
+
+
+def _default_of(lever: dict[str, Any]) -> str:
+    """The default's figure in the lever's cell and seeds; none where it was not run with all of them."""
+    same = [result for result in results() if result["seed"] in lever["seeds"]]
+    return next(
+        (_span(entry, "ppl_equal_tokens") for entry in summarise(same)
+         if entry["arm"] == "disco" and _cell(entry) == _cell(lever) and entry["seeds"] == lever["seeds"]), "-")
+
+
+def _over_default(lever: dict[str, Any]) -> str:
+    """Its perplexity over the default's of the same seed: smaller differences than those between seeds show."""
+    ratios = []
+    for result in results():
+        found = {row["arm"]: row["perplexity"] for row in result["rows"] if row["budget"] == "tokens"}
+        if result["cell"] == _cell(lever, "/") and {lever["arm"], "disco"} <= found.keys():
+            ratios.append(found[lever["arm"]] / found["disco"])
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else "-"
+
+
+def _cell(entry: dict[str, Any], between: str = ", ") -> str:
+    return between.join(entry[name] for name in ("corpus", "family", "start"))
+
+
+def _is_dearer(ours: float | None, theirs: float | None) -> bool:
+    return ours is None or theirs is None or ours >= theirs
+
+
+def _verdict(asked: Sequence[dict[str, Any]], missed: Sequence[dict[str, Any]]) -> str:
+    if not asked:
+        return "not run"
+    where = ", ".join(_cell(entry, "/") for entry in missed)
+    return f"**missed** in {where}" if missed else f"met in all {len(asked)} cells that were run"
+
+
+def _range(ratios: Sequence[float | None]) -> str:
+    reached = [ratio for ratio in ratios if ratio is not None]
+    if not reached:
+        return "never"
+    median = statistics.median(ratio or math.inf for ratio in ratios)
+    told = f"{'never' if median == math.inf else f'{median:.2f}'} ({min(reached):.2f} to {max(reached):.2f}"
+    return told + ")" if len(reached) == len(ratios) else f"{told}; never in {len(ratios) - len(reached)} of {len(ratios)} cells)"
+
+
+def _once(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _span(entry: dict[str, Any], name: str) -> str:
+    if name in entry["spread"]:
+        spread = entry["spread"][name]
+        most = "at most " if name == "dollars_to_joint_loss_ratio" and entry["arm"] in _ONE_RUN else ""
+        if len(entry["seeds"]) == 1:
+            return f"{most}{entry[name]:.2f}"
+        return f"{most}{entry[name]:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+    return "never" if name == "dollars_to_joint_loss_ratio" and entry["arm"] not in FOR_TOKENS else "-"

@@ -1,0 +1,59 @@
+"""The expensive nodes: asked for, waiting, let go."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from benchmarks.study.simulation.setting import HOUR, Setting
+from moedisco_ray.policies import arrival
+
+Known = tuple[list[float], list[float], int, float]
+
+
+class Gang:
+    """All nodes of the fine-tune; they come one by one and wait for the last.
+
+    Args:
+        setting: Says when they are asked for.
+        chance: Draws boot times.
+    """
+
+    def __init__(self, setting: Setting, chance: random.Random) -> None:
+        self._setting = setting
+        self._chance = chance
+        self._arrivals: list[float] = []
+        self._paid = 0.0
+
+    def consider(self, now: float, boots: Sequence[float], known: Callable[[], Known]) -> float:
+        """Ask for them, or let them go, as the setting has it; returns for how long nothing is to be decided, at most."""
+        if self._setting.ask == "at_start" and not self._arrivals:
+            self._ask(now)
+        if self._setting.ask != "in_time":
+            return math.inf
+        left = arrival.ends_in(*known())
+        boot = arrival.boot_seconds(boots, self._setting.gang)
+        advice = arrival.advise(left, boot, asked=bool(self._arrivals))
+        if advice == "ask":
+            self._ask(now)
+        elif advice == "release":
+            self._pay(now)
+            self._arrivals = []
+        return left - boot
+
+    def end(self, now: float) -> tuple[float, float]:
+        """Dollars for waiting, and seconds that the run waits for the last of them."""
+        if not self._arrivals:
+            self._ask(now)
+        ready = max(now, *self._arrivals)
+        self._pay(ready)
+        return self._paid, ready - now
+
+    def _ask(self, now: float) -> None:
+        self._arrivals = [
+            now + self._setting.boot * self._chance.lognormvariate(0.0, 0.4) for _ in range(self._setting.gang)]
+
+    def _pay(self, until: float) -> None:
+        waited = sum(max(0.0, until - arrived) for arrived in self._arrivals)
+        self._paid += waited / HOUR * self._setting.gang_price

@@ -1,0 +1,61 @@
+"""Comparisons as `python -m benchmarks.study compare` writes them, with losses that follow a law instead of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.compare.accounting import Reads, account, dollars_of
+from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, tokens_for
+from benchmarks.study.recipe import recipe, subject
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.plan import build_plan
+
+Law = Callable[[float], float]
+
+MODEL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128}
+LAWS: Mapping[str, Law] = {
+    "joint": lambda tokens: 2.0 + 40 * tokens**-0.22,
+    "disco": lambda tokens: 2.0 + 41 * tokens**-0.22,
+    "paper": lambda tokens: 2.3 + 43 * tokens**-0.22,
+}
+
+
+def base_config(**sections: Any) -> RunConfig:
+    given = {
+        "name": "small", "corpus": {"sources": [{"path": "embedded"}]}, "model": {"config": MODEL},
+        "tokens": {"total": 40_000_000, "seed_share": 0.3}, "clusters": {"count": 4}, **sections}
+    return RunConfig.model_validate(given)
+
+
+def nothing(config: RunConfig, arm: Arm) -> Reads:
+    return {}
+
+
+def comparison(
+    base: RunConfig, laws: Mapping[str, Law] = LAWS, seed: int = 0, noise: float = 0.0, times: Sequence[float] = (1,),
+    reads: Callable[[RunConfig, Arm], Reads] = nothing,
+) -> dict[str, Any]:
+    """One run per arm, budget and size: `times` as many tokens as the base configuration has; it reads nothing else, or `reads`."""
+    chance = random.Random(seed)
+    of_seed = chance.gauss(0, noise)
+    rows = []
+    for factor in times:
+        sized = base.model_copy(update={"tokens": base.tokens.model_copy(update={"total": round(base.tokens.total * factor)})})
+        for name, law in laws.items():
+            for budget in ("tokens",) if name == REFERENCE else ("tokens", "dollars"):
+                arm = ARMS[name]
+                config = arm_config(sized, name, arm, Path("runs"), budget, tokens_for(sized, arm, budget, reads))
+                plan = build_plan(config)
+                phases = account(config, plan, reads(config, arm))
+                loss = law(plan.tokens) + of_seed + chance.gauss(0, noise / 2)
+                rows.append({
+                    "arm": name, "title": arm.title, "budget": budget, "run": config.name, "measured": arm.measured,
+                    "recipe": recipe(config), "subject": subject(config, plan), "tokens": plan.tokens,
+                    "dollars": dollars_of(phases), "phases": [dataclasses.asdict(phase) for phase in phases],
+                    "loss": loss, "perplexity": math.exp(loss), "curve": []})
+    return {"reference": REFERENCE, "name": base.name, "seed": seed, "target_loss": rows[0]["loss"], "rows": rows}
