@@ -21,7 +21,7 @@ from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 
 def smaller(tokens: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def smaller(tokens: int) -> dict[str, Any]:
 def measure(arm: str, tokens: int) -> dict[str, float]:
     """Seconds per stage, and of the whole; what is in no stage is starting and stopping Ray."""
     torch.set_num_threads(1)
-    shell = InProcess() if arm == "plain" else None
+    backend = LocalBackend() if arm == "plain" else None
     whole: list[float] = []
 
     def listen(event: Event) -> None:
@@ -41,7 +41,7 @@ def measure(arm: str, tokens: int) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as scratch:
         config = check_config({**yaml.safe_load(preset_text("demo")), "output": scratch, **smaller(tokens)})
-        directory = pipeline.run(config, (listen,), shell=shell)
+        directory = pipeline.run(config, (listen,), backend=backend)
         manifests = {stage.name: read_manifest(directory / stage.directory) for stage in STAGES}
     seconds = {name: manifest.seconds for name, manifest in manifests.items() if manifest}
     return {**seconds, "outside stages": whole[0] - sum(seconds.values()), "whole run": whole[0]}

@@ -115,7 +115,7 @@ class Trained:
         return self.worker_seconds / self.seconds if self.seconds else 1.0
 
 
-class Shell(Protocol):
+class Backend(Protocol):
     """Runs work somewhere."""
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:

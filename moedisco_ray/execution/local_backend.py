@@ -17,14 +17,14 @@ from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.cluster_packing import pack_cluster
 from moedisco_ray.stages.clustering import stage
-from moedisco_ray.training import Keeper, TrainJob, TrainResult, World, training
+from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, training
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class InProcess:
-    """A `shell.Shell` that does one thing after the other, each with one worker."""
+class LocalBackend:
+    """A `backend.Backend` that does one thing after the other, each with one worker."""
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
         """Make the corpus here."""
@@ -60,7 +60,7 @@ class InProcess:
         placement.check(list(needs.values()))
         pools = {kind.key: kind for kind in placement.pool.kinds}
         keys = [place_all([needs[job.name]], placement.types({}))[job.name] for job in jobs]
-        keeper = Keeper(jobs, emit)
+        keeper = SyncCoordinator(jobs, emit)
         seconds = [0.0] * len(jobs)
         works = [training(job, World(), emit, lambda: stop.requested) for job in jobs]
         results: dict[int, TrainResult] = {}

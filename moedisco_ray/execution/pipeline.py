@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from moedisco_ray.backend import Shell
+from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import (
     commit,
@@ -34,7 +34,7 @@ from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.autoscaling.free_slots import free_slots
-from moedisco_ray.execution.ray.backend import RayShell
+from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.execution.ray.gauges import Gauges
 from moedisco_ray.stages.corpus import input_identity
@@ -48,7 +48,7 @@ _PATIENCE = 60.0
 
 
 def run(
-    config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, shell: Shell | None = None, stop: StopFile = NEVER,
+    config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, backend: Backend | None = None, stop: StopFile = NEVER,
     given_id: str | None = None,
 ) -> Path:
     """Carry a run to its end, from wherever an earlier attempt left it.
@@ -57,7 +57,7 @@ def run(
         config: A checked configuration.
         listeners: Get every event as it happens.
         redo: Accept that the directory holds a run with other settings, and make again what they change.
-        shell: Runs the work; None: Ray, on the cluster that is there or a local one.
+        backend: Runs the work; None: Ray, on the cluster that is there or a local one.
         stop: Ends the run, with checkpoints, once it is there.
         given_id: The run's id, such as the service's; None: one is made. A run keeps the id that it began with.
 
@@ -71,7 +71,7 @@ def run(
     """
     directory = claim(config, redo)
     with _alone(directory, _PATIENCE if stop.path else 0.0):
-        _carry_out(config, directory, listeners, shell, stop, given_id)
+        _carry_out(config, directory, listeners, backend, stop, given_id)
     return directory
 
 
@@ -85,12 +85,12 @@ def _is_made(directory: Path, digests: dict[str, str]) -> bool:
 
 
 def _carry_out(
-    config: RunConfig, directory: Path, listeners: tuple[Emit, ...], shell: Shell | None, stop: StopFile, given_id: str | None,
+    config: RunConfig, directory: Path, listeners: tuple[Emit, ...], backend: Backend | None, stop: StopFile, given_id: str | None,
 ) -> None:
     log = EventLog(directory / "events.jsonl", listeners)
     try:
         with reporting_full_disk(directory):
-            _make_report(config, directory, log, shell, stop, given_id)
+            _make_report(config, directory, log, backend, stop, given_id)
     except RunStopped as error:
         log(Event("run_stopped", data={"reason": error.reason}))
         raise
@@ -103,7 +103,7 @@ def _carry_out(
 
 
 def _make_report(
-    config: RunConfig, directory: Path, log: EventLog, shell: Shell | None, stop: StopFile, given_id: str | None,
+    config: RunConfig, directory: Path, log: EventLog, backend: Backend | None, stop: StopFile, given_id: str | None,
 ) -> None:
     """Make what is missing of the run, and write its report."""
     started = time.time()
@@ -113,15 +113,15 @@ def _make_report(
     digests = stages.fingerprints(config, input_identity(config))
     if not _is_made(directory, digests):
         check_start(config)
-        if shell is not None:
-            _make_all(config, directory, digests, log, shell, stop)
+        if backend is not None:
+            _make_all(config, directory, digests, log, backend, stop)
         else:
             with reporting_full_disk_of_a_task(directory), session.cluster(config) as waits:
                 for message in waits:
                     log(Event("warning", data={"message": message}))
                 log.listen(Gauges(config))
                 with free_slots(config, log):
-                    _make_all(config, directory, digests, log, RayShell(config), stop)
+                    _make_all(config, directory, digests, log, RayBackend(config), stop)
     else:
         for stage in STAGES:
             log(Event("stage_skipped", stage.name))
@@ -185,12 +185,12 @@ def _holds_work(directory: Path) -> bool:
     return any((directory / stage.directory / "manifest.json").exists() for stage in STAGES) or (directory / "checkpoints").exists()
 
 
-def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], log: EventLog, shell: Shell, stop: StopFile) -> None:
+def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], log: EventLog, backend: Backend, stop: StopFile) -> None:
     storage = _own_storage(config, directory)
     with heartbeats(log):
         for stage in STAGES:
             stop.check()
-            _make(stage, Context(config, directory, digests[stage.name], log, shell, stop, storage))
+            _make(stage, Context(config, directory, digests[stage.name], log, backend, stop, storage))
     if storage is not None:
         _remove(storage, log)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)

@@ -1,7 +1,7 @@
 """Trainings that end together: who has finished, who gave up, after how long, and what each gives to what follows.
 
-Times are seconds for which drivers were at work on the cohort, one after the other: while there is none, nobody is late. What a
-driver learned lies in `cohort.json`, beside the checkpoints; a later one decides anew from that and from what else is there.
+Times count only while a driver is running (s), over all drivers of a run. `submodel_progress.json`, next to the checkpoints, holds
+what a driver has learned; a later driver decides anew from that file and from the checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moedisco_ray.core.errors import DivergedError, TrainingError
 from moedisco_ray.policies import quorum
 from moedisco_ray.policies.ordering import Remaining, calibration
 from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict
-from moedisco_ray.training import TrainJob, TrainResult, standing
+from moedisco_ray.training import TrainJob, TrainResult, read_partial_result
 
 _SAVE_SECONDS = 10.0
 """Between two notes; what a driver knew beyond the last one is lost with it."""
@@ -28,11 +28,11 @@ Held = Mapping[str, Mapping[str, float]]
 """Worker-seconds per unit, and for each by what the meter calls its machines."""
 
 
-class Cohort:
-    """How a cohort stands, over all drivers.
+class SubmodelProgress:
+    """How a submodel_progress stands, over all drivers.
 
     Args:
-        jobs: Of the cohort. One that an earlier driver finished is known as such.
+        jobs: Of the submodel_progress. One that an earlier driver finished is known as such.
         waits_for: When it may end without some of them.
         workers: Of each training.
         path: Where the notes lie; its directory exists.
@@ -57,7 +57,7 @@ class Cohort:
         self._diverged = False
         self.finished: dict[str, TrainResult] = {}
         for job in jobs:
-            result = standing(job)
+            result = read_partial_result(job)
             if result.finished:
                 self.finish(job.name, result, self._speeds.get(job.name, 1.0))
 
@@ -107,14 +107,14 @@ class Cohort:
         """A job as it has ended, or stands.
 
         Args:
-            job: One of the cohort.
+            job: One of the submodel_progress.
             held: By this driver so far.
         """
         total = self._held(held).get(job.name, {})
         seconds = sum(total.values()) / self._workers
         if job.name in self.finished:
             return Trained(self.finished[job.name], seconds, total)
-        result = dataclasses.replace(standing(job), finished=False)
+        result = dataclasses.replace(read_partial_result(job), finished=False)
         member = Member(job.name, self._state(job.name), checkpoint=result.steps)
         reason = self._given_up.get(job.name, "its time was up")
         return Trained(result, seconds, total, quorum.contribution(member), reason)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Gathering:
+class SyncMembers:
     """Who a round combines.
 
     Attributes:
@@ -44,7 +44,7 @@ def meetings_of(steps: int, every: int) -> int:
     return max(0, (2 * steps - every) // (2 * every))
 
 
-def gather(alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None) -> Gathering | None:
+def gather(alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None) -> SyncMembers | None:
     """Whom to combine.
 
     Args:
@@ -60,7 +60,7 @@ def gather(alive: Sequence[str], arrived: Mapping[str, float], now: float, patie
     missing = tuple(name for name in alive if name not in arrived)
     if not here or (missing and (patience is None or now < _half(alive, arrived) + patience)):
         return None
-    return Gathering(here, missing)
+    return SyncMembers(here, missing)
 
 
 def _half(alive: Collection[str], arrived: Mapping[str, float]) -> float:

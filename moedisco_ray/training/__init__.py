@@ -2,11 +2,22 @@
 
 from moedisco_ray.training.job import BackboneRate, HeldOut, Rounds, TrainJob, TrainResult, World, steps_for
 from moedisco_ray.training.loop import train, training
-from moedisco_ray.training.partial_result import standing, write_standing
+from moedisco_ray.training.partial_result import read_partial_result, write_partial_result
 from moedisco_ray.training.schedule import learning_rate
-from moedisco_ray.training.sync.coordinator import Keeper
+from moedisco_ray.training.sync.coordinator import SyncCoordinator
 
 __all__ = [
-    "BackboneRate", "HeldOut", "Keeper", "Rounds", "TrainJob", "TrainResult", "World", "learning_rate", "standing", "steps_for",
-    "train", "training", "write_standing",
+    "BackboneRate",
+    "HeldOut",
+    "Rounds",
+    "SyncCoordinator",
+    "TrainJob",
+    "TrainResult",
+    "World",
+    "learning_rate",
+    "read_partial_result",
+    "steps_for",
+    "train",
+    "training",
+    "write_partial_result",
 ]

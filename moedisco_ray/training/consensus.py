@@ -16,7 +16,7 @@ _MOST_STEPS = 64
 """Between two questions: steps may become slower than they were, as where a phase lets more learn."""
 
 
-class Agreement:
+class Consensus:
     """Questions to which the answer is yes where any worker says yes.
 
     To ask is one collective, in which the workers also agree when they ask next: a step takes each of them another time, and who

@@ -23,17 +23,17 @@ from moedisco_ray.training import objective
 from moedisco_ray.training.batches import Batches, MicroBatch
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.checkpoints.saver import Saver
-from moedisco_ray.training.consensus import Agreement
+from moedisco_ray.training.consensus import Consensus
 from moedisco_ray.training.held_out import HeldOutLoss
 from moedisco_ray.training.job import TrainJob, TrainResult, World
-from moedisco_ray.training.metrics import Ledger
+from moedisco_ray.training.metrics import TrainingMetrics
 from moedisco_ray.training.optimizer import make_optimizer, set_rates
 from moedisco_ray.training.optimizer_state import take_up
 from moedisco_ray.training.output import write_model
-from moedisco_ray.training.phase_schedule import Course
+from moedisco_ray.training.phase_schedule import PhaseSchedule
 from moedisco_ray.training.sharding import autocast, trainable
 from moedisco_ray.training.spikes import SpikeGuard
-from moedisco_ray.training.sync.member import Meeting
+from moedisco_ray.training.sync.member import SyncMember
 
 _LOOK_SECONDS = 0.2
 """Between two looks for the others of a round."""
@@ -83,7 +83,7 @@ def training(
         StorageError: The checkpoints' storage does not answer, or the newest checkpoint is damaged.
     """
     model = trainable(job.model, job.optimizer, world)
-    course = Course(model, str(model.config.model_type), job.phases, job.steps, job.optimizer, job.dense_steps)
+    course = PhaseSchedule(model, str(model.config.model_type), job.phases, job.steps, job.optimizer, job.dense_steps)
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit, losses_per_hour) as saver:
         batches = Batches(job, world)
@@ -93,20 +93,20 @@ def training(
             take_up(job.moments, model, stepper.optimizer, world)
         stepper.restore(progress.fractions_NE)
         restored = progress.step
-        ledger = Ledger(job, world, emit, progress)
+        ledger = TrainingMetrics(job, world, emit, progress)
         guard = SpikeGuard(job, world, emit, progress, course.changes_at)
         held_out = HeldOutLoss(job, model, world, emit)
-        meeting = Meeting(job, model, ledger, world)
-        agree = Agreement((stop, saver.wanted), world)
+        meeting = SyncMember(job, model, ledger, world)
+        agree = Consensus((stop, saver.wanted), world)
 
-        def standing() -> Progress:
+        def progress_now() -> Progress:
             progress.fractions_NE = stepper.fractions_NE.tolist()
             return progress
 
         stopped = waits = False
         for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
             begins(step)
-            if not (yield from meeting.attend(step, stop, lambda: saver.secure(standing()))):
+            if not (yield from meeting.attend(step, stop, lambda: saver.secure(progress_now()))):
                 stopped = waits = True
                 break
             lr = course.enter(step)
@@ -120,7 +120,7 @@ def training(
             stopped, wanted = (False, False) if last else agree()
             if last or stopped or wanted or saver.scheduled(done):
                 ledger.settle()
-                saver.save(standing())
+                saver.save(progress_now())
             if log or last or stopped:
                 ledger.log(lr)
             course.leave()
@@ -213,7 +213,7 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _is_spent(job: TrainJob, course: Course, progress: Progress) -> bool:
+def _is_spent(job: TrainJob, course: PhaseSchedule, progress: Progress) -> bool:
     if job.least_gain is None or progress.step % job.log_every:
         return False
     start = course.alike_from

@@ -15,7 +15,7 @@ from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import TrainJob, World
 
 
-class Ledger:
+class TrainingMetrics:
     """Collects each step's figures where they were computed, and reads them only now and then: a read makes a GPU wait.
 
     Args:

@@ -11,7 +11,7 @@ from moedisco_ray.training.sharding import trainable
 from moedisco_ray.training.sync.member import catch_up
 
 
-def standing(job: TrainJob) -> TrainResult:
+def read_partial_result(job: TrainJob) -> TrainResult:
     """What a training has come to by its newest checkpoint; without one, it has not begun.
 
     Raises:
@@ -24,7 +24,7 @@ def standing(job: TrainJob) -> TrainResult:
         finished=progress.step == job.steps and job.output.is_dir())
 
 
-def write_standing(job: TrainJob) -> None:
+def write_partial_result(job: TrainJob) -> None:
     """Write the job's model as it stands, its moments too: out of the newest checkpoint, or as it was before the first step.
 
     One that others have met without has the backbone of their last meeting, which it would have taken in: its own is of long ago,

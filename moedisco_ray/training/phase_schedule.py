@@ -21,7 +21,7 @@ _LEARNS: dict[str, frozenset[Role]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class PhaseSpan:
     """The steps of a phase: those from `start` on, before `stop`.
 
     Attributes:
@@ -35,23 +35,23 @@ class Stretch:
     stop: int
 
 
-def stretches(phases: Sequence[Phase], steps: int) -> list[Stretch]:
+def phase_spans(phases: Sequence[Phase], steps: int) -> list[PhaseSpan]:
     """Cut a training's steps into its phases; one whose share is less than half a step may have none.
 
     Args:
         phases: With shares that add up to 1; none: everything learns all the time.
         steps: Of the whole training.
     """
-    found: list[Stretch] = []
+    found: list[PhaseSpan] = []
     share = 0.0
     for phase in phases or (Phase(train="all", share=1.0),):
         share += phase.share
         start = found[-1].stop if found else 0
-        found.append(Stretch(phase.train, start, round(share * steps)))
+        found.append(PhaseSpan(phase.train, start, round(share * steps)))
     return [stretch for stretch in found if stretch.stop > stretch.start]
 
 
-def rate(step: int, steps: int, stretch: Stretch, optimizer: Optimizer) -> float:
+def rate(step: int, steps: int, stretch: PhaseSpan, optimizer: Optimizer) -> float:
     """The learning rate of a step: the whole training's schedule, times a linear warm-up of each phase but the first.
 
     Args:
@@ -65,7 +65,7 @@ def rate(step: int, steps: int, stretch: Stretch, optimizer: Optimizer) -> float
     return whole if stretch.start == 0 or not ramp else whole * min(1.0, (step - stretch.start + 1) / ramp)
 
 
-class Course:
+class PhaseSchedule:
     """Sets a model up for each step of its training.
 
     Args:
@@ -85,7 +85,7 @@ class Course:
             (parameter, names.role_in_memory(name, tuple(parameter.shape)))
             for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._routers = [(router, router.top_k) for router in objective.routers(model).values()]
-        self._stretches = stretches(phases, steps)
+        self._stretches = phase_spans(phases, steps)
         self._steps = steps
         self._optimizer = optimizer
         self._dense_steps = dense_steps

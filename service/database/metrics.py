@@ -13,7 +13,7 @@ from service.database.tables import Point, Unit
 from service.domain.thinning import thin
 
 _FETCHED = 20_000
-"""Points of one curve that are looked at here; of more, the database picks the extremes of equal stretches of steps."""
+"""Points of one curve that are looked at here; of more, the database picks the extremes of equal phase_spans of steps."""
 _STRETCHES = 10_000
 """Most of them; two points of each are asked for by step, and a statement takes 32,766 values."""
 _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def thin(values: Sequence[float], most: int) -> list[int]:
     """Which points of a curve to keep.
 
-    The points between the ends are cut into equal stretches, and the lowest and the highest of each stretch are kept.
+    The points between the ends are cut into equal phase_spans, and the lowest and the highest of each stretch are kept.
 
     Args:
         values: The curve's values in order; finite.
@@ -21,16 +21,16 @@ def thin(values: Sequence[float], most: int) -> list[int]:
     count = len(values)
     if count <= max(most, 4):
         return list(range(count))
-    stretches = max(1, (most - 2) // 2)
+    phase_spans = max(1, (most - 2) // 2)
     kept = {0, count - 1}
-    for low, high in _spans(1, count - 2, stretches):
+    for low, high in _spans(1, count - 2, phase_spans):
         stretch = range(low, high + 1)
         kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
     return sorted(kept)
 
 
 def _spans(first: int, last: int, count: int) -> list[tuple[int, int]]:
-    """Cut the whole numbers from `first` to `last` into at most `count` stretches whose lengths differ by at most one.
+    """Cut the whole numbers from `first` to `last` into at most `count` phase_spans whose lengths differ by at most one.
 
     Returns:
         The first and the last number of each stretch.

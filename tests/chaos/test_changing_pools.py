@@ -26,7 +26,7 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "30"))
 INTERVAL = 8
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    return pipeline.run(config(tmp_path_factory.mktemp("undisturbed")), shell=InProcess())
+    return pipeline.run(config(tmp_path_factory.mktemp("undisturbed")), backend=LocalBackend())
 
 
 def config(output: Path) -> RunConfig:

@@ -16,7 +16,7 @@ from waiting import until
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Outer
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.gang_cluster import train_gang
 from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.training import Rounds, TrainJob
@@ -57,7 +57,7 @@ def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(
         nodes.kill(of(events, "unit_started", NAMES[0])[-1].data["node_id"])
         nodes.add(LOW.resource)
         trained = training.result(180)
-    InProcess().train_all(here, Placement(LOW, 1, 0), tmp_path, lambda _: None)
+    LocalBackend().train_all(here, Placement(LOW, 1, 0), tmp_path, lambda _: None)
     assert [event.data["members"] for event in of(events, "round")] == [NAMES] * len(AT)
     assert {event.data["kind"] for event in of(events, "worker_restarted")} == {"preempted"}
     assert all(each.result.finished for each in trained)

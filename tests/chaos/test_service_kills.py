@@ -17,7 +17,7 @@ from watched_run import Watcher
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from service.client import Client
 
 KILLS = 20
@@ -36,7 +36,7 @@ def test_a_run_survives_twenty_kills(
     service: RealService, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, __name__)
-    undisturbed = pipeline.run(long_config(tmp_path / "undisturbed"), shell=InProcess())
+    undisturbed = pipeline.run(long_config(tmp_path / "undisturbed"), backend=LocalBackend())
     plan = draw(seed, KILLS)
     with service.client() as client:
         run = client.submit(long_config(tmp_path / "ignored").model_copy(update={"output": Path("runs")}))

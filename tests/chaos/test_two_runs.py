@@ -17,7 +17,7 @@ from spot_nodes import SpotNodes, spot_nodes
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 WORKERS = 2
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -45,7 +45,7 @@ def start(run: RunConfig, nodes: SpotNodes) -> subprocess.Popen[bytes]:
 def test_two_runs_on_a_pool_that_holds_one_gang_both_finish(nodes: SpotNodes, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     nodes.reset({"low_mem_gpu": 2, "high_mem_gpu": WORKERS})
-    done = pipeline.run(small_config(tmp_path / "done"), shell=InProcess())
+    done = pipeline.run(small_config(tmp_path / "done"), backend=LocalBackend())
     both = [config(tmp_path / name) for name in ("one", "other")]
     for run in both:
         begin_at("submodels", run, done)

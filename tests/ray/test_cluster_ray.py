@@ -16,7 +16,7 @@ from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stop_file import NEVER
-from moedisco_ray.execution.ray.clustering import RayWorkers, Seats, build_clusters
+from moedisco_ray.execution.ray.clustering import RayWorkers, VectoriserSlots, build_clusters
 from moedisco_ray.stages.cluster_packing import pack_cluster
 from moedisco_ray.stages.clustering.grid import Grid, peak
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
@@ -66,12 +66,12 @@ def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_threa
 
 def test_vectors_of_a_model_take_the_slots_that_there_are():
     pool, events = LowMemoryPool(), []
-    with Seats(pool, events.append, NEVER).taken(5) as (count, resources):
+    with VectoriserSlots(pool, events.append, NEVER).taken(5) as (count, resources):
         assert (count, resources) == (2, {"num_cpus": 0, "num_gpus": None, "resources": {"low_mem_gpu": 1}})
         assert [event.type for event in events] == ["workers_held", "workers_released", "workers_held"]
         assert events[-1].data["pool"] == "low_memory"
         assert events[-1].data["workers"] == 2
-    with Seats(pool, events.append, NEVER).taken(1) as (count, _):
+    with VectoriserSlots(pool, events.append, NEVER).taken(1) as (count, _):
         assert count == 1
 
 

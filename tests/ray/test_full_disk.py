@@ -13,7 +13,7 @@ from small_run import small_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 FEW = {"tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}, "clusters": {"count": 2, "vectors": "hidden_state"},
        "evaluation": {"max_tokens": 3000}, "merge": {"calibration_tokens": 1024}}
@@ -43,9 +43,9 @@ def test_a_full_disk_is_one_line_and_the_run_continues(disk: Path, size: str) ->
     config = small_config(disk / "runs", **FEW)
     resize(disk, size)
     with pytest.raises(RunDirError, match="the disk is full; free some space and run the same command again: it resumes"):
-        pipeline.run(config, shell=InProcess())
+        pipeline.run(config, backend=LocalBackend())
     resize(disk, "64m")
-    pipeline.run(config, shell=InProcess())
+    pipeline.run(config, backend=LocalBackend())
     assert current_report(config.directory)["state"] == "finished"
 
 

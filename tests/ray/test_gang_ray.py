@@ -14,7 +14,7 @@ from waiting import until
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
 from moedisco_ray.execution.ray.gang_cluster import train_gang
@@ -56,7 +56,7 @@ def test_a_gang_grows_with_a_node_shrinks_with_its_loss_and_learns_the_same(
         steps = [event.data["step"] for event in events if event.type == "progress"]
         return steps[-1] if steps and sizes[-1] == workers and events[-1].type == "progress" else 0
 
-    alone = InProcess().train_gang(job(undisturbed, tmp_path / "alone", STEPS), HighMemoryPool(), 0, tmp_path, lambda _: None)
+    alone = LocalBackend().train_gang(job(undisturbed, tmp_path / "alone", STEPS), HighMemoryPool(), 0, tmp_path, lambda _: None)
     with ThreadPoolExecutor(1) as thread:
         training = thread.submit(train, job(undisturbed, tmp_path / "gang", STEPS), (1, 2), events.append)
         until(lambda: steps_by(1))

@@ -17,7 +17,7 @@ from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray import attempts
-from moedisco_ray.execution.ray.event_mailbox import Whereabouts
+from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.policies.retrying import Skip
 
@@ -88,4 +88,4 @@ def test_workers_that_cannot_start_are_failures_unless_their_slots_or_a_node_wen
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: str,
 ) -> None:
     monkeypatch.setattr(attempts, "_VERDICT_SECONDS", 0.5)
-    assert attempts.end_of(ControllerError(failure), Whereabouts(), attempts._gone()).kind == kind
+    assert attempts.end_of(ControllerError(failure), UnitStatus(), attempts._gone()).kind == kind

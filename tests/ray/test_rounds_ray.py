@@ -11,7 +11,7 @@ from tiny_training import RECIPE, L, write_shard, write_tiny
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.training import Rounds, TrainJob
 
@@ -35,7 +35,7 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
     placement = Placement(LowMemoryPool(max_workers=slots), 1, 0)
     events: list[Event] = []
     here, there = jobs(tmp_path / "here"), jobs(tmp_path / "there")
-    InProcess().train_all(here, placement, tmp_path, events.append)
+    LocalBackend().train_all(here, placement, tmp_path, events.append)
     events.clear()
     trained = train_all(there, placement, tmp_path / "ray", events.append)
     for ours, theirs in zip(there, here, strict=True):

@@ -18,13 +18,13 @@ from moedisco_ray.core.errors import RunDirError, UserError
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
-IN_PROCESS = InProcess()
+LOCAL = LocalBackend()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ print(json.dumps(tokenizer.decode(tokens[0])))
 def test_a_second_run_does_nothing_again(finished: Path) -> None:
     before = {stage.name: read_manifest(finished / stage.directory) for stage in STAGES}
     events: list[Event] = []
-    pipeline.run(small_config(finished.parent), (events.append,), shell=IN_PROCESS)
+    pipeline.run(small_config(finished.parent), (events.append,), backend=LOCAL)
     assert [event.stage for event in events if event.type == "stage_skipped"] == [stage.name for stage in STAGES]
     assert {stage.name: read_manifest(finished / stage.directory) for stage in STAGES} == before
 
@@ -88,14 +88,14 @@ def test_a_second_run_does_nothing_again(finished: Path) -> None:
 def test_another_runs_directory_is_refused_and_left_alone(finished: Path) -> None:
     before = (finished / "config.json").read_bytes()
     with pytest.raises(RunDirError, match=r"tokens\.total"):
-        pipeline.run(small_config(finished.parent, tokens={"total": 500_000}), shell=IN_PROCESS)
+        pipeline.run(small_config(finished.parent, tokens={"total": 500_000}), backend=LOCAL)
     assert (finished / "config.json").read_bytes() == before
 
 
 def test_redo_makes_again_only_what_a_setting_changes(finished: Path) -> None:
     events: list[Event] = []
     pipeline.run(small_config(finished.parent, evaluation={"max_tokens": 10_000, "sample_tokens": 8}), (events.append,),
-                 redo=True, shell=IN_PROCESS)
+                 redo=True, backend=LOCAL)
     made = [event.stage for event in events if event.type == "stage_started"]
     assert made == ["evaluate", "export"]
 
@@ -146,7 +146,7 @@ def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, undisturbed: P
 
     events: list[Event] = []
     [gang] = train_all([job("gang")], Placement(config.pools.high_memory, 2, 0), tmp_path / "ray", events.append)
-    [alone] = IN_PROCESS.train_all([job("alone")], Placement(config.pools.high_memory, 1, 0), tmp_path, events.append)
+    [alone] = LOCAL.train_all([job("alone")], Placement(config.pools.high_memory, 1, 0), tmp_path, events.append)
     assert [event.data["workers"] for event in events if event.type == "unit_started"] == [2]
     assert gang.worker_seconds == pytest.approx(2 * gang.seconds)
     assert gang.result.losses == pytest.approx(alone.result.losses, rel=1e-4)

@@ -21,7 +21,7 @@ from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.errors import CorpusError, RunError, RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.execution.ray.backend import RayShell
+from moedisco_ray.execution.ray.backend import RayBackend
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 
@@ -85,10 +85,10 @@ def types(events: list[Event]) -> list[str]:
 
 
 def test_a_run_that_waits_for_a_slot_says_so_is_not_charged_and_can_be_stopped(tmp_path: Path) -> None:
-    shell, events = RayShell(small_config(tmp_path)), list[Event]()
+    backend, events = RayBackend(small_config(tmp_path)), list[Event]()
     stop, mark = StopFile(tmp_path / "stop"), tmp_path / "mark"
     with occupied(), ThreadPoolExecutor(1) as thread:
-        call = thread.submit(shell.call, POOL, events.append, stop, leave, mark)
+        call = thread.submit(backend.call, POOL, events.append, stop, leave, mark)
         try:
             until(lambda: events)
         finally:
@@ -98,14 +98,14 @@ def test_a_run_that_waits_for_a_slot_says_so_is_not_charged_and_can_be_stopped(t
         assert [event.data for event in events] == [{"message": "waits for 1 high_mem_gpu: 0 of 3 are free"}]
         assert types(events) == ["warning"]
     # The slots are free again, and its task is not among those that wait for one.
-    assert shell.call(POOL, events.append, NEVER, double, 3) == 6
+    assert backend.call(POOL, events.append, NEVER, double, 3) == 6
     assert not mark.exists()
 
 
 def test_a_slot_is_held_from_when_the_function_begins_until_it_ends(tmp_path: Path) -> None:
-    shell, events, stop = RayShell(small_config(tmp_path)), list[Event](), StopFile(tmp_path / "stop")
+    backend, events, stop = RayBackend(small_config(tmp_path)), list[Event](), StopFile(tmp_path / "stop")
     with occupied() as free, ThreadPoolExecutor(1) as thread:
-        call = thread.submit(shell.call, POOL, events.append, stop, double, 3, by=5)
+        call = thread.submit(backend.call, POOL, events.append, stop, double, 3, by=5)
         try:
             until(lambda: events)
             assert types(events) == ["warning"]
@@ -120,33 +120,33 @@ def test_a_slot_is_held_from_when_the_function_begins_until_it_ends(tmp_path: Pa
 
 def test_what_holds_no_pool_is_not_metered(tmp_path: Path) -> None:
     events: list[Event] = []
-    assert RayShell(small_config(tmp_path)).call(None, events.append, NEVER, double, 3) == 6
+    assert RayBackend(small_config(tmp_path)).call(None, events.append, NEVER, double, 3) == 6
     assert events == []
 
 
 def test_errors_come_through_as_they_were_raised(tmp_path: Path) -> None:
-    shell, events = RayShell(small_config(tmp_path)), list[Event]()
+    backend, events = RayBackend(small_config(tmp_path)), list[Event]()
     with pytest.raises(CorpusError, match="add some") as caught:
-        shell.call(POOL, events.append, NEVER, refuse)
+        backend.call(POOL, events.append, NEVER, refuse)
     assert type(caught.value) is CorpusError
     with pytest.raises(RunError, match="fail: ZeroDivisionError"):
-        shell.call(POOL, events.append, NEVER, fail)
+        backend.call(POOL, events.append, NEVER, fail)
     with pytest.raises(FileNotFoundError):
-        shell.call(POOL, events.append, NEVER, leave, tmp_path / "nowhere" / "mark")
+        backend.call(POOL, events.append, NEVER, leave, tmp_path / "nowhere" / "mark")
     assert types(events) == ["workers_held", "workers_released"] * 3
 
 
 def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(tmp_path: Path) -> None:
-    shell, events, held = RayShell(small_config(tmp_path)), list[Event](), tmp_path / "held"
+    backend, events, held = RayBackend(small_config(tmp_path)), list[Event](), tmp_path / "held"
 
     def emit(event: Event) -> None:
         events.append(event)
         if event.type == "workers_held":
             held.touch()
 
-    assert shell.call(POOL, emit, NEVER, die_at_first, held, tmp_path / "mark") == "lives"
+    assert backend.call(POOL, emit, NEVER, die_at_first, held, tmp_path / "mark") == "lives"
     assert types(events) == ["workers_held", "workers_released"] * 2
     held.unlink()   # of the slot of the one that lived
     with pytest.raises(RunError, match="die: its worker died repeatedly"):
-        shell.call(POOL, emit, NEVER, die, held)
+        backend.call(POOL, emit, NEVER, die, held)
     assert types(events) == ["workers_held", "workers_released"] * 6

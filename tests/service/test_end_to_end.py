@@ -16,7 +16,7 @@ from watched_run import Watcher
 
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from service.client import Client
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.local import LocalRay
@@ -31,7 +31,7 @@ def service(tmp_path: Path) -> Iterator[RealService]:
 
 
 def test_a_run_survives_service_and_driver(service: RealService, tmp_path: Path) -> None:
-    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed"), shell=InProcess())
+    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed"), backend=LocalBackend())
     with service.client() as client:
         run = client.submit(small_config(tmp_path / "ignored").model_copy(update={"output": Path("runs")}))
         watcher = Watcher(client, run.id)

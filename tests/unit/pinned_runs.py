@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 FILE = Path(__file__).with_name("pinned_results.json")
 DOMAINS, WORDS, DOCUMENTS, LENGTH = 3, 120, 150, 64
@@ -144,7 +144,7 @@ def main() -> None:
     found = {}
     for family in RUNS:
         with tempfile.TemporaryDirectory() as home:
-            found[family] = results(pipeline.run(config_of(family, Path(home)), shell=InProcess()))
+            found[family] = results(pipeline.run(config_of(family, Path(home)), backend=LocalBackend()))
     FILE.write_text(json.dumps({"surroundings": surroundings(), "runs": found}, indent=1) + "\n")
     print(f"{FILE} written", file=sys.stderr)  # noqa: T201
 

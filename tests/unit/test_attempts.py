@@ -31,8 +31,8 @@ from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.errors import MoeDiscoError, PoolError, RunDirError, StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray import attempts
-from moedisco_ray.execution.ray.attempts import Surroundings, attempt, end_of
-from moedisco_ray.execution.ray.event_mailbox import Relay, Whereabouts, _Mailbox
+from moedisco_ray.execution.ray.attempts import AttemptContext, attempt, end_of
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _Mailbox
 from moedisco_ray.execution.ray.train_callbacks import last_line
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
@@ -47,7 +47,7 @@ def progress(step: int) -> Event:
     return Event("progress", "finetune", "finetune", {"step": step, "tokens": step, "tokens_per_second": 2.0})
 
 
-class Mail(Relay):
+class Mail(EventMailbox):
     """Of a unit whose worker has said something, or not."""
 
     def __init__(self, outcome: object) -> None:
@@ -71,8 +71,8 @@ class Mail(Relay):
             raise self._outcome
         return self._outcome
 
-    def whereabouts(self, unit: str) -> Whereabouts:
-        return Whereabouts(("node",), 3)
+    def whereabouts(self, unit: str) -> UnitStatus:
+        return UnitStatus(("node",), 3)
 
 
 def of_task(cause: Exception) -> RayTaskError:
@@ -103,7 +103,7 @@ def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Exception
                     raise error
 
         monkeypatch.setattr(attempts, "TorchTrainer", Trainer)
-        return attempt(job, Surroundings("run", Placement(LowMemoryPool(), 2, 0), tmp_path, (), Mail(outcome)))
+        return attempt(job, AttemptContext("run", Placement(LowMemoryPool(), 2, 0), tmp_path, (), Mail(outcome)))
 
     return fits
 
@@ -150,13 +150,13 @@ def test_what_cost_work_with_a_machine_or_a_process_is_counted_as_a_loss(
 
 
 def test_words_in_paths_and_source_lines_say_nothing_of_an_end() -> None:
-    end = end_of(WorkerGroupError(BUG, {0: of_task(ValueError("bug"))}), Whereabouts(("node",), 3))
+    end = end_of(WorkerGroupError(BUG, {0: of_task(ValueError("bug"))}), UnitStatus(("node",), 3))
     assert end == End("failed", 3, "bug")
 
 
 def test_a_node_s_end_is_a_preemption_whatever_the_others_say() -> None:
     gone = WorkerHealthCheckFailedError("", NodeDiedError("Task failed because the node it was running on is dead or unavailable."))
-    assert end_of(WorkerGroupError("", {0: of_task(ValueError("bug")), 1: gone}), Whereabouts(("node",), 3)).kind == "preempted"
+    assert end_of(WorkerGroupError("", {0: of_task(ValueError("bug")), 1: gone}), UnitStatus(("node",), 3)).kind == "preempted"
 
 
 def test_slots_that_no_autoscaler_brings_are_not_waited_for(fits: Callable[..., TrainResult | End]) -> None:
@@ -165,9 +165,9 @@ def test_slots_that_no_autoscaler_brings_are_not_waited_for(fits: Callable[..., 
 
 
 def test_who_finds_no_slot_has_lost_no_work() -> None:
-    end = end_of(ControllerError(WorkerGroupStartupTimeoutError(1)), Whereabouts(), {"gone"})
+    end = end_of(ControllerError(WorkerGroupStartupTimeoutError(1)), UnitStatus(), {"gone"})
     assert (end.kind, end.saved) == ("preempted", True)
-    end = end_of(WorkerGroupError("", {0: RuntimeError("the node has died")}), Whereabouts(), {"gone"})
+    end = end_of(WorkerGroupError("", {0: RuntimeError("the node has died")}), UnitStatus(), {"gone"})
     assert (end.kind, end.saved) == ("preempted", False)
 
 
@@ -183,7 +183,7 @@ def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
 def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was() -> None:
     mailbox = _Mailbox()
     mailbox.push(progress(500), mailbox.begin("finetune"))
-    assert mailbox.whereabouts("finetune") == Whereabouts((), 500, 0.5)
+    assert mailbox.whereabouts("finetune") == UnitStatus((), 500, 0.5)
     mailbox.begin("finetune")
     end = end_of(WorkerGroupError("", {0: RuntimeError("its image lacks a library")}), mailbox.whereabouts("finetune"))
     assert (end.kind, end.step) == ("failed", None)

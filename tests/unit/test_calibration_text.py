@@ -15,7 +15,7 @@ from small_run import DOMAINS, small_config
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.stages.corpus import Encoder
 from moedisco_ray.stages.steps.calibration import calibration
 from moedisco_ray.stages.steps.context import Context, submodel_seed
@@ -33,13 +33,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         corpus={"sources": [
             {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "documents": "paragraph", "format": "text",
              "weight": 2.0 if name == "asyncio" else 1.0} for name, module in DOMAINS.items()]})
-    pipeline.run(config, shell=InProcess())
+    pipeline.run(config, backend=LocalBackend())
     return config
 
 
 @pytest.fixture(scope="module")
 def chosen(config: RunConfig) -> tuple[list[tuple[NDArray[Any], NDArray[Any]]], list[Window]]:
-    batches, held_out = calibration(Context(config, config.directory, "0" * 64, lambda _: None, InProcess()))
+    batches, held_out = calibration(Context(config, config.directory, "0" * 64, lambda _: None, LocalBackend()))
     return batches, [tuple(window.tolist()) for window in held_out]
 
 

@@ -1,4 +1,4 @@
-"""The gang's loop, on a site where attempts are made up and machines come and go as a script says."""
+"""The gang's loop, on a cluster where attempts are made up and machines come and go as a script says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import RunStopped, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.execution.ray.event_mailbox import Whereabouts
+from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.gang import Gang
 from moedisco_ray.policies.gang import Sizes
 from moedisco_ray.policies.retrying import End
@@ -35,7 +35,7 @@ class Clock:
 
 
 class Scripted:
-    """A site whose attempts are functions, taken one after the other."""
+    """A cluster whose attempts are functions, taken one after the other."""
 
     def __init__(self, slots: int | list[int], *attempts: Callable[[Scripted, int, StopFile], TrainResult | End]) -> None:
         self.slots = [slots] if isinstance(slots, int) else slots
@@ -43,7 +43,7 @@ class Scripted:
         self.boot = math.inf
         self.most = math.inf
         self.worker_hours = 0.0
-        self.whereabouts = Whereabouts()
+        self.whereabouts = UnitStatus()
         self.sizes: list[int] = []
         self.micro_batches: list[int | None] = []
         self.asked: list[int] = []
@@ -95,32 +95,32 @@ def result(steps: int = STEPS) -> TrainResult:
     return TrainResult(steps, steps, (), 1.0, 0, finished=steps == STEPS)
 
 
-def finishes(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
+def finishes(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
     return result()
 
 
 def ends(kind: str) -> Callable[[Scripted, int, StopFile], End]:
-    def attempt(site: Scripted, workers: int, stop: StopFile) -> End:
+    def attempt(cluster: Scripted, workers: int, stop: StopFile) -> End:
         return End(kind, 5, "its end")
     return attempt
 
 
 def trains_until_stopped(step: int, slots: int) -> Callable[[Scripted, int, StopFile], TrainResult]:
     """Makes steps of a second; meanwhile so many slots come."""
-    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        site.whereabouts = Whereabouts((), step, 1.0)
-        site.slots = [slots]
+    def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        cluster.whereabouts = UnitStatus((), step, 1.0)
+        cluster.slots = [slots]
         wait_until(lambda: stop.requested)
         return result(step)
     return attempt
 
 
-def gang(tmp_path: Path, site: Scripted, sizes: Sizes, stop: StopFile = NEVER, failures: int = 3) -> Gang:
+def gang(tmp_path: Path, cluster: Scripted, sizes: Sizes, stop: StopFile = NEVER, failures: int = 3) -> Gang:
     job = TrainJob(
         stage="finetune", name="finetune", model=tmp_path, shards=(), output=tmp_path / "out",
         checkpoints=tmp_path / "home" / "steps", steps=STEPS, sequence_length=1, optimizer=Optimizer(batch_tokens=sizes.batch),
         checkpoint_every=10)
-    return Gang(job, sizes, failures, site, tmp_path, stop, Clock(), look=0.001)
+    return Gang(job, sizes, failures, cluster, tmp_path, stop, Clock(), look=0.001)
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(0, 8), st.integers(0, 16))
@@ -148,133 +148,133 @@ def test_what_is_asked_for_could_come_and_becomes_less_where_it_does_not(
 
 
 def test_it_asks_for_no_more_than_there_may_ever_be_and_for_less_when_that_does_not_come(tmp_path: Path) -> None:
-    site = Scripted([0] * 40 + [1], finishes)
-    site.boot, site.most = 5.0, 5
-    gang(tmp_path, site, Sizes(8, 1, 8)).train()
-    assert list(dict.fromkeys(site.asked)) == [4, 2, 1, 0]
+    cluster = Scripted([0] * 40 + [1], finishes)
+    cluster.boot, cluster.most = 5.0, 5
+    gang(tmp_path, cluster, Sizes(8, 1, 8)).train()
+    assert list(dict.fromkeys(cluster.asked)) == [4, 2, 1, 0]
 
 
 def test_it_begins_with_what_there_is(tmp_path: Path) -> None:
-    site = Scripted(3, finishes)
-    assert gang(tmp_path, site, Sizes(8, 1, 8)).train().finished
-    assert site.sizes == [2]
-    assert site.told == []
+    cluster = Scripted(3, finishes)
+    assert gang(tmp_path, cluster, Sizes(8, 1, 8)).train().finished
+    assert cluster.sizes == [2]
+    assert cluster.told == []
 
 
 def test_it_waits_for_all_or_nothing_and_says_so_once(tmp_path: Path) -> None:
-    site = Scripted([0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4], finishes)
-    gang(tmp_path, site, Sizes(8, 4, 4)).train()
-    assert site.sizes == [4]
-    assert [event.data["message"] for event in site.told] == ["waits for 4"]
+    cluster = Scripted([0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4], finishes)
+    gang(tmp_path, cluster, Sizes(8, 4, 4)).train()
+    assert cluster.sizes == [4]
+    assert [event.data["message"] for event in cluster.told] == ["waits for 4"]
     # It asked for its nodes while it waited, and for none once it had them.
-    assert site.asked == [4] * 10 + [0]
+    assert cluster.asked == [4] * 10 + [0]
 
 
 def test_a_moment_without_slots_is_not_worth_a_word(tmp_path: Path) -> None:
-    site = Scripted([0, 0, 1], finishes)
-    gang(tmp_path, site, Sizes(8, 1, 2)).train()
-    assert site.told == []
+    cluster = Scripted([0, 0, 1], finishes)
+    gang(tmp_path, cluster, Sizes(8, 1, 2)).train()
+    assert cluster.told == []
 
 
 def test_a_loss_shrinks_it_and_is_no_failure(tmp_path: Path) -> None:
-    site = Scripted([4, 2, 2, 2, 4], *[ends("preempted")] * 4, finishes)
-    gang(tmp_path, site, Sizes(8, 1, 4), failures=0).train()
-    assert site.sizes == [4, 2, 2, 2, 4]
-    assert [event.data["kind"] for event in site.told] == ["preempted"] * 4
-    assert site.asked == [0] * 5
+    cluster = Scripted([4, 2, 2, 2, 4], *[ends("preempted")] * 4, finishes)
+    gang(tmp_path, cluster, Sizes(8, 1, 4), failures=0).train()
+    assert cluster.sizes == [4, 2, 2, 2, 4]
+    assert [event.data["kind"] for event in cluster.told] == ["preempted"] * 4
+    assert cluster.asked == [0] * 5
 
 
 def test_out_of_memory_halves_what_a_worker_had_of_the_batch_and_not_what_the_smallest_gang_would_have(tmp_path: Path) -> None:
-    site = Scripted([8, 8, 2, 2], ends("out_of_memory"), ends("preempted"), ends("out_of_memory"), finishes)
-    gang(tmp_path, site, Sizes(64, 1, 8)).train()
-    assert site.sizes == [8, 8, 2, 2]
-    assert site.micro_batches == [64, 4, 4, 2]
+    cluster = Scripted([8, 8, 2, 2], ends("out_of_memory"), ends("preempted"), ends("out_of_memory"), finishes)
+    gang(tmp_path, cluster, Sizes(64, 1, 8)).train()
+    assert cluster.sizes == [8, 8, 2, 2]
+    assert cluster.micro_batches == [64, 4, 4, 2]
 
 
 def test_what_is_held_is_noted_while_an_attempt_lasts(tmp_path: Path) -> None:
-    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        wait_until(lambda: site.notes >= 3)
+    def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        wait_until(lambda: cluster.notes >= 3)
         return result()
 
     gang(tmp_path, Scripted(1, attempt), Sizes(8, 1, 1)).train()
 
 
 def test_failures_are_bounded(tmp_path: Path) -> None:
-    site = Scripted(1, *[ends("died")] * 3)
+    cluster = Scripted(1, *[ends("died")] * 3)
     with pytest.raises(TrainingError, match="finetune: failed 3 times"):
-        gang(tmp_path, site, Sizes(8, 1, 1), failures=2).train()
-    assert site.sizes == [1, 1, 1]
+        gang(tmp_path, cluster, Sizes(8, 1, 1), failures=2).train()
+    assert cluster.sizes == [1, 1, 1]
 
 
 def test_it_grows_when_that_is_worth_the_restart(tmp_path: Path) -> None:
-    site = Scripted(1, trains_until_stopped(100, slots=1), finishes)
-    gang(tmp_path, site, Sizes(8, 1, 4)).train()
+    cluster = Scripted(1, trains_until_stopped(100, slots=1), finishes)
+    gang(tmp_path, cluster, Sizes(8, 1, 4)).train()
     # The slot that it left is not free yet, but it waits for no less than what it stopped for.
-    assert site.sizes == [1, 2]
-    assert [(event.type, event.data["kind"]) for event in site.told] == [("worker_restarted", "grown")]
+    assert cluster.sizes == [1, 2]
+    assert [(event.type, event.data["kind"]) for event in cluster.told] == [("worker_restarted", "grown")]
 
 
 @pytest.mark.parametrize(("sizes", "step"), [(Sizes(8, 1, 4), STEPS - 1), (Sizes(8, 1, 1), 100), (Sizes(6, 2, 4), 100)])
 def test_it_stays_where_growing_would_not_help(tmp_path: Path, sizes: Sizes, step: int) -> None:
-    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        site.whereabouts = Whereabouts((), step, 1.0)
-        site.slots = [0 if sizes.fewest == 2 else 3]
-        looked = len(site.asked)
-        wait_until(lambda: stop.requested or len(site.asked) >= looked + 3)
+    def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        cluster.whereabouts = UnitStatus((), step, 1.0)
+        cluster.slots = [0 if sizes.fewest == 2 else 3]
+        looked = len(cluster.asked)
+        wait_until(lambda: stop.requested or len(cluster.asked) >= looked + 3)
         assert not stop.requested
         return result()
 
-    site = Scripted(2, attempt)
-    gang(tmp_path, site, sizes).train()
-    assert len(site.sizes) == 1
+    cluster = Scripted(2, attempt)
+    gang(tmp_path, cluster, sizes).train()
+    assert len(cluster.sizes) == 1
 
 
 def test_an_attempt_that_starts_up_does_not_grow_by_what_the_one_before_it_told(tmp_path: Path) -> None:
-    def dies_at_100(site: Scripted, workers: int, stop: StopFile) -> End:
-        site.whereabouts = Whereabouts(("node",), 100, 1.0)
+    def dies_at_100(cluster: Scripted, workers: int, stop: StopFile) -> End:
+        cluster.whereabouts = UnitStatus(("node",), 100, 1.0)
         return End("died", 100, "its end")
 
-    def starts_up(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        site.slots = [3]
-        for where in (site.whereabouts, Whereabouts((), 0, 1.0), Whereabouts(("node",), 0, 1.0)):
-            site.whereabouts = where
+    def starts_up(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        cluster.slots = [3]
+        for where in (cluster.whereabouts, UnitStatus((), 0, 1.0), UnitStatus(("node",), 0, 1.0)):
+            cluster.whereabouts = where
             assert not stop_within(stop, 0.05)
-        site.whereabouts = Whereabouts(("node",), 100, 1.1)     # the same step again, from a checkpoint before it
+        cluster.whereabouts = UnitStatus(("node",), 100, 1.1)     # the same step again, from a checkpoint before it
         wait_until(lambda: stop.requested)
         return result(100)
 
-    site = Scripted(1, dies_at_100, starts_up, finishes)
-    gang(tmp_path, site, Sizes(8, 1, 4)).train()
-    assert site.sizes == [1, 1, 4]
+    cluster = Scripted(1, dies_at_100, starts_up, finishes)
+    gang(tmp_path, cluster, Sizes(8, 1, 4)).train()
+    assert cluster.sizes == [1, 1, 4]
 
 
 @pytest.mark.parametrize(("boot", "asked"), [(100.0, 3), (950.0, 0), (math.inf, 0)])
 def test_more_nodes_are_asked_for_if_there_will_be_enough_left_to_do(tmp_path: Path, boot: float, asked: int) -> None:
-    def attempt(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        site.whereabouts = Whereabouts((), 100, 1.0)
-        site.slots = [0]
-        looked = len(site.asked)
-        wait_until(lambda: len(site.asked) >= looked + 3)
+    def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        cluster.whereabouts = UnitStatus((), 100, 1.0)
+        cluster.slots = [0]
+        looked = len(cluster.asked)
+        wait_until(lambda: len(cluster.asked) >= looked + 3)
         return result()
 
-    site = Scripted(1, attempt)
-    site.boot = boot
-    gang(tmp_path, site, Sizes(8, 1, 4)).train()
-    assert site.asked[-1] == asked
+    cluster = Scripted(1, attempt)
+    cluster.boot = boot
+    gang(tmp_path, cluster, Sizes(8, 1, 4)).train()
+    assert cluster.asked[-1] == asked
 
 
 def test_a_stopped_run_ends_the_workers_first(tmp_path: Path) -> None:
     stop = StopFile(tmp_path / "stop")
 
-    def attempt(site: Scripted, workers: int, end: StopFile) -> TrainResult:
+    def attempt(cluster: Scripted, workers: int, end: StopFile) -> TrainResult:
         stop.request("by hand")
         wait_until(lambda: end.requested)
         return result(7)
 
-    site = Scripted(1, attempt)
+    cluster = Scripted(1, attempt)
     with pytest.raises(RunStopped, match="by hand"):
-        gang(tmp_path, site, Sizes(8, 1, 1), stop).train()
-    assert site.sizes == [1]
+        gang(tmp_path, cluster, Sizes(8, 1, 1), stop).train()
+    assert cluster.sizes == [1]
 
 
 def test_a_stopped_run_waits_for_no_slots(tmp_path: Path) -> None:
@@ -287,8 +287,8 @@ def test_a_stopped_run_waits_for_no_slots(tmp_path: Path) -> None:
 def test_events_that_cannot_be_written_end_an_attempt_under_way(tmp_path: Path) -> None:
     saved: list[bool] = []
 
-    def trains(site: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        site.failure = OSError(28, "No space left on device")
+    def trains(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
+        cluster.failure = OSError(28, "No space left on device")
         wait_until(lambda: stop.requested)
         saved.append(True)
         return result(3)
@@ -299,7 +299,7 @@ def test_events_that_cannot_be_written_end_an_attempt_under_way(tmp_path: Path) 
 
 
 def test_events_that_cannot_be_written_end_the_wait_for_slots(tmp_path: Path) -> None:
-    site = Scripted(0)
-    site.failure = OSError(28, "No space left on device")
+    cluster = Scripted(0)
+    cluster.failure = OSError(28, "No space left on device")
     with pytest.raises(OSError, match="No space left"):
-        gang(tmp_path, site, Sizes(8, 1, 1)).train()
+        gang(tmp_path, cluster, Sizes(8, 1, 1)).train()

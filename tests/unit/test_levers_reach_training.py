@@ -18,7 +18,7 @@ from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Optimizer, Outer, Phase, RunConfig
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.stages.clustering.assign import overlap_mask
@@ -45,7 +45,7 @@ CHANGES: dict[str, Any] = {
 STEPS = 75      # 9,600 tokens of the fine-tune in batches of 128
 
 
-class Noting(InProcess):
+class Noting(LocalBackend):
     """Keeps the trainings that it was given, and how they ended."""
 
     def __init__(self) -> None:
@@ -81,16 +81,16 @@ class Finished:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    shell = Noting()
+    backend = Noting()
     config = small_config(tmp_path_factory.mktemp("levers"), **CHANGES)
-    pipeline.run(config, shell=shell)
-    yield Finished(config, shell.seen)
+    pipeline.run(config, backend=backend)
+    yield Finished(config, backend.seen)
     torch.set_num_threads(before)
 
 
 def context(tmp_path: Path, **changes: Any) -> Context:
     config = small_config(tmp_path, **changes)
-    return Context(config, config.directory, "0" * 64, lambda _: None, InProcess())
+    return Context(config, config.directory, "0" * 64, lambda _: None, LocalBackend())
 
 
 def finetune_of(context: Context) -> TrainJob:
@@ -180,7 +180,7 @@ def is_same_again(run: Finished, home: Path, rounds: dict[str, Any], **changes: 
             rounds=dataclasses.replace(job.rounds, directory=home / "rounds", **rounds), **changes)
         for number in range(2) for job in [by_hand_apart(run, number, run.submodels[number].rounds.at)]]
     jobs.sort(key=lambda job: -job.steps)       # a round adds its members up in the order in which they start
-    InProcess().train_all(jobs, Placement(run.config.pools.low_memory, 1, 0), home / "ray", lambda _: None)
+    LocalBackend().train_all(jobs, Placement(run.config.pools.low_memory, 1, 0), home / "ray", lambda _: None)
     pairs = [(open_checkpoint(job.output), open_checkpoint(run.directory / "submodels" / job.name[-1])) for job in jobs]
     return all(torch.equal(mine[key], theirs[key]) for mine, theirs in pairs for key in theirs)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 
 @pytest.fixture(autouse=True)
@@ -21,5 +21,5 @@ def _one_thread():
 @pytest.mark.parametrize("family", pinned_runs.RUNS)
 def test_a_run_gives_the_results_on_record(tmp_path, family):
     pinned = json.loads(pinned_runs.FILE.read_text())
-    found = pinned_runs.results(pipeline.run(pinned_runs.config_of(family, tmp_path), shell=InProcess()))
+    found = pinned_runs.results(pipeline.run(pinned_runs.config_of(family, tmp_path), backend=LocalBackend()))
     pinned_runs.same(found, pinned["runs"][family], to_the_bit=pinned["surroundings"] == pinned_runs.surroundings())

@@ -11,14 +11,14 @@ from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 TOKENS = {"total": 60_000, "seed_share": 0.0, "finetune_share": 0.4}
 
 
 @pytest.mark.slow
 def test_a_run_saves_to_its_storage_goes_on_from_there_and_leaves_nothing(tmp_path: Path) -> None:
-    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed", tokens=TOKENS), shell=InProcess())
+    undisturbed = pipeline.run(small_config(tmp_path / "undisturbed", tokens=TOKENS), backend=LocalBackend())
     storage = tmp_path / "storage"
     config = small_config(tmp_path / "stopped", tokens=TOKENS, checkpoint={"every": "auto", "storage": str(storage)})
     stop = StopFile(tmp_path / "stop")
@@ -28,13 +28,13 @@ def test_a_run_saves_to_its_storage_goes_on_from_there_and_leaves_nothing(tmp_pa
             stop.request("budget")
 
     with pytest.raises(RunStopped, match="budget"):
-        pipeline.run(config, (ask,), shell=InProcess(), stop=stop)
+        pipeline.run(config, (ask,), backend=LocalBackend(), stop=stop)
     theirs = storage / "small-of-another-run" / "step"
     theirs.mkdir(parents=True)
     assert list(storage.glob("small-*/finetune-*/finetune/steps/step-*"))
     assert not list(config.directory.glob("checkpoints/**/step-*"))
     events: list[Event] = []
-    pipeline.run(config, (events.append,), shell=InProcess())
+    pipeline.run(config, (events.append,), backend=LocalBackend())
     assert next(event.data["step"] for event in events if event.type == "progress") > 10
     same_outcome(config.directory, undisturbed)
     assert list(storage.rglob("*")) == [theirs.parent, theirs]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from moedisco_ray.cli.app import app
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.stages.corpus import embedded
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "small8" / "train"
@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pipeline, but with its work done in this process."""
-    monkeypatch.setattr(pipeline, "run", functools.partial(pipeline.run, shell=InProcess()))
+    monkeypatch.setattr(pipeline, "run", functools.partial(pipeline.run, backend=LocalBackend()))
 
 
 def moedisco(*words: str) -> Result:

@@ -20,7 +20,7 @@ from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.report import build_report
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan, machine
 from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK, _MERGE_RULES
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
@@ -156,7 +156,7 @@ def test_a_plan_is_close_to_the_time_that_a_run_takes(tmp_path, monkeypatch):
         elif event.type == "workers_released" and event.stage in ("seed", "submodels", "finetune"):
             spent[event.stage] = spent.get(event.stage, 0.0) + time.process_time() - began
 
-    directory = pipeline.run(config, (listen,), shell=InProcess())
+    directory = pipeline.run(config, (listen,), backend=LocalBackend())
     assert spent.keys() == {"seed", "submodels", "finetune"}
     total = sum(planned[stage].worker_seconds for stage in spent)
     assert total / 3 < sum(spent.values()) < total * 3

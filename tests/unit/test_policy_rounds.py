@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moedisco_ray.policies.sync_points import Gathering, gather, meetings, shares
+from moedisco_ray.policies.sync_points import SyncMembers, gather, meetings, shares
 
 
 def test_equal_members_meet_every_so_many_steps_but_not_shortly_before_the_merge() -> None:
@@ -33,18 +33,18 @@ def test_all_have_equally_many_meetings_each_after_a_step_and_before_the_end(ste
 
 def test_without_patience_a_round_waits_for_everybody() -> None:
     assert gather(["a", "b"], {"a": 0.0}, 1e9, None) is None
-    assert gather(["a", "b"], {"a": 0.0, "b": 5.0}, 5.0, None) == Gathering(("a", "b"))
+    assert gather(["a", "b"], {"a": 0.0, "b": 5.0}, 5.0, None) == SyncMembers(("a", "b"))
 
 
 def test_once_half_have_arrived_the_rest_have_some_time() -> None:
     alive = ["a", "b", "c", "d"]
     assert gather(alive, {"a": 0.0}, 1e9, 10.0) is None
     assert gather(alive, {"a": 0.0, "c": 7.0}, 16.9, 10.0) is None
-    assert gather(alive, {"c": 7.0, "a": 0.0}, 17.0, 10.0) == Gathering(("a", "c"), ("b", "d"))
+    assert gather(alive, {"c": 7.0, "a": 0.0}, 17.0, 10.0) == SyncMembers(("a", "c"), ("b", "d"))
 
 
 def test_a_member_that_was_given_up_does_not_count() -> None:
-    assert gather(["a"], {"a": 0.0, "b": 1.0}, 1.0, None) == Gathering(("a",))
+    assert gather(["a"], {"a": 0.0, "b": 1.0}, 1.0, None) == SyncMembers(("a",))
     assert gather([], {"b": 1.0}, 1.0, 0.5) is None
 
 

@@ -19,10 +19,10 @@ from moedisco_ray.core.locations import Location
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import queue as module
 from moedisco_ray.execution.ray import trainers
-from moedisco_ray.execution.ray.attempts import Surroundings
-from moedisco_ray.execution.ray.event_mailbox import Relay, Whereabouts, _Mailbox
+from moedisco_ray.execution.ray.attempts import AttemptContext
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _Mailbox
 from moedisco_ray.execution.ray.queue import Queue
-from moedisco_ray.execution.submodel_progress import Cohort
+from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.quorum import ALL
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
@@ -31,15 +31,15 @@ from moedisco_ray.training.checkpoints import checkpoint
 NAMES = ("placed", "unplaced")
 
 
-class Mail(Relay):
+class Mail(EventMailbox):
     """Of two trainings, one of which has no slot yet."""
 
     def __init__(self) -> None:
         super().__init__(SimpleNamespace(push=SimpleNamespace(remote=lambda event: event)), check=lambda: None)
         self.killed = {name: threading.Event() for name in NAMES}
 
-    def whereabouts(self, unit: str) -> Whereabouts:
-        return Whereabouts(("node",) if unit == "placed" else ())
+    def whereabouts(self, unit: str) -> UnitStatus:
+        return UnitStatus(("node",) if unit == "placed" else ())
 
     def losses_per_hour(self) -> float:
         return 0.1
@@ -64,7 +64,7 @@ def end(tmp_path: Path) -> StopFile:
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: StopFile) -> Iterator[Queue]:
     """Of two trainings and room for both; the one saves when it is asked to, and the other waits until it is killed."""
-    def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
+    def attempt(job: TrainJob, around: AttemptContext) -> TrainResult | End:
         while job.name == "placed" and not end.requested:
             mail.killed[job.name].wait(0.001)
         if job.name == "unplaced":
@@ -85,9 +85,9 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
             stage="submodels", name=name, model=tmp_path, shards=(), output=tmp_path / name / "out",
             checkpoints=tmp_path / name / "steps", steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
         for name in NAMES]
-    around = Surroundings("run", Placement(LowMemoryPool(), 1, 3), tmp_path, (StopFile(), end), mail)
+    around = AttemptContext("run", Placement(LowMemoryPool(), 1, 3), tmp_path, (StopFile(), end), mail)
     with ThreadPoolExecutor(3) as threads:
-        yield Queue(jobs, around, threads, Cohort(jobs, ALL, 1, tmp_path / "cohort.json"))
+        yield Queue(jobs, around, threads, SubmodelProgress(jobs, ALL, 1, tmp_path / "submodel_progress.json"))
         end.request("over")     # of a test that failed too: the threads are waited for
         mail.kill("unplaced")
 
@@ -103,7 +103,7 @@ def test_one_that_hangs_is_killed_after_its_time(
     queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(Mail, "whereabouts", lambda _mail, _unit: Whereabouts(("node",)))
+    monkeypatch.setattr(Mail, "whereabouts", lambda _mail, _unit: UnitStatus(("node",)))
     queue.start()
     end.request("ended")
     queue.await_ends()
@@ -137,7 +137,7 @@ def test_a_pool_that_has_no_slot_for_anything_is_told_of_each_time(
 ) -> None:
     events, placed = list[Event](), list[str]()
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
-    monkeypatch.setattr(mail, "whereabouts", lambda _unit: Whereabouts(tuple(placed)))
+    monkeypatch.setattr(mail, "whereabouts", lambda _unit: UnitStatus(tuple(placed)))
     monkeypatch.setattr(module.session, "lasting", lambda _pool: there)
     monkeypatch.setattr(module.session, "missing", lambda bundles, workers, _free: f"waits for {workers} of {next(iter(*bundles))}")
     monkeypatch.setattr(module, patience, 0.0)
@@ -151,7 +151,7 @@ def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
 ) -> None:
     events = list[Event]()
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
-    monkeypatch.setattr(mail, "whereabouts", lambda _unit: Whereabouts())
+    monkeypatch.setattr(mail, "whereabouts", lambda _unit: UnitStatus())
     monkeypatch.setattr(module.session, "free", lambda _bundle: 1)
     monkeypatch.setattr(module, "_START_SECONDS", 0.0)
     queue.start()
@@ -186,7 +186,7 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
     def full_disk() -> None:
         raise OSError(28, "No space left on device")
 
-    def attempt(job: TrainJob, around: Surroundings) -> TrainResult:
+    def attempt(job: TrainJob, around: AttemptContext) -> TrainResult:
         mail.check = full_disk
         deadline = time.monotonic() + 10
         while not any(stop.requested for stop in around.stops) and time.monotonic() < deadline:

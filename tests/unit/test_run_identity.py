@@ -12,7 +12,7 @@ from moedisco_ray.cli.trackers import WeightsAndBiases
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def wandb_run(output: Path, stop: StopFile, given_id: str | None = None) -> tupl
     library = Recorder()
     config = small_config(output)
     with pytest.raises(RunStopped):
-        pipeline.run(config, (WeightsAndBiases(config, "project", library),), shell=InProcess(), stop=stop, given_id=given_id)
+        pipeline.run(config, (WeightsAndBiases(config, "project", library),), backend=LocalBackend(), stop=stop, given_id=given_id)
     [(_, _, asked)] = [call for call in library.calls if call[0] == "init"]
     return asked["id"], asked["group"]
 

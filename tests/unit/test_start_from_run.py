@@ -13,7 +13,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.read_roots import ENVIRONMENT
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from service.domain.starts import located
 
 TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
@@ -25,7 +25,7 @@ def documents(directory: Path) -> set[str]:
 
 def test_a_finished_runs_model_and_text_are_the_next_runs_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = small_config(tmp_path / "runs" / "ID", tokens=TOKENS)
-    directory = pipeline.run(first, shell=InProcess())
+    directory = pipeline.run(first, backend=LocalBackend())
     raw = small_config(tmp_path / "runs" / "NEXT", tokens=TOKENS).model_dump(mode="json")
     raw["clusters"]["vectors"] = "hidden_state"
     raw["model"] = {"family": first.model.family, "init": {"checkpoint": "run://ID/model"}}
@@ -33,6 +33,6 @@ def test_a_finished_runs_model_and_text_are_the_next_runs_start(tmp_path: Path, 
     config, read = located(RunConfig.model_validate(raw), {"ID": directory}.get)
     assert read == (directory / "corpus", directory / "model")
     monkeypatch.setenv(ENVIRONMENT, json.dumps([str(path) for path in (*read, tmp_path / "runs" / "NEXT")]))
-    after = pipeline.run(config, shell=InProcess())
+    after = pipeline.run(config, backend=LocalBackend())
     assert documents(after) == documents(directory)
     assert read_json(after / "model" / "config.json")["hidden_size"] == first.model.architecture.hidden_size

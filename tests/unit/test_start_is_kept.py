@@ -20,7 +20,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, Merge, Model, RunConfig, Source
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model
 from moedisco_ray.stages import evaluate, tasks
 from moedisco_ray.stages.corpus import Encoder
@@ -56,7 +56,7 @@ def run_of(output: Path, family: str, start: Path, **changes: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, llama: Path) -> Path:
-    return pipeline.run(run_of(tmp_path_factory.mktemp("runs"), "mixtral", llama), shell=InProcess())
+    return pipeline.run(run_of(tmp_path_factory.mktemp("runs"), "mixtral", llama), backend=LocalBackend())
 
 
 def test_the_loss_before_and_after_the_upcycle_is_the_same_on_its_own_tokens(tmp_path: Path, llama: Path) -> None:
@@ -157,7 +157,7 @@ def test_another_tokenizer_is_refused_before_anything_is_made(tmp_path: Path, ll
     save_trained(train_bpe(texts()[:50], 400), tmp_path / "other")
     config = run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other")})
     with pytest.raises(ConfigError, match=r"^tokenizer\.path: .*is not the tokenizer of model\.init\.upcycle .*tokenizer\.replace"):
-        pipeline.run(config, shell=InProcess())
+        pipeline.run(config, backend=LocalBackend())
     assert not (config.directory / "corpus").exists()
     check_start(run_of(tmp_path / "runs", "mixtral", llama, tokenizer={"path": str(tmp_path / "other"), "replace": True}))
 
@@ -171,7 +171,7 @@ def test_qwen3_with_heads_of_its_own_size_and_llama_with_biases_go_through_a_run
 ) -> None:
     start = write_start(
         tmp_path / "start", kind, begins=False, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, **own)
-    directory = pipeline.run(run_of(tmp_path / "runs", family, start), shell=InProcess())
+    directory = pipeline.run(run_of(tmp_path / "runs", family, start), backend=LocalBackend())
     assert Encoder(directory / "corpus" / "tokenizer").bos is None
     config = read_json(directory / "model" / "config.json")
     assert config | kept | {"rope_theta": 5e5, "rope_scaling": None} == config

@@ -15,10 +15,10 @@ from moedisco_ray.core.config import HighMemoryPool
 from moedisco_ray.core.errors import RunStopped
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.tasks import until_begun
-from moedisco_ray.execution.ray.wait_notice import Standstill
+from moedisco_ray.execution.ray.wait_notice import WaitNotice
 from moedisco_ray.stages.steps import Context
 
 
@@ -30,8 +30,8 @@ def wanted() -> str:
     return "waits for 1 high_mem_gpu"
 
 
-class Busy(InProcess):
-    """A shell whose pool has no slot for a while."""
+class Busy(LocalBackend):
+    """A backend whose pool has no slot for a while."""
 
     def __init__(self, events: list[Event]) -> None:
         self.events = events
@@ -44,17 +44,17 @@ class Busy(InProcess):
 
 def test_what_waits_inside_the_shell_is_not_charged(tmp_path: Path) -> None:
     events: list[Event] = []
-    shell = Busy(events)
-    context = Context(small_config(tmp_path), tmp_path, "", events.append, shell)
+    backend = Busy(events)
+    context = Context(small_config(tmp_path), tmp_path, "", events.append, backend)
     assert context.call(HighMemoryPool(), lambda: [event.type for event in events]) == ["workers_held"]
-    assert shell.charged == [False]
+    assert backend.charged == [False]
     assert [event.type for event in events] == ["workers_held", "workers_released"]
     assert events[0].data["pool"] == "high_memory"
 
 
 def test_what_holds_no_pool_is_not_metered(tmp_path: Path) -> None:
     events: list[Event] = []
-    context = Context(small_config(tmp_path), tmp_path, "", events.append, InProcess())
+    context = Context(small_config(tmp_path), tmp_path, "", events.append, LocalBackend())
     assert context.call(None, max, 2, 3) == 3
     assert events == []
 
@@ -62,7 +62,7 @@ def test_what_holds_no_pool_is_not_metered(tmp_path: Path) -> None:
 def test_a_function_of_a_stopped_run_does_not_begin(tmp_path: Path) -> None:
     stop = StopFile(tmp_path / "stop")
     stop.request("budget")
-    context = dataclasses.replace(Context(small_config(tmp_path), tmp_path, "", lambda _: None, InProcess()), stop=stop)
+    context = dataclasses.replace(Context(small_config(tmp_path), tmp_path, "", lambda _: None, LocalBackend()), stop=stop)
     with pytest.raises(RunStopped, match="budget"):
         context.call(HighMemoryPool(), pytest.fail)
 
@@ -94,7 +94,7 @@ def test_of_several_kinds_any_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wait_that_begins_again_is_told_of_again() -> None:
     now, events = [0.0], list[Event]()
-    standstill = Standstill(events.append, lambda: now[0])
+    standstill = WaitNotice(events.append, lambda: now[0])
     for goes_on in (False, False, True, False, False):
         if goes_on:
             standstill.goes_on()

@@ -23,7 +23,16 @@ from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.errors import CorpusError, RunDirError, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, save_model
-from moedisco_ray.training import TrainJob, TrainResult, World, learning_rate, standing, steps_for, train, write_standing
+from moedisco_ray.training import (
+    TrainJob,
+    TrainResult,
+    World,
+    learning_rate,
+    read_partial_result,
+    steps_for,
+    train,
+    write_partial_result,
+)
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.manifest import HashingStream
 from moedisco_ray.training.checkpoints.storage import Storage
@@ -380,16 +389,16 @@ def test_the_model_of_a_checkpoint_is_what_the_training_would_have_written(
     job = dataclasses.replace(job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0, leave_moments=True)
     whole = variant(job, "whole", steps=4, checkpoint_every=2)
     result = run(whole)
-    assert standing(whole) == dataclasses.replace(result, restored_step=4)
+    assert read_partial_result(whole) == dataclasses.replace(result, restored_step=4)
     part = dataclasses.replace(whole, output=job.output, steps=9)
-    assert standing(part) == dataclasses.replace(result, restored_step=4, finished=False)
-    write_standing(part)
+    assert read_partial_result(part) == dataclasses.replace(result, restored_step=4, finished=False)
+    write_partial_result(part)
     files = {path.relative_to(whole.output) for path in whole.output.rglob("*") if path.is_file()}
     assert {path.relative_to(part.output) for path in part.output.rglob("*") if path.is_file()} == files
     assert all((part.output / file).read_bytes() == (whole.output / file).read_bytes() for file in files)
 
 
 def test_without_a_checkpoint_it_stands_where_it_starts(job: TrainJob) -> None:
-    assert standing(job) == TrainResult(0, 0, (), 0.0, 0, finished=False)
-    write_standing(job)
+    assert read_partial_result(job) == TrainResult(0, 0, (), 0.0, 0, finished=False)
+    write_partial_result(job)
     check_same(weights(job.output), weights(job.model))

@@ -200,7 +200,7 @@ def _dollars(base: RunConfig, arm: Arm, tokens: int, reads: Callable[[RunConfig,
     return dollars_of(account(config, build_plan(config), reads(config, arm)))
 
 
-def foretold(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
+def predicted(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
     """The tokens of a run that will come to a loss, by a straight line of loss over log tokens.
 
     A learning rate that comes down as a run ends makes of every length a run of its own: a longer one's losses on the way tell too

@@ -24,12 +24,12 @@ from benchmarks.study.compare.accounting import (
     trained_tokens,
     wall_hours,
 )
-from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, foretold, run_name, tokens_for
+from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, predicted, run_name, tokens_for
 from benchmarks.study.compare.quality import note_quality
 from benchmarks.study.compare.reading import expected, finetuned, found
 from benchmarks.study.compare.tuning import Tuned, kept, tune
 from benchmarks.study.recipe import recipe, subject
-from moedisco_ray.backend import Shell
+from moedisco_ray.backend import Backend
 from moedisco_ray.cli.display import View
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import is_done, read_json, write_json
@@ -48,7 +48,7 @@ _EVERY_BUDGET: tuple[Budget, ...] = (*BUDGETS, "loss")
 
 def compare(
     base: RunConfig, output: Path, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
-    view: Callable[[], View] | None = None, shell: Shell | None = None, known: Mapping[str, Arm] = ARMS, slice_tokens: int = 0,
+    view: Callable[[], View] | None = None, backend: Backend | None = None, known: Mapping[str, Arm] = ARMS, slice_tokens: int = 0,
 ) -> dict[str, Any]:
     """Train every arm, once with as many tokens as joint training and once for as many planned dollars, and compare.
 
@@ -65,7 +65,7 @@ def compare(
         names: Of arms to train; none: all of them. The reference is always among them.
         budgets: What the arms get as much of as joint training, `loss` last.
         view: Makes what shows a run; it is closed when the run ends. None: nothing is shown.
-        shell: Runs the work; None: Ray.
+        backend: Runs the work; None: Ray.
         known: The arms to choose from.
         slice_tokens: Tokens of each training that tunes an arm's learning rate and batch size (`tuning`); 0: arms train with
             theirs as configured.
@@ -84,7 +84,7 @@ def compare(
     def reads(config: RunConfig, arm: Arm) -> Reads:
         return expected(config, arm.measured, corpus)    # the reference has run by then: it is the first
 
-    tuned = _tune(base, asked, output, slice_tokens, view, shell) | _kept(base, known, asked, output, slice_tokens)
+    tuned = _tune(base, asked, output, slice_tokens, view, backend) | _kept(base, known, asked, output, slice_tokens)
     known = {**known, **{name: found.arm for name, found in tuned.items()}}
 
     def dear(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
@@ -105,7 +105,7 @@ def compare(
         if config is None or not (wanted or pipeline.is_finished(config)):
             continue
         if wanted:
-            _run(config, finished, view, shell)
+            _run(config, finished, view, backend)
         finished.append(config.directory)
         rows.append({**measured(name, arm, budget, config), "tuned": tuned[name].row() if name in tuned else None})
     target = add_target(rows)
@@ -123,7 +123,7 @@ def _config(
     name, arm = named
     if budget == "loss":
         # What is sought is a length to plan: a run that will end early has to be planned as long as those that did.
-        tokens = foretold([(row["planned_tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
+        tokens = predicted([(row["planned_tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
     else:
         tokens = dear(arm, budget)
     return None if tokens is None else arm_config(base, name, arm, output, budget, tokens)
@@ -131,7 +131,7 @@ def _config(
 
 def _tune(
     base: RunConfig, asked: Mapping[str, Arm], output: Path, slice_tokens: int, view: Callable[[], View] | None,
-    shell: Shell | None,
+    backend: Backend | None,
 ) -> dict[str, Tuned]:
     """Tune every arm of a comparison; run directories of slices are removed, the newest one after the next has its corpus."""
     slices = output / "slices"
@@ -139,7 +139,7 @@ def _tune(
 
     def train(config: RunConfig) -> float | None:
         try:
-            _run(config, finished, view, shell)
+            _run(config, finished, view, backend)
         except DivergedError:
             return None
         evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
@@ -167,11 +167,11 @@ def _kept(
     return found
 
 
-def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | None, shell: Shell | None) -> None:
+def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | None, backend: Backend | None) -> None:
     share_corpus(config, others)
     with contextlib.ExitStack() as stack:
         views = () if view is None else (stack.enter_context(contextlib.closing(view())),)
-        pipeline.run(config, views, shell=shell)
+        pipeline.run(config, views, backend=backend)
 
 
 def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from benchmarks.study.compare.arms import Arm
 from moedisco_ray.core.config import FAMILIES, RunConfig, check_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 STARTS: Mapping[str, tuple[str, ...]] = {"random": (), "seed": ("model.init.upcycle",)}
 """What a cell starts from, and the settings that say so."""
@@ -122,7 +122,7 @@ def _from_seed(raw: dict[str, Any], work: Path) -> dict[str, Any]:
         "name": "start", "output": str(work),
         "tokens": {"total": total, "seed_share": START_TOKENS / total, "finetune_share": 1 - START_TOKENS / total},
         "evaluation": {**raw["evaluation"], "every_tokens": None}})
-    directory = pipeline.run(common, shell=InProcess())
+    directory = pipeline.run(common, backend=LocalBackend())
     return raw | {
         "tokenizer": {"path": str(directory / "corpus" / "tokenizer")},
         "model": {"family": raw["model"]["family"], "init": {

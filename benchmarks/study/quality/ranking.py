@@ -20,7 +20,7 @@ from benchmarks.harness import environment, write_result
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm
 from benchmarks.study.compare.run import compare
 from benchmarks.study.quality.cells import Cell, base_config, own_arms
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 CELL = Cell("embedded", "qwen3_moe", "random")
 NAMES = (REFERENCE, "disco", "upcycle", "paper")
@@ -35,7 +35,7 @@ def one_seed(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for how, known, slice_tokens in (("as configured", arms, 0), ("compare", arms, arguments.tokens // 4), ("benchmark", tuned, 0)):
         output = work / how.replace(" ", "-")
-        result = compare(base, output, budgets=("tokens",), shell=InProcess(), known=known, slice_tokens=slice_tokens)
+        result = compare(base, output, budgets=("tokens",), backend=LocalBackend(), known=known, slice_tokens=slice_tokens)
         rows = result["rows"]
         found[how] = {
             "loss": {row["arm"]: row["loss"] for row in rows},

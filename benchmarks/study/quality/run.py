@@ -49,7 +49,7 @@ from benchmarks.study.quality.summary import summarise
 from moedisco_ray.cli.app import output_console
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 GRID = ("disco", "paper")
 """Arms that the grid is made of."""
@@ -76,7 +76,7 @@ def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[s
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     known = own_arms(KNOWN, cell.family, cell.start)
     for budgets, wanted in _by_budgets(arguments.arms):
-        found = compare(base, work, wanted, budgets=budgets, shell=InProcess(), known=known)["rows"]
+        found = compare(base, work, wanted, budgets=budgets, backend=LocalBackend(), known=known)["rows"]
         rows |= {(row["arm"], row["budget"]): row for row in found if row["arm"] in (REFERENCE, *arguments.arms)}
     return list(rows.values())
 
@@ -173,7 +173,8 @@ def quick(arguments: argparse.Namespace) -> int:
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
     few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
     base = base.model_copy(update={"evaluation": few_looks})
-    result = compare(base, work, list(GRID), budgets=("dollars",), shell=InProcess(), known=own_arms(ARMS, "qwen3_moe", "random"))
+    known = own_arms(ARMS, "qwen3_moe", "random")
+    result = compare(base, work, list(GRID), budgets=("dollars",), backend=LocalBackend(), known=known)
     output_console().print(compare_view(result))
     perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
     share = perplexity["disco"] / perplexity["paper"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from small_run import DOMAINS, small_config
 
 from benchmarks.study.compare.accounting import Point, Reads, account, curve, dollars_of, first_reach, wall_hours
-from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, foretold, planned, tokens_for
+from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, predicted, tokens_for
 from benchmarks.study.compare.figures import plot_comparison
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
@@ -23,7 +23,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan
 
 TOKENS = {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}
@@ -107,7 +107,7 @@ def test_runs_on_a_line_foretell_where_a_loss_is(line: tuple[float, float], runs
     def loss(tokens: int) -> float:
         return top - slope * math.log(tokens / few)
 
-    tokens = foretold([(many, loss(many)), (few, loss(few))], loss(sought))
+    tokens = predicted([(many, loss(many)), (few, loss(few))], loss(sought))
     if sought > many:
         assert tokens is None
     elif tokens is None:
@@ -117,10 +117,10 @@ def test_runs_on_a_line_foretell_where_a_loss_is(line: tuple[float, float], runs
 
 
 def test_what_cannot_be_foretold() -> None:
-    assert foretold([(100, 4.0)], 5.0) is None                      # one run
-    assert foretold([(100, 4.0), (200, 4.5)], 4.2) is None          # worse with more tokens
-    assert foretold([(100, 4.0), (200, 3.5)], 9.0) == 50            # no shorter than half of the shortest
-    assert foretold([(400, 3.0), (100, 5.0), (200, 4.0)], 3.5) == round(200 * 2 ** 0.5)
+    assert predicted([(100, 4.0)], 5.0) is None                      # one run
+    assert predicted([(100, 4.0), (200, 4.5)], 4.2) is None          # worse with more tokens
+    assert predicted([(100, 4.0), (200, 3.5)], 9.0) == 50            # no shorter than half of the shortest
+    assert predicted([(400, 3.0), (100, 5.0), (200, 4.0)], 3.5) == round(200 * 2 ** 0.5)
 
 
 def test_arms_that_there_are_not() -> None:
@@ -199,7 +199,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     output = tmp_path / "compared"
     other = {"path": f"{Path(json.__file__).parent}/*.py", "documents": "paragraph", "format": "text"}
     base = base.model_copy(update={"evaluation": Evaluation.model_validate({**base.evaluation.model_dump(), "sources": [other]})})
-    result = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), shell=InProcess())
+    result = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), backend=LocalBackend())
     assert [row["run"] for row in result["rows"]] == ["joint-tokens", "upcycle-tokens", "ensemble-tokens"]
     assert result == read_json(output / "compare.json")
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -240,7 +240,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert ensemble["unseen"] is None
 
     written = {row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in result["rows"]}
-    again = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), shell=InProcess())
+    again = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), backend=LocalBackend())
     assert written == {
         row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again["rows"]}
     assert [row["loss"] for row in again["rows"]] == [row["loss"] for row in result["rows"]]
@@ -249,7 +249,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     dear = base.pools.low_memory.model_copy(update={"price_per_hour": 2 * base.pools.low_memory.price_per_hour})
     base = base.model_copy(update={"pools": base.pools.model_copy(update={"low_memory": dear})})
     (output / "btx-tokens").mkdir()
-    fewer = compare(base, output, ["upcycle"], budgets=("tokens",), shell=InProcess())["rows"]
+    fewer = compare(base, output, ["upcycle"], budgets=("tokens",), backend=LocalBackend())["rows"]
     assert [row["run"] for row in fewer] == [row["run"] for row in result["rows"]]
     assert [row["loss"] for row in fewer] == [row["loss"] for row in result["rows"]]
     assert fewer[2]["dollars"] > 1.5 * ensemble["dollars"]
@@ -257,8 +257,8 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
 
 @pytest.mark.usefixtures("_one_thread")
 def test_a_third_run_comes_close_to_joint_trainings_loss(base: RunConfig, tmp_path: Path) -> None:
-    result = compare(base, tmp_path / "compared", ["upcycle"], budgets=("tokens", "dollars", "loss"), shell=InProcess())
+    result = compare(base, tmp_path / "compared", ["upcycle"], budgets=("tokens", "dollars", "loss"), backend=LocalBackend())
     joint, *runs = result["rows"]
     assert [row["run"] for row in runs] == ["upcycle-tokens", "upcycle-dollars", "upcycle-loss"]
-    assert runs[2]["tokens"] == foretold([(row["tokens"], row["loss"]) for row in runs[:2]], joint["loss"])
+    assert runs[2]["tokens"] == predicted([(row["tokens"], row["loss"]) for row in runs[:2]], joint["loss"])
     assert abs(runs[2]["loss"] - joint["loss"]) <= min(abs(row["loss"] - joint["loss"]) for row in runs[:2])

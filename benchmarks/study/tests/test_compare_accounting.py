@@ -32,7 +32,7 @@ from benchmarks.study.compare.reading import expected, found
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan
 
 TOKENS = {"total": 8000, "seed_share": 0.25, "finetune_share": 0.25}
@@ -117,7 +117,7 @@ def test_what_a_mixed_pool_reads_is_read_by_its_dearest_type(reads: Reads) -> No
         max(dollars_of(overheads(config, PLAN, reads)) for config in ALIKE))
 
 
-class Counting(InProcess):
+class Counting(LocalBackend):
     """Counts the tokens that models are given in each step."""
 
     def __init__(self) -> None:
@@ -153,9 +153,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def run(config: RunConfig) -> Counter[str]:
-    shell = Counting()
-    pipeline.run(config, shell=shell)
-    return shell.given
+    backend = Counting()
+    pipeline.run(config, backend=backend)
+    return backend.given
 
 
 def close(ours: Reads, theirs: Reads, windows: int) -> bool:
@@ -225,7 +225,7 @@ def test_an_ensemble_asks_every_sub_model_and_weighs_them(tmp_path: Path) -> Non
 def test_clusters_that_no_model_reads_for_cost_nothing_and_bigrams_little(tmp_path: Path) -> None:
     base = config_of(tmp_path)
     config = arm_config(base, "joint", ARMS["joint"], tmp_path, "tokens", 8000)
-    pipeline.run(config, shell=InProcess())
+    pipeline.run(config, backend=LocalBackend())
     corpus = config.directory / "corpus"
     plan = build_plan(base)
 

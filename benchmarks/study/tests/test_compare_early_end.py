@@ -12,11 +12,11 @@ from small_run import small_config
 from benchmarks.study.advice.measured import comparison_runs, read_measurements
 from benchmarks.study.compare import run as comparison
 from benchmarks.study.compare.accounting import account
-from benchmarks.study.compare.arms import ARMS, foretold
+from benchmarks.study.compare.arms import ARMS, predicted
 from benchmarks.study.compare.reading import found
 from moedisco_ray.core.artifacts import read_manifest, write_json
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan
 
 STEPS, MADE = 46, 32
@@ -32,7 +32,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
         output, tokens={"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}, merge={"calibration_tokens": 1024},
         evaluation={"max_tokens": 3000, "slice_tokens": 3000, "every_tokens": 1024},
         finetune={"optimizer": {"batch_tokens": 128, "lr": 1e-3}, "early_stop": 1e9})
-    yield base, output, comparison.compare(base, output, ["disco"], budgets=("tokens",), shell=InProcess())
+    yield base, output, comparison.compare(base, output, ["disco"], budgets=("tokens",), backend=LocalBackend())
     torch.set_num_threads(before)
 
 
@@ -85,7 +85,7 @@ def test_advice_and_a_third_run_go_by_what_was_planned(compared: Any, tmp_path: 
         {"arm": "disco", "tokens": planned - 100, "planned_tokens": planned, "loss": loss}
         for planned, loss in ((600, 4.0), (1200, 3.0)))]
     third = comparison._config(base, ("disco", ARMS["disco"]), "loss", tmp_path, None, rows)
-    assert third.tokens.total == foretold([(600, 4.0), (1200, 3.0)], 3.5) == round(600 * 2**0.5)
+    assert third.tokens.total == predicted([(600, 4.0), (1200, 3.0)], 3.5) == round(600 * 2**0.5)
 
 
 def test_what_an_earlier_version_wrote_counts_as_planned(compared: Any, tmp_path: Path) -> None:

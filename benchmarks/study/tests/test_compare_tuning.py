@@ -21,7 +21,7 @@ from benchmarks.study.compare.tuning import MOST_TRAININGS, START, at, climb, ke
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import NotFiniteError, TrainingError
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 SMALL = {
     "tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25},
@@ -129,8 +129,8 @@ def _one_thread() -> Any:
 def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_config(tmp_path, lr=2e-4)      # a tenth of what such a model bears
     monkeypatch.setattr("benchmarks.study.compare.tuning.MOST_TRAININGS", 3)
-    untuned = compare(base, tmp_path / "untuned", ["upcycle"], budgets=("tokens",), shell=InProcess())
-    result = compare(base, tmp_path / "tuned", ["upcycle"], budgets=("tokens",), shell=InProcess(), slice_tokens=4000)
+    untuned = compare(base, tmp_path / "untuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend())
+    result = compare(base, tmp_path / "tuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
     assert [row["tuned"] for row in untuned["rows"]] == [None, None]
     for row, before in zip(result["rows"], untuned["rows"], strict=True):
         assert row["tuned"] == {"batch_tokens": 256, "lr": pytest.approx(2 * before["recipe"]["finetune.optimizer.lr"]),
@@ -148,14 +148,14 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "trainings of 4,000 tokens each, on the validation documents" in shown(result)
     assert "better than the configured values at full length" in shown(result)
     # An arm that is not asked for again stays in the table with what it was tuned to.
-    fewer = compare(base, tmp_path / "tuned", [REFERENCE], budgets=("tokens",), shell=InProcess(), slice_tokens=4000)
+    fewer = compare(base, tmp_path / "tuned", [REFERENCE], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
     assert fewer["rows"] == result["rows"]
     # The next comparison of the same text and model trains no slice.
     runs: list[str] = []
     real = comparison.pipeline.run
     monkeypatch.setattr(comparison.pipeline, "run", lambda config, *rest, **named: runs.append(config.name) or real(
         config, *rest, **named))
-    again = compare(base, tmp_path / "again", [], budgets=("tokens",), shell=InProcess(), slice_tokens=4000, known={
+    again = compare(base, tmp_path / "again", [], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000, known={
         REFERENCE: ARMS[REFERENCE]})
     assert runs == ["joint-tokens"]
     assert again["rows"][0]["tuned"] == result["rows"][0]["tuned"]
@@ -165,7 +165,7 @@ def test_a_setting_that_diverges_is_passed_over_and_not_tried_again(tmp_path: Pa
     base = base_config(tmp_path)
     tried: list[float] = []
 
-    def run(config: RunConfig, views: Any, *, shell: Any) -> Path:
+    def run(config: RunConfig, views: Any, *, backend: Any) -> Path:
         tried.append(config.finetune.optimizer.lr)
         if config.finetune.optimizer.lr > 2e-3:
             raise NotFiniteError("finetune: the loss of step 3 is nan", 3)

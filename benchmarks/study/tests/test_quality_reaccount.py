@@ -6,13 +6,13 @@ from small_run import small_config
 
 from benchmarks.study.compare.run import compare
 from benchmarks.study.quality import reaccount
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 
 
 def test_rows_are_accounted_anew_from_their_runs_or_kept(tmp_path: Path) -> None:
     looks = {"max_tokens": 2000, "slice_tokens": 2000, "every_tokens": 4096}
     base = small_config(tmp_path, tokens={"total": 8000, "seed_share": 0.0}, evaluation=looks)
-    (joint,) = compare(base, tmp_path / "compared", ["joint"], budgets=("tokens",), shell=InProcess())["rows"]
+    (joint,) = compare(base, tmp_path / "compared", ["joint"], budgets=("tokens",), backend=LocalBackend())["rows"]
     # As an earlier version wrote it: the training alone, and nothing of its sources.
     old = {name: value for name, value in joint.items() if name != "sources"} | {"phases": joint["phases"][:1], "dollars": 1.0}
     result = {"command": "run.py", "cell": "small/qwen3_moe/random", "seed": 0, "rows": [

@@ -35,7 +35,7 @@ from moedisco_ray.core.errors import MoeDiscoError, NotFiniteError, PoolError, S
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray.causes import node_gone, unwrapped
-from moedisco_ray.execution.ray.event_mailbox import Relay, Whereabouts, emitter, losses_seen
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, emitter, losses_seen
 from moedisco_ray.execution.ray.train_callbacks import Slots, last_line
 from moedisco_ray.execution.ray.worker_log import worker_log
 from moedisco_ray.policies.retrying import End, kind_of
@@ -55,7 +55,7 @@ _WORD_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Surroundings:
+class AttemptContext:
     """What the attempts of a run share.
 
     Attributes:
@@ -71,11 +71,11 @@ class Surroundings:
     placement: Placement
     directory: Path
     stops: tuple[StopFile, ...]
-    mail: Relay
+    mail: EventMailbox
     waits: bool = True
 
 
-def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
+def attempt(job: TrainJob, around: AttemptContext) -> TrainResult | End:
     """Train until the job is finished, or its workers end.
 
     Returns:
@@ -91,7 +91,7 @@ def attempt(job: TrainJob, around: Surroundings) -> TrainResult | End:
     return outcome
 
 
-def _made(job: TrainJob, around: Surroundings) -> TrainResult | End:
+def _made(job: TrainJob, around: AttemptContext) -> TrainResult | End:
     placement, mail = around.placement, around.mail
     gone_before = _gone()
     this = mail.begin(job.name)
@@ -147,7 +147,7 @@ def _fit(trainer: TorchTrainer) -> TrainingFailedError | RayError | None:
     return None
 
 
-def end_of(error: TrainingFailedError | RayError, where: Whereabouts, gone_before: Collection[str] = ()) -> End:
+def end_of(error: TrainingFailedError | RayError, where: UnitStatus, gone_before: Collection[str] = ()) -> End:
     """What an error says of an attempt's end.
 
     Args:

@@ -24,8 +24,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class RayShell:
-    """A `shell.Shell` on the connected Ray cluster; what Ray shows of a run begins with the run's name."""
+class RayBackend:
+    """A `backend.Backend` on the connected Ray cluster; what Ray shows of a run begins with the run's name."""
 
     def __init__(self, config: RunConfig) -> None:
         self._run = config.name

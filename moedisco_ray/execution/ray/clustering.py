@@ -51,13 +51,13 @@ def build_clusters(
         RunStopped: Somebody asked the run to end before there was one.
     """
     kind = vectors_kind(config, model_dir, {kind.key: session.slots(kind) for kind in config.pools.low_memory.kinds})
-    seats = None if kind is None else Seats(kind, emit, stop)
+    seats = None if kind is None else VectoriserSlots(kind, emit, stop)
     workers = RayWorkers(corpus_dir / "tokenizer", seats, name=f"{config.name}-vectors")
     return build(config, corpus_dir, model_dir, directory, workers)
 
 
 @dataclasses.dataclass(frozen=True)
-class Seats:
+class VectoriserSlots:
     """Slots of a pool, for the actors that make vectors.
 
     Attributes:
@@ -114,7 +114,7 @@ class RayWorkers:
     """
 
     tokenizer: Path
-    seats: Seats | None = None
+    seats: VectoriserSlots | None = None
     most_shards: int | None = None
     name: str = "vectors"
     _shards: list[Any] = dataclasses.field(default_factory=list)

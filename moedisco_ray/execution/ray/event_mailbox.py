@@ -28,7 +28,7 @@ _ASK_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Whereabouts:
+class UnitStatus:
     """Where a unit was last seen.
 
     Attributes:
@@ -50,7 +50,7 @@ class Whereabouts:
         """The step under way, counted from 0: by a worker's own word, else as last reported; None: none is known."""
         return self.left_at if self.left_at is not None else self.step or None
 
-    def after(self, event: Event) -> Whereabouts:
+    def after(self, event: Event) -> UnitStatus:
         """With one more event taken in."""
         data = event.data
         if event.type == "checkpoint":
@@ -72,7 +72,7 @@ class _Mailbox:
         self._attempts: dict[str, str] = {}
         self._outcomes: dict[str, Any] = {}
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
-        self._whereabouts: defaultdict[str, Whereabouts] = defaultdict(Whereabouts)
+        self._whereabouts: defaultdict[str, UnitStatus] = defaultdict(UnitStatus)
         self._groups: dict[str, PlacementGroup] = {}
         self._controllers: dict[str, ActorHandle] = {}
         self._losses = 0
@@ -124,7 +124,7 @@ class _Mailbox:
     def outcome(self, unit: str) -> Any:
         return self._outcomes.get(unit)
 
-    def whereabouts(self, unit: str) -> Whereabouts:
+    def whereabouts(self, unit: str) -> UnitStatus:
         return self._whereabouts[unit]
 
     def lose(self) -> None:
@@ -139,7 +139,7 @@ class _Mailbox:
         return {unit: meter.worker_seconds for unit, meter in self._meters.items()}
 
 
-class Relay:
+class EventMailbox:
     """The driver's end.
 
     Attributes:
@@ -172,9 +172,9 @@ class Relay:
         """Count a loss that cost work."""
         ray.get(self.handle.lose.remote())
 
-    def whereabouts(self, unit: str) -> Whereabouts:
+    def whereabouts(self, unit: str) -> UnitStatus:
         """Where the unit was last seen."""
-        found: Whereabouts = ray.get(self.handle.whereabouts.remote(unit))
+        found: UnitStatus = ray.get(self.handle.whereabouts.remote(unit))
         return found
 
     def losses_per_hour(self) -> float:
@@ -196,7 +196,7 @@ class Relay:
 
 
 @contextlib.contextmanager
-def relay(emit: Emit, interval: float = 0.2) -> Iterator[Relay]:
+def relay(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
     """Hand every event that workers push to `emit`, in order, from one thread, until the block ends.
 
     Args:
@@ -211,7 +211,7 @@ def relay(emit: Emit, interval: float = 0.2) -> Iterator[Relay]:
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
     try:
         with pumped(lambda: ray.get(mailbox.take.remote()), emit, interval) as check:
-            yield Relay(mailbox, check)
+            yield EventMailbox(mailbox, check)
     finally:
         ray.kill(mailbox)
 

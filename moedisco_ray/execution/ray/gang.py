@@ -19,8 +19,8 @@ from moedisco_ray.core.errors import DivergedError, TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import histories
-from moedisco_ray.execution.ray.event_mailbox import Whereabouts
-from moedisco_ray.execution.ray.wait_notice import Standstill
+from moedisco_ray.execution.ray.event_mailbox import UnitStatus
+from moedisco_ray.execution.ray.wait_notice import WaitNotice
 from moedisco_ray.policies.checkpointing import loss_rate
 from moedisco_ray.policies.gang import Sizes, worth_growing
 from moedisco_ray.policies.retrying import End, GiveUp
@@ -34,7 +34,7 @@ _ASSUMED_RESTART = 30.0
 Outcome = TrainResult | End
 
 
-class Site(Protocol):
+class GangCluster(Protocol):
     """What a gang asks of the cluster that it is on."""
 
     @property
@@ -50,7 +50,7 @@ class Site(Protocol):
         """Slots that there may ever be."""
 
     @property
-    def whereabouts(self) -> Whereabouts:
+    def whereabouts(self) -> UnitStatus:
         """Where the gang was last seen."""
 
     @property
@@ -83,7 +83,7 @@ class Gang:
         job: The training.
         sizes: Which numbers they may be.
         max_failures: How often workers that failed are started again.
-        site: Where.
+        cluster: Where.
         directory: For the files that ask an attempt to end; all nodes must see it.
         stop: Asks the whole run to end.
         clock: Seconds.
@@ -91,13 +91,13 @@ class Gang:
     """
 
     def __init__(
-        self, job: TrainJob, sizes: Sizes, max_failures: int, site: Site, directory: Path, stop: StopFile = NEVER,
+        self, job: TrainJob, sizes: Sizes, max_failures: int, cluster: GangCluster, directory: Path, stop: StopFile = NEVER,
         clock: Callable[[], float] = time.monotonic, look: float = _LOOK_SECONDS,
     ) -> None:
         self._job = job
         self._sizes = sizes
         self._max_failures = max_failures
-        self._site = site
+        self._cluster = cluster
         self._directory = directory
         self._stop = stop
         self._clock = clock
@@ -106,7 +106,7 @@ class Gang:
         self._history = histories.remembered(job, sizes.fewest)
         self._losses = 0
         self._asked_at: float | None = None
-        self._standstill = Standstill(site.tell, clock)
+        self._standstill = WaitNotice(cluster.tell, clock)
 
     def train(self) -> TrainResult:
         """Until it is finished.
@@ -123,10 +123,10 @@ class Gang:
                 # One that ended to become larger waits for just that: the slots that it left are not known to be free yet.
                 workers = larger or self._slots()
                 end = StopFile(self._directory / f"end-{uuid.uuid4().hex}")
-                before = self._site.whereabouts
-                losses_per_hour = loss_rate(self._losses, self._site.worker_hours)
+                before = self._cluster.whereabouts
+                losses_per_hour = loss_rate(self._losses, self._cluster.worker_hours)
                 job = histories.adjusted(self._job, self._history, losses_per_hour)
-                running = thread.submit(self._site.attempt, job, workers, end)
+                running = thread.submit(self._cluster.attempt, job, workers, end)
                 try:
                     larger = self._watch(running, workers, before, end)
                 finally:
@@ -142,26 +142,26 @@ class Gang:
 
     def _slots(self) -> int:
         """Wait until there is room for a gang; hold nothing meanwhile."""
-        while (workers := self._sizes.on(self._site.free)) is None:
+        while (workers := self._sizes.on(self._cluster.free)) is None:
             self._stop.check()
-            self._site.check()
+            self._cluster.check()
             self._ask(self._next())
-            self._standstill.waits(lambda: self._site.missing(self._sizes.fewest))
+            self._standstill.waits(lambda: self._cluster.missing(self._sizes.fewest))
             time.sleep(self._look)
         self._standstill.goes_on()
         self._ask(0)
         return workers
 
-    def _watch(self, running: Future[Outcome], workers: int, before: Whereabouts, end: StopFile) -> int | None:
+    def _watch(self, running: Future[Outcome], workers: int, before: UnitStatus, end: StopFile) -> int | None:
         """Wait for an attempt to end, and end it once a larger one would be quicker; returns the size of that."""
         began = self._clock()
         under_way = False
         while not wait([running], timeout=self._look).done:
             self._stop.check()
-            self._site.check()
-            self._site.note()
-            where = self._site.whereabouts
-            # Until the attempt begins, the site knows of the one before it alone.
+            self._cluster.check()
+            self._cluster.note()
+            where = self._cluster.whereabouts
+            # Until the attempt begins, the cluster knows of the one before it alone.
             if where.step_seconds is None or not where.step or (where == before and not under_way):
                 continue
             if not under_way:
@@ -169,7 +169,7 @@ class Gang:
             larger = self._larger(workers, (self._job.steps - where.step) * where.step_seconds)
             if larger is not None:
                 self._ask(0)
-                self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
+                self._cluster.tell(Event("worker_restarted", self._job.stage, self._job.name, {
                     "kind": "grown", "step": where.step, "reason": f"it goes on with {larger} workers in place of {workers}"}))
                 end.request("grows")
                 wait([running])
@@ -178,27 +178,27 @@ class Gang:
 
     def _larger(self, workers: int, seconds_left: float) -> int | None:
         """The size that is worth a restart now; asks for nodes where that of more would be."""
-        possible = self._sizes.on(workers + self._site.free)
+        possible = self._sizes.on(workers + self._cluster.free)
         if possible is not None and worth_growing(workers, possible, seconds_left, self._restart):
             return possible
         # While the nodes boot, the gang trains on: what is left when they come is what they can shorten.
-        booting = self._site.boot if self._asked_at is None else 0.0
+        booting = self._cluster.boot if self._asked_at is None else 0.0
         larger = self._next()
         self._ask(larger - workers if worth_growing(workers, larger, seconds_left - booting, self._restart) else 0)
         return None
 
     def _next(self) -> int:
         """The gang to ask for: the largest, and smaller ones where that does not come within twice the time it should take."""
-        patience = 2 * self._site.boot
+        patience = 2 * self._cluster.boot
         waited = 0.0 if self._asked_at is None else self._clock() - self._asked_at
-        return self._sizes.asked(self._site.most, int(waited // patience) if math.isfinite(patience) else 0)
+        return self._sizes.asked(self._cluster.most, int(waited // patience) if math.isfinite(patience) else 0)
 
     def _ask(self, workers: int) -> None:
         if not workers:
             self._asked_at = None
         elif self._asked_at is None:
             self._asked_at = self._clock()
-        self._site.ask(workers)
+        self._cluster.ask(workers)
 
     def _follow(self, end: End, workers: int) -> None:
         """Do what the policy says of an end of so many workers."""
@@ -207,5 +207,5 @@ class Gang:
         if isinstance(decision, GiveUp):
             raise (DivergedError if decision.poisoned else TrainingError)(f"{self._job.name}: {decision.reason}")
         self._history = decision.history
-        self._site.tell(Event("worker_restarted", self._job.stage, self._job.name, {
+        self._cluster.tell(Event("worker_restarted", self._job.stage, self._job.name, {
             "kind": end.kind, "step": end.step, "reason": end.reason}))

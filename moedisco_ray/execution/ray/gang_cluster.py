@@ -17,9 +17,9 @@ from moedisco_ray.core.config import AnyPool
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.attempts import Surroundings, attempt
+from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
-from moedisco_ray.execution.ray.event_mailbox import Whereabouts, relay
+from moedisco_ray.execution.ray.event_mailbox import UnitStatus, relay
 from moedisco_ray.execution.ray.gang import Gang, Outcome
 from moedisco_ray.policies.arrival import boot_seconds
 from moedisco_ray.policies.checkpointing import HOUR
@@ -30,8 +30,8 @@ _NOTE_SECONDS = 10.0
 """Between two notes of what was held; what a driver knew beyond the last one is lost with it."""
 
 
-class RaySite:
-    """A `Site` on the connected cluster.
+class RayGangCluster:
+    """A `GangCluster` on the connected cluster.
 
     Args:
         around: Of every attempt; its placement's number of workers is that of none of them.
@@ -42,7 +42,7 @@ class RaySite:
     """
 
     def __init__(
-        self, around: Surroundings, name: str, ahead: Reservation, path: Path, clock: Callable[[], float] = time.monotonic,
+        self, around: AttemptContext, name: str, ahead: Reservation, path: Path, clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._around = around
         self._name = name
@@ -60,36 +60,36 @@ class RaySite:
 
     @property
     def free(self) -> int:
-        """See `Site`; what is reserved for it counts."""
+        """See `GangCluster`; what is reserved for it counts."""
         return session.free(self._around.placement.bundle) + self._ahead.held
 
     @property
     def boot(self) -> float:
-        """See `Site`."""
+        """See `GangCluster`."""
         return boot_seconds(self._ahead.boots) if self._grows else float("inf")
 
     @property
     def most(self) -> float:
-        """See `Site`."""
+        """See `GangCluster`."""
         return session.most_ever(self._around.placement.pool)
 
     @property
-    def whereabouts(self) -> Whereabouts:
-        """See `Site`."""
+    def whereabouts(self) -> UnitStatus:
+        """See `GangCluster`."""
         return self._around.mail.whereabouts(self._name)
 
     @property
     def worker_hours(self) -> float:
-        """See `Site`."""
+        """See `GangCluster`."""
         return sum(self.held.values()) / HOUR
 
     def ask(self, workers: int) -> None:
-        """See `Site`; without an autoscaler nobody would hear it."""
+        """See `GangCluster`; without an autoscaler nobody would hear it."""
         if self._grows:
             self._ahead.ask(workers)
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
-        """See `Site`."""
+        """See `GangCluster`."""
         self._workers = workers
         around = dataclasses.replace(
             self._around, placement=dataclasses.replace(self._around.placement, workers=workers),
@@ -100,20 +100,20 @@ class RaySite:
             self._note()
 
     def note(self) -> None:
-        """See `Site`; every few seconds, however often it is called."""
+        """See `GangCluster`; every few seconds, however often it is called."""
         if self._clock() - self._noted >= _NOTE_SECONDS:
             self._note()
 
     def tell(self, event: Event) -> None:
-        """See `Site`."""
+        """See `GangCluster`."""
         ray.get(self._around.mail.handle.push.remote(event))
 
     def check(self) -> None:
-        """See `Site`."""
+        """See `GangCluster`."""
         self._around.mail.check()
 
     def missing(self, workers: int) -> str:
-        """See `Site`."""
+        """See `GangCluster`."""
         return session.missing([self._around.placement.bundle], workers, self.free)
 
     @property
@@ -166,10 +166,10 @@ def train_gang(
     placement = Placement(pool, sizes.fewest, max_failures)
     ahead = Reservation(pool, f"{run}-{job.name}-ahead")
     with relay(emit) as mail:
-        around = Surroundings(run, placement, directory, (stop,), mail, waits=False)
-        site = RaySite(around, job.name, ahead, directory / "gang.json")
+        around = AttemptContext(run, placement, directory, (stop,), mail, waits=False)
+        cluster = RayGangCluster(around, job.name, ahead, directory / "gang.json")
         try:
-            result = Gang(job, sizes, max_failures, site, directory, stop).train()
+            result = Gang(job, sizes, max_failures, cluster, directory, stop).train()
         finally:
             ahead.release()
-        return site.trained(job, result)
+        return cluster.trained(job, result)

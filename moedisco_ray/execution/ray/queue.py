@@ -19,12 +19,12 @@ from moedisco_ray.core.config import Pool
 from moedisco_ray.core.errors import StorageError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray import histories, session
-from moedisco_ray.execution.ray.attempts import Surroundings, attempt
+from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.autoscaling.demand import Demand
-from moedisco_ray.execution.ray.event_mailbox import Whereabouts
+from moedisco_ray.execution.ray.event_mailbox import UnitStatus
 from moedisco_ray.execution.ray.sync_thread import KeeperBeside
-from moedisco_ray.execution.ray.wait_notice import PATIENCE_SECONDS, Standstill
-from moedisco_ray.execution.submodel_progress import Cohort
+from moedisco_ray.execution.ray.wait_notice import PATIENCE_SECONDS, WaitNotice
+from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.checkpointing import HOUR, SaveCost, expected_stretch, interval
 from moedisco_ray.policies.ordering import Remaining, calibration, expected_seconds, longest_first, soonest_done
 from moedisco_ray.policies.placement import Need, ask_for, place_all
@@ -51,17 +51,19 @@ class Queue:
         jobs: To be trained, each by as many workers.
         around: What their attempts share.
         threads: One for each job, and one more.
-        cohort: Is told what becomes of them.
+        submodel_progress: Is told what becomes of them.
 
     Raises:
         PoolError: A job fits no node type of a mixed pool.
     """
 
-    def __init__(self, jobs: Sequence[TrainJob], around: Surroundings, threads: ThreadPoolExecutor, cohort: Cohort) -> None:
+    def __init__(
+        self, jobs: Sequence[TrainJob], around: AttemptContext, threads: ThreadPoolExecutor, submodel_progress: SubmodelProgress,
+    ) -> None:
         self._jobs = jobs
         self._around = around
         self._threads = threads
-        self._cohort = cohort
+        self._cohort = submodel_progress
         self._pools = {kind.key: kind for kind in around.placement.pool.kinds}
         self._demand = Demand(self._pools, f"{around.run}-waiting") if session.grows() else None
         self._waiting: dict[str, TrainJob] = {}
@@ -70,11 +72,11 @@ class Queue:
         self._running: dict[Future[Outcome], tuple[TrainJob, Pool]] = {}
         self._histories = {job.name: histories.remembered(job, around.placement.workers) for job in jobs}
         self._needs = {job.name: self._need(job) for job in jobs}
-        self._standstill = Standstill(self._tell)
+        self._standstill = WaitNotice(self._tell)
         self._rounds = KeeperBeside(jobs, threads, self._tell)
         around.placement.check(list(self._needs.values()))
         for job in jobs:
-            if job.name in cohort.finished:
+            if job.name in submodel_progress.finished:
                 self._tell_finished(job)
             else:
                 self._wait(job)
@@ -237,7 +239,7 @@ class Queue:
             if reached is not None:
                 self._reached[job.name] = reached
 
-    def _remaining(self, job: TrainJob, where: Whereabouts, step: int = 0) -> Remaining:
+    def _remaining(self, job: TrainJob, where: UnitStatus, step: int = 0) -> Remaining:
         steps = max(1, job.steps - max(step, self._reached[job.name]))      # the last one made, the model is still to be written
         return Remaining(job.name, steps, planned=1.0, measured=where.step_seconds)
 

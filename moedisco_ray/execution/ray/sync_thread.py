@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from moedisco_ray.core.events import Emit
-from moedisco_ray.training import Keeper, TrainJob
+from moedisco_ray.training import SyncCoordinator, TrainJob
 
 _STAY_SECONDS = 120.0
 """For which a member keeps its slot while it waits: several times what a new start of it takes."""
@@ -25,7 +25,7 @@ class KeeperBeside:
     """
 
     def __init__(self, jobs: Sequence[TrainJob], threads: ThreadPoolExecutor, emit: Emit) -> None:
-        self._keeper = Keeper(jobs, emit)
+        self._keeper = SyncCoordinator(jobs, emit)
         self._threads = threads
         self.at_work: list[Future[None]] = []
 

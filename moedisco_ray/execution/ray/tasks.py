@@ -16,7 +16,7 @@ from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.task_worker import work
-from moedisco_ray.execution.ray.wait_notice import PATIENCE_SECONDS, Standstill
+from moedisco_ray.execution.ray.wait_notice import PATIENCE_SECONDS, WaitNotice
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def until_begun(
     Raises:
         RunStopped: Somebody asked the run to end.
     """
-    standstill = Standstill(emit)
+    standstill = WaitNotice(emit)
     while not begun():
         stop.check()
         standstill.waits(missing, patience)

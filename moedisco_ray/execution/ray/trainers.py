@@ -11,10 +11,10 @@ from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.attempts import Surroundings
+from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.event_mailbox import relay
 from moedisco_ray.execution.ray.queue import Queue
-from moedisco_ray.execution.submodel_progress import Cohort
+from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.training import TrainJob
 
@@ -49,9 +49,9 @@ def train_all(
     """
     directory.mkdir(parents=True, exist_ok=True)
     end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
-    cohort = Cohort(jobs, quorum, placement.workers, directory / "cohort.json")
+    submodel_progress = SubmodelProgress(jobs, quorum, placement.workers, directory / "submodel_progress.json")
     with relay(emit) as mail, ThreadPoolExecutor(len(jobs) + 1, thread_name_prefix="trainer") as threads:
-        queue = Queue(jobs, Surroundings(run, placement, directory, (stop, end), mail), threads, cohort)
+        queue = Queue(jobs, AttemptContext(run, placement, directory, (stop, end), mail), threads, submodel_progress)
         try:
             while queue.worth_waiting:
                 stop.check()

@@ -11,7 +11,7 @@ PATIENCE_SECONDS = 5.0
 """For which something waits before that is said: what Ray knows of free slots is a moment old."""
 
 
-class Standstill:
+class WaitNotice:
     """A wait that may begin again.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from moedisco_ray.backend import Shell
+from moedisco_ray.backend import Backend
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Model, Pool, RunConfig, UpcycleInit
 from moedisco_ray.core.events import Emit
@@ -30,7 +30,7 @@ class Context:
         directory: The run directory.
         fingerprint: Of the stage under way.
         emit: Takes events.
-        shell: Runs the work.
+        backend: Runs the work.
         stop: Ends the run once it is there.
         own_storage: The run's own folder in `checkpoint.storage`; None: its trainers save in the run directory.
     """
@@ -39,13 +39,13 @@ class Context:
     directory: Path
     fingerprint: str
     emit: Emit
-    shell: Shell
+    backend: Backend
     stop: StopFile = NEVER
     own_storage: Location | None = None
 
     def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """One pure function on one worker of a pool, metered; None: anywhere, unmetered."""
-        return self.shell.call(pool, self.emit, self.stop, function, *args, **kwargs)
+        return self.backend.call(pool, self.emit, self.stop, function, *args, **kwargs)
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""

@@ -63,7 +63,7 @@ def _least_gain(config: RunConfig) -> float | None:
     return config.finetune.early_stop * cost.dollars / cost.tokens * config.finetune.optimizer.batch_tokens
 
 
-def found_moments(model: Path) -> Path | None:
+def restored_optimizer_state(model: Path) -> Path | None:
     """Where the moments of an earlier stage's model lie, if it has any."""
     moments = (model / FOLDER).absolute()
     return moments if moments.is_dir() else None
@@ -86,10 +86,11 @@ def rounds_of(steps: Sequence[int], settings: Submodels, directory: Path) -> lis
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:
     """Each by workers of the placement's pool."""
-    return context.shell.train_all(jobs, placement, context.checkpoints(jobs[0].stage) / "ray", context.emit, context.stop, quorum)
+    directory = context.checkpoints(jobs[0].stage) / "ray"
+    return context.backend.train_all(jobs, placement, directory, context.emit, context.stop, quorum)
 
 
-def told_units(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:
+def unit_records(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:
     """What a stage's summary holds of its units; see `report`."""
     return [
         {

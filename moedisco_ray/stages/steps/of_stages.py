@@ -17,8 +17,8 @@ from moedisco_ray.stages import tasks
 from moedisco_ray.stages.corpus import Limits
 from moedisco_ray.stages.steps.calibration import calibration, sample
 from moedisco_ray.stages.steps.context import Context, cluster_tokens, dense_seed, finetune_seed, link_tree, submodel_seed
-from moedisco_ray.stages.steps.jobs import anchored, found_moments, make_job, rounds_of, told_units, train
-from moedisco_ray.training import write_standing
+from moedisco_ray.stages.steps.jobs import anchored, make_job, restored_optimizer_state, rounds_of, train, unit_records
+from moedisco_ray.training import write_partial_result
 from moedisco_ray.training.sync.exchange import backbone_path, history
 
 _COMMON = "common"
@@ -27,7 +27,7 @@ _COMMON = "common"
 
 def corpus(context: Context, draft: Draft) -> None:
     """Text to documents, a tokeniser, and packed tokens."""
-    draft.summary.update(context.shell.build_corpus(context.config, draft.path))
+    draft.summary.update(context.backend.build_corpus(context.config, draft.path))
     _warn(context, "corpus", draft.summary["warnings"])
 
 
@@ -44,7 +44,7 @@ def seed(context: Context, draft: Draft) -> None:
     job = dataclasses.replace(job, leave_moments=True)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.submodels.max_failures))
     link_tree(job.output, draft.path)
-    draft.summary["units"] = told_units([job], trained)
+    draft.summary["units"] = unit_records([job], trained)
 
 
 def cluster(context: Context, draft: Draft) -> None:
@@ -60,7 +60,7 @@ def cluster(context: Context, draft: Draft) -> None:
         meter.update(event)
         context.emit(event)
 
-    summary = context.shell.build_clusters(config, context.of("corpus"), model, draft.path, metered, context.stop)
+    summary = context.backend.build_clusters(config, context.of("corpus"), model, draft.path, metered, context.stop)
     draft.summary.update(summary, held=meter.worker_seconds)
     context.emit(Event("clusters", "cluster", data={
         "documents": [entry["documents"] for entry in summary["clusters"]],
@@ -88,7 +88,7 @@ def submodels(context: Context, draft: Draft) -> None:
         for k in range(config.clusters.count)
     ]
     rounds = context.checkpoints("submodels") / "rounds"
-    moments = found_moments(context.of("seed")) if config.submodels.keep_moments else None
+    moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_moments else None
     jobs = [dataclasses.replace(anchored(job, config.submodels), rounds=meets, moments=moments, leave_moments=True)
             for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
@@ -97,9 +97,9 @@ def submodels(context: Context, draft: Draft) -> None:
     trained = dict(zip((job.name for job in order), done, strict=True))
     for k, job in enumerate(jobs):
         if trained[job.name].contribution != "finished":
-            context.call(None, write_standing, job)
+            context.call(None, write_partial_result, job)
         link_tree(job.output, draft.path / str(k))
-    draft.summary["units"] = told_units(jobs, [trained[job.name] for job in jobs])
+    draft.summary["units"] = unit_records(jobs, [trained[job.name] for job in jobs])
     draft.summary["rounds"] = history(rounds)
     if draft.summary["rounds"]:
         link_tree(backbone_path(rounds, len(draft.summary["rounds"])), draft.path / _COMMON)
@@ -137,11 +137,11 @@ def finetune(context: Context, draft: Draft) -> None:
         return
     job = make_job(context, "finetune", "finetune", context.of("merge"), context.of("corpus") / "shards", config.tokens.finetune,
                finetune_seed(config))
-    job = dataclasses.replace(job, moments=found_moments(context.of("merge")))
-    trained = context.shell.train_gang(
+    job = dataclasses.replace(job, moments=restored_optimizer_state(context.of("merge")))
+    trained = context.backend.train_gang(
         job, pool, config.finetune.max_failures, context.checkpoints("finetune") / "ray", context.emit, context.stop)
     link_tree(job.output, draft.path)
-    draft.summary["units"] = told_units([job], [trained])
+    draft.summary["units"] = unit_records([job], [trained])
 
 
 def measure(context: Context, draft: Draft) -> None:

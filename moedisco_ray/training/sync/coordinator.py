@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.policies.sync_points import Gathering, gather
+from moedisco_ray.policies.sync_points import SyncMembers, gather
 from moedisco_ray.training.job import TrainJob
 from moedisco_ray.training.sync import exchange
 
 
-class Keeper:
+class SyncCoordinator:
     """Of jobs without rounds it has nothing to do.
 
     All that it must know after a restart is in the files.
@@ -39,7 +39,7 @@ class Keeper:
         """A member was given up: nobody waits for it any longer."""
         self._alive.remove(name)
 
-    def due(self) -> Gathering | None:
+    def due(self) -> SyncMembers | None:
         """Whom to combine now; None: nobody yet."""
         if self._rounds is None or self._closed == len(self._rounds.at):
             return None
@@ -49,7 +49,7 @@ class Keeper:
                 self._arrived[name] = now
         return gather(self._alive, self._arrived, now, self._rounds.patience)
 
-    def close(self, gathering: Gathering) -> None:
+    def close(self, gathering: SyncMembers) -> None:
         """Make the outer step of the open round.
 
         Raises:

@@ -26,7 +26,7 @@ from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_js
 from moedisco_ray.core.config import Outer
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.models import Checkpoint, open_checkpoint, write_checkpoint
-from moedisco_ray.policies.sync_points import Gathering, shares
+from moedisco_ray.policies.sync_points import SyncMembers, shares
 from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 
 _CLOSED = "round.json"
@@ -95,7 +95,7 @@ def backbone_path(directory: Path, number: int) -> Path:
     return _home(directory, number) / "backbone"
 
 
-def close(directory: Path, number: int, start: Path, gathering: Gathering, outer: Outer) -> None:
+def close(directory: Path, number: int, start: Path, gathering: SyncMembers, outer: Outer) -> None:
     """Make the outer step and close the round.
 
     Args:

@@ -15,11 +15,11 @@ from moedisco_ray.models import config_values
 from moedisco_ray.training.backbone import backbone_of
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.job import Rounds, TrainJob, World
-from moedisco_ray.training.metrics import Ledger
+from moedisco_ray.training.metrics import TrainingMetrics
 from moedisco_ray.training.sync import exchange
 
 
-class Meeting:
+class SyncMember:
     """Of a training without rounds nothing is ever due.
 
     The optimizer's state stays the member's own (DiLoCo, arXiv 2311.08105, section 2). A member that posts has a checkpoint, which
@@ -36,7 +36,7 @@ class Meeting:
         ValueError: Several workers train one member.
     """
 
-    def __init__(self, job: TrainJob, model: PreTrainedModel, ledger: Ledger, world: World) -> None:
+    def __init__(self, job: TrainJob, model: PreTrainedModel, ledger: TrainingMetrics, world: World) -> None:
         if job.rounds is not None and world.size > 1:
             raise ValueError("a member of rounds is trained by one worker")
         self._job = job

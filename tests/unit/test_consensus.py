@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.training import consensus
-from moedisco_ray.training.consensus import Agreement, steps_between
+from moedisco_ray.training.consensus import Consensus, steps_between
 from moedisco_ray.training.job import World
 
 NOTICE = 30.0
@@ -53,13 +53,13 @@ def test_the_slowest_worker_s_steps_say_when_the_next_question_is(
     monkeypatch: pytest.MonkeyPatch, mine: float, other: float, asked: list[int],
 ) -> None:
     gang = Gang(monkeypatch, mine, other)
-    gang.steps(Agreement((lambda: False, lambda: False), World(0, 2), lambda: gang.now), 10)
+    gang.steps(Consensus((lambda: False, lambda: False), World(0, 2), lambda: gang.now), 10)
     assert gang.asked == asked      # one collective each, and none in between
 
 
 def test_after_a_slow_first_step_it_asks_as_seldom_as_the_others_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     gang = Gang(monkeypatch, 20.0, 0.0)
-    agree = Agreement((lambda: False, lambda: False), World(0, 2), lambda: gang.now)
+    agree = Consensus((lambda: False, lambda: False), World(0, 2), lambda: gang.now)
     gang.steps(agree, 1)
     gang.mine = 0.25
     gang.steps(agree, 17)
@@ -68,7 +68,7 @@ def test_after_a_slow_first_step_it_asks_as_seldom_as_the_others_allow(monkeypat
 
 def test_what_another_worker_says_is_what_this_one_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     gang = Gang(monkeypatch, 0.5, 0.5)
-    agree = Agreement((lambda: False, lambda: True), World(1, 2), lambda: gang.now)
+    agree = Consensus((lambda: False, lambda: True), World(1, 2), lambda: gang.now)
     assert gang.steps(agree, 2) == [[False, True], [False, False]]
     gang.other_says = True
     assert gang.steps(agree, 3) == [[False, False], [False, False], [True, True]]
@@ -76,7 +76,7 @@ def test_what_another_worker_says_is_what_this_one_hears(monkeypatch: pytest.Mon
 
 def test_who_is_alone_asks_after_every_step() -> None:
     said = iter([False, True, False])
-    agree = Agreement((lambda: next(said),), World())
+    agree = Consensus((lambda: next(said),), World())
     assert [agree() for _ in range(3)] == [[False], [True], [False]]
 
 

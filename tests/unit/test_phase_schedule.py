@@ -25,7 +25,7 @@ from moedisco_ray.stages.evaluate.scoring import document_nats, fill, plan_batch
 from moedisco_ray.training import TrainJob, World, learning_rate
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.packed_tokens import TokenStream, batch_indices
-from moedisco_ray.training.phase_schedule import Course, rate, stretches
+from moedisco_ray.training.phase_schedule import PhaseSchedule, phase_spans, rate
 from moedisco_ray.training.spikes import SpikeGuard
 
 STAGED = (Phase(train="router", share=0.25), Phase(train="backbone", share=0.25), Phase(train="all", share=0.5))
@@ -66,7 +66,7 @@ def phases(draw: st.DrawFn) -> tuple[Phase, ...]:
 
 @given(phases(), st.integers(1, 300))
 def test_every_step_belongs_to_one_phase_and_each_has_its_share(parts: tuple[Phase, ...], steps: int) -> None:
-    found = stretches(parts, steps)
+    found = phase_spans(parts, steps)
     assert [step for each in found for step in range(each.start, each.stop)] == list(range(steps))
     if all(part.share * steps >= 1 for part in parts):
         assert [each.train for each in found] == [part.train for part in parts]
@@ -76,7 +76,7 @@ def test_every_step_belongs_to_one_phase_and_each_has_its_share(parts: tuple[Pha
 
 @given(phases(), st.integers(2, 300))
 def test_a_phase_warms_up_under_the_schedule_of_the_whole(parts: tuple[Phase, ...], steps: int) -> None:
-    for each in stretches(parts, steps):
+    for each in phase_spans(parts, steps):
         ramp = math.ceil(RECIPE.warmup * (each.stop - each.start))
         for step in range(each.start, each.stop):
             whole = learning_rate(step, steps, RECIPE)
@@ -230,7 +230,7 @@ def test_steps_are_of_another_kind_where_a_phase_begins_or_the_gate_ends(
     home: Path, dense_steps: int, changes: list[int],
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(home / "qwen2_moe")
-    course = Course(model, "qwen2_moe", STAGED, 40, RECIPE, dense_steps)
+    course = PhaseSchedule(model, "qwen2_moe", STAGED, 40, RECIPE, dense_steps)
     assert [step for step in range(40) if course.changes_at(step)] == changes
     assert course.alike_from == max(20, dense_steps)
 

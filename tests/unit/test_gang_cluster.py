@@ -11,14 +11,14 @@ from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import HighMemoryPool, Optimizer
 from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.execution.ray import gang_cluster
-from moedisco_ray.execution.ray.attempts import Surroundings
+from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
-from moedisco_ray.execution.ray.event_mailbox import Relay
-from moedisco_ray.execution.ray.gang_cluster import RaySite
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox
+from moedisco_ray.execution.ray.gang_cluster import RayGangCluster
 from moedisco_ray.training import TrainJob, TrainResult
 
 
-class Driver(Relay):
+class Driver(EventMailbox):
     """A driver's time, and what its meter says of the gang."""
 
     def __init__(self) -> None:
@@ -45,43 +45,43 @@ def job(tmp_path: Path) -> TrainJob:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], RaySite]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], RayGangCluster]:
     """A new driver's."""
     monkeypatch.setattr(gang_cluster.session, "grows", lambda: False)
-    monkeypatch.setattr(RaySite, "tell", Driver.tell)
+    monkeypatch.setattr(RayGangCluster, "tell", Driver.tell)
 
-    def new(driver: Driver) -> RaySite:
+    def new(driver: Driver) -> RayGangCluster:
         pool = HighMemoryPool()
-        around = Surroundings("run", Placement(pool, 1, 0), tmp_path, (), driver)
-        return RaySite(around, "finetune", Reservation(pool, "ahead"), tmp_path / "gang.json", lambda: driver.now)
+        around = AttemptContext("run", Placement(pool, 1, 0), tmp_path, (), driver)
+        return RayGangCluster(around, "finetune", Reservation(pool, "ahead"), tmp_path / "gang.json", lambda: driver.now)
 
     return new
 
 
 def test_a_driver_that_dies_loses_seconds_of_an_attempt_and_its_next_counts_nothing_twice(
-    job: TrainJob, site: Callable[[Driver], RaySite], monkeypatch: pytest.MonkeyPatch,
+    job: TrainJob, cluster: Callable[[Driver], RayGangCluster], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     outcome = TrainResult(10, 10, (), 1.0, 0, finished=True)
     seen: list[float] = []
 
-    def attempt(job: TrainJob, around: Surroundings) -> TrainResult:
+    def attempt(job: TrainJob, around: AttemptContext) -> TrainResult:
         """For 25 seconds, in the middle of which the next driver looks at what this one has noted."""
         for _ in range(5):
             driver.passes(5, around.placement.workers)
             here.note()
-            seen.append(site(Driver()).trained(job, outcome).worker_seconds)
+            seen.append(cluster(Driver()).trained(job, outcome).worker_seconds)
         return outcome
 
     monkeypatch.setattr(gang_cluster, "attempt", attempt)
     driver = Driver()
-    here = site(driver)
+    here = cluster(driver)
     here.attempt(job, 2, NEVER)
     here.attempt(job, 4, NEVER)
     assert seen == [0, 20, 20, 40, 40, 50, 90, 90, 130, 130]
     trained = here.trained(job, outcome)
     assert (trained.seconds, trained.held) == (50, {"high_memory": 150})
     driver = Driver()
-    here = site(driver)
+    here = cluster(driver)
     here.attempt(job, 1, NEVER)
     trained = here.trained(job, outcome)
     assert (trained.seconds, trained.held) == (75, {"high_memory": 175})

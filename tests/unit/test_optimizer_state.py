@@ -15,7 +15,7 @@ from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import Optimizer, Phase, put
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.execution import pipeline
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, canonical_shapes, check_same, open_checkpoint, read_config, same_bits
 from moedisco_ray.models.optimizer_state import FOLDER, KINDS, Kind, Moments, open_moments, write_moments
 from moedisco_ray.policies.retrying import Skip
@@ -185,7 +185,7 @@ def finished(tmp_path: Path, tokens: dict[str, float], **changes: bool) -> Path:
     raw = config.model_dump(mode="json")
     for path, value in changes.items():
         put(raw, path.replace("__", "."), value)
-    return pipeline.run(type(config).model_validate(raw), shell=InProcess())
+    return pipeline.run(type(config).model_validate(raw), backend=LocalBackend())
 
 
 def test_a_run_passes_them_on_twice(tmp_path: Path) -> None:

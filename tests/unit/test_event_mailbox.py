@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray import event_mailbox as module
-from moedisco_ray.execution.ray.event_mailbox import Relay, Whereabouts, _Mailbox, losses_seen, pumped, relay
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _Mailbox, losses_seen, pumped, relay
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 WORDS = st.tuples(st.booleans(), st.sampled_from(["progress", "leave", "finish", "control", "place"]), st.integers(1, 99))
@@ -115,7 +115,7 @@ def test_a_new_attempt_is_nowhere_yet() -> None:
         say(mailbox, mailbox.begin("unit"), word, 7)
     mailbox.begin("unit")
     assert mailbox.outcome("unit") is None
-    assert mailbox.whereabouts("unit") == Whereabouts(step_seconds=0.5)
+    assert mailbox.whereabouts("unit") == UnitStatus(step_seconds=0.5)
     assert mailbox.whereabouts("unit").under_way is None
 
 
@@ -127,7 +127,7 @@ def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.M
         get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "5d" * 28), get=lambda value: value, kill=killed.append,
         remote=lambda **_settings: lambda _kind: SimpleNamespace(remote=lambda: mailbox)))
 
-    def use(mail: Relay) -> None:
+    def use(mail: EventMailbox) -> None:
         assert mail.handle is mailbox
         assert killed == []
         if raises:

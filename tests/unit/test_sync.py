@@ -14,10 +14,10 @@ from tiny_training import BATCH, RECIPE, L, ignore, never, run, stop_after, vari
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
-from moedisco_ray.execution.local_backend import InProcess
+from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, check_same, open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
-from moedisco_ray.training import Keeper, Rounds, TrainJob, World, train, write_standing
+from moedisco_ray.training import Rounds, SyncCoordinator, TrainJob, World, train, write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.optimizer import make_optimizer
 from moedisco_ray.training.sharding import trainable, whole_state
@@ -48,7 +48,7 @@ def members(home: Path, directory: Path, state: str = "fp32", every: int = 3) ->
 
 
 def in_process(jobs: Sequence[TrainJob], emit: Callable[[Event], None] = ignore) -> list[Trained]:
-    return InProcess().train_all(jobs, PLACEMENT, Path(), emit)
+    return LocalBackend().train_all(jobs, PLACEMENT, Path(), emit)
 
 
 def same(jobs: Sequence[TrainJob], others: Sequence[TrainJob]) -> None:
@@ -168,7 +168,7 @@ def test_a_member_that_leaves_and_comes_back_is_the_member_that_waited(
     home: Path, undisturbed: list[TrainJob], tmp_path: Path,
 ) -> None:
     jobs = members(home, tmp_path)
-    keeper = Keeper(jobs, ignore)
+    keeper = SyncCoordinator(jobs, ignore)
     waited = taken_in_turns(jobs, keeper)
     assert waited == 3 * len(jobs)
     same(jobs, undisturbed)
@@ -183,7 +183,7 @@ def test_bf16_state_killed_equals_undisturbed(home: Path, tmp_path: Path) -> Non
     same(halted, whole)
 
 
-def taken_in_turns(jobs: Sequence[TrainJob], keeper: Keeper) -> int:
+def taken_in_turns(jobs: Sequence[TrainJob], keeper: SyncCoordinator) -> int:
     """A queue with one slot, which nobody keeps while it waits; returns how often one left it unfinished."""
     left, finished = 0, set[str]()
     while len(finished) < len(jobs):
@@ -207,7 +207,7 @@ def leaving(job: TrainJob) -> TrainJob:
 # --- stragglers
 
 
-def close_one(jobs: Sequence[TrainJob], keeper: Keeper) -> None:
+def close_one(jobs: Sequence[TrainJob], keeper: SyncCoordinator) -> None:
     """Those who are there train up to their next meeting, and the round ends with them."""
     for job in jobs:
         run(job)
@@ -222,7 +222,7 @@ def test_a_late_member_takes_the_newest_backbone_and_is_in_the_next_round(home: 
         for job in members(home, tmp_path) if job.rounds is not None]
     now = 0.0
     events: list[Event] = []
-    keeper = Keeper(jobs, events.append, lambda: now)
+    keeper = SyncCoordinator(jobs, events.append, lambda: now)
     for job in jobs[:2]:
         run(job)
     assert keeper.due() is None
@@ -243,15 +243,15 @@ def test_a_late_member_takes_the_newest_backbone_and_is_in_the_next_round(home: 
 
 def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(home: Path, tmp_path: Path) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
-    keeper = Keeper(jobs, ignore)
+    keeper = SyncCoordinator(jobs, ignore)
     assert run(jobs[2]).steps == 1      # its first meeting
     keeper.drop("submodel-2")
     for _ in range(2):
         close_one(jobs[:2], keeper)
     alone = variant(jobs[2], "alone", rounds=None)
     run(alone, stop=stop_after(1))
-    write_standing(alone)
-    write_standing(jobs[2])
+    write_partial_result(alone)
+    write_partial_result(jobs[2])
     common = exchange.backbone(tmp_path / "rounds", 2)
     stood, written = weights(alone.output), weights(jobs[2].output)
     assert set(written) == set(stood) > set(common)
@@ -262,7 +262,7 @@ def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(
 
 def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Path) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
-    keeper = Keeper(jobs, ignore)
+    keeper = SyncCoordinator(jobs, ignore)
     keeper.drop("submodel-2")
     for _ in range(2):
         close_one(jobs[:2], keeper)
@@ -272,7 +272,7 @@ def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Pa
 
 def test_laying_a_backbone_down_while_the_round_is_closed_disturbs_nobody(home: Path, tmp_path: Path) -> None:
     jobs, directory = [leaving(job) for job in members(home, tmp_path)], tmp_path / "rounds"
-    keeper = Keeper(jobs, ignore)
+    keeper = SyncCoordinator(jobs, ignore)
     keeper.drop("submodel-2")
 
     def slowly() -> Iterator[tuple[str, torch.Tensor]]:
@@ -291,9 +291,9 @@ def test_a_keeper_that_begins_again_knows_where_the_rounds_are(home: Path, undis
     jobs = [leaving(job) for job in members(home, tmp_path)]
     for job in jobs:
         run(job)
-    gathering = Keeper(jobs, ignore).due()
+    gathering = SyncCoordinator(jobs, ignore).due()
     assert gathering is not None
-    Keeper(jobs, ignore).close(gathering)
-    taken_in_turns(jobs, Keeper(jobs, ignore))
+    SyncCoordinator(jobs, ignore).close(gathering)
+    taken_in_turns(jobs, SyncCoordinator(jobs, ignore))
     same(jobs, undisturbed)
-    assert Keeper(jobs, ignore).due() is None
+    assert SyncCoordinator(jobs, ignore).due() is None

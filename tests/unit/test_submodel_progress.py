@@ -1,4 +1,4 @@
-"""What becomes of a cohort of trainings, without anything that trains."""
+"""What becomes of a submodel_progress of trainings, without anything that trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.errors import PoolError, TrainingError
-from moedisco_ray.execution.submodel_progress import Cohort
+from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.training import TrainJob, TrainResult, World
@@ -51,16 +51,16 @@ SPEEDS = dict.fromkeys("abc", 1.0)
 
 def test_a_quorum_gives_the_rest_its_time_and_takes_what_they_have(jobs: list[TrainJob], tmp_path: Path) -> None:
     clock = Clock()
-    cohort = Cohort(jobs, Quorum(1, patience=2.0), 1, tmp_path / "cohort.json", clock)
-    assert cohort.verdict(SPEEDS).action == "wait"
+    submodel_progress = SubmodelProgress(jobs, Quorum(1, patience=2.0), 1, tmp_path / "submodel_progress.json", clock)
+    assert submodel_progress.verdict(SPEEDS).action == "wait"
     clock.now += 30
-    cohort.finish("a", RESULT, 1.0)
+    submodel_progress.finish("a", RESULT, 1.0)
     # It took 30 s; at its two seconds per step the others are expected to take 20.
-    assert cohort.verdict(SPEEDS).seconds == 30
+    assert submodel_progress.verdict(SPEEDS).seconds == 30
     clock.now += 30
-    assert cohort.verdict(SPEEDS).action == "go"
+    assert submodel_progress.verdict(SPEEDS).action == "go"
     checkpointed(jobs[1], 5)
-    a, b, c = (cohort.trained(job, {"b": {"low_memory": 7.0}}) for job in jobs)
+    a, b, c = (submodel_progress.trained(job, {"b": {"low_memory": 7.0}}) for job in jobs)
     assert (a.contribution, a.result, a.reason) == ("finished", RESULT, None)
     assert (b.contribution, b.result.steps, b.result.tokens, b.result.finished) == ("checkpoint", 5, 50, False)
     assert (c.contribution, c.result.steps, c.result.tokens, c.reason) == ("seed", 0, 0, "its time was up")
@@ -69,22 +69,22 @@ def test_a_quorum_gives_the_rest_its_time_and_takes_what_they_have(jobs: list[Tr
 
 def test_one_on_a_slow_machine_is_given_the_time_that_such_a_machine_takes(jobs: list[TrainJob], tmp_path: Path) -> None:
     clock = Clock()
-    cohort = Cohort(jobs[:2], Quorum(1, patience=1.0), 1, tmp_path / "cohort.json", clock)
+    submodel_progress = SubmodelProgress(jobs[:2], Quorum(1, patience=1.0), 1, tmp_path / "submodel_progress.json", clock)
     clock.now += 20
-    cohort.finish("a", RESULT, 0.5)      # two seconds per step
-    assert cohort.verdict({"a": 9.0, "b": 0.125}).seconds == pytest.approx(4 * 20 - 20)
+    submodel_progress.finish("a", RESULT, 0.5)      # two seconds per step
+    assert submodel_progress.verdict({"a": 9.0, "b": 0.125}).seconds == pytest.approx(4 * 20 - 20)
 
 
 def test_a_later_driver_decides_from_what_is_there(jobs: list[TrainJob], tmp_path: Path) -> None:
     clock = Clock()
-    first = Cohort(jobs, Quorum(1, patience=1.5), 1, tmp_path / "cohort.json", clock)
+    first = SubmodelProgress(jobs, Quorum(1, patience=1.5), 1, tmp_path / "submodel_progress.json", clock)
     clock.now += 40
     checkpointed(jobs[0], STEPS)
     jobs[0].output.mkdir()
     first.finish("a", RESULT, 1.0)
     first.note(lambda: {"a": {"low_memory.t4": 40.0}, "b": {"low_memory.t4": 39.0}}, now=True)
     clock.now += 86_400     # a day without a driver: nobody is late for that
-    second = Cohort(jobs, Quorum(1, patience=1.5), 1, tmp_path / "cohort.json", clock)
+    second = SubmodelProgress(jobs, Quorum(1, patience=1.5), 1, tmp_path / "submodel_progress.json", clock)
     assert list(second.finished) == ["a"]
     assert second.seconds == 40
     assert second.verdict(SPEEDS).seconds == pytest.approx(1.5 * 40 - 40)
@@ -97,41 +97,41 @@ def test_a_later_driver_decides_from_what_is_there(jobs: list[TrainJob], tmp_pat
 
 def test_a_checkpoint_of_the_last_step_is_no_model_yet(jobs: list[TrainJob], tmp_path: Path) -> None:
     checkpointed(jobs[0], STEPS)
-    cohort = Cohort(jobs, ALL, 1, tmp_path / "cohort.json")
-    assert cohort.finished == {}
-    assert cohort.trained(jobs[0], {}).contribution == "checkpoint"
+    submodel_progress = SubmodelProgress(jobs, ALL, 1, tmp_path / "submodel_progress.json")
+    assert submodel_progress.finished == {}
+    assert submodel_progress.trained(jobs[0], {}).contribution == "checkpoint"
 
 
 def test_what_gave_up_ends_the_cohort_only_where_the_quorum_is_out_of_reach(jobs: list[TrainJob], tmp_path: Path) -> None:
-    cohort = Cohort(jobs, Quorum(2), 1, tmp_path / "cohort.json")
-    cohort.give_up("a", "poisoned: loss is nan")
-    assert cohort.verdict(SPEEDS).action == "wait"
-    assert cohort.trained(jobs[0], {}).reason == "poisoned: loss is nan"
-    cohort.give_up("c", "failed 4 times")
+    submodel_progress = SubmodelProgress(jobs, Quorum(2), 1, tmp_path / "submodel_progress.json")
+    submodel_progress.give_up("a", "poisoned: loss is nan")
+    assert submodel_progress.verdict(SPEEDS).action == "wait"
+    assert submodel_progress.trained(jobs[0], {}).reason == "poisoned: loss is nan"
+    submodel_progress.give_up("c", "failed 4 times")
     with pytest.raises(TrainingError, match=r"^2 of 3 can no longer finish: a: poisoned: loss is nan; c: failed 4 times$"):
-        cohort.verdict(SPEEDS)
+        submodel_progress.verdict(SPEEDS)
 
 
 def test_without_a_quorum_one_that_gives_up_ends_it(jobs: list[TrainJob], tmp_path: Path) -> None:
-    cohort = Cohort(jobs, ALL, 1, tmp_path / "cohort.json")
-    cohort.give_up("b", "failed 4 times")
+    submodel_progress = SubmodelProgress(jobs, ALL, 1, tmp_path / "submodel_progress.json")
+    submodel_progress.give_up("b", "failed 4 times")
     with pytest.raises(TrainingError, match=r"^b: failed 4 times$"):
-        cohort.verdict(SPEEDS)
+        submodel_progress.verdict(SPEEDS)
 
 
 @given(quorum=st.integers(1, 3), ends=st.lists(st.sampled_from("abc"), unique=True, max_size=3), waited=st.floats(0, 1e4))
 def test_it_goes_on_only_with_a_quorum(
     tmp_path_factory: pytest.TempPathFactory, quorum: int, ends: list[str], waited: float,
 ) -> None:
-    home = tmp_path_factory.mktemp("cohort")
+    home = tmp_path_factory.mktemp("submodel_progress")
     jobs = [TrainJob("submodels", name, home, (), home / name, home / f"{name}-steps", STEPS, 16, Optimizer(), 5) for name in "abc"]
     clock = Clock()
-    cohort = Cohort(jobs, Quorum(quorum), 1, home / "cohort.json", clock)
+    submodel_progress = SubmodelProgress(jobs, Quorum(quorum), 1, home / "submodel_progress.json", clock)
     for name in ends:
         clock.now += 20
-        cohort.finish(name, RESULT, 1.0)
+        submodel_progress.finish(name, RESULT, 1.0)
     clock.now += waited
-    action = cohort.verdict(SPEEDS).action
+    action = submodel_progress.verdict(SPEEDS).action
     assert (action == "go") == (len(ends) == 3 or (len(ends) >= quorum and waited >= 20 * (1.5 * quorum - len(ends))))
 
 
