@@ -123,6 +123,7 @@ def admit(queued: Sequence[Queued], active: Sequence[Active], limits: Limits, cl
     """
     owners = Counter(run.owner for run in active)
     claims = [resources for run in active for resources in run.claims]
+    started: list[tuple[str, ...]] = []
     decided = []
     for run in queued:
         if run.held is not None:
@@ -130,11 +131,11 @@ def admit(queued: Sequence[Queued], active: Sequence[Active], limits: Limits, cl
         elif cluster is None:
             reason = "Ray does not answer"
         else:
-            reason = _limit(run, owners, limits) or (None if cluster.grows else _room(run, claims, cluster))
+            reason = _limit(run, owners, limits) or (None if cluster.grows else _room(run, claims, started, cluster))
         decided.append(Admission(run.run_id, reason is None, reason))
         if reason is None:
             owners[run.owner] += 1
-            claims += [need.resources for need in run.needs for _ in range(need.free)]
+            started += [need.resources for need in run.needs for _ in range(need.free)]
     return decided
 
 
@@ -148,14 +149,17 @@ def _limit(run: Queued, owners: Mapping[str, int], limits: Limits) -> str | None
     return None
 
 
-def _room(run: Queued, claims: Sequence[tuple[str, ...]], cluster: Cluster) -> str | None:
+def _room(
+    run: Queued, claims: Sequence[tuple[str, ...]], started: Sequence[tuple[str, ...]], cluster: Cluster,
+) -> str | None:
     for need in run.needs:
         room = cluster.room(need.resources)
         if room.slots < max(need.slots, need.free):
             return _missing(need, room)
-        # What Ray tells is some seconds old, and a run that has just begun holds nothing yet.
-        claimed = sum(not set(resources).isdisjoint(need.resources) for resources in claims)
-        free = min(room.free, room.slots - claimed)
+        # Ray's figures are some seconds old: an active run may hold its slot in them or not, a run started in this pass does not.
+        claimed, new = (
+            sum(not set(resources).isdisjoint(need.resources) for resources in those) for those in (claims, started))
+        free = min(room.free, room.slots - claimed) - new
         if free < need.free:
             asked = f"; {room.pending} workers wait already" if room.pending else ""
             return f"waits for {need.free} {need.name}: {max(free, 0):g} of {room.slots:g} are free{asked}"

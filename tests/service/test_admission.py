@@ -49,6 +49,11 @@ def test_slots_that_others_use_are_not_free_though_no_run_of_ours_claims_them():
     assert decided.reason == "waits for 1 low: 0 of 4 are free"
 
 
+def test_one_free_slot_starts_one_run_where_others_use_the_rest():
+    decided = admit([run("a"), run("b", "bob")], [], LIMITS, cluster(low=2, low_free=1))
+    assert [each.start for each in decided] == [True, False]
+
+
 def test_workers_that_wait_already_are_told_of():
     rooms = Cluster({"low": Room(4, 0, pending=2), "high": Room(1, 1)})
     [decided] = admit([run("a")], [], LIMITS, rooms)
