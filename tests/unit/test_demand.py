@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from moedisco_ray.core.config import LowMemoryPool
+from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.autoscaling import boot_times
 from moedisco_ray.execution.ray.autoscaling import demand as module
 from moedisco_ray.execution.ray.autoscaling.demand import Demand
@@ -62,8 +63,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
         key: {"state": "CREATED" if holds else "PENDING"} for key, (_, holds) in there.groups.items()})
     monkeypatch.setattr(boot_times.ray, "nodes", lambda: [
         {"NodeID": str(i), "Alive": True, "Resources": {tag: 1.0}} for i, tag in enumerate(there.nodes)])
-    monkeypatch.setattr(boot_times, "_internal_kv_get", lambda key, **_: there.kept.get(key))
-    monkeypatch.setattr(boot_times, "_internal_kv_put", lambda key, value, **_: there.kept.update({key: value}))
+    monkeypatch.setattr(ray_internals, "kv_get", lambda key, _namespace: there.kept.get(key))
+    monkeypatch.setattr(ray_internals, "kv_put", lambda key, value, _namespace: there.kept.update({key: value}))
     return there
 
 

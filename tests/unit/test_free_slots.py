@@ -8,7 +8,7 @@ from ray.exceptions import RpcError
 from small_run import small_config
 
 from moedisco_ray.core.events import Event
-from moedisco_ray.execution.ray.autoscaling import free_slots as looking
+from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.autoscaling.free_slots import free_slots, unused
 
 GROUP = "8f3b" * 9
@@ -45,7 +45,7 @@ def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
             done.set()
 
     answers.insert(0, answers[0])
-    monkeypatch.setattr(looking, "available_resources_per_node", available)
+    monkeypatch.setattr(ray_internals, "available_resources_per_node", available)
     with free_slots(small_config(tmp_path), emit, interval=0.001):
         assert done.wait(10)
     assert told == [1, 1, 0, 0]

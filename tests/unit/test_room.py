@@ -27,8 +27,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     monkeypatch.setattr(ray, "nodes", lambda: [
         gone, *({"NodeID": node, "Alive": True, "Resources": resources} for node, resources in NODES.items())])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 6.0, "low_mem_gpu": 7.0, "high_mem_gpu": 1.0})
-    monkeypatch.setattr(session.state, "available_resources_per_node", lambda: NODES)
-    monkeypatch.setattr(session.state.state, "get_draining_nodes", lambda: leaving)
+    monkeypatch.setattr(session.ray_internals, "available_resources_per_node", lambda: NODES)
+    monkeypatch.setattr(session.ray_internals, "draining_nodes", lambda: leaving)
     return leaving
 
 
@@ -60,7 +60,7 @@ def test_a_run_waits_for_a_node_and_says_how_to_bring_one(config: RunConfig) -> 
 def test_what_an_autoscaler_never_brings_is_refused_at_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: dict[str, int] = {"CPU": 64, "high_mem_gpu": 4, "b_tag": 1}
     monkeypatch.setattr(session, "grows", lambda: True)
-    monkeypatch.setattr(session.state.state, "get_max_resources_from_cluster_config", lambda: limits)
+    monkeypatch.setattr(session.ray_internals, "max_cluster_resources", lambda: limits)
     four = put_in(config, "pools.high_memory.workers", 4)
     assert (session.check_pools(four), session.most_ever(four.pools.high_memory)) == ([], 4)
     with pytest.raises(PoolError, match=r"^pools\.high_memory\.workers: 5: the gang needs 5 high_mem_gpu .* brings 4 at most"):

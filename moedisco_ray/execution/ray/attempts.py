@@ -21,14 +21,16 @@ import ray.train
 import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.exceptions import (
-    InsufficientClusterResourcesError,
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    PreemptionError,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
 )
-from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.errors import MoeDiscoError, NotFiniteError, PoolError, StorageError
@@ -36,6 +38,11 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray.causes import node_gone, unwrapped
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, emitter, losses_seen
+from moedisco_ray.execution.ray.ray_internals import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
 from moedisco_ray.execution.ray.train_callbacks import Slots, last_line
 from moedisco_ray.execution.ray.worker_log import worker_log
 from moedisco_ray.policies.retrying import End, kind_of

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray.exceptions import NodeDiedError, OutOfDiskError, RayActorError, RayError, RayTaskError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.execution.ray.ray_internals import WorkerHealthCheckFailedError
 from moedisco_ray.execution.ray.train_callbacks import last_line
 
 _NODE_GONE = re.compile(

@@ -14,11 +14,10 @@ from typing import Any
 
 import ray
 import ray.data
-from ray._common.network_utils import parse_address
-from ray._private import services, state
 
 from moedisco_ray.core.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.core.errors import PoolError
+from moedisco_ray.execution.ray import ray_internals
 
 _ANSWER_SECONDS = 10.0
 """For which a cluster that is named may take to answer."""
@@ -64,7 +63,7 @@ def slots(pool: Pool) -> int:
 
 def lasting(pool: Pool) -> int:
     """The same without nodes that are about to be taken away: Ray counts them to the last, and starts nothing there."""
-    leaving = state.state.get_draining_nodes()
+    leaving = ray_internals.draining_nodes()
     staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     return _slots(pool, {name: sum(each.get(name, 0) for each in staying) for name in (pool.resource, "GPU")})
 
@@ -76,10 +75,10 @@ def _slots(pool: Pool, resources: Mapping[str, float]) -> int:
 
 def free(bundle: Mapping[str, float]) -> int:
     """Workers with a bundle of resources each that could start now, as Ray knew a moment ago; none where a node is about to go."""
-    leaving = state.state.get_draining_nodes()
+    leaving = ray_internals.draining_nodes()
     return sum(
         min(int(there.get(name, 0) // amount) for name, amount in bundle.items())
-        for node, there in state.available_resources_per_node().items() if node not in leaving)
+        for node, there in ray_internals.available_resources_per_node().items() if node not in leaving)
 
 
 def missing(bundles: Sequence[Mapping[str, float]], workers: int, free: int) -> str:
@@ -114,7 +113,7 @@ def cap(pool: Pool) -> int:
 
 def most_ever(pool: Pool) -> float:
     """Slots of a pool that the cluster may ever have, by what its autoscaler says; infinite where that says nothing of it."""
-    limits = state.state.get_max_resources_from_cluster_config() if grows() else None
+    limits = ray_internals.max_cluster_resources() if grows() else None
     return math.inf if not limits else sum(max(slots(kind), _slots(kind, limits)) for kind in pool.kinds)
 
 
@@ -169,8 +168,8 @@ def _output_to(path: Path) -> Iterator[None]:
 
 def _join(address: str) -> None:
     try:
-        found = services.canonicalize_bootstrap_address(address)
-        with socket.create_connection(parse_address(found), _ANSWER_SECONDS):
+        found, host_and_port = ray_internals.cluster_address(address)
+        with socket.create_connection(host_and_port, _ANSWER_SECONDS):
             pass    # Ray itself would wait for ever
     except (OSError, ValueError):
         raise PoolError(

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import get_current_placement_group
 
 from moedisco_ray.core.events import Event
+from moedisco_ray.execution.ray.ray_internals import ControllerCallback, WorkerGroupCallback
 
 
 class Slots(WorkerGroupCallback, ControllerCallback):

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+from moedisco_ray.execution.ray import ray_internals
 
 _NAMESPACE = "moedisco"
 _KEPT = 50
@@ -31,7 +32,7 @@ class BootTimes:
     @property
     def seconds(self) -> list[float]:
         """From asking to each node that came, whichever run asked; oldest first."""
-        kept = _internal_kv_get(self._key, namespace=_NAMESPACE)
+        kept = ray_internals.kv_get(self._key, _NAMESPACE)
         return [] if kept is None else list(json.loads(kept))
 
     def ask(self, slots: int) -> None:
@@ -51,7 +52,7 @@ class BootTimes:
             now = self._clock()
             # The slot that waits longest gets the first node.
             took = [now - self._asked[min(place, len(self._asked) - 1)] for place in range(len(come))]
-            _internal_kv_put(self._key, json.dumps([*self.seconds, *took][-_KEPT:]), namespace=_NAMESPACE)
+            ray_internals.kv_put(self._key, json.dumps([*self.seconds, *took][-_KEPT:]), _NAMESPACE)
         return len(come)
 
     @property

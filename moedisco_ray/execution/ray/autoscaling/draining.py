@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub leaves it out
-from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 from ray.exceptions import RpcError
+
+from moedisco_ray.execution.ray.ray_internals import DRAIN_NODE_REASON_PREEMPTION, GcsClient
 
 _TIMEOUT_S = 5
 

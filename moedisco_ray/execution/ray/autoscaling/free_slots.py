@@ -7,11 +7,11 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 
-from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.execution.ray import ray_internals
 
 _INTERVAL = 2.0
 """Seconds between two looks."""
@@ -32,7 +32,7 @@ def free_slots(config: RunConfig, emit: Emit, interval: float = _INTERVAL) -> It
     told: dict[str, int] = {}
 
     def look() -> None:
-        nodes = list(available_resources_per_node().values())
+        nodes = list(ray_internals.available_resources_per_node().values())
         for resource, key in pools.items():
             slots = unused(nodes, resource)
             if slots != told.get(key, 0):

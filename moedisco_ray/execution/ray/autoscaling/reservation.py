@@ -11,10 +11,10 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
-from ray._private.state import state
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from moedisco_ray.core.config import Pool
+from moedisco_ray.execution.ray import ray_internals
 from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
 from moedisco_ray.policies import arrival
 from moedisco_ray.policies.arrival import Advice
@@ -50,7 +50,7 @@ class Reservation:
         table = placement_group_table(self._group) if self._group is not None else {}
         if table.get("state") != "CREATED":
             return 0
-        leaving = state.get_draining_nodes()
+        leaving = ray_internals.draining_nodes()
         return sum(node not in leaving for node in table["bundles_to_node_id"].values())
 
     def ask(self, workers: int) -> None:

@@ -1,0 +1,100 @@
+"""All private or undocumented API of Ray that the package uses, with the reason why the public API does not do.
+
+Every entry was checked with the Ray version in `CHECKED_WITH`; a test fails with another one, and if another file imports a private
+module of Ray. Read this page again before the Ray version in pyproject.toml changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray._common.network_utils import parse_address
+from ray._private import services, state
+
+# `ray drain-node` reports success for a node that Ray does not know, and does not say which nodes are draining already.
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub leaves it out
+from ray.autoscaler._private.providers import _get_node_provider_cls
+
+# The record of node types that a cloud refuses is internal to the autoscaler.
+from ray.autoscaler.v2 import autoscaler
+from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
+
+# `ray drain-node` takes this constant by name only.
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+from ray.core.generated.instance_manager_pb2 import Instance
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+# The public errors of Ray Train carry these as causes; without them, missing slots look like a failed worker.
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+
+# The public `ray.train.UserCallback` does not hear when the controller starts, nor when workers take and free their slots.
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+__all__ = [
+    "CHECKED_WITH", "DRAIN_NODE_REASON_PREEMPTION", "CloudResourceMonitor", "ControllerCallback", "GcsClient", "Instance",
+    "InsufficientClusterResourcesError", "WorkerGroupCallback", "WorkerGroupStartupFailedError", "WorkerGroupStartupTimeoutError",
+    "WorkerHealthCheckFailedError", "available_resources_per_node", "cluster_address", "draining_nodes", "kv_get", "kv_put",
+    "max_cluster_resources", "node_provider_class", "set_cloud_resource_monitor",
+]
+
+CHECKED_WITH = "2.60"
+"""Version of Ray for which this page is right."""
+
+
+def available_resources_per_node() -> dict[str, dict[str, float]]:
+    """Free resources by node id; the public `ray.available_resources` gives only their sum over the nodes."""
+    found: dict[str, dict[str, float]] = state.available_resources_per_node()
+    return found
+
+
+def draining_nodes() -> Mapping[str, int]:
+    """Deadlines (ms since the epoch) of draining nodes by id; the public `ray.nodes` does not show that a node is draining."""
+    found: dict[str, int] = state.state.get_draining_nodes()
+    return found
+
+
+def max_cluster_resources() -> Mapping[str, int] | None:
+    """Resources that the autoscaler may bring at most; None where it does not say. The public API knows only present nodes."""
+    found: dict[str, int] | None = state.state.get_max_resources_from_cluster_config()
+    return found
+
+
+def cluster_address(address: str) -> tuple[str, tuple[str, str]]:
+    """Resolve a Ray cluster's address as `ray.init` does, which would connect at once and wait for a cluster that does not answer.
+
+    Returns:
+        The address as `HOST:PORT`, and its host and port.
+
+    Raises:
+        ValueError: It is no address of a Ray cluster.
+    """
+    found = services.canonicalize_bootstrap_address(address)
+    return found, parse_address(found)
+
+
+def kv_get(key: str, namespace: str) -> bytes | None:
+    """A value from the Ray cluster's key-value store; the public alternative, a detached actor, would occupy a process."""
+    found: bytes | None = _internal_kv_get(key, namespace=namespace)
+    return found
+
+
+def kv_put(key: str, value: str, namespace: str) -> None:
+    """Store a value as long as the Ray cluster lives; see `kv_get`."""
+    _internal_kv_put(key, value, namespace=namespace)
+
+
+def node_provider_class(provider: str) -> type:
+    """Ray's launcher for a cloud, whose libraries this imports; the public provider type `external` gives no class to extend."""
+    found: type = _get_node_provider_cls({"type": provider})
+    return found
+
+
+def set_cloud_resource_monitor(monitor: type[Any]) -> None:
+    """Replace the class of the autoscaler's record of refused node types; Ray has no setting for it."""
+    autoscaler.CloudResourceMonitor = monitor
