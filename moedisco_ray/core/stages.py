@@ -5,10 +5,34 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.effects import leaves
+from moedisco_ray.core.config.sections import precision_on
+
+Derived = Callable[[RunConfig], Mapping[str, Any]]
+
+
+def _nothing(_config: RunConfig) -> Mapping[str, Any]:
+    return {}
+
+
+def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
+    """How the seed and the sub-models are computed, and their router losses where they have several experts."""
+    routed = config.model.architecture.num_experts > config.clusters.count
+    losses = {"load_balance": config.finetune.load_balance, "z_loss": config.finetune.z_loss}
+    precision = config.submodels.optimizer.arithmetic(gpu=config.pools.low_memory.gpu > 0)
+    return {"precision": precision, **(losses if routed else {})}
+
+
+def _whole_training(config: RunConfig) -> Mapping[str, Any]:
+    return {"precision": config.finetune.optimizer.arithmetic(gpu=config.finetune_pool.gpu > 0)}
+
+
+def _evaluation(config: RunConfig) -> Mapping[str, Any]:
+    return {"precision": precision_on(gpu=config.finetune_pool.gpu > 0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,37 +41,41 @@ class Stage:
 
     Attributes:
         name: Its name in events, reports and on the command line.
-        directory: Where its artifact lies in the run directory.
+        directory: Folder of its artifact in the run directory.
         needs: The stages whose artifacts it reads.
-        settings: Dotted configuration paths that its result depends on. Pools, checkpoints, trackers and looks at the held-out
-            loss change when and where work happens, never what comes out, so no stage names them. Nor a quorum, which says when a
-            run may do with less: it can be lowered while a run waits for machines that do not come, and what is trained stays. What
-            each sub-model contributed is in the stage's summary.
+        reads: Sections and settings, as dotted paths, that its result depends on. Settings in them that are marked as without
+            effect, or as resolved, are left out of its fingerprint (`core.config.effects`).
+        derived: Values that follow from several settings, such as the precision that the pool computes in.
     """
 
     name: str
     directory: str
     needs: tuple[str, ...]
-    settings: tuple[str, ...]
+    reads: tuple[str, ...]
+    derived: Derived = _nothing
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Dotted paths of all settings whose values its fingerprint holds."""
+        return tuple(leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads))
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", "corpus", (), ("seed", "corpus", "tokenizer")),
-    Stage("seed", "seed", ("corpus",), ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count")),
+    Stage(
+        "seed", "seed", ("corpus",), ("model", "tokens.total", "tokens.seed_share", "submodels.optimizer", "clusters.count"),
+        _submodel_training),
     Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens")),
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
-    Stage("submodels", "submodels", ("decompose", "cluster"), (
-        "tokens", "submodels.optimizer", "submodels.sync_every", "submodels.outer", "submodels.backbone_lr_scale",
-        "submodels.backbone_lr_scale_from", "submodels.keep_moments")),
+    Stage("submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels"), _submodel_training),
     Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_moments")),
-    Stage("finetune", "finetuned", ("merge",), (
-        "finetune.optimizer", "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
-        "finetune.load_balance", "finetune.z_loss")),
+    Stage("finetune", "finetuned", ("merge",), ("finetune",), _whole_training),
     Stage("evaluate", "evaluation", ("finetune",), (
         "evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.ensemble_top_k", "evaluation.sources",
-        "evaluation.lm_eval", "evaluation.lm_eval_limit")),
+        "evaluation.lm_eval", "evaluation.lm_eval_limit"), _evaluation),
     Stage("export", "model", ("finetune", "evaluate"), ("evaluation.prompts", "evaluation.sample_tokens", "export")),
 )
+_LEAVES = tuple(leaves(RunConfig))
 
 
 def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -56,6 +84,9 @@ def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> 
     Args:
         config: The run's configuration.
         inputs: Identity of the user's files, by the stage that reads them.
+
+    Raises:
+        CheckpointError: `model.init` names a directory without a usable `config.json`.
     """
     values = config.model_dump(mode="json")
     digests: dict[str, str] = {}
@@ -63,6 +94,7 @@ def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> 
         material = {
             "stage": stage.name,
             "settings": {path: _at(values, path) for path in stage.settings},
+            "derived": dict(stage.derived(config)),
             "needs": {name: digests[name] for name in stage.needs},
             "inputs": (inputs or {}).get(stage.name, ""),
         }
@@ -70,18 +102,27 @@ def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> 
     return digests
 
 
-def changed_settings(old: dict[str, Any], config: RunConfig) -> list[str]:
-    """Dotted paths of result-relevant settings that differ between a stored configuration and this one."""
-    new = config.model_dump(mode="json")
+def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted paths of the settings in which two configurations differ so that their results may."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     paths = dict.fromkeys(path for stage in STAGES for path in stage.settings)
-    return [leaf for path in paths for leaf in _differences(_at(old, path), _at(new, path), path)]
+    changed = [leaf for path in paths for leaf in _differences(_at(before, path), _at(after, path), path)]
+    derived = [
+        f"{name} of {stage.name}" for stage in STAGES
+        for name, value in stage.derived(new).items() if stage.derived(old).get(name, value) != value]
+    return changed + ([] if changed else derived)
 
 
-def _differences(old: Any, new: Any, path: str) -> list[str]:
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [leaf for key in keys for leaf in _differences(old.get(key), new.get(key), f"{path}.{key}")]
-    return [] if old == new else [path]
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}")
+    elif old != new:
+        yield path
+
+
+def _is_in(path: str, section: str) -> bool:
+    return path == section or path.startswith(f"{section}.")
 
 
 def _at(values: Any, path: str) -> Any:

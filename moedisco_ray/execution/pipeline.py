@@ -162,7 +162,7 @@ def claim(config: RunConfig, redo: bool) -> Path:
     directory = config.directory
     path = directory / "config.json"
     if path.exists():
-        changed = stages.changed_settings(read_json(path), config)
+        changed = stages.changed_settings(_stored(path), config)
         if changed and not redo and _holds_work(directory):
             raise RunDirError(
                 "output", str(directory),
@@ -178,6 +178,13 @@ def claim(config: RunConfig, redo: bool) -> Path:
             raise disk_full(directory) from error
         raise RunDirError("output", str(directory), f"cannot be written ({error.strerror})") from error
     return directory
+
+
+def _stored(path: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate(read_json(path))
+    except (ValueError, OSError) as error:
+        raise RunDirError("output", str(path.parent), "holds a run of another version; choose another name") from error
 
 
 def _holds_work(directory: Path) -> bool:

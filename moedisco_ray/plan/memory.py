@@ -167,7 +167,7 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
 
 def compute_bytes(optimizer: Optimizer, gpu: int) -> int:
     """Bytes per number in the forward pass: 2 in bf16, 4 in fp32."""
-    bf16 = optimizer.precision == "bf16" or optimizer.state == "bf16" or (optimizer.precision == "auto" and gpu > 0)
+    bf16 = optimizer.arithmetic(gpu=gpu > 0) == "bf16"
     return 2 if bf16 else 4
 
 

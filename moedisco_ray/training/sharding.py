@@ -21,9 +21,7 @@ from moedisco_ray.training.job import World
 
 def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
     """Type of the forward and backward pass. Weights kept in bf16 (`state: bf16`) are computed with in bf16."""
-    automatic = "fp32" if torch.device(device).type == "cpu" else "bf16"
-    precision = automatic if optimizer.precision == "auto" else optimizer.precision
-    return torch.bfloat16 if "bf16" in (precision, optimizer.state) else torch.float32
+    return torch.bfloat16 if optimizer.arithmetic(gpu=torch.device(device).type != "cpu") == "bf16" else torch.float32
 
 
 def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrainedModel:

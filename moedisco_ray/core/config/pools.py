@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from moedisco_ray.core.config.base import Section
+from moedisco_ray.core.config.effects import Resolved
 
 PoolName = Literal["low_memory", "high_memory"]
 MOST_WORKERS = 65_536
@@ -28,6 +29,7 @@ def _is_a_tag(resource: str) -> str:
 
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$"), AfterValidator(_is_a_tag)]
 """A custom resource that the nodes of a pool offer. Ray's own are refused: every node of the cluster offers them."""
+Gpus = Annotated[int, Field(ge=0, le=1), Resolved("precision")]
 PricePerHour = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -39,7 +41,7 @@ class Pool(Section):
 
     resource: Tag
     """The custom resource that a node of this pool offers: one per worker it has room for."""
-    gpu: int = Field(0, ge=0, le=1)
+    gpu: Gpus = 0
     """GPUs a worker holds; 0 trains on CPU."""
     memory_gb: float = Field(gt=0)
     price_per_hour: PricePerHour
@@ -89,7 +91,7 @@ class LowMemoryPool(Pool):
 
     kind = "low_memory"
     resource: Tag = "low_mem_gpu"
-    gpu: int = Field(0, ge=0, le=1)
+    gpu: Gpus = 0
     memory_gb: float = Field(24, gt=0)
     price_per_hour: PricePerHour = 0.35
     speed: float = Field(0.72, gt=0)
@@ -145,7 +147,7 @@ class HighMemoryPool(Pool):
 
     kind = "high_memory"
     resource: Tag = "high_mem_gpu"
-    gpu: int = Field(0, ge=0, le=1)
+    gpu: Gpus = 0
     memory_gb: float = Field(80, gt=0)
     price_per_hour: PricePerHour = 2.28
     speed: float = Field(1.0, gt=0)

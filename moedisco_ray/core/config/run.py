@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from moedisco_ray.core.config.base import Section
+from moedisco_ray.core.config.effects import NoEffect
 from moedisco_ray.core.config.model import Architecture, CheckpointInit, LocalInit, Model
 from moedisco_ray.core.config.places import WritesTo
 from moedisco_ray.core.config.pools import AnyPool, LowMemoryPool, Pools
@@ -42,10 +43,10 @@ _MOST_SHOWN = 8
 class RunConfig(Section):
     """Everything that describes a run. The same model validates it in the command line, the service and the driver."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
+    name: Annotated[str, NoEffect("it names the run directory")] = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
     """Names the run and its directory, OUTPUT/NAME."""
     seed: int = Field(0, ge=0, lt=2**31)
-    tags: Tags = Field(default_factory=dict)
+    tags: Annotated[Tags, NoEffect("they are labels for people")] = Field(default_factory=dict)
     """Key and value pairs to find the run by: at most 16, each part of at most 63 characters."""
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
@@ -55,12 +56,12 @@ class RunConfig(Section):
     submodels: Submodels = Submodels()
     merge: Merge = Merge()
     finetune: Finetune = Finetune()
-    pools: Pools = Pools()
-    checkpoint: Checkpoint = Checkpoint()
+    pools: Annotated[Pools, NoEffect("they say where work runs and what it costs; the precision that follows counts")] = Pools()
+    checkpoint: Annotated[Checkpoint, NoEffect("a resumed training gives the same bits as an undisturbed one")] = Checkpoint()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
-    tracking: Tracking = Tracking()
-    output: Annotated[Path, WritesTo("runs")] = Path("runs")
+    tracking: Annotated[Tracking, NoEffect("trackers only read a run's events")] = Tracking()
+    output: Annotated[Path, WritesTo("runs"), NoEffect("it is where the run directory is made")] = Path("runs")
     """Directory that holds run directories; on several machines, one that all of them see."""
 
     @property

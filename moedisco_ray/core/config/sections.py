@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from moedisco_ray.core.config.base import LARGEST, MOST_CLUSTERS, Section
+from moedisco_ray.core.config.effects import NoEffect, Resolved
 from moedisco_ray.core.config.places import ReadsFrom, WritesTo
 from moedisco_ray.core.config.pools import PoolName
 
@@ -159,6 +160,14 @@ class Clusters(Section):
     2-D map are computed on."""
 
 
+Precision = Literal["fp32", "bf16"]
+
+
+def precision_on(*, gpu: bool) -> Precision:
+    """Precision that a GPU or a CPU computes with where the configuration leaves it open."""
+    return "bf16" if gpu else "fp32"
+
+
 class Optimizer(Section):
     """One recipe of the one training loop."""
 
@@ -180,10 +189,15 @@ class Optimizer(Section):
     """Sequences per forward pass of one worker; null: the worker's whole share. Smaller needs less memory, same result."""
     state: Literal["fp32", "bf16"] = "fp32"
     """`fp32`: 16 bytes per parameter for weights, gradients and moments. `bf16`: 8 bytes, with stochastic rounding."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Resolved("precision")] = "auto"
     """Arithmetic of the forward and backward pass; auto: bf16 on a GPU, fp32 on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def arithmetic(self, *, gpu: bool) -> Precision:
+        """Precision of the forward and backward pass on a GPU or a CPU; weights kept in bf16 are computed with in bf16."""
+        precision = precision_on(gpu=gpu) if self.precision == "auto" else self.precision
+        return "bf16" if "bf16" in (precision, self.state) else "fp32"
 
 
 class Outer(Section):
@@ -194,6 +208,13 @@ class Outer(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
 
 
+_MAY_DO_WITH_LESS = NoEffect(
+    "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
+    "summary says what each sub-model contributed")
+MaxFailures = Annotated[
+    int, Field(ge=0, le=LARGEST), NoEffect("it says how often lost work is tried again, and trying again gives the same result")]
+
+
 class Submodels(Section):
     """The parallel phase; the seed phase trains with the same recipe."""
 
@@ -202,7 +223,7 @@ class Submodels(Section):
     """Steps of the longest sub-model between two moments at which all backbones become one; experts stay private. Null, as the
     paper: never before the merge."""
     outer: Outer = Outer()
-    round_patience: float | None = Field(None, gt=0)
+    round_patience: Annotated[float | None, _MAY_DO_WITH_LESS] = Field(None, gt=0)
     """Seconds that a round waits for the rest once half of the sub-models have ended it; a late one goes on from the newest
     backbone. Null: until all have, without which the result depends on time."""
     backbone_lr_scale: float = Field(1.0, ge=0)
@@ -211,13 +232,13 @@ class Submodels(Section):
     """Share of the steps after which the scale applies; 0: all along."""
     keep_moments: bool = True
     """Adam's moments of the seed go on in the sub-models; false: each begins with none, and its first updates are signs."""
-    max_failures: int = Field(3, ge=0, le=LARGEST)
+    max_failures: MaxFailures = 3
     """How often a worker that died is started again, from its last checkpoint."""
-    quorum: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
+    quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
     """Sub-models that must be finished before the merge may start without the others; null: all. One that is missing
     contributes its last checkpoint, or the start that it began from, and the report says so. What comes out then depends
     on when machines came and went."""
-    patience: float = Field(1.5, ge=1)
+    patience: Annotated[float, _MAY_DO_WITH_LESS] = Field(1.5, ge=1)
     """With a quorum: the others have had their time when the phase has lasted so many times as long as the quorum took, or as
     the longest of them was expected to take."""
 
@@ -261,7 +282,7 @@ class Phase(Section):
 class Finetune(Section):
     """The training of the whole MoE."""
 
-    pool: PoolName = "high_memory"
+    pool: Annotated[PoolName, Resolved("precision")] = "high_memory"
     """Whose workers train it together, sharded: the few large ones, or all of the many small ones."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
     """Its warm-up is repeated at the beginning of every phase, since tensors that begin to learn have no moments yet."""
@@ -279,7 +300,7 @@ class Finetune(Section):
     """Weight of the router z-loss; of these too."""
     keep_moments: bool = True
     """Adam's moments of the sub-models, or of the seed where there are none, go on in the whole MoE; false: it begins with none."""
-    max_failures: int = Field(3, ge=0, le=LARGEST)
+    max_failures: MaxFailures = 3
 
     @model_validator(mode="after")
     def _shares_are_all(self) -> Self:
@@ -314,14 +335,17 @@ class Checkpoint(Section):
         return storage
 
 
+_ONLY_LOOKS = NoEffect("it measures a model while it is trained, and changes nothing in it")
+
+
 class Evaluation(Section):
     """What is measured at the end."""
 
     max_tokens: int = Field(1_000_000, gt=0, le=LARGEST)
     """Most validation tokens to evaluate on; whole documents are taken while they fit."""
-    every_tokens: int | None = Field(None, gt=0, le=LARGEST)
+    every_tokens: Annotated[int | None, _ONLY_LOOKS] = Field(None, gt=0, le=LARGEST)
     """Tokens of the seed's and of the whole MoE's training between two looks at their held-out loss; null: none is taken."""
-    slice_tokens: int = Field(65_536, gt=0, le=LARGEST)
+    slice_tokens: Annotated[int, _ONLY_LOOKS] = Field(65_536, gt=0, le=LARGEST)
     """Most validation tokens of such a look."""
     stages: bool = True
     """Also measure what came before the finished model: the seed, each sub-model on its own cluster's text, the merged model."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from moedisco_ray.core.config.sections import precision_on
 from moedisco_ray.core.errors import RunError
 from moedisco_ray.stages.evaluate.documents import Documents
 
@@ -177,7 +178,7 @@ def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_token
 
 def default_dtype(device: str) -> torch.dtype:
     """Arithmetic of a model that is measured: bf16 on a GPU, fp32 elsewhere."""
-    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return torch.bfloat16 if precision_on(gpu=device.startswith("cuda")) == "bf16" else torch.float32
 
 
 @contextlib.contextmanager

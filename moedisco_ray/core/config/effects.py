@@ -1,0 +1,69 @@
+"""Which settings a run's result depends on.
+
+A setting counts as one that changes results unless it is marked where it is declared, such as
+`keep: Annotated[int, NoEffect("...")]`. A marker on a section holds for every setting in it that has none of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class NoEffect:
+    """Marks a setting that changes when or where work happens, never what comes out; no stage's fingerprint holds it.
+
+    Attributes:
+        reason: Why results do not depend on it.
+    """
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """Marks a setting that fingerprints hold only by the value that it decides, not as it was written.
+
+    Attributes:
+        decides: What that value is.
+    """
+
+    decides: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A setting that has no settings of its own in every configuration.
+
+    Attributes:
+        path: Dotted path. A list of sections and a section that may be absent are one leaf each.
+        marker: How it is marked; None: results depend on its value.
+    """
+
+    path: str
+    marker: NoEffect | Resolved | None
+
+
+def leaves(section: type[BaseModel], prefix: str = "", outer: NoEffect | Resolved | None = None) -> Iterator[Leaf]:
+    """Every setting of a section, in the order of the schema.
+
+    Args:
+        section: The section's class.
+        prefix: Dotted path of the section, with a point at its end.
+        outer: Marker of the section itself.
+    """
+    for name, info in section.model_fields.items():
+        marker = _marker(info) or outer
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from leaves(inner, f"{prefix}{name}.", marker)
+        else:
+            yield Leaf(prefix + name, marker)
+
+
+def _marker(info: FieldInfo) -> NoEffect | Resolved | None:
+    return next((mark for mark in info.metadata if isinstance(mark, NoEffect | Resolved)), None)
