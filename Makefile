@@ -1,5 +1,6 @@
 # make demo          a service, and a whole run on text that every installation has, on CPU, in minutes
 # make test          the test suite
+# make docs          writes the reference pages again and builds build/docs, with every link checked
 # make check         what CI does: lint, types, import contracts, tests
 # make test-chaos    kills everything at seeded moments (CHAOS_SEEDS=30 times where machines come and go: half an hour)
 # make test-cluster  ray up, for real, a quarter of an hour; as root, with Debian's openssh-server, iproute2 and rsync
@@ -10,7 +11,7 @@ INSTALLED := .venv/.installed
 # Tests of seconds gain nothing from threads, and results are compared bit for bit with workers that have one each.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test test-chaos test-cluster check lint unit bench clean
+.PHONY: demo test test-chaos test-cluster check lint unit docs bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/moedisco demo runs
@@ -34,6 +35,10 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports --no-cache
 
 check: lint test
+
+docs: $(INSTALLED)
+	$(BIN)/python -m docs.generate
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run_all

@@ -33,7 +33,7 @@ from service.ray_side.trainings import RayTrainings
 from service.settings import Settings
 from service.web import STATIC
 
-_ROUTERS = (
+ROUTERS = (
     runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sign_ins,
     webhooks.router, operations.router, ray.router, page.router)
 
@@ -78,7 +78,7 @@ def create_app(
     app.state.context = context
     app.openapi = documented(app, release)  # type: ignore[method-assign]
     handle_problems(app)
-    for router in _ROUTERS:
+    for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 

@@ -164,11 +164,11 @@ def test_every_node_gets_the_token_and_what_it_installs(name):
 
 
 @pytest.mark.parametrize("name", [*CLOUDS, "kuberay"])
-def test_the_readme_has_the_prices_of_the_file(name):
+def test_the_cluster_guide_has_the_prices_of_the_file(name):
     types = load_cluster(FOLDER / f"{name}.yaml").types
     prices = [[kind.worker_price(tag) for kind in types if tag in kind.slots] for tag in ("low_mem_gpu", "high_mem_gpu")]
     low, high = (f"{min(each):.2f} to {max(each):.2f}" for each in prices)
-    assert f"| {name} | {low} | {high} |" in (FOLDER / "README.md").read_text()
+    assert f"| {name} | {low} | {high} |" in (ROOT / "docs" / "cluster.md").read_text()
 
 
 def test_pinned_versions_are_those_the_tests_run_with():

@@ -64,9 +64,3 @@ def test_the_readmes_service_commands_work_in_order(tmp_path: Path) -> None:
     assert "succeeded" in printed["list"]
     assert (tmp_path / "demo" / "model.safetensors").exists()
     assert printed["stop"] == "The service has ended\n"
-
-
-def test_every_command_the_readme_shows_exists() -> None:
-    listed = subprocess.run([sys.executable, "-m", "service", "--help"], capture_output=True, text=True, check=True).stdout
-    shown = {command.split()[1] for command in re.findall(r"moedisco [a-z]+(?= )", README)}
-    assert shown - {"run", "schema"} <= set(re.findall(r"[a-z]+", listed))

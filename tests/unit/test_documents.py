@@ -1,0 +1,72 @@
+"""The documents agree with the code: references, settings, commands, links and paths."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import generate
+from moedisco_ray.core.config import RunConfig
+from service.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDES = ["README.md", "CONTRIBUTING.md", "cluster_yaml/README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+MOST_LINES_OF_README = 100
+
+
+@pytest.fixture(params=GUIDES)
+def text(request):
+    return (ROOT / request.param).read_text(encoding="utf-8")
+
+
+def setting_paths(section, definitions, prefix=""):
+    """Dotted paths of all settings and sections; an entry of a list has the path of the list."""
+    for name, field in section["properties"].items():
+        yield prefix + name
+        for option in (field, field.get("items", {}), *field.get("anyOf", ())):
+            if "$ref" in option:
+                yield from setting_paths(definitions[option["$ref"].rpartition("/")[2]], definitions, f"{prefix}{name}.")
+
+
+def command_names(application):
+    """Names of all commands and groups of a typer application, nested ones included."""
+    for command in application.registered_commands:
+        yield command.name or command.callback.__name__.replace("_", "-")
+    for group in application.registered_groups:
+        yield group.name
+        yield from command_names(group.typer_instance)
+
+
+def test_what_is_generated_is_up_to_date():
+    stale = [str(path.relative_to(ROOT)) for path, page in generate.pages().items() if path.read_text(encoding="utf-8") != page]
+    assert stale == [], "run `make docs` and commit the result"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_LINES_OF_README
+
+
+def test_every_setting_that_a_document_names_exists(text):
+    schema = RunConfig.model_json_schema()
+    named = {name.replace("[]", "") for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+(?:\[\])?)+)[`=:]", text)}
+    named = {name for name in named if name.split(".")[0] in schema["properties"] and not name.endswith(".json")}
+    assert named <= set(setting_paths(schema, schema["$defs"]))
+
+
+def test_every_command_that_a_document_names_exists(text):
+    named = set(re.findall(r"(?:`|\$ |&& |')moedisco ([a-z][a-z-]*)", text))
+    assert named <= set(command_names(app))
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_link_leads_to_a_file(name):
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not ((ROOT / name).parent / link).exists()] == []
+
+
+def test_every_path_that_contributing_names_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:moedisco_ray|service|tests|docs|benchmarks|cluster_yaml)/[\w./-]*)`", text)
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
