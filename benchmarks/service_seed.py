@@ -85,7 +85,7 @@ def progress(first: int, count: int) -> list[Event]:
         for step in range(first + 1, first + 1 + count)]
 
 
-def _insert(session: Session, state_dir: Path, owner: str) -> tables.Run:
+def _insert(session: Session, state_dir: Path, owner: str) -> tables.RunRow:
     run_id = new_id()
     config = RunConfig.model_validate({
         "name": "demo", "output": str(state_dir / "runs" / run_id), "corpus": {"sources": [{"path": "embedded"}]}})
@@ -94,7 +94,7 @@ def _insert(session: Session, state_dir: Path, owner: str) -> tables.Run:
         estimate=build_plan(config).model_dump(mode="json"), parent=None, now=time.time())
 
 
-def _begin(session: Session, run: tables.Run) -> None:
+def _begin(session: Session, run: tables.RunRow) -> None:
     now = time.time()
     runs.transition(session, run, RunState.STARTING, reason=None, now=now, attempt=1, token_hash=tokens.digest(DRIVER_TOKEN))
     runs.transition(session, run, RunState.RUNNING, reason=None, now=now)
@@ -105,9 +105,9 @@ def _copies(session: Session, run_id: str, count: int) -> list[str]:
     session.flush()
     made = [new_id() for _ in range(count)]
     owner = {new: f"owner-{i % OWNERS}" for i, new in enumerate(made)}
-    [row] = _rows(session, tables.Run, tables.Run.id == run_id)
-    session.execute(insert(tables.Run), [{**row, "id": new, "owner": owner[new]} for new in made])
-    for table in (tables.Event, tables.Unit, tables.Point):
+    [row] = _rows(session, tables.RunRow, tables.RunRow.id == run_id)
+    session.execute(insert(tables.RunRow), [{**row, "id": new, "owner": owner[new]} for new in made])
+    for table in (tables.EventRow, tables.UnitRow, tables.Point):
         rows = _rows(session, table, table.run_id == run_id)
         for new in made:
             session.execute(insert(table), [{**row, "run_id": new} for row in rows])

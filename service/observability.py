@@ -117,7 +117,7 @@ def _bounded_kind(record: logging.LogRecord) -> str | None:
     return f"status {status}" if status in _REFUSALS else None
 
 
-class Figures:
+class PrometheusMetrics:
     """What Prometheus collects; one set per application, so that two in one process do not meet.
 
     Attributes:

@@ -23,12 +23,12 @@ from service.background.loop import Loop
 from service.background.outgoing import Outgoing
 from service.background.reconciler import Reconciler
 from service.background.secret import service_secret
-from service.bell import Bell
 from service.bootstrap import first_token
 from service.database import audit, policies, runs, sessions, tokens
 from service.database.session import Database
 from service.domain.states import ACTIVE
 from service.driver_user import DriverUser
+from service.notifier import Notifier
 from service.observability import configure_logging
 from service.policies_file import load_policies
 from service.process import alone, close_to_others
@@ -103,7 +103,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
                 # Estimates say "unknown" until it is done; nothing waits for it.
                 threading.Thread(target=measure, name="probe", daemon=True).start()
             if local is not None:
-                keeper = Loop(local.keep, KEEP_RAY_SECONDS, "local ray")
+                keeper = Loop(local.ensure_running, KEEP_RAY_SECONDS, "local ray")
                 keeper.start()
                 kept.callback(keeper.stop)
             _work(settings, database, RayJobs(jobs), dashboard, listener, listening)
@@ -124,16 +124,16 @@ def _work(
     announce: Callable[[], None],
 ) -> None:
     """Everything between the start and the signal that ends it."""
-    pools, bell = RayPools(dashboard), Bell()
+    pools, notifier = RayPools(dashboard), Notifier()
     deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
-    reconciler = Reconciler(database, jobs, pools, bell, settings, service_secret(settings.state_dir))
+    reconciler = Reconciler(database, jobs, pools, notifier, settings, service_secret(settings.state_dir))
     housekeeping = Housekeeping(database, jobs, settings.output_roots, settings.session_idle_seconds)
     loops = (
         reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
         Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),
         Loop(housekeeping.round, TIDY_SECONDS, "housekeeping"),
     )
-    app = create_app(settings, database, jobs, pools, dashboard, bell, reconciling.poke)
+    app = create_app(settings, database, jobs, pools, dashboard, notifier, reconciling.wake)
     server = Server(app, settings)
     with contextlib.ExitStack() as stack:
         stack.callback(deliveries.close)

@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session
 
 from moedisco_ray.core.bill import Bill, make_bill, metered_bill
 from moedisco_ray.core.metering import Meter
-from service.api.context import Context
+from service.api.context import ServiceContext
 from service.api.security import Caller
 from service.database import runs, tables
-from service.database.metrics import Curve
+from service.database.metrics import UnitCurve
 from service.domain.jobs import submission_id
 from service.domain.states import RunState
 from service.errors import UnusableRun
@@ -28,13 +28,13 @@ from service.schemas import (
 )
 
 
-def run_answers(context: Context, caller: Caller, session: Session, rows: Sequence[tables.Run]) -> list[Run]:
+def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
     """Runs as they stand, with their places in the queue."""
     places = _places(session, rows)
     return [Run.model_validate(_run(context, caller, row, places)) for row in rows]
 
 
-def run_detail(context: Context, caller: Caller, session: Session, row: tables.Run) -> RunDetail:
+def run_detail(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow) -> RunDetail:
     """A run with its configuration as it is stored, and its bill.
 
     Where this version refuses the configuration, the bill is the metered dollars without their lines.
@@ -54,12 +54,12 @@ def _bare_bill(dollars: float | None, *, planned: bool) -> Bill:
     return bare.model_copy(update={"dollars": dollars, "dollars_with_idle": dollars})
 
 
-def unit_answer(row: tables.Unit) -> Unit:
+def unit_answer(row: tables.UnitRow) -> Unit:
     """A part of a stage."""
     return Unit.model_validate({name: getattr(row, name) for name in Unit.model_fields})
 
 
-def series_answer(curve: Curve) -> Series:
+def series_answer(curve: UnitCurve) -> Series:
     """A curve."""
     return Series(
         unit=curve.unit, stage=curve.stage, step=curve.steps, tokens=curve.tokens, value=curve.values, points=curve.count)
@@ -90,13 +90,13 @@ def owner_filter(caller: Caller) -> str | None:
     return None if caller.admin else caller.owner
 
 
-def _places(session: Session, rows: Sequence[tables.Run]) -> dict[str, int]:
+def _places(session: Session, rows: Sequence[tables.RunRow]) -> dict[str, int]:
     if not any(row.state == RunState.QUEUED for row in rows):
         return {}
     return {run_id: place for place, run_id in enumerate(runs.queue_order(session), 1)}
 
 
-def _run(context: Context, caller: Caller, row: tables.Run, places: dict[str, int]) -> dict[str, Any]:
+def _run(context: ServiceContext, caller: Caller, row: tables.RunRow, places: dict[str, int]) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = row.progress.get("stages", {})
     return {
         **{name: getattr(row, name) for name in _SAME},

@@ -12,19 +12,19 @@ from fastapi.staticfiles import StaticFiles
 from service.api.bodies import BodyLimit
 from service.api.capacity import capacity, descriptor_limit
 from service.api.compression import CompressedJson
-from service.api.context import Context
+from service.api.context import ServiceContext
 from service.api.envelope import Envelope
-from service.api.limits import Limits, StreamPlaces
+from service.api.limits import RateLimiter, StreamSlots
 from service.api.live_reports import LiveReports
 from service.api.openapi import documented, operation_id
 from service.api.problems import handle_problems
 from service.api.routes import access, files, operations, page, planning, quotas, ray, runs, watching, webhooks
 from service.api.security import check_known
 from service.api.streams import Streams
-from service.bell import Bell
 from service.database.session import Database
-from service.domain.confinement import Roots
-from service.observability import Figures
+from service.domain.path_sandbox import Roots
+from service.notifier import Notifier
+from service.observability import PrometheusMetrics
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.jobs import Jobs
 from service.ray_side.pages import RayPages
@@ -44,8 +44,8 @@ _MOST_OF_A_TOKEN = 4096
 
 
 def create_app(
-    settings: Settings, database: Database, jobs: Jobs, pools: PoolReader, dashboard: Dashboard, bell: Bell,
-    poke: Callable[[], None],
+    settings: Settings, database: Database, jobs: Jobs, pools: PoolReader, dashboard: Dashboard, notifier: Notifier,
+    wake_reconciler: Callable[[], None],
 ) -> FastAPI:
     """Put the application together. It starts nothing, and closes nothing that it was given.
 
@@ -55,16 +55,17 @@ def create_app(
         jobs: Ray's jobs.
         pools: Ray's machines.
         dashboard: Ray's dashboard, for its pages and for what Ray Train says of runs.
-        bell: Rung by whoever writes to the database.
-        poke: Makes the reconciler look now.
+        notifier: Rung by whoever writes to the database.
+        wake_reconciler: Makes the reconciler look now.
     """
-    figures, limits = Figures(), capacity(descriptor_limit())
-    context = Context(
+    prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
+    context = ServiceContext(
         settings=settings, database=database, jobs=jobs, pools=pools, trainings=RayTrainings(dashboard),
-        ray_pages=RayPages(dashboard), bell=bell, poke=poke,
-        streams=Streams(database, bell, figures), reports=LiveReports(), limits=Limits(settings.requests_per_minute),
-        guesses=Limits(_GUESSES_PER_MINUTE), places=StreamPlaces(limits.streams, settings.max_streams_per_token), capacity=limits,
-        figures=figures, roots=Roots(settings.input_roots, settings.output_roots, settings.storage_roots))
+        ray_pages=RayPages(dashboard), notifier=notifier, wake_reconciler=wake_reconciler,
+        streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
+        guesses=RateLimiter(_GUESSES_PER_MINUTE), places=StreamSlots(limits.streams, settings.max_streams_per_token),
+        capacity=limits,
+        prometheus=prometheus, roots=Roots(settings.input_roots, settings.output_roots, settings.storage_roots))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -89,5 +90,5 @@ def create_app(
 
     app.add_middleware(BodyLimit, limit_of=limit_of, check=lambda request: check_known(request, context))
     app.add_middleware(CompressedJson)
-    app.add_middleware(Envelope, figures=figures)
+    app.add_middleware(Envelope, prometheus=prometheus)
     return app

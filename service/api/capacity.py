@@ -15,7 +15,7 @@ _UNLIMITED = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """Limits of one service process.
+    """RateLimiter of one service process.
 
     Attributes:
         connections: Open connections above which the ones that wait longest for their client are closed.

@@ -18,7 +18,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from service.observability import Figures
+from service.observability import PrometheusMetrics
 
 Awaited = Literal["head", "next request", "body", "reading", "closing"]
 """What the client has to do next."""
@@ -36,14 +36,14 @@ class Connections(ServerState):
 
     Args:
         most: Connections above which waiting ones are closed.
-        figures: Count those that were closed.
+        prometheus: Count those that were closed.
     """
 
-    def __init__(self, most: int, figures: Figures) -> None:
+    def __init__(self, most: int, prometheus: PrometheusMetrics) -> None:
         super().__init__()
-        self.waiting: dict[PatientProtocol, None] = {}
+        self.waiting: dict[DeadlineProtocol, None] = {}
         self._most = most
-        self._figures = figures
+        self._prometheus = prometheus
 
     def make_room(self) -> None:
         """Close the connections that have waited longest for their client, while there are too many."""
@@ -52,10 +52,10 @@ class Connections(ServerState):
 
     def count_closed(self, reason: str) -> None:
         """Count a connection that was closed before its client was done."""
-        self._figures.closed.labels(reason).inc()
+        self._prometheus.closed.labels(reason).inc()
 
 
-class PatientProtocol(H11Protocol):
+class DeadlineProtocol(H11Protocol):
     """HTTP/1.1 with deadlines for what the client has to do; needs a server whose state is `Connections`."""
 
     server_state: Connections
@@ -66,30 +66,30 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self._settle()
+        self._update_deadline()
         self.server_state.make_room()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request."""
         super().data_received(data)
-        self._settle()
+        self._update_deadline()
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
         super().on_response_complete()
-        self._settle()
+        self._update_deadline()
 
     def pause_writing(self) -> None:
         """Begin to wait until the client has read more of its answer."""
         super().pause_writing()
         self._stalled = True
-        self._settle()
+        self._update_deadline()
 
     def resume_writing(self) -> None:
         """Write on."""
         super().resume_writing()
         self._stalled = False
-        self._settle()
+        self._update_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""
@@ -103,13 +103,13 @@ class PatientProtocol(H11Protocol):
         self._wait_for(None)
         self.transport.abort()
 
-    def _settle(self) -> None:
+    def _update_deadline(self) -> None:
         """Start a deadline where the client owes something else than before."""
-        awaited = self._what_is_awaited()
+        awaited = self._awaited_step()
         if awaited != self._awaited:
             self._wait_for(awaited)
 
-    def _what_is_awaited(self) -> Awaited | None:
+    def _awaited_step(self) -> Awaited | None:
         if self.transport.is_closing():
             return "closing"
         if self._stalled:

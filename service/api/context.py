@@ -10,13 +10,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.capacity import Capacity
-from service.api.limits import Limits, StreamPlaces
+from service.api.limits import RateLimiter, StreamSlots
 from service.api.live_reports import LiveReports
 from service.api.streams import Streams
-from service.bell import Bell
 from service.database.session import Database
-from service.domain.confinement import Roots
-from service.observability import Figures
+from service.domain.path_sandbox import Roots
+from service.notifier import Notifier
+from service.observability import PrometheusMetrics
 from service.ray_side.jobs import Jobs
 from service.ray_side.pages import RayPages
 from service.ray_side.pools import PoolReader
@@ -25,7 +25,7 @@ from service.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class ServiceContext:
     """The parts of the service, put together once.
 
     Attributes:
@@ -35,15 +35,15 @@ class Context:
         pools: Ray's machines.
         trainings: What Ray Train says of runs.
         ray_pages: The Ray dashboard, read for administrators.
-        bell: Rung after every transaction that tells a run's readers something.
-        poke: Makes the reconciler look now.
+        notifier: Rung after every transaction that tells a run's readers something.
+        wake_reconciler: Makes the reconciler look now.
         streams: The open event streams.
         reports: Reports of runs under way.
         limits: Who asked how often.
         guesses: Which address failed to sign in how often.
         places: Long answers under way, by token.
         capacity: What the process's file descriptors allow.
-        figures: For Prometheus.
+        prometheus: For Prometheus.
         roots: Where runs may read and write.
         now: Seconds since the epoch.
     """
@@ -54,28 +54,28 @@ class Context:
     pools: PoolReader
     trainings: TrainingReader
     ray_pages: RayPages
-    bell: Bell
-    poke: Callable[[], None]
+    notifier: Notifier
+    wake_reconciler: Callable[[], None]
     streams: Streams
     reports: LiveReports
-    limits: Limits
-    guesses: Limits
-    places: StreamPlaces
+    limits: RateLimiter
+    guesses: RateLimiter
+    places: StreamSlots
     capacity: Capacity
-    figures: Figures
+    prometheus: PrometheusMetrics
     roots: Roots
     now: Callable[[], float] = time.time
 
-    def tell(self, run_id: str) -> None:
+    def notify(self, run_id: str) -> None:
         """After a transaction changed a run: wake its readers and the reconciler."""
-        self.bell.ring(run_id)
-        self.poke()
+        self.notifier.notify(run_id)
+        self.wake_reconciler()
 
 
-async def of(request: Request) -> Context:
+async def of(request: Request) -> ServiceContext:
     """The context of the application that the request came to; async, since a thread of its own would cost more than it does."""
-    context: Context = request.app.state.context
+    context: ServiceContext = request.app.state.context
     return context
 
 
-InContext = Annotated[Context, Depends(of)]
+InContext = Annotated[ServiceContext, Depends(of)]

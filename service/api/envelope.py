@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.headers import SECURITY_HEADERS
-from service.observability import Figures, bound, logger
+from service.observability import PrometheusMetrics, bound, logger
 
 REQUEST_ID = "X-Request-ID"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -25,12 +25,12 @@ class Envelope:
 
     Args:
         app: What comes next.
-        figures: Count the requests.
+        prometheus: Count the requests.
     """
 
-    def __init__(self, app: ASGIApp, figures: Figures) -> None:
+    def __init__(self, app: ASGIApp, prometheus: PrometheusMetrics) -> None:
         self._app = app
-        self._figures = figures
+        self._prometheus = prometheus
         self._log = logger("service.api")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,7 @@ class Envelope:
                     headers.setdefault(name, value)
                 # Static files have an ETag and are asked for again each time: an upgrade must not meet yesterday's scripts.
                 headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
-                self._figures.seconds.labels(_route(scope)).observe(time.perf_counter() - began)
+                self._prometheus.seconds.labels(_route(scope)).observe(time.perf_counter() - began)
             await send(message)
 
         with bound(request_id=request_id):
@@ -63,7 +63,7 @@ class Envelope:
                 status = status or _CLIENT_LEFT
             finally:
                 status = status or 500
-                self._figures.requests.labels(_method(scope), _route(scope), str(status)).inc()
+                self._prometheus.requests.labels(_method(scope), _route(scope), str(status)).inc()
                 if scope["path"] not in _QUIET:
                     milliseconds = round(1000 * (time.perf_counter() - began), 1)
                     self._log.info("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)

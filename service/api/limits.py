@@ -15,7 +15,7 @@ _PLACE_SECONDS = 5.0
 """When to ask for a stream again (s): one may end at any time."""
 
 
-class Limits:
+class RateLimiter:
     """Token buckets that hold a minute's requests and fill evenly.
 
     Args:
@@ -59,7 +59,7 @@ class Limits:
         self._buckets = kept
 
 
-class StreamPlaces:
+class StreamSlots:
     """Places for long answers (event streams, followed logs, downloads), so many for each token and so many in all.
 
     Args:

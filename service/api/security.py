@@ -12,7 +12,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyCookie, HTTPBearer
 from sqlalchemy.orm import Session
 
-from service.api.context import Context, InContext
+from service.api.context import InContext, ServiceContext
 from service.api.sessions import session_of
 from service.database import runs, sessions, tables, tokens
 from service.errors import Forbidden, NotFound, Unauthorised
@@ -86,7 +86,7 @@ DRIVER = [Security(_driver)]
 """Dependencies that document how a driver proves itself."""
 
 
-def identify(request: Request, context: Context) -> Caller:
+def identify(request: Request, context: ServiceContext) -> Caller:
     """Find out who asks: by the token in the header, else by the session in the cookie.
 
     Raises:
@@ -114,7 +114,7 @@ def identify(request: Request, context: Context) -> Caller:
     return caller
 
 
-def check_known(request: Request, context: Context) -> None:
+def check_known(request: Request, context: ServiceContext) -> None:
     """Refuse a caller without a valid token or session; what they may do is checked later.
 
     Raises:
@@ -136,7 +136,7 @@ def check_known(request: Request, context: Context) -> None:
         raise Unauthorised("a body of this size is read only with a valid token or session")
 
 
-def valid_token(plain: str, context: Context) -> tables.Token | None:
+def valid_token(plain: str, context: ServiceContext) -> tables.Token | None:
     """The row of a token that is valid now; its use is noted, once a minute."""
     if len(plain) > _LONGEST_TOKEN:
         return None
@@ -149,7 +149,7 @@ def valid_token(plain: str, context: Context) -> tables.Token | None:
     return token
 
 
-def still_allowed(caller: Caller, context: Context) -> bool:
+def still_allowed(caller: Caller, context: ServiceContext) -> bool:
     """Whether what a caller proved is still valid, for answers that take long; a session counts as used."""
     now = context.now()
     if caller.session_id is None:
@@ -177,7 +177,7 @@ def _caller(token: tables.Token, session_id: str | None, address: str | None) ->
     return Caller(token.owner, implied(token.scopes), token.id, address, session_id)
 
 
-def _caller_of_session(plain: str, context: Context, address: str | None) -> Caller | None:
+def _caller_of_session(plain: str, context: ServiceContext, address: str | None) -> Caller | None:
     if len(plain) > _LONGEST_TOKEN:
         return None
     now = context.now()
@@ -189,7 +189,7 @@ def _caller_of_session(plain: str, context: Context, address: str | None) -> Cal
     return _caller(found[1], found[0].id, address)
 
 
-def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: Context, now: float) -> None:
+def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: ServiceContext, now: float) -> None:
     """Note, once a minute, that a session and its token are used."""
     if now - found[0].used >= tokens.RARELY:
         with context.database.write() as session:
@@ -197,7 +197,7 @@ def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: Contex
             tokens.touch(session, found[1], now)
 
 
-def check_driver(request: Request, context: Context, run: tables.Run | None) -> tables.Run:
+def check_driver(request: Request, context: ServiceContext, run: tables.RunRow | None) -> tables.RunRow:
     """Let in the driver of a run's present attempt only.
 
     Raises:
@@ -210,7 +210,7 @@ def check_driver(request: Request, context: Context, run: tables.Run | None) -> 
     return run
 
 
-def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = False) -> tables.Run:
+def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = False) -> tables.RunRow:
     """A run of the caller's, or anybody's for an administrator.
 
     Args:

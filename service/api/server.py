@@ -9,8 +9,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.capacity import Capacity
-from service.api.connections import ACCEPTED_AT_ONCE, SPARE, Connections, PatientProtocol
-from service.api.context import Context
+from service.api.connections import ACCEPTED_AT_ONCE, SPARE, Connections, DeadlineProtocol
+from service.api.context import ServiceContext
 from service.settings import Settings
 
 GRACE_SECONDS = 5
@@ -30,16 +30,16 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        self._context: Context = app.state.context
+        self._context: ServiceContext = app.state.context
         self.capacity: Capacity = self._context.capacity
         super().__init__(uvicorn.Config(
             app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
-            http=PatientProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
+            http=DeadlineProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
             # Above the number at which waiting connections are closed: reached only where requests under way take all of them.
             limit_concurrency=self.capacity.connections + 2 * SPARE,
             timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
             forwarded_allow_ips=settings.forwarded_allow_ips or None, proxy_headers=bool(settings.forwarded_allow_ips)))
-        self.server_state = Connections(self.capacity.connections, self._context.figures)
+        self.server_state = Connections(self.capacity.connections, self._context.prometheus)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and see that nothing delays an answer."""

@@ -26,7 +26,7 @@ def with_visible_runs(session: Session, caller: Caller, config: RunConfig) -> Ru
     return with_ids(config, {place.field: _finished(session, caller, place).id for place in run_places(config)})
 
 
-def _finished(session: Session, caller: Caller, place: Place) -> tables.Run:
+def _finished(session: Session, caller: Caller, place: Place) -> tables.RunRow:
     named, asked = parse(place)[0], words(place.value)
     owner = owner_filter(caller)
     found = [run for run in [runs.get(session, named)] if run is not None and owner in (None, run.owner)]

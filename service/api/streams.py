@@ -1,6 +1,6 @@
 """A run's events to any number of readers.
 
-Each run that is read has one feed: a task that reads the database when the bell rings and keeps the newest messages. A
+Each run that is read has one feed: a task that reads the database when the notifier rings and keeps the newest messages. A
 reader takes from the feed what it has not sent yet; one that is further behind reads pages of its own until it has
 caught up. Nobody holds a thread or a connection while waiting, and a slow reader delays nobody.
 """
@@ -16,17 +16,17 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from pydantic_core import to_json
 
-from service.bell import Bell
 from service.database import runs, stream, tables
 from service.database.session import Database
 from service.domain.states import TERMINAL, RunState
 from service.errors import DatabaseError
-from service.observability import Figures, bound, logger
+from service.notifier import Notifier
+from service.observability import PrometheusMetrics, bound, logger
 
 PAGE = 500
 PING_SECONDS = 15.0
 POLL_SECONDS = 5.0
-"""The bell is heard in one process only; another's writes are seen this late."""
+"""The notifier is heard in one process only; another's writes are seen this late."""
 RECHECK_SECONDS = 60.0
 _KEPT_MESSAGES = 2000
 _KEPT_BYTES = 4 * 2**20
@@ -58,14 +58,14 @@ class Streams:
 
     Args:
         database: Holds the events.
-        bell: Says when there are more.
-        figures: Count the readers.
+        notifier: Says when there are more.
+        prometheus: Count the readers.
     """
 
-    def __init__(self, database: Database, bell: Bell, figures: Figures) -> None:
+    def __init__(self, database: Database, notifier: Notifier, prometheus: PrometheusMetrics) -> None:
         self._database = database
-        self._bell = bell
-        self._figures = figures
+        self._notifier = notifier
+        self._prometheus = prometheus
         self._feeds: dict[str, _Feed] = {}
         self._limiter = CapacityLimiter(_READERS_AT_ONCE)
         self.closing = False
@@ -75,7 +75,7 @@ class Streams:
         self.closing = True
         for feed in self._feeds.values():
             feed.announce()
-        self._bell.ring_all()
+        self._notifier.notify_all()
 
     async def follow(self, run_id: str, after: int, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
         """Messages from behind a position until the run has ended and everything is sent.
@@ -86,7 +86,7 @@ class Streams:
             allowed: Whether the reader still may; asked now and then, in a thread.
         """
         yield _OPENING
-        with self._figures.streams.track_inprogress(), self._feed(run_id) as feed, contextlib.suppress(DatabaseError):
+        with self._prometheus.streams.track_inprogress(), self._feed(run_id) as feed, contextlib.suppress(DatabaseError):
             checked = asyncio.get_running_loop().time()
             while not self.closing and not feed.gone:
                 news = feed.news
@@ -142,7 +142,7 @@ class Streams:
     def _feed(self, run_id: str) -> Iterator[_Feed]:
         feed = self._feeds.get(run_id)
         if feed is None:
-            feed = self._feeds[run_id] = _Feed(run_id, self, self._bell)
+            feed = self._feeds[run_id] = _Feed(run_id, self, self._notifier)
         feed.readers += 1
         try:
             yield feed
@@ -165,7 +165,7 @@ class Streams:
 class _Feed:
     """The newest messages of one run."""
 
-    def __init__(self, run_id: str, streams: Streams, bell: Bell) -> None:
+    def __init__(self, run_id: str, streams: Streams, notifier: Notifier) -> None:
         self.readers = 0
         self.first = 0
         self.ended = False
@@ -173,7 +173,7 @@ class _Feed:
         self.news = asyncio.Event()
         self._run_id = run_id
         self._streams = streams
-        self._bell = bell
+        self._notifier = notifier
         self._messages: list[bytes] = []
         self._bytes = 0
         self._task = asyncio.create_task(self._work())
@@ -194,7 +194,7 @@ class _Feed:
         self._task.cancel()
 
     async def _work(self) -> None:
-        with bound(run_id=self._run_id), self._bell.listen(self._run_id) as ear:
+        with bound(run_id=self._run_id), self._notifier.subscribe(self._run_id) as subscription:
             placed = False
             while not self._streams.closing and not self.gone:
                 try:
@@ -204,7 +204,7 @@ class _Feed:
                     logger(__name__).warning("a stream waits for the database", error=str(error))
                     complete = True
                 if complete:
-                    await ear.wait(POLL_SECONDS)
+                    await subscription.wait(POLL_SECONDS)
 
     async def _place(self) -> bool:
         tail = await self._streams.tail(self._run_id)
@@ -231,7 +231,7 @@ class _Feed:
         return page.complete
 
 
-def encode(event: tables.Event) -> bytes:
+def encode(event: tables.EventRow) -> bytes:
     """An event as a message of a stream."""
     data = {"type": event.type, "stage": event.stage, "unit": event.unit, "data": event.data, "time": event.time}
     kind = event.type if event.type.isidentifier() else "message"

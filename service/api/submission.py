@@ -21,16 +21,16 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.read_roots import reading_within
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
-from service.api.context import Context
+from service.api.context import ServiceContext
 from service.api.security import Caller, visible_run
 from service.api.starts import with_visible_runs
 from service.database import audit, idempotency, policies, quotas, runs, tables
 from service.database.ids import new_id
 from service.domain.changes import changed
-from service.domain.confinement import check_links, check_parts, confined
-from service.domain.placement import placed
+from service.domain.path_sandbox import check_links, check_parts, sandboxed
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_pools, check_priority, check_room, priced
+from service.domain.run_paths import with_run_directory
 from service.domain.starts import located
 from service.errors import Conflict, KeyReused, NotFound
 from service.schemas import RetryRequest, RunRequest
@@ -42,7 +42,7 @@ MOST_BYTES = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class NewRun:
     """A run to be made.
 
     Attributes:
@@ -63,7 +63,7 @@ class Wanted:
 
 
 def checked(
-    context: Context, caller: Caller, config: RunConfig, prices: Mapping[str, float],
+    context: ServiceContext, caller: Caller, config: RunConfig, prices: Mapping[str, float],
 ) -> tuple[RunConfig, Plan, list[str]]:
     """The configuration with absolute paths, ids of runs and the operator's prices, its plan, and notes on the prices.
 
@@ -78,7 +78,7 @@ def checked(
     Raises:
         UserError: A path is elsewhere or absent, a run is not the caller's to read, or the settings cannot be planned.
     """
-    config, notes = priced(confined(config, context.roots), prices)
+    config, notes = priced(sandboxed(config, context.roots), prices)
     with context.database.read() as session:
         config = with_visible_runs(session, caller, config)
         directory_of = functools.partial(runs.directory, session)
@@ -104,7 +104,7 @@ def _planned(config: RunConfig, here: bool) -> Plan:
     return plan
 
 
-def wanted(context: Context, caller: Caller, request: RunRequest, policy: Policy) -> Wanted:
+def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy: Policy) -> NewRun:
     """The run that a request asks for.
 
     Raises:
@@ -113,10 +113,10 @@ def wanted(context: Context, caller: Caller, request: RunRequest, policy: Policy
     """
     check_pools(request.config, policy)
     config, plan, notes = checked(context, caller, request.config, policy.prices)
-    return Wanted(config, plan, request.priority, request.budget_dollars, None, notes)
+    return NewRun(config, plan, request.priority, request.budget_dollars, None, notes)
 
 
-def wanted_again(context: Context, caller: Caller, parent: tables.Run, request: RetryRequest, policy: Policy) -> Wanted:
+def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, request: RetryRequest, policy: Policy) -> NewRun:
     """A new run from an old one's configuration, with changes.
 
     A priority that is taken over is no higher than the owner's highest.
@@ -136,10 +136,10 @@ def wanted_again(context: Context, caller: Caller, parent: tables.Run, request: 
     config, plan, notes = checked(context, caller, again, policy.prices)
     priority = min(parent.priority, policy.highest_priority) if request.priority is None else request.priority
     budget = parent.budget_dollars if request.budget_dollars is None else request.budget_dollars
-    return Wanted(config, plan, priority, budget, parent.id, notes)
+    return NewRun(config, plan, priority, budget, parent.id, notes)
 
 
-def policy_of(context: Context, caller: Caller) -> Policy:
+def policy_of(context: ServiceContext, caller: Caller) -> Policy:
     """The limits that hold for a caller's owner; an administrator may set any priority."""
     with context.database.read() as session:
         policy = policies.of(session, caller.owner)
@@ -147,8 +147,8 @@ def policy_of(context: Context, caller: Caller) -> Policy:
 
 
 def submit(
-    context: Context, caller: Caller, run: Wanted, policy: Policy, key: str | None, body_hash: bytes,
-) -> tuple[tables.Run, bool]:
+    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, key: str | None, body_hash: bytes,
+) -> tuple[tables.RunRow, bool]:
     """Store a run, or find the one that the same request has made before.
 
     Args:
@@ -175,13 +175,13 @@ def submit(
         check_room(policy, quotas.use_to_change(session, caller.owner, now))
         run_id = new_id()
         row = runs.insert(
-            session, run_id=run_id, config=placed(run.config, run.config.output, run_id), owner=caller.owner, priority=run.priority,
-            budget_dollars=run.budget_dollars, estimate=run.plan.model_dump(mode="json"), parent=run.parent, now=now,
-            notes=run.notes)
+            session, run_id=run_id, config=with_run_directory(run.config, run.config.output, run_id), owner=caller.owner,
+            priority=run.priority, budget_dollars=run.budget_dollars, estimate=run.plan.model_dump(mode="json"),
+            parent=run.parent, now=now, notes=run.notes)
         if key is not None:
             idempotency.remember(session, owner=caller.owner, key=key, body_hash=body_hash, run_id=run_id, now=now)
         note(session, caller, "run.submit" if run.parent is None else "run.retry", run_id, now, {"name": row.name})
-    context.tell(run_id)
+    context.notify(run_id)
     return row, True
 
 
@@ -223,7 +223,7 @@ def _too_large() -> ConfigError:
     return ConfigError("model", None, "these sizes are beyond what can be planned")
 
 
-def _repeated(session: Session, caller: Caller, known: tables.IdempotencyKey, body_hash: bytes) -> tables.Run:
+def _repeated(session: Session, caller: Caller, known: tables.IdempotencyKey, body_hash: bytes) -> tables.RunRow:
     if known.body_hash != body_hash:
         raise KeyReused("this Idempotency-Key came with another request before; use a new one")
     try:

@@ -104,7 +104,7 @@ class Deliveries:
             now = self._clock()
             again = None if arrived else next_try(message.created, message.attempts + 1, now, self._fraction())
             with self._database.write() as session:
-                webhooks.settle(session, message.id, delivered=now if arrived else None, answer=answer, due=again)
+                webhooks.record_attempt(session, message.id, delivered=now if arrived else None, answer=answer, due=again)
         except DatabaseError as error:
             _log.warning("delivery %s will be sent again: %s", message.id, error)
         finally:

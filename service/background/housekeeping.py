@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from service import run_files, run_homes
 from service.database import audit, idempotency, policies, runs, sessions, webhooks
 from service.database.session import Database
-from service.database.tables import Run
+from service.database.tables import RunRow
 from service.domain.jobs import submission_id
-from service.domain.placement import Placement
-from service.domain.retention import Due, Finished, announced, due_runs, named_runs
+from service.domain.retention import Due, FinishedRun, announced, due_runs, named_runs
+from service.domain.run_paths import RunPaths
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import RayUnavailable
 from service.observability import logger
@@ -66,7 +66,7 @@ class Housekeeping:
         with self._database.read() as session:
             found = runs.unmeasured(session)
         for run_id, directory in found:
-            size = run_files.size_of(Placement(Path(directory)).home)
+            size = run_files.size_of(RunPaths(Path(directory)).home)
             with self._database.write() as session:
                 runs.measured(session, run_id, size, now)
 
@@ -98,7 +98,7 @@ class Housekeeping:
                 session, owner="service", token_id=None, action="run.removed", target=run_id, address=None, now=now, detail={
                     "name": run.name, "owner": run.owner, "why": due.why, "ended": run.ended, "disk_bytes": run.disk_bytes})
             attempts = run.attempt
-            home = Placement(Path(run.directory)).home
+            home = RunPaths(Path(run.directory)).home
             other = runs.inside(session, home, run_id)
             runs.delete(session, run)
             # Last: what comes before is taken back where this fails.
@@ -125,13 +125,13 @@ class Housekeeping:
 def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
     """By run the expiry to store where it differs from what is stored, and the runs that are to be removed now."""
     named, rules = _named(session), policies.load(session)
-    by_owner: dict[str, list[Run]] = defaultdict(list)
+    by_owner: dict[str, list[RunRow]] = defaultdict(list)
     for run in runs.finished(session):
         by_owner[run.owner].append(run)
     changes: dict[str, tuple[Due | None, float | None]] = {}
     expired: list[tuple[str, Due]] = []
     for owner, theirs in by_owner.items():
-        due_of = due_runs([Finished(run.id, run.ended or run.updated, run.kept) for run in theirs], rules.of(owner).retention)
+        due_of = due_runs([FinishedRun(run.id, run.ended or run.updated, run.kept) for run in theirs], rules.of(owner).retention)
         for run in theirs:
             due = None if run.id in named else due_of.get(run.id)
             time = announced(None if due is None else due.time, run.expires_at, now)

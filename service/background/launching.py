@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
-from service.database.tables import Run
-from service.domain.confinement import Roots, check_links, check_parts, confined
+from service.database.tables import RunRow
 from service.domain.jobs import job_name, submission_id
-from service.domain.placement import Placement
+from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
+from service.domain.run_paths import RunPaths
 from service.domain.signatures import driver_token
 from service.domain.starts import located
 from service.driver_user import DriverUser
@@ -42,7 +42,7 @@ class Launcher:
         """What the driver of an attempt reports with."""
         return driver_token(self._secret, run_id, attempt)
 
-    def launch(self, run: Run) -> None:
+    def launch(self, run: RunRow) -> None:
         """Write the driver's configuration and submit the job of the run's present attempt.
 
         Raises:
@@ -51,7 +51,7 @@ class Launcher:
             RayUnavailable: Nobody can tell whether the job was taken.
             UnusableRun: This version refuses the run's configuration.
         """
-        place = Placement(Path(run.directory))
+        place = RunPaths(Path(run.directory))
         config, read = self._allowed(run, place)
         with open_home(place.home, self._roots.outputs, self._user) as home:
             write_in(home, place.request.name, json.dumps(config.model_dump(mode="json"), indent=2) + "\n", self._user)
@@ -69,23 +69,23 @@ class Launcher:
             metadata={"job_name": job_name(run.name, run.attempt), "run": run.id, "attempt": str(run.attempt), "owner": run.owner},
         ))
 
-    def ask_to_end(self, run: Run) -> None:
+    def request_stop(self, run: RunRow) -> None:
         """Write the stop file of the run's present attempt.
 
         Raises:
             ConfigError: The run's own directory is none that the service may write to; no driver was started from it.
             OSError: The run's own directory cannot be written.
         """
-        place = Placement(Path(run.directory))
+        place = RunPaths(Path(run.directory))
         path = place.stop_file(run.attempt)
         if not path.exists():
             with open_home(place.home, self._roots.outputs, self._user) as home:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
-    def _allowed(self, run: Run, place: Placement) -> tuple[RunConfig, Sequence[Path]]:
+    def _allowed(self, run: RunRow, place: RunPaths) -> tuple[RunConfig, Sequence[Path]]:
         """The stored configuration with paths in place of runs, and what it thereby reads; confined as when it was submitted."""
         stored = run.settings
         asked = stored.model_copy(update={"output": Path(os.path.realpath(place.home.parent))})
-        check_links(confined(asked, self._roots), self._roots)
+        check_links(sandboxed(asked, self._roots), self._roots)
         check_parts(stored, self._directory_of)
         return located(stored, self._directory_of)

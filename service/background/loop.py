@@ -30,7 +30,7 @@ class Loop:
         self._work = work
         self._seconds = seconds
         self._name = name
-        self._poked = threading.Event()
+        self._woken = threading.Event()
         self._ending = False
         self._trouble: str | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -39,22 +39,22 @@ class Loop:
         """Begin, with a round at once."""
         self._thread.start()
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Make the next round come now; from any thread. One under way is followed by another."""
-        self._poked.set()
+        self._woken.set()
 
     def stop(self) -> None:
         """End after the round that is under way, and wait for that."""
         self._ending = True
-        self._poked.set()
+        self._woken.set()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         while not self._ending:
-            self._poked.clear()
+            self._woken.clear()
             self._round()
-            self._poked.wait(self._seconds)
+            self._woken.wait(self._seconds)
 
     def _round(self) -> None:
         try:

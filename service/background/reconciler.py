@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from moedisco_ray.core.errors import ConfigError
-from service.background import facts, spool
+from service.background import observed, spool
 from service.background.launching import Launcher
-from service.bell import Bell
 from service.database import ingest, quotas, runs, tokens
 from service.database.quotas import Quotas
 from service.database.session import Database
-from service.database.tables import Run
-from service.domain.admission import Cluster, admit
+from service.database.tables import RunRow
+from service.domain.admission import ClusterCapacity, admit
 from service.domain.jobs import JobState, submission_id, submitted_run
-from service.domain.settling import REASON_LENGTH, STOP_REASONS, Settlement, settle
+from service.domain.outcome import REASON_LENGTH, STOP_REASONS, Outcome, decide_outcome
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import NotFound, RayUnavailable, StaleRun, UnusableRun
+from service.notifier import Notifier
 from service.observability import bound, logger
 from service.ray_side.jobs import Jobs
 from service.ray_side.pools import PoolReader
@@ -35,7 +35,7 @@ from service.settings import Settings
 
 _log = logger(__name__)
 RAY_AWAY = "Ray does not answer"
-Fact = TypeVar("Fact")
+T = TypeVar("T")
 POOLS_SECONDS = 3.0
 """Ray's own figures are renewed every five."""
 
@@ -47,21 +47,21 @@ class Reconciler:
         database: The truth about runs.
         jobs: Ray's.
         pools: Ray's.
-        bell: Rung for a run when something about it was committed.
-        settings: Limits, and where drivers report.
+        notifier: Rung for a run when something about it was committed.
+        settings: RunLimits, and where drivers report.
         secret: What drivers' tokens are derived from; see `background.secret`.
     """
 
     def __init__(
-        self, database: Database, jobs: Jobs, pools: PoolReader, bell: Bell, settings: Settings, secret: bytes,
+        self, database: Database, jobs: Jobs, pools: PoolReader, notifier: Notifier, settings: Settings, secret: bytes,
     ) -> None:
         self._database = database
         self._jobs = jobs
         self._pools = pools
-        self._bell = bell
+        self._notifier = notifier
         self._launcher = Launcher(jobs, settings, secret, self._directory_of)
         self._most_active = settings.max_active_runs
-        self._looked: tuple[float, frozenset[str], Cluster | None] = (float("-inf"), frozenset(), None)
+        self._last_look: tuple[float, frozenset[str], ClusterCapacity | None] = (float("-inf"), frozenset(), None)
 
     def round(self, now: float) -> None:
         """One pass over all runs.
@@ -81,7 +81,7 @@ class Reconciler:
         for run in self._runs(*ACTIVE):
             with bound(run_id=run.id):
                 try:
-                    self._look_after(run, jobs, known, now)
+                    self._reconcile(run, jobs, known, now)
                 except (StaleRun, NotFound):
                     continue    # changed or deleted by a request meanwhile: looked at again in the next round
                 except UnusableRun as error:
@@ -89,23 +89,23 @@ class Reconciler:
                 except OSError as error:
                     self._explain(run.id, f"its directory cannot be used: {error.strerror or error}", now)
         if jobs is not None:
-            self._end_strays(jobs)
+            self._end_orphans(jobs)
         self._admit(known, now, connected=jobs is not None)
 
-    def _look_after(self, run: Run, jobs: Mapping[str, JobState] | None, known: Quotas, now: float) -> None:
+    def _reconcile(self, run: RunRow, jobs: Mapping[str, JobState] | None, known: Quotas, now: float) -> None:
         state = RunState(run.state)
-        if state is not RunState.STOPPING and facts.stop_for_money(run, known):
+        if state is not RunState.STOPPING and observed.stop_for_money(run, known):
             self._stop_for_money(run.id, known, now)
             return
         if state is RunState.STOPPING:
-            self._ask_to_end(run, now)
+            self._request_stop(run, now)
         if jobs is None:
             if state is not RunState.STOPPING:
                 self._explain(run.id, RAY_AWAY, now)
             return
         job = jobs.get(submission_id(run.id, run.attempt))
         if job is None or job.phase.ended:
-            self._catch_up(run, now)
+            self._ingest_spool(run, now)
         self._apply(run.id, run.attempt, job, now)
 
     def _apply(self, run_id: str, attempt: int, job: JobState | None, now: float) -> None:
@@ -113,20 +113,20 @@ class Reconciler:
             run = runs.get(session, run_id)
             if run is None or run.attempt != attempt:
                 return
-            settlement = settle(facts.facts(run), job, now)
-        if settlement.state is not None:
-            settlement = self._settle(run_id, attempt, job, now)
+            outcome = decide_outcome(observed.observed_state(run), job, now)
+        if outcome.state is not None:
+            outcome = self._store_outcome(run_id, attempt, job, now)
         elif run.reason == RAY_AWAY:
             self._explain(run_id, None, now)
-        if settlement.submit:
+        if outcome.submit:
             self._launch(run, now)
-        if settlement.kill:
+        if outcome.kill:
             try:
                 self._jobs.kill(submission_id(run_id, attempt))
             except RayUnavailable as error:
                 _log.info("to be repeated: %s", error)
 
-    def _launch(self, run: Run, now: float) -> None:
+    def _launch(self, run: RunRow, now: float) -> None:
         """Start the driver of the present attempt; a run whose places are no longer allowed has failed."""
         try:
             self._launcher.launch(run)
@@ -142,31 +142,31 @@ class Reconciler:
                 return
             runs.transition(session, run, RunState.FAILED, reason=reason, now=now, token_hash=None)
         _log.info("failed: %s", reason)
-        self._bell.ring(run_id)
+        self._notifier.notify(run_id)
 
-    def _ask_to_end(self, run: Run, now: float) -> None:
+    def _request_stop(self, run: RunRow, now: float) -> None:
         try:
-            self._launcher.ask_to_end(run)
+            self._launcher.request_stop(run)
         except ConfigError as error:    # what follows still ends the run
             self._explain(run.id, str(error)[:REASON_LENGTH], now)
 
-    def _settle(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Settlement:
+    def _store_outcome(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Outcome:
         """Decide again, inside the transaction that writes the decision down."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.attempt != attempt:
-                return Settlement()
-            settlement = settle(facts.facts(run), job, now)
-            if settlement.state is not None:
-                gone = settlement.state in TERMINAL or settlement.state is RunState.QUEUED
+                return Outcome()
+            outcome = decide_outcome(observed.observed_state(run), job, now)
+            if outcome.state is not None:
+                gone = outcome.state in TERMINAL or outcome.state is RunState.QUEUED
                 runs.transition(
-                    session, run, settlement.state, reason=settlement.reason, now=now, futile=settlement.futile,
+                    session, run, outcome.state, reason=outcome.reason, now=now, futile=outcome.futile,
                     token_hash=None if gone else run.token_hash)
-        _log.info("%s: %s", settlement.state, settlement.reason)
-        self._bell.ring(run_id)
-        return settlement
+        _log.info("%s: %s", outcome.state, outcome.reason)
+        self._notifier.notify(run_id)
+        return outcome
 
-    def _catch_up(self, run: Run, now: float) -> None:
+    def _ingest_spool(self, run: RunRow, now: float) -> None:
         """Take in what the driver wrote down and could not report."""
         for first, events in spool.unread(Path(run.directory), run.next_seq):
             with self._database.write() as session:
@@ -174,19 +174,19 @@ class Reconciler:
                 if row is None:
                     return
                 ingest.take(session, row, first, events, now)
-            self._bell.ring(run.id)
+            self._notifier.notify(run.id)
 
     def _stop_for_money(self, run_id: str, known: Quotas, now: float) -> None:
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.state not in (RunState.STARTING, RunState.RUNNING):
                 return
-            stop = facts.stop_for_money(run, known)
+            stop = observed.stop_for_money(run, known)
             if stop is None:
                 return
             runs.transition(session, run, RunState.STOPPING, reason=STOP_REASONS[stop], now=now, stop=stop)
-        self._bell.ring(run_id)
-        self._ask_to_end(run, now)
+        self._notifier.notify(run_id)
+        self._request_stop(run, now)
 
     def _admit(self, known: Quotas, now: float, *, connected: bool) -> None:
         with self._database.read() as session:
@@ -196,21 +196,21 @@ class Reconciler:
         if not queue:
             return
         cluster = self._cluster(frozenset(runs.resources(queue)), now) if connected else None
-        limits = facts.limits(known, self._most_active)
-        asked = self._usable(queue, lambda run: facts.queued(run, known), now)
-        for admission in admit(asked, self._usable(active, facts.active, now), limits, cluster):
+        limits = observed.limits(known, self._most_active)
+        asked = self._usable(queue, lambda run: observed.queued(run, known), now)
+        for admission in admit(asked, self._usable(active, observed.active, now), limits, cluster):
             with bound(run_id=admission.run_id):
                 if admission.start:
                     self._start(admission.run_id, now)
                 elif admission.reason != waiting[admission.run_id].reason:
                     self._explain(admission.run_id, admission.reason, now)
 
-    def _usable(self, found: Sequence[Run], fact: Callable[[Run], Fact], now: float) -> list[Fact]:
+    def _usable(self, found: Sequence[RunRow], view: Callable[[RunRow], T], now: float) -> list[T]:
         """What `admit` asks of runs; a run whose configuration this version refuses fails, and the others are not held up."""
         usable = []
         for run in found:
             try:
-                usable.append(fact(run))
+                usable.append(view(run))
             except UnusableRun as error:
                 with bound(run_id=run.id):
                     self._fail(run.id, str(error), now)
@@ -224,7 +224,7 @@ class Reconciler:
                 return
             runs.transition(session, run, RunState.FAILED, reason=reason[:REASON_LENGTH], now=now, token_hash=None)
         _log.warning("failed: %s", reason)
-        self._bell.ring(run_id)
+        self._notifier.notify(run_id)
 
     def _start(self, run_id: str, now: float) -> None:
         with self._database.write() as session:
@@ -234,8 +234,8 @@ class Reconciler:
             attempt = run.attempt + 1
             runs.transition(
                 session, run, RunState.STARTING, reason=None, now=now, attempt=attempt, mark_at_start=run.mark, stop=None,
-                progress=facts.awaiting(run.progress), token_hash=tokens.digest(self._launcher.token(run_id, attempt)))
-        self._bell.ring(run_id)
+                progress=observed.awaiting(run.progress), token_hash=tokens.digest(self._launcher.token(run_id, attempt)))
+        self._notifier.notify(run_id)
         try:
             self._launch(run, now)
         except OSError as error:
@@ -243,11 +243,11 @@ class Reconciler:
         except UnusableRun as error:
             self._fail(run_id, str(error), now)
 
-    def _cluster(self, resources: frozenset[str], now: float) -> Cluster | None:
-        looked, known, cluster = self._looked
+    def _cluster(self, resources: frozenset[str], now: float) -> ClusterCapacity | None:
+        looked, known, cluster = self._last_look
         if cluster is None or not resources <= known or not 0 <= now - looked < POOLS_SECONDS:
-            cluster = facts.cluster(self._pools.read(resources), grows=self._pools.grows())
-            self._looked = (now, resources, cluster)
+            cluster = observed.cluster(self._pools.read(resources), grows=self._pools.grows())
+            self._last_look = (now, resources, cluster)
         return cluster
 
     def _explain(self, run_id: str, reason: str | None, now: float) -> None:
@@ -257,9 +257,9 @@ class Reconciler:
             if run is None or run.reason == reason or run.state in TERMINAL:
                 return
             runs.amend(session, run, now=now, reason=reason)
-        self._bell.ring(run_id)
+        self._notifier.notify(run_id)
 
-    def _end_strays(self, jobs: Mapping[str, JobState]) -> None:
+    def _end_orphans(self, jobs: Mapping[str, JobState]) -> None:
         """End drivers of attempts that were given up: two of one run would write over each other."""
         for name, job in jobs.items():
             named = submitted_run(name)
@@ -283,6 +283,6 @@ class Reconciler:
         with self._database.read() as session:
             return runs.directory(session, run_id)
 
-    def _runs(self, *states: RunState) -> list[Run]:
+    def _runs(self, *states: RunState) -> list[RunRow]:
         with self._database.read() as session:
             return runs.in_states(session, states)

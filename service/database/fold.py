@@ -10,7 +10,7 @@ from typing import Any
 
 from moedisco_ray.core.events import Event
 from service.database import values
-from service.database.tables import Unit
+from service.database.tables import UnitRow
 
 _LAST_WORDS = ("run_finished", "run_failed", "run_stopped")
 _STAGE_WEIGHT = 10**12
@@ -28,7 +28,7 @@ class Fold:
         spoke: Whether a driver began or said its last word.
     """
 
-    def __init__(self, run_id: str, progress: Mapping[str, Any], units: Mapping[str, Unit]) -> None:
+    def __init__(self, run_id: str, progress: Mapping[str, Any], units: Mapping[str, UnitRow]) -> None:
         self._run_id = run_id
         self._stages: dict[str, dict[str, Any]] = {name: dict(stage) for name, stage in progress.get("stages", {}).items()}
         self._current: str | None = progress.get("current")
@@ -37,7 +37,7 @@ class Fold:
         self._finished: list[str] = list(reached.get("stages", ()))
         self._furthest: dict[str, int] = dict(reached.get("steps", {}))
         self.units = dict(units)
-        self.made: list[Unit] = []
+        self.made: list[UnitRow] = []
         self.points: dict[str, list[dict[str, Any]]] = {}
         self.rewound: dict[str, int] = {}
         self.spoke = False
@@ -121,7 +121,7 @@ class Fold:
             unit.loss = values.number(event.data.get("loss", unit.loss))
             self._reach(name, unit.step)
 
-    def _progress(self, event: Event, unit: Unit) -> None:
+    def _progress(self, event: Event, unit: UnitRow) -> None:
         data = event.data
         step = values.whole(data.get("step"))
         if step is None:
@@ -164,7 +164,7 @@ def _known(data: Mapping[str, Any], key: str, otherwise: int) -> int:
     return otherwise if value is None else value
 
 
-def _new_unit(run_id: str, stage: str, name: str, started: float) -> Unit:
-    return Unit(
+def _new_unit(run_id: str, stage: str, name: str, started: float) -> UnitRow:
+    return UnitRow(
         run_id=run_id, unit=name, stage=stage, status="running", step=0, steps=0, tokens=0, loss=None, tokens_per_second=None,
         restarts=0, workers=1, node=None, started=started, ended=None)

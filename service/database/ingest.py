@@ -12,11 +12,11 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
 from service.database import policies, runs, spending, stream
 from service.database.fold import Fold, meterable
-from service.database.tables import Point, Run, Unit
+from service.database.tables import Point, RunRow, UnitRow
 from service.errors import NotFound
 
 
-def take(session: Session, run: Run, first: int, events: Sequence[Event], now: float) -> int:
+def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now: float) -> int:
     """Store consecutive lines of a run's `events.jsonl`.
 
     Lines that are there already are passed over, and those after a gap are left for the next report. The run's version
@@ -43,7 +43,7 @@ def take(session: Session, run: Run, first: int, events: Sequence[Event], now: f
     if not fresh:
         return wanted
     pools = row.pools
-    units = {unit.unit: unit for unit in session.scalars(select(Unit).where(Unit.run_id == row.id))}
+    units = {unit.unit: unit for unit in session.scalars(select(UnitRow).where(UnitRow.run_id == row.id))}
     fold, meter = Fold(row.id, row.progress, units), Meter.from_dict(row.meter)
     for event in fresh:
         fold.update(event)
@@ -75,7 +75,7 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
     session.execute(insert(Point.__table__), [point for points in fold.points.values() for point in points])  # type: ignore[arg-type]
 
 
-def _accrue(row: Run, meter: Meter, pools: Pools, prices: Mapping[str, float]) -> float:
+def _accrue(row: RunRow, meter: Meter, pools: Pools, prices: Mapping[str, float]) -> float:
     """Charge what was used since the last report, at today's price; what was charged once stays charged.
 
     Args:

@@ -9,18 +9,18 @@ from sqlalchemy import BigInteger, CompoundSelect, Row, and_, func, literal, sel
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.database import values
-from service.database.tables import Point, Unit
-from service.domain.thinning import thin
+from service.database.tables import Point, UnitRow
+from service.domain.downsampling import downsample
 
 _FETCHED = 20_000
-"""Points of one curve that are looked at here; of more, the database picks the extremes of equal phase_spans of steps."""
+"""Points of one curve that are looked at here; of more, the database picks the extremes of equal buckets of steps."""
 _STRETCHES = 10_000
 """Most of them; two points of each are asked for by step, and a statement takes 32,766 values."""
 _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second")
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
+class UnitCurve:
     """One figure of one unit over its training.
 
     Attributes:
@@ -40,7 +40,7 @@ class Curve:
     count: int
 
 
-def series(session: Session, run_id: str, figure: str, units: Sequence[str] | None, points: int) -> list[Curve]:
+def series(session: Session, run_id: str, figure: str, units: Sequence[str] | None, points: int) -> list[UnitCurve]:
     """Curves of a figure, in the order in which the units started.
 
     Args:
@@ -56,17 +56,17 @@ def series(session: Session, run_id: str, figure: str, units: Sequence[str] | No
     if figure not in _FIGURES:
         raise ValueError(f"figure {figure!r} is none of {', '.join(_FIGURES)}")
     column: InstrumentedAttribute[float | None] = getattr(Point, figure)
-    chosen = select(Unit.unit, Unit.stage).where(Unit.run_id == run_id)
+    chosen = select(UnitRow.unit, UnitRow.stage).where(UnitRow.run_id == run_id)
     if units is not None:
-        chosen = chosen.where(Unit.unit.in_([values.text(unit) for unit in units]))
-    rows = session.execute(chosen.order_by(Unit.started, Unit.unit)).all()
+        chosen = chosen.where(UnitRow.unit.in_([values.text(unit) for unit in units]))
+    rows = session.execute(chosen.order_by(UnitRow.started, UnitRow.unit)).all()
     curves = [_curve(session, run_id, unit, stage, column, points) for unit, stage in rows]
     return [curve for curve in curves if curve.count]
 
 
 def _curve(
     session: Session, run_id: str, unit: str, stage: str, column: InstrumentedAttribute[float | None], points: int,
-) -> Curve:
+) -> UnitCurve:
     mine = and_(Point.run_id == run_id, Point.unit == unit, column.is_not(None))
     count, first, last = session.execute(
         select(func.count(), func.min(Point.step), func.max(Point.step)).where(mine)).one()
@@ -78,8 +78,8 @@ def _curve(
         chosen = chosen.where(Point.step.in_({first, last, *extremes} - {None}))
     rows: Sequence[Row[int, int, float | None]] = session.execute(chosen).all() if count else ()
     figures = [value for _, _, value in rows if value is not None]
-    kept = thin(figures, points)
-    return Curve(unit, stage, [rows[at][0] for at in kept], [rows[at][1] for at in kept], [figures[at] for at in kept], count)
+    kept = downsample(figures, points)
+    return UnitCurve(unit, stage, [rows[at][0] for at in kept], [rows[at][1] for at in kept], [figures[at] for at in kept], count)
 
 
 def _extremes(

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.database import policies, runs, spending
 from service.database.session import lock_until_commit
-from service.database.tables import Run
+from service.database.tables import RunRow
 from service.domain.policies import Policies
 from service.domain.quotas import Use
 from service.domain.states import ACTIVE, RunState
@@ -51,10 +51,10 @@ def use_to_change(session: Session, owner: str, now: float) -> Use:
 
 def use_of(session: Session, owner: str, now: float) -> Use:
     """What one owner uses."""
-    unfinished = Run.state.in_([RunState.QUEUED, *ACTIVE])
+    unfinished = RunRow.state.in_([RunState.QUEUED, *ACTIVE])
     states = dict(session.execute(
-        select(Run.state, func.count()).where(Run.owner == owner, unfinished).group_by(Run.state)).all())
-    size = session.scalar(select(func.sum(Run.disk_bytes)).where(Run.owner == owner))
+        select(RunRow.state, func.count()).where(RunRow.owner == owner, unfinished).group_by(RunRow.state)).all())
+    size = session.scalar(select(func.sum(RunRow.disk_bytes)).where(RunRow.owner == owner))
     return Use(
         queued=states.get(RunState.QUEUED, 0), active=sum(states.get(state, 0) for state in ACTIVE),
         dollars=spending.of_owner(session, owner, now), disk_bytes=int(size or 0))

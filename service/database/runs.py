@@ -15,19 +15,19 @@ from sqlalchemy.orm.attributes import set_committed_value
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.stages import STAGES
 from service.database import stream, values, webhooks
-from service.database.tables import Run
+from service.database.tables import RunRow
 from service.domain.run_ids import is_id
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
-_LEFT_OUT = (defer(Run.config), defer(Run.meter))
+_LEFT_OUT = (defer(RunRow.config), defer(RunRow.meter))
 """Of every run of a page: to parse what nobody sees would take most of its time."""
 
 
 def insert(
     session: Session, *, run_id: str, config: RunConfig, owner: str, priority: int, budget_dollars: float | None,
     estimate: dict[str, Any], parent: str | None, now: float, notes: Sequence[str] = (),
-) -> Run:
+) -> RunRow:
     """Make a queued run.
 
     Args:
@@ -44,7 +44,7 @@ def insert(
     """
     document = values.document(config.model_dump(mode="json"))
     waiting = {stage.name: {"status": "waiting", "started": None, "seconds": None} for stage in STAGES}
-    run = Run(
+    run = RunRow(
         id=run_id, name=config.name, owner=owner, tags=document["tags"], priority=priority, state=RunState.QUEUED.value,
         reason=None, version=1, config=document, directory=str(config.directory), attempt=0, futile=0, mark=0, mark_at_start=0,
         stop=None, budget_dollars=budget_dollars, dollars=0.0, worker_seconds={}, meter={}, estimate=values.document(estimate),
@@ -53,24 +53,24 @@ def insert(
         created=now, queued=now, started=None, ended=None, updated=now)
     session.add(run)
     session.flush()
-    _tell(session, run, now)
+    _publish_state(session, run, now)
     return run
 
 
-def get(session: Session, run_id: str) -> Run | None:
+def get(session: Session, run_id: str) -> RunRow | None:
     """One run as this transaction sees it."""
-    return session.get(Run, run_id) if is_id(run_id) else None
+    return session.get(RunRow, run_id) if is_id(run_id) else None
 
 
-def lock(session: Session, run_id: str) -> Run | None:
+def lock(session: Session, run_id: str) -> RunRow | None:
     """One run as it stands, which nobody else changes before this transaction ends."""
-    return session.get(Run, run_id, with_for_update=True, populate_existing=True) if is_id(run_id) else None
+    return session.get(RunRow, run_id, with_for_update=True, populate_existing=True) if is_id(run_id) else None
 
 
 def page(
     session: Session, *, owner: str | None, states: Sequence[RunState], name: str | None, tags: Mapping[str, str],
     cursor: str | None, limit: int,
-) -> tuple[list[Run], str | None]:
+) -> tuple[list[RunRow], str | None]:
     """Runs, newest first.
 
     Args:
@@ -85,19 +85,19 @@ def page(
     Returns:
         The runs, whose `config` and `meter` are loaded once asked for, and the cursor of the next page; None: that was all.
     """
-    chosen = select(Run).options(*_LEFT_OUT)
+    chosen = select(RunRow).options(*_LEFT_OUT)
     if owner is not None:
-        chosen = chosen.where(Run.owner == values.text(owner))
+        chosen = chosen.where(RunRow.owner == values.text(owner))
     if states:
-        chosen = chosen.where(Run.state.in_([state.value for state in states]))
+        chosen = chosen.where(RunRow.state.in_([state.value for state in states]))
     if name:
-        chosen = chosen.where(Run.name.icontains(values.text(name), autoescape=True))
+        chosen = chosen.where(RunRow.name.icontains(values.text(name), autoescape=True))
     if cursor is not None:
-        chosen = chosen.where(Run.id < values.text(cursor))
+        chosen = chosen.where(RunRow.id < values.text(cursor))
     dialect = session.get_bind().dialect.name
     for key, value in tags.items():
         chosen = chosen.where(_has_tag(dialect, values.text(key), values.text(value)))
-    found = list(session.scalars(chosen.order_by(Run.id.desc()).limit(limit + 1)))
+    found = list(session.scalars(chosen.order_by(RunRow.id.desc()).limit(limit + 1)))
     return found[:limit], found[limit - 1].id if len(found) > limit else None
 
 
@@ -115,11 +115,11 @@ def inside(session: Session, home: Path, run_id: str) -> str | None:
         home: The run's own directory.
         run_id: The run.
     """
-    below = Run.directory.startswith(f"{home}/", autoescape=True)
-    return session.scalars(select(Run.id).where(below, Run.id != run_id).limit(1)).first()
+    below = RunRow.directory.startswith(f"{home}/", autoescape=True)
+    return session.scalars(select(RunRow.id).where(below, RunRow.id != run_id).limit(1)).first()
 
 
-def named(session: Session, name: str, owner: str | None) -> list[Run]:
+def named(session: Session, name: str, owner: str | None) -> list[RunRow]:
     """Runs of exactly this name, the newest first.
 
     Args:
@@ -127,72 +127,73 @@ def named(session: Session, name: str, owner: str | None) -> list[Run]:
         name: The whole name.
         owner: Whose; None: everybody's.
     """
-    chosen = select(Run).options(*_LEFT_OUT).where(Run.name == values.text(name))
+    chosen = select(RunRow).options(*_LEFT_OUT).where(RunRow.name == values.text(name))
     if owner is not None:
-        chosen = chosen.where(Run.owner == values.text(owner))
-    return list(session.scalars(chosen.order_by(Run.id.desc()).limit(100)))
+        chosen = chosen.where(RunRow.owner == values.text(owner))
+    return list(session.scalars(chosen.order_by(RunRow.id.desc()).limit(100)))
 
 
-def resources(found: Iterable[Run]) -> set[str]:
+def resources(found: Iterable[RunRow]) -> set[str]:
     """Custom resources of every pool that the runs name; a run with a configuration that this version refuses names none."""
     named: set[str] = set()
     for run in found:
         with contextlib.suppress(UnusableRun):
-            named |= {kind.resource for kind in run.pools.by_key.values()}
+            named |= {node_type.resource for node_type in run.pools.by_key.values()}
     return named
 
 
-def in_states(session: Session, states: Sequence[RunState]) -> list[Run]:
+def in_states(session: Session, states: Sequence[RunState]) -> list[RunRow]:
     """All runs in any of the states, oldest first."""
-    return list(session.scalars(select(Run).where(Run.state.in_([state.value for state in states])).order_by(Run.id)))
+    return list(session.scalars(select(RunRow).where(RunRow.state.in_([state.value for state in states])).order_by(RunRow.id)))
 
 
 def queue_order(session: Session) -> list[str]:
     """Ids of the queued runs, the next one first."""
-    queued = select(Run.id).where(Run.state == RunState.QUEUED.value)
-    return list(session.scalars(queued.order_by(Run.priority.desc(), Run.queued, Run.id)))
+    queued = select(RunRow.id).where(RunRow.state == RunState.QUEUED.value)
+    return list(session.scalars(queued.order_by(RunRow.priority.desc(), RunRow.queued, RunRow.id)))
 
 
-def finished(session: Session) -> list[Run]:
+def finished(session: Session) -> list[RunRow]:
     """All runs that have ended, whose `config` and `meter` are loaded once asked for."""
-    chosen = select(Run).options(*_LEFT_OUT).where(Run.state.in_([state.value for state in TERMINAL]))
-    return list(session.scalars(chosen.order_by(Run.id)))
+    chosen = select(RunRow).options(*_LEFT_OUT).where(RunRow.state.in_([state.value for state in TERMINAL]))
+    return list(session.scalars(chosen.order_by(RunRow.id)))
 
 
 def unmeasured(session: Session) -> list[tuple[str, str]]:
     """Id and directory of the runs whose directories may have changed since they were measured."""
-    active = Run.state.in_([state.value for state in ACTIVE])
-    chosen = select(Run.id, Run.directory).where(or_(active, Run.measured.is_(None), Run.measured < Run.ended))
-    return [(run_id, directory) for run_id, directory in session.execute(chosen.order_by(Run.id))]
+    active = RunRow.state.in_([state.value for state in ACTIVE])
+    chosen = select(RunRow.id, RunRow.directory).where(or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended))
+    return [(run_id, directory) for run_id, directory in session.execute(chosen.order_by(RunRow.id))]
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:
     """Runs in any of the states, per owner."""
-    chosen = Run.state.in_([state.value for state in states])
-    rows = session.execute(select(Run.owner, func.count()).where(chosen).group_by(Run.owner))
+    chosen = RunRow.state.in_([state.value for state in states])
+    rows = session.execute(select(RunRow.owner, func.count()).where(chosen).group_by(RunRow.owner))
     return dict(rows.all())
 
 
 def owner_bytes(session: Session) -> dict[str, int]:
     """Bytes of run directories per owner, as last measured."""
-    sizes = session.execute(select(Run.owner, func.sum(Run.disk_bytes)).group_by(Run.owner))
+    sizes = session.execute(select(RunRow.owner, func.sum(RunRow.disk_bytes)).group_by(RunRow.owner))
     return {owner: int(size or 0) for owner, size in sizes}
 
 
 def measured(session: Session, run_id: str, size: int, now: float) -> None:
     """Store the size of a run's directory; the run's version stays, since nothing is decided by it."""
     session.execute(
-        update(Run).where(Run.id == run_id).values(disk_bytes=size, measured=now).execution_options(synchronize_session=False))
+        update(RunRow).where(RunRow.id == run_id).values(disk_bytes=size, measured=now)
+        .execution_options(synchronize_session=False))
 
 
 def state_counts(session: Session) -> dict[RunState, int]:
     """Runs per state; every state is there."""
-    rows = session.execute(select(Run.state, func.count()).group_by(Run.state))
+    rows = session.execute(select(RunRow.state, func.count()).group_by(RunRow.state))
     counts = dict(rows.all())
     return {state: counts.get(state.value, 0) for state in RunState}
 
 
-def transition(session: Session, run: Run, state: RunState, *, reason: str | None, now: float, **columns: Any) -> None:
+def transition(session: Session, run: RunRow, state: RunState, *, reason: str | None, now: float, **columns: Any) -> None:
     """Bring a run into another state, and tell its stream and its owner's webhooks.
 
     `started` is set when it first runs and `ended` when it has come to its end. A run whose driver was lost keeps its
@@ -214,7 +215,7 @@ def transition(session: Session, run: Run, state: RunState, *, reason: str | Non
     if not may_follow(before, state):
         raise IllegalTransition(f"run {run.id} is {before}: it cannot become {state}")
     changes: dict[str, Any] = {
-        "state": state.value, "reason": None if reason is None else values.text(reason), "next_position": Run.next_position + 1}
+        "state": state.value, "reason": None if reason is None else values.text(reason), "next_position": RunRow.next_position + 1}
     if state is RunState.RUNNING and run.started is None:
         changes["started"] = now
     if state in TERMINAL:
@@ -222,10 +223,10 @@ def transition(session: Session, run: Run, state: RunState, *, reason: str | Non
     if before in TERMINAL:
         changes |= {"queued": now, "ended": None, "stop": None, "futile": 0, "expires_at": None}
     _change(session, run, now, changes | columns)
-    _tell(session, run, now)
+    _publish_state(session, run, now)
 
 
-def amend(session: Session, run: Run, *, now: float, **columns: Any) -> None:
+def amend(session: Session, run: RunRow, *, now: float, **columns: Any) -> None:
     """Change a run without changing its state.
 
     Args:
@@ -240,14 +241,14 @@ def amend(session: Session, run: Run, *, now: float, **columns: Any) -> None:
     _change(session, run, now, columns)
 
 
-def delete(session: Session, run: Run) -> None:
+def delete(session: Session, run: RunRow) -> None:
     """Delete a run with its events, units and points; its files are somebody else's.
 
     Raises:
         StaleRun: The run was changed since it was read, or deleted.
     """
     gone = session.execute(
-        delete_from(Run).where(Run.id == run.id, Run.version == run.version).returning(Run.id)
+        delete_from(RunRow).where(RunRow.id == run.id, RunRow.version == run.version).returning(RunRow.id)
         .execution_options(synchronize_session=False)).scalar()
     if gone is None:
         raise _stale(run)
@@ -255,10 +256,10 @@ def delete(session: Session, run: Run) -> None:
         session.expunge(run)
 
 
-def _change(session: Session, run: Run, now: float, changes: dict[str, Any]) -> None:
+def _change(session: Session, run: RunRow, now: float, changes: dict[str, Any]) -> None:
     changes = {**changes, "version": run.version + 1, "updated": now}
     position = session.execute(
-        update(Run).where(Run.id == run.id, Run.version == run.version).values(**changes).returning(Run.next_position)
+        update(RunRow).where(RunRow.id == run.id, RunRow.version == run.version).values(**changes).returning(RunRow.next_position)
         .execution_options(synchronize_session=False)).scalar()
     if position is None:
         raise _stale(run)
@@ -266,17 +267,17 @@ def _change(session: Session, run: Run, now: float, changes: dict[str, Any]) -> 
         set_committed_value(run, name, value)
 
 
-def _tell(session: Session, run: Run, now: float) -> None:
+def _publish_state(session: Session, run: RunRow, now: float) -> None:
     data = {"state": run.state, "reason": run.reason, "attempt": run.attempt}
     stream.put(session, run.id, run.next_position - 1, [{"time": now, "type": "state", "stage": None, "unit": None, "data": data}])
     webhooks.enqueue(session, run, now)
 
 
-def _stale(run: Run) -> StaleRun:
+def _stale(run: RunRow) -> StaleRun:
     return StaleRun(f"run {run.id} was changed meanwhile; look at it again")
 
 
 def _has_tag(dialect: str, key: str, value: str) -> ColumnElement[bool]:
-    each = func.json_each(Run.tags) if dialect == "sqlite" else func.json_each_text(Run.tags)
+    each = func.json_each(RunRow.tags) if dialect == "sqlite" else func.json_each_text(RunRow.tags)
     tag = each.table_valued("key", "value", name="tag")
     return exists(select(1).select_from(tag).where(tag.c.key == key, tag.c.value == value))

@@ -14,7 +14,7 @@ from service.database import tables, values
 from service.errors import NotFound
 
 
-def append(session: Session, run: tables.Run, events: Sequence[Event], now: float) -> None:
+def append(session: Session, run: tables.RunRow, events: Sequence[Event], now: float) -> None:
     """Put a driver's events at the end of a run's stream; of several writers, one goes after the other.
 
     Args:
@@ -28,9 +28,9 @@ def append(session: Session, run: tables.Run, events: Sequence[Event], now: floa
     """
     # The UPDATE takes the row's lock, so that nobody else is given these positions before this transaction ends.
     end = session.execute(
-        update(tables.Run).where(tables.Run.id == run.id)
-        .values(next_position=tables.Run.next_position + len(events), updated=now)
-        .returning(tables.Run.next_position)
+        update(tables.RunRow).where(tables.RunRow.id == run.id)
+        .values(next_position=tables.RunRow.next_position + len(events), updated=now)
+        .returning(tables.RunRow.next_position)
         .execution_options(synchronize_session=False)).scalar()
     if end is None:
         raise NotFound(f"run {run.id} was deleted")
@@ -47,11 +47,11 @@ def append(session: Session, run: tables.Run, events: Sequence[Event], now: floa
 def put(session: Session, run_id: str, first: int, rows: Sequence[dict[str, Any]]) -> None:
     """Store rows at positions that the caller has reserved on the run."""
     if rows:
-        session.execute(insert(tables.Event.__table__), [  # type: ignore[arg-type]
+        session.execute(insert(tables.EventRow.__table__), [  # type: ignore[arg-type]
             {"run_id": run_id, "position": position, **row} for position, row in enumerate(rows, first)])
 
 
-def read(session: Session, run_id: str, after: int, limit: int) -> list[tables.Event]:
+def read(session: Session, run_id: str, after: int, limit: int) -> list[tables.EventRow]:
     """What follows a position.
 
     Args:
@@ -60,7 +60,7 @@ def read(session: Session, run_id: str, after: int, limit: int) -> list[tables.E
         after: The last position that is known; -1: none is.
         limit: At most so many.
     """
-    position = tables.Event.position
+    position = tables.EventRow.position
     return list(session.scalars(
-        select(tables.Event).where(tables.Event.run_id == run_id, position > min(after, values.LARGEST))
+        select(tables.EventRow).where(tables.EventRow.run_id == run_id, position > min(after, values.LARGEST))
         .order_by(position).limit(limit)))

@@ -26,7 +26,7 @@ class Table(DeclarativeBase):
     type_annotation_map = {str: Text, float: Float, int: Position, dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012 - SQLAlchemy's own form
 
 
-class Run(Table):
+class RunRow(Table):
     """A training request and where it stands."""
 
     __tablename__ = "runs"
@@ -129,7 +129,7 @@ def _unusable(error: ValidationError) -> UnusableRun:
         "configuration of today")
 
 
-class Event(Table):
+class EventRow(Table):
     """One element of a run's stream: the driver's events and the service's own, in one order."""
 
     __tablename__ = "events"
@@ -147,7 +147,7 @@ class Event(Table):
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - SQLAlchemy's own form; rows lie in the order they are read
 
 
-class Unit(Table):
+class UnitRow(Table):
     """A part of a stage with its own progress: the seed, a sub-model, the fine-tune."""
 
     __tablename__ = "units"

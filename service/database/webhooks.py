@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.database import values
 from service.database.ids import new_id
-from service.database.tables import Delivery, Run, Webhook
+from service.database.tables import Delivery, RunRow, Webhook
 from service.domain.states import RunState
 
 MessageType = Literal["run.state", "run.expiring", "run.removed"]
@@ -52,14 +52,14 @@ def delete(session: Session, webhook: Webhook) -> None:
     session.execute(delete_from(Webhook).where(Webhook.id == webhook.id))
 
 
-def enqueue(session: Session, run: Run, now: float, kind: MessageType = "run.state", **more: Any) -> None:
+def enqueue(session: Session, run: RunRow, now: float, message_type: MessageType = "run.state", **more: Any) -> None:
     """Write a delivery about a run for each webhook that wants to know of runs in its state.
 
     Args:
         session: Of a transaction that writes.
         run: As it stands.
         now: Seconds since the epoch.
-        kind: What happened: its state changed, its removal was announced, or it was removed.
+        message_type: What happened: its state changed, its removal was announced, or it was removed.
         more: Added to the message.
     """
     for webhook in page(session, run.owner):
@@ -67,7 +67,7 @@ def enqueue(session: Session, run: Run, now: float, kind: MessageType = "run.sta
             continue
         delivery = new_id()
         body = {
-            "id": delivery, "type": kind, "time": now,
+            "id": delivery, "type": message_type, "time": now,
             "run": {"id": run.id, "name": run.name, "owner": run.owner, "state": run.state, "reason": run.reason,
                     "attempt": run.attempt, "dollars": run.dollars}, **more}
         session.add(Delivery(
@@ -84,7 +84,7 @@ def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhoo
     return [(delivery, webhook) for delivery, webhook in rows]
 
 
-def settle(session: Session, delivery_id: str, *, delivered: float | None, answer: str, due: float | None) -> None:
+def record_attempt(session: Session, delivery_id: str, *, delivered: float | None, answer: str, due: float | None) -> None:
     """Write down how an attempt went.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
+class PoolNeed:
     """What a run asks of a pool.
 
     Attributes:
@@ -32,18 +32,18 @@ class Need:
 
 
 @dataclasses.dataclass(frozen=True)
-class Queued:
+class QueuedRun:
     """A run that waits."""
 
     run_id: str
     owner: str
-    needs: tuple[Need, ...]
+    needs: tuple[PoolNeed, ...]
     held: str | None = None
     """Why it may not start, whatever room there is."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Active:
+class ActiveRun:
     """A run that has, or may have, a driver.
 
     Attributes:
@@ -56,7 +56,7 @@ class Active:
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class PoolRoom:
     """A pool as Ray tells of it, some seconds ago.
 
     Attributes:
@@ -71,7 +71,7 @@ class Room:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cluster:
+class ClusterCapacity:
     """What Ray has.
 
     Attributes:
@@ -79,17 +79,17 @@ class Cluster:
         grows: An autoscaler may bring what is missing.
     """
 
-    rooms: Mapping[str, Room]
+    rooms: Mapping[str, PoolRoom]
     grows: bool = False
 
-    def room(self, resources: tuple[str, ...]) -> Room:
+    def room(self, resources: tuple[str, ...]) -> PoolRoom:
         """In a pool of such tags, all together."""
-        rooms = [self.rooms.get(resource, Room(0, 0)) for resource in resources]
-        return Room(sum(room.slots for room in rooms), sum(room.free for room in rooms), sum(room.pending for room in rooms))
+        rooms = [self.rooms.get(resource, PoolRoom(0, 0)) for resource in resources]
+        return PoolRoom(sum(room.slots for room in rooms), sum(room.free for room in rooms), sum(room.pending for room in rooms))
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class RunLimits:
     """Most active runs.
 
     Attributes:
@@ -112,7 +112,9 @@ class Admission:
     reason: str | None
 
 
-def admit(queued: Sequence[Queued], active: Sequence[Active], limits: Limits, cluster: Cluster | None) -> list[Admission]:
+def admit(
+    queued: Sequence[QueuedRun], active: Sequence[ActiveRun], limits: RunLimits, cluster: ClusterCapacity | None,
+) -> list[Admission]:
     """Decide on every queued run.
 
     Args:
@@ -139,7 +141,7 @@ def admit(queued: Sequence[Queued], active: Sequence[Active], limits: Limits, cl
     return decided
 
 
-def _limit(run: Queued, owners: Mapping[str, int], limits: Limits) -> str | None:
+def _limit(run: QueuedRun, owners: Mapping[str, int], limits: RunLimits) -> str | None:
     active, own = sum(owners.values()), owners.get(run.owner, 0)
     if active >= limits.runs:
         return f"{active} of {limits.runs} runs are active"
@@ -150,7 +152,7 @@ def _limit(run: Queued, owners: Mapping[str, int], limits: Limits) -> str | None
 
 
 def _room(
-    run: Queued, claims: Sequence[tuple[str, ...]], started: Sequence[tuple[str, ...]], cluster: Cluster,
+    run: QueuedRun, claims: Sequence[tuple[str, ...]], started: Sequence[tuple[str, ...]], cluster: ClusterCapacity,
 ) -> str | None:
     for need in run.needs:
         room = cluster.room(need.resources)
@@ -166,7 +168,7 @@ def _room(
     return None
 
 
-def _missing(need: Need, room: Room) -> str:
+def _missing(need: PoolNeed, room: PoolRoom) -> str:
     if not room.slots:
         return f"no node offers {need.name}"
     return f"needs {need.slots} {need.name} at once; the nodes offer {room.slots:g}"

@@ -1,4 +1,4 @@
-"""Limits that the operator sets for each owner: pools, prices, priority, runs, dollars, disk, and how long runs are kept."""
+"""RateLimiter that the operator sets for each owner: pools, prices, priority, runs, dollars, disk, and how long runs are kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Retention(_Document):
 
 
 class Policy(_Document):
-    """Limits of one owner. In an owner's own entry, what is left out is as in the default entry."""
+    """RateLimiter of one owner. In an owner's own entry, what is left out is as in the default entry."""
 
     resources: Annotated[list[Tag], Field(max_length=256)] | None = None
     """Custom resources of the pools that the owner's runs may use; null: any."""

@@ -17,7 +17,7 @@ _RUN_ID = re.compile(rf"(?<![0-9A-Z]){PATTERN}(?![0-9A-Z])")
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A run that has ended.
 
     Attributes:
@@ -39,7 +39,7 @@ class Due:
     why: str
 
 
-def due_runs(finished: Sequence[Finished], retention: Retention) -> dict[str, Due]:
+def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str, Due]:
     """When each finished run of one owner is due, by the rule that says so first.
 
     Kept runs are never due, and do not count among the newest ones.

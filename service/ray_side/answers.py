@@ -11,13 +11,13 @@ from service.domain.jobs import JobPhase
 from service.errors import RayUnavailable
 
 
-class Answer(BaseModel):
+class DashboardAnswer(BaseModel):
     """Base: frozen; what it does not name is passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Job(Answer):
+class Job(DashboardAnswer):
     """An element of `/api/jobs/`; drivers that were not submitted have no submission id."""
 
     submission_id: str | None
@@ -26,7 +26,7 @@ class Job(Answer):
     driver_exit_code: int | None = None
 
 
-class Node(Answer):
+class RayNode(DashboardAnswer):
     """An element of `/api/v0/nodes`."""
 
     node_id: str
@@ -48,14 +48,14 @@ class Node(Answer):
         return not self.alive and not wanted and (self.end_time_ms or 0) / 1000 > time
 
 
-class Bundle(Answer):
+class Bundle(DashboardAnswer):
     """A worker's share of a placement group; without a node it waits."""
 
     node_id: str | None = None
     unit_resources: dict[str, float]
 
 
-class Group(Answer):
+class Group(DashboardAnswer):
     """An element of `/api/v0/placement_groups`."""
 
     state: str
@@ -69,13 +69,13 @@ class Group(Answer):
         return [bundle for bundle in self.bundles or () if not bundle.node_id]
 
 
-class SummaryNode(Answer):
+class SummaryNode(DashboardAnswer):
     """A node in the summary; an autoscaler names its type."""
 
     type_name: str = Field("", validation_alias=AliasPath("raylet", "nodeTypeName"))
 
 
-class Summary(Answer):
+class Summary(DashboardAnswer):
     """`/nodes?view=summary`. Ray turns its keys into camel case, resource names too, but not what is inside a text."""
 
     nodes: list[SummaryNode] = Field(validation_alias=AliasPath("data", "summary"))
@@ -83,19 +83,19 @@ class Summary(Answer):
     """Per node, lines such as `1.0/2.0 low_mem_gpu`."""
 
 
-class NodeList(Answer):
+class NodeList(DashboardAnswer):
     """`/api/v0/nodes`."""
 
-    items: list[Node] = Field(validation_alias=AliasPath("data", "result", "result"))
+    items: list[RayNode] = Field(validation_alias=AliasPath("data", "result", "result"))
 
 
-class GroupList(Answer):
+class GroupList(DashboardAnswer):
     """`/api/v0/placement_groups`."""
 
     items: list[Group] = Field(validation_alias=AliasPath("data", "result", "result"))
 
 
-class TrainWorker(Answer):
+class TrainWorker(DashboardAnswer):
     """A worker in `/api/train/v2/runs/v1`."""
 
     world_rank: int
@@ -104,7 +104,7 @@ class TrainWorker(Answer):
     status: str | None = None
 
 
-class TrainAttempt(Answer):
+class TrainAttempt(DashboardAnswer):
     """A group of workers that Ray Train started for a training."""
 
     status: str
@@ -114,13 +114,13 @@ class TrainAttempt(Answer):
     workers: list[TrainWorker]
 
 
-class TrainJob(Answer):
+class SubmittedJob(DashboardAnswer):
     """The job whose driver started a training."""
 
     submission_id: str | None = None
 
 
-class TrainRun(Answer):
+class TrainRun(DashboardAnswer):
     """An element of `/api/train/v2/runs/v1`; its settings, which may hold secrets, are not read."""
 
     name: str
@@ -129,10 +129,10 @@ class TrainRun(Answer):
     start_time_ns: int
     end_time_ns: int | None = None
     attempts: list[TrainAttempt]
-    job_details: TrainJob | None = None
+    job_details: SubmittedJob | None = None
 
 
-class TrainRunList(Answer):
+class TrainRunList(DashboardAnswer):
     """`/api/train/v2/runs/v1`."""
 
     train_runs: list[TrainRun]

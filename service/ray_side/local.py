@@ -106,7 +106,7 @@ class LocalRay:
             ports = (before.dashboard_port, before.gcs_port) if before is not None else ()
             return self._launch(ports if ports and all(map(_is_free, ports)) else _free_ports(2))
 
-    def keep(self, now: float) -> None:
+    def ensure_running(self, now: float) -> None:
         """Start it again, at its old address, if its head process has died; the work of a `background.loop`.
 
         Raises:

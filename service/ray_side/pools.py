@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from service.errors import RayUnavailable
-from service.ray_side.answers import GroupList, Node, NodeList, Summary, read_as
+from service.ray_side.answers import GroupList, NodeList, RayNode, Summary, read_as
 from service.ray_side.dashboard import Dashboard
 from service.schemas import PoolList, PoolNode, PoolStatus
 
@@ -91,7 +91,7 @@ class RayPools:
         return read_as(Summary, self._dashboard.get("/nodes", {"view": "summary", "nocache": "1"}))
 
 
-def _pool(resource: str, nodes: list[Node], used: float, wanted: float, *, since: float) -> PoolStatus:
+def _pool(resource: str, nodes: list[RayNode], used: float, wanted: float, *, since: float) -> PoolStatus:
     ours = [node for node in nodes if node.resources_total.get(resource)]
     alive = [node for node in ours if node.alive]
     lost = [node for node in ours if node.lost_since(since)]
@@ -108,6 +108,6 @@ def _pool(resource: str, nodes: list[Node], used: float, wanted: float, *, since
     )
 
 
-def _node(node: Node) -> PoolNode:
+def _node(node: RayNode) -> PoolNode:
     resources = {name: count for name, count in node.resources_total.items() if not name.startswith("node:")}
     return PoolNode(id=node.node_id, address=node.node_ip, alive=node.alive, resources=resources, labels=node.labels)

@@ -16,7 +16,7 @@ class Share(Document):
 
 
 class Quota(Document):
-    """Limits of an owner, and what is used of them."""
+    """RateLimiter of an owner, and what is used of them."""
 
     owner: str
     resources: list[str] | None

@@ -15,7 +15,7 @@ from fake_jobs import FakeJobs
 from moedisco_ray.core.config import Source, check_config
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.read_roots import reading_within
-from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.corpus.cutting import RateLimiter
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit
 from moedisco_ray.stages.corpus.sources import expand_sources
@@ -126,7 +126,7 @@ def test_the_driver_gets_paths_and_may_read_no_other_run(api: Service, tmp_path:
     made = api.ann.post("/v1/runs", json={"config": start(run_id)}).json()
     jobs = api.jobs
     assert isinstance(jobs, FakeJobs)
-    Reconciler(api.database, jobs, api.pools, api.bell, api.settings, b"secret").round(1.0)
+    Reconciler(api.database, jobs, api.pools, api.notifier, api.settings, b"secret").round(1.0)
     submission = jobs.submissions[f"{made['id']}-1"]
     directory = api.directory(run_id)
     request = json.loads(submission.config_path.read_text())
@@ -141,7 +141,7 @@ def test_the_driver_gets_paths_and_may_read_no_other_run(api: Service, tmp_path:
 
 
 def texts(source: Source) -> list[str]:
-    (item,) = expand_sources([source], Path("unused"), Limits(1024, 8192))
+    (item,) = expand_sources([source], Path("unused"), RateLimiter(1024, 8192))
     units = plan_units([(item, list_files(item.field, item.settings).files)])
     return sorted(document.text for unit in units for document in read_unit(unit, []))
 
@@ -150,7 +150,7 @@ def test_a_run_that_is_gone_when_the_driver_starts_is_said_to_be(api: Service) -
     run_id = finished(api)
     made = api.ann.post("/v1/runs", json={"config": start(run_id)}).json()
     assert api.ann.delete(f"/v1/runs/{run_id}").status_code == 204
-    Reconciler(api.database, api.jobs, api.pools, api.bell, api.settings, b"secret").round(1.0)
+    Reconciler(api.database, api.jobs, api.pools, api.notifier, api.settings, b"secret").round(1.0)
     request = json.loads(api.jobs.submissions[f"{made['id']}-1"].config_path.read_text())
     with pytest.raises(ConfigError, match=r"run://.*is not found"):
         check_config(request)

@@ -6,7 +6,7 @@ import dataclasses
 import random
 from typing import Literal
 
-from service.domain.settling import FUTILE_LIMIT
+from service.domain.outcome import FUTILE_LIMIT
 
 Target = Literal["service", "driver"]
 Moment = Literal["events", "steps", "service start", "driver start"]

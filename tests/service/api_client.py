@@ -15,11 +15,11 @@ from starlette.testclient import TestClient
 
 from moedisco_ray.core.events import Event
 from service.api.app import create_app
-from service.bell import Bell
 from service.database import ingest, policies, runs, tokens
 from service.database.session import Database
 from service.domain.policies import Policy
 from service.domain.states import RunState
+from service.notifier import Notifier
 from service.ray_side.dashboard import Dashboard
 from service.settings import Settings
 
@@ -35,7 +35,7 @@ class Service:
         anonymous: A client that says nothing of itself.
         admin, ann, bob, reader: Clients with a token; `ann` and `bob` may submit, and ann up to priority 10; `reader` is
             ann's and may only look.
-        pokes: How often the reconciler was asked to look.
+        wakes: How often the reconciler was asked to look.
     """
 
     app: FastAPI
@@ -44,9 +44,9 @@ class Service:
     jobs: FakeJobs
     pools: FakePools
     dashboard: Dashboard
-    bell: Bell
+    notifier: Notifier
     plain: dict[str, str]
-    pokes: list[float] = dataclasses.field(default_factory=list)
+    wakes: list[float] = dataclasses.field(default_factory=list)
 
     def client(self, who: str | None, **options: Any) -> TestClient:
         """A client with a token, or without."""
@@ -85,7 +85,7 @@ class Service:
             with self.database.write() as session:
                 run = runs.get(session, run_id)
                 runs.transition(session, run, state, reason=None, now=time.time(), **columns)
-            self.bell.ring(run_id)
+            self.notifier.notify(run_id)
 
     def start(self, run_id: str, token: str = "mdr_driver") -> str:
         """Bring a run to its first driver; returns what that reports with."""
@@ -98,7 +98,7 @@ class Service:
         with self.database.write() as session:
             run = runs.get(session, run_id)
             ingest.take(session, run, run.next_seq, events, time.time())
-        self.bell.ring(run_id)
+        self.notifier.notify(run_id)
 
     def directory(self, run_id: str) -> Path:
         """The run's directory, made."""
@@ -129,6 +129,6 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
             for who, (owner, scopes) in people.items():
                 plain[who], _ = tokens.create(session, name=who, owner=owner, scopes=scopes, expires=None, now=time.time())
             policies.put(session, "ann", Policy(highest_priority=10), time.time())
-        jobs, pools, bell, pokes = FakeJobs(), FakePools(), Bell(), []
-        app = create_app(made, database, jobs, pools, dashboard, bell, lambda: pokes.append(time.time()))
-        yield Service(app, made, database, jobs, pools, dashboard, bell, plain, pokes)
+        jobs, pools, notifier, wakes = FakeJobs(), FakePools(), Notifier(), []
+        app = create_app(made, database, jobs, pools, dashboard, notifier, lambda: wakes.append(time.time()))
+        yield Service(app, made, database, jobs, pools, dashboard, notifier, plain, wakes)

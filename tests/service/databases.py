@@ -15,7 +15,7 @@ from moedisco_ray.core.config import RunConfig
 from service.database import runs, stream
 from service.database.ids import new_id
 from service.database.session import Database
-from service.database.tables import Event, Run
+from service.database.tables import EventRow, RunRow
 
 SERVER = os.environ.get("MOEDISCO_TEST_POSTGRES")
 T0 = 1_800_000_000.0
@@ -74,7 +74,7 @@ def config(**changes: object) -> RunConfig:
 
 def insert_run(
     database: Database, *, owner: str = "ann", priority: int = 0, now: float = T0, budget: float | None = None, **changes: object,
-) -> Run:
+) -> RunRow:
     """A queued run; its configuration is the demo's with `changes`."""
     with database.write() as session:
         return runs.insert(
@@ -82,13 +82,13 @@ def insert_run(
             estimate={}, parent=None, now=now)
 
 
-def reload(database: Database, run: Run) -> Run:
+def reload(database: Database, run: RunRow) -> RunRow:
     with database.read() as session:
         found = runs.get(session, run.id)
     assert found is not None
     return found
 
 
-def whole_stream(database: Database, run: Run) -> list[Event]:
+def whole_stream(database: Database, run: RunRow) -> list[EventRow]:
     with database.read() as session:
         return stream.read(session, run.id, -1, 1_000_000)

@@ -40,7 +40,8 @@ class Site:
         door = socket.create_server(("127.0.0.1", self._port))
         self._port = door.getsockname()[1]
         behind = self.service
-        app = create_app(behind.settings, behind.database, behind.jobs, behind.pools, behind.dashboard, behind.bell, lambda: None)
+        app = create_app(
+            behind.settings, behind.database, behind.jobs, behind.pools, behind.dashboard, behind.notifier, lambda: None)
         self._server = Server(app, behind.settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [door]}, name="page server")
         self._thread.start()

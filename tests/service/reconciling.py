@@ -12,13 +12,13 @@ from fake_jobs import FakeJobs, FakePools
 
 from moedisco_ray.core.events import Event
 from service.background.reconciler import Reconciler
-from service.bell import Bell
 from service.database import ingest, runs, stream
 from service.database.ids import new_id
 from service.database.session import Database
-from service.database.tables import Run
+from service.database.tables import RunRow
 from service.domain.jobs import submission_id
-from service.domain.placement import Placement, placed
+from service.domain.run_paths import RunPaths, with_run_directory
+from service.notifier import Notifier
 from service.settings import Settings
 
 SECRET = b"a secret of thirty-two bytes ....."
@@ -43,7 +43,7 @@ class Scene:
         return cls(database, root, Settings(**(state | settings)))
 
     def reconciler(self) -> Reconciler:
-        return Reconciler(self.database, self.jobs, self.pools, Bell(), self.settings, SECRET)
+        return Reconciler(self.database, self.jobs, self.pools, Notifier(), self.settings, SECRET)
 
     def round(self, times: int = 1) -> None:
         """Each by a reconciler of its own: it must need no memory."""
@@ -55,7 +55,7 @@ class Scene:
         run_id = new_id()
         with self.database.write() as session:
             runs.insert(
-                session, run_id=run_id, config=placed(config(**changes), self.root / "runs", run_id), owner=owner,
+                session, run_id=run_id, config=with_run_directory(config(**changes), self.root / "runs", run_id), owner=owner,
                 priority=priority, budget_dollars=budget, estimate={}, parent=None, now=self.now)
         return run_id
 
@@ -73,7 +73,7 @@ class Scene:
         self.jobs.runs(self.job(run_id))
         self.report(run_id, START)
 
-    def run(self, run_id: str) -> Run:
+    def run(self, run_id: str) -> RunRow:
         with self.database.read() as session:
             run = runs.get(session, run_id)
         assert run is not None
@@ -82,8 +82,8 @@ class Scene:
     def job(self, run_id: str) -> str:
         return submission_id(run_id, self.run(run_id).attempt)
 
-    def place(self, run_id: str) -> Placement:
-        return Placement(Path(self.run(run_id).directory))
+    def place(self, run_id: str) -> RunPaths:
+        return RunPaths(Path(self.run(run_id).directory))
 
     def report(self, run_id: str, *events: Event) -> None:
         """The driver writes events to its log, and they arrive."""

@@ -3,17 +3,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.admission import Active, Cluster, Limits, Need, Queued, Room, admit
+from service.domain.admission import ActiveRun, ClusterCapacity, PoolNeed, PoolRoom, QueuedRun, RunLimits, admit
 
-LIMITS = Limits(runs=4, runs_per_owner=2)
-
-
-def run(run_id: str, owner: str = "ann", low: str = "low", high: str = "high", gang: int = 1, held: str | None = None) -> Queued:
-    return Queued(run_id, owner, (Need((low,), slots=1, free=1), Need((high,), slots=gang, free=0)), held)
+LIMITS = RunLimits(runs=4, runs_per_owner=2)
 
 
-def cluster(low: float = 4, high: float = 4, *, grows: bool = False, **free: float) -> Cluster:
-    return Cluster({"low": Room(low, free.get("low_free", low)), "high": Room(high, high)}, grows)
+def run(run_id: str, owner: str = "ann", low: str = "low", high: str = "high", gang: int = 1, held: str | None = None) -> QueuedRun:
+    return QueuedRun(run_id, owner, (PoolNeed((low,), slots=1, free=1), PoolNeed((high,), slots=gang, free=0)), held)
+
+
+def cluster(low: float = 4, high: float = 4, *, grows: bool = False, **free: float) -> ClusterCapacity:
+    return ClusterCapacity({"low": PoolRoom(low, free.get("low_free", low)), "high": PoolRoom(high, high)}, grows)
 
 
 def reasons(*decided):
@@ -27,12 +27,12 @@ def test_runs_start_in_the_order_of_the_queue_up_to_the_limits():
 
 
 def test_active_runs_count():
-    active = [Active("ann", (("low",),)), Active("ann", (("low",),)), Active("bob", (("low",),)), Active("eve", (("low",),))]
+    active = [ActiveRun(owner, (("low",),)) for owner in ("ann", "ann", "bob", "eve")]
     assert reasons(*admit([run("a", "joe")], active, LIMITS, cluster(low=9)))["a"] == "4 of 4 runs are active"
 
 
 def test_a_run_that_waits_for_its_owner_lets_others_pass_and_one_that_waits_for_a_slot_does_not():
-    active = [Active("ann", ()), Active("ann", ())]
+    active = [ActiveRun("ann", ()), ActiveRun("ann", ())]
     decided = reasons(*admit([run("a"), run("b", "bob"), run("c", "eve")], active, LIMITS, cluster(low=1)))
     assert decided["a"] == "owner ann has 2 of 2 runs active"
     assert decided["b"] is None
@@ -40,7 +40,7 @@ def test_a_run_that_waits_for_its_owner_lets_others_pass_and_one_that_waits_for_
 
 
 def test_what_a_run_has_claimed_is_not_free_though_ray_has_not_seen_it_used():
-    decided = admit([run("a"), run("b", "bob")], [Active("eve", (("low",),))], LIMITS, cluster(low=2))
+    decided = admit([run("a"), run("b", "bob")], [ActiveRun("eve", (("low",),))], LIMITS, cluster(low=2))
     assert [each.start for each in decided] == [True, False]
 
 
@@ -55,7 +55,7 @@ def test_one_free_slot_starts_one_run_where_others_use_the_rest():
 
 
 def test_workers_that_wait_already_are_told_of():
-    rooms = Cluster({"low": Room(4, 0, pending=2), "high": Room(1, 1)})
+    rooms = ClusterCapacity({"low": PoolRoom(4, 0, pending=2), "high": PoolRoom(1, 1)})
     [decided] = admit([run("a")], [], LIMITS, rooms)
     assert decided.reason == "waits for 1 low: 0 of 4 are free; 2 workers wait already"
 
@@ -76,7 +76,7 @@ def test_an_autoscaler_may_bring_what_is_missing():
 
 
 def test_one_tag_for_both_pools_will_do():
-    [decided] = admit([run("a", high="low", gang=2)], [], LIMITS, Cluster({"low": Room(2, 1)}))
+    [decided] = admit([run("a", high="low", gang=2)], [], LIMITS, ClusterCapacity({"low": PoolRoom(2, 1)}))
     assert decided.start
 
 
@@ -92,14 +92,15 @@ def test_a_run_that_is_held_says_why():
 RUNS = st.builds(
     run, st.uuids().map(str), st.sampled_from(["ann", "bob", "eve"]), st.sampled_from(["low", "rare", "high"]),
     gang=st.integers(1, 4), held=st.sampled_from([None, None, "held"]))
-ACTIVE = st.builds(Active, st.sampled_from(["ann", "bob", "eve"]), st.sampled_from([(), (("low",),), (("rare",),), (("high",),)]))
-ROOMS = st.builds(lambda slots, used: Room(slots, max(0, slots - used)), st.integers(0, 4), st.integers(0, 4))
-CLUSTERS = st.builds(Cluster, st.dictionaries(st.sampled_from(["low", "rare", "high"]), ROOMS), st.booleans())
+ACTIVE = st.builds(
+    ActiveRun, st.sampled_from(["ann", "bob", "eve"]), st.sampled_from([(), (("low",),), (("rare",),), (("high",),)]))
+ROOMS = st.builds(lambda slots, used: PoolRoom(slots, max(0, slots - used)), st.integers(0, 4), st.integers(0, 4))
+CLUSTERS = st.builds(ClusterCapacity, st.dictionaries(st.sampled_from(["low", "rare", "high"]), ROOMS), st.booleans())
 
 
 @given(st.lists(RUNS, max_size=12), st.lists(ACTIVE, max_size=5), st.integers(1, 5), st.integers(1, 3), st.none() | CLUSTERS)
 def test_no_limit_is_passed_and_every_run_is_answered(queue, active, most, per_owner, there):
-    decided = admit(queue, active, Limits(most, per_owner), there)
+    decided = admit(queue, active, RunLimits(most, per_owner), there)
     assert [each.run_id for each in decided] == [each.run_id for each in queue]
     assert all(each.start == (each.reason is None) for each in decided)
     started = [each for each, answer in zip(queue, decided, strict=True) if answer.start]
@@ -115,7 +116,7 @@ def test_no_limit_is_passed_and_every_run_is_answered(queue, active, most, per_o
 def test_a_run_that_waits_for_a_slot_is_not_overtaken(queue, there):
     """Whoever comes later starts only in another pool."""
     waiting: set[tuple[str, ...]] = set()
-    for each, answer in zip(queue, admit(queue, [], Limits(99, 99), there), strict=True):
+    for each, answer in zip(queue, admit(queue, [], RunLimits(99, 99), there), strict=True):
         assert not (answer.start and each.needs[0].resources in waiting)
         if answer.reason is not None and answer.reason.startswith("waits for"):
             waiting.add(each.needs[0].resources)
@@ -123,8 +124,8 @@ def test_a_run_that_waits_for_a_slot_is_not_overtaken(queue, there):
 
 @given(st.lists(RUNS, min_size=1, max_size=12), CLUSTERS)
 def test_an_idle_cluster_never_leaves_a_run_waiting_that_it_could_carry(queue, there):
-    idle = Cluster({tag: Room(room.slots, room.slots) for tag, room in there.rooms.items()}, there.grows)
-    decided = admit(queue, [], Limits(99, 99), idle)
+    idle = ClusterCapacity({tag: PoolRoom(room.slots, room.slots) for tag, room in there.rooms.items()}, there.grows)
+    decided = admit(queue, [], RunLimits(99, 99), idle)
     possible = [
         each.held is None and (idle.grows or all(
             idle.room(need.resources).slots >= need.slots for need in each.needs)) for each in queue]
@@ -132,10 +133,10 @@ def test_an_idle_cluster_never_leaves_a_run_waiting_that_it_could_carry(queue, t
 
 
 def test_a_mixed_pool_has_the_room_of_all_its_types():
-    mixed = Need(("t4", "l4"), slots=1, free=1)
-    there = Cluster({"t4": Room(1, 1), "l4": Room(1, 1), "high": Room(1, 1)})
-    queue = [Queued(name, name, (mixed, Need(("high",), slots=1, free=0))) for name in "abc"]
+    mixed = PoolNeed(("t4", "l4"), slots=1, free=1)
+    there = ClusterCapacity({"t4": PoolRoom(1, 1), "l4": PoolRoom(1, 1), "high": PoolRoom(1, 1)})
+    queue = [QueuedRun(name, name, (mixed, PoolNeed(("high",), slots=1, free=0))) for name in "abc"]
     assert reasons(*admit(queue, [], LIMITS, there)) == {"a": None, "b": None, "c": "waits for 1 t4 or l4: 0 of 2 are free"}
     # Whoever holds a slot of one of the types leaves the others.
-    assert [each.start for each in admit(queue, [Active("eve", (("l4",),))], LIMITS, there)] == [True, False, False]
-    assert admit(queue[:1], [], LIMITS, Cluster({"high": Room(1, 1)}))[0].reason == "no node offers t4 or l4"
+    assert [each.start for each in admit(queue, [ActiveRun("eve", (("l4",),))], LIMITS, there)] == [True, False, False]
+    assert admit(queue[:1], [], LIMITS, ClusterCapacity({"high": PoolRoom(1, 1)}))[0].reason == "no node offers t4 or l4"

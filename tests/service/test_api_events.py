@@ -156,7 +156,7 @@ def test_a_reader_that_leaves_leaves_nothing_behind(api):
             next(chunks)
             until(lambda: context.streams._feeds)
         until(lambda: not context.streams._feeds)
-        assert context.figures.streams._value.get() == 0
+        assert context.prometheus.streams._value.get() == 0
 
 
 def test_a_thousand_readers_share_what_is_read(tmp_path, database_url, monkeypatch):
@@ -295,10 +295,10 @@ def test_a_report_may_be_larger_than_other_bodies(tmp_path):
 def test_the_last_word_wakes_the_reconciler(api):
     run = api.submit()["id"]
     token = api.start(run)
-    pokes = len(api.pokes)
+    wakes = len(api.wakes)
     for first, event in enumerate([progress(1), Event("run_finished", data={"seconds": 1.0})]):
         body = {"first": first, "events": [json.loads(event.to_json())]}
         api.anonymous.post(f"/v1/runs/{run}/report", json=body, headers={"Authorization": f"Bearer {token}"})
-        assert len(api.pokes) - pokes == first
+        assert len(api.wakes) - wakes == first
     with api.database.read() as session:
         assert runs.get(session, run).progress["ended"]["type"] == "run_finished"

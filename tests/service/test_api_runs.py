@@ -23,7 +23,7 @@ def test_a_submitted_run_is_queued_under_its_own_directory(api):
     assert 0 < run["money"]["estimate_dollars"] == run["estimate"]["dollars"] < run["estimate"]["baseline"]["dollars"]
     assert (run["bill"]["dollars"], run["bill"]["planned"], run["bill"]["verdict"]) == (0, False, None)
     assert {stage["status"] for stage in run["stages"]} == {"waiting"}
-    assert api.pokes
+    assert api.wakes
 
 
 def test_the_queue_has_places(api):

@@ -3,7 +3,7 @@ import time
 import pytest
 from api_client import demo, service
 
-from service.api.limits import Limits
+from service.api.limits import RateLimiter
 from service.database import tokens
 from service.errors import TooMany
 
@@ -123,7 +123,7 @@ def test_guessing_tokens_is_limited_by_address(tmp_path):
 
 def test_a_bucket_fills_evenly_and_never_above_its_brim():
     clock = [0.0]
-    limits = Limits(60, lambda: clock[0])
+    limits = RateLimiter(60, lambda: clock[0])
     for _ in range(60):
         limits.take("a")
     with pytest.raises(TooMany) as caught:
@@ -141,7 +141,7 @@ def test_a_bucket_fills_evenly_and_never_above_its_brim():
 
 
 def test_buckets_do_not_pile_up():
-    limits = Limits(60, lambda: 0.0)
+    limits = RateLimiter(60, lambda: 0.0)
     for i in range(25_000):
         limits.take(str(i))
     assert len(limits._buckets) <= 10_000

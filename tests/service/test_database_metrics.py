@@ -7,12 +7,12 @@ from databases import T0, insert_run
 from sqlalchemy import insert
 
 from service.database import metrics
-from service.database.tables import Point, Unit
+from service.database.tables import Point, UnitRow
 
 
 def fill(database, run, unit, values, stage="submodels", started=T0):
     with database.write() as session:
-        session.add(Unit(
+        session.add(UnitRow(
             run_id=run.id, unit=unit, stage=stage, status="running", step=0, steps=0, tokens=0, restarts=0, workers=1,
             started=started))
         session.flush()

@@ -136,10 +136,10 @@ def test_a_delivery_is_tried_until_it_is_settled_and_can_be_asked_for_again(data
 
     [delivery] = due(T0)
     with database.write() as session:
-        webhooks.settle(session, delivery, delivered=None, answer="503 \x00" + "x" * 1000, due=T0 + 60)
+        webhooks.record_attempt(session, delivery, delivered=None, answer="503 \x00" + "x" * 1000, due=T0 + 60)
     assert (due(T0 + 59), due(T0 + 60)) == ([], [delivery])
     with database.write() as session:
-        webhooks.settle(session, delivery, delivered=T0 + 61, answer="200", due=None)
+        webhooks.record_attempt(session, delivery, delivered=T0 + 61, answer="200", due=None)
         [row] = webhooks.deliveries(session, where.id)
         assert (row.attempts, row.delivered, row.answer, row.due) == (2, T0 + 61, "200", None)
         assert webhooks.retry(session, delivery, T0 + 70)
@@ -148,10 +148,10 @@ def test_a_delivery_is_tried_until_it_is_settled_and_can_be_asked_for_again(data
     with database.write() as session:
         webhooks.purge(session, T0 + 100)
         assert len(webhooks.deliveries(session, where.id)) == 1
-        webhooks.settle(session, delivery, delivered=None, answer="gone", due=None)
+        webhooks.record_attempt(session, delivery, delivered=None, answer="gone", due=None)
         webhooks.purge(session, T0 + 100)
         assert webhooks.deliveries(session, where.id) == []
-        webhooks.settle(session, delivery, delivered=None, answer="late", due=None)
+        webhooks.record_attempt(session, delivery, delivered=None, answer="late", due=None)
 
 
 def test_a_webhook_goes_with_its_deliveries(database):

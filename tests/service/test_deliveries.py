@@ -173,7 +173,7 @@ def test_a_delivery_is_not_lost_when_the_database_is_away_for_its_note(scene, re
         raise DatabaseUnavailable("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(webhooks, "settle", away)
+        patch.setattr(webhooks, "record_attempt", away)
         deliver(scene)
     deliver(scene)
     assert len(receiver.got) == 2
@@ -270,7 +270,7 @@ def test_housekeeping_forgets_what_is_old_and_settled(scene, receiver):
     assert len(kept(scene, away)) == 1, "it is still to be delivered"
 
 
-def test_a_loop_goes_on_after_errors_and_runs_at_once_when_poked():
+def test_a_loop_goes_on_after_errors_and_runs_at_once_when_woken():
     rounds: list[float] = []
 
     def work(now: float) -> None:
@@ -284,7 +284,7 @@ def test_a_loop_goes_on_after_errors_and_runs_at_once_when_poked():
     loop.start()
     for count in range(1, 5):
         eventually(lambda count=count: len(rounds) >= count)
-        loop.poke()
+        loop.wake()
     loop.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "test"]
 

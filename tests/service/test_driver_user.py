@@ -95,7 +95,7 @@ def test_a_run_directory_is_the_drivers_and_what_the_service_writes_is_not(home:
     try:
         launcher = Launcher(FakeJobs(), scene.settings, b"secret", lambda _run: None)
         launcher.launch(run)
-        launcher.ask_to_end(run)
+        launcher.request_stop(run)
     finally:
         os.umask(before)
     user, directory = pwd.getpwnam(NAME), Path(run.directory)

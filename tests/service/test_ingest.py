@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from moedisco_ray.core.events import Event
 from service.database import ingest, metrics, overview, policies, runs, stream
-from service.database.tables import Point, Unit
+from service.database.tables import Point, UnitRow
 from service.domain.policies import Policy
 from service.errors import NotFound
 
@@ -287,5 +287,5 @@ def test_a_submodel_that_is_let_go_has_ended_where_it_was(database):
     let_go = Event("unit_let_go", "submodels", "submodel-0", {"contribution": "checkpoint", "steps": 5, "tokens": 50}, time=T0 + 9)
     report(database, run, 0, [started(), step(7), let_go])
     with database.read() as session:
-        [unit] = session.scalars(select(Unit).where(Unit.run_id == run.id))
+        [unit] = session.scalars(select(UnitRow).where(UnitRow.run_id == run.id))
         assert (unit.status, unit.step, unit.ended) == ("done", 7, T0 + 9)

@@ -403,7 +403,7 @@ def test_a_round_that_is_cut_short_anywhere_is_finished_by_the_next(scene, step,
         "submit after": (scene.jobs, "submit", True),
         "kill": (scene.jobs, "kill", False),
         "take": (ingest, "take", False),
-        "stop file": (launching.Launcher, "ask_to_end", False),
+        "stop file": (launching.Launcher, "request_stop", False),
     }[step]
 
     def round_() -> None:

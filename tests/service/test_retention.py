@@ -11,7 +11,7 @@ from service import run_homes
 from service.background.housekeeping import Housekeeping
 from service.database import audit, policies, runs, webhooks
 from service.domain.policies import Policy, Retention
-from service.domain.retention import NOTICE_SECONDS, Finished, announced, due_runs, named_runs
+from service.domain.retention import NOTICE_SECONDS, FinishedRun, announced, due_runs, named_runs
 from service.domain.states import RunState
 
 DAY = 24 * 3600.0
@@ -199,7 +199,7 @@ def test_directories_are_measured_and_counted_per_owner(scene):
 
 
 RUNS = st.lists(
-    st.builds(Finished, st.uuids().map(str), st.floats(0, 1e6), st.booleans()), max_size=12, unique_by=lambda run: run.run_id)
+    st.builds(FinishedRun, st.uuids().map(str), st.floats(0, 1e6), st.booleans()), max_size=12, unique_by=lambda run: run.run_id)
 RULES = st.builds(Retention, days=st.none() | st.floats(0.5, 10), finished_runs=st.none() | st.integers(1, 5))
 
 

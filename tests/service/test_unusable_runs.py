@@ -10,7 +10,7 @@ from reconciling import Scene
 from sqlalchemy import update
 
 from service.database.session import Database
-from service.database.tables import Run
+from service.database.tables import RunRow
 
 BROKEN: dict[str, Any] = {
     "pools": {"pools": {"low_memory": {"gone": 1}}}, "clusters": {"clusters": {"count": 10**9}}, "everything": {"x": 1}}
@@ -18,9 +18,9 @@ BROKEN: dict[str, Any] = {
 
 def break_config(database: Database, run_id: str, kind: str) -> None:
     with database.write() as session:
-        run = session.get(Run, run_id)
+        run = session.get(RunRow, run_id)
         assert run is not None
-        session.execute(update(Run).where(Run.id == run_id).values(config={**run.config, **BROKEN[kind]}))
+        session.execute(update(RunRow).where(RunRow.id == run_id).values(config={**run.config, **BROKEN[kind]}))
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.answers import token_answer
 from service.api.bodies import StrictRoute
-from service.api.context import Context, InContext
+from service.api.context import InContext, ServiceContext
 from service.api.openapi import problems
 from service.api.parameters import ThingId
 from service.api.security import (
@@ -149,7 +149,7 @@ def revoke_token(token_id: ThingId, caller: Admin, context: InContext) -> None:
         note(session, caller, "token.revoke", token_id, now, {"name": row.name, "owner": row.owner})
 
 
-def _proven(body: SessionRequest, context: Context) -> tables.Token | None:
+def _proven(body: SessionRequest, context: ServiceContext) -> tables.Token | None:
     if body.token is not None:
         return valid_token(body.token, context)
     with context.database.write() as session:

@@ -57,6 +57,6 @@ def head_model_archive(run: VisibleRun, request: Request) -> Response:
     return send_content(request, _archive(run))
 
 
-def _archive(run: tables.Run) -> Archive:
+def _archive(run: tables.RunRow) -> Archive:
     directory = Path(run.directory)
     return Archive(directory / "model", directory.name)

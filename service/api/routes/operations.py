@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.answers import audit_answer
-from service.api.context import Context, InContext
+from service.api.context import InContext, ServiceContext
 from service.api.openapi import content, problems
 from service.api.parameters import Cursor, Limit
 from service.api.security import SIGNED_IN, Admin
@@ -46,12 +46,12 @@ def get_figures(context: InContext) -> Response:
     """Figures of the service for Prometheus."""
     with context.database.read() as session:
         for state, count in runs.state_counts(session).items():
-            context.figures.runs.labels(state.value).set(count)
-        context.figures.dollars.set(overview.metered_dollars(session))
-    return Response(generate_latest(context.figures.registry), media_type=CONTENT_TYPE_LATEST)
+            context.prometheus.runs.labels(state.value).set(count)
+        context.prometheus.dollars.set(overview.metered_dollars(session))
+    return Response(generate_latest(context.prometheus.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _database(context: Context) -> str:
+def _database(context: ServiceContext) -> str:
     try:
         context.database.check()
     except DatabaseError as error:

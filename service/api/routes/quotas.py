@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from sqlalchemy.orm import Session
 
 from service.api.bodies import StrictRoute
-from service.api.context import Context, InContext
+from service.api.context import InContext, ServiceContext
 from service.api.openapi import problems
 from service.api.security import SIGNED_IN, Admin, Caller, Reader, require_token
 from service.api.submission import note
@@ -40,7 +40,7 @@ def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
         _check_unlocked(context)
         policies.replace(session, body, now)
         note(session, caller, "policies.set", "policies", now, body.model_dump(mode="json", exclude_unset=True))
-    context.poke()
+    context.wake_reconciler()
     return body
 
 
@@ -53,7 +53,7 @@ def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContex
         _check_unlocked(context)
         policies.put(session, owner, body, now)
         note(session, caller, "policy.set", owner, now, body.model_dump(mode="json", exclude_unset=True))
-    context.poke()
+    context.wake_reconciler()
     return body
 
 
@@ -67,7 +67,7 @@ def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
         if not policies.remove(session, owner):
             raise NotFound(f"{owner} has no policy of their own")
         note(session, caller, "policy.delete", owner, now, {})
-    context.poke()
+    context.wake_reconciler()
 
 
 @router.get("/quota", responses=problems())
@@ -75,7 +75,7 @@ def get_quota(
     caller: Reader, context: InContext,
     owner: Annotated[str | None, Query(max_length=64, description="Whose; for an administrator. Left out: the caller's.")] = None,
 ) -> Quota:
-    """Limits of the caller's owner, and what is used of them."""
+    """RateLimiter of the caller's owner, and what is used of them."""
     if owner is not None and owner != caller.owner and not caller.admin:
         raise Forbidden("only an administrator may see another owner's quota; leave `owner` out for yours")
     with context.database.read() as session:
@@ -94,7 +94,7 @@ def _quota(session: Session, caller: Caller, owner: str, now: float) -> Quota:
         disk_bytes=Share(used=use.disk_bytes, limit=policy.disk_bytes), retention=policy.retention)
 
 
-def _check_unlocked(context: Context) -> None:
+def _check_unlocked(context: ServiceContext) -> None:
     if context.settings.policies is not None:
         raise Conflict(
             f"the policies are those of {context.settings.policies}, named by `moedisco serve --policies`; change that file and "

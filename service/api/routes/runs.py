@@ -11,17 +11,17 @@ from fastapi import APIRouter, Query, Request, Response
 from service import run_files, run_homes
 from service.api.answers import owner_filter, run_answers, run_detail
 from service.api.bodies import StrictRoute
-from service.api.context import Context, InContext
+from service.api.context import InContext, ServiceContext
 from service.api.openapi import Responses, links, problems
 from service.api.parameters import Cursor, Flag, IdempotencyKey, Limit, RunId
 from service.api.security import SIGNED_IN, Caller, Reader, Submitter, visible_run
-from service.api.submission import Wanted, digest, note, policy_of, submit, wanted, wanted_again
+from service.api.submission import NewRun, digest, new_run, note, policy_of, retried_run, submit
 from service.database import policies, quotas, runs, tables
 from service.domain.jobs import submission_id
-from service.domain.placement import Placement
+from service.domain.outcome import STOP_REASONS, Stop
 from service.domain.policies import Policy
 from service.domain.quotas import check_priority, check_queue
-from service.domain.settling import STOP_REASONS, Stop
+from service.domain.run_paths import RunPaths
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import AgainstPolicy, Conflict, IllegalTransition, RayUnavailable
 from service.observability import logger
@@ -47,7 +47,7 @@ def submit_run(
     """Queue a run. With an Idempotency-Key it is safe to send again: the same run answers."""
     asked = digest("submit", body.model_dump_json())
     policy = policy_of(context, caller)
-    return _made(context, caller, wanted(context, caller, body, policy), policy, idempotency_key, asked, request, response)
+    return _made(context, caller, new_run(context, caller, body, policy), policy, idempotency_key, asked, request, response)
 
 
 @router.get("", responses=problems())
@@ -97,7 +97,7 @@ def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InCon
             runs.amend(session, run, now=now, **changes)
             note(session, caller, "run.change", run_id, now, changes)
         answer = run_detail(context, caller, session, run)
-    context.tell(run_id)
+    context.notify(run_id)
     return answer
 
 
@@ -116,7 +116,7 @@ def delete_run(
             raise AgainstPolicy("keep_artifacts", "true", "your disk is limited, and such files would not count; leave it out")
         runs.delete(session, run)
         note(session, caller, "run.delete", run_id, now, {"name": run.name, "keep_artifacts": keep_artifacts})
-    context.tell(run_id)
+    context.notify(run_id)
     # What follows can be done again by hand; the run is gone whether or not it succeeds.
     with contextlib.suppress(RayUnavailable):
         for attempt in range(1, run.attempt + 1):
@@ -145,7 +145,7 @@ def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: Cance
         if state is not RunState.CANCELLED:
             note(session, caller, "run.cancel", run_id, now, {"force": force})
         answer = run_detail(context, caller, session, run)
-    context.tell(run_id)
+    context.notify(run_id)
     return answer
 
 
@@ -161,7 +161,7 @@ def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetai
         runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
         note(session, caller, "run.resume", run_id, now, {})
         answer = run_detail(context, caller, session, run)
-    context.tell(run_id)
+    context.notify(run_id)
     return answer
 
 
@@ -176,12 +176,12 @@ def retry_run(
         parent = visible_run(session, caller, run_id)
     asked = digest("retry", run_id, body.model_dump_json())
     policy = policy_of(context, caller)
-    run = wanted_again(context, caller, parent, body, policy)
+    run = retried_run(context, caller, parent, body, policy)
     return _made(context, caller, run, policy, idempotency_key, asked, request, response)
 
 
 def _made(
-    context: Context, caller: Caller, run: Wanted, policy: Policy, key: str | None, asked: bytes, request: Request,
+    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, key: str | None, asked: bytes, request: Request,
     response: Response,
 ) -> RunDetail:
     row, new = submit(context, caller, run, policy, key, asked)
@@ -192,8 +192,8 @@ def _made(
         return run_detail(context, caller, session, row)
 
 
-def _delete_files(context: Context, run: tables.Run) -> None:
-    home = Placement(Path(run.directory)).home
+def _delete_files(context: ServiceContext, run: tables.RunRow) -> None:
+    home = RunPaths(Path(run.directory)).home
     with context.database.read() as session:
         other = runs.inside(session, home, run.id)
     try:

@@ -17,7 +17,7 @@ from moedisco_ray.core.events import Event
 from service import run_files
 from service.api import streams
 from service.api.answers import series_answer, unit_answer
-from service.api.context import Context, InContext
+from service.api.context import InContext, ServiceContext
 from service.api.logs import follow as follow_file
 from service.api.logs import list_logs as logs_in
 from service.api.logs import open_log, tail_start
@@ -45,13 +45,13 @@ _MESSAGE = {
 """One server-sent message."""
 
 
-def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.Run:
+def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.RunRow:
     """The run that a path names, where the caller may see it."""
     with context.database.read() as session:
         return visible_run(session, caller, run_id)
 
 
-VisibleRun = Annotated[tables.Run, Depends(find_run)]
+VisibleRun = Annotated[tables.RunRow, Depends(find_run)]
 
 
 async def raw_body(request: Request) -> bytes:
@@ -86,10 +86,10 @@ def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], requ
         run = check_driver(request, context, runs.lock(session, run_id))
         before = run.next_seq
         following = ingest.take(session, run, report.first, events, now)
-    context.figures.reported.inc(following - before)
-    context.bell.ring(run_id)
+    context.prometheus.reported.inc(following - before)
+    context.notifier.notify(run_id)
     if any(event.type in _DECISIVE for event in events):
-        context.poke()
+        context.wake_reconciler()
     return ReportAnswer(next=following)
 
 
@@ -187,7 +187,7 @@ def _report(body: bytes) -> Report:
         raise BadRequest(f"the body is no JSON: {error}") from error
 
 
-def _has_ended(context: Context, run_id: str) -> bool:
+def _has_ended(context: ServiceContext, run_id: str) -> bool:
     with context.database.read() as session:
         run = runs.get(session, run_id)
     return run is None or RunState(run.state) in TERMINAL

@@ -1,7 +1,7 @@
 """Which places a configuration may name: those under the roots that the operator set.
 
 Settings that name places are marked in the configuration model (`ReadsFrom`, `WritesTo`); both functions walk the model.
-`confined` decides by the words of the configuration alone, and makes its paths absolute. `check_links` then follows the links on
+`sandboxed` decides by the words of the configuration alone, and makes its paths absolute. `check_links` then follows the links on
 the way to each place; links in folders are checked when files are opened (`moedisco_ray.core.read_roots`). Both come before
 anything else looks at the files, so that an answer never shows what is elsewhere.
 """
@@ -56,7 +56,7 @@ class Roots:
         return _buckets(self.inputs)
 
 
-def confined(config: RunConfig, roots: Roots) -> RunConfig:
+def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
     `output` becomes the root, or the directory under one, in which the run's own directory is to be made; it is in no run's
@@ -66,11 +66,11 @@ def confined(config: RunConfig, roots: Roots) -> RunConfig:
     Raises:
         ConfigError: A path leads elsewhere or goes through `..`, or a URI is outside of the roots or sets more than a region.
     """
-    return with_places(config, lambda place: _confined(place, roots))
+    return with_places(config, lambda place: _resolved(place, roots))
 
 
 def check_links(config: RunConfig, roots: Roots) -> None:
-    """Follow the links on the way to each place of a configuration that `confined` returned, without looking into folders.
+    """Follow the links on the way to each place of a configuration that `sandboxed` returned, without looking into folders.
 
     Raises:
         ConfigError: A path is a link that leads out of the roots, or passes through one.
@@ -105,7 +105,7 @@ def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -
             raise ConfigError(place.field, words(place.value), f"the run's {part} directory is a link; name another run")
 
 
-def _confined(place: Place, roots: Roots) -> str | Path:
+def _resolved(place: Place, roots: Roots) -> str | Path:
     """Where a place is; an error if that is not allowed."""
     value = str(place.value)
     if names_a_run(place.value):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from moedisco_ray.core.config import AnyPool
 from service.database.quotas import Quotas
-from service.database.tables import Run
-from service.domain.admission import Active, Cluster, Limits, Need, Queued, Room
+from service.database.tables import RunRow
+from service.domain.admission import ActiveRun, ClusterCapacity, PoolNeed, PoolRoom, QueuedRun, RunLimits
+from service.domain.outcome import AWAITED, ObservedState, Stop, final_event
 from service.domain.quotas import dollars_used_up, wait_reason
-from service.domain.settling import AWAITED, Facts, Stop, last_word
 from service.domain.states import RunState
 from service.schemas import PoolList
 
@@ -15,11 +15,12 @@ _ON_LOW_MEMORY = "submodels"
 """The last stage that trains on the low-memory pool."""
 
 
-def facts(run: Run) -> Facts:
-    """What `settle` asks of a run."""
-    began, word = last_word(run.progress)
-    return Facts(
-        state=RunState(run.state), stop=run.stop, futile=run.futile, advanced=run.mark > run.mark_at_start, began=began, word=word)
+def observed_state(run: RunRow) -> ObservedState:
+    """What `decide_outcome` asks of a run."""
+    began, final = final_event(run.progress)
+    return ObservedState(
+        state=RunState(run.state), stop=run.stop, futile=run.futile, advanced=run.mark > run.mark_at_start, began=began,
+        final=final)
 
 
 def awaiting(progress: dict[str, object]) -> dict[str, object]:
@@ -27,47 +28,47 @@ def awaiting(progress: dict[str, object]) -> dict[str, object]:
     return {**progress, "ended": {"type": AWAITED}}
 
 
-def queued(run: Run, quotas: Quotas) -> Queued:
+def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
     """What `admit` asks of a queued run: a slot to train a sub-model on, and machines enough for the smallest gang."""
     (low, slots), *others = _pools(run)
-    needs = (Need(low.tags, slots, free=1), *(Need(pool.tags, workers, free=0) for pool, workers in others))
+    needs = (PoolNeed(low.tags, slots, free=1), *(PoolNeed(pool.tags, workers, free=0) for pool, workers in others))
     tags = [tag for need in needs for tag in need.resources]
     held = budget_spent(run) or wait_reason(tags, quotas.policies.of(run.owner), quotas.use(run.owner))
-    return Queued(run.id, run.owner, needs, held)
+    return QueuedRun(run.id, run.owner, needs, held)
 
 
-def active(run: Run) -> Active:
+def active(run: RunRow) -> ActiveRun:
     """What `admit` asks of an active run. One whose sub-models are done leaves the low-memory pool to others."""
     stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
     pool, _ = _pools(run)[-1 if stage.get("status") in ("done", "reused") else 0]
-    return Active(run.owner, (pool.tags,))
+    return ActiveRun(run.owner, (pool.tags,))
 
 
-def limits(quotas: Quotas, runs: int) -> Limits:
+def limits(quotas: Quotas, runs: int) -> RunLimits:
     """Most active runs, altogether and by owner."""
     policies = quotas.policies
-    return Limits(runs, policies.default.active_runs, {owner: policies.of(owner).active_runs for owner in policies.owners})
+    return RunLimits(runs, policies.default.active_runs, {owner: policies.of(owner).active_runs for owner in policies.owners})
 
 
-def _pools(run: Run) -> tuple[tuple[AnyPool, int], ...]:
+def _pools(run: RunRow) -> tuple[tuple[AnyPool, int], ...]:
     return run.settings.pools.needed(run.settings.finetune.pool)
 
 
-def cluster(pools: PoolList, *, grows: bool) -> Cluster | None:
+def cluster(pools: PoolList, *, grows: bool) -> ClusterCapacity | None:
     """What `admit` asks of Ray; None: it does not answer."""
     if not pools.connected:
         return None
-    return Cluster({pool.resource: Room(pool.slots, pool.free, pool.pending) for pool in pools.items}, grows)
+    return ClusterCapacity({pool.resource: PoolRoom(pool.slots, pool.free, pool.pending) for pool in pools.items}, grows)
 
 
-def stop_for_money(run: Run, quotas: Quotas) -> Stop | None:
+def stop_for_money(run: RunRow, quotas: Quotas) -> Stop | None:
     """Why an active run is to be stopped, if its own budget or its owner's dollars for the month are used up."""
     if budget_spent(run):
         return "budget"
     return "month" if dollars_used_up(quotas.policies.of(run.owner), quotas.use(run.owner)) else None
 
 
-def budget_spent(run: Run) -> str | None:
+def budget_spent(run: RunRow) -> str | None:
     """Why a run may not go on, if its dollars have reached its budget."""
     if run.budget_dollars is None or run.dollars < run.budget_dollars:
         return None

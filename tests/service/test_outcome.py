@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.jobs import JobPhase, JobState, submission_id, submitted_run
-from service.domain.settling import FUTILE_LIMIT, LINGER_SECONDS, Facts, Settlement, Word, last_word, settle
+from service.domain.outcome import FUTILE_LIMIT, LINGER_SECONDS, FinalEvent, ObservedState, Outcome, decide_outcome, final_event
 from service.domain.states import ACTIVE, RunState, may_follow
 
 NOW = 1000.0
-FINISHED = Word("run_finished", "", NOW)
-FAILED = Word("run_failed", "loss is not finite", NOW)
-STOPPED = Word("run_stopped", "cancelled", NOW)
+FINISHED = FinalEvent("run_finished", "", NOW)
+FAILED = FinalEvent("run_failed", "loss is not finite", NOW)
+STOPPED = FinalEvent("run_stopped", "cancelled", NOW)
 
 PENDING, RUNNING, SUCCEEDED, KILLED = (
     JobState(phase) for phase in (JobPhase.PENDING, JobPhase.RUNNING, JobPhase.SUCCEEDED, JobPhase.STOPPED))
@@ -65,103 +65,103 @@ TABLE = [
 
 @pytest.mark.parametrize(("state", "began", "word", "job", "expected"), TABLE)
 def test_state_job_and_last_word_decide(state, began, word, job, expected):
-    settlement = settle(Facts(state, stop="cancelled" if state is SP else None, began=began, word=word), job, NOW)
-    assert (settlement.state or ("submit" if settlement.submit else None)) == expected
+    outcome = decide_outcome(ObservedState(state, stop="cancelled" if state is SP else None, began=began, final=word), job, NOW)
+    assert (outcome.state or ("submit" if outcome.submit else None)) == expected
 
 
 @pytest.mark.parametrize(("stop", "reason"), [
     ("cancelled", "cancelled"), ("killed", "cancelled; its driver was killed"), ("budget", "its budget is spent")])
 def test_a_stopped_run_says_who_stopped_it(stop, reason):
     for word, job in ((STOPPED, ENDED), (None, KILLED), (None, None)):
-        assert settle(Facts(SP, stop=stop, began=True, word=word), job, NOW) == Settlement(RunState.CANCELLED, reason)
+        assert decide_outcome(ObservedState(SP, stop=stop, began=True, final=word), job, NOW) == Outcome(RunState.CANCELLED, reason)
 
 
 def test_a_driver_that_stopped_by_itself_gives_the_reason():
-    word = Word("run_stopped", "superseded", NOW)
-    assert settle(Facts(RU, began=True, word=word), ENDED, NOW).reason == "superseded"
+    word = FinalEvent("run_stopped", "superseded", NOW)
+    assert decide_outcome(ObservedState(RU, began=True, final=word), ENDED, NOW).reason == "superseded"
 
 
-def test_a_failure_is_told_in_the_drivers_words_and_a_refusal_in_those_of_its_log():
-    assert settle(Facts(RU, began=True, word=FAILED), ENDED, NOW).reason == "loss is not finite"
-    assert settle(Facts(ST), REFUSED, NOW).reason == "config.name: 'x': no"
+def test_a_failure_has_the_drivers_message_and_a_refusal_the_last_line_of_its_log():
+    assert decide_outcome(ObservedState(RU, began=True, final=FAILED), ENDED, NOW).reason == "loss is not finite"
+    assert decide_outcome(ObservedState(ST), REFUSED, NOW).reason == "config.name: 'x': no"
 
 
-def test_a_lost_driver_is_told_of_in_words_and_not_by_its_last_event():
+def test_the_reason_for_a_lost_driver_is_a_line_of_text_and_not_an_event():
     event = '{"type": "progress", "data": {}}\n'
     killed = JobState(JobPhase.FAILED, f"failed with exit code -9, last logs:\n{event}", -9)
     broken = JobState(JobPhase.FAILED, f"failed with exit code 1, last logs:\nit broke\n{event}", 1)
     for job, words in ((killed, "its process was ended by signal 9"), (broken, "it broke")):
-        assert settle(Facts(RU, began=True, advanced=True), job, NOW).reason.endswith(f": {words}")
+        assert decide_outcome(ObservedState(RU, began=True, advanced=True), job, NOW).reason.endswith(f": {words}")
 
 
 def test_a_kill_is_repeated_until_the_driver_is_gone():
-    facts = Facts(SP, stop="killed", began=True)
-    assert settle(facts, RUNNING, NOW).kill
-    assert settle(facts, PENDING, NOW).kill
-    assert not settle(facts, KILLED, NOW).kill
-    assert not settle(Facts(SP, stop="cancelled", began=True), RUNNING, NOW).kill
+    observed = ObservedState(SP, stop="killed", began=True)
+    assert decide_outcome(observed, RUNNING, NOW).kill
+    assert decide_outcome(observed, PENDING, NOW).kill
+    assert not decide_outcome(observed, KILLED, NOW).kill
+    assert not decide_outcome(ObservedState(SP, stop="cancelled", began=True), RUNNING, NOW).kill
 
 
 def test_a_process_that_lingers_after_its_last_word_is_not_waited_for():
-    facts = Facts(RU, began=True, word=FINISHED)
-    assert settle(facts, RUNNING, NOW + LINGER_SECONDS).state is None
-    assert settle(facts, RUNNING, NOW + LINGER_SECONDS + 1).state is RunState.SUCCEEDED
+    observed = ObservedState(RU, began=True, final=FINISHED)
+    assert decide_outcome(observed, RUNNING, NOW + LINGER_SECONDS).state is None
+    assert decide_outcome(observed, RUNNING, NOW + LINGER_SECONDS + 1).state is RunState.SUCCEEDED
 
 
 def test_drivers_lost_without_getting_further_are_counted():
     futile = 0
     for _ in range(FUTILE_LIMIT - 1):
-        settlement = settle(Facts(RU, futile=futile, began=True), DIED, NOW)
-        assert settlement.state is RunState.QUEUED
-        assert "the node was lost" in settlement.reason
-        futile = settlement.futile
-    settlement = settle(Facts(RU, futile=futile, began=True), DIED, NOW)
-    assert settlement.state is RunState.FAILED
-    assert "lost 3 drivers in a row" in settlement.reason
+        outcome = decide_outcome(ObservedState(RU, futile=futile, began=True), DIED, NOW)
+        assert outcome.state is RunState.QUEUED
+        assert "the node was lost" in outcome.reason
+        futile = outcome.futile
+    outcome = decide_outcome(ObservedState(RU, futile=futile, began=True), DIED, NOW)
+    assert outcome.state is RunState.FAILED
+    assert "lost 3 drivers in a row" in outcome.reason
 
 
 def test_progress_begins_the_count_anew():
-    assert settle(Facts(RU, futile=2, advanced=True, began=True), DIED, NOW) == Settlement(
+    assert decide_outcome(ObservedState(RU, futile=2, advanced=True, began=True), DIED, NOW) == Outcome(
         RunState.QUEUED, f"its driver was lost and will be started again: {DIED.message}", 0)
 
 
 def test_the_last_word_is_read_from_the_progress():
-    assert last_word({}) == (True, None)
-    assert last_word({"ended": {"type": "awaited"}}) == (False, None)
+    assert final_event({}) == (True, None)
+    assert final_event({"ended": {"type": "awaited"}}) == (False, None)
     failed, stopped = {"type": "run_failed", "message": "no", "time": 3}, {"type": "run_stopped", "reason": "budget", "time": 3}
-    assert last_word({"ended": failed}) == (True, Word("run_failed", "no", 3.0))
-    assert last_word({"ended": stopped}) == (True, Word("run_stopped", "budget", 3.0))
+    assert final_event({"ended": failed}) == (True, FinalEvent("run_failed", "no", 3.0))
+    assert final_event({"ended": stopped}) == (True, FinalEvent("run_stopped", "budget", 3.0))
 
 
 WORDS = st.none() | st.builds(
-    Word, st.sampled_from(["run_finished", "run_failed", "run_stopped", "run_confused"]), st.text(), st.floats(0, 2 * NOW))
-FACTS = st.builds(
-    Facts, st.sampled_from(RunState), st.sampled_from([None, "cancelled", "killed", "budget"]), st.integers(0, 5), st.booleans(),
-    st.booleans(), WORDS)
+    FinalEvent, st.sampled_from(["run_finished", "run_failed", "run_stopped", "run_confused"]), st.text(), st.floats(0, 2 * NOW))
+OBSERVED = st.builds(
+    ObservedState, st.sampled_from(RunState), st.sampled_from([None, "cancelled", "killed", "budget"]), st.integers(0, 5),
+    st.booleans(), st.booleans(), WORDS)
 JOBS = st.none() | st.builds(
     JobState, st.sampled_from(JobPhase), st.none() | st.text(), st.none() | st.integers(-15, 255))
 
 
-@given(FACTS, JOBS, st.floats(0, 1e10))
-def test_no_settlement_is_an_illegal_transition(facts, job, now):
-    settlement = settle(facts, job, now)
-    assert settlement.state is None or may_follow(facts.state, settlement.state)
-    assert facts.state in ACTIVE or settlement == Settlement(futile=facts.futile)
+@given(OBSERVED, JOBS, st.floats(0, 1e10))
+def test_no_outcome_is_an_illegal_transition(observed, job, now):
+    outcome = decide_outcome(observed, job, now)
+    assert outcome.state is None or may_follow(observed.state, outcome.state)
+    assert observed.state in ACTIVE or outcome == Outcome(futile=observed.futile)
 
 
-@given(FACTS, JOBS)
-def test_an_active_run_without_a_living_driver_is_never_left_alone(facts, job):
-    settlement = settle(facts, job, NOW)
+@given(OBSERVED, JOBS)
+def test_an_active_run_without_a_living_driver_is_never_left_alone(observed, job):
+    outcome = decide_outcome(observed, job, NOW)
     gone = job is None or job.phase.ended
-    if facts.state in ACTIVE and gone:
-        assert settlement.state is not None or settlement.submit
-    assert not (settlement.submit and job is not None), "a driver is submitted only where Ray knows none"
+    if observed.state in ACTIVE and gone:
+        assert outcome.state is not None or outcome.submit
+    assert not (outcome.submit and job is not None), "a driver is submitted only where Ray knows none"
 
 
 @given(st.sampled_from(sorted(ACTIVE)), JOBS, st.integers(0, 5))
-def test_lost_drivers_end_after_so_many_attempts(state, job, futile):
-    settlement = settle(Facts(state, futile=futile, began=True), job, NOW)
-    assert settlement.state is not RunState.QUEUED or settlement.futile < FUTILE_LIMIT
+def test_lost_drivers_end_after_the_limit(state, job, futile):
+    outcome = decide_outcome(ObservedState(state, futile=futile, began=True), job, NOW)
+    assert outcome.state is not RunState.QUEUED or outcome.futile < FUTILE_LIMIT
 
 
 @given(st.text("0123456789ABCDEFGHJKMNPQRSTVWXYZ", min_size=26, max_size=26), st.integers(0, 10**8))

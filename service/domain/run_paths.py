@@ -14,13 +14,13 @@ from pathlib import Path
 from moedisco_ray.core.config import RunConfig
 
 
-def placed(config: RunConfig, root: Path, run_id: str) -> RunConfig:
+def with_run_directory(config: RunConfig, root: Path, run_id: str) -> RunConfig:
     """The configuration with `output` set to the run's own directory under a root, so that no two runs meet."""
     return config.model_copy(update={"output": root / run_id})
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class RunPaths:
     """Paths of one run.
 
     Attributes:

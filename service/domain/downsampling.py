@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Sequence
 
 
-def thin(values: Sequence[float], most: int) -> list[int]:
+def downsample(values: Sequence[float], most: int) -> list[int]:
     """Which points of a curve to keep.
 
-    The points between the ends are cut into equal phase_spans, and the lowest and the highest of each stretch are kept.
+    The points between the ends are cut into equal buckets, and the lowest and the highest of each stretch are kept.
 
     Args:
         values: The curve's values in order; finite.
@@ -21,16 +21,16 @@ def thin(values: Sequence[float], most: int) -> list[int]:
     count = len(values)
     if count <= max(most, 4):
         return list(range(count))
-    phase_spans = max(1, (most - 2) // 2)
+    buckets = max(1, (most - 2) // 2)
     kept = {0, count - 1}
-    for low, high in _spans(1, count - 2, phase_spans):
+    for low, high in _spans(1, count - 2, buckets):
         stretch = range(low, high + 1)
         kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
     return sorted(kept)
 
 
 def _spans(first: int, last: int, count: int) -> list[tuple[int, int]]:
-    """Cut the whole numbers from `first` to `last` into at most `count` phase_spans whose lengths differ by at most one.
+    """Cut the whole numbers from `first` to `last` into at most `count` buckets whose lengths differ by at most one.
 
     Returns:
         The first and the last number of each stretch.

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, masked
-from service.domain.confinement import Roots, check_links, confined
+from service.domain.path_sandbox import Roots, check_links, sandboxed
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def config(source: str = "embedded", **sections) -> RunConfig:
 
 def refused(made: RunConfig, roots: Roots) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        check_links(confined(made, roots), roots)
+        check_links(sandboxed(made, roots), roots)
     return caught.value
 
 
@@ -32,26 +32,26 @@ def test_paths_become_absolute_under_the_first_root(roots):
     asked = config(
         "a/*.md", tokenizer={"path": "tok"}, model={"init": {"checkpoint": "moe"}}, tokens={"seed_share": 0},
         evaluation={"sources": [{"path": "b"}], "lm_eval": ["tasks.jsonl"]})
-    made = confined(asked, roots)
+    made = sandboxed(asked, roots)
     first = roots.inputs[0]
     assert made.corpus.sources[0].path == f"{first}/a/*.md"
     assert str(made.tokenizer.path) == f"{first}/tok"
     assert made.evaluation.sources[0].path == f"{first}/b"
     assert [str(path) for path in made.evaluation.lm_eval] == [f"{first}/tasks.jsonl"]
     assert str(made.model.init.checkpoint) == f"{first}/moe"
-    dense = confined(config(model={"init": {"upcycle": "dense", "num_experts": 8}}), roots).model.init
+    dense = sandboxed(config(model={"init": {"upcycle": "dense", "num_experts": 8}}), roots).model.init
     assert (str(dense.upcycle), dense.num_experts) == (f"{first}/dense", 8)
 
 
 def test_the_embedded_text_is_always_allowed(roots):
     nothing = Roots((), roots.outputs)
-    assert confined(config(), nothing).corpus.sources[0].path == "embedded"
+    assert sandboxed(config(), nothing).corpus.sources[0].path == "embedded"
     assert "only buckets" in str(refused(config("a"), nothing))
 
 
 def test_every_root_may_be_read(roots):
     path = f"{roots.inputs[1]}/a"
-    assert confined(config(path), roots).corpus.sources[0].path == path
+    assert sandboxed(config(path), roots).corpus.sources[0].path == path
 
 
 @pytest.mark.parametrize("path", [
@@ -70,7 +70,7 @@ def test_a_source_elsewhere_is_refused(roots, path):
 
 @pytest.mark.parametrize("path", ["s3://bucket/texts", "s3://bucket/texts/a/*.jsonl", "s3://bucket/texts/a?region=eu-west-1&anonymous=1"])
 def test_a_configured_bucket_may_be_read(roots, path):
-    assert confined(config(path), roots).corpus.sources[0].path == path
+    assert sandboxed(config(path), roots).corpus.sources[0].path == path
 
 
 @pytest.mark.parametrize(("section", "field"), [
@@ -94,10 +94,10 @@ def test_a_path_before_the_root_is_not_in_it(roots):
 
 
 def test_the_output_lies_under_a_root(roots):
-    assert confined(config(), roots).output == roots.outputs[0]
-    assert confined(config(output="runs"), roots).output == roots.outputs[0]
-    assert confined(config(output="team/a"), roots).output == roots.outputs[0] / "team" / "a"
-    assert confined(config(output=str(roots.outputs[1])), roots).output == roots.outputs[1]
+    assert sandboxed(config(), roots).output == roots.outputs[0]
+    assert sandboxed(config(output="runs"), roots).output == roots.outputs[0]
+    assert sandboxed(config(output="team/a"), roots).output == roots.outputs[0] / "team" / "a"
+    assert sandboxed(config(output=str(roots.outputs[1])), roots).output == roots.outputs[1]
 
 
 @pytest.mark.parametrize("path", ["link/key", "link", "link/*", "folder/link/*.txt"])
@@ -111,12 +111,12 @@ def test_a_link_out_of_the_roots_is_refused(roots, tmp_path, path):
 
 def test_links_between_roots_are_fine(roots, tmp_path):
     (tmp_path / "data" / "more").symlink_to(tmp_path / "more")
-    check_links(confined(config("more"), roots), roots)
+    check_links(sandboxed(config("more"), roots), roots)
 
 
 def test_a_loop_of_links_ends(roots, tmp_path):
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data" / "loop")
-    check_links(confined(config("loop"), roots), roots)
+    check_links(sandboxed(config("loop"), roots), roots)
 
 
 @pytest.mark.parametrize("field", ["tokenizer", "checkpoint", "upcycle", "output", "unseen", "tasks"])
@@ -136,7 +136,7 @@ def test_links_are_followed_for_every_path(roots, tmp_path, field):
 def test_whatever_is_allowed_lies_under_a_root(path):
     roots = Roots(("/data", "s3://a/b"), (Path("/runs"),))
     try:
-        made = confined(config(path), roots).corpus.sources[0].path
+        made = sandboxed(config(path), roots).corpus.sources[0].path
     except ConfigError:
         return
     assert made.startswith(("/data/", "s3://a/b/")) or made in ("/data", "s3://a/b")
@@ -150,4 +150,4 @@ def test_a_refusal_names_the_option_that_allows_the_place(change, option):
     config = RunConfig.model_validate({"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, **change})
     roots = Roots(["/data"], [Path("/runs")], ["/checkpoints"])
     with pytest.raises(ConfigError, match=option):
-        confined(config, roots)
+        sandboxed(config, roots)
