@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.errors import ConfigError
-from service.domain.run_ids import is_id
+from service.domain.run_paths import is_id
 from service.driver_user import DriverUser
 from service.run_files import FOLDER, open_folder
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.machine import measure
 from service.api.app import create_app
-from service.api.capacity import raise_descriptor_limit
+from service.api.limits import raise_descriptor_limit
 from service.api.server import Server
 from service.background.deliveries import Deliveries
 from service.background.housekeeping import Housekeeping
+from service.background.launching import service_secret
 from service.background.loop import Loop
 from service.background.outgoing import Outgoing
 from service.background.reconciler import Reconciler
-from service.background.secret import service_secret
 from service.bootstrap import first_token
 from service.database import audit, policies, runs, sessions, tokens
 from service.database.session import Database

@@ -10,15 +10,14 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from service.api.bodies import BodyLimit
-from service.api.capacity import capacity, descriptor_limit
 from service.api.compression import CompressedJson
 from service.api.context import ServiceContext
 from service.api.envelope import Envelope
-from service.api.limits import RateLimiter, StreamSlots
+from service.api.limits import RateLimiter, StreamSlots, capacity, descriptor_limit
 from service.api.live_reports import LiveReports
 from service.api.openapi import documented, operation_id
 from service.api.problems import handle_problems
-from service.api.routes import access, files, operations, page, planning, quotas, ray, runs, watching, webhooks
+from service.api.routes import access, files, operations, pages, planning, quotas, runs, watching, webhooks
 from service.api.security import check_known
 from service.api.streams import Streams
 from service.database.session import Database
@@ -35,7 +34,7 @@ from service.web import STATIC
 
 ROUTERS = (
     runs.router, watching.router, watching.reports, files.router, planning.router, quotas.router, access.router, access.sign_ins,
-    webhooks.router, operations.router, ray.router, page.router)
+    webhooks.router, operations.router, pages.router)
 
 _GUESSES_PER_MINUTE = 20
 """Failed attempts to sign in from one address; those that succeed are not limited by it."""

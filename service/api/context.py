@@ -9,8 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.api.capacity import Capacity
-from service.api.limits import RateLimiter, StreamSlots
+from service.api.limits import Capacity, RateLimiter, StreamSlots
 from service.api.live_reports import LiveReports
 from service.api.streams import Streams
 from service.database.session import Database

@@ -9,7 +9,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.headers import SECURITY_HEADERS
+from service.api.responses import SECURITY_HEADERS
 from service.observability import PrometheusMetrics, bound, logger
 
 REQUEST_ID = "X-Request-ID"

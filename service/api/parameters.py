@@ -8,6 +8,7 @@ from fastapi import Header, Path, Query
 from pydantic import BeforeValidator
 
 from service.api.bodies import LARGEST
+from service.domain.run_paths import ULID_PATTERN
 
 
 def _truth(value: object) -> object:
@@ -19,11 +20,10 @@ def _truth(value: object) -> object:
 
 Flag = Annotated[bool, BeforeValidator(_truth)]
 """A truth value in a query."""
-ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 
 RunId = Annotated[str, Path(max_length=64, description="Of a run.", examples=["01JDB5W3XQ3N8QZ7V0G6M4T9KE"])]
 ThingId = Annotated[str, Path(max_length=64)]
-Cursor = Annotated[str | None, Query(pattern=ULID, description="`next_cursor` of the page before.")]
+Cursor = Annotated[str | None, Query(pattern=f"^{ULID_PATTERN}$", description="`next_cursor` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=200)]
 After = Annotated[int | None, Query(ge=-1, le=LARGEST, description="The last position that is known; -1: none.")]
 LastEventId = Annotated[

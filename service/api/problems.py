@@ -18,7 +18,7 @@ from starlette.routing import Match, Mount
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import UserError, masked
-from service.api.headers import SECURITY_HEADERS
+from service.api.responses import SECURITY_HEADERS
 from service.errors import AgainstPolicy, BadRequest, RangeUnsatisfiable, ServiceError, TooMany, Unauthorised
 from service.schemas import Mistake
 

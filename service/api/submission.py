@@ -7,11 +7,11 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from sqlalchemy.orm import Session
 
 from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
@@ -26,7 +26,6 @@ from service.api.security import Caller, visible_run
 from service.api.starts import with_visible_runs
 from service.database import audit, idempotency, policies, quotas, runs, tables
 from service.database.ids import new_id
-from service.domain.changes import changed
 from service.domain.path_sandbox import check_links, check_parts, sandboxed
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_pools, check_priority, check_room, priced
@@ -230,3 +229,33 @@ def _repeated(session: Session, caller: Caller, known: tables.IdempotencyKey, bo
         return visible_run(session, caller, known.run_id)
     except NotFound as error:
         raise Conflict("the run that this Idempotency-Key made was deleted; use a new key") from error
+
+
+def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
+    """A copy of a configuration with one setting changed; what is not touched is shared with the original.
+
+    Args:
+        raw: The configuration as plain data.
+        path: Dotted; an entry of a list by its number: `corpus.sources.0.weight`.
+        value: The setting's new value.
+
+    Raises:
+        ConfigError: A part of the path names no entry of a list, or goes into what is no section.
+    """
+    document: dict[str, Any] = _changed(raw, path.split("."), value, path)
+    return document
+
+
+def _changed(node: Any, parts: Sequence[str], value: JsonValue, path: str) -> Any:
+    if not parts:
+        return value
+    first, *rest = parts
+    if isinstance(node, list):
+        if not (first.isascii() and first.isdigit() and len(first) < 6 and int(first) < len(node)):
+            raise ConfigError(path, first, f"is no entry of the list; it has {len(node)}, from 0")
+        place = int(first)
+        return [*node[:place], _changed(node[place], rest, value, path), *node[place + 1:]]
+    if node is not None and not isinstance(node, dict):
+        raise ConfigError(path, None, f"there is no section above {first!r}")
+    section = node or {}
+    return {**section, first: _changed(section.get(first), rest, value, path)}

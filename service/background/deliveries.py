@@ -18,7 +18,6 @@ from typing import Any
 from service.background.outgoing import Outgoing, Undeliverable
 from service.database import webhooks
 from service.database.session import Database
-from service.domain.backoff import next_try
 from service.domain.signatures import SIGNATURE_HEADER, sign
 from service.errors import DatabaseError
 from service.observability import logger
@@ -29,6 +28,11 @@ AT_ONCE = 8
 AT_ONCE_PER_WEBHOOK = 2
 """So that one that takes its time holds up itself only."""
 LOOK_AHEAD = 200
+FIRST_DELAY = 5.0
+"""Delay after the first failed attempt (s); it doubles with each further one."""
+LONGEST_DELAY = 3600.0
+GIVE_UP_SECONDS = 24 * 3600.0
+"""Age at which a delivery is attempted for the last time (s)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +127,23 @@ class Deliveries:
         except Undeliverable as error:
             return False, str(error)
         return 200 <= status < 300, str(status)
+
+
+def delay(attempts: int, fraction: float) -> float:
+    """Seconds to wait after so many failed attempts: twice as long each time, up to an hour.
+
+    Args:
+        attempts: At least 1.
+        fraction: From 0 to 1, at random: spreads those that failed together over the second half of the wait.
+    """
+    whole = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempts - 1, 60))
+    return whole * (1 + fraction) / 2
+
+
+def next_try(created: float, attempts: int, now: float, fraction: float) -> float | None:
+    """When to try again what has been due since `created`; None: a day of trying is enough.
+
+    The last attempt is made when the day is over, whatever the delay would be.
+    """
+    end = created + GIVE_UP_SECONDS
+    return None if now >= end else min(end, now + delay(attempts, fraction))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.secret_file import kept_secret
 from service.database.tables import RunRow
 from service.domain.jobs import job_name, submission_id
 from service.domain.path_sandbox import Roots, check_links, check_parts, sandboxed
@@ -18,6 +20,8 @@ from service.driver_user import DriverUser
 from service.ray_side.jobs import Jobs, Submission
 from service.run_homes import make_run_directory, open_home, write_in
 from service.settings import Settings
+
+_SECRET_BYTES = 32
 
 
 class Launcher:
@@ -89,3 +93,12 @@ class Launcher:
         check_links(sandboxed(asked, self._roots), self._roots)
         check_parts(stored, self._directory_of)
         return located(stored, self._directory_of)
+
+
+def service_secret(state_dir: Path) -> bytes:
+    """The secret in STATE_DIR/secret, made where there is none; only the service's user can read it.
+
+    Raises:
+        OSError: It can be neither read nor made.
+    """
+    return kept_secret(state_dir / "secret", lambda: secrets.token_bytes(_SECRET_BYTES))

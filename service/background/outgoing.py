@@ -6,17 +6,17 @@ then. Redirects are answers like others.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable, Mapping
 
 import httpx
 
-from service.domain.addresses import is_public
-
 Resolve = Callable[[str, int], list[str]]
 """Addresses of a host and port; raises OSError where there are none."""
 
 TIMEOUT = httpx.Timeout(10, connect=5)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Undeliverable(Exception):  # noqa: N818 - says what the message is
@@ -80,3 +80,31 @@ class Outgoing:
 
 def _resolve(host: str, port: int) -> list[str]:
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is on the public Internet, not on this machine, a private network or a cloud's link-local network.
+
+    An IPv6 address that embeds an IPv4 address is judged by the IPv4 address. Text that is no address is not public.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = _embedded_ipv4(parsed)
+        if inner is not None:
+            parsed = inner
+    return parsed.is_global and not parsed.is_multicast
+
+
+def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address.teredo is not None:
+        return address.teredo[1]
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None

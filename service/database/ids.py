@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 
-from service.domain.run_ids import DIGITS, LENGTH
+from service.domain.run_paths import ULID_DIGITS, ULID_LENGTH
 
 _RANDOM_BITS = 80
 _LOWER_HALF = 2 ** (_RANDOM_BITS - 1)
@@ -26,7 +26,7 @@ class Ulids:
         with self._lock:
             self._last = max(fresh, self._last + 1)
             number = self._last
-        return "".join(DIGITS[number >> 5 * place & 31] for place in reversed(range(LENGTH)))
+        return "".join(ULID_DIGITS[number >> 5 * place & 31] for place in reversed(range(ULID_LENGTH)))
 
 
 new_id = Ulids()

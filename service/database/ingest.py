@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from moedisco_ray.core.config import Pools
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
-from service.database import policies, runs, spending, stream
+from service.database import policies, quotas, runs, stream
 from service.database.fold import Fold, meterable
 from service.database.tables import Point, RunRow, UnitRow
 from service.errors import NotFound
@@ -54,7 +54,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
     _store_points(session, row.id, fold)
     spent = _accrue(row, meter, pools, policies.of(session, row.owner).prices)
     if spent > 0:
-        spending.add(session, row.owner, spent, now)
+        quotas.add_dollars(session, row.owner, spent, now)
     row.next_seq = wanted + len(fresh)
     row.progress, row.mark = fold.progress, max(row.mark, fold.mark)
     if fold.spoke:

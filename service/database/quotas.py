@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from service.database import policies, runs, spending
+from service.database import policies, runs
 from service.database.session import lock_until_commit
-from service.database.tables import RunRow
+from service.database.tables import RunRow, Spending
 from service.domain.policies import Policies
-from service.domain.quotas import Use
+from service.domain.quotas import Use, month_of
 from service.domain.states import ACTIVE, RunState
 
 
@@ -36,7 +37,7 @@ class Quotas:
 def load(session: Session, now: float) -> Quotas:
     """Of every owner."""
     queued, active = runs.owner_counts(session, [RunState.QUEUED]), runs.owner_counts(session, ACTIVE)
-    dollars, size = spending.of_month(session, now), runs.owner_bytes(session)
+    dollars, size = month_dollars(session, now), runs.owner_bytes(session)
     uses = {
         owner: Use(queued.get(owner, 0), active.get(owner, 0), dollars.get(owner, 0.0), size.get(owner, 0))
         for owner in {*queued, *active, *dollars, *size}}
@@ -57,4 +58,29 @@ def use_of(session: Session, owner: str, now: float) -> Use:
     size = session.scalar(select(func.sum(RunRow.disk_bytes)).where(RunRow.owner == owner))
     return Use(
         queued=states.get(RunState.QUEUED, 0), active=sum(states.get(state, 0) for state in ACTIVE),
-        dollars=spending.of_owner(session, owner, now), disk_bytes=int(size or 0))
+        dollars=owner_dollars(session, owner, now), disk_bytes=int(size or 0))
+
+
+def add_dollars(session: Session, owner: str, dollars: float, now: float) -> None:
+    """Add dollars to an owner's month.
+
+    Args:
+        session: Of a transaction that writes.
+        owner: Whose runs were metered.
+        dollars: At least 0.
+        now: Seconds since the epoch; names the month.
+    """
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    row = insert(Spending).values(owner=owner, month=month_of(now), dollars=dollars)
+    session.execute(row.on_conflict_do_update(
+        index_elements=[Spending.owner, Spending.month], set_={"dollars": Spending.dollars + row.excluded.dollars}))
+
+
+def month_dollars(session: Session, now: float) -> dict[str, float]:
+    """Dollars of this month per owner."""
+    return dict(session.execute(select(Spending.owner, Spending.dollars).where(Spending.month == month_of(now))).all())
+
+
+def owner_dollars(session: Session, owner: str, now: float) -> float:
+    """Dollars of one owner in this month."""
+    return session.scalar(select(Spending.dollars).where(Spending.owner == owner, Spending.month == month_of(now))) or 0.0

@@ -15,8 +15,8 @@ from sqlalchemy.orm.attributes import set_committed_value
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.stages import STAGES
 from service.database import stream, values, webhooks
-from service.database.tables import RunRow
-from service.domain.run_ids import is_id
+from service.database.tables import RunRow, UnitRow
+from service.domain.run_paths import is_id
 from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
@@ -191,6 +191,16 @@ def state_counts(session: Session) -> dict[RunState, int]:
     rows = session.execute(select(RunRow.state, func.count()).group_by(RunRow.state))
     counts = dict(rows.all())
     return {state: counts.get(state.value, 0) for state in RunState}
+
+
+def units(session: Session, run_id: str) -> list[UnitRow]:
+    """A run's units, in the order in which they started."""
+    return list(session.scalars(select(UnitRow).where(UnitRow.run_id == run_id).order_by(UnitRow.started, UnitRow.unit)))
+
+
+def metered_dollars(session: Session) -> float:
+    """What all runs that are kept have cost so far."""
+    return session.scalar(select(func.sum(RunRow.dollars))) or 0.0
 
 
 def transition(session: Session, run: RunRow, state: RunState, *, reason: str | None, now: float, **columns: Any) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.places import Place, ReadsFrom, names_a_run, places, with_places, words
 from moedisco_ray.core.errors import ConfigError
-from service.domain.run_ids import is_id
+from service.domain.run_paths import is_id
 from service.domain.starts import parse, run_places
 
 EMBEDDED = "embedded"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, MachineType, RunConfig
@@ -135,6 +136,22 @@ def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
     if disk_full(policy, use):
         return f"its owner's runs fill the {_gigabytes(policy.disk_bytes)} of disk that they may use"
     return None
+
+
+def month_of(time: float) -> str:
+    """The month of a moment, such as `2026-11`.
+
+    Args:
+        time: Seconds since the epoch.
+    """
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m")
+
+
+def next_month(time: float) -> float:
+    """When the month after that of a moment begins, in seconds since the epoch."""
+    now = datetime.fromtimestamp(time, UTC)
+    year, month = (now.year + 1, 1) if now.month == 12 else (now.year, now.month + 1)
+    return datetime(year, month, 1, tzinfo=UTC).timestamp()
 
 
 def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from service.domain.policies import Retention
-from service.domain.run_ids import PATTERN
+from service.domain.run_paths import ULID_PATTERN
 
 NOTICE_SECONDS = 24 * 3600.0
 """Shortest time between the announcement and the removal (s)."""
 _DAY = 24 * 3600.0
-_RUN_ID = re.compile(rf"(?<![0-9A-Z]){PATTERN}(?![0-9A-Z])")
+_RUN_ID = re.compile(rf"(?<![0-9A-Z]){ULID_PATTERN}(?![0-9A-Z])")
 
 
 @dataclasses.dataclass(frozen=True)

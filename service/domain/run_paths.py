@@ -9,9 +9,22 @@ ROOT/RUN_ID/              the run's own directory under one of the service's roo
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from moedisco_ray.core.config import RunConfig
+
+ULID_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+"""Crockford's base 32, in which ids are written."""
+ULID_LENGTH = 26
+ULID_PATTERN = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
+"""Regular expression of an id."""
+_ULID = re.compile(ULID_PATTERN)
+
+
+def is_id(text: str) -> bool:
+    """Whether a text has the form of an id; no other text needs to be looked up."""
+    return _ULID.fullmatch(text) is not None
 
 
 def with_run_directory(config: RunConfig, root: Path, run_id: str) -> RunConfig:

@@ -13,12 +13,8 @@ from service.schemas.access import (
     TokenPage,
     TokenRequest,
 )
-from service.schemas.answers import Health, Mistake, Problem
-from service.schemas.base import DisplayName, Document, Dollars, Priority, Scope
-from service.schemas.cluster import PoolList, PoolNode, PoolStatus
-from service.schemas.driver import DriverEvent, Report, ReportAnswer
-from service.schemas.figures import Artifact, ArtifactPage, Figure, LogFile, LogPage, Metrics, Series
-from service.schemas.quotas import Estimate, Quota, Share
+from service.schemas.base import DisplayName, Document, Dollars, Health, Mistake, Priority, Problem, Scope
+from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, Share
 from service.schemas.report import ReportCurve, ReportPart, ReportSample, ReportStart, RunReport, StageReport
 from service.schemas.requests import (
     MOST_EXPERTS,
@@ -41,6 +37,18 @@ from service.schemas.runs import (
     TrainingWorker,
     Unit,
     UnitPage,
+)
+from service.schemas.watching import (
+    Artifact,
+    ArtifactPage,
+    DriverEvent,
+    Figure,
+    LogFile,
+    LogPage,
+    Metrics,
+    Report,
+    ReportAnswer,
+    Series,
 )
 from service.schemas.webhooks import DeliveryInfo, DeliveryPage, NewWebhook, WebhookInfo, WebhookPage, WebhookRequest
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from api_client import demo
 
-from service.api.capacity import capacity, raise_descriptor_limit
+from service.api.limits import capacity, raise_descriptor_limit
 
 STREAMS_OF_A_TOKEN = 100
 LOG_BYTES = 100_000

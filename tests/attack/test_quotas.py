@@ -13,7 +13,7 @@ from databases import database_url
 from starlette.testclient import TestClient
 
 from moedisco_ray.core.events import Event
-from service.database import runs, spending
+from service.database import quotas, runs
 
 PRICED = {"prices": {"low_mem_gpu": 0.5, "high_mem_gpu": 3.0}}
 FREE = {"low_memory": {"price_per_hour": 0}, "high_memory": {"price_per_hour": 0}}
@@ -68,7 +68,7 @@ def test_deleting_runs_does_not_give_dollars_back(api: Service, tenant: TestClie
     set_policies(api, **PRICED, dollars_per_month=1)
     run = api.submit()["id"]
     with api.database.write() as session:
-        spending.add(session, "ann", 1.0, time.time())
+        quotas.add_dollars(session, "ann", 1.0, time.time())
     assert tenant.delete(f"/v1/runs/{run}").status_code == 204
     message = refused(tenant.post("/v1/runs", json={"config": demo()}), "dollars_per_month")
     assert message == "1.0: your $1.00 for this month are used up; submit again next month, or ask the operator"

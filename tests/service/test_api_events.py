@@ -11,7 +11,7 @@ from api_client import service
 
 from moedisco_ray.core.events import Event
 from service.api import streams
-from service.api.capacity import raise_descriptor_limit
+from service.api.limits import raise_descriptor_limit
 from service.api.server import Server
 from service.database import runs
 from service.domain.states import RunState

@@ -10,8 +10,8 @@ from api_client import service
 from page_server import Site
 
 from moedisco_ray.core.events import Event
-from service.api import connections
-from service.api.capacity import capacity
+from service.api import server as connections
+from service.api.limits import capacity
 from service.observability import Bounded
 
 DEADLINE = 0.5
@@ -69,7 +69,7 @@ def trickle(connection, piece=b"x"):
 
 
 def closed(site, reason):
-    return site._server._context.figures.closed.labels(reason)._value.get()
+    return site._server._context.prometheus.closed.labels(reason)._value.get()
 
 
 def test_a_connection_without_a_request_is_closed(site):

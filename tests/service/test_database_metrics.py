@@ -29,7 +29,7 @@ def read(database, run, figure="loss", units=None, points=100):
 def test_a_short_curve_is_given_whole(database):
     run = insert_run(database)
     fill(database, run, "seed", [3.0, 2.5, 2.0], stage="seed")
-    assert read(database, run) == [metrics.Curve("seed", "seed", [0, 3, 6], [0, 30, 60], [3.0, 2.5, 2.0], 3)]
+    assert read(database, run) == [metrics.UnitCurve("seed", "seed", [0, 3, 6], [0, 30, 60], [3.0, 2.5, 2.0], 3)]
 
 
 @pytest.mark.parametrize("count", [5_000, 30_000])

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from databases import insert_run, reload
 from sqlalchemy import inspect, text
 
-from service.database import policies, spending
+from service.database import policies, quotas
 from service.database.session import MIGRATIONS, Database
 from service.database.tables import Table
 
@@ -53,7 +53,7 @@ def test_an_upgrade_keeps_the_price_book_and_what_was_spent_this_month(empty_dat
     empty_database.migrate()
     with empty_database.read() as session:
         assert policies.of(session, "ann").prices == {"gpu": 3.5, "cpu": 0.1}
-        assert spending.of_month(session, now) == {"ann": 3.5, "bob": 4.0}
+        assert quotas.month_dollars(session, now) == {"ann": 3.5, "bob": 4.0}
 
 
 def test_processes_that_start_at_once_migrate_once(database_url):

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.core.events import Event
-from service.database import ingest, metrics, overview, runs, stream
+from service.database import ingest, metrics, runs, stream
 from service.database.ids import new_id
 from service.domain.states import ACTIVE, FOLLOWS, RunState
 from service.errors import IllegalTransition, NotFound, StaleRun
@@ -178,7 +178,7 @@ def test_a_deleted_run_leaves_nothing_and_others_stay(database):
         runs.delete(session, runs.lock(session, run.id))
     with database.read() as session:
         assert runs.get(session, run.id) is None
-        assert (stream.read(session, run.id, -1, 10), overview.units(session, run.id)) == ([], [])
+        assert (stream.read(session, run.id, -1, 10), runs.units(session, run.id)) == ([], [])
         assert metrics.series(session, run.id, "loss", None, 10) == []
         assert len(stream.read(session, other.id, -1, 10)) == 2
     with pytest.raises(NotFound), database.write() as session:

@@ -16,7 +16,7 @@ from service.database import session as session_module
 from service.database.ids import Ulids, new_id
 from service.database.session import Database
 from service.domain.policies import Policy
-from service.domain.run_ids import is_id
+from service.domain.run_paths import is_id
 from service.errors import DatabaseError, DatabaseUnavailable
 
 

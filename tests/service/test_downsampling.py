@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.domain.downsampling import downsample
+from service.database.metrics import downsample
 
 CURVES = st.lists(st.floats(-1e6, 1e6), max_size=400)
 MOST = st.integers(4, 100)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from moedisco_ray.core.events import Event
-from service.database import ingest, metrics, overview, policies, runs, stream
+from service.database import ingest, metrics, policies, runs, stream
 from service.database.tables import Point, UnitRow
 from service.domain.policies import Policy
 from service.errors import NotFound
@@ -48,7 +48,7 @@ def points(database, run):
 
 def unit(database, run):
     with database.read() as session:
-        [found] = overview.units(session, run.id)
+        [found] = runs.units(session, run.id)
     return found
 
 
@@ -57,7 +57,7 @@ def image(database, run):
     row = reload(database, run)
     with database.read() as session:
         units = [{key: value for key, value in vars(each).items() if key not in ("_sa_instance_state", "run_id")}
-                 for each in overview.units(session, run.id)]
+                 for each in runs.units(session, run.id)]
     events = [(each.position, each.type, each.stage, each.unit, each.time, each.data) for each in whole_stream(database, run)]
     folded = row.progress, row.mark, row.meter, row.worker_seconds, round(row.dollars, 9), row.next_seq
     return folded, units, events, points(database, run)

@@ -16,9 +16,8 @@ from sqlalchemy import text
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.events import Event
 from service.database import audit, policies, quotas, runs
-from service.domain.months import month_of, next_month
 from service.domain.policies import Policies, Policy, Retention
-from service.domain.quotas import Use, check_priority, priced
+from service.domain.quotas import Use, check_priority, month_of, next_month, priced
 from service.domain.states import RunState
 from service.errors import AgainstPolicy
 from service.policies_file import load_policies

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.background.secret import service_secret
-from service.domain.addresses import is_public
-from service.domain.backoff import GIVE_UP_SECONDS, MOST_SECONDS, delay, next_try
+from service.background.deliveries import GIVE_UP_SECONDS, LONGEST_DELAY, delay, next_try
+from service.background.launching import service_secret
+from service.background.outgoing import is_public
 from service.domain.signatures import driver_token, sign, verify
 
 NOW = 1_800_000_000.0
@@ -59,7 +59,7 @@ def test_the_secret_is_made_once_and_nobody_else_reads_it(tmp_path):
 
 @given(st.integers(1, 10**6), st.floats(0, 1))
 def test_waits_grow_up_to_an_hour_and_are_spread(attempts, fraction):
-    assert delay(attempts, 0) <= delay(attempts, fraction) <= min(MOST_SECONDS, 2 * delay(attempts, 0))
+    assert delay(attempts, 0) <= delay(attempts, fraction) <= min(LONGEST_DELAY, 2 * delay(attempts, 0))
     assert delay(attempts, fraction) <= delay(attempts + 1, fraction)
 
 

@@ -10,7 +10,7 @@ from service.api.context import InContext, ServiceContext
 from service.api.openapi import content, problems
 from service.api.parameters import Cursor, Limit
 from service.api.security import SIGNED_IN, Admin
-from service.database import audit, overview, runs
+from service.database import audit, runs
 from service.errors import DatabaseError
 from service.schemas import AuditPage, Health
 
@@ -47,7 +47,7 @@ def get_figures(context: InContext) -> Response:
     with context.database.read() as session:
         for state, count in runs.state_counts(session).items():
             context.prometheus.runs.labels(state.value).set(count)
-        context.prometheus.dollars.set(overview.metered_dollars(session))
+        context.prometheus.dollars.set(runs.metered_dollars(session))
     return Response(generate_latest(context.prometheus.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -13,8 +13,8 @@ from service.api.openapi import problems
 from service.api.security import SIGNED_IN, Admin, Caller, Reader, require_token
 from service.api.submission import note
 from service.database import policies, quotas
-from service.domain.months import month_of, next_month
 from service.domain.policies import HIGHEST_PRIORITY, Owner, Policies, Policy
+from service.domain.quotas import month_of, next_month
 from service.errors import Conflict, Forbidden, NotFound
 from service.schemas import Quota, Share
 

@@ -25,7 +25,7 @@ from service.api.openapi import content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
 from service.api.security import DRIVER, SIGNED_IN, STREAM_PLACE, Reader, check_driver, still_allowed, visible_run
-from service.database import ingest, metrics, overview, runs, tables
+from service.database import ingest, metrics, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
 from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, RunReport, TrainingPage, UnitPage
@@ -109,7 +109,7 @@ def get_metrics(
 def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
     """Every part that trains by itself: the seed, each sub-model, the fine-tune."""
     with context.database.read() as session:
-        return UnitPage(items=[unit_answer(row) for row in overview.units(session, run.id)])
+        return UnitPage(items=[unit_answer(row) for row in runs.units(session, run.id)])
 
 
 @router.get("/trainings", responses=problems(404))

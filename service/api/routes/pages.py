@@ -20,11 +20,12 @@ from contextlib import AsyncExitStack
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import FileResponse, RedirectResponse
 
 from service.api.context import InContext
-from service.api.responses import ClosedStream
+from service.api.responses import SECURITY_HEADERS, ClosedStream
 from service.api.security import Admin
+from service.web import PAGE, REFERENCE
 
 PREFIX = "/ray/"
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
@@ -32,6 +33,21 @@ _STATIC_SECONDS = 3600
 _DATA_POLICY = "default-src 'none'; sandbox"
 
 router = APIRouter(include_in_schema=False)
+
+
+@router.get("/", response_class=FileResponse)
+def page() -> FileResponse:
+    """The page; it asks for everything it shows with the session's cookie."""
+    return FileResponse(PAGE, media_type="text/html; charset=utf-8", headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/reference", response_class=FileResponse)
+def reference() -> FileResponse:
+    """The reference of the REST API."""
+    # Swagger UI's icons are part of its style sheet.
+    policy = f"{SECURITY_HEADERS['Content-Security-Policy']}; img-src 'self' data:"
+    return FileResponse(
+        REFERENCE, media_type="text/html; charset=utf-8", headers={"Cache-Control": "no-cache", "Content-Security-Policy": policy})
 
 
 @router.api_route(PREFIX[:-1], methods=["GET", "HEAD"])
