@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import delete, func, insert, select
@@ -44,7 +45,8 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
         return wanted
     pools = row.pools
     units = {unit.unit: unit for unit in session.scalars(select(UnitRow).where(UnitRow.run_id == row.id))}
-    fold, meter = Fold(row.id, row.progress, units), Meter.from_dict(row.meter)
+    # A copy: if the meter changed the stored document in place, SQLAlchemy would see no change to store.
+    fold, meter = Fold(row.id, row.progress, units), Meter.from_dict(copy.deepcopy(row.meter))
     for event in fresh:
         fold.update(event)
         if meterable(event, pools.by_key):

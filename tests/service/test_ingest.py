@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from databases import T0, insert_run, reload, whole_stream
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
@@ -82,6 +82,7 @@ DRIVER_EVENTS = st.one_of(
 
 
 @FIXTURE_OK
+@example(events=[started(), Event("unit_started", "submodels", "submodel-0", {"steps": 100}, T0)], reports=[(0, 1)])
 @given(
     events=st.lists(DRIVER_EVENTS, max_size=40),
     reports=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 15)), max_size=20))
