@@ -108,7 +108,7 @@ class StreamSlots:
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """RateLimiter of one service process.
+    """Limits of one service process.
 
     Attributes:
         connections: Open connections above which the ones that wait longest for their client are closed.

@@ -1,6 +1,6 @@
-"""Sends what is in the outbox to webhooks, until it has arrived or a day has gone by.
+"""Sends webhook deliveries from the outbox until they arrive or a day has passed.
 
-A delivery may arrive twice, when the service ends between the answer and its note of it; both carry the same id.
+A delivery can arrive twice if the service ends before it has stored the answer; both copies have the same id.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from service.observability import logger
 _log = logger(__name__)
 DELIVERY_HEADER = "X-MoeDisco-Delivery"
 AT_ONCE = 8
+"""Deliveries sent in parallel."""
 AT_ONCE_PER_WEBHOOK = 2
-"""So that one that takes its time holds up itself only."""
+"""Deliveries sent to one webhook in parallel, so that a slow receiver delays only its own."""
 LOOK_AHEAD = 200
+"""Due deliveries loaded per round."""
 FIRST_DELAY = 5.0
 """Delay after the first failed attempt (s); it doubles with each further one."""
 LONGEST_DELAY = 3600.0
@@ -50,10 +52,10 @@ class Deliveries:
     """Sends deliveries when they are due.
 
     Args:
-        database: Holds the outbox.
-        outgoing: Makes the requests.
-        clock: Seconds since the epoch.
-        fraction: A random number from 0 to 1, for the backoff's jitter.
+        database: Database with the outbox.
+        outgoing: Client that sends the requests.
+        clock: Returns seconds since the epoch.
+        fraction: Returns a random number from 0 to 1, for the jitter of the backoff.
     """
 
     def __init__(
@@ -69,13 +71,13 @@ class Deliveries:
         self._under_way: dict[str, str] = {}
 
     def round(self, now: float) -> None:
-        """Begin to send what is due; returns before it has arrived.
+        """Start to send the due deliveries; returns before they have arrived.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
         with self._lock:
-            before = set(self._under_way)   # may settle before they are read, and are not due then
+            before = set(self._under_way)   # may be stored as delivered before the query below
         with self._database.read() as session:
             due = [
                 _Message(each.id, hook.id, hook.url, hook.secret, each.body, each.created, each.attempts)
@@ -84,7 +86,7 @@ class Deliveries:
             self._workers.submit(self._deliver, message)
 
     def close(self) -> None:
-        """Wait for what is being sent."""
+        """Wait for the deliveries that are being sent."""
         self._workers.shutdown(wait=True)
         self._outgoing.close()
 
@@ -130,20 +132,17 @@ class Deliveries:
 
 
 def delay(attempts: int, fraction: float) -> float:
-    """Seconds to wait after so many failed attempts: twice as long each time, up to an hour.
+    """Delay before the next attempt (s): doubles with each failed attempt, up to an hour.
 
     Args:
-        attempts: At least 1.
-        fraction: From 0 to 1, at random: spreads those that failed together over the second half of the wait.
+        attempts: Failed attempts, at least 1.
+        fraction: Random number from 0 to 1; spreads retries over the second half of the delay.
     """
     whole = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempts - 1, 60))
     return whole * (1 + fraction) / 2
 
 
 def next_try(created: float, attempts: int, now: float, fraction: float) -> float | None:
-    """When to try again what has been due since `created`; None: a day of trying is enough.
-
-    The last attempt is made when the day is over, whatever the delay would be.
-    """
+    """Time of the next attempt; None after the last one, which is made a day after `created`."""
     end = created + GIVE_UP_SECONDS
     return None if now >= end else min(end, now + delay(attempts, fraction))

@@ -1,4 +1,4 @@
-"""Measures run directories, removes runs by retention, and forgets old keys, sessions and deliveries."""
+"""Measures run directories, removes runs by retention, and deletes old keys, sessions and deliveries."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from service.ray_side.jobs import Jobs
 
 _log = logger(__name__)
 DELIVERIES_KEPT = 7 * 24 * 3600.0
+"""Age at which finished deliveries are deleted (s)."""
 
 
 class Housekeeping:
-    """What is looked after every few minutes.
+    """Maintenance that runs every few minutes.
 
     Args:
-        database: Where runs, keys and deliveries are.
-        jobs: Ray's; jobs of removed runs are deleted.
-        roots: The output roots; nothing outside of them is removed.
-        idle: Time without use after which a browser's session is over (s).
+        database: Database of the service.
+        jobs: Ray Jobs; those of removed runs are deleted.
+        roots: Output roots; nothing outside of them is removed.
+        idle: Time without use after which a browser session ends (s).
     """
 
     def __init__(self, database: Database, jobs: Jobs, roots: Sequence[Path], idle: float) -> None:
@@ -42,10 +43,10 @@ class Housekeeping:
         self._idle = idle
 
     def round(self, now: float) -> None:
-        """Measure, remove, and forget ended sessions, keys after a day, and settled deliveries after a week.
+        """Measure directories, remove expired runs, and delete ended sessions, day-old keys and week-old deliveries.
 
         Raises:
-            DatabaseUnavailable: The database does not answer; the next round continues.
+            DatabaseUnavailable: The database does not answer; the next round tries again.
         """
         with self._database.write() as session:
             idempotency.purge(session, now)
@@ -71,7 +72,7 @@ class Housekeeping:
                 runs.measured(session, run_id, size, now)
 
     def _announce(self, now: float) -> list[tuple[str, Due]]:
-        """Store when runs expire, send what is new of it, and return the runs whose time has come."""
+        """Store and announce new expiry times; returns the runs that have expired."""
         with self._database.read() as session:
             changes, expired = _expiries(session, now)
         for run_id, (due, time) in changes.items():
@@ -101,7 +102,7 @@ class Housekeeping:
             home = RunPaths(Path(run.directory)).home
             other = runs.inside(session, home, run_id)
             runs.delete(session, run)
-            # Last: what comes before is taken back where this fails.
+            # Last, so that a failure rolls the transaction back.
             aside = run_homes.set_aside(home, run_id, self._roots, other)
         _log.info("run %s removed: %s", run_id, due.why)
         if aside is not None:
@@ -123,7 +124,7 @@ class Housekeeping:
 
 
 def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
-    """By run the expiry to store where it differs from what is stored, and the runs that are to be removed now."""
+    """New expiry times by run, where they differ from the stored ones, and the runs to remove now."""
     named, rules = _named(session), policies.load(session)
     by_owner: dict[str, list[RunRow]] = defaultdict(list)
     for run in runs.finished(session):

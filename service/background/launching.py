@@ -1,4 +1,4 @@
-"""What has to be on disk and in Ray for a run's driver to start or to end."""
+"""Starts and stops drivers: their files on disk and their Ray Jobs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SECRET_BYTES = 32
 
 
 class Launcher:
-    """Starts drivers and asks them to end. Everything here may be done again, with the same result.
+    """Starts drivers and requests their stop; every method is idempotent.
 
     Args:
-        jobs: Ray's.
-        settings: Say where drivers report, and what they may read.
-        secret: What their tokens are derived from.
-        directory_of: The run directory of a run that another one starts from; None where it is gone.
+        jobs: Ray Jobs.
+        settings: Settings of the service.
+        secret: Secret from which the drivers' tokens are derived.
+        directory_of: Returns the run directory of a run, or None for a deleted run.
     """
 
     def __init__(self, jobs: Jobs, settings: Settings, secret: bytes, directory_of: Callable[[str], Path | None]) -> None:
@@ -43,16 +43,16 @@ class Launcher:
         self._user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
 
     def token(self, run_id: str, attempt: int) -> str:
-        """What the driver of an attempt reports with."""
+        """Token with which the driver of an attempt reports."""
         return driver_token(self._secret, run_id, attempt)
 
     def launch(self, run: RunRow) -> None:
         """Write the driver's configuration and submit the job of the run's present attempt.
 
         Raises:
-            ConfigError: The roots, or links made since the run was submitted, no longer allow a place that it names.
-            OSError: The run's own directory cannot be written.
-            RayUnavailable: Nobody can tell whether the job was taken.
+            ConfigError: The roots, or links made since the submission, no longer allow a path of the configuration.
+            OSError: The run's home cannot be written.
+            RayUnavailable: It is unknown whether Ray accepted the job.
             UnusableRun: This version refuses the run's configuration.
         """
         place = RunPaths(Path(run.directory))
@@ -60,7 +60,7 @@ class Launcher:
         with open_home(place.home, self._roots.outputs, self._user) as home:
             write_in(home, place.request.name, json.dumps(config.model_dump(mode="json"), indent=2) + "\n", self._user)
             if self._user is not None:
-                # Only the run directory is the driver's; what the service writes is next to it.
+                # The driver owns only the run directory; the service writes its files next to it.
                 make_run_directory(home, place.directory.name, self._user)
         self._jobs.submit(Submission(
             id=submission_id(run.id, run.attempt),
@@ -77,8 +77,8 @@ class Launcher:
         """Write the stop file of the run's present attempt.
 
         Raises:
-            ConfigError: The run's own directory is none that the service may write to; no driver was started from it.
-            OSError: The run's own directory cannot be written.
+            ConfigError: The service may not write to the run's home, so no driver was started from it.
+            OSError: The run's home cannot be written.
         """
         place = RunPaths(Path(run.directory))
         path = place.stop_file(run.attempt)
@@ -87,7 +87,7 @@ class Launcher:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
     def _allowed(self, run: RunRow, place: RunPaths) -> tuple[RunConfig, Sequence[Path]]:
-        """The stored configuration with paths in place of runs, and what it thereby reads; confined as when it was submitted."""
+        """The stored configuration with run references resolved, and the directories behind them; checked as at submission."""
         stored = run.settings
         asked = stored.model_copy(update={"output": Path(os.path.realpath(place.home.parent))})
         check_links(sandboxed(asked, self._roots), self._roots)
@@ -96,9 +96,9 @@ class Launcher:
 
 
 def service_secret(state_dir: Path) -> bytes:
-    """The secret in STATE_DIR/secret, made where there is none; only the service's user can read it.
+    """Secret of the service from STATE_DIR/secret, created if absent; drivers' tokens are derived from it.
 
     Raises:
-        OSError: It can be neither read nor made.
+        OSError: The file can be neither read nor created.
     """
     return kept_secret(state_dir / "secret", lambda: secrets.token_bytes(_SECRET_BYTES))

@@ -1,4 +1,4 @@
-"""A callable that is called again and again, in a thread of its own."""
+"""Calls a function periodically in its own thread."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from service.observability import logger
 
 _log = logger(__name__)
 STOP_SECONDS = 30.0
+"""Longest wait for a round under way when the loop stops (s)."""
 
 
 class Loop:
-    """Calls `work` every few seconds, and at once when it is poked.
+    """Calls `work` every few seconds, and at once after `wake`.
 
-    A `ServiceError` or `OSError` of `work` is logged, and the next round tries again; the first of a row of equal ones, that is,
-    and then the recovery. Any other error is a mistake of ours: it is logged with its trace, and the next round comes as well,
-    since a service whose runs are no longer looked after helps nobody.
+    A `ServiceError` or `OSError` from `work` is logged once until it changes or `work` succeeds again. Any other error is a bug: it
+    is logged with its traceback. In both cases the loop continues, because a service must not stop to supervise its runs.
 
     Args:
-        work: Gets the time, in seconds since the epoch.
-        seconds: Between the end of a round and the next.
-        name: Of the thread, and in the log.
+        work: Function to call with the time in seconds since the epoch.
+        seconds: Pause between two rounds (s).
+        name: Name of the thread and in the log.
     """
 
     def __init__(self, work: Callable[[float], None], seconds: float, name: str) -> None:
@@ -36,15 +36,15 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin, with a round at once."""
+        """Start the thread; the first round begins at once."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Make the next round come now; from any thread. One under way is followed by another."""
+        """Start the next round now, or right after the round under way; safe from any thread."""
         self._woken.set()
 
     def stop(self) -> None:
-        """End after the round that is under way, and wait for that."""
+        """Stop after the round under way, and wait for it."""
         self._ending = True
         self._woken.set()
         if self._thread.is_alive():
@@ -63,7 +63,7 @@ class Loop:
             if str(error) != self._trouble:
                 self._trouble = str(error)
                 _log.warning("%s cannot work: %s", self._name, error)
-        except Exception:  # noqa: BLE001 - the last line of defence of a thread; see above
+        except Exception:  # noqa: BLE001 - the thread must survive; see the class
             _log.exception("%s failed", self._name)
         else:
             if self._trouble is not None:

@@ -1,4 +1,4 @@
-"""Runs of the database as the decisions of `domain` see them."""
+"""Converts rows of the database into the inputs of the decisions in `domain`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ON_LOW_MEMORY = "submodels"
 
 
 def observed_state(run: RunRow) -> ObservedState:
-    """What `decide_outcome` asks of a run."""
+    """Input of `decide_outcome` for a run."""
     began, final = final_event(run.progress)
     return ObservedState(
         state=RunState(run.state), stop=run.stop, futile=run.futile, advanced=run.mark > run.mark_at_start, began=began,
@@ -24,12 +24,12 @@ def observed_state(run: RunRow) -> ObservedState:
 
 
 def awaiting(progress: dict[str, object]) -> dict[str, object]:
-    """A run's progress when its next driver is about to begin: the last word of the one before counts no more."""
+    """Progress of a run before its next driver starts: the final event of the earlier driver is replaced."""
     return {**progress, "ended": {"type": AWAITED}}
 
 
 def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
-    """What `admit` asks of a queued run: a slot to train a sub-model on, and machines enough for the smallest gang."""
+    """Input of `admit` for a queued run: it needs one free slot for a sub-model, and enough slots for the smallest gang."""
     (low, slots), *others = _pools(run)
     needs = (PoolNeed(low.tags, slots, free=1), *(PoolNeed(pool.tags, workers, free=0) for pool, workers in others))
     tags = [tag for need in needs for tag in need.resources]
@@ -38,14 +38,14 @@ def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
 
 
 def active(run: RunRow) -> ActiveRun:
-    """What `admit` asks of an active run. One whose sub-models are done leaves the low-memory pool to others."""
+    """Input of `admit` for an active run. After its sub-models it no longer claims the low-memory pool."""
     stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
     pool, _ = _pools(run)[-1 if stage.get("status") in ("done", "reused") else 0]
     return ActiveRun(run.owner, (pool.tags,))
 
 
 def limits(quotas: Quotas, runs: int) -> RunLimits:
-    """Most active runs, altogether and by owner."""
+    """Limits on active runs, in total and by owner."""
     policies = quotas.policies
     return RunLimits(runs, policies.default.active_runs, {owner: policies.of(owner).active_runs for owner in policies.owners})
 
@@ -55,21 +55,21 @@ def _pools(run: RunRow) -> tuple[tuple[AnyPool, int], ...]:
 
 
 def cluster(pools: PoolList, *, grows: bool) -> ClusterCapacity | None:
-    """What `admit` asks of Ray; None: it does not answer."""
+    """Input of `admit` for the cluster; None if Ray does not answer."""
     if not pools.connected:
         return None
     return ClusterCapacity({pool.resource: PoolRoom(pool.slots, pool.free, pool.pending) for pool in pools.items}, grows)
 
 
 def stop_for_money(run: RunRow, quotas: Quotas) -> Stop | None:
-    """Why an active run is to be stopped, if its own budget or its owner's dollars for the month are used up."""
+    """Why an active run must stop for cost: its budget or its owner's dollars for the month are used up."""
     if budget_spent(run):
         return "budget"
     return "month" if dollars_used_up(quotas.policies.of(run.owner), quotas.use(run.owner)) else None
 
 
 def budget_spent(run: RunRow) -> str | None:
-    """Why a run may not go on, if its dollars have reached its budget."""
+    """Reason that a run's budget is spent; None if it is not."""
     if run.budget_dollars is None or run.dollars < run.budget_dollars:
         return None
     return f"its budget of ${run.budget_dollars:,.2f} is spent"

@@ -1,7 +1,7 @@
-"""Requests to addresses that users named: they reach the open Internet, and nothing of ours.
+"""Requests to URLs that users chose: they reach the public Internet but no private network.
 
-A name is resolved once. Its addresses are checked, and the connection goes to one of those, whatever the name means by
-then. Redirects are answers like others.
+A host name is resolved once; its addresses are checked, and the connection uses a checked address, so that a changed DNS entry
+cannot redirect it. HTTP redirects are not followed.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Callable, Mapping
 import httpx
 
 Resolve = Callable[[str, int], list[str]]
-"""Addresses of a host and port; raises OSError where there are none."""
+"""Returns the addresses of a host and port; raises OSError if there are none."""
 
 TIMEOUT = httpx.Timeout(10, connect=5)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-class Undeliverable(Exception):  # noqa: N818 - says what the message is
-    """The request could not be made, or must not be."""
+class Undeliverable(Exception):  # noqa: N818 - describes the message
+    """The request failed or is not allowed."""
 
 
 class Outgoing:
-    """Posts messages.
+    """HTTP client for webhook deliveries.
 
     Args:
-        allow_private: Whether addresses of this machine and of private networks may be reached as well.
-        resolve: For tests; null: the system's resolver.
-        transport: For tests; null: the network.
+        allow_private: Whether addresses of this machine and of private networks are allowed.
+        resolve: Resolver for tests; None uses the system's.
+        transport: Transport for tests; None uses the network.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Outgoing:
         self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False, transport=transport)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """Post a body and return the answer's status; what it says is not read.
+        """Post a body and return the status of the answer; the answer's body is not read.
 
         Raises:
             Undeliverable: No answer came, or the address is not allowed.
@@ -50,7 +50,7 @@ class Outgoing:
             address = self._address(target)
             request = self._client.build_request(
                 "POST", target.copy_with(host=address), content=body,
-                # The certificate is that of the name, not of the address.
+                # The certificate must match the host name, not the address.
                 headers={**headers, "Host": target.netloc.decode()}, extensions={"sni_hostname": target.host})
             answer = self._client.send(request, stream=True)
         except httpx.HTTPError as error:

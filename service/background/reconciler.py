@@ -1,12 +1,12 @@
-"""Brings the runs of the database and the jobs of Ray together.
+"""Reconciles the runs in the database with the jobs in Ray.
 
-A round loads, asks Ray, decides, and applies; one process makes them, one after the other. Each step can be repeated, and what
-follows from a step is seen from the database and Ray alone: a round that was cut short is finished by the next.
+A round loads the runs, asks Ray, decides and applies; one thread runs the rounds one after the other. Every step is idempotent and
+depends only on the database and Ray, so the next round completes a round that was interrupted.
 
-queued ─► starting       one transaction: attempt + 1, the driver's token
-starting                 its job is submitted until Ray knows it
-stopping                 its stop file is written until it is there
-job ended or unknown     what the driver left in events.jsonl is taken in; then the run's state is decided
+queued ─► starting       one transaction: attempt + 1, token of the driver
+starting                 the job is submitted until Ray knows it
+stopping                 the stop file is written if it is missing
+job ended or unknown     events that the driver left in events.jsonl are stored; then the next state is decided
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _log = logger(__name__)
 RAY_AWAY = "Ray does not answer"
 T = TypeVar("T")
 POOLS_SECONDS = 3.0
-"""Ray's own figures are renewed every five."""
+"""Age at which the numbers on pools are read again (s); Ray updates them every five seconds."""
 
 
 class Reconciler:
-    """Looks after every run.
+    """Supervises every run.
 
     Args:
-        database: The truth about runs.
-        jobs: Ray's.
-        pools: Ray's.
-        notifier: Rung for a run when something about it was committed.
-        settings: RunLimits, and where drivers report.
-        secret: What drivers' tokens are derived from; see `background.secret`.
+        database: Database of the service.
+        jobs: Ray Jobs.
+        pools: Pools of the Ray cluster.
+        notifier: Notified of every committed change of a run.
+        settings: Settings of the service.
+        secret: Secret from which the drivers' tokens are derived.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Reconciler:
             now: Seconds since the epoch.
 
         Raises:
-            DatabaseUnavailable: The database does not answer; the next round goes on.
+            DatabaseUnavailable: The database does not answer; the next round tries again.
         """
         try:
             jobs = self._jobs.statuses()
@@ -83,7 +83,7 @@ class Reconciler:
                 try:
                     self._reconcile(run, jobs, known, now)
                 except (StaleRun, NotFound):
-                    continue    # changed or deleted by a request meanwhile: looked at again in the next round
+                    continue    # a request changed or deleted the run; the next round sees it
                 except UnusableRun as error:
                     self._fail(run.id, str(error), now)
                 except OSError as error:
@@ -127,7 +127,7 @@ class Reconciler:
                 _log.info("to be repeated: %s", error)
 
     def _launch(self, run: RunRow, now: float) -> None:
-        """Start the driver of the present attempt; a run whose places are no longer allowed has failed."""
+        """Start the driver of the present attempt; the run fails if its paths are no longer allowed."""
         try:
             self._launcher.launch(run)
         except RayUnavailable as error:
@@ -147,11 +147,11 @@ class Reconciler:
     def _request_stop(self, run: RunRow, now: float) -> None:
         try:
             self._launcher.request_stop(run)
-        except ConfigError as error:    # what follows still ends the run
+        except ConfigError as error:    # the run ends all the same
             self._explain(run.id, str(error)[:REASON_LENGTH], now)
 
     def _store_outcome(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Outcome:
-        """Decide again, inside the transaction that writes the decision down."""
+        """Decide again, inside the transaction that stores the decision."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.attempt != attempt:
@@ -167,7 +167,7 @@ class Reconciler:
         return outcome
 
     def _ingest_spool(self, run: RunRow, now: float) -> None:
-        """Take in what the driver wrote down and could not report."""
+        """Store the events that the driver logged but did not report."""
         for first, events in spool.unread(Path(run.directory), run.next_seq):
             with self._database.write() as session:
                 row = runs.lock(session, run.id)
@@ -206,7 +206,7 @@ class Reconciler:
                     self._explain(admission.run_id, admission.reason, now)
 
     def _usable(self, found: Sequence[RunRow], view: Callable[[RunRow], T], now: float) -> list[T]:
-        """What `admit` asks of runs; a run whose configuration this version refuses fails, and the others are not held up."""
+        """Inputs of `admit`; a run whose stored configuration this version refuses fails without holding up the others."""
         usable = []
         for run in found:
             try:
@@ -217,7 +217,7 @@ class Reconciler:
         return usable
 
     def _fail(self, run_id: str, reason: str, now: float) -> None:
-        """End a run that cannot be worked on; a driver of it is ended as a stray."""
+        """Fail a run that cannot be processed; its driver is killed as an orphan."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.state in TERMINAL:
@@ -251,7 +251,7 @@ class Reconciler:
         return cluster
 
     def _explain(self, run_id: str, reason: str | None, now: float) -> None:
-        """Say why a run is where it is, without changing where."""
+        """Store the reason for a run's present state."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.reason == reason or run.state in TERMINAL:
@@ -260,7 +260,7 @@ class Reconciler:
         self._notifier.notify(run_id)
 
     def _end_orphans(self, jobs: Mapping[str, JobState]) -> None:
-        """End drivers of attempts that were given up: two of one run would write over each other."""
+        """Kill drivers of abandoned attempts: two drivers of one run would overwrite each other's files."""
         for name, job in jobs.items():
             named = submitted_run(name)
             if named is None or job.phase.ended:
@@ -269,7 +269,7 @@ class Reconciler:
             with self._database.read() as session:
                 run = runs.get(session, run_id)
             if run is None or (run.state in ACTIVE and run.attempt == attempt):
-                continue    # of another service, or where it belongs
+                continue    # of another service, or the present attempt
             try:
                 self._jobs.kill(name)
             except RayUnavailable as error:

@@ -1,6 +1,6 @@
-"""What a driver left in its `events.jsonl`, numbered as the driver numbers it: whole lines that can be read, from 0.
+"""Reads the events in a driver's `events.jsonl`, numbered from 0 as the driver numbers them.
 
-The file is a tenant's: nothing in it, nor anything in its place, can hold up the reconciler.
+A tenant can write anything to that path, so nothing there may block or break the reconciler.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from service.schemas import DriverEvent
 _log = logger(__name__)
 NAME = "events.jsonl"
 BATCH = 5000
+"""Events per batch."""
 BATCH_BYTES = 8 * 2**20
-"""A batch is complete once it has as many bytes of lines."""
+"""Size of lines after which a batch is complete (bytes)."""
 LONGEST_LINE = 2**20
-"""Bytes; a longer line counts as an event that makes no sense."""
+"""Longest line (bytes); a longer one counts as an invalid event."""
 MOST_BYTES = 2**30
-"""Of the file; what is behind them is not taken in."""
+"""Part of the file that is read (bytes)."""
 _LEVELS = 32
-"""Of lists and sections in one another in an event's data."""
+"""Deepest nesting of an event's data."""
 
 
 def unread(directory: Path, first: int, batch: int = BATCH) -> Iterator[tuple[int, list[Event]]]:
-    """The events from a number on.
+    """Events from a given number on, in batches.
 
     Args:
-        directory: The run directory. Where there is no such file, or a link or a pipe in its place, there are no events.
-        first: The number wanted next.
-        batch: Most events at once.
+        directory: Run directory. If the file is absent, a link or a pipe, there are no events.
+        first: Number of the first event to read.
+        batch: Largest number of events per batch.
 
     Yields:
-        The number of the first event, and events.
+        The number of the batch's first event, and the events.
 
     Raises:
-        OSError: The file exists and cannot be read.
+        OSError: The file exists but cannot be read.
     """
     events: list[Event] = []
     number = size = 0
@@ -60,7 +61,7 @@ def unread(directory: Path, first: int, batch: int = BATCH) -> Iterator[tuple[in
 
 
 def _whole(directory: Path) -> Iterator[tuple[Event, int]]:
-    """Events, and the bytes of their lines."""
+    """Events, and the length of their lines (bytes)."""
     try:
         opened = run_files.open_regular(directory, NAME)
     except FileNotFoundError:
@@ -75,31 +76,31 @@ def _whole(directory: Path) -> Iterator[tuple[Event, int]]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Whole lines; None stands for one that is too long."""
+    """Complete lines; None stands for a line that is too long."""
     taken = 0
     long = False
     while piece := file.readline(LONGEST_LINE):
         taken += len(piece)
         if taken > MOST_BYTES:
-            _log.warning("%s is larger than %d bytes; what is behind them is not taken in", NAME, MOST_BYTES)
+            _log.warning("%s is larger than %d bytes; the rest of it is not read", NAME, MOST_BYTES)
             return
         if piece.endswith(b"\n"):
             yield None if long else piece
             long = False
         elif len(piece) < LONGEST_LINE:
-            return  # its driver died while writing it
+            return  # the driver died while it wrote the line
         else:
             long = True
 
 
 def _checked(event: Event) -> Event:
-    """The event, if a report may hold it; else a warning in its place, since it has a number."""
+    """The event if a report may contain it, otherwise a warning with the same number."""
     if not _is_flat(event.data, _LEVELS):
-        return _nonsense(f"an event of type {str(event.type)[:32]!r} is too deep")
+        return _nonsense(f"an event of type {str(event.type)[:32]!r} is nested too deeply")
     try:
         DriverEvent.model_validate(dataclasses.asdict(event))
     except ValidationError:
-        return _nonsense(f"an event of type {str(event.type)[:32]!r} makes no sense")
+        return _nonsense(f"an event of type {str(event.type)[:32]!r} is not valid")
     return event
 
 

@@ -1,1 +1,1 @@
-"""What the service decides, as pure functions over plain values: no database, no network, no clock of its own."""
+"""Decisions of the service as pure functions over plain values: no database, no network, no clock."""

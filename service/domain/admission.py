@@ -1,7 +1,7 @@
-"""Which queued runs start now, and what the others wait for.
+"""Decides which queued runs start now, and why the others wait.
 
-The queue is taken in its order. A run that waits for its owner's limit or for machines that do not exist lets others pass;
-one that waits for a free slot does not lose it to a later one, since every run asks for one slot to begin with.
+Runs are considered in the order of the queue. A run that waits for its owner's limit or for machines that do not exist does not
+hold up later runs. A run that waits for a free slot keeps its turn, because every run needs one slot to start.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class PoolNeed:
-    """What a run asks of a pool.
+    """What a run needs of one pool.
 
     Attributes:
-        resources: The pool's tag; of a mixed pool, those of its node types, any of which will do.
-        slots: That must exist, busy or not: a gang runs whole or not at all.
-        free: Of those, free to begin with.
+        resources: Tag of the pool; for a mixed pool the tags of its node types, any of which will do.
+        slots: Slots that must exist, busy or not, because a gang needs all its workers at once.
+        free: Slots that must be free when the run starts.
     """
 
     resources: tuple[str, ...]
@@ -27,19 +27,19 @@ class PoolNeed:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The tags as text."""
         return " or ".join(self.resources)
 
 
 @dataclasses.dataclass(frozen=True)
 class QueuedRun:
-    """A run that waits."""
+    """A run in the queue."""
 
     run_id: str
     owner: str
     needs: tuple[PoolNeed, ...]
     held: str | None = None
-    """Why it may not start, whatever room there is."""
+    """Why the run may not start even if slots are free."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ActiveRun:
     """A run that has, or may have, a driver.
 
     Attributes:
-        owner: Whose.
-        claims: Of each pool in which it holds, or is about to hold, a slot: its tags.
+        owner: Owner of the run.
+        claims: Tags of each pool in which the run holds, or will soon hold, a slot.
     """
 
     owner: str
@@ -57,12 +57,12 @@ class ActiveRun:
 
 @dataclasses.dataclass(frozen=True)
 class PoolRoom:
-    """A pool as Ray tells of it, some seconds ago.
+    """Slots of a pool, as Ray reported them a few seconds ago.
 
     Attributes:
-        slots: Workers there is room for.
-        free: Of those, not in use.
-        pending: Workers that wait for a slot already.
+        slots: All slots; one worker uses one slot.
+        free: Slots not in use.
+        pending: Workers that already wait for a slot.
     """
 
     slots: float
@@ -72,30 +72,30 @@ class PoolRoom:
 
 @dataclasses.dataclass(frozen=True)
 class ClusterCapacity:
-    """What Ray has.
+    """Slots of the whole cluster.
 
     Attributes:
-        rooms: By tag.
-        grows: An autoscaler may bring what is missing.
+        rooms: Slots by tag.
+        grows: Whether an autoscaler may add nodes.
     """
 
     rooms: Mapping[str, PoolRoom]
     grows: bool = False
 
     def room(self, resources: tuple[str, ...]) -> PoolRoom:
-        """In a pool of such tags, all together."""
+        """Sum of the slots over a pool's tags."""
         rooms = [self.rooms.get(resource, PoolRoom(0, 0)) for resource in resources]
         return PoolRoom(sum(room.slots for room in rooms), sum(room.free for room in rooms), sum(room.pending for room in rooms))
 
 
 @dataclasses.dataclass(frozen=True)
 class RunLimits:
-    """Most active runs.
+    """Limits on active runs.
 
     Attributes:
-        runs: Of all owners together.
-        runs_per_owner: Of one owner; None: no limit but that of all together.
-        of_owners: By owner, in place of `runs_per_owner`.
+        runs: Limit over all owners.
+        runs_per_owner: Limit for each owner; None means that only `runs` holds.
+        of_owners: Limits by owner that replace `runs_per_owner`.
     """
 
     runs: int
@@ -105,7 +105,7 @@ class RunLimits:
 
 @dataclasses.dataclass(frozen=True)
 class Admission:
-    """What becomes of a queued run: it starts, or `reason` says what it waits for."""
+    """Whether a queued run starts; if not, `reason` says what it waits for."""
 
     run_id: str
     start: bool
@@ -118,10 +118,10 @@ def admit(
     """Decide on every queued run.
 
     Args:
-        queued: In the queue's order.
-        active: All of them.
-        limits: Most active runs, altogether and of one owner.
-        cluster: None: Ray does not answer.
+        queued: Queued runs in the order of the queue.
+        active: All active runs.
+        limits: Limits on active runs.
+        cluster: Slots of the cluster; None if Ray does not answer.
     """
     owners = Counter(run.owner for run in active)
     claims = [resources for run in active for resources in run.claims]
@@ -158,12 +158,12 @@ def _room(
         room = cluster.room(need.resources)
         if room.slots < max(need.slots, need.free):
             return _missing(need, room)
-        # Ray's figures are some seconds old: an active run may hold its slot in them or not, a run started in this pass does not.
+        # Ray's numbers are a few seconds old: they may or may not include the slot of an active run, and never that of a new one.
         claimed, new = (
             sum(not set(resources).isdisjoint(need.resources) for resources in those) for those in (claims, started))
         free = min(room.free, room.slots - claimed) - new
         if free < need.free:
-            asked = f"; {room.pending} workers wait already" if room.pending else ""
+            asked = f"; {room.pending} workers already wait" if room.pending else ""
             return f"waits for {need.free} {need.name}: {max(free, 0):g} of {room.slots:g} are free{asked}"
     return None
 

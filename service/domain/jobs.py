@@ -1,4 +1,4 @@
-"""A Ray Job as the service sees it, and how it is called."""
+"""States and names of the Ray Jobs that run drivers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class JobPhase(StrEnum):
-    """Where a Ray Job stands; Ray's own words."""
+    """Status of a Ray Job, in Ray's words."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -24,12 +24,12 @@ class JobPhase(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class JobState:
-    """What Ray says of a job.
+    """What Ray reports about a job.
 
     Attributes:
-        phase: Where it stands.
-        message: Ray's words on it; of a failed job, with the end of its log.
-        exit_code: The driver's, once it ended by itself.
+        phase: Status of the job.
+        message: Ray's message; for a failed job it ends with the last lines of the log.
+        exit_code: Exit code of the driver, once it has exited.
     """
 
     phase: JobPhase
@@ -38,17 +38,17 @@ class JobState:
 
 
 def submission_id(run_id: str, attempt: int) -> str:
-    """Names the job of a run's attempt, so that submitting twice starts one driver."""
+    """Id of the job of a run's attempt; submitting it twice starts one driver."""
     return f"{run_id}-{attempt}"
 
 
 def job_name(run_name: str, attempt: int) -> str:
-    """The name under which the Ray dashboard lists the job of a run's attempt."""
+    """Name of the job of a run's attempt in the Ray dashboard."""
     return run_name if attempt == 1 else f"{run_name} (attempt {attempt})"
 
 
 def submitted_run(name: str) -> tuple[str, int] | None:
-    """The run and the attempt that a submission id names; None: it is none of ours."""
+    """The run and the attempt that a submission id names; None for jobs that the service did not submit."""
     run_id, dash, attempt = name.rpartition("-")
     if not dash or not (attempt.isascii() and attempt.isdigit() and len(attempt) < 10):
         return None

@@ -1,4 +1,4 @@
-"""RateLimiter that the operator sets for each owner: pools, prices, priority, runs, dollars, disk, and how long runs are kept."""
+"""Limits that the operator sets for each owner: pools, prices, priority, runs, dollars, disk and retention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moedisco_ray.core.config import PricePerHour, Tag
 
 Owner = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,63}$")]
-"""In whose name a token acts."""
+"""Name of the user or team that tokens act for and runs belong to."""
 MOST_OWNERS = 10_000
 HIGHEST_PRIORITY = 100
 
@@ -19,47 +19,47 @@ class _Document(BaseModel):
 
 
 class Retention(_Document):
-    """How long finished runs are kept. A run is removed as soon as one of the rules says so; with neither it stays."""
+    """How long finished runs are kept. A run is removed as soon as one rule applies; without rules all runs stay."""
 
     days: Annotated[float, Field(gt=0, le=36_500)] | None = None
-    """Days after its end for which a run is kept; null: no limit."""
+    """Days for which a run is kept after its end; null: no limit."""
     finished_runs: Annotated[int, Field(ge=1)] | None = None
-    """Finished runs of one owner that are kept, the newest ones; null: no limit."""
+    """Number of newest finished runs that are kept for each owner; null: no limit."""
 
 
 class Policy(_Document):
-    """RateLimiter of one owner. In an owner's own entry, what is left out is as in the default entry."""
+    """Limits of one owner. Fields that an owner's entry leaves out are taken from the default entry."""
 
     resources: Annotated[list[Tag], Field(max_length=256)] | None = None
     """Custom resources of the pools that the owner's runs may use; null: any."""
     prices: Annotated[dict[Tag, PricePerHour], Field(max_length=256)] = Field(default_factory=dict)
-    """Dollars per worker-hour by custom resource, in place of `price_per_hour` in a run's configuration. An owner's own prices
-    are added to the default's. A resource that is not listed costs what the configuration says."""
+    """Dollars per worker-hour by custom resource; they replace `price_per_hour` of a run's configuration. An owner's prices
+    are added to the default prices. For a resource that is not listed, the configuration's price holds."""
     highest_priority: Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)] = 0
     """Highest priority of a run; an administrator may set any."""
     queued_runs: Annotated[int, Field(ge=0)] | None = 100
-    """Most queued runs; null: no limit."""
+    """Limit on queued runs; null: no limit."""
     active_runs: Annotated[int, Field(ge=0)] | None = 2
-    """Most runs that train at the same time; null: no limit but the service's own."""
+    """Limit on runs that are active at the same time; null: only the limit of the service holds."""
     dollars_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Most metered dollars in a calendar month (UTC). Once they are used, running runs are stopped with a checkpoint and queued
-    ones wait for the next month; null: no limit."""
+    """Limit on metered dollars in a calendar month (UTC). When it is reached, active runs stop with a checkpoint and queued
+    runs wait for the next month; null: no limit."""
     disk_bytes: Annotated[int, Field(ge=0, le=2**60)] | None = None
-    """Most bytes of run directories, as last measured; null: no limit."""
+    """Limit on the size of all run directories, as last measured (bytes); null: no limit."""
     retention: Retention = Retention()
     """How long finished runs are kept."""
 
 
 class Policies(_Document):
-    """The policy of every owner."""
+    """Policies of all owners."""
 
     default: Policy = Policy()
-    """Of owners without an entry of their own."""
+    """Policy of owners without an entry."""
     owners: Annotated[dict[Owner, Policy], Field(max_length=MOST_OWNERS)] = Field(default_factory=dict)
-    """Entries by owner; what an entry leaves out is as in the default."""
+    """Entries by owner; fields that an entry leaves out are taken from the default."""
 
     def of(self, owner: str) -> Policy:
-        """The limits that hold for an owner."""
+        """The policy that applies to an owner."""
         entry = self.owners.get(owner)
         if entry is None:
             return self.default

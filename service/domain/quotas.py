@@ -1,4 +1,4 @@
-"""What a policy means for a run: its prices, whether it is taken, whether it may start or continue."""
+"""Applies a policy to a run: prices, acceptance, and whether the run may start or continue."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _Priced = TypeVar("_Priced", LowMemoryPool, HighMemoryPool, MachineType)
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """What an owner's runs use now.
+    """What the runs of an owner use now.
 
     Attributes:
-        queued: Queued runs.
-        active: Runs that have, or may have, a driver.
-        dollars: Metered in this calendar month, deleted runs included.
-        disk_bytes: Of all run directories, as last measured.
+        queued: Number of queued runs.
+        active: Number of runs that have, or may have, a driver.
+        dollars: Dollars metered in this calendar month, including deleted runs.
+        disk_bytes: Size of all run directories, as last measured (bytes).
     """
 
     queued: int = 0
@@ -35,12 +35,12 @@ def priced(config: RunConfig, prices: Mapping[str, float]) -> tuple[RunConfig, l
     """The configuration with the operator's prices.
 
     Args:
-        config: As it was asked for.
-        prices: Dollars per worker-hour by custom resource.
+        config: Configuration as requested.
+        prices: Operator's prices in dollars per worker-hour, by custom resource.
 
     Returns:
-        The configuration to store and to plan with, and notes for its owner: prices that were replaced, and resources
-        whose price is the configuration's own.
+        The configuration to store and to plan with, and notes for the owner: which prices were replaced, and for which
+        resources the configuration's own price holds.
     """
     notes: list[str] = []
     pools = config.pools
@@ -59,7 +59,7 @@ def check_pools(config: RunConfig, policy: Policy) -> None:
     """Refuse pools that the owner may not use.
 
     Raises:
-        AgainstPolicy: A custom resource is not allowed, or has no operator price while dollars are limited.
+        AgainstPolicy: A custom resource is not allowed, or it has no operator price while dollars are limited.
     """
     for field, tag in _needed(config):
         if policy.resources is not None and tag not in policy.resources:
@@ -76,17 +76,17 @@ def check_priority(priority: int, policy: Policy) -> None:
     """Refuse a priority above the owner's highest.
 
     Raises:
-        AgainstPolicy: It is.
+        AgainstPolicy: The priority is too high.
     """
     if priority > policy.highest_priority:
         raise AgainstPolicy("priority", priority, f"is above your highest priority of {policy.highest_priority}; lower it")
 
 
 def check_queue(policy: Policy, use: Use) -> None:
-    """Refuse one more queued run where the owner has as many as allowed.
+    """Refuse another queued run if the owner has reached the limit.
 
     Raises:
-        AgainstPolicy: The owner has.
+        AgainstPolicy: The limit on queued runs is reached.
     """
     if policy.queued_runs is not None and use.queued >= policy.queued_runs:
         raise AgainstPolicy(
@@ -94,10 +94,10 @@ def check_queue(policy: Policy, use: Use) -> None:
 
 
 def check_room(policy: Policy, use: Use) -> None:
-    """Refuse a new run where the owner's quota is used up.
+    """Refuse a new run if the owner's quota is used up.
 
     Raises:
-        AgainstPolicy: Of queued runs, of dollars for this month, or of disk.
+        AgainstPolicy: The limit on queued runs, on dollars for this month, or on disk is reached.
     """
     check_queue(policy, use)
     if dollars_used_up(policy, use):
@@ -111,7 +111,7 @@ def check_room(policy: Policy, use: Use) -> None:
 
 
 def dollars_used_up(policy: Policy, use: Use) -> bool:
-    """Whether the owner's dollars for this month are spent."""
+    """Whether the owner has spent the dollars for this month."""
     return policy.dollars_per_month is not None and use.dollars >= policy.dollars_per_month
 
 
@@ -121,12 +121,12 @@ def disk_full(policy: Policy, use: Use) -> bool:
 
 
 def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
-    """Why a queued run may not start yet, whatever room the cluster has; None: it may.
+    """Why the policy keeps a queued run from starting; None if it does not.
 
     Args:
-        tags: Custom resources of the pools that it works on.
-        policy: The limits of its owner.
-        use: What its owner's runs use now.
+        tags: Custom resources of the pools that the run needs.
+        policy: Policy of its owner.
+        use: What the runs of its owner use now.
     """
     refused = [tag for tag in tags if policy.resources is not None and tag not in policy.resources]
     if refused:
@@ -139,23 +139,19 @@ def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
 
 
 def month_of(time: float) -> str:
-    """The month of a moment, such as `2026-11`.
-
-    Args:
-        time: Seconds since the epoch.
-    """
+    """Calendar month (UTC) of a time in seconds since the epoch, such as `2026-11`."""
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m")
 
 
 def next_month(time: float) -> float:
-    """When the month after that of a moment begins, in seconds since the epoch."""
+    """Start of the next calendar month (UTC), in seconds since the epoch."""
     now = datetime.fromtimestamp(time, UTC)
     year, month = (now.year + 1, 1) if now.month == 12 else (now.year, now.month + 1)
     return datetime(year, month, 1, tzinfo=UTC).timestamp()
 
 
 def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Setting and custom resource of every node type that the run works on."""
+    """Setting and custom resource of every node type that the run needs."""
     for pool, _ in config.pools.needed(config.finetune.pool):
         if isinstance(pool, LowMemoryPool) and pool.types:
             yield from ((f"pools.{pool.kind}.types.{i}", each.resource) for i, each in enumerate(pool.types))

@@ -1,4 +1,7 @@
-"""Which finished runs are removed, and when: announced a day ahead, never one that is kept or that another run starts from."""
+"""Decides which finished runs are removed and when.
+
+A removal is announced a day ahead. Runs that are marked as kept, and runs that another run starts from, are never removed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from service.domain.policies import Retention
 from service.domain.run_paths import ULID_PATTERN
 
 NOTICE_SECONDS = 24 * 3600.0
-"""Shortest time between the announcement and the removal (s)."""
+"""Shortest time from the announcement to the removal (s)."""
 _DAY = 24 * 3600.0
 _RUN_ID = re.compile(rf"(?<![0-9A-Z]){ULID_PATTERN}(?![0-9A-Z])")
 
@@ -21,9 +24,9 @@ class FinishedRun:
     """A run that has ended.
 
     Attributes:
-        run_id: The run.
-        ended: When, in seconds since the epoch.
-        kept: Whether its owner keeps it.
+        run_id: Id of the run.
+        ended: End of the run, in seconds since the epoch.
+        kept: Whether its owner exempted it from retention.
     """
 
     run_id: str
@@ -33,23 +36,23 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """When retention asks for a run to go, and by which rule."""
+    """Time at which retention removes a run, and the rule that says so."""
 
     time: float
     why: str
 
 
 def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str, Due]:
-    """When each finished run of one owner is due, by the rule that says so first.
+    """When each finished run of one owner is due, by the earliest rule.
 
-    Kept runs are never due, and do not count among the newest ones.
+    Kept runs are never due and do not count as newest runs.
 
     Args:
         finished: All finished runs of the owner.
-        retention: The rules for the owner.
+        retention: Rules for the owner.
 
     Returns:
-        By run; a run that no rule ever removes is absent.
+        Due times by run id; runs that no rule removes are absent.
     """
     newest_first = sorted((run for run in finished if not run.kept), key=lambda run: (run.ended, run.run_id), reverse=True)
     due: dict[str, Due] = {}
@@ -59,7 +62,7 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
             rules.append(Due(run.ended + retention.days * _DAY, f"finished runs are kept for {retention.days:g} days"))
         most = retention.finished_runs
         if most is not None and place >= most:
-            # Since the run that took its place ended.
+            # Due since the end of the run that pushed it out of the newest ones.
             rules.append(Due(newest_first[place - most].ended, f"the newest {most} finished runs are kept"))
         if rules:
             due[run.run_id] = min(rules, key=lambda rule: rule.time)
@@ -67,11 +70,11 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
 
 
 def announced(due: float | None, before: float | None, now: float) -> float | None:
-    """When a run is removed, at least a day after its first announcement.
+    """Time to announce for a run's removal, at least a day after its first announcement.
 
     Args:
-        due: When the rules ask for it; None: never.
-        before: What was announced so far; None: nothing.
+        due: When the rules remove the run; None for never.
+        before: Time announced so far; None if the removal was not announced.
         now: Seconds since the epoch.
     """
     if due is None:
@@ -81,7 +84,7 @@ def announced(due: float | None, before: float | None, now: float) -> float | No
 
 
 def named_runs(config: Any) -> set[str]:
-    """Ids of runs whose directories a stored configuration names, by path or as `run://`; its own output is left out."""
+    """Ids of the runs that a stored configuration refers to, by path or as `run://`, except in its `output`."""
     places = {name: value for name, value in config.items() if name != "output"} if isinstance(config, dict) else config
     return {run_id for text in _texts(places) for run_id in _RUN_ID.findall(text)}
 

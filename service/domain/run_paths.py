@@ -1,8 +1,8 @@
-"""Where a run's files lie.
+"""Ids of runs and paths of their files.
 
-ROOT/RUN_ID/              the run's own directory under one of the service's roots
-├── request.json          the configuration its drivers are started with
-├── stop-ATTEMPT          its presence asks that attempt's driver to end; its content says why
+ROOT/RUN_ID/              home of the run, under an output root
+├── request.json          configuration that its drivers are started with
+├── stop-ATTEMPT          stop file: asks the driver of that attempt to stop; contains the reason
 └── NAME/                 the run directory; see `moedisco_ray.core.artifacts`
 """
 
@@ -28,7 +28,7 @@ def is_id(text: str) -> bool:
 
 
 def with_run_directory(config: RunConfig, root: Path, run_id: str) -> RunConfig:
-    """The configuration with `output` set to the run's own directory under a root, so that no two runs meet."""
+    """The configuration with `output` set to the run's home, which no other run uses."""
     return config.model_copy(update={"output": root / run_id})
 
 
@@ -37,26 +37,26 @@ class RunPaths:
     """Paths of one run.
 
     Attributes:
-        directory: The run directory, ROOT/RUN_ID/NAME.
+        directory: Run directory, ROOT/RUN_ID/NAME.
     """
 
     directory: Path
 
     @property
     def home(self) -> Path:
-        """ROOT/RUN_ID: holds everything of the run."""
+        """ROOT/RUN_ID, which contains all files of the run."""
         return self.directory.parent
 
     @property
     def request(self) -> Path:
-        """The configuration for the driver."""
+        """Configuration for the driver."""
         return self.home / "request.json"
 
     @property
     def events(self) -> Path:
-        """The driver's events, which are also the spool of what it reports."""
+        """The driver's event log, from which the service recovers events that were not reported."""
         return self.directory / "events.jsonl"
 
     def stop_file(self, attempt: int) -> Path:
-        """What asks the driver of an attempt to end."""
+        """Stop file of an attempt."""
         return self.home / f"stop-{attempt}"

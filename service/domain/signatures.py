@@ -1,4 +1,4 @@
-"""What proves where a message comes from: HMAC-SHA256 of it under a secret that both sides know."""
+"""Driver tokens and webhook signatures: HMAC-SHA256 with a shared secret."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ DRIVER_TOKEN_PREFIX = "mdr_"  # noqa: S105 - the recognisable beginning of a tok
 
 
 def driver_token(secret: bytes, run_id: str, attempt: int) -> str:
-    """What the driver of an attempt reports with.
+    """Token with which the driver of an attempt reports.
 
-    The same for every submission of the attempt, so that one whose answer was lost can be repeated; of use for no other.
+    The token is the same for every submission of the attempt, so that a submission can be repeated. No other attempt can use it.
 
     Args:
-        secret: The service's own.
-        run_id: Of which run.
-        attempt: Of which of its drivers, from 1.
+        secret: Secret of the service.
+        run_id: Id of the run.
+        attempt: Attempt of the run, from 1.
     """
     digest = hmac.digest(secret, f"driver {submission_id(run_id, attempt)}".encode(), hashlib.sha256)
     return DRIVER_TOKEN_PREFIX + base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def sign(secret: str, body: bytes, now: float) -> str:
-    """The signature header of a webhook delivery, `t=TIME,v1=HEX`: of TIME, a dot, and the body.
+    """Signature header of a webhook delivery, `t=TIME,v1=HEX`, where HEX signs TIME, a dot and the body.
 
     Args:
-        secret: The webhook's.
-        body: As it is sent.
+        secret: Secret of the webhook.
+        body: Body as sent.
         now: Seconds since the epoch.
     """
     return f"t={int(now)},v1={_digest(secret, body, int(now))}"
 
 
 def verify(secret: str, body: bytes, header: str, now: float, tolerance: float = TOLERANCE_SECONDS) -> bool:
-    """What a receiver does with the header: right signature, and not an old message sent again.
+    """Whether a delivery has a valid signature and is not a replay of an old one.
 
     Args:
-        secret: The webhook's.
-        body: As it arrived.
-        header: As it arrived.
+        secret: Secret of the webhook.
+        body: Body as received.
+        header: Signature header as received.
         now: Seconds since the epoch.
-        tolerance: Seconds that clocks and the journey may differ.
+        tolerance: Largest age of the signature, for clock skew and transfer (s).
     """
     parts = dict(part.partition("=")[::2] for part in header.split(","))
     time, given = parts.get("t", ""), parts.get("v1", "")

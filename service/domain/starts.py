@@ -1,7 +1,7 @@
-"""A finished run as the start of another: `run://RUN/model` is its model, `run://RUN/corpus` its text.
+"""References to finished runs in configurations: `run://RUN/model` is a run's model, `run://RUN/corpus` its text.
 
-RUN is the run's id, or its name where that is unambiguous for the caller. A stored configuration has the id; where that is on disk
-is found again whenever a driver is started.
+RUN is the id of the run, or its name if the name is unambiguous for the caller. A stored configuration contains the id; it is
+replaced by a path each time a driver starts.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
 
 
 def run_places(config: RunConfig) -> Iterator[Place]:
-    """The places of a configuration that name a run."""
+    """The places of a configuration that refer to a run."""
     return (place for place in places(config) if names_a_run(place.value))
 
 
 def parse(place: Place) -> tuple[str, RunPart]:
-    """The run, by id or name, and the part of it that a place names.
+    """The run (id or name) and the part of it that a place refers to.
 
     Raises:
-        ConfigError: It reads otherwise, or the setting takes no such part.
+        ConfigError: The reference is malformed, or the setting cannot refer to that part.
     """
     asked = words(place.value)
     wanted = place.marker.run_part if isinstance(place.marker, ReadsFrom) else None
     if wanted is None:
-        raise ConfigError(place.field, asked, "no part of another run can stand here; name a path")
+        raise ConfigError(place.field, asked, "this setting cannot refer to another run; name a path")
     match = _REFERENCE.fullmatch(asked)
     if match is None or match[2] != wanted:
         raise ConfigError(place.field, asked, f"must read run://RUN/{wanted}, with the id or the name of a finished run")
@@ -39,11 +39,11 @@ def parse(place: Place) -> tuple[str, RunPart]:
 
 
 def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
-    """The configuration with ids in place of names of runs.
+    """The configuration with run names replaced by run ids.
 
     Args:
-        config: As asked for.
-        ids: The run's id, by the field that names it.
+        config: Configuration as requested.
+        ids: Id of the run, by the field that refers to it.
     """
     def change(place: Place) -> str | Path:
         if place.field not in ids:
@@ -54,11 +54,12 @@ def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
 
 
 def located(config: RunConfig, directory_of: Callable[[str], Path | None]) -> tuple[RunConfig, tuple[Path, ...]]:
-    """The configuration with paths in place of runs, and the directories that it thereby reads.
+    """The configuration with run references replaced by paths, and the directories behind them.
 
     Args:
-        config: As `with_ids` returned it.
-        directory_of: The run directory of a run; None where it is gone. Its words then stay, and the driver refuses them.
+        config: Configuration from `with_ids`.
+        directory_of: Returns the run directory of a run, or None for a deleted run. References to deleted runs stay, and the
+            driver refuses them.
     """
     read: list[Path] = []
 
@@ -70,7 +71,7 @@ def located(config: RunConfig, directory_of: Callable[[str], Path | None]) -> tu
         if directory is None:
             return place.value
         read.append(directory / part)
-        # The corpus artifact's documents, training and validation text alike; it holds a tokenizer and packed tokens too.
+        # Only the documents of the corpus artifact; it also contains a tokenizer and packed tokens.
         return type(place.value)(directory / part / "*" / "*.parquet" if part == "corpus" else directory / part)
 
     return with_places(config, change), tuple(read)

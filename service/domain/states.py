@@ -1,10 +1,10 @@
-"""A run's states, and which may follow which.
+"""States of a run and the legal transitions between them.
 
 queued ──► starting ──► running ──► succeeded
 │ ▲         │           │ ├─────► failed
 │ │         │           │ ▼
-│ └─────────┴───────────┘ stopping ──► cancelled      (a lost driver is queued again)
-└──────────────────────────────────────► cancelled; failed where this version refuses its configuration
+│ └─────────┴───────────┘ stopping ──► cancelled      (a run whose driver was lost is queued again)
+└──────────────────────────────────────► cancelled; failed if this version refuses its configuration
 failed, cancelled ──► queued                             (resume)
 """
 
@@ -15,14 +15,14 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """Where a run stands."""
+    """State of a run."""
 
     QUEUED = "queued"
     STARTING = "starting"
-    """Admitted: its Ray Job is being submitted, or its driver has not spoken yet."""
+    """Admitted; its Ray Job is being submitted or its driver has not reported yet."""
     RUNNING = "running"
     STOPPING = "stopping"
-    """Asked to end: the current step is finished and a checkpoint written."""
+    """Asked to stop; the driver finishes its step and writes a checkpoint."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -39,7 +39,7 @@ FOLLOWS: Mapping[RunState, frozenset[RunState]] = {
     RunState.FAILED: frozenset({RunState.QUEUED}),
     RunState.CANCELLED: frozenset({RunState.QUEUED}),
 }
-"""The table of legal transitions; every state change of the service goes through it."""
+"""Legal transitions; every state change of the service is checked against this table."""
 
 ACTIVE = frozenset({RunState.STARTING, RunState.RUNNING, RunState.STOPPING})
 """States in which a run has, or may have, a driver."""
@@ -48,5 +48,5 @@ TERMINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
 
 
 def may_follow(now: RunState, then: RunState) -> bool:
-    """Whether a run may go from one state to the other."""
+    """Whether the transition is legal."""
     return then in FOLLOWS[now]

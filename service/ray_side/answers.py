@@ -1,4 +1,4 @@
-"""What we read of the dashboard's answers; they hold more."""
+"""The parts of the Ray dashboard's answers that the service reads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from service.errors import RayUnavailable
 
 
 class DashboardAnswer(BaseModel):
-    """Base: frozen; what it does not name is passed over."""
+    """Base: frozen; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Job(DashboardAnswer):
-    """An element of `/api/jobs/`; drivers that were not submitted have no submission id."""
+    """An element of `/api/jobs/`; drivers that were not submitted as jobs have no submission id."""
 
     submission_id: str | None
     status: JobPhase
@@ -39,17 +39,17 @@ class RayNode(DashboardAnswer):
 
     @property
     def alive(self) -> bool:
-        """Whether it can carry work."""
+        """Whether the node can run work."""
         return self.state == "ALIVE"
 
     def lost_since(self, time: float) -> bool:
-        """Whether it died after this moment, and not because it was asked to."""
-        wanted = (self.state_message or "").startswith(("Expected", "Terminated due to idle"))
-        return not self.alive and not wanted and (self.end_time_ms or 0) / 1000 > time
+        """Whether the node died unexpectedly after a time in seconds since the epoch."""
+        expected = (self.state_message or "").startswith(("Expected", "Terminated due to idle"))
+        return not self.alive and not expected and (self.end_time_ms or 0) / 1000 > time
 
 
 class Bundle(DashboardAnswer):
-    """A worker's share of a placement group; without a node it waits."""
+    """A worker's part of a placement group; it waits while it has no node."""
 
     node_id: str | None = None
     unit_resources: dict[str, float]
@@ -63,24 +63,24 @@ class Group(DashboardAnswer):
 
     @property
     def waiting(self) -> list[Bundle]:
-        """Bundles that no node carries yet."""
+        """Bundles without a node."""
         if self.state not in ("PENDING", "RESCHEDULING"):
             return []
         return [bundle for bundle in self.bundles or () if not bundle.node_id]
 
 
 class SummaryNode(DashboardAnswer):
-    """A node in the summary; an autoscaler names its type."""
+    """A node in the summary; its type name is empty without an autoscaler."""
 
     type_name: str = Field("", validation_alias=AliasPath("raylet", "nodeTypeName"))
 
 
 class Summary(DashboardAnswer):
-    """`/nodes?view=summary`. Ray turns its keys into camel case, resource names too, but not what is inside a text."""
+    """`/nodes?view=summary`. Ray converts its keys, resource names included, to camel case, but not the text in values."""
 
     nodes: list[SummaryNode] = Field(validation_alias=AliasPath("data", "summary"))
     uses: dict[str, str] = Field(validation_alias=AliasPath("data", "nodeLogicalResources"))
-    """Per node, lines such as `1.0/2.0 low_mem_gpu`."""
+    """Lines such as `1.0/2.0 low_mem_gpu`, by node."""
 
 
 class NodeList(DashboardAnswer):
@@ -121,7 +121,7 @@ class SubmittedJob(DashboardAnswer):
 
 
 class TrainRun(DashboardAnswer):
-    """An element of `/api/train/v2/runs/v1`; its settings, which may hold secrets, are not read."""
+    """An element of `/api/train/v2/runs/v1`; its settings are not read because they may contain secrets."""
 
     name: str
     status: str
@@ -142,10 +142,10 @@ T = TypeVar("T")
 
 
 def read_as(form: type[T], answer: Any) -> T:
-    """The answer in a form of this module.
+    """Validate an answer as one of this module's types.
 
     Raises:
-        RayUnavailable: It has another: something else than this Ray answers there.
+        RayUnavailable: The answer has another form, so that something other than this version of Ray sent it.
     """
     try:
         return TypeAdapter(form).validate_python(answer)

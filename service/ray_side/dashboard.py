@@ -1,6 +1,6 @@
-"""The Ray dashboard's REST, with timeouts, and with Ray's token where the cluster wants one.
+"""Client of the Ray dashboard's REST API, with timeouts and Ray's token.
 
-Spoken directly: Ray's own client has no timeouts, obeys RAY_ADDRESS over its argument, and loads Ray.
+Ray's own client is not used: it has no timeouts, prefers RAY_ADDRESS to its argument, and imports Ray.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ TIMEOUT = httpx.Timeout(10, connect=3)
 
 
 class Dashboard:
-    """A client of one dashboard; safe to use from several threads.
+    """Client of one dashboard; safe to use from several threads.
 
     Args:
-        url: Where it listens: `http://127.0.0.1:8265`.
-        token_path: File with the cluster's token; null: what RAY_AUTH_* says, read anew with every request.
-        transport: For tests; null: the network.
+        url: URL of the dashboard, such as `http://127.0.0.1:8265`.
+        token_path: File with the cluster's token; None uses the RAY_AUTH_* variables, read for every request.
+        transport: Transport for tests; None uses the network.
     """
 
     def __init__(self, url: str, token_path: Path | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
         self._token_path = token_path
-        # Proxies of the environment are for the outside world; the cluster is ours.
+        # The proxies of the environment do not apply to the cluster.
         self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=transport)
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """The JSON at a path.
 
         Raises:
-            RayUnavailable: It does not answer, or answers with an error.
+            RayUnavailable: Ray does not answer, or answers with an error.
         """
         answer = self.send("GET", path, params=params)
         if not answer.is_success:
@@ -47,10 +47,10 @@ class Dashboard:
     def send(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None,
     ) -> httpx.Response:
-        """Any answer that Ray itself gives, errors too.
+        """Send a request and return Ray's answer, including error answers.
 
         Raises:
-            RayUnavailable: None came, or the token is refused.
+            RayUnavailable: Ray does not answer, or refuses the token.
         """
         try:
             answer = self._client.request(method, path, params=params, json=body, headers=self.headers())
@@ -61,25 +61,25 @@ class Dashboard:
         return answer
 
     def headers(self) -> dict[str, str]:
-        """Headers that prove the service to the cluster; read anew each time, since the token's file may change."""
+        """Authentication headers, read for every request because the token file may change."""
         return auth_headers(self._token_path)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close all connections."""
         self._client.close()
 
 
 def refused(answer: httpx.Response) -> RayUnavailable:
-    """The error for an answer that is one; Ray's tracebacks are cut down to their last line, without the full stops after it."""
+    """The error for an error answer; a traceback is reduced to its last line."""
     lines = [line for line in answer.text.splitlines() if line.strip(" .")] or [answer.reason_phrase]
     return RayUnavailable(f"Ray answers {answer.status_code}: {lines[-1][:300]}")
 
 
 def parsed(answer: httpx.Response) -> Any:
-    """The answer's JSON.
+    """JSON of an answer.
 
     Raises:
-        RayUnavailable: It is something else, such as a proxy's page.
+        RayUnavailable: The answer is not JSON, such as an error page of a proxy.
     """
     try:
         return answer.json()
@@ -88,12 +88,13 @@ def parsed(answer: httpx.Response) -> Any:
 
 
 def auth_headers(token_path: Path | None = None) -> dict[str, str]:
-    """What proves us to the cluster, found as Ray finds it.
+    """Authentication headers, with the token found as Ray finds it.
 
-    A token that lies in its default place counts even where RAY_AUTH_MODE is unset: Ray's head then asks for it.
+    A token in its default file is used even if RAY_AUTH_MODE is unset, because a Ray head with such a file requires it.
 
     Args:
-        token_path: Goes before RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and `~/.ray/auth_token`.
+        token_path: Token file that takes precedence over RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and
+            `~/.ray/auth_token`.
     """
     if token_path is not None:
         return _bearer(_read_own(token_path))
@@ -105,7 +106,7 @@ def auth_headers(token_path: Path | None = None) -> dict[str, str]:
 
 
 def _read_own(path: Path) -> str:
-    """A token in a directory of the drivers' user, who may make links there: one to the service's own token would hand it out."""
+    """Read a token without following links: the drivers' user, who owns the directory, could link to a secret of the service."""
     try:
         content = run_files.read(path.parent, path.name)
     except OSError:

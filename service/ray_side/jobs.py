@@ -1,4 +1,4 @@
-"""Ray Jobs: one per attempt of a run, each the driver of a training run."""
+"""Ray Jobs that run drivers, one for each attempt of a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Submission:
     """A driver to start.
 
     Attributes:
-        id: Names the job; see `service.domain.jobs.submission_id`.
-        run: The run's id.
-        config_path: The run's configuration, as JSON.
-        stop_file: The driver ends, with a checkpoint, once this exists.
-        report_url: Where the driver posts its events.
-        token: What it proves itself with there.
-        read_roots: Directories that the driver and its workers may read for the configuration.
-        metadata: Shown with the job in the Ray dashboard.
+        id: Submission id; see `service.domain.jobs.submission_id`.
+        run: Id of the run.
+        config_path: Configuration of the run, as JSON.
+        stop_file: File whose existence makes the driver stop with a checkpoint.
+        report_url: URL to which the driver posts its events.
+        token: Token that authenticates the driver there.
+        read_roots: Directories that the driver and its workers may read.
+        metadata: Metadata that the Ray dashboard shows with the job.
     """
 
     id: str
@@ -42,27 +42,27 @@ class Submission:
 
 
 class Jobs(Protocol):
-    """The jobs of a Ray cluster. Every call may raise `RayUnavailable`."""
+    """Jobs of a Ray cluster. Every method may raise `RayUnavailable`."""
 
     def submit(self, submission: Submission) -> None:
-        """Start a driver; a job of this id that exists already is left alone."""
+        """Start a driver, unless a job with this id exists."""
 
     def statuses(self) -> dict[str, JobState]:
-        """Every job that Ray knows, by submission id. A restarted head knows none."""
+        """All jobs that Ray knows, by submission id; none after a restart of the head."""
 
     def kill(self, submission_id: str) -> None:
-        """End a job's driver at once; one that is unknown or has ended is left alone."""
+        """Kill the driver of a job; does nothing if the job is unknown or has ended."""
 
     def delete(self, submission_id: str) -> None:
-        """Forget an ended job; an unknown one is forgotten already."""
+        """Delete an ended job from Ray; does nothing if the job is unknown."""
 
 
 class RayJobs:
-    """`Jobs` over a dashboard's Jobs REST.
+    """`Jobs` through the REST API of a dashboard.
 
     Args:
-        dashboard: Of the cluster.
-        python: What a driver is started with; the default is the head node's own.
+        dashboard: Dashboard of the cluster.
+        python: Interpreter that runs the driver; by default that of the head node.
     """
 
     def __init__(self, dashboard: Dashboard, python: str = "python") -> None:
@@ -70,7 +70,7 @@ class RayJobs:
         self._python = python
 
     def submit(self, submission: Submission) -> None:
-        """See `Jobs`. The token travels in the environment: command lines can be read by every user of the node."""
+        """See `Jobs`. The token is passed in the environment, because every user of a node can read command lines."""
         answer = self._dashboard.send("POST", "/api/jobs/", body={
             "submission_id": submission.id,
             "entrypoint": entrypoint(submission, self._python),
@@ -81,7 +81,7 @@ class RayJobs:
             }},
             "metadata": dict(submission.metadata),
         })
-        # Ray answers a repeated id with the same 500 as every other failure: what counts is whether it knows the job now.
+        # Ray answers a repeated id with the same 500 as any failure, so check whether it knows the job now.
         if not answer.is_success and submission.id not in self.statuses():
             raise refused(answer)
 
@@ -93,7 +93,7 @@ class RayJobs:
             for job in jobs if job.submission_id is not None}
 
     def kill(self, submission_id: str) -> None:
-        """See `Jobs`. SIGTERM, then SIGKILL three seconds later."""
+        """See `Jobs`. Ray sends SIGTERM, and SIGKILL three seconds later."""
         self._end("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
 
     def delete(self, submission_id: str) -> None:
@@ -107,11 +107,11 @@ class RayJobs:
 
 
 def entrypoint(submission: Submission, python: str = "python") -> str:
-    """The driver's command line: fixed words and paths of ours; nothing in it is a user's."""
+    """Command line of the driver; it contains fixed words and paths of the service, but nothing from a user."""
     words = [
         python, "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
         "--stop-file", str(submission.stop_file), "--report-to", submission.report_url, "--run-id", submission.run,
     ]
-    # Without the shell in between, a kill reaches the driver itself.
+    # `exec`: signals reach the driver and not a shell.
     return f"exec {shlex.join(words)}"
 

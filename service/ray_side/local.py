@@ -1,12 +1,12 @@
-"""A Ray cluster of one machine that belongs to the service and outlives it.
+"""A Ray cluster on this machine that the service starts and that outlives it.
 
-STATE_DIR/ray/           only the service's user may look inside
-├── cluster.json         what was started: mark, pid, ports
-├── auth_token           that every request to it carries (of a cluster of another user: in its own directory)
-├── ray.log              what `ray start` printed
+STATE_DIR/ray/           readable by the service's user only
+├── cluster.json         mark, pid and ports of the cluster
+├── auth_token           token for its REST API (with a drivers' user, in that user's directory)
+├── ray.log              output of `ray start`
 └── tmp/session_*/       Ray's own files
 
-Its processes are told from all others by a mark in their environment, a random word of this start. Nothing else is ever signalled.
+A random mark in their environment identifies the processes of the cluster; no other process is ever signalled.
 """
 
 from __future__ import annotations
@@ -34,21 +34,24 @@ from service.ray_side.answers import NodeList, read_as
 from service.ray_side.dashboard import Dashboard
 
 MARK = "MOEDISCO_LOCAL_RAY"
+"""Environment variable with the mark."""
 START_SECONDS = 90.0
+"""Longest wait for a new cluster to answer (s)."""
 TERM_SECONDS = 5.0
+"""Longest wait for processes to end (s)."""
 LONGEST_DIRECTORY = 44
-"""Ray's sockets lie some 60 characters below its directory, and the path of a socket has at most 107."""
+"""Longest path of Ray's directory: its sockets add some 60 characters, and a socket's path has at most 107."""
 SESSIONS_KEPT = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalCluster:
-    """A cluster that runs.
+    """A running local cluster.
 
     Attributes:
-        dashboard_url: Takes its jobs, on the loopback interface.
-        address: Of its control store: RAY_ADDRESS for a driver on this machine.
-        token_path: File with its token.
+        dashboard_url: URL of its dashboard on the loopback interface, which accepts jobs.
+        address: RAY_ADDRESS for a driver on this machine.
+        token_path: File with the token.
     """
 
     dashboard_url: str
@@ -67,14 +70,14 @@ class _Record:
 
 
 class LocalRay:
-    """Starts the cluster, finds it again, ends it.
+    """Starts, finds and stops the local cluster.
 
     Args:
-        state_dir: The service's own directory.
-        resources: Slots per pool tag; null: a slot per GPU, or per core where there is none, in both default pools.
-        cpus: Null: all.
-        object_store_bytes: Null: as Ray thinks best.
-        user: Runs it and its drivers; null: this process's own.
+        state_dir: State directory of the service.
+        resources: Slots by pool tag; None gives both default pools a slot per GPU, or per core without GPUs.
+        cpus: CPUs of the cluster; None uses all.
+        object_store_bytes: Size of the object store; None uses Ray's default.
+        user: User that runs the cluster and its drivers; None uses this process's user.
     """
 
     def __init__(
@@ -88,10 +91,10 @@ class LocalRay:
         self._user = user
 
     def start(self) -> LocalCluster:
-        """The cluster that runs already, or a new one once it answers.
+        """Return the running cluster, or start a new one and wait until it answers.
 
         Raises:
-            RayUnavailable: It did not come up; the message names its log.
+            RayUnavailable: The cluster did not start; the message names its log.
         """
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked():
@@ -102,35 +105,35 @@ class LocalRay:
                 return found
             self._end()
             self._forget_old_sessions()
-            # Who knows the old address finds the new cluster there.
+            # At the old ports, so that drivers and browsers find the new cluster.
             ports = (before.dashboard_port, before.gcs_port) if before is not None else ()
             return self._launch(ports if ports and all(map(_is_free, ports)) else _free_ports(2))
 
     def ensure_running(self, now: float) -> None:
-        """Start it again, at its old address, if its head process has died; the work of a `background.loop`.
+        """Restart the cluster at its old address if its head process has died; called by a `background.loop`.
 
         Raises:
-            RayUnavailable: It did not come up.
+            RayUnavailable: The cluster did not start.
         """
         del now
         if self.find() is None:
             self.start()
 
     def find(self) -> LocalCluster | None:
-        """The recorded cluster, if its head process lives."""
+        """The recorded cluster, if its head process is alive."""
         record = self._record()
         if record is None or record.pid is None or not _bears(record.pid, record.mark):
             return None
         return self._cluster(record)
 
     def stop(self) -> None:
-        """End it and everything it started; without one, nothing happens."""
+        """Stop the cluster and every process it started, if there is one."""
         if self._home.exists():
             with self._locked():
                 self._end()
 
     def _launch(self, ports: Sequence[int]) -> LocalCluster:
-        # Ray opens its directory to all users: it is in one that is closed, and that the cluster's user can enter.
+        # Ray makes its directory readable for all users, so it needs a private parent that the cluster's user can enter.
         fits = self._user is None and len(str(self._sessions)) <= LONGEST_DIRECTORY
         directory = self._sessions if fits else Path(tempfile.mkdtemp(prefix="moedisco-"), "r")
         dashboard_port, gcs_port = ports
@@ -140,7 +143,7 @@ class LocalRay:
         if self._user is not None:
             self._user.give(token_path)
             self._user.give(directory.parent)
-        # Before the process: whoever finds a half-started cluster can still tell its processes.
+        # Written before the process starts, so that the processes of a half-started cluster can be identified.
         self._write(record)
         pid = self._spawn(record, token_path)
         _await_environment(pid)
@@ -157,7 +160,7 @@ class LocalRay:
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             "--node-ip-address=127.0.0.1", f"--port={record.gcs_port}",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={record.dashboard_port}",
-            # Ray's fixed defaults would keep two clusters of one machine from starting.
+            # With Ray's fixed default ports, two clusters could not run on one machine.
             "--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_ports(1)[0]}",
             f"--temp-dir={record.directory}", f"--resources={json.dumps(self._resources)}",
             "--disable-usage-stats", "--log-style=record", "--log-color=false",
@@ -166,7 +169,7 @@ class LocalRay:
             words.append(f"--num-cpus={self._cpus}")
         if self._object_store_bytes is not None:
             words.append(f"--object-store-memory={self._object_store_bytes}")
-        # Drivers inherit it: the service's own settings may hold the database's password.
+        # Drivers inherit the environment, and MOEDISCO_* may contain the database password.
         environment = {
             name: value for name, value in os.environ.items()
             if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN") and not name.startswith("MOEDISCO_")}
@@ -177,7 +180,7 @@ class LocalRay:
             MARK: record.mark,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path),
-            # Drivers are started as `python`: this one, which has our packages.
+            # Drivers start as `python`, which must be this interpreter with its packages.
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
         }
         log = str(self._home / "ray.log")
@@ -193,7 +196,7 @@ class LocalRay:
         record = self._record()
         if record is None:
             return
-        # The head ends its children in order; workers that lost it, and drivers in sessions of their own, are ended after it.
+        # The head ends its children in order; lost workers and drivers in sessions of their own are killed afterwards.
         if record.pid is not None and _bears(record.pid, record.mark):
             _signal([psutil.Process(record.pid)], kill=False, seconds=TERM_SECONDS)
         deadline = time.monotonic() + TERM_SECONDS
@@ -212,7 +215,7 @@ class LocalRay:
             while time.monotonic() < deadline and self.find() is not None:
                 with contextlib.suppress(RayUnavailable):
                     nodes = read_as(NodeList, dashboard.get("/api/v0/nodes")).items
-                    if any(node.alive for node in nodes):   # the dashboard is up before the node is
+                    if any(node.alive for node in nodes):   # the dashboard answers before the node is up
                         return True
                 time.sleep(0.2)
         return False
@@ -258,7 +261,7 @@ class LocalRay:
 
 
 def default_resources() -> dict[str, int]:
-    """Slots of the default pools on this machine: one per GPU, or per core where there is none."""
+    """Slots of the default pools on this machine: one per GPU, or per core without GPUs."""
     gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     slots = gpus or os.cpu_count() or 1
     return {"low_mem_gpu": slots, "high_mem_gpu": slots}
@@ -273,7 +276,7 @@ def _bears(pid: int, mark: str) -> bool:
 
 
 def _await_environment(pid: int) -> None:
-    """A process that was spawned just now shows an empty environment for a moment, and would not be taken for ours."""
+    """Wait until a new process shows its environment, which is empty for a moment, so that its mark is found."""
     with contextlib.suppress(psutil.Error):
         while not (process := psutil.Process(pid)).environ() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.001)
@@ -284,7 +287,7 @@ def _bearers(mark: str) -> list[psutil.Process]:
 
 
 def _signal(processes: list[psutil.Process], *, kill: bool, seconds: float) -> None:
-    """Signal processes and wait for their end. psutil refuses where a pid has meanwhile gone to another process."""
+    """Signal processes and wait for them; psutil refuses a pid that meanwhile belongs to another process."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill() if kill else process.terminate()

@@ -1,7 +1,7 @@
-"""The Ray dashboard's pages as another program may pass them on: reading only, path by path, with Ray's token added here.
+"""Read-only proxy of the Ray dashboard's pages, which adds Ray's token.
 
-Ray also answers GETs that change something (`/worker/cpu_profile` stops a worker to look at it), and later versions may add more:
-only the paths that its pages read are passed on.
+Only the paths that the pages read are allowed, because some GET requests have side effects (`/worker/cpu_profile` pauses a worker)
+and later versions of Ray may add more.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _READABLE = re.compile("|".join((
     r"api/v0/logs(/file)?",
     r"api/v0/tasks/(summarize|timeline)",
 )))
-"""What the pages of Ray 2.60 read; see the routes in `ray/dashboard`."""
+"""Paths that the pages of Ray 2.60 read; see the routes in `ray/dashboard`."""
 
 _QUESTION_HEADERS = ("accept", "accept-encoding", "accept-language", "if-none-match", "if-modified-since", "range", "if-range")
 _AS_BROWSER = {"user-agent": "Mozilla/5.0 (moedisco)"}
-"""Ray hides the values of jobs' environment variables, a run's token among them, from whatever calls itself a browser."""
+"""Header that makes Ray hide the values of jobs' environment variables, which include the run's token."""
 _ANSWER_HEADERS = (
     "content-type", "content-length", "content-encoding", "content-range", "content-disposition", "accept-ranges", "etag",
     "last-modified", "vary")
@@ -50,9 +50,9 @@ class Page:
 
     Attributes:
         status: HTTP status.
-        headers: Only those that describe the body.
-        body: The bytes as the dashboard sent them, still encoded where a header says so.
-        kind: `frame`: the HTML document that loads the scripts; `static`: files of Ray's release; `data`: anything else.
+        headers: Headers that describe the body.
+        body: Bytes as sent, still encoded if a header says so.
+        kind: `frame` for the HTML document that loads the scripts, `static` for files of Ray's release, `data` for the rest.
     """
 
     status: int
@@ -62,11 +62,11 @@ class Page:
 
 
 class RayPages:
-    """Reads pages of one dashboard, none of any other host.
+    """Reads pages of one dashboard and of no other host.
 
     Args:
-        dashboard: Names the host and holds the token.
-        transport: For tests; null: the network.
+        dashboard: Dashboard with its URL and token.
+        transport: Transport for tests; None uses the network.
     """
 
     def __init__(self, dashboard: Dashboard, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -76,24 +76,24 @@ class RayPages:
 
     @contextlib.asynccontextmanager
     async def open(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> AsyncIterator[Page]:
-        """Ask the dashboard; the body must be read inside the block.
+        """Request a page; its body must be read inside the block.
 
         Args:
             method: `GET` or `HEAD`.
-            path: Below the dashboard's root, decoded, without a leading slash.
-            query: As it came, encoded.
-            headers: Those of the request; only those that choose a representation are passed on.
+            path: Decoded path below the dashboard's root, without a leading slash.
+            query: Encoded query.
+            headers: Headers of the request; only content negotiation, ranges and caching are passed on.
 
         Raises:
-            NotFound: The path or the query is none that the dashboard's pages read.
-            RayUnavailable: The dashboard does not answer, refuses the token, or points elsewhere.
+            NotFound: The dashboard's pages do not read this path.
+            RayUnavailable: The dashboard does not answer, refuses the token, or redirects.
         """
         kind = kind_of(path)
         if kind is None or len(query) > LONGEST_QUERY or not query.isascii():
-            raise NotFound("the Ray dashboard's pages read nothing of this name")
+            raise NotFound("the Ray dashboard's pages do not read this path")
         url = f"{self._dashboard.url}/{quote(path, safe='/:')}{'?' + query if query else ''}"
         sent = {name: headers[name] for name in _QUESTION_HEADERS if name in headers} | _AS_BROWSER
-        # A client per request: its connections belong to one event loop, and opening one to the cluster takes no time.
+        # A client per request: its connections belong to one event loop, and opening one to the cluster is cheap.
         async with httpx.AsyncClient(
                 timeout=TIMEOUT, trust_env=False, follow_redirects=False, verify=self._tls, transport=self._transport) as client:
             client.headers.clear()
@@ -106,14 +106,14 @@ class RayPages:
                 if answer.status_code in (401, 403):
                     raise RayUnavailable("Ray refuses the service's token; RAY_AUTH_TOKEN_PATH must name a file with the cluster's")
                 if answer.has_redirect_location:
-                    raise RayUnavailable("Ray's dashboard points to another address; name the right one with --dashboard-url")
+                    raise RayUnavailable("Ray's dashboard redirects to another address; set the right one with --dashboard-url")
                 yield Page(
                     answer.status_code, {name: answer.headers[name] for name in _ANSWER_HEADERS if name in answer.headers},
                     answer.aiter_raw(), kind)
 
 
 def kind_of(path: str) -> str | None:
-    """What a path below the dashboard's root brings; see `Page.kind`. None: it is not passed on."""
+    """`Page.kind` of a path below the dashboard's root; None if the path is not allowed."""
     if not path.isascii() or any(part in (".", "..") for part in path.split("/")):
         return None
     if path == "":

@@ -1,7 +1,7 @@
-"""Pools: the machines of the cluster that carry one tag, as the Ray dashboard describes them.
+"""Pools of the cluster (nodes with a common tag), read from the Ray dashboard.
 
-Totals come from the state API. What is in use comes from the nodes' summary, the only place that has it under either
-autoscaler; it is text there, and some five seconds old.
+Totals come from the state API. Usage comes from the summary of the nodes, the only source that has it with both autoscalers; it is
+text there and about five seconds old.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _DAY = 24 * 3600.0
 
 
 class PoolReader(Protocol):
-    """Looks at the cluster."""
+    """Reads the pools of a cluster."""
 
     def read(self, resources: Collection[str] = ()) -> PoolList:
-        """Every pool now; those named are listed though no node offers them.
+        """All pools, including the named resources that no node offers.
 
-        Never raises: where Ray does not answer, `connected` is false. `price_per_hour` is not Ray's to know and is null.
+        Never raises: `connected` is false if Ray does not answer. `price_per_hour` is null because Ray does not know it.
         """
 
     def grows(self) -> bool:
-        """Whether an autoscaler may bring nodes; not while Ray does not answer."""
+        """Whether an autoscaler may add nodes; false if Ray does not answer."""
 
 
 class RayPools:
-    """`PoolReader` over a dashboard's REST.
+    """`PoolReader` through the REST API of a dashboard.
 
     Args:
-        dashboard: Of the cluster.
-        clock: Seconds since the epoch.
+        dashboard: Dashboard of the cluster.
+        clock: Returns seconds since the epoch.
     """
 
     def __init__(self, dashboard: Dashboard, clock: Callable[[], float] = time.time) -> None:
@@ -53,16 +53,16 @@ class RayPools:
         """See `PoolReader`."""
         try:
             nodes = read_as(NodeList, self._dashboard.get("/api/v0/nodes", _ALL)).items
-            used, wanted = self._used(), self._wanted()
+            used, pending = self._used(), self._pending()
         except RayUnavailable:
             return PoolList(connected=False, items=[])
         offered = {name for node in nodes for name in node.resources_total if not _RAYS_OWN.fullmatch(name)}
         return PoolList(connected=True, items=[
-            _pool(name, nodes, used.get(name, 0.0), wanted.get(name, 0.0), since=self._clock() - _DAY)
+            _pool(name, nodes, used.get(name, 0.0), pending.get(name, 0.0), since=self._clock() - _DAY)
             for name in sorted(offered | set(resources))])
 
     def grows(self) -> bool:
-        """See `PoolReader`. A cluster that an autoscaler keeps names each node's type."""
+        """See `PoolReader`. With an autoscaler, Ray reports the type of each node."""
         try:
             return any(node.type_name for node in self._summary().nodes)
         except RayUnavailable:
@@ -73,28 +73,28 @@ class RayPools:
         for text in self._summary().uses.values():
             for line in text.splitlines():
                 if match := _USE.match(line):
-                    # What a placement group reserves is taken, though Ray counts it as used only once a worker holds it.
+                    # Slots that a placement group reserves are taken, although Ray counts them only once a worker uses them.
                     idle = float(match["reserved"] or 0) - float(match["used_of_reserved"] or 0)
                     used[match["name"]] += float(match["used"]) + idle
         return used
 
-    def _wanted(self) -> Mapping[str, float]:
-        """Of each resource, what placement groups wait for."""
-        wanted: dict[str, float] = defaultdict(float)
+    def _pending(self) -> Mapping[str, float]:
+        """Amounts that placement groups wait for, by resource."""
+        pending: dict[str, float] = defaultdict(float)
         for group in read_as(GroupList, self._dashboard.get("/api/v0/placement_groups", _ALL)).items:
             for bundle in group.waiting:
                 for name, count in bundle.unit_resources.items():
-                    wanted[name] += count
-        return wanted
+                    pending[name] += count
+        return pending
 
     def _summary(self) -> Summary:
         return read_as(Summary, self._dashboard.get("/nodes", {"view": "summary", "nocache": "1"}))
 
 
-def _pool(resource: str, nodes: list[RayNode], used: float, wanted: float, *, since: float) -> PoolStatus:
-    ours = [node for node in nodes if node.resources_total.get(resource)]
-    alive = [node for node in ours if node.alive]
-    lost = [node for node in ours if node.lost_since(since)]
+def _pool(resource: str, nodes: list[RayNode], used: float, pending: float, *, since: float) -> PoolStatus:
+    pool = [node for node in nodes if node.resources_total.get(resource)]
+    alive = [node for node in pool if node.alive]
+    lost = [node for node in pool if node.lost_since(since)]
     slots = sum(node.resources_total[resource] for node in alive)
     return PoolStatus(
         resource=resource,
@@ -104,7 +104,7 @@ def _pool(resource: str, nodes: list[RayNode], used: float, wanted: float, *, si
         nodes=[_node(node) for node in (*alive, *lost)],
         price_per_hour=None,
         lost=len(lost),
-        pending=round(wanted),
+        pending=round(pending),
     )
 
 

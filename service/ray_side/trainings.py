@@ -1,4 +1,4 @@
-"""What Ray Train's state says of the trainings of a run, over the dashboard's REST."""
+"""Trainings of a run as Ray Train reports them, read from the Ray dashboard."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from service.ray_side.dashboard import Dashboard, parsed
 from service.schemas import Training, TrainingAttempt, TrainingWorker
 
 FRESH_SECONDS = 3.0
+"""Age at which an answer of Ray is requested again (s)."""
 _PATH = "/api/train/v2/runs/v1"
 _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
-"""What a training's name ends with, so that Ray Train takes it for a new one."""
+"""Random suffix of a training's name, which makes it a new training for Ray Train."""
 
 
 class TrainingReader(Protocol):
-    """Looks at the trainings that Ray Train knows."""
+    """Reads the trainings that Ray Train knows."""
 
     def read(self, run_id: str, name: str) -> list[Training]:
-        """The trainings of all attempts of a run, in the order in which they started; empty where Ray knows none.
+        """Trainings of all attempts of a run, in order of their start; empty if Ray knows none.
 
         Args:
-            run_id: The run's id.
-            name: `name` of the run's configuration, with which its trainings' names begin.
+            run_id: Id of the run.
+            name: Name of the run, with which the names of its trainings begin.
 
         Raises:
             RayUnavailable: Ray does not answer.
@@ -36,11 +37,11 @@ class TrainingReader(Protocol):
 
 
 class RayTrainings:
-    """`TrainingReader` over a dashboard's REST; all readers share one answer for some seconds.
+    """`TrainingReader` through the REST API of a dashboard; all readers share one answer for a few seconds.
 
     Args:
-        dashboard: Of the cluster.
-        clock: Seconds that only grow.
+        dashboard: Dashboard of the cluster.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, dashboard: Dashboard, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +57,7 @@ class RayTrainings:
         return [_training(training, job, name) for job, training in sorted(found, key=lambda pair: pair[1].start_time_ns)]
 
     def _all(self) -> list[TrainRun]:
-        # One reader asks and the others take what was known before: a dashboard that hangs must not hold every thread.
+        # One reader asks while the others use the last answer, so that a dashboard that hangs does not block every thread.
         first = self._made == float("-inf")
         if self._clock() - self._made >= FRESH_SECONDS and self._lock.acquire(blocking=first):
             try:
@@ -74,12 +75,12 @@ class RayTrainings:
 
     def _ask(self) -> list[TrainRun]:
         answer = self._dashboard.send("GET", _PATH)
-        # Before the first training, and in a Ray that has no such path, an error is the answer.
+        # Ray answers with an error before the first training, and in versions without this path.
         return read_as(TrainRunList, parsed(answer)).train_runs if answer.is_success else []
 
 
 def _attempt_of(training: TrainRun, run_id: str) -> int | None:
-    """The run's attempt that a training belongs to; None: it is another run's."""
+    """The run's attempt that a training belongs to; None if it belongs to another run."""
     job = training.job_details
     found = submitted_run(job.submission_id) if job is not None and job.submission_id is not None else None
     return found[1] if found is not None and found[0] == run_id else None

@@ -51,7 +51,7 @@ class Share(Document):
 
 
 class Quota(Document):
-    """RateLimiter of an owner, and what is used of them."""
+    """Limits of an owner, and what is used of them."""
 
     owner: str
     resources: list[str] | None

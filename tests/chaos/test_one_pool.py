@@ -95,5 +95,5 @@ def test_what_waits_holds_nothing(nodes: SpotNodes, tmp_path: Path) -> None:
 
 
 def groups() -> list[str]:
-    """RunPaths groups that hold something, or wait for it."""
+    """Placement groups that hold or await resources."""
     return [key for key, group in placement_group_table().items() if group["state"] != "REMOVED"]

@@ -121,7 +121,7 @@ def test_operations_answer_as_documented_one_after_the_other(api, document, monk
 
     class Machine(document.as_state_machine()):
         def setup(self):
-            # RateLimiter that an earlier sequence has set would refuse every run.
+            # Limits that an earlier sequence has set would refuse every run.
             api.admin.put("/v1/policies", json={}).raise_for_status()
             for webhook in api.admin.get("/v1/webhooks").json()["items"]:
                 api.admin.delete(f"/v1/webhooks/{webhook['id']}")

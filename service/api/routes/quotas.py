@@ -75,7 +75,7 @@ def get_quota(
     caller: Reader, context: InContext,
     owner: Annotated[str | None, Query(max_length=64, description="Whose; for an administrator. Left out: the caller's.")] = None,
 ) -> Quota:
-    """RateLimiter of the caller's owner, and what is used of them."""
+    """Limits of the caller's owner, and what is used of them."""
     if owner is not None and owner != caller.owner and not caller.admin:
         raise Forbidden("only an administrator may see another owner's quota; leave `owner` out for yours")
     with context.database.read() as session:
