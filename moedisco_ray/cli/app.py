@@ -240,7 +240,8 @@ def evaluate(
         sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
         max_tokens=max_tokens)
     check_evaluation(settings)
-    result = _import_late("moedisco_ray.stages.tasks").judge(model_dir, model_dir, settings, None, device)
+    result = _import_late("moedisco_ray.stages.evaluate.stage").judge(
+        model_dir, model_dir, settings, device=device, read_unseen=_import_late("moedisco_ray.stages.corpus.unseen").read_unseen)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -257,7 +258,7 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 def _import_late(name: Literal[
     "moedisco_ray.execution.pipeline", "moedisco_ray.cli.figures", "moedisco_ray.cli.reporter",
-    "moedisco_ray.stages.tasks", "moedisco_ray.execution.validation",
+    "moedisco_ray.stages.evaluate.stage", "moedisco_ray.stages.corpus.unseen", "moedisco_ray.execution.validation",
 ]) -> ModuleType:
     """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
     return importlib.import_module(name)

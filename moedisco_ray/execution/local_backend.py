@@ -15,8 +15,8 @@ from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.policies.placement import place_all
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
-from moedisco_ray.stages.cluster_packing import pack_cluster
-from moedisco_ray.stages.clustering import stage
+from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
+from moedisco_ray.stages.clustering.packing import pack_cluster
 from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, training
 
 P = ParamSpec("P")
@@ -37,7 +37,7 @@ class LocalBackend:
         stop.check()
         pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
         held = functools.partial(holding, emit, vectors_kind(config, model, {}), 1, "cluster")
-        return stage.build_clusters(config, corpus_dir, model, directory, stage.LocalWorkers(pack, held))
+        return build_clusters(config, corpus_dir, model, directory, LocalWorkers(pack, held))
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,

@@ -6,15 +6,17 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import (
+    Draft,
     commit,
     disk_full,
     is_done,
@@ -37,11 +39,33 @@ from moedisco_ray.execution.ray.autoscaling.free_slots import free_slots
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
 from moedisco_ray.execution.ray.gauges import Gauges
+from moedisco_ray.stages import decompose
+from moedisco_ray.stages.clustering import stage as clustering
+from moedisco_ray.stages.clustering.model import ClusterModel
+from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.corpus import input_identity
-from moedisco_ray.stages.export import write_card
+from moedisco_ray.stages.corpus import stage as corpus
+from moedisco_ray.stages.corpus.unseen import read_unseen
+from moedisco_ray.stages.evaluate import stage as evaluate
+from moedisco_ray.stages.export import stage as export
+from moedisco_ray.stages.export.card import write_card
+from moedisco_ray.stages.merge import stage as merge
 from moedisco_ray.stages.start import check_start
-from moedisco_ray.stages.steps import STEPS, Context
+from moedisco_ray.stages.train import finetune, seed, submodels
 from moedisco_ray.training.checkpoints import checkpoint
+
+RUN: Mapping[str, Callable[[Context, Draft], None]] = {
+    "corpus": corpus.run,
+    "seed": functools.partial(seed.run, write_common_start=decompose.write_common_start),
+    "cluster": clustering.run,
+    "decompose": decompose.run,
+    "submodels": submodels.run,
+    "merge": merge.run,
+    "finetune": finetune.run,
+    "evaluate": functools.partial(evaluate.run, readers=evaluate.Readers(ClusterModel.load, read_unseen)),
+    "export": export.run,
+}
+"""What each stage does, by its name. A stage gets what it needs of another one here: stages do not import each other."""
 
 _PATIENCE = 60.0
 """Seconds that a run waits for an earlier process of its own to let go of its directory."""
@@ -221,7 +245,7 @@ def _make(stage: Stage, context: Context) -> None:
         return
     context.emit(Event("stage_started", stage.name))
     with commit(artifact, context.fingerprint) as draft:
-        STEPS[stage.name](context, draft)
+        RUN[stage.name](context, draft)
     # Trainers' checkpoints are kept until what they led to is committed.
     shutil.rmtree(context.checkpoints(stage.name), ignore_errors=True)
     if context.own_storage is not None:

@@ -1,4 +1,4 @@
-"""Slicing a Mixture-of-Experts into one sub-model per cluster, tensor by tensor.
+"""The decompose stage: it cuts the MoE into one sub-model per cluster, tensor by tensor.
 
 Sub-model k of C has the whole backbone and shared expert, and the k-th group of g = E / C routed experts of every layer
 with their router rows, renumbered from 0. It is a model of the same family; with g = 1 it computes a dense model.
@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import (
     DEFAULT_SHARD_BYTES,
@@ -24,13 +25,46 @@ from moedisco_ray.models import (
     check_experts,
     expert_count,
     group_size,
+    open_checkpoint,
     submodel_config,
     write_checkpoint,
 )
+from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.stages.context import Context
+from moedisco_ray.stages.start import Start, untrained_moe
 
 
-def decompose(source: Mapping[str, Tensor], model_map: ModelMap, num_experts: int, clusters: int,
-              cluster: int) -> Iterator[tuple[str, Tensor]]:
+def run(context: Context, draft: Draft) -> None:
+    """Cut the MoE into one sub-model per cluster; do nothing in a run without sub-models."""
+    if context.config.tokens.decoupled:
+        draft.summary.update(context.call(
+            None, write_untrained_submodels, context.start, clusters=context.config.clusters.count,
+            trained_seed=context.trained_seed, directory=draft.path))
+
+
+def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path | None, directory: Path) -> dict[str, Any]:
+    """Write every sub-model before its training, grown from the trained seed where there is one.
+
+    Returns:
+        `bytes`: the size of each sub-model.
+    """
+    source, config = untrained_moe(start)
+    if trained_seed is not None:
+        source = with_seed(open_checkpoint(trained_seed), source, ModelMap(start.model.family))
+    return {"bytes": write_submodels(source, config, clusters, directory)}
+
+
+def write_common_start(start: Start, *, clusters: int, directory: Path) -> None:
+    """Write the common dense model: the backbone with the first group of experts, as they are before any training."""
+    source, config = untrained_moe(start)
+    experts = start.model.architecture.num_experts
+    tensors = decompose(source, ModelMap(start.model.family), experts, clusters, 0)
+    write_checkpoint(directory, tensors, submodel_config(config, group_size(experts, clusters)))
+
+
+def decompose(
+    source: Mapping[str, Tensor], model_map: ModelMap, num_experts: int, clusters: int, cluster: int,
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one sub-model, in the source's order. Experts of other groups are never read.
 
     Args:
@@ -63,8 +97,10 @@ def _rows(key: str, w_ED: Tensor, num_experts: int, rows: slice) -> Tensor:
     return w_ED[rows].clone()
 
 
-def write_submodels(source: Mapping[str, Tensor], config: Mapping[str, Any], clusters: int, directory: Path,
-                    max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> list[int]:
+def write_submodels(
+    source: Mapping[str, Tensor], config: Mapping[str, Any], clusters: int, directory: Path,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[int]:
     """Write every sub-model to `directory`/k, one after another; at most one shard is in memory.
 
     Args:
@@ -89,63 +125,3 @@ def write_submodels(source: Mapping[str, Tensor], config: Mapping[str, Any], clu
         write_checkpoint(directory / str(cluster), decompose(source, model_map, num_experts, clusters, cluster), values,
                          max_shard_bytes)
         for cluster in range(clusters)]
-
-
-class SeededSource(Mapping[str, Tensor]):
-    """A whole MoE grown from a common dense seed: a mapping that reads from the seed what it has.
-
-    Backbone and shared expert are the seed's. With g experts in the seed, expert e is the seed's expert e mod g. Router
-    rows go with their experts when g > 1, unless the router is fresh; with g = 1 the seed's router has learnt nothing, so the
-    rows stay the initial ones, which differ from expert to expert.
-    """
-
-    def __init__(
-        self, seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, fresh_router: bool,
-    ) -> None:
-        self._fresh_router = fresh_router
-        self._seed = seed
-        self._initial = initial
-        self._map = model_map
-        self._group = model_map.experts(seed)
-        check_complete(seed, map(self._seed_key, initial))
-
-    def __getitem__(self, key: str) -> Tensor:
-        role = self._map.classify(key)
-        if role.role is not Role.ROUTER:
-            found = self._seed[self._seed_key(key)]
-            # Two experts read the same bytes of a mapped file, and safetensors refuses tensors that share their memory.
-            return found if role.expert is None else found.clone()
-        rows_gD, initial_ED = self._seed[key], self._initial[key]
-        if self._fresh_router or len(rows_gD) == 1:
-            return initial_ED
-        return rows_gD.repeat(len(initial_ED) // len(rows_gD), 1)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._initial)
-
-    def __len__(self) -> int:
-        return len(self._initial)
-
-    def _seed_key(self, key: str) -> str:
-        role = self._map.classify(key)
-        if role.layer is None or role.expert is None or role.layer not in self._group:
-            return key
-        return self._map.renumbered(key, role.expert % self._group[role.layer])
-
-
-def with_seed(
-    seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, fresh_router: bool = False,
-) -> SeededSource:
-    """The whole MoE, read from a seed model.
-
-    Args:
-        seed: Canonical tensors of the trained common model, g experts per layer.
-        initial: Canonical tensors of the whole MoE at initialisation; gives its names, and router rows where g = 1.
-        model_map: Names of their family.
-        fresh_router: Router rows are the initial ones also where g > 1: copies of an expert that are all to be in one model
-            would have copies of its row, and nothing would ever tell them apart.
-
-    Raises:
-        CheckpointError: The seed lacks a tensor.
-    """
-    return SeededSource(seed, initial, model_map, fresh_router=fresh_router)

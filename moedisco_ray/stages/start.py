@@ -1,11 +1,68 @@
-"""What can be found out about a run's model and tokenizer before anything is made."""
+"""What a run starts from: the untrained MoE, and whether the configured model and tokenizer can be that."""
 
 from __future__ import annotations
 
-from moedisco_ray.core.config import LocalInit, RunConfig
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from moedisco_ray.core.config import CheckpointInit, LocalInit, Model, RunConfig, UpcycleInit
 from moedisco_ray.core.errors import UserError
-from moedisco_ray.models import canonical_shapes, check_start_tensors, hf_config
-from moedisco_ray.stages.corpus.pretrained import check_tokenizer
+from moedisco_ray.models import (
+    ModelMap,
+    canonical_shapes,
+    check_start_tensors,
+    config_values,
+    hf_config,
+    open_checkpoint,
+    open_dense,
+    random_source,
+    read_config,
+    upcycled_config,
+)
+from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.stages.text.pretrained import check_tokenizer
+from moedisco_ray.stages.text.tokenizer import Encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the untrained MoE is built from.
+
+    Attributes:
+        model: The run's model section.
+        tokenizer: Directory of the corpus' tokenizer, which gives the vocabulary and the end-of-text token.
+        sequence_length: Tokens of a training sequence.
+        seed: Seed of random tensors.
+    """
+
+    model: Model
+    tokenizer: Path
+    sequence_length: int
+    seed: int
+
+
+def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The whole MoE before any training: its tensors, each read or drawn when it is asked for, and its `config.json`.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: The family cannot have these sizes.
+    """
+    model, init = start.model, start.model.init
+    if isinstance(init, CheckpointInit):
+        # transformers would leave the padding token's embedding out of training; the export has it again.
+        return open_checkpoint(init.checkpoint), {**read_config(init.checkpoint), "pad_token_id": None}
+    if isinstance(init, UpcycleInit):
+        config = upcycled_config(init.upcycle, model.family, init.num_experts, init.num_experts_per_tok)
+        return with_seed(open_dense(init.upcycle, model.family), random_source(config, start.seed), ModelMap(model.family)), config
+    encoder = Encoder(start.tokenizer)
+    sizes = hf_config(model.family, model.architecture, encoder.vocab_size, start.sequence_length, encoder.eos)
+    config = config_values(sizes)
+    return random_source(config, start.seed), config
 
 
 def check_start(config: RunConfig) -> None:

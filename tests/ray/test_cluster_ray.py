@@ -17,11 +17,11 @@ from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stop_file import NEVER
 from moedisco_ray.execution.ray.clustering import RayWorkers, VectoriserSlots, build_clusters
-from moedisco_ray.stages.cluster_packing import pack_cluster
+from moedisco_ray.stages.clustering.build import LocalWorkers
+from moedisco_ray.stages.clustering.build import build_clusters as build_here
 from moedisco_ray.stages.clustering.grid import Grid, peak
 from moedisco_ray.stages.clustering.kmeans import fit_kmeans, fit_kmeans_on_blocks, reduce
-from moedisco_ray.stages.clustering.stage import LocalWorkers
-from moedisco_ray.stages.clustering.stage import build_clusters as build_here
+from moedisco_ray.stages.clustering.packing import pack_cluster
 
 pytestmark = [
     pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"),

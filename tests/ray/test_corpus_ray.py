@@ -100,7 +100,7 @@ DRIVER = """
 import functools, json, os, sys
 from pathlib import Path
 from moedisco_ray.core.config import Source, check_config
-from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources

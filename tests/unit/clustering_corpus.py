@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from moedisco_ray.core.config import RunConfig
-from moedisco_ray.stages.corpus.tokenizer import save_trained
+from moedisco_ray.stages.text.tokenizer import save_trained
 
 WORDS = {
     "sea": ["ship", "harbour", "sail", "anchor", "storm", "captain", "wave", "island", "tide", "rope", "mast", "deck"],

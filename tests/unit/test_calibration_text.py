@@ -16,9 +16,9 @@ from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.stages.corpus import Encoder
-from moedisco_ray.stages.steps.calibration import calibration
-from moedisco_ray.stages.steps.context import Context, submodel_seed
+from moedisco_ray.stages.context import Context, submodel_seed
+from moedisco_ray.stages.merge.calibration_text import calibration
+from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.training.packed_tokens import TokenStream, batch_indices
 
 LENGTH = 64

@@ -13,8 +13,9 @@ import pytest
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import ConfigError, CorpusError
-from moedisco_ray.stages.corpus import Encoder, build, input_identity
+from moedisco_ray.stages.corpus import build, input_identity
 from moedisco_ray.stages.corpus.documents import DOCUMENTS, document_id
+from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.training.packed_tokens import TokenStream
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "seven", "grey", "hills", "nobody"]
@@ -149,12 +150,12 @@ PEAK = """
 import sys
 from pathlib import Path
 from moedisco_ray.stages.corpus import readers, staging
-from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.sources import expand_sources
 from moedisco_ray.core.config import Source
 import moedisco_ray.stages.corpus.buckets as buckets
-from moedisco_ray.stages.corpus.tokenizer import Encoder, save_trained, train_bpe
+from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
 folder = Path(sys.argv[1])
 (item,) = expand_sources([Source(path=str(folder / "x.txt"), documents="line")], folder, Limits(1024, 8192))
 save_trained(train_bpe(["some text"], 300), folder / "tokenizer")

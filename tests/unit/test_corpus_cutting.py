@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moedisco_ray.stages.corpus.cutting import Cutter, Document, Limits, cut_document
+from moedisco_ray.stages.text.cutting import Cutter, Document, Limits, cut_document
 
 texts = st.text(st.sampled_from("ab é語。.!? \n\t\r"), max_size=400)
 

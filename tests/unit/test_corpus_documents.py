@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moedisco_ray.stages.corpus import documents
-from moedisco_ray.stages.corpus.cutting import Document, Kept
 from moedisco_ray.stages.corpus.documents import bucket_of, copies, dedupe_and_sort, id_matrix, is_validation, staged_table
+from moedisco_ray.stages.text.cutting import Document, Kept
 
 texts = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), max_size=30)
 

@@ -8,10 +8,10 @@ from packaging.requirements import Requirement
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.stages.corpus import embedded
-from moedisco_ray.stages.corpus.cutting import Limits
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit
 from moedisco_ray.stages.corpus.sources import expand_sources
+from moedisco_ray.stages.text.cutting import Limits
 
 
 def hard_dependencies():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.stages.corpus.documents import DOCUMENTS, document_id
-from moedisco_ray.stages.corpus.packing import pack, part_path
+from moedisco_ray.stages.text.packing import pack, part_path
 
 EOS = 0
 document = st.tuples(st.lists(st.integers(1, 9), max_size=4), st.integers(1, 4))    # tokens, copies

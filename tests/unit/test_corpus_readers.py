@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import ConfigError, CorpusError
-from moedisco_ray.stages.corpus.cutting import Limits
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit
 from moedisco_ray.stages.corpus.sources import expand_sources
+from moedisco_ray.stages.text.cutting import Limits
 
 words = st.text(st.characters(codec="utf-8", categories=["L", "N"]), max_size=12)
 

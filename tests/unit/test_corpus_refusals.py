@@ -17,10 +17,10 @@ from moedisco_ray.core.config import RunConfig, Source, check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.findings import left_out
 from moedisco_ray.stages.corpus import build, probe
-from moedisco_ray.stages.corpus.cutting import Limits
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit
 from moedisco_ray.stages.corpus.sources import expand_sources
+from moedisco_ray.stages.text.cutting import Limits
 
 SENTENCE = "The grey hills were seven, and rain fell over number {} of them all day long.\n\n"
 PROSE = "".join(SENTENCE.format(i) for i in range(400))

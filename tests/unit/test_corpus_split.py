@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from moedisco_ray.core.config import RunConfig, check_config
-from moedisco_ray.stages.corpus import Encoder, Limits, build, read_unseen
-from moedisco_ray.stages.evaluate import load_documents
+from moedisco_ray.stages.corpus import build, read_unseen
+from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.text.validation import load_documents
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "seven", "grey", "hills", "empty"]
 
@@ -178,7 +180,7 @@ def test_thin_text_is_warned_of(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from moedisco_ray.stages.corpus.cutting import Limits
+from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units
 from moedisco_ray.stages.corpus.sources import expand_sources

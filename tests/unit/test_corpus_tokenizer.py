@@ -13,8 +13,8 @@ from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.models.tokenizer_directories import load_pretrained
 from moedisco_ray.stages.corpus import input_identity
-from moedisco_ray.stages.corpus.pretrained import check_tokenizer, open_encoder, prepare_tokenizer
-from moedisco_ray.stages.corpus.tokenizer import ENCODING, Encoder, save_trained, train_bpe
+from moedisco_ray.stages.text.pretrained import check_tokenizer, open_encoder, prepare_tokenizer
+from moedisco_ray.stages.text.tokenizer import ENCODING, Encoder, save_trained, train_bpe
 
 TEXTS = ["def f(x):\n    return x + 1\n", "Grüße aus Köln — 日本語 🙂", "the cat <|endoftext|> sat", "  spaces\t\n"] * 5
 MOE = {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 8, "vocab_size": 500}

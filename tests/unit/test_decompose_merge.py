@@ -25,9 +25,10 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.stages.decompose import decompose, with_seed, write_submodels
-from moedisco_ray.stages.merge import Recipe, merge, merge_weights, merge_with_report
-from moedisco_ray.stages.merge.backbone import RULES
+from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.stages.decompose import decompose, write_submodels
+from moedisco_ray.stages.merge.backbone import RULES, Recipe, merge_weights
+from moedisco_ray.stages.merge.tensors import merge, merge_with_report
 
 
 class Recording(Mapping):

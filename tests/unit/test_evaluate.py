@@ -15,18 +15,11 @@ from transformers import AutoModelForCausalLM
 from moedisco_ray.core.config import FAMILIES, Architecture
 from moedisco_ray.core.errors import CorpusError, RunError
 from moedisco_ray.models import hf_config, save_model
-from moedisco_ray.stages.evaluate import (
-    Score,
-    evaluate,
-    evaluate_ensemble,
-    evaluate_stages,
-    evaluate_unseen,
-    load_documents,
-    perplexity,
-)
 from moedisco_ray.stages.evaluate.ensemble import ensemble_nats, log_weights
+from moedisco_ray.stages.evaluate.measure import evaluate, evaluate_ensemble, evaluate_stages, evaluate_unseen
 from moedisco_ray.stages.evaluate.routers import RouterMeter, dead_experts, entropy, expert_load, normalized_mutual_information
-from moedisco_ray.stages.evaluate.scoring import document_nats, plan_batches, predict_tokens, token_nats
+from moedisco_ray.stages.scoring import Score, document_nats, perplexity, plan_batches, predict_tokens, token_nats
+from moedisco_ray.stages.text.validation import load_documents
 
 EOS, VOCAB, LENGTH, EXPERTS = 0, 64, 16, 4
 LENGTHS = (5, 16, 1, 40, 17, 33, 3, 12, 29, 8)
@@ -126,7 +119,7 @@ def test_batch_size_changes_nothing(documents, batch_tokens):
 def test_the_head_in_pieces_gives_the_same(documents, monkeypatch):
     model = tiny_model("mixtral")
     whole = document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH)
-    monkeypatch.setattr("moedisco_ray.stages.evaluate.scoring._LOGITS", 3 * VOCAB)
+    monkeypatch.setattr("moedisco_ray.stages.scoring._LOGITS", 3 * VOCAB)
     assert document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH) == pytest.approx(whole, rel=1e-6)
 
 

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
 from moedisco_ray.models import ModelMap, hf_config, save_model, write_config
-from moedisco_ray.stages.export import Origin, continue_prompts, export, generate_samples
 from moedisco_ray.stages.export import directory as export_directory
-from moedisco_ray.stages.export.samples import _draw
+from moedisco_ray.stages.export.directory import export
+from moedisco_ray.stages.export.origin import Origin
+from moedisco_ray.stages.export.samples import _draw, continue_prompts, generate_samples
 
 VOCAB, POSITIONS, EXPERTS = 320, 48, 4
 TEXTS = ("def f(x): return x  # Größe 漢字", "hello world the cat sat on the mat")

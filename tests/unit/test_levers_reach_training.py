@@ -23,8 +23,8 @@ from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.stages.clustering.assign import overlap_mask
 from moedisco_ray.stages.clustering.store import id_array
-from moedisco_ray.stages.steps.context import Context
-from moedisco_ray.stages.steps.jobs import anchored, make_job, rounds_of
+from moedisco_ray.stages.context import Context
+from moedisco_ray.stages.train.jobs import anchored, make_job, rounds_of
 from moedisco_ray.training import BackboneRate, Rounds, TrainJob, TrainResult, World, train
 from moedisco_ray.training.packed_tokens import INDEX
 
@@ -94,7 +94,8 @@ def context(tmp_path: Path, **changes: Any) -> Context:
 
 
 def finetune_of(context: Context) -> TrainJob:
-    return make_job(context, "finetune", "finetune", Path("model"), Path("shards"), context.config.tokens.finetune, 0)
+    return make_job(
+        context, "finetune", "finetune", model=Path("model"), shards=Path("shards"), tokens=context.config.tokens.finetune, seed=0)
 
 
 def by_hand(run: Finished) -> TrainJob:
@@ -207,7 +208,7 @@ def test_router_losses_are_of_all_that_have_routers_to_learn(tmp_path: Path) -> 
 
     def losses(name: str, experts: int, stage: str) -> tuple[float, float]:
         there = context(tmp_path / name, finetune=weights, model={"config": {**sizes, "num_experts": experts}})
-        job = make_job(there, stage, stage, Path("model"), Path("shards"), 10_000, 0)
+        job = make_job(there, stage, stage, model=Path("model"), shards=Path("shards"), tokens=10_000, seed=0)
         return job.load_balance, job.z_loss
 
     # Two clusters: of four experts a sub-model has two, of two one.

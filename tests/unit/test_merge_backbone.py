@@ -17,9 +17,12 @@ from moedisco_ray.core.config import Merge
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import Role, differences, load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.stages.decompose import write_submodels
-from moedisco_ray.stages.merge import Recipe, RouterSettings, backbone, build_merged, merge, merge_weights, recipes
-from moedisco_ray.stages.merge.backbone import combine
+from moedisco_ray.stages.merge import backbone
+from moedisco_ray.stages.merge.backbone import Recipe, combine, merge_weights, recipes
+from moedisco_ray.stages.merge.build import build_merged
+from moedisco_ray.stages.merge.calibrate import RouterSettings
 from moedisco_ray.stages.merge.choose import Candidate, best
+from moedisco_ray.stages.merge.tensors import merge
 
 
 def copies_of(seed, count=3, size=40, dtype=torch.float32):
@@ -183,10 +186,10 @@ def test_auto_measures_every_candidates_own_model_and_writes_the_best(tied, tmp_
 
     options = recipes(Merge(backbone="auto", auto_scales=(0.5, 1.0)), [1, 3], 0)
     router = RouterSettings("ridge")
-    report = build_merged(parts, start, config, options, data, tmp_path / "auto", router=router, loss=loss)
+    report = build_merged(parts, start, config, options, data, directory=tmp_path / "auto", router=router, loss=loss)
     alone = []
     for i, option in enumerate(options):
-        build_merged(parts, start, config, [option], data, tmp_path / f"alone-{i}", router=router, loss=loss)
+        build_merged(parts, start, config, [option], data, directory=tmp_path / f"alone-{i}", router=router, loss=loss)
         alone.append(loss(load_model(tmp_path / f"alone-{i}").eval()))
     assert [entry["loss"] for entry in report["candidates"]] == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == len(options)

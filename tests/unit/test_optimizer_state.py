@@ -19,7 +19,7 @@ from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, canonical_shapes, check_same, open_checkpoint, read_config, same_bits
 from moedisco_ray.models.optimizer_state import FOLDER, KINDS, Kind, Moments, open_moments, write_moments
 from moedisco_ray.policies.retrying import Skip
-from moedisco_ray.stages.merge import merge_moments
+from moedisco_ray.stages.merge.moments import merge_moments
 from moedisco_ray.training import TrainJob
 
 HALF = 4

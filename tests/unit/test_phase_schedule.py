@@ -21,7 +21,7 @@ from moedisco_ray.core.config import FAMILIES, Finetune, Phase
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import ModelMap, Role, same_bits
 from moedisco_ray.policies import early_stopping
-from moedisco_ray.stages.evaluate.scoring import document_nats, fill, plan_batches
+from moedisco_ray.stages.scoring import document_nats, fill, plan_batches
 from moedisco_ray.training import TrainJob, World, learning_rate
 from moedisco_ray.training.checkpoints.checkpoint import Progress
 from moedisco_ray.training.packed_tokens import TokenStream, batch_indices

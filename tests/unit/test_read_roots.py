@@ -16,12 +16,12 @@ from moedisco_ray.core.errors import CorpusError, UserError
 from moedisco_ray.core.read_roots import ENVIRONMENT, opened, read_roots, reading_within
 from moedisco_ray.models import load_model, open_checkpoint, write_checkpoint
 from moedisco_ray.plan import tokenizer_vocab_size
-from moedisco_ray.stages.corpus.cutting import Limits
 from moedisco_ray.stages.corpus.files import list_files
-from moedisco_ray.stages.corpus.pretrained import load_pretrained, prepare_tokenizer
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit
 from moedisco_ray.stages.corpus.sources import expand_sources
-from moedisco_ray.stages.corpus.tokenizer import save_trained, train_bpe
+from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.pretrained import load_pretrained, prepare_tokenizer
+from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
 LIMITS = Limits(1024, 8192)
 

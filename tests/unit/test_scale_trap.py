@@ -22,9 +22,13 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.stages.decompose import with_seed, write_submodels
-from moedisco_ray.stages.merge import Recipe, RouterSettings, build_merged, calibrate, merge, merge_weights
+from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.stages.decompose import write_submodels
+from moedisco_ray.stages.merge.backbone import Recipe, merge_weights
+from moedisco_ray.stages.merge.build import build_merged
+from moedisco_ray.stages.merge.calibrate import RouterSettings, calibrate
 from moedisco_ray.stages.merge.router_init import ridge_strength, statistics
+from moedisco_ray.stages.merge.tensors import merge
 
 CLUSTERS = 4
 SCALED = ("qwen2_moe", "qwen3_moe", "olmoe")
@@ -62,7 +66,8 @@ def unasked(model):
 
 def merged(config, parts, path, data=None, **settings):
     router = RouterSettings(**{"method": "ridge"} | settings)
-    report = build_merged(parts, parts[0], config, [uniform(len(parts))], data or batches(), path, router=router, loss=unasked)
+    report = build_merged(
+        parts, parts[0], config, [uniform(len(parts))], data or batches(), directory=path, router=router, loss=unasked)
     return load_model(path).eval(), report
 
 

@@ -22,12 +22,15 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model
-from moedisco_ray.stages import evaluate, tasks
-from moedisco_ray.stages.corpus import Encoder
-from moedisco_ray.stages.corpus.pretrained import open_encoder
-from moedisco_ray.stages.corpus.tokenizer import save_trained, train_bpe
-from moedisco_ray.stages.export import Origin, export
-from moedisco_ray.stages.start import check_start
+from moedisco_ray.stages.corpus import read_unseen
+from moedisco_ray.stages.evaluate.stage import judge
+from moedisco_ray.stages.export.directory import export
+from moedisco_ray.stages.export.origin import Origin
+from moedisco_ray.stages.merge.stage import write_whole
+from moedisco_ray.stages.scoring import document_nats
+from moedisco_ray.stages.start import Start, check_start
+from moedisco_ray.stages.text.pretrained import open_encoder
+from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
 from moedisco_ray.training.packed_tokens import TokenStream
 
 COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE")
@@ -68,11 +71,12 @@ def test_the_loss_before_and_after_the_upcycle_is_the_same_on_its_own_tokens(tmp
             (len(ids) - 1) * float(dense(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss)
             for ids in (tokenizer(text)["input_ids"] for text in read)]
     model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(llama), "num_experts": 4}})
-    tasks.write_whole(
-        model, Path("unused"), 256, 0, 2, None, [], Merge(), keep_moments=False, device="cpu", directory=tmp_path / "moe")
+    write_whole(
+        Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(), keep_moments=False,
+        device="cpu", directory=tmp_path / "moe")
     encoder = open_encoder(llama)
     tokens = encoder.encode(read)
-    found = evaluate.document_nats(load_model(tmp_path / "moe"), tokens, prefix=encoder.prefix, sequence_length=256)
+    found = document_nats(load_model(tmp_path / "moe"), tokens, prefix=encoder.prefix, sequence_length=256)
     count = sum(map(len, tokens))
     assert float(found.sum()) / count == pytest.approx(sum(nats) / count, abs=1e-4)
     assert sum(nats) / count < 0.9 * np.log(512), "a model that was never trained cannot lose anything"
@@ -144,7 +148,7 @@ def test_an_export_is_evaluated_from_bos_on(exported: Path, tmp_path: Path) -> N
     text = "def evaluate(self, text):\n    return self.loss(text)"
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     settings = Evaluation(sources=(Source(path=str(tmp_path / "text.txt")),))
-    found = tasks.judge(exported / "model", exported / "model", settings, None, "cpu")["unseen"]
+    found = judge(exported / "model", exported / "model", settings, device="cpu", read_unseen=read_unseen)["unseen"]
     model = AutoModelForCausalLM.from_pretrained(exported / "model", dtype=torch.float32).eval()
     ids = AutoTokenizer.from_pretrained(exported / "model")(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -204,8 +208,9 @@ def test_end_tokens_that_the_start_does_not_name_are_its_tokenizer_s_not_the_cla
     if settings is not None:
         (start / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(start), "num_experts": 2}})
-    tasks.write_whole(
-        model, Path("unused"), 256, 0, 2, None, [], Merge(), keep_moments=False, device="cpu", directory=tmp_path / "moe")
+    write_whole(
+        Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(), keep_moments=False,
+        device="cpu", directory=tmp_path / "moe")
     report = {
         "name": "x", "family": "mixtral", "seed": 0, "versions": {}, "stages": [], "tokens": 0,
         "bill": run_example.bill().model_dump(mode="json")}

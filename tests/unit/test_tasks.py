@@ -19,7 +19,7 @@ from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.tasks import until_begun
 from moedisco_ray.execution.ray.wait_notice import WaitNotice
-from moedisco_ray.stages.steps import Context
+from moedisco_ray.stages.context import Context
 
 
 def never() -> bool:

@@ -13,9 +13,10 @@ import pytest
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.errors import ConfigError, CorpusError
-from moedisco_ray.stages.corpus import Encoder, Limits, read_unseen
+from moedisco_ray.stages.corpus import read_unseen
 from moedisco_ray.stages.corpus.documents import document_id
-from moedisco_ray.stages.corpus.tokenizer import save_trained, train_bpe
+from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.tokenizer import Encoder, save_trained, train_bpe
 
 LIMITS = Limits(128, 1024)
 

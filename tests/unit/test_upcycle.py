@@ -19,10 +19,11 @@ from moedisco_ray.core.stages import fingerprints
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, check_start_tensors, load_model, open_checkpoint, write_checkpoint
-from moedisco_ray.stages import tasks
+from moedisco_ray.stages.context import dense_seed, finetune_seed, submodel_seed
 from moedisco_ray.stages.corpus import input_identity
-from moedisco_ray.stages.corpus.tokenizer import save_trained, train_bpe
-from moedisco_ray.stages.steps.context import dense_seed, finetune_seed, submodel_seed
+from moedisco_ray.stages.merge.stage import write_whole
+from moedisco_ray.stages.start import Start
+from moedisco_ray.stages.text.tokenizer import save_trained, train_bpe
 
 DENSE_SIZES = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -45,9 +46,9 @@ def model_of(family: str, start: Path, **changes: Any) -> Model:
 
 
 def upcycled(directory: Path, family: str, start: Path, **changes: Any) -> Path:
-    tasks.write_whole(
-        model_of(family, start, **changes), Path("no-tokenizer"), LENGTH, 0, 2, None, [], Merge(), keep_moments=False, device="cpu",
-        directory=directory)
+    write_whole(
+        Start(model_of(family, start, **changes), Path("no-tokenizer"), LENGTH, 0), clusters=2, trained_seed=None, batches=[],
+        settings=Merge(), keep_moments=False, device="cpu", directory=directory)
     return directory
 
 

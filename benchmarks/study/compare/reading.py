@@ -24,14 +24,13 @@ from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import CheckpointInit, RunConfig
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.models import ModelMap
-from moedisco_ray.stages.clustering.stage import documents_needed
+from moedisco_ray.stages.clustering.build import documents_needed
 from moedisco_ray.stages.clustering.vectors.base import read_settings
 from moedisco_ray.stages.clustering.vectors.likelihood import READ
-from moedisco_ray.stages.evaluate import load_documents
 from moedisco_ray.stages.evaluate.ensemble import BLOCK
-from moedisco_ray.stages.merge import recipes
-from moedisco_ray.stages.steps.calibration import calibration_windows, sample_windows
-from moedisco_ray.stages.tasks import validation_parts
+from moedisco_ray.stages.merge.backbone import recipes
+from moedisco_ray.stages.merge.calibration_text import calibration_windows, sample_windows
+from moedisco_ray.stages.text.validation import load_documents, validation_parts
 from moedisco_ray.training.packed_tokens import INDEX
 
 Lengths = NDArray[np.int64]

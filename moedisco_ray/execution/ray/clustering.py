@@ -26,8 +26,8 @@ from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.tasks import run_on
-from moedisco_ray.stages.cluster_packing import pack_cluster
-from moedisco_ray.stages.clustering.stage import build_clusters as build
+from moedisco_ray.stages.clustering.build import build_clusters as build
+from moedisco_ray.stages.clustering.packing import pack_cluster
 from moedisco_ray.stages.clustering.store import Shard, embed_table
 from moedisco_ray.stages.clustering.vectors import load_vectoriser
 

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moedisco_ray.stages.corpus.cutting import Cutter
 from moedisco_ray.stages.corpus.documents import (
     DOCUMENTS,
     HELD_OUT,
@@ -25,9 +24,10 @@ from moedisco_ray.stages.corpus.documents import (
     is_validation,
     validation_hash,
 )
-from moedisco_ray.stages.corpus.packing import part_path
 from moedisco_ray.stages.corpus.staging import Bucket, read_bucket
-from moedisco_ray.stages.corpus.tokenizer import Encoder
+from moedisco_ray.stages.text.cutting import Cutter
+from moedisco_ray.stages.text.packing import part_path
+from moedisco_ray.stages.text.tokenizer import Encoder
 
 Tokens = NDArray[np.int32]
 

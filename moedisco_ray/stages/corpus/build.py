@@ -16,13 +16,14 @@ from moedisco_ray.core.config import RunConfig, tokenizer_directory
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.findings import corpus_warnings
 from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, sample_texts, survey_bucket
-from moedisco_ray.stages.corpus.cutting import Limits
-from moedisco_ray.stages.corpus.files import Listing, Skipped, list_files
-from moedisco_ray.stages.corpus.packing import pack, part_path
+from moedisco_ray.stages.corpus.files import Listing, list_files
 from moedisco_ray.stages.corpus.readers import UNIT_BYTES, Unit, plan_units
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
 from moedisco_ray.stages.corpus.staging import Bucket, Staged, bucket_count, plan_buckets, stage_unit
-from moedisco_ray.stages.corpus.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
+from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.packing import pack, part_path
+from moedisco_ray.stages.text.tokenizer import Encoder, check_vocabulary, save_trained, train_bpe
+from moedisco_ray.stages.text.unseen import Skipped
 from moedisco_ray.training.packed_tokens import TokenStream
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ def _use_tokenizer(config: RunConfig, directory: Path) -> None:
         check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
         return
     # transformers takes seconds to import, in every worker that reads text; a tokenizer from elsewhere alone needs it, here.
-    from moedisco_ray.stages.corpus.pretrained import check_tokenizer, prepare_tokenizer  # noqa: PLC0415
+    from moedisco_ray.stages.text.pretrained import check_tokenizer, prepare_tokenizer  # noqa: PLC0415
 
     check_tokenizer(config)
     prepare_tokenizer(source, directory)

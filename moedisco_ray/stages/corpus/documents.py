@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moedisco_ray.stages.corpus.cutting import Document
+from moedisco_ray.stages.text.cutting import Document
 
 Ids = NDArray[np.uint8]
 """Document ids [n, 16]."""

@@ -20,16 +20,9 @@ from moedisco_ray.core.read_roots import check_inside
 from moedisco_ray.stages.corpus.confined_files import ConfinedFiles
 from moedisco_ray.stages.corpus.endings import COMPRESSED, FileFormat, format_of, refusal, unknown
 from moedisco_ray.stages.corpus.saved_data_sets import NOTES, data_files
+from moedisco_ray.stages.text.unseen import Skipped
 
 _MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A file that is not read: its source says `on_error: skip`, or it was passed over."""
-
-    path: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)

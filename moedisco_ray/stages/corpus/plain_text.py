@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from moedisco_ray.stages.corpus.cutting import Cutter, Document, Limits
 from moedisco_ray.stages.corpus.files import File
 from moedisco_ray.stages.corpus.streams import decode, read_chunks, read_lines
+from moedisco_ray.stages.text.cutting import Cutter, Document, Limits
 
 
 def running_text(file: File, limits: Limits) -> Iterator[Document]:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from moedisco_ray.core.config import RunConfig, Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.findings import cluster_warnings, corpus_warnings
-from moedisco_ray.stages.corpus.cutting import Limits
-from moedisco_ray.stages.corpus.files import File, Skipped, list_files
+from moedisco_ray.stages.corpus.files import File, list_files
 from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.stages.corpus.sources import Input
+from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.unseen import Skipped
 
 _FILES = 8
 """Files of a source to look into, evenly spread over it."""

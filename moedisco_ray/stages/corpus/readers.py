@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.locations import first_line
 from moedisco_ray.stages.corpus import plain_text, rows
-from moedisco_ray.stages.corpus.cutting import Document, Kept, cut_document
-from moedisco_ray.stages.corpus.files import File, Skipped
+from moedisco_ray.stages.corpus.files import File
 from moedisco_ray.stages.corpus.rows import ColumnError
 from moedisco_ray.stages.corpus.sources import Input
 from moedisco_ray.stages.corpus.streams import NotTextError
+from moedisco_ray.stages.text.cutting import Document, Kept, cut_document
+from moedisco_ray.stages.text.unseen import Skipped
 
 UNIT_BYTES = 64 << 20
 _UNIT_FILES = 4096

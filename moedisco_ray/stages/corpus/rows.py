@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from moedisco_ray.stages.corpus.cutting import Kept
 from moedisco_ray.stages.corpus.documents import DOCUMENTS
 from moedisco_ray.stages.corpus.files import File
 from moedisco_ray.stages.corpus.streams import NotTextError, decode, read_lines
+from moedisco_ray.stages.text.cutting import Kept
 
 _ROWS = 1024
 _TEXT = "text"

@@ -12,8 +12,8 @@ from moedisco_ray.core.config import LocalInit, RunConfig, Source, tokenizer_dir
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.read_roots import opened
 from moedisco_ray.stages.corpus import embedded, files
-from moedisco_ray.stages.corpus.cutting import Limits
 from moedisco_ray.stages.corpus.documents import DOCUMENTS
+from moedisco_ray.stages.text.cutting import Limits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from moedisco_ray.stages.corpus.cutting import Document
 from moedisco_ray.stages.corpus.documents import STAGED, bucket_of, id_matrix, staged_table
-from moedisco_ray.stages.corpus.files import Skipped
 from moedisco_ray.stages.corpus.readers import Unit, read_unit
+from moedisco_ray.stages.text.cutting import Document
+from moedisco_ray.stages.text.unseen import Skipped
 
 BUCKET_BYTES = 64 << 20
 _SMALL_BUCKET_BYTES = 1 << 20

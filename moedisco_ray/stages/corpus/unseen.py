@@ -6,42 +6,21 @@ import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.stages.corpus.buckets import short_enough
-from moedisco_ray.stages.corpus.cutting import Document, Limits
 from moedisco_ray.stages.corpus.documents import document_id, part_id
-from moedisco_ray.stages.corpus.files import File, Skipped, list_files
+from moedisco_ray.stages.corpus.files import File, list_files
 from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
 from moedisco_ray.stages.corpus.sources import Input, expand_sources
-from moedisco_ray.stages.corpus.tokenizer import Encoder
-
-Tokens = NDArray[np.int32]
-Sample = tuple[bytes, str, str, Tokens]
-"""Id, source, text and tokens of a document."""
-
-
-class Unseen(NamedTuple):
-    """A sample of unseen text.
-
-    Attributes:
-        samples: The documents, source by source.
-        trained_on: How many more were left out, since they were trained on.
-        skipped: Files that could not be read, where the source says `on_error: skip`, and those that were passed over.
-    """
-
-    samples: list[Sample]
-    trained_on: int
-    skipped: list[Skipped]
-
+from moedisco_ray.stages.text.cutting import Document, Limits
+from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.text.unseen import Sample, Skipped, Tokens, Unseen
 
 _SETTING = "evaluation.sources"
 _CHUNK = 64

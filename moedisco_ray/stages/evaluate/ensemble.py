@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from moedisco_ray.stages.evaluate.documents import Documents
+from moedisco_ray.stages.text.validation import Documents
 
 TEMPERATURE = 0.1
 BLOCK = 64

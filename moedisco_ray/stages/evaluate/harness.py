@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.task_files import Rows, read_task_file
 from moedisco_ray.models import load_model
-from moedisco_ray.stages.evaluate.scoring import default_dtype, predict_tokens
+from moedisco_ray.stages.scoring import default_dtype, predict_tokens
 
 Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from moedisco_ray.models import load_model, specialise
-from moedisco_ray.stages.evaluate.documents import Documents
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.stages.evaluate.routers import (
     RouterMeter,
@@ -26,7 +25,8 @@ from moedisco_ray.stages.evaluate.routers import (
     expert_load,
     normalized_mutual_information,
 )
-from moedisco_ray.stages.evaluate.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
+from moedisco_ray.stages.scoring import Score, default_dtype, document_nats, document_scores, perplexity, token_nats
+from moedisco_ray.stages.text.validation import Documents
 
 
 def evaluate(

@@ -35,9 +35,10 @@ _JOINED = ".joined"
 _COMPARED = ".compared"
 
 
-def build_merged(submodels: Sequence[Path], start: Path, config: Mapping[str, Any], recipes: Sequence[Recipe],
-                 batches: Sequence[Batch], directory: Path, *, router: RouterSettings, loss: Loss,
-                 device: str = "cpu") -> dict[str, Any]:
+def build_merged(
+    submodels: Sequence[Path], start: Path, config: Mapping[str, Any], recipes: Sequence[Recipe], batches: Sequence[Batch], *,
+    directory: Path, router: RouterSettings, loss: Loss, device: str = "cpu",
+) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
     Two passes: tensors are joined as a stream; then the joined model is loaded, its routers are computed, and it is

@@ -15,13 +15,17 @@ from moedisco_ray.models.optimizer_state import FOLDER
 from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import meetings
-from moedisco_ray.stages import tasks
-from moedisco_ray.stages.steps.context import Context
+from moedisco_ray.stages.context import Context
+from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.text.validation import validation_parts
+from moedisco_ray.stages.train.validation_slice import ValidationSlice
 from moedisco_ray.training import BackboneRate, HeldOut, Rounds, TrainJob, steps_for
 
 
-def make_job(context: Context, stage: str, name: str, model: Path, shards: Path, tokens: int, seed: int) -> TrainJob:
-    """A training of a stage's."""
+def make_job(
+    context: Context, stage: str, name: str, *, model: Path, shards: Path, tokens: int, seed: int,
+) -> TrainJob:
+    """The job of one training of a stage."""
     config = context.config
     tuning = config.finetune if stage == "finetune" else None
     routes = tuning is not None or config.model.architecture.num_experts > config.clusters.count
@@ -51,8 +55,10 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
         return None
     section = config.finetune if stage == "finetune" else config.submodels
     every = max(1, config.evaluation.every_tokens // section.optimizer.batch_tokens)
-    return tasks.held_out(
-        context.of("corpus").absolute(), every, config.evaluation.slice_tokens, config.corpus.sequence_length)
+    corpus = context.of("corpus").absolute()
+    return ValidationSlice(
+        every, validation_parts(corpus), config.evaluation.slice_tokens, Encoder(corpus / "tokenizer").prefix,
+        config.corpus.sequence_length)
 
 
 def _least_gain(config: RunConfig) -> float | None:

@@ -82,3 +82,8 @@ def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
 def _share(text: str, tokens: int, length: int) -> str:
     data = text.encode()
     return data[:len(data) * tokens // length].decode(errors="ignore")
+
+
+def validation_parts(corpus: Path) -> tuple[Path, ...]:
+    """Files of a corpus artifact's validation documents, in order."""
+    return tuple(sorted((corpus / "validation").glob("*.parquet")))

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.sections import precision_on
 from moedisco_ray.core.errors import RunError
-from moedisco_ray.stages.evaluate.documents import Documents
+from moedisco_ray.stages.text.validation import Documents
 
 _PADDING = -100
 _LOGITS = 2**25

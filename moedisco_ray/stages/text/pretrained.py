@@ -14,7 +14,7 @@ from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import LocalInit, RunConfig, tokenizer_directory, tokenizer_files
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models.tokenizer_directories import copy_tokenizer, difference, load_pretrained, save_tokenizer
-from moedisco_ray.stages.corpus.tokenizer import (
+from moedisco_ray.stages.text.tokenizer import (
     ENCODING,
     END_OF_TEXT,
     Encoder,

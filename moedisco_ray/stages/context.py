@@ -1,21 +1,26 @@
-"""What every step is given, and finds in the run directory."""
+"""What every stage is given: the run, its earlier artifacts, and the means to run work."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from moedisco_ray.backend import Backend
 from moedisco_ray.core.artifacts import read_manifest
-from moedisco_ray.core.config import Model, Pool, RunConfig, UpcycleInit
-from moedisco_ray.core.events import Emit
+from moedisco_ray.core.config import AnyPool, Pool, RunConfig, UpcycleInit
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.locations import Location, joined
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import NEVER, StopFile
+from moedisco_ray.stages.start import Start
+from moedisco_ray.stages.text.validation import validation_parts
+
+COMMON = "common"
+"""Folder next to the trained sub-models: the backbone that they had in common at their last sync point."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,7 +28,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every step is given beside its draft.
+    """What every stage is given in addition to its draft.
 
     Attributes:
         config: The run's configuration.
@@ -66,10 +71,15 @@ class Context:
         return manifest.summary if manifest else {}
 
     @property
-    def start(self) -> tuple[Model, Path, int, int]:
-        """What the untrained MoE follows from; see `tasks.initial_moe`."""
+    def start(self) -> Start:
+        """What the untrained MoE is built from."""
         config = self.config
-        return config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed
+        return Start(config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed)
+
+    @property
+    def validation(self) -> tuple[Path, ...]:
+        """Files of the corpus' validation documents, in order."""
+        return validation_parts(self.of("corpus"))
 
     @property
     def submodels(self) -> list[Path]:
@@ -108,3 +118,14 @@ def cluster_tokens(context: Context) -> list[int]:
 def link_tree(source: Path, target: Path) -> None:
     """Copy a directory by hard links: the files are final, and the source goes as soon as the copy is committed."""
     shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
+
+
+def warn(context: Context, stage: str, messages: Iterable[str]) -> None:
+    """Emit a warning event per message."""
+    for message in messages:
+        context.emit(Event("warning", stage, data={"message": message}))
+
+
+def device_of(pool: AnyPool) -> str:
+    """The torch device of a pool's workers."""
+    return "cuda" if pool.gpu else "cpu"

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moedisco_ray.stages.clustering.stage import given, owned
-from moedisco_ray.stages.corpus import Encoder, Keep, pack
+from moedisco_ray.stages.clustering.build import given, owned
+from moedisco_ray.stages.text.packing import Keep, pack
+from moedisco_ray.stages.text.tokenizer import Encoder
 
 
 def pack_cluster(

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from moedisco_ray.core.config import Merge
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.stages.merge import Batch
-from moedisco_ray.stages.steps.context import Context, cluster_tokens, submodel_seed
+from moedisco_ray.stages.context import Context, cluster_tokens, submodel_seed
+from moedisco_ray.stages.merge.calibrate import Batch
 from moedisco_ray.training.packed_tokens import TokenStream, batch_indices
 
 _CALIBRATION_BATCH = 16

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from moedisco_ray.stages.evaluate.documents import load_documents
-from moedisco_ray.stages.evaluate.scoring import fill, plan_batches
+from moedisco_ray.stages.scoring import fill, plan_batches
+from moedisco_ray.stages.text.validation import load_documents
 
 
 @dataclasses.dataclass(frozen=True)

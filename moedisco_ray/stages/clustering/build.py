@@ -1,0 +1,292 @@
+"""The cluster stage: from documents to clusters with packed tokens, whoever carries out what touches all documents.
+
+The driver holds, for N documents and E clusters, their ids, weights and float32 costs: 4 E + 32 bytes per
+document, and about as much again while it balances (E = 8: 10 million documents take 1.3 GB). Vectors stay with the
+workers.
+
+Shapes: N documents, S documents of the sample, D dimensions, E clusters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moedisco_ray.core.artifacts import write_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.findings import cluster_warnings
+from moedisco_ray.stages.clustering.assign import assign_balanced, overlap_mask
+from moedisco_ray.stages.clustering.blocks import Statistics, reduce
+from moedisco_ray.stages.clustering.grid import Array, Grid
+from moedisco_ray.stages.clustering.kmeans import Fit, fit_kmeans
+from moedisco_ray.stages.clustering.model import ClusterModel
+from moedisco_ray.stages.clustering.report import Sample, cluster_report
+from moedisco_ray.stages.clustering.store import ID, Shard, embed_table, id_array, token_arrays, weights
+from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind, load_vectoriser
+
+Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
+"""Packs one cluster: parts of the corpus, their assignments, the cluster's number, where to. Returns the index."""
+
+
+_MARGIN = 1.25
+"""Text to cluster, as a multiple of what the sub-models train on: what none of them sees, merges can be compared on."""
+
+
+class Workers(Protocol):
+    """Carries out what touches every document."""
+
+    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
+        """Write vector files (`store`) of all documents into `directory`, with the saved vectoriser."""
+
+    def hold(self, files: Sequence[Path]) -> None:
+        """Open `store.Shard`s that hold every vector file once."""
+
+    def ask(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every shard with the same arguments; the answers in any order."""
+
+    def release(self) -> None:
+        """Let go of the shards."""
+
+    def pack(
+        self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
+    ) -> list[dict[str, Any]]:
+        """Pack every cluster into `directory`/k; returns their indices."""
+
+
+class LocalWorkers:
+    """All of it in this process.
+
+    Args:
+        pack: Packs one cluster.
+        held: Around what a worker of a pool would do, for the meter.
+    """
+
+    def __init__(self, pack: Pack, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
+        self._pack = pack
+        self._held = held
+        self._shard: Shard | None = None
+
+    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
+        """One vector file per part."""
+        with self._held():
+            loaded = load_vectoriser(vectoriser)
+            for part in parts:
+                pq.write_table(embed_table(loaded, pq.read_table(part)), directory / part.name)
+
+    def hold(self, files: Sequence[Path]) -> None:
+        """One shard of all files."""
+        self._shard = Shard(files)
+
+    def ask(self, method: str, *args: Any) -> list[Any]:
+        """The one shard's answer."""
+        return [getattr(self._shard, method)(*args)]
+
+    def release(self) -> None:
+        """Forget the shard."""
+        self._shard = None
+
+    def pack(
+        self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
+    ) -> list[dict[str, Any]]:
+        """One cluster after the other."""
+        return [self._pack(parts, assignments, k, directory / str(k)) for k in range(count)]
+
+
+def build_clusters(
+    config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers,
+) -> dict[str, Any]:
+    """Cluster training documents, as many as are needed, and write the artifact: model, assignments, packed tokens, report.
+
+    Args:
+        config: The run's configuration.
+        corpus_dir: The corpus artifact.
+        model_dir: The model that `mean_token` and `hidden_state` look into.
+        directory: Where the artifact goes; must exist.
+        workers: Carry out what touches every document.
+
+    Returns:
+        The stage's figures: `clusters` (`documents` and `tokens` of each), `inertia`, `iterations` (None unless by
+        k-means), `silhouette`, `nmi`, `balance`, and `warnings` (sentences).
+
+    Raises:
+        CorpusError: There are fewer documents than clusters.
+    """
+    parts = sorted((corpus_dir / "train").glob("part-*.parquet"))
+    documents = documents_needed(config, parts)
+    if documents < config.clusters.count:
+        raise CorpusError(
+            "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
+    with _first_parts(parts, documents, directory / "documents.scratch") as chosen:
+        return _build(config, chosen, documents, model_dir, directory, workers)
+
+
+def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
+    """How many documents, those of smallest id, are clustered: all, or those with as much text as the sub-models need."""
+    if config.clusters.text == "all":
+        return sum(pq.read_metadata(path).num_rows for path in parts)
+    tokens, count = int(_MARGIN * config.tokens.submodels), 0
+    for path in parts:
+        if tokens <= 0 and count >= config.clusters.count:
+            break
+        weights_N = weights(pq.read_table(path, columns=["packed", "copies"]))
+        enough = int(np.searchsorted(np.cumsum(weights_N), tokens)) + 1
+        count += min(len(weights_N), max(enough, config.clusters.count - count))
+        tokens -= int(weights_N.sum())
+    return count
+
+
+@contextlib.contextmanager
+def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[list[Path]]:
+    """Parts with that many documents, those of smallest id; what is left of the last one lies in `scratch` meanwhile."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    chosen: list[Path] = []
+    for path in parts:
+        rows = pq.read_metadata(path).num_rows
+        if count < rows:
+            pq.write_table(pq.read_table(path).slice(0, count), scratch / path.name)
+        if count:
+            chosen.append(path if count >= rows else scratch / path.name)
+        count -= min(count, rows)
+    try:
+        yield chosen
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _build(
+    config: RunConfig, parts: Sequence[Path], documents: int, model_dir: Path, directory: Path, workers: Workers,
+) -> dict[str, Any]:
+    settings = config.clusters
+    sampled = first_documents(parts, max(settings.sample, settings.count))
+    inputs = FitInputs(
+        sampled["text"].to_pylist(), token_arrays(sampled), weights(sampled), id_array(sampled["id"]), model_dir,
+        config.corpus.sequence_length, settings, config.seed)
+    by_distance = settings.method == "kmeans"
+    vectoriser = kind(settings.vectors if by_distance else settings.method).fit(inputs)
+    model_path, scratch = directory / "cluster_model", directory / "vectors.scratch"
+    try:
+        for path in (model_path, scratch, directory / "assignments"):
+            path.mkdir(parents=True, exist_ok=True)
+        vectoriser.save(model_path)
+        workers.embed(parts, model_path, scratch)
+        workers.hold(sorted(scratch.glob("*.parquet")))
+        if by_distance:
+            raw_SD = _sample_vectors(workers, sampled["id"][-1].as_py())
+            vectoriser.centre(raw_SD)
+            x_SD = adjust(raw_SD, vectoriser.centre_D)
+            fit = _fit(config, workers, vectoriser.centre_D, x_SD, documents)
+        else:
+            x_SD, fit = kind("mean_token").fit(inputs).embed(inputs.texts, inputs.tokens), None
+        centroids_ED = fit.centroids_KD if fit else None
+        ids_N, weights_N, cost_NE = _costs(workers, vectoriser.centre_D, centroids_ED)
+    finally:
+        workers.release()
+        shutil.rmtree(scratch, ignore_errors=True)
+    clusters_N, prices_E = assign_balanced(cost_NE, weights_N, ids_N, settings.capacity)
+    overlap_NE = overlap_mask(ids_N, clusters_N, settings.overlap, settings.count)
+    ClusterModel(vectoriser, centroids_ED, prices_E).save(model_path)
+    assignments = write_assignments(parts, ids_N, clusters_N, overlap_NE, directory / "assignments")
+    indices = workers.pack(parts, assignments, settings.count, directory / "shards")
+    sample = Sample(inputs.texts, sampled["source"].to_pylist(), x_SD, clusters_N[: len(sampled)])
+    report = cluster_report(sample, centroids_ED, settings.count, clusters_N, weights_N, _source_codes(parts))
+    report |= {
+        "method": settings.method, "vectors": settings.vectors if by_distance else "mean_token", "dimensions": x_SD.shape[1],
+        "inertia": fit.inertia if fit else None, "inertias": list(fit.inertias) if fit else [],
+        "iterations": fit.iterations if fit else None, "shard_tokens": [index["tokens"] for index in indices]}
+    report["warnings"] = cluster_warnings([entry["documents"] for entry in report["clusters"]])
+    write_json(directory / "report.json", report)
+    figures = {key: report[key] for key in ("inertia", "iterations", "silhouette", "nmi", "balance", "warnings")}
+    sizes = [{key: entry[key] for key in ("documents", "tokens")} for entry in report["clusters"]]
+    return {"clusters": sizes, **figures}
+
+
+def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
+    """The `count` documents of smallest id: the first rows, for parts and rows are in ascending order of id.
+
+    An id is a hash of the text, so this is a random sample that no order of reading changes.
+    """
+    tables: list[pa.Table] = []
+    for path in parts:
+        tables.append(pq.read_table(path, columns=["id", "source", "text", "tokens", "packed", "copies"]))
+        if sum(map(len, tables)) >= count:
+            break
+    return pa.concat_tables(tables).slice(0, count)
+
+
+def write_assignments(
+    parts: Sequence[Path], ids_N: Array, clusters_N: Array, overlap_NE: Array, directory: Path,
+) -> list[Path]:
+    """Write one file of assignments per part, with the part's name and rows.
+
+    Args:
+        parts: The corpus' documents, in ascending order of id.
+        ids_N: In the same order.
+        clusters_N: Each document's cluster.
+        overlap_NE: Other clusters that train on it too.
+        directory: Where to.
+    """
+    paths, start = [], 0
+    for part in parts:
+        stop = start + pq.read_metadata(part).num_rows
+        others = [np.flatnonzero(row).astype(np.int32) for row in overlap_NE[start:stop]]
+        table = pa.table({
+            "id": pa.array([value.ljust(16, b"\0") for value in ids_N[start:stop].tolist()], ID),
+            "cluster": pa.array(clusters_N[start:stop].astype(np.int32)),
+            "overlap": pa.array(others, pa.list_(pa.int32()))})
+        pq.write_table(table, directory / part.name)
+        paths.append(directory / part.name)
+        start = stop
+    return paths
+
+
+def owned(assignments: Path, cluster: int) -> Array:
+    """Which documents of a part are of a cluster, bool [n]."""
+    owned_N: Array = pq.read_table(assignments, columns=["cluster"])["cluster"].to_numpy() == cluster
+    return owned_N
+
+
+def given(assignments: Path, cluster: int) -> Array:
+    """Which documents of a part a cluster was given of others, to train on them too, bool [n]."""
+    others = pq.read_table(assignments, columns=["overlap"])["overlap"].to_pylist()
+    return np.array([cluster in clusters for clusters in others], dtype=bool)
+
+
+def _fit(config: RunConfig, workers: Workers, centre_D: Array | None, x_SD: Array, documents: int) -> Fit:
+    origin_D = x_SD.mean(axis=0, dtype=np.float64).astype(np.float32)
+    grid = Grid.covering(origin_D, max(workers.ask("peak", centre_D, origin_D)), documents)
+
+    def step(centroids_RKD: Array, running: Sequence[int]) -> Statistics:
+        return reduce(workers.ask("step", centre_D, grid, centroids_RKD, running))
+
+    settings = config.clusters
+    return fit_kmeans(
+        step, x_SD, grid, settings.count, restarts=settings.restarts, iterations=settings.iterations, seed=config.seed)
+
+
+def _sample_vectors(workers: Workers, last: bytes) -> Array:
+    ids, vectors = zip(*workers.ask("sample", last), strict=True)
+    order = np.argsort(np.concatenate(ids), kind="stable")
+    return np.concatenate(vectors)[order]
+
+
+def _costs(workers: Workers, centre_D: Array | None, centroids_ED: Array | None) -> tuple[Array, Array, Array]:
+    """Of all documents, in ascending order of id."""
+    columns = [np.concatenate(column) for column in zip(*workers.ask("costs", centre_D, centroids_ED), strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    ids_N, weights_N, cost_NE = (column[order] for column in columns)
+    return ids_N, weights_N, cost_NE
+
+
+def _source_codes(parts: Sequence[Path]) -> Array:
+    columns = [pq.read_table(path, columns=["source"])["source"] for path in parts]
+    names = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+    return names.dictionary_encode().unify_dictionaries().combine_chunks().indices.to_numpy()

@@ -1,0 +1,12 @@
+"""The corpus stage: text to documents, a tokenizer, and packed tokens. The work is in `build`, placed by the backend."""
+
+from __future__ import annotations
+
+from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.stages.context import Context, warn
+
+
+def run(context: Context, draft: Draft) -> None:
+    """Make the corpus artifact."""
+    draft.summary.update(context.backend.build_corpus(context.config, draft.path))
+    warn(context, "corpus", draft.summary["warnings"])

@@ -1,0 +1,159 @@
+"""The evaluate stage: every model of the run on validation text, the finished one also on other text and tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moedisco_ray.core.artifacts import Draft, write_json
+from moedisco_ray.core.config import Evaluation
+from moedisco_ray.models import read_config
+from moedisco_ray.stages.context import Context, device_of
+from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_unseen
+from moedisco_ray.stages.text.cutting import Limits
+from moedisco_ray.stages.text.pretrained import open_encoder
+from moedisco_ray.stages.text.tokenizer import Encoder
+from moedisco_ray.stages.text.unseen import Unseen
+from moedisco_ray.stages.text.validation import Documents, load_documents, validation_parts
+
+Tokens = Sequence[NDArray[np.int32]]
+
+
+class Clusters(Protocol):
+    """The clusters of a run, as the cluster stage saved them."""
+
+    def assign(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
+        """The cluster of each document [N]."""
+
+    def costs(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.float64]:
+        """What each document would cost in each cluster [N, C]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Readers:
+    """What the evaluation reads by other stages' code; the pipeline puts them in.
+
+    Attributes:
+        clusters: Opens a saved cluster model.
+        unseen: Samples text that was not trained on.
+    """
+
+    clusters: Callable[[Path], Clusters]
+    unseen: Callable[..., Unseen]
+
+
+def run(context: Context, draft: Draft, *, readers: Readers) -> None:
+    """Measure every model of the run on the validation text."""
+    config, pool = context.config, context.config.finetune_pool
+    made = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
+    result = context.call(
+        pool, evaluate, {stage: context.of(stage) for stage in made}, submodels=context.submodels, corpus=context.of("corpus"),
+        cluster_model=context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
+        limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
+        settings=_with_absolute_paths(config.evaluation), device=device_of(pool), readers=readers)
+    draft.summary["extra_seconds"] = round(result.pop("extra_seconds"), 3)
+    write_json(draft.path / "evaluation.json", result)
+    draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
+
+
+def evaluate(
+    models: Mapping[str, Path], *, submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, limits: Limits,
+    settings: Evaluation, device: str, readers: Readers,
+) -> dict[str, Any]:
+    """Perplexity and bits per byte of every model of the run; of the finished one also routers, unseen text and tasks.
+
+    Args:
+        models: The model that each stage made; all but the finished one are skipped unless the settings ask for them.
+        submodels: The trained sub-models; each is measured on its own cluster, under the same condition.
+        corpus: The corpus artifact.
+        cluster_model: The saved clusters; None where there are none.
+        limits: Lengths of the corpus' documents and of the training's sequences.
+        settings: The run's evaluation section.
+        device: Where the models run.
+        readers: Code of other stages.
+
+    Returns:
+        The figures, and `extra_seconds`: time that only a run with other models than the finished one needs.
+    """
+    documents, sequence_length = load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
+    encoder = Encoder(corpus / "tokenizer")
+    began = time.monotonic()
+    clusters = None if cluster_model is None else readers.clusters(cluster_model)
+    labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
+    labelling = time.monotonic() - began
+    shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
+    result = evaluate_stages(
+        *shown, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device)
+    result["extra_seconds"] += labelling
+    began = time.monotonic()
+    if settings.ensemble and clusters is not None:
+        known = clusters    # narrowed for the closure
+
+        def distances(contexts: Tokens) -> NDArray[np.float64]:
+            return known.costs(encoder.decode(contexts), contexts)
+
+        result["ensemble"] = evaluate_ensemble(
+            submodels, documents, distances, settings.ensemble_top_k, prefix=encoder.prefix, sequence_length=sequence_length,
+            device=device)
+    result["extra_seconds"] += time.monotonic() - began
+    trained_on = sorted((corpus / "train").glob("*.parquet"))
+    return result | judge(
+        models["finetune"], corpus / "tokenizer", settings, limits=limits, device=device, read_unseen=readers.unseen,
+        trained_on=trained_on)
+
+
+def judge(
+    model: Path, tokenizer: Path, settings: Evaluation, *, device: str, read_unseen: Callable[..., Unseen],
+    limits: Limits | None = None, trained_on: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Measure a model on text that it was never trained on, and on task files, where the settings name some.
+
+    Args:
+        model: A Hugging Face directory.
+        tokenizer: The directory of its tokenizer.
+        settings: Names the sources and task files.
+        device: Where the model runs.
+        read_unseen: Samples the sources' text.
+        limits: Lengths of sequences and documents; None: the model's number of positions, and 8 times as much.
+        trained_on: Files of the training documents.
+
+    Returns:
+        `unseen`: `evaluate_unseen`'s figures, `trained_on`, the number of documents left out because the corpus has them, and
+        `skipped`, the files that could not be read; `lm_eval`: `evaluate_tasks`' figures. Each only if it was asked for.
+
+    Raises:
+        CheckpointError: The model cannot be read.
+        ConfigError: A task file holds no tasks.
+        CorpusError: A source cannot be read, or holds nothing that was not trained on.
+    """
+    encoder = open_encoder(tokenizer)
+    limits = limits or Limits(positions := int(read_config(model)["max_position_embeddings"]), 8 * positions)
+    length = limits.sequence_tokens
+    result: dict[str, Any] = {}
+    if settings.sources:
+        found = read_unseen(settings.sources, encoder, settings.max_tokens, limits, trained_on)
+        documents = Documents(*map(tuple, zip(*found.samples, strict=True)))
+        unseen = evaluate_unseen(model, documents, prefix=encoder.prefix, sequence_length=length, device=device)
+        skipped = [dataclasses.asdict(each) for each in found.skipped]
+        result["unseen"] = {**unseen, "trained_on": found.trained_on, "skipped": skipped}
+    if settings.lm_eval:
+        from moedisco_ray.stages.evaluate.harness import evaluate_tasks  # noqa: PLC0415  # optional, and seconds to import
+
+        result["lm_eval"] = evaluate_tasks(
+            model, settings.lm_eval, encoder.encode, prefix=encoder.prefix, sequence_length=length, limit=settings.lm_eval_limit,
+            device=device)
+    return result
+
+
+def _with_absolute_paths(evaluation: Evaluation) -> Evaluation:
+    """The same settings for a worker that runs in another directory."""
+    sources = tuple(
+        source if "://" in source.path or source.path == "embedded"
+        else source.model_copy(update={"path": str(Path(source.path).absolute())}) for source in evaluation.sources)
+    return evaluation.model_copy(update={"sources": sources, "lm_eval": tuple(path.absolute() for path in evaluation.lm_eval)})

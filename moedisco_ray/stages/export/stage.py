@@ -1,0 +1,52 @@
+"""The export stage: the Hugging Face directory, with a model card and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.config import LocalInit, Model
+from moedisco_ray.core.report import build_report
+from moedisco_ray.stages.context import Context
+from moedisco_ray.stages.export.directory import export
+from moedisco_ray.stages.export.origin import Origin
+from moedisco_ray.stages.text.tokenizer import Encoder
+
+
+def run(context: Context, draft: Draft) -> None:
+    """Write the finished model's directory."""
+    config = context.config
+    draft.summary.update(context.call(
+        config.finetune_pool, export_model, context.of("finetune"), tokenizer=context.of("corpus") / "tokenizer",
+        directory=draft.path, report=build_report(context.directory, config), prompts=config.evaluation.prompts,
+        sample_tokens=config.evaluation.sample_tokens, seed=config.seed, start=config.model,
+        own_tokens=not config.tokenizer.replace, dtype=config.export.dtype))
+
+
+def export_model(
+    model: Path, *, tokenizer: Path, directory: Path, report: Mapping[str, Any], prompts: Sequence[str], sample_tokens: int,
+    seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"],
+) -> dict[str, Any]:
+    """Write the Hugging Face directory and let the model continue a few prompts.
+
+    Args:
+        model: The trained model.
+        tokenizer: The corpus' tokenizer.
+        directory: Where the exported model goes.
+        report: The run's report, for the model card.
+        prompts: Texts to continue.
+        sample_tokens: Tokens to add to each.
+        seed: Seed of the run.
+        start: The run's model section, which names what the run started from.
+        own_tokens: Whether the run kept the tokenizer of its start.
+        dtype: Dtype of the weights; see `export`.
+
+    Returns:
+        The export's figures, and `samples`: [{prompt, text}].
+    """
+    origin = Origin(start.init.directory, own_tokens) if isinstance(start.init, LocalInit) else None
+    return export(
+        model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed,
+        prefix=Encoder(tokenizer).prefix, origin=origin, dtype=dtype)

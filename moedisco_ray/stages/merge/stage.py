@@ -1,0 +1,141 @@
+"""The merge stage: sub-models to the MoE, experts side by side, one backbone, a router from data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.config import Merge
+from moedisco_ray.models import (
+    ModelMap,
+    canonical_shapes,
+    load_model,
+    open_checkpoint,
+    save_model,
+    specialise,
+    write_checkpoint,
+)
+from moedisco_ray.models.optimizer_state import FOLDER, open_moments, write_moments
+from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.stages.context import COMMON, Context, device_of
+from moedisco_ray.stages.merge.backbone import merge_weights, recipes
+from moedisco_ray.stages.merge.build import build_merged
+from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrate
+from moedisco_ray.stages.merge.calibration_text import calibration, sample
+from moedisco_ray.stages.merge.moments import merge_moments
+from moedisco_ray.stages.scoring import document_nats
+from moedisco_ray.stages.start import Start, untrained_moe
+from moedisco_ray.stages.text.tokenizer import Encoder
+
+
+def run(context: Context, draft: Draft) -> None:
+    """Merge the trained sub-models.
+
+    In a run without sub-models the result is the initial MoE, with the trained seed in it where there is one (sparse upcycling).
+    """
+    config = context.config
+    pool = config.finetune_pool
+    if not config.tokens.decoupled:
+        draft.summary.update(context.call(
+            pool, write_whole, context.start, clusters=config.clusters.count, trained_seed=context.trained_seed,
+            batches=sample(context), settings=config.merge, keep_moments=config.finetune.keep_moments, device=device_of(pool),
+            directory=draft.path))
+        return
+    common = context.of("submodels") / COMMON
+    batches, held_out = calibration(context)
+    draft.summary.update(context.call(
+        pool, merge_submodels, context.start, submodels=context.submodels,
+        common=common if common.is_dir() else context.of("decompose") / "0",
+        tokens=[unit["tokens"] for unit in context.summary("submodels")["units"]], batches=batches, held_out=held_out,
+        settings=config.merge, keep_moments=config.finetune.keep_moments, device=device_of(pool), directory=draft.path))
+
+
+def merge_submodels(
+    start: Start, *, submodels: Sequence[Path], common: Path, tokens: Sequence[int], batches: Sequence[Batch],
+    held_out: Sequence[NDArray[np.int32]], settings: Merge, keep_moments: bool, device: str, directory: Path,
+) -> dict[str, Any]:
+    """Write the merged MoE with its calibrated router.
+
+    Args:
+        start: The run's start. Its seed is that of random router rows, and of what DARE drops.
+        submodels: The trained sub-models, in the clusters' order.
+        common: The backbone that all of them began with, or had in common at their last sync point.
+        tokens: Tokens that each was trained on.
+        batches: Calibration data.
+        held_out: Windows of text [L] on which recipes for the backbone are compared.
+        settings: The run's merge section.
+        keep_moments: Whether the sub-models' optimizer states are merged too.
+        device: Where the merged model runs.
+        directory: Where the merged model goes.
+
+    Returns:
+        Figures per layer; `merge.json` next to the model also says what became of each tensor.
+    """
+    _, config = untrained_moe(start)
+    prefix = Encoder(start.tokenizer).prefix
+
+    def loss(merged: PreTrainedModel) -> float:
+        nats_N = document_nats(merged, held_out, prefix=prefix, sequence_length=start.sequence_length)
+        return float(nats_N.sum()) / sum(map(len, held_out))
+
+    router = RouterSettings(settings.router, settings.match_load, settings.match_scale, start.seed)
+    result = build_merged(
+        submodels, common, config, recipes(settings, tokens, start.seed), batches, directory=directory, router=router, loss=loss,
+        device=device)
+    if keep_moments:
+        merge_moments(submodels, config, merge_weights("token_weighted", tokens), directory)
+    return {**result, "tensors": len(result["tensors"])}
+
+
+def write_whole(
+    start: Start, *, clusters: int, trained_seed: Path | None, batches: Sequence[Batch], settings: Merge, keep_moments: bool,
+    device: str, directory: Path,
+) -> dict[str, Any]:
+    """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
+
+    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts to all places and begins with a fresh router.
+    A lone expert was trained at a weight of 1: where top-k weights are not normalised, `merge.match_scale` keeps the layers' output
+    scale as it does after a merge.
+
+    Args:
+        start: The run's start.
+        clusters: Number of groups that the seed's experts were cut from the MoE in.
+        trained_seed: The seed model; None where none was trained.
+        batches: Text that the output scale is measured on, all of cluster 0.
+        settings: The run's merge section.
+        keep_moments: Whether the seed's optimizer state is upcycled too.
+        device: Where the MoE runs.
+        directory: Where the MoE goes.
+
+    Returns:
+        `layers`: figures per router, where there is a seed.
+    """
+    source, config = untrained_moe(start)
+    if trained_seed is None:
+        write_checkpoint(directory, source.items(), config)
+        return {"layers": []}
+    joined = directory / ".joined"
+    names = ModelMap(start.model.family)
+
+    upcycled = with_seed(open_checkpoint(trained_seed), source, names, fresh_router=True)
+    write_checkpoint(joined, upcycled.items(), config)
+    whole = specialise(load_model(joined).to(device))
+    layers = calibrate(
+        whole, clusters, batches, RouterSettings("concat", match_scale=settings.match_scale, seed=start.seed))
+    save_model(whole.cpu(), directory)
+    shutil.rmtree(joined)
+    moments = open_moments(trained_seed / FOLDER) if keep_moments else None
+    if moments is not None:
+        zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
+        found = moments.tensors
+        write_moments(
+            directory / FOLDER, lambda kind: with_seed(found[kind], zeros, names, fresh_router=True).items(), moments.steps, config)
+    return {"layers": layers}

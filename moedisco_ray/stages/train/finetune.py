@@ -1,0 +1,28 @@
+"""The fine-tune stage: the merged MoE, trained as a whole by a gang of workers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.stages.context import Context, finetune_seed, link_tree
+from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, unit_records
+
+
+def run(context: Context, draft: Draft) -> None:
+    """Train the whole MoE on the whole corpus, by all workers of its pool together."""
+    config = context.config
+    pool = config.finetune_pool
+    draft.summary["units"] = []
+    if not config.tokens.finetune:
+        link_tree(context.of("merge"), draft.path)
+        (draft.path / "manifest.json").unlink()     # the merge's own
+        return
+    job = make_job(
+        context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards",
+        tokens=config.tokens.finetune, seed=finetune_seed(config))
+    job = dataclasses.replace(job, moments=restored_optimizer_state(context.of("merge")))
+    trained = context.backend.train_gang(
+        job, pool, config.finetune.max_failures, context.checkpoints("finetune") / "ray", context.emit, context.stop)
+    link_tree(job.output, draft.path)
+    draft.summary["units"] = unit_records([job], [trained])

@@ -1,0 +1,42 @@
+"""The seed stage: one common dense model, trained on everything, that all sub-models start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from moedisco_ray.backend import Placement
+from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.stages.context import Context, dense_seed, link_tree
+from moedisco_ray.stages.start import Start
+from moedisco_ray.stages.train.jobs import make_job, train, unit_records
+
+
+def run(context: Context, draft: Draft, *, write_common_start: Callable[..., None]) -> None:
+    """Train the seed model for its share of the tokens; at a share of 0, write it as it was initialised.
+
+    Args:
+        context: The run.
+        draft: The stage's artifact.
+        write_common_start: The decompose stage's function that writes the untrained seed model.
+    """
+    config = context.config
+    if not config.tokens.seed:
+        if config.tokens.decoupled:
+            _write(context, write_common_start, draft.path)
+        return
+    start = context.checkpoints("seed") / "start"
+    _write(context, write_common_start, start)
+    job = make_job(
+        context, "seed", "seed", model=start, shards=context.of("corpus") / "shards", tokens=config.tokens.seed,
+        seed=dense_seed(config))
+    job = dataclasses.replace(job, leave_moments=True)
+    trained = train(context, [job], Placement(config.pools.low_memory, 1, config.submodels.max_failures))
+    link_tree(job.output, draft.path)
+    draft.summary["units"] = unit_records([job], trained)
+
+
+def _write(context: Context, write_common_start: Callable[..., None], directory: Path) -> None:
+    start: Start = context.start
+    context.call(None, write_common_start, start, clusters=context.config.clusters.count, directory=directory)

@@ -1,0 +1,45 @@
+"""The sub-models stage: each trains on its own cluster's text, on one low-memory worker."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moedisco_ray.backend import Placement
+from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.policies.quorum import Quorum
+from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, link_tree, submodel_seed
+from moedisco_ray.stages.train.jobs import anchored, make_job, restored_optimizer_state, rounds_of, train, unit_records
+from moedisco_ray.training import write_partial_result
+from moedisco_ray.training.sync.exchange import backbone_path, history
+
+
+def run(context: Context, draft: Draft) -> None:
+    """Train every sub-model on its own cluster's text, the longest first; their backbones are averaged at the sync points."""
+    config = context.config
+    draft.summary["units"] = []
+    if not config.tokens.decoupled:
+        return
+    sizes = cluster_tokens(context)
+    jobs = [
+        make_job(
+            context, "submodels", f"submodel-{k}", model=context.of("decompose") / str(k),
+            shards=context.of("cluster") / "shards" / str(k), tokens=config.tokens.submodels * sizes[k] // sum(sizes),
+            seed=submodel_seed(config, k))
+        for k in range(config.clusters.count)
+    ]
+    rounds = context.checkpoints("submodels") / "rounds"
+    moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_moments else None
+    jobs = [dataclasses.replace(anchored(job, config.submodels), rounds=meets, moments=moments, leave_moments=True)
+            for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
+    order = sorted(jobs, key=lambda job: -job.steps)
+    quorum = Quorum(config.submodels.quorum, config.submodels.patience)
+    done = train(context, order, Placement(config.pools.low_memory, 1, config.submodels.max_failures), quorum)
+    trained = dict(zip((job.name for job in order), done, strict=True))
+    for k, job in enumerate(jobs):
+        if trained[job.name].contribution != "finished":
+            context.call(None, write_partial_result, job)
+        link_tree(job.output, draft.path / str(k))
+    draft.summary["units"] = unit_records(jobs, [trained[job.name] for job in jobs])
+    draft.summary["rounds"] = history(rounds)
+    if draft.summary["rounds"]:
+        link_tree(backbone_path(rounds, len(draft.summary["rounds"])), draft.path / COMMON)
