@@ -1,4 +1,4 @@
-"""Tokens that are made without a caller: the first one at a start, and those of an operator who can reach the database."""
+"""Creates tokens without a signed-in caller: the first one at start-up, and those of an operator with access to the database."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ _ALL: list[Scope] = ["read", "submit", "admin"]
 _USABLE = re.compile(r"[\x21-\x7e]{32,256}")
 _DAY = 86400.0
 _OPTIONS = {"name": "NAME", "owner": "--owner", "scopes": "--scope", "expires_in_days": "--days"}
-"""Of the command line, by the field of a request."""
+"""Command-line options by the field of a token request."""
 
 _log = logging.getLogger(__name__)
 
 
 def first_token(database: Database, path: Path) -> str | None:
-    """The first administrator's token: read from a file, or made and written there (mode 0600) where nobody has a token yet.
+    """Read the first administrator's token from a file; creates token and file (mode 0600) if no token is valid.
 
-    The same file gives the same token at every start. A file whose content was replaced brings a further token: earlier ones stay
-    valid until they are revoked. A revoked token is not revived.
+    The same file gives the same token at every start. A replaced file adds another token; earlier tokens stay valid until they are
+    revoked. A revoked token does not become valid again.
 
     Args:
-        database: With its tables.
-        path: The file, such as a mounted Secret.
+        database: Migrated database.
+        path: Token file, such as a mounted Secret.
 
     Returns:
-        The token in the file, if it is valid; None: the file does not exist and there are other tokens, or its token was revoked.
+        The token in the file if it is valid. None if the token is revoked or expired, or if the file does not exist but other
+        tokens do.
 
     Raises:
-        ConfigError: The file cannot be read or written, or holds no token.
+        ConfigError: The file cannot be read or written, or does not contain a token.
     """
     now = time.time()
     with database.read() as session:
@@ -56,12 +57,12 @@ def first_token(database: Database, path: Path) -> str | None:
     try:
         if known and not path.exists():
             return None
-        # Written before it is entered: a start that was cut off in between is completed by the next one.
+        # The file comes before the database, so that the next start completes an interrupted one.
         plain = kept_secret(path, _new).decode("utf-8", "replace").strip()
     except OSError as error:
         raise ConfigError("--admin-token-file", str(path), f"cannot be read or written ({error.strerror})") from error
     if not _USABLE.fullmatch(plain):
-        remedy = "holds no token: 32 to 256 visible characters without spaces, such as the output of `openssl rand -hex 32`"
+        remedy = "contains no token: write 32 to 256 visible characters without spaces, such as from `openssl rand -hex 32`"
         raise ConfigError("--admin-token-file", str(path), remedy)
     with database.write() as session:
         row = tokens.known(session, plain)
@@ -71,18 +72,18 @@ def first_token(database: Database, path: Path) -> str | None:
             return plain
     if not tokens.is_valid(row, now):
         _log.warning(
-            "the token in %s is revoked or expired, and not used; replace the file, or make another token with "
+            "the token in %s is revoked or expired and is not used; replace the file, or create another token with "
             "`moedisco tokens create NAME --owner OWNER --state-dir DIR`", path)
         return None
     return plain
 
 
 def database_url(state_dir: Path | None, url: str | None) -> str:
-    """The database of a service that was started with these options, or will be.
+    """URL of the database that a service with these options uses.
 
     Args:
-        state_dir: Holds the database unless another is named; made where it does not exist.
-        url: The database; None: what MOEDISCO_DATABASE_URL names, as for the service itself.
+        state_dir: State directory with the default database; created if absent.
+        url: URL of the database; None uses MOEDISCO_DATABASE_URL if it is set.
     """
     url = url or os.environ.get("MOEDISCO_DATABASE_URL") or None
     if url is not None or state_dir is None:
@@ -92,22 +93,22 @@ def database_url(state_dir: Path | None, url: str | None) -> str:
 
 
 def without_password(url: str) -> str:
-    """A database's URL that can be shown."""
+    """URL of a database with its password hidden."""
     return make_url(url).render_as_string(hide_password=True)
 
 
 def create_token(url: str, name: str, owner: str, scope: str, days: float | None) -> NewToken:
-    """Make a token in a database, whether or not a service uses it.
+    """Create a token in a database, whether or not a service uses the database.
 
     Args:
-        url: The database, which is migrated where it is older than this version.
-        name: What the token is for.
-        owner: Who it works as.
-        scope: The highest of `read`, `submit`, `admin`.
-        days: How long it is valid; None: for ever.
+        url: URL of the database, which is migrated if it is older than this version.
+        name: Purpose of the token.
+        owner: Owner that the token acts for.
+        scope: Highest scope: `read`, `submit` or `admin`.
+        days: Days for which the token is valid; None for no limit.
 
     Raises:
-        ConfigError: URL, name, owner or days are none.
+        ConfigError: The URL, name, owner or number of days is not valid.
         DatabaseError: The database cannot be used.
     """
     try:

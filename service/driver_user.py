@@ -1,8 +1,8 @@
-"""The user of the operating system that drivers run as, where that is not the service's own.
+"""The operating system user that drivers run as, if it is not the service's own.
 
-Drivers and their workers execute what tenants configure. As another user they cannot read the service's state directory: its
-database, secret and tokens. The service must be root to start them; it never writes into a directory that belongs to them, where
-they could plant links.
+Drivers and their workers execute what tenants configure. As another user they cannot read the service's state directory with its
+database, secret and tokens. The service must be root to start them. It never writes into a directory that belongs to this user, who
+could plant links there.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class DriverUser:
     """An unprivileged user of this machine.
 
     Attributes:
-        name: In the user database.
-        uid: Its number.
-        gid: Its own group.
-        home: Its home directory, which may not exist.
-        setpriv: The program that starts others as this user.
+        name: Name in the user database.
+        uid: User id.
+        gid: Primary group id.
+        home: Home directory, which may not exist.
+        setpriv: Path of the program that starts processes as this user.
     """
 
     name: str
@@ -43,17 +43,17 @@ class DriverUser:
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """A user by name.
+        """Look up a user by name.
 
         Raises:
-            ConfigError: There is no such user, it is root, or this process may not start programs as another user.
+            ConfigError: The user does not exist, is root, or this process may not start programs as another user.
         """
         try:
             entry = pwd.getpwnam(name)
         except KeyError as error:
-            raise ConfigError(_OPTION, name, "is no user of this machine; make one first (`useradd --system NAME`)") from error
+            raise ConfigError(_OPTION, name, "is no user of this machine; create it first (`useradd --system NAME`)") from error
         if entry.pw_uid == 0:
-            raise ConfigError(_OPTION, name, "is root; name a user without rights of its own")
+            raise ConfigError(_OPTION, name, "is root; name an unprivileged user")
         if os.geteuid() != 0:
             raise ConfigError(_OPTION, name, "needs a service that was started as root; leave it out, or start the service as root")
         setpriv = shutil.which("setpriv")
@@ -62,47 +62,47 @@ class DriverUser:
         return cls(name, entry.pw_uid, entry.pw_gid, Path(entry.pw_dir), setpriv)
 
     def check(self) -> None:
-        """See that this user can start drivers, with this interpreter and this package.
+        """Check that this user can run this interpreter with this package.
 
         Raises:
-            ConfigError: One of them is where only others can read.
+            ConfigError: The user cannot read one of them.
         """
         trial = self.command([sys.executable, "-c", f"import {ConfigError.__module__}"], Path("/"))
-        if subprocess.run(trial, capture_output=True, check=False).returncode:  # noqa: S603 - ourselves
+        if subprocess.run(trial, capture_output=True, check=False).returncode:  # noqa: S603 - our own interpreter
             remedy = f"cannot run {sys.executable} with this package; install both where every user can read them"
             raise ConfigError(_OPTION, self.name, remedy)
 
     def command(self, words: Sequence[str], directory: Path) -> list[str]:
-        """The command line that starts a program as this user, for good: neither it nor its children gain rights again.
+        """Command line that runs a program as this user; neither the program nor its children can regain privileges.
 
         Args:
-            words: The program and its arguments.
-            directory: Where it starts; the service's own may be closed to it.
+            words: Program and its arguments.
+            directory: Working directory; the user may not be able to enter the service's own.
         """
         drop = [self.setpriv, f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", "--no-new-privs"]
-        # `setpriv` could still start what this user cannot: its rights end with the next program.
+        # `env` comes between: `setpriv` itself can still execute programs that this user cannot.
         return [*drop, "--", "env", f"--chdir={directory}", *words]
 
     def environment(self, inherited: Mapping[str, str], directory: Path) -> dict[str, str]:
-        """The environment of this user's programs.
+        """Environment of this user's programs.
 
         Args:
-            inherited: The service's own.
-            directory: Stands in for a home directory that does not exist.
+            inherited: Environment of the service.
+            directory: HOME if the user's home directory does not exist.
         """
         home = self.home if self.home.is_dir() else directory
         kept = {name: value for name, value in inherited.items() if not name.startswith("XDG_")}
         return kept | {"HOME": str(home), "USER": self.name, "LOGNAME": self.name}
 
     def give(self, path: Path) -> None:
-        """Make a file or directory this user's."""
+        """Make this user the owner of a file or directory."""
         os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
-    def take(self, number: int) -> None:
-        """Make an open file or directory this user's."""
+    def own(self, number: int) -> None:
+        """Make this user the owner of an open file or directory."""
         os.fchown(number, self.uid, self.gid)
 
     def let_read(self, number: int) -> None:
-        """Let this user read an open file, or enter an open directory, that stays the service's."""
+        """Let this user read an open file or enter an open directory that the service owns."""
         os.fchown(number, -1, self.gid)
         os.fchmod(number, 0o750 if stat.S_ISDIR(os.fstat(number).st_mode) else 0o640)

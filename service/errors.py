@@ -1,13 +1,13 @@
-"""The service's branch of the error tree; each error knows the HTTP answer it becomes.
+"""Errors of the service, each with the HTTP status it becomes.
 
 MoeDiscoError
 └── ServiceError            500
-    ├── BadRequest          400  the request is no JSON, or not even HTTP's idea of a request
-    ├── Unauthorised        401  no token, or none that is valid
-    ├── Forbidden           403  a valid token that may not do this
-    │   └── AgainstPolicy   the operator's policy for this owner does not allow it
-    ├── NotFound            404  absent, or another owner's
-    ├── Conflict            409  the run's state does not allow it
+    ├── BadRequest          400  the request is not valid JSON or HTTP
+    ├── Unauthorised        401  no valid token
+    ├── Forbidden           403  the token does not allow this
+    │   └── AgainstPolicy   the operator's policy does not allow this
+    ├── NotFound            404  absent, or of another owner
+    ├── Conflict            409  the present state does not allow this
     │   ├── IllegalTransition
     │   ├── StaleRun
     │   └── KeyReused
@@ -19,7 +19,7 @@ MoeDiscoError
     ├── Overloaded          503
     └── RayUnavailable      503
 
-A `UserError` of `moedisco_ray` becomes 422 with the field it names.
+A `UserError` of `moedisco_ray` becomes 422 with the field that it names.
 """
 # ruff: noqa: N818 - the names are those of the HTTP answers
 
@@ -31,16 +31,16 @@ from moedisco_ray.core.errors import MoeDiscoError
 
 
 class ServiceError(MoeDiscoError):
-    """Root of the branch.
+    """Base of the service's errors.
 
     Args:
-        detail: What happened and what to do about it, in one line, for the one who asked.
+        detail: What happened and what to do about it, in one line.
     """
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     slug: ClassVar[str] = "internal"
-    """Names the kind of problem in `Problem.type`."""
+    """Last part of `Problem.type`."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -56,7 +56,7 @@ class BadRequest(ServiceError):
 
 
 class Unauthorised(ServiceError):
-    """Nobody says who asks, or the token is unknown, expired or revoked."""
+    """The request has no token, or the token is unknown, expired or revoked."""
 
     status = 401
     title = "Not signed in"
@@ -64,7 +64,7 @@ class Unauthorised(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The token is valid and does not allow this."""
+    """The token is valid but does not allow this."""
 
     status = 403
     title = "Not allowed"
@@ -72,11 +72,11 @@ class Forbidden(ServiceError):
 
 
 class AgainstPolicy(Forbidden):
-    """The operator's policy for this owner does not allow it.
+    """The operator's policy for this owner does not allow this.
 
     Args:
-        field: Of the request, or of the policy where the request has no such field.
-        value: What was asked for, or what is used already.
+        field: Field of the request or, if it has no such field, of the policy.
+        value: Requested value, or the amount already used.
         remedy: The limit, and what to do.
     """
 
@@ -91,7 +91,7 @@ class AgainstPolicy(Forbidden):
 
 
 class NotFound(ServiceError):
-    """There is no such thing, or it is another owner's."""
+    """The object does not exist or belongs to another owner."""
 
     status = 404
     title = "Not found"
@@ -99,7 +99,7 @@ class NotFound(ServiceError):
 
 
 class Conflict(ServiceError):
-    """The present state does not allow it."""
+    """The present state does not allow this."""
 
     status = 409
     title = "Conflict"
@@ -107,35 +107,35 @@ class Conflict(ServiceError):
 
 
 class IllegalTransition(Conflict):
-    """A run's state may not follow its present one."""
+    """The run cannot enter this state from its present one."""
 
-    title = "Not from this state"
+    title = "Illegal state change"
     slug = "illegal-transition"
 
 
 class StaleRun(Conflict):
-    """The run was changed by another request in between; asking again is safe."""
+    """Another request changed the run in the meantime; it is safe to repeat the request."""
 
-    title = "Changed meanwhile"
+    title = "Run changed"
     slug = "stale-run"
 
 
 class UnusableRun(Conflict):
-    """A stored run's configuration is refused by this version of the software."""
+    """This version of the software refuses the stored configuration of a run."""
 
     title = "Not usable by this version"
     slug = "unusable-run"
 
 
 class KeyReused(Conflict):
-    """An Idempotency-Key came with another body before."""
+    """The Idempotency-Key was used before with another request."""
 
     title = "Idempotency key reused"
     slug = "key-reused"
 
 
 class TooLarge(ServiceError):
-    """The body is larger than the service takes."""
+    """The body exceeds the limit."""
 
     status = 413
     title = "Too large"
@@ -143,10 +143,10 @@ class TooLarge(ServiceError):
 
 
 class RangeUnsatisfiable(ServiceError):
-    """None of the asked bytes are in the file.
+    """None of the requested bytes are in the file.
 
     Args:
-        size: Of the file, in bytes.
+        size: Size of the file (bytes).
     """
 
     status = 416
@@ -154,16 +154,16 @@ class RangeUnsatisfiable(ServiceError):
     slug = "range-unsatisfiable"
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"the file has {size} bytes; none of those asked for are among them")
+        super().__init__(f"the file has {size} bytes; none of the requested bytes are in it")
         self.size = size
 
 
 class TooMany(ServiceError):
-    """More requests than the limit.
+    """The limit on requests is exceeded.
 
     Args:
-        detail: What the limit is.
-        retry_after: Seconds after which one more request is taken.
+        detail: The limit, and what to do.
+        retry_after: Time after which one more request is accepted (s).
     """
 
     status = 429
@@ -176,14 +176,14 @@ class TooMany(ServiceError):
 
 
 class DatabaseError(ServiceError):
-    """The database holds something it must not, or its migrations are not current."""
+    """The database is at the wrong revision or contains invalid data."""
 
     title = "Database error"
     slug = "database"
 
 
 class DatabaseUnavailable(DatabaseError):
-    """The database does not answer, or gave up a transaction; asking again is safe."""
+    """The database does not answer or aborted a transaction; it is safe to repeat the request."""
 
     status = 503
     title = "Database unavailable"
@@ -191,7 +191,7 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class Overloaded(ServiceError):
-    """More is under way than the service can hold; asking again later is safe."""
+    """The service is overloaded; it is safe to repeat the request later."""
 
     status = 503
     title = "Overloaded"

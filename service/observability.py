@@ -1,4 +1,4 @@
-"""Logs with request and run ids, and the figures that Prometheus collects."""
+"""Structured logs with request and run ids, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MINUTE = 60.0
 _LIBRARIES = frozenset({"uvicorn.error", "asyncio"})
 _KIND_LETTERS = 40
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 408, 413, 422, 429, 499, 503})
-"""Statuses of answers that anyone can ask for as often as they like."""
+"""Statuses of answers that any stranger can cause in any number."""
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -31,11 +31,11 @@ _SHARED: tuple[Processor, ...] = (
 
 
 def configure_logging(form: LogFormat, level: int = logging.INFO) -> None:
-    """Send the logs of the service and of its libraries to standard error, one line each.
+    """Write the logs of the service and its libraries to standard error, one line per record.
 
     Args:
-        form: Lines for people, or JSON for machines.
-        level: The least that is written.
+        form: `console` for people, `json` for machines.
+        level: Lowest level that is written.
     """
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -62,27 +62,27 @@ def configure_logging(form: LogFormat, level: int = logging.INFO) -> None:
 
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger; what `bound` sets is on each of its lines."""
+    """A logger whose lines include the values set by `bound`."""
     made: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return made
 
 
 @contextlib.contextmanager
 def bound(**values: Any) -> Iterator[None]:
-    """Put values, such as `run_id`, on every line that is logged inside."""
+    """Add values, such as `run_id`, to every line logged inside the block."""
     with structlog.contextvars.bound_contextvars(**values):
         yield
 
 
 class Bounded(logging.Filter):
-    """Lets a bounded number of lines a minute through, of each kind that a stranger can cause.
+    """Limits the log lines per minute of each kind that a stranger can cause.
 
-    These are refused requests, by status, and what uvicorn and asyncio say of bad requests and failed accepts. The last line
-    before the limit says that more are left out; the figures for Prometheus count all of them.
+    These are refused requests, by status, and the messages of uvicorn and asyncio about bad requests and failed accepts. The last
+    line before the limit says so; the Prometheus metrics count every request.
 
     Args:
-        per_minute: Lines of one kind.
-        clock: Seconds that only grow.
+        per_minute: Lines of one kind per minute.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, per_minute: int = 60, clock: Callable[[], float] = time.monotonic) -> None:
@@ -93,7 +93,7 @@ class Bounded(logging.Filter):
         self._seen: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written."""
+        """Whether to write the line."""
         kind = _bounded_kind(record)
         if kind is None:
             return True
@@ -110,7 +110,7 @@ class Bounded(logging.Filter):
 
 
 def _bounded_kind(record: logging.LogRecord) -> str | None:
-    """What a line is counted as; None: it is always written."""
+    """Kind under which a line is counted; None if it is not limited."""
     if record.name in _LIBRARIES:
         return f"{record.name} {str(record.msg)[:_KIND_LETTERS]}"
     status = record.msg.get("status", 0) if isinstance(record.msg, dict) else 0
@@ -118,10 +118,10 @@ def _bounded_kind(record: logging.LogRecord) -> str | None:
 
 
 class PrometheusMetrics:
-    """What Prometheus collects; one set per application, so that two in one process do not meet.
+    """Metrics for Prometheus; each application in a process has its own set.
 
     Attributes:
-        registry: Holds all of them.
+        registry: Registry of the metrics.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,8 @@ class PrometheusMetrics:
             "moedisco_http_request_seconds", "Time to the first byte of the answer.", ("route",), registry=self.registry)
         self.streams = Gauge("moedisco_event_streams", "Event streams that are open.", registry=self.registry)
         self.closed = Counter(
-            "moedisco_connections_closed", "Connections closed before their client was done.", ("reason",), registry=self.registry)
+            "moedisco_connections_closed", "Connections closed before the client had finished.", ("reason",),
+            registry=self.registry)
         self.reported = Counter("moedisco_reported_events", "Events that drivers reported.", registry=self.registry)
         self.runs = Gauge("moedisco_runs", "Runs by state.", ("state",), registry=self.registry)
-        self.dollars = Gauge("moedisco_metered_dollars", "Metered so far, over all runs.", registry=self.registry)
+        self.dollars = Gauge("moedisco_metered_dollars", "Dollars metered so far, over all runs.", registry=self.registry)

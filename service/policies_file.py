@@ -1,4 +1,4 @@
-"""The operator's policies as a YAML file."""
+"""Reads the operator's policies from a YAML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KNOWN = "`moedisco policies show --json` shows how policies are written"
 
 
 def load_policies(path: Path) -> Policies:
-    """Read policies from a file: `default`, and `owners` by name.
+    """Read policies from a file with the sections `default` and `owners`.
 
     Raises:
         ConfigError: The file cannot be read, is not YAML, or sets something that policies do not have.
@@ -28,19 +28,19 @@ def load_policies(path: Path) -> Policies:
     except yaml.YAMLError as error:
         raise ConfigError("--policies", str(path), f"is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ConfigError("--policies", str(path), f"must hold the sections `default` and `owners`; {_KNOWN}")
+        raise ConfigError("--policies", str(path), f"must contain the sections `default` and `owners`; {_KNOWN}")
     return check_policies(raw, str(path))
 
 
 def check_policies(raw: dict[str, object], place: str) -> Policies:
-    """Validate plain data.
+    """Validate policies.
 
     Args:
-        raw: As the file has it.
-        place: Where it came from, for the message.
+        raw: Content of the file.
+        place: Name of the source, for messages.
 
     Raises:
-        ConfigError: The first mistake, in one line.
+        ConfigError: The first mistake.
     """
     try:
         return Policies.model_validate(raw)

@@ -1,4 +1,4 @@
-"""Files and directories of runs on disk: opened, read, measured and removed, never through a link, which drivers may make."""
+"""Opens, reads, measures and removes files of runs without following links, which drivers could plant."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from typing import BinaryIO
 from service.errors import NotFound
 
 MOST_BYTES = 256 * 2**20
-"""Of a file that is read whole."""
+"""Largest file that is read whole (bytes)."""
 MOST_LEVELS = 64
-"""Folders in one another that are looked into; a run has a handful."""
+"""Deepest folder that is walked; a run has only a few levels."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO)
 
 
 def open_folder(directory: Path, path: str = "") -> int:
-    """Open a directory, or a folder below it; no step is a link, nor is the directory itself.
+    """Open a directory or a folder below it, without following links.
 
     Args:
-        directory: The run directory.
-        path: With slashes, relative; empty: the directory.
+        directory: Run directory.
+        path: Relative path of the folder with slashes; empty for the directory itself.
 
     Returns:
-        A descriptor, which the caller closes.
+        A file descriptor, which the caller closes.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        OSError: It cannot be opened.
+        FileNotFoundError: The folder does not exist, or the path leads through a link.
+        OSError: The folder cannot be opened.
     """
     with _absence(directory / path):
-        # Each step is opened from the one before, so that nothing can be exchanged under way.
+        # Each part is opened relative to its parent, so that no part can be replaced by a link in between.
         step = os.open(directory, FOLDER)
         for part in _parts(path):
             try:
@@ -48,22 +48,22 @@ def open_folder(directory: Path, path: str = "") -> int:
 
 
 def open_regular(directory: Path, path: str) -> BinaryIO:
-    """Open a regular file below a directory for reading, unbuffered; no step is a link.
+    """Open a regular file below a directory for unbuffered reading, without following links.
 
     Args:
-        directory: The run directory.
-        path: With slashes, relative.
+        directory: Run directory.
+        path: Relative path of the file with slashes.
 
     Raises:
-        FileNotFoundError: There is no such file, or it is a link, a pipe, a device or a folder.
-        OSError: It cannot be opened.
+        FileNotFoundError: The file does not exist, or it is a link, a pipe, a device or a folder.
+        OSError: The file cannot be opened.
     """
     folder, _, name = path.rpartition("/")
     (name,) = _parts(name) or [""]
     step = open_folder(directory, folder)
     try:
         with _absence(directory / path):
-            # A pipe without a writer would keep its reader for ever.
+            # O_NONBLOCK: opening a pipe without a writer would block forever.
             number = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=step)
     finally:
         os.close(step)
@@ -74,11 +74,11 @@ def open_regular(directory: Path, path: str) -> BinaryIO:
 
 
 def read(directory: Path, path: str, most: int = MOST_BYTES) -> bytes | None:
-    """A file below a directory, whole; None: `open_regular` finds none.
+    """Content of a file below a directory; None if `open_regular` finds no file.
 
     Raises:
-        NotFound: It is too large to be read whole.
-        OSError: It cannot be read.
+        NotFound: The file is too large to be read whole.
+        OSError: The file cannot be read.
     """
     try:
         file = open_regular(directory, path)
@@ -89,12 +89,12 @@ def read(directory: Path, path: str, most: int = MOST_BYTES) -> bytes | None:
         while len(content) <= most and (block := file.read(min(2**20, most + 1 - len(content)))):
             content += block
     if len(content) > most:
-        raise NotFound(f"{path} is larger than {most >> 20} MiB, so that it is not shown; it can be downloaded")
+        raise NotFound(f"{path} is larger than {most >> 20} MiB and is not shown; download it instead")
     return bytes(content)
 
 
 def walk(directory: Path) -> Iterator[tuple[str, list[str], list[str], int]]:
-    """The folders of a directory, as `os.fwalk` yields them, by their paths in it; none where there is no directory."""
+    """Walk the folders of a directory like `os.fwalk`, with relative paths; yields nothing if the directory is absent."""
     try:
         start = open_folder(directory)
     except FileNotFoundError:
@@ -109,25 +109,25 @@ def walk(directory: Path) -> Iterator[tuple[str, list[str], list[str], int]]:
 
 
 def size_of(home: Path) -> int:
-    """Bytes of all files below a directory; 0 where there is none."""
+    """Size of all files below a directory (bytes); 0 if it is absent."""
     total = 0
     for _, _, names, folder in walk(home):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):    # a checkpoint that was replaced meanwhile
+            with contextlib.suppress(FileNotFoundError):    # a checkpoint that has just been replaced
                 total += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
     return total
 
 
 def remove(path: Path) -> None:
-    """Remove a directory with all that is in it; links in it are removed, not what they point to.
+    """Remove a directory and its content; links are removed, not their targets.
 
     Raises:
-        OSError: A part of it cannot be removed.
+        OSError: A part of the directory cannot be removed.
     """
     try:
         shutil.rmtree(path)
     except RecursionError as error:
-        raise OSError(errno.ENAMETOOLONG, "its folders are too deep in one another; remove it by hand", str(path)) from error
+        raise OSError(errno.ENAMETOOLONG, "its folders are nested too deeply; remove it by hand", str(path)) from error
 
 
 def _parts(path: str) -> list[str]:
@@ -139,7 +139,7 @@ def _parts(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def _absence(path: Path) -> Iterator[None]:
-    """What is no file or folder of its own counts as absent."""
+    """Report links, pipes and other special files as absent."""
     try:
         yield
     except OSError as error:

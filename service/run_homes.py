@@ -1,7 +1,7 @@
-"""The directory of each run, OUTPUT/RUN_ID: made, written and set aside by the service alone.
+"""Creates, writes and sets aside the home of each run, OUTPUT/RUN_ID, which only the service may write.
 
-With a driver's user, a run directory below is that user's, who may replace what is in it by links. What the service does here it
-does step by step from the output root, following none.
+The run directory below it can belong to the drivers' user, who could plant links there. Every path is therefore opened part by part
+from the output root, without following links.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ _FIELD = "output"
 
 @contextlib.contextmanager
 def open_home(home: Path, roots: Sequence[Path], user: DriverUser | None) -> Iterator[int]:
-    """A run's own directory, made where it is absent.
+    """Open a run's home; creates it and its parents below the output root if they are absent.
 
     Args:
-        home: The directory.
-        roots: The output roots; what is missing on the way from one of them is made too.
-        user: Of the drivers; None: the service's own.
+        home: Home of the run.
+        roots: Output roots.
+        user: User of the drivers; None for the service's own.
 
     Yields:
-        A descriptor, valid until the block ends.
+        A file descriptor, valid inside the block.
 
     Raises:
-        ConfigError: It is under none of the roots, a step from the root is a link or the drivers' user's, or another user owns it.
-        OSError: It cannot be made or opened.
+        ConfigError: The home is outside of the roots, a part of the path is a link or belongs to the drivers' user, or another
+            user owns the home.
+        OSError: The home cannot be created or opened.
     """
     parent = Path(os.path.realpath(home.parent))
     root = _root_of(parent, roots)
@@ -51,44 +52,44 @@ def open_home(home: Path, roots: Sequence[Path], user: DriverUser | None) -> Ite
             step = _made(step, part, home, user)
             stack.callback(os.close, step)
         if os.fstat(step).st_uid not in owners:
-            raise ConfigError(_FIELD, str(home), "belongs to another user than the service's; remove it, or submit again")
+            raise ConfigError(_FIELD, str(home), "belongs to another user than the service; remove it, or submit again")
         if user is not None:
             user.let_read(step)
         yield step
 
 
 def make_run_directory(home: int, name: str, user: DriverUser) -> None:
-    """Make a run directory, where it is absent, and give it to the drivers' user.
+    """Create a run directory if it is absent, and make the drivers' user its owner.
 
     Args:
-        home: What `open_home` yields.
-        name: Of the run directory.
-        user: Of the drivers.
+        home: Descriptor from `open_home`.
+        name: Name of the run directory.
+        user: User of the drivers.
 
     Raises:
-        ConfigError: It is a link.
-        OSError: It cannot be made.
+        ConfigError: The run directory is a link.
+        OSError: The run directory cannot be created.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=home)
     number = _opened(home, name, Path(name))
     try:
-        user.take(number)
+        user.own(number)
     finally:
         os.close(number)
 
 
 def write_in(home: int, name: str, text: str, user: DriverUser | None) -> None:
-    """Write a file so that a reader sees the old file or the new one, never half of either.
+    """Write a file atomically.
 
     Args:
-        home: What `open_home` yields.
-        name: Of the file.
-        text: Its content.
-        user: May read it; None: the service's own.
+        home: Descriptor from `open_home`.
+        name: Name of the file.
+        text: Content of the file.
+        user: User that may read the file; None for the service's own.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     draft = f".{name}.draft"
     with contextlib.suppress(FileNotFoundError):
@@ -102,19 +103,19 @@ def write_in(home: int, name: str, text: str, user: DriverUser | None) -> None:
 
 
 def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None) -> Path | None:
-    """Give a run's directory a name under which nothing finds it any more; `run_files.remove` does the rest.
+    """Rename a run's home out of the way, so that `run_files.remove` can delete it later.
 
     Args:
-        home: The run's own directory.
-        run_id: The run.
-        roots: The output roots. They may have changed since the run was made, and a mistake would remove what is not a run's.
-        other: A run whose directory is below this one.
+        home: Home of the run.
+        run_id: Id of the run.
+        roots: Output roots of today. A home outside of them is refused, because it may not be a run's directory.
+        other: Id of another run whose directory is inside the home, if any.
 
     Returns:
-        The new name, in the root; None: there is no directory.
+        The new path, in the root; None if there is no home.
 
     Raises:
-        OSError: It cannot be renamed, is a link, is not the run's own under one of the roots, or holds another run's.
+        OSError: The home cannot be renamed, is a link, is not the run's own under a root, or contains another run's directory.
     """
     if not os.path.lexists(home):
         return None
@@ -123,7 +124,7 @@ def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None)
     if root is None or home.name != run_id:
         raise _not_its_own(home, run_id)
     if other is not None:
-        raise PermissionError(errno.EPERM, f"the directory of run {other} is in it", str(home))
+        raise PermissionError(errno.EPERM, f"it contains the directory of run {other}", str(home))
     aside = root / f"{_ASIDE}{run_id}"
     step = open_folder(root, parent.relative_to(root).as_posix().removeprefix("."))
     try:
@@ -136,11 +137,11 @@ def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None)
 
 
 def left_aside(roots: Iterable[Path], known: Callable[[str], bool]) -> Iterator[Path]:
-    """Directories that were set aside and not removed, because the service ended in between.
+    """Homes that were set aside but not removed, because the service ended in between.
 
     Args:
-        roots: The output roots.
-        known: Whether there is a run of this id; what is called as if it were set aside is then left.
+        roots: Output roots.
+        known: Whether a run with this id exists; its directory is then left alone.
     """
     for root in roots:
         for path in root.glob(f"{_ASIDE}*"):

@@ -1,4 +1,4 @@
-"""What an operator sets."""
+"""Settings of the service."""
 
 from __future__ import annotations
 
@@ -14,63 +14,64 @@ from moedisco_ray.core.errors import ConfigError
 
 MIB = 2**20
 BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-"""Schemes of file systems whose buckets may be named as input and storage roots."""
+"""Schemes of object stores that may be input and storage roots."""
 
 
 class Settings(BaseModel):
-    """Frozen; paths are absolute, with links and `..` resolved."""
+    """Settings that the operator chooses; paths are absolute, with links and `..` resolved."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
     state_dir: Path
-    """Holds the SQLite database, the local Ray cluster's files and the service's own log."""
+    """Directory for the SQLite database, the files of the local Ray cluster and the service's log."""
     database_url: str | None = None
     """`sqlite:///FILE` or `postgresql+psycopg://...`; null: SQLite in `state_dir`."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8300
     public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$")] | None = None
-    """Under which browsers and drivers reach the service, when it is not `http://HOST:PORT`."""
+    """URL at which browsers and drivers reach the service; null: `http://HOST:PORT`."""
     ray_address: str | None = None
-    """URL that takes the Ray cluster's jobs: `http://HEAD:8265`; null: a local cluster is started."""
+    """URL that accepts the Ray cluster's jobs, such as `http://HEAD:8265`; null: the service starts a local cluster."""
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """URL at which the service reaches the Ray dashboard, when it is not `ray_address`. Browsers reach it at `/ray/`."""
+    """URL at which the service reaches the Ray dashboard; null: `ray_address`. Browsers reach it at `/ray/`."""
     driver_user: str | None = None
-    """User of this machine that a local Ray and its drivers run as; null: the service's own. Needs a service of root."""
+    """User of this machine that a local Ray and its drivers run as; null: the service's own. The service must run as root."""
     input_roots: tuple[str, ...] = (".",)
-    """Directories, and `s3://BUCKET/PREFIX` and the like, that a run may read. The embedded text is always allowed."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The embedded text is always allowed."""
     output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)
-    """Directories that hold run directories; the first is the default."""
+    """Directories for run directories; the first is the default."""
     storage_roots: tuple[str, ...] = ()
-    """Directories, and `s3://BUCKET/PREFIX` and the like, that `checkpoint.storage` may name. None: checkpoints stay in run
+    """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Empty: checkpoints stay in run
     directories."""
     max_active_runs: PositiveInt = 4
-    """Of all owners together; each owner's limit is in the policies."""
+    """Limit on active runs over all owners; limits for each owner are in the policies."""
     policies: Path | None = None
-    """A YAML file with the policies of every owner, which holds instead of what was set over REST; null: REST sets them."""
+    """YAML file with the policies of all owners; null: they are set through the REST API."""
     requests_per_minute: PositiveInt = 1200
-    """Of one token, or of one address that has none."""
+    """Limit for one token, or for one address without a token."""
     max_streams_per_token: PositiveInt = 100
-    """Event streams, followed logs and downloads that one token may have open at once."""
+    """Limit on event streams, followed logs and downloads that one token has open at the same time."""
     max_body_bytes: PositiveInt = MIB
+    """Limit on the body of a request (bytes)."""
     max_report_bytes: PositiveInt = 8 * MIB
-    """Of a driver's report."""
+    """Limit on the body of a driver's report (bytes)."""
     allow_private_webhooks: bool = False
     """Whether webhooks may go to loopback, private and link-local addresses."""
     forwarded_allow_ips: str = ""
-    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, comma-separated."""
+    """Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted."""
     session_cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "moedisco_session"
-    """Name of the session cookie; over HTTPS with the prefix `__Host-`."""
+    """Name of the session cookie; over HTTPS it gets the prefix `__Host-`."""
     session_idle_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24
-    """A browser's session ends after this long without use (h)."""
+    """Time without use after which a browser session ends (h)."""
     session_max_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
-    """A browser's session ends after this long at the latest (h)."""
+    """Longest duration of a browser session (h)."""
     log_format: Literal["console", "json"] = "console"
     admin_token_file: Path | None = None
-    """Holds the first administrator's token; made where nobody has a token yet. Null: `admin-token` in `state_dir`."""
+    """File with the first administrator's token, created if the database has no token; null: `admin-token` in `state_dir`."""
 
     @property
     def is_local(self) -> bool:
-        """Whether runs work on this machine, in a Ray cluster that the service starts."""
+        """Whether runs use a Ray cluster on this machine that the service starts."""
         return self.ray_address is None
 
     @field_validator("state_dir", "admin_token_file", mode="after")
@@ -105,40 +106,40 @@ class Settings(BaseModel):
 
     @property
     def url(self) -> str:
-        """Base of the service's own URLs, without a trailing slash."""
+        """Base URL of the service, without a trailing slash."""
         if self.public_url is not None:
             return self.public_url.rstrip("/")
         host = "127.0.0.1" if is_any_address(self.host) else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def job_url(self, submission_id: str) -> str:
-        """Page of a job in the Ray dashboard, through the service."""
+        """URL of a job's page in the Ray dashboard, through the service."""
         return f"{self.url}/ray/#/jobs/{quote(submission_id, safe='')}"
 
     def report_url(self, run_id: str) -> str:
-        """Where a run's driver reports."""
+        """URL to which a run's driver reports."""
         return f"{self.url}/v1/runs/{quote(run_id)}/report"
 
 
 def check_bind(settings: Settings, *, tokens: int) -> None:
-    """Refuse to listen where others can reach the service while no token is valid.
+    """Refuse to listen on a public address while no token is valid.
 
     Args:
-        settings: Names the host.
-        tokens: Valid tokens in the database.
+        settings: Settings with the host.
+        tokens: Number of valid tokens in the database.
 
     Raises:
-        ConfigError: The host is not a loopback address and there is no token.
+        ConfigError: The host is not a loopback address and no token is valid.
     """
     if not is_loopback(settings.host) and not tokens:
         raise ConfigError(
             "--host", settings.host,
-            "is reachable from other machines and no token is valid; make one first "
+            "is reachable from other machines and no token is valid; create one first "
             "(`moedisco tokens create NAME --owner OWNER --state-dir DIR`), or listen on 127.0.0.1")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
+    """Whether a host can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -148,7 +149,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_any_address(host: str) -> bool:
-    """Whether it stands for every address of the machine."""
+    """Whether a host stands for all addresses of the machine."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
@@ -160,10 +161,10 @@ def _root(root: str) -> str:
     if not sign:
         return str(Path(root).expanduser().resolve())
     if scheme not in BUCKET_SCHEMES:
-        raise ValueError(f"root {root!r}: {scheme}:// is none of {', '.join(BUCKET_SCHEMES)}")
+        raise ValueError(f"root {root!r}: the scheme {scheme}:// is not supported; use one of {', '.join(BUCKET_SCHEMES)}")
     if has_credentials(root):
-        raise ValueError("a root holds credentials; leave them out, and set them by environment variables or an instance role")
+        raise ValueError("a root contains credentials; remove them, and use environment variables or an instance role")
     bucket = rest.rstrip("/")
     if not bucket or "?" in bucket or "#" in bucket or ".." in bucket.split("/"):
-        raise ValueError(f"root {root!r} must read {scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
+        raise ValueError(f"root {root!r} must have the form {scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
     return f"{scheme}://{bucket}"

@@ -1,1 +1,1 @@
-"""Where the service keeps what must survive it: SQLAlchemy over SQLite (WAL) or PostgreSQL."""
+"""Persistent state of the service: SQLAlchemy over SQLite (WAL) or PostgreSQL."""

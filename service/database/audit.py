@@ -1,4 +1,4 @@
-"""The audit log: who did what, written in the transaction that did it."""
+"""Audit log; entries are written in the transaction of the action they record."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def note(
     """Add an entry.
 
     Args:
-        session: Of the transaction that does it.
-        owner: Who.
-        token_id: With which token; None: it was the service itself, or the command line.
-        action: `run.submit`, `run.cancel`, `token.create`, ...
-        target: The id of what it was done to.
-        detail: More; no secrets.
-        address: Where the request came from.
+        session: Transaction of the action.
+        owner: Owner that acted.
+        token_id: Token that was used; None for the service itself and the command line.
+        action: Action, such as `run.submit`, `run.cancel` or `token.create`.
+        target: Id of the object of the action.
+        detail: Details without secrets.
+        address: Address of the client.
         now: Seconds since the epoch.
     """
     session.add(Audit(
@@ -34,7 +34,7 @@ def note(
 
 
 def page(session: Session, *, cursor: str | None, limit: int) -> tuple[list[Audit], str | None]:
-    """Entries, newest first, and the cursor of the next page; None: that was all."""
+    """Entries, newest first, and the cursor of the next page (None after the last page)."""
     chosen = select(Audit) if cursor is None else select(Audit).where(Audit.id < values.text(cursor))
     found = list(session.scalars(chosen.order_by(Audit.id.desc()).limit(limit + 1)))
     return found[:limit], found[limit - 1].id if len(found) > limit else None

@@ -1,6 +1,6 @@
-"""What a driver's events add up to: stages, units, curves, and how far the run has ever got.
+"""Folds a driver's events into the state of stages, units and curves, and the furthest progress of the run.
 
-A driver's word is checked here, not trusted: an event whose data make no sense stays in the stream and changes nothing.
+Events are not trusted: an event with invalid data stays in the stream but changes no state.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from moedisco_ray.core.events import Event
 from service.database import values
 from service.database.tables import UnitRow
 
-_LAST_WORDS = ("run_finished", "run_failed", "run_stopped")
+_FINAL_EVENTS = ("run_finished", "run_failed", "run_stopped")
 _STAGE_WEIGHT = 10**12
-"""A finished stage is further than any number of steps."""
+"""Progress of a finished stage, larger than any number of steps."""
 
 
 class Fold:
-    """Takes events in, one after the other.
+    """Folds events one after the other.
 
     Attributes:
-        units: Rows by name, changed in place; those that are new are under `made` as well.
-        made: Units that began with these events.
-        points: New points per unit, steps ascending.
-        rewound: Per unit with new points, the lowest step that was reported: what is stored from there on is void.
-        spoke: Whether a driver began or said its last word.
+        units: Rows by unit, changed in place, including the new ones.
+        made: New units.
+        points: New points by unit, steps ascending.
+        rewound: Lowest reported step by unit with new points; stored points from that step on are replaced.
+        decisive: Whether a driver began or ended, on which the run's state depends.
     """
 
     def __init__(self, run_id: str, progress: Mapping[str, Any], units: Mapping[str, UnitRow]) -> None:
@@ -40,33 +40,33 @@ class Fold:
         self.made: list[UnitRow] = []
         self.points: dict[str, list[dict[str, Any]]] = {}
         self.rewound: dict[str, int] = {}
-        self.spoke = False
+        self.decisive = False
 
     @property
     def progress(self) -> dict[str, Any]:
-        """For the run's column of that name: {stages, current, reached, ended}; `ended` only once the driver has."""
+        """Value of the run's column `progress`: {stages, current, reached, ended}; `ended` exists once the driver has ended."""
         reached = {"stages": self._finished, "steps": self._furthest}
         ended = {} if self._ended is None else {"ended": self._ended}
         return {"stages": self._stages, "current": self._current, "reached": reached, **ended}
 
     @property
     def mark(self) -> int:
-        """Stages ever finished and steps ever made, as one number that only grows."""
+        """Furthest progress in stages and steps, as one number that never falls."""
         return len(self._finished) * _STAGE_WEIGHT + sum(self._furthest.values())
 
     def update(self, event: Event) -> None:
-        """Take the next event in."""
+        """Fold the next event."""
         if event.unit is not None and event.stage is not None:
             self._unit_event(event, values.text(event.stage, 32), values.text(event.unit, 64))
         elif event.stage is not None and event.type.startswith("stage_"):
             self._stage_event(event, values.text(event.stage, 32))
         elif event.type == "run_started":
             self._begin(event)
-        elif event.type in _LAST_WORDS:
+        elif event.type in _FINAL_EVENTS:
             self._end(event)
 
     def _begin(self, event: Event) -> None:
-        self.spoke, self._ended, self._current = True, None, None
+        self.decisive, self._ended, self._current = True, None, None
         names = event.data.get("stages")
         if not isinstance(names, list):
             names = list(self._stages)
@@ -76,7 +76,7 @@ class Fold:
                 unit.status = "restarting"
 
     def _end(self, event: Event) -> None:
-        self.spoke, self._ended = True, {**values.named_document(event.data), "type": event.type, "time": event.time}
+        self.decisive, self._ended = True, {**values.named_document(event.data), "type": event.type, "time": event.time}
         status = {"run_failed": "failed", "run_stopped": "waiting"}.get(event.type, "done")
         for stage in self._stages.values():
             if stage["status"] == "running":
@@ -140,12 +140,12 @@ class Fold:
             "lr": values.number(data.get("lr")), "grad_norm": values.number(data.get("grad_norm")), "tokens_per_second": speed})
 
     def _reach(self, unit: str, step: int) -> None:
-        # A wild number must not fill the column.
+        # An absurd step must not overflow the column.
         self._furthest[unit] = max(self._furthest.get(unit, 0), min(step, _STAGE_WEIGHT // 1000))
 
 
 def meterable(event: Event, pools: Collection[str]) -> bool:
-    """Whether the meter can take an event's data, `pools` being what workers of the run can be held of."""
+    """Whether an event's data are valid for the meter; `pools` are the names of the run's pools and node types."""
     data = event.data
     if event.type == "workers_held":
         named = isinstance(data.get("hold"), str) and isinstance(data.get("pool"), str)

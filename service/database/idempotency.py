@@ -1,4 +1,4 @@
-"""Answers that a repeated request gets again, for a day."""
+"""Idempotency keys: a repeated request gets the same run for a day."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from service.database.session import lock_until_commit
 from service.database.tables import IdempotencyKey
 
 KEPT = 24 * 3600.0
-"""Seconds."""
+"""Time for which a key is remembered (s)."""
 
 
 def find(session: Session, owner: str, key: str, now: float) -> IdempotencyKey | None:
-    """What a key was used for; until this transaction ends, a second request with the key waits here.
+    """Find the earlier use of a key; other requests with the key wait here until this transaction ends.
 
     Args:
-        session: Of the transaction that will `remember`.
-        owner: Keys of different owners have nothing to do with each other.
-        key: The request's.
+        session: Transaction that will also call `remember`.
+        owner: Owner of the request; each owner has its own keys.
+        key: Idempotency key of the request.
         now: Seconds since the epoch.
     """
     owner, key = values.text(owner), values.text(key)
@@ -29,14 +29,14 @@ def find(session: Session, owner: str, key: str, now: float) -> IdempotencyKey |
 
 
 def remember(session: Session, *, owner: str, key: str, body_hash: bytes, run_id: str, now: float) -> None:
-    """Keep what a key was used for; an expired use of it is forgotten.
+    """Store the use of a key, in place of an expired one.
 
     Args:
-        session: The one that looked for it.
-        owner: The request's.
-        key: The request's.
-        body_hash: SHA-256 of the body, which a repetition must share.
-        run_id: The run it made.
+        session: Transaction that called `find`.
+        owner: Owner of the request.
+        key: Idempotency key of the request.
+        body_hash: SHA-256 of the request, which a repetition must match.
+        run_id: Id of the run that the request created.
         now: Seconds since the epoch.
     """
     owner, key = values.text(owner), values.text(key)
@@ -46,5 +46,5 @@ def remember(session: Session, *, owner: str, key: str, body_hash: bytes, run_id
 
 
 def purge(session: Session, now: float) -> None:
-    """Forget what is older than a day."""
+    """Delete expired keys."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created <= now - KEPT))

@@ -1,4 +1,4 @@
-"""ULIDs: 48 bits of milliseconds and 80 random bits in Crockford's base 32, so that text order is order of creation."""
+"""ULIDs: 48 bits of milliseconds and 80 random bits in Crockford's base 32, which sort by time of creation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _LOWER_HALF = 2 ** (_RANDOM_BITS - 1)
 
 
 class Ulids:
-    """Makes ids that only grow, within one millisecond and when the clock is set back too."""
+    """Generates increasing ids, even within one millisecond and after the clock was set back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last = 0
 
     def __call__(self) -> str:
-        """The next one; from any thread."""
-        # Starting in the lower half leaves room to count upwards within the millisecond.
+        """The next id; safe from any thread."""
+        # A random start in the lower half leaves room to count upwards within the millisecond.
         fresh = time.time_ns() // 1_000_000 << _RANDOM_BITS | secrets.randbelow(_LOWER_HALF)
         with self._lock:
             self._last = max(fresh, self._last + 1)
@@ -30,4 +30,4 @@ class Ulids:
 
 
 new_id = Ulids()
-"""A new id; those of one process are in order of creation."""
+"""Returns a new id; ids of one process increase."""

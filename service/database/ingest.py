@@ -1,4 +1,4 @@
-"""Takes in what a run's driver reports, each line once, however often it arrives."""
+"""Stores what a driver reports, each line once even if it arrives repeatedly."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from service.errors import NotFound
 def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now: float) -> int:
     """Store consecutive lines of a run's `events.jsonl`.
 
-    Lines that are there already are passed over, and those after a gap are left for the next report. The run's version
-    changes only when a driver begins or says its last word, since decisions rest on that and not on every step.
+    Lines that are already stored are skipped; lines after a gap are left for the next report. The run's version changes only when
+    a driver begins or ends, because decisions depend on that and not on every step.
 
     Args:
-        session: Of a transaction that writes.
-        run: Of this session: follows what is written.
+        session: Writing transaction.
+        run: Row of this session, which is updated.
         first: Number of the first line, from 0.
         events: The lines.
         now: Seconds since the epoch.
 
     Returns:
-        The number of the line that is wanted next.
+        The number of the next line that the service needs.
 
     Raises:
-        NotFound: The run was deleted meanwhile.
+        NotFound: The run was deleted.
     """
     row = runs.lock(session, run.id)
     if row is None:
@@ -59,7 +59,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
         quotas.add_dollars(session, row.owner, spent, now)
     row.next_seq = wanted + len(fresh)
     row.progress, row.mark = fold.progress, max(row.mark, fold.mark)
-    if fold.spoke:
+    if fold.decisive:
         row.version += 1
     session.flush()
     return row.next_seq
@@ -78,16 +78,16 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
 
 
 def _accrue(row: RunRow, meter: Meter, pools: Pools, prices: Mapping[str, float]) -> float:
-    """Charge what was used since the last report, at today's price; what was charged once stays charged.
+    """Charge the usage since the last report at today's prices; earlier charges do not change.
 
     Args:
         row: The run.
-        meter: With the newest events taken in.
-        pools: Those of the run's configuration, whose prices hold where the operator has set none.
-        prices: The operator's, by custom resource, for the run's owner.
+        meter: Meter with the newest events.
+        pools: Pools of the run's configuration, with the prices that hold if the operator has set none.
+        prices: Operator's prices for the run's owner, by custom resource.
 
     Returns:
-        The dollars that were added.
+        Dollars that were added.
     """
     used: dict[str, float] = dict(row.worker_seconds)
     spent = 0.0

@@ -1,4 +1,4 @@
-"""Curves of a run's units, thinned where they lie: a million points never leave the database."""
+"""Training curves of a run's units, downsampled in the database so that long curves are never loaded whole."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from service.database import values
 from service.database.tables import Point, UnitRow
 
 _FETCHED = 20_000
-"""Points of one curve that are looked at here; of more, the database picks the extremes of equal buckets of steps."""
-_STRETCHES = 10_000
-"""Most of them; two points of each are asked for by step, and a statement takes 32,766 values."""
+"""Longest curve that is loaded whole (points); for longer ones the database picks the extremes of equal buckets of steps."""
+_MOST_BUCKETS = 10_000
+"""Largest number of buckets: each adds two steps to a statement, which takes at most 32,766 values."""
 _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second")
 
 
@@ -24,12 +24,12 @@ class UnitCurve:
     """One figure of one unit over its training.
 
     Attributes:
-        unit: Whose.
-        stage: Which stage the unit belongs to.
-        steps: Of each point, ascending.
-        tokens: The unit has seen by then.
-        values: Of the figure.
-        count: Points before thinning.
+        unit: Name of the unit.
+        stage: Stage of the unit.
+        steps: Steps of the points, ascending.
+        tokens: Tokens that the unit had trained on at each point.
+        values: Values of the figure.
+        count: Number of points before downsampling.
     """
 
     unit: str
@@ -44,17 +44,17 @@ def series(session: Session, run_id: str, figure: str, units: Sequence[str] | No
     """Curves of a figure, in the order in which the units started.
 
     Args:
-        session: Any.
-        run_id: Whose.
+        session: Any transaction.
+        run_id: Id of the run.
         figure: `loss`, `lr`, `grad_norm` or `tokens_per_second`.
-        units: Only these; None: all.
-        points: At most so many per curve, the ends and the extremes among them.
+        units: Units to include; None for all.
+        points: Largest number of points per curve, including its ends and extremes.
 
     Raises:
         ValueError: There is no such figure.
     """
     if figure not in _FIGURES:
-        raise ValueError(f"figure {figure!r} is none of {', '.join(_FIGURES)}")
+        raise ValueError(f"figure {figure!r} is unknown; use one of {', '.join(_FIGURES)}")
     column: InstrumentedAttribute[float | None] = getattr(Point, figure)
     chosen = select(UnitRow.unit, UnitRow.stage).where(UnitRow.run_id == run_id)
     if units is not None:
@@ -72,8 +72,8 @@ def _curve(
         select(func.count(), func.min(Point.step), func.max(Point.step)).where(mine)).one()
     chosen = select(Point.step, Point.tokens, column).where(mine).order_by(Point.step)
     if count > _FETCHED:
-        width = 1 + (last - first) // min(2 * points, _STRETCHES)
-        # Not as a subquery: PostgreSQL would walk all of it again for every point.
+        width = 1 + (last - first) // min(2 * points, _MOST_BUCKETS)
+        # Not a subquery: PostgreSQL would run it again for every point.
         extremes = session.scalars(_extremes(run_id, unit, column, first, last, width))
         chosen = chosen.where(Point.step.in_({first, last, *extremes} - {None}))
     rows: Sequence[Row[int, int, float | None]] = session.execute(chosen).all() if count else ()
@@ -85,28 +85,26 @@ def _curve(
 def _extremes(
     run_id: str, unit: str, column: InstrumentedAttribute[float | None], first: int, last: int, width: int,
 ) -> CompoundSelect[int | None]:
-    """The steps of the lowest and the highest value in each stretch of `width` steps: short walks along the primary key."""
-    stretch = select(literal(first, BigInteger).label("low")).cte("stretch", recursive=True)
-    stretch = stretch.union_all(select(stretch.c.low + width).where(stretch.c.low + width <= last))
+    """Query for the steps of the lowest and the highest value in each bucket of `width` steps, by ranges of the primary key."""
+    bucket = select(literal(first, BigInteger).label("low")).cte("bucket", recursive=True)
+    bucket = bucket.union_all(select(bucket.c.low + width).where(bucket.c.low + width <= last))
     walk = select(Point.step).where(
         Point.run_id == run_id, Point.unit == unit, column.is_not(None),
-        Point.step >= stretch.c.low, Point.step < stretch.c.low + width)
+        Point.step >= bucket.c.low, Point.step < bucket.c.low + width)
     lowest, highest = (
-        walk.order_by(order, Point.step).limit(1).correlate(stretch).scalar_subquery() for order in (column.asc(), column.desc()))
-    return union_all(select(lowest).select_from(stretch), select(highest).select_from(stretch))
+        walk.order_by(order, Point.step).limit(1).correlate(bucket).scalar_subquery() for order in (column.asc(), column.desc()))
+    return union_all(select(lowest).select_from(bucket), select(highest).select_from(bucket))
 
 
 def downsample(values: Sequence[float], most: int) -> list[int]:
-    """Which points of a curve to keep.
-
-    The points between the ends are cut into equal buckets, and the lowest and the highest of each stretch are kept.
+    """Choose points of a curve that preserve its shape: both ends, and the extremes of equal buckets in between.
 
     Args:
-        values: The curve's values in order; finite.
-        most: Keep at most so many; below 4, still the ends and the extremes.
+        values: Finite values of the curve, in order.
+        most: Largest number of points; values below 4 still keep the ends and the extremes.
 
     Returns:
-        Indices in ascending order: the first, the last, the lowest and the highest point of the curve among them.
+        Indices of the chosen points, ascending.
     """
     count = len(values)
     if count <= max(most, 4):
@@ -114,17 +112,13 @@ def downsample(values: Sequence[float], most: int) -> list[int]:
     buckets = max(1, (most - 2) // 2)
     kept = {0, count - 1}
     for low, high in _spans(1, count - 2, buckets):
-        stretch = range(low, high + 1)
-        kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
+        bucket = range(low, high + 1)
+        kept |= {min(bucket, key=values.__getitem__), max(bucket, key=values.__getitem__)}
     return sorted(kept)
 
 
 def _spans(first: int, last: int, count: int) -> list[tuple[int, int]]:
-    """Cut the whole numbers from `first` to `last` into at most `count` buckets whose lengths differ by at most one.
-
-    Returns:
-        The first and the last number of each stretch.
-    """
+    """First and last number of at most `count` buckets of nearly equal size from `first` to `last`."""
     length = last - first + 1
     count = min(count, length)
     cuts = [first + length * number // count for number in range(count + 1)] if count > 0 else []

@@ -1,4 +1,4 @@
-"""Policies as they are stored: one row for the default and one per owner with an entry."""
+"""Stored policies: one row for the default entry and one for each owner with an entry."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _DEFAULT = "*"
 
 
 def load(session: Session) -> Policies:
-    """Every entry; what was never set is as in `Policies`."""
+    """All entries; fields that were never set have the defaults of `Policies`."""
     rows = session.scalars(select(OwnerPolicy).order_by(OwnerPolicy.owner))
     return _policies({row.owner: row.limits for row in rows})
 
 
 def of(session: Session, owner: str) -> Policy:
-    """The limits that hold for one owner."""
+    """The policy that applies to an owner."""
     rows = session.scalars(select(OwnerPolicy).where(OwnerPolicy.owner.in_([_DEFAULT, owner])))
     return _policies({row.owner: row.limits for row in rows}).of(owner)
 
 
 def replace(session: Session, policies: Policies, now: float) -> None:
-    """Store these entries in place of all that are stored."""
+    """Replace all stored entries."""
     session.execute(delete(OwnerPolicy))
     for owner, policy in ((_DEFAULT, policies.default), *policies.owners.items()):
         session.add(_row(owner, policy, now))
@@ -40,7 +40,7 @@ def put(session: Session, owner: str, policy: Policy, now: float) -> None:
 
 
 def remove(session: Session, owner: str) -> bool:
-    """Delete one owner's entry, so that the default holds; False: there was none."""
+    """Delete one owner's entry, so that the default applies; returns whether there was one."""
     gone = session.execute(delete(OwnerPolicy).where(OwnerPolicy.owner == owner).returning(OwnerPolicy.owner))
     return owner != _DEFAULT and gone.scalar() is not None
 

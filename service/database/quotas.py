@@ -1,4 +1,4 @@
-"""What owners use, against their policies."""
+"""What owners use: runs, disk and metered dollars."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from service.domain.states import ACTIVE, RunState
 
 @dataclasses.dataclass(frozen=True)
 class Quotas:
-    """Policies and use of every owner at one moment.
+    """Policies and usage of all owners at one time.
 
     Attributes:
-        policies: Of every owner.
-        uses: By owner; one without runs is absent.
+        policies: Policies of all owners.
+        uses: Usage by owner; owners that use nothing are absent.
     """
 
     policies: Policies
@@ -35,7 +35,7 @@ class Quotas:
 
 
 def load(session: Session, now: float) -> Quotas:
-    """Of every owner."""
+    """Read the policies and usage of all owners."""
     queued, active = runs.owner_counts(session, [RunState.QUEUED]), runs.owner_counts(session, ACTIVE)
     dollars, size = month_dollars(session, now), runs.owner_bytes(session)
     uses = {
@@ -45,7 +45,7 @@ def load(session: Session, now: float) -> Quotas:
 
 
 def use_to_change(session: Session, owner: str, now: float) -> Use:
-    """What one owner uses, which no other transaction that asks for it can change before this one ends."""
+    """What one owner uses; other callers for this owner wait until this transaction ends."""
     lock_until_commit(session, "quota", owner)
     return use_of(session, owner, now)
 
@@ -62,13 +62,13 @@ def use_of(session: Session, owner: str, now: float) -> Use:
 
 
 def add_dollars(session: Session, owner: str, dollars: float, now: float) -> None:
-    """Add dollars to an owner's month.
+    """Add metered dollars to an owner's calendar month; they stay when the runs are deleted.
 
     Args:
-        session: Of a transaction that writes.
-        owner: Whose runs were metered.
-        dollars: At least 0.
-        now: Seconds since the epoch; names the month.
+        session: Writing transaction.
+        owner: Owner of the metered run.
+        dollars: Dollars to add, at least 0.
+        now: Seconds since the epoch, which determine the month.
     """
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     row = insert(Spending).values(owner=owner, month=month_of(now), dollars=dollars)
@@ -77,7 +77,7 @@ def add_dollars(session: Session, owner: str, dollars: float, now: float) -> Non
 
 
 def month_dollars(session: Session, now: float) -> dict[str, float]:
-    """Dollars of this month per owner."""
+    """Dollars of this month by owner."""
     return dict(session.execute(select(Spending.owner, Spending.dollars).where(Spending.month == month_of(now))).all())
 
 

@@ -1,4 +1,4 @@
-"""Runs: the only place where one is made, listed, changed or deleted."""
+"""Creates, lists, changes and deletes runs; no other module does."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
 _LEFT_OUT = (defer(RunRow.config), defer(RunRow.meter))
-"""Of every run of a page: to parse what nobody sees would take most of its time."""
+"""Long columns that a page of runs does not show; parsing them would take most of its time."""
 
 
 def insert(
     session: Session, *, run_id: str, config: RunConfig, owner: str, priority: int, budget_dollars: float | None,
     estimate: dict[str, Any], parent: str | None, now: float, notes: Sequence[str] = (),
 ) -> RunRow:
-    """Make a queued run.
+    """Create a queued run.
 
     Args:
-        session: Of a transaction that writes.
-        run_id: From `new_id`.
-        config: With `output` set to the run's own directory.
-        owner: Whom it belongs to.
-        priority: Higher goes first.
-        budget_dollars: Stop it there; None: never.
-        estimate: The plan.
-        parent: The run it is a retry of.
+        session: Writing transaction.
+        run_id: Id from `new_id`.
+        config: Configuration with `output` set to the run's home.
+        owner: Owner of the run.
+        priority: Priority in the queue; higher starts first.
+        budget_dollars: Dollars at which the run stops; None for no budget.
+        estimate: Plan of the run.
+        parent: Id of the run that this one retries.
         now: Seconds since the epoch.
-        notes: Remarks for its owner.
+        notes: Remarks for the owner.
     """
     document = values.document(config.model_dump(mode="json"))
     waiting = {stage.name: {"status": "waiting", "started": None, "seconds": None} for stage in STAGES}
@@ -58,12 +58,12 @@ def insert(
 
 
 def get(session: Session, run_id: str) -> RunRow | None:
-    """One run as this transaction sees it."""
+    """A run as this transaction sees it."""
     return session.get(RunRow, run_id) if is_id(run_id) else None
 
 
 def lock(session: Session, run_id: str) -> RunRow | None:
-    """One run as it stands, which nobody else changes before this transaction ends."""
+    """The latest state of a run, locked against other writers until this transaction ends."""
     return session.get(RunRow, run_id, with_for_update=True, populate_existing=True) if is_id(run_id) else None
 
 
@@ -74,16 +74,16 @@ def page(
     """Runs, newest first.
 
     Args:
-        session: Any.
-        owner: Whose; None: everybody's.
-        states: Any of these; empty: all.
-        name: A part of the name, in either case.
-        tags: Every one of these.
-        cursor: What the page before gave.
-        limit: At most so many.
+        session: Any transaction.
+        owner: Owner of the runs; None for all owners.
+        states: States to include; empty for all.
+        name: Part of the name, case-insensitive.
+        tags: Tags that the runs must all have.
+        cursor: Cursor from the previous page.
+        limit: Largest number of runs.
 
     Returns:
-        The runs, whose `config` and `meter` are loaded once asked for, and the cursor of the next page; None: that was all.
+        The runs, with `config` and `meter` loaded on access, and the cursor of the next page (None after the last page).
     """
     chosen = select(RunRow).options(*_LEFT_OUT)
     if owner is not None:
@@ -102,30 +102,30 @@ def page(
 
 
 def directory(session: Session, run_id: str) -> Path | None:
-    """The run directory of a run; None: there is no such run."""
+    """The run directory of a run; None if the run does not exist."""
     run = get(session, run_id)
     return None if run is None else Path(run.directory)
 
 
 def inside(session: Session, home: Path, run_id: str) -> str | None:
-    """Another run whose directory is below a run's own; None: there is none.
+    """Id of another run whose directory is inside a run's home, if there is one.
 
     Args:
-        session: Any.
-        home: The run's own directory.
-        run_id: The run.
+        session: Any transaction.
+        home: Home of the run.
+        run_id: Id of the run.
     """
     below = RunRow.directory.startswith(f"{home}/", autoescape=True)
     return session.scalars(select(RunRow.id).where(below, RunRow.id != run_id).limit(1)).first()
 
 
 def named(session: Session, name: str, owner: str | None) -> list[RunRow]:
-    """Runs of exactly this name, the newest first.
+    """Runs with exactly this name, newest first.
 
     Args:
-        session: Any.
-        name: The whole name.
-        owner: Whose; None: everybody's.
+        session: Any transaction.
+        name: Whole name.
+        owner: Owner of the runs; None for all owners.
     """
     chosen = select(RunRow).options(*_LEFT_OUT).where(RunRow.name == values.text(name))
     if owner is not None:
@@ -134,7 +134,7 @@ def named(session: Session, name: str, owner: str | None) -> list[RunRow]:
 
 
 def resources(found: Iterable[RunRow]) -> set[str]:
-    """Custom resources of every pool that the runs name; a run with a configuration that this version refuses names none."""
+    """Custom resources of the pools of the runs; runs whose configuration this version refuses are skipped."""
     named: set[str] = set()
     for run in found:
         with contextlib.suppress(UnusableRun):
@@ -154,40 +154,40 @@ def queue_order(session: Session) -> list[str]:
 
 
 def finished(session: Session) -> list[RunRow]:
-    """All runs that have ended, whose `config` and `meter` are loaded once asked for."""
+    """All runs that have ended, with `config` and `meter` loaded on access."""
     chosen = select(RunRow).options(*_LEFT_OUT).where(RunRow.state.in_([state.value for state in TERMINAL]))
     return list(session.scalars(chosen.order_by(RunRow.id)))
 
 
 def unmeasured(session: Session) -> list[tuple[str, str]]:
-    """Id and directory of the runs whose directories may have changed since they were measured."""
+    """Ids and directories of runs whose directories may have changed since they were measured."""
     active = RunRow.state.in_([state.value for state in ACTIVE])
     chosen = select(RunRow.id, RunRow.directory).where(or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended))
     return [(run_id, directory) for run_id, directory in session.execute(chosen.order_by(RunRow.id))]
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:
-    """Runs in any of the states, per owner."""
+    """Number of runs in any of the states, by owner."""
     chosen = RunRow.state.in_([state.value for state in states])
     rows = session.execute(select(RunRow.owner, func.count()).where(chosen).group_by(RunRow.owner))
     return dict(rows.all())
 
 
 def owner_bytes(session: Session) -> dict[str, int]:
-    """Bytes of run directories per owner, as last measured."""
+    """Size of run directories by owner, as last measured (bytes)."""
     sizes = session.execute(select(RunRow.owner, func.sum(RunRow.disk_bytes)).group_by(RunRow.owner))
     return {owner: int(size or 0) for owner, size in sizes}
 
 
 def measured(session: Session, run_id: str, size: int, now: float) -> None:
-    """Store the size of a run's directory; the run's version stays, since nothing is decided by it."""
+    """Store the size of a run's directory; the version stays, because no decision depends on the size."""
     session.execute(
         update(RunRow).where(RunRow.id == run_id).values(disk_bytes=size, measured=now)
         .execution_options(synchronize_session=False))
 
 
 def state_counts(session: Session) -> dict[RunState, int]:
-    """Runs per state; every state is there."""
+    """Number of runs by state, for every state."""
     rows = session.execute(select(RunRow.state, func.count()).group_by(RunRow.state))
     counts = dict(rows.all())
     return {state: counts.get(state.value, 0) for state in RunState}
@@ -199,27 +199,27 @@ def units(session: Session, run_id: str) -> list[UnitRow]:
 
 
 def metered_dollars(session: Session) -> float:
-    """What all runs that are kept have cost so far."""
+    """Dollars metered so far over all stored runs."""
     return session.scalar(select(func.sum(RunRow.dollars))) or 0.0
 
 
 def transition(session: Session, run: RunRow, state: RunState, *, reason: str | None, now: float, **columns: Any) -> None:
-    """Bring a run into another state, and tell its stream and its owner's webhooks.
+    """Change the state of a run, and publish the change to its stream and its owner's webhooks.
 
-    `started` is set when it first runs and `ended` when it has come to its end. A run whose driver was lost keeps its
-    place in the queue; one that is resumed goes to its end, with `stop` and `futile` as at the beginning.
+    `started` is set when the run first runs, `ended` when it ends. A run whose driver was lost keeps its place in the queue; a
+    resumed run goes to the end of the queue, with `stop` and `futile` reset.
 
     Args:
-        session: Of a transaction that writes.
-        run: As the decision saw it; follows what is written.
-        state: The new one.
-        reason: Why, in words for its owner.
+        session: Writing transaction.
+        run: Run on which the decision was based; it is updated.
+        state: New state.
+        reason: Reason, in words for the owner.
         now: Seconds since the epoch.
-        columns: More to set in the same breath.
+        columns: Further columns to set.
 
     Raises:
-        IllegalTransition: That state may not follow.
-        StaleRun: The run was changed since it was read, or deleted.
+        IllegalTransition: The table of transitions does not allow this state.
+        StaleRun: The run was changed or deleted since it was read.
     """
     before = RunState(run.state)
     if not may_follow(before, state):
@@ -237,25 +237,25 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
 
 
 def amend(session: Session, run: RunRow, *, now: float, **columns: Any) -> None:
-    """Change a run without changing its state.
+    """Change columns of a run other than its state.
 
     Args:
-        session: Of a transaction that writes.
-        run: As it was read; follows what is written.
+        session: Writing transaction.
+        run: Run as it was read; it is updated.
         now: Seconds since the epoch.
-        columns: What to set.
+        columns: Columns to set.
 
     Raises:
-        StaleRun: The run was changed since it was read, or deleted.
+        StaleRun: The run was changed or deleted since it was read.
     """
     _change(session, run, now, columns)
 
 
 def delete(session: Session, run: RunRow) -> None:
-    """Delete a run with its events, units and points; its files are somebody else's.
+    """Delete a run with its events, units and points, but not its files.
 
     Raises:
-        StaleRun: The run was changed since it was read, or deleted.
+        StaleRun: The run was changed or deleted since it was read.
     """
     gone = session.execute(
         delete_from(RunRow).where(RunRow.id == run.id, RunRow.version == run.version).returning(RunRow.id)
@@ -284,7 +284,7 @@ def _publish_state(session: Session, run: RunRow, now: float) -> None:
 
 
 def _stale(run: RunRow) -> StaleRun:
-    return StaleRun(f"run {run.id} was changed meanwhile; look at it again")
+    return StaleRun(f"run {run.id} was changed by another request; read it again")
 
 
 def _has_tag(dialect: str, key: str, value: str) -> ColumnElement[bool]:

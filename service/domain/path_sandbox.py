@@ -1,9 +1,9 @@
-"""Which places a configuration may name: those under the roots that the operator set.
+"""Restricts the paths of a configuration to the roots that the operator set.
 
-Settings that name places are marked in the configuration model (`ReadsFrom`, `WritesTo`); both functions walk the model.
-`sandboxed` decides by the words of the configuration alone, and makes its paths absolute. `check_links` then follows the links on
-the way to each place; links in folders are checked when files are opened (`moedisco_ray.core.read_roots`). Both come before
-anything else looks at the files, so that an answer never shows what is elsewhere.
+Settings that are paths or URIs are marked in the configuration model (`ReadsFrom`, `WritesTo`). `sandboxed` checks the text of
+these settings and makes paths absolute. `check_links` then follows the symbolic links on the way to each path; links inside folders
+are checked when files are opened (`moedisco_ray.core.read_roots`). Both checks come before any other access to the files, so that
+no answer reveals what exists outside of the roots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.domain.starts import parse, run_places
 
 EMBEDDED = "embedded"
 HARMLESS_OPTIONS = frozenset({"region", "anonymous"})
-"""Options of a bucket's URI that change neither the server asked nor the secrets used."""
+"""Options of a bucket's URI that change neither the server nor the credentials."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -32,13 +32,13 @@ _DEFAULT_OUTPUT = RunConfig.model_fields["output"].default
 
 @dataclasses.dataclass(frozen=True)
 class Roots:
-    """Where runs may read and write.
+    """Directories and buckets that runs may read and write.
 
     Attributes:
-        inputs: Absolute directories without links, and `s3://BUCKET/PREFIX` and the like. Relative paths start at the
-            first directory.
+        inputs: Absolute directories without links, and URIs such as `s3://BUCKET/PREFIX`. Relative paths start at the first
+            directory.
         outputs: Absolute directories without links; the first is the default.
-        storage: Absolute directories without links, and buckets, that may hold checkpoints; none: run directories only.
+        storage: Absolute directories without links, and buckets, for checkpoints; empty allows run directories only.
     """
 
     inputs: Sequence[str]
@@ -47,33 +47,34 @@ class Roots:
 
     @property
     def directories(self) -> list[Path]:
-        """The input roots that are directories."""
+        """Input roots that are directories."""
         return [Path(root) for root in self.inputs if "://" not in root]
 
     @property
     def buckets(self) -> list[str]:
-        """The input roots that are in object stores."""
+        """Input roots that are buckets."""
         return _buckets(self.inputs)
 
 
 def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
     """The configuration with absolute paths, all of them under the roots.
 
-    `output` becomes the root, or the directory under one, in which the run's own directory is to be made; it is in no run's
-    directory, and no part of it below the root begins with a dot. Its default is the first output root. A relative path starts
-    at the first root of its kind. `run://` stays: which runs a caller may read is not decided here.
+    Relative paths start at the first root of their kind. `output` becomes the directory in which the run's home is created; it is
+    not inside a run's home, no part of it below the root begins with a dot, and its default is the first output root. `run://`
+    references stay, because this function does not know which runs a caller may read.
 
     Raises:
-        ConfigError: A path leads elsewhere or goes through `..`, or a URI is outside of the roots or sets more than a region.
+        ConfigError: A path is outside of the roots or contains `..`, or a URI is outside of the roots or sets other options than a
+            region.
     """
     return with_places(config, lambda place: _resolved(place, roots))
 
 
 def check_links(config: RunConfig, roots: Roots) -> None:
-    """Follow the links on the way to each place of a configuration that `sandboxed` returned, without looking into folders.
+    """Check that no path of a configuration from `sandboxed` leaves the roots through a link; folders are not searched.
 
     Raises:
-        ConfigError: A path is a link that leads out of the roots, or passes through one.
+        ConfigError: A path is, or passes through, a link that leads out of the roots.
     """
     for place in places(config):
         path = str(place.value)
@@ -83,17 +84,17 @@ def check_links(config: RunConfig, roots: Roots) -> None:
         base = _before_wildcard(path)
         real = Path(os.path.realpath(base))
         if not _within(real, allowed):
-            raise ConfigError(place.field, path, f"{base} is a link that leads out of {_allowed(place, roots)}; name another place")
+            raise ConfigError(place.field, path, f"{base} is a link out of {_allowed(place, roots)}; choose another path")
         if _holds_runs(place):
             _check_no_run(place.field, path, real, allowed)
 
 
 def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -> None:
-    """See that the parts of finished runs that a configuration names are in those runs' directories: drivers could make links.
+    """Check that the parts of finished runs that a configuration refers to are not links, which drivers could plant.
 
     Args:
-        config: With ids of runs.
-        directory_of: The run directory of a run; None where it is gone.
+        config: Configuration with ids of runs.
+        directory_of: Returns the run directory of a run, or None for a deleted run.
 
     Raises:
         ConfigError: A part is a link.
@@ -106,7 +107,7 @@ def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -
 
 
 def _resolved(place: Place, roots: Roots) -> str | Path:
-    """Where a place is; an error if that is not allowed."""
+    """The checked value of one setting, with paths made absolute."""
     value = str(place.value)
     if names_a_run(place.value):
         parse(place)
@@ -119,8 +120,8 @@ def _resolved(place: Place, roots: Roots) -> str | Path:
     elif place.marker.what == "checkpoints":
         if not roots.storage:
             raise ConfigError(
-                place.field, value, "this service keeps checkpoints in run directories; leave the setting out, or ask its operator "
-                "for a storage root (`moedisco serve --storage-root`)")
+                place.field, value, "is not allowed: this service keeps checkpoints in run directories; remove the setting, "
+                "or ask the operator for a storage root (`moedisco serve --storage-root`)")
         if _SCHEME.match(value):
             return _checked_uri(place, _buckets(roots.storage), roots)
     elif value == str(_DEFAULT_OUTPUT):
@@ -135,7 +136,7 @@ def _local(place: Place, roots: Roots) -> Path:
     if _SCHEME.match(path):
         raise ConfigError(field, path, "must be a plain path, without a scheme")
     if not directories:
-        raise ConfigError(field, path, f"this service has no directory for it, only buckets; it allows {_allowed(place, roots)}")
+        raise ConfigError(field, path, f"cannot be a directory, because this service allows only {_allowed(place, roots)}")
     absolute = directories[0] / path      # an absolute path replaces what it is joined to
     if not _within(absolute, directories):
         raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
@@ -149,7 +150,7 @@ def _holds_runs(place: Place) -> bool:
 
 
 def _check_no_run(field: str, path: str, directory: Path, roots: Sequence[Path]) -> None:
-    """Refuse a directory that a run's driver may own or that housekeeping uses, whichever of the roots it is seen from."""
+    """Refuse a directory inside a run's home or of housekeeping, below any of the roots."""
     for root in roots:
         for part in directory.relative_to(root).parts if directory.is_relative_to(root) else ():
             if part.startswith(".") or is_id(part.upper()):
@@ -159,11 +160,11 @@ def _check_no_run(field: str, path: str, directory: Path, roots: Sequence[Path])
 
 def _check_words(field: str, path: str) -> None:
     if not path or re.search(r"[\0\r\n]", path):
-        raise ConfigError(field, path, "is no path; name a file or a folder without control characters")
+        raise ConfigError(field, path, "is not a path; name a file or a folder without control characters")
     if path.startswith("~"):
-        raise ConfigError(field, path, "the service has another home; write the directory out")
+        raise ConfigError(field, path, "must not start with '~'; write the whole path")
     if any(".." in PurePosixPath(form.replace("\\", "/")).parts for form in (path, unquote(path))):
-        raise ConfigError(field, path, "must not go up with '..'; write the path out")
+        raise ConfigError(field, path, "must not contain '..'; write the whole path")
 
 
 def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
@@ -172,14 +173,14 @@ def _checked_uri(place: Place, buckets: Sequence[str], roots: Roots) -> str:
     location, _, options = rest.partition("?")
     plain = unquote(location)
     if not sign or scheme not in {root.partition("://")[0] for root in buckets}:
-        raise ConfigError(field, uri, f"has a scheme of none of {_allowed(place, roots)}; {_remedy(place)}")
+        raise ConfigError(field, uri, f"has a scheme that is not among {_allowed(place, roots)}; {_remedy(place)}")
     if {"..", "."} & set(plain.split("/")) or re.search(r"[#\\\0\r\n]", plain):
-        raise ConfigError(field, uri, "must name its objects plainly, without '..', '#' or control characters")
+        raise ConfigError(field, uri, "must not contain '.' or '..' as a part, '#', '\\' or control characters")
     if not all(any(_under(f"{scheme}://{form}", root) for root in buckets) for form in (location, plain)):
         raise ConfigError(field, uri, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
     for option, _ in parse_qsl(options, keep_blank_values=True):
         if option not in HARMLESS_OPTIONS:
-            raise ConfigError(field, uri, f"the option {option!r} may not be set here; leave it out")
+            raise ConfigError(field, uri, f"the option {option!r} is not allowed; remove it")
     return uri
 
 
@@ -201,7 +202,7 @@ def _allowed(place: Place, roots: Roots) -> str:
 
 def _remedy(place: Place) -> str:
     kind = "input" if isinstance(place.marker, ReadsFrom) else {"runs": "output", "checkpoints": "storage"}[place.marker.what]
-    return f"name a place in one of them, or have the operator add one (`moedisco serve --{kind}-root`)"
+    return f"choose a path in one of them, or ask the operator to add one (`moedisco serve --{kind}-root`)"
 
 
 def _buckets(roots: Sequence[str]) -> list[str]:

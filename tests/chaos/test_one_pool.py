@@ -14,7 +14,7 @@ from ray.util import placement_group_table
 from spot_nodes import SpotNodes
 from waiting import until
 
-from moedisco_ray.backend import RunPaths, Trained
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray.trainers import train_all
@@ -45,7 +45,7 @@ def running(jobs: Sequence[TrainJob], directory: Path) -> Iterator[Running]:
     """Without any patience for failures."""
     events: list[Event] = []
     with ThreadPoolExecutor(1) as thread:
-        yield Running(events, thread.submit(train_all, jobs, RunPaths(POOL, 1, max_failures=0), directory, events.append))
+        yield Running(events, thread.submit(train_all, jobs, Placement(POOL, 1, max_failures=0), directory, events.append))
 
 
 def test_a_notice_is_followed_by_a_checkpoint_and_by_another_node(nodes: SpotNodes, tmp_path: Path) -> None:

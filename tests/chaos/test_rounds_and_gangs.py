@@ -13,7 +13,7 @@ from failing_jobs import make_job
 from spot_nodes import SpotNodes
 from waiting import until
 
-from moedisco_ray.backend import RunPaths, Trained
+from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import HighMemoryPool, LowMemoryPool, Outer
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -52,12 +52,12 @@ def of(events: list[Event], kind: str, unit: str | None = None) -> list[Event]:
 def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(nodes: SpotNodes, tmp_path: Path) -> None:
     nodes.reset({LOW.resource: 2, HIGH.resource: 0})
     there, here = members(tmp_path / "there", None), members(tmp_path / "here", None)
-    with beside(lambda emit: train_all(there, RunPaths(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
+    with beside(lambda emit: train_all(there, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
         until(lambda: of(events, "round"), 90)
         nodes.kill(of(events, "unit_started", NAMES[0])[-1].data["node_id"])
         nodes.add(LOW.resource)
         trained = training.result(180)
-    LocalBackend().train_all(here, RunPaths(LOW, 1, 0), tmp_path, lambda _: None)
+    LocalBackend().train_all(here, Placement(LOW, 1, 0), tmp_path, lambda _: None)
     assert [event.data["members"] for event in of(events, "round")] == [NAMES] * len(AT)
     assert {event.data["kind"] for event in of(events, "worker_restarted")} == {"preempted"}
     assert all(each.result.finished for each in trained)
@@ -69,7 +69,7 @@ def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(
 def test_a_member_that_is_away_is_late_for_one_round_and_joins_the_next(nodes: SpotNodes, tmp_path: Path) -> None:
     nodes.reset({LOW.resource: 2, HIGH.resource: 0})
     jobs = members(tmp_path, PATIENCE)
-    with beside(lambda emit: train_all(jobs, RunPaths(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
+    with beside(lambda emit: train_all(jobs, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
         until(lambda: of(events, "progress", NAMES[0]), 60)
         nodes.kill(of(events, "unit_started", NAMES[0])[-1].data["node_id"])
         until(lambda: of(events, "round"), 3 * PATIENCE)

@@ -359,7 +359,7 @@ def test_policies_come_from_a_file(fake, tmp_path):
     assert "$10" in ran("policies", "apply", file)
     assert fake.sent == {"default": {"dollars_per_month": 10.0}, "owners": {"ann": {"dollars_per_month": None}}}
     for text, words in (
-        ("default: [", "is not YAML"), ("- 1", "must hold the sections"), ("owner: {}", "no such setting"),
+        ("default: [", "is not YAML"), ("- 1", "must contain the sections"), ("owner: {}", "no such setting"),
         ("default: {dollars_per_month: .inf}", "default.dollars_per_month: inf")):
         file.write_text(text)
         assert words in mistake("policies", "apply", file)

@@ -111,7 +111,7 @@ def test_none_is_made_where_there_are_tokens(database: Database, tmp_path: Path)
     "", "\n", "MY_ADMIN_TOKEN", "two words of more than thirty-two characters", "x" * 257, "\0" * 40, "é" * 40])
 def test_what_is_no_token_is_refused(database: Database, tmp_path: Path, text: str) -> None:
     (tmp_path / "token").write_text(text)
-    with pytest.raises(ConfigError, match=r"^--admin-token-file: '.*token': holds no token: 32 to 256 visible characters"):
+    with pytest.raises(ConfigError, match=r"^--admin-token-file: '.*token': contains no token: write 32 to 256 visible characters"):
         first_token(database, tmp_path / "token")
     assert not entered(database)
 
