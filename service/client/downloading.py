@@ -1,201 +1,192 @@
-"""Dialogues that bring files: a run's model as one archive, and single files that go on where they were cut off."""
+"""Downloads: a run's model as one archive, and single files. Both resume where the connection was lost."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 import httpx
 
 from moedisco_ray.core.errors import RunDirError, UserError
-from service.client import run_calls
-from service.client.asking import after_refusal, ask, away, next_pause
-from service.client.calls import Answer, Dialogue, Send, Sink
-from service.client.errors import DownloadError
-from service.client.patience import Attempts, Patience
+from service.client.errors import DownloadError, problem_in
+from service.client.http import Connection, Request
 from service.client.unpacking import Unpacker, below, unwritable
-from service.schemas import Artifact
+from service.schemas import Artifact, ArtifactPage
 
 Progress = Callable[[int, int], None]
-"""Told the bytes that are there and the bytes there will be."""
+"""Called with the bytes that have arrived and the bytes expected in all; for `Client`, in the client's own thread."""
 
-MODEL = "model"
-"""Where a run directory holds its model."""
-
-
-def no_progress(there: int, total: int) -> None:
-    """Tell nobody."""
+_MODEL = "model"
+"""Directory of the model in a run directory."""
+_PARTIAL, _RANGE_REFUSED = 206, 416
 
 
-def download(run_id: str, directory: Path, progress: Progress, patience: Patience, url: str) -> Dialogue[Path]:
-    """Bring a run's model into a new directory, which appears when it is whole.
+def no_progress(done: int, total: int) -> None:
+    """Ignore progress."""
 
-    It comes as one archive, which is resumed where the connection was cut. What has come is kept next to the directory meanwhile:
-    the same download brings what is missing later, file by file.
+
+async def download(connection: Connection, run_id: str, run_path: str, directory: Path, progress: Progress) -> Path:
+    """Download a run's model into a new directory, which appears when it is complete.
+
+    The model comes as one archive. Unfinished downloads stay in a hidden directory next to `directory`; the same call later
+    downloads what is missing, file by file.
 
     Args:
+        connection: The service.
         run_id: The run.
-        directory: Must be absent or empty.
-        progress: Told now and then how far it is.
-        patience: How long the service may be away.
-        url: The service's, for messages.
+        run_path: The run's path at the service.
+        directory: The new directory; must be absent or empty.
+        progress: Receives the bytes done and in all.
 
     Raises:
-        RunDirError: The directory holds something.
+        RunDirError: The directory is not empty.
         UserError: The run has no model yet.
-        DownloadError: What came cannot be kept.
+        DownloadError: The download is unsafe or damaged, or cannot be written.
     """
     directory = directory.absolute()
     _check_absent(directory)
-    listed = yield from ask(run_calls.artifacts(run_id), patience, url)
-    files = [artifact for artifact in listed if artifact.path.startswith(f"{MODEL}/")]
+    listed = await connection.ask(ArtifactPage, Request("GET", f"{run_path}/artifacts"))
+    files = [artifact for artifact in listed.items if artifact.path.startswith(f"{_MODEL}/")]
     if not files:
-        raise UserError("RUN", run_id, "has no model yet; it is there when the run has succeeded")
+        raise UserError("RUN", run_id, "has no model yet; wait until the run has succeeded")
     total = sum(file.bytes for file in files)
     draft = directory.with_name(f".{directory.name}.{run_id}.part")
-    begun = draft.exists()
-    with _told_of_the_disk(draft):
+    is_new = not draft.exists()
+    with _disk_errors(draft):
         draft.mkdir(parents=True, exist_ok=True)
     try:
-        if not begun:
-            yield from _unpack(run_id, draft, lambda there: progress(there, total), patience, url)
+        if is_new:
+            await _unpack(connection, f"{run_path}/model.tar", draft, lambda done: progress(done, total))
         done = 0
         for file in files:
-            yield from _complete(run_id, file, draft, _shifted(progress, done, total), patience, url)
+            await _complete(connection, f"{run_path}/artifacts/{quote(file.path)}", file, draft, _shifted(progress, done, total))
             done += file.bytes
     except DownloadError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    with _told_of_the_disk(directory):
+    with _disk_errors(directory):
         draft.replace(directory)
     return directory
 
 
-def fetch(run_id: str, path: str, target: Path, progress: Progress, patience: Patience, url: str) -> Dialogue[Path]:
-    """Bring one file of the run directory; `target` is replaced when all of it has come.
+async def fetch(connection: Connection, path: str, target: Path, progress: Progress) -> Path:
+    """Download one file; `target` is replaced when the file is complete.
 
     Args:
-        run_id: The run.
-        path: In the run directory.
+        connection: The service.
+        path: The file's path at the service.
         target: The file to write.
-        progress: Told now and then how far it is.
-        patience: How long the service may be away.
-        url: The service's, for messages.
+        progress: Receives the bytes done and in all.
 
     Raises:
-        DownloadError: The disk does not take it.
+        DownloadError: The file cannot be written.
     """
     draft = target.with_name(f".{target.name}.part")
-    with _told_of_the_disk(target):
+    with _disk_errors(target):
         try:
             with draft.open("wb") as file:
-                yield from _receive(run_id, path, file, progress, patience, url)
+                await _receive(connection, path, file, progress)
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
     return target
 
 
-def _unpack(run_id: str, draft: Path, received: Callable[[int], None], patience: Patience, url: str) -> Dialogue[None]:
-    attempts, pause = Attempts(patience), 0.0
+async def _unpack(connection: Connection, path: str, draft: Path, received: Callable[[int], None]) -> None:
     unpacker = Unpacker(draft, received)
     taken, version = 0, None
 
-    def body(head: Answer) -> Sink:
+    async def read(response: httpx.Response) -> AsyncGenerator[bytes]:
         nonlocal unpacker, taken, version
-        if taken and head.status != 206:    # from its beginning: it is another one by now
+        if taken and response.status_code != _PARTIAL:      # the archive has changed: start again
             unpacker.close()
-            with _told_of_the_disk(draft):
+            with _disk_errors(draft):
                 shutil.rmtree(draft)
                 draft.mkdir()
             unpacker, taken = Unpacker(draft, received), 0
-        version = head.headers.get("etag")
-
-        def take(chunk: bytes) -> None:
-            nonlocal taken
-            unpacker.take(chunk)
-            taken += len(chunk)
-            attempts.went_well()
-
-        return take
+        version = response.headers.get("etag")
+        async for chunk in response.aiter_bytes():
+            yield chunk
 
     try:
-        while True:
-            try:
-                answer = yield Send(run_calls.model_archive(run_id, taken, version), pause, body)
-            except httpx.TransportError as error:
-                pause = next_pause(attempts, away(url, error))
-                continue
-            if answer.status in {200, 206} or unpacker.complete:
-                return
-            pause = after_refusal(attempts, answer)
+        async with contextlib.aclosing(connection.stream(lambda: _rest(path, taken if version else 0, version), read)) as chunks:
+            async for chunk in chunks:
+                unpacker.take(chunk)
+                taken += len(chunk)
+                if unpacker.complete:
+                    return
     finally:
         unpacker.close()
 
 
-def _complete(run_id: str, wanted: Artifact, draft: Path, progress: Progress, patience: Patience, url: str) -> Dialogue[None]:
-    path = below(draft, wanted.path)
-    with _told_of_the_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+async def _complete(connection: Connection, path: str, wanted: Artifact, draft: Path, progress: Progress) -> None:
+    """Download what is missing of one file of the model."""
+    target = below(draft, wanted.path)
+    with _disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("ab") as file:
             if file.tell() > wanted.bytes:
                 file.truncate(0)
             if file.tell() < wanted.bytes:
-                yield from _receive(run_id, wanted.path, file, progress, patience, url)
+                await _receive(connection, path, file, progress)
             size = file.tell()
     if size != wanted.bytes:
-        raise DownloadError(f"{wanted.path} has {size} bytes where the service said {wanted.bytes}")
+        raise DownloadError(f"{wanted.path} has {size} bytes; the service announced {wanted.bytes}")
 
 
-def _receive(run_id: str, path: str, file: BinaryIO, progress: Progress, patience: Patience, url: str) -> Dialogue[None]:
-    attempts, pause = Attempts(patience), 0.0
+async def _receive(connection: Connection, path: str, file: BinaryIO, progress: Progress) -> None:
     version: str | None = None
+    total = 0
 
-    def received(head: Answer) -> Sink:
-        nonlocal version
-        version = head.headers.get("etag")
-        if head.status != 206:  # the whole file: it is another one by now, or this is the first time
+    async def read(response: httpx.Response) -> AsyncGenerator[bytes]:
+        nonlocal version, total
+        if response.status_code == _RANGE_REFUSED:
+            if response.headers.get("content-range") == f"bytes */{file.tell()}":
+                return      # the connection was lost after the last byte
+            await response.aread()
+            raise problem_in(response)
+        version = response.headers.get("etag")
+        if response.status_code != _PARTIAL:    # the whole file: the first request, or the file has changed
             file.seek(0)
             file.truncate()
-        total = file.tell() + int(head.headers.get("content-length", "0"))
+        total = file.tell() + int(response.headers.get("content-length", "0"))
+        async for chunk in response.aiter_bytes():
+            yield chunk
 
-        def take(chunk: bytes) -> None:
-            with _told_of_the_disk(Path(file.name)):
+    async with contextlib.aclosing(connection.stream(lambda: _rest(path, file.tell(), version), read)) as chunks:
+        async for chunk in chunks:
+            with _disk_errors(Path(file.name)):
                 file.write(chunk)
-            attempts.went_well()
             progress(file.tell(), total)
 
-        return take
 
-    while True:
-        try:
-            answer = yield Send(run_calls.artifact(run_id, path, file.tell(), version), pause, received)
-        except httpx.TransportError as error:
-            pause = next_pause(attempts, away(url, error))
-            continue
-        if answer.status in {200, 206}:
-            return
-        if answer.status == 416 and answer.headers.get("content-range") == f"bytes */{file.tell()}":
-            return  # the connection was cut behind the last byte
-        pause = after_refusal(attempts, answer)
+def _rest(path: str, start: int, version: str | None) -> Request:
+    """Request for a file from byte `start` on, if the file still has this version (ETag)."""
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if version is not None:
+            headers["If-Range"] = version
+    return Request("GET", path, headers=headers, expected=frozenset({_RANGE_REFUSED}))
 
 
 def _check_absent(directory: Path) -> None:
     if directory.is_dir() and not any(directory.iterdir()):
         return
     if directory.exists() or directory.is_symlink():
-        raise RunDirError("DIR", str(directory), "is there already; choose another, or remove it")
+        raise RunDirError("DIR", str(directory), "exists already; choose another, or remove it")
 
 
 def _shifted(progress: Progress, done: int, total: int) -> Progress:
-    return lambda there, _: progress(done + there, total)
+    return lambda received, _: progress(done + received, total)
 
 
 @contextlib.contextmanager
-def _told_of_the_disk(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

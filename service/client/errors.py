@@ -1,32 +1,36 @@
-"""What goes wrong between a program and the service.
+"""Errors that the clients raise.
 
 MoeDiscoError
-├── ServiceAway          nobody answers at the address, or no longer
-├── ServiceProblem       it answers with a problem document
-│   └── RequestRefused   because of what was asked: also a UserError
-└── DownloadError        what came is not what can be kept
+├── ServiceAway          the service cannot be reached, or the connection was lost
+├── ServiceProblem       the service answered with an error
+│   └── RequestRefused   because of the request (HTTP 4xx): also a UserError
+└── DownloadError        a download is damaged, unsafe, or cannot be written
 """
 # ruff: noqa: N818 - named for what happened, not for being errors
 
 from __future__ import annotations
 
+import email.utils
+import time
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
+import httpx
 from pydantic import ValidationError
 
 from moedisco_ray.core.errors import MoeDiscoError, UserError
-from service.client.calls import Answer
 from service.schemas import Problem
 
-_LONGEST_DETAIL = 300
+_DETAIL_CHARACTERS = 300
+"""Length to which a foreign answer, such as a proxy's page, is quoted in an error."""
 
 
 class ServiceAway(MoeDiscoError):
-    """The service cannot be reached, or stayed silent for longer than patience lasts.
+    """The service cannot be reached, or the connection was lost, for longer than the retry policy allows.
 
     Args:
-        url: Its address.
-        reason: What the connection died of.
+        url: The service's URL.
+        reason: The failure of the connection.
     """
 
     def __init__(self, url: str, reason: str) -> None:
@@ -41,15 +45,17 @@ class ServiceAway(MoeDiscoError):
 
 
 class ServiceProblem(MoeDiscoError):
-    """The service answered, and not with what was asked for.
+    """The service answered with an error.
 
     Args:
-        problem: Its own account.
+        problem: The problem document of the answer.
+        retry_after: Time after which the service asks to be tried again (s); None: it does not ask.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        Exception.__init__(self, problem)
+    def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
+        Exception.__init__(self, problem, retry_after)
         self.problem = problem
+        self.retry_after = retry_after
 
     @property
     def status(self) -> int:
@@ -65,30 +71,47 @@ class ServiceProblem(MoeDiscoError):
 
 
 class RequestRefused(ServiceProblem, UserError):
-    """What was asked cannot be done; asking differently can help.
+    """The service refuses the request; a different request can succeed.
 
     `field` and `remedy` are those of the first mistake; `field` is empty where the service names none.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        ServiceProblem.__init__(self, problem)
+    def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
+        ServiceProblem.__init__(self, problem, retry_after)
         self.field = problem.errors[0].field if problem.errors else ""
         self.value = None
         self.remedy = problem.errors[0].message if problem.errors else problem.detail
 
 
 class DownloadError(MoeDiscoError):
-    """An archive that must not be unpacked, a file of another size than was said, or a disk that is full."""
+    """A download is damaged, would write outside its directory, or cannot be written to the disk."""
 
 
-def problem_in(answer: Answer) -> ServiceProblem:
-    """The error that an answer tells of, whether or not it holds a problem document."""
+def problem_in(response: httpx.Response) -> ServiceProblem:
+    """The error that an unsuccessful response stands for.
+
+    Args:
+        response: A response with its body read; the body need not be a problem document.
+    """
+    status = response.status_code
     try:
-        problem = Problem.model_validate_json(answer.body, extra="ignore")
+        problem = Problem.model_validate_json(response.content, extra="ignore")
     except ValidationError:  # a proxy's page, or another program at this address
-        text = " ".join(answer.body.decode(errors="replace").split())[:_LONGEST_DETAIL]
-        title = HTTPStatus(answer.status).phrase if answer.status in set(HTTPStatus) else "Unknown answer"
-        problem = Problem(
-            type="about:blank", title=title, status=answer.status, detail=f"HTTP {answer.status} {title}: {text}".rstrip(": "))
-    asked_wrongly = 400 <= answer.status < 500 and answer.status != HTTPStatus.TOO_MANY_REQUESTS
-    return RequestRefused(problem) if asked_wrongly else ServiceProblem(problem)
+        text = " ".join(response.content.decode(errors="replace").split())[:_DETAIL_CHARACTERS]
+        title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown status"
+        problem = Problem(type="about:blank", title=title, status=status, detail=f"HTTP {status} {title}: {text}".rstrip(": "))
+    is_refusal = response.is_client_error and status != HTTPStatus.TOO_MANY_REQUESTS
+    return (RequestRefused if is_refusal else ServiceProblem)(problem, retry_after(response.headers))
+
+
+def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
+    """Seconds that a `Retry-After` header asks for, as a number or as a date; None: no readable header."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now())
+    except ValueError:
+        return None

@@ -59,7 +59,7 @@ def create_token(
         with connected() as client:
             made = client.create_token(name, owner, [scope], valid)
     else:
-        from service import bootstrap  # noqa: PLC0415 - the database's libraries cost time that `--help` need not
+        from service import bootstrap
         url = bootstrap.database_url(state_dir, database_url)
         made = bootstrap.create_token(url, name, owner, scope, valid)
         remark(f"made in {bootstrap.without_password(url)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -32,19 +31,22 @@ _MOST_NAMED = 5
 
 
 @contextlib.contextmanager
-def connected(*, staying: bool = False) -> Iterator[Client]:
-    """A client of the service that the environment, or the file of `moedisco serve`, names.
+def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
+    """A client of the service that the environment, or the address saved by `moedisco serve`, names.
 
-    A service at another address than the default one is named on standard error, since several may run on one machine.
+    Several services may run on one machine, so one that is not at the default address is named on standard error.
 
     Args:
-        staying: The command goes on for long and outlives a restart of the service; else somebody waits for its answer.
+        outlasts_restarts: The command runs for long and waits while the service restarts; else a person waits for its answer.
     """
-    # Late: what speaks HTTP costs time that `--help` and a mistake should not.
-    library = importlib.import_module("service.client")
-    with library.Client(patience=library.Patience() if staying else library.Patience(seconds=BRIEF_SECONDS)) as client:
+    import stamina
+
+    from service.client import URL_VARIABLE, Client, RetryPolicy
+
+    stamina.instrumentation.set_on_retry_hooks(())      # commands do not log repeated requests
+    with Client(retry=RetryPolicy() if outlasts_restarts else RetryPolicy(seconds=BRIEF_SECONDS)) as client:
         if client.url != DEFAULT_URL:
-            chosen = library.URL_VARIABLE if os.environ.get(library.URL_VARIABLE) else "started last by this user"
+            chosen = URL_VARIABLE if os.environ.get(URL_VARIABLE) else "started last by this user"
             remark(f"the service at {client.url} ({chosen})")
         yield client
 

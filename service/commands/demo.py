@@ -38,7 +38,7 @@ def demo(
     state_dir = directory / "service"
     token_file = state_dir.resolve() / "admin-token"
     address = start_apart(state_dir, ["--port=0", f"--output-root={directory.resolve()}", f"--admin-token-file={token_file}"])
-    with connected(staying=True) as client:
+    with connected(outlasts_restarts=True) as client:
         run = client.submit(config)
         look_on(client, run.id, as_json=False)
         model = client.download(run.id, directory / f"model-{run.id}")

@@ -97,7 +97,8 @@ def download(
     """Bring a finished run's model here. Interrupted, the same command goes on where it was."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     shown = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-    with leaving("what has come is kept; the same command goes on from there"), connected(staying=True) as client, shown as bar:
+    kept = "the part that has arrived is kept; the same command continues from there"
+    with leaving(kept), connected(outlasts_restarts=True) as client, shown as bar:
         found = client.run(find_run(client, run))
         task = bar.add_task(found.name, total=None)
         target = client.download(

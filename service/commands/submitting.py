@@ -39,7 +39,7 @@ def submit(
 ) -> None:
     """Hand a run to the service, which queues it and sees it through."""
     asked = _located(config, [*(overrides or ()), *([f"name={name}"] if name is not None else [])])
-    with connected(staying=watch) as client:
+    with connected(outlasts_restarts=watch) as client:
         _tell(client, client.submit(asked, priority=priority, budget_dollars=budget), watch, as_json)
 
 
@@ -65,7 +65,7 @@ def retry(
 ) -> None:
     """Make a new run of an old one's configuration, with some settings changed."""
     changes = dict(_change(override) for override in overrides or ())
-    with connected(staying=watch) as client:
+    with connected(outlasts_restarts=watch) as client:
         made = client.retry(find_run(client, run), changes, priority=priority, budget_dollars=budget)
         _tell(client, made, watch, as_json)
 

@@ -27,7 +27,7 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=RUNS_PANEL)
 def watch(run: RunName, as_json: AsJson = False) -> None:
     """Show a run as it goes on, from its beginning. Ctrl-C stops watching, not the run."""
-    with connected(staying=True) as client:
+    with connected(outlasts_restarts=True) as client:
         look_on(client, find_run(client, run), as_json)
 
 
@@ -41,7 +41,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print a log of a run's driver or of a unit's worker."""
-    with connected(staying=follow) as client:
+    with connected(outlasts_restarts=follow) as client:
         run_id = find_run(client, run)
         if which:
             found = client.logs(run_id)

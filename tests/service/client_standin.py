@@ -1,16 +1,15 @@
-"""Both clients against a service that is a function, with connections that break where a test says."""
+"""A client against a service that is a function, with connections that break where a test says."""
 
-import asyncio
 import dataclasses
 import json
 
 import httpx
 
 from moedisco_ray.core.bill import Line, make_bill
-from service.client import AsyncClient, Client, Patience
+from service.client import Client, RetryPolicy
 
 URL = "http://service.test:8300"
-PROMPT = Patience(seconds=30.0, first=0.0, longest=0.0)
+PROMPT = RetryPolicy(seconds=30.0, first_wait=0.0, longest_wait=0.0)
 """Does not wait between attempts."""
 
 
@@ -31,45 +30,27 @@ RUN = {
 }
 
 
-class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+class Body(httpx.AsyncByteStream):
     """Chunks, then the end or a broken connection."""
 
     def __init__(self, chunks, broken=False):
         self.chunks, self.broken = chunks, broken
 
-    def __iter__(self):
-        yield from self.chunks
+    async def __aiter__(self):
+        for chunk in self.chunks:
+            yield chunk
         if self.broken:
             raise httpx.ReadError("connection reset")
 
-    async def __aiter__(self):
-        for chunk in self:
-            yield chunk
+
+def event_stream(chunks, broken=False):
+    """An answer with server-sent events."""
+    return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=Body(chunks, broken))
 
 
-class Blocking:
-    """An `AsyncClient` that is called like a `Client`, so that one test holds for both."""
-
-    def __init__(self, client):
-        self.client = client
-
-    def __getattr__(self, name):
-        def call(*arguments, **named):
-            result = getattr(self.client, name)(*arguments, **named)
-            return asyncio.run(_collect(result) if hasattr(result, "__aiter__") else result)
-        return call
-
-
-async def _collect(items):
-    return [item async for item in items]
-
-
-def make(kind, service, patience=PROMPT, token="mdk_test"):
-    """A client (`sync` or `async`) of a service given as a function from a request to a response."""
-    transport = httpx.MockTransport(service)
-    if kind == "sync":
-        return Client(URL, token, patience=patience, transport=transport)
-    return Blocking(AsyncClient(URL, token, patience=patience, transport=transport))
+def make(service, retry=PROMPT):
+    """A client of a service given as a function from a request to a response."""
+    return Client(URL, "mdk_test", retry=retry, transport=httpx.MockTransport(service))
 
 
 def problem(status, detail="", errors=(), headers=None):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from service.client import Client, Patience
+from service.client import Client, RetryPolicy
 from service.ray_side.local import LocalRay
 
 START_SECONDS = 150
@@ -81,7 +81,7 @@ class RealService:
     def client(self) -> Client:
         """With the first token."""
         address = json.loads((self.home / "config" / "moedisco" / "service.json").read_text())
-        return Client(address["url"], address["token"], patience=Patience(seconds=120))
+        return Client(address["url"], address["token"], retry=RetryPolicy(seconds=120))
 
     def drivers(self, run_id: str) -> list[psutil.Process]:
         """The processes that drive a run."""

@@ -7,9 +7,9 @@ import time
 from moedisco_ray.core.events import Event
 from service.api.app import create_app
 from service.api.server import Server
-from service.client import Client, Patience
+from service.client import Client, RetryPolicy
 
-PATIENCE = Patience(seconds=30, first=0.02, longest=0.2)
+RETRY = RetryPolicy(seconds=30, first_wait=0.02, longest_wait=0.2)
 
 
 class Running:
@@ -37,8 +37,8 @@ class Running:
             self.thread.join()
             self.server = None
 
-    def client(self, who="ann", patience=PATIENCE):
-        return Client(self.url, self.made.plain.get(who, who), patience=patience)
+    def client(self, who="ann", retry=RETRY):
+        return Client(self.url, self.made.plain.get(who, who), retry=retry)
 
     def report(self, run_id, first, count):
         self.made.report(run_id, *(Event("progress", "submodels", "submodel-0", {

@@ -3,15 +3,17 @@ import io
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
 import tarfile
+import threading
 import types
 
 import httpx
 import pytest
-from client_standin import RUN, URL, Body, problem
+from client_standin import RUN, URL, Body, event_stream, problem
 from run_example import report
 from typer.testing import CliRunner
 
@@ -103,7 +105,7 @@ class Fake:
 
     def events(self):
         text = "".join(f"id: {n}\nevent: {e['type']}\ndata: {json.dumps(e)}\n\n" for n, e in enumerate(EVENTS))
-        return httpx.Response(200, stream=Body([text.encode(), b"event: end\ndata: {}\n\n"]))
+        return event_stream([text.encode(), b"event: end\ndata: {}\n\n"])
 
     def model(self, path):
         if path.endswith("/artifacts"):
@@ -280,7 +282,8 @@ def test_watch_of_a_run_that_does_not_succeed(fake, state, reason, line):
 
 def test_ctrl_c_ends_watching_and_not_the_run(fake):
     def interrupted():
-        raise KeyboardInterrupt
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return event_stream([])
 
     fake.events = interrupted
     assert mistake("watch", "demo", code=130) == f"moedisco: the run goes on: moedisco watch {ID}"
@@ -313,7 +316,7 @@ def test_cancel_resume_retry_delete(fake):
 def test_download(fake, config, tmp_path):
     assert ran("download", "demo") == f"The model is in {tmp_path / 'demo'}\n"
     assert (tmp_path / "demo" / "config.json").read_text() == "{}"
-    assert "is there already" in mistake("download", "demo")
+    assert "exists already" in mistake("download", "demo")
     assert json.loads(ran("download", "demo", "other", "--json")) == {"directory": str(tmp_path / "other")}
 
 

@@ -6,8 +6,6 @@ import stat
 import httpx
 import pytest
 from client_standin import PROMPT, RUN, URL, Script, make, problem
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from moedisco_ray.core.config import check_config
 from moedisco_ray.core.errors import MoeDiscoError, UserError
@@ -15,8 +13,8 @@ from service.client import (
     Address,
     AsyncClient,
     Client,
-    Patience,
     RequestRefused,
+    RetryPolicy,
     ServiceAway,
     ServiceProblem,
     address_file,
@@ -24,29 +22,28 @@ from service.client import (
     load_address,
     save_address,
 )
-from service.client.patience import Attempts, retry_after
+from service.client.errors import retry_after
 from service.domain.states import RunState
 
 AWAY = httpx.ConnectError("connection refused")
 CONFIG = {"name": "demo", "corpus": {"sources": [{"path": "embedded"}]}}
 
 
-@pytest.fixture(params=["sync", "async"])
-def kind(request):
-    return request.param
-
-
 def test_both_clients_have_the_same_methods():
-    def signatures(client):
+    def public(client):
         return {
-            name: [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
-            for name, method in vars(client).items() if not name.startswith("_")}
-    assert signatures(Client) == signatures(AsyncClient)
+            name: (inspect.signature(method), method.__doc__) for name, method in vars(client).items() if not name.startswith("_")}
+
+    blocking, asynchronous = public(Client), public(AsyncClient)
+    assert {name: found for name, found in blocking.items() if name != "close"} == {
+        name: found for name, found in asynchronous.items() if name != "close"}
+    assert "close" in blocking
+    assert not any(inspect.iscoroutinefunction(getattr(Client, name)) for name in blocking)
 
 
-def test_a_run_is_submitted_with_what_was_set_and_a_key(kind):
+def test_a_run_is_submitted_with_what_was_set_and_a_key():
     service = Script([RUN])
-    run = make(kind, service).submit(check_config(CONFIG), priority=3, budget_dollars=2.5)
+    run = make(service).submit(check_config(CONFIG), priority=3, budget_dollars=2.5)
     assert (run.id, run.state) == (RUN["id"], RunState.RUNNING)
     request, = service.requests
     assert json.loads(request.content) == {"config": CONFIG, "priority": 3, "budget_dollars": 2.5}
@@ -54,9 +51,9 @@ def test_a_run_is_submitted_with_what_was_set_and_a_key(kind):
     assert len(request.headers["idempotency-key"]) == 32
 
 
-def test_a_submission_is_repeated_with_the_same_key(kind):
+def test_a_submission_is_repeated_with_the_same_key():
     service = Script([AWAY, problem(503), httpx.ReadError("cut"), RUN])
-    client = make(kind, service)
+    client = make(service)
     assert client.submit(CONFIG).id == RUN["id"]
     assert len({request.headers["idempotency-key"] for request in service.requests}) == 1
     assert len(service.requests) == 4
@@ -64,17 +61,17 @@ def test_a_submission_is_repeated_with_the_same_key(kind):
     assert service.requests[-1].headers["idempotency-key"] != service.requests[0].headers["idempotency-key"]
 
 
-def test_a_retry_is_repeated_with_its_key(kind):
+def test_a_retry_is_repeated_with_its_key():
     service = Script([AWAY, RUN])
-    make(kind, service).retry("x", {"seed": 1}, budget_dollars=2)
+    make(service).retry("x", {"seed": 1}, budget_dollars=2)
     assert len({request.headers["idempotency-key"] for request in service.requests}) == 1
     assert json.loads(service.requests[1].content) == {"changes": {"seed": 1}, "budget_dollars": 2}
 
 
 @pytest.mark.parametrize("failure", [AWAY, problem(429), problem(502), problem(503), problem(504)])
-def test_reading_is_repeated(kind, failure):
+def test_reading_is_repeated(failure):
     service = Script([failure, failure, RUN])
-    assert make(kind, service).run("x").name == "demo"
+    assert make(service).run("x").name == "demo"
     assert len(service.requests) == 3
 
 
@@ -84,101 +81,97 @@ def test_reading_is_repeated(kind, failure):
     lambda client: client.create_token("n", "o", ["read"]),
     lambda client: client.change("x", priority=1), lambda client: client.delete_policy("ann"),
 ])
-def test_what_is_not_safe_is_sent_once(kind, failure, call):
+def test_what_is_not_safe_is_sent_once(failure, call):
     service = Script([failure])
     with pytest.raises((ServiceAway, ServiceProblem)):
-        call(make(kind, service))
+        call(make(service))
     assert len(service.requests) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 500])
-def test_what_will_not_pass_is_not_repeated(kind, status):
+def test_what_will_not_pass_is_not_repeated(status):
     service = Script([problem(status, "no")])
     with pytest.raises(ServiceProblem, match="no") as caught:
-        make(kind, service).run("x")
+        make(service).run("x")
     assert caught.value.status == status
     assert isinstance(caught.value, UserError) == (status < 500)
     assert len(service.requests) == 1
 
 
-def test_patience_ends_with_the_address_and_the_remedy(kind):
+def test_retries_end_with_the_address_and_the_remedy():
     service = Script([AWAY])
     with pytest.raises(ServiceAway) as caught:
-        make(kind, service, Patience(seconds=0.05, first=0.01)).pools()
+        make(service, RetryPolicy(seconds=0.05, first_wait=0.01)).pools()
     assert len(service.requests) > 1
     assert str(caught.value) == (
         f"no service answers at {URL} (connection refused); start one with `moedisco serve`, or set MOEDISCO_URL to where it runs")
 
 
-def test_a_wait_longer_than_patience_is_not_waited_for(kind):
+def test_a_wait_longer_than_the_retry_policy_is_not_waited_for():
     service = Script([problem(429, "too many", headers={"Retry-After": "3600"})])
     with pytest.raises(ServiceProblem, match="too many"):
-        make(kind, service).run("x")
+        make(service).run("x")
     assert len(service.requests) == 1
 
 
-def test_mistakes_are_told_as_the_command_line_tells_them(kind):
+def test_mistakes_are_told_as_the_command_line_tells_them():
     service = Script([problem(422, "2 mistakes", [("config.tokens.total", "must be above 0"), ("priority", "is\nlow")])])
     with pytest.raises(RequestRefused) as caught:
-        make(kind, service).submit(CONFIG)
+        make(service).submit(CONFIG)
     assert str(caught.value) == "tokens.total: must be above 0; priority: is low"
     assert (caught.value.field, caught.value.remedy) == ("config.tokens.total", "must be above 0")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_a_refused_token_names_the_remedy(kind):
+def test_a_refused_token_names_the_remedy():
     with pytest.raises(RequestRefused, match="token expired; set MOEDISCO_TOKEN to a valid token"):
-        make(kind, Script([problem(401, "token expired")])).identity()
+        make(Script([problem(401, "token expired")])).identity()
 
 
-def test_another_program_at_the_address(kind):
+def test_another_program_at_the_address():
     with pytest.raises(ServiceProblem, match="HTTP 404 Not Found: <h1>nginx</h1>"):
-        make(kind, Script([httpx.Response(404, text="<h1>nginx</h1>")])).identity()
+        make(Script([httpx.Response(404, text="<h1>nginx</h1>")])).identity()
     with pytest.raises(ServiceProblem, match="is MOEDISCO_URL that of a MoeDisco service"):
-        make(kind, Script([httpx.Response(200, text="<h1>hello</h1>")])).identity()
+        make(Script([httpx.Response(200, text="<h1>hello</h1>")])).identity()
     with pytest.raises(ServiceProblem, match="HTTP 302 Found"):
-        make(kind, Script([httpx.Response(302)])).identity()
+        make(Script([httpx.Response(302)])).identity()
 
 
-def test_what_a_newer_service_adds_is_passed_over(kind):
+def test_what_a_newer_service_adds_is_passed_over():
     money = RUN["money"] | {"carbon": 3}
-    assert make(kind, Script([RUN | {"novelty": 1, "money": money}])).run("x").money.dollars == 0.5
+    assert make(Script([RUN | {"novelty": 1, "money": money}])).run("x").money.dollars == 0.5
 
 
-def test_pages_are_asked_for_until_the_last(kind):
+def test_pages_are_asked_for_until_the_last():
     run = {key: value for key, value in RUN.items() if key != "config"}
     service = Script([
         {"items": [run, run | {"name": "b"}], "next_cursor": "c1"}, problem(503),
         {"items": [run | {"name": "c"}], "next_cursor": None}])
-    client = make(kind, service)
+    client = make(service)
     found = client.runs(states=[RunState.RUNNING, RunState.QUEUED], tags={"team": "a:b"}, page_size=2)
     assert [run.name for run in found] == ["demo", "b", "c"]
     assert service.requests[0].url.query == b"state=running&state=queued&tag=team%3Aa%3Ab&limit=2"
     assert service.requests[2].url.params["cursor"] == "c1"
 
 
-def test_names_are_quoted(kind):
+def test_names_are_quoted():
     service = Script([httpx.Response(200, text="x")])
-    make(kind, service).log("a/b?", "../driver", tail=3)
+    make(service).log("a/b?", "../driver", tail=3)
     assert service.requests[0].url.raw_path == b"/v1/runs/a%2Fb%3F/logs/..%2Fdriver?tail=3&follow=false"
 
 
-@settings(deadline=None)
-@given(st.integers(0, 40), st.floats(0, 1))
-def test_pauses_grow_to_the_longest_and_patience_ends(failures, jitter):
-    now = 0.0
-    attempts = Attempts(Patience(seconds=100, first=0.25, longest=10), clock=lambda: now, jitter=lambda: jitter)
-    for number in range(failures):
-        pause = attempts.pause()
-        if pause is None:
-            assert now >= 100
-            return
-        assert pause <= min(10, 0.25 * 2**number)
-        assert pause >= min(min(10, 0.25 * 2**number) / 2, 100 - now)
-        now += pause
-    attempts.went_well()
-    now += 1000
-    assert attempts.pause() is not None
+def test_a_service_that_asks_for_a_wait_is_given_it(monkeypatch):
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr("stamina._core._smart_sleep", sleep)
+    busy = problem(429, headers={"Retry-After": "7"})
+    make(Script([busy, busy, problem(503), problem(503), RUN]), RetryPolicy(first_wait=0.5, longest_wait=10)).run("x")
+    assert waits[:2] == [7, 7]
+    assert 2 <= waits[2] <= 3   # the third wait of 0.5 s, doubled twice, and at most a second on top
+    assert 4 <= waits[3] <= 5
 
 
 def test_retry_after_is_read_as_seconds_and_as_a_date():
@@ -233,4 +226,4 @@ def test_what_is_no_url_is_refused(url):
 def test_every_error_is_in_the_tree():
     for error in (ServiceAway, ServiceProblem, RequestRefused):
         assert issubclass(error, MoeDiscoError)
-    assert PROMPT.longest == 0
+    assert PROMPT.longest_wait == 0

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moedisco_ray.core.errors import RunDirError, UserError
-from service.client import DownloadError, Patience, ServiceAway, ServiceProblem
+from service.client import DownloadError, RetryPolicy, ServiceAway, ServiceProblem
 from service.client.unpacking import Unpacker, below
 
-KINDS = ("sync", "async")
 FILES = {
     "config.json": b"{}", "model-00001.safetensors": bytes(range(256)) * 40, "empty": b"",
     "deep/" + "long" * 40 + "/caf\u00e9.txt": b"x" * 513}
@@ -161,11 +160,10 @@ def test_names_stay_below_the_directory(tmp_path, name):
         below(tmp_path, name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_comes_as_one_archive(tmp_path, kind):
+def test_a_model_comes_as_one_archive(tmp_path):
     service, told = Service(), []
     target = tmp_path / "out" / "model"
-    assert make(kind, service).download("x", target, lambda *progress: told.append(progress)) == target
+    assert make(service).download("x", target, lambda *progress: told.append(progress)) == target
     assert contents(target) == FILES
     assert [path for path, _ in service.asked] == ["artifacts", "model.tar"]
     total = sum(map(len, FILES.values()))
@@ -173,36 +171,32 @@ def test_a_model_comes_as_one_archive(tmp_path, kind):
     assert list(target.parent.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None)
 @given(breaks=st.lists(st.integers(0, 15_000), max_size=6), ranges=st.booleans())
-def test_a_model_is_whole_however_often_the_connection_breaks(tmp_path_factory, kind, breaks, ranges):
+def test_a_model_is_whole_however_often_the_connection_breaks(tmp_path_factory, breaks, ranges):
     target = tmp_path_factory.mktemp("broken") / "model"
-    make(kind, Service(breaks=breaks, ranges=ranges)).download("x", target)
+    make(Service(breaks=breaks, ranges=ranges)).download("x", target)
     assert contents(target) == FILES
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_archive_that_was_cut_is_resumed_where_it_was_cut(tmp_path, kind):
+def test_an_archive_that_was_cut_is_resumed_where_it_was_cut(tmp_path):
     service = Service(breaks=[700, 5000])
-    make(kind, service).download("x", tmp_path / "model")
+    make(service).download("x", tmp_path / "model")
     assert contents(tmp_path / "model") == FILES
     assert service.asked == [
         ("artifacts", None), ("model.tar", None), ("model.tar", "bytes=700-"), ("model.tar", "bytes=5700-")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_archive_that_is_another_one_by_now_is_brought_from_its_beginning(tmp_path, kind):
+def test_an_archive_that_is_another_one_by_now_is_brought_from_its_beginning(tmp_path):
     service = Service(breaks=[5000], ranges=False)
-    make(kind, service).download("x", tmp_path / "model")
+    make(service).download("x", tmp_path / "model")
     assert contents(tmp_path / "model") == FILES
     assert [path for path, _ in service.asked] == ["artifacts", "model.tar", "model.tar"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_there_is_not_brought_again(tmp_path, kind):
+def test_what_is_there_is_not_brought_again(tmp_path):
     service = Service(breaks=[6000, 0, 100, 0])
-    client = make(kind, service, Patience(seconds=0))
+    client = make(service, RetryPolicy(seconds=0))
     for _ in range(2):
         with pytest.raises(ServiceAway):
             client.download("x", tmp_path / "model")
@@ -217,54 +211,48 @@ def test_what_is_there_is_not_brought_again(tmp_path, kind):
     assert not others
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_evil_archive_leaves_nothing(tmp_path, kind):
+def test_an_evil_archive_leaves_nothing(tmp_path):
     with pytest.raises(DownloadError, match="outside the directory"):
-        make(kind, Service(tar=archive({"a": b"x", "../../evil": b"x"}))).download("x", tmp_path / "deep" / "model")
+        make(Service(tar=archive({"a": b"x", "../../evil": b"x"}))).download("x", tmp_path / "deep" / "model")
     assert not contents(tmp_path)
     assert not any((tmp_path / "deep").iterdir())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_evil_names_of_files_leave_nothing(tmp_path, kind):
+def test_evil_names_of_files_leave_nothing(tmp_path):
     with pytest.raises(DownloadError, match="outside the directory"):
-        make(kind, Service(files={"../../evil": b"x"}, breaks=[0])).download("x", tmp_path / "model")
+        make(Service(files={"../../evil": b"x"}, breaks=[0])).download("x", tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_directory_that_holds_something_is_kept(tmp_path, kind):
+def test_a_directory_that_holds_something_is_kept(tmp_path):
     (tmp_path / "mine").write_text("mine")
     for target in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(RunDirError, match="is there already"):
-            make(kind, Service()).download("x", target)
+        with pytest.raises(RunDirError, match="exists already"):
+            make(Service()).download("x", target)
     (tmp_path / "empty").mkdir()
-    make(kind, Service()).download("x", tmp_path / "empty")
+    make(Service()).download("x", tmp_path / "empty")
     assert contents(tmp_path / "empty") == FILES
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_without_a_model(tmp_path, kind):
+def test_a_run_without_a_model(tmp_path):
     with pytest.raises(UserError, match="has no model yet"):
-        make(kind, Service(files={})).download("x", tmp_path / "model")
+        make(Service(files={})).download("x", tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_disk_that_does_not_take_it(tmp_path, kind):
+def test_a_disk_that_does_not_take_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DownloadError, match="cannot be written"):
-        make(kind, Service()).download("x", tmp_path / "file" / "model")
+        make(Service()).download("x", tmp_path / "file" / "model")
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None)
 @given(breaks=st.lists(st.integers(0, 12_000), max_size=5), ranges=st.booleans())
-def test_a_file_is_whole_however_often_the_connection_breaks(tmp_path_factory, kind, breaks, ranges):
+def test_a_file_is_whole_however_often_the_connection_breaks(tmp_path_factory, breaks, ranges):
     target = tmp_path_factory.mktemp("file") / "weights"
     target.write_bytes(b"older")
     name = "model-00001.safetensors"
-    make(kind, Service(breaks=breaks, ranges=ranges)).fetch("x", f"model/{name}", target)
+    make(Service(breaks=breaks, ranges=ranges)).fetch("x", f"model/{name}", target)
     assert contents(target.parent) == {"weights": FILES[name]}
 
 
@@ -276,12 +264,12 @@ def test_a_file_that_changes_meanwhile_is_brought_anew(tmp_path):
             service.files, service.version = {"a": b"new" * 100}, '"v2"'
         return service(request)
 
-    make("sync", change, PROMPT).fetch("x", "model/a", tmp_path / "a")
+    make(change, PROMPT).fetch("x", "model/a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"new" * 100
 
 
 def test_a_file_that_cannot_be_had_leaves_the_older_one(tmp_path):
     (tmp_path / "a").write_bytes(b"older")
     with pytest.raises(ServiceProblem, match="gone"):
-        make("sync", lambda _: problem(404, "gone")).fetch("x", "a", tmp_path / "a")
+        make(lambda _: problem(404, "gone")).fetch("x", "a", tmp_path / "a")
     assert contents(tmp_path) == {"a": b"older"}

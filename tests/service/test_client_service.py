@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import api_client
 import pytest
-from running_service import PATIENCE, Running, until
+from running_service import RETRY, Running, until
 
-from service.client import AsyncClient, Patience, RequestRefused, ServiceAway
+from service.client import AsyncClient, RequestRefused, RetryPolicy, ServiceAway
 from service.domain.policies import Policies, Policy
 from service.domain.states import RunState
 
@@ -150,7 +150,7 @@ def test_what_is_safe_outlives_a_restart(running, client):
 
 def test_a_service_that_has_gone(running):
     running.stop()
-    with running.client(patience=Patience(seconds=0.05, first=0.01)) as client, pytest.raises(ServiceAway, match=running.url):
+    with running.client(retry=RetryPolicy(seconds=0.05, first_wait=0.01)) as client, pytest.raises(ServiceAway, match=running.url):
         client.pools()
 
 
@@ -192,7 +192,7 @@ def test_logs_and_files(running, client, tmp_path):
 
 def test_the_async_client_does_the_same(running, tmp_path):
     async def use():
-        async with AsyncClient(running.url, running.made.plain["ann"], patience=PATIENCE) as client:
+        async with AsyncClient(running.url, running.made.plain["ann"], retry=RETRY) as client:
             runs = await asyncio.gather(*(client.submit(CONFIG | {"name": f"demo-{n}"}) for n in range(3)))
             await asyncio.gather(*(asyncio.to_thread(running.made.start, run.id) for run in runs))
             waiting = asyncio.gather(*(client.wait(run.id) for run in runs))

@@ -1,0 +1,146 @@
+"""The client for programs that block: it runs the asynchronous client in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+
+from service.client.asynchronous import AsyncClient
+from service.client.http import DEFAULT, RetryPolicy
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _blocking(method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Client, P], T]:
+    @functools.wraps(method)
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._wait(method(self._asynchronous, *args, **kwargs))
+
+    return call
+
+
+def _iterated(
+    method: Callable[Concatenate[AsyncClient, P], AsyncGenerator[T]],
+) -> Callable[Concatenate[Client, P], Iterator[T]]:
+    @functools.wraps(method)
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        items = method(self._asynchronous, *args, **kwargs)
+
+        async def following() -> T:
+            return await anext(items)
+
+        try:
+            while True:
+                try:
+                    item = self._wait(following())
+                except StopAsyncIteration:
+                    return
+                yield item
+        except GeneratorExit:   # the caller stops early
+            if self._stop.alive:
+                self._wait(items.aclose())
+            raise
+
+    return call
+
+
+async def _until_stopped(client: AsyncClient, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    async with client:
+        stopped = asyncio.Event()
+        started.set_result((asyncio.get_running_loop(), stopped))
+        await stopped.wait()
+
+
+class Client:
+    """The service's API as blocking calls. Each raises `ServiceProblem` or `ServiceAway` when it fails.
+
+    The methods, and what is repeated after a failure, are those of `AsyncClient`.
+
+    Args:
+        url: The service's URL; None: MOEDISCO_URL, or the address that `moedisco serve` saved.
+        token: The access token; None: MOEDISCO_TOKEN, or the token that `moedisco serve` saved.
+        retry: How long failing requests are repeated.
+        transport: Transport of httpx, for tests and unusual networks.
+
+    Raises:
+        UserError: The service's URL is not known.
+    """
+
+    def __init__(
+        self, url: str | None = None, token: str | None = None, *, retry: RetryPolicy = DEFAULT,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._asynchronous = AsyncClient(url, token, retry=retry, transport=transport)
+        self.url = self._asynchronous.url
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(
+            target=asyncio.run, args=(_until_stopped(self._asynchronous, started),), daemon=True, name="moedisco-client")
+        self._thread.start()
+        self._loop, stopped = started.result()
+        # Without a wait: a client that is never closed may be collected by its own thread.
+        self._stop = weakref.finalize(self, self._loop.call_soon_threadsafe, stopped.set)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._stop()
+        self._thread.join()
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()     # Ctrl-C ends the wait, and must end the call too
+
+    submit = _blocking(AsyncClient.submit)
+    runs = _iterated(AsyncClient.runs)
+    run = _blocking(AsyncClient.run)
+    change = _blocking(AsyncClient.change)
+    delete = _blocking(AsyncClient.delete)
+    cancel = _blocking(AsyncClient.cancel)
+    resume = _blocking(AsyncClient.resume)
+    retry = _blocking(AsyncClient.retry)
+    events = _iterated(AsyncClient.events)
+    wait = _blocking(AsyncClient.wait)
+    metrics = _blocking(AsyncClient.metrics)
+    units = _blocking(AsyncClient.units)
+    trainings = _blocking(AsyncClient.trainings)
+    clusters = _blocking(AsyncClient.clusters)
+    report = _blocking(AsyncClient.report)
+    logs = _blocking(AsyncClient.logs)
+    log = _blocking(AsyncClient.log)
+    follow_log = _iterated(AsyncClient.follow_log)
+    artifacts = _blocking(AsyncClient.artifacts)
+    fetch = _blocking(AsyncClient.fetch)
+    download = _blocking(AsyncClient.download)
+    estimate = _blocking(AsyncClient.estimate)
+    pools = _blocking(AsyncClient.pools)
+    quota = _blocking(AsyncClient.quota)
+    policies = _blocking(AsyncClient.policies)
+    set_policies = _blocking(AsyncClient.set_policies)
+    set_policy = _blocking(AsyncClient.set_policy)
+    delete_policy = _blocking(AsyncClient.delete_policy)
+    tokens = _blocking(AsyncClient.tokens)
+    create_token = _blocking(AsyncClient.create_token)
+    revoke_token = _blocking(AsyncClient.revoke_token)
+    create_sign_in_code = _blocking(AsyncClient.create_sign_in_code)
+    webhooks = _blocking(AsyncClient.webhooks)
+    create_webhook = _blocking(AsyncClient.create_webhook)
+    delete_webhook = _blocking(AsyncClient.delete_webhook)
+    deliveries = _blocking(AsyncClient.deliveries)
+    identity = _blocking(AsyncClient.identity)

@@ -1,0 +1,215 @@
+"""How requests are sent: once, repeated while a failure may pass, and as streams that survive a lost connection."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import Any, Literal, TypedDict, TypeVar
+
+import httpx
+import stamina
+from pydantic import TypeAdapter
+
+from service.client.address import Address
+from service.client.errors import ServiceAway, ServiceProblem, problem_in
+from service.schemas import Problem
+
+T = TypeVar("T")
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+PASSING = frozenset({429, 502, 503, 504})
+"""Statuses that may be gone at the next attempt."""
+_CONNECT_SECONDS = 10.0
+"""Longest time to open a connection (s)."""
+_STABLE_SECONDS = 1.0
+"""Age at which a connection counts as working even if it brought nothing (s): a quiet stream has only pings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RetryPolicy:
+    """How long and how often a request is repeated while the service restarts, is overloaded or cannot be reached.
+
+    Attributes:
+        seconds: Time during which a failing request is repeated (s); 0: never.
+        first_wait: Wait after the first failure (s); it doubles with each further failure.
+        longest_wait: Longest wait, unless the service asks for a longer one (s).
+    """
+
+    seconds: float = 60.0
+    first_wait: float = 0.25
+    longest_wait: float = 10.0
+
+
+DEFAULT = RetryPolicy()
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request to the service.
+
+    Attributes:
+        path: Path below the service's URL, percent-encoded.
+        params: Query parameters; those that are None are left out.
+        body: JSON text.
+        silence: Longest time without a byte of the response (s); None: no limit.
+        expected: Statuses besides 2xx that are not raised as errors.
+    """
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+    path: str
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    body: bytes | None = None
+    silence: float | None = 30.0
+    expected: frozenset[int] = frozenset()
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether sending it twice has the effect of sending it once."""
+        return self.method == "GET" or IDEMPOTENCY_KEY in self.headers
+
+
+class _Retries(TypedDict):
+    """Settings of stamina."""
+
+    attempts: int | None
+    timeout: float | None
+    wait_initial: float
+    wait_max: float
+    wait_jitter: float
+
+
+class Connection:
+    """Sends requests to one service.
+
+    Args:
+        address: The service's URL and token.
+        retry: How long failing requests are repeated.
+        transport: Transport of httpx; None: the network.
+    """
+
+    def __init__(self, address: Address, retry: RetryPolicy, transport: httpx.AsyncBaseTransport | None) -> None:
+        self._url = address.url
+        self._retry = retry
+        headers = {"Authorization": f"Bearer {address.token}"} if address.token else {}
+        self._http = httpx.AsyncClient(base_url=address.url, headers=headers, transport=transport)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def ask(self, result: type[T], request: Request) -> T:
+        """Send a request and parse the JSON of the answer. Fields that a newer service adds are ignored.
+
+        Raises:
+            ServiceProblem: The service answers with an error, or another program answers.
+            ServiceAway: The service cannot be reached.
+        """
+        body = await self.read(request)
+        try:
+            return TypeAdapter(result).validate_json(body, extra="ignore")
+        except ValueError as error:
+            raise ServiceProblem(Problem(
+                type="about:blank", title="Unreadable answer", status=200,
+                detail=f"the answer to {request.method} {request.path} is not understood; is MOEDISCO_URL that of a MoeDisco "
+                "service, and as new as this client?")) from error
+
+    async def read(self, request: Request) -> bytes:
+        """Send a request, and repeat it if that is safe; returns the body of the answer.
+
+        Raises:
+            ServiceProblem: The service answers with an error.
+            ServiceAway: The service cannot be reached.
+        """
+        async def once() -> bytes:
+            async with self._open(request) as response:
+                return await response.aread()
+
+        if not request.repeatable:
+            return await once()
+        return await stamina.AsyncRetryingCaller(**self._retries())(self._may_pass(PASSING), once)
+
+    @contextlib.asynccontextmanager
+    async def opened(self, request: Request) -> AsyncIterator[httpx.Response]:
+        """Open a response, with retries until it begins; a failure while its body is read is final.
+
+        Raises:
+            ServiceProblem: The service answers with an error.
+            ServiceAway: The service cannot be reached, or the connection was lost.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            yield await stamina.AsyncRetryingCaller(**self._retries())(
+                self._may_pass(PASSING), lambda: stack.enter_async_context(self._open(request)))
+
+    async def stream(
+        self, request: Callable[[], Request], read: Callable[[httpx.Response], AsyncGenerator[T]],
+        passing: frozenset[int] = PASSING,
+    ) -> AsyncGenerator[T]:
+        """Items of a stream, over new connections until `read` comes to its end.
+
+        The retry policy starts anew after each connection that brought an item or was stable.
+
+        Args:
+            request: Makes the request for the items that are still missing.
+            read: Reads the items of one response; raises `httpx.TransportError` where they are incomplete.
+            passing: Statuses after which the request is repeated.
+
+        Raises:
+            ServiceProblem: The service answers with an error.
+            ServiceAway: The service cannot be reached.
+        """
+        while True:
+            async for attempt in stamina.retry_context(self._may_pass(passing), **self._retries()):
+                with attempt:
+                    works_from = float("inf")
+                    try:
+                        async with self._open(request()) as response, contextlib.aclosing(read(response)) as items:
+                            works_from = time.monotonic() + _STABLE_SECONDS
+                            async for item in items:
+                                works_from = 0.0
+                                yield item
+                    except ServiceAway:
+                        if time.monotonic() < works_from or not self._retry.seconds:
+                            raise
+                    else:
+                        return
+
+    @contextlib.asynccontextmanager
+    async def _open(self, request: Request) -> AsyncIterator[httpx.Response]:
+        """Send a request once. A connection that fails, also while the body is read, raises `ServiceAway`."""
+        try:
+            async with self._http.stream(
+                request.method, request.path, params={name: value for name, value in request.params.items() if value is not None},
+                headers={**request.headers, **({} if request.body is None else {"Content-Type": "application/json"})},
+                content=request.body, timeout=httpx.Timeout(request.silence, connect=_CONNECT_SECONDS),
+            ) as response:
+                if not (response.is_success or response.status_code in request.expected):
+                    await response.aread()
+                    raise problem_in(response)
+                yield response
+        except httpx.TransportError as error:
+            raise ServiceAway(self._url, str(error) or type(error).__name__) from error
+
+    def _may_pass(self, passing: frozenset[int]) -> Callable[[Exception], bool | float]:
+        """A hook of stamina: whether a failed request is repeated, or after which wait (s)."""
+        def hook(error: Exception) -> bool | float:
+            if isinstance(error, ServiceProblem) and error.status in passing:
+                asked = error.retry_after
+                return True if asked is None else asked <= self._retry.seconds and max(asked, self._retry.first_wait)
+            return isinstance(error, ServiceAway)
+
+        return hook
+
+    def _retries(self) -> _Retries:
+        seconds, longest = self._retry.seconds, self._retry.longest_wait
+        return {
+            "attempts": None if seconds else 1, "timeout": seconds or None, "wait_initial": self._retry.first_wait,
+            "wait_max": longest, "wait_jitter": min(1.0, longest)}   # clients of a restarted service do not come back all at once
+
+
+def json_body(**fields: object) -> bytes:
+    """A JSON object; fields that are None are left out. The service checks the values."""
+    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()

@@ -1,0 +1,97 @@
+"""A run's events and logs as streams."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+
+from moedisco_ray.core.events import Event
+from service.client.http import PASSING, Connection, Request
+
+_END = "end"
+"""Kind of the message that follows a run's last event."""
+_PASSING = PASSING | {500}
+"""A service that shuts down answers 500 to requests it interrupts."""
+_OWN_CONNECTION = {"Accept-Encoding": "identity", "Connection": "close"}
+"""Headers of a stream: a reused connection can lead back to a service that is shutting down."""
+_SILENCE_SECONDS = 45.0
+"""Longest silence of an event stream (s): the service pings every 15 s."""
+
+
+async def events(connection: Connection, path: str, after: int | None, follow: bool) -> AsyncGenerator[tuple[int, Event]]:
+    """A run's events with their positions, each once, in order, over as many connections as needed.
+
+    Args:
+        connection: The service.
+        path: Path of the event stream.
+        after: Position of the last event already seen; None: from the first event.
+        follow: Wait for new events until the run ends; else stop after the newest event.
+    """
+    last = -1 if after is None else after
+
+    def request() -> Request:
+        seen = {} if last < 0 else {"Last-Event-ID": str(last)}
+        return Request(
+            "GET", path, {"follow": follow}, {"Accept": "text/event-stream", **_OWN_CONNECTION, **seen}, silence=_SILENCE_SECONDS)
+
+    def read(response: httpx.Response) -> AsyncGenerator[tuple[int, Event]]:
+        return _new_events(response, last, follow)
+
+    async with contextlib.aclosing(connection.stream(request, read, _PASSING)) as found:
+        async for last, event in found:
+            yield last, event
+
+
+async def _new_events(response: httpx.Response, last: int, follow: bool) -> AsyncGenerator[tuple[int, Event]]:
+    """Events of one response that follow position `last`.
+
+    Raises:
+        httpx.RemoteProtocolError: Events are missing; a new request brings them.
+    """
+    seen = last
+    async with contextlib.aclosing(EventSource(response).aiter_sse()) as messages:
+        async for message in messages:
+            if message.event == _END:
+                return
+            if not message.data:    # a ping
+                continue
+            position, event = _event(message)
+            if position > seen + 1:
+                raise httpx.RemoteProtocolError(f"the stream jumped from event {seen + 1} to {position}")
+            if position == seen + 1:
+                seen = position
+                yield position, event
+    # A service that shuts down closes the stream like one that has sent everything; only an answer without news is the end.
+    if follow or seen > last:
+        raise httpx.RemoteProtocolError("the stream ended before the run did")
+
+
+def _event(message: ServerSentEvent) -> tuple[int, Event]:
+    try:
+        event = json.loads(message.data)
+        return int(message.id), Event(
+            type=event["type"], stage=event.get("stage"), unit=event.get("unit"), data=event.get("data") or {}, time=event["time"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise httpx.RemoteProtocolError(f"a message of the stream is no event: {message.data[:80]!r}") from error
+
+
+async def log_lines(connection: Connection, path: str, tail: int) -> AsyncGenerator[str]:
+    """The last `tail` lines of a log, then new lines until the run ends.
+
+    A log has no positions, so a lost connection ends it: a new connection would repeat lines or miss some.
+    """
+    # A log is silent for as long as a training step takes.
+    request = Request("GET", path, {"tail": tail, "follow": True}, _OWN_CONNECTION, silence=None)
+    rest = ""
+    async with connection.opened(request) as response:
+        async for text in response.aiter_text():
+            # Not `aiter_lines`, which also splits at U+2028 and other separators inside a line.
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                yield line.removesuffix("\r")
+    if rest:
+        yield rest
