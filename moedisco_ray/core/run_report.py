@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.report import build_report
@@ -40,7 +40,7 @@ def current_report(run_dir: Path) -> dict[str, Any]:
         if state == "finished" and stored.exists():
             report: dict[str, Any] = read_json(stored)
         else:
-            report = build_report(run_dir, RunConfig.model_validate(read_json(run_dir / "config.json")))
+            report = build_report(run_dir, stored_config(read_json(run_dir / "config.json")))
     except (OSError, json.JSONDecodeError, ValidationError) as error:
         raise RunDirError("RUN_DIR", str(run_dir), "holds a run of another version; show it with that one") from error
     return {**report, "state": state, "state_reason": reason}

@@ -27,6 +27,7 @@ from moedisco_ray.core.artifacts import (
     write_json,
 )
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
 from moedisco_ray.core.heartbeat import heartbeats
@@ -206,7 +207,7 @@ def claim(config: RunConfig, redo: bool) -> Path:
 
 def _stored(path: Path) -> RunConfig:
     try:
-        return RunConfig.model_validate(read_json(path))
+        return stored_config(read_json(path))
     except (ValueError, OSError) as error:
         raise RunDirError("output", str(path.parent), "holds a run of another version; choose another name") from error
 

@@ -10,14 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from moedisco_ray.core.bill import Bill
 from moedisco_ray.core.config import Architecture, FamilyName, LowMemoryPool, Optimizer, Pool, PoolName, RunConfig
 from moedisco_ray.core.errors import ConfigError
-from moedisco_ray.plan.cost import (
-    Cost,
-    TypeShare,
-    finetune_flops_per_token,
-    flops_per_token,
-    mixed_cost,
-    training_cost,
-)
+from moedisco_ray.plan.cost import Cost, TypeShare, flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.estimate import StageEstimate, Training, estimate_stages, left_out, planned_bill
 from moedisco_ray.plan.memory import GIB, Memory, worker_memory
 from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_architecture
@@ -209,10 +202,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
             f"pools.{pool.kind}.types", pool_gb,
             f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any of them has; {remedy}")
     parameters = count_parameters(family, shape, vocab_size)
-    if training.stage == "finetune":
-        flops = finetune_flops_per_token(parameters, shape, length, config.finetune)
-    else:
-        flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
+    flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
     steps = max(1, training.tokens // units // optimizer.batch_tokens)
     types: tuple[TypeShare, ...] = ()
     if isinstance(pool, LowMemoryPool) and pool.mixed:

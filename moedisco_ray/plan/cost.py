@@ -11,7 +11,7 @@ from collections import Counter
 
 from pydantic import BaseModel, ConfigDict
 
-from moedisco_ray.core.config import Architecture, Finetune, LowMemoryPool, Pool
+from moedisco_ray.core.config import Architecture, LowMemoryPool, Pool
 from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.policies.placement import Need, NodeType, ranked
 
@@ -46,26 +46,6 @@ def flops_per_token(
     heads = architecture.num_attention_heads * architecture.head_size
     attention = 12 * architecture.num_hidden_layers * heads * sequence_length
     return (6 * parameters.multiplied + attention) * (4 / 3 if checkpointing else 1)
-
-
-def finetune_flops_per_token(
-    parameters: Parameters, architecture: Architecture, sequence_length: int, finetune: Finetune,
-) -> float:
-    """`flops_per_token` of a fine-tune, on the average over its steps.
-
-    Of the 6 operations per parameter 2 make its gradient, and a frozen one needs none. With a dense gate a token passes
-    through all experts.
-    """
-    frozen = {
-        "all": 0,
-        "backbone": parameters.active_experts,
-        "router": parameters.multiplied - parameters.router,
-    }
-    saved = sum(phase.share * 2 * frozen[phase.train] for phase in finetune.phases)
-    checkpointing = finetune.optimizer.gradient_checkpointing
-    passes = 8 if checkpointing else 6
-    added = finetune.dense_gate * passes * (parameters.experts - parameters.active_experts)
-    return flops_per_token(parameters, architecture, sequence_length, checkpointing=checkpointing) - saved + added
 
 
 def training_cost(

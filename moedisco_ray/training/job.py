@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from moedisco_ray.core.config import Optimizer, Outer, Phase
+from moedisco_ray.core.config import Optimizer, Outer
 from moedisco_ray.core.locations import Location
 from moedisco_ray.policies.checkpointing import ASSUMED
 from moedisco_ray.policies.retrying import Skip
@@ -47,19 +47,6 @@ class Rounds:
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneRate:
-    """A learning rate of the backbone's own.
-
-    Attributes:
-        scale: As a multiple of everything else's.
-        start: Steps after which it applies.
-    """
-
-    scale: float
-    start: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainJob:
     """One model to train.
 
@@ -78,14 +65,9 @@ class TrainJob:
         seed: Of the order of the data, and of stochastic rounding.
         load_balance: Weight of the load-balance loss.
         z_loss: Weight of the router z-loss.
-        phases: What learns when; none: everything, all the time.
-        dense_steps: Steps, from the first, in which every token passes through every expert.
-        spike_guard: Updates with a gradient norm above this multiple of the usual are left out; None: none is.
-        least_gain: Nats per step by which the loss must fall in the last phase, or the training ends; None: it does not.
         log_every: Steps between progress events.
         skip: Batches to leave out; None: none.
         logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
-        backbone_rate: None: the backbone learns like everything else.
         rounds: Meetings with other trainings; None: it has none.
         losses_per_hour: How often a worker is expected to be lost, as far as is known when it begins; see
             `policies.checkpointing.loss_rate`.
@@ -108,14 +90,9 @@ class TrainJob:
     seed: int = 0
     load_balance: float = 0.0
     z_loss: float = 0.0
-    phases: tuple[Phase, ...] = ()
-    dense_steps: int = 0
-    spike_guard: float | None = None
-    least_gain: float | None = None
     log_every: int = 10
     skip: Skip | None = None
     logs: Path | None = None
-    backbone_rate: BackboneRate | None = None
     rounds: Rounds | None = None
     losses_per_hour: float = ASSUMED.per_hour
     held_out: HeldOut | None = None
@@ -143,7 +120,7 @@ class TrainResult:
     """A training's outcome.
 
     Attributes:
-        steps: Steps made, those before a restart included; fewer than the job's when it was stopped, or ended early.
+        steps: Steps made, those before a restart included; fewer than the job's when it was stopped.
         tokens: Tokens trained on.
         losses: Mean cross-entropy of each step's global batch, in nats per token, without the router losses.
         seconds: Wall-clock time of the loop, that of earlier attempts up to their checkpoint included.

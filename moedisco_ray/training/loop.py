@@ -7,7 +7,6 @@ resumed.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Generator, Iterable
 
@@ -18,7 +17,6 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.events import Emit
-from moedisco_ray.policies import early_stopping
 from moedisco_ray.training import objective
 from moedisco_ray.training.batches import Batches, MicroBatch
 from moedisco_ray.training.checkpoints.checkpoint import Progress
@@ -27,12 +25,11 @@ from moedisco_ray.training.consensus import Consensus
 from moedisco_ray.training.held_out import HeldOutLoss
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.metrics import TrainingMetrics
-from moedisco_ray.training.optimizer import make_optimizer, set_rates
+from moedisco_ray.training.optimizer import make_optimizer, set_rate
 from moedisco_ray.training.optimizer_state import take_up
 from moedisco_ray.training.output import write_model
-from moedisco_ray.training.phase_schedule import PhaseSchedule
+from moedisco_ray.training.schedule import learning_rate
 from moedisco_ray.training.sharding import autocast, trainable
-from moedisco_ray.training.spikes import SpikeGuard
 from moedisco_ray.training.sync.member import SyncMember
 
 _LOOK_SECONDS = 0.2
@@ -83,18 +80,15 @@ def training(
         StorageError: The checkpoints' storage does not answer, or the newest checkpoint is damaged.
     """
     model = trainable(job.model, job.optimizer, world)
-    course = PhaseSchedule(model, str(model.config.model_type), job.phases, job.steps, job.optimizer, job.dense_steps)
     stepper = Stepper(model, job, world)
     with Saver(job, model, stepper.optimizer, world, emit, losses_per_hour) as saver:
         batches = Batches(job, world)
-        course.recall(saver.newest, all_began=job.moments is not None)
         progress = saver.restore()
         if job.moments is not None and not saver.newest:
             take_up(job.moments, model, stepper.optimizer, world)
         stepper.restore(progress.fractions_NE)
         restored = progress.step
         ledger = TrainingMetrics(job, world, emit, progress)
-        guard = SpikeGuard(job, world, emit, progress, course.changes_at)
         held_out = HeldOutLoss(job, model, world, emit)
         meeting = SyncMember(job, model, ledger, world)
         agree = Consensus((stop, saver.wanted), world)
@@ -104,26 +98,25 @@ def training(
             return progress
 
         stopped = waits = False
-        for step in range(restored, restored if _is_spent(job, course, progress) else job.steps):
+        for step in range(restored, job.steps):
             begins(step)
             if not (yield from meeting.attend(step, stop, lambda: saver.secure(progress_now()))):
                 stopped = waits = True
                 break
-            lr = course.enter(step)
-            set_rates(stepper.optimizer, lr, step, job.backbone_rate)
-            ledger.add(*stepper(batches(step), functools.partial(guard.refuses, step)))
+            lr = learning_rate(step, job.steps, job.optimizer)
+            set_rate(stepper.optimizer, lr)
+            ledger.add(*stepper(batches(step)))
             done = step + 1
             log = done % job.log_every == 0
             if log:
                 ledger.settle()
-            last = done == job.steps or (log and _is_spent(job, course, progress))
+            last = done == job.steps
             stopped, wanted = (False, False) if last else agree()
             if last or stopped or wanted or saver.scheduled(done):
                 ledger.settle()
                 saver.save(progress_now())
             if log or last or stopped:
                 ledger.log(lr)
-            course.leave()
             held_out(done, last=last)
             if stopped or last:
                 break
@@ -166,12 +159,11 @@ class Stepper:
         if self._probe is not None and fractions_NE:
             self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
 
-    def __call__(self, micro_batches: Iterable[MicroBatch], refuses: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor]:
-        """Make a step, at the learning rates that the optimizer's groups have.
+    def __call__(self, micro_batches: Iterable[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """Make a step, at the learning rate that the optimizer's groups have.
 
         Args:
             micro_batches: This worker's part of the global batch.
-            refuses: Given the gradient's norm, whether its update is left out.
 
         Returns:
             Cross-entropy summed over this worker's tokens, and the norm of the whole gradient before it was clipped.
@@ -179,8 +171,7 @@ class Stepper:
         self._selections_NE.zero_()
         losses = [self._backward(micro) for micro in micro_batches]
         norm = _whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._job.optimizer.clip))
-        if not refuses(norm):
-            self.optimizer.step()
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._probe is not None:
             if self._world.size > 1:
@@ -211,10 +202,3 @@ class Stepper:
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _is_spent(job: TrainJob, course: PhaseSchedule, progress: Progress) -> bool:
-    if job.least_gain is None or progress.step % job.log_every:
-        return False
-    start = course.alike_from
-    return early_stopping.is_spent(progress.losses[start:], job.least_gain, early_stopping.window_of(job.steps - start))

@@ -13,32 +13,22 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from moedisco_ray.core.config import Optimizer
-from moedisco_ray.training.backbone import backbone_of
-from moedisco_ray.training.job import BackboneRate, TrainJob, World
+from moedisco_ray.training.job import TrainJob, World
 
 
 def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch.optim.Optimizer:
-    """AdamW over all parameters that are trained; norms and biases (one axis) get no weight decay.
-
-    Where the backbone has a learning rate of its own it has groups of its own, marked `backbone`; see `set_rates`.
-    """
+    """AdamW over all parameters that are trained; norms and biases (one axis) get no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    apart = {id(parameter) for parameter in backbone_of(model).values()} if job.backbone_rate is not None else set()
     groups = [
-        {"params": [p for p in trained if (p.ndim > 1) is decays and (id(p) in apart) is backbone],
-         "weight_decay": job.optimizer.weight_decay if decays else 0.0, "backbone": backbone}
-        for backbone in (False, True) for decays in (True, False)]
+        {"params": [p for p in trained if (p.ndim > 1) is decays], "weight_decay": job.optimizer.weight_decay if decays else 0.0}
+        for decays in (True, False)]
     return adamw([group for group in groups if group["params"]], job.optimizer, job.seed, world.rank)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, step: int, backbone_rate: BackboneRate | None) -> None:
-    """Give every group of `make_optimizer`'s its learning rate for a step, counted from 0.
-
-    A rate of 0 leaves weights as they are to the bit, weight decay and stochastic rounding included; moments go on.
-    """
-    scale = backbone_rate.scale if backbone_rate is not None and step >= backbone_rate.start else 1.0
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the learning rate of a step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * scale if group["backbone"] else lr
+        group["lr"] = lr
 
 
 def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0) -> torch.optim.Optimizer:

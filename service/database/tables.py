@@ -10,6 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from moedisco_ray.core.config import Pools, RunConfig
 from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.config.renamed import stored_config
 from service.errors import UnusableRun
 
 ULID = String(26)
@@ -106,7 +107,7 @@ class RunRow(Table):
             UnusableRun: It was stored by another version of the software, and this one refuses it.
         """
         try:
-            return RunConfig.model_validate(self.config)
+            return stored_config(self.config)
         except ValidationError as error:
             raise _unusable(error) from error
 

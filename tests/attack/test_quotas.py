@@ -168,7 +168,6 @@ def test_thirty_runs_with_the_largest_tags_are_a_small_list(api: Service, tenant
 @pytest.mark.parametrize("config", [
     {"tags": {str(i): "x" for i in range(17)}}, {"tags": {"k" * 64: "x"}}, {"tags": {"k": "x" * 64}}, {"tags": {"k": "\x01"}},
     {"name": "n" * 64}, {"evaluation": {"prompts": ["x"] * 65}}, {"evaluation": {"prompts": ["x" * 2001]}},
-    {"finetune": {"phases": [{"train": "all", "share": 1 / 33}] * 33}}, {"merge": {"auto_scales": [1.0] * 33}},
     {"pools": {"high_memory": {"workers": [10**6, 10**12]}}}, {"tracking": {"wandb": "x" * 257}},
     {"evaluation": {"sample_tokens": 10**9}},
     {"pools": {"low_memory": {"types": [

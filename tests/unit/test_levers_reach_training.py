@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from small_run import small_config
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.config import Optimizer, Outer, Phase, RunConfig
+from moedisco_ray.core.config import Optimizer, Outer, RunConfig
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint
@@ -24,23 +23,22 @@ from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.stages.clustering.assign import overlap_mask
 from moedisco_ray.stages.clustering.store import id_array
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.train.jobs import anchored, make_job, rounds_of
-from moedisco_ray.training import BackboneRate, Rounds, TrainJob, TrainResult, World, train
+from moedisco_ray.stages.train.jobs import make_job, rounds_of
+from moedisco_ray.training import Rounds, TrainJob, TrainResult, World, train
 from moedisco_ray.training.packed_tokens import INDEX
 
 CHANGES: dict[str, Any] = {
     "tokens": {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
-    "model": {"config": {       # two experts of four, so that a dense gate is not what happens anyway
+    "model": {"config": {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
         "num_experts_per_tok": 2}},
     "clusters": {"overlap": 0.3},
     "submodels": {
         "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 8, "outer": {"lr": 0.9, "momentum": 0.5},
-        "round_patience": 600.0, "backbone_lr_scale": 0.1, "backbone_lr_scale_from": 0.4},
+        "round_patience": 600.0},
     "finetune": {
         "optimizer": {"batch_tokens": 128, "lr": 1e-3, "schedule": "cosine", "warmup": 0.05},
-        "phases": [{"train": "router", "share": 0.1}, {"train": "all", "share": 0.9}],
-        "dense_gate": 0.2, "spike_guard": 1.01, "early_stop": 1e9, "load_balance": 0.05, "z_loss": 0.004},
+        "load_balance": 0.05, "z_loss": 0.004},
 }
 STEPS = 75      # 9,600 tokens of the fine-tune in batches of 128
 
@@ -104,8 +102,7 @@ def by_hand(run: Finished) -> TrainJob:
         stage="finetune", name="finetune", model=run.directory / "merged", shards=(run.directory / "corpus" / "shards",),
         output=given.output, checkpoints=given.checkpoints, steps=STEPS, sequence_length=64,
         optimizer=Optimizer(lr=1e-3, schedule="cosine", warmup=0.05, batch_tokens=128), checkpoint_every=10, keep=2, seed=3,
-        load_balance=0.05, z_loss=0.004, phases=(Phase(train="router", share=0.1), Phase(train="all", share=0.9)),
-        dense_steps=15, spike_guard=1.01, least_gain=given.least_gain, log_every=1, logs=run.directory / "logs",
+        load_balance=0.05, z_loss=0.004, log_every=1, logs=run.directory / "logs",
         moments=run.directory / "merged" / "moments")
 
 
@@ -123,33 +120,13 @@ def again(job: TrainJob, home: Path) -> TrainResult:
 def test_its_losses_are_those_of_the_one_by_hand(run: Finished, tmp_path: Path) -> None:
     result = again(by_hand(run), tmp_path)
     assert result.losses == run.result("finetune").losses
-    # 15 steps with all experts, the first 8 of routers alone; then as many as are looked at.
-    assert (result.finished, result.steps) == (True, 15 + 32)
+    assert (result.finished, result.steps) == (True, STEPS)
 
 
-@pytest.mark.parametrize(("lever", "off"), [
-    ("phases", ()), ("dense_steps", 0), ("spike_guard", None), ("least_gain", None), ("load_balance", 0.0), ("z_loss", 0.0)])
+@pytest.mark.parametrize(("lever", "off"), [("load_balance", 0.0), ("z_loss", 0.0)])
 def test_without_one_of_its_levers_it_comes_to_other_losses(run: Finished, tmp_path: Path, lever: str, off: Any) -> None:
     without = again(dataclasses.replace(by_hand(run), **{lever: off}), tmp_path)
     assert without.losses != run.result("finetune").losses
-
-
-def test_an_early_end_asks_per_step_for_what_a_step_costs(tmp_path: Path) -> None:
-    # All of both experts, as both are taken: attention 2 x (4 x 64 x 64) = 32,768; norms 2 x (2 x 64 + 2 x 32) + 64 = 448; head
-    # 64 x 600 = 38,400; routers 2 x 2 x 64 = 256; experts 2 x 2 x 3 x 64 x 128 = 98,304: together 170,176. Six operations each, and
-    # 12 x 2 x 64 x 64 = 98,304 of attention, are 1,119,360 for a token, and 1,146,224,640 for a step of 1,024.
-    # At 35 % of 312 TFLOP/s that is 1.04966e-5 seconds, and at $2.28 an hour 6.6478e-9 dollars: 3 million nats for a dollar are
-    # 0.019943 for a step.
-    job = finetune_of(context(tmp_path, finetune={"early_stop": 3e6}))
-    assert job.least_gain == pytest.approx(3e6 * (1_146_224_640 / (0.35 * 312e12)) / 3600 * 2.28)
-    assert job.least_gain == pytest.approx(0.019943, rel=1e-4)
-    assert finetune_of(context(tmp_path)).least_gain is None
-    # Half as much a step, and for half the steps of a phase without the experts' gradients, 2 of 6 operations: 1,119,360 - 98,304.
-    cheaper = {
-        "early_stop": 3e6, "optimizer": {"batch_tokens": 512},
-        "phases": [{"train": "backbone", "share": 0.5}, {"train": "all", "share": 0.5}]}
-    job = finetune_of(context(tmp_path, finetune=cheaper))
-    assert job.least_gain == pytest.approx(0.019943 / 2 * 1_021_056 / 1_119_360, rel=1e-4)
 
 
 # --- the sub-models
@@ -162,7 +139,7 @@ def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
         shards=(run.directory / "clusters" / "shards" / str(number),), output=given.output, checkpoints=given.checkpoints,
         steps=given.steps, sequence_length=64, optimizer=Optimizer(lr=2e-3, batch_tokens=256), checkpoint_every=10, keep=2,
         seed=1 + number, log_every=1, logs=run.directory / "logs", leave_moments=True,
-        backbone_rate=BackboneRate(0.1, math.ceil(0.4 * given.steps)), load_balance=0.05, z_loss=0.004,
+        load_balance=0.05, z_loss=0.004,
         rounds=Rounds(given.rounds.directory, at, Outer(lr=0.9, momentum=0.5), 600.0))
 
 
@@ -189,17 +166,6 @@ def is_same_again(run: Finished, home: Path, rounds: dict[str, Any], **changes: 
 def test_their_weights_are_those_of_the_ones_by_hand_and_need_every_lever(run: Finished, tmp_path: Path) -> None:
     assert is_same_again(run, tmp_path / "same", {})
     assert not is_same_again(run, tmp_path / "default", {"outer": Outer()})
-    assert not is_same_again(run, tmp_path / "free", {}, backbone_rate=None)
-
-
-def test_a_backbone_at_the_experts_rate_has_none_of_its_own(tmp_path: Path) -> None:
-    job = finetune_of(context(tmp_path))
-    whole = small_config(tmp_path, submodels={"backbone_lr_scale_from": 0.5}).submodels
-    assert anchored(job, whole) == job
-    frozen = small_config(tmp_path, submodels={"backbone_lr_scale": 0.0}).submodels
-    assert anchored(job, frozen) == dataclasses.replace(job, backbone_rate=BackboneRate(0.0, 0))
-    late = small_config(tmp_path, submodels={"backbone_lr_scale": 0.5, "backbone_lr_scale_from": 0.25}).submodels
-    assert anchored(dataclasses.replace(job, steps=10), late).backbone_rate == BackboneRate(0.5, 3)     # 2.5, rounded up
 
 
 def test_router_losses_are_of_all_that_have_routers_to_learn(tmp_path: Path) -> None:

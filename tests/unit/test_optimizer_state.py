@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_run import small_config
-from tiny_training import BATCH, L, run, stop_after, variant, weights, write_shard, write_tiny
+from tiny_training import BATCH, L, run, variant, weights, write_shard, write_tiny
 
 from moedisco_ray.core.artifacts import read_manifest
-from moedisco_ray.core.config import Optimizer, Phase, put
+from moedisco_ray.core.config import Optimizer, put
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
@@ -85,19 +85,6 @@ def test_a_training_that_resumes_does_not_begin_with_them_again(home: Path, tmp_
     assert again.restored_step == HALF
     assert again.losses == losses
     check_same(weights(short.output), weights(second.output))
-
-
-@pytest.mark.parametrize("at", range(1, 2 * HALF))
-def test_also_where_some_have_not_learnt_yet(home: Path, tmp_path: Path, at: int) -> None:
-    first = make(home, tmp_path, "moe")
-    run(first)
-    phases = tuple(Phase(train=train, share=1 / 3) for train in ("router", "backbone", "all"))
-    whole = variant(first, "whole", model=first.output, moments=first.output / FOLDER, phases=phases)
-    cut = variant(whole, "cut")
-    losses = run(whole).losses
-    assert not run(cut, stop=stop_after(at)).finished
-    assert run(cut).losses == losses
-    check_same(weights(cut.output), weights(whole.output))
 
 
 def test_a_router_that_did_not_learn_has_none(home: Path, tmp_path: Path) -> None:

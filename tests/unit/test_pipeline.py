@@ -156,22 +156,19 @@ def test_the_best_merge_on_held_out_text_is_taken_and_reported(elaborate: Path) 
     assert reported["backbone"] == merged["backbone"]
 
 
-def test_rounds_end_in_the_report_and_an_anchored_backbone_stays_where_they_met(tmp_path: Path) -> None:
+def test_rounds_end_in_the_report_with_the_backbone_that_they_left(tmp_path: Path) -> None:
     directory = run(tmp_path, submodels={
-        "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 14, "backbone_lr_scale": 0.0, "backbone_lr_scale_from": 0.4})
+        "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 14})
     submodels = read_manifest(directory / "submodels")
     assert submodels is not None
     steps = {unit["name"]: unit["steps"] for unit in submodels.summary["units"]}
     met = dict(zip(steps, meetings(list(steps.values()), 14), strict=True))
     assert [len(at) for at in met.values()] == [1, 1]
-    assert all(at[0] >= 0.4 * steps[name] + 1 for name, at in met.items())      # so that they are frozen when they meet
     assert read_json(directory / "report.json")["rounds"] == [
         {"members": {name: 256 * at[0] for name, at in met.items()}, "late": []}]
-    start, common, merged = (open_checkpoint(directory / part) for part in ("decomposed/0", "submodels/common", "merged"))
+    start, common = (open_checkpoint(directory / part) for part in ("decomposed/0", "submodels/common"))
     parts = [open_checkpoint(directory / "submodels" / str(k)) for k in range(2)]
-    assert any(not torch.equal(common[key], start[key]) for key in common)      # before that they learned
-    for key in common:
-        assert all(torch.equal(each[key], common[key]) for each in (*parts, merged)), key
+    assert any(not torch.equal(common[key], start[key]) for key in common)
     apart = set(parts[0]) - set(common)
     assert any("experts" in key for key in apart)
     assert not any(torch.equal(parts[0][key], start[key]) for key in apart if "experts" in key)

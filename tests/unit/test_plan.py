@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moedisco_ray.core.config import FAMILIES, Architecture, Finetune, LowMemoryPool, Optimizer, RunConfig
+from moedisco_ray.core.config import FAMILIES, Architecture, LowMemoryPool, Optimizer, RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.models import specialise
 from moedisco_ray.plan import (
@@ -25,7 +25,7 @@ from moedisco_ray.plan import (
     tokenizer_vocab_size,
     worker_memory,
 )
-from moedisco_ray.plan.cost import finetune_flops_per_token, flops_per_token, mixed_cost, training_cost
+from moedisco_ray.plan.cost import flops_per_token, mixed_cost, training_cost
 from moedisco_ray.plan.memory import activation_bytes_per_token
 from moedisco_ray.policies.placement import Need, NodeType, place
 from moedisco_ray.training.optimizer import adamw
@@ -261,23 +261,6 @@ def test_hours_and_dollars_by_hand():
     assert finetune.cost.hours == pytest.approx(finetune.cost.worker_hours / 2)
     assert plan.full_training.worker_hours == pytest.approx(4 * finetune.cost.worker_hours)
     assert plan.training_dollars == pytest.approx(sum(stage.cost.dollars for stage in plan.stages))
-
-
-def test_what_is_frozen_saves_its_gradients_and_a_dense_gate_costs_every_expert():
-    shape = Architecture(num_experts=4, num_experts_per_tok=2)
-    parameters = count_parameters("qwen3_moe", shape, 100)
-    plain = flops_per_token(parameters, shape, 128, checkpointing=False)
-
-    def cost(**settings):
-        return finetune_flops_per_token(parameters, shape, 128, Finetune(**settings))
-
-    experts = parameters.experts // 2
-    assert cost() == plain
-    assert cost(phases=[{"train": "backbone", "share": 1}]) == pytest.approx(plain - 2 * experts)
-    assert cost(phases=[{"train": "router", "share": 1}]) == pytest.approx(plain - 2 * (parameters.multiplied - parameters.router))
-    mixed = [{"train": "backbone", "share": 0.25}, {"train": "all", "share": 0.75}]
-    assert cost(phases=mixed) == pytest.approx(plain - experts / 2)
-    assert cost(dense_gate=0.5) == pytest.approx(plain + 0.5 * 6 * experts)
 
 
 def test_recomputing_costs_a_third_more():

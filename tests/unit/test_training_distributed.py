@@ -18,22 +18,18 @@ import torch
 from tiny_training import L, weights, write_shard, write_tiny
 from training_worker import STOP, Counting
 
-from moedisco_ray.core.config import Optimizer, Phase
+from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, load_model
 from moedisco_ray.models.optimizer_state import FOLDER, KINDS, open_moments
-from moedisco_ray.training import BackboneRate, TrainJob, TrainResult, World, train
+from moedisco_ray.training import TrainJob, TrainResult, World, train
 from moedisco_ray.training.checkpoints import checkpoint
 
 pytestmark = pytest.mark.timeout(400)     # the gangs are several processes, and run once for all of these
 
 BATCH, STEPS = 4, 10
-ANCHORED = {"backbone_rate": BackboneRate(0.0, start=6)}
 WORKER = Path(__file__).with_name("training_worker.py")
 NOBODY = None
-STAGED = {
-    "phases": (Phase(train="router", share=0.3), Phase(train="backbone", share=0.4), Phase(train="all", share=0.3)),
-    "dense_steps": 2, "spike_guard": 2.0}
 
 Work = Sequence[tuple[TrainJob, int | None]]
 
@@ -109,11 +105,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (runs.job("small", optimizer=small), NOBODY),
         (runs.job("small-again", optimizer=small), 0),
         (runs.job("small-again", optimizer=small), NOBODY),
-        (runs.job("staged", **STAGED), NOBODY),
-        (runs.job("staged-again", **STAGED), 0),
-        (runs.job("staged-again", **STAGED), NOBODY),
-        (runs.job("anchored", **ANCHORED), 0),
-        (runs.job("anchored", **ANCHORED), NOBODY),
         (runs.job("again"), 1),
         (runs.job("again"), NOBODY),
         (runs.job("after", **runs.after), NOBODY),
@@ -199,14 +190,6 @@ def test_two_workers_checkpoint_resumes_on_three(runs: Runs, one: tuple[TrainJob
     close(runs, "to-three", one[0], result.losses, one[1].losses)
 
 
-def test_two_workers_train_in_phases_as_one_does_and_resume_bit_for_bit(runs: Runs) -> None:
-    job = runs.job("staged-alone", **STAGED)
-    close(runs, "staged", job, runs.two[0]["staged"].losses, alone(job).losses)
-    assert runs.two[0]["staged-again"].restored_step == STOP
-    assert runs.two[0]["staged-again"].losses == runs.two[0]["staged"].losses
-    check_same(weights(runs.home / "staged-again-out"), weights(runs.home / "staged-out"))
-
-
 def test_bf16_arithmetic_on_shards_stays_near_fp32(runs: Runs, one: tuple[TrainJob, TrainResult]) -> None:
     for name in ("bf16", "small"):
         losses = runs.two[0][name].losses
@@ -224,13 +207,6 @@ def test_bf16_state_on_shards_resumes_bit_for_bit(runs: Runs) -> None:
 def test_every_rank_raises_when_a_step_overflows(runs: Runs) -> None:
     assert all(re.match(r"wild: the (loss|norm of the gradient) of step \d is (inf|nan)", r["wild"]) for r in runs.two)
     assert checkpoint.latest(runs.job("wild").checkpoints) is None
-
-
-def test_two_workers_freeze_the_backbone_of_one_also_when_resumed(runs: Runs) -> None:
-    reference = runs.job("anchored-one", **ANCHORED)
-    resumed = runs.two[0]["anchored"]
-    assert resumed.restored_step == STOP
-    close(runs, "anchored", reference, resumed.losses, alone(reference).losses)
 
 
 def test_two_workers_take_moments_up_and_lay_them_down_as_one_does(runs: Runs) -> None:

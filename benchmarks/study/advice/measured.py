@@ -5,10 +5,6 @@ rate has not come down yet, and where a seed and sub-models came before, its fin
 the learning rate is constant and the whole model is all that is trained, it would be; but a look is taken on a slice of the
 validation text, and forty looks at one run are not forty runs, which is what they would be counted as when it is asked how sure a
 prediction is. Nor does an ensemble count, which is no model that a run ends with.
-
-A run is counted with the tokens that were planned for it, a comparison's row too, whose `tokens` are fewer where its fine-tune
-ended early (`finetune.early_stop`): a length to plan is what is advised, and a run as long will end early as well. At the price of
-a planned token such a run seems dearer than it was, and never cheaper.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from benchmarks.study.recipe import recipe, subject
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import stored_config, stored_settings
 from moedisco_ray.core.config.wording import plain_words
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import EventLog
@@ -131,7 +128,7 @@ def comparison_runs(table: Mapping[str, Any], source: str) -> list[MeasuredRun]:
     try:
         return [
             MeasuredRun.model_validate({
-                **row, "tokens": row.get("planned_tokens", row["tokens"]), "seed": table.get("seed", 0),
+                **row, "recipe": stored_settings(row["recipe"]), "seed": table.get("seed", 0),
                 "submodel_steps": _submodel_steps(row), "beside": _beside(row), "reference": row["recipe"] == reference})
             for row in table["rows"] if row["measured"] == "finetune"]
     except KeyError as error:
@@ -158,7 +155,7 @@ def _of_directory(directory: Path) -> tuple[list[MeasuredRun], list[str]]:
     if not _is_finished(directory):
         return [], [f"{directory}: not finished"]
     try:
-        config = RunConfig.model_validate(read_json(directory / "config.json"))
+        config = stored_config(read_json(directory / "config.json"))
         loss = read_json(directory / "evaluation" / "evaluation.json")["loss"]
         return [run_of(config, loss)], []
     except (OSError, ValueError, KeyError) as error:    # UserError and pydantic's and json's are values' errors

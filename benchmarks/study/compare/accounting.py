@@ -39,7 +39,7 @@ _ORDER = [stage.name for stage in STAGES]
 
 @dataclasses.dataclass(frozen=True)
 class PhaseCost:
-    """What one phase of a run takes, as planned; of one that ended early, the part of it that was carried out.
+    """What one phase of a run takes, as planned.
 
     Attributes:
         stage: Its name in the pipeline.
@@ -112,23 +112,6 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
             (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.kinds), key=lambda cost: cost.dollars)
         found.append(PhaseCost(stage, pool.kind, None, round(sum(tokens.values())), flops, cost.hours, cost.dollars))
     return found
-
-
-def ended_early(phases: Iterable[PhaseCost], stage: str, part: float) -> list[PhaseCost]:
-    """The same account where a training made a part of its steps and saved the rest, as `finetune.early_stop` is there to do.
-
-    All its steps cost the same here, as in `curve`, though phases and a dense gate make some of them dearer than others.
-
-    Args:
-        phases: As they were planned.
-        stage: Whose training ended.
-        part: Of its planned steps that it made; 1: it did not end early.
-    """
-    return [
-        dataclasses.replace(
-            phase, steps=None if phase.steps is None else round(part * phase.steps), tokens=round(part * phase.tokens),
-            flops=part * phase.flops, hours=part * phase.hours, dollars=part * phase.dollars)
-        if phase.stage == stage else phase for phase in phases]
 
 
 def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:

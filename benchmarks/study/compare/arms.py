@@ -35,12 +35,8 @@ class Arm:
     measured: Measured = "finetune"
 
 
-_ALL = [{"train": "all", "share": 1.0}]
 _WHOLE: Mapping[str, Any] = {
     "tokens.finetune_share": lambda base: 1.0 - base.tokens.seed_share,
-    "finetune.phases": _ALL,
-    "finetune.dense_gate": 0.0,
-    "finetune.early_stop": None,
     "evaluation.ensemble": False,
 }
 
@@ -55,7 +51,7 @@ def _whole_schedule(base: RunConfig) -> str:
     return "wsd" if base.model.init == "random" else "cosine"
 
 
-_ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None, "submodels.backbone_lr_scale": 1.0}
+_ONE_SHOT: Mapping[str, Any] = {"submodels.sync_every": None}
 _JOINT: Mapping[str, Any] = {
     **_WHOLE,
     "tokens.seed_share": 0.0,
@@ -89,10 +85,6 @@ ARMS: Mapping[str, Arm] = {
         **_PLAIN_MERGE,
         "merge.backbone": "token_weighted",
         "merge.match_scale": False,
-        "finetune.phases": _ALL,
-        "finetune.dense_gate": 0.0,
-        "finetune.spike_guard": None,
-        "finetune.early_stop": None,
         **_FRESH,
         "finetune.optimizer.lr": _whole_rate,
         "finetune.load_balance": 0.0,

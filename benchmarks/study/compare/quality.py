@@ -8,7 +8,7 @@ from typing import Any
 
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.bill import format_dollars
-from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.report import build_report
 
 _BUDGETS = {"tokens": "as many tokens", "dollars": "as many planned dollars", "loss": "about as low a loss"}
@@ -25,7 +25,7 @@ def note_quality(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows[1:]:
         directory = output / row["run"]
         write_json(directory / "comparison.json", {"quality": quality(row, joint)})
-        config = RunConfig.model_validate(read_json(directory / "config.json"))
+        config = stored_config(read_json(directory / "config.json"))
         write_json(directory / "report.json", build_report(directory, config))
 
 

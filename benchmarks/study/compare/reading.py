@@ -1,7 +1,5 @@
 """What a run reads beside its training: as its artifacts tell once it is finished, or as its corpus tells before it begins.
 
-And how much of its planned fine-tune a finished run made, for one that ends early is not to pay for the rest.
-
 Clusters by `mean_token`, `tfidf_svd` or `random`, and k-means itself, are next to nothing on a CPU, so that they count as nothing.
 
 Shapes: N documents.
@@ -85,16 +83,6 @@ def expected(config: RunConfig, measured: Measured, corpus: Path) -> Reads:
     evaluated = sum(map(len, load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens))
     reads["evaluate"] = _evaluation(config, corpus, measured, evaluated)
     return reads
-
-
-def finetuned(config: RunConfig) -> float:
-    """The part of its fine-tune's planned steps that a finished run made: less than 1 where `finetune.early_stop` ended it.
-
-    Raises:
-        RunDirError: An artifact is missing.
-    """
-    units = _summary(config.directory / "finetuned")["units"]
-    return units[0]["steps"] / units[0]["planned_steps"] if units else 1.0
 
 
 def _merges(config: RunConfig, measured: Measured) -> bool:

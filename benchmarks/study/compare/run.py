@@ -17,7 +17,6 @@ from benchmarks.study.compare.accounting import (
     account,
     curve,
     dollars_of,
-    ended_early,
     first_reach,
     hours_of,
     metered_dollars,
@@ -26,7 +25,7 @@ from benchmarks.study.compare.accounting import (
 )
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, predicted, run_name, tokens_for
 from benchmarks.study.compare.quality import note_quality
-from benchmarks.study.compare.reading import expected, finetuned, found
+from benchmarks.study.compare.reading import expected, found
 from benchmarks.study.compare.tuning import Tuned, kept, tune
 from benchmarks.study.recipe import recipe, subject
 from moedisco_ray.backend import Backend
@@ -122,8 +121,7 @@ def _config(
     """None where its runs so far do not foretell what it takes to come to joint training's loss."""
     name, arm = named
     if budget == "loss":
-        # What is sought is a length to plan: a run that will end early has to be planned as long as those that did.
-        tokens = predicted([(row["planned_tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
+        tokens = predicted([(row["tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
     else:
         tokens = dear(arm, budget)
     return None if tokens is None else arm_config(base, name, arm, output, budget, tokens)
@@ -179,17 +177,16 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
 
     Returns:
         `arm`, `title`, `budget`, `run` (its directory's name); `recipe` and `subject`, by what and on what it was trained
-        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, that were trained on, and `planned_tokens`, more
-        than these where the fine-tune ended early; `flops`, `dollars` and `hours`, planned, of everything that it pays for, of the
-        fine-tune as much as was made, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and `worker_seconds`
-        per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity on those of each,
-        `specialisation`, the normalised mutual information of documents' sources and clusters with their first experts, and
-        `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `unseen`, the perplexity on text
-        of `evaluation.sources`, None where there are none; `curve`, its looks at the held-out loss (`accounting.Point`), of which
-        an ensemble's last is its evaluation.
+        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, that were trained on; `flops`, `dollars` and
+        `hours`, planned, of everything that it pays for, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and
+        `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity
+        on those of each, `specialisation`, the normalised mutual information of documents' sources and clusters with their first
+        experts, and `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `unseen`, the
+        perplexity on text of `evaluation.sources`, None where there are none; `curve`, its looks at the held-out loss
+        (`accounting.Point`), of which an ensemble's last is its evaluation.
     """
     plan = build_plan(config)
-    phases = ended_early(account(config, plan, found(config, arm.measured)), "finetune", finetuned(config))
+    phases = account(config, plan, found(config, arm.measured))
     tokens = trained_tokens(phases)
     events = EventLog.read(config.directory / "events.jsonl")
     meter = Meter()
@@ -206,7 +203,7 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
     return {
         "arm": name, "title": arm.title, "budget": budget, "run": config.name,
         "recipe": recipe(config), "subject": subject(config, plan), "measured": arm.measured,
-        "tokens": tokens, "planned_tokens": plan.tokens, "flops": sum(phase.flops for phase in phases),
+        "tokens": tokens, "flops": sum(phase.flops for phase in phases),
         "dollars": dollars_of(phases), "hours": hours_of(phases),
         "phases": [dataclasses.asdict(phase) for phase in phases],
         "metered_dollars": metered_dollars(meter, config), "worker_seconds": meter.worker_seconds,

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.study.compare.run import add_target, measured
 from benchmarks.study.quality.levers import KNOWN
 from moedisco_ray.core.artifacts import read_json
-from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import stored_config
 
 
 def reaccounted(result: Mapping[str, Any], work: Path) -> tuple[dict[str, Any], list[str]]:
@@ -40,7 +40,7 @@ def repeatable(command: str, cell: str) -> str:
 
 def _row(row: Mapping[str, Any], work: Path) -> dict[str, Any]:
     directory = work / row["run"]
-    config = RunConfig.model_validate(read_json(directory / "config.json"))
+    config = stored_config(read_json(directory / "config.json"))
     fresh = measured(row["arm"], KNOWN[row["arm"]], row["budget"], config.model_copy(update={"output": work}))
     if (fresh["tokens"], fresh["loss"]) != (row["tokens"], row["loss"]):
         raise ValueError(f"{directory} holds another run, with a loss of {fresh['loss']:.4f} after {fresh['tokens']:,} tokens")

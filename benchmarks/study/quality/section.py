@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.quality.cells import STARTS
-from benchmarks.study.quality.levers import FOR_TOKENS, KNOWN, LEVERS
+from benchmarks.study.quality.levers import FOR_TOKENS, LEVERS, REMOVED, TITLES
 from benchmarks.study.quality.result_files import commits, read, result_paths
 from benchmarks.study.quality.summary import FIGURES, LOW, MORE, summarise
 
@@ -34,6 +34,8 @@ _PRICES = {
     0.1: "", 0.35 / 2.28 / 0.72: "the paper's prices, speed 0.72: as above", 0.35 / 2.28 / 0.53: "the paper's prices, speed 0.53",
     0.5: "", 1.0: "one price: operations alone"}
 """Of the expensive pool's FLOP; 0.53 is what the cards' data sheets say of bf16, 165 against 312 TFLOP/s."""
+_SINGLE = {*LEVERS, *REMOVED}
+"""Arms that change one setting of the default."""
 _TITLES = {"disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool"}
 _TARGETS = (
     ("disco", "ppl_equal_dollars", 0.9, "", STARTS), ("disco", "dollars_to_joint_loss_ratio", 0.5, ", the floor", STARTS),
@@ -58,18 +60,18 @@ def rows() -> list[list[str]]:
     """One per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
     return [
         [
-            _cell(entry), _TITLES.get(entry["arm"]) or KNOWN[entry["arm"]].title, str(len(entry["seeds"])),
+            _cell(entry), _TITLES.get(entry["arm"]) or TITLES[entry["arm"]], str(len(entry["seeds"])),
             *(_span(entry, name) for name in COLUMNS)]
-        for entry in _entries() if entry["arm"] not in LEVERS]
+        for entry in _entries() if entry["arm"] not in _SINGLE]
 
 
 def levers() -> list[list[str]]:
     """One per lever and cell in which it was put back: what the perplexity at equal tokens is then, against the default's."""
     return [
         [
-            _cell(entry), KNOWN[entry["arm"]].title, str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
+            _cell(entry), TITLES[entry["arm"]], str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
             _default_of(entry), _over_default(entry)]
-        for entry in _entries() if entry["arm"] in LEVERS]
+        for entry in _entries() if entry["arm"] in _SINGLE]
 
 
 def prices() -> list[list[str]]:

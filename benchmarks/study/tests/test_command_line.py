@@ -90,16 +90,15 @@ def test_half_a_question_to_measured_runs(demo, arguments, line):
 ])
 def test_an_advice_is_whole_at_any_width(width, model, kind, value, promise):
     runs = tuple(run for seed in range(2) for run in comparison_runs(comparison(base_config(), seed=seed, noise=0.02), "here"))
-    phases = [{"train": "router", "share": 0.5}, {"train": "all", "share": 0.5}]
-    config = base_config(model={"config": model}, finetune={"phases": phases})
+    config = base_config(model={"config": model}, submodels={"outer": {"momentum": 0.5}}, finetune={"load_balance": 0.125})
     advice = advise(config, Measurements(runs, ("going: not finished",)), Goal(kind=kind, value=value))
     text = text_of(advice_view(advice), width)
     assert promise in text
     assert f"How sure: {advice.confidence.level}" in text
     assert "Set aside: going: not finished" in text
-    assert "--set 'finetune.phases=[{\"train\": \"all\", \"share\": 1.0}]'" in text
+    assert "--set finetune.load_balance=0.01" in text
     assert "instead of" in text
-    assert '"share":0.5}]' in "".join(text.split())
+    assert "0.125" in text
     for row in advice.options:
         assert ("dominated" if row.dominated else f"{row.best_in:.0%}".replace("%", " %")) in text
     assert "…" not in text

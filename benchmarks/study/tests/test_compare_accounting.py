@@ -22,7 +22,6 @@ from benchmarks.study.compare.accounting import (
     Reads,
     account,
     dollars_of,
-    ended_early,
     forward_flops,
     overheads,
     trained_tokens,
@@ -82,19 +81,6 @@ def test_an_account_is_the_plan_and_what_is_read_in_proportion(reads: Reads, tim
     assert dollars_of(overheads(CONFIG, PLAN, more)) == pytest.approx(times * read)
     order = ("seed", "cluster", "submodels", "merge", "finetune", "evaluate")
     assert [order.index(phase.stage) for phase in phases] == sorted(order.index(phase.stage) for phase in phases)
-
-
-@given(st.sampled_from(["seed", "submodels", "finetune", "evaluate"]), st.floats(0.01, 1))
-def test_of_a_training_that_ended_early_a_part_is_paid_for(stage: str, part: float) -> None:
-    planned = account(CONFIG, PLAN, {"evaluate": {"whole": 3000}})
-    for before, after in zip(planned, ended_early(planned, stage, part), strict=True):
-        if before.stage != stage or part == 1:
-            assert after == before
-            continue
-        assert (after.stage, after.pool, after.tokens) == (before.stage, before.pool, round(part * before.tokens))
-        assert after.steps == (None if before.steps is None else round(part * before.steps))
-        assert [after.flops, after.hours, after.dollars] == [
-            pytest.approx(part * value) for value in (before.flops, before.hours, before.dollars)]
 
 
 RATES = {"a": (0.1, 0.2), "b": (0.4, 0.5)}

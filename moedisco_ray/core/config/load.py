@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.model import LocalInit
 from moedisco_ray.core.config.places import names_a_run, places, words
-from moedisco_ray.core.config.run import RunConfig, check_division, check_gate
+from moedisco_ray.core.config.run import RunConfig, check_division
 from moedisco_ray.core.config.sections import Evaluation, Source
 from moedisco_ray.core.config.task_files import read_task_file
 from moedisco_ray.core.config.yaml_text import parse_yaml
@@ -91,14 +91,10 @@ def check_files(config: RunConfig) -> None:
             architecture = config.model.architecture
         except ValidationError as error:
             raise first_mistake(error.errors()) from error
-        checks: dict[str, Callable[[], None]] = {
-            "clusters.count": lambda: check_division(architecture.num_experts, config.clusters.count),
-            "finetune.dense_gate": lambda: check_gate(config.finetune.dense_gate, architecture)}
-        for field, check in checks.items():
-            try:
-                check()
-            except ValueError as error:
-                raise ConfigError(field, None, str(error)) from error
+        try:
+            check_division(architecture.num_experts, config.clusters.count)
+        except ValueError as error:
+            raise ConfigError("clusters.count", None, str(error)) from error
 
 
 def check_evaluation(evaluation: Evaluation) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from moedisco_ray.core.config.base import Section
 from moedisco_ray.core.config.effects import NoEffect
-from moedisco_ray.core.config.model import Architecture, CheckpointInit, LocalInit, Model
+from moedisco_ray.core.config.model import CheckpointInit, LocalInit, Model
 from moedisco_ray.core.config.places import WritesTo
 from moedisco_ray.core.config.pools import AnyPool, LowMemoryPool, Pools
 from moedisco_ray.core.config.sections import (
@@ -147,7 +147,6 @@ class RunConfig(Section):
         # A checkpoint's sizes are on disk; `check_files` asks the same question of them.
         if not isinstance(self.model.init, LocalInit):
             check_division(self.model.architecture.num_experts, self.clusters.count)
-            check_gate(self.finetune.dense_gate, self.model.architecture)
         return self
 
 
@@ -155,20 +154,6 @@ def _place(source: Source) -> str:
     """One name for a path, however it is written; by its words alone, for whoever asks may not be allowed to see the disk."""
     apart = "://" in source.path or source.path == "embedded"
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
-
-
-def check_gate(share: float, architecture: Architecture) -> None:
-    """Refuse a dense gate where the weights of top-k experts do not sum to 1.
-
-    Those of all experts do, so that what follows the gate would have another scale.
-
-    Raises:
-        ValueError: There is one.
-    """
-    if share and not architecture.norm_topk_prob:
-        raise ValueError(
-            f"finetune.dense_gate {share:g} needs top-k weights that sum to 1, as all experts' do; set "
-            "model.config.norm_topk_prob true, or dense_gate 0")
 
 
 def check_division(num_experts: int, clusters: int) -> None:

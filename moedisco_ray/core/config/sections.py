@@ -226,10 +226,6 @@ class Submodels(Section):
     round_patience: Annotated[float | None, _MAY_DO_WITH_LESS] = Field(None, gt=0)
     """Seconds that a round waits for the rest once half of the sub-models have ended it; a late one goes on from the newest
     backbone. Null: until all have, without which the result depends on time."""
-    backbone_lr_scale: float = Field(1.0, ge=0)
-    """Learning rate of the backbone, as a multiple of the experts'; 0 freezes it, so that the merge finds it unchanged."""
-    backbone_lr_scale_from: Share = 0.0
-    """Share of the steps after which the scale applies; 0: all along."""
     keep_moments: bool = True
     """Adam's moments of the seed go on in the sub-models; false: each begins with none, and its first updates are signs."""
     max_failures: MaxFailures = 3
@@ -270,30 +266,12 @@ class Merge(Section):
     """Tokens the router is computed on."""
 
 
-class Phase(Section):
-    """A part of the fine-tune, by what learns in it."""
-
-    train: Literal["router", "backbone", "all"]
-    """`router`: the routers alone. `backbone`: everything but the experts. `all`: everything."""
-    share: float = Field(gt=0, le=1)
-    """Of the fine-tune's steps."""
-
-
 class Finetune(Section):
     """The training of the whole MoE."""
 
     pool: Annotated[PoolName, Resolved("precision")] = "high_memory"
     """Whose workers train it together, sharded: the few large ones, or all of the many small ones."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
-    """Its warm-up is repeated at the beginning of every phase, since tensors that begin to learn have no moments yet."""
-    phases: tuple[Phase, ...] = Field((Phase(train="all", share=1.0),), min_length=1, max_length=32)
-    """What learns when, in order; shares add up to 1. The paper trains everything at once."""
-    dense_gate: Share = 0.0
-    """Share of the steps, from the first, in which every token passes through every expert; 0 is the paper."""
-    spike_guard: float | None = Field(None, gt=1)
-    """Leave out an update whose gradient norm is above this multiple of the median of the last 64; null: never."""
-    early_stop: float | None = Field(None, gt=0)
-    """End the last phase when the training loss falls by less than so many nats per planned dollar; null: never."""
     load_balance: float = Field(0.01, ge=0)
     """Weight of the load-balance loss over the global batch; also of sub-models that have several experts."""
     z_loss: float = Field(0.001, ge=0)
@@ -301,13 +279,6 @@ class Finetune(Section):
     keep_moments: bool = True
     """Adam's moments of the sub-models, or of the seed where there are none, go on in the whole MoE; false: it begins with none."""
     max_failures: MaxFailures = 3
-
-    @model_validator(mode="after")
-    def _shares_are_all(self) -> Self:
-        total = sum(phase.share for phase in self.phases)
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"phases have shares of {total:g} in all; make them add up to 1")
-        return self
 
 
 class Checkpoint(Section):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.config import RunConfig, Submodels
+from moedisco_ray.core.config import Submodels
 from moedisco_ray.core.locations import joined
 from moedisco_ray.models.optimizer_state import FOLDER
-from moedisco_ray.plan import build_plan
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.text.validation import validation_parts
 from moedisco_ray.stages.train.validation_slice import ValidationSlice
-from moedisco_ray.training import BackboneRate, HeldOut, Rounds, TrainJob, steps_for
+from moedisco_ray.training import HeldOut, Rounds, TrainJob, steps_for
 
 
 def make_job(
@@ -39,10 +36,6 @@ def make_job(
         checkpoint_every=config.checkpoint.steps, keep=config.checkpoint.keep,
         load_balance=config.finetune.load_balance if routes else 0.0,
         z_loss=config.finetune.z_loss if routes else 0.0,
-        phases=tuning.phases if tuning else (),
-        dense_steps=round(tuning.dense_gate * steps) if tuning else 0,
-        spike_guard=tuning.spike_guard if tuning else None,
-        least_gain=_least_gain(config) if tuning else None,
         seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),
         held_out=_held_out(context, stage),
     )
@@ -61,26 +54,10 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
         config.corpus.sequence_length)
 
 
-def _least_gain(config: RunConfig) -> float | None:
-    """`finetune.early_stop` in nats per step: by what the plan says a step costs, which no machine's speed changes."""
-    if config.finetune.early_stop is None:
-        return None
-    cost = next(stage.cost for stage in build_plan(config).stages if stage.stage == "finetune")
-    return config.finetune.early_stop * cost.dollars / cost.tokens * config.finetune.optimizer.batch_tokens
-
-
 def restored_optimizer_state(model: Path) -> Path | None:
     """Where the moments of an earlier stage's model lie, if it has any."""
     moments = (model / FOLDER).absolute()
     return moments if moments.is_dir() else None
-
-
-def anchored(job: TrainJob, settings: Submodels) -> TrainJob:
-    """With the sub-models' backbone at its own rate."""
-    if settings.backbone_lr_scale == 1:
-        return job
-    start = math.ceil(settings.backbone_lr_scale_from * job.steps)
-    return dataclasses.replace(job, backbone_rate=BackboneRate(settings.backbone_lr_scale, start))
 
 
 def rounds_of(steps: Sequence[int], settings: Submodels, directory: Path) -> list[Rounds | None]:

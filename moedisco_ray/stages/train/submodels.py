@@ -8,7 +8,7 @@ from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, link_tree, submodel_seed
-from moedisco_ray.stages.train.jobs import anchored, make_job, restored_optimizer_state, rounds_of, train, unit_records
+from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, rounds_of, train, unit_records
 from moedisco_ray.training import write_partial_result
 from moedisco_ray.training.sync.exchange import backbone_path, history
 
@@ -29,7 +29,7 @@ def run(context: Context, draft: Draft) -> None:
     ]
     rounds = context.checkpoints("submodels") / "rounds"
     moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_moments else None
-    jobs = [dataclasses.replace(anchored(job, config.submodels), rounds=meets, moments=moments, leave_moments=True)
+    jobs = [dataclasses.replace(job, rounds=meets, moments=moments, leave_moments=True)
             for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum, config.submodels.patience)

@@ -38,7 +38,6 @@ class Progress:
         losses: Mean cross-entropy of each step.
         seconds: Wall-clock time so far.
         fractions_NE: Selections per token of each expert in the last global batch, one row per router; see `objective`.
-        norms: Of the newest gradients, where `spikes.SpikeGuard` needs them.
         round: The last round whose backbone it took in; 0: none.
         joined: The step at which it did.
     """
@@ -48,13 +47,12 @@ class Progress:
     losses: list[float] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     fractions_NE: list[list[float]] = dataclasses.field(default_factory=list)
-    norms: list[float] = dataclasses.field(default_factory=list)
     round: int = 0
     joined: int = 0
 
     def copy(self) -> Progress:
         """One that training does not go on changing."""
-        return dataclasses.replace(self, losses=list(self.losses), fractions_NE=list(self.fractions_NE), norms=list(self.norms))
+        return dataclasses.replace(self, losses=list(self.losses), fractions_NE=list(self.fractions_NE))
 
 
 def steps(location: Location) -> list[int]:

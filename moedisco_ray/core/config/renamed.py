@@ -1,0 +1,53 @@
+"""Stored configurations of earlier versions, read as today's.
+
+Only for what a run directory or a service has stored: a user who writes an old name gets an error that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moedisco_ray.core.config.run import RunConfig
+
+_REMOVED = frozenset({
+    "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from",
+    "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
+})
+_RENAMED: Mapping[str, str] = {}
+_SECTIONS = frozenset(path.rpartition(".")[0] for path in (*_REMOVED, *_RENAMED))
+
+
+def stored_config(raw: Any) -> RunConfig:
+    """A configuration that this or an earlier version stored.
+
+    Raises:
+        ValidationError: It is no configuration of a known version.
+    """
+    return RunConfig.model_validate(_nested(raw) if isinstance(raw, Mapping) else raw)
+
+
+def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings by dotted path, without those that are gone and with today's names."""
+    return {_RENAMED.get(path, path): value for path, value in settings.items() if path not in _REMOVED}
+
+
+def _nested(raw: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for path, value in stored_settings(dict(_leaves(raw, ""))).items():
+        *sections, last = path.split(".")
+        node = result
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return result
+
+
+def _leaves(raw: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted paths down to the sections that hold a changed setting; everything else stays whole."""
+    for name, value in raw.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and any(each == path or each.startswith(f"{path}.") for each in _SECTIONS):
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value

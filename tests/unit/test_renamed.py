@@ -1,0 +1,39 @@
+"""Configurations that earlier versions stored still open; what a user writes is held to today's names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moedisco_ray.core.config import RunConfig, check_config
+from moedisco_ray.core.config.effects import leaves
+from moedisco_ray.core.config.renamed import _REMOVED, _RENAMED, stored_config, stored_settings
+from moedisco_ray.core.errors import ConfigError
+
+STORED = json.loads(Path(__file__).with_name("stored_config.json").read_text())
+LEAVES = {leaf.path for leaf in leaves(RunConfig)}
+
+
+def test_a_configuration_of_an_earlier_version_opens_with_what_it_says() -> None:
+    config = stored_config(STORED)
+    assert (config.name, config.seed, config.tokens.total) == ("earlier", 3, 123_456)
+    assert (config.submodels.sync_every, config.submodels.optimizer.lr) == (7, 0.002)
+    assert stored_config(config.model_dump(mode="json")) == config
+
+
+def test_it_is_refused_where_a_user_writes_it() -> None:
+    with pytest.raises(ConfigError, match="no such setting"):
+        check_config(STORED)
+
+
+def test_the_table_names_what_is_gone_and_leads_to_what_exists() -> None:
+    assert not LEAVES & {*_REMOVED, *_RENAMED}
+    assert set(_RENAMED.values()) <= LEAVES
+    assert stored_settings(dict.fromkeys((*_REMOVED, *_RENAMED), 1)) == dict.fromkeys(_RENAMED.values(), 1)
+
+
+def test_a_section_of_which_nothing_is_left_has_its_defaults() -> None:
+    minimal = {"name": "x", "corpus": {"sources": [{"path": "embedded"}]}}
+    assert stored_config({**minimal, "finetune": {"dense_gate": 0.5}}) == stored_config(minimal)
