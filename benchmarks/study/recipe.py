@@ -15,11 +15,11 @@ from moedisco_ray.plan.build import Plan
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
 _SIZE = ("tokens.total",)
 _MACHINES = (
-    "submodels.max_failures", "submodels.quorum", "submodels.patience", "submodels.round_patience", "finetune.max_failures",
+    "submodels.quorum", "submodels.round_patience",
     "submodels.optimizer.micro_batch", "submodels.optimizer.precision", "submodels.optimizer.gradient_checkpointing",
     "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing")
 """How work is done, not what: none of them is meant to change a loss."""
-_RESCALING = ("merge.match_scale", "merge.calibration_tokens")
+_RESCALING = ("merge.router", "merge.calibration_tokens")
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def recipe(config: RunConfig) -> dict[str, Any]:
     raw = config.model_dump(mode="json", include=set(_SECTIONS))
     return {
         path: value for path, value in _leaves(raw)
-        if path not in (*_SIZE, *_MACHINES) and _is_read(path, raw) and _has_a_say(path, config)}
+        if path not in (*_SIZE, *_MACHINES) and _has_a_say(path, config)}
 
 
 def subject(config: RunConfig, plan: Plan) -> dict[str, Any]:
@@ -60,11 +60,6 @@ def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _is_read(path: str, raw: Mapping[str, Any]) -> bool:
-    section, _, name = path.partition(".optimizer.")
-    return name != "decay" or raw[section]["optimizer"]["schedule"] == "wsd"
 
 
 def _has_a_say(path: str, config: RunConfig) -> bool:

@@ -32,10 +32,12 @@ from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
 CLUSTERED = 1.25
-"""Text that is clustered, as a multiple of the sub-models' tokens, where `clusters.text` is `needed`."""
+"""Text that is clustered, as a multiple of the sub-models' tokens."""
 
 _MERGE_RULES = 4
 """Rules that `merge.backbone: auto` tries."""
+_MERGE_SCALES = 3
+"""Scales at which it tries each."""
 _ENSEMBLE_BLOCK = 64
 """Tokens of an ensemble's text between two looks at the context that weighs its members."""
 
@@ -237,11 +239,11 @@ class _Reading:
         batch = (self._config.finetune if whole else self._config.submodels).optimizer.batch_tokens
         count = -(-max(1, tokens // batch) // max(1, evaluation.every_tokens // batch))
         pool = self._config.finetune_pool if whole else self._config.pools.low_memory
-        return self._read(count * min(evaluation.slice_tokens, evaluation.max_tokens), whole=whole, pool=pool)
+        return self._read(count * evaluation.slice_tokens, whole=whole, pool=pool)
 
     def _merge(self) -> float | None:
         config, merge = self._config, self._config.merge
-        candidates = _MERGE_RULES * len(merge.auto_scales) if merge.backbone == "auto" and config.clusters.count > 1 else 0
+        candidates = _MERGE_RULES * _MERGE_SCALES if merge.backbone == "auto" and config.clusters.count > 1 else 0
         calibrated = merge.calibration_tokens * (self._whole.num_hidden_layers + 1) / 2
         work: float | None = 0.0
         if config.tokens.decoupled:
@@ -263,8 +265,6 @@ class _Reading:
         if pool is None:
             return self._on_head("cluster", self._starting(None))
         text = self._read(round(CLUSTERED * config.tokens.submodels), whole=self._vectors_of_whole, pool=pool)
-        if config.clusters.text == "all":
-            text = None
         return self._held("cluster", pool, _total([text, self._starting(pool)]), min(pool.max_workers, config.clusters.count))
 
     def _corpus(self) -> float | None:

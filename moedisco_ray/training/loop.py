@@ -25,7 +25,7 @@ from moedisco_ray.training.consensus import Consensus
 from moedisco_ray.training.held_out import HeldOutLoss
 from moedisco_ray.training.job import TrainJob, TrainResult, World
 from moedisco_ray.training.metrics import TrainingMetrics
-from moedisco_ray.training.optimizer import make_optimizer, set_rate
+from moedisco_ray.training.optimizer import LARGEST_NORM, make_optimizer, set_rate
 from moedisco_ray.training.optimizer_state import take_up
 from moedisco_ray.training.output import write_model
 from moedisco_ray.training.schedule import learning_rate
@@ -170,7 +170,7 @@ class Stepper:
         """
         self._selections_NE.zero_()
         losses = [self._backward(micro) for micro in micro_batches]
-        norm = _whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._job.optimizer.clip))
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self._parameters, LARGEST_NORM))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._probe is not None:

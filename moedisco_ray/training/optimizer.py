@@ -15,6 +15,11 @@ from transformers import PreTrainedModel
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.training.job import TrainJob, World
 
+BETAS = (0.9, 0.95)
+"""Decay of Adam's two moments, as usual for language models; sub-models and fine-tune share them, so that moments carry over."""
+LARGEST_NORM = 1.0
+"""Norm to which a larger gradient is clipped, as usual for language models."""
+
 
 def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch.optim.Optimizer:
     """AdamW over all parameters that are trained; norms and biases (one axis) get no weight decay."""
@@ -36,13 +41,13 @@ def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: 
 
     Args:
         groups: Parameter groups, as torch takes them.
-        recipe: Learning rate, betas and state.
+        recipe: Learning rate and state.
         seed: Of stochastic rounding.
         rank: This worker's; workers round their parts of a tensor independently.
     """
     if recipe.state == "fp32":
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
-    return RoundingAdamW(groups, lr=recipe.lr, betas=recipe.betas, seed=seed, rank=rank)
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
+    return RoundingAdamW(groups, lr=recipe.lr, betas=BETAS, seed=seed, rank=rank)
 
 
 class RoundingAdamW(torch.optim.Optimizer):
@@ -66,7 +71,7 @@ class RoundingAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
+        self, params: Iterable[Any], lr: float, betas: tuple[float, float] = BETAS, eps: float = 1e-8,
         weight_decay: float = 0.0, seed: int = 0, rank: int = 0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})

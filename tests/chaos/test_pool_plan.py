@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pool_plan import MOST_CHANGES, NODES, Kind, draw
 
-from moedisco_ray.core.config.sections import Finetune, Submodels
+from moedisco_ray.core.config import Checkpoint
 
 SEEDS = st.integers(0, 2**32)
 
@@ -33,8 +33,8 @@ def test_changes_come_in_the_order_in_which_a_run_gets_to_them(seed: int) -> Non
 
 @given(SEEDS)
 def test_no_more_processes_are_killed_than_are_put_up_with(seed: int) -> None:
-    for stage, section in (("submodels", Submodels()), ("finetune", Finetune())):
-        assert sum(change.kind == "process" and change.stage == stage for change in draw(seed)) <= section.max_failures
+    for stage in ("submodels", "finetune"):
+        assert sum(change.kind == "process" and change.stage == stage for change in draw(seed)) <= Checkpoint().max_failures
 
 
 @given(SEEDS)

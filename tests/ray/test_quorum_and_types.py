@@ -59,7 +59,7 @@ def held_up(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Held
     config = small_config(
         tmp_path_factory.mktemp("held_up"), model={"family": "qwen3_moe", "config": SIZES},
         clusters={"count": 3, "vectors": "tfidf_svd", "dimensions": 16, "restarts": 2},
-        submodels={"optimizer": {"batch_tokens": 1024, "lr": 2e-3}, "quorum": 2, "patience": 1.0},
+        submodels={"optimizer": {"batch_tokens": 1024, "lr": 2e-3}, "quorum": 2},
         pools={"low_memory": {"max_workers": 3}, "high_memory": {"workers": 1}})
     hang = Hang(15)
     events: list[Event] = []

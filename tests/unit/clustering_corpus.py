@@ -61,7 +61,7 @@ def write_model(directory: Path) -> Path:
 
 
 def run_config(**clusters: object) -> RunConfig:
-    settings = {"count": 3, "vectors": "tfidf_svd", "dimensions": 8, "sample": 100, "iterations": 30} | clusters
+    settings = {"count": 3, "vectors": "tfidf_svd", "dimensions": 8, "sample": 100} | clusters
     return RunConfig.model_validate({
         "name": "test", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 16}, "clusters": settings,
         "model": {"config": {"num_experts": 12}}})

@@ -142,10 +142,11 @@ def test_a_start_of_another_shape_is_an_error():
 
 def test_the_configuration_allows_one_recipe_or_all():
     tokens = [1, 3]
-    one, = recipes(Merge(backbone="ties", delta_scale=1.3, ties_keep=0.4), tokens, 9)
-    assert one == Recipe("ties", (0.5, 0.5), 1.3, keep=0.4, drop=0.5, seed=9)
-    several = recipes(Merge(backbone="auto", delta_scale=5.0, auto_scales=(0.5, 1.0)), tokens, 0)
-    assert [(recipe.rule, recipe.scale) for recipe in several] == [(rule, s) for rule in backbone.RULES for s in (0.5, 1.0)]
+    one, = recipes(Merge(backbone="ties"), tokens, 9)
+    assert one == Recipe("ties", (0.5, 0.5), 1.0, seed=9)
+    several = recipes(Merge(backbone="auto"), tokens, 0)
+    assert [(recipe.rule, recipe.scale) for recipe in several] == [
+        (rule, scale) for rule in backbone.RULES for scale in backbone.SCALES]
     assert {recipe.weights for recipe in several if recipe.rule == "token_weighted"} == {(0.25, 0.75)}
     assert merge_weights("dare", tokens) == (0.5, 0.5)
     assert recipes(Merge(backbone="auto"), [7], 0) == [Recipe("uniform", (1.0,))]
@@ -184,7 +185,7 @@ def test_auto_measures_every_candidates_own_model_and_writes_the_best(tied, tmp_
         with torch.no_grad():
             return float(model(tokens, labels=tokens).loss)
 
-    options = recipes(Merge(backbone="auto", auto_scales=(0.5, 1.0)), [1, 3], 0)
+    options = recipes(Merge(backbone="auto"), [1, 3], 0)
     router = RouterSettings("ridge")
     report = build_merged(parts, start, config, options, data, directory=tmp_path / "auto", router=router, loss=loss)
     alone = []

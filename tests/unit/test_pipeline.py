@@ -25,6 +25,7 @@ from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.assign import overlap_mask
 from moedisco_ray.stages.clustering.store import id_array
+from moedisco_ray.stages.merge.backbone import Recipe, combine
 from moedisco_ray.training import TrainJob, World, steps_for, train
 
 FEW_TOKENS = {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4}
@@ -99,7 +100,7 @@ def elaborate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         corpus={"sources": [
             {"path": f"{Path(str(module.__file__)).parent}/*.py", "name": name, "documents": "paragraph", "format": "text",
              "weight": 2.0 if name == "asyncio" else 1.0} for name, module in DOMAINS.items()]},
-        merge={"backbone": "auto", "auto_scales": [0.5, 1.0], "auto_tokens": 1024},
+        merge={"backbone": "auto", "auto_tokens": 1024},
         evaluation={"sources": [
             {"path": str(Path(json.__file__).parent / "*.py"), "name": "json", "documents": "paragraph", "format": "text"},
             {"path": str(folder / "mixed.py"), "documents": "paragraph"}]})
@@ -148,7 +149,7 @@ def test_overlap_weights_and_no_balance(elaborate: Path) -> None:
 def test_the_best_merge_on_held_out_text_is_taken_and_reported(elaborate: Path) -> None:
     merged = read_json(elaborate / "merged" / "merge.json")
     losses = {(entry["rule"], entry["scale"]): entry["loss"] for entry in merged["candidates"]}
-    assert len(losses) == 8
+    assert len(losses) == 12
     assert all(0 < loss < 10 for loss in losses.values())
     assert losses[merged["backbone"]["rule"], merged["backbone"]["scale"]] == min(losses.values())
     reported = read_json(elaborate / "report.json")["merge"]
@@ -176,14 +177,14 @@ def test_rounds_end_in_the_report_with_the_backbone_that_they_left(tmp_path: Pat
 
 
 def test_after_rounds_a_delta_counts_from_the_last_meeting(tmp_path: Path) -> None:
-    directory = run(tmp_path, submodels={"sync_every": 3}, merge={"backbone": "uniform", "delta_scale": 0.25})
+    directory = run(tmp_path, submodels={"sync_every": 3}, merge={"backbone": "ties"})
     common = open_checkpoint(directory / "submodels" / "common")
     parts = [open_checkpoint(directory / "submodels" / str(k)) for k in range(2)]
     merged = open_checkpoint(directory / "merged")
     assert len(common) > 5
     for key in common:
-        mean = sum(part[key].double() for part in parts) / 2
-        torch.testing.assert_close(merged[key].double(), 0.75 * common[key].double() + 0.25 * mean)
+        expected, _ = combine(key, [part[key] for part in parts], common[key], Recipe("ties", (0.5, 0.5)))
+        assert torch.equal(merged[key], expected)
         assert not torch.equal(merged[key], parts[0][key])
 
 

@@ -80,7 +80,7 @@ def test_another_precision_makes_again_what_is_computed_in_it(
     ({}, {"pools": {"low_memory": {"max_workers": 2, "price_per_hour": 1.0}}}),
     ({}, {"checkpoint": {"every": 7}}),
     ({}, {"tracking": {"tensorboard": True}}),
-    ({}, {"submodels": {"quorum": 2, "max_failures": 9}}),
+    ({}, {"submodels": {"quorum": 2}, "checkpoint": {"max_failures": 9}}),
 ])
 def test_where_and_when_work_happens_changes_nothing(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert digests(**before) == digests(**after)

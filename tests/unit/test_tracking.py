@@ -52,7 +52,6 @@ def test_parameters_are_flat(tmp_path):
     flat = parameters(config(tmp_path))
     assert flat["tokens.total"] == "20000000"
     assert flat["corpus.sources.0.path"] == "embedded"
-    assert flat["submodels.optimizer.betas.1"] == "0.95"
 
 
 def test_tensorboard_files_hold_the_series(tmp_path):

@@ -18,11 +18,10 @@ from moedisco_ray.plan.build import build_plan
 SCALE_FREE = (
     "tokens.seed_share", "tokens.finetune_share",
     "clusters.count", "clusters.method", "clusters.vectors", "clusters.capacity", "clusters.overlap",
-    "submodels.optimizer.schedule", "submodels.optimizer.warmup", "submodels.optimizer.decay", "submodels.outer.lr",
+    "submodels.optimizer.schedule", "submodels.optimizer.warmup", "submodels.outer.lr",
     "submodels.outer.momentum", "submodels.keep_moments",
-    "merge.backbone", "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.router",
-    "merge.match_load", "merge.match_scale",
-    "finetune.optimizer.schedule", "finetune.optimizer.warmup", "finetune.optimizer.decay",
+    "merge.backbone", "merge.router",
+    "finetune.optimizer.schedule", "finetune.optimizer.warmup",
     "finetune.load_balance", "finetune.z_loss", "finetune.keep_moments")
 """What is a choice, a share or a multiple, and so means the same for a model of another size. Learning rates, batches and steps do
 not; rounds do, as a number of parts of a sub-model's training."""

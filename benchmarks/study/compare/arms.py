@@ -61,8 +61,7 @@ _JOINT: Mapping[str, Any] = {
 }
 
 _FRESH: Mapping[str, Any] = {"submodels.keep_moments": False, "finetune.keep_moments": False}
-_PLAIN_MERGE: Mapping[str, Any] = {
-    "merge.backbone": "uniform", "merge.delta_scale": 1.0, "merge.router": "random", "merge.match_load": False}
+_PLAIN_MERGE: Mapping[str, Any] = {"merge.backbone": "uniform", "merge.router": "random"}
 
 REFERENCE = "joint"
 """The arm that all others are measured against."""
@@ -78,13 +77,11 @@ ARMS: Mapping[str, Arm] = {
         "clusters.vectors": "mean_token",
         "clusters.capacity": None,
         "clusters.overlap": 0.0,
-        "clusters.text": "all",
         "submodels.optimizer.schedule": "constant",
         "submodels.optimizer.warmup": 0.0,
         **_ONE_SHOT,
         **_PLAIN_MERGE,
         "merge.backbone": "token_weighted",
-        "merge.match_scale": False,
         **_FRESH,
         "finetune.optimizer.lr": _whole_rate,
         "finetune.load_balance": 0.0,

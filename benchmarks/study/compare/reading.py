@@ -23,6 +23,7 @@ from moedisco_ray.core.config import CheckpointInit, RunConfig
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.models import ModelMap
 from moedisco_ray.stages.clustering.build import documents_needed
+from moedisco_ray.stages.clustering.kmeans import ITERATIONS
 from moedisco_ray.stages.clustering.vectors.base import read_settings
 from moedisco_ray.stages.clustering.vectors.likelihood import READ
 from moedisco_ray.stages.evaluate.ensemble import BLOCK
@@ -97,7 +98,7 @@ def _clustering(config: RunConfig, lengths_N: Lengths, kind: str, limit: int) ->
         return {_vector_model(config): float(np.minimum(lengths_N, limit).sum())}
     if kind == "likelihood":
         heads_N = np.minimum(lengths_N, READ)
-        searched = int(heads_N[:max(settings.sample, settings.count)].sum()) * settings.restarts * settings.iterations
+        searched = int(heads_N[:max(settings.sample, settings.count)].sum()) * settings.restarts * ITERATIONS
         return {"bigrams": float(settings.count * (searched + int(heads_N.sum())))}
     return {}
 
@@ -139,7 +140,7 @@ def _passes(config: RunConfig, router: str) -> float:
     """
     family, whole = ModelMap(config.model.family).family, config.model.architecture
     normalises = family.always_normalises or whole.norm_topk_prob
-    if router == "concat" and (normalises or not config.merge.match_scale):
+    if router == "concat" and (normalises or not config.merge.from_data):
         return 0.0
     return (whole.num_hidden_layers + 1) / 2
 

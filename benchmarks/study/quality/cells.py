@@ -34,8 +34,6 @@ OWN_RECIPES: Mapping[tuple[str, str], Mapping[str, dict[str, Any]]] = {
 lower rates."""
 HELD_OUT = 40_000
 """Validation tokens that a finished model is measured on: about a hundred documents, a dozen of each domain."""
-LOOKED_AT = 20_000
-"""The first of them, which looks while it trains see."""
 START_TOKENS = 250_000
 """Of the common dense model that the arms of a `seed` cell start from; in nobody's bill, for all have it. It is a model like a
 published one: weights without an optimizer's state. What to do with it first is a matter of the recipe: joint training makes an
@@ -91,12 +89,12 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
         "tokenizer": {"train_vocab_size": 2048},
         "model": {"family": cell.family, "config": SIZES},
         "evaluation": {
-            **raw["evaluation"], "max_tokens": HELD_OUT, "slice_tokens": LOOKED_AT, "every_tokens": tokens // 8, "prompts": [],
+            **raw["evaluation"], "max_tokens": HELD_OUT, "every_tokens": tokens // 8, "prompts": [],
             "stages": False, "sources": _unseen(cell.corpus, corpora)},
-        "checkpoint": {"every": 100_000, "keep": 1},
+        "checkpoint": {"every": 100_000},
     }
     raw["tokens"]["total"] = tokens
-    raw["clusters"] |= {"count": 4, "restarts": 2, "iterations": 20, "sample": 2000}
+    raw["clusters"] |= {"count": 4, "restarts": 2, "sample": 2000}
     raw["merge"]["calibration_tokens"] = 4096
     raw["submodels"]["sync_every"] = 8    # of some dozens of steps, as the preset's 25 are of a hundred
     for pool in raw["pools"].values():

@@ -22,10 +22,8 @@ LEVERS: Mapping[str, Arm] = {
     "ties": Arm("TIES", {"merge.backbone": "ties"}),
     "dare": Arm("DARE", {"merge.backbone": "dare"}),
     "auto": Arm("backbones merged as is best on held-out text", {"merge.backbone": "auto"}),
-    "long-delta": Arm("backbone's delta times 1.25", {"merge.delta_scale": 1.25}),
     "centroid-router": Arm("centroid router", {"merge.router": "centroid"}),
     "random-router": Arm("random router", {"merge.router": "random"}),
-    "no-match-load": Arm("router's loads as they come", {"merge.match_load": False}),
     "fast-finetune": Arm("fine-tune at the sub-models' rate", {
         "finetune.optimizer.lr": lambda base: base.submodels.optimizer.lr}),
     "fresh-finetune": Arm("fine-tune begins without the sub-models' moments", {"finetune.keep_moments": False}),
@@ -36,6 +34,8 @@ LEVERS: Mapping[str, Arm] = {
 
 REMOVED: Mapping[str, str] = {
     "anchored": "backbone at a tenth of the rate in the last half of the branches",
+    "long-delta": "backbone's delta times 1.25",
+    "no-match-load": "router's loads as they come",
     "frozen-experts": "first half of the fine-tune with frozen experts",
     "dense-gate": "every expert in the first fifth of the fine-tune",
     "spike-guard": "updates of twice the usual gradient left out",

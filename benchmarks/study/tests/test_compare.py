@@ -35,7 +35,7 @@ READS: Reads = {"evaluate": {"whole": 3000}, "cluster": {"submodel": 60_000}, "m
 def base(tmp_path: Path) -> RunConfig:
     return small_config(
         tmp_path, tokens=TOKENS, clusters={"count": 2, "vectors": "hidden_state"},
-        evaluation={"max_tokens": 3000, "slice_tokens": 3000, "every_tokens": 4096}, merge={"calibration_tokens": 1024})
+        evaluation={"max_tokens": 3000, "every_tokens": 4096}, merge={"calibration_tokens": 1024})
 
 
 @pytest.mark.parametrize("name", ARMS)

@@ -43,7 +43,7 @@ READINGS = st.dictionaries(
 def config_of(output: Path, **changes: Any) -> RunConfig:
     return small_config(output, **{
         "tokens": TOKENS, "clusters": {"count": 2, "vectors": "hidden_state"}, "merge": {"calibration_tokens": 1024},
-        "evaluation": {"max_tokens": 3000, "slice_tokens": 3000, "every_tokens": 8000}, **changes})
+        "evaluation": {"max_tokens": 3000, "every_tokens": 8000}, **changes})
 
 
 CONFIG = config_of(Path("runs"))
@@ -154,7 +154,7 @@ def close(ours: Reads, theirs: Reads, windows: int) -> bool:
 
 
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize(("merge", "compared"), [({}, 0), ({"backbone": "auto", "auto_tokens": 512, "auto_scales": [1.0]}, 4)])
+@pytest.mark.parametrize(("merge", "compared"), [({}, 0), ({"backbone": "auto", "auto_tokens": 512}, 12)])
 def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[str, Any], compared: int) -> None:
     config = config_of(tmp_path, merge={"calibration_tokens": 1024, **merge})
     given = run(config)
@@ -222,5 +222,5 @@ def test_clusters_that_no_model_reads_for_cost_nothing_and_bigrams_little(tmp_pa
 
     for free in ({"vectors": "mean_token"}, {"vectors": "tfidf_svd"}, {"method": "random"}):
         assert clustering(**free) == 0
-    assert 0 < clustering(method="likelihood", restarts=1, iterations=1) < 0.01 * clustering(vectors="hidden_state")
-    assert clustering(method="likelihood", restarts=3, iterations=9) > clustering(method="likelihood", restarts=1, iterations=1)
+    assert 0 < clustering(method="likelihood", restarts=1) < clustering(vectors="hidden_state")
+    assert clustering(method="likelihood", restarts=3) > clustering(method="likelihood", restarts=1)

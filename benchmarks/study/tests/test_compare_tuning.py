@@ -26,7 +26,7 @@ from moedisco_ray.execution.local_backend import LocalBackend
 SMALL = {
     "tokens": {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25},
     "clusters": {"count": 2, "vectors": "hidden_state"},
-    "evaluation": {"max_tokens": 3000, "slice_tokens": 3000, "every_tokens": 8192, "stages": False},
+    "evaluation": {"max_tokens": 3000, "every_tokens": 8192, "stages": False},
     "merge": {"calibration_tokens": 1024},
     "checkpoint": {"every": 100_000}}
 

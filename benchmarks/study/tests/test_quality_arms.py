@@ -58,7 +58,7 @@ def test_the_rivals_are_what_their_papers_say(base):
     # BTX (arXiv 2403.07816): branches from one seed that never meet, a plain mean, a router that begins at random, a fine-tune.
     btx = of(base, "btx")
     assert btx.submodels.sync_every is None
-    assert (btx.merge.backbone, btx.merge.router, btx.merge.match_load) == ("uniform", "random", False)
+    assert (btx.merge.backbone, btx.merge.router) == ("uniform", "random")
     assert btx.tokens.seed > 0 < btx.tokens.finetune
     # SPES: no seed, the shared part averaged every 100 steps.
     spes = of(base, "spes")

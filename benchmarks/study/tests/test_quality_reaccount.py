@@ -10,7 +10,7 @@ from moedisco_ray.execution.local_backend import LocalBackend
 
 
 def test_rows_are_accounted_anew_from_their_runs_or_kept(tmp_path: Path) -> None:
-    looks = {"max_tokens": 2000, "slice_tokens": 2000, "every_tokens": 4096}
+    looks = {"max_tokens": 2000, "every_tokens": 4096}
     base = small_config(tmp_path, tokens={"total": 8000, "seed_share": 0.0}, evaluation=looks)
     (joint,) = compare(base, tmp_path / "compared", ["joint"], budgets=("tokens",), backend=LocalBackend())["rows"]
     # As an earlier version wrote it: the training alone, and nothing of its sources.

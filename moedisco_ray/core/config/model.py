@@ -45,7 +45,7 @@ class Architecture(Section):
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     norm_topk_prob: bool = True
     """Whether the selected router weights are made to sum to one. Mixtral always does. True keeps a sub-model's output scale
-    through the merge; with false the merge rescales the experts instead (`merge.match_scale`)."""
+    through the merge; with false the merge rescales the experts instead."""
     vocab_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
     """Rows of the embedding; null: as many as the tokeniser has tokens."""
     max_position_embeddings: int | None = Field(None, ge=8, le=LARGEST)

@@ -11,11 +11,21 @@ from typing import Any
 from moedisco_ray.core.config.run import RunConfig
 
 _REMOVED = frozenset({
-    "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from",
-    "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop",
+    "clusters.text", "clusters.iterations",
+    *(f"{section}.optimizer.{name}" for section in ("submodels", "finetune") for name in ("name", "decay", "betas", "clip")),
+    "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from", "submodels.patience",
+    "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.match_load", "merge.match_scale",
+    "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop", "finetune.max_failures",
+    "checkpoint.keep", "evaluation.slice_tokens",
 })
-_RENAMED: Mapping[str, str] = {}
-_SECTIONS = frozenset(path.rpartition(".")[0] for path in (*_REMOVED, *_RENAMED))
+_RENAMED: Mapping[str, str] = {
+    "submodels.max_failures": "checkpoint.max_failures",
+}
+_VALUES: Mapping[tuple[str, Any], Any] = {
+    ("merge.router", "concat"): "random",
+}
+"""Values that are gone, with what is nearest to them."""
+_SECTIONS = frozenset(path.rpartition(".")[0] for path in (*_REMOVED, *_RENAMED, *(path for path, _ in _VALUES)))
 
 
 def stored_config(raw: Any) -> RunConfig:
@@ -29,7 +39,9 @@ def stored_config(raw: Any) -> RunConfig:
 
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings by dotted path, without those that are gone and with today's names."""
-    return {_RENAMED.get(path, path): value for path, value in settings.items() if path not in _REMOVED}
+    return {
+        _RENAMED.get(path, path): _VALUES.get((path, value), value) if isinstance(value, str) else value
+        for path, value in settings.items() if path not in _REMOVED}
 
 
 def _nested(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,6 @@ class RunConfig(Section):
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
         self._gang_divides_the_batch()
-        self._moments_fit()
         self._unseen_text_is_no_corpus()
         return self
 
@@ -127,13 +126,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"pools.high_memory.workers [{pool.fewest_workers}, {pool.most_workers}] holds no number that divides the "
                 f"fine-tune's batch of {sequences} sequences; widen it, or change finetune.optimizer.batch_tokens")
-
-    def _moments_fit(self) -> None:
-        before, after = self.submodels.optimizer.betas, self.finetune.optimizer.betas
-        if self.finetune.keep_moments and before != after and (self.tokens.decoupled or self.tokens.seed_share):
-            raise ValueError(
-                f"finetune.keep_moments takes over averages made with betas {list(before)}, submodels.optimizer's, which finetune."
-                f"optimizer's {list(after)} would misread; set them alike, or keep_moments false")
 
     def _unseen_text_is_no_corpus(self) -> None:
         trained_on = {_place(source) for source in self.corpus.sources}

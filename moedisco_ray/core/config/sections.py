@@ -17,6 +17,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 MOST_SOURCES = 1000
+_SLICE_TOKENS = 65_536
+"""Validation tokens of a look at the held-out loss during training: enough to see the curve, and cheap."""
 _ROUNDING = 1e-9
 """Shares whose sum differs from 1 by no more than this add up to 1."""
 
@@ -150,11 +152,7 @@ class Clusters(Section):
     """Most tokens a cluster may hold, as a multiple of the mean; null: no limit, as the paper."""
     overlap: float = Field(0.0, ge=0, le=1)
     """Documents of other clusters added to each cluster's training text, as a share of the number of its own."""
-    text: Literal["needed", "all"] = "needed"
-    """`needed`: of a corpus that is larger, a random sample of documents with a quarter more tokens than the sub-models train on is
-    clustered, and they train on that; `all`: everything, as the paper."""
     restarts: int = Field(4, ge=1, le=64)
-    iterations: int = Field(50, ge=1, le=LARGEST)
     sample: int = Field(10_000, ge=16, le=LARGEST)
     """Documents that k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette and the
     2-D map are computed on."""
@@ -171,18 +169,12 @@ def precision_on(*, gpu: bool) -> Precision:
 class Optimizer(Section):
     """One recipe of the one training loop."""
 
-    name: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
-    """Cosine comes down to a tenth of `lr`; wsd (warm-up, stable, decay) does so in the last steps alone."""
+    """Cosine comes down to a tenth of `lr`; wsd (warm-up, stable, decay) does so in the last fifth of the steps."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly."""
-    decay: float = Field(0.2, gt=0, le=1)
-    """Share of the steps over which it comes down, for wsd."""
-    betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
     batch_tokens: int = Field(16_384, gt=0, le=LARGEST)
     """Tokens per step over all workers."""
     micro_batch: int | None = Field(None, ge=1, le=LARGEST)
@@ -211,8 +203,6 @@ class Outer(Section):
 _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
     "summary says what each sub-model contributed")
-MaxFailures = Annotated[
-    int, Field(ge=0, le=LARGEST), NoEffect("it says how often lost work is tried again, and trying again gives the same result")]
 
 
 class Submodels(Section):
@@ -228,15 +218,10 @@ class Submodels(Section):
     backbone. Null: until all have, without which the result depends on time."""
     keep_moments: bool = True
     """Adam's moments of the seed go on in the sub-models; false: each begins with none, and its first updates are signs."""
-    max_failures: MaxFailures = 3
-    """How often a worker that died is started again, from its last checkpoint."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
     """Sub-models that must be finished before the merge may start without the others; null: all. One that is missing
     contributes its last checkpoint, or the start that it began from, and the report says so. What comes out then depends
     on when machines came and went."""
-    patience: Annotated[float, _MAY_DO_WITH_LESS] = Field(1.5, ge=1)
-    """With a quorum: the others have had their time when the phase has lasted so many times as long as the quorum took, or as
-    the longest of them was expected to take."""
 
 
 class Merge(Section):
@@ -245,25 +230,19 @@ class Merge(Section):
     backbone: Literal["uniform", "token_weighted", "ties", "dare", "auto"] = "token_weighted"
     """The sub-models' mean (`uniform`, `token_weighted`), or what `ties` or `dare` make of their deltas against their common
     start; `auto` takes the rule and scale whose merged model has the least loss on held-out training text."""
-    delta_scale: float = Field(1.0, gt=0, le=10)
-    """The backbone is its start plus this times the combined delta; `auto` tries `auto_scales` instead."""
-    ties_keep: float = Field(0.2, gt=0, le=1)
-    """Share of each delta's elements, the largest, that `ties` keeps."""
-    dare_drop: float = Field(0.5, ge=0, lt=1)
-    """Chance that `dare` drops an element of a delta."""
-    auto_scales: tuple[Annotated[float, Field(gt=0, le=10)], ...] = Field((0.75, 1.0, 1.25), min_length=1, max_length=32)
-    """`auto` tries every rule at each of these scales."""
     auto_tokens: int = Field(32_768, gt=0, le=LARGEST)
     """Tokens `auto` measures on: of each cluster's text the windows that its sub-model would have trained on last, and has not
     unless it went through all of it. The validation text stays out of the choice."""
-    router: Literal["ridge", "centroid", "random", "concat"] = "ridge"
-    """From data (`ridge`, `centroid`), at random, or the rows that the sub-models carried (`concat`)."""
-    match_load: bool = True
-    """Offset router rows so that each cluster's experts begin with the cluster's share of the tokens; not for `concat`."""
-    match_scale: bool = True
-    """Where top-k weights are not normalised, rescale each layer's experts so that they keep their output scale."""
+    router: Literal["ridge", "centroid", "random"] = "ridge"
+    """`ridge` and `centroid` compute the routers from data: each cluster's experts begin with the cluster's share of the
+    tokens, and where top-k weights are not normalised, experts keep their output scale. `random`, as the paper, does neither."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Tokens the router is computed on."""
+
+    @property
+    def from_data(self) -> bool:
+        """Whether routers, loads and scales are computed from data."""
+        return self.router != "random"
 
 
 class Finetune(Section):
@@ -278,7 +257,6 @@ class Finetune(Section):
     """Weight of the router z-loss; of these too."""
     keep_moments: bool = True
     """Adam's moments of the sub-models, or of the seed where there are none, go on in the whole MoE; false: it begins with none."""
-    max_failures: MaxFailures = 3
 
 
 class Checkpoint(Section):
@@ -286,7 +264,8 @@ class Checkpoint(Section):
 
     every: Annotated[int, Field(ge=1, le=LARGEST)] | Literal["auto"] = "auto"
     """Steps; auto: as often as costs least, by what a save was measured to cost and how often workers were lost."""
-    keep: int = Field(2, ge=1, le=LARGEST)
+    max_failures: int = Field(3, ge=0, le=LARGEST)
+    """How often a worker that failed starts again from its last checkpoint. Losing a machine is no failure."""
     storage: Annotated[str, WritesTo("checkpoints")] | None = None
     """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`), for checkpoints in STORAGE/NAME-ID,
     which is this run's alone; null: in the run directory. Credentials come from the machines' environment or role. A control
@@ -316,8 +295,6 @@ class Evaluation(Section):
     """Most validation tokens to evaluate on; whole documents are taken while they fit."""
     every_tokens: Annotated[int | None, _ONLY_LOOKS] = Field(None, gt=0, le=LARGEST)
     """Tokens of the seed's and of the whole MoE's training between two looks at their held-out loss; null: none is taken."""
-    slice_tokens: Annotated[int, _ONLY_LOOKS] = Field(65_536, gt=0, le=LARGEST)
-    """Most validation tokens of such a look."""
     stages: bool = True
     """Also measure what came before the finished model: the seed, each sub-model on its own cluster's text, the merged model."""
     ensemble: bool = False
@@ -335,6 +312,11 @@ class Evaluation(Section):
     prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
     """The finished model continues each of these, as a sample in the report."""
     sample_tokens: int = Field(48, ge=1, le=4096)
+
+    @property
+    def slice_tokens(self) -> int:
+        """Most validation tokens that a look during training takes."""
+        return min(self.max_tokens, _SLICE_TOKENS)
 
 
 class Export(Section):

@@ -27,7 +27,7 @@ from moedisco_ray.core.findings import cluster_warnings
 from moedisco_ray.stages.clustering.assign import assign_balanced, overlap_mask
 from moedisco_ray.stages.clustering.blocks import Statistics, reduce
 from moedisco_ray.stages.clustering.grid import Array, Grid
-from moedisco_ray.stages.clustering.kmeans import Fit, fit_kmeans
+from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans
 from moedisco_ray.stages.clustering.model import ClusterModel
 from moedisco_ray.stages.clustering.report import Sample, cluster_report
 from moedisco_ray.stages.clustering.store import ID, Shard, embed_table, id_array, token_arrays, weights
@@ -131,8 +131,6 @@ def build_clusters(
 
 def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
     """How many documents, those of smallest id, are clustered: all, or those with as much text as the sub-models need."""
-    if config.clusters.text == "all":
-        return sum(pq.read_metadata(path).num_rows for path in parts)
     tokens, count = int(_MARGIN * config.tokens.submodels), 0
     for path in parts:
         if tokens <= 0 and count >= config.clusters.count:
@@ -269,7 +267,7 @@ def _fit(config: RunConfig, workers: Workers, centre_D: Array | None, x_SD: Arra
 
     settings = config.clusters
     return fit_kmeans(
-        step, x_SD, grid, settings.count, restarts=settings.restarts, iterations=settings.iterations, seed=config.seed)
+        step, x_SD, grid, settings.count, restarts=settings.restarts, iterations=ITERATIONS, seed=config.seed)
 
 
 def _sample_vectors(workers: Workers, last: bytes) -> Array:

@@ -28,6 +28,8 @@ import numpy as np
 from moedisco_ray.stages.clustering.blocks import Block, Statistics, block_statistics, reduce, squared_distances
 from moedisco_ray.stages.clustering.grid import Array, Grid, peak
 
+ITERATIONS = 50
+"""Most steps of a restart; nearly all end before, when no document changes its cluster."""
 Step = Callable[[Array, Sequence[int]], Statistics]
 """Takes centroids_RKD of the running restarts and those restarts' numbers; returns the statistics over all blocks."""
 
@@ -186,7 +188,7 @@ def _lloyd(
 
 
 def fit_kmeans_on_blocks(
-    blocks: Iterable[Array], sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = 50, seed: int = 0,
+    blocks: Iterable[Array], sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = ITERATIONS, seed: int = 0,
     tolerance: float = 1e-4, initial_RKD: Array | None = None,
 ) -> Fit:
     """`fit_kmeans` over arrays [N_b, D] in this process."""

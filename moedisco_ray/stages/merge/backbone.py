@@ -33,6 +33,8 @@ from moedisco_ray.models import same_bits
 
 BackboneRule = Literal["uniform", "token_weighted", "ties", "dare"]
 RULES: tuple[BackboneRule, ...] = ("uniform", "token_weighted", "ties", "dare")
+SCALES = (0.75, 1.0, 1.25)
+"""Multiples of the combined delta that `auto` tries with every rule."""
 _CHUNK = 1 << 22    # elements that are combined at a time: 32 MB per sub-model in float64
 
 _Combine = Callable[[Tensor], Tensor]
@@ -47,7 +49,7 @@ class Recipe:
         rule: One of the above.
         weights: gamma_k, one per sub-model; they sum to 1.
         scale: Of the combined delta; 1 is the plain rule.
-        keep: Share of a delta's elements that TIES keeps.
+        keep: Share of a delta's elements that TIES keeps; its paper keeps a fifth.
         drop: Share of a delta's elements that DARE drops.
         seed: Of what DARE drops.
     """
@@ -82,9 +84,9 @@ def recipes(settings: Merge, tokens: Sequence[int], seed: int) -> list[Recipe]:
         return [Recipe("uniform", (1.0,))]
     auto = settings.backbone == "auto"
     return [
-        Recipe(rule, merge_weights(rule, tokens), scale, settings.ties_keep, settings.dare_drop, seed)
+        Recipe(rule, merge_weights(rule, tokens), scale, seed=seed)
         for rule in RULES if auto or rule == settings.backbone
-        for scale in (settings.auto_scales if auto else (settings.delta_scale,))]
+        for scale in (SCALES if auto else (1.0,))]
 
 
 def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:

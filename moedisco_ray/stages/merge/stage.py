@@ -86,7 +86,7 @@ def merge_submodels(
         nats_N = document_nats(merged, held_out, prefix=prefix, sequence_length=start.sequence_length)
         return float(nats_N.sum()) / sum(map(len, held_out))
 
-    router = RouterSettings(settings.router, settings.match_load, settings.match_scale, start.seed)
+    router = RouterSettings(settings.router, settings.from_data, settings.from_data, start.seed)
     result = build_merged(
         submodels, common, config, recipes(settings, tokens, start.seed), batches, directory=directory, router=router, loss=loss,
         device=device)
@@ -102,7 +102,7 @@ def write_whole(
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
     Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts to all places and begins with a fresh router.
-    A lone expert was trained at a weight of 1: where top-k weights are not normalised, `merge.match_scale` keeps the layers' output
+    A lone expert was trained at a weight of 1: where top-k weights are not normalised, routers from data keep the layers' output
     scale as it does after a merge.
 
     Args:
@@ -129,7 +129,7 @@ def write_whole(
     write_checkpoint(joined, upcycled.items(), config)
     whole = specialise(load_model(joined).to(device))
     layers = calibrate(
-        whole, clusters, batches, RouterSettings("concat", match_scale=settings.match_scale, seed=start.seed))
+        whole, clusters, batches, RouterSettings("concat", match_scale=settings.from_data, seed=start.seed))
     save_model(whole.cpu(), directory)
     shutil.rmtree(joined)
     moments = open_moments(trained_seed / FOLDER) if keep_moments else None

@@ -33,7 +33,7 @@ def make_job(
         stage=stage, name=name, model=model.absolute(), shards=(shards.absolute(),),
         output=(home / "trained").absolute(), checkpoints=joined(context.storage(stage), name, "steps"), steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
-        checkpoint_every=config.checkpoint.steps, keep=config.checkpoint.keep,
+        checkpoint_every=config.checkpoint.steps,
         load_balance=config.finetune.load_balance if routes else 0.0,
         z_loss=config.finetune.z_loss if routes else 0.0,
         seed=seed, log_every=max(1, steps // 100), logs=(context.directory / "logs").absolute(),

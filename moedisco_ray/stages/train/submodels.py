@@ -32,8 +32,8 @@ def run(context: Context, draft: Draft) -> None:
     jobs = [dataclasses.replace(job, rounds=meets, moments=moments, leave_moments=True)
             for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
-    quorum = Quorum(config.submodels.quorum, config.submodels.patience)
-    done = train(context, order, Placement(config.pools.low_memory, 1, config.submodels.max_failures), quorum)
+    quorum = Quorum(config.submodels.quorum)
+    done = train(context, order, Placement(config.pools.low_memory, 1, config.checkpoint.max_failures), quorum)
     trained = dict(zip((job.name for job in order), done, strict=True))
     for k, job in enumerate(jobs):
         if trained[job.name].contribution != "finished":

@@ -17,6 +17,7 @@ import numpy as np
 
 from moedisco_ray.stages.clustering.assign import assign_balanced
 from moedisco_ray.stages.clustering.grid import Array
+from moedisco_ray.stages.clustering.kmeans import ITERATIONS
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, write_settings
 from moedisco_ray.stages.clustering.vectors.language import LanguageModels, Text
 
@@ -40,7 +41,7 @@ class Likelihood(Vectoriser):
     def fit(cls, inputs: FitInputs) -> Self:
         """By expectation and maximisation on the sample, from several random starts: the one with the least cost.
 
-        A start ends when nothing moves, or after `clusters.iterations`.
+        A start ends when nothing moves, or after `kmeans.ITERATIONS` steps.
         """
         # One id more than the sample has, for every token that it lacks.
         vocabulary = 2 + max((int(document.max(initial=0)) for document in inputs.tokens), default=0)
@@ -72,7 +73,7 @@ def _climb(text: Text, inputs: FitInputs, vocabulary: int, restart: int) -> tupl
     random = np.random.Generator(np.random.Philox(key=[inputs.seed, restart]))
     cost_SE = random.uniform(size=(len(inputs.tokens), settings.count))
     clusters_S = np.full(len(cost_SE), -1)
-    for _ in range(settings.iterations):
+    for _ in range(ITERATIONS):
         assigned_S, _ = assign_balanced(cost_SE, inputs.weights_S, inputs.ids_S, settings.capacity)
         if np.array_equal(assigned_S, clusters_S):
             break
