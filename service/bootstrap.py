@@ -19,7 +19,7 @@ from moedisco_ray.core.secret_file import kept_secret
 from service.database import audit, tokens
 from service.database.session import Database
 from service.database.tables import Token
-from service.process import close_to_others
+from service.process import make_private
 from service.schemas import Scope
 from service.schemas.access import NewToken, TokenRequest
 from service.settings import Settings
@@ -88,7 +88,7 @@ def database_url(state_dir: Path | None, url: str | None) -> str:
     url = url or os.environ.get("MOEDISCO_DATABASE_URL") or None
     if url is not None or state_dir is None:
         return url or ""
-    close_to_others(state_dir)
+    make_private(state_dir)
     return Settings(state_dir=state_dir).database
 
 

@@ -1,4 +1,4 @@
-"""`moedisco`: the training commands, and those of the service."""
+"""The `moedisco` command line: the training commands and the service's commands."""
 
 from __future__ import annotations
 

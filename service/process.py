@@ -1,7 +1,7 @@
-"""One service per state directory: who it is, where it listens, and how to end it.
+"""One service per state directory: its lock, its process and URL, and how to stop it.
 
-The state directory's `service.pid` is locked for as long as a service lives, so that what it says can be believed
-exactly then; its lines are the process id and, once the service listens, its URL.
+A service holds a lock on the state directory's `service.pid` while it runs. The file's lines are the process id and, once the
+service listens, its URL; they are valid only while the file is locked.
 """
 
 from __future__ import annotations
@@ -18,39 +18,40 @@ from pathlib import Path
 from moedisco_ray.core.errors import ConfigError, RunError
 
 _NAME = "service.pid"
-_END_SECONDS = 90.0
+_STOP_SECONDS = 90.0
+"""Longest time for a service to stop after SIGTERM (s); it ends its streams and the local Ray first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunningService:
-    """A service that uses a state directory.
+    """The service that uses a state directory.
 
     Attributes:
-        pid: Its process.
-        url: Where it listens; None: not yet.
+        pid: Process id.
+        url: The service's URL; None: it does not listen yet.
     """
 
     pid: int
     url: str | None
 
 
-def close_to_others(state_dir: Path) -> None:
-    """Make a state directory that only its owner can look into: it holds tokens, secrets and the database."""
+def make_private(state_dir: Path) -> None:
+    """Create a state directory that only its owner can read: it holds tokens, secrets and the database."""
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # The root of a volume may belong to another user; its files are closed each by itself.
+    # The root of a volume may belong to another user; the files in it are private by their own modes.
     with contextlib.suppress(PermissionError):
         state_dir.chmod(0o700)
 
 
 @contextlib.contextmanager
-def alone(state_dir: Path) -> Iterator[Callable[[str], None]]:
-    """Be the only service that uses a state directory.
+def locked(state_dir: Path) -> Iterator[Callable[[str], None]]:
+    """Hold the lock of a state directory.
 
     Yields:
-        To be called with the service's URL once it listens.
+        A function that records the service's URL once it listens.
 
     Raises:
-        ConfigError: Another service uses it.
+        ConfigError: Another service holds the lock.
     """
     path = state_dir / _NAME
     path.touch(0o600)
@@ -58,21 +59,21 @@ def alone(state_dir: Path) -> Iterator[Callable[[str], None]]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            remedy = "another service uses it; end that one with `moedisco stop`, or choose another with --state-dir"
+            remedy = "another service uses it; stop that one with `moedisco stop`, or choose another with --state-dir"
             raise ConfigError("--state-dir", str(state_dir), remedy) from error
 
-        def tell(text: str) -> None:
+        def write_line(text: str) -> None:
             file.write(text + "\n")
             file.flush()
 
         file.truncate(0)
-        tell(str(os.getpid()))
-        yield tell
+        write_line(str(os.getpid()))
+        yield write_line
         file.truncate(0)
 
 
 def find(state_dir: Path) -> RunningService | None:
-    """The service that uses a state directory, if there is one."""
+    """The service that uses a state directory; None: no service runs."""
     try:
         with (state_dir / _NAME).open(encoding="utf-8") as file:
             try:
@@ -85,20 +86,20 @@ def find(state_dir: Path) -> RunningService | None:
     return None
 
 
-def end(state_dir: Path) -> bool:
-    """End the service that uses a state directory, as Ctrl-C would, and wait for that.
+def stop(state_dir: Path) -> bool:
+    """Stop the service that uses a state directory, as Ctrl-C does, and wait until it has ended.
 
     Returns:
-        Whether there was one.
+        Whether a service ran.
 
     Raises:
-        RunError: It does not end.
+        RunError: The service does not end.
     """
     found = find(state_dir)
     if found is None:
         return False
     os.kill(found.pid, signal.SIGTERM)
-    deadline = time.monotonic() + _END_SECONDS
+    deadline = time.monotonic() + _STOP_SECONDS
     while find(state_dir) is not None:
         if time.monotonic() > deadline:
             raise RunError(f"the service (process {found.pid}) does not end")

@@ -1,4 +1,4 @@
-"""The service as one process: database, Ray, background work, and uvicorn in front of them."""
+"""Runs the service in one process: database, Ray, background loops, and uvicorn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from service.driver_user import DriverUser
 from service.notifier import Notifier
 from service.observability import configure_logging
 from service.policies_file import load_policies
-from service.process import alone, close_to_others
+from service.process import locked, make_private
 from service.ray_side.dashboard import Dashboard
 from service.ray_side.jobs import RayJobs
 from service.ray_side.local import LocalRay
@@ -39,20 +39,24 @@ from service.ray_side.pools import RayPools
 from service.settings import Settings, check_bind
 
 RECONCILE_SECONDS = 1.0
+"""Interval at which runs are compared with their jobs (s)."""
 DELIVER_SECONDS = 1.0
+"""Interval at which webhooks are delivered (s)."""
 TIDY_SECONDS = 600.0
-KEEP_RAY_SECONDS = 15.0
+"""Interval of retention and cleaning up (s)."""
+CHECK_RAY_SECONDS = 15.0
+"""Interval at which the local Ray is checked, and started again if it has died (s)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Announcement:
-    """What whoever started the service wants to know once it listens.
+    """Facts about the service once it listens, for the person who started it.
 
     Attributes:
-        url: Of the service and its page.
-        token: The first administrator's token; None: it is no longer valid, or its file was deleted.
-        token_file: The file of that token.
-        sign_in_code: A code that signs one browser in with that token; None where there is no token.
+        url: URL of the service and its page.
+        token: Token of the first administrator; None: it is not valid any more, or its file was deleted.
+        token_file: File of that token.
+        sign_in_code: Code that signs one browser in with that token; None without a token.
     """
 
     url: str
@@ -65,23 +69,23 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        settings: What the operator set; port 0 takes a free one.
+        settings: Settings of the service; port 0 takes a free port.
         announce: Called once the service listens.
 
     Returns:
-        Whether a local Ray goes on, because runs are under way; the next start takes it and them up.
+        Whether a local Ray keeps running because runs are active; the next start connects to it again.
 
     Raises:
-        ConfigError: A policies file that cannot be used, a public address without a valid token, a token file that holds none, a
-            port that another program has, a state directory that another service uses.
+        ConfigError: The policies file or the token file is not valid, the address is public but no token is valid, or another
+            program uses the port or the state directory.
         DatabaseError: The database cannot be used.
         RayUnavailable: The local Ray cluster did not start.
     """
     configure_logging(settings.log_format)
     raise_descriptor_limit()
-    close_to_others(settings.state_dir)
+    make_private(settings.state_dir)
     with contextlib.ExitStack() as stack:
-        tell = stack.enter_context(alone(settings.state_dir))
+        record_url = stack.enter_context(locked(settings.state_dir))
         database = stack.enter_context(contextlib.closing(Database(settings.database)))
         database.migrate()
         token = first_token(database, settings.admin_token_path)
@@ -96,18 +100,18 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
 
         def listening() -> None:
             announce(Announcement(settings.url, token, settings.admin_token_path, _sign_in_code(database, token)))
-            tell(settings.url)
+            record_url(settings.url)
 
-        with contextlib.ExitStack() as kept:
+        with contextlib.ExitStack() as loops:
             if settings.is_local:
-                # Estimates say "unknown" until it is done; nothing waits for it.
+                # Estimates are "unknown" until this is done; nothing waits for it.
                 threading.Thread(target=measure, name="probe", daemon=True).start()
             if local is not None:
-                keeper = Loop(local.ensure_running, KEEP_RAY_SECONDS, "local ray")
-                keeper.start()
-                kept.callback(keeper.stop)
-            _work(settings, database, RayJobs(jobs), dashboard, listener, listening)
-        return local is not None and not _end_idle(local, database)
+                checking = Loop(local.ensure_running, CHECK_RAY_SECONDS, "local ray")
+                checking.start()
+                loops.callback(checking.stop)
+            _run(settings, database, RayJobs(jobs), dashboard, listener, listening)
+        return local is not None and not _stop_if_idle(local, database)
 
 
 def _sign_in_code(database: Database, token: str | None) -> str | None:
@@ -119,11 +123,11 @@ def _sign_in_code(database: Database, token: str | None) -> str | None:
         return None if row is None else sessions.create_code(session, row.id, now)
 
 
-def _work(
+def _run(
     settings: Settings, database: Database, jobs: RayJobs, dashboard: Dashboard, listener: socket.socket,
     announce: Callable[[], None],
 ) -> None:
-    """Everything between the start and the signal that ends it."""
+    """Run the background loops and the server until a signal ends them."""
     pools, notifier = RayPools(dashboard), Notifier()
     deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
     reconciler = Reconciler(database, jobs, pools, notifier, settings, service_secret(settings.state_dir))
@@ -140,19 +144,19 @@ def _work(
         for loop in loops:
             loop.start()
             stack.callback(loop.stop)
-        # The socket listens already: who comes now waits the moment until uvicorn answers.
+        # The socket already listens: requests wait until uvicorn answers.
         announce()
         with _ended_by_signals():
             server.run(sockets=[listener])
 
 
 def _store_policies(settings: Settings, database: Database) -> None:
-    """Put the operator's policies file, if one is named, in place of the stored policies."""
+    """Replace the stored policies with the policies file, if the settings name one."""
     if settings.policies is None:
         return
     wanted, now = load_policies(settings.policies), time.time()
     with database.write() as session:
-        # As plain data: an entry that sets what the default says differs from one that leaves it out.
+        # As plain data: a policy that sets the default's value differs from one that leaves it out.
         before, after = (each.model_dump(mode="json", exclude_unset=True) for each in (policies.load(session), wanted))
         if before == after:
             return
@@ -164,9 +168,9 @@ def _store_policies(settings: Settings, database: Database) -> None:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Leave the block at SIGINT and SIGTERM, with everything else still to be ended in order.
+    """Leave the block at SIGINT and SIGTERM, so that the rest of the service stops in order.
 
-    uvicorn raises the signal that ended it once more, and SIGTERM's own way is to end the process at once.
+    uvicorn raises the signal that stopped it again, and the default action of SIGTERM ends the process at once.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -185,13 +189,13 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
             listener.bind((settings.host, settings.port))
             listener.listen(2048)
         except OSError as error:
-            remedy = "another program listens there; choose another with --port" if error.errno == errno.EADDRINUSE else str(error)
+            remedy = "another program uses it; choose another with --port" if error.errno == errno.EADDRINUSE else str(error)
             raise ConfigError("--port", settings.port, remedy) from error
         yield listener
 
 
 def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard, Dashboard]:
-    """The local Ray if one is needed, the client that submits jobs, and the client that reads everything else."""
+    """The local Ray, if the settings name no cluster; the client that submits jobs; the client for everything else."""
     address = settings.ray_address or settings.dashboard_url
     user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
     if address is None:
@@ -202,15 +206,15 @@ def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard, Dashboard]:
         dashboard = Dashboard(cluster.dashboard_url, cluster.token_path)
         return local, dashboard, dashboard
     if user is not None:
-        remedy = "is for a local Ray; drivers on a cluster run as the user who started its Ray"
+        remedy = "works only with a local Ray; on a cluster, drivers run as the user who started its Ray"
         raise ConfigError("--driver-user", user.name, remedy)
     if not address.startswith(("http://", "https://")):
-        raise ConfigError("--ray-address", address, "must be the URL that takes jobs, such as http://HEAD:8265")
+        raise ConfigError("--ray-address", address, "must be the URL that accepts jobs, such as http://HEAD:8265")
     return None, Dashboard(address), Dashboard(settings.dashboard_url or address)
 
 
-def _end_idle(local: LocalRay, database: Database) -> bool:
-    """End the local Ray if nobody needs it; returns whether it was ended."""
+def _stop_if_idle(local: LocalRay, database: Database) -> bool:
+    """Stop the local Ray unless runs are active; returns whether it was stopped."""
     with database.read() as session:
         busy = bool(runs.in_states(session, list(ACTIVE)))
     if not busy:

@@ -1,4 +1,4 @@
-"""Where the service is and what opens it: arguments, then the environment, then the file that `moedisco serve` writes."""
+"""The service's URL and token: from arguments, then the environment, then the file that `moedisco serve` saves."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ URL_VARIABLE, TOKEN_VARIABLE = "MOEDISCO_URL", "MOEDISCO_TOKEN"
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """Of a service.
+    """URL and token of a service.
 
     Attributes:
-        url: Base of its URLs, without a trailing slash.
-        token: None: asks without one.
+        url: Base URL, without a trailing slash.
+        token: Access token; None: requests carry none.
     """
 
     url: str
@@ -30,20 +30,21 @@ class Address:
 
 
 def address_file(environment: Mapping[str, str] = os.environ) -> Path:
-    """The file in the user's configuration directory."""
+    """The file with the saved address, in the user's configuration directory."""
     home = environment.get("XDG_CONFIG_HOME")
     return (Path(home) if home else Path.home() / ".config") / "moedisco" / "service.json"
 
 
 def save_address(address: Address, path: Path | None = None) -> Path:
-    """Write the address for the user's own programs; nobody else can read it.
+    """Save an address in a file that only its owner can read; returns the file.
 
-    Returns:
-        The file, `address_file()` unless a path is given.
+    Args:
+        address: The address.
+        path: File to write; None: `address_file()`.
     """
     path = path or address_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600 from its first moment
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created with mode 0600
     draft = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -55,10 +56,10 @@ def save_address(address: Address, path: Path | None = None) -> Path:
 
 
 def load_address(path: Path | None = None) -> Address | None:
-    """What `save_address` wrote; None where there is no file.
+    """Read an address that `save_address` wrote; None: no file.
 
     Raises:
-        UserError: The file holds something else.
+        UserError: The file is not readable as an address.
     """
     path = path or address_file()
     try:
@@ -69,37 +70,37 @@ def load_address(path: Path | None = None) -> Address | None:
         raise UserError(str(path), None, "cannot be read; remove it, or start `moedisco serve` again") from error
     url, token = (raw.get("url"), raw.get("token")) if isinstance(raw, dict) else (None, None)
     if not isinstance(url, str) or not isinstance(token, str | None):
-        raise UserError(str(path), None, "holds no address; remove it, or start `moedisco serve` again")
+        raise UserError(str(path), None, "contains no address; remove it, or start `moedisco serve` again")
     return Address(url, token)
 
 
 def find_address(url: str | None = None, token: str | None = None, environment: Mapping[str, str] = os.environ) -> Address:
-    """The address to use.
+    """The address of the service to use.
 
     Args:
-        url: Comes before everything else.
-        token: Likewise.
-        environment: Variables of the process.
+        url: URL that takes precedence over all other sources.
+        token: Token that takes precedence over all other sources.
+        environment: Environment variables.
 
     Raises:
-        UserError: Nothing says where the service is, or what does is no URL.
+        UserError: No source gives a URL, or it is not valid.
     """
     url = url or environment.get(URL_VARIABLE) or None
     token = token or environment.get(TOKEN_VARIABLE) or None
     if url is None or token is None:
         saved = load_address(address_file(environment))
-        if saved is not None and _base(url or saved.url) == _base(saved.url):  # a token is for its own service only
+        if saved is not None and _base(url or saved.url) == _base(saved.url):  # a saved token is sent only to its own service
             url, token = saved.url, token or saved.token
     if url is None:
         raise UserError(
-            URL_VARIABLE, None, "is not set and no service was started here; start one with `moedisco serve`, "
+            URL_VARIABLE, None, "is not set and you have started no service here; start one with `moedisco serve`, "
             f"or set {URL_VARIABLE} and {TOKEN_VARIABLE}")
     try:
         usable = httpx.URL(url).scheme in {"http", "https"} and httpx.URL(url).host
     except httpx.InvalidURL:
         usable = False
     if not usable:
-        raise UserError(URL_VARIABLE, url, "is no address of a service; it reads http://HOST:PORT")
+        raise UserError(URL_VARIABLE, url, "is not a URL of a service, such as http://HOST:PORT")
     return Address(_base(url), token)
 
 

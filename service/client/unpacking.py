@@ -1,4 +1,4 @@
-"""Unpacks a tar archive as it arrives, and only what a model is made of: directories and plain files in one top directory."""
+"""Unpacks a tar archive while it arrives. Only directories and plain files in one top directory are accepted."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from typing import BinaryIO
 from service.client.errors import DownloadError
 
 _BLOCK = tarfile.BLOCKSIZE
-_LONGEST_EXTENSION = 2**20
-_MOST_DIGITS = 18
+_EXTENSION_BYTES = 2**20
+"""Largest extended header (bytes): it holds names, so a larger one is damage."""
+_DIGITS = 18
+"""Largest number of digits of a size."""
 _PAX, _PAX_GLOBAL, _GNU_LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
 
 
 class Unpacker:
-    """Takes an archive in pieces of any size and writes its files.
+    """Writes the files of an archive that arrives in pieces of any size.
 
-    Links, devices, absolute names, `..` and names that come twice are refused before anything of theirs is written; owners,
-    modes and times of the archive are not taken over.
+    Links, devices, absolute names, `..` and repeated names are refused before any of their bytes are written. Owners, modes and
+    times in the archive are ignored.
 
     Args:
-        directory: Takes the place of the archive's top directory; exists.
-        received: Told the bytes of files written so far, after each piece.
+        directory: Existing directory that replaces the archive's top directory.
+        received: Called after each piece with the bytes of files written so far.
     """
 
     def __init__(self, directory: Path, received: Callable[[int], None] = lambda _: None) -> None:
@@ -36,14 +38,14 @@ class Unpacker:
         self._file: BinaryIO | None = None
         self._left = 0
         self._padding = 0
-        self._extension: bytes | None = None    # type of the extended header that is being read
-        self._next: dict[str, str] = {}         # what extended headers say of the next member
+        self._extension: bytes | None = None    # type of the extended header being read
+        self._next: dict[str, str] = {}         # settings of extended headers for the next member
 
     def take(self, chunk: bytes) -> None:
-        """Take the next piece.
+        """Unpack the next piece.
 
         Raises:
-            DownloadError: The archive is broken or holds what must not be unpacked, or the disk does not take it.
+            DownloadError: The archive is damaged or unsafe, or a file cannot be written.
         """
         view = memoryview(chunk)
         while view and not self._ended:
@@ -63,11 +65,11 @@ class Unpacker:
 
     @property
     def complete(self) -> bool:
-        """Whether the end of the archive has come."""
+        """Whether the end of the archive was reached."""
         return self._ended
 
     def close(self) -> None:
-        """Close the file that is being written, if any; what there is of it stays."""
+        """Close the file being written, if any; its bytes so far stay."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -96,10 +98,10 @@ class Unpacker:
         try:
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, UnicodeError) as error:
-            raise DownloadError(f"the archive is broken: {error}") from error
+            raise DownloadError(f"the archive is damaged: {error}") from error
         if member.type in {_PAX, _PAX_GLOBAL, _GNU_LONG_NAME}:
-            if not 0 < member.size <= _LONGEST_EXTENSION:
-                raise DownloadError(f"the archive is broken: a header of {member.size} bytes")
+            if not 0 < member.size <= _EXTENSION_BYTES:
+                raise DownloadError(f"the archive is damaged: a header of {member.size} bytes")
             self._extension = member.type
             self._wanted = -(-member.size // _BLOCK) * _BLOCK
             return
@@ -108,10 +110,10 @@ class Unpacker:
 
     def _begin(self, name: str, member: tarfile.TarInfo) -> None:
         if member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE}:
-            raise DownloadError(f"the archive holds {name!r}, which is neither a file nor a directory; nothing was kept")
+            raise DownloadError(f"the archive contains {name!r}, which is neither a file nor a directory; nothing was kept")
         size = self._next.get("size", str(member.size))
-        if not size.isdecimal() or len(size) > _MOST_DIGITS or (member.type == tarfile.DIRTYPE and size != "0"):
-            raise DownloadError(f"the archive is broken: {name!r} has a size of {size}")
+        if not size.isdecimal() or len(size) > _DIGITS or (member.type == tarfile.DIRTYPE and size != "0"):
+            raise DownloadError(f"the archive is damaged: {name!r} has a size of {size}")
         path = below(self._directory, name)
         try:
             if member.type == tarfile.DIRTYPE:
@@ -128,19 +130,19 @@ class Unpacker:
 
 
 def below(directory: Path, name: str) -> Path:
-    """The path of a name that a service sent, with the directory in the place of its first part.
+    """The path of a file below `directory`, which replaces the first part of the name that the service sent.
 
     Raises:
-        DownloadError: It would be elsewhere.
+        DownloadError: The path would be outside the directory.
     """
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or "\\" in name:
-        raise DownloadError(f"the service sent {name!r}, which would be written outside the directory; nothing was kept")
+        raise DownloadError(f"the service sent {name!r}, which is outside the directory; nothing was kept")
     return directory.joinpath(*pure.parts[1:])
 
 
 def unwritable(path: str, error: OSError) -> DownloadError:
-    """The error for a disk that does not take what came."""
+    """The error for a file that cannot be written."""
     return DownloadError(f"{path} cannot be written ({error.strerror})")
 
 
@@ -153,12 +155,12 @@ def _extended(kind: bytes, block: bytes) -> dict[str, str]:
 
 
 def _pax_records(block: bytes) -> Iterator[tuple[str, str]]:
-    # Each is "LENGTH KEY=VALUE\n", where the length counts itself.
+    # Each record is "LENGTH KEY=VALUE\n", where the length includes its own digits.
     rest = block.rstrip(b"\0")
     while rest:
         digits, _, _ = rest.partition(b" ")
-        if not digits.isdigit() or len(digits) > _MOST_DIGITS or not len(digits) + 1 < int(digits) <= len(rest):
-            raise DownloadError("the archive is broken: an extended header cannot be read")
+        if not digits.isdigit() or len(digits) > _DIGITS or not len(digits) + 1 < int(digits) <= len(rest):
+            raise DownloadError("the archive is damaged: an extended header is not readable")
         key, _, value = rest[len(digits) + 1:int(digits)].removesuffix(b"\n").partition(b"=")
         yield key.decode(errors="replace"), value.decode(errors="surrogateescape")
         rest = rest[int(digits):]

@@ -1,4 +1,4 @@
-"""The service's commands, by what they are about."""
+"""The service's commands, grouped by subject."""
 
 import typer
 

@@ -16,17 +16,17 @@ from service.domain.states import RunState
 Scope = Literal["read", "submit", "admin"]
 
 commands = typer.Typer()
-tokens = typer.Typer(no_args_is_help=True, help="Who may ask, and for what.")
-webhooks = typer.Typer(no_args_is_help=True, help="Who is told when a run's state changes.")
+tokens = typer.Typer(no_args_is_help=True, help="Access tokens: who may use the service, and for what.")
+webhooks = typer.Typer(no_args_is_help=True, help="Webhooks: URLs that receive state changes of runs.")
 for group, title in ((tokens, "tokens"), (webhooks, "webhooks")):
     commands.add_typer(group, name=title, rich_help_panel=SERVICE_PANEL)
 
-Identifier = Annotated[str, typer.Argument(metavar="ID", help="As `list` shows it.")]
+Identifier = Annotated[str, typer.Argument(metavar="ID", help="Id, as `list` shows it.")]
 
 
 @commands.command(rich_help_panel=SERVICE_PANEL)
 def pools(as_json: AsJson = False) -> None:
-    """Show the machines of every pool, and what is free."""
+    """Show the nodes and free slots of every pool."""
     with connected() as client:
         found = client.pools()
     write_json(found) if as_json else write_table(pools_view(found))
@@ -34,7 +34,7 @@ def pools(as_json: AsJson = False) -> None:
 
 @tokens.command("list")
 def list_tokens(as_json: AsJson = False) -> None:
-    """Show every token's name, owner and rights; never the token."""
+    """Show the name, owner and scope of every token, but not its secret."""
     with connected() as client:
         found = client.tokens()
     write_json(found) if as_json else write_table(tokens_table(found))
@@ -42,27 +42,28 @@ def list_tokens(as_json: AsJson = False) -> None:
 
 @tokens.command("create")
 def create_token(
-    name: Annotated[str, typer.Argument(help="What it is for.")],
-    owner: Annotated[str, typer.Option(help="Whose runs it makes and sees.")],
-    scope: Annotated[Scope, typer.Option(help="What it may do; each holds those before it.")] = "submit",
-    days: Annotated[float | None, typer.Option(min=0, help="Valid for so many days.")] = 90,
-    forever: Annotated[bool, typer.Option("--forever", help="Does not expire.")] = False,
+    name: Annotated[str, typer.Argument(help="Purpose of the token.")],
+    owner: Annotated[str, typer.Option(help="Owner whose runs the token can create and see.")],
+    scope: Annotated[Scope, typer.Option(help="Rights of the token; each scope includes those before it.")] = "submit",
+    days: Annotated[float | None, typer.Option(min=0, help="Days until the token expires.")] = 90,
+    forever: Annotated[bool, typer.Option("--forever", help="Never expire.")] = False,
     state_dir: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Make it in the database of this state directory; no service need run.")] = None,
+        metavar="DIR", help="Create the token in the database of this state directory; no service needs to run.")] = None,
     database_url: Annotated[str | None, typer.Option(
-        metavar="URL", help="Make it in this database, as `moedisco serve` names it; no service need run.")] = None,
+        metavar="URL", help="Create the token in this database, as `moedisco serve` names it; no service needs to run.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a token and show it, this once."""
+    """Create a token and show its secret, which cannot be shown again."""
     valid = None if forever else days
     if state_dir is None and database_url is None:
         with connected() as client:
             made = client.create_token(name, owner, [scope], valid)
     else:
         from service import bootstrap
+
         url = bootstrap.database_url(state_dir, database_url)
         made = bootstrap.create_token(url, name, owner, scope, valid)
-        remark(f"made in {bootstrap.without_password(url)}")
+        remark(f"created in {bootstrap.without_password(url)}")
     write_json(made) if as_json else say(made.token)
 
 
@@ -76,7 +77,7 @@ def revoke_token(token_id: Identifier, as_json: AsJson = False) -> None:
 
 @webhooks.command("list")
 def list_webhooks(as_json: AsJson = False) -> None:
-    """Show who is told."""
+    """Show all webhooks."""
     with connected() as client:
         found = client.webhooks()
     write_json(found) if as_json else write_table(webhooks_table(found))
@@ -84,11 +85,11 @@ def list_webhooks(as_json: AsJson = False) -> None:
 
 @webhooks.command("create")
 def create_webhook(
-    url: Annotated[str, typer.Argument(help="Where to POST.")],
-    state: Annotated[list[RunState] | None, typer.Option(help="Only of this state; may be given more than once.")] = None,
+    url: Annotated[str, typer.Argument(help="URL that receives POST requests.")],
+    state: Annotated[list[RunState] | None, typer.Option(help="Send only this state; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have state changes told to a URL, and show the secret that signs them, this once."""
+    """Create a webhook and show the secret that signs its messages, which cannot be shown again."""
     with connected() as client:
         made = client.create_webhook(url, state or ())
     write_json(made) if as_json else say(f"{made.id}  secret: {made.secret}")
@@ -96,7 +97,7 @@ def create_webhook(
 
 @webhooks.command("delete")
 def delete_webhook(webhook_id: Identifier, as_json: AsJson = False) -> None:
-    """Tell it no more."""
+    """Delete a webhook."""
     with connected() as client:
         client.delete_webhook(webhook_id)
     write_json({"deleted": webhook_id}) if as_json else say(f"{webhook_id}: deleted")

@@ -1,4 +1,4 @@
-"""The way from a command to the service, and from what a person types to a run."""
+"""What the commands share: the connection to the service, and finding the run that a user names."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 RUNS_PANEL, SERVICE_PANEL = "Runs of a service", "The service"
 
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Its id, the first letters of its id, or its name where no other run has it.")]
+    str, typer.Argument(metavar="RUN", help="The run's id, the first letters of its id, or its name if only one run has it.")]
 
 DEFAULT_URL = "http://127.0.0.1:8300"
-"""Where `moedisco serve` listens unless it is given another address."""
+"""Default address of `moedisco serve`."""
 BRIEF_SECONDS = 5.0
-"""How long a service may be away before a command that somebody waits for gives up."""
+"""Time for which a command repeats failing requests while a person waits for its answer (s)."""
 
 _ID_LENGTH = 26
 _ID_LETTERS = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
@@ -52,10 +52,10 @@ def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
 
 
 def find_run(client: Client, text: str) -> str:
-    """The id of the run that is meant.
+    """The id of the run with this id, id prefix or name.
 
     Raises:
-        UserError: No run, or more than one, is meant.
+        UserError: No run matches, or more than one.
     """
     text = text.strip()
     prefix = text.upper()
@@ -72,11 +72,11 @@ def find_run(client: Client, text: str) -> str:
         return begun[0]
     if begun:
         raise UserError("RUN", text, f"begins the ids of {len(begun)} runs; give more letters: {_some(begun)}")
-    raise UserError("RUN", text, "no such run; `moedisco list` shows those there are")
+    raise UserError("RUN", text, "no such run; `moedisco list` shows your runs")
 
 
 def _with_prefix(client: Client, prefix: str) -> Iterator[str]:
-    # Newest first, and ids grow with time: behind the prefix there is nothing more to find.
+    # Runs come newest first and ids grow with time: after a smaller id, no further run matches.
     for run in client.runs():
         if run.id.startswith(prefix):
             yield run.id

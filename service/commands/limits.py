@@ -1,8 +1,7 @@
-"""Commands about limits: the operator's policies, an owner's quota, and which runs are kept."""
+"""Commands about limits: policies, quotas, and runs that retention keeps."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,15 +18,15 @@ if TYPE_CHECKING:
     from service.domain.policies import Policies
 
 commands = typer.Typer()
-policies = typer.Typer(no_args_is_help=True, help="Prices and limits of every owner; for administrators.")
+policies = typer.Typer(no_args_is_help=True, help="Prices and limits of all owners, for administrators.")
 commands.add_typer(policies, name="policies", rich_help_panel=SERVICE_PANEL)
 
-OwnerOption = Annotated[str | None, typer.Option(help="This owner's own entry; left out: the default.")]
+OwnerOption = Annotated[str | None, typer.Option(help="Change the policy of this owner; omitted: the default policy.")]
 
 
 @policies.command("show")
 def show_policies(as_json: AsJson = False) -> None:
-    """Show the limits that hold for every owner with an entry, and for all others."""
+    """Show the default policy and the policy of every owner that has one."""
     with connected() as client:
         found = client.policies()
     write_json(_plain(found)) if as_json else write_table(policies_table(found))
@@ -37,12 +36,12 @@ def show_policies(as_json: AsJson = False) -> None:
 def set_policy(
     settings: Annotated[list[str], typer.Argument(
         metavar="KEY=VALUE...",
-        help="Such as prices.low_mem_gpu=0.35, highest_priority=10, 'resources=\\[low_mem_gpu]', dollars_per_month=500, "
-             "retention.days=90; null: no limit.")],
+        help="For example prices.low_mem_gpu=0.35, highest_priority=10, 'resources=\\[low_mem_gpu]', dollars_per_month=500, "
+             "retention.days=90; null means no limit.")],
     owner: OwnerOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change limits of the default or of one owner; what is not named stays."""
+    """Change settings of the default policy or of one owner's; other settings stay."""
     with connected() as client:
         raw = _plain(client.policies())
         entry = raw.setdefault("default", {}) if owner is None else raw.setdefault("owners", {}).setdefault(owner, {})
@@ -63,27 +62,29 @@ def apply_policies(
     file: Annotated[Path, typer.Argument(help="YAML with `default` and `owners`; see cluster_yaml/policies.yaml.")],
     as_json: AsJson = False,
 ) -> None:
-    """Replace all policies by those of a file."""
-    wanted: Policies = importlib.import_module("service.policies_file").load_policies(file)
+    """Replace all policies with those in a file."""
+    from service.policies_file import load_policies
+
+    wanted = load_policies(file)
     with connected() as client:
         client.set_policies(wanted)
     _show(wanted, as_json)
 
 
 @policies.command("remove")
-def remove_policy(owner: Annotated[str, typer.Argument(help="Whose entry.")], as_json: AsJson = False) -> None:
-    """Delete an owner's own entry, so that the default holds."""
+def remove_policy(owner: Annotated[str, typer.Argument(help="Owner of the policy.")], as_json: AsJson = False) -> None:
+    """Delete the policy of an owner; the default policy then applies."""
     with connected() as client:
         client.delete_policy(owner)
-    write_json({"removed": owner}) if as_json else say(f"{owner}: the default holds")
+    write_json({"removed": owner}) if as_json else say(f"{owner}: the default policy applies")
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def quota(
-    owner: Annotated[str | None, typer.Option(help="Whose, for administrators; left out: your own.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Show the quota of this owner, for administrators; omitted: your own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what you may use and what you use: runs, dollars this month, disk, prices."""
+    """Show your limits and use: runs, dollars this month, disk, prices."""
     with connected() as client:
         found = client.quota(owner)
     write_json(found) if as_json else write_table(quota_view(found))
@@ -92,10 +93,10 @@ def quota(
 @commands.command(rich_help_panel=RUNS_PANEL)
 def keep(
     run: RunName,
-    undo: Annotated[bool, typer.Option("--undo", help="Let retention remove it again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Allow retention to remove the run again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Keep a finished run: retention does not remove it."""
+    """Protect a finished run from retention."""
     with connected() as client:
         found = client.change(find_run(client, run), kept=not undo)
     words = "retention may remove it" if undo else "kept"
@@ -111,6 +112,6 @@ def _plain(found: Policies) -> dict[str, Any]:
 
 
 def _checked(raw: dict[str, Any]) -> Policies:
-    # Late, as everything that `--help` does not need.
-    checked: Policies = importlib.import_module("service.policies_file").check_policies(raw, "the policies")
-    return checked
+    from service.policies_file import check_policies
+
+    return check_policies(raw, "the policies")

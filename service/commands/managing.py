@@ -1,4 +1,4 @@
-"""Commands about runs that are there: list, status, cancel, resume, delete, download."""
+"""Commands for existing runs: list, status, cancel, resume, delete, download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from moedisco_ray.cli.app import AsJson
 from moedisco_ray.core.errors import UserError
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
-from service.commands.output import leaving, say, write_json, write_table
+from service.commands.output import interruptible, say, write_json, write_table
 from service.commands.views import run_view, runs_table
 from service.domain.states import RunState
 
@@ -27,14 +27,14 @@ commands = typer.Typer()
 
 @commands.command("list", rich_help_panel=RUNS_PANEL)
 def list_runs(
-    state: Annotated[list[RunState] | None, typer.Option(help="Only runs in this state; may be given more than once.")] = None,
-    owner: Annotated[str | None, typer.Option(help="Only runs of this owner.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(metavar="KEY:VALUE", help="Only runs with this tag.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    state: Annotated[list[RunState] | None, typer.Option(help="Show only runs in this state; may be repeated.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Show only runs of this owner.")] = None,
+    name: Annotated[str | None, typer.Option(help="Show only runs with this name.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="KEY:VALUE", help="Show only runs with this tag.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of runs.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Show the runs, newest first."""
+    """List runs, newest first."""
     tags = dict(_tag(text) for text in tag or ())
     with connected() as client:
         found = client.runs(states=state or (), owner=owner, name=name, tags=tags, page_size=min(limit, 100))
@@ -44,7 +44,7 @@ def list_runs(
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def status(run: RunName, as_json: AsJson = False) -> None:
-    """Show where a run stands."""
+    """Show a run's state, progress and cost."""
     with connected() as client:
         found = client.run(find_run(client, run))
         units = [] if as_json else client.units(found.id)
@@ -54,10 +54,10 @@ def status(run: RunName, as_json: AsJson = False) -> None:
 @commands.command(rich_help_panel=RUNS_PANEL)
 def cancel(
     run: RunName,
-    force: Annotated[bool, typer.Option("--force", help="At once, without waiting for a checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Stop at once, without a checkpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """End a run. Resuming it later goes on from its checkpoint."""
+    """Stop a run after a checkpoint; `resume` continues from there."""
     with connected() as client:
         found = client.cancel(find_run(client, run), force=force)
     write_json(found) if as_json else say(f"{found.id}  {found.name}: {found.state.value}")
@@ -65,7 +65,7 @@ def cancel(
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def resume(run: RunName, as_json: AsJson = False) -> None:
-    """Queue a failed or cancelled run again; it goes on from its last checkpoint."""
+    """Queue a failed or cancelled run again; it continues from its last checkpoint."""
     with connected() as client:
         found = client.resume(find_run(client, run))
     write_json(found) if as_json else say(f"{found.id}  {found.name}: {found.state.value}; next: moedisco watch {found.id}")
@@ -74,11 +74,11 @@ def resume(run: RunName, as_json: AsJson = False) -> None:
 @commands.command(rich_help_panel=RUNS_PANEL)
 def delete(
     run: RunName,
-    keep_artifacts: Annotated[bool, typer.Option("--keep-artifacts", help="Leave its files where they are.")] = False,
-    sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    keep_artifacts: Annotated[bool, typer.Option("--keep-artifacts", help="Keep the run's files.")] = False,
+    sure: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a run that has ended, and its files."""
+    """Delete an ended run and its files."""
     with connected() as client:
         found = client.run(find_run(client, run))
         if not sure and sys.stdin.isatty():
@@ -91,23 +91,23 @@ def delete(
 @commands.command(rich_help_panel=RUNS_PANEL)
 def download(
     run: RunName,
-    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="A new directory; left out: the run's name.")] = None,
+    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="New directory; omitted: the run's name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a finished run's model here. Interrupted, the same command goes on where it was."""
+    """Download a finished run's model. After an interruption, the same command continues where it stopped."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     shown = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
     kept = "the part that has arrived is kept; the same command continues from there"
-    with leaving(kept), connected(outlasts_restarts=True) as client, shown as bar:
+    with interruptible(kept), connected(outlasts_restarts=True) as client, shown as bar:
         found = client.run(find_run(client, run))
         task = bar.add_task(found.name, total=None)
         target = client.download(
-            found.id, directory or _directory(found), lambda there, total: bar.update(task, completed=there, total=total))
+            found.id, directory or _directory(found), lambda done, total: bar.update(task, completed=done, total=total))
     write_json({"directory": target}) if as_json else say(f"The model is in {target}")
 
 
 def _directory(run: Run) -> Path:
-    # A name may hold anything; what becomes a path here may not.
+    # A run's name may contain any characters, such as `/`.
     return Path(re.sub(r"[^\w-]+", "-", run.name).strip("-") or run.id)
 
 

@@ -1,4 +1,4 @@
-"""How commands write: JSON for programs, tables for people."""
+"""Output of the commands: JSON for programs, tables for people."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from moedisco_ray.cli.app import INTERRUPTED, output_console
 
 
 def write_json(value: Any) -> None:
-    """Write documents, lists and dictionaries of them, as JSON."""
+    """Print documents, or lists and dictionaries of them, as JSON."""
     typer.echo(to_json(value, indent=2).decode())
 
 
 def write_table(table: RenderableType) -> None:
-    """Write what rich draws."""
+    """Print a table of rich."""
     output_console().print(table)
 
 
 def say(line: str) -> None:
-    """Write one line as it stands."""
+    """Print one line without markup or wrapping."""
     typer.echo(line)
 
 
 def remark(line: str) -> None:
-    """Say something beside the output, so that a pipe does not carry it."""
+    """Print a line on standard error, so that it does not mix with piped output."""
     typer.echo(f"moedisco: {line}", err=True)
 
 
 @contextlib.contextmanager
-def leaving(what_goes_on: str) -> Iterator[None]:
-    """Let Ctrl-C end the command, with a remark on what it does not end."""
+def interruptible(note: str) -> Iterator[None]:
+    """Let Ctrl-C end the command with a note about what continues without it."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        remark(what_goes_on)
+        remark(note)
         raise typer.Exit(INTERRUPTED) from interrupt
 
 
 def moment(seconds: float | None) -> str:
-    """A time as the local calendar and clock have it; empty for none."""
+    """A time in the local time zone, to the minute; empty for None."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

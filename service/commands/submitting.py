@@ -1,4 +1,4 @@
-"""Commands that make runs: submit, estimate, retry."""
+"""Commands that create runs or plan them: submit, estimate, retry."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import yaml
 
 from moedisco_ray.cli.app import AsJson, ConfigPath, Overrides
 from moedisco_ray.cli.display import plan_view
-from moedisco_ray.core.config import load_config
+from moedisco_ray.core.config import RunConfig, load_config
+from moedisco_ray.core.config.places import Place, names_a_run, with_places
 from moedisco_ray.core.config.yaml_text import parse_yaml
 from moedisco_ray.core.errors import ConfigError
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
-from service.commands.locating import located
 from service.commands.output import say, write_json, write_table
-from service.commands.watching import look_on
+from service.commands.watching import watch_run
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -24,29 +24,31 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+_DEFAULT_OUTPUT = RunConfig.model_fields["output"].default
+
 Budget = Annotated[
-    float | None, typer.Option(metavar="DOLLARS", help="Stop the run, with a checkpoint, when it has cost this much.")]
-Watch = Annotated[bool, typer.Option("--watch", help="Then show it as it goes on.")]
+    float | None, typer.Option(metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this much.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show the run's progress until it ends.")]
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def submit(
     config: ConfigPath,
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="The run's name, in place of the configuration's.")] = None,
-    priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Name of the run; omitted: the configuration's.")] = None,
+    priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
     budget: Budget = None, watch: Watch = False, as_json: AsJson = False,
 ) -> None:
-    """Hand a run to the service, which queues it and sees it through."""
-    asked = _located(config, [*(overrides or ()), *([f"name={name}"] if name is not None else [])])
+    """Submit a run to the service, which queues and runs it."""
+    asked = _absolute(config, [*(overrides or ()), *([f"name={name}"] if name is not None else [])])
     with connected(outlasts_restarts=watch) as client:
-        _tell(client, client.submit(asked, priority=priority, budget_dollars=budget), watch, as_json)
+        _show(client, client.submit(asked, priority=priority, budget_dollars=budget), watch, as_json)
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def estimate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Ask the service what a run would need and cost."""
-    asked = _located(config, overrides or [])
+    """Estimate a run's resources and cost at the service's prices."""
+    asked = _absolute(config, overrides or [])
     with connected() as client:
         plan = client.estimate(asked)
     if as_json:
@@ -60,25 +62,42 @@ def estimate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def retry(
     run: RunName, overrides: Overrides = None,
-    priority: Annotated[int | None, typer.Option(help="Higher goes first; left out: as before.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Runs with a higher priority start first; omitted: as before.")] = None,
     budget: Budget = None, watch: Watch = False, as_json: AsJson = False,
 ) -> None:
-    """Make a new run of an old one's configuration, with some settings changed."""
+    """Create a new run from an old run's configuration, with changed settings."""
     changes = dict(_change(override) for override in overrides or ())
     with connected(outlasts_restarts=watch) as client:
         made = client.retry(find_run(client, run), changes, priority=priority, budget_dollars=budget)
-        _tell(client, made, watch, as_json)
+        _show(client, made, watch, as_json)
 
 
-def _located(config: Path, overrides: list[str]) -> dict[str, Any]:
-    return located(load_config(config, overrides, for_service=True), Path.cwd())
+def _absolute(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The configuration as plain data with absolute paths, so that it means the same in the service's directory.
+
+    Unset settings are left out, and so is the default `output`: the service then chooses a directory.
+    """
+    config, base = load_config(path, overrides, for_service=True), Path.cwd()
+
+    def absolute(place: Place) -> str | Path:
+        text = str(place.value)
+        remote = not isinstance(place.value, Path) and ("://" in text or text == "embedded")
+        if remote or names_a_run(text) or (place.field == "output" and place.value == _DEFAULT_OUTPUT):
+            return place.value
+        # Without links and `..`: the service first compares paths with its roots as text.
+        return type(place.value)((base / text).resolve())
+
+    plain: dict[str, Any] = with_places(config, absolute).model_dump(mode="json", exclude_unset=True)
+    if config.output == _DEFAULT_OUTPUT:
+        plain.pop("output", None)
+    return plain
 
 
-def _tell(client: Client, run: RunDetail, watch: bool, as_json: bool) -> None:
+def _show(client: Client, run: RunDetail, watch: bool, as_json: bool) -> None:
     if watch:
         if not as_json:
             say(f"{run.id}  {run.name}")
-        look_on(client, run.id, as_json)
+        watch_run(client, run.id, as_json)
     elif as_json:
         write_json(run)
     else:

@@ -1,4 +1,4 @@
-"""Runs, pools, tokens, webhooks, policies and quotas as tables."""
+"""Tables of runs, pools, tokens, webhooks, policies, quotas and logs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STYLES = {
 
 
 def runs_table(runs: Iterable[Run]) -> Table:
-    """One line per run."""
+    """A table of runs."""
     table = _table("id", "name", "owner", "state", "created", "dollars", "")
     for run in runs:
         _row(
@@ -36,10 +36,10 @@ def runs_table(runs: Iterable[Run]) -> Table:
 
 
 def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
-    """One run: where it stands, its stages, its units, its money."""
-    facts = [f"of {run.owner}", f"created {moment(run.created)}", f"priority {run.priority}"]
+    """One run: its state, stages, units and cost."""
+    facts = [f"owner {run.owner}", f"created {moment(run.created)}", f"priority {run.priority}"]
     facts += [f"attempt {run.attempt}"] if run.attempt > 1 else []
-    facts += [f"a retry of {run.parent}"] if run.parent else []
+    facts += [f"retry of {run.parent}"] if run.parent else []
     facts += ["kept"] if run.kept else []
     facts += [f"{key}: {value}" for key, value in run.tags.items()]
     parts: list[RenderableType] = [
@@ -63,25 +63,25 @@ def run_view(run: RunDetail, units: Sequence[Unit]) -> RenderableType:
 
 
 def state_text(run: Run) -> Text:
-    """A run's state, with its place in the queue."""
-    place = f", {run.position}. in the queue" if run.position is not None else ""
-    return Text(run.state.value + place, _STYLES[run.state])
+    """A run's state, with its position in the queue."""
+    position = f" (#{run.position})" if run.position is not None else ""
+    return Text(run.state.value + position, _STYLES[run.state])
 
 
 def pools_view(pools: PoolList) -> RenderableType:
-    """Every pool, and whether Ray answers."""
-    table = plain_table("pool", "free", "slots", "GPUs", "nodes", "lost in 24 h", "asked for", "dollars per hour")
+    """A table of pools, with a warning if Ray does not answer."""
+    table = plain_table("pool", "free", "slots", "GPUs", "nodes", "lost in 24 h", "requested", "dollars per hour")
     for pool in pools.items:
         alive = sum(node.alive for node in pool.nodes)
         _row(
             table, pool.resource, f"{pool.free:g}", f"{pool.slots:g}", f"{pool.gpus:g}", str(alive), str(pool.lost),
             str(pool.pending), "" if pool.price_per_hour is None else f"{pool.price_per_hour:g}")
-    return table if pools.connected else Group(Text("Ray does not answer; what is known without it:", "yellow"), table)
+    return table if pools.connected else Group(Text("Ray does not answer; the last known state:", "yellow"), table)
 
 
 def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
-    """One line per token."""
-    table = _table("id", "name", "owner", "may", "created", "expires", "last used", "")
+    """A table of tokens."""
+    table = _table("id", "name", "owner", "scope", "created", "expires", "last used", "")
     for token in tokens:
         _row(
             table, token.id, token.name, token.owner, ", ".join(token.scopes), moment(token.created),
@@ -90,15 +90,15 @@ def tokens_table(tokens: Iterable[TokenInfo]) -> Table:
 
 
 def webhooks_table(webhooks: Iterable[WebhookInfo]) -> Table:
-    """One line per webhook."""
-    table = _table("id", "URL", "told of", "created")
+    """A table of webhooks."""
+    table = _table("id", "URL", "states", "created")
     for webhook in webhooks:
-        _row(table, webhook.id, webhook.url, ", ".join(webhook.states) or "every state", moment(webhook.created))
+        _row(table, webhook.id, webhook.url, ", ".join(webhook.states) or "all", moment(webhook.created))
     return table
 
 
 def policies_table(policies: Policies) -> Table:
-    """One line per owner with an entry, with the limits that hold, after the default's."""
+    """A table of policies: the default, then each owner's with the default filled in."""
     table = _table("owner", "resources", "dollars per hour", "priority", "queued", "active", "dollars a month", "disk", "kept for")
     for name, policy in (("default", policies.default), *((name, policies.of(name)) for name in policies.owners)):
         _row(
@@ -109,7 +109,7 @@ def policies_table(policies: Policies) -> Table:
 
 
 def quota_view(quota: Quota) -> RenderableType:
-    """Limits of an owner, and what is used of them."""
+    """Limits and use of an owner."""
     table = _table("", "used", "limit")
     _row(table, "queued runs", f"{quota.queued_runs.used:g}", _limit(quota.queued_runs.limit))
     _row(table, "active runs", f"{quota.active_runs.used:g}", _limit(quota.active_runs.limit))
@@ -125,15 +125,15 @@ def quota_view(quota: Quota) -> RenderableType:
 
 
 def logs_table(logs: Iterable[LogFile]) -> Table:
-    """One line per log."""
-    table = _table("log", "last line", "bytes")
+    """A table of logs."""
+    table = _table("log", "last line at", "bytes")
     for log in logs:
         _row(table, log.name, moment(log.updated), f"{log.bytes:,}")
     return table
 
 
 def gigabytes(size: float) -> str:
-    """Bytes as GB of 10^9."""
+    """A size in GB (10^9 bytes)."""
     return f"{size / 1e9:,.1f} GB"
 
 
@@ -152,7 +152,7 @@ def _prices(prices: Mapping[str, float]) -> str:
 def _kept_for(retention: Retention) -> str:
     rules = [] if retention.days is None else [f"{retention.days:g} days"]
     rules += [] if retention.finished_runs is None else [f"the newest {retention.finished_runs}"]
-    return " and of these ".join(rules) or "always"
+    return ", and of these ".join(rules) or "always"
 
 
 def _units(units: Iterable[Unit]) -> Table:
@@ -174,7 +174,7 @@ def _money(run: RunDetail) -> str:
 
 
 def _row(table: Table, *cells: str | Text) -> None:
-    # As text: rich would read markup in names that people chose.
+    # As `Text`: rich would interpret markup in user-chosen names.
     table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 

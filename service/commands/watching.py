@@ -1,4 +1,4 @@
-"""Commands that look on while something happens: watch, logs."""
+"""Commands that show a run's progress: watch, logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moedisco_ray.cli.display import listener_for, report_view
 from moedisco_ray.core.errors import RunError, UserError
 from moedisco_ray.core.events import Event
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
-from service.commands.output import leaving, say, write_json, write_table
+from service.commands.output import interruptible, say, write_json, write_table
 from service.commands.views import logs_table
 from service.domain.states import TERMINAL, RunState
 
@@ -26,18 +26,19 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def watch(run: RunName, as_json: AsJson = False) -> None:
-    """Show a run as it goes on, from its beginning. Ctrl-C stops watching, not the run."""
+    """Show a run's progress until it ends. Ctrl-C stops watching, not the run."""
     with connected(outlasts_restarts=True) as client:
-        look_on(client, find_run(client, run), as_json)
+        watch_run(client, find_run(client, run), as_json)
 
 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def logs(
     run: RunName,
-    unit: Annotated[str | None, typer.Option(metavar="NAME", help="A unit's worker, such as submodel-0; else the driver.")] = None,
-    tail: Annotated[int, typer.Option(min=0, help="Lines from the end.")] = 200,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with what is added.")] = False,
-    which: Annotated[bool, typer.Option("--list", help="Say which logs there are.")] = False,
+    unit: Annotated[str | None, typer.Option(
+        metavar="NAME", help="Show the log of this unit, such as submodel-0; omitted: the driver's.")] = None,
+    tail: Annotated[int, typer.Option(min=0, help="Number of lines from the end.")] = 200,
+    follow: Annotated[bool, typer.Option("--follow", help="Show new lines until the run ends.")] = False,
+    which: Annotated[bool, typer.Option("--list", help="List the run's logs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print a log of a run's driver or of a unit's worker."""
@@ -49,7 +50,7 @@ def logs(
             return
         name = "driver" if unit is None else _log_of(client, run_id, unit)
         if follow:
-            with leaving(f"the log goes on: moedisco logs {run_id} --follow"):
+            with interruptible(f"the log continues: moedisco logs {run_id} --follow"):
                 for line in client.follow_log(run_id, name, tail=tail):
                     write_json({"line": line}) if as_json else say(line)
             return
@@ -57,13 +58,13 @@ def logs(
     write_json({"name": name, "lines": text.splitlines()}) if as_json else typer.echo(text, nl=not text.endswith("\n"))
 
 
-def look_on(client: Client, run_id: str, as_json: bool) -> None:
-    """Show a run's events until it ends.
+def watch_run(client: Client, run_id: str, as_json: bool) -> None:
+    """Show a run's events until it ends, then its report.
 
     Raises:
-        RunError: It did not succeed.
+        RunError: The run did not succeed.
     """
-    with leaving(f"the run goes on: moedisco watch {run_id}"):
+    with interruptible(f"the run continues: moedisco watch {run_id}"):
         _show_events(client, run_id, as_json)
         run = client.run(run_id)
         if run.state != RunState.SUCCEEDED:
@@ -73,7 +74,7 @@ def look_on(client: Client, run_id: str, as_json: bool) -> None:
             console = output_console()
             console.print()
             console.print(report_view(client.report(run_id)))
-            console.print(f"\nThe model is there: moedisco download {run_id}", soft_wrap=True)
+            console.print(f"\nTo get the model: moedisco download {run_id}", soft_wrap=True)
 
 
 def _show_events(client: Client, run_id: str, as_json: bool) -> None:
@@ -84,10 +85,10 @@ def _show_events(client: Client, run_id: str, as_json: bool) -> None:
             for position, event in client.events(run_id, last):
                 last = position
                 if event.type == "state" and not as_json:
-                    console.print(_state_line(event))  # above the live view, which shows the training only
+                    console.print(_state_line(event))  # printed above the live view, which shows only the training
                 else:
                     view(event)
-            if client.run(run_id).state in TERMINAL:  # else it was resumed just then
+            if client.run(run_id).state in TERMINAL:  # else the run was resumed meanwhile
                 return
 
 
@@ -103,5 +104,5 @@ def _log_of(client: Client, run_id: str, unit: str) -> str:
         return unit
     workers = [name for name in names if name.rpartition(".")[0] == unit]
     if not workers:
-        raise UserError("--unit", unit, f"has no log; there are {', '.join(names) or 'none yet'}")
-    return workers[0]  # of a gang, the first worker tells what the others do too
+        raise UserError("--unit", unit, f"has no log; the run's logs: {', '.join(names) or 'none yet'}")
+    return workers[0]  # the first worker of a gang logs what the others do too

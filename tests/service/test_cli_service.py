@@ -240,7 +240,7 @@ def test_list(fake):
 def test_status(fake):
     fake.final = RUN | {"reason": "waits for 2 low_mem_gpu", "tags": {"team": "a"}, "position": 3, "state": "queued"}
     out = ran("status", "demo")
-    for words in ("demo", "queued, 3. in the queue", "waits for 2 low_mem_gpu", "team: a", "corpus", "submodel-0", "5/10", "3.2500",
+    for words in ("demo", "queued (#3)", "waits for 2 low_mem_gpu", "team: a", "corpus", "submodel-0", "5/10", "3.2500",
                   "10.0.0.7", "$0.5000, or $0.7500 with idle machines, in 1 min 30 s; planned $1.00 and 1 min 30 s"):
         assert words in out
     assert json.loads(ran("status", ID, "--json"))["position"] == 3
@@ -257,7 +257,7 @@ def test_a_run_is_found_by_the_first_letters_of_its_id(fake):
 
 
 def test_a_run_that_is_not_one(fake):
-    assert mistake("status", "nobody") == "moedisco: RUN: 'nobody': no such run; `moedisco list` shows those there are"
+    assert mistake("status", "nobody") == "moedisco: RUN: 'nobody': no such run; `moedisco list` shows your runs"
     assert mistake("status", "").startswith("moedisco: RUN: '': no such run")
     assert "is the name of 2 runs; give the id of one: 01JABCDEFGHJKMNPQRSTVWXYZ9, 01J0" in mistake("status", "twin")
     assert "begins the ids of 3 runs; give more letters" in mistake("status", "01J")
@@ -268,7 +268,7 @@ def test_watch_shows_a_run_as_a_local_run_is_shown(fake):
     assert "queued: waits for 2 low_mem_gpu\n" in out
     assert out.index("run demo in /runs/demo") < out.index("corpus: started") < out.index("corpus: finished in 2.0 s")
     assert "full training (estimate)" in out
-    assert out.endswith(f"The model is there: moedisco download {ID}\n")
+    assert out.endswith(f"To get the model: moedisco download {ID}\n")
     assert [json.loads(line)["type"] for line in ran("watch", "demo", "--json").splitlines()] == [event["type"] for event in EVENTS]
 
 
@@ -286,7 +286,7 @@ def test_ctrl_c_ends_watching_and_not_the_run(fake):
         return event_stream([])
 
     fake.events = interrupted
-    assert mistake("watch", "demo", code=130) == f"moedisco: the run goes on: moedisco watch {ID}"
+    assert mistake("watch", "demo", code=130) == f"moedisco: the run continues: moedisco watch {ID}"
     assert {request.method for request in fake.requests} == {"GET"}
 
 
@@ -298,7 +298,7 @@ def test_logs(fake):
     assert ran("logs", "demo", "--unit", "finetune", "--follow") == "log of finetune.0\nlast\n"
     assert json.loads(ran("logs", "demo", "--json")) == {"name": "driver", "lines": ["log of driver", "last"]}
     assert "submodel-0.0" in ran("logs", "demo", "--list")
-    assert "--unit: 'seed': has no log; there are driver, finetune.0, " in mistake("logs", "demo", "--unit", "seed")
+    assert "--unit: 'seed': has no log; the run's logs: driver, finetune.0, " in mistake("logs", "demo", "--unit", "seed")
 
 
 def test_cancel_resume_retry_delete(fake):
@@ -353,7 +353,7 @@ def test_policies(fake):
     assert mistake("policies", "set", "queued_runs=-1").startswith("moedisco: default.queued_runs: -1: ")
     assert "no such setting" in mistake("policies", "set", "queue=1")
     assert "must read key=value" in mistake("policies", "set", "queue")
-    assert ran("policies", "remove", "ann") == "ann: the default holds\n"
+    assert ran("policies", "remove", "ann") == "ann: the default policy applies\n"
 
 
 def test_policies_come_from_a_file(fake, tmp_path):
@@ -388,7 +388,7 @@ def test_tokens(fake):
 
 
 def test_webhooks(fake):
-    assert "every state" in ran("webhooks", "list")
+    assert " all " in ran("webhooks", "list")
     assert ran("webhooks", "create", "https://hooks.test/x", "--state", "failed") == "W1  secret: whsec\n"
     assert fake.sent == {"url": "https://hooks.test/x", "states": ["failed"]}
     assert json.loads(ran("webhooks", "delete", "W1", "--json")) == {"deleted": "W1"}
@@ -429,7 +429,7 @@ def test_a_service_that_is_away(monkeypatch):
 def test_no_service_is_known(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("MOEDISCO_URL", raising=False)
-    assert mistake("pools").startswith("moedisco: MOEDISCO_URL: is not set and no service was started here")
+    assert mistake("pools").startswith("moedisco: MOEDISCO_URL: is not set and you have started no service here")
 
 
 @pytest.fixture
@@ -463,7 +463,7 @@ def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
         storage_roots=("gs://checkpoints/moe",), max_active_runs=7, allow_private_webhooks=True, log_format="json",
         public_url="https://moe.test")]
     assert "mdk_first" not in out
-    assert out.endswith("the next `moedisco serve` takes them up\n")
+    assert out.endswith("the next `moedisco serve` finds them\n")
     path = tmp_path / "config" / "moedisco" / "service.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_address(path).token == "mdk_first"
@@ -473,7 +473,7 @@ def test_serve_sets_what_was_given_and_leaves_its_address(served, tmp_path):
 def test_a_further_start_keeps_the_token(served):
     ran("serve")
     served.announcement.url, served.announcement.token = "http://127.0.0.1:9000", None
-    assert "To sign in: http://127.0.0.1:9000, with a token of yours\n" in ran("serve")
+    assert "To sign in: http://127.0.0.1:9000, with your token\n" in ran("serve")
     assert (load_address().url, load_address().token) == ("http://127.0.0.1:9000", "mdk_first")
 
 

@@ -67,7 +67,7 @@ def test_a_run_from_submission_to_its_end(running, moedisco):
     run_id = json.loads(out)["id"]
     code, out, _ = moedisco.run("status", run_id[:20])
     assert code == 0
-    assert "queued, 1. in the queue" in out
+    assert "queued (#1)" in out
     watching = moedisco.start("watch", "demo")
     begin(running, run_id)
     running.stop()
@@ -82,7 +82,7 @@ def test_a_run_from_submission_to_its_end(running, moedisco):
     assert moedisco.run("cancel", "demo")[1] == f"{run_id}  demo: cancelled\n"
     assert moedisco.run("delete", "demo")[1] == f"{run_id}  demo: deleted\n"
     code, _, err = moedisco.run("status", "demo")
-    assert (code, err) == (2, f"{moedisco.named}moedisco: RUN: 'demo': no such run; `moedisco list` shows those there are\n")
+    assert (code, err) == (2, f"{moedisco.named}moedisco: RUN: 'demo': no such run; `moedisco list` shows your runs\n")
 
 
 @pytest.mark.parametrize("command", ["watch", "logs"])
@@ -96,7 +96,7 @@ def test_ctrl_c_leaves_the_run(running, moedisco, command):
     _, err = looking.communicate(timeout=60)
     assert looking.returncode == 130
     assert re.fullmatch(
-        rf"{re.escape(moedisco.named)}moedisco: the (run|log) goes on: moedisco {command} {run_id}( --follow)?\n", err)
+        rf"{re.escape(moedisco.named)}moedisco: the (run|log) continues: moedisco {command} {run_id}( --follow)?\n", err)
     assert json.loads(moedisco.run("status", run_id, "--json")[1])["state"] == "running"
 
 

@@ -219,7 +219,7 @@ def test_an_address_file_that_holds_something_else(tmp_path, content):
 
 @pytest.mark.parametrize("url", ["service.test", "ftp://service.test", "http://", "http://a b:c"])
 def test_what_is_no_url_is_refused(url):
-    with pytest.raises(UserError, match="is no address of a service"):
+    with pytest.raises(UserError, match="is not a URL of a service"):
         Client(url)
 
 

@@ -135,7 +135,7 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 
 
 def test_a_broken_archive_is_refused(tmp_path):
-    with pytest.raises(DownloadError, match="the archive is broken"):
+    with pytest.raises(DownloadError, match="the archive is damaged"):
         unpack(tmp_path, b"no tar" * 200)
     pax = bytearray(archive({"caf\u00e9" * 50: b"x"}))
     pax[512:515] = b"zzz"

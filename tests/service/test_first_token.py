@@ -215,7 +215,7 @@ def test_a_token_is_made_without_a_running_service_and_opens_the_service_that_is
     made = moedisco(
         tmp_path, "tokens", "create", "mine", "--owner", "me", "--scope", "admin", "--state-dir", str(tmp_path / "state"))
     assert made.returncode == 0, made.stderr
-    assert made.stderr == f"moedisco: made in sqlite:///{tmp_path / 'state' / 'service.sqlite3'}\n"
+    assert made.stderr == f"moedisco: created in sqlite:///{tmp_path / 'state' / 'service.sqlite3'}\n"
     plain = made.stdout.strip()
     assert re.fullmatch(r"mdk_\S{43}", plain)
     with serving(tmp_path, "--host=0.0.0.0") as url:

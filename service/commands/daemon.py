@@ -1,0 +1,98 @@
+"""A service in the background, for `moedisco serve --detach` and `moedisco demo`, and how to sign in to it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moedisco_ray.core.errors import RunError
+from service.commands.output import say
+
+if TYPE_CHECKING:
+    from service.client import Address
+
+ADDRESS_FILE = "address.json"
+"""File in a state directory with the address of its service."""
+_START_SECONDS = 180.0
+"""Longest time for a service to start (s); starting a local Ray takes most of it."""
+
+
+def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
+    """The address of a state directory's service, which is started in the background unless it runs already.
+
+    Args:
+        state_dir: State directory of the service, which also gets its output, in `service.log`.
+        arguments: Arguments of `moedisco serve` except the state directory.
+
+    Raises:
+        RunError: The service did not start.
+    """
+    from service import process
+    from service.client import load_address, save_address
+
+    if process.find(state_dir) is None:
+        _launch(state_dir, arguments)
+    address = load_address(state_dir / ADDRESS_FILE)
+    if address is None:
+        raise RunError(
+            f"the service of {state_dir} has not saved its address; stop it with `moedisco stop --state-dir {state_dir}`")
+    save_address(address)
+    return address
+
+
+def say_how_to_sign_in(address: Address, token_file: Path, code: str | None = None) -> None:
+    """Print the page's address and how to sign in.
+
+    Only a terminal gets a link that signs in. Other output may be a log that other people read, so it names the token's file.
+
+    Args:
+        address: Address of the service.
+        token_file: File of the first token.
+        code: Sign-in code; None: request one from the service.
+    """
+    if address.token is not None and sys.stdout.isatty():
+        say(f"To sign in: {sign_in_link(address, code)}")
+        say("The link works once, within ten minutes; `moedisco sign-in` prints another")
+    elif token_file.exists():
+        say(f"To sign in: {address.url}, with the token in {token_file}")
+    else:
+        say(f"To sign in: {address.url}, with your token")
+
+
+def sign_in_link(address: Address, code: str | None = None) -> str:
+    """A link that signs one browser in to the page, which removes the code from its own address.
+
+    Args:
+        address: Address of the service.
+        code: Sign-in code; None: request one from the service.
+    """
+    if code is None:
+        from service.client import Client
+
+        with Client(address.url, address.token) as client:
+            code = client.create_sign_in_code().code
+    return f"{address.url}/#code={code}"
+
+
+def _launch(state_dir: Path, arguments: Sequence[str]) -> None:
+    from service import process
+
+    process.make_private(state_dir)
+    log = state_dir / "service.log"
+    log.touch(0o600)
+    command = [sys.executable, "-m", "service", "serve", *arguments, "--state-dir", str(state_dir)]
+    with log.open("w", encoding="utf-8") as output:
+        started = subprocess.Popen(  # noqa: S603 - our own program
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+    deadline = time.monotonic() + _START_SECONDS
+    while (found := process.find(state_dir)) is None or found.url is None:
+        if started.poll() is not None:
+            lines = log.read_text(encoding="utf-8").strip().splitlines()
+            raise RunError(f"the service did not start: {lines[-1] if lines else log}")
+        if time.monotonic() > deadline:
+            raise RunError(f"the service did not start within {_START_SECONDS:.0f} s; see {log}")
+        time.sleep(0.1)
