@@ -97,7 +97,7 @@ def test_a_revoked_token_is_not_revived(database: Database, tmp_path: Path, capl
     revoke_all(database)
     assert first_token(database, tmp_path / "token") is None
     assert valid(database, made) is None
-    assert "is revoked or expired, and not used" in caplog.text
+    assert "is revoked or expired and is not used" in caplog.text
     assert made not in caplog.text
 
 
