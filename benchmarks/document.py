@@ -52,9 +52,9 @@ def submodel_step() -> str:
         verdicts.append(f"* `{name}`: {span(result[name])}, target {target}: {verdict}")
     return section(
         "A sub-model's training step",
-        """Steady-state tokens per second of one thread on the same sizes, data and optimizer. *ours*: the product's loop on a
-        one-expert sub-model, progress events included. *bare*: the shortest PyTorch loop on the dense Hugging Face model of the
-        same sizes. *trainer*: the Hugging Face Trainer on it.""",
+        """Steady-state tokens per second of one thread, with the same sizes, data and optimizer. *ours*: the product's loop on a
+        one-expert sub-model, with its progress events. *bare*: the shortest PyTorch loop on the dense Hugging Face model of the
+        same sizes. *trainer*: the Hugging Face Trainer on that model.""",
         table(["arm", "tokens/s, median (min to max)"], rows), "\n".join(verdicts), made_with(result))
 
 
@@ -68,9 +68,9 @@ def kmeans() -> str:
             rows.append([setting, arm, span(seconds), f"{cell['inertia_over_best'][arm]:.4f}", counts, ratio])
     return section(
         "K-means",
-        f"""Seconds to cluster the same vectors on one core, with as many restarts each. Inertia is the median over the rounds'
-        seeds, relative to the best arm's; a time counts where it is within {result["setting"]["inertia_tolerance"]:.1%} of it. A
-        ratio below 1 means that ours is faster.""",
+        f"""Seconds to cluster the same vectors on one core, all arms with the same number of restarts. Inertia is the median over
+        the seeds of the rounds, relative to the best arm's. A time counts where the inertia is within
+        {result["setting"]["inertia_tolerance"]:.1%} of the best. A ratio below 1 means that ours is faster.""",
         table(["setting", "arm", "seconds", "inertia / best", "counts", "ours / arm"], rows), made_with(result))
 
 
@@ -82,8 +82,8 @@ def ray_overhead() -> str:
         for stage, adds in result["ray_adds"].items()]
     return section(
         "What Ray adds to the demo",
-        """Seconds per stage of `moedisco run` with the demo preset, on fewer tokens, on a local Ray, and of the same run in one
-        plain process that trains one sub-model after the other. *Outside stages* is starting and stopping Ray.""",
+        """Seconds per stage of `moedisco run` with the demo preset and fewer tokens: on a local Ray, and in one plain process that
+        trains one sub-model after the other. *Outside stages* is the start and stop of Ray.""",
         table(["stage", "on Ray", "plain", "Ray adds"], rows), made_with(result))
 
 
@@ -103,18 +103,18 @@ def service_load() -> str:
         at_least("metric points per second, over HTTP", report["one driver"], targets["points_per_second"]),
         at_least("metric points per second, directly", report["direct"], targets["points_per_second"]),
         at_least("requests per second for one run, over 8 connections", single, targets["runs_get_per_second"]),
-        at_most("an event's way to its readers, p99 in ms", late, targets["delivery_p99_ms"])]
+        at_most("delivery of an event to its readers, p99 in ms", late, targets["delivery_p99_ms"])]
     return section(
         "The service under load",
-        f"""`moedisco serve`, one process on SQLite, with {setting["runs"]:,} runs in its database; its clients are another process
+        f"""`moedisco serve`, one process on SQLite, with {setting["runs"]:,} runs in its database. The clients are another process
         on the same machine. Half of the {setting["readers"]:,} event streams follow one run, whose driver makes
-        {setting["reports_per_second"]} reports of {setting["events_per_report"]} events in a second; an event is on its way from
-        the beginning of its report until a reader has it, and every reader gets each one. Metric points come in reports of
-        {setting["events_per_batch"]:,} progress events with {setting["points_per_event"]} points each. Median (min to max) over
-        {setting["rounds"]} rounds, each with a fresh service; meanwhile other work had
-        {share["median"]:.0%} ({share["min"]:.0%} to {share["max"]:.0%}) of the machine.""",
+        {setting["reports_per_second"]} reports of {setting["events_per_report"]} events per second. The delivery time of an event
+        is measured from the beginning of its report until a reader has it; every reader receives every event. Metric points come
+        in reports of {setting["events_per_batch"]:,} progress events with {setting["points_per_event"]} points each. Median (min
+        to max) over {setting["rounds"]} rounds, each with a fresh service. Other work used {share["median"]:.0%}
+        ({share["min"]:.0%} to {share["max"]:.0%}) of the machine.""",
         table(["GET", "event streams", "connections", "requests/s", "p50, ms", "p99, ms"], requests),
-        table(["events to readers, beside", "p50, ms", "p99, ms"], delivery),
+        table(["events to readers, at the same time", "p50, ms", "p99, ms"], delivery),
         table(["ingest", "metric points/s"], [[how, span(report[cell])] for how, cell in points.items()]),
         table(["memory of the service", "MiB"], [[when, span(size)] for when, size in result["memory_mib"].items()]),
         "\n".join(verdicts), made_with(result))
@@ -123,16 +123,18 @@ def service_load() -> str:
 def checkpoint_stall() -> str:
     result = read("checkpoint_stall")
     arms, target = result["arms"], result["targets"]["stalled"]
-    names = {"disk": "disk, beside", "disk-waits": "disk, waiting", "s3": "S3, beside", "s3-waits": "S3, waiting"}
+    names = {
+        "disk": "disk, in the background", "disk-waits": "disk, waiting", "s3": "S3, in the background",
+        "s3-waits": "S3, waiting"}
     rows = [[names[arm], *(span(cell[name]) for name in ("stalled", "slower", "stall", "latency", "interval"))]
             for arm, cell in arms.items()]
     verdicts = [at_most(f"share of stalls, {names[arm]}", arms[arm]["stalled"], target) for arm in ("disk", "s3")]
     return section(
         "Checkpoints",
-        """The share of its time for which a training stands still to save weights and optimizer, and how much longer its steps
-        take than without any checkpoint. *Beside*: the product, which copies them in memory while a thread writes. *Waiting*:
-        training goes on when the checkpoint is safe. S3 is a server on the same machine, and shares its cores. Stalls are measured
-        within a training; *slower by* compares two, and is noise of either sign where the machine has other work.
+        """The share of the time for which training stops to save weights and optimizer state, and how much longer its steps take
+        than without checkpoints. *In the background*: the product, which copies them in memory while a thread writes. *Waiting*:
+        training continues when the checkpoint is safe. S3 is a server on the same machine and shares its cores. Stalls are
+        measured within one training. *Slower by* compares two trainings; other work on the machine can give it either sign.
         The policy's intervals are at least 15 s.""",
         table(["arm", "share of stalls", "slower by", "stall, s", "safe after, s", "interval, s"], rows),
         "\n".join(verdicts), made_with(result))
@@ -158,20 +160,21 @@ def simulator() -> str:
     return section(
         "Spot machines, simulated",
         f"""{setting["submodels"]} sub-models of unequal size, {setting["mean_hours"]:g} hours in the mean, on a market of
-        {setting["gpus"]:,} spot GPUs; the simulator calls the product's own policy functions. Loss rates and boot times are
-        those that `benchmarks/simulation/setting.py` names the sources of: 7e-5 and 3.1e-4 losses per machine-hour are bands of the
-        AWS Spot Instance Advisor, 0.06 to 0.74 those of published traces of V100 machines. Bounds are a clairvoyant's:
-        max(longest, sum / machines), and all work on machines that never boot, save or are lost. Median (min to max) over
-        {setting["seeds"]} seeds. *Ours* saves every so often as follows from the losses seen so far; *notices heard* is with
-        `moedisco node-agent` on every machine, *zones at once* loses half a zone at a time. The defaults that follow: a pool is
-        assumed to lose {prior["per_hour"]:g} machines per machine-hour, which weighs {prior["hours"]:g} hours of watching;
-        intervals lie between {bounds["shortest"]:g} and {bounds["longest"]:,g} s, with stalls under {bounds["stall"]:.0%}; the
-        longest sub-model starts first; nodes of the fine-tune are asked for when the predicted end is one boot away.""",
+        {setting["gpus"]:,} spot GPUs. The simulator calls the product's own policy functions.
+        `benchmarks/study/simulation/setting.py`
+        names the sources of loss rates and boot times: 7e-5 and 3.1e-4 losses per machine-hour are bands of the AWS Spot Instance
+        Advisor, 0.06 to 0.74 come from published traces of V100 machines. The bounds know the future: max(longest, sum / machines)
+        for time, and all work on machines that never boot, save or are lost for dollars. Median (min to max) over
+        {setting["seeds"]} seeds. *Ours* sets the checkpoint interval from the losses seen so far. *Notices heard* has
+        `moedisco node-agent` on every machine. *Zones at once* loses half a zone at a time. The defaults that follow: a pool is
+        assumed to lose {prior["per_hour"]:g} machines per machine-hour, with the weight of {prior["hours"]:g} hours of observation;
+        intervals are {bounds["shortest"]:g} to {bounds["longest"]:,g} s, with stalls under {bounds["stall"]:.0%}; the longest
+        sub-model starts first; nodes of the fine-tune are requested one boot time before the predicted end.""",
         "![Order, checkpoint interval, arrival](results/simulator.png)",
         table(["dollars / bound, at losses per machine-hour", *arms], intervals),
         table(["machines held at once", "makespan / bound, longest first", "as given"], orders),
-        table(["dollars / bound, if what is assumed is", *result["assumption"]["traces, median"]], priors),
-        table(["losses", "expensive nodes asked for", "dollars while they wait", "seconds that the run waits"], arrivals),
+        table(["dollars / bound, with the assumption", *result["assumption"]["traces, median"]], priors),
+        table(["losses", "expensive nodes requested", "dollars while they wait", "seconds that the run waits"], arrivals),
         table(["node types", "dollars, a fifth of the sub-models being large", "hours"], mixed), made_with(result))
 
 
@@ -192,15 +195,15 @@ def makespan() -> str:
     made = [f"* {nodes} node(s): {made_with({**made, 'setting': setting})}" for nodes, made in sorted(result["made"].items())]
     return section(
         "Makespan on machines that come and go",
-        f"""{len(shares)} sub-models of {min(shares):g} to {max(shares):g} times their mean length, which is {mean:g} s for each
-        node of the cluster, on nodes with room for one each, every node a raylet of its own on one machine, one or two
-        clusters at once, as the command says. A step waits {setting["pace"]:g} s, as for a GPU, so that nodes that share the
-        machine's cores do not slow each other; everything else is real: Ray Train's starts, checkpoints every
-        {setting["interval_steps"]} steps, SIGKILL to raylets. With losses, a node lives {setting["intervals_per_loss"]} checkpoint
-        intervals in the mean, and its replacement is started at once. The bound is max(longest, sum / nodes) of the steps alone,
-        which targets are held against; sub-models that last hours hide the start of their trainer, these do not, so the second
-        ratio counts one undisturbed start, the median of those measured, as part of each sub-model. Starts after losses count in
-        full in both.""",
+        f"""{len(shares)} sub-models of {min(shares):g} to {max(shares):g} times their mean length, which is {mean:g} s per node of
+        the
+        cluster. Each node has room for one sub-model; every node is a raylet on one machine, with one or two clusters at once, as
+        the command says. A step waits {setting["pace"]:g} s, as for a GPU, so that nodes that share the machine's cores do not
+        slow each other. Everything else is real: Ray Train's starts, checkpoints every {setting["interval_steps"]} steps, SIGKILL
+        to raylets. With losses, a node lives {setting["intervals_per_loss"]} checkpoint intervals on average, and its replacement
+        starts at once. The bound is max(longest, sum / nodes) of the steps alone; targets are compared with it. Sub-models that
+        last hours hide the start of their trainer. These do not, so the second ratio counts one undisturbed start (the measured
+        median) as part of each sub-model. Starts after losses count in full in both.""",
         table(["nodes", "losses", "nodes lost", "makespan, s", "a start, s", "/ bound", "/ bound with starts", "target", ""], rows),
         "\n".join(arrivals), "\n".join(made))
 
@@ -209,46 +212,50 @@ def quality() -> str:
     results = quality_section.results()
     return section(
         "Quality for money",
-        f"""Held-out perplexity against joint training of the same MoE on the high-memory pool, and the planned dollars for which
-        complete runs come to its final loss, as shares of joint training's; {quality_section.joint_tokens()} tokens of joint
-        training, one tokeniser and validation text per cell. Median over seeds (smallest to largest). Prices are the
-        paper's, the cheap card's speed is taken to be 0.72 of the other's; dollars and hours are operations at these, of everything
-        that an arm pays for: its training, the passes over the corpus that its clusters take, those that calibrate its routers and
-        compare its merges, and the evaluation of its own final model. Not counted are the looks at the held-out loss while a model
-        is trained and text of other sources, the other corpus' domains, which only the benchmark asks for. Not in them either:
-        what a gang's workers send each other, which favours whatever shards a model over cheap cards, and what rounds move through
-        storage, which favours the default. Metered dollars are the seconds for which workers were held, all of that included, each
-        worker a process with one thread beside another. What an arm has for as many dollars lies between two of its complete runs,
-        on a straight line of log perplexity (or hours) over log dollars, at joint training's dollars exactly, and likewise for as
-        many hours: those of one worker of the high-memory pool, and of a low-memory worker for each sub-model. Figures of a gang on
-        the low-memory pool are those of the same training, priced there.""",
-        prose("""Batches and rates: joint training, sparse upcycling and the default have each those that it was best with, on seeds
-        that are not among these, the latter two in `qwen3_moe`; the paper's recipe has the default's: other rates were alike. What
-        was tried is below. From random weights the paper's recipe clusters by an embedding table that has learnt nothing, where the
-        paper has a trained one. A common dense start has had 250,000 tokens, which are in nobody's bill. The default with two
-        fifths of the tokens in the fine-tune has joint training's own batch and rate there, half of the tokens in the seed, and is
-        run for as many tokens alone: it is for whoever has no more text rather than no more money."""),
-        prose("""Corpora: `debian8` is what `corpora.py debian` makes of Debian packages: kernel and Perl documentation, Python and
-        C++ code, office help in French and Chinese, a political FAQ, a dictionary. `small8` was cut by `corpora.py cut` from texts
-        that are not in this repository: Go code, Metamath proofs, the PHP manual, office help in German and Japanese, novels,
-        speeches, film reviews. No domain is in both; each is the other's text of other sources."""),
+        f"""Held-out perplexity relative to joint training of the same MoE on the high-memory pool, and the planned dollars for
+        which complete runs reach its final loss, relative to joint training's dollars. {quality_section.joint_tokens()} tokens of
+        joint training; one tokenizer and one validation text per cell. Median over seeds (smallest to largest). Prices are the
+        paper's; the speed of the cheap card is assumed to be 0.72 of the other's.""",
+        prose("""Dollars and hours are operations at these prices and speeds, of everything that an arm pays for: its training,
+        the passes over the corpus for its clusters, those that calibrate its routers and compare its merges, and the evaluation
+        of its own final model. Not counted: evaluations of the held-out loss during training, and text of other sources (the
+        domains of the other corpus), which only the benchmark asks for. Also not counted: communication between the workers of a
+        gang, which favours arms that shard a model over cheap cards, and the data that sync points move through storage, which
+        favours the default. Metered dollars are the seconds for which workers were held, all of that included; each worker is a
+        process with one thread, next to another one."""),
+        prose("""At equal dollars, an arm's figure is interpolated between two of its complete runs, on a straight line of log
+        perplexity (or hours) over log dollars, at joint training's dollars. Equal hours work the same way: the hours of one worker
+        of the high-memory pool, and of one low-memory worker per sub-model. Figures of a gang on the low-memory pool are those of
+        the same training at that pool's price."""),
+        prose("""Batch sizes and learning rates: joint training, sparse upcycling and the default each have the best ones on seeds
+        that are not among these (the latter two measured on `qwen3_moe`). The paper's recipe has those of the default; other rates
+        gave the same results. *What was tried* lists them. From random weights the paper's recipe clusters by an untrained
+        embedding table, where the paper has a trained one. A common dense start was trained on 250,000 tokens, which no arm pays
+        for. The default with 40 % of the tokens in the fine-tune has joint training's batch size and learning rate there, half of
+        the tokens in the seed, and runs at equal tokens only: it is meant for limited text, not for a limited budget."""),
+        prose("""Corpora: `corpora.py debian` builds `debian8` from Debian packages: kernel and Perl documentation, Python and C++
+        code, office help in French and Chinese, a political FAQ, a dictionary. `corpora.py cut` cut `small8` from texts that are
+        not in this repository: Go code, Metamath proofs, the PHP manual, office help in German and Japanese, novels, speeches,
+        film reviews. No domain is in both; each is the other's text of other sources."""),
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
         *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
-        "### The figures themselves",
-        prose("""At as many tokens, medians over the seeds; sources and clusters of documents against the expert that is most often
-        a layer's first choice in them, 1 where one tells the other, mean over the layers."""),
+        "### Absolute figures",
+        prose("""At equal tokens, medians over the seeds. The last columns compare sources and clusters of documents with the expert
+        that is most often the first choice in them: normalised mutual information, 1 where one determines the other, mean over
+        the layers."""),
         table(absolutes.HEAD, absolutes.rows(results)),
         "By domain, medians over families, starts and seeds.", table(absolutes.DOMAINS_HEAD, absolutes.domains(results)),
         "### At other prices",
-        prose("""Of complete runs as above, whose lengths were chosen for the paper's prices; median of the cells' medians
-        (smallest to largest cell)."""),
+        prose("""Complete runs as above, whose lengths were chosen for the paper's prices. Median of the cells' medians (smallest to
+        largest cell)."""),
         table(quality_section.PRICES_HEAD, quality_section.prices()),
         "### One lever at a time",
-        prose("""The default with one setting put back to the paper's, or to a rival's, for as many tokens. Seeds differ by more
-        than most levers do, but share their text, start and order of batches with the default's run of the same seed: the last
-        column is the one to read, and of it whether all seeds are on one side of 1."""),
+        prose("""The default with one setting changed back to the paper's, or to another method's, at equal tokens. Seeds differ by
+        more
+        than most levers do, but a lever shares text, start and batch order with the default's run of the same seed. So read the
+        last column, and whether all its seeds are on one side of 1."""),
         table(quality_section.LEVERS_HEAD, quality_section.levers()),
-        "### What was tried", "As those who tried it noted it in `quality/tried.json`; of one seed: small differences mean little.",
+        "### What was tried", "Notes from `benchmarks/study/quality/tried.json`, on one seed: small differences mean little.",
         table(quality_section.TRIED_HEAD, quality_section.tried()), quality_section.made_with())
 
 
@@ -260,10 +267,10 @@ def ranking() -> str:
         for seed, each in enumerate(result["seeds"]) for how, found in each.items()]
     return section(
         "Does `python -m benchmarks.study compare` rank as the tuned benchmark does?",
-        """On the domains of the embedded corpus, on which no recipe was tuned: every arm at the default's batch size and rate (*as
-        configured*), tuned by `compare` itself, and with the batch sizes and rates to which the benchmark's baselines were tuned.
-        Held-out nats per token over joint training's, at as many tokens. Small differences between arms are within the noise of
-        one seed.""",
+        """On the domains of the embedded corpus, for which no recipe was tuned. Every arm runs at the default's batch size and
+        learning rate (*as configured*), tuned by `compare`, and with the batch sizes and rates that the benchmark's baselines were
+        tuned to. Held-out nats per token above joint training's, at equal tokens. Small differences between arms are within the
+        noise of one seed.""",
         table(["seed", "tuned", "best first", *arms], rows), made_with(result))
 
 
@@ -275,9 +282,9 @@ def at_most(what: str, measured: dict[str, float], target: float) -> str:
     return f"* {what}: {span(measured)}, at most {number(target)}: {'met' if measured['median'] <= target else '**missed**'}"
 
 
-_INTRODUCTION = """Machines like the one these were measured on are noisy: read ratios and medians, not single figures. Arms run in
-turn, each as a whole process. This page is written by `python -m benchmarks.document` from `benchmarks/results/`; `make bench`
-measures again."""
+_INTRODUCTION = """The machines that measured these are noisy: read ratios and medians, not single figures. Arms take turns, and
+        each
+is a whole process. `python -m benchmarks.document` writes this page from `benchmarks/results/`; `make bench` measures again."""
 
 if __name__ == "__main__":
     page = [

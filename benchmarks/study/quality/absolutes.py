@@ -10,7 +10,7 @@ from benchmarks.study.compare.arms import REFERENCE
 
 HEAD = [
     "corpus, family, start", "arm", "perplexity", "bits per byte", "perplexity on other sources",
-    "experts tell sources, NMI", "experts tell clusters, NMI", "dead experts", "metered worker-seconds"]
+    "experts and sources, NMI", "experts and clusters, NMI", "dead experts", "metered worker-seconds"]
 DOMAINS_HEAD = ["corpus, domain", "joint training's perplexity", "the default's over it, equal tokens", "equal dollars"]
 _SHOWN = (REFERENCE, "disco", "paper")
 
