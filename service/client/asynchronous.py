@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -16,41 +15,13 @@ from pydantic import JsonValue
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
+from service import schemas
 from service.client import downloading, streams
 from service.client.address import find_address
 from service.client.downloading import Progress, no_progress
 from service.client.http import DEFAULT, IDEMPOTENCY_KEY, Connection, Request, RetryPolicy, json_body
 from service.domain.policies import Policies, Policy
 from service.domain.states import TERMINAL, RunState
-from service.schemas import (
-    Artifact,
-    ArtifactPage,
-    DeliveryInfo,
-    DeliveryPage,
-    Estimate,
-    Figure,
-    Identity,
-    LogFile,
-    LogPage,
-    Metrics,
-    NewSignInCode,
-    NewToken,
-    NewWebhook,
-    PoolList,
-    Quota,
-    Run,
-    RunDetail,
-    RunPage,
-    Scope,
-    TokenInfo,
-    TokenPage,
-    Training,
-    TrainingPage,
-    Unit,
-    UnitPage,
-    WebhookInfo,
-    WebhookPage,
-)
 
 T = TypeVar("T")
 
@@ -94,7 +65,7 @@ class AsyncClient:
 
     async def submit(
         self, config: Configuration, *, priority: int = 0, budget_dollars: float | None = None, idempotency_key: str | None = None,
-    ) -> RunDetail:
+    ) -> schemas.RunDetail:
         """Create a run.
 
         Args:
@@ -103,61 +74,59 @@ class AsyncClient:
             budget_dollars: Cost at which the run stops with a checkpoint.
             idempotency_key: Requests with the same key create one run; None: a new key for this call and its repetitions.
         """
-        return await self._connection.ask(RunDetail, Request(
-            "POST", "/v1/runs", headers=_key(idempotency_key),
-            body=json_body(config=_plain(config), priority=priority, budget_dollars=budget_dollars)))
+        body = json_body(config=_plain(config), priority=priority, budget_dollars=budget_dollars)
+        return await self._post(schemas.RunDetail, "/v1/runs", body, _key(idempotency_key))
 
     async def runs(
         self, *, states: Sequence[RunState] = (), owner: str | None = None, name: str | None = None,
         tags: Mapping[str, str] | None = None, page_size: int = 100,
-    ) -> AsyncGenerator[Run]:
+    ) -> AsyncGenerator[schemas.Run]:
         """Runs, newest first; each page is requested when it is needed."""
         asked = {
             "state": [state.value for state in states], "owner": owner, "name": name,
             "tag": [f"{key}:{value}" for key, value in (tags or {}).items()]}
         cursor: str | None = None
         while True:
-            page = await self._get(RunPage, "/v1/runs", **asked, cursor=cursor, limit=page_size)
+            page = await self._get(schemas.RunPage, "/v1/runs", **asked, cursor=cursor, limit=page_size)
             for run in page.items:
                 yield run
             cursor = page.next_cursor
             if cursor is None:
                 return
 
-    async def run(self, run_id: str) -> RunDetail:
+    async def run(self, run_id: str) -> schemas.RunDetail:
         """The current state of a run."""
-        return await self._get(RunDetail, _run_path(run_id))
+        return await self._get(schemas.RunDetail, _run_path(run_id))
 
     async def change(
         self, run_id: str, *, name: str | None = None, tags: Mapping[str, str] | None = None, priority: int | None = None,
         budget_dollars: float | None = None, kept: bool | None = None,
-    ) -> RunDetail:
+    ) -> schemas.RunDetail:
         """Change a run's name, tags, priority, budget, or protection from retention (`kept`); None: unchanged."""
-        return await self._connection.ask(RunDetail, Request("PATCH", _run_path(run_id), body=json_body(
+        return await self._connection.ask(schemas.RunDetail, Request("PATCH", _run_path(run_id), body=json_body(
             name=name, tags=None if tags is None else dict(tags), priority=priority, budget_dollars=budget_dollars, kept=kept)))
 
     async def delete(self, run_id: str, *, keep_artifacts: bool = False) -> None:
         """Delete an ended run and its files."""
         await self._connection.read(Request("DELETE", _run_path(run_id), {"keep_artifacts": keep_artifacts}))
 
-    async def cancel(self, run_id: str, *, force: bool = False) -> RunDetail:
+    async def cancel(self, run_id: str, *, force: bool = False) -> schemas.RunDetail:
         """Stop a run after a checkpoint; `force`: at once."""
-        return await self._connection.ask(RunDetail, Request("POST", _run_path(run_id, "cancel"), body=json_body(force=force)))
+        return await self._post(schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force))
 
-    async def resume(self, run_id: str) -> RunDetail:
+    async def resume(self, run_id: str) -> schemas.RunDetail:
         """Queue a failed or cancelled run again; it continues from its last checkpoint."""
-        return await self._connection.ask(RunDetail, Request("POST", _run_path(run_id, "resume")))
+        return await self._post(schemas.RunDetail, _run_path(run_id, "resume"))
 
     async def retry(
         self, run_id: str, changes: Mapping[str, JsonValue] | None = None, *, priority: int | None = None,
         budget_dollars: float | None = None, idempotency_key: str | None = None,
-    ) -> RunDetail:
+    ) -> schemas.RunDetail:
         """Create a new run from an old run's configuration with changed settings, such as `{"tokens.total": 1000000}`."""
-        return await self._connection.ask(RunDetail, Request(
-            "POST", _run_path(run_id, "retry"), headers=_key(idempotency_key),
-            body=json_body(changes=dict(changes or {}), priority=priority, budget_dollars=budget_dollars)))
+        body = json_body(changes=dict(changes or {}), priority=priority, budget_dollars=budget_dollars)
+        return await self._post(schemas.RunDetail, _run_path(run_id, "retry"), body, _key(idempotency_key))
 
-    async def events(self, run_id: str, after: int | None = None, *, follow: bool = True) -> AsyncGenerator[tuple[int, Event]]:
+    def events(self, run_id: str, after: int | None = None, *, follow: bool = True) -> AsyncGenerator[tuple[int, Event]]:
         """A run's events with their positions, each once, in order, across restarts of the service.
 
         Args:
@@ -165,28 +134,28 @@ class AsyncClient:
             after: Position of the last event already seen; None: from the first event.
             follow: Wait for new events until the run ends; else stop after the newest event.
         """
-        async with contextlib.aclosing(streams.events(self._connection, _run_path(run_id, "events"), after, follow)) as found:
-            async for item in found:
-                yield item
+        return streams.events(self._connection, _run_path(run_id, "events"), after, follow)
 
-    async def wait(self, run_id: str) -> RunDetail:
+    async def wait(self, run_id: str) -> schemas.RunDetail:
         """Wait until a run has ended; returns its final state."""
         while (run := await self.run(run_id)).state not in TERMINAL:
             async for _ in self.events(run_id, run.events - 1 if run.events else None):
                 pass
         return run
 
-    async def metrics(self, run_id: str, figure: Figure = "loss", *, units: Sequence[str] = (), points: int = 1000) -> Metrics:
+    async def metrics(
+        self, run_id: str, figure: schemas.Figure = "loss", *, units: Sequence[str] = (), points: int = 1000,
+    ) -> schemas.Metrics:
         """Curves of one figure, of all units or of some, down-sampled to about `points` points each."""
-        return await self._get(Metrics, _run_path(run_id, "metrics"), figure=figure, unit=list(units), points=points)
+        return await self._get(schemas.Metrics, _run_path(run_id, "metrics"), figure=figure, unit=list(units), points=points)
 
-    async def units(self, run_id: str) -> list[Unit]:
+    async def units(self, run_id: str) -> list[schemas.Unit]:
         """Progress of the seed, the sub-models and the fine-tune."""
-        return (await self._get(UnitPage, _run_path(run_id, "submodels"))).items
+        return (await self._get(schemas.UnitPage, _run_path(run_id, "submodels"))).items
 
-    async def trainings(self, run_id: str) -> list[Training]:
+    async def trainings(self, run_id: str) -> list[schemas.Training]:
         """Each training of a run as Ray Train sees it: state, attempts, workers."""
-        return (await self._get(TrainingPage, _run_path(run_id, "trainings"))).items
+        return (await self._get(schemas.TrainingPage, _run_path(run_id, "trainings"))).items
 
     async def clusters(self, run_id: str) -> dict[str, Any]:
         """The report of the clustering."""
@@ -196,24 +165,22 @@ class AsyncClient:
         """The run's report; partial while it runs."""
         return await self._get(dict[str, Any], _run_path(run_id, "report"))
 
-    async def logs(self, run_id: str) -> list[LogFile]:
+    async def logs(self, run_id: str) -> list[schemas.LogFile]:
         """The run's log files."""
-        return (await self._get(LogPage, _run_path(run_id, "logs"))).items
+        return (await self._get(schemas.LogPage, _run_path(run_id, "logs"))).items
 
     async def log(self, run_id: str, name: str = "driver", *, tail: int = 200) -> str:
         """The last lines of a log."""
         request = Request("GET", _run_path(run_id, "logs", name), {"tail": tail, "follow": False})
         return (await self._connection.read(request)).decode(errors="replace")
 
-    async def follow_log(self, run_id: str, name: str = "driver", *, tail: int = 200) -> AsyncGenerator[str]:
+    def follow_log(self, run_id: str, name: str = "driver", *, tail: int = 200) -> AsyncGenerator[str]:
         """The last lines of a log, then new lines until the run ends. A lost connection raises `ServiceAway`."""
-        async with contextlib.aclosing(streams.log_lines(self._connection, _run_path(run_id, "logs", name), tail)) as lines:
-            async for line in lines:
-                yield line
+        return streams.log_lines(self._connection, _run_path(run_id, "logs", name), tail)
 
-    async def artifacts(self, run_id: str) -> list[Artifact]:
+    async def artifacts(self, run_id: str) -> list[schemas.Artifact]:
         """The files of the run directory."""
-        return (await self._get(ArtifactPage, _run_path(run_id, "artifacts"))).items
+        return (await self._get(schemas.ArtifactPage, _run_path(run_id, "artifacts"))).items
 
     async def fetch(self, run_id: str, path: str, target: Path, progress: Progress = no_progress) -> Path:
         """Download one file of the run directory; see `service.client.downloading.fetch`."""
@@ -223,17 +190,17 @@ class AsyncClient:
         """Download the finished model into a new directory; see `service.client.downloading.download`."""
         return await downloading.download(self._connection, run_id, _run_path(run_id), directory, progress)
 
-    async def estimate(self, config: Configuration) -> Estimate:
+    async def estimate(self, config: Configuration) -> schemas.Estimate:
         """Resources that a run needs, and its cost at the operator's prices."""
-        return await self._connection.ask(Estimate, Request("POST", "/v1/estimates", body=json_body(config=_plain(config))))
+        return await self._post(schemas.Estimate, "/v1/estimates", json_body(config=_plain(config)))
 
-    async def pools(self) -> PoolList:
+    async def pools(self) -> schemas.PoolList:
         """The pools and their nodes."""
-        return await self._get(PoolList, "/v1/pools")
+        return await self._get(schemas.PoolList, "/v1/pools")
 
-    async def quota(self, owner: str | None = None) -> Quota:
+    async def quota(self, owner: str | None = None) -> schemas.Quota:
         """Limits and use of the caller; administrators may name another owner."""
-        return await self._get(Quota, "/v1/quota", owner=owner)
+        return await self._get(schemas.Quota, "/v1/quota", owner=owner)
 
     async def policies(self) -> Policies:
         """The policies of all owners."""
@@ -251,46 +218,52 @@ class AsyncClient:
         """Delete the policy of one owner; the default policy then applies."""
         await self._delete("policies/owners", owner)
 
-    async def tokens(self) -> list[TokenInfo]:
+    async def tokens(self) -> list[schemas.TokenInfo]:
         """All tokens, without their secrets."""
-        return (await self._get(TokenPage, "/v1/tokens")).items
+        return (await self._get(schemas.TokenPage, "/v1/tokens")).items
 
-    async def create_token(self, name: str, owner: str, scopes: Sequence[Scope], expires_in_days: float | None = 90) -> NewToken:
+    async def create_token(
+        self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90,
+    ) -> schemas.NewToken:
         """Create a token; only this answer contains its secret. None days: it does not expire."""
         wanted = {"name": name, "owner": owner, "scopes": list(scopes), "expires_in_days": expires_in_days}
-        return await self._connection.ask(NewToken, Request("POST", "/v1/tokens", body=json.dumps(wanted).encode()))
+        return await self._post(schemas.NewToken, "/v1/tokens", json.dumps(wanted).encode())
 
     async def revoke_token(self, token_id: str) -> None:
         """Make a token invalid."""
         await self._delete("tokens", token_id)
 
-    async def create_sign_in_code(self) -> NewSignInCode:
+    async def create_sign_in_code(self) -> schemas.NewSignInCode:
         """Create a code that signs one browser in with this client's token, within ten minutes."""
-        return await self._connection.ask(NewSignInCode, Request("POST", "/v1/sign-in-codes"))
+        return await self._post(schemas.NewSignInCode, "/v1/sign-in-codes")
 
-    async def webhooks(self) -> list[WebhookInfo]:
+    async def webhooks(self) -> list[schemas.WebhookInfo]:
         """All webhooks."""
-        return (await self._get(WebhookPage, "/v1/webhooks")).items
+        return (await self._get(schemas.WebhookPage, "/v1/webhooks")).items
 
-    async def create_webhook(self, url: str, states: Sequence[RunState] = ()) -> NewWebhook:
+    async def create_webhook(self, url: str, states: Sequence[RunState] = ()) -> schemas.NewWebhook:
         """Create a webhook for state changes; only this answer contains the secret that signs its messages."""
-        return await self._connection.ask(
-            NewWebhook, Request("POST", "/v1/webhooks", body=json_body(url=url, states=list(states))))
+        return await self._post(schemas.NewWebhook, "/v1/webhooks", json_body(url=url, states=list(states)))
 
     async def delete_webhook(self, webhook_id: str) -> None:
         """Delete a webhook."""
         await self._delete("webhooks", webhook_id)
 
-    async def deliveries(self, webhook_id: str) -> list[DeliveryInfo]:
+    async def deliveries(self, webhook_id: str) -> list[schemas.DeliveryInfo]:
         """Recent deliveries of a webhook."""
-        return (await self._get(DeliveryPage, f"/v1/webhooks/{_segment(webhook_id)}/deliveries")).items
+        return (await self._get(schemas.DeliveryPage, f"/v1/webhooks/{_segment(webhook_id)}/deliveries")).items
 
-    async def identity(self) -> Identity:
+    async def identity(self) -> schemas.Identity:
         """The caller's owner and rights, and the service's version."""
-        return await self._get(Identity, "/v1/identity")
+        return await self._get(schemas.Identity, "/v1/identity")
 
     async def _get(self, result: type[T], path: str, **params: object) -> T:
         return await self._connection.ask(result, Request("GET", path, params))
+
+    async def _post(
+        self, result: type[T], path: str, body: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> T:
+        return await self._connection.ask(result, Request("POST", path, headers=headers, body=body))
 
     async def _delete(self, kind: str, identifier: str) -> None:
         await self._connection.read(Request("DELETE", f"/v1/{kind}/{_segment(identifier)}"))

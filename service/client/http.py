@@ -204,10 +204,12 @@ class Connection:
         return hook
 
     def _retries(self) -> _Retries:
-        seconds, longest = self._retry.seconds, self._retry.longest_wait
+        retry = self._retry
         return {
-            "attempts": None if seconds else 1, "timeout": seconds or None, "wait_initial": self._retry.first_wait,
-            "wait_max": longest, "wait_jitter": min(1.0, longest)}   # clients of a restarted service do not come back all at once
+            "attempts": None if retry.seconds else 1, "timeout": retry.seconds or None,
+            "wait_initial": retry.first_wait, "wait_max": retry.longest_wait,
+            # Up to a second at the default, so that the clients of a restarted service do not all return at once.
+            "wait_jitter": 4 * retry.first_wait}
 
 
 def json_body(**fields: object) -> bytes:

@@ -44,7 +44,7 @@ def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
     from service.client import URL_VARIABLE, Client, RetryPolicy
 
     stamina.instrumentation.set_on_retry_hooks(())      # commands do not log repeated requests
-    with Client(retry=RetryPolicy() if outlasts_restarts else RetryPolicy(seconds=BRIEF_SECONDS)) as client:
+    with Client(retry=RetryPolicy() if outlasts_restarts else RetryPolicy(BRIEF_SECONDS, longest_wait=1.0)) as client:
         if client.url != DEFAULT_URL:
             chosen = URL_VARIABLE if os.environ.get(URL_VARIABLE) else "started last by this user"
             remark(f"the service at {client.url} ({chosen})")

@@ -185,7 +185,7 @@ def test_starting_imports_nothing_heavy_and_is_quick():
     assert result.stdout == "[]\n"
     assert result.stderr.startswith("moedisco: CONFIG: 'missing.yaml': cannot be read")
 
-    # Calls and not seconds, which are half as many again beside a busy neighbour. 670,000 were 0.5 s, and torch is twice that.
+    # Function calls, not seconds, which depend on the machine's load. 670,000 calls take 0.5 s; importing torch doubles them.
     profiled = (
         "import cProfile, contextlib, io, pstats, sys\n"
         "profile = cProfile.Profile()\n"
@@ -434,7 +434,7 @@ def test_no_service_is_known(monkeypatch, tmp_path):
 
 @pytest.fixture
 def served(monkeypatch, tmp_path):
-    """A stand-in for the service itself: the settings it was started with, and what it announces."""
+    """A stand-in for `service.serve`, with the settings of each start and the announcement it makes."""
     module = types.ModuleType("service.serve")
     module.settings = []
     module.announcement = types.SimpleNamespace(

@@ -170,8 +170,8 @@ def test_a_service_that_asks_for_a_wait_is_given_it(monkeypatch):
     busy = problem(429, headers={"Retry-After": "7"})
     make(Script([busy, busy, problem(503), problem(503), RUN]), RetryPolicy(first_wait=0.5, longest_wait=10)).run("x")
     assert waits[:2] == [7, 7]
-    assert 2 <= waits[2] <= 3   # the third wait of 0.5 s, doubled twice, and at most a second on top
-    assert 4 <= waits[3] <= 5
+    assert 2 <= waits[2] <= 4   # 0.5 s, doubled twice, plus a random part of at most 2 s
+    assert 4 <= waits[3] <= 6
 
 
 def test_retry_after_is_read_as_seconds_and_as_a_date():

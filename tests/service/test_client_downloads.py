@@ -161,13 +161,13 @@ def test_names_stay_below_the_directory(tmp_path, name):
 
 
 def test_a_model_comes_as_one_archive(tmp_path):
-    service, told = Service(), []
+    service, seen = Service(), []
     target = tmp_path / "out" / "model"
-    assert make(service).download("x", target, lambda *progress: told.append(progress)) == target
+    assert make(service).download("x", target, lambda *progress: seen.append(progress)) == target
     assert contents(target) == FILES
     assert [path for path, _ in service.asked] == ["artifacts", "model.tar"]
     total = sum(map(len, FILES.values()))
-    assert told[-1] == (total, total)
+    assert seen[-1] == (total, total)
     assert list(target.parent.iterdir()) == [target]
 
 

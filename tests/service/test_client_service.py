@@ -176,10 +176,10 @@ def test_logs_and_files(running, client, tmp_path):
     running.made.bring(run_id, RunState.SUCCEEDED)
     follower.join(60)
     assert followed == ["line 499", "more"]
-    told = []
-    target = client.download(run_id, tmp_path / "got", lambda *progress: told.append(progress))
+    seen = []
+    target = client.download(run_id, tmp_path / "got", lambda *progress: seen.append(progress))
     assert {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()} == files
-    assert told[-1] == (3_000_002, 3_000_002)
+    assert seen[-1] == (3_000_002, 3_000_002)
     part = tmp_path / f".again.{run_id}.part"
     (part / "deep").mkdir(parents=True)
     (part / "deep" / "weights").write_bytes(bytes(1_000_000))
