@@ -1,1 +1,1 @@
-"""HTTP: requests in, documents out. Routes check who asks and what, call the store, and shape the answer."""
+"""HTTP: routes check the caller and the request, call the database, and build the answer."""

@@ -1,4 +1,4 @@
-"""From rows to what travels."""
+"""Converts rows of the database into documents of the REST API."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from service.schemas import (
 
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
-    """Runs as they stand, with their places in the queue."""
+    """Documents of runs, with their places in the queue."""
     places = _places(session, rows)
     return [Run.model_validate(_run(context, caller, row, places)) for row in rows]
 
 
 def run_detail(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow) -> RunDetail:
-    """A run with its configuration as it is stored, and its bill.
+    """Document of a run with its stored configuration and its bill.
 
-    Where this version refuses the configuration, the bill is the metered dollars without their lines.
+    If this version refuses the configuration, the bill has the metered dollars but no lines.
     """
     try:
         bill = metered_bill(Meter.from_dict(row.meter), row.settings)
@@ -49,44 +49,44 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
 
 
 def _bare_bill(dollars: float | None, *, planned: bool) -> Bill:
-    """A bill of which the sum alone is known, or nothing."""
+    """A bill without lines, of which at most the total is known."""
     bare = make_bill((), seconds=None, baseline=None, planned=planned, complete=False)
     return bare.model_copy(update={"dollars": dollars, "dollars_with_idle": dollars})
 
 
 def unit_answer(row: tables.UnitRow) -> Unit:
-    """A part of a stage."""
+    """Document of a unit."""
     return Unit.model_validate({name: getattr(row, name) for name in Unit.model_fields})
 
 
 def series_answer(curve: UnitCurve) -> Series:
-    """A curve."""
+    """Document of a curve."""
     return Series(
         unit=curve.unit, stage=curve.stage, step=curve.steps, tokens=curve.tokens, value=curve.values, points=curve.count)
 
 
 def token_answer(row: tables.Token) -> TokenInfo:
-    """A token, without itself."""
+    """Document of a token, without its secret."""
     return TokenInfo.model_validate({name: getattr(row, name) for name in TokenInfo.model_fields})
 
 
 def webhook_answer(row: tables.Webhook) -> WebhookInfo:
-    """A webhook, without its secret."""
+    """Document of a webhook, without its secret."""
     return WebhookInfo.model_validate({name: getattr(row, name) for name in WebhookInfo.model_fields})
 
 
 def delivery_answer(row: tables.Delivery) -> DeliveryInfo:
-    """A delivery, without its body."""
+    """Document of a delivery, without its body."""
     return DeliveryInfo.model_validate({name: getattr(row, name) for name in DeliveryInfo.model_fields})
 
 
 def audit_answer(row: tables.Audit) -> AuditEntry:
-    """An entry of the audit log."""
+    """Document of an entry of the audit log."""
     return AuditEntry.model_validate({name: getattr(row, name) for name in AuditEntry.model_fields})
 
 
 def owner_filter(caller: Caller) -> str | None:
-    """Whose things a listing shows: the caller's own, or an administrator's: everybody's."""
+    """Owner whose objects a caller may list; None for administrators, who see all owners'."""
     return None if caller.admin else caller.owner
 
 

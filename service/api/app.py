@@ -1,4 +1,4 @@
-"""The application: its parts put together."""
+"""Assembles the FastAPI application."""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ ROUTERS = (
     webhooks.router, operations.router, pages.router)
 
 _GUESSES_PER_MINUTE = 20
-"""Failed attempts to sign in from one address; those that succeed are not limited by it."""
+"""Failed attempts to sign in from one address per minute; successful ones do not count."""
 _MOST_OF_A_TOKEN = 4096
-"""Bytes of a request to sign in, which anyone may send."""
+"""Largest request to sign in (bytes), because strangers may send it."""
 
 
 def create_app(
     settings: Settings, database: Database, jobs: Jobs, pools: PoolReader, dashboard: Dashboard, notifier: Notifier,
     wake_reconciler: Callable[[], None],
 ) -> FastAPI:
-    """Put the application together. It starts nothing, and closes nothing that it was given.
+    """Create the application. It starts no work and closes none of its arguments.
 
     Args:
-        settings: What the operator set.
-        database: Migrated.
-        jobs: Ray's jobs.
-        pools: Ray's machines.
-        dashboard: Ray's dashboard, for its pages and for what Ray Train says of runs.
-        notifier: Rung by whoever writes to the database.
-        wake_reconciler: Makes the reconciler look now.
+        settings: Settings of the service.
+        database: Migrated database.
+        jobs: Ray Jobs.
+        pools: Pools of the Ray cluster.
+        dashboard: Ray dashboard, for its pages and the state of Ray Train.
+        notifier: Notified of every committed change of a run.
+        wake_reconciler: Starts the next round of the reconciler at once.
     """
     prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())
     context = ServiceContext(
         settings=settings, database=database, jobs=jobs, pools=pools, trainings=RayTrainings(dashboard),
         ray_pages=RayPages(dashboard), notifier=notifier, wake_reconciler=wake_reconciler,
         streams=Streams(database, notifier, prometheus), reports=LiveReports(), limits=RateLimiter(settings.requests_per_minute),
-        guesses=RateLimiter(_GUESSES_PER_MINUTE), places=StreamSlots(limits.streams, settings.max_streams_per_token),
+        sign_in_limits=RateLimiter(_GUESSES_PER_MINUTE), stream_slots=StreamSlots(limits.streams, settings.max_streams_per_token),
         capacity=limits,
         prometheus=prometheus, roots=Roots(settings.input_roots, settings.output_roots, settings.storage_roots))
 

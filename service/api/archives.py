@@ -1,6 +1,6 @@
-"""A directory as a tar archive, made while it is sent: no temporary file, no file whole in memory.
+"""Streams a directory as a tar archive, without a temporary file and without a whole file in memory.
 
-Size and bytes are known before anything is read, from the files' names, sizes and times, so that a download can be resumed.
+The names, sizes and times of the files determine the size and the layout of the archive, so that a download can be resumed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from service.schemas import Artifact
 _RECORD = 512
 _END = bytes(2 * _RECORD)
 _FORMAT = b"pax 1"
-"""Part of the ETag; change it with the bytes that this module makes of the same files."""
+"""Version of the layout, part of the ETag; change it when the same files give other bytes."""
 
 
 class Archive:
-    """The tar archive of a committed directory; see `service.api.files.Content`.
+    """Tar archive of a committed directory; see `service.api.files.Content`.
 
     Args:
-        directory: What to pack; committed, so that nothing in it changes.
-        prefix: The directory's name in the archive.
+        directory: Directory to pack; it must be committed, so that its files do not change.
+        prefix: Name of the directory in the archive.
 
     Raises:
-        NotFound: It is not there.
+        NotFound: The directory is absent or empty.
     """
 
     media_type: ClassVar[str] = "application/x-tar"
@@ -47,10 +47,10 @@ class Archive:
         self.etag = _etag(self._members)
 
     async def stream(self, start: int, end: int) -> AsyncIterator[bytes]:
-        """The archive's bytes from `start` up to `end`, piece by piece; files before and behind are not opened.
+        """Bytes of the archive from `start` up to `end`; files outside of this range are not opened.
 
         Raises:
-            EOFError: A file has changed; the answer is cut off, so that its reader notices.
+            EOFError: A file has changed; the answer is cut off, so that the client notices.
         """
         position = 0
         for file, header in self._members:
@@ -61,7 +61,7 @@ class Archive:
                 found = await run_in_threadpool(open_file, self._directory, file.path)
                 if (found.size, found.modified) != (file.bytes, file.updated):
                     found.close()
-                    raise EOFError(f"{file.path} has changed while it was sent")
+                    raise EOFError(f"{file.path} changed while it was sent")
                 async for block in blocks(found.file, first, last):
                     yield block
             position = body + file.bytes
@@ -73,11 +73,11 @@ class Archive:
         yield _END[_within(start, position):_within(end, position)]
 
     def close(self) -> None:
-        """Nothing is open between files."""
+        """Does nothing: no file stays open."""
 
 
 def _within(position: int, start: int) -> int:
-    """A position of the archive as one of a piece that begins at `start`."""
+    """Position of the archive relative to a part that starts at `start`."""
     return max(0, position - start)
 
 

@@ -1,4 +1,4 @@
-"""Request bodies: none larger than the limit is read, and JSON is what every part of the service can hold."""
+"""Limits the size of request bodies, and parses JSON strictly."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from service.api.problems import problem_response
 from service.errors import Overloaded, TooLarge, TooMany, Unauthorised
 
 MOST_READ = 256 * 2**20
-"""Limit on the total size of all large bodies that are being read at the same time (bytes)."""
+"""Limit on the total size of large bodies that are read at the same time (bytes)."""
 SMALL = 64 * 2**10
-"""Body size up to which a caller need not prove who they are (bytes); the number of connections limits the sum of these."""
+"""Largest body that is read without authentication (bytes); the number of connections limits their sum."""
 LARGEST = 2**53
-"""Beyond it a JSON number is not the same to every reader."""
+"""Largest integer that every JSON parser reads exactly."""
 
 _SUSPECT = tuple(re.compile(pattern) for pattern in (rb"\\u0000", rb"\d{16}", rb"[eE]\+?\d{3}"))
-"""What text must hold for a value to be refused; the rest need not be walked through. One pattern for all takes twice as long."""
+"""Patterns without which a body needs no check of its values. One combined pattern would take twice as long."""
 
 
 class BodyLimit:
-    """Refuses a body above the limit as soon as that is known, and hands a smaller one on in one piece.
+    """Middleware that refuses bodies above the limit early and passes smaller ones on as a whole.
 
     A body above `SMALL` is read only from a caller with a valid token or session, so that strangers cannot use up the memory that
-    drivers need for their reports. All large bodies that are being read have one limit together.
+    drivers need for their reports. All large bodies together have a limit too.
 
     Args:
-        app: The application behind this middleware.
+        app: Next application.
         limit_of: Returns the largest body that a path accepts (bytes).
-        check: Raises `Unauthorised` unless the request brings a valid credential; called in a thread.
-        most: Limit on the total size of large bodies being read (bytes).
+        check: Raises `Unauthorised` unless the request has a valid credential; called in a thread.
+        most: Limit on the total size of large bodies that are read at the same time (bytes).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BodyLimit:
         self._left = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
@@ -58,14 +58,14 @@ class BodyLimit:
             body = await self._read(scope, receive, limit)
         except (TooLarge, Overloaded, Unauthorised, TooMany) as error:
             refusal = problem_response(error, Request(scope))
-            refusal.headers["Connection"] = "close"     # what was not read must not be taken for the next request
+            refusal.headers["Connection"] = "close"     # the unread rest must not be taken for the next request
             await refusal(scope, receive, send)
             return
         if body is not None:
             await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
-        """The whole body; None if the client left before it was sent."""
+        """The whole body; None if the client disconnected."""
         announced = _announced(scope)
         if announced > limit:
             raise _too_large(limit)
@@ -96,10 +96,10 @@ class BodyLimit:
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON is read by `strict_json`."""
+    """A route that parses JSON with `strict_json`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, for a request that reads its JSON strictly."""
+        """FastAPI's handler with a strict request."""
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
@@ -117,25 +117,25 @@ def strict_json(body: bytes) -> Any:
     """Parse JSON.
 
     Raises:
-        HTTPException: 400: it is none, or has a lone surrogate, a number that is none, or too many levels. 422, with what
-            validation would say: a text holds a NUL character, or a number is beyond `LARGEST`.
+        HTTPException: 400 if the body is not JSON, nested too deeply, or contains a lone surrogate or NaN; 422 in the form of a
+            validation error if a text contains a NUL character or a number is beyond `LARGEST`.
     """
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise HTTPException(400, f"the body is no JSON: {error}") from error
+        raise HTTPException(400, f"the body is not JSON: {error}") from error
     if any(pattern.search(body) for pattern in _SUSPECT) and (mistake := _unfit(value, ("body",))) is not None:
-        raise HTTPException(422, [mistake])     # the only kind of error that FastAPI lets through from here
+        raise HTTPException(422, [mistake])     # FastAPI passes on no other kind of error from here
     return value
 
 
 def _unfit(value: Any, place: tuple[str | int, ...]) -> dict[str, Any] | None:
     if isinstance(value, str) and "\0" in value:
-        return {"type": "nul", "loc": place, "msg": "holds a NUL character", "input": None}
+        return {"type": "nul", "loc": place, "msg": "contains a NUL character", "input": None}
     if isinstance(value, int) and abs(value) > LARGEST:
         return {"type": "large", "loc": place, "msg": f"is beyond {LARGEST}", "input": None}
     if isinstance(value, float) and not math.isfinite(value):
-        return {"type": "infinite", "loc": place, "msg": "is too large a number", "input": None}
+        return {"type": "infinite", "loc": place, "msg": "is too large", "input": None}
     if isinstance(value, list):
         return next((found for i, child in enumerate(value) if (found := _unfit(child, (*place, i)))), None)
     if isinstance(value, dict):
@@ -151,7 +151,7 @@ def _announced(scope: Scope) -> int:
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body may have {limit} bytes")
+    return TooLarge(f"the body is larger than the limit of {limit} bytes")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,4 +1,4 @@
-"""Gzip for JSON that is read again and again; what is streamed, and what has a range, is sent as it is."""
+"""Gzip compression of JSON answers; streams and ranges are sent as they are."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SMALLEST = 1024
-"""Bytes below which an answer is one packet either way."""
+"""Smallest body that is compressed (bytes); smaller ones fit into one packet anyway."""
 _LEVEL = 5
 _INLINE = 64 * 1024
-"""Bytes that are compressed on the event loop: a thread would cost more."""
+"""Largest body that is compressed on the event loop (bytes), where a thread would cost more."""
 
 
 class CompressedJson:
-    """Compresses whole JSON answers to GET for those who accept it.
+    """Middleware that compresses complete JSON answers to GET requests.
 
-    Answers to other methods, such as a new token, are left alone: the length of what is compressed tells of its content.
+    Answers to other methods, such as a new token, are not compressed, because the compressed length reveals the content.
 
     Args:
-        app: What comes next.
+        app: Next application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
@@ -59,7 +59,7 @@ class CompressedJson:
 
 
 def accepts_gzip(accepted: str) -> bool:
-    """Whether an Accept-Encoding header names gzip, and not with the weight 0."""
+    """Whether an Accept-Encoding header accepts gzip."""
     for item in accepted.lower().split(","):
         coding, *parameters = (part.strip() for part in item.split(";"))
         if coding in ("gzip", "*"):

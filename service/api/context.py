@@ -1,4 +1,4 @@
-"""What every endpoint works with."""
+"""Parts of the service that endpoints use."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from service.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class ServiceContext:
-    """The parts of the service, put together once.
+    """Parts of the service.
 
     Attributes:
-        settings: What the operator set.
-        database: Where everything is.
-        jobs: Ray's jobs; asked only where an operator's wish cannot wait for the reconciler.
-        pools: Ray's machines.
-        trainings: What Ray Train says of runs.
-        ray_pages: The Ray dashboard, read for administrators.
-        notifier: Rung after every transaction that tells a run's readers something.
-        wake_reconciler: Makes the reconciler look now.
-        streams: The open event streams.
-        reports: Reports of runs under way.
-        limits: Who asked how often.
-        guesses: Which address failed to sign in how often.
-        places: Long answers under way, by token.
-        capacity: What the process's file descriptors allow.
-        prometheus: For Prometheus.
-        roots: Where runs may read and write.
-        now: Seconds since the epoch.
+        settings: Settings of the service.
+        database: Database of the service.
+        jobs: Ray Jobs; used only to delete the jobs of a deleted run.
+        pools: Pools of the Ray cluster.
+        trainings: Trainings that Ray Train knows.
+        ray_pages: Pages of the Ray dashboard, for administrators.
+        notifier: Notified of every committed change of a run.
+        wake_reconciler: Starts the next round of the reconciler at once.
+        streams: Open event streams.
+        reports: Reports of active runs.
+        limits: Rate limits by token and address.
+        sign_in_limits: Rate limits of failed sign-ins by address.
+        stream_slots: Slots for long answers by token.
+        capacity: Limits that follow from the file descriptors.
+        prometheus: Metrics for Prometheus.
+        roots: Directories and buckets that runs may read and write.
+        now: Returns seconds since the epoch.
     """
 
     settings: Settings
@@ -58,21 +58,21 @@ class ServiceContext:
     streams: Streams
     reports: LiveReports
     limits: RateLimiter
-    guesses: RateLimiter
-    places: StreamSlots
+    sign_in_limits: RateLimiter
+    stream_slots: StreamSlots
     capacity: Capacity
     prometheus: PrometheusMetrics
     roots: Roots
     now: Callable[[], float] = time.time
 
     def notify(self, run_id: str) -> None:
-        """After a transaction changed a run: wake its readers and the reconciler."""
+        """Wake the readers of a changed run, and the reconciler."""
         self.notifier.notify(run_id)
         self.wake_reconciler()
 
 
 async def of(request: Request) -> ServiceContext:
-    """The context of the application that the request came to; async, since a thread of its own would cost more than it does."""
+    """Context of the request's application; async, because a thread would cost more."""
     context: ServiceContext = request.app.state.context
     return context
 

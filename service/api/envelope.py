@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its line in the log, its figures, and the headers of its answer."""
+"""Adds to every request an id, a log line, metrics, and the headers of its answer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ REQUEST_ID = "X-Request-ID"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_LEFT = 499
-"""Status in logs and figures of a request whose client left before it was answered; nginx's number for it."""
+"""Status in logs and metrics if the client disconnected before the answer; as in nginx."""
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Envelope:
-    """The outermost part of the application.
+    """Outermost middleware of the application.
 
     Args:
-        app: What comes next.
-        prometheus: Count the requests.
+        app: Next application.
+        prometheus: Metrics that count the requests.
     """
 
     def __init__(self, app: ASGIApp, prometheus: PrometheusMetrics) -> None:
@@ -34,7 +34,7 @@ class Envelope:
         self._log = logger("service.api")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -52,7 +52,7 @@ class Envelope:
                 headers[REQUEST_ID] = request_id
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
-                # Static files have an ETag and are asked for again each time: an upgrade must not meet yesterday's scripts.
+                # Browsers must revalidate static files, which have an ETag, so that an upgrade takes effect at once.
                 headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
                 self._prometheus.seconds.labels(_route(scope)).observe(time.perf_counter() - began)
             await send(message)
@@ -70,7 +70,7 @@ class Envelope:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template: a path of its own would make a figure per run."""
+    """Template of the route; the path itself would give each run its own metric."""
     return getattr(scope.get("route"), "path", "other")
 
 

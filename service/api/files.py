@@ -1,4 +1,4 @@
-"""Files of a run directory: opened without ever leaving it, and sent whole or in part."""
+"""Lists, opens and sends files of a run directory, without leaving the directory."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class Content(Protocol):
-    """Bytes of a known length that can be sent from any position on."""
+    """Bytes of a known length that can be sent from any position."""
 
     @property
     def name(self) -> str:
-        """Name under which a browser saves them."""
+        """File name for the browser."""
 
     @property
     def media_type(self) -> str:
-        """What they are; a file of a run is only saved, so that it is bytes to the browser."""
+        """Media type; files of a run are sent as plain bytes, so that a browser saves them."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size (bytes)."""
 
     @property
     def etag(self) -> str:
-        """Changes whenever the bytes do."""
+        """ETag, which changes with the content."""
 
     @property
     def modified(self) -> float:
-        """Seconds since the epoch."""
+        """Time of the last change, in seconds since the epoch."""
 
     def stream(self, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to `end`, a block at a time; nothing is left open afterwards."""
+        """Bytes from `start` up to `end`, in blocks; closes the content afterwards."""
 
     def close(self) -> None:
-        """Let go of them without reading."""
+        """Close the content without reading it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenFile:
-    """A regular file, open for reading; what it says of itself is of the moment it was opened.
+    """An open regular file, with its attributes at the time of opening.
 
     Attributes:
-        name: Its last part.
-        file: To read from.
-        size: Bytes.
-        etag: Changes whenever the file does.
-        modified: Seconds since the epoch.
+        name: Name without the folder.
+        file: Open file.
+        size: Size (bytes).
+        etag: ETag, which changes with the file.
+        modified: Time of the last change, in seconds since the epoch.
     """
 
     name: str
@@ -86,11 +86,11 @@ def open_file(directory: Path, path: str) -> OpenFile:
     """Open a file below a directory.
 
     Args:
-        directory: The run directory.
-        path: As the listing has it: with slashes, relative, without links, `..`, or parts that begin with a dot.
+        directory: Run directory.
+        path: Relative path with slashes, without links, `..` or parts that begin with a dot.
 
     Raises:
-        NotFound: There is no such file, or it would lead out of the directory.
+        NotFound: The file does not exist, or the path leads out of the directory.
     """
     parts = path.split("/")
     if "\0" in path or any(part in ("", "..") or part.startswith(".") for part in parts):
@@ -105,13 +105,13 @@ def open_file(directory: Path, path: str) -> OpenFile:
 
 
 def list_files(directory: Path) -> Iterator[Artifact]:
-    """The files below a directory, by path; drafts, links and what begins with a dot are left out."""
+    """Files below a directory, without links and names that begin with a dot."""
     for folder, folders, names, number in run_files.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             try:
                 found = os.stat(name, dir_fd=number, follow_symlinks=False)
-            except OSError:     # a stage has just replaced its draft
+            except OSError:     # a stage has just replaced the file
                 continue
             if stat.S_ISREG(found.st_mode) and not name.startswith(".") and name.isprintable():
                 path = str(PurePosixPath(folder, name))
@@ -119,10 +119,10 @@ def list_files(directory: Path) -> Iterator[Artifact]:
 
 
 def send_content(request: Request, found: Content) -> Response:
-    """The answer that brings a file or an archive, or the part of it that was asked for.
+    """Answer with a file or an archive, or with the requested range of it.
 
     Raises:
-        RangeUnsatisfiable: The part is not there.
+        RangeUnsatisfiable: The range is outside of the content.
     """
     headers = {
         "Accept-Ranges": "bytes", "ETag": found.etag, "Last-Modified": formatdate(found.modified, usegmt=True),
@@ -147,7 +147,7 @@ def send_content(request: Request, found: Content) -> Response:
 
 
 async def blocks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
-    """The bytes of a file from `start` up to `end`, a block at a time; closes it."""
+    """Bytes of a file from `start` up to `end`, in blocks; closes the file afterwards."""
     with file:
         while start < end:
             block = await run_in_threadpool(os.pread, file.fileno(), min(BLOCK, end - start), start)
@@ -158,7 +158,7 @@ async def blocks(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
 
 
 def attachment(name: str) -> Mapping[str, str]:
-    """Headers that make a browser save a file instead of showing it as a page of ours."""
+    """Headers that make a browser save a file instead of showing it as a page of the service."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     return {"Content-Disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"}
 
@@ -169,7 +169,7 @@ def _known(headers: Mapping[str, str], etag: str) -> bool:
 
 
 def _part(headers: Mapping[str, str], found: Content) -> tuple[int, int] | None:
-    """The first byte and the one after the last; None: all. Several ranges at once, or none that is valid, count as all."""
+    """Start and end of the requested range; None for the whole content, also for several ranges or an invalid one."""
     asked = _RANGE.fullmatch(headers.get("range", "").replace(" ", ""))
     condition = headers.get("if-range")
     if asked is None or asked.groups() == ("", "") or (condition is not None and condition.strip() != found.etag):

@@ -1,4 +1,4 @@
-"""How much one token or address may ask for: requests per minute, and streams at once."""
+"""Limits on requests per minute, concurrent streams, and connections."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterator
 from service.errors import TooMany
 
 _MOST_BUCKETS = 10_000
-_PLACE_SECONDS = 5.0
-"""When to ask for a stream again (s): one may end at any time."""
+_SLOT_WAIT = 5.0
+"""Suggested wait for a free stream (s)."""
 _RESERVED = 192
-"""Descriptors kept for the database, the thread pool, Ray's API, and connections that are accepted before one can be closed."""
+"""File descriptors reserved for the database, threads, Ray's API, and connections accepted before one can be closed."""
 _LEAST, _MOST = 32, 4096
-"""Connections: fewer are no service; each idle one takes about 20 KB, and browsers and clients keep theirs open."""
+"""Bounds on connections; an idle one takes about 20 KB, and browsers and clients keep theirs open."""
 _UNLIMITED = 2**20
-"""Limit to ask for where the hard limit is infinite: Linux refuses infinity for descriptors."""
+"""Limit to request if the hard limit is infinite, because Linux refuses infinity here."""
 
 
 class RateLimiter:
-    """Token buckets that hold a minute's requests and fill evenly.
+    """Token buckets with a capacity of one minute's requests.
 
     Args:
-        per_minute: Requests.
-        clock: Seconds that only grow.
+        per_minute: Requests per minute for each key.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,13 +39,10 @@ class RateLimiter:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, key: str) -> None:
-        """Take one request from a bucket.
-
-        Args:
-            key: Whose bucket.
+        """Take one request from the bucket of a key.
 
         Raises:
-            TooMany: It is empty; says when there is one more.
+            TooMany: The bucket is empty; the error says when to try again.
         """
         with self._lock:
             now = self._clock()
@@ -59,7 +56,7 @@ class RateLimiter:
             self._buckets[key] = (left - 1, now)
 
     def _forget(self, now: float) -> None:
-        # A full bucket is what an absent one counts as. Where nobody's is full, the longest unused half goes.
+        # An absent bucket counts as full. If none is full, the half that was unused for longest is dropped.
         kept = {key: bucket for key, bucket in self._buckets.items() if bucket[0] + (now - bucket[1]) * self._rate < self._capacity}
         if len(kept) >= _MOST_BUCKETS:
             newest = sorted(kept.items(), key=lambda item: item[1][1])[_MOST_BUCKETS // 2:]
@@ -68,11 +65,11 @@ class RateLimiter:
 
 
 class StreamSlots:
-    """Places for long answers (event streams, followed logs, downloads), so many for each token and so many in all.
+    """Slots for long answers (event streams, followed logs, downloads), limited per token and in total.
 
     Args:
-        most: Places in all.
-        each: Places of one token.
+        most: Slots in total.
+        each: Slots of one token.
     """
 
     def __init__(self, most: int, each: int) -> None:
@@ -83,19 +80,19 @@ class StreamSlots:
 
     @contextlib.contextmanager
     def taken(self, key: str) -> Iterator[None]:
-        """Hold a place inside the block.
+        """Hold a slot inside the block.
 
         Args:
-            key: The token's id.
+            key: Id of the token.
 
         Raises:
-            TooMany: The token, or the service, has no place left.
+            TooMany: No slot of the token or of the service is free.
         """
         with self._lock:
             if self._taken[key] >= self._each:
-                raise TooMany(f"this token may have {self._each} streams and downloads open; close some first", _PLACE_SECONDS)
+                raise TooMany(f"this token has {self._each} streams and downloads open, the limit; close some first", _SLOT_WAIT)
             if self._taken.total() >= self._most:
-                raise TooMany(f"the service takes {self._most} streams and downloads at once; try again later", _PLACE_SECONDS)
+                raise TooMany(f"the service has {self._most} streams and downloads open, the limit; try again later", _SLOT_WAIT)
             self._taken[key] += 1
         try:
             yield
@@ -111,9 +108,8 @@ class Capacity:
     """Limits of one service process.
 
     Attributes:
-        connections: Open connections above which the ones that wait longest for their client are closed.
-        streams: Answers without an end, or as long as a file, under way at once: at most half of the connections, so that
-            short requests always find room.
+        connections: Open connections above which those that have waited longest for their client are closed.
+        streams: Concurrent streams and downloads: at most half of the connections, so that short requests always find room.
     """
 
     connections: int
@@ -121,7 +117,7 @@ class Capacity:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit on open files to the hard limit; returns the limit that now holds."""
+    """Raise the soft limit on open files to the hard limit; returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _UNLIMITED if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -136,6 +132,6 @@ def descriptor_limit() -> int:
 
 
 def capacity(descriptors: int) -> Capacity:
-    """The limits that a number of file descriptors allows: each connection may hold one more, of the file that it is sent."""
+    """Limits for a number of file descriptors; each connection may need a second one for the file that it sends."""
     connections = min(_MOST, max(_LEAST, (descriptors - _RESERVED) // 2))
     return Capacity(connections, connections // 2)

@@ -1,4 +1,4 @@
-"""Reports of runs under way, built from what their stages left behind so far."""
+"""Reports of active runs, built from the files of their finished stages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from moedisco_ray.core.report import report_of
 from service import run_files
 
 FRESH_SECONDS = 3.0
+"""Age at which a report is built again (s)."""
 _MOST = 64
 
 
 class LiveReports:
-    """Builds one report at a time and keeps each for a moment: a report reads all events of its run.
+    """Builds one report at a time and caches it briefly, because a report reads all events of its run.
 
     Args:
-        clock: Seconds that only grow.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,11 +31,11 @@ class LiveReports:
         self._kept: dict[Path, tuple[float, dict[str, Any]]] = {}
 
     def get(self, directory: Path, config: RunConfig) -> dict[str, Any]:
-        """The report of a run directory, at most a few seconds old.
+        """Report of a run directory, at most a few seconds old.
 
         Args:
-            directory: The run directory; may be absent still.
-            config: The run's configuration.
+            directory: Run directory, which may not exist yet.
+            config: Configuration of the run.
 
         Raises:
             NotFound: A file of the run is too large to be read whole.

@@ -1,4 +1,4 @@
-"""Logs of a run: its driver's and its workers', from the end or as they grow."""
+"""Reads the logs of a run's driver and workers, from their end or while they grow."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from service.schemas import LogFile
 DRIVER = "driver"
 _DRIVERS = "ray.log"
 POLL_SECONDS = 0.5
+"""Poll interval while a log is followed (s)."""
 _BLOCK = 2**16
 _MOST = 8 * 2**20
-"""Bytes that are looked through for the last lines."""
+"""Largest part of a log that is searched for its last lines (bytes)."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 
 
 def list_logs(directory: Path) -> list[LogFile]:
-    """What there is to read, the driver's log first."""
+    """Logs of a run, that of the driver first."""
     return [*_logs_in(directory, "", [(DRIVER, _DRIVERS)]), *_logs_in(directory, "logs", None)]
 
 
 def _logs_in(directory: Path, folder: str, wanted: Sequence[tuple[str, str]] | None) -> Iterator[LogFile]:
-    """Logs in a folder, by name and file name; None: all there are."""
+    """The wanted logs in a folder, given by name and file name; None for all logs."""
     try:
         number = run_files.open_folder(directory, folder)
     except FileNotFoundError:
@@ -54,7 +55,7 @@ def open_log(directory: Path, name: str) -> OpenFile:
     """Open a log.
 
     Raises:
-        NotFound: There is none of this name.
+        NotFound: The log does not exist.
     """
     if not _NAME.fullmatch(name):
         raise NotFound("the run has no such log")
@@ -62,12 +63,12 @@ def open_log(directory: Path, name: str) -> OpenFile:
 
 
 def tail_start(file: BinaryIO, size: int, lines: int) -> int:
-    """Where the last lines of a file begin.
+    """Position at which the last lines of a log begin.
 
     Args:
-        file: The log.
-        size: Bytes of it to look at, from the start.
-        lines: How many; what stands behind the last line end counts as one.
+        file: Open log.
+        size: Size of the log to consider (bytes).
+        lines: Number of lines; text after the last newline counts as a line.
     """
     if not lines:
         return size
@@ -91,13 +92,13 @@ def tail_start(file: BinaryIO, size: int, lines: int) -> int:
 async def follow(
     file: BinaryIO, start: int, ended: Callable[[], bool], pause: Callable[[float], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
-    """What is in a log from a place on, and what is still written to it, until its run has ended.
+    """Content of a log from a position on, followed until its run ends.
 
     Args:
-        file: The log; is closed.
-        start: The first byte.
-        ended: Whether nobody writes any more; asked in a thread, before the last look at the file.
-        pause: Waits so many seconds; false: stop following.
+        file: Open log, which is closed at the end.
+        start: Position of the first byte.
+        ended: Whether the log is complete; called in a thread before each read.
+        pause: Waits for a number of seconds; returns false to stop following.
     """
     with file:
         while True:

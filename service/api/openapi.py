@@ -1,4 +1,4 @@
-"""The OpenAPI document: every answer, problems included, examples, and which request leads to which."""
+"""OpenAPI document with answers, problems, examples and links between operations."""
 
 from __future__ import annotations
 
@@ -19,61 +19,61 @@ _DESCRIPTION = """\
 Control service of MoEDisCo training runs on Ray: submit a configuration, watch it train, and fetch the model.
 
 Sign in with `Authorization: Bearer TOKEN`. Errors are problem documents (RFC 9457); `errors` names each field that is
-wrong, in the words of `moedisco validate`. Times are seconds since the epoch, UTC.
+not valid, with the messages of `moedisco validate`. Times are seconds since the epoch, UTC.
 """
 _TAGS = ("runs", "watching", "files", "planning", "policies", "access", "webhooks", "operations")
 _MEANINGS = {
-    400: "The request is no JSON.",
-    401: "Nobody that is known asks.",
+    400: "The request is not JSON.",
+    401: "The request has no valid token or session.",
     403: "The token does not allow this.",
-    404: "It is not there, or another owner's.",
-    409: "The present state does not allow it.",
+    404: "The object does not exist or belongs to another owner.",
+    409: "The present state does not allow this.",
     413: "The body is too large.",
-    416: "None of the asked bytes are in the file.",
-    422: "A field is wrong; `errors` says which and what to do.",
-    429: "Too many requests; `Retry-After` says when to come back.",
-    500: "The service failed.",
+    416: "None of the requested bytes are in the file.",
+    422: "A field is not valid; `errors` names it and says what to do.",
+    429: "Too many requests; `Retry-After` says when to try again.",
+    500: "An error in the service.",
     503: "The database or Ray does not answer, or the service is overloaded.",
 }
 _REFERRED = (Problem, Report)
-"""Documents that routes refer to by name, without FastAPI's reading or writing them."""
+"""Documents that routes refer to by name, which FastAPI does not find itself."""
 _ALWAYS = (401, 403, 422, 429, 500, 503)
 _WITH_BODY = (400, 413)
 
 
 def problems(*statuses: int, body: bool = False) -> Responses:
-    """Documentation of a route's problems, those that every route has included.
+    """Documentation of a route's problems, including those of every route.
 
     Args:
-        statuses: More than those.
-        body: The route takes a JSON body.
+        statuses: Further statuses of this route.
+        body: Whether the route takes a JSON body.
     """
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
 
 
 def content(media_type: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Documentation of an answer that is no document of ours."""
+    """Documentation of an answer that is not a JSON document."""
     return {"description": description, "content": {media_type: {"schema": schema or {"type": "string", "format": "binary"}}}}
 
 
 def links(*operations: str, parameter: str = "run_id") -> dict[str, Any]:
-    """What can be asked about what was just made.
+    """Links from a created object to operations on it.
 
     Args:
         operations: Ids of the operations.
-        parameter: Their path parameter that takes the new thing's id.
+        parameter: Path parameter of the operations that takes the object's id.
     """
     return {operation: {"operationId": operation, "parameters": {parameter: "$response.body#/id"}} for operation in operations}
 
 
 def operation_id(route: APIRoute) -> str:
-    """An operation is called as its function."""
+    """Id of an operation: the name of its function."""
     return route.name
 
 
 def documented(app: FastAPI, version: str) -> Callable[[], dict[str, Any]]:
-    """What takes the place of `app.openapi`: makes the document once."""
+    """Replacement for `app.openapi` that builds the document once."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

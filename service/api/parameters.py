@@ -1,4 +1,4 @@
-"""Parameters that several routes take."""
+"""Parameters of several routes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from service.domain.run_paths import ULID_PATTERN
 
 
 def _truth(value: object) -> object:
-    """Only JSON's own words: `yes` or `1` may be a slip for another parameter."""
+    """Accept only `true` and `false`: `yes` or `1` may be meant for another parameter."""
     if not isinstance(value, bool) and value not in ("true", "false"):
         raise ValueError("must be `true` or `false`")
     return value in (True, "true")
 
 
 Flag = Annotated[bool, BeforeValidator(_truth)]
-"""A truth value in a query."""
+"""A boolean in a query."""
 
-RunId = Annotated[str, Path(max_length=64, description="Of a run.", examples=["01JDB5W3XQ3N8QZ7V0G6M4T9KE"])]
+RunId = Annotated[str, Path(max_length=64, description="Id of a run.", examples=["01JDB5W3XQ3N8QZ7V0G6M4T9KE"])]
 ThingId = Annotated[str, Path(max_length=64)]
-Cursor = Annotated[str | None, Query(pattern=f"^{ULID_PATTERN}$", description="`next_cursor` of the page before.")]
+Cursor = Annotated[str | None, Query(pattern=f"^{ULID_PATTERN}$", description="`next_cursor` of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=200)]
-After = Annotated[int | None, Query(ge=-1, le=LARGEST, description="The last position that is known; -1: none.")]
+After = Annotated[int | None, Query(ge=-1, le=LARGEST, description="Last known position; -1 for none.")]
 LastEventId = Annotated[
     int | None,
-    Header(alias="Last-Event-ID", ge=-1, le=LARGEST, description="As `after`; what a browser sends when it comes back.")]
+    Header(alias="Last-Event-ID", ge=-1, le=LARGEST, description="Same as `after`; browsers send it when they reconnect.")]
 IdempotencyKey = Annotated[str | None, Header(
     alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$",
-    description="Makes it safe to send again, within a day.", examples=["7c0f6f0e-demo"])]
+    description="Makes the request safe to repeat within a day.", examples=["7c0f6f0e-demo"])]

@@ -1,4 +1,4 @@
-"""Every error as an RFC 9457 problem document."""
+"""Converts every error into a problem document (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST_SEARCHED = 10_000
 
 
 def handle_problems(app: FastAPI) -> None:
-    """Make every error of the application a problem document, the router's own ones too."""
+    """Install handlers that answer every error, including those of the router, with a problem document."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -37,7 +37,7 @@ def handle_problems(app: FastAPI) -> None:
 
 
 def problem_response(error: ServiceError, request: Request) -> Response:
-    """The answer that an error becomes."""
+    """Answer for an error."""
     headers: dict[str, str] = {}
     if isinstance(error, Unauthorised):
         headers["WWW-Authenticate"] = 'Bearer realm="moedisco"'
@@ -54,12 +54,12 @@ def problem_response(error: ServiceError, request: Request) -> Response:
 
 
 def mistakes_in(error: UserError) -> list[Mistake]:
-    """A user's mistake, under the field of the request that it is in."""
+    """The mistake of a `UserError`, with the field of the request."""
     return [Mistake(field=f"config.{error.field}" if error.field else "config", message=_words(error.value, error.remedy))]
 
 
 def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[Mistake]:
-    """What validation found, by field of the request; of a run's configuration in the words of `moedisco validate`."""
+    """Validation errors by field of the request; those of a run's configuration have the messages of `moedisco validate`."""
     config = [
         {**mistake, "loc": mistake["loc"][2:]}
         for mistake in found if mistake["loc"][:2] == ("body", "config")]
@@ -70,22 +70,22 @@ def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[Mistake]:
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)  # noqa: S101 - as it was registered
+    assert isinstance(error, ServiceError)  # noqa: S101 - as registered
     return problem_response(error, request)
 
 
 async def _user_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, UserError)  # noqa: S101 - as it was registered
+    assert isinstance(error, UserError)  # noqa: S101 - as registered
     return _invalid(request, mistakes_in(error))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - as it was registered
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as registered
     return _invalid(request, mistakes_of(error.errors()))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - as it was registered
+    assert isinstance(error, HTTPException)  # noqa: S101 - as registered
     status = HTTPStatus(error.status_code)
     details: Any = error.detail
     if isinstance(details, list):
@@ -94,7 +94,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         return problem_response(BadRequest(str(error.detail)), request)
     detail = {
         HTTPStatus.NOT_FOUND: f"there is nothing at {_plain_path(request)}",
-        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} cannot be done at {_plain_path(request)}",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not allowed at {_plain_path(request)}",
     }.get(status, str(error.detail))
     headers = dict(error.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -103,16 +103,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    del error   # the server logs it; its words may hold what is nobody's business
-    # This answer is made outside of the middleware that puts headers on all others.
+    del error   # logged by the server; its text may contain secrets
+    # This answer is created outside of the middleware that adds the headers.
     return _response(
-        request, 500, ServiceError.slug, ServiceError.title, "the service failed; its log says why, under the request's id",
+        request, 500, ServiceError.slug, ServiceError.title, "the service failed; its log has the cause under the request's id",
         headers=SECURITY_HEADERS)
 
 
 def _methods(request: Request) -> set[str]:
-    """What can be done at the request's path; the router itself names only what the first of its routes can do."""
-    # Below a mount the scope's root is the mount's.
+    """Methods allowed at the request's path; the router itself knows only those of the first matching route."""
+    # Below a mount, the scope's root is that of the mount.
     scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
     return {
         method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -133,7 +133,7 @@ def _response(
     problem = {
         "type": f"urn:moedisco:problem:{slug}", "title": title, "status": int(status), "detail": detail,
         "instance": _plain_path(request), "errors": [{"field": mistake.field, "message": mistake.message} for mistake in errors]}
-    # ASCII, since what a request brought may hold what UTF-8 cannot.
+    # ASCII, because a request may contain text that UTF-8 cannot encode.
     text = json.dumps(problem)
     return Response(text, status, headers={"Cache-Control": "no-store", **(headers or {})}, media_type=MEDIA_TYPE)
 
@@ -154,7 +154,7 @@ def _mistake(found: Mapping[str, Any]) -> Mistake:
 
 def _scalar(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _LONGEST_SEARCHED:
-        return None     # credentials in it would have to be found to be masked, which takes time
+        return None     # masking credentials in it would take too long
     return value if isinstance(value, str | int | float | bool) else None
 
 

@@ -1,4 +1,4 @@
-"""Answers that are sent while they are read."""
+"""Streamed answers and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Against scripts, frames and guesses about media types from elsewhere."""
+"""Headers against foreign scripts and frames, and against guessed media types."""
 
 
 class ClosedStream(StreamingResponse):
-    """A streamed answer whose source is closed at once when the reader leaves, not when the collector gets to it."""
+    """A streamed answer that closes its source at once when the client disconnects, not at garbage collection."""
 
     async def stream_response(self, send: Send) -> None:
-        """Send head and body."""
+        """Send the answer."""
         async with aclosing(cast("Any", self.body_iterator)):
             await super().stream_response(send)
 
@@ -40,5 +40,5 @@ class EventStream(ClosedStream):
 
 
 def none_yet(what: str) -> NotFound:
-    """A part of a run that is not there yet, or never will be."""
+    """The error for a part of a run that does not exist yet."""
     return NotFound(f"the run has no {what} yet")

@@ -1,4 +1,4 @@
-"""Who asks, and what they may do."""
+"""Authentication and authorisation of callers."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_TOKEN = 256
 _REPORT = re.compile(r"/v1/runs/([^/]+)/report")
 
-_bearer = HTTPBearer(auto_error=False, scheme_name="token", description="A token that `moedisco tokens create` made.")
+_bearer = HTTPBearer(auto_error=False, scheme_name="token", description="Token from `moedisco tokens create`.")
 _cookie = APIKeyCookie(
     name=Settings.model_fields["session_cookie"].default, auto_error=False, scheme_name="session",
-    description="What POST /v1/session sets. Requests that change something must come from the service's own page.")
-_driver = HTTPBearer(auto_error=False, scheme_name="driver", description="The token of one attempt of one run.")
+    description="Cookie from POST /v1/session. Requests with side effects must come from the service's own page.")
+_driver = HTTPBearer(auto_error=False, scheme_name="driver", description="Token of one attempt of a run.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Caller:
-    """Who asks.
+    """An authenticated caller.
 
     Attributes:
-        owner: In whose name.
-        scopes: All that the token allows, those that others imply included.
-        token_id: The token's.
-        address: Where the request comes from.
-        session_id: The browser's session, if that is how the caller proved who they are.
+        owner: Owner that the caller acts for.
+        scopes: Scopes of the token, including implied ones.
+        token_id: Id of the token.
+        address: Address of the client.
+        session_id: Id of the browser session, if the caller used one.
     """
 
     owner: str
@@ -51,12 +51,12 @@ class Caller:
 
     @property
     def admin(self) -> bool:
-        """Whether every owner's things are theirs to see."""
+        """Whether the caller is an administrator."""
         return "admin" in self.scopes
 
 
 def require(scope: Scope) -> Callable[..., Caller]:
-    """A dependency that lets in whoever holds the scope."""
+    """A dependency that requires a scope."""
 
     def caller(request: Request, context: InContext) -> Caller:
         found = identify(request, context)
@@ -73,26 +73,26 @@ Submitter = Annotated[Caller, Depends(require("submit"))]
 Admin = Annotated[Caller, Depends(require("admin"))]
 
 
-async def _stream_place(caller: Reader, context: InContext) -> AsyncIterator[None]:
-    with context.places.taken(caller.token_id):
+async def _stream_slot(caller: Reader, context: InContext) -> AsyncIterator[None]:
+    with context.stream_slots.taken(caller.token_id):
         yield
 
 
-STREAM_PLACE = Depends(_stream_place)
-"""A dependency that holds one of the token's streams until the answer is sent."""
+STREAM_SLOT = Depends(_stream_slot)
+"""Dependency that holds a slot for a long answer until the answer is sent."""
 SIGNED_IN = list(_SCHEMES)
-"""Dependencies that document how one signs in."""
+"""Dependencies that document authentication."""
 DRIVER = [Security(_driver)]
-"""Dependencies that document how a driver proves itself."""
+"""Dependencies that document the authentication of a driver."""
 
 
 def identify(request: Request, context: ServiceContext) -> Caller:
-    """Find out who asks: by the token in the header, else by the session in the cookie.
+    """Authenticate a request by the token in its header or else by the session in its cookie.
 
     Raises:
-        Unauthorised: Neither is there, or it is not valid.
-        Forbidden: A browser's session was used by another site.
-        TooMany: They ask too often.
+        Unauthorised: The request has neither, or it is not valid.
+        Forbidden: Another site used a browser session.
+        TooMany: The caller exceeds the rate limit.
     """
     address = client_address(request)
     plain, cookie = bearer_token(request), session_of(request, context.settings)
@@ -104,7 +104,7 @@ def identify(request: Request, context: ServiceContext) -> Caller:
         if request.method not in _SAFE:
             check_same_origin(request, context.settings)
         caller = _caller_of_session(cookie, context, address)
-        remedy = "the session is over; sign in again"
+        remedy = "the session has ended; sign in again"
     else:
         caller, remedy = None, "send a token in the header `Authorization: Bearer TOKEN`"
     if caller is None:
@@ -115,11 +115,11 @@ def identify(request: Request, context: ServiceContext) -> Caller:
 
 
 def check_known(request: Request, context: ServiceContext) -> None:
-    """Refuse a caller without a valid token or session; what they may do is checked later.
+    """Refuse a request without a valid token or session; permissions are checked later.
 
     Raises:
         Unauthorised: The credential is missing or not valid.
-        TooMany: The address tried too often.
+        TooMany: The address exceeds the rate limit.
     """
     if (report := _REPORT.fullmatch(request.url.path)) is not None:
         with context.database.read() as session:
@@ -137,7 +137,7 @@ def check_known(request: Request, context: ServiceContext) -> None:
 
 
 def valid_token(plain: str, context: ServiceContext) -> tables.Token | None:
-    """The row of a token that is valid now; its use is noted, once a minute."""
+    """Row of a token if it is valid; records its use once a minute."""
     if len(plain) > _LONGEST_TOKEN:
         return None
     now = context.now()
@@ -150,7 +150,7 @@ def valid_token(plain: str, context: ServiceContext) -> tables.Token | None:
 
 
 def still_allowed(caller: Caller, context: ServiceContext) -> bool:
-    """Whether what a caller proved is still valid, for answers that take long; a session counts as used."""
+    """Whether a caller's token or session is still valid during a long answer, which counts as use of the session."""
     now = context.now()
     if caller.session_id is None:
         with context.database.read() as session:
@@ -164,13 +164,13 @@ def still_allowed(caller: Caller, context: ServiceContext) -> bool:
 
 
 def require_token(caller: Caller) -> None:
-    """Refuse a browser's session what would outlive it.
+    """Refuse a browser session, because the action would outlast it.
 
     Raises:
-        Forbidden: The caller has a session only.
+        Forbidden: The caller used a session.
     """
     if caller.session_id is not None:
-        raise Forbidden("a browser's session may not do this; send the token in the header `Authorization: Bearer TOKEN`")
+        raise Forbidden("a browser session may not do this; send the token in the header `Authorization: Bearer TOKEN`")
 
 
 def _caller(token: tables.Token, session_id: str | None, address: str | None) -> Caller:
@@ -190,7 +190,7 @@ def _caller_of_session(plain: str, context: ServiceContext, address: str | None)
 
 
 def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: ServiceContext, now: float) -> None:
-    """Note, once a minute, that a session and its token are used."""
+    """Record the use of a session and its token once a minute."""
     if now - found[0].used >= tokens.RARELY:
         with context.database.write() as session:
             sessions.touch(session, found[0], now)
@@ -198,10 +198,10 @@ def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: Servic
 
 
 def check_driver(request: Request, context: ServiceContext, run: tables.RunRow | None) -> tables.RunRow:
-    """Let in the driver of a run's present attempt only.
+    """Accept only the driver of a run's present attempt.
 
     Raises:
-        Unauthorised: It is another's token, or that of an attempt that was given up.
+        Unauthorised: The token belongs to another run or attempt.
     """
     plain = bearer_token(request)
     if plain is None or len(plain) > _LONGEST_TOKEN or run is None or not tokens.matches(plain, run.token_hash):
@@ -211,16 +211,16 @@ def check_driver(request: Request, context: ServiceContext, run: tables.RunRow |
 
 
 def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = False) -> tables.RunRow:
-    """A run of the caller's, or anybody's for an administrator.
+    """A run that the caller may access.
 
     Args:
-        session: Any; one that writes, to lock it.
-        caller: Who asks.
-        run_id: Which.
-        lock: Keep others from changing it until the transaction ends.
+        session: Any transaction; a writing one for `lock`.
+        caller: The caller.
+        run_id: Id of the run.
+        lock: Whether to lock the run until the transaction ends.
 
     Raises:
-        NotFound: There is none, or it is another owner's.
+        NotFound: The run does not exist or belongs to another owner.
     """
     run = (runs.lock if lock else runs.get)(session, run_id)
     if run is None or not (caller.admin or run.owner == caller.owner):
@@ -229,16 +229,16 @@ def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = F
 
 
 def implied(scopes: list[str]) -> frozenset[Scope]:
-    """The scopes with those they hold."""
+    """Scopes including implied ones."""
     highest = max((i for i, scope in enumerate(SCOPES) if scope in scopes), default=-1)
     return frozenset(SCOPES[:highest + 1])
 
 
 def check_same_origin(request: Request, settings: Settings) -> None:
-    """Refuse a browser's request that another site made.
+    """Refuse a browser's request from another site.
 
     Raises:
-        Forbidden: It did, or nothing says that it did not.
+        Forbidden: The request comes from another site, or its origin is unknown.
     """
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
@@ -251,13 +251,13 @@ def check_same_origin(request: Request, settings: Settings) -> None:
 
 
 def bearer_token(request: Request) -> str | None:
-    """What the Authorization header brings."""
-    kind, _, plain = request.headers.get("authorization", "").partition(" ")
-    return plain.strip() if kind.lower() == "bearer" and plain.strip() else None
+    """The bearer token in the Authorization header."""
+    scheme, _, plain = request.headers.get("authorization", "").partition(" ")
+    return plain.strip() if scheme.lower() == "bearer" and plain.strip() else None
 
 
 def client_address(request: Request) -> str | None:
-    """Where a request comes from, a trusted proxy's word included."""
+    """Address of the client, as reported by a trusted proxy."""
     return request.client.host if request.client else None
 
 

@@ -1,11 +1,11 @@
-"""Connections that cannot be held for nothing: deadlines for the client, and room for the next one.
+"""A uvicorn server with deadlines for its clients, so that idle connections cannot use up the service.
 
-uvicorn limits the time between two requests, but not the time that a request takes to arrive: a connection that sends
-nothing, or one byte now and then, stays open. Its `limit_concurrency` then refuses everybody. asyncio accepts until no file
-descriptor is left. Hypercorn and Granian have no deadline for a body either, and a reverse proxy cannot be asked of everyone
-who starts a service on a laptop; the smallest remedy is this subclass of uvicorn's own protocol. It follows from h11's state
-what the client owes (a head, a body, reading an answer), gives it one deadline that no trickle extends, and when there are
-too many connections closes the one that has waited longest for its client. A request that has arrived is never closed.
+uvicorn limits the time between two requests but not the time for a request to arrive. A connection that sends nothing, or one
+byte now and then, stays open, until `limit_concurrency` refuses all clients or asyncio runs out of file descriptors. Hypercorn and
+Granian have no deadline for bodies either, and a service on a laptop has no reverse proxy. This subclass of uvicorn's protocol
+therefore derives from h11's state what the client has to do next (send a head, send a body, read the answer) and sets one deadline
+for it, which a trickle of bytes does not extend. If there are too many connections, it closes the one that has waited longest for
+its client. A connection with a complete request is never closed.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ Awaited = Literal["head", "next request", "body", "reading", "closing"]
 """What the client has to do next."""
 
 DEADLINES: dict[Awaited, float] = {"head": 10.0, "body": 30.0, "reading": 60.0, "closing": 10.0}
-"""Seconds; for the next request it is uvicorn's `timeout_keep_alive`. "reading" is the time for the next 64 KB of an answer."""
+"""Deadlines (s); for the next request uvicorn's `timeout_keep_alive` holds. "reading" applies to each 64 KB of an answer."""
 ACCEPTED_AT_ONCE = 16
-"""Connections that asyncio accepts before one of them is looked at; all of them take a descriptor."""
+"""Connections that asyncio accepts in one go; each takes a file descriptor."""
 SPARE = 16
-"""The newest waiting connections, which are never closed for others: their request may be under way."""
+"""Number of newest waiting connections that are never closed for others, because their requests may be arriving."""
 GRACE_SECONDS = 5
-"""Time for requests under way when the service ends (s)."""
+"""Time for requests in progress when the service ends (s)."""
 KEEP_ALIVE_SECONDS = 30
-"""Time from an answer until the next request has arrived (s)."""
+"""Time from an answer to the arrival of the next request (s)."""
 _QUEUED = 2048
-"""Connections that the kernel keeps until they are accepted."""
+"""Backlog of connections that the kernel queues."""
 
 
 class Connections(ServerState):
-    """The open connections of a server, and those that wait for their client, longest first.
+    """Open connections of a server, and those that wait for their client, longest first.
 
     Args:
         most: Connections above which waiting ones are closed.
-        prometheus: Count those that were closed.
+        prometheus: Metrics that count closed connections.
     """
 
     def __init__(self, most: int, prometheus: PrometheusMetrics) -> None:
@@ -59,17 +59,17 @@ class Connections(ServerState):
         self._prometheus = prometheus
 
     def make_room(self) -> None:
-        """Close the connections that have waited longest for their client, while there are too many."""
+        """Close connections that have waited longest for their client until few enough are open."""
         while len(self.connections) > self._most and len(self.waiting) > SPARE:
             next(iter(self.waiting)).drop("no room")
 
     def count_closed(self, reason: str) -> None:
-        """Count a connection that was closed before its client was done."""
+        """Count a connection that was closed before its client had finished."""
         self._prometheus.closed.labels(reason).inc()
 
 
 class DeadlineProtocol(H11Protocol):
-    """HTTP/1.1 with deadlines for what the client has to do; needs a server whose state is `Connections`."""
+    """HTTP/1.1 protocol with deadlines for the client; the server's state must be `Connections`."""
 
     server_state: Connections
     _awaited: Awaited | None = None
@@ -77,47 +77,47 @@ class DeadlineProtocol(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Wait for a request."""
         super().connection_made(transport)
         self._update_deadline()
         self.server_state.make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of a request."""
+        """Receive bytes of a request."""
         super().data_received(data)
         self._update_deadline()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request."""
+        """Wait for the next request."""
         super().on_response_complete()
         self._update_deadline()
 
     def pause_writing(self) -> None:
-        """Begin to wait until the client has read more of its answer."""
+        """Wait until the client has read more of the answer."""
         super().pause_writing()
         self._stalled = True
         self._update_deadline()
 
     def resume_writing(self) -> None:
-        """Write on."""
+        """Continue to write."""
         super().resume_writing()
         self._stalled = False
         self._update_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
+        """Cancel the deadline."""
         super().connection_lost(exc)
         self._wait_for(None)
 
     def drop(self, reason: str) -> None:
-        """Close the connection at once, without sending what is left to send."""
+        """Close the connection at once and discard unsent data."""
         self.server_state.count_closed(reason)
-        self.server_state.connections.discard(self)     # what is closed in the next turn of the loop counts as closed
+        self.server_state.connections.discard(self)     # counts as closed before the event loop closes it
         self._wait_for(None)
         self.transport.abort()
 
     def _update_deadline(self) -> None:
-        """Start a deadline where the client owes something else than before."""
+        """Start a new deadline if the client has something else to do than before."""
         awaited = self._awaited_step()
         if awaited != self._awaited:
             self._wait_for(awaited)
@@ -149,9 +149,9 @@ class DeadlineProtocol(H11Protocol):
         self.drop(awaited)
 
     def _say_timeout(self) -> None:
-        """Answer 408, as far as it can be sent at once."""
+        """Send status 408, as far as it can be sent at once."""
         if self.cycle is not None:
-            self.cycle.disconnected = True      # whatever the application still answers goes nowhere
+            self.cycle.disconnected = True      # discards the application's own answer
         text = b"the request did not arrive in time"
         headers = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(text))), ("connection", "close")]
         with contextlib.suppress(h11.LocalProtocolError):
@@ -160,11 +160,11 @@ class DeadlineProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Serves one application.
+    """Server for one application.
 
     Args:
-        app: What `create_app` returned.
-        settings: What the operator set.
+        app: Application from `create_app`.
+        settings: Settings of the service.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -173,28 +173,27 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(
             app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
             http=DeadlineProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
-            # Above the number at which waiting connections are closed: reached only where requests under way take all of them.
+            # Higher than the number at which waiting connections are closed, so reached only by requests in progress.
             limit_concurrency=self.capacity.connections + 2 * SPARE,
             timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
             forwarded_allow_ips=settings.forwarded_allow_ips or None, proxy_headers=bool(settings.forwarded_allow_ips)))
         self.server_state = Connections(self.capacity.connections, self._context.prometheus)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and see that nothing delays an answer."""
+        """Start to listen, without delays of answers."""
         for each in sockets or ():
-            # Head and body are two packets, and the second must not wait until the first is acknowledged. asyncio sees to that
-            # only where the protocol was named when the socket was made.
+            # Head and body are two packets; with Nagle's algorithm the second would wait for an acknowledgement. asyncio sets
+            # this option only on sockets that were created with an explicit protocol.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # What is here now stays: the collector need not look through all of it again and again.
+        # Objects that exist now stay for good, so the garbage collector can skip them.
         gc.collect()
         gc.freeze()
         await super().startup(sockets)
         for each in sockets or ():
-            # asyncio takes one number for what it accepts at once and for what the kernel queues; a short queue drops
-            # connections, which their clients try again a second later.
+            # asyncio uses its backlog both for accepting and for the kernel's queue; a short queue would drop connections.
             each.listen(_QUEUED)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, end the streams, and wait for what is left."""
+        """Stop listening, end the streams, and wait for the remaining requests."""
         self._context.streams.close()
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""Which finished run a caller means by `run://RUN/...`, among those that the caller may see."""
+"""Resolves `run://RUN/...` to a finished run that the caller may see."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LISTED = 3
 
 
 def with_visible_runs(session: Session, caller: Caller, config: RunConfig) -> RunConfig:
-    """The configuration with ids in place of the names of runs.
+    """The configuration with run names replaced by run ids.
 
     Raises:
-        ConfigError: A run does not exist or is another owner's, which is the same answer; it has not finished; or several have
-            the name.
+        ConfigError: A run does not exist, belongs to another owner (with the same message) or has not finished, or several
+            finished runs have the name.
     """
     return with_ids(config, {place.field: _finished(session, caller, place).id for place in run_places(config)})
 
@@ -35,8 +35,8 @@ def _finished(session: Session, caller: Caller, place: Place) -> tables.RunRow:
         raise ConfigError(place.field, asked, "there is no such run, or it is not yours; `moedisco list` shows yours")
     finished = [run for run in found if run.state == RunState.SUCCEEDED]
     if not finished:
-        raise ConfigError(place.field, asked, f"this run is {found[0].state}; wait until it has succeeded")
+        raise ConfigError(place.field, asked, f"this run is {found[0].state}; choose a run that has succeeded")
     if len(finished) > 1:
         ids = ", ".join(run.id for run in finished[:_LISTED])
-        raise ConfigError(place.field, asked, f"{len(finished)} finished runs have this name; name one by its id, such as {ids}")
+        raise ConfigError(place.field, asked, f"{len(finished)} finished runs have this name; choose one by its id, such as {ids}")
     return finished[0]

@@ -1,8 +1,8 @@
-"""A run's events to any number of readers.
+"""Streams a run's events to any number of readers.
 
-Each run that is read has one feed: a task that reads the database when the notifier rings and keeps the newest messages. A
-reader takes from the feed what it has not sent yet; one that is further behind reads pages of its own until it has
-caught up. Nobody holds a thread or a connection while waiting, and a slow reader delays nobody.
+Each run with readers has one feed: a task that reads the database when it is notified and keeps the newest messages. A reader takes
+its next messages from the feed; a reader that is further behind reads pages from the database until it has caught up. A waiting
+reader holds no thread and no database connection, and a slow reader does not delay others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.observability import PrometheusMetrics, bound, logger
 PAGE = 500
 PING_SECONDS = 15.0
 POLL_SECONDS = 5.0
-"""The notifier is heard in one process only; another's writes are seen this late."""
+"""Poll interval (s); the notifier does not cover writes of other processes."""
 RECHECK_SECONDS = 60.0
 _KEPT_MESSAGES = 2000
 _KEPT_BYTES = 4 * 2**20
@@ -38,13 +38,13 @@ _END = b"event: end\ndata: {}\n\n"
 
 @dataclasses.dataclass(frozen=True)
 class _Page:
-    """What was read at one moment.
+    """A page of a stream.
 
     Attributes:
-        messages: Events that follow the position asked for, as they are sent.
-        first: Position of the first of them.
-        complete: The stream's end was reached.
-        ended: And the run's too.
+        messages: Encoded events after the requested position.
+        first: Position of the first message.
+        complete: Whether the page reaches the end of the stream.
+        ended: Whether the run has ended too.
     """
 
     messages: list[bytes]
@@ -57,9 +57,9 @@ class Streams:
     """All open streams.
 
     Args:
-        database: Holds the events.
-        notifier: Says when there are more.
-        prometheus: Count the readers.
+        database: Database with the events.
+        notifier: Notifier of new events.
+        prometheus: Metrics that count the readers.
     """
 
     def __init__(self, database: Database, notifier: Notifier, prometheus: PrometheusMetrics) -> None:
@@ -71,19 +71,19 @@ class Streams:
         self.closing = False
 
     def close(self) -> None:
-        """End every stream after what it is just sending; readers come back to the next service. From the loop's thread."""
+        """End every stream after its present message; call it from the event loop's thread. Readers reconnect later."""
         self.closing = True
         for feed in self._feeds.values():
             feed.announce()
         self._notifier.notify_all()
 
     async def follow(self, run_id: str, after: int, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """Messages from behind a position until the run has ended and everything is sent.
+        """Messages after a position, until the run has ended and all of them are sent.
 
         Args:
-            run_id: Whose.
-            after: The last position that the reader has; -1: none.
-            allowed: Whether the reader still may; asked now and then, in a thread.
+            run_id: Id of the run.
+            after: Last position that the reader has; -1 for none.
+            allowed: Whether the reader still has access; called now and then in a thread.
         """
         yield _OPENING
         with self._prometheus.streams.track_inprogress(), self._feed(run_id) as feed, contextlib.suppress(DatabaseError):
@@ -108,11 +108,11 @@ class Streams:
                     checked = asyncio.get_running_loop().time()
 
     async def replay(self, run_id: str, after: int) -> AsyncIterator[bytes]:
-        """Messages from behind a position up to the newest.
+        """Messages after a position, up to the newest one.
 
         Args:
-            run_id: Whose.
-            after: The last position that the reader has; -1: none.
+            run_id: Id of the run.
+            after: Last position that the reader has; -1 for none.
         """
         yield _OPENING
         with contextlib.suppress(DatabaseError):
@@ -125,7 +125,7 @@ class Streams:
                     return
 
     async def read(self, run_id: str, after: int) -> _Page | None:
-        """One page from the database; None: the run is gone."""
+        """A page from the database; None if the run was deleted."""
         return await anyio.to_thread.run_sync(self._read, run_id, after, limiter=self._limiter)
 
     def _read(self, run_id: str, after: int) -> _Page | None:
@@ -153,7 +153,7 @@ class Streams:
                 self._feeds.pop(run_id, None)
 
     async def tail(self, run_id: str) -> int | None:
-        """Where a feed begins to keep messages; None: the run is gone."""
+        """Position from which a feed keeps messages; None if the run was deleted."""
         return await anyio.to_thread.run_sync(self._tail, run_id, limiter=self._limiter)
 
     def _tail(self, run_id: str) -> int | None:
@@ -179,7 +179,7 @@ class _Feed:
         self._task = asyncio.create_task(self._work())
 
     def behind(self, after: int) -> tuple[bytes, int]:
-        """What follows a position that is kept, and the position of its last message."""
+        """Kept messages after a position, and the position of the last one."""
         start = after + 1 - self.first
         messages = self._messages[start:start + PAGE]
         return b"".join(messages), after + len(messages)
@@ -190,7 +190,7 @@ class _Feed:
         self.news = asyncio.Event()
 
     def stop(self) -> None:
-        """Nobody reads any more."""
+        """Stop the feed when it has no readers."""
         self._task.cancel()
 
     async def _work(self) -> None:
@@ -232,7 +232,7 @@ class _Feed:
 
 
 def encode(event: tables.EventRow) -> bytes:
-    """An event as a message of a stream."""
+    """Encode an event as a server-sent message."""
     data = {"type": event.type, "stage": event.stage, "unit": event.unit, "data": event.data, "time": event.time}
     kind = event.type if event.type.isidentifier() else "message"
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.position, kind.encode(), to_json(data, inf_nan_mode="null"))

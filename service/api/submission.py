@@ -1,4 +1,4 @@
-"""From a request to a run: confine, check, plan, place, store."""
+"""Turns a request into a stored run: check its paths, plan it, and store it."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from service.errors import Conflict, KeyReused, NotFound
 from service.schemas import RetryRequest, RunRequest
 
 MOST_SEQUENCES = 65_536
-"""Sequences of one step; a plan tries their divisors."""
+"""Largest number of sequences per step, because planning tries all their divisors."""
 MOST_BYTES = 32 * 2**20
-"""Bytes of task files and tokenizers that one request may have read; the largest public tokenizers have as many."""
+"""Limit on the files that one request reads (bytes): as large as the largest public tokenizers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NewRun:
-    """A run to be made.
+    """A checked run that is not stored yet.
 
     Attributes:
-        config: Confined and checked.
-        plan: Its plan.
-        priority: Higher goes first.
-        budget_dollars: Where it is stopped.
-        parent: The run it is a retry of.
-        notes: Remarks for its owner, such as prices that were replaced.
+        config: Checked configuration with absolute paths.
+        plan: Plan of the run.
+        priority: Priority in the queue; higher starts first.
+        budget_dollars: Dollars at which the run stops; None for no budget.
+        parent: Id of the run that this one retries.
+        notes: Remarks for the owner, such as replaced prices.
     """
 
     config: RunConfig
@@ -64,18 +64,21 @@ class NewRun:
 def checked(
     context: ServiceContext, caller: Caller, config: RunConfig, prices: Mapping[str, float],
 ) -> tuple[RunConfig, Plan, list[str]]:
-    """The configuration with absolute paths, ids of runs and the operator's prices, its plan, and notes on the prices.
+    """Check and plan a configuration.
 
-    Nothing outside of the roots is looked at.
+    Nothing outside of the roots is read.
 
     Args:
-        context: Of the application.
-        caller: Whose runs it may start from.
-        config: As it was asked for.
-        prices: The operator's, in dollars per worker-hour by custom resource.
+        context: Context of the application.
+        caller: Caller, who must be able to see the runs that the configuration refers to.
+        config: Configuration as requested.
+        prices: Operator's prices in dollars per worker-hour, by custom resource.
+
+    Returns:
+        The configuration with absolute paths, run ids and the operator's prices; its plan; and notes on the prices.
 
     Raises:
-        UserError: A path is elsewhere or absent, a run is not the caller's to read, or the settings cannot be planned.
+        UserError: A path is absent or outside of the roots, a run is not visible, or the settings cannot be planned.
     """
     config, notes = priced(sandboxed(config, context.roots), prices)
     with context.database.read() as session:
@@ -104,11 +107,11 @@ def _planned(config: RunConfig, here: bool) -> Plan:
 
 
 def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy: Policy) -> NewRun:
-    """The run that a request asks for.
+    """The new run for a request.
 
     Raises:
-        UserError: As `checked`.
-        AgainstPolicy: The owner may not use its pools.
+        UserError: As in `checked`.
+        AgainstPolicy: The owner may not use the pools.
     """
     check_pools(request.config, policy)
     config, plan, notes = checked(context, caller, request.config, policy.prices)
@@ -116,13 +119,13 @@ def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy
 
 
 def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, request: RetryRequest, policy: Policy) -> NewRun:
-    """A new run from an old one's configuration, with changes.
+    """The new run for a retry: the configuration of an existing run with changes.
 
-    A priority that is taken over is no higher than the owner's highest.
+    An inherited priority is lowered to the owner's highest.
 
     Raises:
-        UserError: A change names no setting, or as `checked`.
-        AgainstPolicy: The owner may not use its pools.
+        UserError: A change is not valid, or as in `checked`.
+        AgainstPolicy: The owner may not use the pools.
     """
     raw = {**parent.config, "tags": parent.tags, "output": str(Path(parent.directory).parent.parent)}
     for path, value in request.changes.items():
@@ -139,7 +142,7 @@ def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, 
 
 
 def policy_of(context: ServiceContext, caller: Caller) -> Policy:
-    """The limits that hold for a caller's owner; an administrator may set any priority."""
+    """Policy of a caller's owner; an administrator may set any priority."""
     with context.database.read() as session:
         policy = policies.of(session, caller.owner)
     return policy.model_copy(update={"highest_priority": HIGHEST_PRIORITY}) if caller.admin else policy
@@ -148,22 +151,22 @@ def policy_of(context: ServiceContext, caller: Caller) -> Policy:
 def submit(
     context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, key: str | None, body_hash: bytes,
 ) -> tuple[tables.RunRow, bool]:
-    """Store a run, or find the one that the same request has made before.
+    """Store a run, or find the run that the same request created before.
 
     Args:
-        context: Of the application.
-        caller: Becomes the owner.
-        run: What to store.
-        policy: The limits of the caller's owner.
-        key: The request's Idempotency-Key.
-        body_hash: Of what was asked, to tell a repetition from another request with the same key.
+        context: Context of the application.
+        caller: Caller, whose owner becomes the owner of the run.
+        run: Run to store.
+        policy: Policy of the owner.
+        key: Idempotency-Key of the request.
+        body_hash: Hash of the request, which a repetition must match.
 
     Returns:
         The run, and whether it is new.
 
     Raises:
-        KeyReused: The key came with another request before.
-        Conflict: The run that the key made was deleted.
+        KeyReused: The key was used before with another request.
+        Conflict: The run that the key created was deleted.
         AgainstPolicy: The priority is too high, or the owner's quota is used up.
     """
     now = context.now()
@@ -185,19 +188,19 @@ def submit(
 
 
 def note(session: Session, caller: Caller, action: str, target: str, now: float, detail: dict[str, Any]) -> None:
-    """Put into the audit log what a caller did."""
+    """Record a caller's action in the audit log."""
     audit.note(
         session, owner=caller.owner, token_id=caller.token_id, action=action, target=target, detail=detail, address=caller.address,
         now=now)
 
 
 def digest(*parts: str) -> bytes:
-    """SHA-256 of what was asked."""
+    """SHA-256 of the parts of a request."""
     return hashlib.sha256("\n".join(parts).encode()).digest()
 
 
 def _check_sizes(config: RunConfig) -> None:
-    """Refuse files that would keep a request busy; what is no file is refused by what opens it."""
+    """Refuse files that are too large to read in a request."""
     found = [(f"evaluation.lm_eval.{i}", path) for i, path in enumerate(config.evaluation.lm_eval)]
     folders = [("tokenizer.path", config.tokenizer.path)]
     if isinstance(config.model.init, LocalInit):
@@ -210,37 +213,37 @@ def _check_sizes(config: RunConfig) -> None:
         with contextlib.suppress(OSError):
             total += path.stat().st_size
         if total > MOST_BYTES:
-            raise ConfigError(field, str(path), f"is too large: a request reads {MOST_BYTES >> 20} MiB; name smaller files")
+            raise ConfigError(field, str(path), f"is too large: a request reads {MOST_BYTES >> 20} MiB; choose smaller files")
 
 
 def _check_batch(field: str, optimizer: Optimizer, config: RunConfig) -> None:
     if optimizer.batch_tokens > MOST_SEQUENCES * config.corpus.sequence_length:
-        raise ConfigError(field, optimizer.batch_tokens, f"is more than {MOST_SEQUENCES} sequences in a step")
+        raise ConfigError(field, optimizer.batch_tokens, f"is more than {MOST_SEQUENCES} sequences per step; lower it")
 
 
 def _too_large() -> ConfigError:
-    return ConfigError("model", None, "these sizes are beyond what can be planned")
+    return ConfigError("model", None, "is too large to plan; choose smaller sizes")
 
 
 def _repeated(session: Session, caller: Caller, known: tables.IdempotencyKey, body_hash: bytes) -> tables.RunRow:
     if known.body_hash != body_hash:
-        raise KeyReused("this Idempotency-Key came with another request before; use a new one")
+        raise KeyReused("this Idempotency-Key was used with another request; use a new key")
     try:
         return visible_run(session, caller, known.run_id)
     except NotFound as error:
-        raise Conflict("the run that this Idempotency-Key made was deleted; use a new key") from error
+        raise Conflict("the run of this Idempotency-Key was deleted; use a new key") from error
 
 
 def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
-    """A copy of a configuration with one setting changed; what is not touched is shared with the original.
+    """A copy of a configuration with one setting changed; unchanged parts are shared with the original.
 
     Args:
-        raw: The configuration as plain data.
-        path: Dotted; an entry of a list by its number: `corpus.sources.0.weight`.
-        value: The setting's new value.
+        raw: Configuration as plain data.
+        path: Dotted path; entries of a list are numbered, as in `corpus.sources.0.weight`.
+        value: New value of the setting.
 
     Raises:
-        ConfigError: A part of the path names no entry of a list, or goes into what is no section.
+        ConfigError: A part of the path is not an entry of its list, or its parent is not a section.
     """
     document: dict[str, Any] = _changed(raw, path.split("."), value, path)
     return document
@@ -252,10 +255,10 @@ def _changed(node: Any, parts: Sequence[str], value: JsonValue, path: str) -> An
     first, *rest = parts
     if isinstance(node, list):
         if not (first.isascii() and first.isdigit() and len(first) < 6 and int(first) < len(node)):
-            raise ConfigError(path, first, f"is no entry of the list; it has {len(node)}, from 0")
+            raise ConfigError(path, first, f"is not an entry of the list, which has {len(node)} entries, numbered from 0")
         place = int(first)
         return [*node[:place], _changed(node[place], rest, value, path), *node[place + 1:]]
     if node is not None and not isinstance(node, dict):
-        raise ConfigError(path, None, f"there is no section above {first!r}")
+        raise ConfigError(path, None, f"the setting above {first!r} is not a section")
     section = node or {}
     return {**section, first: _changed(section.get(first), rest, value, path)}

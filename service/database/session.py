@@ -1,4 +1,4 @@
-"""The connection to SQLite or PostgreSQL: transactions that read or write, and one kind of error for a database that is away."""
+"""Connection to SQLite or PostgreSQL, with reading and writing transactions and one error for an unavailable database."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from service.errors import DatabaseError, DatabaseUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 15.0
-"""Seconds to wait for a lock or a free connection."""
+"""Longest wait for a lock or a free connection (s)."""
 _PAUSE = 0.01
-"""Seconds between two attempts where no lock can be waited for."""
+"""Pause between two attempts if SQLite cannot wait for a lock (s)."""
 _MIGRATION_LOCK = 7_236_001
 _AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 
 
 class Database:
-    """A database of the service; one object serves all threads.
+    """The service's database; one object serves all threads.
 
-    Rows that a transaction gave stay readable after it. After a failed transaction load them again: an object may
-    already carry what was rolled back.
+    Rows stay readable after their transaction. After a failed transaction they must be loaded again, because they may contain
+    changes that were rolled back.
 
     Args:
         url: `sqlite:///FILE` or `postgresql+psycopg://...`.
 
     Raises:
-        ConfigError: The URL is neither.
+        ConfigError: The URL has another form.
     """
 
     def __init__(self, url: str) -> None:
@@ -54,7 +54,7 @@ class Database:
             "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._read = sessionmaker(self._engine.execution_options(**reading), expire_on_commit=False)
         self._write = sessionmaker(self._engine.execution_options(begin="WRITE"), expire_on_commit=False)
-        # SQLite has one writer at a time; its own waiting is a poll that is neither fair nor prompt.
+        # SQLite allows one writer at a time, and its own waiting is neither fair nor prompt.
         self._turn = threading.Lock() if sqlite else None
 
     @property
@@ -64,10 +64,10 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
-        """One transaction that is committed when the block ends, and rolled back when it raises.
+        """Run a transaction that is committed at the end of the block and rolled back if the block raises.
 
         Raises:
-            DatabaseUnavailable: The connection or a lock was lost; nothing was written, or nobody can tell whether it was.
+            DatabaseUnavailable: The connection or a lock was lost; it may be unknown whether the transaction was committed.
             DatabaseError: The tables are not those of this version.
         """
         with self._in_turn(), _translated(), self._write.begin() as session:
@@ -75,15 +75,15 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """One transaction that cannot write and sees the database as it is at its first question; errors as in `write`."""
+        """Run a read-only transaction on a snapshot of the database; raises the same errors as `write`."""
         with _translated(), self._read.begin() as session:
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the tables to a revision; of several processes that start at once, one does it.
+        """Migrate the tables to a revision; if several processes start at once, one of them does it.
 
         Args:
-            revision: `head`, `base`, or one in between.
+            revision: `head`, `base` or the id of a revision.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
@@ -99,11 +99,11 @@ class Database:
             (command.downgrade if back else command.upgrade)(config, revision)
 
     def check(self) -> None:
-        """Ask the database whether it answers and has the tables of this version.
+        """Check that the database answers and has the tables of this version.
 
         Raises:
-            DatabaseUnavailable: It does not answer.
-            DatabaseError: Its migrations are not current.
+            DatabaseUnavailable: The database does not answer.
+            DatabaseError: The tables are at another revision.
         """
         with self.read() as session:
             here = self._revision(session.connection())
@@ -112,7 +112,7 @@ class Database:
             raise DatabaseError(f"the database is at revision {here}, this version needs {head}: migrate it")
 
     def close(self) -> None:
-        """Close every connection that nobody uses."""
+        """Close all idle connections."""
         self._engine.dispose()
 
     @functools.cached_property
@@ -137,14 +137,14 @@ class Database:
 
 
 def lock_until_commit(session: Session, *names: str) -> None:
-    """Wait for other transactions that locked the same name, and lock it until this one ends; SQLite has one writer anyway."""
+    """Lock a name until this transaction ends; SQLite needs no lock because it has one writer."""
     if session.get_bind().dialect.name == "postgresql":
         number = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big", signed=True)
         session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
 def alembic_config(connection: Connection) -> Config:
-    """What `alembic.command` needs to work inside a transaction of ours."""
+    """Alembic configuration that migrates inside an open transaction."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -158,7 +158,7 @@ def _translated() -> Iterator[None]:
     except _AWAY as error:
         orig = getattr(error, "orig", None)
         cause = " ".join(str(orig or error).split())
-        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:   # the statement, not the file
+        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:   # the statement failed, not the file
             raise DatabaseError(f"the database's tables are not those of this version ({cause}): migrate it") from error
         raise DatabaseUnavailable(f"the database does not answer: {cause}") from error
     except exc.DBAPIError as error:
@@ -178,9 +178,9 @@ def _serialize(value: Any) -> str:
 def _sqlite(url: str) -> Engine:
     path = make_url(url).database
     if not path or path == ":memory:":
-        raise ConfigError("database_url", url, "names no file; a database in memory would not outlive its connection")
+        raise ConfigError("database_url", url, "must name a file, because a database in memory is lost with its connection")
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    Path(path).touch(0o600)     # SQLite gives its log and its index of it the same mode
+    Path(path).touch(0o600)     # SQLite creates its WAL files with the same mode
     engine = create_engine(
         url, connect_args={"timeout": _PATIENCE, "isolation_level": None}, json_serializer=_serialize,
         json_deserializer=from_json, hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)
@@ -193,7 +193,7 @@ def _sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # The driver's own BEGIN is deferred: two that read and then write would meet a lock that waiting cannot resolve.
+        # With the driver's deferred BEGIN, two transactions that read and then write would deadlock.
         writes = connection.get_execution_options().get("begin") == "WRITE"
         connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -202,13 +202,13 @@ def _sqlite(url: str) -> Engine:
 
 
 def _log_ahead(connection: sqlite3.Connection) -> None:
-    """Turn on write-ahead logging, which the file remembers."""
+    """Turn on write-ahead logging, which is stored in the file."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            # While somebody else turns it on in a new file, SQLite refuses at once, whatever the timeout.
+            # While another connection turns it on, SQLite refuses at once and ignores the timeout.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                 raise
             time.sleep(_PAUSE)
@@ -220,7 +220,7 @@ def _postgresql(url: str) -> Engine:
     if not url.startswith("postgresql+psycopg:"):
         raise ConfigError("database_url", url, "must start with sqlite:/// or postgresql+psycopg://")
     milliseconds = int(1000 * _PATIENCE)
-    # Compiling takes longer than any statement of ours runs.
+    # jit=off: compilation takes longer than any statement of the service.
     options = f"-c lock_timeout={milliseconds} -c idle_in_transaction_session_timeout={4 * milliseconds} -c jit=off"
     return create_engine(
         url, connect_args={"connect_timeout": 5, "options": options}, json_serializer=_serialize,

@@ -1,7 +1,7 @@
-"""Browser sessions, and the one-time codes that begin them; of both only the SHA-256 is kept.
+"""Browser sessions and the one-time codes that start them; only their SHA-256 is stored.
 
-A session acts for one token and never outlives it: it is looked up together with its token. Session and code are random 256-bit
-values, looked up by their hash, so the time of a look-up says nothing about a guess.
+A session acts for one token and ends with it, because both are looked up together. Sessions and codes are random 256-bit values,
+looked up by hash, so that timing reveals nothing about a guess.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from service.database.ids import new_id
 from service.database.tables import BrowserSession, SignInCode, Token
 
 CODE_SECONDS = 600.0
-"""Time in which a sign-in code can be used (s): long enough to copy a link, too short to be found in a log."""
+"""Lifetime of a sign-in code (s): long enough to copy a link, too short to be used from a log."""
 MOST_OF_A_TOKEN = 100
-"""Sessions of one token; another one ends the oldest."""
+"""Limit on the sessions of one token; a further session ends the oldest."""
 
 
 def create(session: Session, token: Token, *, longest: float, now: float) -> tuple[str, BrowserSession]:
-    """Begin a session.
+    """Start a session.
 
     Args:
-        session: Of a transaction that writes.
-        token: The token that it acts for.
-        longest: Seconds until it ends, however much it is used.
+        session: Writing transaction.
+        token: Token that the session acts for.
+        longest: Longest duration of the session (s).
         now: Seconds since the epoch.
 
     Returns:
-        The session's secret, which is not kept, and its row.
+        Secret of the session, which is not stored, and its row.
     """
     plain = f"mds_{secrets.token_urlsafe(32)}"
     ends = now + longest if token.expires is None else min(token.expires, now + longest)
@@ -45,12 +45,12 @@ def create(session: Session, token: Token, *, longest: float, now: float) -> tup
 
 
 def find(session: Session, plain: str, *, idle: float, now: float) -> tuple[BrowserSession, Token] | None:
-    """A valid session by its secret, and its token.
+    """Find a valid session and its token by the session's secret.
 
     Args:
-        session: Of any transaction.
-        plain: The secret.
-        idle: Seconds without use after which a session is over.
+        session: Any transaction.
+        plain: Secret of the session.
+        idle: Time without use after which a session ends (s).
         now: Seconds since the epoch.
     """
     found = _valid(session, BrowserSession.hash == tokens.digest(plain), idle, now)
@@ -58,12 +58,12 @@ def find(session: Session, plain: str, *, idle: float, now: float) -> tuple[Brow
 
 
 def get(session: Session, session_id: str, *, idle: float, now: float) -> tuple[BrowserSession, Token] | None:
-    """A valid session by its id, and its token; arguments as in `find`."""
+    """Find a valid session and its token by the session's id; arguments as in `find`."""
     return _valid(session, BrowserSession.id == session_id, idle, now)
 
 
 def touch(session: Session, row: BrowserSession, now: float) -> None:
-    """Note that a session was used, which extends it."""
+    """Record the use of a session, which extends it."""
     session.execute(update(BrowserSession).where(BrowserSession.id == row.id).values(used=now))
 
 
@@ -73,7 +73,7 @@ def end(session: Session, plain: str) -> None:
 
 
 def end_all(session: Session, token_id: str) -> None:
-    """End every session of a token, and the codes that would begin more."""
+    """End all sessions of a token and delete its sign-in codes."""
     session.execute(delete(BrowserSession).where(BrowserSession.token_id == token_id))
     session.execute(delete(SignInCode).where(SignInCode.token_id == token_id))
 
@@ -85,7 +85,7 @@ def of_token(session: Session, token_id: str, *, idle: float, now: float) -> lis
 
 
 def create_code(session: Session, token_id: str, now: float) -> str:
-    """A code that begins one session of a token, within `CODE_SECONDS`."""
+    """Create a code that starts one session of a token within `CODE_SECONDS`."""
     plain = f"mdc_{secrets.token_urlsafe(32)}"
     session.add(SignInCode(hash=tokens.digest(plain), token_id=token_id, ends=now + CODE_SECONDS))
     session.flush()
@@ -96,9 +96,9 @@ def redeem(session: Session, plain: str, now: float) -> Token | None:
     """Use up a code.
 
     Returns:
-        Its token; None: the code is unknown, used or expired, or its token is no longer valid.
+        Token of the code; None if the code is unknown, used or expired, or if its token is not valid.
     """
-    # One statement, so that of two requests at once one gets it.
+    # One statement, so that only one of two concurrent requests succeeds.
     used = delete(SignInCode).where(SignInCode.hash == tokens.digest(plain), SignInCode.ends > now).returning(SignInCode.token_id)
     token_id = session.scalar(used)
     token = None if token_id is None else tokens.get(session, token_id)
@@ -106,7 +106,7 @@ def redeem(session: Session, plain: str, now: float) -> Token | None:
 
 
 def purge(session: Session, *, idle: float, now: float) -> None:
-    """Forget the sessions and codes that are over; arguments as in `find`."""
+    """Delete ended sessions and expired codes; arguments as in `find`."""
     session.execute(delete(BrowserSession).where(or_(BrowserSession.ends <= now, BrowserSession.used <= now - idle)))
     session.execute(delete(SignInCode).where(SignInCode.ends <= now))
 

@@ -1,4 +1,4 @@
-"""A run's stream: one sequence of events without gaps, whoever wrote them."""
+"""Event stream of a run: the events of its drivers and of the service, numbered without gaps."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from service.errors import NotFound
 
 
 def append(session: Session, run: tables.RunRow, events: Sequence[Event], now: float) -> None:
-    """Put a driver's events at the end of a run's stream; of several writers, one goes after the other.
+    """Append a driver's events to a run's stream; concurrent writers wait for each other.
 
     Args:
-        session: Of a transaction that writes.
-        run: Its `next_position` and `updated` follow.
-        events: In order.
+        session: Writing transaction.
+        run: Run whose `next_position` and `updated` are changed.
+        events: Events in order.
         now: Seconds since the epoch.
 
     Raises:
-        NotFound: The run was deleted meanwhile.
+        NotFound: The run was deleted.
     """
-    # The UPDATE takes the row's lock, so that nobody else is given these positions before this transaction ends.
+    # The UPDATE locks the row, so that no other transaction gets these positions.
     end = session.execute(
         update(tables.RunRow).where(tables.RunRow.id == run.id)
         .values(next_position=tables.RunRow.next_position + len(events), updated=now)
@@ -45,20 +45,20 @@ def append(session: Session, run: tables.RunRow, events: Sequence[Event], now: f
 
 
 def put(session: Session, run_id: str, first: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Store rows at positions that the caller has reserved on the run."""
+    """Store rows at positions that the caller has reserved."""
     if rows:
         session.execute(insert(tables.EventRow.__table__), [  # type: ignore[arg-type]
             {"run_id": run_id, "position": position, **row} for position, row in enumerate(rows, first)])
 
 
 def read(session: Session, run_id: str, after: int, limit: int) -> list[tables.EventRow]:
-    """What follows a position.
+    """Read the events after a position.
 
     Args:
-        session: Any.
-        run_id: Whose stream.
-        after: The last position that is known; -1: none is.
-        limit: At most so many.
+        session: Any transaction.
+        run_id: Id of the run.
+        after: Last known position; -1 for none.
+        limit: Largest number of events.
     """
     position = tables.EventRow.position
     return list(session.scalars(

@@ -1,4 +1,4 @@
-"""The tables. Times are seconds since the epoch (UTC); ids are ULIDs, which sort by time of creation."""
+"""Tables of the database. Times are seconds since the epoch (UTC); ids are ULIDs, which sort by time of creation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Table(DeclarativeBase):
     """Base of all tables."""
 
     metadata = MetaData(naming_convention={
-        # Migrations must be able to name what they change.
+        # Migrations need names for constraints.
         "ix": "%(table_name)s_by_%(column_0_name)s", "uq": "%(table_name)s_%(column_0_name)s_unique",
         "fk": "%(table_name)s_%(column_0_name)s_known", "pk": "%(table_name)s_key"})
     type_annotation_map = {str: Text, float: Float, int: Position, dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012 - SQLAlchemy's own form
 
 
 class RunRow(Table):
-    """A training request and where it stands."""
+    """A run: its request and its present state."""
 
     __tablename__ = "runs"
 
@@ -37,55 +37,55 @@ class RunRow(Table):
     owner: Mapped[str]
     tags: Mapped[dict[str, Any]]
     priority: Mapped[int] = mapped_column(default=0)
-    """Higher goes first."""
+    """Priority in the queue; higher starts first."""
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None]
-    """Why it is in this state: what it waits for, why it failed."""
+    """Why the run is in this state: what it waits for, or why it failed."""
     version: Mapped[int] = mapped_column(default=1)
-    """Counts changes; a writer that read an older one is refused."""
+    """Number of changes; a writer that read an older version is refused."""
     config: Mapped[dict[str, Any]]
-    """Resolved; `output` and `name` place the run directory."""
+    """Resolved configuration; `output` and `name` determine the run directory."""
     directory: Mapped[str]
     attempt: Mapped[int] = mapped_column(default=0)
-    """Drivers started so far; 0: none yet."""
+    """Number of drivers started so far."""
     futile: Mapped[int] = mapped_column(default=0)
-    """Drivers lost in a row that got no further than the one before."""
+    """Consecutive drivers lost without progress."""
     mark: Mapped[int] = mapped_column(default=0)
-    """Stages finished and steps made, as a number that only grows; what `futile` is judged by."""
+    """Furthest progress in stages and steps, as a number that never falls; `futile` depends on it."""
     mark_at_start: Mapped[int] = mapped_column(default=0)
     """`mark` when the present attempt began."""
     stop: Mapped[str | None] = mapped_column(String(16))
-    """Why it was asked to end: `cancelled`, `killed`, `budget` or `month`."""
+    """Why the run was asked to stop: `cancelled`, `killed`, `budget` or `month`."""
     budget_dollars: Mapped[float | None]
     dollars: Mapped[float] = mapped_column(default=0.0)
-    """Metered so far, every attempt included."""
+    """Dollars metered so far, over all attempts."""
     worker_seconds: Mapped[dict[str, Any]]
-    """Per pool."""
+    """Worker-seconds by pool or node type."""
     meter: Mapped[dict[str, Any]]
-    """State of the fold over the events; see `moedisco_ray.core.metering`."""
+    """State of the meter; see `moedisco_ray.core.metering`."""
     estimate: Mapped[dict[str, Any]]
-    """What `POST /v1/estimates` said when it was submitted."""
+    """Plan of the run at submission."""
     progress: Mapped[dict[str, Any]]
     """{stages: {name: {status, started, seconds}}, current, reached: {stages, steps}, ended: {type, time, message or reason}};
-    `ended`, the driver's last word, is there from then until the next one begins."""
+    `ended`, the driver's final event, exists until the next driver begins."""
     parent: Mapped[str | None] = mapped_column(ULID)
-    """The run it is a retry of."""
+    """Id of the run that this one retries."""
     notes: Mapped[list[str] | None]
-    """Remarks on how it was taken, such as prices that were replaced; null in runs of an earlier version."""
+    """Remarks from the submission, such as replaced prices; null in runs of an earlier version."""
     kept: Mapped[bool] = mapped_column(default=False, server_default=false())
-    """Retention does not remove it."""
+    """Whether the run is exempt from retention."""
     expires_at: Mapped[float | None]
-    """When retention removes it, as announced; null: not announced."""
+    """Announced time of removal by retention; null: not announced."""
     disk_bytes: Mapped[int | None]
-    """Size of its directory when it was last measured."""
+    """Size of its directory, as last measured (bytes)."""
     measured: Mapped[float | None]
-    """When that was."""
+    """Time of the last measurement of `disk_bytes`."""
     next_position: Mapped[int] = mapped_column(default=0)
-    """Of the next event in the run's stream."""
+    """Position of the next event in the run's stream."""
     next_seq: Mapped[int] = mapped_column(default=0)
-    """Of the next line of the driver's `events.jsonl`."""
+    """Number of the next line of the driver's `events.jsonl`."""
     token_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
-    """Of the token that the run's driver reports with; renewed per attempt."""
+    """SHA-256 of the present driver's token; each attempt has its own."""
     created: Mapped[float]
     queued: Mapped[float]
     started: Mapped[float | None]
@@ -95,16 +95,16 @@ class RunRow(Table):
     __table_args__ = (
         Index("runs_by_state", "state", "priority", "queued"),
         Index("runs_by_owner", "owner", "id"),
-        # Summed every second: from the index alone, since a row holds long documents.
+        # Summed every second from the index alone, because rows contain long documents.
         Index("runs_by_size", "owner", "disk_bytes"),
     )
 
     @property
     def settings(self) -> RunConfig:
-        """Its configuration.
+        """The run's configuration.
 
         Raises:
-            UnusableRun: It was stored by another version of the software, and this one refuses it.
+            UnusableRun: Another version of the software stored the configuration, and this one refuses it.
         """
         try:
             return stored_config(self.config)
@@ -113,10 +113,10 @@ class RunRow(Table):
 
     @property
     def pools(self) -> Pools:
-        """The pools of its configuration.
+        """The pools of the run's configuration.
 
         Raises:
-            UnusableRun: As `settings`.
+            UnusableRun: This version refuses the stored pools.
         """
         try:
             return Pools.model_validate(self.config.get("pools", {}))
@@ -127,29 +127,29 @@ class RunRow(Table):
 def _unusable(error: ValidationError) -> UnusableRun:
     return UnusableRun(
         f"its stored configuration cannot be used by this version: {first_mistake(error.errors())}; submit it again with a "
-        "configuration of today")
+        "valid configuration")
 
 
 class EventRow(Table):
-    """One element of a run's stream: the driver's events and the service's own, in one order."""
+    """An event in a run's stream, from a driver or from the service."""
 
     __tablename__ = "events"
 
     run_id: Mapped[str] = mapped_column(ULID, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    """From 0, without gaps: the SSE id."""
+    """Position in the stream, from 0 without gaps; the SSE id."""
     time: Mapped[float]
     type: Mapped[str] = mapped_column(String(32))
-    """The driver's event types, and `state`: {state, reason, attempt}."""
+    """Type of a driver's event, or `state` with the data {state, reason, attempt}."""
     stage: Mapped[str | None] = mapped_column(String(32))
     unit: Mapped[str | None] = mapped_column(String(64))
     data: Mapped[dict[str, Any]]
 
-    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - SQLAlchemy's own form; rows lie in the order they are read
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 - SQLAlchemy's own form; rows are stored in reading order
 
 
 class UnitRow(Table):
-    """A part of a stage with its own progress: the seed, a sub-model, the fine-tune."""
+    """A part of a stage with its own progress: the seed, a sub-model or the fine-tune."""
 
     __tablename__ = "units"
 
@@ -157,7 +157,7 @@ class UnitRow(Table):
     unit: Mapped[str] = mapped_column(String(64), primary_key=True)
     stage: Mapped[str] = mapped_column(String(32))
     status: Mapped[str] = mapped_column(String(16))
-    """`running`, `restarting`, `done`."""
+    """`running`, `restarting` or `done`."""
     step: Mapped[int] = mapped_column(default=0)
     steps: Mapped[int] = mapped_column(default=0)
     tokens: Mapped[int] = mapped_column(default=0)
@@ -171,7 +171,7 @@ class UnitRow(Table):
 
 
 class Point(Table):
-    """One progress report of a unit; a step that is trained again after a restart replaces what was reported from there on."""
+    """A point of a unit's curves; steps that are trained again after a restart replace the earlier points."""
 
     __tablename__ = "points"
 
@@ -189,13 +189,13 @@ class Point(Table):
 
 
 class Token(Table):
-    """A bearer token, by its hash."""
+    """A bearer token, stored as its hash."""
 
     __tablename__ = "tokens"
 
     id: Mapped[str] = mapped_column(ULID, primary_key=True)
     hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
-    """SHA-256 of a random 256-bit token: nothing slower is needed against guessing."""
+    """SHA-256 of the token; no slow hash is needed for 256 random bits."""
     name: Mapped[str]
     owner: Mapped[str]
     scopes: Mapped[list[str]]
@@ -206,26 +206,26 @@ class Token(Table):
 
 
 class BrowserSession(Table):
-    """A browser that is signed in, by the hash of its cookie."""
+    """A browser session, stored as the hash of its secret."""
 
     __tablename__ = "sessions"
 
     id: Mapped[str] = mapped_column(ULID, primary_key=True)
     hash: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
-    """SHA-256 of a random 256-bit value."""
+    """SHA-256 of a random 256-bit secret."""
     token_id: Mapped[str] = mapped_column(ULID, ForeignKey("tokens.id", ondelete="CASCADE"))
-    """The token that it acts for, and ends with."""
+    """Token that the session acts for and ends with."""
     created: Mapped[float]
     used: Mapped[float]
-    """Time of the last use, to the minute; without use for too long, the session is over."""
+    """Time of the last use, to the minute; too long without use ends the session."""
     ends: Mapped[float]
-    """Time at which it is over, however much it is used."""
+    """Time at which the session ends at the latest."""
 
     __table_args__ = (Index("sessions_by_token", "token_id", "id"),)
 
 
 class SignInCode(Table):
-    """A code that begins one session, by its hash; used ones are deleted."""
+    """A code that starts one session, stored as its hash; a used code is deleted."""
 
     __tablename__ = "sign_in_codes"
 
@@ -235,7 +235,7 @@ class SignInCode(Table):
 
 
 class IdempotencyKey(Table):
-    """An answer that a repeated `POST /v1/runs` gets again."""
+    """Use of an idempotency key: the run that a repeated request gets."""
 
     __tablename__ = "idempotency_keys"
 
@@ -247,7 +247,7 @@ class IdempotencyKey(Table):
 
 
 class Webhook(Table):
-    """Somebody to tell of state changes."""
+    """A receiver of messages about an owner's runs."""
 
     __tablename__ = "webhooks"
 
@@ -255,14 +255,14 @@ class Webhook(Table):
     owner: Mapped[str]
     url: Mapped[str]
     secret: Mapped[str]
-    """Signs deliveries; kept readable, since it must be used."""
+    """Secret that signs the deliveries."""
     states: Mapped[list[str]]
-    """States to tell of; empty: all."""
+    """States that are reported; empty for all."""
     created: Mapped[float]
 
 
 class Delivery(Table):
-    """One message to one webhook, written in the transaction of the state change it tells of."""
+    """A message to a webhook, written in the transaction of the change it reports."""
 
     __tablename__ = "deliveries"
 
@@ -273,7 +273,7 @@ class Delivery(Table):
     created: Mapped[float]
     attempts: Mapped[int] = mapped_column(default=0)
     due: Mapped[float | None]
-    """When to try next; null: delivered or given up."""
+    """Time of the next attempt; null: delivered or given up."""
     delivered: Mapped[float | None]
     answer: Mapped[str | None]
     """Status or error of the last attempt."""
@@ -282,30 +282,30 @@ class Delivery(Table):
 
 
 class OwnerPolicy(Table):
-    """An entry of the policies: the default's, or an owner's."""
+    """An entry of the policies, for the default or for an owner."""
 
     __tablename__ = "policies"
 
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """`*` is the default."""
+    """Owner of the entry; `*` for the default."""
     limits: Mapped[dict[str, Any]]
-    """Fields of `service.domain.policies.Policy` that were set."""
+    """Fields of `Policy` that were set."""
     updated: Mapped[float]
 
 
 class Spending(Table):
-    """Metered dollars of an owner in a calendar month (UTC); deleting a run does not change them."""
+    """Dollars metered for an owner in a calendar month (UTC), including deleted runs."""
 
     __tablename__ = "spending"
 
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)
     month: Mapped[str] = mapped_column(String(7), primary_key=True)
-    """Such as 2026-11."""
+    """Month, such as `2026-11`."""
     dollars: Mapped[float]
 
 
 class Audit(Table):
-    """Who did what."""
+    """An entry of the audit log."""
 
     __tablename__ = "audit"
 
@@ -314,7 +314,7 @@ class Audit(Table):
     owner: Mapped[str]
     token_id: Mapped[str | None] = mapped_column(ULID)
     action: Mapped[str]
-    """`run.submit`, `run.cancel`, `token.create`, ..."""
+    """Action, such as `run.submit`, `run.cancel` or `token.create`."""
     target: Mapped[str]
     detail: Mapped[dict[str, Any]]
     address: Mapped[str | None]

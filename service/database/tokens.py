@@ -1,4 +1,4 @@
-"""Bearer tokens. A token is shown once, when it is made; what is kept is its SHA-256."""
+"""Bearer tokens. A token is shown once, when it is created; only its SHA-256 is stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.database.tables import Token
 
 PREFIX = "mdk_"
 RARELY = 60.0
-"""Seconds between two notes of when a token was used: a write per request would be too many."""
+"""Shortest time between two records of a token's use (s), because a write per request would be too slow."""
 
 
 def new_plain() -> str:
@@ -25,30 +25,30 @@ def new_plain() -> str:
 
 
 def digest(plain: str) -> bytes:
-    """What of a token is kept."""
+    """SHA-256 of a token."""
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).digest()
 
 
-def matches(plain: str, kept: bytes | None) -> bool:
-    """Whether a token is the one that was kept, in time that tells nothing."""
-    return kept is not None and hmac.compare_digest(digest(plain), kept)
+def matches(plain: str, stored: bytes | None) -> bool:
+    """Whether a token has the stored hash; takes the same time for every token."""
+    return stored is not None and hmac.compare_digest(digest(plain), stored)
 
 
 def create(
     session: Session, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
 ) -> tuple[str, Token]:
-    """Make a token.
+    """Create a token.
 
     Args:
-        session: Of a transaction that writes.
-        name: What it is for.
-        owner: Whose runs it works with.
-        scopes: `read`, `submit`, `admin`.
-        expires: When it ends, in seconds since the epoch; None: never.
+        session: Writing transaction.
+        name: Purpose of the token.
+        owner: Owner that the token acts for.
+        scopes: Scopes among `read`, `submit` and `admin`.
+        expires: Time of expiry in seconds since the epoch; None for no limit.
         now: Seconds since the epoch.
 
     Returns:
-        The token itself, which is not kept, and its row.
+        The token, which is not stored, and its row.
     """
     plain = new_plain()
     return plain, enter(session, plain, name=name, owner=owner, scopes=scopes, expires=expires, now=now)
@@ -57,7 +57,7 @@ def create(
 def enter(
     session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
 ) -> Token:
-    """Enter a token that was made elsewhere; arguments as in `create`."""
+    """Store a given token; arguments as in `create`."""
     token = Token(
         id=new_id(), hash=digest(plain), name=values.text(name), owner=values.text(owner), scopes=list(scopes),
         created=now, expires=expires, revoked=None, used=None)
@@ -67,39 +67,39 @@ def enter(
 
 
 def find(session: Session, plain: str, now: float) -> Token | None:
-    """The row of a token; None if it is unknown, expired or revoked."""
+    """Row of a token; None if the token is unknown, expired or revoked."""
     token = known(session, plain)
     return token if token is not None and is_valid(token, now) else None
 
 
 def known(session: Session, plain: str) -> Token | None:
-    """The row of a token, valid or not; None if it is unknown."""
+    """Row of a token, valid or not; None if the token is unknown."""
     token = session.scalar(select(Token).where(Token.hash == digest(plain)))
     return token if token is not None and matches(plain, token.hash) else None
 
 
 def is_valid(token: Token, now: float) -> bool:
-    """Whether it is neither revoked nor expired."""
+    """Whether a token is neither revoked nor expired."""
     return token.revoked is None and (token.expires is None or token.expires > now)
 
 
 def used_lately(token: Token, now: float) -> bool:
-    """Whether its use has been noted within the last minute, so that `touch` would change little."""
+    """Whether the use of a token was recorded within the last minute."""
     return token.used is not None and now - token.used < RARELY
 
 
 def touch(session: Session, token: Token, now: float) -> None:
-    """Note that a token was used."""
+    """Record the use of a token."""
     session.execute(update(Token).where(Token.id == token.id).values(used=now))
 
 
 def get(session: Session, token_id: str) -> Token | None:
-    """A token's row by its id."""
+    """Row of a token by its id."""
     return session.get(Token, values.text(token_id))
 
 
 def revoke(session: Session, token: Token, now: float) -> None:
-    """End a token; one that was ended before stays as it is."""
+    """Revoke a token, unless it is revoked already."""
     session.execute(update(Token).where(Token.id == token.id, Token.revoked.is_(None)).values(revoked=now))
 
 
@@ -109,6 +109,6 @@ def page(session: Session) -> list[Token]:
 
 
 def count_valid(session: Session, now: float) -> int:
-    """Tokens that would be let in."""
+    """Number of valid tokens."""
     alive = or_(Token.expires.is_(None), Token.expires > now)
     return session.scalar(select(func.count()).select_from(Token).where(Token.revoked.is_(None), alive)) or 0

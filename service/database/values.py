@@ -1,6 +1,6 @@
-"""Makes what others wrote fit to be stored and sent.
+"""Sanitises values from outside so that they can be stored and sent.
 
-PostgreSQL's text holds no NUL, UTF-8 no lone surrogate, JSON no NaN, and a column's integer has 64 bits.
+Text in PostgreSQL cannot contain NUL, UTF-8 no lone surrogates and JSON no NaN; integer columns have 64 bits.
 """
 
 from __future__ import annotations
@@ -12,22 +12,17 @@ from typing import Any
 LARGEST = 2**63 - 1
 _UNFIT = re.compile("[\x00\ud800-\udfff]")
 _DEEPEST = 60
-"""Levels of nesting; nobody writes more, and readers of JSON have limits of their own."""
+"""Deepest nesting that is stored, because JSON parsers have limits too."""
 
 
 def text(value: str, most: int | None = None) -> str:
-    """The same text with a replacement character for each one that cannot be stored.
-
-    Args:
-        value: Any text.
-        most: Characters to keep.
-    """
+    """The text with characters that cannot be stored replaced, cut to `most` characters."""
     fit = value if value.isascii() and "\x00" not in value else _UNFIT.sub("\ufffd", value)
     return fit[:most]
 
 
 def document(value: Any, depth: int = 0) -> Any:
-    """The same JSON value with fit texts, and null for numbers that are not finite."""
+    """The JSON value with sanitised texts, and null in place of numbers that are not finite."""
     if isinstance(value, str):
         return text(value)
     if value is None or isinstance(value, int | float):
@@ -42,7 +37,7 @@ def document(value: Any, depth: int = 0) -> Any:
 
 
 def named_document(values: dict[str, Any]) -> dict[str, Any]:
-    """`document` of an event's data; what was not finite is told under `not_finite`, by key: {"loss": "nan"}."""
+    """`document` of an event's data; numbers that were not finite are listed under `not_finite`, as in {"loss": "nan"}."""
     lost = {key: str(value) for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     fit: dict[str, Any] = document(values)
     return {**fit, "not_finite": document(lost)} if lost else fit
@@ -59,7 +54,7 @@ def number(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """An integer from 0 that a column can hold; None for anything else."""
+    """A non-negative integer that fits into a column; None for anything else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST else None

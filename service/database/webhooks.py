@@ -1,4 +1,4 @@
-"""Webhooks and their outbox: a delivery is written in the transaction of the state change it tells of."""
+"""Webhooks and their outbox: a delivery is written in the transaction of the change it reports."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MessageType = Literal["run.state", "run.expiring", "run.removed"]
 
 
 def create(session: Session, *, owner: str, url: str, states: Sequence[RunState], now: float) -> Webhook:
-    """Tell somebody of an owner's runs; the row holds the new secret.
+    """Create a webhook; its row contains the new secret.
 
     Args:
-        session: Of a transaction that writes.
-        owner: Whose runs.
-        url: Where to.
-        states: Which states; empty: all.
+        session: Writing transaction.
+        owner: Owner whose runs are reported.
+        url: URL of the receiver.
+        states: States that are reported; empty for all.
         now: Seconds since the epoch.
     """
     webhook = Webhook(
@@ -37,12 +37,12 @@ def create(session: Session, *, owner: str, url: str, states: Sequence[RunState]
 
 
 def get(session: Session, webhook_id: str) -> Webhook | None:
-    """One webhook."""
+    """A webhook by its id."""
     return session.get(Webhook, values.text(webhook_id))
 
 
 def page(session: Session, owner: str | None) -> list[Webhook]:
-    """An owner's webhooks, or everybody's, oldest first."""
+    """Webhooks of an owner, or of all owners, oldest first."""
     chosen = select(Webhook) if owner is None else select(Webhook).where(Webhook.owner == owner)
     return list(session.scalars(chosen.order_by(Webhook.id)))
 
@@ -53,14 +53,14 @@ def delete(session: Session, webhook: Webhook) -> None:
 
 
 def enqueue(session: Session, run: RunRow, now: float, message_type: MessageType = "run.state", **more: Any) -> None:
-    """Write a delivery about a run for each webhook that wants to know of runs in its state.
+    """Write a delivery about a run for each webhook that reports its state.
 
     Args:
-        session: Of a transaction that writes.
-        run: As it stands.
+        session: Writing transaction.
+        run: The run.
         now: Seconds since the epoch.
         message_type: What happened: its state changed, its removal was announced, or it was removed.
-        more: Added to the message.
+        more: Further fields of the message.
     """
     for webhook in page(session, run.owner):
         if webhook.states and run.state not in webhook.states:
@@ -77,7 +77,7 @@ def enqueue(session: Session, run: RunRow, now: float, message_type: MessageType
 
 
 def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhook]]:
-    """Deliveries whose time has come, with where they go, the longest due first."""
+    """Due deliveries with their webhooks, the longest due first."""
     rows = session.execute(
         select(Delivery, Webhook).join(Webhook, Webhook.id == Delivery.webhook_id)
         .where(Delivery.due <= now).order_by(Delivery.due, Delivery.id).limit(limit))
@@ -85,14 +85,14 @@ def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhoo
 
 
 def record_attempt(session: Session, delivery_id: str, *, delivered: float | None, answer: str, due: float | None) -> None:
-    """Write down how an attempt went.
+    """Store the result of an attempt to send a delivery.
 
     Args:
-        session: Of a transaction that writes.
-        delivery_id: Of which; one that was deleted meanwhile is passed over.
-        delivered: When it arrived; None: it did not.
-        answer: The status or the error.
-        due: When to try again; None: never.
+        session: Writing transaction.
+        delivery_id: Id of the delivery; a deleted one is ignored.
+        delivered: Time of arrival; None if it did not arrive.
+        answer: Status or error.
+        due: Time of the next attempt; None for no further one.
     """
     session.execute(
         update(Delivery).where(Delivery.id == delivery_id)
@@ -100,7 +100,7 @@ def record_attempt(session: Session, delivery_id: str, *, delivered: float | Non
 
 
 def retry(session: Session, delivery_id: str, now: float) -> bool:
-    """Make a delivery due at once; False: there is none."""
+    """Make a delivery due at once; returns whether it exists."""
     return session.execute(
         update(Delivery).where(Delivery.id == values.text(delivery_id)).values(due=now, delivered=None)
         .returning(Delivery.id)).scalar() is not None
@@ -113,5 +113,5 @@ def deliveries(session: Session, webhook_id: str, limit: int = 100) -> list[Deli
 
 
 def purge(session: Session, before: float) -> None:
-    """Forget deliveries that were settled and made before a time."""
+    """Delete finished deliveries that were created before a time."""
     session.execute(delete_from(Delivery).where(Delivery.due.is_(None), Delivery.created < before))

@@ -1,4 +1,4 @@
-"""What travels over REST; the server answers with these and the client reads them. Times are seconds since the epoch, UTC."""
+"""Documents of the REST API, shared by server and client. Times are seconds since the epoch (UTC)."""
 
 from service.schemas.access import (
     AuditEntry,

@@ -1,4 +1,4 @@
-"""Tokens, sessions, and who did what."""
+"""Tokens, browser sessions and the audit log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.schemas.base import DisplayName, Document, Scope, example
 
 
 class TokenRequest(Document):
-    """A token to make."""
+    """A token to create."""
 
     model_config = example(name="ci", owner="ann", scopes=["submit"], expires_in_days=90)
 
@@ -18,10 +18,11 @@ class TokenRequest(Document):
     owner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)]
     expires_in_days: Annotated[float, Field(gt=0, le=3650)] | None = 90
+    """Days for which the token is valid; null: no limit."""
 
 
 class TokenInfo(Document):
-    """A token, without itself."""
+    """A token without its secret."""
 
     id: str
     name: str
@@ -34,7 +35,7 @@ class TokenInfo(Document):
 
 
 class NewToken(TokenInfo):
-    """A token, shown this once."""
+    """A token with its secret, which is shown only once."""
 
     token: str
 
@@ -46,13 +47,13 @@ class TokenPage(Document):
 
 
 class SessionRequest(Document):
-    """A token, or a sign-in code, that a browser turns into a session."""
+    """A token or a sign-in code with which a browser signs in."""
 
     model_config = example(token="mdk_...")  # noqa: S106 - none
 
     token: Annotated[str, Field(max_length=256)] | None = None
     code: Annotated[str, Field(max_length=256)] | None = None
-    """What POST /v1/sign-in-codes made."""
+    """Code from POST /v1/sign-in-codes."""
 
     @model_validator(mode="after")
     def _one(self) -> SessionRequest:
@@ -62,16 +63,16 @@ class SessionRequest(Document):
 
 
 class SessionInfo(Document):
-    """A browser that is signed in."""
+    """A session of a signed-in browser."""
 
     id: str
     created: float
     used: float
     """Time of the last use, to the minute."""
     ends: float
-    """Time at which it ends, however much it is used."""
+    """Time at which the session ends at the latest."""
     current: bool
-    """Whether it is the session of this request."""
+    """Whether this request used the session."""
 
 
 class SessionPage(Document):
@@ -81,25 +82,25 @@ class SessionPage(Document):
 
 
 class NewSignInCode(Document):
-    """A code that signs one browser in, shown this once."""
+    """A code that signs in one browser; it is shown only once."""
 
     code: str
     expires: float
 
 
 class Identity(Document):
-    """Who asks."""
+    """The caller."""
 
     owner: str
     scopes: list[Scope]
     version: str
-    """Of the service."""
+    """Version of the service."""
     dashboard_url: str | None
-    """Path of the Ray dashboard on this service; null: the caller is no administrator."""
+    """Path of the Ray dashboard on this service; null if the caller is not an administrator."""
 
 
 class AuditEntry(Document):
-    """Who did what."""
+    """An entry of the audit log."""
 
     id: str
     time: float
@@ -111,7 +112,7 @@ class AuditEntry(Document):
 
 
 class AuditPage(Document):
-    """Audit log, newest first."""
+    """Entries of the audit log, newest first."""
 
     items: list[AuditEntry]
     next_cursor: str | None

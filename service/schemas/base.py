@@ -1,4 +1,4 @@
-"""What all documents are made of."""
+"""Base of all documents, common field types, and the answers about health and errors."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ DisplayName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x
 Priority = Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)]
 Dollars = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Scope = Literal["read", "submit", "admin"]
-"""Each holds those before it. `admin` sees every owner's runs, tokens, prices and the audit log."""
+"""Each scope includes those before it. `admin` allows access to all owners' runs, tokens and prices, and to the audit log."""
 
 
 def example(**values: Any) -> ConfigDict:
-    """A document's settings with an example for the API's description."""
+    """Model configuration with an example for the API reference."""
     return ConfigDict(json_schema_extra={"examples": [values]})
 
 
 class Document(BaseModel):
-    """Base: frozen, and a key it does not know is an error."""
+    """Base of all documents: frozen; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Health(Document):
-    """Whether the service lives, or can work."""
+    """Health of the service."""
 
     status: Literal["ok", "unavailable"]
     checks: dict[str, str]
-    """Each part and `ok`, or what is wrong with it."""
+    """`ok` or the problem, for each part of the service."""
 
 
 class Mistake(Document):
-    """One mistake in a request."""
+    """One error in a request."""
 
     field: str
-    """Dotted path: `config.clusters.count`."""
+    """Dotted path, such as `config.clusters.count`."""
     message: str
 
 
 class Problem(Document):
-    """An error, as RFC 9457 has it."""
+    """An error, in the form of RFC 9457."""
 
     type: str
     title: str

@@ -18,20 +18,21 @@ class PoolNode(Document):
 
 
 class PoolStatus(Document):
-    """Machines that carry one tag."""
+    """A pool: the nodes that offer one custom resource."""
 
     resource: str
     slots: float
-    """Workers there is room for."""
+    """Slots of the pool; one worker uses one slot."""
     free: float
+    """Slots that are not in use."""
     gpus: float
     nodes: list[PoolNode]
     price_per_hour: float | None
-    """The operator's price for the caller; null: each run's configuration says."""
+    """Operator's price for the caller (dollars); null: the price in each run's configuration holds."""
     lost: int
-    """Nodes of this pool that died in the last 24 hours."""
+    """Nodes of this pool that failed in the last 24 hours."""
     pending: int
-    """Workers that the autoscaler was asked for and has not brought yet."""
+    """Workers that wait for a slot."""
 
 
 class PoolList(Document):
@@ -43,7 +44,7 @@ class PoolList(Document):
 
 
 class Share(Document):
-    """How much of a limit is used."""
+    """Usage of a limit."""
 
     used: float
     limit: float | None
@@ -51,29 +52,29 @@ class Share(Document):
 
 
 class Quota(Document):
-    """Limits of an owner, and what is used of them."""
+    """Limits of an owner and their usage."""
 
     owner: str
     resources: list[str] | None
     """Custom resources of the pools that runs may use; null: any."""
     prices: dict[str, float]
-    """The operator's dollars per worker-hour by custom resource; what is not listed costs what the configuration says."""
+    """Operator's prices in dollars per worker-hour, by custom resource; for others the configuration's price holds."""
     highest_priority: int
     queued_runs: Share
     active_runs: Share
     dollars: Share
-    """Metered dollars of this calendar month (UTC), deleted runs included."""
+    """Dollars metered in this calendar month (UTC), including deleted runs."""
     month: str
-    """Such as 2026-11."""
+    """Month, such as `2026-11`."""
     month_ends: float
-    """When the dollars are counted from 0 again."""
+    """Time at which the month ends and the dollars start from 0."""
     disk_bytes: Share
-    """Of all run directories, as last measured; checkpoints in other storage are not counted."""
+    """Size of all run directories, as last measured (bytes); checkpoints in other storage do not count."""
     retention: Retention
 
 
 class Estimate(Plan):
-    """A plan at the operator's prices."""
+    """Plan of a run at the operator's prices."""
 
     notes: tuple[str, ...] = ()
-    """Prices that were replaced, and resources whose price is the configuration's own."""
+    """Which prices were replaced, and for which resources the configuration's own price holds."""

@@ -1,4 +1,4 @@
-"""The report of a run; `moedisco_ray.core.report` says what each figure means and makes them."""
+"""Report of a run; `moedisco_ray.core.report` builds it and defines its figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moedisco_ray.core.bill import Bill
 
 
 class ReportPart(BaseModel):
-    """Base: frozen. A report is read as an earlier or later version wrote it: what a part does not name stays in it."""
+    """Base of a report's parts: frozen; unknown fields of other versions are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -20,51 +20,51 @@ class StageReport(ReportPart):
 
     name: str
     pool: str
-    """`low_memory`, `high_memory`, or `head`: the head node."""
+    """`low_memory`, `high_memory`, or `head` for the head node."""
     workers: float
-    """Workers at once; of a gang on average."""
+    """Parallel workers; the average for a gang."""
     seconds: float
-    """Wall-clock time."""
+    """Wall-clock time (s)."""
     tokens: int | None
-    """Tokens trained on; null: the stage trains nothing."""
+    """Tokens trained on; null if the stage does not train."""
     worker_seconds: float
-    """Seconds summed over workers, their start-up included."""
+    """Time summed over workers, including their start-up (s)."""
     dollars: float
     loss: float | None
-    """Training loss at the end, in nats per token, weighted by tokens over units."""
+    """Final training loss (nats per token), averaged over units by tokens."""
     perplexity: float | None
-    """On validation documents."""
+    """Perplexity on validation documents."""
     bits_per_byte: float | None
-    """On validation documents."""
+    """Bits per byte on validation documents."""
 
 
 class ReportCurve(ReportPart):
-    """Loss of a unit over its tokens."""
+    """Loss of a unit against its tokens."""
 
     stage: str | None
     tokens: list[int]
     loss: list[float]
-    """Nats per token."""
+    """Loss (nats per token)."""
 
 
 class ReportSample(ReportPart):
-    """A text that the finished model wrote."""
+    """A text that the finished model generated."""
 
     prompt: str
     text: str
 
 
 class ReportStart(ReportPart):
-    """What the model was started from."""
+    """Initial weights of the model."""
 
     kind: str
     """`random`, `checkpoint` or `upcycle`."""
     name: str | None
-    """Of the directory that it was read from."""
+    """Name of the directory that the weights were read from."""
 
 
 class RunReport(ReportPart):
-    """What a run has cost and reached; while it runs, of the stages so far."""
+    """Cost and results of a run; while it is active, of the stages so far."""
 
     name: str
     seed: int
@@ -78,11 +78,11 @@ class RunReport(ReportPart):
     """Tokens trained on, over all stages."""
     bill: Bill
     rounds: list[dict[str, Any]] = Field(default_factory=list)
-    """Each round after which the sub-models' backbones became one: its members, and who was late."""
+    """Synchronisations of the sub-models' backbones: members, and members that were late."""
     corpus: dict[str, Any]
     """Summary of the corpus stage."""
     clusters: dict[str, Any]
-    """How the documents were grouped; see `GET .../clusters`."""
+    """Clusters of the documents; see `GET .../clusters`."""
     evaluation: dict[str, Any]
     """Perplexity by cluster and by source."""
     merge: dict[str, Any] = Field(default_factory=dict)
@@ -91,6 +91,6 @@ class RunReport(ReportPart):
     curves: dict[str, ReportCurve]
     """Training loss by unit."""
     held_out: dict[str, ReportCurve] = Field(default_factory=dict)
-    """Held-out loss by unit, where the configuration asks for it."""
+    """Held-out loss by unit, if the configuration asks for it."""
     versions: dict[str, str]
-    """Packages that made the newest stage."""
+    """Versions of the packages that the newest stage used."""

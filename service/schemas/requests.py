@@ -1,4 +1,4 @@
-"""What is asked of runs."""
+"""Requests that create and change runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from moedisco_ray.core.config import RunConfig, Tags
 from service.schemas.base import DisplayName, Document, Dollars, Priority, example
 
 MOST_EXPERTS = 65_536
+"""Largest number of experts in a request: planning tries every number of clusters up to it."""
 
 _CONFIG: dict[str, Any] = {
     "name": "demo", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 128}, "tokens": {"total": 1_600_000}}
 
 
 def _plannable(raw: Any) -> Any:
-    # The configuration's own rules try every number of clusters up to this one.
     model = raw.get("model") if isinstance(raw, dict) else None
     sizes = model.get("config") if isinstance(model, dict) else None
     experts = sizes.get("num_experts") if isinstance(sizes, dict) else None
@@ -31,24 +31,24 @@ def _plannable(raw: Any) -> Any:
 
 
 PlannableConfig = Annotated[RunConfig, BeforeValidator(_plannable)]
-"""A run's configuration with sizes that a request may ask to be thought about."""
+"""Configuration of a run whose sizes are small enough to plan."""
 
 
 class RunRequest(Document):
-    """A run to make."""
+    """A run to create."""
 
     model_config = example(config=_CONFIG, priority=0, budget_dollars=20.0)
 
     config: PlannableConfig
-    """The run's configuration, as `moedisco run` takes it. `output` is a directory under one of the service's roots."""
+    """Configuration as for `moedisco run`. `output` is a directory under one of the service's output roots."""
     priority: Priority = 0
-    """Higher goes first."""
+    """Priority in the queue; higher starts first."""
     budget_dollars: Dollars | None = None
-    """The run is stopped, with a checkpoint, when its metered dollars reach this."""
+    """Metered dollars at which the run stops with a checkpoint."""
 
 
 class RunChange(Document):
-    """What may change while a run exists; what is left out stays."""
+    """Changes of an existing run; fields that are left out stay as they are."""
 
     model_config = example(priority=10, budget_dollars=40.0)
 
@@ -57,31 +57,31 @@ class RunChange(Document):
     priority: Priority | None = None
     budget_dollars: Dollars | None = None
     kept: bool | None = None
-    """Whether retention leaves the run."""
+    """Whether the run is exempt from retention."""
 
 
 class RetryRequest(Document):
-    """A new run from an old one's configuration."""
+    """A new run with the configuration of an existing one."""
 
     model_config = example(changes={"tokens.total": 1_000_000})
 
     changes: Annotated[dict[Annotated[str, Field(max_length=256)], JsonValue], Field(max_length=100)] = Field(default_factory=dict)
-    """Dotted settings and their new values: {"tokens.total": 1000000}."""
+    """New values by dotted setting, such as {"tokens.total": 1000000}."""
     priority: Priority | None = None
     budget_dollars: Dollars | None = None
 
 
 class CancelRequest(Document):
-    """How to end a run."""
+    """How to stop a run."""
 
     model_config = example(force=False)
 
     force: bool = False
-    """Kill its job at once instead of letting the step finish and a checkpoint be written."""
+    """Kill the driver at once, without a checkpoint."""
 
 
 class EstimateRequest(Document):
-    """A configuration to think about."""
+    """A configuration to plan."""
 
     model_config = example(config=_CONFIG)
 

@@ -1,4 +1,4 @@
-"""Runs and their units."""
+"""Runs, their units and their trainings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from service.schemas.base import Document
 
 
 class Money(Document):
-    """What a run costs."""
+    """Cost of a run."""
 
     dollars: float
-    """Total of the run's bill so far, every attempt included."""
+    """Total of the run's bill so far, over all attempts."""
     worker_seconds: dict[str, float]
-    """Per pool."""
+    """Worker-seconds by pool."""
     estimate_dollars: float | None
-    """Total of the plan's bill; null where the plan cannot know it."""
+    """Total of the plan's bill; null if the plan cannot know it."""
     budget_dollars: float | None
 
 
@@ -33,7 +33,7 @@ class StageProgress(Document):
 
 
 class Run(Document):
-    """A run as it stands."""
+    """A run in its present state."""
 
     id: str
     name: str
@@ -42,13 +42,13 @@ class Run(Document):
     priority: int
     state: RunState
     reason: str | None
-    """Why it is in this state: what it waits for, why it failed."""
+    """Why the run is in this state: what it waits for, or why it failed."""
     position: int | None
-    """Place in the queue, from 1; null once it is out of it."""
+    """Place in the queue, from 1; null if the run is not queued."""
     attempt: int
-    """Drivers started so far."""
+    """Number of drivers started so far."""
     parent: str | None
-    """The run it is a retry of."""
+    """Id of the run that this one retries."""
     created: float
     queued: float
     started: float | None
@@ -57,27 +57,27 @@ class Run(Document):
     stages: list[StageProgress]
     money: Money
     kept: bool = False
-    """Retention leaves it."""
+    """Whether the run is exempt from retention."""
     expires_at: float | None = None
-    """When retention removes it with its files, as announced; null: not announced."""
+    """Announced time at which retention removes the run with its files; null: not announced."""
     disk_bytes: int | None = None
-    """Size of its directory when it was last measured."""
+    """Size of its directory, as last measured (bytes)."""
     events: int
-    """Length of its event stream so far."""
+    """Number of events in its stream so far."""
     job_url: str | None
-    """Page of its job in the Ray dashboard, through the service; for administrators, once it has a driver."""
+    """URL of its job's page in the Ray dashboard, for administrators; null before the first driver."""
 
 
 class RunDetail(Run):
     """A run with its configuration and its bill."""
 
     notes: list[str] = Field(default_factory=list)
-    """Remarks on how it was taken, such as prices that the operator's replaced."""
+    """Remarks from the submission, such as which prices were replaced."""
     config: dict[str, Any]
     bill: Bill
-    """What the run has cost so far: as in `report.json`."""
+    """Cost of the run so far, as in `report.json`."""
     estimate: Bill
-    """What the plan said when the run was submitted."""
+    """Planned cost at submission."""
 
 
 class RunPage(Document):
@@ -85,11 +85,11 @@ class RunPage(Document):
 
     items: list[Run]
     next_cursor: str | None
-    """Ask with `cursor` of this for what follows; null: that was all."""
+    """Value of `cursor` for the next page; null on the last page."""
 
 
 class Unit(Document):
-    """A part of a stage with its own progress: the seed, a sub-model, the fine-tune."""
+    """A part of a stage with its own progress: the seed, a sub-model or the fine-tune."""
 
     unit: str
     stage: str
@@ -107,7 +107,7 @@ class Unit(Document):
 
 
 class UnitPage(Document):
-    """Parts of a run that train by themselves, in the order in which they started."""
+    """Units of a run, in the order in which they started."""
 
     items: list[Unit]
 
@@ -119,33 +119,33 @@ class TrainingWorker(Document):
     node: str
     """Address of its node."""
     state: str | None
-    """Ray's word on its actor: `ALIVE` or `DEAD`; null: unknown."""
+    """State of its actor in Ray: `ALIVE` or `DEAD`; null if unknown."""
     gpus: list[int]
     """Indices of its GPUs on the node."""
 
 
 class TrainingAttempt(Document):
-    """A group of workers that was started for a training."""
+    """A group of workers that Ray Train started for a training."""
 
     state: str
-    """Ray Train's word: `PENDING`, `RUNNING`, `FINISHED`, `ERRORED`, `ABORTED`."""
+    """State in Ray Train: `PENDING`, `RUNNING`, `FINISHED`, `ERRORED` or `ABORTED`."""
     detail: str | None
-    """Why, where Ray Train says it."""
+    """Reason for the state, if Ray Train gives one."""
     started: float
     ended: float | None
     workers: list[TrainingWorker]
 
 
 class Training(Document):
-    """One training of the seed, a sub-model or the fine-tune, as Ray Train sees it."""
+    """A training of the seed, a sub-model or the fine-tune, as Ray Train reports it."""
 
     unit: str
     run_attempt: int
-    """Attempt of the run whose driver started it."""
+    """Attempt of the run that started the training."""
     state: str
-    """Ray Train's word: `INITIALIZING`, `SCHEDULING`, `RUNNING`, `RESTARTING`, `RESIZING`, `FINISHED`, `ERRORED`, `ABORTED`."""
+    """State in Ray Train: `INITIALIZING`, `SCHEDULING`, `RUNNING`, `RESTARTING`, `RESIZING`, `FINISHED`, `ERRORED` or `ABORTED`."""
     detail: str | None
-    """Why, where Ray Train says it."""
+    """Reason for the state, if Ray Train gives one."""
     started: float
     ended: float | None
     attempts: list[TrainingAttempt]

@@ -1,4 +1,4 @@
-"""What a run reports, and its metrics, logs and files."""
+"""Reports of drivers, and the metrics, logs and files of runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DriverEvent(Document):
 
 
 class Report(Document):
-    """What a run's driver reports: consecutive lines of its `events.jsonl`."""
+    """Consecutive lines of a driver's `events.jsonl`."""
 
     model_config = example(
         first=0, events=[{"type": "run_started", "data": {"name": "demo"}, "time": 1_760_000_000.0}])
@@ -31,10 +31,10 @@ class Report(Document):
 
 
 class ReportAnswer(Document):
-    """What the service has."""
+    """Acknowledgement of a driver's report."""
 
     next: int
-    """The line it wants next: lines it has already are passed over, a gap is asked for again."""
+    """Number of the next line that the service needs: known lines are skipped, and lines after a gap must be sent again."""
 
 
 class Series(Document):
@@ -46,11 +46,11 @@ class Series(Document):
     tokens: list[int]
     value: list[float]
     points: int
-    """How many there are before down-sampling."""
+    """Number of points before downsampling."""
 
 
 class Metrics(Document):
-    """Curves."""
+    """Curves of one figure."""
 
     figure: str
     series: list[Series]
@@ -60,7 +60,7 @@ Figure = Literal["loss", "lr", "grad_norm", "tokens_per_second"]
 
 
 class LogFile(Document):
-    """A log that can be read and followed."""
+    """A log of a run."""
 
     name: str
     """`driver`, or a worker such as `submodel-0.0` (unit and rank)."""
@@ -69,7 +69,7 @@ class LogFile(Document):
 
 
 class LogPage(Document):
-    """Logs of a run, the driver's first."""
+    """Logs of a run, that of the driver first."""
 
     items: list[LogFile]
 

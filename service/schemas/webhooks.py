@@ -11,13 +11,13 @@ from service.schemas.base import Document, example
 
 
 class WebhookRequest(Document):
-    """Somebody to tell of state changes."""
+    """A webhook to create."""
 
     model_config = example(url="https://example.org/moedisco", states=["succeeded", "failed"])
 
     url: Annotated[str, Field(max_length=2048, pattern=r"^https?://")]
     states: Annotated[list[RunState], Field(max_length=7)] = Field(default_factory=list)
-    """Empty: all."""
+    """States that are reported; empty: all."""
 
 
 class WebhookInfo(Document):
@@ -30,7 +30,7 @@ class WebhookInfo(Document):
 
 
 class NewWebhook(WebhookInfo):
-    """A webhook with the secret its deliveries are signed with, shown this once."""
+    """A webhook with the secret that signs its deliveries; the secret is shown only once."""
 
     secret: str
 
@@ -42,15 +42,17 @@ class WebhookPage(Document):
 
 
 class DeliveryInfo(Document):
-    """One message to a webhook."""
+    """A message to a webhook."""
 
     id: str
     run_id: str
     created: float
     attempts: int
     due: float | None
+    """Time of the next attempt; null: delivered or given up."""
     delivered: float | None
     answer: str | None
+    """Status or error of the last attempt."""
 
 
 class DeliveryPage(Document):

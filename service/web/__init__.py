@@ -1,14 +1,14 @@
-"""The web page: plain files, served as they lie here. `static/vendor/README.md` lists what others wrote."""
+"""Web page of the service: static files. `static/vendor/README.md` lists third-party code."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 STATIC = Path(__file__).with_name("static")
-"""Served under `/static/`."""
+"""Directory that is served under `/static/`."""
 
 REFERENCE = STATIC / "reference.html"
-"""Answered at `/reference`."""
+"""Page that is served at `/reference`."""
 
 PAGE = STATIC / "index.html"
-"""Answered at `/`."""
+"""Page that is served at `/`."""

@@ -90,12 +90,12 @@ def test_a_name_means_the_callers_own_run(api: Service) -> None:
     answer = api.bob.post("/v1/runs", json={"config": start("first")})
     assert answer.json()["config"]["tokenizer"]["path"] == f"run://{own}/model"
     ambiguous = api.admin.post("/v1/runs", json={"config": start("first")})
-    assert "2 finished runs have this name; name one by its id" in ambiguous.json()["detail"]
+    assert "2 finished runs have this name; choose one by its id" in ambiguous.json()["detail"]
 
 
 def test_a_run_that_has_not_finished_is_no_start(api: Service) -> None:
     run_id = api.submit(name="first")["id"]
-    assert "this run is queued; wait until it has succeeded" in api.ann.post(
+    assert "this run is queued; choose a run that has succeeded" in api.ann.post(
         "/v1/runs", json={"config": start(run_id)}).json()["detail"]
 
 

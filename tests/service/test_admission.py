@@ -57,7 +57,7 @@ def test_one_free_slot_starts_one_run_where_others_use_the_rest():
 def test_workers_that_wait_already_are_told_of():
     rooms = ClusterCapacity({"low": PoolRoom(4, 0, pending=2), "high": PoolRoom(1, 1)})
     [decided] = admit([run("a")], [], LIMITS, rooms)
-    assert decided.reason == "waits for 1 low: 0 of 4 are free; 2 workers wait already"
+    assert decided.reason == "waits for 1 low: 0 of 4 are free; 2 workers already wait"
 
 
 def test_a_pool_without_machines_is_waited_for_and_blocks_nobody():

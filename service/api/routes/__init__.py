@@ -1,1 +1,1 @@
-"""The endpoints, by what they are about."""
+"""Endpoints by topic."""

@@ -1,4 +1,4 @@
-"""Signing in, and the tokens to do it with."""
+"""Sign-in, sessions and tokens."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ _DAY = 24 * 3600.0
 
 @sign_ins.post("", status_code=204, responses=problems(body=True))
 def sign_in(body: SessionRequest, request: Request, response: Response, context: InContext) -> None:
-    """Begin a browser's session, by a token or a sign-in code: a cookie that no script can read and no other site can use."""
+    """Start a browser session with a token or a sign-in code. Its cookie is hidden from scripts and unusable by other sites."""
     if "sec-fetch-site" in request.headers or "origin" in request.headers:
         check_same_origin(request, context.settings)
     address = client_address(request)
     context.limits.take(f"address {address}")
     token = _proven(body, context)
     if token is None:
-        context.guesses.take(f"address {address}")
+        context.sign_in_limits.take(f"address {address}")
         raise Unauthorised(
             "the token is unknown, expired or revoked" if body.token is not None
             else "the sign-in code is unknown, used or expired; `moedisco sign-in` makes another")
     now, before = context.now(), session_of(request, context.settings)
     with context.database.write() as session:
-        if before is not None:      # a browser has one session; whoever was signed in is not any more
+        if before is not None:      # a browser has one session, so the previous one ends
             sessions.end(session, before)
         plain, row = sessions.create(session, token, longest=3600 * context.settings.session_max_hours, now=now)
         audit.note(
@@ -68,7 +68,7 @@ def sign_in(body: SessionRequest, request: Request, response: Response, context:
 
 @sign_ins.delete("", status_code=204, responses=problems())
 def sign_out(request: Request, response: Response, context: InContext) -> None:
-    """End a browser's session, and every copy of its cookie; the token stays valid."""
+    """End a browser session and all copies of its cookie; the token stays valid."""
     plain = session_of(request, context.settings)
     if plain is not None:
         check_same_origin(request, context.settings)
@@ -79,7 +79,7 @@ def sign_out(request: Request, response: Response, context: InContext) -> None:
 
 @router.get("/sessions", responses=problems())
 def list_sessions(caller: Reader, context: InContext) -> SessionPage:
-    """The browsers that are signed in with the caller's token."""
+    """List the browser sessions of the caller's token."""
     with context.database.read() as session:
         found = sessions.of_token(
             session, caller.token_id, idle=context.settings.session_idle_seconds, now=context.now())
@@ -90,7 +90,7 @@ def list_sessions(caller: Reader, context: InContext) -> SessionPage:
 
 @router.delete("/sessions", status_code=204, responses=problems())
 def end_sessions(caller: Reader, context: InContext) -> None:
-    """Sign out every browser that is signed in with the caller's token."""
+    """End all browser sessions of the caller's token."""
     now = context.now()
     with context.database.write() as session:
         sessions.end_all(session, caller.token_id)
@@ -99,7 +99,7 @@ def end_sessions(caller: Reader, context: InContext) -> None:
 
 @router.post("/sign-in-codes", status_code=201, responses=problems())
 def create_sign_in_code(caller: Reader, context: InContext) -> NewSignInCode:
-    """Make a code that signs one browser in, within ten minutes, for the caller's token; a session cannot make one."""
+    """Create a code that signs in one browser with the caller's token within ten minutes; not allowed for sessions."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -109,7 +109,7 @@ def create_sign_in_code(caller: Reader, context: InContext) -> NewSignInCode:
 
 @router.get("/identity", responses=problems())
 def get_identity(caller: Reader) -> Identity:
-    """Who the caller is."""
+    """Describe the caller."""
     return Identity(
         owner=caller.owner, scopes=[scope for scope in SCOPES if scope in caller.scopes], version=version("moedisco-ray"),
         dashboard_url="/ray/" if caller.admin else None)
@@ -117,7 +117,7 @@ def get_identity(caller: Reader) -> Identity:
 
 @router.get("/tokens", responses=problems())
 def list_tokens(caller: Admin, context: InContext) -> TokenPage:
-    """All tokens, oldest first; none is shown itself."""
+    """List all tokens without their secrets, oldest first."""
     del caller
     with context.database.read() as session:
         return TokenPage(items=[token_answer(row) for row in tokens.page(session)])
@@ -125,7 +125,7 @@ def list_tokens(caller: Admin, context: InContext) -> TokenPage:
 
 @router.post("/tokens", status_code=201, responses=problems(body=True))
 def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewToken:
-    """Make a token. It is shown this once. A session cannot make one."""
+    """Create a token, which is shown only once; not allowed for sessions."""
     require_token(caller)
     now = context.now()
     expires = None if body.expires_in_days is None else now + body.expires_in_days * _DAY
@@ -138,7 +138,7 @@ def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewTo
 
 @router.delete("/tokens/{token_id}", status_code=204, responses=problems(404))
 def revoke_token(token_id: ThingId, caller: Admin, context: InContext) -> None:
-    """End a token at once, and the sessions that it began."""
+    """Revoke a token and end its sessions."""
     now = context.now()
     with context.database.write() as session:
         row = tokens.get(session, token_id)

@@ -1,4 +1,4 @@
-"""Files that a run makes."""
+"""Files of runs."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from service.api.archives import Archive
 from service.api.files import list_files, open_file, send_content
 from service.api.openapi import content, problems
 from service.api.routes.watching import VisibleRun
-from service.api.security import SIGNED_IN, STREAM_PLACE
+from service.api.security import SIGNED_IN, STREAM_SLOT
 from service.database import tables
 from service.schemas import ArtifactPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["files"], dependencies=SIGNED_IN)
 _FILE: dict[int | str, dict[str, Any]] = {
     200: content("application/octet-stream", "The file."),
-    206: content("application/octet-stream", "The part that `Range` asked for."),
-    304: {"description": "`If-None-Match` names what is there."},
+    206: content("application/octet-stream", "The range that `Range` asked for."),
+    304: {"description": "`If-None-Match` matches the present version."},
 }
 _ARCHIVE: dict[int | str, dict[str, Any]] = _FILE | {
     200: content("application/x-tar", "The archive."),
-    206: content("application/x-tar", "The part that `Range` asked for."),
+    206: content("application/x-tar", "The range that `Range` asked for."),
 }
 
 
 @router.get("/artifacts", responses=problems(404))
 def list_artifacts(run: VisibleRun) -> ArtifactPage:
-    """The files of the run directory, by path; what is being written is left out."""
+    """List the files of the run directory by path, without drafts."""
     return ArtifactPage(items=sorted(list_files(Path(run.directory)), key=lambda file: file.path))
 
 
-@router.get("/artifacts/{path:path}", response_class=Response, dependencies=[STREAM_PLACE], responses=_FILE | problems(404, 416))
+@router.get("/artifacts/{path:path}", response_class=Response, dependencies=[STREAM_SLOT], responses=_FILE | problems(404, 416))
 def get_artifact(run: VisibleRun, path: str, request: Request) -> Response:
-    """A file, or a part of it (`Range`)."""
+    """Download a file or a range of it (`Range`)."""
     return send_content(request, open_file(Path(run.directory), path))
 
 
@@ -45,9 +45,9 @@ def head_artifact(run: VisibleRun, path: str, request: Request) -> Response:
     return send_content(request, open_file(Path(run.directory), path))
 
 
-@router.get("/model.tar", response_class=Response, dependencies=[STREAM_PLACE], responses=_ARCHIVE | problems(404, 416))
+@router.get("/model.tar", response_class=Response, dependencies=[STREAM_SLOT], responses=_ARCHIVE | problems(404, 416))
 def get_model_archive(run: VisibleRun, request: Request) -> Response:
-    """The finished model, a Hugging Face directory, as one archive, or a part of it (`Range`); the same bytes each time."""
+    """Download the finished model (a Hugging Face directory) as one archive or a range of it (`Range`); always the same bytes."""
     return send_content(request, _archive(run))
 
 

@@ -1,4 +1,4 @@
-"""What an operator and their machines look at."""
+"""Health, metrics and the audit log, for operators."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/v1/audit", responses=problems(), dependencies=SIGNED_IN)
 def list_audit(caller: Admin, context: InContext, cursor: Cursor = None, limit: Limit = 50) -> AuditPage:
-    """Who did what, newest first."""
+    """List the audit log, newest entries first."""
     del caller
     with context.database.read() as session:
         rows, following = audit.page(session, cursor=cursor, limit=limit)
@@ -28,22 +28,23 @@ def list_audit(caller: Admin, context: InContext, cursor: Cursor = None, limit: 
 
 @router.get("/healthz")
 def healthz() -> Health:
-    """Whether the process lives."""
+    """Whether the process is alive."""
     return Health(status="ok", checks={})
 
 
-@router.get("/readyz", responses={503: {"model": Health, "description": "A part does not answer."}})
+@router.get("/readyz", responses={503: {"model": Health, "description": "A part of the service does not answer."}})
 def readyz(context: InContext, response: Response) -> Health:
-    """Whether the service can work: its database answers in this version's form, and so does Ray."""
+    """Whether the service can work: Ray answers, and the database answers and has this version's tables."""
     checks = {"database": _database(context), "ray": "ok" if context.pools.read().connected else "does not answer"}
     ready = all(word == "ok" for word in checks.values())
     response.status_code = 200 if ready else 503
     return Health(status="ok" if ready else "unavailable", checks=checks)
 
 
-@router.get("/metrics", response_class=Response, responses={200: content("text/plain", "For Prometheus.", {"type": "string"})})
+@router.get("/metrics", response_class=Response, responses={
+    200: content("text/plain", "Metrics in the format of Prometheus.", {"type": "string"})})
 def get_figures(context: InContext) -> Response:
-    """Figures of the service for Prometheus."""
+    """Metrics of the service for Prometheus."""
     with context.database.read() as session:
         for state, count in runs.state_counts(session).items():
             context.prometheus.runs.labels(state.value).set(count)

@@ -1,15 +1,15 @@
-"""The Ray dashboard under `/ray/`, for administrators.
+"""Pages for browsers: the service's own, and the Ray dashboard under `/ray/` for administrators.
 
-The dashboard's scripts run on the service's own origin, where the administrator's session is. What keeps them from using it:
+The dashboard's scripts run on the origin of the service, to which the administrator's session belongs. They cannot use it, because:
 
-* Only GET and HEAD, and only the paths that the dashboard's pages read, are passed on; no job can be submitted or stopped.
-* A content security policy confines the dashboard's document to `/ray/`: no request to the service's own API, no form, no frame,
-  no worker, and (by the sandbox) no further window, which would be free of this policy.
-* Everything else from Ray, such as a log that a run wrote, is sandboxed: it cannot run a script if it is opened as a page.
-* Cookies and tokens are not passed on in either direction.
+* Only GET and HEAD, and only paths that the dashboard's pages read, are passed on; no job can be submitted or stopped.
+* A content security policy restricts the dashboard's document to `/ray/`: no requests to the service's API, no forms, frames or
+  workers, and (by the sandbox) no new windows, to which the policy would not apply.
+* Everything else from Ray, such as a log of a run, is sandboxed and cannot run scripts when opened as a page.
+* Cookies and tokens are passed on in neither direction.
 
-What remains: scripts of the dashboard can read all that it shows, send it elsewhere by leaving the page, and set cookies and
-local storage of the service's origin. The service's page keeps no secret where a script can read it.
+Remaining risk: scripts of the dashboard can read all that it shows, send it elsewhere by navigating away, and set cookies and local
+storage of the service's origin. The service's page stores no secret that scripts can read.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/", response_class=FileResponse)
 def page() -> FileResponse:
-    """The page; it asks for everything it shows with the session's cookie."""
+    """The page of the service, which loads its data from the API with the session's cookie."""
     return FileResponse(PAGE, media_type="text/html; charset=utf-8", headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/reference", response_class=FileResponse)
 def reference() -> FileResponse:
     """The reference of the REST API."""
-    # Swagger UI's icons are part of its style sheet.
+    # The style sheet of Swagger UI embeds its icons.
     policy = f"{SECURITY_HEADERS['Content-Security-Policy']}; img-src 'self' data:"
     return FileResponse(
         REFERENCE, media_type="text/html; charset=utf-8", headers={"Cache-Control": "no-cache", "Content-Security-Policy": policy})
@@ -52,7 +52,7 @@ def reference() -> FileResponse:
 
 @router.api_route(PREFIX[:-1], methods=["GET", "HEAD"])
 def ray_root() -> RedirectResponse:
-    """Where the dashboard's relative addresses work."""
+    """Redirect to the path at which the dashboard's relative URLs work."""
     return RedirectResponse(PREFIX)
 
 
@@ -77,13 +77,13 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
                 yield block
 
     blocks = body()
-    await anext(blocks)     # begun, so that closing it closes the dashboard's answer even if no reader is left
+    await anext(blocks)     # started, so that closing it also closes the dashboard's answer if the client has gone
     return ClosedStream(blocks, page.status, headers)
 
 
 def _document_policy(request: Request, url: str) -> str:
-    """The policy of the one document that runs scripts. Paths can be named only behind an origin."""
-    # A proxy in front may have changed the request's host; then the browser knows the service by its public URL.
+    """Content security policy of the document that runs scripts; it needs full URLs, because paths require an origin."""
+    # Behind a proxy that changes the host header, browsers use the public URL.
     host = request.headers.get("host", "")
     bases = [quote(url, safe=":/[]%"), *([f"{request.url.scheme}://{host}"] if _HOST.fullmatch(host) else [])]
     places = " ".join(f"{base}{PREFIX}" for base in dict.fromkeys(bases))

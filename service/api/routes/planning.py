@@ -1,4 +1,4 @@
-"""What a run would need and cost, and what there is to run it on."""
+"""Estimates of runs, pools of the cluster, presets and the configuration's schema."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ router = APIRouter(prefix="/v1", tags=["planning"], route_class=StrictRoute, dep
 
 
 class YamlResponse(PlainTextResponse):
-    """A commented configuration."""
+    """A YAML answer."""
 
     media_type = "text/yaml"
 
 
 @router.post("/estimates", responses=problems(body=True))
 def estimate(body: EstimateRequest, caller: Reader, context: InContext) -> Estimate:
-    """Parameters, memory, time and cost of a run at the operator's prices, and what would make it fit where it does not."""
+    """Estimate parameters, memory, time and cost of a run at the operator's prices, with remedies if it does not fit."""
     policy = policy_of(context, caller)
     check_pools(body.config, policy)
     _, plan, notes = checked(context, caller, body.config, policy.prices)
@@ -39,7 +39,7 @@ def estimate(body: EstimateRequest, caller: Reader, context: InContext) -> Estim
 
 @router.get("/pools", responses=problems())
 def list_pools(caller: Reader, context: InContext) -> PoolList:
-    """Machines of the cluster by their tag, with what they cost."""
+    """List the pools of the cluster with their prices."""
     prices = policy_of(context, caller).prices
     with context.database.read() as session:
         waiting = runs.in_states(session, [RunState.QUEUED, *ACTIVE])
@@ -51,13 +51,13 @@ def list_pools(caller: Reader, context: InContext) -> PoolList:
 @router.get("/presets/{name}", response_class=YamlResponse, responses=problems() | {
     200: content("text/yaml", "A configuration with a comment on every setting.", {"type": "object"})})
 def get_preset(name: PresetName, caller: Reader) -> YamlResponse:
-    """A commented configuration to start from."""
+    """A preset: a commented configuration to start from."""
     del caller
     return YamlResponse(preset_text(name))
 
 
 @router.get("/schema", responses=problems())
 def get_schema(caller: Reader) -> dict[str, Any]:
-    """JSON Schema of a configuration."""
+    """JSON Schema of the configuration."""
     del caller
     return RunConfig.model_json_schema()

@@ -1,4 +1,4 @@
-"""Policies, which only the operator changes, and each owner's quota, which the owner may see."""
+"""Policies, which only administrators change, and quotas, which their owners may read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from service.schemas import Quota, Share
 
 router = APIRouter(prefix="/v1", tags=["policies"], route_class=StrictRoute, dependencies=SIGNED_IN)
 
-_OwnerName = Annotated[Owner, Path(description="Whose entry.", examples=["ann"])]
+_OwnerName = Annotated[Owner, Path(description="Owner of the entry.", examples=["ann"])]
 
 
 @router.get("/policies", responses=problems(), response_model_exclude_unset=True)
 def get_policies(caller: Admin, context: InContext) -> Policies:
-    """Every entry, with what was set in it; the rest is as in the default, and there as documented."""
+    """All entries, with the fields that were set; other fields are taken from the default entry or the documented defaults."""
     del caller
     with context.database.read() as session:
         return policies.load(session)
@@ -33,7 +33,7 @@ def get_policies(caller: Admin, context: InContext) -> Policies:
 
 @router.put("/policies", responses=problems(409, body=True), response_model_exclude_unset=True)
 def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
-    """Replace all policies. A session cannot."""
+    """Replace all policies; not allowed for sessions."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -46,7 +46,7 @@ def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
 
 @router.put("/policies/owners/{owner}", responses=problems(409, body=True), response_model_exclude_unset=True)
 def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContext) -> Policy:
-    """Replace one owner's entry; what it leaves out is as in the default. A session cannot."""
+    """Replace one owner's entry; fields that it leaves out are taken from the default. Not allowed for sessions."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -59,13 +59,13 @@ def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContex
 
 @router.delete("/policies/owners/{owner}", status_code=204, responses=problems(404, 409))
 def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
-    """Delete one owner's entry, so that the default holds. A session cannot."""
+    """Delete one owner's entry, so that the default applies; not allowed for sessions."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
         _check_unlocked(context)
         if not policies.remove(session, owner):
-            raise NotFound(f"{owner} has no policy of their own")
+            raise NotFound(f"owner {owner} has no policy entry")
         note(session, caller, "policy.delete", owner, now, {})
     context.wake_reconciler()
 
@@ -73,11 +73,11 @@ def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
 @router.get("/quota", responses=problems())
 def get_quota(
     caller: Reader, context: InContext,
-    owner: Annotated[str | None, Query(max_length=64, description="Whose; for an administrator. Left out: the caller's.")] = None,
+    owner: Annotated[str | None, Query(max_length=64, description="Owner, for administrators; by default the caller's.")] = None,
 ) -> Quota:
-    """Limits of the caller's owner, and what is used of them."""
+    """Limits of an owner and their usage."""
     if owner is not None and owner != caller.owner and not caller.admin:
-        raise Forbidden("only an administrator may see another owner's quota; leave `owner` out for yours")
+        raise Forbidden("only an administrator may read another owner's quota; leave out `owner` to read yours")
     with context.database.read() as session:
         return _quota(session, caller, owner or caller.owner, context.now())
 
@@ -97,5 +97,5 @@ def _quota(session: Session, caller: Caller, owner: str, now: float) -> Quota:
 def _check_unlocked(context: ServiceContext) -> None:
     if context.settings.policies is not None:
         raise Conflict(
-            f"the policies are those of {context.settings.policies}, named by `moedisco serve --policies`; change that file and "
-            "start the service again")
+            f"the policies come from {context.settings.policies} (`moedisco serve --policies`); change that file and restart the "
+            "service")

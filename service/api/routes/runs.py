@@ -1,4 +1,4 @@
-"""Making, finding, changing and ending runs."""
+"""Creating, listing, changing and stopping runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ABOUT_RUN = (
     "list_logs", "list_artifacts")
 _MADE: Responses = {201: {
     "description": "The run, queued.", "links": links(*_ABOUT_RUN),
-    "headers": {"Location": {"description": "Of the run.", "schema": {"type": "string"}}}}}
+    "headers": {"Location": {"description": "Path of the run.", "schema": {"type": "string"}}}}}
 _TagFilter = Annotated[str, Query(max_length=321, pattern=r"^[^:]{1,64}:.*$")]
 
 
@@ -44,7 +44,7 @@ def submit_run(
     body: RunRequest, request: Request, response: Response, caller: Submitter, context: InContext,
     idempotency_key: IdempotencyKey = None,
 ) -> RunDetail:
-    """Queue a run. With an Idempotency-Key it is safe to send again: the same run answers."""
+    """Queue a run. With an Idempotency-Key the request can be repeated and returns the same run."""
     asked = digest("submit", body.model_dump_json())
     policy = policy_of(context, caller)
     return _made(context, caller, new_run(context, caller, body, policy), policy, idempotency_key, asked, request, response)
@@ -53,14 +53,14 @@ def submit_run(
 @router.get("", responses=problems())
 def list_runs(
     caller: Reader, context: InContext,
-    state: Annotated[list[RunState], Query(max_length=7, description="Any of these.")] = [],  # noqa: B006 - FastAPI copies it
+    state: Annotated[list[RunState], Query(max_length=7, description="States to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
     owner: Annotated[str | None, Query(max_length=64)] = None,
-    name: Annotated[str | None, Query(max_length=128, description="A part of the name.")] = None,
-    tag: Annotated[list[_TagFilter], Query(max_length=32, description="`key:value`; every one of these.")] = [],  # noqa: B006
+    name: Annotated[str | None, Query(max_length=128, description="Part of the name.")] = None,
+    tag: Annotated[list[_TagFilter], Query(max_length=32, description="Tags as `key:value`, which must all match.")] = [],  # noqa: B006
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> RunPage:
-    """Runs, newest first: one's own, or everybody's for an administrator."""
+    """List runs, newest first: the caller's own, or those of all owners for an administrator."""
     mine = owner_filter(caller)
     if owner is not None and mine is not None and owner != mine:
         return RunPage(items=[], next_cursor=None)
@@ -73,16 +73,16 @@ def list_runs(
 
 @router.get("/{run_id}", responses=problems(404))
 def get_run(run_id: RunId, caller: Reader, context: InContext) -> RunDetail:
-    """A run as it stands."""
+    """The present state of a run."""
     with context.database.read() as session:
         return run_detail(context, caller, session, visible_run(session, caller, run_id))
 
 
 @router.patch("/{run_id}", responses=problems(404, 409, body=True))
 def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InContext) -> RunDetail:
-    """Change what may change while a run exists. Priority counts while it is queued, the budget at once.
+    """Change a run. The priority matters while the run is queued; a new budget applies at once.
 
-    `kept: true` keeps a run from being removed by retention.
+    `kept: true` exempts a run from retention.
     """
     changes = {name: value for name, value in body if value is not None}
     now = context.now()
@@ -104,20 +104,20 @@ def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InCon
 @router.delete("/{run_id}", status_code=204, responses=problems(404, 409))
 def delete_run(
     run_id: RunId, caller: Submitter, context: InContext,
-    keep_artifacts: Annotated[Flag, Query(description="Leave its files where they are.")] = False,
+    keep_artifacts: Annotated[Flag, Query(description="Whether to keep the run's files.")] = False,
 ) -> None:
-    """Delete a run, its history and its files; one that has a driver must be cancelled first."""
+    """Delete a run with its history and files; an active run must be cancelled first."""
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
         if RunState(run.state) in ACTIVE:
             raise Conflict(f"the run is {run.state}; cancel it, then delete it")
         if keep_artifacts and policies.of(session, run.owner).disk_bytes is not None and not caller.admin:
-            raise AgainstPolicy("keep_artifacts", "true", "your disk is limited, and such files would not count; leave it out")
+            raise AgainstPolicy("keep_artifacts", "true", "is not allowed while your disk is limited; leave it out")
         runs.delete(session, run)
         note(session, caller, "run.delete", run_id, now, {"name": run.name, "keep_artifacts": keep_artifacts})
     context.notify(run_id)
-    # What follows can be done again by hand; the run is gone whether or not it succeeds.
+    # The run is deleted even if the following steps fail; they can be done by hand.
     with contextlib.suppress(RayUnavailable):
         for attempt in range(1, run.attempt + 1):
             context.jobs.delete(submission_id(run.id, attempt))
@@ -127,14 +127,14 @@ def delete_run(
 
 @router.post("/{run_id}/cancel", status_code=202, responses=problems(404, 409, body=True))
 def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: CancelRequest | None = None) -> RunDetail:
-    """End a run: its step is finished and a checkpoint written, unless `force` kills it. Asking twice is the same as once."""
+    """Stop a run after its step, with a checkpoint, or at once with `force`. The request can be repeated."""
     force = body is not None and body.force
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
         state = RunState(run.state)
         if state in TERMINAL and state is not RunState.CANCELLED:
-            raise IllegalTransition(f"the run has {state.value} already")
+            raise IllegalTransition(f"the run has already {state.value}")
         stop: Stop = "killed" if force else "cancelled"
         if state is RunState.QUEUED:
             runs.transition(session, run, RunState.CANCELLED, reason=STOP_REASONS["cancelled"], now=now)
@@ -151,12 +151,12 @@ def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: Cance
 
 @router.post("/{run_id}/resume", status_code=202, responses=problems(404, 409))
 def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetail:
-    """Queue a failed or cancelled run again; it goes on from its last checkpoint."""
+    """Queue a failed or cancelled run again; it continues from its last checkpoint."""
     now = context.now()
     with context.database.write() as session:
         run = visible_run(session, caller, run_id, lock=True)
         if run.budget_dollars is not None and run.dollars >= run.budget_dollars:
-            raise Conflict(f"the run has used its budget of ${run.budget_dollars:g}; raise budget_dollars first")
+            raise Conflict(f"the run has spent its budget of ${run.budget_dollars:g}; raise budget_dollars first")
         check_queue(policies.of(session, run.owner), quotas.use_to_change(session, run.owner, now))
         runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
         note(session, caller, "run.resume", run_id, now, {})
@@ -170,7 +170,7 @@ def retry_run(
     run_id: RunId, request: Request, response: Response, caller: Submitter, context: InContext,
     body: RetryRequest | None = None, idempotency_key: IdempotencyKey = None,
 ) -> RunDetail:
-    """Queue a new run with an old one's configuration, changed as asked."""
+    """Queue a new run with the configuration of an existing one and the requested changes."""
     body = body or RetryRequest()
     with context.database.read() as session:
         parent = visible_run(session, caller, run_id)
@@ -201,4 +201,4 @@ def _delete_files(context: ServiceContext, run: tables.RunRow) -> None:
         if aside is not None:
             run_files.remove(aside)
     except OSError as error:
-        _log.warning("files of the deleted run %s are left: %s", run.id, error)
+        _log.warning("files of the deleted run %s remain: %s", run.id, error)

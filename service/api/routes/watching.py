@@ -1,4 +1,4 @@
-"""What a run reports, and what its readers see of it."""
+"""Reports of drivers, and the events, metrics, reports and logs of runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.api.logs import open_log, tail_start
 from service.api.openapi import content, problems
 from service.api.parameters import After, Flag, LastEventId, RunId
 from service.api.responses import ClosedStream, EventStream, none_yet
-from service.api.security import DRIVER, SIGNED_IN, STREAM_PLACE, Reader, check_driver, still_allowed, visible_run
+from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_driver, still_allowed, visible_run
 from service.database import ingest, metrics, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
@@ -35,18 +35,18 @@ reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=
 _DECISIVE = frozenset({"run_started", "run_finished", "run_failed", "run_stopped"})
 _MOST_LINES = 100_000
 _MOST_BYTES = 64 * 2**20
-"""Of a report."""
+"""Largest JSON document of a run that is sent (bytes)."""
 _MESSAGE = {
     "type": "object", "required": ["event", "data"], "properties": {
-        "id": {"type": "string", "description": "Position in the stream; absent from the last message."},
+        "id": {"type": "string", "description": "Position in the stream; absent in the last message."},
         "event": {"type": "string", "description": "Type of the event, or `end`."},
         "data": {"type": "string", "description": "The event as JSON."},
     }}
-"""One server-sent message."""
+"""Schema of a server-sent message."""
 
 
 def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.RunRow:
-    """The run that a path names, where the caller may see it."""
+    """The run in the path, if the caller may see it."""
     with context.database.read() as session:
         return visible_run(session, caller, run_id)
 
@@ -55,17 +55,17 @@ VisibleRun = Annotated[tables.RunRow, Depends(find_run)]
 
 
 async def raw_body(request: Request) -> bytes:
-    """The body as it came: a report is parsed in the thread that stores it."""
+    """The raw body; a report is parsed in the thread that stores it."""
     return await request.body()
 
 
-@router.get("/events", response_class=EventStream, dependencies=[STREAM_PLACE], responses=problems(404) | {
-    200: content("text/event-stream", "Messages of this form; one with the event `end` is the last.", _MESSAGE)})
+@router.get("/events", response_class=EventStream, dependencies=[STREAM_SLOT], responses=problems(404) | {
+    200: content("text/event-stream", "Messages of this form; the last one has the event `end`.", _MESSAGE)})
 async def stream_events(
     run: VisibleRun, caller: Reader, context: InContext, after: After = None, last_event_id: LastEventId = None,
-    follow: Annotated[Flag, Query(description="Wait for what comes, until the run has ended.")] = True,
+    follow: Annotated[Flag, Query(description="Whether to wait for new events until the run has ended.")] = True,
 ) -> EventStream:
-    """A run's events from any position on, live. Going on after the last id that was seen misses nothing."""
+    """Stream a run's events live from any position. A reader that reconnects with its last id misses nothing."""
     position = last_event_id if last_event_id is not None else -1 if after is None else after
     allowed = partial(still_allowed, caller, context)
     messages = context.streams.follow(run.id, position, allowed) if follow else context.streams.replay(run.id, position)
@@ -75,14 +75,14 @@ async def stream_events(
 @reports.post("/report", responses=problems(400, 404, body=True), openapi_extra={"requestBody": {
     "required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Report"}}}}})
 def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], request: Request, context: InContext) -> ReportAnswer:
-    """Take in lines of the driver's `events.jsonl`; for the driver of the run's present attempt only."""
+    """Store lines of the driver's `events.jsonl`; only for the driver of the run's present attempt."""
     with context.database.read() as session:
         check_driver(request, context, runs.get(session, run_id))
     report = _report(body)
     events = [Event(event.type, event.stage, event.unit, event.data, event.time) for event in report.events]  # type: ignore[arg-type]
     now = context.now()
     with context.database.write() as session:
-        # Asked again: another attempt may have begun since.
+        # Checked again, because another attempt may have begun in the meantime.
         run = check_driver(request, context, runs.lock(session, run_id))
         before = run.next_seq
         following = ingest.take(session, run, report.first, events, now)
@@ -96,10 +96,10 @@ def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], requ
 @router.get("/metrics", responses=problems(404))
 def get_metrics(
     run: VisibleRun, context: InContext, figure: Figure = "loss",
-    unit: Annotated[list[str], Query(max_length=256, description="Only these.")] = [],  # noqa: B006 - FastAPI copies it
-    points: Annotated[int, Query(ge=2, le=10_000, description="At most so many per curve.")] = 1000,
+    unit: Annotated[list[str], Query(max_length=256, description="Units to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
+    points: Annotated[int, Query(ge=2, le=10_000, description="Largest number of points per curve.")] = 1000,
 ) -> Metrics:
-    """Curves, thinned so that their extremes stay."""
+    """Training curves, downsampled with their extremes preserved."""
     with context.database.read() as session:
         curves = metrics.series(session, run.id, figure, unit or None, points)
     return Metrics(figure=figure, series=[series_answer(curve) for curve in curves])
@@ -107,26 +107,26 @@ def get_metrics(
 
 @router.get("/submodels", responses=problems(404))
 def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
-    """Every part that trains by itself: the seed, each sub-model, the fine-tune."""
+    """List the units of a run: the seed, each sub-model and the fine-tune."""
     with context.database.read() as session:
         return UnitPage(items=[unit_answer(row) for row in runs.units(session, run.id)])
 
 
 @router.get("/trainings", responses=problems(404))
 def list_trainings(run: VisibleRun, context: InContext) -> TrainingPage:
-    """What Ray Train knows of each training: state, attempts, workers. Empty where it knows nothing, as after a restart of Ray."""
+    """List the trainings that Ray Train knows, with state, attempts and workers; empty after a restart of Ray."""
     return TrainingPage(items=context.trainings.read(run.id, run.name) if run.attempt else [])
 
 
 @router.get("/clusters", responses=problems(404))
 def get_clusters(run: VisibleRun) -> dict[str, Any]:
-    """How the documents were grouped."""
+    """Clusters of the documents."""
     return _document(Path(run.directory), "clusters/report.json", "clusters")
 
 
 @router.get("/report", response_model_exclude_unset=True, responses=problems(404, 409))
 def get_report(run: VisibleRun, context: InContext) -> RunReport:
-    """What the run has cost and reached, stage by stage; while it runs, of the stages so far."""
+    """Cost and results of a run by stage; while it is active, of the stages so far."""
     directory = Path(run.directory)
     if RunState(run.state) is RunState.SUCCEEDED:
         return _read_report(_document(directory, "report.json", "report"))
@@ -135,18 +135,18 @@ def get_report(run: VisibleRun, context: InContext) -> RunReport:
 
 @router.get("/logs", responses=problems(404))
 def list_logs(run: VisibleRun) -> LogPage:
-    """Logs that can be read: the driver's, and one per training worker."""
+    """List the logs of a run: that of the driver, and one for each training worker."""
     return LogPage(items=logs_in(Path(run.directory)))
 
 
-@router.get("/logs/{name}", response_class=ClosedStream, dependencies=[STREAM_PLACE], responses=problems(404) | {
-    200: content("text/plain", "The last lines, and with `follow` those that come.", {"type": "string"})})
+@router.get("/logs/{name}", response_class=ClosedStream, dependencies=[STREAM_SLOT], responses=problems(404) | {
+    200: content("text/plain", "The last lines, and new lines with `follow`.", {"type": "string"})})
 async def get_log(
     run: VisibleRun, name: str, caller: Reader, context: InContext,
-    tail: Annotated[int, Query(ge=0, le=_MOST_LINES, description="Lines to begin with.")] = 200,
-    follow: Annotated[Flag, Query(description="Go on until the run has ended.")] = False,
+    tail: Annotated[int, Query(ge=0, le=_MOST_LINES, description="Number of last lines to start with.")] = 200,
+    follow: Annotated[Flag, Query(description="Whether to wait for new lines until the run has ended.")] = False,
 ) -> Response:
-    """The end of a log, and what is still written to it."""
+    """Read the end of a log, and follow it if requested."""
     found = await run_in_threadpool(open_log, Path(run.directory), name)
     start = await run_in_threadpool(tail_start, found.file, found.size, tail)
 
@@ -175,7 +175,7 @@ def _read_report(document: dict[str, Any]) -> RunReport:
         return RunReport.model_validate(document)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise NotFound(f"the run has no report that this version can read ({where}); its file can be downloaded") from error
+        raise NotFound(f"this version cannot read the run's report ({where}); download its file instead") from error
 
 
 def _report(body: bytes) -> Report:
@@ -184,7 +184,7 @@ def _report(body: bytes) -> Report:
     except ValidationError as error:
         raise RequestValidationError([{**mistake, "loc": ("body", *mistake["loc"])} for mistake in error.errors()]) from error
     except ValueError as error:
-        raise BadRequest(f"the body is no JSON: {error}") from error
+        raise BadRequest(f"the body is not JSON: {error}") from error
 
 
 def _has_ended(context: ServiceContext, run_id: str) -> bool:
@@ -202,5 +202,5 @@ def _document(directory: Path, path: str, what: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise NotFound(f"{path} of the run is no JSON object; its file can be downloaded")
+        raise NotFound(f"{path} of the run is not a JSON object; download its file instead")
     return found

@@ -1,4 +1,4 @@
-"""Who is told of state changes."""
+"""Webhooks and their deliveries."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _ABOUT: Responses = {201: {
 
 @router.get("", responses=problems())
 def list_webhooks(caller: Submitter, context: InContext) -> WebhookPage:
-    """One's webhooks, oldest first; everybody's for an administrator."""
+    """List webhooks, oldest first: the caller's own, or those of all owners for an administrator."""
     with context.database.read() as session:
         return WebhookPage(items=[webhook_answer(row) for row in webhooks.page(session, owner_filter(caller))])
 
 
 @router.post("", status_code=201, responses=_ABOUT | problems(409, body=True))
 def create_webhook(body: WebhookRequest, caller: Submitter, context: InContext) -> NewWebhook:
-    """Send messages about the caller's runs to a URL. The secret that signs them is shown this once. A session cannot make one."""
+    """Create a webhook for the caller's runs. Its secret is shown only once. Not allowed for sessions."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
         if len(webhooks.page(session, caller.owner)) >= MOST:
-            raise Conflict(f"there are {MOST} webhooks already; delete one")
+            raise Conflict(f"you have {MOST} webhooks, the limit; delete one first")
         row = webhooks.create(session, owner=caller.owner, url=body.url, states=body.states, now=now)
         note(session, caller, "webhook.create", row.id, now, {"url": body.url})
     return NewWebhook.model_validate({**webhook_answer(row).model_dump(), "secret": row.secret})
@@ -45,7 +45,7 @@ def create_webhook(body: WebhookRequest, caller: Submitter, context: InContext) 
 
 @router.delete("/{webhook_id}", status_code=204, responses=problems(404))
 def delete_webhook(webhook_id: ThingId, caller: Submitter, context: InContext) -> None:
-    """Tell nobody there any more; what is under way is dropped."""
+    """Delete a webhook and its pending deliveries."""
     now = context.now()
     with context.database.write() as session:
         row = _visible(session, caller, webhook_id)
@@ -55,7 +55,7 @@ def delete_webhook(webhook_id: ThingId, caller: Submitter, context: InContext) -
 
 @router.get("/{webhook_id}/deliveries", responses=problems(404))
 def list_deliveries(webhook_id: ThingId, caller: Submitter, context: InContext) -> DeliveryPage:
-    """What was sent and how it went, newest first."""
+    """List the deliveries of a webhook with their results, newest first."""
     with context.database.read() as session:
         row = _visible(session, caller, webhook_id)
         return DeliveryPage(items=[delivery_answer(delivery) for delivery in webhooks.deliveries(session, row.id)])
@@ -63,12 +63,12 @@ def list_deliveries(webhook_id: ThingId, caller: Submitter, context: InContext) 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/retry", status_code=204, responses=problems(404))
 def retry_delivery(webhook_id: ThingId, delivery_id: ThingId, caller: Submitter, context: InContext) -> None:
-    """Send a message again now."""
+    """Send a delivery again now."""
     now = context.now()
     with context.database.write() as session:
         row = _visible(session, caller, webhook_id)
         if delivery_id not in {delivery.id for delivery in webhooks.deliveries(session, row.id)}:
-            raise NotFound("there is no such delivery")
+            raise NotFound("there is no such delivery of this webhook")
         webhooks.retry(session, delivery_id, now)
         note(session, caller, "webhook.retry", webhook_id, now, {"delivery": delivery_id})
 

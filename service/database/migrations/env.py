@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates inside the transaction it is handed; see `service.database.session.Database.migrate`."""
+"""Entry point of Alembic; migrates inside the transaction of `service.database.session.Database.migrate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.database.tables import Table
 connection = context.config.attributes["connection"]
 context.configure(
     connection=connection, target_metadata=Table.metadata, compare_type=True, compare_server_default=True,
-    # SQLite changes a table by making it anew.
+    # SQLite can change most things of a table only by copying it.
     render_as_batch=connection.dialect.name == "sqlite")
 with context.begin_transaction():
     context.run_migrations()

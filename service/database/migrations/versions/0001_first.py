@@ -13,7 +13,7 @@ WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make them."""
+    """Create the tables."""
     _runs()
     _what_runs_say()
     _callers()
@@ -21,7 +21,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them, those that point at others first."""
+    """Drop the tables, those with foreign keys first."""
     for table in ("deliveries", "webhooks", "idempotency_keys", "tokens", "audit", "prices", "points", "units", "events", "runs"):
         op.drop_table(table)
 

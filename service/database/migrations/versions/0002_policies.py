@@ -1,4 +1,4 @@
-"""Policies of owners, what they spent per month, and how long runs are kept; the price book is part of the policies."""
+"""Policies of owners, their monthly spending, and retention of runs; the price book becomes part of the policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make the tables and columns."""
+    """Create the tables and columns."""
     op.create_table(
         "policies",
         sa.Column("owner", sa.String(64), nullable=False),
@@ -30,7 +30,7 @@ def upgrade() -> None:
         sa.Column("dollars", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("owner", "month", name="spending_key"),
     )
-    # Not by a batch: that makes the table anew on SQLite, and dropping the old one would take the events of every run along.
+    # Not as a batch, which copies the table on SQLite: dropping the old one would delete the events of every run.
     op.add_column("runs", sa.Column("notes", sa.JSON()))
     op.add_column("runs", sa.Column("kept", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("runs", sa.Column("expires_at", sa.Float()))
@@ -43,7 +43,7 @@ def upgrade() -> None:
 
 
 def _keep_prices() -> None:
-    """Make the newest price of each resource one of the default policy."""
+    """Move the newest price of each resource to the default policy."""
     prices = sa.table("prices", sa.column("resource"), sa.column("since"), sa.column("dollars_per_hour"))
     rows = op.get_bind().execute(sa.select(prices.c.resource, prices.c.dollars_per_hour).order_by(prices.c.since)).all()
     newest = {row.resource: row.dollars_per_hour for row in rows}
@@ -53,7 +53,7 @@ def _keep_prices() -> None:
 
 
 def _keep_spending() -> None:
-    """Count the dollars of the runs that were submitted in this month; of older runs, when they were spent is unknown."""
+    """Count the dollars of runs that were submitted in this month; when older runs spent theirs is unknown."""
     now = datetime.now(UTC)
     runs = sa.table("runs", sa.column("owner"), sa.column("dollars"), sa.column("created"))
     begin = datetime(now.year, now.month, 1, tzinfo=UTC).timestamp()
@@ -64,7 +64,7 @@ def _keep_spending() -> None:
 
 
 def downgrade() -> None:
-    """Take them back; the price book comes back empty."""
+    """Drop the tables and columns; the price book becomes empty."""
     op.create_table(
         "prices",
         sa.Column("resource", sa.String(64), nullable=False),

@@ -1,4 +1,4 @@
-"""Browser sessions, and the one-time codes that begin them."""
+"""Browser sessions and the one-time codes that start them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ULID = sa.String(26)
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Create the tables."""
     op.create_table(
         "sessions",
         sa.Column("id", ULID, nullable=False),
