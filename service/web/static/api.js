@@ -1,8 +1,8 @@
-/** Requests to the service. The session cookie says who asks. */
+/** Requests to the service, authenticated by the session cookie. */
 
 import { connectionFailed } from "./connection.js";
 
-/** What the service says is wrong, as RFC 9457 has it. */
+/** An error answer of the service (RFC 9457). */
 export class Problem extends Error {
   /** @param {number} status @param {{title?: string, detail?: string, errors?: {field: string, message: string}[]}} body */
   constructor(status, body) {
@@ -13,7 +13,7 @@ export class Problem extends Error {
   }
 }
 
-/** The request did not get there, or its answer did not get back. */
+/** The request or its answer was lost. */
 export class ConnectionLost extends Error {
   constructor() {
     super("The service cannot be reached.");
@@ -23,13 +23,13 @@ export class ConnectionLost extends Error {
 /** @type {() => void} */
 let signedOut = () => {};
 
-/** @param {() => void} listener Called when an answer says that the session is over. */
+/** @param {() => void} listener Called when an answer shows that the session has ended. */
 export function onSignedOut(listener) {
   signedOut = listener;
 }
 
 /**
- * Ask for JSON.
+ * Request JSON.
  * @param {string} path
  * @param {{method?: string, body?: unknown, headers?: Record<string, string>, signal?: AbortSignal}} [options]
  * @returns {Promise<any>} The answer's JSON; null for an empty one.
@@ -40,13 +40,13 @@ export async function ask(path, options = {}) {
   return answer.status === 204 ? null : answer.json();
 }
 
-/** Ask for text. @param {string} path @param {{signal?: AbortSignal}} [options] @returns {Promise<string>} */
+/** Request text. @param {string} path @param {{signal?: AbortSignal}} [options] @returns {Promise<string>} */
 export async function askText(path, options = {}) {
   return (await send(path, options)).text();
 }
 
 /**
- * Text that goes on while it is written, piece by piece.
+ * Read a text that grows, in pieces.
  * @param {string} path @param {AbortSignal} signal @param {(piece: string) => void} take
  */
 export async function followText(path, signal, take) {
@@ -64,15 +64,15 @@ export async function followText(path, signal, take) {
   }
 }
 
-/** A query string without what is empty. @param {Record<string, string | number | null | undefined>} fields */
+/** A query string without empty fields. @param {Record<string, string | number | null | undefined>} fields */
 export function query(fields) {
   const filled = Object.entries(fields).filter(([, value]) => value !== "" && value != null);
   return filled.length ? "?" + new URLSearchParams(filled) : "";
 }
 
-/** A name for a request that may be repeated without being done twice. */
+/** A random Idempotency-Key. */
 export function newKey() {
-  // crypto.randomUUID exists on HTTPS and localhost only
+  // crypto.randomUUID exists only on HTTPS and localhost
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -96,8 +96,8 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
 }
 
 async function problemOf(answer) {
-  const kind = answer.headers.get("Content-Type") ?? "";
-  if (kind.includes("json")) return new Problem(answer.status, await answer.json());
+  const mediaType = answer.headers.get("Content-Type") ?? "";
+  if (mediaType.includes("json")) return new Problem(answer.status, await answer.json());
   if (answer.status === 502 || answer.status === 504) {
     connectionFailed();
     return new ConnectionLost();

@@ -1,4 +1,4 @@
-/** The page: who is signed in, the frame, and the view that the address names. */
+/** The page: sign-in state, frame, and the view of the present route. */
 
 import { ask, onSignedOut } from "./api.js";
 import { watchConnection } from "./connection.js";
@@ -14,7 +14,7 @@ const PLACES = [["#/runs", "Runs", ["runs", "run"]], ["#/submit", "New run", ["s
 const TITLES = { runs: "Runs", run: "Run", submit: "New run", retry: "Retry", pools: "Pools", unknown: "Not found" };
 
 /**
- * A sign-in code or a token in the address, `/#code=...` or `/#token=...`. It is taken out of the address and its history entry.
+ * A sign-in code or a token in the URL, `/#code=...` or `/#token=...`, which is removed from the URL and the history entry.
  * @returns {{code: string} | {token: string} | null}
  */
 function proofOfAddress() {
@@ -39,7 +39,7 @@ function App() {
   useEffect(() => {
     onSignedOut(() => setIdentity(null));
     const signInByAddress = async (proof) => {
-      // Nothing of whoever was signed in before stays on the page
+      // Remove the data of an earlier user from the page
       setIdentity(undefined);
       setProblem(null);
       try {
@@ -57,7 +57,7 @@ function App() {
       return proof !== null;
     };
     if (!moved()) identify();
-    // A link that is opened where the page is open already changes its fragment only
+    // A link opened in a tab that shows the page changes only the fragment
     addEventListener("hashchange", moved);
     const unwatch = watchConnection((reached) => reached && identify());
     return () => {
@@ -116,7 +116,7 @@ function Frame({ identity, signOut }) {
       ${route.view === "submit" && html`<${SubmitView} key="new" />`}
       ${route.view === "retry" && html`<${RetryView} key=${route.id} id=${route.id} />`}
       ${route.view === "pools" && html`<${PoolsView} dashboard=${identity.dashboard_url} />`}
-      ${route.view === "unknown" && html`<div class="empty"><h1>Nothing is here</h1><p><a href="#/runs">All runs</a></p></div>`}
+      ${route.view === "unknown" && html`<div class="empty"><h1>Page not found</h1><p><a href="#/runs">All runs</a></p></div>`}
     </main>`;
 }
 
@@ -131,7 +131,7 @@ function Connection() {
   useEffect(() => watchConnection(setReached), []);
   return html`<div role="status" aria-live="polite">
     ${!reached && html`
-      <div class="away"><p>The service cannot be reached. What is shown may be old; it catches up by itself.</p></div>`}
+      <div class="away"><p>The service cannot be reached. The page may show old data until the connection is back.</p></div>`}
   </div>`;
 }
 

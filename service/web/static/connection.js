@@ -1,4 +1,4 @@
-/** Whether the service can be reached. While it cannot, it is asked every two seconds; who waits is told when it is back. */
+/** Connection to the service. While it is lost, a request every two seconds checks it; watchers are called on every change. */
 
 const PROBE_SECONDS = 2;
 
@@ -6,21 +6,21 @@ const PROBE_SECONDS = 2;
 const watchers = new Set();
 let lost = false;
 
-/** @param {(reached: boolean) => void} watcher Told of every change. @returns {() => void} Ends it. */
+/** @param {(reached: boolean) => void} watcher Called on every change. @returns {() => void} Removes the watcher. */
 export function watchConnection(watcher) {
   watchers.add(watcher);
   return () => watchers.delete(watcher);
 }
 
-/** A request failed on the way. */
+/** Report a request that did not reach the service. */
 export function connectionFailed() {
   if (lost) return;
   lost = true;
-  tell();
+  notify();
   probe();
 }
 
-function tell() {
+function notify() {
   for (const watcher of [...watchers]) watcher(!lost);
 }
 
@@ -30,10 +30,10 @@ async function probe() {
     try {
       if ((await fetch("/healthz", { cache: "no-store" })).ok) {
         lost = false;
-        tell();
+        notify();
       }
     } catch {
-      // still away
+      // still unreachable
     }
   }
 }

@@ -1,4 +1,4 @@
-/** The page's one way to its rendering library: preact with htm's templates. */
+/** Rendering library: preact with templates by htm. */
 
 import htm from "./vendor/htm.js";
 import { h } from "./vendor/preact.js";

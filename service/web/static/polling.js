@@ -1,16 +1,16 @@
-/** What is asked again and again while somebody looks. */
+/** Hooks for data that is requested periodically while the page is visible. */
 
 import { watchConnection } from "./connection.js";
 import { useEffect, useReducer, useRef, useState } from "./lib.js";
 import { now } from "./words.js";
 
 /**
- * Ask now, every few seconds, when the page is looked at again, and when the connection is back.
+ * Load now, every few seconds, when the page becomes visible, and when the connection is back.
  * @template T
  * @param {(signal: AbortSignal) => Promise<T>} load
  * @param {number} seconds
- * @param {unknown[]} inputs What `load` depends on.
- * @returns {{value: T | null, problem: Error | null, reload: () => void}} The last answer stays while a later one fails.
+ * @param {unknown[]} inputs Dependencies of `load`.
+ * @returns {{value: T | null, problem: Error | null, reload: () => void}} After a failure, `value` keeps the last answer.
  */
 export function usePolled(load, seconds, inputs) {
   const [value, setValue] = useState(null);
@@ -50,7 +50,7 @@ export function usePolled(load, seconds, inputs) {
   return { value, problem, reload: () => reload.current() };
 }
 
-/** The present moment, renewed every so often, for what shows an age. @param {number} seconds */
+/** The present time, updated periodically to show ages. @param {number} seconds Interval (s). */
 export function useNow(seconds = 1) {
   const [, tick] = useReducer((ticks) => ticks + 1, 0);
   useEffect(() => {

@@ -1,4 +1,4 @@
-/** The reference of the REST API, drawn by Swagger UI from the service's own description. */
+/** API reference: Swagger UI for the service's OpenAPI document. */
 
 SwaggerUIBundle({
   url: "/openapi.json",
@@ -6,6 +6,6 @@ SwaggerUIBundle({
   deepLinking: true,
   defaultModelsExpandDepth: 0,
   docExpansion: "list",
-  // Nothing is sent to a validator of somebody else's.
+  // No request to an external validator
   validatorUrl: null,
 });

@@ -1,4 +1,4 @@
-/** Where the reader is: the URL's fragment, such as `#/runs/01J...`. */
+/** Routes in the fragment of the URL, such as `#/runs/01J...`. */
 
 import { useEffect, useState } from "./lib.js";
 
@@ -15,20 +15,20 @@ export function routeOf(fragment) {
   return { view: "unknown" };
 }
 
-/** The place now, and again whenever it changes. @returns {Route} */
+/** The present route, updated when it changes. @returns {Route} */
 export function useRoute() {
   const [fragment, setFragment] = useState(location.hash);
   useEffect(() => {
     const moved = () => setFragment(location.hash);
     addEventListener("hashchange", moved);
-    // The address may have changed since it was first read
+    // The fragment may have changed since the first read
     moved();
     return () => removeEventListener("hashchange", moved);
   }, []);
   return routeOf(fragment);
 }
 
-/** @param {string} path Such as `/runs`. */
+/** @param {string} path Path of the route, such as `/runs`. */
 export function go(path) {
   location.hash = "#" + path;
 }

@@ -1,4 +1,4 @@
-/** Numbers and times as people read them; the same forms as the terminal's. */
+/** Formats numbers and times in the same way as the terminal. */
 
 const SIZES = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
 const GIB = 2 ** 30;
@@ -18,7 +18,7 @@ export function count(number) {
 /** All digits, in groups: `1,600,000`. @param {number} number */
 export const whole = (number) => number.toLocaleString("en-US", { maximumFractionDigits: 0 });
 
-/** A fixed number of decimals, or a dash for what nobody measured. @param {number | null | undefined} number */
+/** A fixed number of decimals, or a dash for a missing value. @param {number | null | undefined} number */
 export const decimal = (number, digits) =>
   number == null || !Number.isFinite(number)
     ? "–"
@@ -44,7 +44,7 @@ export function age(seconds) {
   return `${Math.floor(ago / 86400)} d`;
 }
 
-/** Dollars, with cents of cents where that is all there is. @param {number | null | undefined} dollars */
+/** Dollars, with four decimals below one dollar. @param {number | null | undefined} dollars */
 export function dollars(dollars) {
   if (dollars == null) return "–";
   const digits = dollars >= 1 || dollars === 0 ? 2 : 4;
@@ -57,13 +57,13 @@ export const price = (dollars) => `$${decimal(dollars, 2)}`;
 /** A share of one: `54 %`. @param {number} share */
 export const percent = (share) => `${Math.round(100 * share)} %`;
 
-/** Bytes as GB of 2^30, the way GPUs are sold. @param {number} bytes */
+/** Bytes in GB of 2^30, as for GPU memory. @param {number} bytes */
 export function gigabytes(bytes) {
   const value = bytes / GIB;
   return value.toFixed(value < 10 ? 2 : 1);
 }
 
-/** A moment in the reader's time zone. @param {number} seconds since the epoch */
+/** Date and time in the reader's time zone. @param {number} seconds since the epoch */
 export const moment = (seconds) => new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
 /** The time of day. @param {number} seconds since the epoch */

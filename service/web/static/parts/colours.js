@@ -1,11 +1,11 @@
-/** Colours of the present scheme, for what is drawn on a canvas. */
+/** Colours of the present colour scheme, for drawing on a canvas. */
 
 import { useEffect, useReducer } from "../lib.js";
 
-/** @param {string} name A CSS variable, `--ink`. @returns {string} */
+/** @param {string} name CSS variable, such as `--ink`. @returns {string} */
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** Draw again when the reader's scheme changes. @returns {boolean} Whether it is dark. */
+/** Whether the colour scheme is dark; redraws when it changes. @returns {boolean} */
 export function useDark() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const [, redraw] = useReducer((turn) => turn + 1, 0);

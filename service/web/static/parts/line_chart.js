@@ -7,7 +7,7 @@ import { colour, useDark } from "./colours.js";
 
 /**
  * @typedef {{key: string, tone: string, dash: number[] | null, faint?: boolean, x: number[], y: (number | null)[]}} Line
- *   `tone`: a CSS variable. `faint`: drawn behind, without a mark under the pointer.
+ *   `tone`: CSS variable of the colour. `faint`: whether the line is drawn pale, as raw values behind a mean.
  */
 
 const FAINT = 0.22;
@@ -15,8 +15,8 @@ const HEIGHT = 280;
 
 /**
  * @param {{label: string, lines: Line[], format: (value: number, step: number) => string, point: (x: number | null) => void}} props
- *   `label`: what is drawn, for who does not see it. `format`: of the vertical axis, given the distance of two ticks.
- *   `point`: told where the pointer is.
+ *   `label`: description for screen readers. `format`: format of the vertical axis, given the distance of two ticks.
+ *   `point`: called with the position of the pointer.
  */
 export function LineChart({ label, lines, format, point }) {
   const box = useRef(null);
@@ -46,13 +46,13 @@ export function LineChart({ label, lines, format, point }) {
   return html`<div class="chart" ref=${box} role="img" aria-label=${label}></div>`;
 }
 
-/** A count without zeros that say nothing: `1.2M`, `10M`. */
+/** A count without trailing zeros: `1.2M`, `10M`. */
 function tick(value) {
   const words = count(value);
   return words.includes(".") ? words.replace(/\.?0+(?=[A-Za-z]$)/, "") : words;
 }
 
-/** Every line on one axis; where a line has no point there is a gap that it spans. */
+/** All lines on one horizontal axis; gaps in a line are spanned. */
 const tables = (lines) => (lines.length ? uPlot.join(lines.map((line) => [line.x, line.y])) : [[]]);
 
 function options(lines, format, point, width) {

@@ -1,10 +1,10 @@
-/** A question that must be answered before anything else. */
+/** A modal dialog with a question. */
 
 import { html, useEffect, useId, useRef } from "../lib.js";
 
 /**
  * @param {{title: string, yes: string, danger?: boolean, answer: (yes: boolean) => void, children: unknown}} props
- *   `answer` is called once; Escape is a no.
+ *   `answer` is called once; Escape means no.
  */
 export function Question({ title, yes, danger = false, answer, children }) {
   const dialog = useRef(null);

@@ -6,7 +6,7 @@ import { html } from "../lib.js";
 /** A run's state. @param {{state: string}} props */
 export const StatePill = ({ state }) => html`<span class=${`pill ${state}`}>${state}</span>`;
 
-/** What went wrong, in words. A lost connection has the banner. @param {{problem: Error | null}} props */
+/** An error message; a lost connection is shown by the banner instead. @param {{problem: Error | null}} props */
 export function Notice({ problem }) {
   if (!problem || problem instanceof ConnectionLost) return null;
   const mistakes = problem.mistakes ?? [];
@@ -18,10 +18,10 @@ export function Notice({ problem }) {
     </div>`;
 }
 
-/** A message that begins with a word begins with a capital; one that begins with a setting's path stays as it is. */
+/** Capitalise a message that begins with a word, but not one that begins with the path of a setting. */
 const sentence = (message) => (/^[a-z]+\s/.test(message) ? message[0].toUpperCase() + message.slice(1) : message);
 
-/** A share of something as a bar; figures beside it say the same. @param {{share: number, tone?: string, over?: boolean}} props */
+/** A share as a bar; hidden from screen readers because the numbers are next to it. @param {{share: number, tone?: string, over?: boolean}} props */
 export const Meter = ({ share, tone, over = false }) => html`
   <span class=${over ? "meter over" : "meter"} style=${{ "--tone": over ? null : tone }} aria-hidden="true">
     <i style=${{ "--share": Math.max(0, Math.min(1, share || 0)) }}></i>
@@ -37,7 +37,7 @@ export function Sheet({ title, note, tools, span = "", children }) {
 }
 
 /**
- * One of a few, as buttons that stay pressed.
+ * A choice of one option, as toggle buttons.
  * @param {{label: string, options: [string, string][], value: string, choose: (value: string) => void}} props
  */
 export const Choices = ({ label, options, value, choose }) => html`
@@ -46,13 +46,13 @@ export const Choices = ({ label, options, value, choose }) => html`
       <button type="button" key=${key} aria-pressed=${String(key === value)} onClick=${() => choose(key)}>${words}</button>`)}
   </div>`;
 
-/** A link to another site, in a window of its own. @param {{address: string, children: unknown}} props */
+/** A link that opens in a new window. @param {{address: string, children: unknown}} props */
 export const Outside = ({ address, children }) =>
   html`<a class="button" href=${address} target="_blank" rel="noopener">${children} <span aria-hidden="true">↗</span></a>`;
 
 /** Headings of columns of numbers. @param {{titles: string[]}} props */
 export const NumberHeads = ({ titles }) => titles.map((title) => html`<th key=${title} scope="col" class="number">${title}</th>`);
 
-/** A part that scrolls sideways where it must, by keyboard too. @param {{label: string, children: unknown}} props */
+/** A part that can scroll sideways, also by keyboard. @param {{label: string, children: unknown}} props */
 export const Scroll = ({ label, children }) =>
   html`<div class="scroll" role="group" aria-label=${label} tabindex="0">${children}</div>`;

@@ -1,4 +1,4 @@
-/** What the clusters are: sizes, typical words, how well the model knows each, and where they lie. */
+/** Clusters of the documents: sizes, perplexity, typical words and a map. */
 
 import { html, useLayoutEffect, useRef } from "../lib.js";
 import { colour, useDark } from "../parts/colours.js";
@@ -15,7 +15,7 @@ const MARGIN = 8;
 
 /**
  * @param {{sizes: {documents: number[], tokens: number[]} | null, clusters: any, evaluation: any}} props
- *   `sizes`: from the stream, there first. `clusters`: the clusters' report. `evaluation`: of the run's report.
+ *   `sizes`: sizes from the event stream, available first. `clusters`: report of the clusters. `evaluation`: part of the run's report.
  */
 export function Clusters({ sizes, clusters, evaluation }) {
   const rows = rowsOf(sizes, clusters, evaluation);
@@ -27,7 +27,7 @@ export function Clusters({ sizes, clusters, evaluation }) {
     <${Sheet} title="Clusters" note=${noteOf(clusters, rows.length)} span=${map ? "wide" : ""}>
       <table class="rows clusters" role="table">
         <thead role="rowgroup"><tr role="row">
-          ${COLUMNS.map(([title, kind]) => html`<th role="columnheader" scope="col" class=${kind}>${title}</th>`)}
+          ${COLUMNS.map(([title, style]) => html`<th role="columnheader" scope="col" class=${style}>${title}</th>`)}
         </tr></thead>
         <tbody role="rowgroup">${rows.map((row, cluster) => html`
           <tr role="row" key=${cluster}>

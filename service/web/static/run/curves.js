@@ -1,11 +1,11 @@
 /**
- * Curves of one figure of every unit: what the service has, and what events add.
+ * Curves of one figure for all units, from the service and from later events.
  * @typedef {{unit: string, stage: string, step: number[], tokens: number[], value: number[]}} Curve
  */
 
 const DECAY = 0.9;
 
-/** Add one report of progress; a step that is trained again replaces what was there from it on.
+/** Add a progress event; a step that is trained again replaces all points from that step on.
  * @param {Map<string, Curve>} curves @param {import("./fold.js").RunEvent} event @param {string} figure */
 export function append(curves, { unit, stage, data }, figure) {
   const value = data[figure];
@@ -35,5 +35,5 @@ export function smooth(values) {
   });
 }
 
-/** How many points to ask for per unit, so that a chart of many units stays quick. @param {number} units */
+/** Number of points per unit to request, fewer for many units so that the chart stays fast. @param {number} units */
 export const pointsFor = (units) => Math.max(150, Math.min(1000, Math.floor(12_000 / Math.max(1, units))));

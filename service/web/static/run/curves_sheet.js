@@ -1,4 +1,4 @@
-/** The curves of all units of a run, with a legend that switches them and tells their values. */
+/** Curves of all units of a run, with a legend that shows their values and hides or shows them. */
 
 import { html, useMemo, useState } from "../lib.js";
 import { LineChart } from "../parts/line_chart.js";
@@ -7,10 +7,10 @@ import { count, decimal } from "../words.js";
 import { smooth } from "./curves.js";
 import { byUnit, unitDash, unitTone } from "./palette.js";
 
-/** So many lines can be told apart with their noise behind them. */
+/** Largest number of lines that are readable with their raw values behind them. */
 const FEW = 8;
 const FIGURES = [["loss", "loss"], ["lr", "learning rate"], ["grad_norm", "gradient norm"], ["tokens_per_second", "tokens/s"]];
-/** As many decimals as tell two ticks apart: 1 for a step of 0.5, 2 for one of 0.25. */
+/** Format with enough decimals to distinguish two ticks: 1 for a step of 0.5, 2 for one of 0.25. */
 function plain(value, step) {
   const whole = (digits) => Number.isInteger(Number((step * 10 ** digits).toFixed(6)));
   return decimal(value, [0, 1, 2, 3, 4].find(whole) ?? 5);
@@ -54,7 +54,7 @@ export function CurvesSheet({ live, version }) {
       ${curves.length === 0
         ? html`<p class="empty">Curves appear with the first training steps.</p>`
         : html`
-          <${LineChart} label=${`Curves of ${words} over tokens, one per unit; the table of units has the present values`}
+          <${LineChart} label=${`Curves of ${words} over tokens, one per unit; the table of units shows the present values`}
             lines=${lines} format=${AXES[live.figure]} point=${setPointed} />
           <ul class="legend">
             ${curves.length > FEW && html`
@@ -70,7 +70,7 @@ export function CurvesSheet({ live, version }) {
     </${Sheet}>`;
 }
 
-/** A piece of a unit's line. */
+/** Sample of a unit's line in the legend. */
 const LineMark = ({ unit }) => html`
   <svg class="mark" width="20" height="8" aria-hidden="true">
     <line

@@ -1,10 +1,10 @@
-/** What happened, newest first, in a line each. */
+/** Events of a run, newest first, one line each. */
 
 import { html, useState } from "../lib.js";
 import { Choices, Sheet } from "../parts/small.js";
 import { clock, decimal, duration, moment, plural } from "../words.js";
 
-const KINDS = [["main", "main"], ["all", "all"]];
+const FILTERS = [["main", "main"], ["all", "all"]];
 const SHOWN = 200;
 const COMMON = ["progress", "checkpoint", "slots_free"];
 const BAD = ["run_failed", "worker_restarted", "warning"];
@@ -15,7 +15,7 @@ export function EventList({ events }) {
   if (!events.length) return null;
   const chosen = all ? events : events.filter((event) => !COMMON.includes(event.type));
   const tools = html`
-    <${Choices} label="Events" options=${KINDS} value=${all ? "all" : "main"} choose=${(choice) => setAll(choice === "all")} />`;
+    <${Choices} label="Events" options=${FILTERS} value=${all ? "all" : "main"} choose=${(choice) => setAll(choice === "all")} />`;
   return html`
     <${Sheet} title="Events" tools=${tools} span="half">
       <div class="events" tabindex="0" role="group" aria-label="Events, newest first">
@@ -39,22 +39,22 @@ function eventWords({ type, stage, unit, data }) {
     case "run_failed": return `The run failed: ${data.message ?? ""}`;
     case "run_stopped": return `The run stopped${data.reason ? `: ${data.reason}` : ""}`;
     case "stage_started": return `Stage ${stage} started`;
-    case "stage_skipped": return `Stage ${stage} is there already`;
+    case "stage_skipped": return `Stage ${stage} reused`;
     case "stage_finished": return `Stage ${stage} finished after ${duration(data.seconds ?? 0)}`;
     case "unit_started": return `${unit} started on ${data.node ?? "a worker"}, ${plural(data.steps ?? 0, "step")}`;
     case "unit_finished": return `${unit} finished, loss ${decimal(data.loss, 3)}`;
-    case "unit_let_go": return `${unit} is not waited for, the merge takes its ${data.contribution}: ${data.reason ?? ""}`;
+    case "unit_let_go": return `${unit} stopped early, the merge uses its ${data.contribution}: ${data.reason ?? ""}`;
     case "progress": return `${unit} step ${data.step}, loss ${decimal(data.loss, 3)}`;
     case "checkpoint": return `${unit} saved at step ${data.step}`;
     case "evaluation": return `${unit} step ${data.step}, held-out loss ${decimal(data.held_out_loss, 3)}`;
-    case "round": return `Round ${data.round} of ${data.rounds}: ${plural((data.members ?? []).length, "backbone")} became one`;
+    case "round": return `Sync ${data.round} of ${data.rounds}: ${plural((data.members ?? []).length, "backbone")} averaged`;
     case "clusters": return `${plural((data.tokens ?? []).length, "cluster")} found`;
     case "worker_restarted": return `${unit} restarted: ${data.reason || "its worker died"}`;
-    case "workers_held": return `${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool held`;
+    case "workers_held": return `${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool in use`;
     case "workers_released": return "Workers released";
     case "slots_free": return `${plural(data.slots ?? 0, "slot")} of the ${(data.pool ?? "").replace("_", "-")} pool free`;
-    case "nodes_asked": return `Nodes for ${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool asked for`;
-    case "nodes_let_go": return `Nodes of the ${(data.pool ?? "").replace("_", "-")} pool not asked for any more`;
+    case "nodes_asked": return `Nodes for ${plural(data.workers ?? 0, "worker")} of the ${(data.pool ?? "").replace("_", "-")} pool requested`;
+    case "nodes_let_go": return `Nodes of the ${(data.pool ?? "").replace("_", "-")} pool no longer requested`;
     case "warning": return `Warning: ${data.message ?? ""}`;
     default: return type;
   }

@@ -1,5 +1,5 @@
 /**
- * What a run's events add up to, as the page shows it.
+ * Folds a run's events into the progress that the page shows.
  * @typedef {{type: string, stage: string | null, unit: string | null, data: Record<string, any>, time: number,
  *   position: number}} RunEvent
  * @typedef {{unit: string, stage: string, status: "running" | "restarting" | "done", step: number, steps: number, tokens: number,
@@ -15,7 +15,7 @@ const FRESH = {
   started: null, ended: null,
 };
 
-/** Take one event in. @param {Progress} progress @param {RunEvent} event */
+/** Fold one event. @param {Progress} progress @param {RunEvent} event */
 export function fold(progress, event) {
   if (event.stage && event.type.startsWith("stage_")) foldStage(progress, event);
   else if (event.unit) foldUnit(progress, event);
@@ -34,11 +34,11 @@ function foldStage(progress, { type, stage: name, data, time }) {
 }
 
 function foldUnit(progress, { type, stage, unit: name, data, time }) {
-  // of one that is not waited for, `steps` says how far it came, not how far it was to go
+  // Here `steps` are the steps made, not those planned
   if (type === "unit_let_go") data = {};
   const unit = { ...(progress.units.get(name) ?? { ...FRESH, unit: name, stage: stage ?? "" }) };
   for (const key of ["step", "steps", "loss", "tokens_per_second", "workers", "node"]) if (data[key] != null) unit[key] = data[key];
-  // unit_started tells how many tokens there will be, the others how many there have been
+  // unit_started has the planned tokens, the other events those trained on so far
   if (type !== "unit_started" && data.tokens != null) unit.tokens = data.tokens;
   if (type === "unit_started") Object.assign(unit, { status: "running", started: unit.started ?? time, ended: null });
   if (type === "progress") unit.status = "running";
@@ -59,7 +59,7 @@ function stopStages(progress, { type, time }) {
     stage.status === "running" ? { ...stage, status, seconds: time - (stage.started ?? time) } : stage);
 }
 
-/** Seconds a unit still needs at its present speed; null while that is not known. @param {Unit} unit */
+/** Remaining seconds of a unit at its present speed; null if unknown. @param {Unit} unit */
 export function secondsLeft(unit) {
   if (unit.status !== "running" || !unit.tokens_per_second || !unit.step) return null;
   return ((unit.steps - unit.step) * (unit.tokens / unit.step)) / unit.tokens_per_second;

@@ -1,4 +1,4 @@
-/** A run's name, state and what can be done about it. */
+/** A run's name, state, facts and actions. */
 
 import { ask } from "../api.js";
 import { html, useState } from "../lib.js";
@@ -9,12 +9,12 @@ import { age, duration, moment } from "../words.js";
 import { isTerminal } from "./live.js";
 
 const CONSEQUENCES = {
-  queued: "It has not started; it leaves the queue.",
-  running: "The present step is finished and a checkpoint written; it can be resumed later.",
-  stopping: "Its job is killed at once; what was trained since the last checkpoint is lost.",
+  queued: "The run has not started; it leaves the queue.",
+  running: "The run finishes its step, writes a checkpoint, and can be resumed later.",
+  stopping: "The driver is killed at once; training since the last checkpoint is lost.",
 };
 
-/** @param {{run: any, acted: () => void}} props `acted`: something was done that changes the run. */
+/** @param {{run: any, acted: () => void}} props `acted`: called after an action that changes the run. */
 export function RunHeader({ run, acted }) {
   const [asking, setAsking] = useState(false);
   const [force, setForce] = useState(false);
@@ -63,24 +63,24 @@ export function RunHeader({ run, acted }) {
         <p>${CONSEQUENCES[run.state] ?? CONSEQUENCES.running}</p>
         ${run.state !== "queued" && !stopping && html`
           <label><input type="checkbox" checked=${force} onChange=${(event) => setForce(event.target.checked)} />
-            Kill its job at once; what was trained since the last checkpoint is lost</label>`}
+            Kill the driver at once; training since the last checkpoint is lost</label>`}
       </${Question}>`}`;
 }
 
-/** An address of the service by its path alone: the reader may know the service by another name than it knows itself. */
+/** The path of a URL of the service, because browsers may use another host name than the service's own URL. */
 function pathOf(address) {
   const { pathname, hash } = new URL(address);
   return pathname + hash;
 }
 
-/** Who, when, how often. */
+/** Owner, times, attempts, priority and tags. */
 function Facts({ run }) {
   const now = useNow();
   const seconds = Math.max(0, Math.floor((run.ended ?? now) - run.started));
   const parts = [
     run.owner,
     html`<span title=${moment(run.created)}>created ${age(now - run.created)} ago</span>`,
-    run.position !== null && `number ${run.position} in the queue`,
+    run.position !== null && `queued (#${run.position})`,
     run.started !== null && `${run.ended === null ? "running for" : "took"} ${duration(seconds)}`,
     run.attempt > 1 && `attempt ${run.attempt}`,
     run.priority !== 0 && `priority ${run.priority}`,
@@ -93,7 +93,7 @@ function Facts({ run }) {
 
 const AFTERWARDS = {
   cancelled: "It can be resumed from its last checkpoint.",
-  stopping: "The present step is finished and a checkpoint written.",
+  stopping: "The run finishes its step and writes a checkpoint.",
 };
 
 function reasonWords({ state, reason }) {

@@ -1,7 +1,6 @@
-/** One run as it is now: loaded once, then kept up to date by its events. */
+/** A run that is loaded once and then updated by its events. */
 
 import { ask } from "../api.js";
-import { announce } from "../announce.js";
 import { watchConnection } from "../connection.js";
 import { useEffect, useReducer, useRef } from "../lib.js";
 import { append, pointsFor } from "./curves.js";
@@ -14,6 +13,11 @@ const REFRESH_MILLISECONDS = 5000;
 const ENDED_REFRESH_MILLISECONDS = 30_000;
 const SETTLE_MILLISECONDS = 300;
 const TERMINAL = ["succeeded", "failed", "cancelled"];
+
+/** Announce a text to screen readers. @param {string} words */
+function announce(words) {
+  document.getElementById("announcer").textContent = words;
+}
 
 /** @param {string} state */
 export const isTerminal = (state) => TERMINAL.includes(state);
@@ -40,19 +44,19 @@ export class LiveRun {
     this._known = 0;
     this._missed = [];
     this._most = pointsFor(1);
-    this._thinning = false;
+    this._downsampling = false;
     this._ending = new AbortController();
     this._stop = null;
   }
 
-  /** Load everything and follow. */
+  /** Load the run and follow its events. */
   async start() {
     this._unwatch = watchConnection((reached) => reached && this.refresh());
     await this.refresh();
     this._refreshLater();
   }
 
-  /** Let go. */
+  /** Stop following. */
   end() {
     this._ending.abort();
     clearTimeout(this._timer);
@@ -61,7 +65,7 @@ export class LiveRun {
     this._stop?.();
   }
 
-  /** Ask for the run again: its state, its place in the queue, its money. */
+  /** Load the run's document again: state, place in the queue, cost. */
   async refresh() {
     const run = await this._load("");
     if (!run) return;
@@ -100,7 +104,7 @@ export class LiveRun {
   async _loadCurves() {
     const figure = this.figure;
     const most = pointsFor(this.progress.units.size);
-    // What arrives while the answer is under way may be missing from it
+    // Events that arrive during the request may be missing in its answer
     this._missed = [];
     const metrics = await this._load(`/metrics?figure=${figure}&points=${most}`);
     if (!metrics || figure !== this.figure) return;
@@ -117,7 +121,7 @@ export class LiveRun {
   }
 
   _follow(from) {
-    // Older events are shown in the list; what they add up to is in what was loaded
+    // Older events are only listed; the loaded data already include them
     this._known = from;
     const after = this._position >= 0 ? this._position : from - 1 - BACKFILL;
     this._stop = followEvents(this.id, Math.max(-1, after), (events) => this._take(events), () => this._ended());
@@ -140,11 +144,11 @@ export class LiveRun {
     this.events = [...this.events, ...events.filter((event) => event.type !== "heartbeat")].slice(-KEPT_EVENTS);
     if (this._missed.length > KEPT_EVENTS) this._missed = this._missed.slice(-KEPT_EVENTS);
     if (turned) this._refreshSoon();
-    this._thin();
+    this._downsample();
     this._changed();
   }
 
-  /** A run that has ended may be resumed by somebody else. */
+  /** Refresh periodically, also after the end, because another user can resume the run. */
   _refreshLater() {
     if (this._ending.signal.aborted) return;
     const ended = this.run && isTerminal(this.run.state);
@@ -154,13 +158,13 @@ export class LiveRun {
     }, ended ? ENDED_REFRESH_MILLISECONDS : REFRESH_MILLISECONDS);
   }
 
-  /** Curves that have grown long are asked for again, down-sampled. */
-  async _thin() {
+  /** Load curves that have grown too long again, downsampled. */
+  async _downsample() {
     const long = [...this.curves.values()].some((curve) => curve.step.length > 2 * this._most);
-    if (!long || this._thinning) return;
-    this._thinning = true;
+    if (!long || this._downsampling) return;
+    this._downsampling = true;
     await this._loadCurves();
-    this._thinning = false;
+    this._downsampling = false;
   }
 
   _refreshSoon() {
@@ -177,7 +181,7 @@ export class LiveRun {
     this._refreshSoon();
   }
 
-  /** @returns {Promise<any>} The answer; null where there is none, and `problem` says why unless it `mayLack`. */
+  /** @returns {Promise<any>} The answer; null after an error, which is stored in `problem` unless a 404 is allowed (`mayLack`). */
   async _load(part, mayLack = false) {
     try {
       return await ask(`/v1/runs/${this.id}${part}`, { signal: this._ending.signal });
@@ -191,7 +195,7 @@ export class LiveRun {
   }
 }
 
-/** A run, followed while it is looked at. @param {string} id @returns {LiveRun} */
+/** A run that is followed while its view is open. @param {string} id @returns {LiveRun} */
 export function useLiveRun(id) {
   const [, redraw] = useReducer((turn) => turn + 1, 0);
   const live = useRef(null);

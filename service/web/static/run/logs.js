@@ -1,19 +1,19 @@
-/** The end of one of a run's logs, followed while it is written. */
+/** The end of a log of the run, followed while it grows. */
 
 import { ask, askText, followText } from "../api.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
 import { Notice, Sheet } from "../parts/small.js";
 import { usePolled } from "../polling.js";
 
-const NOTHING = "Nothing was written yet.";
+const EMPTY = "The log is empty so far.";
 const TAIL = 200;
 const KEPT_LINES = 2000;
 const LIST_SECONDS = 10;
 const RETRY_MILLISECONDS = 2000;
-/** A terminal's colours. */
+/** Colour codes of terminals. */
 const COLOURS = /\u001b\[[0-9;]*m/g;
 
-/** @param {{id: string, active: boolean}} props `active`: the run has a driver, so that there is something to follow. */
+/** @param {{id: string, active: boolean}} props `active`: whether the run has a driver, whose log can be followed. */
 export function Logs({ id, active }) {
   const { value: list } = usePolled((signal) => ask(`/v1/runs/${id}/logs`, { signal }), LIST_SECONDS, [id]);
   const [name, setName] = useState("driver");
@@ -56,10 +56,10 @@ function LogText({ path, follow, stick }) {
   };
   return html`
     <${Notice} problem=${problem} />
-    <pre class="log" ref=${box} tabindex="0" role="group" aria-label="Log text" onScroll=${scrolled}>${text || NOTHING}</pre>`;
+    <pre class="log" ref=${box} tabindex="0" role="group" aria-label="Log text" onScroll=${scrolled}>${text || EMPTY}</pre>`;
 }
 
-/** Read the tail, and go on with what is added; after a lost connection, from the tail again. */
+/** Read the tail and follow the log; after a lost connection, start from the tail again. */
 async function read(path, follow, signal, show) {
   if (!follow) {
     show(tidy(await askText(`${path}?tail=${TAIL}`, { signal })));

@@ -1,4 +1,4 @@
-/** What a run has cost, next to what was planned, allowed, and what full training costs. All figures come from the service. */
+/** Cost of a run compared with its plan, its budget and full training. All numbers come from the service. */
 
 import { ask } from "../api.js";
 import { html, useState } from "../lib.js";
@@ -13,12 +13,12 @@ export function Money({ run, changed }) {
   const { budget_dollars: budget } = run.money;
   const baseline = bill.baseline ?? estimate.baseline;
   const bars = [
-    ["Spent", bill.dollars, "var(--accent)", "all stages, with start-ups and lost work"],
-    ...(bill.idle_dollars ? [["With idle machines", bill.dollars_with_idle, "var(--edge)", "if rented for this run alone"]] : []),
-    ["Planned", estimate.dollars, "var(--edge)", estimate.dollars === null ? "the machines' speed is not known" : ""],
+    ["Spent", bill.dollars, "var(--accent)", "all stages, including start-ups and lost work"],
+    ...(bill.idle_dollars ? [["With idle machines", bill.dollars_with_idle, "var(--edge)", "if rented only for this run"]] : []),
+    ["Planned", estimate.dollars, "var(--edge)", estimate.dollars === null ? "the speed of the nodes is unknown" : ""],
     ...(budget === null ? [] : [["Budget", budget, "var(--warn)", ""]]),
     ...(baseline ? [["Full training", baseline.dollars, "var(--edge)",
-      `as many tokens on the high-memory pool, estimated from the ${baseline.rate} speed`]] : []),
+      `the same tokens on the high-memory pool, from the ${baseline.rate} speed`]] : []),
   ];
   const most = Math.max(...bars.map(([, amount]) => amount ?? 0)) || 1;
   const overspent = budget !== null && bill.dollars >= budget;
@@ -59,7 +59,7 @@ function BudgetQuestion({ run, answered }) {
   return html`
     <${Question} title=${`Budget of ${run.name}`} yes="Save" answer=${answer}>
       <${Notice} problem=${problem} />
-      <p>The run is stopped, with a checkpoint, once it has cost this. So far it has cost ${dollars(run.bill.dollars)}.</p>
+      <p>The run stops with a checkpoint when its cost reaches the budget. Cost so far: ${dollars(run.bill.dollars)}.</p>
       <div class="field asked">
         <label for="new-budget">Budget, dollars</label>
         <input
@@ -70,11 +70,11 @@ function BudgetQuestion({ run, answered }) {
     </${Question}>`;
 }
 
-/** The saving in the service's words, with what is known of quality. @param {{bill: any}} props */
+/** The service's verdict on saving and quality. @param {{bill: any}} props */
 export const Verdict = ({ bill }) => bill.verdict && html`<p class="small verdict-words">${bill.verdict}</p>`;
 
 function heldWords(seconds) {
   const held = Object.entries(seconds).filter(([, each]) => each > 0);
-  if (!held.length) return "No worker has been held yet.";
-  return "Workers held: " + held.map(([pool, each]) => `${pool.replace("_", "-")} ${duration(each)}`).join(", ") + ".";
+  if (!held.length) return "No worker time used yet.";
+  return "Worker time: " + held.map(([pool, each]) => `${pool.replace("_", "-")} ${duration(each)}`).join(", ") + ".";
 }

@@ -1,4 +1,4 @@
-/** One colour per unit; a cluster has the colour of its sub-model. Past eight, the dash tells them apart. */
+/** One colour per unit, the same for a cluster and its sub-model. Beyond eight, dashes distinguish them. */
 
 const COLOURS = 8;
 const DASHES = [null, [6, 3], [2, 3]];
@@ -12,7 +12,7 @@ export function unitTone(unit) {
 /** @param {number} cluster @returns {string} A CSS variable's name. */
 export const clusterTone = (cluster) => `--unit-${cluster % COLOURS}`;
 
-/** @param {string} unit @returns {number[] | null} The dash of its line. */
+/** @param {string} unit @returns {number[] | null} Dashes of its line. */
 export function unitDash(unit) {
   return DASHES[Math.floor((numberOf(unit) ?? 0) / COLOURS) % DASHES.length];
 }

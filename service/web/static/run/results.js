@@ -1,4 +1,4 @@
-/** What a run came to, stage by stage, and what its model writes. */
+/** Results of a run by stage, validation, tasks, and samples of its model. */
 
 import { html } from "../lib.js";
 import { NumberHeads, Scroll, Sheet } from "../parts/small.js";
@@ -7,7 +7,7 @@ import { Verdict } from "./money.js";
 
 const tokens = (number) => (number == null ? "–" : whole(number));
 
-/** @param {{report: any}} props `report.json` as it is so far. */
+/** @param {{report: any}} props The report so far. */
 export function Results({ report }) {
   if (!report?.stages?.length) return null;
   const { bill } = report;
@@ -115,7 +115,7 @@ function Tasks({ tasks }) {
 function Samples({ samples }) {
   if (!samples.length) return null;
   return html`
-    <${Sheet} title="What the model writes" span="half">
+    <${Sheet} title="Samples" span="half">
       <ul class="samples">
         ${samples.map(({ prompt, text }) => html`
           <li key=${prompt}><pre><b>${prompt}</b>${text.startsWith(prompt) ? text.slice(prompt.length) : text}</pre></li>`)}

@@ -1,4 +1,4 @@
-/** The pipeline of a run: what is done, what goes on, what is to come. */
+/** Stages of a run and their status. */
 
 import { html } from "../lib.js";
 import { Sheet } from "../parts/small.js";
@@ -13,7 +13,7 @@ const MARKS = {
   waiting: null,
 };
 
-/** @param {{stages: import("./fold.js").Stage[], active: boolean}} props `active`: the run has a driver. */
+/** @param {{stages: import("./fold.js").Stage[], active: boolean}} props `active`: whether the run has a driver. */
 export function StageTrack({ stages, active }) {
   const now = useNow();
   if (!stages.length) return null;

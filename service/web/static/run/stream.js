@@ -1,4 +1,4 @@
-/** A run's event stream, from a position on, without gaps; the browser reconnects by itself and says where it was. */
+/** Event stream of a run without gaps; after a lost connection the browser continues at its last event. */
 
 import { ask } from "../api.js";
 
@@ -11,11 +11,11 @@ const GATHER_MILLISECONDS = 100;
 const RETRY_MILLISECONDS = 2000;
 
 /**
- * Follow it. Events come in batches, so that a burst is one redraw.
+ * Follow the stream. Events come in batches, so that a burst causes one redraw.
  * @param {string} id
- * @param {number} after Position of the last event that is known already; -1: none.
+ * @param {number} after Position of the last known event; -1 for none.
  * @param {(events: import("./fold.js").RunEvent[]) => void} take
- * @param {() => void} ended The run has ended and everything was sent.
+ * @param {() => void} ended Called when the run has ended and all events were sent.
  * @returns {() => void} Stops following.
  */
 export function followEvents(id, after, take, ended) {
@@ -42,9 +42,9 @@ export function followEvents(id, after, take, ended) {
     ended();
   };
   const failed = () => {
-    // An answer that is no stream closes the source for good: a proxy's page, or a service that is not ready yet
+    // An answer that is not a stream (a proxy's page, a service that starts) closes the source for good
     if (source.readyState === EventSource.CLOSED) retrying = setTimeout(open, RETRY_MILLISECONDS);
-    // EventSource does not say why; a plain question tells the page whether the service is gone or the session is over
+    // EventSource gives no reason; this request shows whether the service is unreachable or the session has ended
     ask("/v1/identity").catch(() => {});
   };
   const open = () => {

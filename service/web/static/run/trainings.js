@@ -1,4 +1,4 @@
-/** What Ray Train says of each training: its state, its attempts, and the workers of the last one. */
+/** Trainings as Ray Train reports them: state, attempts, and the workers of the last attempt. */
 
 import { ask } from "../api.js";
 import { html } from "../lib.js";
@@ -10,7 +10,7 @@ const ACTIVE_SECONDS = 5;
 const ENDED_SECONDS = 60;
 const COLUMNS = ["Training", "State", "Attempts", "Workers", "Nodes", "Time"];
 
-/** @param {{id: string, attempt: number, active: boolean}} props `active`: the run has a driver. */
+/** @param {{id: string, attempt: number, active: boolean}} props `active`: whether the run has a driver. */
 export function Trainings({ id, attempt, active }) {
   const load = (signal) => (attempt ? ask(`/v1/runs/${id}/trainings`, { signal }) : { items: [] });
   const { value } = usePolled(load, active ? ACTIVE_SECONDS : ENDED_SECONDS, [id, attempt, active]);

@@ -1,4 +1,4 @@
-/** Everything that trains, or has trained, one row each. */
+/** Table of the units of a run. */
 
 import { html } from "../lib.js";
 import { Meter, Sheet } from "../parts/small.js";
@@ -11,7 +11,7 @@ const COLUMNS = [
   ["Left", "number"], ["Restarts", "number"], ["Node", ""],
 ];
 
-/** @param {{units: Map<string, import("./fold.js").Unit>, active: boolean}} props `active`: the run has a driver. */
+/** @param {{units: Map<string, import("./fold.js").Unit>, active: boolean}} props `active`: whether the run has a driver. */
 export function UnitTable({ units, active }) {
   const rows = [...units.values()].sort((a, b) => byUnit(a.unit, b.unit));
   if (!rows.length) return null;
@@ -21,7 +21,7 @@ export function UnitTable({ units, active }) {
       <table class="rows units" role="table">
         <thead role="rowgroup">
           <tr role="row">
-            ${COLUMNS.map(([title, kind]) => html`<th role="columnheader" scope="col" class=${kind}>${title}</th>`)}
+            ${COLUMNS.map(([title, style]) => html`<th role="columnheader" scope="col" class=${style}>${title}</th>`)}
           </tr>
         </thead>
         <tbody role="rowgroup">${rows.map((unit) => html`<${UnitRow} key=${unit.unit} unit=${unit} active=${active} />`)}</tbody>

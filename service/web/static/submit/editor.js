@@ -1,4 +1,4 @@
-/** A text field for YAML, with numbered lines and mistakes beside them. */
+/** YAML editor with line numbers and a list of mistakes. */
 
 import { html, useId, useRef } from "../lib.js";
 

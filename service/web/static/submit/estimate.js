@@ -1,4 +1,4 @@
-/** What a configuration would take, while it is written. */
+/** Live estimate of a configuration: fit, memory, time and cost. */
 
 import { ask } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
@@ -10,9 +10,9 @@ const PAUSE_MILLISECONDS = 350;
 const GIB = 2 ** 30;
 
 /**
- * The service's estimate of a configuration, asked for when the writer pauses.
- * @param {Record<string, any> | null} config @param {string} text The configuration's text: what to notice changes by.
- * @returns {{plan: any, problem: Error | null, busy: boolean}} `plan` stays, as an old one, while the next is under way.
+ * The service's estimate of a configuration, requested when the user stops typing.
+ * @param {Record<string, any> | null} config @param {string} text Text of the configuration, which identifies changes.
+ * @returns {{plan: any, problem: Error | null, busy: boolean}} `plan` keeps the old estimate while the next one loads.
  */
 export function useEstimate(config, text) {
   const [answer, setAnswer] = useState({ plan: null, problem: null, of: null });
@@ -35,7 +35,7 @@ export function useEstimate(config, text) {
   return { plan: answer.plan, problem: answer.problem, busy: answer.of !== text };
 }
 
-/** @param {{plan: any, stale: boolean}} props `stale`: of an earlier text. */
+/** @param {{plan: any, stale: boolean}} props `stale`: whether the estimate is for an earlier text. */
 export function Estimate({ plan, stale }) {
   if (!plan) {
     return html`
@@ -43,10 +43,10 @@ export function Estimate({ plan, stale }) {
   }
   const { bill } = plan;
   return html`
-    <${Sheet} title="Estimate" note=${stale ? "of an earlier text" : ""}>
+    <${Sheet} title="Estimate" note=${stale ? "outdated" : ""}>
       <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
         <p class=${plan.fits && plan.fits_known ? "verdict fits" : "verdict"} role="status">
-          ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits the pools' memory_gb; whether the host has it is not known"}
+          ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits memory_gb of the pools; the memory of the host is unknown"}
         </p>
         <dl class="figures">
           <div><dt>Time</dt><dd>${bill.seconds === null ? "unknown" : duration(bill.seconds)}</dd></div>

@@ -1,15 +1,15 @@
-/** What the caller may use, and uses. */
+/** Quota of the caller. */
 
 import { ask } from "../api.js";
 import { html, useEffect, useState } from "../lib.js";
 import { dollars } from "../words.js";
 
-/** The caller's quota; null until it has arrived. @returns {any} */
+/** The caller's quota; null while it loads. @returns {any} */
 export function useQuota() {
   const [quota, setQuota] = useState(null);
   useEffect(() => {
     const ending = new AbortController();
-    // Without it the form works as well: the service refuses what is over a limit, with the same words.
+    // The form works without it, because the service checks the limits
     ask("/v1/quota", { signal: ending.signal }).then(setQuota, () => {});
     return () => ending.abort();
   }, []);
@@ -33,5 +33,5 @@ export function Quota({ quota }) {
 
 const of = (limit, words = String) => (limit === null ? "" : ` of ${words(limit)}`);
 
-/** Bytes as disks are sold. @param {number} bytes */
+/** Bytes in GB of 10^9, as for disks. @param {number} bytes */
 const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(1)} GB`;

@@ -1,8 +1,8 @@
-/** Configurations as text: from YAML to what the service takes, back, and where in the text a setting stands. */
+/** Converts configurations from and to YAML, and finds the lines of settings. */
 
 import { CORE_SCHEMA, dump, intYaml11Tag, load, parseEvents } from "../vendor/js-yaml.js";
 
-/** Numbers as the training commands read them, `1_600_000` among them. */
+/** Numbers as the command line reads them, including `1_600_000`. */
 const SCHEMA = CORE_SCHEMA.withTags(intYaml11Tag);
 const WIDTH = 110;
 
@@ -11,7 +11,7 @@ const [SEQUENCE, MAPPING, SCALAR, ALIAS, POP] = [2, 3, 4, 5, 6];
 
 /**
  * @typedef {{field: string, message: string, line: number | null}} Mistake
- *   `field`: a dotted path inside the configuration, empty where it is of no setting. `line`: from 1.
+ *   `field`: dotted path of the setting, empty for a mistake of the whole text. `line`: line from 1.
  */
 
 /** @param {string} text @returns {{config: Record<string, any> | null, mistakes: Mistake[]}} */
@@ -30,7 +30,7 @@ export function parse(text) {
 export const write = (config) => dump(config, { lineWidth: WIDTH });
 
 /**
- * Put the service's mistakes where they are in the text.
+ * Add line numbers to the service's errors.
  * @param {string} text @param {{field: string, message: string}[]} errors Fields as the service names them, `config.tokens.total`.
  * @returns {Mistake[]}
  */
@@ -55,7 +55,7 @@ function linesOf(text) {
   const open = [];
   const lineAt = (position) => text.slice(0, position).split("\n").length;
 
-  // Where the node that begins now stands; a scalar that is a mapping's key has no path of its own
+  // Path of the node that begins here; a scalar that is a key of a mapping has none
   const enter = (event) => {
     const parent = open.at(-1);
     if (!parent) return "";
@@ -85,8 +85,8 @@ function linesOf(text) {
 const join = (path, key) => (path ? `${path}.${key}` : key);
 
 /**
- * What has to be set in one configuration to get the other: dotted settings and their values. A section that lost a setting
- * is given whole, a list too.
+ * Changes from one configuration to another, as values by dotted setting. Lists, and sections that lost a setting, are replaced as
+ * a whole.
  * @param {any} before @param {any} after @returns {Record<string, any>}
  */
 export function changesBetween(before, after, path = "") {

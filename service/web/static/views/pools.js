@@ -1,4 +1,4 @@
-/** The cluster as it is: pools and their nodes. */
+/** Pools of the cluster and their nodes. */
 
 import { ask } from "../api.js";
 import { html } from "../lib.js";
@@ -20,7 +20,7 @@ export function PoolsView({ dashboard }) {
     </div>
     <${Notice} problem=${problem} />
     <div class="grid">
-      <${Sheet} title="Use"><${PoolBars} pools=${pools} /></${Sheet}>
+      <${Sheet} title="Usage"><${PoolBars} pools=${pools} /></${Sheet}>
       ${nodes.length > 0 && html`
         <${Sheet} title="Nodes" note=${String(nodes.length)}>
           <${Scroll} label="Nodes">
@@ -40,7 +40,7 @@ export function PoolsView({ dashboard }) {
     </div>`;
 }
 
-/** Each node once, with the pools it is part of. */
+/** Each node once, with its pools. */
 function nodesOf(pools) {
   const nodes = new Map();
   for (const pool of pools) {

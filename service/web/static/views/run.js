@@ -1,4 +1,4 @@
-/** One run, live: where it stands, how it learns, what it costs, what it came to. */
+/** One run, live: stages, curves, cost and results. */
 
 import { ask, ConnectionLost } from "../api.js";
 import { html, useEffect } from "../lib.js";

@@ -1,4 +1,4 @@
-/** All runs, newest first, as they are now. */
+/** All runs, newest first. */
 
 import { ask, query } from "../api.js";
 import { html, useState } from "../lib.js";
@@ -60,13 +60,13 @@ const NoRuns = () => html`
     <p><a href="#/submit">Start one from a preset</a></p>
   </div>`;
 
-/** Roles are written out: laid out as a list on a narrow screen, it stays a table to a screen reader. */
+/** The explicit roles keep it a table for screen readers when a narrow screen shows it as a list. */
 const RunTable = ({ runs, now }) => html`
   <table class="rows runs" role="table">
     <thead role="rowgroup">
       <tr role="row">
         ${["Run", "State", "Stage"].map((title) => html`<th role="columnheader" scope="col">${title}</th>`)}
-        <th role="columnheader" scope="col" class="number">Spent of planned</th>
+        <th role="columnheader" scope="col" class="number">Spent / planned</th>
         <th role="columnheader" scope="col" class="number">Age</th>
       </tr>
     </thead>
@@ -97,7 +97,7 @@ function RunRow({ run, now }) {
 const StageStrip = ({ stages }) => html`
   <span class="strip" aria-hidden="true">${stages.map((stage) => html`<i class=${stage.status} key=${stage.name}></i>`)}</span>`;
 
-/** @returns {string} The words under a run's name: who, how urgent, and why it is where it is. */
+/** @returns {string} Line under a run's name: owner, tags, priority and reason. */
 function subline(run) {
   const tags = Object.entries(run.tags).map(([key, value]) => `${key}: ${value}`);
   const parts = [run.owner, ...tags];
@@ -106,16 +106,16 @@ function subline(run) {
   return parts.join(" · ");
 }
 
-/** @returns {string} Where the pipeline is. */
+/** @returns {string} Present stage, or place in the queue. */
 function stageWords(run) {
-  if (run.position !== null) return `number ${run.position} in the queue`;
+  if (run.position !== null) return `queued (#${run.position})`;
   const done = run.stages.filter((stage) => stage.status === "done" || stage.status === "reused").length;
   const current = run.stages.find((stage) => stage.status === "running" || stage.status === "failed");
   if (current) return `${current.name}, ${done + 1} of ${run.stages.length}`;
   return run.stages.length ? `${done} of ${plural(run.stages.length, "stage")}` : "";
 }
 
-/** The first page as it is now, then what was loaded beyond it; each run once. */
+/** The present first page followed by older pages, each run once. */
 function merged(first, older) {
   const fresh = new Set(first.map((run) => run.id));
   return [...first, ...older.filter((run) => !fresh.has(run.id))];

@@ -1,10 +1,10 @@
-/** The way in: a token becomes the browser's session. */
+/** Sign-in: exchanges a token for a browser session. */
 
 import { ask } from "../api.js";
 import { html, useState } from "../lib.js";
 import { Notice } from "../parts/small.js";
 
-/** @param {{problem: Error | null, signedIn: () => void}} props `problem`: of a code or token in the address. */
+/** @param {{problem: Error | null, signedIn: () => void}} props `problem`: error of a code or token in the URL. */
 export function SignIn({ problem: earlier, signedIn }) {
   const [token, setToken] = useState("");
   const [busy, setBusy] = useState(false);
@@ -38,7 +38,7 @@ export function SignIn({ problem: earlier, signedIn }) {
               value=${token} onInput=${(event) => setToken(event.target.value)}
             />
             <span class="hint" id="token-hint">
-              An administrator of the service makes tokens. Yours stays in this browser only as a session.
+              Ask an administrator of the service for a token. This browser keeps a session, not the token.
             </span>
           </div>
           <button class="primary" disabled=${busy || !token.trim()}>${busy ? "Signing in…" : "Sign in"}</button>

@@ -1,4 +1,4 @@
-/** A new run: its configuration, what it would take, and the submit. A retry is the same, from a run that was. */
+/** Form for a new run or a retry: configuration, estimate, and submission. */
 
 import { ask, askText, newKey } from "../api.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib.js";
@@ -46,12 +46,12 @@ export function SubmitView() {
     <${RunForm} title="New run" verb="Submit" text=${text} setText=${setText} send=${send} problem=${problem}
       tools=${html`<${Choices} label="Preset" options=${PRESETS} value=${preset} choose=${choose} />`} />
     ${wanted && html`
-      <${Question} title="Replace what you wrote?" yes="Replace it" answer=${answered}>
-        <p>The preset ${wanted} takes its place.</p>
+      <${Question} title="Replace your changes?" yes="Replace" answer=${answered}>
+        <p>The preset ${wanted} replaces the text in the editor.</p>
       </${Question}>`}`;
 }
 
-/** @param {{id: string}} props The run to begin again from. */
+/** @param {{id: string}} props Id of the run to retry. */
 export function RetryView({ id }) {
   const [run, setRun] = useState(null);
   const [before, setBefore] = useState(null);
@@ -61,7 +61,7 @@ export function RetryView({ id }) {
     const load = async () => {
       try {
         const found = await ask(`/v1/runs/${id}`);
-        // Where a run lies is the service's to say
+        // The service chooses the output directory
         const { output, ...config } = found.config;
         setRun(found);
         setBefore(config);
@@ -99,7 +99,7 @@ function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ..
   const quota = useQuota();
   const { plan, problem: doubt, busy: estimating } = useEstimate(parsed.config, text);
   useEffect(() => {
-    // Another request than before: a repeated key would bring the earlier one's answer
+    // A different request needs a new key; with the old one, the service would return the earlier run
     key.current = newKey();
     setRefused(null);
   }, [text, priority, budget]);
@@ -129,9 +129,9 @@ function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ..
       <${Estimate} plan=${plan} stale=${estimating || doubt !== null || parsed.config === null} />
       <${Sheet} title="Queue and budget">
         <div class="terms-form">
-          <${NumberField} id="priority" label="Priority" hint=${`−100 to ${quota?.highest_priority ?? 100}; higher goes first`}
+          <${NumberField} id="priority" label="Priority" hint=${`−100 to ${quota?.highest_priority ?? 100}; higher starts first`}
             value=${priority} change=${setPriority} min="-100" max=${quota?.highest_priority ?? 100} step="1" />
-          <${NumberField} id="budget" label="Budget, dollars" hint="stopped, with a checkpoint, once it is spent"
+          <${NumberField} id="budget" label="Budget, dollars" hint="the run stops with a checkpoint when it is spent"
             value=${budget} change=${setBudget} min="0.0001" step="any" placeholder="none" />
           <button class="primary" disabled=${!ready || busy}>${busy ? "Submitting…" : verb}</button>
         </div>
@@ -142,7 +142,7 @@ function RunForm({ title, verb, text, setText, tools, send, problem: earlier, ..
 
 /**
  * @param {{id: string, label: string, hint: string, value: string, change: (value: string) => void}} props
- *   The rest is the input's own.
+ *   Other properties are attributes of the input.
  */
 const NumberField = ({ id, label, hint, value, change, ...rest }) => html`
   <div class="field">
