@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What azure-spot.yaml needs of a subscription, once: the group, the machines' identity, and the disk that outlives the head.
+# One-time set-up of a subscription for azure-spot.yaml: the resource group, the nodes' identity, and the head's persistent disk.
 #   azure-account.sh SUBSCRIPTION STORAGE_ACCOUNT CONTAINER
-#   azure-account.sh --ssh-from ADDRESSES        after `ray up`, which opens ssh to everybody: to these only
+#   azure-account.sh --ssh-from ADDRESSES        restricts ssh to these addresses; run it after `ray up`, which opens ssh to all
 set -euo pipefail
 group=moedisco location=eastus
 
@@ -14,7 +14,7 @@ az account set --subscription "$1"
 az group create --name $group --location $location
 identity=$(az identity create --name moedisco --resource-group $group --query principalId --output tsv)
 account=$(az storage account show --name "$2" --query id --output tsv)
-# Reads the one container; Ray's launcher itself makes the identity a contributor to this group, and to nothing else.
+# May read one container; Ray's launcher makes the identity a contributor to this group only.
 az role assignment create --role "Storage Blob Data Reader" --assignee-object-id "$identity" --assignee-principal-type ServicePrincipal \
     --scope "$account/blobServices/default/containers/$3"
 az disk create --name moedisco-state --resource-group $group --zone 1 --size-gb 200 --sku Premium_LRS

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What gcp-spot.yaml needs of a project, once: who may do what, the firewall, the disk that outlives the head, and the image.
+# One-time set-up of a project for gcp-spot.yaml: permissions, firewall, the head's persistent disk, and the image.
 #   gcp-account.sh PROJECT BUCKET SSH_FROM
 set -euo pipefail
 project=$1 bucket=$2 ssh_from=$3
@@ -13,7 +13,7 @@ for who in head worker; do
     gcloud storage buckets add-iam-policy-binding "gs://$bucket" --role=roles/storage.objectViewer \
         --member="serviceAccount:moedisco-$who@$project.iam.gserviceaccount.com"
 done
-# The head makes and deletes machines, disks of their own, and nothing else; it may give them the worker's account.
+# The head may only create and delete instances with their disks, and attach the worker's account to them.
 gcloud iam roles create moediscoHead --project="$project" --title="MoE-DisCo head" --permissions="$(paste -sd, <<'PERMISSIONS'
 compute.acceleratorTypes.list
 compute.disks.create
@@ -45,6 +45,6 @@ gcloud compute firewall-rules create moedisco-ssh --network=moedisco --allow=tcp
 gcloud compute firewall-rules create moedisco-nodes --network=moedisco --allow=tcp,udp,icmp --source-ranges=10.77.0.0/20
 
 gcloud compute disks create moedisco-state --zone=$zone --type=pd-balanced --size=200GB
-# A copy of one's own stays what it is while the family moves on.
+# A copy, because the image family changes over time.
 gcloud compute images create moedisco \
     --source-image-family=common-cu129-ubuntu-2204-nvidia-580 --source-image-project=deeplearning-platform-release

@@ -31,7 +31,7 @@ def attach(ec2: Any, instance: str, zone: str) -> str:
     volume = found[0]["VolumeId"]
     holders = [attachment["InstanceId"] for attachment in found[0]["Attachments"] if attachment["State"] != "detached"]
     if holders != [instance]:
-        # A head that is being terminated gives its volume up within seconds.
+        # A head that terminates releases its volume within seconds.
         ec2.get_waiter("volume_available").wait(VolumeIds=[volume], WaiterConfig={"Delay": 3, "MaxAttempts": PATIENCE_SECONDS // 3})
         ec2.attach_volume(VolumeId=volume, InstanceId=instance, Device=DEVICE)
         ec2.get_waiter("volume_in_use").wait(VolumeIds=[volume], WaiterConfig={"Delay": 3, "MaxAttempts": PATIENCE_SECONDS // 3})

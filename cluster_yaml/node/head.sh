@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Starts the head: Ray, then the service, which both come back after a reboot. What they remember is under $MOEDISCO_HOME.
-# All nodes must see runs, which are under $MOEDISCO_RUNS, and text and models that runs may read, under $MOEDISCO_DATA.
-#   head.sh [INPUT_ROOT...] [--OPTION...]   more directories, s3://BUCKET/PREFIX and the like that runs may read; options of the
-#                                           service, such as --storage-root=s3://BUCKET/PREFIX for checkpoints
+# Starts the head: Ray, then the service. Both restart after a reboot and store their state under $MOEDISCO_HOME.
+# All nodes must share $MOEDISCO_RUNS (runs) and $MOEDISCO_DATA (text and models that runs may read).
+#   head.sh [INPUT_ROOT...] [--OPTION...]   further directories or URIs such as s3://BUCKET/PREFIX that runs may read; options of
+#                                           the service, such as --storage-root=s3://BUCKET/PREFIX for checkpoints
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/environment.sh"
@@ -12,7 +12,7 @@ ulimit -n 65536 2>/dev/null || true
 ray=(
     ray start --head --port=6379 --object-manager-port=8076 --dashboard-host=127.0.0.1
     "--autoscaling-config=$HOME/ray_bootstrap_config.yaml" --disable-usage-stats
-    # Drivers run here; work that needs a processor goes to the workers.
+    # Only drivers run here; CPU work runs on the workers.
     --num-cpus=0 --num-gpus=0
 )
 serve=(

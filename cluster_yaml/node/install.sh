@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs this project into ~/moedisco/.venv, in the versions it is tested with. Quick where that is done already.
+# Installs this project into ~/moedisco/.venv with the tested package versions; fast if it is already installed.
 #   install.sh [FURTHER PACKAGE...]
 set -euo pipefail
 
@@ -13,7 +13,7 @@ stamp=$venv/.installed-$( (sources | sort | xargs -d '\n' sha256sum; echo "$@") 
 if ! [ -x "$venv/bin/python" ]; then
     if command -v python3.11 >/dev/null; then
         python3.11 -m venv "$venv"
-    else # an image with another Python: uv brings the one that the tests use
+    else # an image with another Python: uv installs the tested version
         command -v pip3 >/dev/null || { sudo apt-get update -q && sudo apt-get install -qy python3-pip; }
         pip3 install --quiet --user "$(grep '^uv==' "$pins")"
         "$HOME/.local/bin/uv" venv --seed --python 3.11 "$venv"
@@ -21,7 +21,7 @@ if ! [ -x "$venv/bin/python" ]; then
 fi
 "$venv/bin/pip" install --quiet --disable-pip-version-check --constraint "$pins" "$project" "$@"
 
-# Ray reaches a node through a login shell, which must find this `ray` before any other, and the cluster's token.
+# Ray starts nodes through a login shell, which must find this `ray` first, and the cluster's token.
 line="source $project/cluster_yaml/node/environment.sh"
 grep -qxF "$line" ~/.bashrc 2>/dev/null || printf '%s\n%s\n' "$line" "$(cat ~/.bashrc 2>/dev/null)" >~/.bashrc
 touch "$stamp"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Keeps a command running, with the environment of now: as a systemd unit that survives a reboot, or, where there is no systemd, for as
-# long as the Ray of this node is up.
+# Keeps a command running with the present environment: as a systemd unit that survives a reboot or, without systemd, while Ray runs on
+# this node.
 #   keep.sh NAME COMMAND [ARGUMENT...]
 set -euo pipefail
 
@@ -33,7 +33,7 @@ UNIT
     sudo systemctl restart "$name"
 else
     log=${MOEDISCO_LOGS:-$HOME}/$name.log
-    # `ray stop` ends Ray's own processes by name; what is kept here ends when Ray has not been there for a while.
+    # `ray stop` stops only Ray's own processes; this loop ends when Ray has been down for a while.
     # shellcheck disable=SC2016  # the inner shell expands it
     setsid nohup bash -c '
         trap "kill \$child 2>/dev/null" EXIT

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mounts the disk that outlives the head at /moedisco, and shares runs and data with the workers. Formats it only where it is blank.
+# Mounts the head's persistent disk at /moedisco and shares runs and data with the workers. Formats the disk only if it is blank.
 #   state_disk.sh DEVICE
 set -euo pipefail
 
@@ -15,7 +15,7 @@ sudo chown "$USER" "/moedisco" "/moedisco"/{state,config,runs,data}
 chmod 700 "/moedisco"/{state,config}
 
 command -v exportfs >/dev/null || { sudo apt-get update -q && sudo apt-get install -qy nfs-kernel-server; }
-# The firewall lets only the cluster's own nodes reach it.
+# The firewall allows only nodes of the cluster.
 sudo mkdir -p /etc/exports.d
 printf '/moedisco/%s,no_subtree_check)\n' 'runs *(rw,async' 'data *(ro' | sudo tee /etc/exports.d/moedisco.exports >/dev/null
 sudo exportfs -ra

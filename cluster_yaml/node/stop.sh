@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stops what head.sh and worker.sh keep running on this machine; what it remembers stays.
+# Stops the processes that head.sh and worker.sh started on this machine; stored state stays.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

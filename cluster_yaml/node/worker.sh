@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Joins the cluster of $RAY_HEAD_IP and, on a machine of a cloud, hands the cloud's notice of its loss to Ray.
-#   worker.sh aws|gcp|azure     the head's runs and data are mounted below /moedisco; resources and labels come from the autoscaler
-#   worker.sh hosts FILE        resources and labels are what FILE says of this host; runs lie on a file system that it has already
+# Joins the cluster of $RAY_HEAD_IP and, in a cloud, passes the cloud's preemption notice on to Ray.
+#   worker.sh aws|gcp|azure     mounts the head's runs and data below /moedisco; the autoscaler sets resources and labels
+#   worker.sh hosts FILE        FILE sets resources and labels of this host; runs are on a file system that is already mounted
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/environment.sh"
@@ -15,7 +15,7 @@ else
         folder=/moedisco/${share%:*}
         mountpoint -q "$folder" && continue
         sudo mkdir -p "$folder"
-        # Soft: a lost head must fail the worker, not freeze it.
+        # soft: if the head is lost, the worker must fail instead of hang.
         sudo mount -t nfs4 -o "${share#*:},soft,timeo=600,retrans=3" "$RAY_HEAD_IP:$folder" "$folder"
     done
 fi

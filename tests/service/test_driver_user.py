@@ -68,7 +68,7 @@ def home() -> Iterator[Path]:
 def test_a_user_that_cannot_be_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^--driver-user: 'no-such-user': is no user of this machine; create it first"):
         DriverUser.named("no-such-user")
-    with pytest.raises(ConfigError, match=r"^--driver-user: 'root': is root; name a user without rights"):
+    with pytest.raises(ConfigError, match=r"^--driver-user: 'root': is root; name an unprivileged user"):
         DriverUser.named("root")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ConfigError, match=r"^--driver-user: 'nobody': needs a service that was started as root"):

@@ -46,7 +46,7 @@ def test_paths_become_absolute_under_the_first_root(roots):
 def test_the_embedded_text_is_always_allowed(roots):
     nothing = Roots((), roots.outputs)
     assert sandboxed(config(), nothing).corpus.sources[0].path == "embedded"
-    assert "only buckets" in str(refused(config("a"), nothing))
+    assert "allows only the input roots" in str(refused(config("a"), nothing))
 
 
 def test_every_root_may_be_read(roots):
@@ -106,7 +106,7 @@ def test_a_link_out_of_the_roots_is_refused(roots, tmp_path, path):
     (data / "link").symlink_to(tmp_path / "secret")
     (data / "folder").mkdir()
     (data / "folder" / "link").symlink_to(tmp_path / "secret")
-    assert "is a link that leads out" in str(refused(config(path), roots))
+    assert "is a link out" in str(refused(config(path), roots))
 
 
 def test_links_between_roots_are_fine(roots, tmp_path):
