@@ -16,16 +16,7 @@ from service.database.metrics import UnitCurve
 from service.domain.jobs import submission_id
 from service.domain.states import RunState
 from service.errors import UnusableRun
-from service.schemas import (
-    AuditEntry,
-    DeliveryInfo,
-    Run,
-    RunDetail,
-    Series,
-    TokenInfo,
-    Unit,
-    WebhookInfo,
-)
+from service.schemas import Run, RunDetail, Series
 
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
@@ -54,35 +45,10 @@ def _bare_bill(dollars: float | None, *, planned: bool) -> Bill:
     return bare.model_copy(update={"dollars": dollars, "dollars_with_idle": dollars})
 
 
-def unit_answer(row: tables.UnitRow) -> Unit:
-    """Document of a unit."""
-    return Unit.model_validate({name: getattr(row, name) for name in Unit.model_fields})
-
-
 def series_answer(curve: UnitCurve) -> Series:
     """Document of a curve."""
     return Series(
         unit=curve.unit, stage=curve.stage, step=curve.steps, tokens=curve.tokens, value=curve.values, points=curve.count)
-
-
-def token_answer(row: tables.Token) -> TokenInfo:
-    """Document of a token, without its secret."""
-    return TokenInfo.model_validate({name: getattr(row, name) for name in TokenInfo.model_fields})
-
-
-def webhook_answer(row: tables.Webhook) -> WebhookInfo:
-    """Document of a webhook, without its secret."""
-    return WebhookInfo.model_validate({name: getattr(row, name) for name in WebhookInfo.model_fields})
-
-
-def delivery_answer(row: tables.Delivery) -> DeliveryInfo:
-    """Document of a delivery, without its body."""
-    return DeliveryInfo.model_validate({name: getattr(row, name) for name in DeliveryInfo.model_fields})
-
-
-def audit_answer(row: tables.Audit) -> AuditEntry:
-    """Document of an entry of the audit log."""
-    return AuditEntry.model_validate({name: getattr(row, name) for name in AuditEntry.model_fields})
 
 
 def owner_filter(caller: Caller) -> str | None:

@@ -25,9 +25,9 @@ from service.domain.path_sandbox import Roots
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
 from service.ray_side.dashboard import Dashboard
-from service.ray_side.jobs import Jobs
+from service.ray_side.jobs import RayJobs
 from service.ray_side.pages import RayPages
-from service.ray_side.pools import PoolReader
+from service.ray_side.pools import RayPools
 from service.ray_side.trainings import RayTrainings
 from service.settings import Settings
 from service.web import STATIC
@@ -43,7 +43,7 @@ _MOST_OF_A_TOKEN = 4096
 
 
 def create_app(
-    settings: Settings, database: Database, jobs: Jobs, pools: PoolReader, dashboard: Dashboard, notifier: Notifier,
+    settings: Settings, database: Database, jobs: RayJobs, pools: RayPools, dashboard: Dashboard, notifier: Notifier,
     wake_reconciler: Callable[[], None],
 ) -> FastAPI:
     """Create the application. It starts no work and closes none of its arguments.

@@ -16,10 +16,10 @@ from service.database.session import Database
 from service.domain.path_sandbox import Roots
 from service.notifier import Notifier
 from service.observability import PrometheusMetrics
-from service.ray_side.jobs import Jobs
+from service.ray_side.jobs import RayJobs
 from service.ray_side.pages import RayPages
-from service.ray_side.pools import PoolReader
-from service.ray_side.trainings import TrainingReader
+from service.ray_side.pools import RayPools
+from service.ray_side.trainings import RayTrainings
 from service.settings import Settings
 
 
@@ -49,9 +49,9 @@ class ServiceContext:
 
     settings: Settings
     database: Database
-    jobs: Jobs
-    pools: PoolReader
-    trainings: TrainingReader
+    jobs: RayJobs
+    pools: RayPools
+    trainings: RayTrainings
     ray_pages: RayPages
     notifier: Notifier
     wake_reconciler: Callable[[], None]

@@ -42,12 +42,7 @@ _WITH_BODY = (400, 413)
 
 
 def problems(*statuses: int, body: bool = False) -> Responses:
-    """Documentation of a route's problems, including those of every route.
-
-    Args:
-        statuses: Further statuses of this route.
-        body: Whether the route takes a JSON body.
-    """
+    """Documentation of a route's problems, with those of every route and (`body`) those of JSON bodies."""
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
 
@@ -58,12 +53,7 @@ def content(media_type: str, description: str, schema: dict[str, Any] | None = N
 
 
 def links(*operations: str, parameter: str = "run_id") -> dict[str, Any]:
-    """Links from a created object to operations on it.
-
-    Args:
-        operations: Ids of the operations.
-        parameter: Path parameter of the operations that takes the object's id.
-    """
+    """Links from a created object to operations, whose path parameter takes the object's id."""
     return {operation: {"operationId": operation, "parameters": {parameter: "$response.body#/id"}} for operation in operations}
 
 

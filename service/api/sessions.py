@@ -23,15 +23,7 @@ def session_of(request: Request, settings: Settings) -> str | None:
 
 
 def set_session(request: Request, response: Response, settings: Settings, plain: str, seconds: float) -> None:
-    """Set the cookie of a session.
-
-    Args:
-        request: Request to sign in.
-        response: Answer to the request.
-        settings: Settings of the service.
-        plain: Secret of the session.
-        seconds: Longest duration of the session (s).
-    """
+    """Set the cookie of a session with this secret for at most `seconds`."""
     response.set_cookie(
         _name(request, settings), plain, max_age=max(1, int(seconds)), path="/", httponly=True, samesite="strict",
         secure=_is_secure(request, settings))

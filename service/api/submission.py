@@ -235,12 +235,7 @@ def _repeated(session: Session, caller: Caller, known: tables.IdempotencyKey, bo
 
 
 def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
-    """A copy of a configuration with one setting changed; unchanged parts are shared with the original.
-
-    Args:
-        raw: Configuration as plain data.
-        path: Dotted path; entries of a list are numbered, as in `corpus.sources.0.weight`.
-        value: New value of the setting.
+    """A copy of a configuration with one setting changed; entries of lists are numbered, as in `corpus.sources.0.weight`.
 
     Raises:
         ConfigError: A part of the path is not an entry of its list, or its parent is not a section.

@@ -132,12 +132,7 @@ class Deliveries:
 
 
 def delay(attempts: int, fraction: float) -> float:
-    """Delay before the next attempt (s): doubles with each failed attempt, up to an hour.
-
-    Args:
-        attempts: Failed attempts, at least 1.
-        fraction: Random number from 0 to 1; spreads retries over the second half of the delay.
-    """
+    """Delay after a number of failed attempts (s): doubles up to an hour; `fraction` (0 to 1) spreads it over its second half."""
     whole = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempts - 1, 60))
     return whole * (1 + fraction) / 2
 

@@ -19,7 +19,7 @@ from service.domain.run_paths import RunPaths
 from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import RayUnavailable
 from service.observability import logger
-from service.ray_side.jobs import Jobs
+from service.ray_side.jobs import RayJobs
 
 _log = logger(__name__)
 DELIVERIES_KEPT = 7 * 24 * 3600.0
@@ -36,7 +36,7 @@ class Housekeeping:
         idle: Time without use after which a browser session ends (s).
     """
 
-    def __init__(self, database: Database, jobs: Jobs, roots: Sequence[Path], idle: float) -> None:
+    def __init__(self, database: Database, jobs: RayJobs, roots: Sequence[Path], idle: float) -> None:
         self._database = database
         self._jobs = jobs
         self._roots = roots

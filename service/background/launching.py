@@ -17,7 +17,7 @@ from service.domain.run_paths import RunPaths
 from service.domain.signatures import driver_token
 from service.domain.starts import located
 from service.driver_user import DriverUser
-from service.ray_side.jobs import Jobs, Submission
+from service.ray_side.jobs import RayJobs, Submission
 from service.run_homes import make_run_directory, open_home, write_in
 from service.settings import Settings
 
@@ -34,7 +34,7 @@ class Launcher:
         directory_of: Returns the run directory of a run, or None for a deleted run.
     """
 
-    def __init__(self, jobs: Jobs, settings: Settings, secret: bytes, directory_of: Callable[[str], Path | None]) -> None:
+    def __init__(self, jobs: RayJobs, settings: Settings, secret: bytes, directory_of: Callable[[str], Path | None]) -> None:
         self._jobs = jobs
         self._settings = settings
         self._roots = Roots(settings.input_roots, settings.output_roots, settings.storage_roots)

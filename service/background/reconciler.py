@@ -29,8 +29,8 @@ from service.domain.states import ACTIVE, TERMINAL, RunState
 from service.errors import NotFound, RayUnavailable, StaleRun, UnusableRun
 from service.notifier import Notifier
 from service.observability import bound, logger
-from service.ray_side.jobs import Jobs
-from service.ray_side.pools import PoolReader
+from service.ray_side.jobs import RayJobs
+from service.ray_side.pools import RayPools
 from service.settings import Settings
 
 _log = logger(__name__)
@@ -53,7 +53,7 @@ class Reconciler:
     """
 
     def __init__(
-        self, database: Database, jobs: Jobs, pools: PoolReader, notifier: Notifier, settings: Settings, secret: bytes,
+        self, database: Database, jobs: RayJobs, pools: RayPools, notifier: Notifier, settings: Settings, secret: bytes,
     ) -> None:
         self._database = database
         self._jobs = jobs

@@ -16,7 +16,7 @@ def note(
     session: Session, *, owner: str, token_id: str | None, action: str, target: str, detail: dict[str, Any],
     address: str | None, now: float,
 ) -> None:
-    """Add an entry.
+    """Add an entry in the transaction of the action.
 
     Args:
         session: Transaction of the action.

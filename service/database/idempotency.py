@@ -14,14 +14,7 @@ KEPT = 24 * 3600.0
 
 
 def find(session: Session, owner: str, key: str, now: float) -> IdempotencyKey | None:
-    """Find the earlier use of a key; other requests with the key wait here until this transaction ends.
-
-    Args:
-        session: Transaction that will also call `remember`.
-        owner: Owner of the request; each owner has its own keys.
-        key: Idempotency key of the request.
-        now: Seconds since the epoch.
-    """
+    """Find the unexpired use of an owner's key; other requests with the key wait here until this transaction ends."""
     owner, key = values.text(owner), values.text(key)
     lock_until_commit(session, "idempotency", owner, key)
     row = session.scalar(select(IdempotencyKey).where(IdempotencyKey.owner == owner, IdempotencyKey.key == key))
@@ -29,16 +22,7 @@ def find(session: Session, owner: str, key: str, now: float) -> IdempotencyKey |
 
 
 def remember(session: Session, *, owner: str, key: str, body_hash: bytes, run_id: str, now: float) -> None:
-    """Store the use of a key, in place of an expired one.
-
-    Args:
-        session: Transaction that called `find`.
-        owner: Owner of the request.
-        key: Idempotency key of the request.
-        body_hash: SHA-256 of the request, which a repetition must match.
-        run_id: Id of the run that the request created.
-        now: Seconds since the epoch.
-    """
+    """Store the run that a request with this key created; `body_hash` is the SHA-256 that a repetition must match."""
     owner, key = values.text(owner), values.text(key)
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.owner == owner, IdempotencyKey.key == key))
     session.add(IdempotencyKey(owner=owner, key=key, body_hash=body_hash, run_id=run_id, created=now))

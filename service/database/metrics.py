@@ -41,14 +41,7 @@ class UnitCurve:
 
 
 def series(session: Session, run_id: str, figure: str, units: Sequence[str] | None, points: int) -> list[UnitCurve]:
-    """Curves of a figure, in the order in which the units started.
-
-    Args:
-        session: Any transaction.
-        run_id: Id of the run.
-        figure: `loss`, `lr`, `grad_norm` or `tokens_per_second`.
-        units: Units to include; None for all.
-        points: Largest number of points per curve, including its ends and extremes.
+    """Curves of a figure, in the order in which the units started, with at most `points` points each.
 
     Raises:
         ValueError: There is no such figure.

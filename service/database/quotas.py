@@ -62,14 +62,7 @@ def use_of(session: Session, owner: str, now: float) -> Use:
 
 
 def add_dollars(session: Session, owner: str, dollars: float, now: float) -> None:
-    """Add metered dollars to an owner's calendar month; they stay when the runs are deleted.
-
-    Args:
-        session: Writing transaction.
-        owner: Owner of the metered run.
-        dollars: Dollars to add, at least 0.
-        now: Seconds since the epoch, which determine the month.
-    """
+    """Add metered dollars to an owner's present calendar month; they stay when the runs are deleted."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     row = insert(Spending).values(owner=owner, month=month_of(now), dollars=dollars)
     session.execute(row.on_conflict_do_update(

@@ -108,25 +108,13 @@ def directory(session: Session, run_id: str) -> Path | None:
 
 
 def inside(session: Session, home: Path, run_id: str) -> str | None:
-    """Id of another run whose directory is inside a run's home, if there is one.
-
-    Args:
-        session: Any transaction.
-        home: Home of the run.
-        run_id: Id of the run.
-    """
+    """Id of another run whose directory is inside a run's home, if there is one."""
     below = RunRow.directory.startswith(f"{home}/", autoescape=True)
     return session.scalars(select(RunRow.id).where(below, RunRow.id != run_id).limit(1)).first()
 
 
 def named(session: Session, name: str, owner: str | None) -> list[RunRow]:
-    """Runs with exactly this name, newest first.
-
-    Args:
-        session: Any transaction.
-        name: Whole name.
-        owner: Owner of the runs; None for all owners.
-    """
+    """Runs with exactly this name, newest first, of one owner or (None) of all owners."""
     chosen = select(RunRow).options(*_LEFT_OUT).where(RunRow.name == values.text(name))
     if owner is not None:
         chosen = chosen.where(RunRow.owner == values.text(owner))
@@ -238,12 +226,6 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
 
 def amend(session: Session, run: RunRow, *, now: float, **columns: Any) -> None:
     """Change columns of a run other than its state.
-
-    Args:
-        session: Writing transaction.
-        run: Run as it was read; it is updated.
-        now: Seconds since the epoch.
-        columns: Columns to set.
 
     Raises:
         StaleRun: The run was changed or deleted since it was read.

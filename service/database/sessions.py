@@ -22,13 +22,7 @@ MOST_OF_A_TOKEN = 100
 
 
 def create(session: Session, token: Token, *, longest: float, now: float) -> tuple[str, BrowserSession]:
-    """Start a session.
-
-    Args:
-        session: Writing transaction.
-        token: Token that the session acts for.
-        longest: Longest duration of the session (s).
-        now: Seconds since the epoch.
+    """Start a session of a token that lasts at most `longest` seconds.
 
     Returns:
         Secret of the session, which is not stored, and its row.
@@ -45,14 +39,7 @@ def create(session: Session, token: Token, *, longest: float, now: float) -> tup
 
 
 def find(session: Session, plain: str, *, idle: float, now: float) -> tuple[BrowserSession, Token] | None:
-    """Find a valid session and its token by the session's secret.
-
-    Args:
-        session: Any transaction.
-        plain: Secret of the session.
-        idle: Time without use after which a session ends (s).
-        now: Seconds since the epoch.
-    """
+    """Find a valid session and its token by the session's secret; `idle` is the time without use that ends a session (s)."""
     found = _valid(session, BrowserSession.hash == tokens.digest(plain), idle, now)
     return found if found is not None and tokens.matches(plain, found[0].hash) else None
 

@@ -17,12 +17,6 @@ from service.errors import NotFound
 def append(session: Session, run: tables.RunRow, events: Sequence[Event], now: float) -> None:
     """Append a driver's events to a run's stream; concurrent writers wait for each other.
 
-    Args:
-        session: Writing transaction.
-        run: Run whose `next_position` and `updated` are changed.
-        events: Events in order.
-        now: Seconds since the epoch.
-
     Raises:
         NotFound: The run was deleted.
     """
@@ -52,14 +46,7 @@ def put(session: Session, run_id: str, first: int, rows: Sequence[dict[str, Any]
 
 
 def read(session: Session, run_id: str, after: int, limit: int) -> list[tables.EventRow]:
-    """Read the events after a position.
-
-    Args:
-        session: Any transaction.
-        run_id: Id of the run.
-        after: Last known position; -1 for none.
-        limit: Largest number of events.
-    """
+    """Read up to `limit` events after a position; -1 reads from the beginning."""
     position = tables.EventRow.position
     return list(session.scalars(
         select(tables.EventRow).where(tables.EventRow.run_id == run_id, position > min(after, values.LARGEST))

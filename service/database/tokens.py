@@ -37,15 +37,7 @@ def matches(plain: str, stored: bytes | None) -> bool:
 def create(
     session: Session, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
 ) -> tuple[str, Token]:
-    """Create a token.
-
-    Args:
-        session: Writing transaction.
-        name: Purpose of the token.
-        owner: Owner that the token acts for.
-        scopes: Scopes among `read`, `submit` and `admin`.
-        expires: Time of expiry in seconds since the epoch; None for no limit.
-        now: Seconds since the epoch.
+    """Create a token that expires at a time in seconds since the epoch (None: never).
 
     Returns:
         The token, which is not stored, and its row.
@@ -57,7 +49,7 @@ def create(
 def enter(
     session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
 ) -> Token:
-    """Store a given token; arguments as in `create`."""
+    """Store a given token; see `create`."""
     token = Token(
         id=new_id(), hash=digest(plain), name=values.text(name), owner=values.text(owner), scopes=list(scopes),
         created=now, expires=expires, revoked=None, used=None)

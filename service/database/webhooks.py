@@ -19,15 +19,7 @@ MessageType = Literal["run.state", "run.expiring", "run.removed"]
 
 
 def create(session: Session, *, owner: str, url: str, states: Sequence[RunState], now: float) -> Webhook:
-    """Create a webhook; its row contains the new secret.
-
-    Args:
-        session: Writing transaction.
-        owner: Owner whose runs are reported.
-        url: URL of the receiver.
-        states: States that are reported; empty for all.
-        now: Seconds since the epoch.
-    """
+    """Create a webhook for an owner's runs in any of `states` (empty: all); its row contains the new secret."""
     webhook = Webhook(
         id=new_id(), owner=owner, url=values.text(url), secret=f"whsec_{secrets.token_urlsafe(32)}",
         states=[state.value for state in states], created=now)
@@ -53,15 +45,7 @@ def delete(session: Session, webhook: Webhook) -> None:
 
 
 def enqueue(session: Session, run: RunRow, now: float, message_type: MessageType = "run.state", **more: Any) -> None:
-    """Write a delivery about a run for each webhook that reports its state.
-
-    Args:
-        session: Writing transaction.
-        run: The run.
-        now: Seconds since the epoch.
-        message_type: What happened: its state changed, its removal was announced, or it was removed.
-        more: Further fields of the message.
-    """
+    """Write a delivery about a run, with further fields, for each webhook that reports the run's state."""
     for webhook in page(session, run.owner):
         if webhook.states and run.state not in webhook.states:
             continue
@@ -85,15 +69,7 @@ def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhoo
 
 
 def record_attempt(session: Session, delivery_id: str, *, delivered: float | None, answer: str, due: float | None) -> None:
-    """Store the result of an attempt to send a delivery.
-
-    Args:
-        session: Writing transaction.
-        delivery_id: Id of the delivery; a deleted one is ignored.
-        delivered: Time of arrival; None if it did not arrive.
-        answer: Status or error.
-        due: Time of the next attempt; None for no further one.
-    """
+    """Store the result of an attempt: time of arrival, answer, and time of the next attempt (None: no further one)."""
     session.execute(
         update(Delivery).where(Delivery.id == delivery_id)
         .values(attempts=Delivery.attempts + 1, delivered=delivered, answer=values.text(answer, 500), due=due))

@@ -121,13 +121,7 @@ def disk_full(policy: Policy, use: Use) -> bool:
 
 
 def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
-    """Why the policy keeps a queued run from starting; None if it does not.
-
-    Args:
-        tags: Custom resources of the pools that the run needs.
-        policy: Policy of its owner.
-        use: What the runs of its owner use now.
-    """
+    """Why the policy keeps a queued run, which needs these resources, from starting; None if it does not."""
     refused = [tag for tag in tags if policy.resources is not None and tag not in policy.resources]
     if refused:
         return f"its owner may no longer use {', '.join(refused)}"

@@ -70,13 +70,7 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
 
 
 def announced(due: float | None, before: float | None, now: float) -> float | None:
-    """Time to announce for a run's removal, at least a day after its first announcement.
-
-    Args:
-        due: When the rules remove the run; None for never.
-        before: Time announced so far; None if the removal was not announced.
-        now: Seconds since the epoch.
-    """
+    """Time to announce for a run's removal (None: never), at least a day after its first announcement."""
     if due is None:
         return None
     notice = now + NOTICE_SECONDS

@@ -28,13 +28,7 @@ def driver_token(secret: bytes, run_id: str, attempt: int) -> str:
 
 
 def sign(secret: str, body: bytes, now: float) -> str:
-    """Signature header of a webhook delivery, `t=TIME,v1=HEX`, where HEX signs TIME, a dot and the body.
-
-    Args:
-        secret: Secret of the webhook.
-        body: Body as sent.
-        now: Seconds since the epoch.
-    """
+    """Signature header of a webhook delivery, `t=TIME,v1=HEX`, where HEX signs TIME, a dot and the body."""
     return f"t={int(now)},v1={_digest(secret, body, int(now))}"
 
 

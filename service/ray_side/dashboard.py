@@ -88,13 +88,9 @@ def parsed(answer: httpx.Response) -> Any:
 
 
 def auth_headers(token_path: Path | None = None) -> dict[str, str]:
-    """Authentication headers, with the token found as Ray finds it.
+    """Authentication headers, with the token from the given file or else found as Ray finds it.
 
-    A token in its default file is used even if RAY_AUTH_MODE is unset, because a Ray head with such a file requires it.
-
-    Args:
-        token_path: Token file that takes precedence over RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and
-            `~/.ray/auth_token`.
+    A token in Ray's default file is used even if RAY_AUTH_MODE is unset, because a Ray head with such a file requires it.
     """
     if token_path is not None:
         return _bearer(_read_own(token_path))

@@ -7,7 +7,6 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote
 
 from moedisco_ray.core.read_roots import ENVIRONMENT as READ_ROOTS
@@ -41,24 +40,8 @@ class Submission:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Jobs(Protocol):
-    """Jobs of a Ray cluster. Every method may raise `RayUnavailable`."""
-
-    def submit(self, submission: Submission) -> None:
-        """Start a driver, unless a job with this id exists."""
-
-    def statuses(self) -> dict[str, JobState]:
-        """All jobs that Ray knows, by submission id; none after a restart of the head."""
-
-    def kill(self, submission_id: str) -> None:
-        """Kill the driver of a job; does nothing if the job is unknown or has ended."""
-
-    def delete(self, submission_id: str) -> None:
-        """Delete an ended job from Ray; does nothing if the job is unknown."""
-
-
 class RayJobs:
-    """`Jobs` through the REST API of a dashboard.
+    """Jobs of a Ray cluster, through the REST API of its dashboard. Every method may raise `RayUnavailable`.
 
     Args:
         dashboard: Dashboard of the cluster.
@@ -70,7 +53,10 @@ class RayJobs:
         self._python = python
 
     def submit(self, submission: Submission) -> None:
-        """See `Jobs`. The token is passed in the environment, because every user of a node can read command lines."""
+        """Start a driver, unless a job with this id exists.
+
+        The token is passed in the environment, because every user of a node can read command lines.
+        """
         answer = self._dashboard.send("POST", "/api/jobs/", body={
             "submission_id": submission.id,
             "entrypoint": entrypoint(submission, self._python),
@@ -86,18 +72,18 @@ class RayJobs:
             raise refused(answer)
 
     def statuses(self) -> dict[str, JobState]:
-        """See `Jobs`."""
+        """All jobs that Ray knows, by submission id; none after a restart of the head."""
         jobs = read_as(list[Job], self._dashboard.get("/api/jobs/"))
         return {
             job.submission_id: JobState(job.status, job.message, job.driver_exit_code)
             for job in jobs if job.submission_id is not None}
 
     def kill(self, submission_id: str) -> None:
-        """See `Jobs`. Ray sends SIGTERM, and SIGKILL three seconds later."""
+        """Kill the driver of a job, if it runs: Ray sends SIGTERM, and SIGKILL three seconds later."""
         self._end("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
 
     def delete(self, submission_id: str) -> None:
-        """See `Jobs`."""
+        """Delete an ended job from Ray; does nothing if the job is unknown."""
         self._end("DELETE", f"/api/jobs/{quote(submission_id, safe='')}")
 
     def _end(self, method: str, path: str) -> None:

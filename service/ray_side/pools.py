@@ -10,7 +10,6 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
 
 from service.errors import RayUnavailable
 from service.ray_side.answers import GroupList, NodeList, RayNode, Summary, read_as
@@ -24,21 +23,8 @@ _ALL = {"detail": "1", "limit": "10000"}
 _DAY = 24 * 3600.0
 
 
-class PoolReader(Protocol):
-    """Reads the pools of a cluster."""
-
-    def read(self, resources: Collection[str] = ()) -> PoolList:
-        """All pools, including the named resources that no node offers.
-
-        Never raises: `connected` is false if Ray does not answer. `price_per_hour` is null because Ray does not know it.
-        """
-
-    def grows(self) -> bool:
-        """Whether an autoscaler may add nodes; false if Ray does not answer."""
-
-
 class RayPools:
-    """`PoolReader` through the REST API of a dashboard.
+    """Pools of a Ray cluster, through the REST API of its dashboard.
 
     Args:
         dashboard: Dashboard of the cluster.
@@ -50,7 +36,10 @@ class RayPools:
         self._clock = clock
 
     def read(self, resources: Collection[str] = ()) -> PoolList:
-        """See `PoolReader`."""
+        """All pools, including the named resources that no node offers.
+
+        Never raises: `connected` is false if Ray does not answer. `price_per_hour` is null because Ray does not know it.
+        """
         try:
             nodes = read_as(NodeList, self._dashboard.get("/api/v0/nodes", _ALL)).items
             used, pending = self._used(), self._pending()
@@ -62,7 +51,7 @@ class RayPools:
             for name in sorted(offered | set(resources))])
 
     def grows(self) -> bool:
-        """See `PoolReader`. With an autoscaler, Ray reports the type of each node."""
+        """Whether an autoscaler may add nodes, for which Ray reports the type of each node; false if Ray does not answer."""
         try:
             return any(node.type_name for node in self._summary().nodes)
         except RayUnavailable:

@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from service.domain.jobs import submitted_run
 from service.errors import RayUnavailable
@@ -21,23 +20,8 @@ _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 """Random suffix of a training's name, which makes it a new training for Ray Train."""
 
 
-class TrainingReader(Protocol):
-    """Reads the trainings that Ray Train knows."""
-
-    def read(self, run_id: str, name: str) -> list[Training]:
-        """Trainings of all attempts of a run, in order of their start; empty if Ray knows none.
-
-        Args:
-            run_id: Id of the run.
-            name: Name of the run, with which the names of its trainings begin.
-
-        Raises:
-            RayUnavailable: Ray does not answer.
-        """
-
-
 class RayTrainings:
-    """`TrainingReader` through the REST API of a dashboard; all readers share one answer for a few seconds.
+    """Trainings that Ray Train knows, through the REST API of a dashboard; all readers share one answer for a few seconds.
 
     Args:
         dashboard: Dashboard of the cluster.
@@ -52,7 +36,15 @@ class RayTrainings:
         self._kept: list[TrainRun] | RayUnavailable = []
 
     def read(self, run_id: str, name: str) -> list[Training]:
-        """See `TrainingReader`."""
+        """Trainings of all attempts of a run, in order of their start; empty if Ray knows none.
+
+        Args:
+            run_id: Id of the run.
+            name: Name of the run, with which the names of its trainings begin.
+
+        Raises:
+            RayUnavailable: Ray does not answer.
+        """
         found = [(job, training) for training in self._all() if (job := _attempt_of(training, run_id)) is not None]
         return [_training(training, job, name) for job, training in sorted(found, key=lambda pair: pair[1].start_time_ns)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,11 @@ class Document(BaseModel):
     """Base of all documents: frozen; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def of(cls, row: object) -> Self:
+        """The document with the attributes of a database row."""
+        return cls.model_validate(row, from_attributes=True)
 
 
 class Health(Document):

@@ -6,7 +6,6 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.answers import token_answer
 from service.api.bodies import StrictRoute
 from service.api.context import InContext, ServiceContext
 from service.api.openapi import problems
@@ -32,6 +31,7 @@ from service.schemas import (
     SessionInfo,
     SessionPage,
     SessionRequest,
+    TokenInfo,
     TokenPage,
     TokenRequest,
 )
@@ -120,7 +120,7 @@ def list_tokens(caller: Admin, context: InContext) -> TokenPage:
     """List all tokens without their secrets, oldest first."""
     del caller
     with context.database.read() as session:
-        return TokenPage(items=[token_answer(row) for row in tokens.page(session)])
+        return TokenPage(items=[TokenInfo.of(row) for row in tokens.page(session)])
 
 
 @router.post("/tokens", status_code=201, responses=problems(body=True))
@@ -133,7 +133,7 @@ def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewTo
     with context.database.write() as session:
         plain, row = tokens.create(session, name=body.name, owner=body.owner, scopes=scopes, expires=expires, now=now)
         note(session, caller, "token.create", row.id, now, {"name": body.name, "owner": body.owner, "scopes": scopes})
-    return NewToken.model_validate({**token_answer(row).model_dump(), "token": plain})
+    return NewToken.model_validate({**TokenInfo.of(row).model_dump(), "token": plain})
 
 
 @router.delete("/tokens/{token_id}", status_code=204, responses=problems(404))

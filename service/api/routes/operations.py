@@ -5,14 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.api.answers import audit_answer
 from service.api.context import InContext, ServiceContext
 from service.api.openapi import content, problems
 from service.api.parameters import Cursor, Limit
 from service.api.security import SIGNED_IN, Admin
 from service.database import audit, runs
 from service.errors import DatabaseError
-from service.schemas import AuditPage, Health
+from service.schemas import AuditEntry, AuditPage, Health
 
 router = APIRouter(tags=["operations"])
 
@@ -23,7 +22,7 @@ def list_audit(caller: Admin, context: InContext, cursor: Cursor = None, limit: 
     del caller
     with context.database.read() as session:
         rows, following = audit.page(session, cursor=cursor, limit=limit)
-        return AuditPage(items=[audit_answer(row) for row in rows], next_cursor=following)
+        return AuditPage(items=[AuditEntry.of(row) for row in rows], next_cursor=following)
 
 
 @router.get("/healthz")

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from moedisco_ray.core.events import Event
 from service import run_files
 from service.api import streams
-from service.api.answers import series_answer, unit_answer
+from service.api.answers import series_answer
 from service.api.context import InContext, ServiceContext
 from service.api.logs import follow as follow_file
 from service.api.logs import list_logs as logs_in
@@ -28,7 +28,7 @@ from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_d
 from service.database import ingest, metrics, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
-from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, RunReport, TrainingPage, UnitPage
+from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, RunReport, TrainingPage, Unit, UnitPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
 reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=DRIVER)
@@ -109,7 +109,7 @@ def get_metrics(
 def list_submodels(run: VisibleRun, context: InContext) -> UnitPage:
     """List the units of a run: the seed, each sub-model and the fine-tune."""
     with context.database.read() as session:
-        return UnitPage(items=[unit_answer(row) for row in runs.units(session, run.id)])
+        return UnitPage(items=[Unit.of(row) for row in runs.units(session, run.id)])
 
 
 @router.get("/trainings", responses=problems(404))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from service.api.answers import delivery_answer, owner_filter, webhook_answer
+from service.api.answers import owner_filter
 from service.api.bodies import StrictRoute
 from service.api.context import InContext
 from service.api.openapi import Responses, links, problems
@@ -14,7 +14,7 @@ from service.api.security import SIGNED_IN, Caller, Submitter, require_token
 from service.api.submission import note
 from service.database import tables, webhooks
 from service.errors import Conflict, NotFound
-from service.schemas import DeliveryPage, NewWebhook, WebhookPage, WebhookRequest
+from service.schemas import DeliveryInfo, DeliveryPage, NewWebhook, WebhookInfo, WebhookPage, WebhookRequest
 
 MOST = 100
 
@@ -27,7 +27,7 @@ _ABOUT: Responses = {201: {
 def list_webhooks(caller: Submitter, context: InContext) -> WebhookPage:
     """List webhooks, oldest first: the caller's own, or those of all owners for an administrator."""
     with context.database.read() as session:
-        return WebhookPage(items=[webhook_answer(row) for row in webhooks.page(session, owner_filter(caller))])
+        return WebhookPage(items=[WebhookInfo.of(row) for row in webhooks.page(session, owner_filter(caller))])
 
 
 @router.post("", status_code=201, responses=_ABOUT | problems(409, body=True))
@@ -40,7 +40,7 @@ def create_webhook(body: WebhookRequest, caller: Submitter, context: InContext) 
             raise Conflict(f"you have {MOST} webhooks, the limit; delete one first")
         row = webhooks.create(session, owner=caller.owner, url=body.url, states=body.states, now=now)
         note(session, caller, "webhook.create", row.id, now, {"url": body.url})
-    return NewWebhook.model_validate({**webhook_answer(row).model_dump(), "secret": row.secret})
+    return NewWebhook.model_validate({**WebhookInfo.of(row).model_dump(), "secret": row.secret})
 
 
 @router.delete("/{webhook_id}", status_code=204, responses=problems(404))
@@ -58,7 +58,7 @@ def list_deliveries(webhook_id: ThingId, caller: Submitter, context: InContext) 
     """List the deliveries of a webhook with their results, newest first."""
     with context.database.read() as session:
         row = _visible(session, caller, webhook_id)
-        return DeliveryPage(items=[delivery_answer(delivery) for delivery in webhooks.deliveries(session, row.id)])
+        return DeliveryPage(items=[DeliveryInfo.of(delivery) for delivery in webhooks.deliveries(session, row.id)])
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/retry", status_code=204, responses=problems(404))
