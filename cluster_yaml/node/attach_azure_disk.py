@@ -1,4 +1,4 @@
-"""Attach the managed disk named moedisco-state to this machine of Azure, and print its device."""
+"""Attach the managed disk moedisco-state to this Azure machine, and print its device."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _METADATA = "http://169.254.169.254/metadata/instance/compute?api-version=2021-0
 
 
 def attach(compute: Any, group: str, machine: str) -> str:
-    """Attach the group's state disk to a machine, from a lost head if need be.
+    """Attach the state disk of a resource group to a machine, after detaching it from a lost head if necessary.
 
     Args:
-        compute: A compute management client.
-        group: Resource group of both.
-        machine: Its name.
+        compute: Compute management client.
+        group: Resource group of disk and machine.
+        machine: Name of the machine.
 
     Returns:
-        The device.
+        Path of the device.
     """
     disk = compute.disks.get(group, NAME)
     holder = disk.managed_by.rsplit("/", 1)[-1] if disk.managed_by else None

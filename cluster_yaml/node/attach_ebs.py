@@ -1,4 +1,4 @@
-"""Attach the volume tagged Name=moedisco-state to this machine of AWS, and print its device."""
+"""Attach the volume tagged Name=moedisco-state to this AWS instance, and print its device."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _METADATA = "http://169.254.169.254/latest"
 
 
 def attach(ec2: Any, instance: str, zone: str) -> str:
-    """Attach the zone's state volume to an instance, from a lost head if need be.
+    """Attach the state volume of a zone to an instance, once a lost head has released it.
 
     Args:
-        ec2: A client.
-        instance: Its id.
-        zone: Availability zone of both.
+        ec2: EC2 client.
+        instance: Id of the instance.
+        zone: Availability zone of volume and instance.
 
     Returns:
-        The device under /dev/disk/by-id.
+        Path of the device under /dev/disk/by-id.
     """
     found = ec2.describe_volumes(Filters=[
         {"Name": "tag:Name", "Values": [NAME]}, {"Name": "availability-zone", "Values": [zone]}])["Volumes"]
     if len(found) != 1:
-        raise SystemExit(f"{len(found)} volumes named {NAME} in {zone}; the stack of aws-account.yaml makes one, in its Zone")
+        raise SystemExit(f"{len(found)} volumes named {NAME} in {zone}; the stack of aws-account.yaml creates one in its Zone")
     volume = found[0]["VolumeId"]
     holders = [attachment["InstanceId"] for attachment in found[0]["Attachments"] if attachment["State"] != "detached"]
     if holders != [instance]:

@@ -1,4 +1,4 @@
-"""Print, one a line, the arguments of `ray start` for this host, whose type `metadata.moedisco.hosts` of a cluster file names."""
+"""Print the arguments of `ray start` for this host, one per line, from its node type in a cluster file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,14 @@ from moedisco_ray.plan.cluster_file import ClusterMetadata
 
 
 def arguments(metadata: ClusterMetadata, addresses: set[str]) -> list[str]:
-    """Resources and labels of the host that has one of the addresses.
-
-    Args:
-        metadata: Of the cluster file.
-        addresses: Of this host.
-    """
-    named = [kind for host, kind in metadata.hosts.items() if host in addresses]
+    """Arguments with the resources and labels of the host that has one of the addresses."""
+    named = [node_type for host, node_type in metadata.hosts.items() if host in addresses]
     if not named:
-        raise SystemExit(f"metadata.moedisco.hosts names none of this host's addresses: {', '.join(sorted(addresses))}")
-    facts = metadata.node_types[named[0]]
-    custom = {name: amount for name, amount in facts.resources.items() if name not in ("CPU", "GPU")}
-    counted = [f"--num-{name.lower()}s={facts.resources[name]}" for name in ("CPU", "GPU") if name in facts.resources]
-    labels = ",".join(f"{name}={value}" for name, value in facts.labels.items())
+        raise SystemExit(f"metadata.moedisco.hosts has no entry for this host's addresses: {', '.join(sorted(addresses))}")
+    node = metadata.node_types[named[0]]
+    custom = {name: amount for name, amount in node.resources.items() if name not in ("CPU", "GPU")}
+    counted = [f"--num-{name.lower()}s={node.resources[name]}" for name in ("CPU", "GPU") if name in node.resources]
+    labels = ",".join(f"{name}={value}" for name, value in node.labels.items())
     return [f"--node-ip-address={next(host for host in metadata.hosts if host in addresses)}",
             f"--resources={json.dumps(custom)}", f"--labels={labels}", *counted]
 

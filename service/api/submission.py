@@ -17,23 +17,26 @@ from sqlalchemy.orm import Session
 from moedisco_ray.core.config import LocalInit, Optimizer, RunConfig
 from moedisco_ray.core.config.load import check_files
 from moedisco_ray.core.config.mistakes import first_mistake
+from moedisco_ray.core.config.places import Place, words
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.read_roots import reading_within
 from moedisco_ray.plan import Plan, build_plan
 from moedisco_ray.plan.machine import known_machine
+from service.api.answers import owner_filter
 from service.api.context import ServiceContext
 from service.api.security import Caller, visible_run
-from service.api.starts import with_visible_runs
 from service.database import audit, idempotency, policies, quotas, runs, tables
 from service.database.ids import new_id
 from service.domain.path_sandbox import check_links, check_parts, sandboxed
 from service.domain.policies import HIGHEST_PRIORITY, Policy
 from service.domain.quotas import check_pools, check_priority, check_room, priced
 from service.domain.run_paths import with_run_directory
-from service.domain.starts import located
+from service.domain.starts import located, parse, run_places, with_ids
+from service.domain.states import RunState
 from service.errors import Conflict, KeyReused, NotFound
 from service.schemas import RetryRequest, RunRequest
 
+_LISTED_IDS = 3
 MOST_SEQUENCES = 65_536
 """Largest number of sequences per step, because planning tries all their divisors."""
 MOST_BYTES = 32 * 2**20
@@ -82,7 +85,7 @@ def checked(
     """
     config, notes = priced(sandboxed(config, context.roots), prices)
     with context.database.read() as session:
-        config = with_visible_runs(session, caller, config)
+        config = _with_visible_runs(session, caller, config)
         directory_of = functools.partial(runs.directory, session)
         check_parts(config, directory_of)
         found, read = located(config, directory_of)
@@ -197,6 +200,32 @@ def note(session: Session, caller: Caller, action: str, target: str, now: float,
 def digest(*parts: str) -> bytes:
     """SHA-256 of the parts of a request."""
     return hashlib.sha256("\n".join(parts).encode()).digest()
+
+
+def _with_visible_runs(session: Session, caller: Caller, config: RunConfig) -> RunConfig:
+    """The configuration with run names replaced by run ids.
+
+    Raises:
+        ConfigError: A run does not exist, belongs to another owner (with the same message) or has not finished, or several
+            finished runs have the name.
+    """
+    return with_ids(config, {place.field: _finished(session, caller, place).id for place in run_places(config)})
+
+
+def _finished(session: Session, caller: Caller, place: Place) -> tables.RunRow:
+    named, asked = parse(place)[0], words(place.value)
+    owner = owner_filter(caller)
+    found = [run for run in [runs.get(session, named)] if run is not None and owner in (None, run.owner)]
+    found = found or runs.named(session, named, owner)
+    if not found:
+        raise ConfigError(place.field, asked, "there is no such run, or it is not yours; `moedisco list` shows yours")
+    finished = [run for run in found if run.state == RunState.SUCCEEDED]
+    if not finished:
+        raise ConfigError(place.field, asked, f"this run is {found[0].state}; choose a run that has succeeded")
+    if len(finished) > 1:
+        ids = ", ".join(run.id for run in finished[:_LISTED_IDS])
+        raise ConfigError(place.field, asked, f"{len(finished)} finished runs have this name; choose one by its id, such as {ids}")
+    return finished[0]
 
 
 def _check_sizes(config: RunConfig) -> None:

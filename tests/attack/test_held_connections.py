@@ -29,7 +29,7 @@ QUIET = os.getloadavg()[0] < (os.cpu_count() or 1)
 
 
 class Target:
-    """A service process under attack, and somebody else who uses it meanwhile."""
+    """A service process under attack, and another client that uses it."""
 
     def __init__(self, home: Path, descriptors: int | None) -> None:
         self.log = home / "serve.log"
@@ -128,13 +128,13 @@ def target(request, tmp_path_factory):
         found.close()
 
 
-def test_three_thousand_idle_sockets_keep_nobody_out(target):
+def test_three_thousand_idle_sockets_do_not_block_others(target):
     with contextlib.ExitStack() as stack, target.others_are_served():
         target.hold(stack, 3000)
         time.sleep(1.5)
 
 
-def test_heads_and_bodies_that_trickle_in_keep_nobody_out(target):
+def test_heads_and_bodies_that_trickle_in_do_not_block_others(target):
     body = b"POST /v1/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     with contextlib.ExitStack() as stack, target.others_are_served():
         held = target.hold(stack, 400, b"GET / HTTP/1.1\r\n") + target.hold(stack, 400, body)
@@ -161,7 +161,7 @@ def test_streams_of_one_token_are_limited_with_a_clear_answer(target):
     target.until(lambda: target.ask("GET", f"{events}?follow=false")[0] == 200)     # their places are free again
 
 
-def test_bodies_of_a_megabyte_keep_nobody_out(target):
+def test_bodies_of_a_megabyte_do_not_block_others(target):
     large = json.dumps({"config": {"name": 1_000_000 * "x"}}).encode()
     lines = "POST /v1/estimates HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(large)}"
     strange, own = (

@@ -172,7 +172,7 @@ def test_thirty_runs_with_the_largest_tags_are_a_small_list(api: Service, tenant
     {"evaluation": {"sample_tokens": 10**9}},
     {"pools": {"low_memory": {"types": [
         {"name": f"t{i}", "resource": f"r{i}", "memory_gb": 24, "price_per_hour": 1, "speed": 1} for i in range(33)]}}}])
-def test_no_setting_is_larger_than_anybody_needs(api: Service, tenant: TestClient, config: dict):
+def test_no_setting_is_larger_than_needed(api: Service, tenant: TestClient, config: dict):
     assert tenant.post("/v1/runs", json={"config": demo(**config)}).status_code == 422
 
 

@@ -12,7 +12,7 @@ from service.database import sessions, tokens
 
 PAGE = {"Sec-Fetch-Site": "same-origin"}
 ELSEWHERE = ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "http://testserver:81"}, {})
-"""Of another site, another port of the host, and of nobody who says so."""
+"""Headers of another site, of another port of the host, and without an origin."""
 
 
 def signed_in(api, who="ann", base="http://testserver", **cookies):

@@ -38,24 +38,24 @@ POOLS = dict.fromkeys(("seed", "cluster", "submodels"), "low_memory") | dict.fro
 def stages_of_a_run():
     """Every stage for a minute, held by a worker of its pool, while one slot of the high-memory pool idles at first."""
     now = time.time()
-    told = [Event("run_started", data={"name": "demo", "directory": "runs/demo", "stages": run_example.STAGES}, time=now),
+    events = [Event("run_started", data={"name": "demo", "directory": "runs/demo", "stages": run_example.STAGES}, time=now),
             Event("slots_free", data={"pool": "high_memory", "slots": 1}, time=now)]
     for stage in run_example.STAGES:
-        told.append(Event("stage_started", stage, time=now))
+        events.append(Event("stage_started", stage, time=now))
         if stage in POOLS:
-            told.append(Event("workers_held", data={"hold": stage, "pool": POOLS[stage], "workers": 1}, time=now))
+            events.append(Event("workers_held", data={"hold": stage, "pool": POOLS[stage], "workers": 1}, time=now))
         if stage == "merge":
-            told.append(Event("slots_free", data={"pool": "high_memory", "slots": 0}, time=now))
+            events.append(Event("slots_free", data={"pool": "high_memory", "slots": 0}, time=now))
         units = []
         if stage in ("seed", "submodels", "finetune"):
-            told.append(Event("unit_started", stage, stage, {"steps": 400, "tokens": 0, "workers": 1}, time=now + 6))
+            events.append(Event("unit_started", stage, stage, {"steps": 400, "tokens": 0, "workers": 1}, time=now + 6))
             units = [{"tokens": 360_000, "seconds": 50.0, "workers": 1}]
         now += 60
         if stage in POOLS:
-            told.append(Event("workers_released", data={"hold": stage}, time=now))
+            events.append(Event("workers_released", data={"hold": stage}, time=now))
         summary = {"units": units, "extra_seconds": 20.0}
-        told.append(Event("stage_finished", stage, data={"seconds": 60.0, "summary": summary}, time=now))
-    return told
+        events.append(Event("stage_finished", stage, data={"seconds": 60.0, "summary": summary}, time=now))
+    return events
 
 
 def bill_of(site, run_id, events):
@@ -70,13 +70,13 @@ def bill_of(site, run_id, events):
 def finish(site):
     """A run that has succeeded, with everything it leaves behind."""
     run_id = begin(site)
-    told = stages_of_a_run()
-    site.service.report(run_id, *told)
+    events = stages_of_a_run()
+    site.service.report(run_id, *events)
     for k in range(4):
         train(site, run_id, f"submodel-{k}", 1 + k, 200)
         last = {"steps": 400, "tokens": 409_600, "loss": 4.0}
         site.service.report(run_id, Event("unit_finished", "submodels", f"submodel-{k}", last))
-    report = run_example.report() | {"bill": bill_of(site, run_id, [*told, Event("run_finished", time=told[-1].time)])}
+    report = run_example.report() | {"bill": bill_of(site, run_id, [*events, Event("run_finished", time=events[-1].time)])}
     for stage in report["stages"]:
         stage["dollars"] = sum(line["dollars"] for line in report["bill"]["lines"] if line["stage"] == stage["name"])
     report["clusters"]["balance"] = 1.05
@@ -94,6 +94,6 @@ def finish(site):
         path = site.service.directory(run_id) / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    site.service.report(run_id, Event("run_finished", data={"seconds": 60.0}, time=told[-1].time))
+    site.service.report(run_id, Event("run_finished", data={"seconds": 60.0}, time=events[-1].time))
     site.service.bring(run_id, RunState.SUCCEEDED)
     return run_id

@@ -26,7 +26,7 @@ class RealService:
     """`moedisco serve` on a port that stays the same over restarts.
 
     Args:
-        home: Everything it writes lies below.
+        home: Directory for all its files.
     """
 
     def __init__(self, home: Path) -> None:

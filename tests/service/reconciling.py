@@ -109,6 +109,6 @@ class Scene:
             runs.transition(session, run, state, reason=None, now=self.now, **columns)
 
     def states(self, run_id: str) -> Sequence[str]:
-        """Every state the run's stream tells of."""
+        """Every state in the run's stream."""
         with self.database.read() as session:
             return [event.data["state"] for event in stream.read(session, run_id, -1, 1000) if event.type == "state"]

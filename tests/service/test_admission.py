@@ -54,13 +54,13 @@ def test_one_free_slot_starts_one_run_where_others_use_the_rest():
     assert [each.start for each in decided] == [True, False]
 
 
-def test_workers_that_wait_already_are_told_of():
+def test_workers_that_already_wait_are_reported():
     rooms = ClusterCapacity({"low": PoolRoom(4, 0, pending=2), "high": PoolRoom(1, 1)})
     [decided] = admit([run("a")], [], LIMITS, rooms)
     assert decided.reason == "waits for 1 low: 0 of 4 are free; 2 workers already wait"
 
 
-def test_a_pool_without_machines_is_waited_for_and_blocks_nobody():
+def test_a_run_that_waits_for_an_empty_pool_does_not_block_others():
     decided = reasons(*admit([run("a", low="rare"), run("b", "bob")], [], LIMITS, cluster()))
     assert decided == {"a": "no node offers rare", "b": None}
 

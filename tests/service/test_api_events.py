@@ -19,7 +19,7 @@ from service.domain.states import RunState
 
 @contextlib.contextmanager
 def listening(api):
-    """The application behind a real uvicorn; yields its URL, and ends it within seconds whoever still reads."""
+    """The application behind a real uvicorn; yields its URL and stops it within seconds, even with open readers."""
     server = Server(api.app, api.settings)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -86,7 +86,7 @@ def test_an_ended_runs_stream_is_everything_and_an_end(api):
         "data": {"step": 0, "steps": 100, "tokens": 0, "loss": 2.0}}
 
 
-def test_a_reader_goes_on_after_the_last_id_it_saw(api):
+def test_a_reader_continues_after_its_last_id(api):
     run = api.submit()["id"]
     finished(api, run)
     path = f"/v1/runs/{run}/events"
@@ -292,7 +292,7 @@ def test_a_report_may_be_larger_than_other_bodies(tmp_path):
         assert answer.status_code == 413
 
 
-def test_the_last_word_wakes_the_reconciler(api):
+def test_the_final_event_wakes_the_reconciler(api):
     run = api.submit()["id"]
     token = api.start(run)
     wakes = len(api.wakes)

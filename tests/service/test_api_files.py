@@ -91,7 +91,7 @@ def test_a_range_that_is_none_brings_everything(api, run, directory, asked):
     assert (answer.status_code, answer.content) == (200, DATA)
 
 
-def test_a_download_goes_on_only_with_the_same_file(api, run, directory):
+def test_a_download_resumes_only_with_the_same_file(api, run, directory):
     etag = ask(api, run, "artifacts/model/model.safetensors").headers["etag"]
     assert ask(api, run, "artifacts/model/model.safetensors", Range="bytes=9-", If_Range=etag).status_code == 206
     assert ask(api, run, "artifacts/model/model.safetensors", Range="bytes=9-", If_Range='"other"').status_code == 200

@@ -77,7 +77,7 @@ def test_webhooks_tell_of_their_owners_runs(api):
     assert api.ann.get(f"/v1/webhooks/{made['id']}/deliveries").status_code == 404
 
 
-def test_an_owner_has_so_many_webhooks(api):
+def test_the_webhooks_of_an_owner_are_limited(api):
     answers = [api.ann.post("/v1/webhooks", json={"url": "https://h.example"}).status_code for _ in range(101)]
     assert (answers[99], answers[100]) == (201, 409)
 

@@ -75,14 +75,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize("config", WRONG, ids=json.dumps)
-def test_a_mistake_is_told_in_the_words_of_validate(api, config):
+def test_a_mistake_has_the_message_of_validate(api, config):
     with pytest.raises(ConfigError) as caught:
         check_config(demo(**config))
     found = mistake(post(api, {"config": demo(**config)}))
     assert f"{found['field'].removeprefix('config.')}: {found['message']}" == str(caught.value)
 
 
-def test_files_that_are_absent_are_told_as_validate_does(api):
+def test_absent_files_have_the_message_of_validate(api):
     found = mistake(post(api, {"config": demo(corpus={"sources": [{"path": "absent.txt"}]})}))
     assert found["field"] == "config.corpus.sources.0.path"
     assert found["message"].endswith("no such file or folder")
@@ -94,7 +94,7 @@ def test_paths_elsewhere_tell_nothing_of_what_is_there(api):
     assert len(messages) == 1
 
 
-def test_fields_beside_the_configuration_are_named_too(api):
+def test_fields_outside_of_the_configuration_are_named_too(api):
     answer = post(api, {"config": demo(), "priority": 1000, "budget": 1})
     assert {error["field"] for error in answer.json()["errors"]} == {"priority", "budget"}
     assert mistake(api.ann.get("/v1/runs", params={"limit": 0}))["field"] == "limit"
@@ -139,7 +139,7 @@ def test_a_database_that_is_away_is_a_reason_to_come_back(api, monkeypatch):
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
-def test_an_unforeseen_error_tells_nothing_of_itself(api, monkeypatch):
+def test_an_unforeseen_error_reveals_nothing(api, monkeypatch):
     def broken(self, *_):
         raise RuntimeError("secret detail")
 

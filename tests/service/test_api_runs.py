@@ -192,7 +192,7 @@ def test_a_retry_may_be_without_changes_and_has_keys(api):
     ({"clusters.count": 3}, "config.clusters.count"), ({"": 1}, "config"), ({"a..b": 1}, "config.a"),
     ({"model.config.num_experts": 10**12}, "config.model.config.num_experts"), ({"corpus.sources": []}, "config.corpus.sources"),
 ])
-def test_a_change_that_cannot_be_is_told_by_its_field(api, changes, field):
+def test_an_invalid_change_is_named_by_its_field(api, changes, field):
     parent = api.submit()["id"]
     answer = api.ann.post(f"/v1/runs/{parent}/retry", json={"changes": changes})
     assert answer.status_code == 422

@@ -26,7 +26,7 @@ QUIET = [HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too
          HealthCheck.function_scoped_fixture]
 SEQUENCES = 60
 ENDLESS = {"stream_events", "get_log"}
-"""With `follow` these wait for a run that nobody ends here."""
+"""With `follow` these wait for a run that does not end here."""
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_operations_answer_as_documented_one_after_the_other(api, document, monk
     seen = collections.Counter()
 
     def valid(case):
-        # Decided by what was drawn, so that a repetition is the same.
+        # Decided by the drawn values, so that a repetition is the same.
         return len(repr(case.body)) % 4
 
     class Machine(document.as_state_machine()):

@@ -85,7 +85,7 @@ def test_a_session_changes_something_only_from_the_page_itself(api, headers, sta
     assert answer.status_code == status
 
 
-def test_another_site_cannot_sign_somebody_in(api):
+def test_another_site_cannot_sign_a_browser_in(api):
     answer = api.anonymous.post("/v1/session", json={"token": api.plain["ann"]}, headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 403
 
@@ -104,7 +104,7 @@ def test_a_request_keeps_a_plain_id_of_its_own(api):
     assert api.anonymous.get("/healthz", headers={"X-Request-ID": "a b\x01"}).headers["x-request-id"] != "a b\x01"
 
 
-def test_too_many_requests_are_told_when_to_come_back(tmp_path):
+def test_too_many_requests_are_answered_with_a_time_to_try_again(tmp_path):
     with service(tmp_path, requests_per_minute=3) as api:
         answers = [api.ann.get("/v1/identity") for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]

@@ -105,7 +105,7 @@ def test_a_body_that_trickles_in_behind_its_answer_is_closed(site):
         assert trickle(connection) < 5
 
 
-def test_whoever_does_not_read_an_answer_is_closed(site):
+def test_a_client_that_does_not_read_its_answer_is_disconnected(site):
     run = site.service.submit()["id"]
     with (site.service.directory(run) / "large.bin").open("wb") as file:
         file.truncate(64 * 2**20)

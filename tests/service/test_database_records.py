@@ -26,7 +26,7 @@ def find_token(database, plain, now=T0):
         return tokens.find(session, plain, now)
 
 
-def test_a_token_is_found_by_itself_and_kept_only_as_its_hash(database):
+def test_a_token_is_found_and_stored_only_as_its_hash(database):
     plain, row = make_token(database)
     assert plain.startswith("mdk_")
     assert len(plain) > 40
@@ -107,14 +107,14 @@ def test_a_change_of_state_writes_a_delivery_for_each_webhook_that_wants_it(data
         runs.transition(session, runs.lock(session, run.id), RunState.CANCELLED, reason="enough", now=T0 + 5)
     with database.read() as session:
         due = webhooks.due(session, T0 + 5, 10)
-        told = [(where.id, delivery.body["run"]["state"]) for delivery, where in due]
+        reported = [(where.id, delivery.body["run"]["state"]) for delivery, where in due]
         assert webhooks.due(session, T0 - 1, 10) == []
-    assert told == [(every.id, "queued"), (every.id, "cancelled"), (cancelled.id, "cancelled")]
+    assert reported == [(every.id, "queued"), (every.id, "cancelled"), (cancelled.id, "cancelled")]
     body = due[1][0].body
     assert (body["id"], body["run"]["id"], body["run"]["reason"], body["time"]) == (due[1][0].id, run.id, "enough", T0 + 5)
 
 
-def test_a_change_that_is_taken_back_tells_nobody(database):
+def test_a_change_that_is_rolled_back_is_not_reported(database):
     where = hook(database)
     run = insert_run(database)
     with pytest.raises(IllegalTransition), database.write() as session:

@@ -84,7 +84,7 @@ def test_a_database_without_tables_is_not_current(empty_database):
     assert not isinstance(caught.value, DatabaseUnavailable)
 
 
-def test_sqlite_without_tables_is_told_from_sqlite_that_is_away(tmp_path):
+def test_sqlite_without_tables_differs_from_unavailable_sqlite(tmp_path):
     with contextlib.closing(Database(f"sqlite:///{tmp_path / 'new.sqlite3'}")) as database:
         with pytest.raises(DatabaseError, match="no such table") as caught, database.read() as session:
             policies.load(session)
@@ -129,7 +129,7 @@ def test_sqlite_writes_ahead_and_holds_foreign_keys(tmp_path):
     assert ask == {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1}
 
 
-def test_a_postgresql_that_nobody_serves_is_unavailable():
+def test_a_postgresql_without_a_server_is_unavailable():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with contextlib.closing(Database(f"postgresql+psycopg://nobody@127.0.0.1:{taken.getsockname()[1]}/none")) as database, \

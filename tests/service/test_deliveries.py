@@ -24,7 +24,7 @@ from service.errors import DatabaseUnavailable
 
 
 class Receiver(http.server.ThreadingHTTPServer):
-    """Notes what it gets; answers what it is told to."""
+    """Records requests and gives the prepared answers."""
 
     daemon_threads = True
 
@@ -97,7 +97,7 @@ def eventually(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_change_of_state_is_told_once_and_signed(scene, receiver):
+def test_a_change_of_state_is_delivered_once_and_signed(scene, receiver):
     hook_id = hook(scene, receiver.url)
     run_id = scene.submit()
     deliver(scene)
@@ -155,7 +155,7 @@ def test_addresses_of_ours_are_refused_after_resolving(scene, receiver):
     assert kept(scene, hook_id) == [(1, "localhost is not a public address", False)]
 
 
-def test_only_a_webhook_that_asked_for_a_state_is_told(scene, receiver):
+def test_only_webhooks_for_a_state_report_it(scene, receiver):
     hook(scene, receiver.url, (RunState.STARTING,))
     scene.submit()
     deliver(scene)
@@ -270,7 +270,7 @@ def test_housekeeping_forgets_what_is_old_and_settled(scene, receiver):
     assert len(kept(scene, away)) == 1, "it is still to be delivered"
 
 
-def test_a_loop_goes_on_after_errors_and_runs_at_once_when_woken():
+def test_a_loop_continues_after_errors_and_runs_at_once_when_woken():
     rounds: list[float] = []
 
     def work(now: float) -> None:

@@ -162,7 +162,7 @@ def test_a_unit_lives_through_start_restart_and_end(database):
     assert (now.status, now.step, now.tokens, now.loss, now.ended, now.started) == ("done", 100, 1000, 2.0, T0 + 90, T0)
 
 
-def test_a_new_driver_finds_the_stages_waiting_and_the_old_ones_last_word_gone(database):
+def test_a_new_driver_resets_the_stages_and_the_final_event(database):
     run = insert_run(database)
     report(database, run, 0, [
         started(), Event("stage_started", "corpus", time=T0 + 1),
@@ -178,7 +178,7 @@ def test_a_new_driver_finds_the_stages_waiting_and_the_old_ones_last_word_gone(d
     assert [stage["status"] for stage in progress["stages"].values()] == ["reused", "waiting", "waiting", "waiting"]
 
 
-def test_only_a_drivers_first_and_last_words_make_a_decision_stale(database):
+def test_only_the_first_and_final_events_of_a_driver_make_a_decision_stale(database):
     run = insert_run(database)
     versions = []
     lines = [started(), step(1), Event("heartbeat", time=T0), Event("run_stopped", data={"reason": "budget"}, time=T0)]
@@ -188,7 +188,7 @@ def test_only_a_drivers_first_and_last_words_make_a_decision_stale(database):
     assert versions == [2, 2, 2, 3]
 
 
-def test_the_mark_grows_only_where_nobody_has_been(database):
+def test_the_mark_grows_only_with_new_progress(database):
     run = insert_run(database)
     seen = []
     lines = [step(10), step(4), step(10), step(11), step(1, unit="submodel-1"), Event("stage_finished", "corpus", data={}, time=T0),
@@ -230,7 +230,7 @@ def test_what_was_charged_never_shrinks(database, times):
         charged = now
 
 
-def test_a_loss_that_is_no_number_is_kept_as_none_and_told_in_words(database):
+def test_a_loss_that_is_not_finite_is_stored_as_none_and_listed(database):
     run = insert_run(database)
     report(database, run, 0, [step(1), step(2, loss=math.nan, grad_norm=math.inf), step(3)])
     assert [loss for _, _, loss in points(database, run)] == [4.99, None, 4.97]

@@ -195,7 +195,7 @@ def test_a_process_that_ended_at_once_is_not_waited_for() -> None:
 
 
 @pytest.mark.ray
-def test_a_cluster_that_does_not_start_is_told_with_its_log_and_leaves_nothing(state_dir, monkeypatch):
+def test_a_failed_start_names_its_log_and_leaves_nothing(state_dir, monkeypatch):
     broken = LocalRay(state_dir, resources={"CPU": 1})
     with pytest.raises(RayUnavailable, match=r"see .*ray\.log"):
         broken.start()
@@ -215,7 +215,7 @@ def test_a_pid_that_has_gone_to_another_process_is_not_touched(state_dir):
     stranger.wait()
 
 
-def test_whatever_carries_the_mark_is_ended_though_it_ignores_sigterm_and_nobody_noted_its_pid(state_dir):
+def test_marked_processes_are_ended_even_if_they_ignore_sigterm_and_their_pid_is_unknown(state_dir):
     """As a worker does whose raylet was killed, or a head whose service died before it could note the pid."""
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
     orphan = subprocess.Popen(

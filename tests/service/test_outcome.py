@@ -64,7 +64,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("state", "began", "word", "job", "expected"), TABLE)
-def test_state_job_and_last_word_decide(state, began, word, job, expected):
+def test_state_job_and_final_event_decide(state, began, word, job, expected):
     outcome = decide_outcome(ObservedState(state, stop="cancelled" if state is SP else None, began=began, final=word), job, NOW)
     assert (outcome.state or ("submit" if outcome.submit else None)) == expected
 
@@ -76,7 +76,7 @@ def test_a_stopped_run_says_who_stopped_it(stop, reason):
         assert decide_outcome(ObservedState(SP, stop=stop, began=True, final=word), job, NOW) == Outcome(RunState.CANCELLED, reason)
 
 
-def test_a_driver_that_stopped_by_itself_gives_the_reason():
+def test_a_driver_that_stopped_on_its_own_gives_the_reason():
     word = FinalEvent("run_stopped", "superseded", NOW)
     assert decide_outcome(ObservedState(RU, began=True, final=word), ENDED, NOW).reason == "superseded"
 
@@ -102,7 +102,7 @@ def test_a_kill_is_repeated_until_the_driver_is_gone():
     assert not decide_outcome(ObservedState(SP, stop="cancelled", began=True), RUNNING, NOW).kill
 
 
-def test_a_process_that_lingers_after_its_last_word_is_not_waited_for():
+def test_a_process_that_lingers_after_its_final_event_is_not_waited_for():
     observed = ObservedState(RU, began=True, final=FINISHED)
     assert decide_outcome(observed, RUNNING, NOW + LINGER_SECONDS).state is None
     assert decide_outcome(observed, RUNNING, NOW + LINGER_SECONDS + 1).state is RunState.SUCCEEDED
@@ -125,7 +125,7 @@ def test_progress_begins_the_count_anew():
         RunState.QUEUED, f"its driver was lost and will be started again: {DIED.message}", 0)
 
 
-def test_the_last_word_is_read_from_the_progress():
+def test_the_final_event_is_read_from_the_progress():
     assert final_event({}) == (True, None)
     assert final_event({"ended": {"type": "awaited"}}) == (False, None)
     failed, stopped = {"type": "run_failed", "message": "no", "time": 3}, {"type": "run_stopped", "reason": "budget", "time": 3}
@@ -170,5 +170,5 @@ def test_a_submission_id_names_its_run(run_id, attempt):
 
 
 @pytest.mark.parametrize("name", ["raysubmit_4LamXRuQpYdSMg7J", "", "-", "a-", "a-x", "a-1e5", "a-٣", "a-99999999999999999999"])
-def test_other_submission_ids_are_none_of_ours(name):
+def test_other_submission_ids_are_ignored(name):
     assert submitted_run(name) is None

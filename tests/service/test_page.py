@@ -111,7 +111,7 @@ def test_a_link_opened_in_an_open_tab_signs_in_as_another_and_leaves_the_address
     expect(page.get_by_text("root", exact=True)).to_be_visible()
 
 
-def test_a_used_link_says_so_and_shows_nothing_of_whoever_was_signed_in(site, page):
+def test_a_used_link_says_so_and_shows_nothing_of_an_earlier_user(site, page):
     code = site.service.ann.post("/v1/sign-in-codes").json()["code"]
     assert site.service.anonymous.post("/v1/session", json={"code": code}).status_code == 204
     page.evaluate("link => { location.href = link }", f"/#code={code}")
@@ -128,7 +128,7 @@ def test_signing_out_ends_the_session_itself(site, page):
     assert copy.get("/v1/identity").status_code == 401
 
 
-def test_a_wrong_token_is_refused_in_words(open_page):
+def test_a_wrong_token_is_refused_with_a_message(open_page):
     page = open_page(who=None)
     page.goto("/")
     page.get_by_label("Access token").fill("mdk_wrong")

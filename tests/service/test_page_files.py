@@ -8,14 +8,14 @@ from moedisco_ray.core.events import EventType
 from service.web import STATIC
 
 
-def test_every_kind_of_event_is_listened_to_and_has_words():
+def test_every_type_of_event_is_received_and_described():
     kinds = set(get_args(EventType))
     [listed] = re.findall(r"const TYPES = \[(.*?)\];", (STATIC / "run" / "stream.js").read_text(), re.DOTALL)
     assert set(re.findall(r'"(\w+)"', listed)) == kinds
     assert set(re.findall(r'case "(\w+)":', (STATIC / "run" / "events.js").read_text())) == kinds - {"heartbeat"}
 
 
-def test_every_vendored_file_is_listed_with_its_digest_and_its_licence_lies_beside_it():
+def test_every_vendored_file_is_listed_with_its_digest_and_has_its_licence():
     vendor = STATIC / "vendor"
     listed = {
         cells[1]: cells[-2] for line in (vendor / "README.md").read_text().splitlines()

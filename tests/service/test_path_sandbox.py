@@ -93,7 +93,7 @@ def test_a_path_before_the_root_is_not_in_it(roots):
     assert "outside" in str(refused(config(roots.inputs[0] + "2"), roots))
 
 
-def test_the_output_lies_under_a_root(roots):
+def test_the_output_is_under_a_root(roots):
     assert sandboxed(config(), roots).output == roots.outputs[0]
     assert sandboxed(config(output="runs"), roots).output == roots.outputs[0]
     assert sandboxed(config(output="team/a"), roots).output == roots.outputs[0] / "team" / "a"
@@ -133,7 +133,7 @@ def test_links_are_followed_for_every_path(roots, tmp_path, field):
 
 
 @given(st.text(st.sampled_from("ab./~%:?*[]\\ s3"), max_size=20))
-def test_whatever_is_allowed_lies_under_a_root(path):
+def test_every_allowed_path_is_under_a_root(path):
     roots = Roots(("/data", "s3://a/b"), (Path("/runs"),))
     try:
         made = sandboxed(config(path), roots).corpus.sources[0].path

@@ -195,7 +195,7 @@ def test_a_log_that_cannot_be_read_decides_nothing(scene, monkeypatch):
     assert "cannot be used" in scene.run(run_id).reason
 
 
-def test_a_failure_is_told_in_the_drivers_words(scene):
+def test_a_failure_has_the_drivers_message(scene):
     run_id = scene.running()
     scene.report(run_id, Event("run_failed", data={"message": "loss is not finite"}))
     scene.jobs.ends(scene.job(run_id), exit_code=1)
@@ -296,7 +296,7 @@ def test_the_driver_of_an_attempt_that_was_given_up_is_ended(scene):
     assert scene.jobs.killed == [f"{run_id}-1"]
 
 
-def test_a_driver_that_hangs_after_its_last_word_is_ended(scene):
+def test_a_driver_that_hangs_after_its_final_event_is_ended(scene):
     run_id = scene.running()
     scene.report(run_id, FINISH)
     scene.round(4)
@@ -348,7 +348,7 @@ def test_a_run_whose_fine_tune_is_on_the_cheap_pool_needs_no_other(scene):
     assert scene.run(run_id).state == "starting"
 
 
-def test_a_directory_that_cannot_be_made_is_told_and_tried_again(scene):
+def test_a_directory_that_cannot_be_created_is_reported_and_tried_again(scene):
     run_id = scene.submit()
     (scene.root / "runs").write_text("in the way")
     scene.round(2)

@@ -48,7 +48,7 @@ def test_each_attempt_has_its_own_token_and_always_the_same():
     assert all(token.startswith("mdr_") and len(token) == 47 for token in tokens)
 
 
-def test_the_secret_is_made_once_and_nobody_else_reads_it(tmp_path):
+def test_the_secret_is_created_once_and_readable_by_its_owner_only(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         secrets = set(pool.map(lambda _: service_secret(tmp_path / "state"), range(32)))
     assert secrets == {service_secret(tmp_path / "state")}

@@ -1,4 +1,4 @@
-"""A stored run whose configuration this version refuses fails by itself, and holds nobody else up."""
+"""A stored run whose configuration this version refuses fails without holding up other runs."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ WAIT_SECONDS = 200
 
 
 class Story:
-    """What a run's events have told so far."""
+    """State of a run from its events so far."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, Event]] = []
@@ -78,7 +78,7 @@ class Watcher:
                 with self._news:
                     self.story.take(position, event)
                     self._news.notify_all()
-        except Exception as error:  # noqa: BLE001 - told by whoever waits for this thread
+        except Exception as error:  # noqa: BLE001 - raised again by the waiting thread
             self._trouble = error
         finally:
             with self._news:
