@@ -64,7 +64,7 @@ def test_a_host_gets_the_tags_that_the_file_has_for_it(host_tags):
 
 def test_a_host_that_the_file_does_not_name_is_told_so(host_tags):
     metadata = ClusterMetadata.model_validate(load("on-prem")["metadata"]["moedisco"])
-    with pytest.raises(SystemExit, match=r"names none of this host's addresses: 10\.0\.0\.9"):
+    with pytest.raises(SystemExit, match=r"has no entry for this host's addresses: 10\.0\.0\.9"):
         host_tags.arguments(metadata, {"10.0.0.9"})
 
 
