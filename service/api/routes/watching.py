@@ -95,7 +95,8 @@ def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], requ
 
 @router.get("/metrics", responses=problems(404))
 def get_metrics(
-    run: VisibleRun, context: InContext, figure: Figure = "loss",
+    run: VisibleRun, context: InContext,
+    figure: Annotated[Figure, Query(description="Figure of the curves.")] = "loss",
     unit: Annotated[list[str], Query(max_length=256, description="Units to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
     points: Annotated[int, Query(ge=2, le=10_000, description="Largest number of points per curve.")] = 1000,
 ) -> Metrics:
