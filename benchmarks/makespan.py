@@ -49,8 +49,8 @@ from benchmarks.harness import RESULTS, environment, run_arm, spread, write_resu
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
+from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
-from moedisco_ray.execution.ray.trainers import train_all
 from moedisco_ray.models import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
 from moedisco_ray.policies.ordering import makespan_bound
 from moedisco_ray.stages.decompose import decompose

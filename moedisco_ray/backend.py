@@ -1,4 +1,7 @@
-"""What the pipeline asks of whatever runs its work. `on_ray` answers on a cluster, `in_process` here; the results are the same."""
+"""The interface that the stages use to run work somewhere: on a Ray cluster (`execution.ray.backend`) or in this process.
+
+The results are the same.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ class Placement:
     """Where trainers run.
 
     Attributes:
-        pool: The pool that their workers hold slots of.
-        workers: Workers per trainer: 1, or the size of the gang, which starts as a whole or waits as a whole.
-        max_failures: How often a worker that died is started again.
+        pool: Pool (or node type) of the workers' slots.
+        workers: Workers per trainer: 1, or the size of a gang, whose workers start together.
+        max_failures: How often a worker that died is restarted.
     """
 
     pool: Pool
@@ -38,15 +41,15 @@ class Placement:
     max_failures: int
 
     def on(self, pool: Pool) -> Placement:
-        """The same on one of the pool's node types."""
+        """The placement on one of the pool's node types."""
         return dataclasses.replace(self, pool=pool)
 
     def need(self, job: TrainJob) -> Need:
-        """What one of a job's workers holds at its peak, as the plan reckons; nothing, where machines are all alike."""
+        """Planned peak memory of one of a job's workers; nothing, where all machines are alike."""
         return self.need_of(job.name, job.model, job.optimizer, job.sequence_length)
 
     def need_of(self, name: str, model: Path, optimizer: Optimizer, sequence_length: int) -> Need:
-        """The same of whatever would train a model."""
+        """Memory that one worker needs to train the model."""
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
@@ -55,16 +58,16 @@ class Placement:
         return Need(name, memory.total / GIB)
 
     def types(self, free: Mapping[str, int]) -> list[NodeType]:
-        """The pool's node types as `policies.placement` sees them.
+        """The pool's node types, for `policies.placement`.
 
         Args:
-            free: Trainers that could start now, by the type's key; of those left out, one.
+            free: Trainers that could start now, by node type key; 1 for those left out.
         """
         return [
-            NodeType(kind.key, kind.memory_gb, kind.price_per_hour, kind.speed, free.get(kind.key, 1)) for kind in self.pool.kinds]
+            NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free.get(each.key, 1)) for each in self.pool.kinds]
 
     def check(self, needs: Sequence[Need]) -> None:
-        """Refuse what would wait for ever.
+        """Check that every job fits a node type.
 
         Raises:
             PoolError: A job fits no node type of the pool.
@@ -79,23 +82,23 @@ class Placement:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """Resources of one worker: its tag, and a GPU where the pool has them.
+        """Resources of one worker: the pool's tag, and a GPU if the pool has GPUs.
 
-        No core: a node that offers none is one that work on text, which asks for cores, does not have an autoscaler start.
+        No CPU: so nodes may offer none, and work on text, which requests CPUs, does not make an autoscaler start them.
         """
         return {self.pool.resource: 1, **({"GPU": self.pool.gpu} if self.pool.gpu else {})}
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trainer that has ended.
+    """A training that has ended.
 
     Attributes:
-        result: What the loop returned; of one that a quorum did not wait for, what it had come to.
+        result: Result of the loop; a partial result if a quorum did not wait for it.
         seconds: Wall-clock time for which the workers were held.
-        held: The same times their number, by what the meter calls their machines: what is paid for.
-        contribution: What the training gives to the merge. Unless it is finished, nothing is at the job's output yet.
-        reason: Why it is not finished, for people.
+        held: Worker-seconds held, which are paid for, by pool key.
+        contribution: What the training gives to the merge. Only a finished one has written the job's output.
+        reason: Why it is not finished, as a message.
     """
 
     result: TrainResult
@@ -106,12 +109,12 @@ class Trained:
 
     @property
     def worker_seconds(self) -> float:
-        """What is paid for, over all kinds of machines."""
+        """Worker-seconds held, over all node types."""
         return sum(self.held.values())
 
     @property
     def workers(self) -> float:
-        """How many there were, on average over the time for which there were any."""
+        """Mean number of workers while there were any."""
         return self.worker_seconds / self.seconds if self.seconds else 1.0
 
 
@@ -119,45 +122,45 @@ class Backend(Protocol):
     """Runs work somewhere."""
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
-        """Make the corpus artifact; returns its figures."""
+        """Build the corpus artifact; returns its figures."""
 
     def build_clusters(
-        self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
     ) -> dict[str, Any]:
-        """Make the cluster artifact; returns its figures. Metered where workers of a pool make the vectors."""
+        """Build the cluster artifact; returns its figures. Metered where workers of a pool compute the vectors."""
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """One pure function on one worker of a pool, metered while it runs; None: anywhere, unmetered.
+        """Call a pure function on one worker of a pool, metered; None: on any machine, unmetered.
 
-        `RunStopped` if the stop file comes before the function begins.
+        Raises `RunStopped` if the run was asked to end before the function begins.
         """
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = ...,
+        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = ...,
         quorum: Quorum = ...,
     ) -> list[Trained]:
-        """Train every job, as many at once as there is room for; `RunStopped` once the stop file is there.
+        """Train every job, as many at once as there is room for; jobs that the quorum does not wait for stay unfinished.
 
-        Those that a quorum does not wait for are not finished.
+        Raises `RunStopped` once the run was asked to end.
         """
 
     def train_gang(
-        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = ...,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = ...,
     ) -> Trained:
-        """Train a job by all the workers of a pool that there are, within its bounds; `RunStopped` once the stop file is there."""
+        """Train a job with as many workers as the pool has, within its bounds; raises `RunStopped` when the run must end."""
 
 
 def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Pool | None:
-    """The node type whose workers make vectors of documents; None: any machine's cores do.
+    """The node type whose workers compute the vectors of documents; None: the CPUs of any machine.
 
-    The cheapest that could train the model, of those that are there, or else of all; where none could, the largest.
+    The cheapest node type that could train the model, first among those with slots; if none could, the largest.
 
     Args:
-        config: The run's.
-        model: Whose hidden states the vectors are.
-        slots: How many there are, by the type's key; of those left out, one.
+        config: The run's configuration.
+        model: The model whose hidden states are the vectors.
+        slots: Slots by node type key; 1 for those left out.
     """
     pool = config.vectors_pool
     if pool is None:
@@ -165,13 +168,13 @@ def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Po
     placement = Placement(pool, 1, 0)
     need = placement.need_of("vectors", model, config.submodels.optimizer, config.corpus.sequence_length)
     types = placement.types({})
-    kind = place(need, placement.types(slots)) or place(need, types) or max(types, key=lambda each: each.memory_gb)
-    return next(each for each in pool.kinds if each.key == kind.name)
+    found = place(need, placement.types(slots)) or place(need, types) or max(types, key=lambda each: each.memory_gb)
+    return next(each for each in pool.kinds if each.key == found.name)
 
 
 @contextlib.contextmanager
 def holding(emit: Emit, pool: Pool | None, workers: int, stage: str | None = None) -> Iterator[None]:
-    """Tell the meter that workers of a pool are held inside the block; of none, there is nothing to tell."""
+    """Emit events for the meter: workers of a pool are held inside the block. Without a pool, emit none."""
     if pool is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The pipeline's work without Ray, for tests and to measure what Ray adds."""
+"""The backend that trainings in this process, without Ray: for tests, and to measure the overhead of Ray."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ T = TypeVar("T")
 
 
 class LocalBackend:
-    """A `backend.Backend` that does one thing after the other, each with one worker."""
+    """A `backend.Backend` that does everything in sequence, with one worker."""
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
-        """Make the corpus here."""
+        """Build the corpus in this process."""
         return corpus.build(config, directory)
 
     def build_clusters(
-        self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
     ) -> dict[str, Any]:
-        """Make the clusters here."""
+        """Build the clusters of documents in this process."""
         stop.check()
         pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
         held = functools.partial(holding, emit, vectors_kind(config, model, {}), 1, "cluster")
@@ -42,27 +42,27 @@ class LocalBackend:
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call it here, at once."""
+        """Call the function in this process."""
         stop.check()
         with holding(emit, pool, 1):
             return function(*args, **kwargs)
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
+        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
-        """Train here, in order, each job by one worker; those that have rounds take turns, all in memory.
+        """Train the jobs in order, each with one worker; jobs with sync points take turns, all of them in memory.
 
-        Nothing is late here, so that a quorum waits for all.
+        A quorum has no effect: no job is late here.
         """
         del directory, quorum
         needs = {job.name: placement.need(job) for job in jobs}
         placement.check(list(needs.values()))
-        pools = {kind.key: kind for kind in placement.pool.kinds}
+        pools = {node_type.key: node_type for node_type in placement.pool.kinds}
         keys = [place_all([needs[job.name]], placement.types({}))[job.name] for job in jobs]
-        keeper = SyncCoordinator(jobs, emit)
+        coordinator = SyncCoordinator(jobs, emit)
         seconds = [0.0] * len(jobs)
-        works = [training(job, World(), emit, lambda: stop.requested) for job in jobs]
+        trainings = [training(job, World(), emit, lambda: stop.requested) for job in jobs]
         results: dict[int, TrainResult] = {}
         while len(results) < len(jobs):
             for i, job in enumerate(jobs):
@@ -70,26 +70,26 @@ class LocalBackend:
                     continue
                 started = time.monotonic()
                 with holding(emit, pools[keys[i]], 1, job.stage):
-                    result = _until_it_waits(works[i])
+                    result = _until_sync_point(trainings[i])
                 seconds[i] += time.monotonic() - started
                 if result is not None:
                     if not result.finished:
                         stop.check()
                     results[i] = result
-            gathering = keeper.due()
-            if gathering is not None:
-                keeper.close(gathering)
+            members = coordinator.due()
+            if members is not None:
+                coordinator.close(members)
         return [Trained(results[i], seconds[i], {keys[i]: seconds[i]}) for i in range(len(jobs))]
 
     def train_gang(
-        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
     ) -> Trained:
-        """Train here, by one worker."""
-        return self.train_all([job], Placement(pool, 1, max_failures), directory, emit, stop)[0]
+        """Train with one worker."""
+        return self.train_all([job], Placement(pool, 1, max_failures), directory, emit, stop=stop)[0]
 
 
-def _until_it_waits(work: Generator[None, None, TrainResult]) -> TrainResult | None:
-    """Go on with a training until it waits (None) or ends."""
+def _until_sync_point(work: Generator[None, None, TrainResult]) -> TrainResult | None:
+    """Continue a training until it waits at a sync point (None) or ends."""
     try:
         next(work)
     except StopIteration as end:

@@ -1,4 +1,4 @@
-"""A run from its configuration to a Hugging Face directory: the stages in order, each skipped when its artifact is there."""
+"""A run from its configuration to a Hugging Face directory: all stages in order; one whose artifact exists is skipped."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ from moedisco_ray.core.report import build_report
 from moedisco_ray.core.stages import STAGES, Stage
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.autoscaling.free_slots import free_slots
 from moedisco_ray.execution.ray.backend import RayBackend
 from moedisco_ray.execution.ray.causes import reporting_full_disk_of_a_task
-from moedisco_ray.execution.ray.gauges import Gauges
+from moedisco_ray.execution.ray.monitoring import Gauges, reporting_idle_slots
 from moedisco_ray.stages import decompose
 from moedisco_ray.stages.clustering import stage as clustering
 from moedisco_ray.stages.clustering.model import ClusterModel
@@ -66,42 +65,54 @@ RUN: Mapping[str, Callable[[Context, Draft], None]] = {
     "evaluate": functools.partial(evaluate.run, readers=evaluate.Readers(ClusterModel.load, read_unseen)),
     "export": export.run,
 }
-"""What each stage does, by its name. A stage gets what it needs of another one here: stages do not import each other."""
+"""The function of each stage, by its name. What a stage needs of another is passed to it here: stages do not import each other."""
 
-_PATIENCE = 60.0
-"""Seconds that a run waits for an earlier process of its own to let go of its directory."""
+_LOCK_SECONDS = 60.0
+"""Time that a run waits for its own earlier process to release the run directory (s)."""
 
 
 def run(
     config: RunConfig, listeners: tuple[Emit, ...] = (), redo: bool = False, backend: Backend | None = None, stop: StopFile = NEVER,
     given_id: str | None = None,
 ) -> Path:
-    """Carry a run to its end, from wherever an earlier attempt left it.
+    """Complete a run, from the state that an earlier attempt left.
 
     Args:
         config: A checked configuration.
-        listeners: Get every event as it happens.
-        redo: Accept that the directory holds a run with other settings, and make again what they change.
-        backend: Runs the work; None: Ray, on the cluster that is there or a local one.
-        stop: Ends the run, with checkpoints, once it is there.
-        given_id: The run's id, such as the service's; None: one is made. A run keeps the id that it began with.
+        listeners: Receive every event as it happens.
+        redo: Accept a directory that holds a run with other settings, and repeat what they change.
+        backend: Runs the work; None: Ray, on an existing Ray cluster or a local one.
+        stop: Ends the run, with checkpoints, once the file exists.
+        given_id: The run's id, such as the service's; None: a new one. A run keeps its first id.
 
     Returns:
         The run directory.
 
     Raises:
-        UserError: Something the user can mend; nothing half-written is left.
-        RunError: The run failed; the same call goes on from the last checkpoint.
-        RunStopped: Somebody asked it to end.
+        UserError: The user can correct it; no partial output is left.
+        RunError: The run failed; the same call continues from the last checkpoint.
+        RunStopped: The run was asked to end.
     """
     directory = claim(config, redo)
-    with _alone(directory, _PATIENCE if stop.path else 0.0):
-        _carry_out(config, directory, listeners, backend, stop, given_id)
+    with _locked(directory, _LOCK_SECONDS if stop.path else 0.0):
+        log = EventLog(directory / "events.jsonl", listeners)
+        try:
+            with reporting_full_disk(directory):
+                _complete(config, directory, log, backend=backend, stop=stop, given_id=given_id)
+        except RunStopped as error:
+            log(Event("run_stopped", data={"reason": error.reason}))
+            raise
+        except MoeDiscoError as error:
+            with contextlib.suppress(OSError):      # a full disk may have no room for a line either
+                log(Event("run_failed", data={"message": str(error)}))
+            raise
+        finally:
+            log.close()
     return directory
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Whether all that the configuration asks for is in its directory already."""
+    """Whether all artifacts of the configuration exist in its directory."""
     return _is_made(config.directory, stages.fingerprints(config, input_identity(config)))
 
 
@@ -109,28 +120,10 @@ def _is_made(directory: Path, digests: dict[str, str]) -> bool:
     return all(is_done(directory / stage.directory, digests[stage.name]) for stage in STAGES)
 
 
-def _carry_out(
-    config: RunConfig, directory: Path, listeners: tuple[Emit, ...], backend: Backend | None, stop: StopFile, given_id: str | None,
+def _complete(
+    config: RunConfig, directory: Path, log: EventLog, *, backend: Backend | None, stop: StopFile, given_id: str | None,
 ) -> None:
-    log = EventLog(directory / "events.jsonl", listeners)
-    try:
-        with reporting_full_disk(directory):
-            _make_report(config, directory, log, backend, stop, given_id)
-    except RunStopped as error:
-        log(Event("run_stopped", data={"reason": error.reason}))
-        raise
-    except MoeDiscoError as error:
-        with contextlib.suppress(OSError):      # a full disk may have no room for a line either
-            log(Event("run_failed", data={"message": str(error)}))
-        raise
-    finally:
-        log.close()
-
-
-def _make_report(
-    config: RunConfig, directory: Path, log: EventLog, backend: Backend | None, stop: StopFile, given_id: str | None,
-) -> None:
-    """Make what is missing of the run, and write its report."""
+    """Make the missing artifacts of the run, and write its report."""
     started = time.time()
     log(Event("run_started", data={
         "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
@@ -139,14 +132,14 @@ def _make_report(
     if not _is_made(directory, digests):
         check_start(config)
         if backend is not None:
-            _make_all(config, directory, digests, log, backend, stop)
+            _make_all(config, directory, digests, log, backend=backend, stop=stop)
         else:
-            with reporting_full_disk_of_a_task(directory), session.cluster(config) as waits:
-                for message in waits:
+            with reporting_full_disk_of_a_task(directory), session.ray_cluster(config) as messages:
+                for message in messages:
                     log(Event("warning", data={"message": message}))
                 log.listen(Gauges(config))
-                with free_slots(config, log):
-                    _make_all(config, directory, digests, log, RayBackend(config), stop)
+                with reporting_idle_slots(config, log):
+                    _make_all(config, directory, digests, log, backend=RayBackend(config), stop=stop)
     else:
         for stage in STAGES:
             log(Event("stage_skipped", stage.name))
@@ -158,31 +151,31 @@ def _make_report(
 
 
 @contextlib.contextmanager
-def _alone(directory: Path, patience: float) -> Iterator[None]:
-    """Be the only process at work in a run directory.
+def _locked(directory: Path, seconds: float) -> Iterator[None]:
+    """Lock a run directory for this process, waiting for another one to end.
 
     Raises:
-        RunDirError: Another one is, and does not end within `patience` seconds.
+        RunDirError: Another process still works there after these seconds.
     """
     with (directory / "events.jsonl").open("a", encoding="utf-8") as lock:
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
-                    remedy = "another process is at work on this run; wait for it, or end it"
+                    remedy = "another process works on this run; wait for it, or end it"
                     raise RunDirError("output", str(directory), remedy) from error
                 time.sleep(0.2)
         yield
 
 
 def claim(config: RunConfig, redo: bool) -> Path:
-    """Make the run directory this run's, and write its configuration there.
+    """Create the run directory, and write the configuration there.
 
     Raises:
-        RunDirError: It holds a run with other settings, or cannot be written.
+        RunDirError: The directory holds a run with other settings, or cannot be written.
     """
     directory = config.directory
     path = directory / "config.json"
@@ -192,7 +185,7 @@ def claim(config: RunConfig, redo: bool) -> Path:
             raise RunDirError(
                 "output", str(directory),
                 f"holds a run with other settings ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}); "
-                "choose another name, or pass --redo to make again what they change")
+                "choose another name, or pass --redo to repeat what they change")
     elif directory.exists() and any(directory.iterdir()):
         raise RunDirError("output", str(directory), "is not empty and holds no run; choose another name")
     try:
@@ -213,23 +206,27 @@ def _stored(path: Path) -> RunConfig:
 
 
 def _holds_work(directory: Path) -> bool:
-    """Whether a run directory has anything that other settings would make again: a finished stage, or a trainer's checkpoint."""
+    """Whether a run directory has work that other settings would repeat: a finished stage or a trainer's checkpoint."""
     return any((directory / stage.directory / "manifest.json").exists() for stage in STAGES) or (directory / "checkpoints").exists()
 
 
-def _make_all(config: RunConfig, directory: Path, digests: dict[str, str], log: EventLog, backend: Backend, stop: StopFile) -> None:
+def _make_all(
+    config: RunConfig, directory: Path, digests: dict[str, str], log: EventLog, *, backend: Backend, stop: StopFile,
+) -> None:
     storage = _own_storage(config, directory)
     with heartbeats(log):
         for stage in STAGES:
             stop.check()
-            _make(stage, Context(config, directory, digests[stage.name], log, backend, stop, storage))
+            _make(stage, Context(
+                config=config, directory=directory, fingerprint=digests[stage.name], emit=log, backend=backend, stop=stop,
+                own_storage=storage))
     if storage is not None:
         _remove(storage, log)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
 def _own_storage(config: RunConfig, directory: Path) -> Location | None:
-    """A folder in `checkpoint.storage` for this run alone: another may have its name, and its settings as well."""
+    """This run's own folder in `checkpoint.storage`: another run may have the same name and settings."""
     if config.checkpoint.storage is None:
         return None
     path = directory / "checkpoints" / "storage.json"
@@ -247,7 +244,7 @@ def _make(stage: Stage, context: Context) -> None:
     context.emit(Event("stage_started", stage.name))
     with commit(artifact, context.fingerprint) as draft:
         RUN[stage.name](context, draft)
-    # Trainers' checkpoints are kept until what they led to is committed.
+    # Trainers' checkpoints are kept until the artifact made from them is committed.
     shutil.rmtree(context.checkpoints(stage.name), ignore_errors=True)
     if context.own_storage is not None:
         _remove(context.storage(stage.name), context.emit)
@@ -259,5 +256,5 @@ def _make(stage: Stage, context: Context) -> None:
 def _remove(checkpoints: Location, emit: Emit) -> None:
     try:
         checkpoint.remove(checkpoints)
-    except StorageError as error:   # no reason to fail: what they led to is there
+    except StorageError as error:   # no reason to fail: the artifact made from them exists
         emit(Event("warning", data={"message": f"checkpoints are left over: {error}"}))

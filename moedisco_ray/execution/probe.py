@@ -1,7 +1,7 @@
-"""Measures this machine in about two seconds: training steps of small models, tokenizing, and the start of a process.
+"""Measure this machine in about two seconds: training steps of small models, tokenizing, and the start of a process.
 
-Run as `python -m moedisco_ray.execution.probe`: it prints a `plan.speed.Probe` as JSON. Times are CPU times of one core: other
-work on the machine does not change them much.
+`python -m moedisco_ray.execution.probe` prints a `plan.speed.Probe` as JSON. Times are CPU times of one core, which other work on
+the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _TEXT_BYTES = 200_000
 
 
 def main() -> None:
-    """Print what was measured."""
-    started = time.process_time()       # since the process began
+    """Print the measurements."""
+    started = time.process_time()       # CPU time since the process began
     torch.set_num_threads(1)
     trials = [_trial(hidden, experts) for experts in (1, 4) for hidden in (64, 128, 256)]
     probe = Probe(
         cores=len(os.sched_getaffinity(0)), versions=library_versions(), trials=tuple(trials), start_up_seconds=started,
         text_bytes_per_second=_text_rate())
-    print(probe.model_dump_json())  # noqa: T201 - the process' whole output
+    print(probe.model_dump_json())  # noqa: T201 - the process' only output
 
 
 def _trial(hidden: int, experts: int) -> Trial:
@@ -53,7 +53,7 @@ def _trial(hidden: int, experts: int) -> Trial:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    step()      # allocates
+    step()      # allocates memory
     began, steps = time.process_time(), 0
     while steps == 0 or time.process_time() - began < _TRIAL_SECONDS:
         step()

@@ -1,7 +1,7 @@
-"""Trainings that end together: who has finished, who gave up, after how long, and what each gives to what follows.
+"""Progress of the sub-models towards the quorum: which have finished or given up, after how long, and what each gives to the merge.
 
-Times count only while a driver is running (s), over all drivers of a run. `submodel_progress.json`, next to the checkpoints, holds
-what a driver has learned; a later driver decides anew from that file and from the checkpoints.
+Times are seconds while a driver is running, over all drivers of a run. A driver stores what it knows in `submodel_progress.json`,
+next to the checkpoints; a later driver decides anew from that file and the checkpoints.
 """
 
 from __future__ import annotations
@@ -16,34 +16,33 @@ from typing import Any
 from moedisco_ray.backend import Trained
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.errors import DivergedError, TrainingError
-from moedisco_ray.policies import quorum
 from moedisco_ray.policies.ordering import Remaining, calibration
-from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict
+from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict, contribution, decide
 from moedisco_ray.training import TrainJob, TrainResult, read_partial_result
 
 _SAVE_SECONDS = 10.0
-"""Between two notes; what a driver knew beyond the last one is lost with it."""
+"""Interval between two saves (s); what a driver learned after the last one is lost with it."""
 
 Held = Mapping[str, Mapping[str, float]]
-"""Worker-seconds per unit, and for each by what the meter calls its machines."""
+"""Worker-seconds by unit and pool key."""
 
 
 class SubmodelProgress:
-    """How a submodel_progress stands, over all drivers.
+    """Progress of a group of trainings, over all drivers.
 
     Args:
-        jobs: Of the submodel_progress. One that an earlier driver finished is known as such.
-        waits_for: When it may end without some of them.
-        workers: Of each training.
-        path: Where the notes lie; its directory exists.
-        clock: Seconds.
+        jobs: The trainings. Those that an earlier driver finished are found.
+        quorum: When the group may end without some of them.
+        workers: Number of workers of each training.
+        path: File of the stored progress; its directory exists.
+        clock: Returns seconds.
     """
 
     def __init__(
-        self, jobs: Sequence[TrainJob], waits_for: Quorum, workers: int, path: Path, clock: Callable[[], float] = time.monotonic,
+        self, jobs: Sequence[TrainJob], quorum: Quorum, workers: int, path: Path, clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._jobs = jobs
-        self._waits_for = waits_for
+        self._quorum = quorum
         self._workers = workers
         self._path = path
         self._clock = clock
@@ -52,7 +51,7 @@ class SubmodelProgress:
         self._ended: dict[str, float] = kept["ended"]
         self._speeds: dict[str, float] = kept["speeds"]
         self._began = clock() - kept["seconds"]
-        self._saved = clock()
+        self._saved_at = clock()
         self._given_up: dict[str, str] = {}
         self._diverged = False
         self.finished: dict[str, TrainResult] = {}
@@ -63,31 +62,31 @@ class SubmodelProgress:
 
     @property
     def seconds(self) -> float:
-        """For which it has lasted."""
+        """Seconds for which drivers have worked on the group."""
         return self._clock() - self._began
 
     def finish(self, name: str, result: TrainResult, speed: float) -> None:
-        """A training has made all its steps, on a machine of this speed."""
+        """Record that a training has made all its steps, on a machine of this relative speed."""
         self.finished[name] = result
         self._speeds[name] = speed
         self._ended.setdefault(name, self.seconds)
 
     def give_up(self, name: str, reason: str, *, diverged: bool = False) -> None:
-        """Note that this driver does not try a training again, and whether the training itself is to blame."""
+        """Record that this driver does not retry a training, and whether it diverged."""
         self._given_up[name] = reason
         self._diverged = self._diverged or diverged
 
     def verdict(self, speeds: Mapping[str, float]) -> Verdict:
-        """Whether to wait, or to go on with what is there.
+        """Whether to wait, or to continue with the trainings that have finished.
 
-        What one is expected to take follows from those that have finished, and its machine's speed: one that is slow for no known
-        reason is what is not waited for.
+        The expected time of a training follows from the finished ones and its machine's speed; one that is slower than that for no
+        known reason is not waited for.
 
         Args:
-            speeds: Of the machines that the others are on, or might go to; relative to anything that is the same for all.
+            speeds: Relative speeds of the machines of unfinished trainings (for waiting ones: of those they may get).
 
         Raises:
-            TrainingError: So many gave up that nothing is worth waiting for.
+            TrainingError: Too many gave up for the quorum.
         """
         known = {**speeds, **self._speeds}
         units = [Remaining(job.name, job.steps, 1 / known[job.name], self._step_seconds(job.name)) for job in self._jobs]
@@ -95,20 +94,20 @@ class SubmodelProgress:
         members = [
             Member(unit.name, self._state(unit.name), self._ended.get(unit.name, 0.0), unit.steps * unit.planned * factor)
             for unit in units]
-        verdict = quorum.decide(members, self._waits_for.needed, self.seconds, self._waits_for.patience)
+        verdict = decide(members, self._quorum.needed, self.seconds, self._quorum.patience)
         if verdict.action == "fail":
-            needed = self._waits_for.needed
+            needed = self._quorum.needed
             beginning = "" if needed is None else f"{needed} of {len(units)} can no longer finish: "
             kind = DivergedError if self._diverged else TrainingError
             raise kind(beginning + "; ".join(f"{name}: {reason}" for name, reason in self._given_up.items()))
         return verdict
 
     def trained(self, job: TrainJob, held: Held) -> Trained:
-        """A job as it has ended, or stands.
+        """The result of a job so far.
 
         Args:
-            job: One of the submodel_progress.
-            held: By this driver so far.
+            job: One of the trainings.
+            held: Worker-seconds held by this driver.
         """
         total = self._held(held).get(job.name, {})
         seconds = sum(total.values()) / self._workers
@@ -117,17 +116,17 @@ class SubmodelProgress:
         result = dataclasses.replace(read_partial_result(job), finished=False)
         member = Member(job.name, self._state(job.name), checkpoint=result.steps)
         reason = self._given_up.get(job.name, "its time was up")
-        return Trained(result, seconds, total, quorum.contribution(member), reason)
+        return Trained(result, seconds, total, contribution(member), reason)
 
-    def note(self, held: Callable[[], Held], *, now: bool = False) -> None:
-        """Write down what a later driver must know, every few seconds.
+    def save(self, held: Callable[[], Held], *, now: bool = False) -> None:
+        """Store what a later driver must know, every few seconds.
 
         Args:
-            held: Tells what this driver held so far.
-            now: However short a while ago the last time was.
+            held: Returns the worker-seconds held by this driver.
+            now: Store even if the last time was a moment ago.
         """
-        if now or self._clock() - self._saved >= _SAVE_SECONDS:
-            self._saved = self._clock()
+        if now or self._clock() - self._saved_at >= _SAVE_SECONDS:
+            self._saved_at = self._clock()
             write_json(self._path, {
                 "seconds": self.seconds, "ended": self._ended, "speeds": self._speeds, "held": self._held(held())})
 

@@ -1,4 +1,4 @@
-"""`moedisco validate`: everything that can be found out about a run in seconds, before anything is made."""
+"""`moedisco validate`: check in seconds whether a run could succeed, before it makes anything."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a validation found.
+    """Results of a validation.
 
     Attributes:
-        problems: Mistakes with which the run would fail, in the order in which it would meet them.
-        warnings: What the run can be carried out with, and its author should know: a line each.
-        vocab_size: Rows of the embedding; None where it cannot be said.
+        problems: Mistakes that would fail the run, in the order in which it would meet them.
+        warnings: Facts that the author should know but that do not fail the run: a line each.
+        vocab_size: Rows of the embedding; None if unknown.
     """
 
     problems: tuple[UserError, ...]
@@ -34,10 +34,10 @@ class Findings:
 
 
 def validate(config: RunConfig) -> Findings:
-    """Open what a configuration names, and check that it fits together and fits its pools.
+    """Check that a configuration's files exist and are consistent, and that the model fits its pools.
 
-    The first documents of each source are read, the model is built on the meta device against its files' headers, and the output
-    is checked to be writable. Nothing is written.
+    It reads the first documents of each source, builds the model on the meta device, compares it with its files' headers, and
+    checks that the output can be written. It writes nothing.
 
     Args:
         config: A checked configuration.
@@ -52,15 +52,15 @@ def validate(config: RunConfig) -> Findings:
         problems += _too_large(plan, config)
     _collect(problems, lambda: check_output(config.directory))
     warnings = [*(text.warnings if text is not None else ()), *_waits(config)]
-    first = {(problem.field, str(problem.value)): problem for problem in reversed(problems)}    # one of each setting
+    first = {(problem.field, str(problem.value)): problem for problem in reversed(problems)}    # one for each setting
     return Findings(tuple(reversed(first.values())), tuple(warnings), None if plan is None else plan.vocab_size)
 
 
 def check_output(directory: Path) -> None:
-    """Check that a run directory can be made, or written where it exists, without making it.
+    """Check, without creating it, that a run directory can be created, or written if it exists.
 
     Raises:
-        RunDirError: It cannot.
+        RunDirError: It cannot be created or written.
     """
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists() or path.is_symlink())
     if not existing.is_dir():
@@ -72,7 +72,7 @@ def check_output(directory: Path) -> None:
 
 
 def _collect(problems: list[UserError], check: Callable[[], T]) -> T | None:
-    """Return what a check returns; what it raises joins the problems."""
+    """Return what a check returns; add the error that it raises to the problems."""
     try:
         return check()
     except UserError as error:
@@ -91,11 +91,11 @@ def _too_large(plan: Plan, config: RunConfig) -> Iterator[UserError]:
 
 
 def _waits(config: RunConfig) -> Iterator[str]:
-    """What a run on this machine alone would wait for; a cluster that RAY_ADDRESS names may have it."""
+    """What a run on this machine would wait for; a Ray cluster that RAY_ADDRESS names may have it."""
     if os.environ.get("RAY_ADDRESS"):
         return
     for pool, needed in config.pools.needed(config.finetune.pool):
         if pool.gpu and local_gpus() < min(needed, pool.gpu):
             yield (
-                f"pools.{pool.kind}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for a node that has; "
-                f"run it on a cluster (RAY_ADDRESS, or `moedisco submit`), or set pools.{pool.kind}.gpu=0")
+                f"pools.{pool.kind}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for a node that has "
+                f"one; run it on a Ray cluster (RAY_ADDRESS, or `moedisco submit`), or set pools.{pool.kind}.gpu=0")

@@ -36,7 +36,7 @@ def node_agent(
         signal.signal(number, lambda _number, _frame: stop.set())
     client = _find_provider(metadata_url, interval, stop) if provider == "auto" else agent.make_provider(provider, metadata_url)
     if client is not None:
-        agent.watch(client, agent.Drainer(node_id), interval=interval, stop=stop, say=say, leave_on_risk=leave_on_risk)
+        agent.watch(client, agent.Drainer(node_id), interval=interval, stop=stop, log=say, leave_on_risk=leave_on_risk)
 
 
 def _find_provider(metadata_url: str | None, interval: float, stop: threading.Event) -> Provider | None:

@@ -85,7 +85,7 @@ def test_lloyd_on_ray_is_lloyd_here_even_when_a_shard_dies(shards, tmp_path):
         files.append(tmp_path / f"{f}.parquet")
         write_vectors(files[-1], [ids[i] for i in rows], x_ND[rows])
     pure = fit_kmeans_on_blocks(np.array_split(x_ND, 7), x_ND[:500], 4, restarts=2, iterations=15)
-    workers = RayWorkers(tmp_path, most_shards=shards)
+    workers = RayWorkers(tmp_path, max_actors=shards)
     workers.hold(files)
     origin_D = x_ND[:500].mean(axis=0, dtype=np.float64).astype(np.float32)
     grid = Grid.covering(origin_D, max(workers.ask("peak", None, origin_D)), 3000)
@@ -96,7 +96,7 @@ def test_lloyd_on_ray_is_lloyd_here_even_when_a_shard_dies(shards, tmp_path):
         nonlocal steps
         steps += 1
         if steps == 3:
-            ray.kill(workers._shards[0], no_restart=False)
+            ray.kill(workers._actors[0], no_restart=False)
         return reduce(workers.ask("step", None, grid, centroids_RKD, running))
 
     on_ray = fit_kmeans(step, x_ND[:500], grid, 4, restarts=2, iterations=15, seed=0)

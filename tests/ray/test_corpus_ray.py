@@ -114,7 +114,7 @@ settings = check_config({"name": "t", "output": str(home), "corpus": {"sources":
 units = plan_units([(source, list_files(source.field, source.settings).files)])
 stage = functools.partial(stage_unit, directory=home / "staged", buckets=1)
 settings.directory.mkdir()
-with session.cluster(settings):
+with session.ray_cluster(settings):
     before = [staged.documents for staged in corpus._map_tasks("t", stage, units, None)]
     (data / "a.txt").unlink()
     (data / "a.txt").symlink_to(data.parent / "secret.txt")

@@ -96,7 +96,7 @@ def test_a_pool_without_a_node_is_waited_for_and_that_is_said(cluster: Cluster, 
     with ThreadPoolExecutor(1) as thread:
         training = thread.submit(train, job(undisturbed, tmp_path, 30), 1, events.append)
         until(lambda: events)
-        assert [event.data["message"] for event in events] == ["waits for 1 high_mem_gpu: no node of the cluster offers it now"]
+        assert [event.data["message"] for event in events] == ["waits for 1 high_mem_gpu: no node of the Ray cluster offers it now"]
         add_node(cluster)
         assert training.result().result.finished
     assert sum(event.type == "warning" for event in events) == 1
@@ -104,17 +104,17 @@ def test_a_pool_without_a_node_is_waited_for_and_that_is_said(cluster: Cluster, 
 
 def test_a_node_that_comes_to_work_which_asks_itself_is_timed_too(cluster: Cluster) -> None:
     reservation = Reservation(HighMemoryPool(), "ahead")
-    before = reservation.boots
-    reservation.note()
-    reservation.ask(1)
+    before = reservation.boot_times
+    reservation.record()
+    reservation.request(1)
     reservation.hand_over()
-    assert (reservation.workers, reservation.boots) == (0, before)
+    assert (reservation.workers, reservation.boot_times) == (0, before)
     add_node(cluster)
-    reservation.note()
-    (boot,) = reservation.boots[len(before):]
+    reservation.record()
+    (boot,) = reservation.boot_times[len(before):]
     assert 0 < boot < 60
-    reservation.note()
-    assert reservation.boots == [*before, boot]
+    reservation.record()
+    assert reservation.boot_times == [*before, boot]
     nothing_is_left()
 
 
@@ -123,16 +123,16 @@ def test_a_reservation_holds_all_or_nothing_until_it_is_let_go(cluster: Cluster)
     bundle = Placement(pool, 1, 0).bundle
     reservation = Reservation(pool, "ahead")
     add_node(cluster)
-    assert reservation.foresee([1000.0], [], 1, 2) == "wait"
-    assert reservation.foresee([100.0], [200.0], 1, 2) == "ask"
-    assert (reservation.workers, reservation.held, session.free(bundle)) == (2, 0, 1)
+    assert reservation.prepare([1000.0], [], 1, 2) == "wait"
+    assert reservation.prepare([100.0], [200.0], 1, 2) == "ask"
+    assert (reservation.workers, reservation.held, session.free_workers(bundle)) == (2, 0, 1)
     add_node(cluster)
     until(lambda: reservation.held)
     assert reservation.held == 2
-    assert session.free(bundle) == 0
-    assert session.free({"CPU": 1}) == 2    # a sub-model that lost its machine may go there meanwhile
-    assert reservation.foresee([0.1], [], 1, 2) == "keep"
-    assert len(reservation.boots) == 1
-    assert reservation.foresee([1000.0], [], 1, 2) == "release"     # a node takes seconds, not the minutes that were assumed
-    until(lambda: session.free(bundle) == 2)
+    assert session.free_workers(bundle) == 0
+    assert session.free_workers({"CPU": 1}) == 2    # a sub-model that lost its machine may go there meanwhile
+    assert reservation.prepare([0.1], [], 1, 2) == "keep"
+    assert len(reservation.boot_times) == 1
+    assert reservation.prepare([1000.0], [], 1, 2) == "release"     # a node takes seconds, not the minutes that were assumed
+    until(lambda: session.free_workers(bundle) == 2)
     nothing_is_left()

@@ -22,7 +22,7 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.ray import queue, session
-from moedisco_ray.execution.ray.trainers import train_all
+from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -64,7 +64,7 @@ def held_up(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Held
     hang = Hang(15)
     events: list[Event] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue, "_GRACE_SECONDS", 1.0)
+        patch.setattr(queue, "_STOP_SECONDS", 1.0)
         try:
             directory = pipeline.run(config, (hang, events.append))
         finally:

@@ -9,16 +9,16 @@ import failing_jobs
 import pytest
 from failing_jobs import UNKNOWN, OnASmallDevice, here, make_job, spoil
 from ray import cloudpickle
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train import ControllerError
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
-from moedisco_ray.execution.ray import attempts
+from moedisco_ray.execution.ray import causes
+from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.event_mailbox import UnitStatus
-from moedisco_ray.execution.ray.trainers import train_all
+from moedisco_ray.execution.ray.ray_internals import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from moedisco_ray.policies.retrying import Skip
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -87,5 +87,5 @@ def test_an_error_has_its_step_though_none_was_told_of_and_twice_at_one_it_is_po
 def test_workers_that_cannot_start_are_failures_unless_their_slots_or_a_node_went(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: str,
 ) -> None:
-    monkeypatch.setattr(attempts, "_VERDICT_SECONDS", 0.5)
-    assert attempts.end_of(ControllerError(failure), UnitStatus(), attempts._gone()).kind == kind
+    monkeypatch.setattr(causes, "_NODE_DEATH_SECONDS", 0.5)
+    assert causes.end_of(ControllerError(failure), UnitStatus(), causes.dead_nodes()).kind == kind

@@ -12,7 +12,7 @@ from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.execution.ray.trainers import train_all
+from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.training import Rounds, TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]

@@ -19,7 +19,7 @@ from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
-from moedisco_ray.execution.ray.trainers import train_all
+from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.training import TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -116,7 +116,7 @@ def test_a_run_waits_for_a_pool_that_has_no_node_and_says_why_and_goes_on_when_o
     at_start, at_work = [event.data["message"] for event in events if event.type == "warning"]
     assert at_start.startswith(
         "pools.low_memory.resource: the run needs 1 late_gpu, and this Ray cluster has no node with it: it will wait")
-    assert at_work == "waits for 1 late_gpu: no node of the cluster offers it now"
+    assert at_work == "waits for 1 late_gpu: no node of the Ray cluster offers it now"
     assert (directory / "model" / "model.safetensors").read_bytes() == (undisturbed / "model" / "model.safetensors").read_bytes()
 
 

@@ -144,7 +144,7 @@ def test_a_worker_that_dies_is_replaced_and_each_is_charged_for_itself(tmp_path:
         if event.type == "workers_held":
             held.touch()
 
-    assert backend.call(POOL, emit, NEVER, die_at_first, held, tmp_path / "mark") == "lives"
+    assert backend.call(POOL, emit, NEVER, die_at_first, held, mark=tmp_path / "mark") == "lives"
     assert types(events) == ["workers_held", "workers_released"] * 2
     held.unlink()   # of the slot of the one that lived
     with pytest.raises(RunError, match="die: its worker died repeatedly"):

@@ -18,22 +18,22 @@ from ray.exceptions import (
     RayTaskError,
     RuntimeEnvSetupError,
 )
-from ray.train.v2._internal.exceptions import (
-    InsufficientClusterResourcesError,
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckFailedError,
-)
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.errors import MoeDiscoError, PoolError, RunDirError, StorageError
 from moedisco_ray.core.events import Event
-from moedisco_ray.execution.ray import attempts
-from moedisco_ray.execution.ray.attempts import AttemptContext, attempt, end_of
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _Mailbox
-from moedisco_ray.execution.ray.train_callbacks import last_line
+from moedisco_ray.execution.ray import attempts, causes
+from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
+from moedisco_ray.execution.ray.causes import end_of, last_line
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _MailboxActor
+from moedisco_ray.execution.ray.ray_internals import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult
 
@@ -54,16 +54,16 @@ class Mail(EventMailbox):
         super().__init__(handle=None, check=lambda: None)
         self._outcome = outcome
 
-    def begin(self, unit: str) -> str:
+    def begin_attempt(self, unit: str) -> str:
         return "this"
 
-    def kill(self, unit: str) -> None:
+    def kill_attempt(self, unit: str) -> None:
         pass
 
-    def lose(self) -> None:
+    def count_loss(self) -> None:
         pass
 
-    def end(self, unit: str) -> None:
+    def end_attempt(self, unit: str) -> None:
         pass
 
     def outcome(self, unit: str) -> Any:
@@ -71,7 +71,7 @@ class Mail(EventMailbox):
             raise self._outcome
         return self._outcome
 
-    def whereabouts(self, unit: str) -> UnitStatus:
+    def status(self, unit: str) -> UnitStatus:
         return UnitStatus(("node",), 3)
 
 
@@ -82,8 +82,8 @@ def of_task(cause: Exception) -> RayTaskError:
 @pytest.fixture(autouse=True)
 def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that lives, and nobody who has to be waited for."""
-    monkeypatch.setattr(attempts, "_VERDICT_SECONDS", 0.0)
-    monkeypatch.setattr(attempts.ray, "nodes", lambda: [{"NodeID": "node", "Alive": True}, {"NodeID": "gone", "Alive": False}])
+    monkeypatch.setattr(causes, "_NODE_DEATH_SECONDS", 0.0)
+    monkeypatch.setattr(causes.ray, "nodes", lambda: [{"NodeID": "node", "Alive": True}, {"NodeID": "gone", "Alive": False}])
 
 
 @pytest.fixture
@@ -103,7 +103,8 @@ def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Exception
                     raise error
 
         monkeypatch.setattr(attempts, "TorchTrainer", Trainer)
-        return attempt(job, AttemptContext("run", Placement(LowMemoryPool(), 2, 0), tmp_path, (), Mail(outcome)))
+        return attempt(job, AttemptContext(
+            run="run", placement=Placement(LowMemoryPool(), 2, 0), directory=tmp_path, stop_files=(), mailbox=Mail(outcome)))
 
     return fits
 
@@ -128,7 +129,7 @@ def test_a_controller_that_is_out_of_reach_ends_its_own_attempt_alone(
     fits: Callable[..., TrainResult | End], monkeypatch: pytest.MonkeyPatch, error: RayError,
 ) -> None:
     killed: list[str] = []
-    monkeypatch.setattr(Mail, "kill", lambda _mail, unit: killed.append(unit))
+    monkeypatch.setattr(Mail, "kill_attempt", lambda _mail, unit: killed.append(unit))
     assert fits(error, None) == End("died", 3, f"its controller died: {last_line(error)}")
     assert killed == ["finetune"]       # where it lives, it must not go on beside the next
     assert fits(ALONE, None).kind == "failed"
@@ -139,7 +140,7 @@ def test_what_cost_work_with_a_machine_or_a_process_is_counted_as_a_loss(
     fits: Callable[..., TrainResult | End], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lost: list[str] = []
-    monkeypatch.setattr(Mail, "lose", lambda _mail: lost.append("one"))
+    monkeypatch.setattr(Mail, "count_loss", lambda _mail: lost.append("one"))
     unannounced = WorkerGroupError("", {0: RuntimeError("the node has died")})
     for error, outcome, counted in (
         (ALONE, None, 0), (None, FINISHED, 0), (ControllerError(WorkerGroupStartupTimeoutError(1)), None, 0),
@@ -160,7 +161,7 @@ def test_a_node_s_end_is_a_preemption_whatever_the_others_say() -> None:
 
 
 def test_slots_that_no_autoscaler_brings_are_not_waited_for(fits: Callable[..., TrainResult | End]) -> None:
-    with pytest.raises(PoolError, match=r"pools.low_memory.resource: 'low_mem_gpu': the cluster never has 2 of it at once"):
+    with pytest.raises(PoolError, match=r"pools.low_memory.resource: 'low_mem_gpu': the Ray cluster never has 2 of it at once"):
         fits(ControllerError(InsufficientClusterResourcesError("the cluster only has a maximum of 0")), None)
 
 
@@ -172,45 +173,45 @@ def test_who_finds_no_slot_has_lost_no_work() -> None:
 
 
 def test_the_node_of_an_earlier_attempt_excuses_no_later_one() -> None:
-    mailbox = _Mailbox()
-    mailbox.place("finetune", mailbox.begin("finetune"), None, ("gone",))
-    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.whereabouts("finetune")).kind == "preempted"
-    mailbox.begin("finetune")
+    mailbox = _MailboxActor()
+    mailbox.set_workers("finetune", mailbox.begin_attempt("finetune"), None, ("gone",))
+    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).kind == "preempted"
+    mailbox.begin_attempt("finetune")
     unstarted = ControllerError(WorkerGroupStartupFailedError("its image lacks a library"))
-    assert end_of(unstarted, mailbox.whereabouts("finetune"), {"gone"}).kind == "died"
+    assert end_of(unstarted, mailbox.status("finetune"), {"gone"}).kind == "died"
 
 
 def test_what_fails_before_its_first_step_is_not_where_the_attempt_before_it_was() -> None:
-    mailbox = _Mailbox()
-    mailbox.push(progress(500), mailbox.begin("finetune"))
-    assert mailbox.whereabouts("finetune") == UnitStatus((), 500, 0.5)
-    mailbox.begin("finetune")
-    end = end_of(WorkerGroupError("", {0: RuntimeError("its image lacks a library")}), mailbox.whereabouts("finetune"))
+    mailbox = _MailboxActor()
+    mailbox.push(progress(500), mailbox.begin_attempt("finetune"))
+    assert mailbox.status("finetune") == UnitStatus((), 500, 0.5)
+    mailbox.begin_attempt("finetune")
+    end = end_of(WorkerGroupError("", {0: RuntimeError("its image lacks a library")}), mailbox.status("finetune"))
     assert (end.kind, end.step) == ("failed", None)
-    assert mailbox.whereabouts("finetune").step_seconds == 0.5      # which orders the queue
+    assert mailbox.status("finetune").step_seconds == 0.5      # which orders the queue
 
 
 def test_an_error_s_step_is_the_worker_s_word_and_not_the_last_progress() -> None:
-    mailbox = _Mailbox()
-    this = mailbox.begin("finetune")
-    mailbox.leave("finetune", this, 0)
-    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.whereabouts("finetune")).step == 0
-    this = mailbox.begin("finetune")
+    mailbox = _MailboxActor()
+    this = mailbox.begin_attempt("finetune")
+    mailbox.set_exit_step("finetune", this, 0)
+    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).step == 0
+    this = mailbox.begin_attempt("finetune")
     mailbox.push(progress(500), this)
-    assert mailbox.whereabouts("finetune").under_way == 500
-    mailbox.leave("finetune", this, 507)
-    mailbox.leave("finetune", this, 508)    # another of the gang, that lost sight of the first
-    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.whereabouts("finetune")).step == 507
+    assert mailbox.status("finetune").current_step == 500
+    mailbox.set_exit_step("finetune", this, 507)
+    mailbox.set_exit_step("finetune", this, 508)    # another of the gang, that lost sight of the first
+    assert end_of(WorkerGroupError("", {0: RuntimeError("bug")}), mailbox.status("finetune")).step == 507
 
 
 def test_a_worker_tells_where_it_was_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, str, int]] = []
-    mailbox = SimpleNamespace(leave=SimpleNamespace(remote=lambda *word: word))
+    mailbox = SimpleNamespace(set_exit_step=SimpleNamespace(remote=lambda *word: word))
     monkeypatch.setattr(attempts.ray, "wait", lambda words, **_limit: told.extend(words))
-    with pytest.raises(ValueError, match="bug"), attempts._leaving("finetune", mailbox, "this"):
+    with pytest.raises(ValueError, match="bug"), attempts._reporting_exit_step("finetune", mailbox, "this"):
         raise ValueError("bug before the first step")
     assert told == []
-    with pytest.raises(ValueError, match="bug"), attempts._leaving("finetune", mailbox, "this") as begins:
+    with pytest.raises(ValueError, match="bug"), attempts._reporting_exit_step("finetune", mailbox, "this") as begins:
         for step in (3, 4):
             begins(step)
         raise ValueError("bug")

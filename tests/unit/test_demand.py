@@ -70,47 +70,47 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def test_a_slot_is_asked_for_for_each_that_waits_and_none_is_kept(cluster: Cluster) -> None:
     demand = Demand(KINDS, "run", lambda: cluster.now)
-    demand.ask({A: 3})
-    demand.ask({A: 3})
+    demand.request({A: 3})
+    demand.request({A: 3})
     assert (cluster.asked(), len(cluster.names)) == ({"a": 3}, 3)
     cluster.now = 40.0
     cluster.comes("a")
-    demand.ask({A: 2})      # one of them has begun there
+    demand.request({A: 2})      # one of them has begun there
     assert cluster.asked() == {"a": 2}
     assert not any(holds for _, holds in cluster.groups.values())
     assert cluster.boots("a") == [40.0]
-    demand.ask({B: 1})
+    demand.request({B: 1})
     assert cluster.asked() == {"b": 1}
-    demand.ask({})
+    demand.request({})
     assert cluster.asked() == {}
 
 
 def test_each_node_is_timed_from_when_its_slot_was_asked_for(cluster: Cluster) -> None:
     demand = Demand(KINDS, "run", lambda: cluster.now)
-    demand.ask({A: 1})
+    demand.request({A: 1})
     cluster.now = 30.0
-    demand.ask({A: 2})
+    demand.request({A: 2})
     cluster.now = 50.0
     cluster.comes("a")
-    demand.ask({A: 1})
+    demand.request({A: 1})
     cluster.now = 90.0
     cluster.comes("a")
-    demand.ask({})
+    demand.request({})
     assert cluster.boots("a") == [50.0, 60.0]
 
 
 def test_a_type_that_does_not_come_gives_way_for_a_while(cluster: Cluster) -> None:
     demand = Demand(KINDS, "run", lambda: cluster.now)
-    demand.ask({A: 2})
+    demand.request({A: 2})
     cluster.now = 1.9 * ASSUMED_BOOT
     cluster.comes("a")
-    demand.ask({A: 1})
+    demand.request({A: 1})
     cluster.now += 2 * ASSUMED_BOOT
-    demand.ask({A: 1})      # the newest of them came that long ago, and no longer
+    demand.request({A: 1})      # the newest of them came that long ago, and no longer
     assert demand.absent == []
-    boot = demand.boot
+    boot = demand.boot_seconds
     cluster.now += 2 * boot + 1
-    demand.ask({A: 1})
+    demand.request({A: 1})
     assert demand.absent == [A]
-    cluster.now += module._GIVES_WAY_SECONDS
+    cluster.now += module._ABSENT_SECONDS
     assert demand.absent == []

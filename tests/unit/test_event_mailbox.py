@@ -15,7 +15,14 @@ from ray.exceptions import RayActorError
 from moedisco_ray.core.errors import TrainingError
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray import event_mailbox as module
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _Mailbox, losses_seen, pumped, relay
+from moedisco_ray.execution.ray.event_mailbox import (
+    EventMailbox,
+    UnitStatus,
+    _MailboxActor,
+    forwarding,
+    loss_rate_reader,
+    open_mailbox,
+)
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 WORDS = st.tuples(st.booleans(), st.sampled_from(["progress", "leave", "finish", "control", "place"]), st.integers(1, 99))
@@ -38,7 +45,7 @@ def full_disk(event: Event) -> None:
 
 def test_what_was_pushed_last_arrives_though_the_block_raises() -> None:
     box, seen = Box(), []
-    with pytest.raises(TrainingError, match="poisoned"), pumped(box.take, seen.append, 60.0):
+    with pytest.raises(TrainingError, match="poisoned"), forwarding(box.take, seen.append, 60.0):
         box.events.append(last := Event("workers_released", data={"hold": "a"}))
         raise TrainingError("poisoned")
     assert seen == [last]
@@ -52,7 +59,7 @@ def test_events_arrive_in_order_while_the_block_runs() -> None:
         if event.type == "checkpoint":
             arrived.set()
 
-    with pumped(box.take, emit, 0.001) as check:
+    with forwarding(box.take, emit, 0.001) as check:
         assert arrived.wait(10)
         check()
         box.events.append(Event("unit_finished"))
@@ -61,7 +68,7 @@ def test_events_arrive_in_order_while_the_block_runs() -> None:
 
 def test_a_full_disk_is_noticed_inside_the_block() -> None:
     box = Box(Event("progress"))
-    with pytest.raises(OSError, match="No space left"), pumped(box.take, full_disk, 0.001) as check:
+    with pytest.raises(OSError, match="No space left"), forwarding(box.take, full_disk, 0.001) as check:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             check()
@@ -70,53 +77,53 @@ def test_a_full_disk_is_noticed_inside_the_block() -> None:
 
 
 def test_a_full_disk_is_noticed_at_the_end_of_the_block() -> None:
-    with pytest.raises(OSError, match="No space left"), pumped(Box(Event("progress")).take, full_disk, 60.0):
+    with pytest.raises(OSError, match="No space left"), forwarding(Box(Event("progress")).take, full_disk, 60.0):
         pass
 
 
 def test_the_blocks_own_error_goes_before_that_of_a_full_disk() -> None:
-    with pytest.raises(TrainingError, match="poisoned"), pumped(Box(Event("progress")).take, full_disk, 60.0):
+    with pytest.raises(TrainingError, match="poisoned"), forwarding(Box(Event("progress")).take, full_disk, 60.0):
         raise TrainingError("poisoned")
 
 
-def say(mailbox: _Mailbox, attempt: str, word: str, step: int) -> None:
+def say(mailbox: _MailboxActor, attempt: str, word: str, step: int) -> None:
     """What a worker of an attempt at the unit says, or its controller."""
     if word == "progress":
         mailbox.push(Event("progress", "submodels", "unit", {"step": step, "tokens": step, "tokens_per_second": 2.0}), attempt)
     elif word == "leave":
-        mailbox.leave("unit", attempt, step)
+        mailbox.set_exit_step("unit", attempt, step)
     elif word == "finish":
-        mailbox.finish("unit", attempt, step)
+        mailbox.set_outcome("unit", attempt, step)
     elif word == "control":
-        mailbox.control("unit", attempt, step)
+        mailbox.set_controller("unit", attempt, step)
     else:
-        mailbox.place("unit", attempt, step, (f"node-{step}",))
+        mailbox.set_workers("unit", attempt, step, (f"node-{step}",))
 
 
 @given(st.lists(WORDS))
 def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[tuple[bool, str, int]]) -> None:
-    both, alone = _Mailbox(), _Mailbox()
-    older, newer, only = both.begin("unit"), both.begin("unit"), alone.begin("unit")
+    both, alone = _MailboxActor(), _MailboxActor()
+    older, newer, only = both.begin_attempt("unit"), both.begin_attempt("unit"), alone.begin_attempt("unit")
     for outlived, word, step in words:
         say(both, older if outlived else newer, word, step)
         if not outlived:
             say(alone, only, word, step)
     assert both.outcome("unit") == alone.outcome("unit")
-    assert both.whereabouts("unit") == alone.whereabouts("unit")
+    assert both.status("unit") == alone.status("unit")
     assert both.controller("unit") == alone.controller("unit")
-    assert both.end("unit") == alone.end("unit")
+    assert both.end_attempt("unit") == alone.end_attempt("unit")
     told = [step for _, word, step in words if word == "progress"]
     assert [event.data["step"] for event in both.take()] == told        # which happened, and is kept
 
 
 def test_a_new_attempt_is_nowhere_yet() -> None:
-    mailbox = _Mailbox()
+    mailbox = _MailboxActor()
     for word in ("progress", "leave", "finish"):
-        say(mailbox, mailbox.begin("unit"), word, 7)
-    mailbox.begin("unit")
+        say(mailbox, mailbox.begin_attempt("unit"), word, 7)
+    mailbox.begin_attempt("unit")
     assert mailbox.outcome("unit") is None
-    assert mailbox.whereabouts("unit") == UnitStatus(step_seconds=0.5)
-    assert mailbox.whereabouts("unit").under_way is None
+    assert mailbox.status("unit") == UnitStatus(step_seconds=0.5)
+    assert mailbox.status("unit").current_step is None
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -133,18 +140,18 @@ def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.M
         if raises:
             raise TrainingError("poisoned")
 
-    with pytest.raises(TrainingError) if raises else contextlib.nullcontext(), relay(lambda _event: None, 60.0) as mail:
+    with pytest.raises(TrainingError) if raises else contextlib.nullcontext(), open_mailbox(lambda _event: None, 60.0) as mail:
         use(mail)
     assert killed == [mailbox]
 
 
 def test_what_was_seen_of_losses_grows_with_what_is_held() -> None:
-    mailbox = _Mailbox()
+    mailbox = _MailboxActor()
     assert mailbox.losses_per_hour() == loss_rate(0, 0)
     hold = {"hold": "a", "unit": "unit", "pool": "low_memory", "workers": 2}
     mailbox.push(Event("workers_held", "submodels", data=hold, time=time.time() - 5 * HOUR))
     assert mailbox.losses_per_hour() == pytest.approx(loss_rate(0, 10), rel=1e-3)
-    mailbox.lose()
+    mailbox.count_loss()
     assert mailbox.losses_per_hour() == pytest.approx(loss_rate(1, 10), rel=1e-3)
 
 
@@ -158,7 +165,7 @@ def test_a_training_hears_of_losses_and_waits_for_no_answer(monkeypatch: pytest.
 
     handle = SimpleNamespace(losses_per_hour=SimpleNamespace(remote=lambda: asked.append(now[0])))
     monkeypatch.setattr(module, "ray", SimpleNamespace(wait=lambda those, **_limit: (those if answers else [], []), get=get))
-    latest = losses_seen(handle, 0.1, lambda: now[0])
+    latest = loss_rate_reader(handle, 0.1, lambda: now[0])
     for now[0], said, known, times in (
         (1.0, [], 0.1, []), (60.0, [], 0.1, [60.0]), (600.0, [], 0.1, [60.0]), (601.0, [0.02], 0.02, [60.0, 601.0]),
         (602.0, [], 0.02, [60.0, 601.0]), (603.0, [RayActorError()], 0.02, [60.0, 601.0]), (661.0, [], 0.02, [60.0, 601.0, 661.0]),

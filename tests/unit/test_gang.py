@@ -40,40 +40,40 @@ class Scripted:
     def __init__(self, slots: int | list[int], *attempts: Callable[[Scripted, int, StopFile], TrainResult | End]) -> None:
         self.slots = [slots] if isinstance(slots, int) else slots
         self.attempts = list(attempts)
-        self.boot = math.inf
-        self.most = math.inf
+        self.boot_seconds = math.inf
+        self.max_slots = math.inf
         self.worker_hours = 0.0
-        self.whereabouts = UnitStatus()
+        self.status = UnitStatus()
         self.sizes: list[int] = []
         self.micro_batches: list[int | None] = []
-        self.asked: list[int] = []
-        self.notes = 0
-        self.told: list[Event] = []
+        self.requested: list[int] = []
+        self.saves = 0
+        self.events: list[Event] = []
         self.failure: OSError | None = None
 
     @property
-    def free(self) -> int:
+    def free_slots(self) -> int:
         return self.slots[0] if len(self.slots) == 1 else self.slots.pop(0)
 
-    def ask(self, workers: int) -> None:
-        self.asked.append(workers)
+    def request(self, workers: int) -> None:
+        self.requested.append(workers)
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> TrainResult | End:
         self.sizes.append(workers)
         self.micro_batches.append(job.optimizer.micro_batch)
         return self.attempts.pop(0)(self, workers, stop)
 
-    def note(self) -> None:
-        self.notes += 1
+    def save_held(self) -> None:
+        self.saves += 1
 
-    def tell(self, event: Event) -> None:
-        self.told.append(event)
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
 
     def check(self) -> None:
         if self.failure is not None:
             raise self.failure
 
-    def missing(self, workers: int) -> str:
+    def wait_message(self, workers: int) -> str:
         return f"waits for {workers}"
 
 
@@ -108,7 +108,7 @@ def ends(kind: str) -> Callable[[Scripted, int, StopFile], End]:
 def trains_until_stopped(step: int, slots: int) -> Callable[[Scripted, int, StopFile], TrainResult]:
     """Makes steps of a second; meanwhile so many slots come."""
     def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        cluster.whereabouts = UnitStatus((), step, 1.0)
+        cluster.status = UnitStatus((), step, 1.0)
         cluster.slots = [slots]
         wait_until(lambda: stop.requested)
         return result(step)
@@ -120,7 +120,8 @@ def gang(tmp_path: Path, cluster: Scripted, sizes: Sizes, stop: StopFile = NEVER
         stage="finetune", name="finetune", model=tmp_path, shards=(), output=tmp_path / "out",
         checkpoints=tmp_path / "home" / "steps", steps=STEPS, sequence_length=1, optimizer=Optimizer(batch_tokens=sizes.batch),
         checkpoint_every=10)
-    return Gang(job, sizes, failures, cluster, tmp_path, stop, Clock(), look=0.001)
+    return Gang(
+        job, sizes, cluster, max_failures=failures, directory=tmp_path, stop=stop, clock=Clock(), poll_seconds=0.001)
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(0, 8), st.integers(0, 16))
@@ -149,39 +150,39 @@ def test_what_is_asked_for_could_come_and_becomes_less_where_it_does_not(
 
 def test_it_asks_for_no_more_than_there_may_ever_be_and_for_less_when_that_does_not_come(tmp_path: Path) -> None:
     cluster = Scripted([0] * 40 + [1], finishes)
-    cluster.boot, cluster.most = 5.0, 5
+    cluster.boot_seconds, cluster.max_slots = 5.0, 5
     gang(tmp_path, cluster, Sizes(8, 1, 8)).train()
-    assert list(dict.fromkeys(cluster.asked)) == [4, 2, 1, 0]
+    assert list(dict.fromkeys(cluster.requested)) == [4, 2, 1, 0]
 
 
 def test_it_begins_with_what_there_is(tmp_path: Path) -> None:
     cluster = Scripted(3, finishes)
     assert gang(tmp_path, cluster, Sizes(8, 1, 8)).train().finished
     assert cluster.sizes == [2]
-    assert cluster.told == []
+    assert cluster.events == []
 
 
 def test_it_waits_for_all_or_nothing_and_says_so_once(tmp_path: Path) -> None:
     cluster = Scripted([0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 4], finishes)
     gang(tmp_path, cluster, Sizes(8, 4, 4)).train()
     assert cluster.sizes == [4]
-    assert [event.data["message"] for event in cluster.told] == ["waits for 4"]
+    assert [event.data["message"] for event in cluster.events] == ["waits for 4"]
     # It asked for its nodes while it waited, and for none once it had them.
-    assert cluster.asked == [4] * 10 + [0]
+    assert cluster.requested == [4] * 10 + [0]
 
 
 def test_a_moment_without_slots_is_not_worth_a_word(tmp_path: Path) -> None:
     cluster = Scripted([0, 0, 1], finishes)
     gang(tmp_path, cluster, Sizes(8, 1, 2)).train()
-    assert cluster.told == []
+    assert cluster.events == []
 
 
 def test_a_loss_shrinks_it_and_is_no_failure(tmp_path: Path) -> None:
     cluster = Scripted([4, 2, 2, 2, 4], *[ends("preempted")] * 4, finishes)
     gang(tmp_path, cluster, Sizes(8, 1, 4), failures=0).train()
     assert cluster.sizes == [4, 2, 2, 2, 4]
-    assert [event.data["kind"] for event in cluster.told] == ["preempted"] * 4
-    assert cluster.asked == [0] * 5
+    assert [event.data["kind"] for event in cluster.events] == ["preempted"] * 4
+    assert cluster.requested == [0] * 5
 
 
 def test_out_of_memory_halves_what_a_worker_had_of_the_batch_and_not_what_the_smallest_gang_would_have(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_out_of_memory_halves_what_a_worker_had_of_the_batch_and_not_what_the_sm
 
 def test_what_is_held_is_noted_while_an_attempt_lasts(tmp_path: Path) -> None:
     def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        wait_until(lambda: cluster.notes >= 3)
+        wait_until(lambda: cluster.saves >= 3)
         return result()
 
     gang(tmp_path, Scripted(1, attempt), Sizes(8, 1, 1)).train()
@@ -211,16 +212,16 @@ def test_it_grows_when_that_is_worth_the_restart(tmp_path: Path) -> None:
     gang(tmp_path, cluster, Sizes(8, 1, 4)).train()
     # The slot that it left is not free yet, but it waits for no less than what it stopped for.
     assert cluster.sizes == [1, 2]
-    assert [(event.type, event.data["kind"]) for event in cluster.told] == [("worker_restarted", "grown")]
+    assert [(event.type, event.data["kind"]) for event in cluster.events] == [("worker_restarted", "grown")]
 
 
 @pytest.mark.parametrize(("sizes", "step"), [(Sizes(8, 1, 4), STEPS - 1), (Sizes(8, 1, 1), 100), (Sizes(6, 2, 4), 100)])
 def test_it_stays_where_growing_would_not_help(tmp_path: Path, sizes: Sizes, step: int) -> None:
     def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        cluster.whereabouts = UnitStatus((), step, 1.0)
+        cluster.status = UnitStatus((), step, 1.0)
         cluster.slots = [0 if sizes.fewest == 2 else 3]
-        looked = len(cluster.asked)
-        wait_until(lambda: stop.requested or len(cluster.asked) >= looked + 3)
+        looked = len(cluster.requested)
+        wait_until(lambda: stop.requested or len(cluster.requested) >= looked + 3)
         assert not stop.requested
         return result()
 
@@ -231,15 +232,15 @@ def test_it_stays_where_growing_would_not_help(tmp_path: Path, sizes: Sizes, ste
 
 def test_an_attempt_that_starts_up_does_not_grow_by_what_the_one_before_it_told(tmp_path: Path) -> None:
     def dies_at_100(cluster: Scripted, workers: int, stop: StopFile) -> End:
-        cluster.whereabouts = UnitStatus(("node",), 100, 1.0)
+        cluster.status = UnitStatus(("node",), 100, 1.0)
         return End("died", 100, "its end")
 
     def starts_up(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
         cluster.slots = [3]
-        for where in (cluster.whereabouts, UnitStatus((), 0, 1.0), UnitStatus(("node",), 0, 1.0)):
-            cluster.whereabouts = where
+        for where in (cluster.status, UnitStatus((), 0, 1.0), UnitStatus(("node",), 0, 1.0)):
+            cluster.status = where
             assert not stop_within(stop, 0.05)
-        cluster.whereabouts = UnitStatus(("node",), 100, 1.1)     # the same step again, from a checkpoint before it
+        cluster.status = UnitStatus(("node",), 100, 1.1)     # the same step again, from a checkpoint before it
         wait_until(lambda: stop.requested)
         return result(100)
 
@@ -251,16 +252,16 @@ def test_an_attempt_that_starts_up_does_not_grow_by_what_the_one_before_it_told(
 @pytest.mark.parametrize(("boot", "asked"), [(100.0, 3), (950.0, 0), (math.inf, 0)])
 def test_more_nodes_are_asked_for_if_there_will_be_enough_left_to_do(tmp_path: Path, boot: float, asked: int) -> None:
     def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
-        cluster.whereabouts = UnitStatus((), 100, 1.0)
+        cluster.status = UnitStatus((), 100, 1.0)
         cluster.slots = [0]
-        looked = len(cluster.asked)
-        wait_until(lambda: len(cluster.asked) >= looked + 3)
+        looked = len(cluster.requested)
+        wait_until(lambda: len(cluster.requested) >= looked + 3)
         return result()
 
     cluster = Scripted(1, attempt)
-    cluster.boot = boot
+    cluster.boot_seconds = boot
     gang(tmp_path, cluster, Sizes(8, 1, 4)).train()
-    assert cluster.asked[-1] == asked
+    assert cluster.requested[-1] == asked
 
 
 def test_a_stopped_run_ends_the_workers_first(tmp_path: Path) -> None:

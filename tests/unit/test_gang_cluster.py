@@ -33,7 +33,7 @@ class Driver(EventMailbox):
     def held(self) -> dict[str, dict[str, float]]:
         return {"finetune": {"high_memory": self.seconds}} if self.seconds else {}
 
-    def tell(self, *_: object) -> None:
+    def emit(self, *_: object) -> None:
         pass
 
 
@@ -47,13 +47,14 @@ def job(tmp_path: Path) -> TrainJob:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], RayGangCluster]:
     """A new driver's."""
-    monkeypatch.setattr(gang_cluster.session, "grows", lambda: False)
-    monkeypatch.setattr(RayGangCluster, "tell", Driver.tell)
+    monkeypatch.setattr(gang_cluster.session, "autoscales", lambda: False)
+    monkeypatch.setattr(RayGangCluster, "emit", Driver.emit)
 
     def new(driver: Driver) -> RayGangCluster:
         pool = HighMemoryPool()
-        around = AttemptContext("run", Placement(pool, 1, 0), tmp_path, (), driver)
-        return RayGangCluster(around, "finetune", Reservation(pool, "ahead"), tmp_path / "gang.json", lambda: driver.now)
+        context = AttemptContext(
+            run="run", placement=Placement(pool, 1, 0), directory=tmp_path, stop_files=(), mailbox=driver)
+        return RayGangCluster(context, "finetune", Reservation(pool, "ahead"), tmp_path / "gang.json", lambda: driver.now)
 
     return new
 
@@ -64,12 +65,12 @@ def test_a_driver_that_dies_loses_seconds_of_an_attempt_and_its_next_counts_noth
     outcome = TrainResult(10, 10, (), 1.0, 0, finished=True)
     seen: list[float] = []
 
-    def attempt(job: TrainJob, around: AttemptContext) -> TrainResult:
+    def attempt(job: TrainJob, context: AttemptContext) -> TrainResult:
         """For 25 seconds, in the middle of which the next driver looks at what this one has noted."""
         for _ in range(5):
-            driver.passes(5, around.placement.workers)
-            here.note()
-            seen.append(cluster(Driver()).trained(job, outcome).worker_seconds)
+            driver.passes(5, context.placement.workers)
+            here.save_held()
+            seen.append(cluster(Driver()).finish(job, outcome).worker_seconds)
         return outcome
 
     monkeypatch.setattr(gang_cluster, "attempt", attempt)
@@ -78,10 +79,10 @@ def test_a_driver_that_dies_loses_seconds_of_an_attempt_and_its_next_counts_noth
     here.attempt(job, 2, NEVER)
     here.attempt(job, 4, NEVER)
     assert seen == [0, 20, 20, 40, 40, 50, 90, 90, 130, 130]
-    trained = here.trained(job, outcome)
+    trained = here.finish(job, outcome)
     assert (trained.seconds, trained.held) == (50, {"high_memory": 150})
     driver = Driver()
     here = cluster(driver)
     here.attempt(job, 1, NEVER)
-    trained = here.trained(job, outcome)
+    trained = here.finish(job, outcome)
     assert (trained.seconds, trained.held) == (75, {"high_memory": 175})

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from metadata_standin import AwsStandin, hangs, serving
 
-from moedisco_ray.execution.node_agent import Drainer, Notice, RayAway, Unavailable, make_provider, watch
+from moedisco_ray.execution.node_agent import Drainer, Notice, RayUnavailable, Unavailable, make_provider, watch
 from moedisco_ray.execution.node_agent.metadata import ProviderName
 from moedisco_ray.execution.node_agent.raylets import Raylet, local_raylets, run_drain
 
@@ -25,16 +25,16 @@ class Script:
 
     name: ProviderName = "aws"
 
-    def __init__(self, *looks: Notice | Exception | None) -> None:
-        self.looks = list(looks)
+    def __init__(self, *notices: Notice | Exception | None) -> None:
+        self.notices = list(notices)
         self.stop = threading.Event()
 
     def recognised(self) -> bool:
         return True
 
-    def look(self, patience: float) -> Notice | None:
-        found = self.looks.pop(0)
-        if not self.looks:
+    def poll(self, max_wait: float) -> Notice | None:
+        found = self.notices.pop(0)
+        if not self.notices:
             self.stop.set()
         if isinstance(found, Exception):
             raise found
@@ -43,7 +43,7 @@ class Script:
 
 def run(script: Script, drain: Callable[[Notice], Sequence[str]], **options: bool) -> list[str]:
     said: list[str] = []
-    watch(script, drain, interval=0.001, stop=script.stop, say=said.append, **options)
+    watch(script, drain, interval=0.001, stop=script.stop, log=said.append, **options)
     return said
 
 
@@ -54,7 +54,7 @@ def drainer(*found: list[Raylet], fails: int = 0) -> tuple[Drainer, list[str]]:
     def drain(raylet: Raylet, notice: Notice) -> None:
         if left[0]:
             left[0] -= 1
-            raise RayAway("not up")
+            raise RayUnavailable("not up")
         drained.append(raylet.node_id)
 
     return Drainer(find=lambda _only: finds.pop(0) if len(finds) > 1 else finds[0], run=drain), drained
@@ -126,7 +126,7 @@ def test_the_loop_hears_a_real_service_after_trouble_and_an_expired_token() -> N
 
     with serving(standin):
         standin.trouble = hangs(standin)
-        watch(make_provider("aws", standin.url), drain, interval=0.01, stop=stop, say=say)
+        watch(make_provider("aws", standin.url), drain, interval=0.01, stop=stop, log=say)
     assert drained == [ONE.node_id]
 
 
@@ -139,7 +139,7 @@ def test_stopping_takes_no_longer_than_an_interval() -> None:
                 threading.Timer(0.1, stop.set).start()
 
         began = time.monotonic()
-        watch(make_provider("aws", standin.url), drain, interval=30.0, stop=stop, say=say)
+        watch(make_provider("aws", standin.url), drain, interval=30.0, stop=stop, log=say)
     assert time.monotonic() - began < 10
 
 
@@ -160,7 +160,7 @@ def test_raylets_are_found_by_their_command_line(tmp_path: Path) -> None:
 def test_a_cluster_that_is_gone_is_ray_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moedisco_ray.execution.node_agent.raylets._DRAIN_SECONDS", 3.0)
     began = time.monotonic()
-    with pytest.raises(RayAway, match=r"127\.0\.0\.1:1"):
+    with pytest.raises(RayUnavailable, match=r"127\.0\.0\.1:1"):
         run_drain(Raylet("c" * 56, "127.0.0.1:1"), END)
     assert time.monotonic() - began < 20
 

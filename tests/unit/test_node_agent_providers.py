@@ -48,14 +48,14 @@ def any_cloud(request: pytest.FixtureRequest) -> Iterator[tuple[Standin, Provide
         yield standin, CLIENTS[request.param](Service(standin.url, timeout=0.3))
 
 
-def look(standin: Standin, name: ProviderName, patience: float = 0.0) -> Notice | None:
-    return make_provider(name, standin.url).look(patience)
+def poll(standin: Standin, name: ProviderName, max_wait: float = 0.0) -> Notice | None:
+    return make_provider(name, standin.url).poll(max_wait)
 
 
 def test_no_notice_is_no_notice(any_cloud: tuple[Standin, Provider]) -> None:
     _, provider = any_cloud
-    assert provider.look(0.0) is None
-    assert provider.look(0.0) is None
+    assert provider.poll(0.0) is None
+    assert provider.poll(0.0) is None
 
 
 def test_each_cloud_is_recognised_by_its_own_client_alone(any_cloud: tuple[Standin, Provider]) -> None:
@@ -81,28 +81,28 @@ def test_trouble_is_never_a_notice_and_passes(any_cloud: tuple[Standin, Provider
     standin.trouble = make_trouble(standin)
     began = time.monotonic()
     with contextlib.suppress(Unavailable):
-        assert provider.look(0.0) is None
+        assert provider.poll(0.0) is None
     assert time.monotonic() - began < 5
     standin.trouble = lambda _handler: False
     # A word that was no token, or no name, must not be kept.
-    assert type(provider)(Service(standin.url)).look(0.0) is None
+    assert type(provider)(Service(standin.url)).poll(0.0) is None
 
 
 def test_a_service_that_is_gone_is_unavailable(any_cloud: tuple[Standin, Provider]) -> None:
     standin, provider = any_cloud
     standin.trouble = hangs(standin)
     with pytest.raises(Unavailable):
-        provider.look(0.0)
+        provider.poll(0.0)
 
 
 def test_ec2_interrupts_at_the_time_it_names(aws: AwsStandin) -> None:
     aws.interrupt(action="terminate", time="2026-11-24T08:22:00Z")
-    assert look(aws, "aws") == Notice("end", 1795508520.0, "EC2 spot interruption: terminate")
+    assert poll(aws, "aws") == Notice("end", 1795508520.0, "EC2 spot interruption: terminate")
 
 
 def test_ec2_notice_without_a_readable_time_is_a_notice(aws: AwsStandin) -> None:
     aws.interrupt(action="stop", time="soon")
-    notice = look(aws, "aws")
+    notice = poll(aws, "aws")
     assert notice is not None
     assert notice.kind == "end"
     assert notice.deadline == pytest.approx(time.time() + 120, abs=10)
@@ -110,36 +110,36 @@ def test_ec2_notice_without_a_readable_time_is_a_notice(aws: AwsStandin) -> None
 
 def test_ec2_rebalance_is_a_risk_and_an_interruption_goes_before_it(aws: AwsStandin) -> None:
     aws.recommend(noticeTime="2026-11-24T08:00:00Z")
-    assert look(aws, "aws") == Notice("risk", 1795507200.0, "EC2 rebalance recommendation")
+    assert poll(aws, "aws") == Notice("risk", 1795507200.0, "EC2 rebalance recommendation")
     aws.interrupt(action="terminate", time="2026-11-24T08:22:00Z")
-    assert look(aws, "aws") == Notice("end", 1795508520.0, "EC2 spot interruption: terminate")
+    assert poll(aws, "aws") == Notice("end", 1795508520.0, "EC2 spot interruption: terminate")
 
 
 def test_ec2_token_is_used_until_it_expires_and_then_renewed(aws: AwsStandin) -> None:
     provider = make_provider("aws", aws.url)
     for _ in range(3):
-        assert provider.look(0.0) is None
+        assert provider.poll(0.0) is None
     assert aws.tokens == 1
     aws.expire()
     aws.interrupt(action="terminate", time="2026-11-24T08:22:00Z")
-    assert provider.look(0.0) is not None
+    assert provider.poll(0.0) is not None
     assert aws.tokens == 2
 
 
 def test_compute_engine_preempts_in_half_a_minute_from_when_it_was_heard(gcp: GcpStandin) -> None:
     provider = make_provider("gcp", gcp.url)
     gcp.set("preempted", "TRUE")
-    notice = provider.look(0.0)
+    notice = provider.poll(0.0)
     assert notice is not None
     assert notice.deadline == pytest.approx(time.time() + 30, abs=5)
-    assert provider.look(0.0) == notice     # the deadline does not move with each poll
+    assert provider.poll(0.0) == notice     # the deadline does not move with each poll
 
 
 def test_compute_engine_question_is_answered_the_moment_it_changes(gcp: GcpStandin) -> None:
     timer = threading.Timer(0.3, gcp.set, ("preempted", "TRUE"))
     timer.start()
     began = time.monotonic()
-    notice = look(gcp, "gcp", patience=30.0)
+    notice = poll(gcp, "gcp", max_wait=30.0)
     timer.join()
     assert notice is not None
     assert time.monotonic() - began < 10
@@ -158,36 +158,36 @@ def test_compute_engine_change_between_two_questions_is_not_missed(gcp: GcpStand
 
     gcp.trouble = change_after_the_first
     began = time.monotonic()
-    assert look(gcp, "gcp", patience=30.0) is not None
+    assert poll(gcp, "gcp", max_wait=30.0) is not None
     assert time.monotonic() - began < 10
 
 
 def test_compute_engine_maintenance_ends_a_machine_that_cannot_move(gcp: GcpStandin) -> None:
     gcp.set("maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")
-    assert look(gcp, "gcp") is None
+    assert poll(gcp, "gcp") is None
     gcp.set("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
-    notice = look(gcp, "gcp")
+    notice = poll(gcp, "gcp")
     assert notice is not None
     assert notice.reason == "Compute Engine host maintenance"
 
 
 def test_compute_engine_machine_that_cannot_be_preempted_has_no_such_key(gcp: GcpStandin) -> None:
     del gcp.values["preempted"]
-    assert look(gcp, "gcp", patience=1.0) is None
+    assert poll(gcp, "gcp", max_wait=1.0) is None
 
 
 def test_azure_takes_the_earliest_event_that_names_this_machine(azure: AzureStandin) -> None:
     azure.add("Preempt", "Tue, 24 Nov 2026 08:22:00 GMT", "spot_2")
     azure.add("Freeze", "Tue, 24 Nov 2026 08:22:00 GMT", "spot_3")
-    assert look(azure, "azure") is None
+    assert poll(azure, "azure") is None
     azure.add("Redeploy", "Tue, 24 Nov 2026 09:00:00 GMT", "spot_3")
     azure.add("Preempt", "Tue, 24 Nov 2026 08:22:00 GMT", "spot_2", "spot_3")
-    assert look(azure, "azure") == Notice("end", 1795508520.0, "Azure Preempt")
+    assert poll(azure, "azure") == Notice("end", 1795508520.0, "Azure Preempt")
 
 
 def test_azure_event_that_has_begun_is_due_now(azure: AzureStandin) -> None:
     azure.add("Preempt", "", "spot_3")
-    notice = look(azure, "azure")
+    notice = poll(azure, "azure")
     assert notice is not None
     assert notice.deadline == pytest.approx(time.time(), abs=5)
     assert not [path for method, path in azure.asked if method != "GET"]   # nothing is acknowledged

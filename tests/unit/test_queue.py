@@ -17,10 +17,10 @@ from moedisco_ray.core.config import LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location
 from moedisco_ray.core.stop_file import StopFile
+from moedisco_ray.execution.ray import backend, event_mailbox
 from moedisco_ray.execution.ray import queue as module
-from moedisco_ray.execution.ray import trainers
 from moedisco_ray.execution.ray.attempts import AttemptContext
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _Mailbox
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _MailboxActor
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.quorum import ALL
@@ -38,7 +38,7 @@ class Mail(EventMailbox):
         super().__init__(SimpleNamespace(push=SimpleNamespace(remote=lambda event: event)), check=lambda: None)
         self.killed = {name: threading.Event() for name in NAMES}
 
-    def whereabouts(self, unit: str) -> UnitStatus:
+    def status(self, unit: str) -> UnitStatus:
         return UnitStatus(("node",) if unit == "placed" else ())
 
     def losses_per_hour(self) -> float:
@@ -47,7 +47,7 @@ class Mail(EventMailbox):
     def held(self) -> dict[str, dict[str, float]]:
         return {}
 
-    def kill(self, unit: str) -> None:
+    def kill_attempt(self, unit: str) -> None:
         self.killed[unit].set()
 
 
@@ -64,7 +64,7 @@ def end(tmp_path: Path) -> StopFile:
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: StopFile) -> Iterator[Queue]:
     """Of two trainings and room for both; the one saves when it is asked to, and the other waits until it is killed."""
-    def attempt(job: TrainJob, around: AttemptContext) -> TrainResult | End:
+    def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
         while job.name == "placed" and not end.requested:
             mail.killed[job.name].wait(0.001)
         if job.name == "unplaced":
@@ -74,76 +74,78 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
         return TrainResult(3, 3, (), 1.0, 0, finished=False)
 
     monkeypatch.setattr(module, "attempt", attempt)
-    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(module.ray, "get", lambda value: value)
-    monkeypatch.setattr(module.session, "grows", lambda: False)
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(event_mailbox.ray, "get", lambda value: value)
+    monkeypatch.setattr(module.session, "autoscales", lambda: False)
     monkeypatch.setattr(module.session, "room", lambda _pool, _workers: 2)
-    monkeypatch.setattr(module.session, "lasting", lambda _pool: 2)
-    monkeypatch.setattr(module.session, "free", lambda _bundle: 0)
+    monkeypatch.setattr(module.session, "slots_staying", lambda _pool: 2)
+    monkeypatch.setattr(module.session, "free_workers", lambda _bundle: 0)
     jobs = [
         TrainJob(
             stage="submodels", name=name, model=tmp_path, shards=(), output=tmp_path / name / "out",
             checkpoints=tmp_path / name / "steps", steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
         for name in NAMES]
-    around = AttemptContext("run", Placement(LowMemoryPool(), 1, 3), tmp_path, (StopFile(), end), mail)
+    context = AttemptContext(
+        run="run", placement=Placement(LowMemoryPool(), 1, 3), directory=tmp_path, stop_files=(StopFile(), end), mailbox=mail)
     with ThreadPoolExecutor(3) as threads:
-        yield Queue(jobs, around, threads, SubmodelProgress(jobs, ALL, 1, tmp_path / "submodel_progress.json"))
+        yield Queue(jobs, context, threads, SubmodelProgress(jobs, ALL, 1, tmp_path / "submodel_progress.json"))
         end.request("over")     # of a test that failed too: the threads are waited for
-        mail.kill("unplaced")
+        mail.kill_attempt("unplaced")
 
 
 def test_a_run_that_is_stopped_waits_for_checkpoints_and_for_no_slots(queue: Queue, mail: Mail, end: StopFile) -> None:
     queue.start()
     end.request("ended")
-    queue.await_ends()
+    queue.wait_for_ends()
     assert {name: killed.is_set() for name, killed in mail.killed.items()} == {"placed": False, "unplaced": True}
 
 
 def test_one_that_hangs_is_killed_after_its_time(
     queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(Mail, "whereabouts", lambda _mail, _unit: UnitStatus(("node",)))
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.1)
+    monkeypatch.setattr(Mail, "status", lambda _mail, _unit: UnitStatus(("node",)))
     queue.start()
     end.request("ended")
-    queue.await_ends()
+    queue.wait_for_ends()
     assert mail.killed["unplaced"].is_set()
 
 
 def test_what_runs_again_and_has_told_nothing_yet_has_its_newest_checkpoint_behind_it(
     queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mailbox = _Mailbox()
-    monkeypatch.setattr(mail, "whereabouts", mailbox.whereabouts)
+    mailbox = _MailboxActor()
+    monkeypatch.setattr(mail, "status", mailbox.status)
     monkeypatch.setattr(checkpoint, "steps", lambda _location: [5])
     queue.start()
     mailbox.push(Event("progress", "submodels", "unplaced", {"step": 9, "tokens": 9, "tokens_per_second": 0.5}))
-    assert sorted(queue.left[0]) == [2.0, 20.0]
-    mail.kill("unplaced")
-    while not queue.left[1]:
-        queue.settle()
-    assert queue.left[1] == [10.0]
-    mailbox.begin("unplaced")
+    assert sorted(queue.seconds_left[0]) == [2.0, 20.0]
+    mail.kill_attempt("unplaced")
+    while not queue.seconds_left[1]:
+        queue.poll()
+    assert queue.seconds_left[1] == [10.0]
+    mailbox.begin_attempt("unplaced")
     queue.start()
-    assert sorted(queue.left[0]) == [10.0, 20.0]
+    assert sorted(queue.seconds_left[0]) == [10.0, 20.0]
     end.request("ended")
-    queue.await_ends()
+    queue.wait_for_ends()
 
 
-@pytest.mark.parametrize(("there", "patience", "told"), [
-    (2, "_START_SECONDS", True), (0, "PATIENCE_SECONDS", True), (2, "PATIENCE_SECONDS", False)])
+@pytest.mark.parametrize(("there", "grace", "warned"), [
+    (2, "_START_SECONDS", True), (0, "GRACE_SECONDS", True), (2, "GRACE_SECONDS", False)])
 def test_a_pool_that_has_no_slot_for_anything_is_told_of_each_time(
-    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch, there: int, patience: str, told: bool,
+    queue: Queue, mail: Mail, monkeypatch: pytest.MonkeyPatch, there: int, grace: str, warned: bool,
 ) -> None:
     events, placed = list[Event](), list[str]()
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
-    monkeypatch.setattr(mail, "whereabouts", lambda _unit: UnitStatus(tuple(placed)))
-    monkeypatch.setattr(module.session, "lasting", lambda _pool: there)
-    monkeypatch.setattr(module.session, "missing", lambda bundles, workers, _free: f"waits for {workers} of {next(iter(*bundles))}")
-    monkeypatch.setattr(module, patience, 0.0)
+    monkeypatch.setattr(mail, "status", lambda _unit: UnitStatus(tuple(placed)))
+    monkeypatch.setattr(module.session, "slots_staying", lambda _pool: there)
+    monkeypatch.setattr(
+        module.session, "wait_message", lambda bundles, workers, _free: f"waits for {workers} of {next(iter(*bundles))}")
+    monkeypatch.setattr(module, grace, 0.0)
     for placed[:] in ([], [], ["node"], [], []):
         queue.start()
-    assert [event.data["message"] for event in events if event.type == "warning"] == ["waits for 1 of low_mem_gpu"] * (2 * told)
+    assert [event.data["message"] for event in events if event.type == "warning"] == ["waits for 1 of low_mem_gpu"] * (2 * warned)
 
 
 def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
@@ -151,8 +153,8 @@ def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
 ) -> None:
     events = list[Event]()
     monkeypatch.setattr(mail, "handle", SimpleNamespace(push=SimpleNamespace(remote=events.append)))
-    monkeypatch.setattr(mail, "whereabouts", lambda _unit: UnitStatus())
-    monkeypatch.setattr(module.session, "free", lambda _bundle: 1)
+    monkeypatch.setattr(mail, "status", lambda _unit: UnitStatus())
+    monkeypatch.setattr(module.session, "free_workers", lambda _bundle: 1)
     monkeypatch.setattr(module, "_START_SECONDS", 0.0)
     queue.start()
     queue.start()
@@ -165,17 +167,17 @@ def test_looks_at_the_queue_do_not_look_at_the_storage(
     looks: list[Location] = []
     monkeypatch.setattr(checkpoint, "steps", lambda location: looks.append(location) or [5])
     for _ in range(10):
-        assert len(queue.left[1]) == 2
+        assert len(queue.seconds_left[1]) == 2
     queue.start()
     for _ in range(10):
-        assert len(queue.left[0]) == 2
+        assert len(queue.seconds_left[0]) == 2
     assert looks == []
-    mail.kill("unplaced")
+    mail.kill_attempt("unplaced")
     while not looks:
-        queue.settle()
+        queue.poll()
     assert len(looks) == 1      # it waits again, and may have saved something
     end.request("ended")
-    queue.await_ends()
+    queue.wait_for_ends()
 
 
 def test_events_that_cannot_be_written_end_the_trainers_at_once(
@@ -186,22 +188,22 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
     def full_disk() -> None:
         raise OSError(28, "No space left on device")
 
-    def attempt(job: TrainJob, around: AttemptContext) -> TrainResult:
+    def attempt(job: TrainJob, context: AttemptContext) -> TrainResult:
         mail.check = full_disk
         deadline = time.monotonic() + 10
-        while not any(stop.requested for stop in around.stops) and time.monotonic() < deadline:
+        while not any(stop.requested for stop in context.stop_files) and time.monotonic() < deadline:
             time.sleep(0.001)
         ended.append(job.name)
         return TrainResult(3, 3, (), 1.0, 0, finished=time.monotonic() >= deadline)
 
     monkeypatch.setattr(module, "attempt", attempt)
-    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(trainers, "relay", lambda _emit: contextlib.nullcontext(mail))
-    monkeypatch.setattr(module.session, "grows", lambda: False)
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(backend, "open_mailbox", lambda _emit: contextlib.nullcontext(mail))
+    monkeypatch.setattr(module.session, "autoscales", lambda: False)
     monkeypatch.setattr(module.session, "room", lambda _pool, _workers: 1)
     job = TrainJob(
         stage="submodels", name="placed", model=tmp_path, shards=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
         steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
     with pytest.raises(OSError, match="No space left"):
-        trainers.train_all([job], Placement(LowMemoryPool(), 1, 3), tmp_path, lambda _: None)
+        backend.train_all([job], Placement(LowMemoryPool(), 1, 3), tmp_path, lambda _: None)
     assert ended == ["placed"]

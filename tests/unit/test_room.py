@@ -35,16 +35,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_a_node_that_is_about_to_be_taken_away_has_no_room(cluster: dict[str, int]) -> None:
     pool = LowMemoryPool(max_workers=8)
     bundle = Placement(pool, 1, 0).bundle
-    assert (session.slots(pool), session.room(pool, 1), session.free(bundle)) == (7, 3, 3)
+    assert (session.slots(pool), session.room(pool, 1), session.free_workers(bundle)) == (7, 3, 3)
     assert session.room(HighMemoryPool(), 1) == 0
     cluster.clear()
-    assert (session.slots(pool), session.room(pool, 1), session.free(bundle)) == (7, 7, 7)
+    assert (session.slots(pool), session.room(pool, 1), session.free_workers(bundle)) == (7, 7, 7)
     assert session.room(HighMemoryPool(), 1) == 1
 
 
 def test_a_slot_is_a_gpu_too() -> None:
     pool = LowMemoryPool(gpu=1, max_workers=8)
-    assert (session.slots(pool), session.room(pool, 1), session.free(Placement(pool, 1, 0).bundle)) == (6, 2, 2)
+    assert (session.slots(pool), session.room(pool, 1), session.free_workers(Placement(pool, 1, 0).bundle)) == (6, 2, 2)
     assert session.room(pool, 2) == 1
 
 
@@ -59,13 +59,13 @@ def test_a_run_waits_for_a_node_and_says_how_to_bring_one(config: RunConfig) -> 
 
 def test_what_an_autoscaler_never_brings_is_refused_at_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: dict[str, int] = {"CPU": 64, "high_mem_gpu": 4, "b_tag": 1}
-    monkeypatch.setattr(session, "grows", lambda: True)
+    monkeypatch.setattr(session, "autoscales", lambda: True)
     monkeypatch.setattr(session.ray_internals, "max_cluster_resources", lambda: limits)
     four = put_in(config, "pools.high_memory.workers", 4)
-    assert (session.check_pools(four), session.most_ever(four.pools.high_memory)) == ([], 4)
+    assert (session.check_pools(four), session.max_slots(four.pools.high_memory)) == ([], 4)
     with pytest.raises(PoolError, match=r"^pools\.high_memory\.workers: 5: the gang needs 5 high_mem_gpu .* brings 4 at most"):
         session.check_pools(put_in(config, "pools.high_memory.workers", 5))
-    with pytest.raises(PoolError, match=r"^pools\.low_memory\.resource: 'a_tag': no node type of this cluster offers it"):
+    with pytest.raises(PoolError, match=r"^pools\.low_memory\.resource: 'a_tag': no node type of this Ray cluster offers it"):
         session.check_pools(put_in(config, "pools.low_memory.resource", "a_tag"))
     assert session.check_pools(put_in(config, "pools.low_memory.resource", "b_tag")) == []
     limits.clear()      # an autoscaler that does not say what it may bring

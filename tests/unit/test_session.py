@@ -27,6 +27,6 @@ def test_an_address_without_a_cluster_is_refused(address: str | None, tmp_path: 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     config = small_config(tmp_path)
     pipeline.claim(config, redo=False)
-    with pytest.raises(PoolError, match="no Ray cluster answers there") as caught, session.cluster(config):
+    with pytest.raises(PoolError, match="no Ray cluster answers there") as caught, session.ray_cluster(config):
         pytest.fail("it has joined something")
     assert (caught.value.field, caught.value.value) == ("RAY_ADDRESS", address)

@@ -73,7 +73,7 @@ def test_nobody_asks_where_there_is_no_file() -> None:
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     config = small_config(tmp_path, tokens=TOKENS)
     pipeline.claim(config, redo=False)
-    with pipeline._alone(config.directory, 0.0), pytest.raises(RunDirError, match="another process"):
+    with pipeline._locked(config.directory, 0.0), pytest.raises(RunDirError, match="another process"):
         pipeline.run(config, backend=LocalBackend())
 
 

@@ -17,7 +17,7 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray import session
-from moedisco_ray.execution.ray.tasks import until_begun
+from moedisco_ray.execution.ray.tasks import wait_for_start
 from moedisco_ray.execution.ray.wait_notice import WaitNotice
 from moedisco_ray.stages.context import Context
 
@@ -69,37 +69,37 @@ def test_a_function_of_a_stopped_run_does_not_begin(tmp_path: Path) -> None:
 
 def test_what_begins_at_once_is_not_worth_a_word() -> None:
     events: list[Event] = []
-    until_begun(lambda: True, wanted, events.append, NEVER, patience=0.0)
+    wait_for_start(lambda: True, wanted, events.append, NEVER, grace=0.0)
     assert events == []
 
 
 def test_a_wait_is_told_of_once() -> None:
     events: list[Event] = []
     looks = iter([False] * 5 + [True])
-    until_begun(lambda: next(looks), wanted, events.append, NEVER, patience=0.0)
+    wait_for_start(lambda: next(looks), wanted, events.append, NEVER, grace=0.0)
     assert [(event.type, event.data) for event in events] == [("warning", {"message": "waits for 1 high_mem_gpu"})]
 
 
 def test_a_short_wait_is_not() -> None:
     events: list[Event] = []
     looks = iter([False] * 5 + [True])
-    until_begun(lambda: next(looks), wanted, events.append, NEVER, patience=60.0)
+    wait_for_start(lambda: next(looks), wanted, events.append, NEVER, grace=60.0)
     assert events == []
 
 
 def test_of_several_kinds_any_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "t4": 1.0, "l4": 2.0})
-    assert session.missing([{"t4": 1.0}, {"l4": 1.0}, {"t4": 1.0}], 1, 0) == "waits for 1 t4 or l4: 0 of 3 are free"
+    assert session.wait_message([{"t4": 1.0}, {"l4": 1.0}, {"t4": 1.0}], 1, 0) == "waits for 1 t4 or l4: 0 of 3 are free"
 
 
 def test_a_wait_that_begins_again_is_told_of_again() -> None:
     now, events = [0.0], list[Event]()
-    standstill = WaitNotice(events.append, lambda: now[0])
+    notice = WaitNotice(events.append, lambda: now[0])
     for goes_on in (False, False, True, False, False):
         if goes_on:
-            standstill.goes_on()
+            notice.reset()
         else:
-            standstill.waits(wanted)
+            notice.waiting(wanted)
         now[0] += 5.0
     assert [event.data["message"] for event in events] == ["waits for 1 high_mem_gpu"] * 2
 
@@ -107,15 +107,15 @@ def test_a_wait_that_begins_again_is_told_of_again() -> None:
 def test_a_wait_ends_when_the_run_is_stopped(tmp_path: Path) -> None:
     stop = StopFile(tmp_path / "stop")
     with pytest.raises(RunStopped, match="cancelled"):
-        until_begun(never, wanted, lambda _: stop.request("cancelled"), stop, patience=0.0)
+        wait_for_start(never, wanted, lambda _: stop.request("cancelled"), stop, grace=0.0)
 
 
 @pytest.mark.parametrize(("there", "workers", "free", "words"), [
     ({"CPU": 4.0, "high_mem_gpu": 3.0}, 1, 0, "waits for 1 high_mem_gpu: 0 of 3 are free"),
     ({"CPU": 4.0, "high_mem_gpu": 3.0}, 2, 1, "waits for 2 high_mem_gpu at once: 1 of 3 are free"),
-    ({"CPU": 4.0}, 1, 0, "waits for 1 high_mem_gpu: no node of the cluster offers it now")])
+    ({"CPU": 4.0}, 1, 0, "waits for 1 high_mem_gpu: no node of the Ray cluster offers it now")])
 def test_what_is_missing_is_in_words(
     monkeypatch: pytest.MonkeyPatch, there: dict[str, float], workers: int, free: int, words: str,
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
-    assert session.missing([Placement(HighMemoryPool(), 1, 0).bundle], workers, free) == words
+    assert session.wait_message([Placement(HighMemoryPool(), 1, 0).bundle], workers, free) == words

@@ -109,9 +109,9 @@ class Counting(LocalBackend):
     def __init__(self) -> None:
         self.given: Counter[str] = Counter()
 
-    def build_clusters(self, *args: Any) -> dict[str, Any]:
+    def build_clusters(self, config: RunConfig, **settings: Any) -> dict[str, Any]:
         with self._counted("build_clusters"):
-            return super().build_clusters(*args)
+            return super().build_clusters(config, **settings)
 
     def call(self, pool: Any, emit: Any, stop: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self._counted(function.__name__):

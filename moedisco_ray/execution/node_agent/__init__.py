@@ -1,8 +1,9 @@
-"""What runs on every spot node: hears the cloud's notice and tells Ray, which on its own never does."""
+"""The agent of a spot node: it receives the cloud's termination notice and drains the Ray node, which Ray does not do itself."""
 
-from moedisco_ray.execution.node_agent.agent import watch
+from moedisco_ray.execution.node_agent.agent import find_provider, make_provider, watch
 from moedisco_ray.execution.node_agent.metadata import Notice, Provider, ProviderName, Unavailable
-from moedisco_ray.execution.node_agent.providers import find_provider, make_provider
-from moedisco_ray.execution.node_agent.raylets import Drainer, RayAway
+from moedisco_ray.execution.node_agent.raylets import Drainer, RayUnavailable
 
-__all__ = ["Drainer", "Notice", "Provider", "ProviderName", "RayAway", "Unavailable", "find_provider", "make_provider", "watch"]
+__all__ = [
+    "Drainer", "Notice", "Provider", "ProviderName", "RayUnavailable", "Unavailable", "find_provider", "make_provider", "watch",
+]

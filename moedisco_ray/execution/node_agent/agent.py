@@ -1,64 +1,83 @@
-"""The loop: look, and drain this machine's Ray when its end is announced, however often something is not up."""
+"""The agent's loop: poll the cloud's metadata service, and drain this machine's Ray nodes once its end is announced."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from moedisco_ray.execution.node_agent.metadata import Notice, Provider, Unavailable
-from moedisco_ray.execution.node_agent.raylets import RayAway
+from moedisco_ray.execution.node_agent.aws import Aws
+from moedisco_ray.execution.node_agent.azure import Azure
+from moedisco_ray.execution.node_agent.gcp import Gcp
+from moedisco_ray.execution.node_agent.metadata import Notice, Provider, ProviderName, Service, Unavailable
+from moedisco_ray.execution.node_agent.raylets import RayUnavailable
 
-Drain = Callable[[Notice], Sequence[str]]
-"""Drains what is not drained yet, and returns the ids of those nodes; raises `RayAway` to be called again."""
+_ADDRESS = "http://169.254.169.254"
+_CLIENTS: Mapping[ProviderName, Callable[[Service], Provider]] = {"aws": Aws, "gcp": Gcp, "azure": Azure}
+_RETRY_SECONDS = 1.0
+"""Longest pause after a drain that failed (s): the notice may leave only 30 s."""
 
-_AGAIN_SECONDS = 1.0
+
+def make_provider(name: ProviderName, url: str | None = None) -> Provider:
+    """The client of a cloud's metadata service.
+
+    Args:
+        name: The cloud.
+        url: Address of the service; None: the link-local address that all three clouds use.
+    """
+    return _CLIENTS[name](Service(url or _ADDRESS))
 
 
-class _Teller:
-    """Says each thing when it becomes true, and not with every poll."""
+def find_provider(url: str | None = None) -> Provider | None:
+    """The client of the cloud that this machine belongs to; None if no metadata service answers (yet)."""
+    return next((provider for provider in (make_provider(name, url) for name in _CLIENTS) if _recognised(provider)), None)
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._last: str | None = None
 
-    def __call__(self, line: str) -> None:
-        if line != self._last:
-            self._say(line)
-        self._last = line
+def _recognised(provider: Provider) -> bool:
+    try:
+        return provider.recognised()
+    except Unavailable:
+        return False
 
 
 def watch(
-    provider: Provider, drain: Drain, *, interval: float, stop: threading.Event, say: Callable[[str], None],
-    leave_on_risk: bool = False,
+    provider: Provider, drain: Callable[[Notice], Sequence[str]], *, interval: float, stop: threading.Event,
+    log: Callable[[str], None], leave_on_risk: bool = False,
 ) -> None:
-    """Watch until stopped. A drained machine is watched on: a Ray that is started anew on it is drained too.
+    """Watch until stopped. A drained machine is still watched: a Ray node that starts later on it is drained too.
 
     Args:
         provider: The cloud's metadata service.
-        drain: Tells Ray.
-        interval: Seconds between two looks.
+        drain: Drains the Ray nodes that are not drained yet and returns their ids; raises `RayUnavailable` to be called again.
+        interval: Seconds between two polls.
         stop: Ends the watch, after at most one interval.
-        say: Takes one line per change, for a log.
-        leave_on_risk: Drain at a mere risk too.
+        log: Receives one line per change of state.
+        leave_on_risk: Also drain when the cloud only announces an elevated risk.
     """
-    tell = _Teller(say)
-    tell(f"watching {provider.name} every {interval:g} s")
+    last = ""
+
+    def log_change(line: str) -> None:
+        nonlocal last
+        if line != last:
+            log(line)
+        last = line
+
+    log_change(f"watching {provider.name} every {interval:g} s")
     while not stop.is_set():
         began = time.monotonic()
         pause = interval
         try:
-            notice = provider.look(interval)
+            notice = provider.poll(interval)
             if notice is None:
-                tell("nothing is announced")
+                log_change("nothing is announced")
             elif notice.kind == "risk" and not leave_on_risk:
-                tell(f"{notice.reason}; nothing is done about it")
+                log_change(f"{notice.reason}; nothing is done about it")
             else:
                 for node in drain(notice):
-                    tell(f"{notice.reason}, in {notice.deadline - time.time():.0f} s: drained Ray node {node}")
+                    log_change(f"{notice.reason}, in {notice.deadline - time.time():.0f} s: drained Ray node {node}")
         except Unavailable as error:
-            tell(f"no answer from the metadata service: {error}")
-        except RayAway as error:
-            tell(f"not drained yet: {error}")
-            pause = min(interval, _AGAIN_SECONDS)
+            log_change(f"no answer from the metadata service: {error}")
+        except RayUnavailable as error:
+            log_change(f"not drained yet: {error}")
+            pause = min(interval, _RETRY_SECONDS)
         stop.wait(max(0.0, pause - (time.monotonic() - began)))

@@ -1,6 +1,6 @@
-"""EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, some time before it.
+"""EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, which may come earlier.
 
-Both are 404 until there is something. IMDSv2 wants a session token, which expires; a 401 asks for a new one.
+Both answer 404 until they are issued. IMDSv2 requires a session token, which expires; a 401 asks for a new one.
 Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of the EC2 user guide.
 """
 
@@ -14,16 +14,16 @@ from typing import Any
 from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
 
 NOTICE_SECONDS = 120.0
-"""Between the notice and the end, where the notice gives no time."""
+"""Time from the notice to the end of the machine, where the notice gives none (s)."""
 
-_TOKEN_SECONDS = 21600   # the longest that may be asked for
+_TOKEN_SECONDS = 21600   # the maximum
 
 
 class Aws:
     """Client of EC2's metadata service.
 
     Args:
-        service: Where it is.
+        service: The metadata service.
     """
 
     name: ProviderName = "aws"
@@ -37,8 +37,8 @@ class Aws:
         self._token = self._new_token()
         return True
 
-    def look(self, patience: float) -> Notice | None:  # noqa: ARG002 - it answers at once
-        """The interruption notice, else the rebalance recommendation."""
+    def poll(self, max_wait: float) -> Notice | None:  # noqa: ARG002 - it answers at once
+        """The interruption notice, otherwise the rebalance recommendation."""
         action = self._get("/latest/meta-data/spot/instance-action", "action")
         if action is not None:
             due = _time(action.get("time"), time.time() + NOTICE_SECONDS)
@@ -62,10 +62,10 @@ class Aws:
         return _document(path, answer.text, key)
 
     def _with_token(self, path: str, token: str) -> Answer:
-        return self._service.ask(path, {"X-aws-ec2-metadata-token": token})
+        return self._service.request(path, {"X-aws-ec2-metadata-token": token})
 
     def _new_token(self) -> str:
-        answer = self._service.ask(
+        answer = self._service.request(
             "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}, method="PUT")
         if answer.status != 200 or not answer.text.isascii() or not answer.text.isprintable() or not answer.text:
             raise Unavailable(f"no session token: HTTP {answer.status}")
@@ -83,7 +83,7 @@ def _document(path: str, text: str, key: str) -> dict[str, Any]:
 
 
 def _time(text: Any, otherwise: float) -> float:
-    """An ISO time in UTC, in seconds since the epoch; a notice whose time cannot be read is a notice all the same."""
+    """An ISO time in UTC, in seconds since the epoch; a notice without a readable time still counts."""
     try:
         moment = dt.datetime.fromisoformat(str(text))
     except ValueError:

@@ -1,7 +1,7 @@
 """Azure: scheduled events, at least 30 seconds ahead of a spot machine's end.
 
-The list holds the events of all machines of a scale set; only those that name this one count. The first question switches
-the service on and may take two minutes. Events are not acknowledged: that would only bring the end forward.
+The list holds the events of all machines of a scale set; only those that name this machine count. The first request enables
+the service and may take two minutes. Events are not acknowledged: that would end the machine earlier.
 Documented in "Scheduled Events for Linux VMs" of the Virtual Machines guides.
 """
 
@@ -16,14 +16,14 @@ from moedisco_ray.execution.node_agent.metadata import Notice, ProviderName, Ser
 
 _HEADERS = {"Metadata": "true"}
 _ENDING = ("Preempt", "Terminate", "Redeploy", "Reboot")
-"""A `Freeze` lasts seconds and loses nothing."""
+"""Events after which the processes are gone. A `Freeze` lasts seconds and loses nothing."""
 
 
 class Azure:
     """Client of Azure's metadata service.
 
     Args:
-        service: Where it is.
+        service: The metadata service.
     """
 
     name: ProviderName = "azure"
@@ -37,11 +37,11 @@ class Azure:
         self._machine = self._own_name()
         return True
 
-    def look(self, patience: float) -> Notice | None:  # noqa: ARG002 - it answers at once
+    def poll(self, max_wait: float) -> Notice | None:  # noqa: ARG002 - it answers at once
         """The earliest event that ends this machine."""
         if self._machine is None:
             self._machine = self._own_name()
-        answer = self._service.ask("/metadata/scheduledevents?api-version=2020-07-01", _HEADERS)
+        answer = self._service.request("/metadata/scheduledevents?api-version=2020-07-01", _HEADERS)
         if answer.status != 200:
             raise Unavailable(f"scheduled events: HTTP {answer.status}")
         ending = [event for event in _events(answer.text) if self._ends_this(event)]
@@ -55,7 +55,7 @@ class Azure:
         return event.get("EventType") in _ENDING and isinstance(resources, list) and self._machine in resources
 
     def _own_name(self) -> str:
-        answer = self._service.ask("/metadata/instance/compute/name?api-version=2021-02-01&format=text", _HEADERS)
+        answer = self._service.request("/metadata/instance/compute/name?api-version=2021-02-01&format=text", _HEADERS)
         name = answer.text.strip()
         if answer.status != 200 or not name or len(name) > 256 or not name.isprintable():
             raise Unavailable(f"the machine's name: HTTP {answer.status}")
@@ -71,7 +71,7 @@ def _events(text: str) -> list[dict[str, Any]]:
 
 
 def _begins(event: dict[str, Any]) -> float:
-    """When an event begins, in seconds since the epoch; one that began, or gives no time that can be read, begins now."""
+    """When an event begins, in seconds since the epoch; now if it has begun or gives no readable time."""
     try:
         return email.utils.parsedate_to_datetime(event.get("NotBefore") or "").timestamp()
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
 """Compute Engine: preemption, about 30 seconds ahead, and host maintenance that ends the machine, at least 60 ahead.
 
-The question for preemption is held open by the service until its answer changes, so that none of the 30 seconds is lost
-between two polls. Documented in "Detect if a VM was preempted" and "Query the metadata server for maintenance event
+The service holds the request for preemption open until its value changes, so that no time is lost between two polls.
+Documented in "Detect if a VM was preempted" and "Query the metadata server for maintenance event
 notices" of the Compute Engine guides.
 """
 
@@ -15,49 +15,49 @@ from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderN
 PREEMPTION_SECONDS, MAINTENANCE_SECONDS = 30.0, 60.0
 
 _HEADERS = {"Metadata-Flavor": "Google"}
-_WORDS = ("TRUE", "FALSE", "NONE", "MIGRATE_ON_HOST_MAINTENANCE", "TERMINATE_ON_HOST_MAINTENANCE")
+_VALUES = ("TRUE", "FALSE", "NONE", "MIGRATE_ON_HOST_MAINTENANCE", "TERMINATE_ON_HOST_MAINTENANCE")
 
 
 class Gcp:
     """Client of Compute Engine's metadata service.
 
     Args:
-        service: Where it is.
+        service: The metadata service.
     """
 
     name: ProviderName = "gcp"
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._heard: dict[str, float] = {}
+        self._first_seen: dict[str, float] = {}
 
     def recognised(self) -> bool:
         """Whether the service says that it is Google's."""
-        return self._service.ask("/computeMetadata/v1/", _HEADERS).headers.get("metadata-flavor") == "Google"
+        return self._service.request("/computeMetadata/v1/", _HEADERS).headers.get("metadata-flavor") == "Google"
 
-    def look(self, patience: float) -> Notice | None:
-        """Maintenance that ends the machine, else preemption."""
-        if _word(self._ask("maintenance-event")) == "TERMINATE_ON_HOST_MAINTENANCE":
+    def poll(self, max_wait: float) -> Notice | None:
+        """Maintenance that ends the machine, otherwise preemption."""
+        if _value(self._get("maintenance-event")) == "TERMINATE_ON_HOST_MAINTENANCE":
             return self._notice("host maintenance", MAINTENANCE_SECONDS)
-        answer = self._ask("preempted")
-        if _word(answer) == "FALSE" and patience >= 1:
-            answer = self._ask("preempted", int(patience), answer.headers.get("etag", "0"))
-        return self._notice("preemption", PREEMPTION_SECONDS) if _word(answer) == "TRUE" else None
+        answer = self._get("preempted")
+        if _value(answer) == "FALSE" and max_wait >= 1:
+            answer = self._get("preempted", int(max_wait), answer.headers.get("etag", "0"))
+        return self._notice("preemption", PREEMPTION_SECONDS) if _value(answer) == "TRUE" else None
 
-    def _notice(self, what: str, seconds: float) -> Notice:
-        # The service gives no time: the deadline counts from when it was first heard of, however often it is asked.
-        return Notice("end", self._heard.setdefault(what, time.time() + seconds), f"Compute Engine {what}")
+    def _notice(self, event: str, seconds: float) -> Notice:
+        # The service gives no time: the deadline counts from the first poll that saw the notice.
+        return Notice("end", self._first_seen.setdefault(event, time.time() + seconds), f"Compute Engine {event}")
 
-    def _ask(self, key: str, patience: int = 0, etag: str = "") -> Answer:
-        # With the tag, a change between the two questions is answered at once.
-        held = f"?wait_for_change=true&timeout_sec={patience}&last_etag={quote(etag)}" if patience else ""
-        return self._service.ask(f"/computeMetadata/v1/instance/{key}{held}", _HEADERS, patience=patience)
+    def _get(self, key: str, max_wait: int = 0, etag: str = "") -> Answer:
+        # With the tag, a change between the two requests is answered at once.
+        held = f"?wait_for_change=true&timeout_sec={max_wait}&last_etag={quote(etag)}" if max_wait else ""
+        return self._service.request(f"/computeMetadata/v1/instance/{key}{held}", _HEADERS, max_wait=max_wait)
 
 
-def _word(answer: Answer) -> str:
-    if answer.status == 404:    # a machine that cannot be preempted has no such key
+def _value(answer: Answer) -> str:
+    if answer.status == 404:    # a machine that cannot be preempted does not have this key
         return "NONE"
-    word = answer.text.strip()
-    if answer.status != 200 or word not in _WORDS:
-        raise Unavailable(f"HTTP {answer.status}, {word[:40]!r}")
-    return word
+    value = answer.text.strip()
+    if answer.status != 200 or value not in _VALUES:
+        raise Unavailable(f"HTTP {answer.status}, {value[:40]!r}")
+    return value

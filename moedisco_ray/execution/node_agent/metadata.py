@@ -1,4 +1,4 @@
-"""The metadata service of a cloud machine, over plain HTTP at a link-local address, and what it may announce."""
+"""The metadata service of a cloud machine (plain HTTP at a link-local address) and the notices that it may give."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ProviderName = Literal["aws", "gcp", "azure"]
 _LARGEST_ANSWER = 1 << 20
 
 
-class Unavailable(MoeDiscoError):  # noqa: N818 - a state of the service, met at every boot
-    """The metadata service did not answer, or with something else than what it documents."""
+class Unavailable(MoeDiscoError):  # noqa: N818 - a normal state while a machine boots
+    """The metadata service did not answer, or not as documented."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Notice:
-    """What was announced.
+    """A notice of the cloud about this machine.
 
     Attributes:
-        kind: `end`: the machine goes. `risk`: it may go soon; nothing is decided.
-        deadline: When, in seconds since the epoch; of a risk, when it was announced.
-        reason: One line for people.
+        kind: `end`: the machine will end. `risk`: it may end soon; nothing is decided.
+        deadline: Time of the end (s since the epoch); for a risk, the time of the announcement.
+        reason: One line for a log.
     """
 
     kind: Literal["end", "risk"]
@@ -36,21 +36,21 @@ class Notice:
 
 
 class Provider(Protocol):
-    """One cloud's way to announce."""
+    """Client of one cloud's metadata service."""
 
     name: ProviderName
 
     def recognised(self) -> bool:
-        """Whether this machine is one of that cloud's."""
+        """Whether this machine belongs to the cloud."""
 
-    def look(self, patience: float) -> Notice | None:
-        """What is announced now.
+    def poll(self, max_wait: float) -> Notice | None:
+        """The current notice, if there is one.
 
         Args:
-            patience: Seconds for which the service may be asked to hold the question open until something changes.
+            max_wait: Seconds for which the service may hold the request open until something changes.
 
         Raises:
-            Unavailable: Ask again later.
+            Unavailable: The service did not answer; poll again later.
         """
 
 
@@ -64,11 +64,11 @@ class Answer:
 
 
 class Service:
-    """A metadata service. No proxy is asked, and no redirection followed: it is on this machine's own link.
+    """HTTP client of a metadata service. It uses no proxy and follows no redirection: the service is on this machine's link.
 
     Args:
-        url: Its address, such as http://169.254.169.254.
-        timeout: Seconds without a byte, and for the whole body, that are put up with.
+        url: Address of the service, such as http://169.254.169.254.
+        timeout: Longest time without a byte, and for the whole body (s).
     """
 
     def __init__(self, url: str, timeout: float = 2.0) -> None:
@@ -77,20 +77,20 @@ class Service:
         self._port = parts.port
         self._timeout = timeout
 
-    def ask(self, path: str, headers: Mapping[str, str], *, method: str = "GET", patience: float = 0.0) -> Answer:
-        """One exchange.
+    def request(self, path: str, headers: Mapping[str, str], *, method: str = "GET", max_wait: float = 0.0) -> Answer:
+        """Send one request and read its answer.
 
         Args:
-            path: With its query.
-            headers: To send.
-            method: GET or PUT.
-            patience: Seconds for which the service was asked to wait, on top of the timeout.
+            path: Path and query.
+            headers: Request headers.
+            method: `GET` or `PUT`.
+            max_wait: Seconds for which the service was asked to hold the request open, on top of the timeout.
 
         Raises:
-            Unavailable: No whole answer in time.
+            Unavailable: No complete answer came in time.
         """
-        deadline = time.monotonic() + self._timeout + patience
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout + patience)
+        deadline = time.monotonic() + self._timeout + max_wait
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout + max_wait)
         try:
             connection.request(method, path, headers=dict(headers))
             response = connection.getresponse()
@@ -109,7 +109,7 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
         body += chunk
         # A socket's timeout starts anew with every byte.
         if time.monotonic() > deadline:
-            raise TimeoutError("its answer does not end")
+            raise TimeoutError("the answer does not end")
         if len(body) > _LARGEST_ANSWER:
-            raise http.client.HTTPException("its answer is too long to be one")
+            raise http.client.HTTPException("the answer is too long")
     return body

@@ -1,7 +1,7 @@
-"""This machine's Ray nodes, and how they are drained: by a process of its own, without Ray in this one.
+"""Find and drain this machine's Ray nodes. A subprocess drains, so that the agent itself does not import Ray.
 
-Ray's client ends its process when the cluster is out of reach for a minute, which must not end the agent; and an agent
-that waits for days should hold a few megabytes rather than a hundred.
+Ray's client ends its process when the Ray cluster is out of reach for a minute, which must not end the agent. And an agent that
+waits for days should use a few megabytes, not a hundred.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.execution.node_agent.metadata import Notice
 
 _DRAIN_SECONDS = 20.0
-_LEAST_SECONDS = 1.0
-"""Ahead of now; Ray takes a deadline in the past for none."""
+_MIN_SECONDS_AHEAD = 1.0
+"""Least time from now to a deadline (s): Ray treats a deadline in the past as none."""
 
 
-class RayAway(MoeDiscoError):  # noqa: N818 - a state, met at every boot
-    """No Ray node of this machine could be drained; try again."""
+class RayUnavailable(MoeDiscoError):  # noqa: N818 - a normal state while a machine boots
+    """A Ray node of this machine could not be drained; try again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Raylet:
     """A Ray node of this machine.
 
     Attributes:
-        node_id: Its id, in hexadecimal digits.
-        gcs_address: HOST:PORT of its cluster's control store.
+        node_id: The node's id (hexadecimal).
+        gcs_address: HOST:PORT of the Ray cluster's control store.
     """
 
     node_id: str
@@ -40,10 +40,10 @@ class Raylet:
 
 
 def local_raylets(only: str | None = None) -> list[Raylet]:
-    """The Ray nodes that run on this machine, as their command lines tell.
+    """The Ray nodes that run on this machine, read from their command lines.
 
     Args:
-        only: The id of the one that is meant; None: all of them, for they end together.
+        only: Id of one node; None: all of them, because they end together.
     """
     found = []
     for process in psutil.process_iter(["name", "cmdline"]):
@@ -60,29 +60,28 @@ def run_drain(raylet: Raylet, notice: Notice) -> None:
     """Drain one node.
 
     Raises:
-        RayAway: The cluster did not take it in time.
+        RayUnavailable: The Ray cluster did not accept it in time.
     """
-    deadline = max(notice.deadline, time.time() + _LEAST_SECONDS)
+    deadline = max(notice.deadline, time.time() + _MIN_SECONDS_AHEAD)
     command = [
         sys.executable, "-m", "moedisco_ray.execution.ray.autoscaling.draining",
-        raylet.gcs_address, raylet.node_id, str(int(deadline * 1000)),
-        notice.reason]
+        raylet.gcs_address, raylet.node_id, str(int(deadline * 1000)), notice.reason]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_DRAIN_SECONDS)  # noqa: S603 - ours
     except subprocess.TimeoutExpired as error:
-        raise RayAway(f"Ray at {raylet.gcs_address} does not answer") from error
+        raise RayUnavailable(f"Ray at {raylet.gcs_address} does not answer") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise RayAway(f"Ray at {raylet.gcs_address}: {lines[-1]}")
+        raise RayUnavailable(f"Ray at {raylet.gcs_address}: {lines[-1]}")
 
 
 class Drainer:
     """Drains each of this machine's Ray nodes once.
 
     Args:
-        only: The id of the node that is meant; None: all of them.
-        find: Finds them.
-        run: Drains one.
+        only: Id of one node; None: all of them.
+        find: Returns the Ray nodes of this machine.
+        run: Drains one node.
     """
 
     def __init__(
@@ -95,25 +94,25 @@ class Drainer:
         self._done: set[Raylet] = set()
 
     def __call__(self, notice: Notice) -> list[str]:
-        """Drain what is not drained yet.
+        """Drain the nodes that are not drained yet, and return their ids.
 
         Raises:
-            RayAway: No node runs here, or one could not be drained; the others are.
+            RayUnavailable: No node runs here, or one of them could not be drained.
         """
         found = self._find(self._only)
         if not found and not self._done:
-            raise RayAway("no Ray node runs on this machine")
-        drained, away = [], None
+            raise RayUnavailable("no Ray node runs on this machine")
+        drained, failure = [], None
         for raylet in found:
             if raylet in self._done:
                 continue
             try:
                 self._run(raylet, notice)
-            except RayAway as error:
-                away = error
+            except RayUnavailable as error:
+                failure = error
             else:
                 self._done.add(raylet)
                 drained.append(raylet.node_id)
-        if away is not None:
-            raise away
+        if failure is not None:
+            raise failure
         return drained

@@ -1,1 +1,1 @@
-"""The only package that imports Ray. It places and waits; what is computed lives in the stages and is tested without Ray."""
+"""The only package that imports Ray. It places work and waits for it; the stages compute, and are tested without Ray."""

@@ -1,7 +1,7 @@
-"""One attempt at a training: a Ray Train run that ends with a result, or with how its workers ended before their time.
+"""One attempt at a training: a Ray Train run that ends with a result, or with the reason why its workers ended early.
 
-Ray Train tries nothing again by itself. What follows an end is `policies.retrying`'s decision, and an attempt that waits to be made
-again holds nothing.
+Ray Train retries nothing here. `policies.retrying` decides what follows, and a training that waits for its next attempt holds no
+slot.
 """
 
 from __future__ import annotations
@@ -9,144 +9,130 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
-import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
-from ray.train import (
-    ControllerError,
-    FailureConfig,
-    PreemptionError,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    WorkerGroupError,
-)
+from ray.exceptions import RayError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.errors import MoeDiscoError, NotFiniteError, PoolError, StorageError
-from moedisco_ray.core.events import Event
+from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
-from moedisco_ray.execution.ray.causes import node_gone, unwrapped
-from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, emitter, losses_seen
-from moedisco_ray.execution.ray.ray_internals import (
-    InsufficientClusterResourcesError,
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-)
-from moedisco_ray.execution.ray.train_callbacks import Slots, last_line
-from moedisco_ray.execution.ray.worker_log import worker_log
-from moedisco_ray.policies.retrying import End, kind_of
+from moedisco_ray.execution.ray.causes import dead_nodes, end_of
+from moedisco_ray.execution.ray.event_mailbox import EventMailbox, attempt_emitter, loss_rate_reader
+from moedisco_ray.execution.ray.ray_internals import InsufficientClusterResourcesError
+from moedisco_ray.execution.ray.train_callbacks import SlotReporter
+from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 
-_COLLECTIVE_TIMEOUT_S = 300  # a hang would otherwise last torch's 30 minutes
+_COLLECTIVE_SECONDS = 300
+"""Timeout of a collective operation (s): torch's own, 30 minutes, is too long for a hang."""
 _NOTICE_SECONDS = 1.0
-"""Between two looks for a notice; a look is a message to another process."""
-_MOST_STARTS = 5
-"""In a row, in which Ray Train's controller finds no slots or cannot start its workers, until it says so and is asked again."""
-_CUT_OFF = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
-"""What those say who cannot reach a worker any more: its process ended, or its node, which Ray may not know yet."""
-_VERDICT_SECONDS = 25.0
-"""Ray declares a node dead after five health checks three seconds apart, the first of which may be a while off."""
-_WORD_SECONDS = 10.0
-"""For a worker's last word to the driver, whose machine may be gone."""
+"""Least interval between two checks for a preemption notice (s): each is a message to another process."""
+_MAX_STARTS = 5
+"""Consecutive failed starts of a worker group before Ray Train gives up."""
+_LAST_MESSAGE_SECONDS = 10.0
+"""Time for a worker's last message to the driver (s), whose machine may be gone."""
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttemptContext:
     """What the attempts of a run share.
 
     Attributes:
-        run: Begins the names of the Ray Train runs.
+        run: Prefix of the Ray Train runs' names.
         placement: Where workers run.
-        directory: For Ray Train's own state; all nodes must see it.
-        stops: Each ends the attempts once it is there.
-        mail: The workers' way to the driver.
-        waits: Whether an attempt waits minutes for slots, which an autoscaler hears; else it ends after one.
+        directory: Directory of Ray Train's own state; all nodes must see it.
+        stop_files: Each of them ends the attempts once it exists.
+        mailbox: Carries the workers' events to the driver.
+        wait_for_slots: Whether an attempt waits minutes for slots, which an autoscaler sees; otherwise it ends after one start.
     """
 
     run: str
     placement: Placement
     directory: Path
-    stops: tuple[StopFile, ...]
-    mail: EventMailbox
-    waits: bool = True
+    stop_files: tuple[StopFile, ...]
+    mailbox: EventMailbox
+    wait_for_slots: bool = True
 
 
-def attempt(job: TrainJob, around: AttemptContext) -> TrainResult | End:
-    """Train until the job is finished, or its workers end.
+def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
+    """Train until the job is finished or its workers end.
 
     Returns:
-        A result, unfinished if a stop file asked for it; or the end of the workers.
+        A result, unfinished if a stop file requested that; or how the workers ended.
 
     Raises:
-        PoolError: An autoscaler may bring nodes, but none with these slots, or never as many.
-        MoeDiscoError: What another attempt could not mend.
+        PoolError: The autoscaler never brings nodes with these slots, or never enough of them.
+        MoeDiscoError: An error that another attempt cannot repair.
     """
-    outcome = _made(job, around)
+    outcome = _run_trainer(job, context)
     if isinstance(outcome, End) and outcome.costly:
-        around.mail.lose()
+        context.mailbox.count_loss()
     return outcome
 
 
-def _made(job: TrainJob, around: AttemptContext) -> TrainResult | End:
-    placement, mail = around.placement, around.mail
-    gone_before = _gone()
-    this = mail.begin(job.name)
+def _run_trainer(job: TrainJob, context: AttemptContext) -> TrainResult | End:
+    placement, mailbox = context.placement, context.mailbox
+    dead_before = dead_nodes()
+    attempt_id = mailbox.begin_attempt(job.name)
     trainer = TorchTrainer(
         # Not as the trainer's `train_loop_config`: the controller would unpack that, and import all of training for it.
-        functools.partial(_worker, job, around.stops, mail.handle, this),
+        functools.partial(_worker, job, context.stop_files, mailbox.handle, attempt_id),
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
         run_config=RunConfig(
-            # A name of its own: Ray Train would take up the state of an earlier run of the same name; ours is in the job.
-            name=f"{around.run}-{job.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(around.directory.absolute()),
+            # A unique name: Ray Train would restore the state of an earlier run with the same name; ours is in the job.
+            name=f"{context.run}-{job.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(context.directory.absolute()),
             failure_config=FailureConfig(
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=_MOST_STARTS if around.waits else 0),
-            callbacks=[Slots(job.stage, job.name, placement.pool.key, mail.handle, this)],
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=_MAX_STARTS if context.wait_for_slots else 0),
+            callbacks=[SlotReporter(
+                stage=job.stage, unit=job.name, pool=placement.pool.key, mailbox=mailbox.handle, attempt=attempt_id)],
         ),
-        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+        torch_config=TorchConfig(timeout_s=_COLLECTIVE_SECONDS),
     )
     try:
         failure = _fit(trainer)
         if failure is not None and not isinstance(failure, TrainingFailedError):
-            mail.kill(job.name)     # out of reach, its controller may live: the next attempt's must be alone
-        # What one of the workers has said goes before what the others died of, minutes later, when it was gone.
-        outcome = mail.outcome(job.name)
+            mailbox.kill_attempt(job.name)  # the controller is out of reach and may live: it must not run alongside the next one
+        # What a worker returned is the cause; the errors of the others, minutes later, only say that they lost it.
+        outcome = mailbox.outcome(job.name)
     except NotFiniteError as error:
         return End("not_finite", error.step - 1, str(error))
     except StorageError as error:
-        return End("storage", mail.whereabouts(job.name).under_way, str(error))
+        return End("storage", mailbox.status(job.name).current_step, str(error))
     finally:
-        mail.end(job.name)
+        mailbox.end_attempt(job.name)
     if outcome is None:
-        where = mail.whereabouts(job.name)
+        status = mailbox.status(job.name)
         if isinstance(failure, ControllerError) and isinstance(failure.controller_failure, InsufficientClusterResourcesError):
             pool = placement.pool
             raise PoolError(
                 f"pools.{pool.key}.resource", pool.resource,
-                f"the cluster never has {placement.workers} of it at once, whatever its autoscaler brings; give a node type of the "
-                "cluster file this tag, or name the tag that one has")
+                f"the Ray cluster never has {placement.workers} of it at once, whatever its autoscaler brings; give a node type of "
+                "the cluster file this tag, or name the tag that one has")
         if failure is not None:
-            return end_of(failure, where, gone_before)
-        return End("failed", where.under_way, "its worker ended without a result; see the Ray logs")
-    if not outcome.finished and not outcome.waits and not any(stop.requested for stop in around.stops):
+            return end_of(failure, status, dead_before)
+        return End("failed", status.current_step, "its worker ended without a result; see the Ray logs")
+    if not outcome.finished and not outcome.waits and not any(stop.requested for stop in context.stop_files):
         return End("preempted", outcome.steps, "its node is about to be taken away", saved=True)
     return outcome
 
 
 def _fit(trainer: TorchTrainer) -> TrainingFailedError | RayError | None:
-    """Train; returns what Ray says if that fails."""
+    """Train; returns Ray's error if training fails."""
     try:
         trainer.fit()
     except (TrainingFailedError, RayError) as error:
@@ -154,114 +140,102 @@ def _fit(trainer: TorchTrainer) -> TrainingFailedError | RayError | None:
     return None
 
 
-def end_of(error: TrainingFailedError | RayError, where: UnitStatus, gone_before: Collection[str] = ()) -> End:
-    """What an error says of an attempt's end.
-
-    Args:
-        error: Of Ray.
-        where: The trainer was last seen.
-        gone_before: Nodes that were dead when the attempt began.
-    """
-    if not isinstance(error, TrainingFailedError):
-        return End("died", where.under_way, f"its controller died: {last_line(error)}")
-    failures: list[BaseException] = [error]
-    if isinstance(error, WorkerGroupError):
-        failures = [unwrapped(failure) for failure in error.worker_failures.values()]
-    elif isinstance(error, ControllerError):
-        failures = [unwrapped(error.controller_failure)]
-    words = " ".join(f"{type(failure).__name__}: {failure}" for failure in failures)
-    unstarted = any(isinstance(failure, WorkerGroupStartupFailedError) for failure in failures)
-    unplaced = any(isinstance(failure, WorkerGroupStartupTimeoutError) for failure in failures)
-    lost = (
-        isinstance(error, PreemptionError) or any(node_gone(failure) for failure in failures)
-        or not _alive(where.nodes, _VERDICT_SECONDS if _CUT_OFF.search(words) else 0.0)
-        or unplaced or (unstarted and _another_goes(gone_before)))
-    reason = "; ".join(sorted({last_line(failure) for failure in failures}))
-    kind = kind_of(words, node_lost=lost)
-    # What the rest of a gang says then is only that they lost sight of the one that died.
-    died = kind == "failed" and (unstarted or any(isinstance(failure, RayActorError) for failure in failures))
-    return End("died" if died else kind, where.under_way, reason, saved=unplaced)
-
-
-def _alive(nodes: Collection[str], patience: float) -> bool:
-    """Whether all of the nodes are part of the cluster, and still are after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while set(nodes) <= {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}:
-        if time.monotonic() >= deadline:
-            return True
-        time.sleep(0.5)
-    return False
-
-
-def _gone() -> set[str]:
-    return {entry["NodeID"] for entry in ray.nodes() if not entry["Alive"]}
-
-
-def _another_goes(before: Collection[str]) -> bool:
-    """Whether a node is dead that was not before, or is found to be a moment later."""
-    deadline = time.monotonic() + _VERDICT_SECONDS
-    while _gone() <= set(before):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.5)
-    return True
-
-
-def _worker(job: TrainJob, stops: Sequence[StopFile], mailbox: ActorHandle, attempt: str) -> None:
-    """What runs on each worker of a trainer."""
+def _worker(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str) -> None:
+    """The training loop of each worker."""
     context = ray.train.get_context()
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=str(device))
-    tell = emitter(mailbox, attempt)
+    emit = attempt_emitter(mailbox, attempt_id)
     if world.rank == 0:
-        tell(Event("unit_started", job.stage, job.name, {
+        emit(Event("unit_started", job.stage, job.name, {
             "steps": job.steps, "tokens": job.steps * job.step_tokens, "workers": world.size,
             "node": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}))
-    noticed = _notice(world)
-    with _leaving(job.name, mailbox, attempt) as begins:
+    preempted = _preemption_check(world)
+    with _reporting_exit_step(job.name, mailbox, attempt_id) as begin_step:
         try:
-            with worker_log(job, world, tell) as emit:
+            with _logging(job, world, emit) as logged:
                 outcome: TrainResult | MoeDiscoError = train(
-                    job, world, emit, lambda: any(stop.requested for stop in stops) | noticed(), begins,
-                    losses_seen(mailbox, job.losses_per_hour))
+                    job, world, logged, lambda: any(stop.requested for stop in stop_files) | preempted(), begin_step,
+                    losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour))
         except MoeDiscoError as error:
-            outcome = error  # returned, not raised: it is no end of a worker
+            outcome = error  # returned, not raised: the worker itself is well
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):
-        ray.get(mailbox.finish.remote(job.name, attempt, outcome))
+        ray.get(mailbox.set_outcome.remote(job.name, attempt_id, outcome))
 
 
 @contextlib.contextmanager
-def _leaving(unit: str, mailbox: ActorHandle, attempt: str) -> Iterator[Callable[[int], None]]:
-    """Tells the driver, however the block ends, which step was under way: what was reported last may be many steps behind.
+def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
+    """Write a worker's progress, warnings and errors to LOGS/NAME.RANK.log, in the run directory, which outlives the node.
 
     Yields:
-        Is to be told of each step that begins.
+        An `Emit` that also logs progress.
     """
-    under_way: int | None = None
+    if job.logs is None:
+        yield emit
+        return
+    job.logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(job.logs / f"{job.name}.{world.rank}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(capture=True)
+    log = logging.getLogger(f"moedisco.{job.name}")
+    log.setLevel(logging.INFO)
 
-    def begins(step: int) -> None:
-        nonlocal under_way
-        under_way = step
+    def logged(event: Event) -> None:
+        if event.type == "progress":
+            log.info(
+                "step %(step)d of %(steps)d, loss %(loss).4f, learning rate %(lr).3g, %(tokens_per_second).0f tokens/s", event.data)
+        emit(event)
 
     try:
-        yield begins
+        node = f"{ray.util.get_node_ip_address()}, process {os.getpid()}, {world.device}"
+        log.info("%s: worker %d of %d on %s", job.name, world.rank, world.size, node)
+        yield logged
+        log.info("ended")
+    except BaseException:
+        log.exception("died")
+        raise
     finally:
-        if under_way is not None:
-            ray.wait([mailbox.leave.remote(unit, attempt, under_way)], timeout=_WORD_SECONDS)
+        root.removeHandler(handler)
+        handler.close()
 
 
-def _notice(world: World) -> Callable[[], bool]:
-    """Whether a node of the trainer is about to be taken away; all its workers must ask equally often."""
-    asked = 0.0
+@contextlib.contextmanager
+def _reporting_exit_step(unit: str, mailbox: ActorHandle, attempt_id: str) -> Iterator[Callable[[int], None]]:
+    """Report the step under way to the driver when the block ends in any way: the last progress may be many steps older.
 
-    def noticed() -> bool:
-        nonlocal asked
+    Yields:
+        A function to call with each step that begins.
+    """
+    current: int | None = None
+
+    def begin_step(step: int) -> None:
+        nonlocal current
+        current = step
+
+    try:
+        yield begin_step
+    finally:
+        if current is not None:
+            ray.wait([mailbox.set_exit_step.remote(unit, attempt_id, current)], timeout=_LAST_MESSAGE_SECONDS)
+
+
+def _preemption_check(world: World) -> Callable[[], bool]:
+    """A function that returns whether a node of the trainer is about to be taken away.
+
+    Ray Train's check is collective: with several workers, each of them must make it at every call.
+    """
+    checked_at = 0.0
+
+    def preempted() -> bool:
+        nonlocal checked_at
         now = time.monotonic()
-        if world.size == 1 and now - asked < _NOTICE_SECONDS:
+        if world.size == 1 and now - checked_at < _NOTICE_SECONDS:
             return False
-        asked = now
+        checked_at = now
         return ray.train.get_preemption_info() is not None
 
-    return noticed
+    return preempted

@@ -1,7 +1,11 @@
+"""The backend that runs a run's work on the connected Ray cluster."""
+
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -10,12 +14,15 @@ from moedisco_ray.core.config import AnyPool, HighMemoryPool, Pool, RunConfig
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
 from moedisco_ray.execution.ray.clustering import build_clusters
 from moedisco_ray.execution.ray.corpus import build_corpus
+from moedisco_ray.execution.ray.event_mailbox import open_mailbox
 from moedisco_ray.execution.ray.gang_cluster import train_gang
+from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.ray.tasks import run_on
-from moedisco_ray.execution.ray.trainers import Watch, train_all
+from moedisco_ray.execution.submodel_progress import SubmodelProgress
 from moedisco_ray.policies.arrival import ends_in
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.training import TrainJob
@@ -23,78 +30,131 @@ from moedisco_ray.training import TrainJob
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Observer = Callable[[Sequence[float], Sequence[float], int, float], None]
+"""Called at every poll with the seconds left of running and waiting trainings, the slots, and the factor for losses and saves."""
+
 
 class RayBackend:
-    """A `backend.Backend` on the connected Ray cluster; what Ray shows of a run begins with the run's name."""
+    """A `backend.Backend` on the connected Ray cluster. The run's name is the prefix of everything that Ray shows of it."""
 
     def __init__(self, config: RunConfig) -> None:
         self._run = config.name
         self._high = config.pools.high_memory
-        # Of slots that both pools share, some would be kept from the very work that is waited for.
-        self._foresees = config.finetune_pool is self._high and self._high.resource not in config.pools.low_memory.tags
-        self._ahead = Reservation(self._high, f"{config.name}-ahead")
+        # Reserved slots that both pools share would be missing to the very work that is waited for.
+        self._reserves = config.finetune_pool is self._high and self._high.resource not in config.pools.low_memory.tags
+        self._reservation = Reservation(self._high, f"{config.name}-ahead")
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
-        """Ray Data over the sources' files."""
+        """Build the corpus with Ray Data over the sources' files."""
         return build_corpus(config, directory)
 
     def build_clusters(
-        self, config: RunConfig, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
+        self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
     ) -> dict[str, Any]:
-        """Ray Data over the documents."""
-        return build_clusters(config, corpus_dir, model, directory, emit, stop)
+        """Build the clusters of documents with Ray Data."""
+        return build_clusters(config, corpus_dir=corpus_dir, model_dir=model, directory=directory, emit=emit, stop=stop)
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """A Ray task that holds a slot of the pool."""
+        """Call a function in a Ray task that holds a slot of the pool."""
         if not isinstance(pool, HighMemoryPool):
             return run_on(pool, emit, stop, function, *args, **kwargs)
 
-        # The rest of the gang that is to come idles meanwhile, and would be let go, and asked for again. Asked for only once the
-        # function holds its slot: two runs that each kept a part would wait for each other's.
-        rest = max(0, self._ahead.workers - 1)
+        # The other nodes of the coming gang are idle meanwhile, and an autoscaler would remove and start them again. They are
+        # requested only once the function holds its slot: two runs that each hold a part would wait for each other's.
+        rest = max(0, self._reservation.workers - 1)
 
-        def begun(event: Event) -> None:
+        def reserve_rest(event: Event) -> None:
             if event.type == "workers_held":
-                self._ahead.note()
-                self._ahead.ask(rest)
+                self._reservation.record()
+                self._reservation.request(rest)
             emit(event)
 
-        self._ahead.hand_over()
-        return run_on(pool, begun, stop, function, *args, **kwargs)
+        self._reservation.hand_over()
+        return run_on(pool, reserve_rest, stop, function, *args, **kwargs)
 
     def train_all(
-        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, stop: StopFile = NEVER,
+        self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
         quorum: Quorum = ALL,
     ) -> list[Trained]:
-        """A Ray Train run per job. While the last ones train, the nodes of what follows are asked for."""
-        with contextlib.ExitStack() as failed:
-            failed.callback(self._ahead.release)
-            trained = train_all(jobs, placement, directory, emit, stop, quorum, self._run, self._watch(jobs[0].stage, emit))
-            failed.pop_all()
+        """Train each job in a Ray Train run; while the last ones train, request the nodes of the next stage."""
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._reservation.request, 0)
+            trained = train_all(
+                jobs, placement, directory, emit, stop=stop, quorum=quorum, run=self._run,
+                observer=self._observer(jobs[0].stage, emit))
+            on_failure.pop_all()
         return trained
 
     def train_gang(
-        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER,
+        self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER,
     ) -> Trained:
-        """A Ray Train run after the other, each as large as there are slots."""
-        self._ahead.hand_over()
-        return train_gang(job, pool, max_failures, directory, emit, stop, self._run)
+        """Train a job in consecutive Ray Train runs, each as large as the slots allow."""
+        self._reservation.hand_over()
+        return train_gang(job, pool, max_failures, directory, emit, stop=stop, run=self._run)
 
-    def _watch(self, stage: str, emit: Emit) -> Watch | None:
-        if stage != "submodels" or not self._foresees or not session.grows():
+    def _observer(self, stage: str, emit: Emit) -> Observer | None:
+        if stage != "submodels" or not self._reserves or not session.autoscales():
             return None
         pool = self._high
-        # What can never be there together would not come at all.
-        workers = max(pool.fewest_workers, int(min(pool.most_workers, session.most_ever(pool))))
+        # Clamp to the autoscaler's maximum: a larger gang is never scheduled.
+        workers = max(pool.fewest_workers, int(min(pool.most_workers, session.max_slots(pool))))
 
-        def watch(running: Sequence[float], waiting: Sequence[float], slots: int, stretch: float) -> None:
-            advice = self._ahead.foresee(running, waiting, slots, workers, stretch)
+        def observe(running: Sequence[float], waiting: Sequence[float], slots: int, stretch: float) -> None:
+            advice = self._reservation.prepare(running, waiting, slots, workers, stretch)
             if advice == "ask":
                 seconds = ends_in(running, waiting, slots, stretch)
                 emit(Event("nodes_asked", stage, data={"pool": pool.key, "workers": workers, "seconds": round(seconds, 1)}))
             elif advice == "release":
                 emit(Event("nodes_let_go", stage, data={"pool": pool.key}))
 
-        return watch
+        return observe
+
+
+def train_all(
+    jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER, quorum: Quorum = ALL,
+    run: str = "run", observer: Observer | None = None,
+) -> list[Trained]:
+    """Train every job, as many at once as the pool has room for; waiting jobs hold no slots.
+
+    Args:
+        jobs: The trainings; results come in their order.
+        placement: Where the workers run.
+        directory: Directory of Ray Train's own state, the file that ends the trainers, and the jobs' progress; all nodes must see
+            it.
+        emit: Receives the workers' events.
+        stop: Ends the trainers, with checkpoints.
+        quorum: How many jobs must finish, and how long to wait for the others.
+        run: Prefix of the Ray Train runs' names.
+        observer: Called at every poll.
+
+    Raises:
+        MoeDiscoError: The first job's error of ours, such as a full disk.
+        OSError: An event could not be written.
+        PoolError: A job fits no node type of a mixed pool.
+        TrainingError: Workers failed too often or a training is poisoned, and the quorum is out of reach.
+        RunStopped: The run was asked to end; the trainers have saved a checkpoint and ended.
+        KeyboardInterrupt: As `RunStopped`, from the keyboard.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
+    progress = SubmodelProgress(jobs, quorum, placement.workers, directory / "submodel_progress.json")
+    with open_mailbox(emit) as mailbox, ThreadPoolExecutor(len(jobs) + 1, thread_name_prefix="trainer") as threads:
+        context = AttemptContext(run=run, placement=placement, directory=directory, stop_files=(stop, end), mailbox=mailbox)
+        queue = Queue(jobs, context, threads, progress)
+        try:
+            while queue.should_wait:
+                stop.check()
+                mailbox.check()
+                queue.start()
+                if observer is not None:
+                    observer(*queue.seconds_left, session.room(placement.pool, placement.workers), queue.stretch)
+                queue.poll()
+            end.request("enough")
+            queue.leave_unfinished()
+        finally:
+            # Whatever ends the queue ends its trainers, each with a checkpoint, before the executor waits for them.
+            end.request("ended")
+            queue.wait_for_ends()
+        return queue.results

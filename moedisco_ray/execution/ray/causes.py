@@ -1,6 +1,6 @@
-"""What is behind an error of Ray, by its type wherever Ray gives it one.
+"""The cause behind an error of Ray, from its type wherever Ray gives it one.
 
-The text of an error may hold a traceback, and with it paths and source lines, whose words say nothing of what happened.
+An error's text may hold a traceback with paths and source lines, whose words say nothing about the cause.
 """
 
 from __future__ import annotations
@@ -8,19 +8,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import ray
 from ray.exceptions import NodeDiedError, OutOfDiskError, RayActorError, RayError, RayTaskError
+from ray.train import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import RunDirError
-from moedisco_ray.execution.ray.ray_internals import WorkerHealthCheckFailedError
-from moedisco_ray.execution.ray.train_callbacks import last_line
+from moedisco_ray.execution.ray.event_mailbox import UnitStatus
+from moedisco_ray.execution.ray.ray_internals import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from moedisco_ray.policies.retrying import End, kind_of
 
+_NODE_DEATH_SECONDS = 25.0
+"""Time until Ray declares a node dead (s): five health checks, three seconds apart, after a first delay."""
+_CONNECTION_LOST = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
+"""Words of workers that lost another one: its process ended, or its node, which Ray may not have noticed yet."""
 _NODE_GONE = re.compile(
     r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)
-"""In the words of Ray, whose actor died with its node."""
+"""Ray's words for an actor that died with its node."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
 _RAY_DISK = (
@@ -28,28 +40,88 @@ _RAY_DISK = (
     "the same command again: it resumes")
 
 
+def end_of(error: TrainingFailedError | RayError, status: UnitStatus, dead_before: Collection[str] = ()) -> End:
+    """How an attempt ended, from the error that Ray raised.
+
+    Args:
+        error: The error.
+        status: Last known state of the training.
+        dead_before: Ids of the nodes that were dead when the attempt began.
+    """
+    if not isinstance(error, TrainingFailedError):
+        return End("died", status.current_step, f"its controller died: {last_line(error)}")
+    failures: list[BaseException] = [error]
+    if isinstance(error, WorkerGroupError):
+        failures = [unwrapped(failure) for failure in error.worker_failures.values()]
+    elif isinstance(error, ControllerError):
+        failures = [unwrapped(error.controller_failure)]
+    words = " ".join(f"{type(failure).__name__}: {failure}" for failure in failures)
+    start_failed = any(isinstance(failure, WorkerGroupStartupFailedError) for failure in failures)
+    no_slots = any(isinstance(failure, WorkerGroupStartupTimeoutError) for failure in failures)
+    node_lost = (
+        isinstance(error, PreemptionError) or any(node_gone(failure) for failure in failures)
+        or not _stay_alive(status.nodes, _NODE_DEATH_SECONDS if _CONNECTION_LOST.search(words) else 0.0)
+        or no_slots or (start_failed and _another_node_dies(dead_before)))
+    reason = "; ".join(sorted({last_line(failure) for failure in failures}))
+    kind = kind_of(words, node_lost=node_lost)
+    # The other workers of a gang only report that they lost the one that died.
+    died = kind == "failed" and (start_failed or any(isinstance(failure, RayActorError) for failure in failures))
+    return End("died" if died else kind, status.current_step, reason, saved=no_slots)
+
+
+def _stay_alive(nodes: Collection[str], seconds: float) -> bool:
+    """Whether all of the nodes are alive now and after some seconds."""
+    deadline = time.monotonic() + seconds
+    while set(nodes) <= {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}:
+        if time.monotonic() >= deadline:
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def dead_nodes() -> set[str]:
+    """Ids of the Ray cluster's dead nodes."""
+    return {entry["NodeID"] for entry in ray.nodes() if not entry["Alive"]}
+
+
+def _another_node_dies(before: Collection[str]) -> bool:
+    """Whether a node is dead that was not before, now or once Ray has had the time to notice."""
+    deadline = time.monotonic() + _NODE_DEATH_SECONDS
+    while dead_nodes() <= set(before):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text, where Ray puts the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def unwrapped(error: BaseException) -> BaseException:
-    """What ended a worker, without what Ray has put around it."""
+    """The error that ended a worker, without Ray's wrappers."""
     while isinstance(error, WorkerHealthCheckFailedError | RayTaskError):
         error = error.health_check_failure if isinstance(error, WorkerHealthCheckFailedError) else error.cause
     return error
 
 
 def node_gone(error: BaseException) -> bool:
-    """Whether an error says that a node is gone, or about to go."""
+    """Whether an error says that a node is gone or about to go."""
     deaths = [cause for cause in _chain(error) if isinstance(cause, RayActorError | NodeDiedError)]
     if deaths:
-        return any(_with_its_node(death) for death in deaths)
-    # Of a worker that dies as it starts, Ray Train has but the words, and those at the end of a traceback.
+        return any(_died_with_node(death) for death in deaths)
+    # For a worker that dies during its start, Ray Train gives no type, only text that ends with Ray's words.
     return bool(_NODE_GONE.search(last_line(error)))
 
 
 @contextlib.contextmanager
 def reporting_full_disk_of_a_task(directory: Path) -> Iterator[None]:
-    """Turn an error of Ray behind which is a full disk, in a task or under Ray itself, into the user's.
+    """Turn an error of Ray that a full disk caused, in a task or under Ray itself, into a user error.
 
     Raises:
-        RunDirError: A disk is full: the run directory's, or the one that Ray keeps its files on.
+        RunDirError: The run directory's disk is full, or the disk that Ray keeps its files on.
     """
     try:
         yield
@@ -57,22 +129,22 @@ def reporting_full_disk_of_a_task(directory: Path) -> Iterator[None]:
         causes = list(_chain(error))
         if any(isinstance(cause, OutOfDiskError) for cause in causes):
             raise RunDirError("RAY_TMPDIR", None, _RAY_DISK) from error
-        # Ray Data wraps what a task raised, and keeps of it the text alone.
+        # Ray Data wraps a task's error and keeps only its text.
         if any(getattr(cause, "errno", None) in _FULL for cause in causes) or _NO_SPACE.search(str(error)):
             raise disk_full(directory) from error
         raise
 
 
-def _with_its_node(death: BaseException) -> bool:
+def _died_with_node(death: BaseException) -> bool:
     if isinstance(death, NodeDiedError) or (isinstance(death, RayActorError) and death.preempted):
         return True
-    # The text of an actor whose making failed is the traceback of that.
-    made = isinstance(death, RayActorError) and not death.actor_init_failed
-    return made and bool(_NODE_GONE.search(str(death)))
+    # If the actor's constructor failed, the text is the traceback of that.
+    constructed = isinstance(death, RayActorError) and not death.actor_init_failed
+    return constructed and bool(_NODE_GONE.search(str(death)))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and each that it was raised from, as far as Ray has kept them."""
+    """An error and its causes, as far as Ray keeps them."""
     found: BaseException | None = error
     while found is not None:
         found = unwrapped(found)

@@ -1,11 +1,10 @@
 """The cluster stage on Ray.
 
-Ray Data reads the documents, vectorises them on a pool of actors and writes the vectors once. Then each of a few
-actors takes some of the files that Ray Data wrote and holds those vectors for all Lloyd steps; a step sends it the
-centroids and gets back sums and counts. A `map_batches` or aggregation per step would say the same in one line, but
-plans and starts a new execution every time (0.1 s and more, against milliseconds for a call), and throws away what a
-block remembers of the last step, which saves most of the distances. Because sums are exact, neither the number of
-actors nor one that died and began again changes a bit of the result.
+Ray Data reads the documents, vectorises them on a pool of actors and writes the vectors once. Then a few actors each load some of
+these vector files and keep them for all Lloyd steps; a step sends the centroids and returns sums and counts. A `map_batches` or
+aggregation per step would be shorter, but it plans and starts a new execution every time (0.1 s or more, against milliseconds for a
+call), and loses the distances that an actor keeps from the last step, which saves most of the computation. Sums are exact: neither
+the number of actors nor the restart of one changes a bit of the result.
 """
 
 from __future__ import annotations
@@ -35,35 +34,36 @@ _READ = ["id", "text", "tokens", "packed", "copies"]
 
 
 def build_clusters(
-    config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, emit: Emit, stop: StopFile,
+    config: RunConfig, *, corpus_dir: Path, model_dir: Path, directory: Path, emit: Emit, stop: StopFile,
 ) -> dict[str, Any]:
-    """`clustering.stage.build_clusters` on the connected Ray cluster.
+    """Run `clustering.stage.build_clusters` on the connected Ray cluster.
 
     Args:
         config: The run's configuration.
         corpus_dir: The corpus artifact.
-        model_dir: The model that `mean_token` and `hidden_state` look into.
-        directory: Where the artifact goes; all nodes must see it.
-        emit: Receives what is held of a pool meanwhile.
-        stop: Ends the waiting for a slot of it.
+        model_dir: The model from which `mean_token` and `hidden_state` take their vectors.
+        directory: Directory of the new artifact; all nodes must see it.
+        emit: Receives the events about held slots.
+        stop: Ends the wait for a slot.
 
     Raises:
-        RunStopped: Somebody asked the run to end before there was one.
+        RunStopped: The run was asked to end before a slot was free.
     """
-    kind = vectors_kind(config, model_dir, {kind.key: session.slots(kind) for kind in config.pools.low_memory.kinds})
-    seats = None if kind is None else VectoriserSlots(kind, emit, stop)
-    workers = RayWorkers(corpus_dir / "tokenizer", seats, name=f"{config.name}-vectors")
+    node_types = config.pools.low_memory.kinds
+    node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
+    slots = None if node_type is None else VectoriserSlots(node_type, emit, stop)
+    workers = RayWorkers(corpus_dir / "tokenizer", slots, name=f"{config.name}-vectors")
     return build(config, corpus_dir, model_dir, directory, workers)
 
 
 @dataclasses.dataclass(frozen=True)
 class VectoriserSlots:
-    """Slots of a pool, for the actors that make vectors.
+    """Slots of a pool for the actors that compute vectors.
 
     Attributes:
-        pool: Which, of one node type.
-        emit: Receives what is held.
-        stop: Ends the waiting for the first one.
+        pool: One node type of a pool.
+        emit: Receives the events about held slots.
+        stop: Ends the wait for the first slot.
     """
 
     pool: Pool
@@ -72,28 +72,28 @@ class VectoriserSlots:
 
     @contextlib.contextmanager
     def taken(self, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Wait for a slot, and hold as many as there are.
+        """Wait for one slot, and take all that are free.
 
-        They count as held for the length of the block, those too whose actor waits for another run's to end.
+        They count as held until the block ends, also while an actor still waits for another run's actor to end.
 
         Args:
-            most: How many there is work for.
+            most: Largest useful number of slots.
 
         Yields:
-            How many, and what an actor asks Ray for.
+            The number of slots, and the resources of one actor.
         """
-        run_on(self.pool, self.emit, self.stop, seat)
+        run_on(self.pool, self.emit, self.stop, wait_for_slot)
         count = max(1, min(session.room(self.pool, 1), most))
         with holding(self.emit, self.pool, count, "cluster"):
             yield count, {"num_cpus": 0, "num_gpus": self.pool.gpu or None, "resources": {self.pool.resource: 1}}
 
 
-def seat() -> None:
-    """Nothing: whoever calls it on a worker of a pool has waited for one."""
+def wait_for_slot() -> None:
+    """Do nothing: the call ends once a worker of the pool was free to make it."""
 
 
 class _Embedder:
-    """Ray Data's actor: a vectoriser, loaded once."""
+    """Actor of Ray Data: a vectoriser that is loaded once."""
 
     def __init__(self, vectoriser: Path, device: str) -> None:
         self._vectoriser = load_vectoriser(vectoriser, device)
@@ -104,26 +104,26 @@ class _Embedder:
 
 @dataclasses.dataclass
 class RayWorkers:
-    """`clustering.stage.Workers` as Ray Data, actors and tasks.
+    """`clustering.stage.Workers` with Ray Data, actors and tasks.
 
     Attributes:
         tokenizer: The corpus' tokeniser directory.
-        seats: Of the vectorising actors; None: each has a core of any node.
-        most_shards: Most actors that hold vectors; None: one per CPU.
-        name: Of the pass over the documents, in the Ray dashboard.
+        slots: Slots of the vectorising actors; None: each takes a core of any node.
+        max_actors: Most actors that keep vectors; None: one per CPU.
+        name: Name of the pass over the documents in the Ray dashboard.
     """
 
     tokenizer: Path
-    seats: VectoriserSlots | None = None
-    most_shards: int | None = None
+    slots: VectoriserSlots | None = None
+    max_actors: int | None = None
     name: str = "vectors"
-    _shards: list[Any] = dataclasses.field(default_factory=list)
+    _actors: list[Any] = dataclasses.field(default_factory=list)
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
-        """One pass of Ray Data over the documents."""
+        """Write the documents' vectors in one pass of Ray Data."""
         paths = [str(path.resolve()) for path in parts]
         documents = ray.data.read_parquet(paths, override_num_blocks=len(parts))
-        with self._seats(len(parts)) as (count, resources):
+        with self._take_slots(len(parts)) as (count, resources):
             device = "cuda" if resources.get("num_gpus") else "cpu"
             vectors = documents.select_columns(_READ).map_batches(
                 _Embedder, fn_constructor_args=(vectoriser.resolve(), device), batch_size=1024, batch_format="pyarrow",
@@ -132,35 +132,35 @@ class RayWorkers:
             vectors.write_parquet(str(directory.resolve()))
 
     @contextlib.contextmanager
-    def _seats(self, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self.seats is None:
-            yield max(1, min(_cpus() - 1, most)), {}    # a core is left for reading
+    def _take_slots(self, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        if self.slots is None:
+            yield max(1, min(_cpus() - 1, most)), {}    # one core is left for reading
         else:
-            with self.seats.taken(most) as seats:
-                yield seats
+            with self.slots.taken(most) as taken:
+                yield taken
 
     def hold(self, files: Sequence[Path]) -> None:
-        """One actor per CPU, at most one per file, started anew wherever its node is lost."""
-        count = max(1, min(len(files), self.most_shards or _cpus()))
-        # Shards are idle while something else computes, so that they ask for no CPU and cannot wait for one for ever.
+        """Start one actor per CPU, at most one per file; Ray restarts an actor whose node is lost."""
+        count = max(1, min(len(files), self.max_actors or _cpus()))
+        # They need no CPU while others compute; with a request for one they could wait for ever.
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Shard)
-        self._shards = [actor.remote([path.resolve() for path in files[i::count]]) for i in range(count)]
+        self._actors = [actor.remote([path.resolve() for path in files[i::count]]) for i in range(count)]
 
     def ask(self, method: str, *args: Any) -> list[Any]:
-        """The same question to all shards at once."""
+        """Call a method of all actors at once."""
         stored = [ray.put(arg) for arg in args]
-        return ray.get([getattr(shard, method).remote(*stored) for shard in self._shards])
+        return ray.get([getattr(actor, method).remote(*stored) for actor in self._actors])
 
     def release(self) -> None:
-        """End the actors."""
-        for shard in self._shards:
-            ray.kill(shard)
-        self._shards = []
+        """Stop the actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
 
     def pack(
         self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
     ) -> list[dict[str, Any]]:
-        """One task per cluster."""
+        """Pack each cluster in a task of its own."""
         paths = [[path.resolve() for path in group] for group in (parts, assignments)]
         tokenizer = self.tokenizer.resolve()
         pack = ray.remote(pack_cluster)

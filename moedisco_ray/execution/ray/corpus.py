@@ -1,8 +1,8 @@
-"""The corpus stage on Ray Data: reading tasks and bucket tasks are the rows of a data set each.
+"""The corpus stage on Ray Data: each reading task and each bucket task is a row of a data set.
 
-The tasks read and write files that all nodes see; what flows through Ray are their descriptions and reports, a few
-kilobytes each. So the object store stays empty however large the corpus is, a task that died is run again by Ray, and
-the result does not depend on blocks: everything that decides over a document is in `moedisco_ray.stages.corpus`.
+The tasks read and write files that all nodes see. Only their descriptions and reports, a few kilobytes each, pass through Ray: the
+object store stays empty for any corpus, and Ray repeats a task that died. The result does not depend on Ray Data's blocks, because
+all decisions about documents are in `moedisco_ray.stages.corpus`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ R = TypeVar("R")
 
 
 def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None) -> dict[str, Any]:
-    """Make the corpus artifact in `directory`, on the Ray cluster this process is connected to.
+    """Build the corpus artifact on the connected Ray cluster.
 
     Args:
         config: The run's configuration.
         directory: An empty directory that all nodes see.
-        blocks: In how many blocks Ray Data holds the tasks; None: a task each. The result is the same.
+        blocks: Number of Ray Data blocks for the tasks; None: one per task. The result is the same.
 
     Returns:
-        The stage's figures, as `corpus.build` gives them.
+        The stage's figures, as `corpus.build` returns them.
 
     Raises:
-        UserError: As `corpus.build`.
+        UserError: Raised by `corpus.build`.
     """
     def on_ray_data(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         return _map_tasks(f"{config.name}-corpus", function, items, blocks)
@@ -48,16 +48,16 @@ def _map_tasks(name: str, function: Callable[[T], R], items: Sequence[T], blocks
     mapped = tasks.map(_run_task)
     mapped.set_name(name)
     for row in mapped.iter_rows():
-        outcome = pickle.loads(row["outcome"])  # noqa: S301  # written by the task a moment ago
+        outcome = pickle.loads(row["outcome"])  # noqa: S301  # written by our own task
         if isinstance(outcome, MoeDiscoError):
             raise outcome
         yield outcome
 
 
 def _run_task(row: dict[str, bytes]) -> dict[str, bytes]:
-    function, item = pickle.loads(row["task"])  # noqa: S301  # written by the driver a moment ago
+    function, item = pickle.loads(row["task"])  # noqa: S301  # written by our own driver
     try:
         outcome = function(item)
     except MoeDiscoError as error:
-        outcome = error     # as a value: Ray would wrap it in a traceback of its own, and try again
+        outcome = error     # returned, not raised: Ray would wrap it in a traceback and repeat the task
     return {"outcome": pickle.dumps(outcome)}

@@ -23,35 +23,35 @@ from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
-_ASK_SECONDS = 60.0
-"""Between two questions of a trainer for the losses that were seen."""
+_LOSS_RATE_SECONDS = 60.0
+"""Interval at which a worker asks for the run's rate of losses (s)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class UnitStatus:
-    """Where a unit was last seen.
+    """The last known state of a unit (one training).
 
     Attributes:
-        nodes: Those of its workers.
-        step: Steps made, as last reported by the newest attempt; 0: it has told of none.
+        nodes: Ids of its workers' nodes; empty while it has no workers.
+        step: Last step that the newest attempt reported; 0 if it has reported none.
         step_seconds: Seconds per step, as last reported by any attempt.
-        stall: Seconds for which training stood still for the newest checkpoint.
-        left_at: The step under way, counted from 0, when a worker of the newest attempt ended, as it says; None: none has said.
+        stall: Seconds for which the newest checkpoint halted training.
+        exit_step: Step under way (from 0) when the first worker of the newest attempt ended; None if no worker reported it.
     """
 
     nodes: tuple[str, ...] = ()
     step: int = 0
     step_seconds: float | None = None
     stall: float = 0.0
-    left_at: int | None = None
+    exit_step: int | None = None
 
     @property
-    def under_way(self) -> int | None:
-        """The step under way, counted from 0: by a worker's own word, else as last reported; None: none is known."""
-        return self.left_at if self.left_at is not None else self.step or None
+    def current_step(self) -> int | None:
+        """The step under way (from 0), from a worker's exit if there was one, otherwise from its last report; None if unknown."""
+        return self.exit_step if self.exit_step is not None else self.step or None
 
-    def after(self, event: Event) -> UnitStatus:
-        """With one more event taken in."""
+    def updated(self, event: Event) -> UnitStatus:
+        """The status after one more event."""
         data = event.data
         if event.type == "checkpoint":
             return dataclasses.replace(self, stall=data["stall"])
@@ -61,10 +61,10 @@ class UnitStatus:
         return dataclasses.replace(self, step=data["step"], step_seconds=1 / speed if speed else self.step_seconds)
 
 
-class _Mailbox:
-    """Keeps events until the driver takes them, each unit's last word, and for how long it held workers.
+class _MailboxActor:
+    """Keeps events until the driver takes them, and each unit's status, outcome and held worker-seconds.
 
-    A worker that is cut off may outlive its attempt: of a unit, only what the newest attempt says is taken for its standing.
+    A worker that lost its connection may outlive its attempt: only the newest attempt changes the status and outcome of a unit.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class _Mailbox:
         self._attempts: dict[str, str] = {}
         self._outcomes: dict[str, Any] = {}
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
-        self._whereabouts: defaultdict[str, UnitStatus] = defaultdict(UnitStatus)
+        self._statuses: defaultdict[str, UnitStatus] = defaultdict(UnitStatus)
         self._groups: dict[str, PlacementGroup] = {}
         self._controllers: dict[str, ActorHandle] = {}
         self._losses = 0
@@ -82,52 +82,52 @@ class _Mailbox:
         if event.type in ("workers_held", "workers_released"):
             self._meters[event.data["unit"]].update(event)
         elif event.unit is not None and attempt in (None, self._attempts.get(event.unit)):
-            self._whereabouts[event.unit] = self._whereabouts[event.unit].after(event)
+            self._statuses[event.unit] = self._statuses[event.unit].updated(event)
 
     def take(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
-    def begin(self, unit: str) -> str:
+    def begin_attempt(self, unit: str) -> str:
         self._attempts[unit] = attempt = uuid.uuid4().hex
         self._outcomes.pop(unit, None)
-        self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=(), step=0, left_at=None)
+        self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=(), step=0, exit_step=None)
         return attempt
 
-    def control(self, unit: str, attempt: str, controller: ActorHandle) -> None:
+    def set_controller(self, unit: str, attempt: str, controller: ActorHandle) -> None:
         if attempt == self._attempts.get(unit):
             self._controllers[unit] = controller
 
     def controller(self, unit: str) -> ActorHandle | None:
         return self._controllers.get(unit)
 
-    def place(self, unit: str, attempt: str, group: PlacementGroup, nodes: tuple[str, ...]) -> None:
+    def set_workers(self, unit: str, attempt: str, group: PlacementGroup, nodes: tuple[str, ...]) -> None:
         if attempt == self._attempts.get(unit):
             self._groups[unit] = group
-            self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], nodes=nodes)
+            self._statuses[unit] = dataclasses.replace(self._statuses[unit], nodes=nodes)
 
-    def end(self, unit: str) -> PlacementGroup | None:
+    def end_attempt(self, unit: str) -> PlacementGroup | None:
         for hold in list(self._meters[unit].open):
             self.push(Event("workers_released", data={"hold": hold, "unit": unit}))
         self._controllers.pop(unit, None)
         return self._groups.pop(unit, None)
 
-    def leave(self, unit: str, attempt: str, step: int) -> None:
-        # The first of a gang to end is the one that the others lose.
-        if attempt == self._attempts.get(unit) and self._whereabouts[unit].left_at is None:
-            self._whereabouts[unit] = dataclasses.replace(self._whereabouts[unit], left_at=step)
+    def set_exit_step(self, unit: str, attempt: str, step: int) -> None:
+        # The others of a gang end because they lost the first one: its step counts.
+        if attempt == self._attempts.get(unit) and self._statuses[unit].exit_step is None:
+            self._statuses[unit] = dataclasses.replace(self._statuses[unit], exit_step=step)
 
-    def finish(self, unit: str, attempt: str, outcome: Any) -> None:
+    def set_outcome(self, unit: str, attempt: str, outcome: Any) -> None:
         if attempt == self._attempts.get(unit):
             self._outcomes[unit] = outcome
 
     def outcome(self, unit: str) -> Any:
         return self._outcomes.get(unit)
 
-    def whereabouts(self, unit: str) -> UnitStatus:
-        return self._whereabouts[unit]
+    def status(self, unit: str) -> UnitStatus:
+        return self._statuses[unit]
 
-    def lose(self) -> None:
+    def count_loss(self) -> None:
         self._losses += 1
 
     def losses_per_hour(self) -> float:
@@ -135,128 +135,133 @@ class _Mailbox:
 
     def held(self) -> dict[str, dict[str, float]]:
         for meter in self._meters.values():
-            meter.update(Event("heartbeat"))    # what is held is counted up to now
+            meter.update(Event("heartbeat"))    # counts what is held up to now
         return {unit: meter.worker_seconds for unit, meter in self._meters.items()}
 
 
 class EventMailbox:
-    """The driver's end.
+    """The driver's side of the mailbox actor.
 
     Attributes:
-        handle: What workers get; it pickles.
-        check: Raises what went wrong with handing events on, a full disk say. Who waits for workers asks now and then.
+        handle: The actor, for workers; it pickles.
+        check: Raises the error that stopped the forwarding of events, such as a full disk. Whoever waits for workers calls it
+            regularly.
     """
 
     def __init__(self, handle: ActorHandle, check: Callable[[], None]) -> None:
         self.handle = handle
         self.check = check
 
-    def begin(self, unit: str) -> str:
-        """Forget what an earlier attempt of the unit returned, and where it was; returns by what the new one is known."""
-        attempt: str = ray.get(self.handle.begin.remote(unit))
+    def push(self, event: Event) -> None:
+        """Emit an event of the driver itself, in order with those of the workers."""
+        ray.get(self.handle.push.remote(event))
+
+    def begin_attempt(self, unit: str) -> str:
+        """Forget outcome and place of the unit's earlier attempt; returns the id of the new one."""
+        attempt: str = ray.get(self.handle.begin_attempt.remote(unit))
         return attempt
 
-    def end(self, unit: str) -> None:
-        """Free what an attempt still holds. A worker that dies while its group starts leaves the group behind."""
-        group = ray.get(self.handle.end.remote(unit))
+    def end_attempt(self, unit: str) -> None:
+        """Free what an attempt still holds: a worker that dies while its group starts leaves the placement group behind."""
+        group = ray.get(self.handle.end_attempt.remote(unit))
         if group is not None:
             remove_placement_group(group)
 
-    def kill(self, unit: str) -> None:
-        """End an attempt at a unit, if one is under way, whatever its workers are doing, or waiting for."""
+    def kill_attempt(self, unit: str) -> None:
+        """End the attempt at a unit, if one is under way, whatever its workers do or wait for."""
         controller = ray.get(self.handle.controller.remote(unit))
         if controller is not None:
             ray.kill(controller)
 
-    def lose(self) -> None:
-        """Count a loss that cost work."""
-        ray.get(self.handle.lose.remote())
+    def count_loss(self) -> None:
+        """Count the loss of workers whose work since the last checkpoint is lost."""
+        ray.get(self.handle.count_loss.remote())
 
-    def whereabouts(self, unit: str) -> UnitStatus:
-        """Where the unit was last seen."""
-        found: UnitStatus = ray.get(self.handle.whereabouts.remote(unit))
+    def status(self, unit: str) -> UnitStatus:
+        """The last known state of a unit."""
+        found: UnitStatus = ray.get(self.handle.status.remote(unit))
         return found
 
     def losses_per_hour(self) -> float:
-        """Losses that cost work, per worker-hour, as the policy reckons from what was seen of all units."""
+        """The policy's estimate of losses per worker-hour, over all units."""
         found: float = ray.get(self.handle.losses_per_hour.remote())
         return found
 
     def outcome(self, unit: str) -> Any:
-        """What the unit's worker returned, raised here if it was an error of ours; None if it never came to an end."""
+        """What the unit's worker returned; None if it did not return. Raises it if it is an error of ours."""
         outcome = ray.get(self.handle.outcome.remote(unit))
         if isinstance(outcome, MoeDiscoError):
             raise outcome
         return outcome
 
     def held(self) -> dict[str, dict[str, float]]:
-        """Worker-seconds of each unit up to now, over attempts, by what the meter calls the machines."""
+        """Worker-seconds held so far, over all attempts, by unit and pool key."""
         found: dict[str, dict[str, float]] = ray.get(self.handle.held.remote())
         return found
 
 
 @contextlib.contextmanager
-def relay(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
-    """Hand every event that workers push to `emit`, in order, from one thread, until the block ends.
+def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
+    """Pass every event that workers push to `emit`, in order, from one thread, until the block ends.
 
     Args:
         emit: Receives the events.
-        interval: Seconds between two looks.
+        interval: Seconds between two polls of the actor.
 
     Raises:
         Exception: What `emit` raised, unless the block raised.
     """
-    # Beside the driver: on a spot machine it would take the run with it.
+    # On the driver's node: on a spot machine the actor would take the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_MailboxActor).remote()
     try:
-        with pumped(lambda: ray.get(mailbox.take.remote()), emit, interval) as check:
-            yield EventMailbox(mailbox, check)
+        with forwarding(lambda: ray.get(actor.take.remote()), emit, interval) as check:
+            yield EventMailbox(actor, check)
     finally:
-        ray.kill(mailbox)
+        ray.kill(actor)
 
 
 @contextlib.contextmanager
-def pumped(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iterator[Callable[[], None]]:
-    """Hand what `take` returns to `emit`, from one thread, until the block ends, however it does; then once more.
+def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iterator[Callable[[], None]]:
+    """Pass what `take` returns to `emit`, from one thread, until the block ends in any way; then once more.
 
     Args:
-        take: Returns the events since it was last asked.
-        emit: Receives them.
-        interval: Seconds between two looks.
+        take: Returns the events since its last call.
+        emit: Receives the events.
+        interval: Seconds between two calls of `take`.
 
     Yields:
-        What raises the error that ended the thread, if one did.
+        A function that raises the error that ended the thread, if one did.
 
     Raises:
-        Exception: The same, when the block ends; unless that raised.
+        Exception: That error, when the block ends, unless the block raised.
     """
     ended = threading.Event()
 
-    def pump() -> None:
+    def forward() -> None:
         last = False
         while not last:
             last = ended.wait(interval)
             for event in take():
                 emit(event)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="event-relay") as thread:
-        pumping = thread.submit(pump)
+    with ThreadPoolExecutor(1, thread_name_prefix="event-mailbox") as thread:
+        forwarder = thread.submit(forward)
 
         def check() -> None:
-            if pumping.done():
-                pumping.result()
+            if forwarder.done():
+                forwarder.result()
 
         try:
             yield check
         finally:
             ended.set()
-            wait([pumping])
-        pumping.result()
+            wait([forwarder])
+        forwarder.result()
 
 
-def emitter(handle: ActorHandle, attempt: str) -> Emit:
-    """An `Emit` for a worker of an attempt: fire and forget."""
+def attempt_emitter(handle: ActorHandle, attempt: str) -> Emit:
+    """An `Emit` for a worker of an attempt; it does not wait for delivery."""
 
     def emit(event: Event) -> None:
         handle.push.remote(event, attempt)
@@ -264,24 +269,24 @@ def emitter(handle: ActorHandle, attempt: str) -> Emit:
     return emit
 
 
-def losses_seen(handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:
-    """For a worker: losses per worker-hour as the run has seen them by now, which no training waits for.
+def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:
+    """A function for a worker that returns the run's losses per worker-hour and never blocks training.
 
     Args:
-        handle: Of the run's mailbox.
-        known: What was known when the worker began.
-        clock: Seconds.
+        handle: The run's mailbox actor.
+        known: The rate when the worker began.
+        clock: Returns seconds.
     """
-    asked = clock()
+    asked_at = clock()
     answers: list[Any] = []
 
     def latest() -> float:
-        nonlocal known, asked
+        nonlocal known, asked_at
         if answers and ray.wait(answers, timeout=0)[0]:
-            with contextlib.suppress(RayActorError):    # of a driver that is out of reach others hear
+            with contextlib.suppress(RayActorError):    # the driver is out of reach, which ends the worker elsewhere
                 known = ray.get(answers.pop())
-        if not answers and clock() - asked >= _ASK_SECONDS:
-            asked = clock()
+        if not answers and clock() - asked_at >= _LOSS_RATE_SECONDS:
+            asked_at = clock()
             answers.append(handle.losses_per_hour.remote())
         return known
 

@@ -1,8 +1,8 @@
-"""The fine-tune as a gang: all its workers at once, as many as there are, fewer after a loss, more when more have come.
+"""The fine-tune as a gang: all its workers start together, fewer after a loss, more when more slots have come.
 
-The driver waits for slots, not Ray Train: a gang that waits holds nothing, begins at the size that fits, and two runs on a pool
-that holds one of them follow each other. A size that changes is a training that ends with a checkpoint and another that begins
-from it; the global batch stays, so that the loss does up to rounding.
+The driver waits for slots, not Ray Train. So a waiting gang holds nothing and begins at the size that fits, and two runs on a pool
+that holds one of them follow each other. To change its size, a training ends with a checkpoint and another begins from it. The
+global batch stays the same, and with it the loss, up to rounding.
 """
 
 from __future__ import annotations
@@ -26,104 +26,104 @@ from moedisco_ray.policies.gang import Sizes, worth_growing
 from moedisco_ray.policies.retrying import End, GiveUp
 from moedisco_ray.training import TrainJob, TrainResult
 
-_LOOK_SECONDS = 1.0
-"""Between two looks at the pool."""
-_ASSUMED_RESTART = 30.0
-"""Seconds from stopping with a checkpoint to the next step, until that is measured."""
+_POLL_SECONDS = 1.0
+"""Interval between two checks of the pool (s)."""
+_ASSUMED_RESTART_SECONDS = 30.0
+"""Time from stopping with a checkpoint to the next step, until one was measured (s)."""
 
 Outcome = TrainResult | End
 
 
 class GangCluster(Protocol):
-    """What a gang asks of the cluster that it is on."""
+    """What a gang needs from the Ray cluster."""
 
     @property
-    def free(self) -> int:
-        """Slots that could be had now."""
+    def free_slots(self) -> int:
+        """Slots that could be taken now."""
 
     @property
-    def boot(self) -> float:
-        """Seconds from asking for more nodes to having them; infinite where nothing brings any."""
+    def boot_seconds(self) -> float:
+        """Expected seconds from requesting nodes to having them; infinite without an autoscaler."""
 
     @property
-    def most(self) -> float:
-        """Slots that there may ever be."""
+    def max_slots(self) -> float:
+        """Slots that the Ray cluster may have at most."""
 
     @property
-    def whereabouts(self) -> UnitStatus:
-        """Where the gang was last seen."""
+    def status(self) -> UnitStatus:
+        """Last known state of the gang."""
 
     @property
     def worker_hours(self) -> float:
-        """For which its workers were held, summed over them."""
+        """Hours for which its workers were held, summed over the workers."""
 
-    def ask(self, workers: int) -> None:
-        """Ask for the nodes of so many more workers, in place of what was asked for before."""
+    def request(self, workers: int) -> None:
+        """Set the number of additional workers whose nodes are requested."""
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
-        """Train by so many workers, until the job is finished, the file is there, or they end."""
+        """Train with this many workers until the job is finished, the stop file exists, or the workers end."""
 
-    def note(self) -> None:
-        """Keep for a later driver what was held so far, also by the attempt that is under way."""
+    def save_held(self) -> None:
+        """Save, for a later driver, the worker-seconds held so far, including those of the running attempt."""
 
-    def tell(self, event: Event) -> None:
-        """Hand an event to whoever listens."""
+    def emit(self, event: Event) -> None:
+        """Emit an event."""
 
     def check(self) -> None:
-        """Raise what went wrong with handing events on."""
+        """Raise the error that stopped the forwarding of events, if there is one."""
 
-    def missing(self, workers: int) -> str:
-        """For people: what a gang of so many workers waits for."""
+    def wait_message(self, workers: int) -> str:
+        """A sentence about what a gang of this size waits for."""
 
 
 class Gang:
-    """One training by a number of workers that may change.
+    """One training whose number of workers may change.
 
     Args:
         job: The training.
-        sizes: Which numbers they may be.
-        max_failures: How often workers that failed are started again.
-        cluster: Where.
-        directory: For the files that ask an attempt to end; all nodes must see it.
-        stop: Asks the whole run to end.
-        clock: Seconds.
-        look: Seconds between two looks.
+        sizes: Allowed numbers of workers.
+        cluster: Where it trains.
+        max_failures: How often failed workers are restarted.
+        directory: Directory of the files that end an attempt; all nodes must see it.
+        stop: Ends the whole run.
+        clock: Returns seconds.
+        poll_seconds: Interval between two checks of the pool.
     """
 
     def __init__(
-        self, job: TrainJob, sizes: Sizes, max_failures: int, cluster: GangCluster, directory: Path, stop: StopFile = NEVER,
-        clock: Callable[[], float] = time.monotonic, look: float = _LOOK_SECONDS,
+        self, job: TrainJob, sizes: Sizes, cluster: GangCluster, *, max_failures: int, directory: Path, stop: StopFile = NEVER,
+        clock: Callable[[], float] = time.monotonic, poll_seconds: float = _POLL_SECONDS,
     ) -> None:
         self._job = job
         self._sizes = sizes
-        self._max_failures = max_failures
         self._cluster = cluster
+        self._max_failures = max_failures
         self._directory = directory
         self._stop = stop
         self._clock = clock
-        self._look = look
-        self._restart = _ASSUMED_RESTART
+        self._poll_seconds = poll_seconds
+        self._restart_seconds = _ASSUMED_RESTART_SECONDS
         self._history = histories.remembered(job, sizes.fewest)
         self._losses = 0
-        self._asked_at: float | None = None
-        self._standstill = WaitNotice(cluster.tell, clock)
+        self._requested_at: float | None = None
+        self._wait_notice = WaitNotice(cluster.emit, clock)
 
     def train(self) -> TrainResult:
-        """Until it is finished.
+        """Train until the job is finished.
 
         Raises:
-            MoeDiscoError: What another attempt could not mend.
-            TrainingError: Its workers died more often than allowed, or it is poisoned.
-            RunStopped: Somebody asked the run to end.
+            MoeDiscoError: An error that another attempt cannot repair.
+            TrainingError: The workers failed too often, or the training is poisoned.
+            RunStopped: The run was asked to end.
             OSError: An event could not be written.
         """
         larger: int | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="gang") as thread:
             while True:
-                # One that ended to become larger waits for just that: the slots that it left are not known to be free yet.
-                workers = larger or self._slots()
+                # After ending to grow, it waits for just that size: the slots that it left may not be reported as free yet.
+                workers = larger or self._wait_for_slots()
                 end = StopFile(self._directory / f"end-{uuid.uuid4().hex}")
-                before = self._cluster.whereabouts
+                before = self._cluster.status
                 losses_per_hour = loss_rate(self._losses, self._cluster.worker_hours)
                 job = histories.adjusted(self._job, self._history, losses_per_hour)
                 running = thread.submit(self._cluster.attempt, job, workers, end)
@@ -134,78 +134,79 @@ class Gang:
                     end.request("ended")
                 outcome = running.result()
                 if isinstance(outcome, End):
-                    self._follow(outcome, workers)
+                    self._handle_end(outcome, workers)
                     larger = None
                 elif outcome.finished:
                     return outcome
                 self._stop.check()
 
-    def _slots(self) -> int:
-        """Wait until there is room for a gang; hold nothing meanwhile."""
-        while (workers := self._sizes.on(self._cluster.free)) is None:
+    def _wait_for_slots(self) -> int:
+        """Wait, without holding anything, until a gang fits; returns its size."""
+        while (workers := self._sizes.on(self._cluster.free_slots)) is None:
             self._stop.check()
             self._cluster.check()
-            self._ask(self._next())
-            self._standstill.waits(lambda: self._cluster.missing(self._sizes.fewest))
-            time.sleep(self._look)
-        self._standstill.goes_on()
-        self._ask(0)
+            self._request(self._next_size())
+            self._wait_notice.waiting(lambda: self._cluster.wait_message(self._sizes.fewest))
+            time.sleep(self._poll_seconds)
+        self._wait_notice.reset()
+        self._request(0)
         return workers
 
     def _watch(self, running: Future[Outcome], workers: int, before: UnitStatus, end: StopFile) -> int | None:
-        """Wait for an attempt to end, and end it once a larger one would be quicker; returns the size of that."""
+        """Wait for an attempt to end, and end it once a larger one would be quicker; returns the larger size."""
         began = self._clock()
-        under_way = False
-        while not wait([running], timeout=self._look).done:
+        stepping = False
+        while not wait([running], timeout=self._poll_seconds).done:
             self._stop.check()
             self._cluster.check()
-            self._cluster.note()
-            where = self._cluster.whereabouts
-            # Until the attempt begins, the cluster knows of the one before it alone.
-            if where.step_seconds is None or not where.step or (where == before and not under_way):
+            self._cluster.save_held()
+            status = self._cluster.status
+            # Until the attempt reports, the status is that of the one before it.
+            if status.step_seconds is None or not status.step or (status == before and not stepping):
                 continue
-            if not under_way:
-                under_way, self._restart = True, self._clock() - began
-            larger = self._larger(workers, (self._job.steps - where.step) * where.step_seconds)
+            if not stepping:
+                stepping, self._restart_seconds = True, self._clock() - began
+            larger = self._larger_size(workers, (self._job.steps - status.step) * status.step_seconds)
             if larger is not None:
-                self._ask(0)
-                self._cluster.tell(Event("worker_restarted", self._job.stage, self._job.name, {
-                    "kind": "grown", "step": where.step, "reason": f"it goes on with {larger} workers in place of {workers}"}))
+                self._request(0)
+                self._cluster.emit(Event("worker_restarted", self._job.stage, self._job.name, {
+                    "kind": "grown", "step": status.step, "reason": f"it continues with {larger} workers in place of {workers}"}))
                 end.request("grows")
                 wait([running])
                 return larger
         return None
 
-    def _larger(self, workers: int, seconds_left: float) -> int | None:
-        """The size that is worth a restart now; asks for nodes where that of more would be."""
-        possible = self._sizes.on(workers + self._cluster.free)
-        if possible is not None and worth_growing(workers, possible, seconds_left, self._restart):
+    def _larger_size(self, workers: int, seconds_left: float) -> int | None:
+        """The size that is worth a restart now; requests nodes where a size beyond the free slots would be."""
+        possible = self._sizes.on(workers + self._cluster.free_slots)
+        if possible is not None and worth_growing(workers, possible, seconds_left, self._restart_seconds):
             return possible
-        # While the nodes boot, the gang trains on: what is left when they come is what they can shorten.
-        booting = self._cluster.boot if self._asked_at is None else 0.0
-        larger = self._next()
-        self._ask(larger - workers if worth_growing(workers, larger, seconds_left - booting, self._restart) else 0)
+        # The gang trains while the nodes boot: they can shorten only what is left when they come.
+        booting = self._cluster.boot_seconds if self._requested_at is None else 0.0
+        larger = self._next_size()
+        grow = worth_growing(workers, larger, seconds_left - booting, self._restart_seconds)
+        self._request(larger - workers if grow else 0)
         return None
 
-    def _next(self) -> int:
-        """The gang to ask for: the largest, and smaller ones where that does not come within twice the time it should take."""
-        patience = 2 * self._cluster.boot
-        waited = 0.0 if self._asked_at is None else self._clock() - self._asked_at
-        return self._sizes.asked(self._cluster.most, int(waited // patience) if math.isfinite(patience) else 0)
+    def _next_size(self) -> int:
+        """The size to request: the largest, or a smaller one if that does not come within twice the expected time."""
+        patience = 2 * self._cluster.boot_seconds
+        waited = 0.0 if self._requested_at is None else self._clock() - self._requested_at
+        return self._sizes.asked(self._cluster.max_slots, int(waited // patience) if math.isfinite(patience) else 0)
 
-    def _ask(self, workers: int) -> None:
+    def _request(self, workers: int) -> None:
         if not workers:
-            self._asked_at = None
-        elif self._asked_at is None:
-            self._asked_at = self._clock()
-        self._cluster.ask(workers)
+            self._requested_at = None
+        elif self._requested_at is None:
+            self._requested_at = self._clock()
+        self._cluster.request(workers)
 
-    def _follow(self, end: End, workers: int) -> None:
-        """Do what the policy says of an end of so many workers."""
+    def _handle_end(self, end: End, workers: int) -> None:
+        """Retry or give up, as the policy decides."""
         self._losses += end.costly
         decision = histories.follow(self._job, self._history, end, self._max_failures, workers)
         if isinstance(decision, GiveUp):
             raise (DivergedError if decision.poisoned else TrainingError)(f"{self._job.name}: {decision.reason}")
         self._history = decision.history
-        self._cluster.tell(Event("worker_restarted", self._job.stage, self._job.name, {
+        self._cluster.emit(Event("worker_restarted", self._job.stage, self._job.name, {
             "kind": end.kind, "step": end.step, "reason": end.reason}))

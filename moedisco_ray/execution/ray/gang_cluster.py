@@ -1,4 +1,4 @@
-"""A gang on the connected cluster."""
+"""A gang on the connected Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import AnyPool
@@ -19,120 +17,120 @@ from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
-from moedisco_ray.execution.ray.event_mailbox import UnitStatus, relay
+from moedisco_ray.execution.ray.event_mailbox import UnitStatus, open_mailbox
 from moedisco_ray.execution.ray.gang import Gang, Outcome
 from moedisco_ray.policies.arrival import boot_seconds
 from moedisco_ray.policies.checkpointing import HOUR
 from moedisco_ray.policies.gang import Sizes
 from moedisco_ray.training import TrainJob, TrainResult
 
-_NOTE_SECONDS = 10.0
-"""Between two notes of what was held; what a driver knew beyond the last one is lost with it."""
+_SAVE_SECONDS = 10.0
+"""Interval between two saves of the held worker-seconds (s); what a driver held after the last one is lost with it."""
 
 
 class RayGangCluster:
-    """A `GangCluster` on the connected cluster.
+    """A `GangCluster` on the connected Ray cluster.
 
     Args:
-        around: Of every attempt; its placement's number of workers is that of none of them.
-        name: Of the training.
-        ahead: Asks for nodes.
-        path: Where it is kept for later drivers what was held.
-        clock: Seconds.
+        context: What the attempts share, except for the number of workers.
+        name: Name of the training.
+        reservation: Requests nodes.
+        path: File of the held worker-seconds, for later drivers.
+        clock: Returns seconds.
     """
 
     def __init__(
-        self, around: AttemptContext, name: str, ahead: Reservation, path: Path, clock: Callable[[], float] = time.monotonic,
+        self, context: AttemptContext, name: str, reservation: Reservation, path: Path, clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._around = around
+        self._context = context
         self._name = name
-        self._ahead = ahead
+        self._reservation = reservation
         self._path = path
         kept: dict[str, Any] = read_json(path) if path.exists() else {"held": {}, "seconds": 0.0}
         self._held_before: dict[str, float] = kept["held"]
         self._seconds: float = kept["seconds"]
         self._clock = clock
-        self._noted = clock()
-        self._noting = threading.Lock()     # an attempt's end is noted by its own thread
+        self._saved_at = clock()
+        self._saving = threading.Lock()     # the attempt's own thread saves too, when it ends
         self._counted = sum(self._held_before.values())
         self._workers = 1
-        self._grows = session.grows()
+        self._autoscales = session.autoscales()
 
     @property
-    def free(self) -> int:
-        """See `GangCluster`; what is reserved for it counts."""
-        return session.free(self._around.placement.bundle) + self._ahead.held
+    def free_slots(self) -> int:
+        """See `GangCluster`; includes the slots that are reserved for the gang."""
+        return session.free_workers(self._context.placement.bundle) + self._reservation.held
 
     @property
-    def boot(self) -> float:
+    def boot_seconds(self) -> float:
         """See `GangCluster`."""
-        return boot_seconds(self._ahead.boots) if self._grows else float("inf")
+        return boot_seconds(self._reservation.boot_times) if self._autoscales else float("inf")
 
     @property
-    def most(self) -> float:
+    def max_slots(self) -> float:
         """See `GangCluster`."""
-        return session.most_ever(self._around.placement.pool)
+        return session.max_slots(self._context.placement.pool)
 
     @property
-    def whereabouts(self) -> UnitStatus:
+    def status(self) -> UnitStatus:
         """See `GangCluster`."""
-        return self._around.mail.whereabouts(self._name)
+        return self._context.mailbox.status(self._name)
 
     @property
     def worker_hours(self) -> float:
         """See `GangCluster`."""
         return sum(self.held.values()) / HOUR
 
-    def ask(self, workers: int) -> None:
-        """See `GangCluster`; without an autoscaler nobody would hear it."""
-        if self._grows:
-            self._ahead.ask(workers)
+    def request(self, workers: int) -> None:
+        """See `GangCluster`; does nothing without an autoscaler."""
+        if self._autoscales:
+            self._reservation.request(workers)
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
         """See `GangCluster`."""
         self._workers = workers
-        around = dataclasses.replace(
-            self._around, placement=dataclasses.replace(self._around.placement, workers=workers),
-            stops=(*self._around.stops, stop))
+        context = dataclasses.replace(
+            self._context, placement=dataclasses.replace(self._context.placement, workers=workers),
+            stop_files=(*self._context.stop_files, stop))
         try:
-            return attempt(job, around)
+            return attempt(job, context)
         finally:
-            self._note()
+            self._save()
 
-    def note(self) -> None:
-        """See `GangCluster`; every few seconds, however often it is called."""
-        if self._clock() - self._noted >= _NOTE_SECONDS:
-            self._note()
+    def save_held(self) -> None:
+        """See `GangCluster`; saves every few seconds, however often it is called."""
+        if self._clock() - self._saved_at >= _SAVE_SECONDS:
+            self._save()
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """See `GangCluster`."""
-        ray.get(self._around.mail.handle.push.remote(event))
+        self._context.mailbox.push(event)
 
     def check(self) -> None:
         """See `GangCluster`."""
-        self._around.mail.check()
+        self._context.mailbox.check()
 
-    def missing(self, workers: int) -> str:
+    def wait_message(self, workers: int) -> str:
         """See `GangCluster`."""
-        return session.missing([self._around.placement.bundle], workers, self.free)
+        return session.wait_message([self._context.placement.bundle], workers, self.free_slots)
 
     @property
     def held(self) -> dict[str, float]:
-        """Worker-seconds up to now, by what the meter calls the machines."""
-        held = self._around.mail.held().get(self._name, {})
+        """Worker-seconds held so far, over all drivers, by pool key."""
+        held = self._context.mailbox.held().get(self._name, {})
         return {key: self._held_before.get(key, 0.0) + held.get(key, 0.0) for key in self._held_before | held}
 
-    def trained(self, job: TrainJob, result: TrainResult) -> Trained:
-        """The training as it has ended, which is told."""
+    def finish(self, job: TrainJob, result: TrainResult) -> Trained:
+        """Emit the end of the training, and return its result with what it held."""
         trained = Trained(result, self._seconds, self.held)
-        self.tell(Event("unit_finished", job.stage, job.name, {
+        self.emit(Event("unit_finished", job.stage, job.name, {
             "steps": result.steps, "tokens": result.tokens, "loss": result.loss, "seconds": round(trained.seconds, 3),
             "restored_step": result.restored_step}))
         return trained
 
-    def _note(self) -> None:
-        with self._noting:
-            self._noted = self._clock()
+    def _save(self) -> None:
+        with self._saving:
+            self._saved_at = self._clock()
             held = self.held
             total = sum(held.values())
             self._seconds += (total - self._counted) / self._workers
@@ -141,35 +139,36 @@ class RayGangCluster:
 
 
 def train_gang(
-    job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, stop: StopFile = NEVER, run: str = "run",
+    job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = NEVER, run: str = "run",
 ) -> Trained:
-    """Train a job by as many workers of a pool as there are, within its bounds.
+    """Train a job with as many workers as a pool has, within its bounds.
 
     Args:
         job: The training.
-        pool: Whose workers; says how many they may be.
-        max_failures: How often workers that failed are started again. Losing a machine, or changing size, is no failure.
-        directory: For Ray Train's own state, and the files that end an attempt; all nodes must see it.
+        pool: The workers' pool, with the bounds on their number.
+        max_failures: How often failed workers are restarted. Losing a machine or changing size is not a failure.
+        directory: Directory of Ray Train's own state and of the files that end an attempt; all nodes must see it.
         emit: Receives the workers' events.
-        stop: Asks the workers to end.
-        run: Begins the names of the Ray Train runs.
+        stop: Ends the training, with a checkpoint.
+        run: Prefix of the Ray Train runs' names.
 
     Raises:
-        MoeDiscoError: An error that is ours, such as a full disk.
+        MoeDiscoError: An error of ours, such as a full disk.
         OSError: An event could not be written.
-        TrainingError: A worker died more often than allowed, or the training is poisoned.
-        RunStopped: Somebody asked the run to end; the workers have saved a checkpoint and ended.
-        KeyboardInterrupt: The same, from the keyboard.
+        TrainingError: The workers failed too often, or the training is poisoned.
+        RunStopped: The run was asked to end; the workers have saved a checkpoint and ended.
+        KeyboardInterrupt: As `RunStopped`, from the keyboard.
     """
     directory.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(job.batch, pool.fewest_workers, pool.most_workers)
     placement = Placement(pool, sizes.fewest, max_failures)
-    ahead = Reservation(pool, f"{run}-{job.name}-ahead")
-    with relay(emit) as mail:
-        around = AttemptContext(run, placement, directory, (stop,), mail, waits=False)
-        cluster = RayGangCluster(around, job.name, ahead, directory / "gang.json")
+    reservation = Reservation(pool, f"{run}-{job.name}-ahead")
+    with open_mailbox(emit) as mailbox:
+        context = AttemptContext(
+            run=run, placement=placement, directory=directory, stop_files=(stop,), mailbox=mailbox, wait_for_slots=False)
+        cluster = RayGangCluster(context, job.name, reservation, directory / "gang.json")
         try:
-            result = Gang(job, sizes, max_failures, cluster, directory, stop).train()
+            result = Gang(job, sizes, cluster, max_failures=max_failures, directory=directory, stop=stop).train()
         finally:
-            ahead.release()
-        return cluster.trained(job, result)
+            reservation.request(0)
+        return cluster.finish(job, result)

@@ -1,4 +1,7 @@
-"""A Ray cluster for the length of a run: the one that is there, or a local one with the pools' tags as slots."""
+"""The Ray cluster of a run: an existing one, or a local one whose custom resources are the pools' tags.
+
+A *slot* is one GPU place of a pool; each worker of the pool holds one.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,30 @@ from moedisco_ray.core.config import LowMemoryPool, Pool, RunConfig
 from moedisco_ray.core.errors import PoolError
 from moedisco_ray.execution.ray import ray_internals
 
-_ANSWER_SECONDS = 10.0
-"""For which a cluster that is named may take to answer."""
+_CONNECT_SECONDS = 10.0
+"""Time for a Ray cluster to accept a connection (s)."""
 
 NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
-"""The runtime environment on a cluster that has none. Helpers of Ray Train ask a dashboard whether the controller of a training
-lives. They look for it in the cluster that this machine knows of, which may be another one, or gone: they would wait for it at the
-end of each training, or take the controller for dead and remove its placement group."""
+"""Runtime environment for a Ray cluster without a dashboard.
+
+Ray Train asks a dashboard whether the controller of a training lives. Without this address it would use the Ray cluster that this
+machine last started, which may be another one or gone: it would wait at the end of each training, or assume that the controller is
+dead and remove its placement group.
+"""
 
 
 @contextlib.contextmanager
-def cluster(config: RunConfig) -> Iterator[list[str]]:
-    """Be connected to Ray inside the block. What is printed meanwhile goes to RUN_DIR/ray.log.
+def ray_cluster(config: RunConfig) -> Iterator[list[str]]:
+    """Connect to Ray for the block. Output that is printed meanwhile goes to RUN_DIR/ray.log.
 
-    A cluster named by RAY_ADDRESS, or one this process is connected to already, is used and left running. Otherwise a local
-    one is started whose custom resources are the pools' tags, and is stopped at the end.
+    A Ray cluster that RAY_ADDRESS names, or that this process is connected to, is used and left running. Otherwise a local one is
+    started, whose custom resources are the pools' tags, and stopped at the end.
 
     Yields:
-        What the run will have to wait for, for people: a line each.
+        One line for each resource that the run will have to wait for.
 
     Raises:
-        PoolError: The cluster will never have room for a pool's workers, or does not answer.
+        PoolError: The Ray cluster will never have room for a pool's workers, or does not answer.
     """
     with _output_to(config.directory / "ray.log"):
         _quiet()
@@ -57,14 +63,14 @@ def cluster(config: RunConfig) -> Iterator[list[str]]:
 
 
 def slots(pool: Pool) -> int:
-    """Workers that the cluster has room for in this pool, busy or not."""
+    """Slots of a pool on the Ray cluster, free or not."""
     return _slots(pool, ray.cluster_resources())
 
 
-def lasting(pool: Pool) -> int:
-    """The same without nodes that are about to be taken away: Ray counts them to the last, and starts nothing there."""
-    leaving = ray_internals.draining_nodes()
-    staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+def slots_staying(pool: Pool) -> int:
+    """Slots of a pool without those of draining nodes, which Ray still counts although it starts nothing there."""
+    draining = ray_internals.draining_nodes()
+    staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     return _slots(pool, {name: sum(each.get(name, 0) for each in staying) for name in (pool.resource, "GPU")})
 
 
@@ -73,79 +79,80 @@ def _slots(pool: Pool, resources: Mapping[str, float]) -> int:
     return offered if not pool.gpu else min(offered, int(resources.get("GPU", 0)) // pool.gpu)
 
 
-def free(bundle: Mapping[str, float]) -> int:
-    """Workers with a bundle of resources each that could start now, as Ray knew a moment ago; none where a node is about to go."""
-    leaving = ray_internals.draining_nodes()
+def free_workers(bundle: Mapping[str, float]) -> int:
+    """Workers with this bundle of resources that could start now (Ray's view is a moment old); none on a draining node."""
+    draining = ray_internals.draining_nodes()
     return sum(
-        min(int(there.get(name, 0) // amount) for name, amount in bundle.items())
-        for node, there in ray_internals.available_resources_per_node().items() if node not in leaving)
+        min(int(available.get(name, 0) // amount) for name, amount in bundle.items())
+        for node, available in ray_internals.available_resources_per_node().items() if node not in draining)
 
 
-def missing(bundles: Sequence[Mapping[str, float]], workers: int, free: int) -> str:
-    """For people: what so many workers wait for.
+def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int) -> str:
+    """A sentence about what workers wait for.
 
     Args:
-        bundles: Resources of each, the tag of its pool first; of several, any will do.
-        workers: How many start at once.
-        free: How many of them could.
+        bundles: Alternative resources of one worker, each with the tag of its node type first.
+        workers: Number of workers that start at once.
+        free: Number of workers that could start now.
     """
     by_tag = {next(iter(bundle)): bundle for bundle in bundles}
     resources = ray.cluster_resources()
-    there = sum(min(int(resources.get(name, 0) // amount) for name, amount in bundle.items()) for bundle in by_tag.values())
-    found = f"{free} of {there} are free" if there else "no node of the cluster offers it now"
+    total = sum(min(int(resources.get(name, 0) // amount) for name, amount in bundle.items()) for bundle in by_tag.values())
+    found = f"{free} of {total} are free" if total else "no node of the Ray cluster offers it now"
     return f"waits for {workers} {' or '.join(by_tag)}{' at once' if workers > 1 else ''}: {found}"
 
 
-def grows() -> bool:
-    """Whether an autoscaler may add nodes: the nodes that one starts name their type."""
+def autoscales() -> bool:
+    """Whether an autoscaler may add nodes, judged by its mark on the nodes that it started."""
     return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
 
 
 def room(pool: Pool, workers: int) -> int:
-    """Trainers of so many workers that may be under way at once: what there is room for now, over all node types of a pool."""
-    return min(sum(lasting(kind) // workers for kind in pool.kinds), cap(pool) // workers)
+    """Number of trainers, of some workers each, that may run at once now, over all node types of a pool."""
+    room_now = sum(slots_staying(node_type) // workers for node_type in pool.kinds)
+    return min(room_now, max_workers(pool) // workers)
 
 
-def cap(pool: Pool) -> int:
-    """Workers that may be under way at once, as the configuration has it."""
+def max_workers(pool: Pool) -> int:
+    """Configured maximum of workers at once."""
     return pool.max_workers if isinstance(pool, LowMemoryPool) else sys.maxsize
 
 
-def most_ever(pool: Pool) -> float:
-    """Slots of a pool that the cluster may ever have, by what its autoscaler says; infinite where that says nothing of it."""
-    limits = ray_internals.max_cluster_resources() if grows() else None
-    return math.inf if not limits else sum(max(slots(kind), _slots(kind, limits)) for kind in pool.kinds)
+def max_slots(pool: Pool) -> float:
+    """Slots that the autoscaler may bring at most; infinite where it does not say."""
+    limits = ray_internals.max_cluster_resources() if autoscales() else None
+    return math.inf if not limits else sum(max(slots(node_type), _slots(node_type, limits)) for node_type in pool.kinds)
 
 
 def check_pools(config: RunConfig) -> list[str]:
-    """Refuse to start what would wait for ever.
+    """Check that the Ray cluster has the slots that a run needs, or may get them.
 
     Returns:
-        What the run will have to wait for, as things are now, for people.
+        One line for each resource that the run will have to wait for.
 
     Raises:
-        PoolError: The cluster's autoscaler may never bring a node with a pool's tag, or as many as its gang needs at once.
+        PoolError: The autoscaler may never bring a node with a pool's tag, or not enough of them for the gang.
     """
-    waits = []
+    messages = []
     for pool, needed in config.pools.needed(config.finetune.pool):
-        now, ever = sum(slots(kind) for kind in pool.kinds), most_ever(pool)
+        now, limit = sum(slots(node_type) for node_type in pool.kinds), max_slots(pool)
         field = f"pools.{pool.kind}.{'types' if pool.mixed else 'resource'}"
         tags = " or ".join(pool.tags)
-        if ever < 1:
+        if limit < 1:
             raise PoolError(
-                field, tags, "no node type of this cluster offers it, whatever its autoscaler brings; give one this tag in the "
+                field, tags, "no node type of this Ray cluster offers it, whatever its autoscaler brings; give one this tag in the "
                 "cluster file, or name the tag that one has")
-        if ever < needed:
+        if limit < needed:
             raise PoolError(
-                _size_of(pool), needed, f"the gang needs {needed} {tags} at once, and the cluster's autoscaler brings {ever:g} at "
-                "most; lower it, or raise max_workers in the cluster file")
-        if now < needed and not grows():
+                _size_of(pool), needed, f"the gang needs {needed} {tags} at once, and the Ray cluster's autoscaler brings "
+                f"{limit:g} at most; lower it, or raise max_workers in the cluster file")
+        if now < needed and not autoscales():
             found = f"has {now}" if now else f"has no node with it{' and a GPU' if pool.gpu else ''}"
-            waits.append(
+            messages.append(
                 f"{_size_of(pool) if now else field}: the run needs {needed} {tags}{' at once' if needed > 1 else ''}, and this "
                 f"Ray cluster {found}: it will wait for a node "
                 f"(`ray start --address=HEAD:6379 --resources='{{\"{pool.tags[0]}\": 1}}'`)")
-    return waits
+    return messages
 
 
 def _size_of(pool: Pool) -> str:
@@ -154,7 +161,7 @@ def _size_of(pool: Pool) -> str:
 
 @contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Send what is printed to a file: standard output as Python sees it, standard error as the process does."""
+    """Redirect standard output (Python's) and standard error (the process') to a file."""
     with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         # Ray's C++ part writes to the file descriptor, past sys.stderr.
         terminal = os.dup(2)
@@ -169,13 +176,13 @@ def _output_to(path: Path) -> Iterator[None]:
 def _join(address: str) -> None:
     try:
         found, host_and_port = ray_internals.cluster_address(address)
-        with socket.create_connection(host_and_port, _ANSWER_SECONDS):
+        with socket.create_connection(host_and_port, _CONNECT_SECONDS):
             pass    # Ray itself would wait for ever
     except (OSError, ValueError):
         raise PoolError(
             "RAY_ADDRESS", address, "no Ray cluster answers there; give HOST:PORT as `ray start --head` prints it, or unset it to "
             "run on this machine alone") from None
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # what the dashboard shows of trainers
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # for the dashboard's page of trainers
     ray.init(
         address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found}}, log_to_driver=False, logging_level=logging.ERROR)
 
@@ -184,8 +191,8 @@ def _start_local(config: RunConfig) -> None:
     low, high = config.pools.low_memory, config.pools.high_memory
     cores = os.cpu_count() or 1
     sizes = [low.fewest_workers] if config.finetune_pool is low else local_slots(low, cores)
-    low_slots = [(kind.resource, count) for kind, count in zip(low.kinds, sizes, strict=True)]
-    # The smallest gang must fit, whatever it costs.
+    low_slots = [(node_type.resource, count) for node_type, count in zip(low.kinds, sizes, strict=True)]
+    # The smallest gang must fit, even with more workers than cores.
     high_slots = high.most_workers if high.gpu else min(high.most_workers, max(high.fewest_workers, cores))
     ray.init(
         address="local",
@@ -199,15 +206,15 @@ def _start_local(config: RunConfig) -> None:
 
 
 def local_slots(pool: LowMemoryPool, cores: int) -> list[int]:
-    """Slots that one machine offers of each node type of a pool.
+    """Slots of each node type of a pool on one machine.
 
-    On CPU a slot is a core: more trainers than cores only slow each other down. Of several types each has one slot at least, the
-    first ones as many as cores are left.
+    On CPU a slot is a core: more trainers than cores only slow each other down. Each node type has at least one slot; the first
+    ones take the cores that are left.
     """
     left = pool.max_workers if pool.gpu else min(pool.max_workers, cores)
     slots = []
-    for kind, after in zip(pool.kinds, range(len(pool.kinds) - 1, -1, -1), strict=True):
-        slots.append(max(1, min(kind.max_workers, left - after)))
+    for node_type, after in zip(pool.kinds, range(len(pool.kinds) - 1, -1, -1), strict=True):
+        slots.append(max(1, min(node_type.max_workers, left - after)))
         left -= slots[-1]
     return slots
 
@@ -220,7 +227,7 @@ def _sum_by_tag(*tags: tuple[str, int]) -> dict[str, float]:
 
 
 def _quiet() -> None:
-    """Leave the terminal to our own view; Ray's logs stay in its session directory."""
+    """Keep Ray's messages off the terminal; its logs stay in its session directory."""
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

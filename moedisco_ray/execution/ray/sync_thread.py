@@ -1,4 +1,4 @@
-"""The keeper of rounds beside a queue of trainings."""
+"""Sync points of sub-models that train in a queue."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from moedisco_ray.core.events import Emit
 from moedisco_ray.training import SyncCoordinator, TrainJob
 
 _STAY_SECONDS = 120.0
-"""For which a member keeps its slot while it waits: several times what a new start of it takes."""
+"""Time for which a member keeps its slot at a sync point (s): several times what its restart takes."""
 
 
-class KeeperBeside:
-    """Makes outer steps in a thread, so that the queue goes on hearing of what ends meanwhile.
+class SyncThread:
+    """Makes outer steps in a thread of the driver, so that the queue can follow other trainings meanwhile.
 
-    In this process, not in a Ray task: members that wait may hold every slot there is.
+    Not in a Ray task: members that wait at the sync point may hold every slot.
 
     Args:
         jobs: The members.
-        threads: Of which one is free.
-        emit: Receives the rounds' events.
+        threads: Executor with one free thread.
+        emit: Receives the events of the sync points.
     """
 
     def __init__(self, jobs: Sequence[TrainJob], threads: ThreadPoolExecutor, emit: Emit) -> None:
-        self._keeper = SyncCoordinator(jobs, emit)
+        self._coordinator = SyncCoordinator(jobs, emit)
         self._threads = threads
-        self.at_work: list[Future[None]] = []
+        self.pending: list[Future[None]] = []
 
     def startable(self, job: TrainJob) -> bool:
-        """Whether there is something to do for a job that holds no slot."""
-        return not self._keeper.waits(job.name)
+        """Whether a job without a slot has steps to make before its next sync point."""
+        return not self._coordinator.waits(job.name)
 
-    def seated(self, job: TrainJob, *, for_all: bool) -> TrainJob:
-        """The job as it should wait for others: in its slot where there is one for each, since nobody else needs it."""
+    def with_stay(self, job: TrainJob, *, slot_for_each: bool) -> TrainJob:
+        """The job, set to wait at a sync point in its slot if every member has one, and otherwise to free it for the others."""
         if job.rounds is None:
             return job
-        return dataclasses.replace(job, rounds=dataclasses.replace(job.rounds, stay=_STAY_SECONDS if for_all else 0.0))
+        return dataclasses.replace(job, rounds=dataclasses.replace(job.rounds, stay=_STAY_SECONDS if slot_for_each else 0.0))
 
-    def look(self) -> None:
-        """See to the open round.
+    def poll(self) -> None:
+        """Start the outer step of the open sync point when it is due.
 
         Raises:
             RunDirError: The disk is full.
         """
-        for future in self.at_work:
+        for future in self.pending:
             if not future.done():
                 return
             future.result()
-        gathering = self._keeper.due()
-        self.at_work = [] if gathering is None else [self._threads.submit(self._keeper.close, gathering)]
+        members = self._coordinator.due()
+        self.pending = [] if members is None else [self._threads.submit(self._coordinator.close, members)]
 
     def drop(self, job: TrainJob) -> None:
-        """A job was given up: no round waits for it any longer."""
-        self._keeper.drop(job.name)
+        """Stop waiting for a job that was given up."""
+        self._coordinator.drop(job.name)

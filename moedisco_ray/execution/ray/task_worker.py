@@ -1,4 +1,4 @@
-"""What a task of `on_ray.tasks` does on its worker. It imports Ray alone, so that a worker can say at once that it has begun."""
+"""What a task of `ray.tasks` does on its worker. It imports only Ray, so that the worker reports its start without delay."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import ray
 
 
 def work(call: list[ray.ObjectRef]) -> Iterator[Any]:
-    """Say that the task has begun, by giving None; then give what the function returns.
+    """Yield None when the task has begun, then what the function returns.
 
     Args:
-        call: The function, its arguments and its named arguments, in the object store: to unpack them is to import torch, for
-            seconds in which the slot is held already. In a list, because Ray would fetch a bare reference first.
+        call: Reference to the function, its arguments and its named arguments. Unpacking them imports torch, which takes seconds in
+            which the slot is held already. The reference is in a list because Ray would fetch a bare one before the task begins.
     """
     yield None
     function, args, kwargs = ray.get(call[0])

@@ -1,4 +1,4 @@
-"""One pure function on one worker of a pool."""
+"""Run one pure function on one worker of a pool."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
 from moedisco_ray.execution.ray.task_worker import work
-from moedisco_ray.execution.ray.wait_notice import PATIENCE_SECONDS, WaitNotice
+from moedisco_ray.execution.ray.wait_notice import GRACE_SECONDS, WaitNotice
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MOST_STARTS = 4
-"""Of a function whose worker dies."""
-_LOOK_SECONDS = 1.0
-"""Between two looks at the stop file."""
+_MAX_STARTS = 4
+"""Attempts at a function whose worker dies."""
+_POLL_SECONDS = 1.0
+"""Interval between two checks of the stop file (s)."""
 
 
 def run_on(pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call `function` in a Ray task that holds one slot of the pool (None: a CPU of any node), and wait for it.
 
-    The slot counts as held from when the task has begun on its worker until it ends; one whose worker died waits for another.
+    The slot counts as held from the start of the task on its worker until its end. A task whose worker died waits for another slot.
 
     Raises:
-        MoeDiscoError: What the function raised, as it raised it.
-        OSError: The same.
-        RunError: Any other error of the function, or the worker's death four times in a row.
-        RunStopped: Somebody asked the run to end before the function began.
+        MoeDiscoError: The function raised it.
+        OSError: The function raised it.
+        RunError: The function raised another error, or its worker died four times in a row.
+        RunStopped: The run was asked to end before the function began.
     """
     call = ray.put((function, args, kwargs))
-    for _ in range(_MOST_STARTS):
+    for _ in range(_MAX_STARTS):
         stop.check()
         try:
             result: T = _attempt(function.__name__, call, pool, emit, stop)
@@ -59,36 +59,36 @@ def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop
     resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
     task = ray.remote(work).options(
         name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,
-        # Ray's own retry would wait for a slot unseen, which would be charged.
+        # Ray's own retry would wait for a slot unseen, and the wait would be charged.
         max_retries=0).remote([call])
     with contextlib.ExitStack() as unless_begun:
-        # By force: one that begins this very moment must not write into a directory that is being removed.
+        # By force: a task that begins at this very moment must not write into a directory that is being removed.
         unless_begun.callback(ray.cancel, task, force=True)
-        until_begun(
-            lambda: bool(ray.wait([task], timeout=_LOOK_SECONDS)[0]),
-            lambda: session.missing([bundle], 1, session.free(bundle)), emit, stop)
+        wait_for_start(
+            lambda: bool(ray.wait([task], timeout=_POLL_SECONDS)[0]),
+            lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), emit, stop)
         ray.get(next(task))
         unless_begun.pop_all()
     with holding(emit, pool, 1):
         return ray.get(next(task))
 
 
-def until_begun(
-    begun: Callable[[], bool], missing: Callable[[], str], emit: Emit, stop: StopFile, patience: float = PATIENCE_SECONDS,
+def wait_for_start(
+    started: Callable[[], bool], message: Callable[[], str], emit: Emit, stop: StopFile, grace: float = GRACE_SECONDS,
 ) -> None:
-    """Wait for a task to begin; say so once if that takes long.
+    """Wait for a task to start, and warn once if that takes long.
 
     Args:
-        begun: Waits a moment, and tells whether it has.
-        missing: For people: what it waits for.
-        emit: Takes the `warning`.
-        stop: Ends the waiting.
-        patience: Seconds until that is said.
+        started: Waits for a moment and returns whether the task has started.
+        message: Says what the task waits for.
+        emit: Receives the `warning`.
+        stop: Ends the wait.
+        grace: Seconds of waiting before the warning.
 
     Raises:
-        RunStopped: Somebody asked the run to end.
+        RunStopped: The run was asked to end.
     """
-    standstill = WaitNotice(emit)
-    while not begun():
+    notice = WaitNotice(emit)
+    while not started():
         stop.check()
-        standstill.waits(missing, patience)
+        notice.waiting(message, grace)

@@ -1,7 +1,7 @@
-"""What Ray Train's controller tells the run.
+"""What Ray Train's controller reports to the run.
 
-The controller is a process of its own that imports whatever this module does. Nothing here needs torch, which saves
-seconds at the start of every training.
+The controller is a process of its own that imports whatever this module imports. Nothing here needs torch, which saves seconds at
+the start of every training.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray.ray_internals import ControllerCallback, WorkerGroupCallback
 
 
-class Slots(WorkerGroupCallback, ControllerCallback):
-    """Tells the meter from when until when a trainer's workers hold their slots, and the driver whom to end.
-
-    Ray Train's public callbacks know neither; waiting for the slots must not be charged.
+class SlotReporter(WorkerGroupCallback, ControllerCallback):
+    """Reports when a trainer's workers take and free their slots, so that waiting for slots costs nothing.
 
     Args:
-        stage: Of the training.
-        unit: Of the training.
-        pool: What the meter calls the machines.
-        mailbox: Of the run; see `on_ray.relay`.
-        attempt: By what the mailbox knows this attempt at the training.
+        stage: Stage of the training.
+        unit: Name of the training.
+        pool: Key of the pool in the meter.
+        mailbox: The run's mailbox actor; see `event_mailbox`.
+        attempt: Id of this attempt in the mailbox.
     """
 
-    def __init__(self, stage: str, unit: str, pool: str, mailbox: ActorHandle, attempt: str) -> None:
+    def __init__(self, *, stage: str, unit: str, pool: str, mailbox: ActorHandle, attempt: str) -> None:
         self._stage = stage
         self._unit = unit
         self._pool = pool
@@ -39,27 +37,27 @@ class Slots(WorkerGroupCallback, ControllerCallback):
         self._hold: str | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002 - Ray's signature
-        """This process is the controller; its end is the end of everything that it started."""
-        ray.get(self._mailbox.control.remote(self._unit, self._attempt, ray.get_runtime_context().current_actor))
+        """Register the controller, which is this process: to kill it ends everything that it started."""
+        ray.get(self._mailbox.set_controller.remote(self._unit, self._attempt, ray.get_runtime_context().current_actor))
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """The actors are up: their nodes are known, and their placement group can be told to whoever may have to remove it.
+        """Report that the workers are up, with their nodes and placement group.
 
-        Before Ray Train sets torch up on them: of a worker that dies meanwhile, it leaves the group behind.
+        This precedes torch's setup on the workers: if one dies during it, Ray Train does not remove the placement group.
         """
         self._hold = uuid.uuid4().hex[:12]
         self._push("workers_held", {"pool": self._pool, "workers": len(workers)})
         group = ray.get(workers[0].execute_async(get_current_placement_group))
         nodes = tuple(worker.metadata.node_id for worker in workers)
-        ray.get(self._mailbox.place.remote(self._unit, self._attempt, group, nodes))
+        ray.get(self._mailbox.set_workers.remote(self._unit, self._attempt, group, nodes))
         return {}
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
-        """The slots are free."""
+        """Report that the slots are free."""
         self._release()
 
     def after_worker_group_abort(self, worker_group_context: Any) -> None:  # noqa: ARG002 - Ray's signature
-        """The slots are free."""
+        """Report that the slots are free."""
         self._release()
 
     def _release(self) -> None:
@@ -70,9 +68,3 @@ class Slots(WorkerGroupCallback, ControllerCallback):
     def _push(self, kind: Literal["workers_held", "workers_released"], data: dict[str, Any]) -> None:
         event = Event(kind, self._stage, data={"hold": self._hold, "unit": self._unit, **data})
         ray.get(self._mailbox.push.remote(event))
-
-
-def last_line(error: BaseException) -> str:
-    """The end of an error's text, where Ray puts what matters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Says what is waited for, once each time that nothing goes on for a while."""
+"""A warning for people when a run has waited for machines for a while."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Callable
 
 from moedisco_ray.core.events import Emit, Event
 
-PATIENCE_SECONDS = 5.0
-"""For which something waits before that is said: what Ray knows of free slots is a moment old."""
+GRACE_SECONDS = 5.0
+"""Wait that is not worth a warning (s): Ray's view of free slots lags by a moment."""
 
 
 class WaitNotice:
-    """A wait that may begin again.
+    """Emits one `warning` per wait.
 
     Args:
-        emit: Takes a `warning` each time.
-        clock: Seconds.
+        emit: Receives the warnings.
+        clock: Returns seconds.
     """
 
     def __init__(self, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._emit = emit
         self._clock = clock
         self._since: float | None = None
-        self._said = False
+        self._warned = False
 
-    def waits(self, missing: Callable[[], str], patience: float = PATIENCE_SECONDS) -> None:
-        """Nothing goes on at this moment.
+    def waiting(self, message: Callable[[], str], grace: float = GRACE_SECONDS) -> None:
+        """Note that the run waits at this moment.
 
         Args:
-            missing: For people: what is waited for.
-            patience: Seconds until that is said.
+            message: Says what it waits for.
+            grace: Seconds of waiting before the warning.
         """
         if self._since is None:
             self._since = self._clock()
-        if not self._said and self._clock() - self._since >= patience:
-            self._said = True
-            self._emit(Event("warning", data={"message": missing()}))
+        if not self._warned and self._clock() - self._since >= grace:
+            self._warned = True
+            self._emit(Event("warning", data={"message": message()}))
 
-    def goes_on(self) -> None:
-        """It is over, if there was one."""
+    def reset(self) -> None:
+        """End the wait, if there was one."""
         self._since = None
-        self._said = False
+        self._warned = False

@@ -22,7 +22,8 @@ def run(context: Context, draft: Draft) -> None:
         meter.update(event)
         context.emit(event)
 
-    summary = context.backend.build_clusters(config, context.of("corpus"), model, draft.path, metered, context.stop)
+    summary = context.backend.build_clusters(
+        config, corpus_dir=context.of("corpus"), model=model, directory=draft.path, emit=metered, stop=context.stop)
     draft.summary.update(summary, held=meter.worker_seconds)
     context.emit(Event("clusters", "cluster", data={
         "documents": [entry["documents"] for entry in summary["clusters"]],

@@ -23,6 +23,6 @@ def run(context: Context, draft: Draft) -> None:
         tokens=config.tokens.finetune, seed=finetune_seed(config))
     job = dataclasses.replace(job, moments=restored_optimizer_state(context.of("merge")))
     trained = context.backend.train_gang(
-        job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, context.stop)
+        job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, stop=context.stop)
     link_tree(job.output, draft.path)
     draft.summary["units"] = unit_records([job], [trained])

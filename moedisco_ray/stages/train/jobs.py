@@ -70,7 +70,7 @@ def rounds_of(steps: Sequence[int], settings: Submodels, directory: Path) -> lis
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:
     """Each by workers of the placement's pool."""
     directory = context.checkpoints(jobs[0].stage) / "ray"
-    return context.backend.train_all(jobs, placement, directory, context.emit, context.stop, quorum)
+    return context.backend.train_all(jobs, placement, directory, context.emit, stop=context.stop, quorum=quorum)
 
 
 def unit_records(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How long nodes of a tag took to come, kept by the cluster for the runs that follow."""
+"""How long nodes with a tag took to boot, stored in the Ray cluster for the runs that follow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import ray
 from moedisco_ray.execution.ray import ray_internals
 
 _NAMESPACE = "moedisco"
-_KEPT = 50
-"""Boot times of a tag that the cluster keeps."""
+_MAX_KEPT = 50
+"""Boot times that the Ray cluster keeps for each tag."""
 
 
 class BootTimes:
@@ -20,40 +20,40 @@ class BootTimes:
 
     Args:
         tag: A custom resource.
-        clock: Seconds.
+        clock: Returns seconds.
     """
 
     def __init__(self, tag: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._tag = tag
         self._clock = clock
         self._known: set[str] = set()
-        self._asked: list[float] = []
+        self._requested_at: list[float] = []
 
     @property
     def seconds(self) -> list[float]:
-        """From asking to each node that came, whichever run asked; oldest first."""
+        """Seconds from the request to each node that came, over all runs; oldest first."""
         kept = ray_internals.kv_get(self._key, _NAMESPACE)
         return [] if kept is None else list(json.loads(kept))
 
-    def ask(self, slots: int) -> None:
-        """So many are asked for from now on, those that were before among them."""
-        if not self._asked:
+    def request(self, slots: int) -> None:
+        """Set the number of slots that are requested from now on, including those requested before."""
+        if not self._requested_at:
             self._known = self._nodes()
-        waiting = self._asked[-slots:] if slots else []
-        self._asked = [*waiting, *[self._clock()] * (slots - len(waiting))]
+        waiting = self._requested_at[-slots:] if slots else []
+        self._requested_at = [*waiting, *[self._clock()] * (slots - len(waiting))]
 
-    def note(self) -> int:
-        """Keep how long nodes took that have come since they were asked for; returns how many have."""
-        if not self._asked:
+    def record(self) -> int:
+        """Store the boot times of nodes that came since their request; returns the number of those nodes."""
+        if not self._requested_at:
             return 0
-        come = self._nodes() - self._known
-        self._known |= come
-        if come:
+        new = self._nodes() - self._known
+        self._known |= new
+        if new:
             now = self._clock()
-            # The slot that waits longest gets the first node.
-            took = [now - self._asked[min(place, len(self._asked) - 1)] for place in range(len(come))]
-            ray_internals.kv_put(self._key, json.dumps([*self.seconds, *took][-_KEPT:]), _NAMESPACE)
-        return len(come)
+            # The oldest request gets the first node.
+            times = [now - self._requested_at[min(place, len(self._requested_at) - 1)] for place in range(len(new))]
+            ray_internals.kv_put(self._key, json.dumps([*self.seconds, *times][-_MAX_KEPT:]), _NAMESPACE)
+        return len(new)
 
     @property
     def _key(self) -> str:

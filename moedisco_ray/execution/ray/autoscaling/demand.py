@@ -1,9 +1,9 @@
-"""Slots that an autoscaler is asked for on behalf of what waits: one for each that could start.
+"""Slots that an autoscaler is asked for on behalf of waiting trainings: one for each that could start.
 
-Ray Train asks for the slots of a training once that has begun. If all began at once, so that an autoscaler heard of them, each
-would be a process of the head's, and who gets the first slot would be Ray's to say, not the queue's. So only what there is room for
-begins, and the rest asks here, by placement groups of one slot each. A slot that has come is let go at once: the queue sees its
-node, and what it begins there takes it.
+Ray Train requests the slots of a training once that has begun. If all trainings began at once, so that an autoscaler sees them,
+each would be a process on the head node, and Ray, not the queue, would decide which of them gets the first slot. So only as many
+trainings begin as there is room for. Slots for the others are requested here, by placement groups of one slot each. A group whose
+slot has come is removed at once: the queue sees the node, and the training that it begins there takes the slot.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from moedisco_ray.core.config import Pool
 from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
 from moedisco_ray.policies.arrival import boot_seconds, gives_way
 
-_GIVES_WAY_SECONDS = 600.0
-"""For which a node type that did not come gives way to others, until it is asked for again; Ray's own memory of it is as long."""
+_ABSENT_SECONDS = 600.0
+"""Time for which a node type that did not come is not requested again (s); Ray's own memory of it is as long."""
 
 
 class Demand:
-    """What is asked for of each node type of a pool.
+    """The slots requested of each node type of a pool.
 
     Args:
-        kinds: The node types, by key.
-        name: Begins what Ray shows of it.
-        clock: Seconds.
+        node_types: The node types, by key.
+        name: Prefix of the placement groups' names.
+        clock: Returns seconds.
     """
 
-    def __init__(self, kinds: Mapping[str, Pool], name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._slots = {key: _Slots(kind, f"{name}-{key}", clock) for key, kind in kinds.items()}
+    def __init__(self, node_types: Mapping[str, Pool], name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._requests = {key: _Requests(node_type, f"{name}-{key}", clock) for key, node_type in node_types.items()}
 
     @property
     def absent(self) -> Collection[str]:
-        """Node types that were asked for, and did not come within twice the time that they should take."""
-        return [key for key, slots in self._slots.items() if slots.absent]
+        """Node types that were requested and did not come within twice the expected time."""
+        return [key for key, requests in self._requests.items() if requests.absent]
 
     @property
-    def boot(self) -> float:
-        """Seconds that a node takes to come, of whichever type is the slowest."""
-        return max(slots.boot for slots in self._slots.values())
+    def boot_seconds(self) -> float:
+        """Expected seconds until a node comes, for the slowest node type."""
+        return max(requests.boot_seconds for requests in self._requests.values())
 
-    def ask(self, wanted: Mapping[str, int]) -> None:
-        """Ask for so many slots of each node type in place of what was asked for before; of one that is left out, for none."""
-        for key, slots in self._slots.items():
-            slots.ask(wanted.get(key, 0))
+    def request(self, slots: Mapping[str, int]) -> None:
+        """Set the number of requested slots of each node type; 0 for those left out."""
+        for key, requests in self._requests.items():
+            requests.set(slots.get(key, 0))
 
 
-class _Slots:
-    """Of one node type."""
+class _Requests:
+    """The requested slots of one node type."""
 
-    def __init__(self, kind: Pool, name: str, clock: Callable[[], float]) -> None:
-        self._kind = kind
+    def __init__(self, node_type: Pool, name: str, clock: Callable[[], float]) -> None:
+        self._node_type = node_type
         self._name = name
         self._clock = clock
-        self._boots = BootTimes(kind.resource, clock)
+        self._boots = BootTimes(node_type.resource, clock)
         self._groups: list[PlacementGroup] = []
         self._since: float | None = None
         self._absent_until = 0.0
@@ -67,26 +67,26 @@ class _Slots:
         return self._clock() < self._absent_until
 
     @property
-    def boot(self) -> float:
+    def boot_seconds(self) -> float:
         return boot_seconds(self._boots.seconds)
 
-    def ask(self, count: int) -> None:
+    def set(self, count: int) -> None:
         now = self._clock()
-        if self._boots.note() or self._since is None:
+        if self._boots.record() or self._since is None:
             self._since = now
         if not count:
             self._since = None
-        elif gives_way(now - self._since, self.boot):
-            self._since, self._absent_until = None, now + _GIVES_WAY_SECONDS
-        self._boots.ask(count)
-        self._let_go_of_what_came()
+        elif gives_way(now - self._since, self.boot_seconds):
+            self._since, self._absent_until = None, now + _ABSENT_SECONDS
+        self._boots.request(count)
+        self._remove_fulfilled()
         while len(self._groups) > count:
             remove_placement_group(self._groups.pop())
         while len(self._groups) < count:
-            # No two groups of a cluster may have one name, not even where one of them is about to be removed.
-            self._groups.append(placement_group([{self._kind.resource: 1}], name=f"{self._name}-{uuid.uuid4().hex[:8]}"))
+            # Names are unique in a Ray cluster, even while a group is being removed.
+            self._groups.append(placement_group([{self._node_type.resource: 1}], name=f"{self._name}-{uuid.uuid4().hex[:8]}"))
 
-    def _let_go_of_what_came(self) -> None:
+    def _remove_fulfilled(self) -> None:
         if not self._groups:
             return
         table = placement_group_table()

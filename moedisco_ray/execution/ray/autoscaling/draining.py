@@ -1,6 +1,6 @@
-"""Tells Ray that a node will end: it takes no more work, and Ray Train hears of it.
+"""Drain a Ray node that will end: it takes no more work, and Ray Train is notified.
 
-Run as a program, with the arguments GCS_ADDRESS NODE_ID DEADLINE_MS REASON, it drains one node and ends.
+As a program, with the arguments GCS_ADDRESS NODE_ID DEADLINE_MS REASON, it drains one node.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ _TIMEOUT_S = 5
 
 
 def drain(gcs_address: str, node_id: str, deadline_ms: int, reason: str) -> bool:
-    """Drain a node because it is taken away; Ray does not end it at the deadline, the cloud does.
+    """Drain a node that the cloud takes away. At the deadline the cloud ends it, not Ray.
 
     Args:
-        gcs_address: HOST:PORT of the cluster's control store.
-        node_id: In hexadecimal digits.
-        deadline_ms: When the node goes, in milliseconds since the epoch.
-        reason: For Ray's log.
+        gcs_address: HOST:PORT of the Ray cluster's control store.
+        node_id: The node's id (hexadecimal).
+        deadline_ms: Time of the node's end (ms since the epoch).
+        reason: Text for Ray's log.
 
     Returns:
-        False: it was draining already, with no later a deadline.
+        False if the node was draining already, with this deadline or an earlier one.
 
     Raises:
-        ValueError: The cluster has no such node, or refuses.
-        RpcError: The cluster does not answer.
+        ValueError: The Ray cluster has no such node, or refuses.
+        RpcError: The Ray cluster does not answer.
     """
     client = GcsClient(address=gcs_address)
-    # Ray accepts the drain of a node that it never heard of, and does nothing.
+    # For a node that it does not know, Ray accepts the drain and does nothing.
     if ray.NodeID.from_hex(node_id) not in client.get_all_node_info(timeout=_TIMEOUT_S):
         raise ValueError(f"has no node {node_id} yet")
     known = {_hex(node): deadline for node, deadline in client.get_draining_nodes(timeout=_TIMEOUT_S).items()}
@@ -45,7 +45,7 @@ def drain(gcs_address: str, node_id: str, deadline_ms: int, reason: str) -> bool
 
 
 def main(arguments: list[str]) -> str | None:
-    """The program; returns what went wrong."""
+    """Run the program; returns an error message, if any."""
     gcs_address, node_id, deadline_ms, reason = arguments
     try:
         drain(gcs_address, node_id, int(deadline_ms), reason)

@@ -1,8 +1,8 @@
-"""Slots that are asked for ahead of their work, so that an autoscaler brings their nodes in time.
+"""Slots that are requested before their work begins, so that an autoscaler brings their nodes in time.
 
-A pending placement group is what an autoscaler hears; Ray's `request_resources` would overwrite what Ray Train asks for. A
-group holds nothing until all of it can be held at once, so that runs that ask at the same time never wait for each other. It is
-of the pool's tag alone, which is what brings a node: with a core or a GPU, it would keep sub-models off a machine of both pools.
+An autoscaler sees a pending placement group; Ray's `request_resources` would overwrite what Ray Train requests. A group holds
+nothing until all of it can be held at once, so that runs that request slots at the same time never block each other. It requests
+only the pool's tag, which is what brings a node: with a CPU or a GPU, it would keep sub-models off a machine of both pools.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from moedisco_ray.policies.arrival import Advice
 
 
 class Reservation:
-    """At most one group of a pool's slots.
+    """At most one placement group of a pool's slots.
 
     Args:
-        pool: Whose.
-        name: Begins what Ray shows of it.
-        clock: Seconds.
+        pool: The pool.
+        name: Prefix of the placement groups' names.
+        clock: Returns seconds.
 
     Attributes:
-        workers: How many slots are asked for now.
+        workers: Number of slots requested now.
     """
 
     def __init__(self, pool: Pool, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,66 +40,62 @@ class Reservation:
         self.workers = 0
 
     @property
-    def boots(self) -> list[float]:
-        """Seconds from asking to each node that came, whichever run asked; oldest first."""
+    def boot_times(self) -> list[float]:
+        """Seconds from the request to each node that came, over all runs; oldest first."""
         return self._boots.seconds
 
     @property
     def held(self) -> int:
-        """Slots that are there and kept for us: all that are asked for, or none, less those of nodes that are about to go."""
+        """Slots that the group holds: all requested ones or none, without those of draining nodes."""
         table = placement_group_table(self._group) if self._group is not None else {}
         if table.get("state") != "CREATED":
             return 0
-        leaving = ray_internals.draining_nodes()
-        return sum(node not in leaving for node in table["bundles_to_node_id"].values())
+        draining = ray_internals.draining_nodes()
+        return sum(node not in draining for node in table["bundles_to_node_id"].values())
 
-    def ask(self, workers: int) -> None:
-        """Ask for so many slots in place of what was asked for before; for none, let go."""
-        self.note()
+    def request(self, workers: int) -> None:
+        """Set the number of requested slots; 0 removes the request."""
+        self.record()
         if workers == self.workers:
             return
         self.hand_over()
-        self._boots.ask(workers)
+        self._boots.request(workers)
         if workers:
-            # No two groups of a cluster may have one name, not even where one of them is about to be removed.
+            # Names are unique in a Ray cluster, even while a group is being removed.
             name = f"{self._name}-{uuid.uuid4().hex[:8]}"
             self._group = placement_group([{self._pool.resource: 1}] * workers, strategy="PACK", name=name)
             self.workers = workers
 
-    def release(self) -> None:
-        """Ask for nothing."""
-        self.ask(0)
-
     def hand_over(self) -> None:
-        """Ask for nothing, because the work that the slots are for is about to; `note` when it has begun: its nodes have come."""
+        """Remove the request because the work is about to make its own; call `record` when it has begun: its nodes have come."""
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
             self.workers = 0
 
-    def note(self) -> None:
-        """Keep how long the nodes took that have come since they were asked for."""
-        self._boots.note()
+    def record(self) -> None:
+        """Store the boot times of nodes that came since their request."""
+        self._boots.record()
         if not self.workers:
-            self._boots.ask(0)
+            self._boots.request(0)
 
-    def foresee(
+    def prepare(
         self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int, stretch: float = 1.0,
     ) -> Advice:
-        """Do what `policies.arrival` advises, given what the work before it has left.
+        """Request or release slots as `policies.arrival` advises, from the work that is left before they are needed.
 
         Args:
-            running: Seconds left of what runs there.
-            waiting: The same of what waits there.
-            slots: Slots there.
-            workers: How many slots of this pool to ask for, when it is time.
-            stretch: What losses and checkpoints add to the seconds, as a factor.
+            running: Seconds left of each running training.
+            waiting: Seconds left of each waiting training.
+            slots: Slots for these trainings.
+            workers: Number of this pool's slots to request when it is time.
+            stretch: Factor on the seconds for losses and checkpoints.
         """
-        self.note()
-        boot = arrival.boot_seconds(self.boots, workers)
+        self.record()
+        boot = arrival.boot_seconds(self.boot_times, workers)
         advice = arrival.advise(arrival.ends_in(running, waiting, slots, stretch), boot, asked=self.workers > 0)
         if advice == "ask":
-            self.ask(workers)
+            self.request(workers)
         elif advice == "release":
-            self.release()
+            self.request(0)
         return advice

@@ -9,21 +9,21 @@ from small_run import small_config
 
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray import ray_internals
-from moedisco_ray.execution.ray.autoscaling.free_slots import free_slots, unused
+from moedisco_ray.execution.ray.monitoring import idle_slots, reporting_idle_slots
 
 GROUP = "8f3b" * 9
 
 
-def test_what_a_group_keeps_for_a_worker_to_come_is_unused() -> None:
+def test_what_a_group_keeps_for_a_worker_to_come_is_idle_slots() -> None:
     nodes = [
         {"CPU": 2.0, "high_mem_gpu": 1.0, "other_gpu": 5.0},
         # Two bundles of a group, one of which a worker holds: Ray tells of the bundles one by one, and of their sum.
         {f"high_mem_gpu_group_{GROUP}": 1.0, f"high_mem_gpu_group_1_{GROUP}": 1.0, f"bundle_group_{GROUP}": 1000.0},
         {"high_mem_gpu.large": 3.0, f"other_gpu_group_{GROUP}": 2.0},
     ]
-    assert unused(nodes, "high_mem_gpu") == 2
-    assert unused(nodes, "other_gpu") == 7
-    assert unused([], "high_mem_gpu") == 0
+    assert idle_slots(nodes, "high_mem_gpu") == 2
+    assert idle_slots(nodes, "other_gpu") == 7
+    assert idle_slots([], "high_mem_gpu") == 0
 
 
 def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -46,6 +46,6 @@ def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     answers.insert(0, answers[0])
     monkeypatch.setattr(ray_internals, "available_resources_per_node", available)
-    with free_slots(small_config(tmp_path), emit, interval=0.001):
+    with reporting_idle_slots(small_config(tmp_path), emit, interval=0.001):
         assert done.wait(10)
     assert told == [1, 1, 0, 0]

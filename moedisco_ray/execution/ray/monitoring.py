@@ -1,0 +1,103 @@
+"""What a run measures on its Ray cluster while it runs: metrics for Prometheus, and idle slots, which cost money too."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+
+from ray.exceptions import RayError
+from ray.util.metrics import Gauge
+
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.events import Emit, Event
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.execution.ray import ray_internals
+
+_POLL_SECONDS = 2.0
+"""Interval between two counts of idle slots (s)."""
+
+
+class Gauges:
+    """A listener that sets Ray metrics, which Prometheus scrapes from every node; the Grafana dashboard uses their names.
+
+    Args:
+        config: The run's configuration. Ray must be connected.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._meter = Meter()
+        self._begun: set[str] = set()
+        self._loss = Gauge("moedisco_loss", "Training loss, nats per token", ("run", "unit"))
+        self._speed = Gauge("moedisco_tokens_per_second", "Training speed", ("run", "unit"))
+        self._dollars = Gauge("moedisco_dollars", "Spent since the driver began, at the configuration's prices", ("run", "pool"))
+        self._waiting = Gauge("moedisco_submodels_waiting", "Sub-models that no worker has begun yet", ("run",))
+
+    def __call__(self, event: Event) -> None:
+        """Update the metrics from an event."""
+        run = {"run": self._config.name}
+        self._meter.update(event)
+        for key, pool in self._config.pools.by_key.items():
+            dollars = self._meter.worker_seconds.get(key, 0.0) / 3600 * pool.price_per_hour
+            self._dollars.set(dollars, {**run, "pool": key})
+        if event.unit is not None and event.type == "progress":
+            unit = {**run, "unit": event.unit}
+            self._loss.set(event.data["loss"], unit)
+            self._speed.set(event.data["tokens_per_second"], unit)
+        if event.stage == "submodels":
+            if event.unit is not None:
+                self._begun.add(event.unit)
+            ended = event.type in ("stage_finished", "stage_skipped")
+            self._waiting.set(0 if ended else self._config.clusters.count - len(self._begun), run)
+
+
+@contextlib.contextmanager
+def reporting_idle_slots(config: RunConfig, emit: Emit, interval: float = _POLL_SECONDS) -> Iterator[None]:
+    """Emit a `slots_free` event inside the block whenever a pool's number of idle slots changes.
+
+    An error of Ray or of a full disk is ignored: the next poll tries again.
+
+    Args:
+        config: Names the pools. If two share a tag, the slots count for the first.
+        emit: Receives the events.
+        interval: Seconds between two polls.
+    """
+    pools = {pool.resource: key for key, pool in reversed(config.pools.by_key.items())}
+    stopped = threading.Event()
+    reported: dict[str, int] = {}
+
+    def report() -> None:
+        nodes = list(ray_internals.available_resources_per_node().values())
+        for resource, key in pools.items():
+            slots = idle_slots(nodes, resource)
+            if slots != reported.get(key, 0):
+                emit(Event("slots_free", data={"pool": key, "slots": slots}))
+                reported[key] = slots
+
+    def poll() -> None:
+        last = False
+        while not last:
+            with contextlib.suppress(OSError, RayError):
+                report()
+            last = stopped.wait(interval)
+
+    thread = threading.Thread(target=poll, name="idle-slots", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def idle_slots(nodes: Iterable[Mapping[str, float]], resource: str) -> int:
+    """Slots that no worker holds. A slot that a placement group keeps for a worker to come is idle, though Ray calls it taken.
+
+    Args:
+        nodes: Free resources of each node, by name. A group's are RESOURCE_group_ID and one RESOURCE_group_N_ID per bundle.
+        resource: The pool's tag.
+    """
+    names = re.compile(rf"{re.escape(resource)}(_group_[0-9a-f]+)?")
+    return round(sum(amount for available in nodes for name, amount in available.items() if names.fullmatch(name)))
