@@ -1,24 +1,5 @@
 """Errors of the service, each with the HTTP status it becomes.
 
-MoeDiscoError
-└── ServiceError            500
-    ├── BadRequest          400  the request is not valid JSON or HTTP
-    ├── Unauthorised        401  no valid token
-    ├── Forbidden           403  the token does not allow this
-    │   └── AgainstPolicy   the operator's policy does not allow this
-    ├── NotFound            404  absent, or of another owner
-    ├── Conflict            409  the present state does not allow this
-    │   ├── IllegalTransition
-    │   ├── StaleRun
-    │   └── KeyReused
-    ├── TooLarge            413
-    ├── RangeUnsatisfiable  416
-    ├── TooMany             429
-    ├── DatabaseError       500
-    │   └── DatabaseUnavailable  503
-    ├── Overloaded          503
-    └── RayUnavailable      503
-
 A `UserError` of `moedisco_ray` becomes 422 with the field that it names.
 """
 # ruff: noqa: N818 - the names are those of the HTTP answers

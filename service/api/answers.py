@@ -40,7 +40,7 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
 
 
 def _bare_bill(dollars: float | None, *, planned: bool) -> Bill:
-    """A bill without lines, of which at most the total is known."""
+    """A bill without lines, with at most a total."""
     bare = make_bill((), seconds=None, baseline=None, planned=planned, complete=False)
     return bare.model_copy(update={"dollars": dollars, "dollars_with_idle": dollars})
 

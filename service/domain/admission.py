@@ -16,7 +16,7 @@ class PoolNeed:
     """What a run needs of one pool.
 
     Attributes:
-        resources: Tag of the pool; for a mixed pool the tags of its node types, any of which will do.
+        resources: Tag of the pool; for a mixed pool the tags of its node types, which are interchangeable.
         slots: Slots that must exist, busy or not, because a gang needs all its workers at once.
         free: Slots that must be free when the run starts.
     """

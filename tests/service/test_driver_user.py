@@ -78,7 +78,7 @@ def test_a_user_that_cannot_be_is_one_clear_line(monkeypatch: pytest.MonkeyPatch
 @as_root
 def test_a_cluster_has_a_user_of_its_own(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path, port=0, ray_address="http://127.0.0.1:9", driver_user=NAME)
-    with pytest.raises(ConfigError, match=r"^--driver-user: 'nobody': is for a local Ray"):
+    with pytest.raises(ConfigError, match=r"^--driver-user: 'nobody': works only with a local Ray"):
         serve(settings, lambda _announcement: None)
 
 
