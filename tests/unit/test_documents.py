@@ -1,16 +1,20 @@
 """The documents agree with the code: references, settings, commands, links and paths."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs import generate
 from moedisco_ray.core.config import RunConfig
 from service.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-GUIDES = ["README.md", "CONTRIBUTING.md", "cluster_yaml/README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+GUIDES = [
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster_yaml/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 MOST_LINES_OF_README = 100
 
 
@@ -56,6 +60,17 @@ def test_every_setting_that_a_document_names_exists(text):
 def test_every_command_that_a_document_names_exists(text):
     named = set(re.findall(r"(?:`|\$ |&& |')moedisco ([a-z][a-z-]*)", text))
     assert named <= set(command_names(app))
+
+
+def test_every_yaml_block_is_a_part_of_a_configuration(text):
+    for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL):
+        RunConfig.model_validate({"name": "x", "corpus": {"sources": [{"path": "embedded"}]}, **yaml.safe_load(block)})
+
+
+def test_every_python_block_compiles_and_its_imports_exist(text):
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), "<document>", "exec"), {})
 
 
 @pytest.mark.parametrize("name", GUIDES)
