@@ -16,9 +16,9 @@ WORDS_TO_AVOID = {
 }
 """Regular expression of each word to avoid, and what to write instead."""
 CLEAN = [
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "cluster_yaml/README.md", "docs/index.md",
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "docs/index.md",
     "docs/tutorial.md", "docs/cluster.md", "docs/results.md", "docs/troubleshooting.md", "docs/security.md",
-    "service/ARCHITECTURE.md", "service/api", "service/background", "service/bootstrap.py", "service/database", "service/domain",
+    "docs/architecture.md", "service/api", "service/background", "service/bootstrap.py", "service/database", "service/domain",
     "service/driver_user.py", "service/errors.py", "service/notifier.py", "service/observability.py", "service/policies_file.py",
     "service/ray_side", "service/run_files.py", "service/run_homes.py", "service/schemas", "service/settings.py", "service/web",
     "cluster_yaml",
