@@ -21,6 +21,7 @@ from moedisco_ray.cli.trackers import trackers
 from moedisco_ray.core.config import Evaluation, RunConfig, Source, check_evaluation, load_config, tokenizer_files
 from moedisco_ray.core.config.presets import PresetName, local_gpus, preset_text
 from moedisco_ray.core.errors import ConfigError, MoeDiscoError, RunStopped, UserError
+from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.plan import build_plan
@@ -206,7 +207,7 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Show a run, finished or not: its table, clusters, measurements and samples."""
     report = current_report(run_dir)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(report.model_dump_json(indent=2, exclude_unset=True))
     else:
         output_console().print(report_view(report))
 
@@ -245,7 +246,7 @@ def evaluate(
     if as_json:
         print(json.dumps(result, indent=2))
     else:
-        output_console().print(evaluation_view(result))
+        output_console().print(evaluation_view(EvaluationRecord.model_validate(result)))
 
 
 def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:

@@ -15,6 +15,9 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from moedisco_ray.core.records import ClusterMap, RouterRecord
+from moedisco_ray.core.run_record import Curve, RunReport
+
 # Okabe and Ito's palette, which people with any kind of colour blindness tell apart (jfly.uni-koeln.de/color).
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B7A900", "#555555")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -28,7 +31,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-def plot(report: Mapping[str, Any], folder: Path) -> list[Path]:
+def plot(report: RunReport, folder: Path) -> list[Path]:
     """Draw what a run's report has the numbers for.
 
     Args:
@@ -40,9 +43,9 @@ def plot(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     with mpl.rc_context(STYLE):
         drawn = {
-            "loss.png": draw_loss(report.get("curves", {})),
-            "clusters.png": draw_clusters(report.get("clusters", {}).get("map", {})),
-            "experts.png": draw_experts(report.get("evaluation", {}).get("routers", [])),
+            "loss.png": draw_loss(report.curves),
+            "clusters.png": draw_clusters(report.clusters.map),
+            "experts.png": draw_experts(report.evaluation.routers),
         }
     written = []
     for name, figure in drawn.items():
@@ -53,7 +56,7 @@ def plot(report: Mapping[str, Any], folder: Path) -> list[Path]:
     return written
 
 
-def draw_loss(curves: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+def draw_loss(curves: Mapping[str, Curve]) -> Figure | None:
     """Training loss of every unit over its own tokens: the independent phase on the left, the fine-tune on the right.
 
     Args:
@@ -63,8 +66,8 @@ def draw_loss(curves: Mapping[str, Mapping[str, Any]]) -> Figure | None:
         The figure; None when there is no curve.
     """
     panels = {
-        "Seed and sub-models": {unit: curve for unit, curve in curves.items() if curve["stage"] != "finetune"},
-        "Fine-tune of the whole model": {unit: curve for unit, curve in curves.items() if curve["stage"] == "finetune"},
+        "Seed and sub-models": {unit: curve for unit, curve in curves.items() if curve.stage != "finetune"},
+        "Fine-tune of the whole model": {unit: curve for unit, curve in curves.items() if curve.stage == "finetune"},
     }
     panels = {title: part for title, part in panels.items() if part}
     if not panels:
@@ -82,7 +85,7 @@ def draw_loss(curves: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def draw_clusters(points: Mapping[str, Sequence[Any]]) -> Figure | None:
+def draw_clusters(points: ClusterMap) -> Figure | None:
     """A sample of documents in the plane of the first two principal directions of their vectors.
 
     Args:
@@ -92,20 +95,20 @@ def draw_clusters(points: Mapping[str, Sequence[Any]]) -> Figure | None:
     Returns:
         The figure; None when there is no point.
     """
-    if not points.get("x"):
+    if not points.x:
         return None
-    views: dict[str, Sequence[str]] = {"Clusters": [f"cluster {cluster}" for cluster in points["cluster"]]}
-    if len(set(points["source"])) > 1:
-        views["Sources"] = points["source"]
+    views: dict[str, Sequence[str]] = {"Clusters": [f"cluster {cluster}" for cluster in points.cluster]}
+    if len(set(points.source)) > 1:
+        views["Sources"] = points.source
     figure = blank_figure(5.6 * len(views), 4.4)
     panels = figure.subplots(1, len(views), squeeze=False)[0]
     for axes, (title, labels) in zip(panels, views.items(), strict=True):
-        _scatter(axes, points["x"], points["y"], labels)
+        _scatter(axes, points.x, points.y, labels)
         axes.set_title(title, loc="left")
     return figure
 
 
-def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
+def draw_experts(routers: Sequence[RouterRecord]) -> Figure | None:
     """Share of the router's choices that each expert gets, per layer, against an even share.
 
     Args:
@@ -116,7 +119,7 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
     """
     if not routers:
         return None
-    load = [[float(share) for share in router["load"]] for router in routers]
+    load = [router.load for router in routers]
     layers, experts = len(load), len(load[0])
     even = 1 / experts
     figure = blank_figure(max(4.2, 1.6 + 0.62 * experts), max(2.4, 1.4 + 0.42 * layers))
@@ -126,7 +129,7 @@ def draw_experts(routers: Sequence[Mapping[str, Any]]) -> Figure | None:
     axes.grid(visible=False)
     axes.set_title("Expert load  (white: even)", loc="left")
     axes.set(xlabel="expert", ylabel="layer", xticks=range(experts), yticks=range(layers))
-    axes.set_yticklabels([str(router["layer"]) for router in routers])
+    axes.set_yticklabels([str(router.layer) for router in routers])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if experts <= 16:
@@ -152,11 +155,11 @@ def blank_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _draw_curve(axes: Axes, unit: str, curve: Mapping[str, Any], number: int) -> tuple[float, float, str, str]:
+def _draw_curve(axes: Axes, unit: str, curve: Curve, number: int) -> tuple[float, float, str, str]:
     # The seed is everybody's ancestor: ink; sub-models take the palette's colours in order.
     colour = INK if unit == "seed" else PALETTE[_number_of(unit, number) % len(PALETTE)]
-    axes.plot(curve["tokens"], curve["loss"], color=colour, linestyle="--" if unit == "seed" else "-")
-    return curve["tokens"][-1], curve["loss"][-1], unit, colour
+    axes.plot(curve.tokens, curve.loss, color=colour, linestyle="--" if unit == "seed" else "-")
+    return curve.tokens[-1], curve.loss[-1], unit, colour
 
 
 def _number_of(unit: str, otherwise: int) -> int:

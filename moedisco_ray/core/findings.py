@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from moedisco_ray.core.records import CorpusSummary, EvaluationRecord, Figures, UnseenFigures
+
 FEW_DOCUMENTS = 30
 """Fewer documents than this make a cluster's or a validation set's figures a matter of chance."""
 _NAMED = 8
@@ -12,19 +14,19 @@ _NAMED = 8
 TASK_COLUMNS = ("task", "accuracy", "by length", "chance", "examples")
 
 
-def evaluation_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
     """What was measured on text, by name: the validation text as a whole and per source, and text that was never trained on."""
-    unseen = evaluation.get("unseen", {"sources": []})
-    return [
-        *([("all", evaluation)] if "perplexity" in evaluation else []),
-        *([("sub-models as an ensemble", evaluation["ensemble"])] if "ensemble" in evaluation else []),
-        *((entry["source"], entry) for entry in evaluation.get("sources", [])),
-        *([("all, never trained on", unseen)] if len(unseen["sources"]) > 1 else []),
-        *((f"{entry['source']}, never trained on", entry) for entry in unseen["sources"]),
-    ]
+    unseen = evaluation.unseen or UnseenFigures()
+    rows: list[tuple[str, Figures]] = [("all", evaluation)] if evaluation.documents else []
+    if evaluation.ensemble is not None:
+        rows.append(("sub-models as an ensemble", evaluation.ensemble))
+    rows += [(entry.source, entry) for entry in evaluation.sources]
+    if len(unseen.sources) > 1:
+        rows.append(("all, never trained on", unseen))
+    return rows + [(f"{entry.source}, never trained on", entry) for entry in unseen.sources]
 
 
-def task_table(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def task_table(evaluation: EvaluationRecord) -> list[tuple[str, ...]]:
     """What lm-eval found, as text; standard errors after the shares.
 
     Returns:
@@ -32,23 +34,21 @@ def task_table(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """
     return [
         (
-            entry["task"], _share(entry["acc"], entry["acc_stderr"]), _share(entry["acc_norm"], entry["acc_norm_stderr"]),
-            _share(entry["chance"]), f"{entry['examples']:,}",
+            entry.task, _share(entry.acc, entry.acc_stderr), _share(entry.acc_norm, entry.acc_norm_stderr), _share(entry.chance),
+            f"{entry.examples:,}",
         )
-        for entry in evaluation.get("lm_eval", [])
+        for entry in evaluation.lm_eval
     ]
 
 
-def expert_note(evaluation: Mapping[str, Any]) -> str | None:
-    """How far experts are specialised and how many are dead, in a sentence; None where nobody looked."""
-    found = evaluation.get("specialisation")
-    if not found:
+def expert_note(evaluation: EvaluationRecord) -> str | None:
+    """How far experts are specialised and how many are dead, in a sentence; None where that was not measured."""
+    if not evaluation.specialisation:
         return None
-    told = ", ".join(f"{value:.2f} of the {label}" for label, value in found.items() if value is not None)
-    routers = evaluation["routers"]
-    dead, experts = sum(router["dead"] for router in routers), sum(len(router["load"]) for router in routers)
-    knowing = f"a document's main expert tells {told} (normalised mutual information); " if told else ""
-    return f"{knowing}{dead} of {experts} experts are dead (under 1 % of an even load)"
+    shared = ", ".join(f"{value:.2f} of the {label}" for label, value in evaluation.specialisation.items() if value is not None)
+    dead, experts = (sum(router.dead for router in evaluation.routers), sum(len(router.load) for router in evaluation.routers))
+    known = f"a document's main expert gives away {shared} (normalised mutual information); " if shared else ""
+    return f"{known}{dead} of {experts} experts are dead (under 1 % of an even load)"
 
 
 def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
@@ -90,10 +90,10 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def left_out(summary: Mapping[str, Any]) -> list[str]:
+def left_out(corpus: CorpusSummary) -> list[str]:
     """Files that the corpus stage did not read, a line each; only the first of many. For the run's owner: it has their paths."""
-    listed = [f"left out of {each['source']}: {each['path']} {each['reason']}" for each in summary.get("skipped", [])]
-    more = summary.get("skipped_files", 0) + summary.get("passed_over_files", 0) - len(listed)
+    listed = [f"left out of {each.source}: {each.path} {each.reason}" for each in corpus.skipped]
+    more = corpus.skipped_files + corpus.passed_over_files - len(listed)
     return [*listed, f"and {more:,} more files"] if more else listed
 
 

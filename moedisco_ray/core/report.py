@@ -1,34 +1,7 @@
-"""`report.json`: everything the final table, the model card and the figures show, from what the stages left behind.
+"""Makes `report.json` (`run_record.RunReport`): what the table, the model card and the figures show, from what the stages left.
 
-Keys of the report; a figure that nobody measured is null:
-
-* `name`, `seed`, `tags`, `family`: of the run's configuration. `start`: `kind` (`random`, `checkpoint` or `upcycle`) and `name`, of
-  the directory that it names, without its path.
-* `stages`: one entry per committed stage, in pipeline order:
-  `name`; `pool` (`low_memory`, `high_memory` or `head`); `workers`, that ran at once, of a gang on average; `seconds`,
-  wall-clock of its last completion; `tokens`, trained on; `worker_seconds` and `dollars`, the stage's lines of the bill, 0 where it
-  holds no priced slot; `training_worker_seconds`, of the training loops, without start-ups; `stalled`, the share of the training's
-  seconds for which it stood still while checkpoints were saved; `loss`, training loss at the end, nats per token, mean over
-  units weighted by tokens; `perplexity` and `bits_per_byte` on validation documents (of `submodels`: each on its own cluster).
-  Of `submodels` also `unfinished`: one {`name`, `contribution` (`checkpoint` or `seed`), `steps`, `planned_steps`, `reason`} for
-  each sub-model that the merge did not wait for.
-* `tokens`: trained on, summed over stages.
-* `bill`: what the run has cost (`moedisco_ray.core.bill.Bill`): lines, totals, idle machines, time, baseline, saving, quality.
-* `rounds`: one entry per round after which the sub-models' backbones became one: `members`, the tokens of each by name;
-  `late`, the names of those it did not wait for. Empty where they never met.
-* `corpus`: the corpus stage's summary. `clusters`: `clusters/report.json`. `evaluation`: `evaluation/evaluation.json`.
-* `merge`: the merge stage's summary: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
-  where they were compared), `layers` (of each router: accuracy, loads, scale).
-* `samples`: [{prompt, text}], what the finished model wrote.
-* `curves`: {unit: {`stage`, `tokens` [..], `loss` [..]}}, training loss over the unit's tokens, at most 400 points.
-* `held_out`: the same of the held-out loss, of units for which `evaluation.every_tokens` asks for it.
-* `versions`: {package: version} that made the newest stage.
-
-What a stage's summary must hold for this: seed, submodels and finetune have `units`, each with `name`, `steps` of
-`planned_steps`, `tokens`, `loss`, `seconds` (of the loop), `workers` (on average), `held` (worker-seconds, by what the
-meter calls the machines), `contribution` and `reason` (see `policies.quorum`). The cluster stage has `held` too, empty where
-no worker of a pool made its vectors. The evaluation's has `extra_seconds`, spent on other models than the finished one, and the
-export's `samples`. `comparison.json`, which a comparison leaves in a run directory, says in `quality` what is known of quality.
+What the stages left are their manifests with summaries (`records`), `clusters/report.json`, `evaluation/evaluation.json`, the
+event log, and `comparison.json`, which a comparison leaves in a run directory: its `quality` says what is known of quality.
 """
 
 from __future__ import annotations
@@ -37,7 +10,7 @@ import contextlib
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -46,6 +19,17 @@ from moedisco_ray.core.bill import Bill, format_dollars, format_seconds, metered
 from moedisco_ray.core.config import LocalInit, Model, RunConfig
 from moedisco_ray.core.events import Event, EventLog, EventType
 from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records import (
+    ClusterReport,
+    CorpusSummary,
+    EvaluationRecord,
+    Figures,
+    MergeSummary,
+    Sample,
+    TrainingSummary,
+    UnitRecord,
+)
+from moedisco_ray.core.run_record import SCHEMA_VERSION, Curve, RunReport, StageReport, StartRecord, UnfinishedUnit
 from moedisco_ray.core.stages import STAGES
 
 T = TypeVar("T")
@@ -63,8 +47,8 @@ _WITH_THE_GANG = ("merge", "finetune", "evaluate", "export")
 _TRAINING = ("seed", "submodels", "finetune")
 
 
-def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) -> dict[str, Any]:
-    """Gather the report of a run, finished or not; see the module's text for its keys.
+def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) -> RunReport:
+    """Gather the report of a run, finished or not.
 
     Args:
         run_dir: The run directory.
@@ -74,49 +58,50 @@ def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) ->
     return report_of(functools.partial(_file, run_dir), config, last)
 
 
-def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> dict[str, Any]:
+def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> RunReport:
     """As `build_report`, from files that are opened by the caller's rules."""
     manifests = {
         stage.name: manifest for stage in STAGES
         if (content := read(f"{stage.directory}/manifest.json")) is not None and (manifest := parse_manifest(content)) is not None}
-    evaluation = _document(read("evaluation/evaluation.json"))
-    measured = evaluation.get("stages", {})
+    summaries = {name: manifest.summary for name, manifest in manifests.items()}
+    evaluation = EvaluationRecord.model_validate(_document(read("evaluation/evaluation.json")))
     events = [*EventLog.parse(read("events.jsonl") or b""), *([] if last is None else [last])]
     stalls = _stalls(events)
     bill = _bill(events, config, _document(read("comparison.json")).get("quality"))
     stages = [
-        _stage(name, manifest, measured.get(name, {}), stalls.get(name, 0.0), config, bill)
+        _stage(name, manifest, evaluation.stages.get(name, Figures()), stalls.get(name, 0.0), config=config, bill=bill)
         for name, manifest in manifests.items()]
     newest = max(manifests.values(), key=lambda manifest: manifest.created, default=None)
-    return {
-        "name": config.name,
-        "seed": config.seed,
-        "tags": dict(config.tags),
-        "family": config.model.family,
-        "start": _start(config.model),
-        "stages": stages,
-        "tokens": sum(stage["tokens"] or 0 for stage in stages),
-        "bill": bill.model_dump(mode="json"),
-        "rounds": manifests["submodels"].summary.get("rounds", []) if "submodels" in manifests else [],
-        "corpus": manifests["corpus"].summary if "corpus" in manifests else {},
-        "merge": manifests["merge"].summary if "merge" in manifests else {},
-        "clusters": _document(read("clusters/report.json")),
-        "evaluation": evaluation,
-        "samples": manifests["export"].summary.get("samples", []) if "export" in manifests else [],
-        "curves": read_curves(events),
-        "held_out": read_curves(events, "evaluation", "held_out_loss"),
-        "versions": newest.versions if newest is not None else versions(),
-    }
+    return RunReport(
+        schema_version=SCHEMA_VERSION,
+        name=config.name,
+        seed=config.seed,
+        tags=dict(config.tags),
+        family=config.model.family,
+        start=_start(config.model),
+        stages=stages,
+        tokens=sum(stage.tokens or 0 for stage in stages),
+        bill=bill,
+        rounds=TrainingSummary.model_validate(summaries.get("submodels", {})).rounds,
+        corpus=CorpusSummary.model_validate(summaries.get("corpus", {})),
+        merge=MergeSummary.model_validate(summaries.get("merge", {})),
+        clusters=ClusterReport.model_validate(_document(read("clusters/report.json"))),
+        evaluation=evaluation,
+        samples=[Sample.model_validate(sample) for sample in summaries.get("export", {}).get("samples", [])],
+        curves=read_curves(events),
+        held_out=read_curves(events, "evaluation", "held_out_loss"),
+        versions=newest.versions if newest is not None else versions(),
+    )
 
 
-def _start(model: Model) -> dict[str, str | None]:
+def _start(model: Model) -> StartRecord:
     if isinstance(model.init, LocalInit):
-        return {"kind": model.init.KEY, "name": model.init.directory.name}
-    return {"kind": model.init, "name": None}
+        return StartRecord(kind=model.init.KEY, name=model.init.directory.name)
+    return StartRecord(kind=model.init, name=None)
 
 
-def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str = "loss") -> dict[str, dict[str, Any]]:
-    """Loss over tokens of every unit that told it: in training, unless another kind of event is named.
+def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str = "loss") -> dict[str, Curve]:
+    """Loss over tokens of every unit that reported it: in training, unless another kind of event is named.
 
     A unit that went back to an earlier step (resumed from a checkpoint, or begun again) loses what it had reported from
     there on: a curve holds each step once, as it was last trained.
@@ -127,7 +112,7 @@ def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str 
         key: Under which name.
 
     Returns:
-        {unit: {stage, tokens [P], loss [P]}} with P at most `CURVE_POINTS`.
+        A curve of at most `CURVE_POINTS` points for each unit.
     """
     points: dict[str, list[tuple[int, int, float]]] = {}
     stages: dict[str, str | None] = {}
@@ -143,8 +128,8 @@ def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str 
     curves = {}
     for unit, curve in points.items():
         kept = thin(curve, CURVE_POINTS)
-        curves[unit] = {
-            "stage": stages[unit], "tokens": [tokens for _, tokens, _ in kept], "loss": [loss for _, _, loss in kept]}
+        curves[unit] = Curve(
+            stage=stages[unit], tokens=[tokens for _, tokens, _ in kept], loss=[loss for _, _, loss in kept])
     return curves
 
 
@@ -155,7 +140,7 @@ def thin(values: Sequence[T], most: int) -> Sequence[T]:
     return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
 
 
-def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def report_table(report: RunReport) -> list[tuple[str, ...]]:
     """The run's table, as text: stages, their total, idle machines, the total with them, and full training.
 
     The time of idle machines is slot-time.
@@ -165,14 +150,12 @@ def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """
     rows: list[tuple[str, ...]] = [
         (
-            stage["name"], stage["pool"].replace("_", "-"), str(stage["workers"]), _tokens(stage["tokens"]),
-            format_seconds(stage["seconds"]), format_dollars(stage["dollars"]), _decimal(stage["loss"], 4),
-            _decimal(stage["perplexity"], 2),
+            stage.name, stage.pool.replace("_", "-"), f"{stage.workers:g}", _tokens(stage.tokens), format_seconds(stage.seconds),
+            format_dollars(stage.dollars), _decimal(stage.loss, 4), _decimal(stage.perplexity, 2),
         )
-        for stage in report["stages"]
+        for stage in report.stages
     ]
-    bill = Bill.model_validate(report["bill"])
-    tokens = _tokens(report["tokens"])
+    bill, tokens = report.bill, _tokens(report.tokens)
     rows.append(("total", "", "", tokens, format_seconds(bill.seconds), format_dollars(bill.dollars), "", ""))
     for line in bill.idle:
         slot_time, dollars = format_seconds(line.worker_seconds), format_dollars(line.dollars)
@@ -186,20 +169,20 @@ def report_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def report_verdict(report: Mapping[str, Any]) -> str | None:
+def report_verdict(report: RunReport) -> str | None:
     """The saving in words, with the baseline's nature and what is known of quality; None where there is no saving."""
-    return Bill.model_validate(report["bill"]).verdict
+    return report.bill.verdict
 
 
-def report_notes(report: Mapping[str, Any]) -> list[str]:
+def report_notes(report: RunReport) -> list[str]:
     """What the table cannot say: sub-models that the merge did not wait for, and what is wrong with the text or its clusters."""
     return [
-        *report.get("corpus", {}).get("warnings", []), *report.get("clusters", {}).get("warnings", []), *(
-        f"{unit['name']} is not finished: the merge took "
-        + (f"its checkpoint of step {unit['steps']} of {unit['planned_steps']}" if unit["contribution"] == "checkpoint"
+        *report.corpus.warnings, *report.clusters.warnings, *(
+        f"{unit.name} is not finished: the merge took "
+        + (f"its checkpoint of step {unit.steps} of {unit.planned_steps}" if unit.contribution == "checkpoint"
            else "its seed, untrained")
-        + f" ({unit['reason']})"
-        for stage in report["stages"] for unit in stage.get("unfinished", []))
+        + f" ({unit.reason})"
+        for stage in report.stages for unit in stage.unfinished)
     ]
 
 
@@ -213,32 +196,28 @@ def _stalls(events: Iterable[Event]) -> dict[str, float]:
 
 
 def _stage(
-    name: str, manifest: Manifest, measured: dict[str, Any], stall: float, config: RunConfig, bill: Bill,
-) -> dict[str, Any]:
-    summary = manifest.summary
-    units = summary.get("units", [])
-    tokens = sum(unit["tokens"] for unit in units)
-    workers = _workers(name, units, config)
+    name: str, manifest: Manifest, measured: Figures, stall: float, *, config: RunConfig, bill: Bill,
+) -> StageReport:
+    units = TrainingSummary.model_validate(manifest.summary).units if name in _TRAINING else []
+    tokens = sum(unit.tokens for unit in units)
     lines = [line for line in bill.lines if line.stage == name]
-    pool = "low_memory" if name == "cluster" and lines else _pool(name, config)
-    training_seconds = sum(unit["seconds"] for unit in units)
-    loop_seconds = sum(unit["seconds"] * unit["workers"] for unit in units)
-    trained = [unit for unit in units if unit["tokens"] and unit["loss"] is not None]
-    return {
-        "name": name,
-        "pool": pool,
-        "workers": workers,
-        "seconds": manifest.seconds,
-        "tokens": tokens if name in _TRAINING else None,
-        "worker_seconds": sum(line.worker_seconds or 0.0 for line in lines),
-        "training_worker_seconds": loop_seconds if units else None,
-        "stalled": stall / training_seconds if training_seconds else None,
-        "dollars": sum(line.dollars or 0.0 for line in lines),
-        "loss": sum(unit["loss"] * unit["tokens"] for unit in trained) / tokens if trained else None,
-        "perplexity": measured.get("perplexity"),
-        "bits_per_byte": measured.get("bits_per_byte"),
-        **({"unfinished": _unfinished(units)} if name == "submodels" else {}),
-    }
+    training_seconds = sum(unit.seconds for unit in units)
+    trained = [(unit.loss, unit.tokens) for unit in units if unit.tokens and unit.loss is not None]
+    report = StageReport(
+        name=name,
+        pool="low_memory" if name == "cluster" and lines else _pool(name, config),
+        workers=_workers(name, units, config),
+        seconds=manifest.seconds,
+        tokens=tokens if name in _TRAINING else None,
+        worker_seconds=sum(line.worker_seconds or 0.0 for line in lines),
+        training_worker_seconds=sum(unit.seconds * unit.workers for unit in units) if units else None,
+        stalled=stall / training_seconds if training_seconds else None,
+        dollars=sum(line.dollars or 0.0 for line in lines),
+        loss=sum(loss * count for loss, count in trained) / tokens if trained else None,
+        perplexity=measured.perplexity,
+        bits_per_byte=measured.bits_per_byte,
+    )
+    return report.model_copy(update={"unfinished": _unfinished(units)}) if name == "submodels" else report
 
 
 def _pool(stage: str, config: RunConfig) -> PoolName:
@@ -247,18 +226,17 @@ def _pool(stage: str, config: RunConfig) -> PoolName:
     return "low_memory" if stage in _ON_LOW_MEMORY else "head"
 
 
-def _unfinished(units: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    keys = ("name", "contribution", "steps", "planned_steps", "reason")
-    return [{key: unit[key] for key in keys} for unit in units if unit["contribution"] != "finished"]
+def _unfinished(units: list[UnitRecord]) -> list[UnfinishedUnit]:
+    return [
+        UnfinishedUnit(
+            name=unit.name, contribution=unit.contribution, steps=unit.steps, planned_steps=unit.planned_steps, reason=unit.reason)
+        for unit in units if unit.contribution != "finished"]
 
 
-def _workers(name: str, units: list[dict[str, Any]], config: RunConfig) -> float:
+def _workers(name: str, units: list[UnitRecord], config: RunConfig) -> float:
     if name == "submodels":
         return min(len(units) or config.clusters.count, config.pools.low_memory.max_workers)
-    if name != "finetune" or not units:
-        return 1
-    mean = round(units[0]["workers"], 1)
-    return int(mean) if mean.is_integer() else mean
+    return round(units[0].workers, 1) if name == "finetune" and units else 1
 
 
 def _bill(events: Iterable[Event], config: RunConfig, quality: str | None) -> Bill:

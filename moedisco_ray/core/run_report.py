@@ -6,7 +6,6 @@ import fcntl
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -15,17 +14,16 @@ from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.report import build_report
-
-RunState = Literal["finished", "running", "stopped", "failed", "interrupted"]
+from moedisco_ray.core.run_record import RunReport, RunState
 
 _ENDS: dict[str, RunState] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
 
 
-def current_report(run_dir: Path) -> dict[str, Any]:
+def current_report(run_dir: Path) -> RunReport:
     """The report of a run directory: the stored one of a finished run, else one of what its stages have made so far.
 
     Returns:
-        What `report.build_report` returns, with `state` and `state_reason`, the message of a failed or stopped run.
+        The report, with `state` and `state_reason`, the message of a failed or stopped run.
 
     Raises:
         RunDirError: The directory holds no run, or one of a version that this one does not read.
@@ -38,12 +36,12 @@ def current_report(run_dir: Path) -> dict[str, Any]:
     state, reason = run_state(run_dir, events) if events or not stored.exists() else ("finished", None)
     try:
         if state == "finished" and stored.exists():
-            report: dict[str, Any] = read_json(stored)
+            report = RunReport.model_validate(read_json(stored))
         else:
             report = build_report(run_dir, stored_config(read_json(run_dir / "config.json")))
     except (OSError, json.JSONDecodeError, ValidationError) as error:
         raise RunDirError("RUN_DIR", str(run_dir), "holds a run of another version; show it with that one") from error
-    return {**report, "state": state, "state_reason": reason}
+    return report.model_copy(update={"state": state, "state_reason": reason})
 
 
 def run_state(run_dir: Path, events: Sequence[Event]) -> tuple[RunState, str | None]:

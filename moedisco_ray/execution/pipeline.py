@@ -145,9 +145,9 @@ def _complete(
             log(Event("stage_skipped", stage.name))
     last = Event("run_finished", data={"seconds": round(time.time() - started, 3)})
     report = build_report(directory, config, last)
-    write_json(directory / "report.json", report)
+    write_json(directory / "report.json", report.to_json())
     write_card(directory / STAGES[-1].directory, report)
-    log(dataclasses.replace(last, data=last.data | {"bill": {key: report["bill"][key] for key in BILL_FIGURES}}))
+    log(dataclasses.replace(last, data=last.data | {"bill": {key: getattr(report.bill, key) for key in BILL_FIGURES}}))
 
 
 @contextlib.contextmanager

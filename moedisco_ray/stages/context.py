@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from moedisco_ray.backend import Backend
 from moedisco_ray.core.artifacts import read_manifest
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig, UpcycleInit
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.locations import Location, joined
+from moedisco_ray.core.records import ClusterSummary, Record
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.core.stop_file import NEVER, StopFile
 from moedisco_ray.stages.start import Start
@@ -24,6 +25,7 @@ COMMON = "common"
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +67,10 @@ class Context:
         local = self.checkpoints(stage)
         return local if self.own_storage is None else joined(self.own_storage, local.name)
 
-    def summary(self, stage: str) -> dict[str, Any]:
+    def summary(self, stage: str, kind: type[R]) -> R:
         """The figures of an earlier stage."""
         manifest = read_manifest(self.of(stage))
-        return manifest.summary if manifest else {}
+        return kind.model_validate(manifest.summary if manifest else {})
 
     @property
     def start(self) -> Start:
@@ -112,7 +114,7 @@ def finetune_seed(config: RunConfig) -> int:
 
 def cluster_tokens(context: Context) -> list[int]:
     """Of each cluster."""
-    return [int(entry["tokens"]) for entry in context.summary("cluster")["clusters"]]
+    return [entry.tokens for entry in context.summary("cluster", ClusterSummary).clusters]
 
 
 def link_tree(source: Path, target: Path) -> None:

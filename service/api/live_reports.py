@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.report import report_of
+from moedisco_ray.core.run_record import RunReport
 from service import run_files
 
 FRESH_SECONDS = 3.0
@@ -28,9 +28,9 @@ class LiveReports:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._kept: dict[Path, tuple[float, dict[str, Any]]] = {}
+        self._kept: dict[Path, tuple[float, RunReport]] = {}
 
-    def get(self, directory: Path, config: RunConfig) -> dict[str, Any]:
+    def get(self, directory: Path, config: RunConfig) -> RunReport:
         """Report of a run directory, at most a few seconds old.
 
         Args:
@@ -41,9 +41,9 @@ class LiveReports:
             NotFound: A file of the run is too large to be read whole.
         """
         with self._lock:
-            made, report = self._kept.get(directory, (float("-inf"), {}))
-            if self._clock() - made < FRESH_SECONDS:
-                return report
+            made, kept = self._kept.get(directory, (float("-inf"), None))
+            if kept is not None and self._clock() - made < FRESH_SECONDS:
+                return kept
             report = report_of(functools.partial(run_files.read, directory), config)
             if len(self._kept) >= _MOST:
                 self._kept.pop(next(iter(self._kept)))

@@ -15,7 +15,6 @@ from service.schemas.access import (
 )
 from service.schemas.base import DisplayName, Document, Dollars, Health, Mistake, Priority, Problem, Scope
 from service.schemas.planning import Estimate, PoolList, PoolNode, PoolStatus, Quota, Share
-from service.schemas.report import ReportCurve, ReportPart, ReportSample, ReportStart, RunReport, StageReport
 from service.schemas.requests import (
     MOST_EXPERTS,
     CancelRequest,
@@ -54,11 +53,10 @@ from service.schemas.webhooks import DeliveryInfo, DeliveryPage, NewWebhook, Web
 
 __all__ = [
     "MOST_EXPERTS", "Artifact", "ArtifactPage", "AuditEntry", "AuditPage", "CancelRequest", "DeliveryInfo", "DeliveryPage",
-    "DisplayName", "Document", "Dollars", "DriverEvent", "Estimate", "EstimateRequest", "Figure", "Health", "Identity",
-    "LogFile", "LogPage", "Metrics", "Mistake", "Money", "NewSignInCode", "NewToken", "NewWebhook", "PlannableConfig",
-    "PoolList", "PoolNode", "PoolStatus", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "ReportCurve",
-    "ReportPart", "ReportSample", "ReportStart", "RetryRequest", "Run", "RunChange", "RunDetail", "RunPage", "RunReport",
-    "RunRequest", "Scope", "Series", "SessionInfo", "SessionPage", "SessionRequest", "Share", "StageProgress", "StageReport",
-    "TokenInfo", "TokenPage", "TokenRequest", "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit",
-    "UnitPage", "WebhookInfo", "WebhookPage", "WebhookRequest",
+    "DisplayName", "Document", "Dollars", "DriverEvent", "Estimate", "EstimateRequest", "Figure", "Health", "Identity", "LogFile",
+    "LogPage", "Metrics", "Mistake", "Money", "NewSignInCode", "NewToken", "NewWebhook", "PlannableConfig", "PoolList", "PoolNode",
+    "PoolStatus", "Priority", "Problem", "Quota", "Report", "ReportAnswer", "RetryRequest", "Run", "RunChange", "RunDetail",
+    "RunPage", "RunRequest", "Scope", "Series", "SessionInfo", "SessionPage", "SessionRequest", "Share", "StageProgress",
+    "TokenInfo", "TokenPage", "TokenRequest", "Training", "TrainingAttempt", "TrainingPage", "TrainingWorker", "Unit", "UnitPage",
+    "WebhookInfo", "WebhookPage", "WebhookRequest",
 ]

@@ -9,6 +9,8 @@ from moedisco_ray.core.bill import metered_bill
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records import ExportSummary
+from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.stages.export.card import model_card
 from service.database import runs
 from service.domain.states import RunState
@@ -88,7 +90,7 @@ def finish(site):
     files = {
         "report.json": json.dumps(report), "clusters/report.json": json.dumps(report["clusters"]),
         "model/config.json": "{}",
-        "model/README.md": model_card(report, {"parameters": 1, "active_parameters": 1, "samples": []}),
+        "model/README.md": model_card(RunReport.model_validate(report), ExportSummary(parameters=1, active_parameters=1)),
         "ray.log": "the driver began\nthe driver ended\n"}
     for name, text in files.items():
         path = site.service.directory(run_id) / name

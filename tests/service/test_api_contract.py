@@ -9,8 +9,8 @@ from api_client import service
 from page_runs import finish
 from page_server import Site
 
+from moedisco_ray.core.run_record import RunReport
 from service.api.compression import SMALLEST, accepts_gzip
-from service.schemas import RunReport
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
@@ -115,4 +115,4 @@ def test_a_report_keeps_what_its_schema_does_not_name(api, run):
     written = json.loads((api.directory(run) / "report.json").read_text())
     answered = api.ann.get(f"/v1/runs/{run}/report").json()
     assert answered == written
-    assert set(written) - set(RunReport.model_fields) == set(), "name the new part in service/schemas/report.py"
+    assert set(written) - set(RunReport.model_fields) == set(), "name the new part in core/run_record.py"

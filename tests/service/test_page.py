@@ -19,6 +19,7 @@ from moedisco_ray.cli.display import report_view
 from moedisco_ray.cli.display.state import RunState as TerminalState
 from moedisco_ray.core.bill import Bill, format_dollars
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.run_record import RunReport
 from service.database import runs
 from service.domain.states import RunState
 
@@ -249,7 +250,7 @@ def test_a_finished_run_has_one_cost_and_one_saving_everywhere(site, page):
     assert bill.idle_dollars == pytest.approx(5 * 60 / 3600 * 2.28)
     amount, idle, full = map(format_dollars, (bill.dollars, bill.dollars_with_idle, bill.baseline.dollars))
     console = Console(file=io.StringIO(), width=500)
-    console.print(report_view(stored_report))
+    console.print(report_view(RunReport.model_validate(stored_report)))
     card = (directory / "model" / "README.md").read_text(encoding="utf-8")
     for text in (console.file.getvalue(), card):
         for part in (amount, idle, full, bill.verdict):

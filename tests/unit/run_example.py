@@ -6,6 +6,7 @@ import numpy as np
 
 from moedisco_ray.core.bill import Baseline, Line, make_bill
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.run_record import RunReport
 
 STAGES = ["corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export"]
 SOURCES = ("docs", "python", "cpp", "licences")
@@ -66,6 +67,11 @@ def report():
         },
         "versions": {},
     }
+
+
+def run_report():
+    """The report as a record."""
+    return RunReport.model_validate(report())
 
 
 def events():

@@ -16,6 +16,7 @@ import pytest
 from moedisco_ray.core.config import RunConfig, Source, check_config
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.findings import left_out
+from moedisco_ray.core.records import CorpusSummary
 from moedisco_ray.stages.corpus import build, probe
 from moedisco_ray.stages.corpus.files import list_files
 from moedisco_ray.stages.corpus.readers import plan_units, read_unit
@@ -87,7 +88,7 @@ def test_plain_text_that_is_passed_over_is_counted_listed_and_warned_of(tmp_path
     for warnings in (summary["warnings"], probe(settings).warnings):
         assert [warning for warning in warnings if "30 files were passed over" in warning]
         assert not any("on_error" in warning for warning in warnings)
-    notes = left_out(summary)
+    notes = left_out(CorpusSummary.model_validate(summary))
     assert notes[0].endswith("00.txt is plain text next to tables")
     assert notes[-1] == "and 10 more files"
     assert listed(folder, exclude=("*.txt", "*.md"))[2] == []
@@ -197,7 +198,7 @@ def test_unreadable_files_are_left_out_whole_counted_and_listed(tmp_path: Path) 
     assert summary["skipped"][0]["reason"] == f"is not UTF-8 text (byte {len(PROSE) + 3} is 0xE9, as in Latin-1)"
     assert (summary["sources"]["mixed"]["files"], summary["sources"]["mixed"]["empty_files"]) == (1, 1)
     assert any("3 files could not be read" in warning for warning in summary["warnings"])
-    notes = left_out(summary)
+    notes = left_out(CorpusSummary.model_validate(summary))
     assert all(any(name in note for note in notes) for name in ("latin.txt", "picture.png", "zeros.md"))
     # Not a line of the file stays, though thousands came before the byte that is wrong.
     (tmp_path / "alone").mkdir()

@@ -3,7 +3,7 @@ import json
 
 import pytest
 from rich.console import Console
-from run_example import events, report
+from run_example import events, report, run_report
 
 from moedisco_ray.cli.display import JsonLines, LiveView, PlainLines, listener_for, plan_view, report_view
 from moedisco_ray.cli.display.live import render
@@ -12,6 +12,7 @@ from moedisco_ray.cli.display.words import count, gigabytes
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.plan import build_plan
 
 
@@ -132,7 +133,7 @@ def test_the_live_view_lets_go_of_the_terminal():
 
 
 def test_show_has_the_table_the_clusters_the_measurements_and_the_samples():
-    text = text_of(report_view(report()))
+    text = text_of(report_view(run_report()))
     for part in (
             "full training (estimate)", "65 % cheaper than full training",
             "license, import, return", "bits per byte", "licences", "41.25",
@@ -144,7 +145,7 @@ def test_show_has_the_table_the_clusters_the_measurements_and_the_samples():
 def test_show_leaves_out_what_was_not_measured():
     bare = report() | {"clusters": {}, "evaluation": {}, "samples": []}
     bare["bill"] |= {"saving": None, "verdict": None, "baseline": None}
-    text = text_of(report_view(bare))
+    text = text_of(report_view(RunReport.model_validate(bare)))
     assert "total" in text
     for part in ("Clusters", "Validation", "cheaper", "full training"):
         assert part not in text

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from moedisco_ray.core.config import FAMILIES, Architecture, read_architecture
 from moedisco_ray.core.errors import CheckpointError, RunError
+from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.models import ModelMap, hf_config, save_model, write_config
 from moedisco_ray.stages.export import directory as export_directory
 from moedisco_ray.stages.export.directory import export
@@ -46,7 +47,7 @@ for directory in sys.argv[1:]:
     print(model.dtype, *tokenizer("the cat <|endoftext|>").input_ids)
 """
 
-REPORT = {
+REPORT = RunReport.model_validate({
     "name": "tiny", "seed": 3, "family": "qwen3_moe",
     "stages": [{
         "name": "seed", "pool": "low_memory", "workers": 1, "seconds": 12.0, "tokens": 1000, "worker_seconds": 12.0,
@@ -57,8 +58,8 @@ REPORT = {
         "perplexity": 21.5, "bits_per_byte": 1.75, "documents": 4, "tokens": 50,
         "sources": [{"source": "code", "perplexity": 9.0, "bits_per_byte": 1.0, "documents": 4, "tokens": 50}],
         "clusters": [{"cluster": 0, "perplexity": None, "bits_per_byte": None, "documents": 0, "tokens": 0}]},
-    "versions": {"torch": "2.x"},
-}
+    "versions": {"torch": "2.x"}, "tags": {}, "curves": {},
+})
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -98,8 +98,8 @@ def test_the_baseline_counts_the_same_things_as_the_run():
 
 
 def test_a_plan_and_a_report_have_the_same_structure(tmp_path):
-    planned, metered = build_plan(DEMO, HERE).bill, build_report(tmp_path, DEMO)["bill"]
-    assert planned.model_dump().keys() == metered.keys() == Bill.model_fields.keys()
+    planned, metered = build_plan(DEMO, HERE).bill, build_report(tmp_path, DEMO).bill
+    assert planned.model_dump().keys() == metered.model_dump().keys() == Bill.model_fields.keys()
 
 
 @settings(max_examples=30)

@@ -15,6 +15,7 @@ from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event, EventLog
 from moedisco_ray.core.findings import evaluation_rows, expert_note, task_table
+from moedisco_ray.core.records import EvaluationRecord, ExportSummary
 from moedisco_ray.core.report import (
     CURVE_POINTS,
     TABLE_COLUMNS,
@@ -24,6 +25,7 @@ from moedisco_ray.core.report import (
     report_table,
     thin,
 )
+from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.core.stages import STAGES
 from moedisco_ray.stages.export.card import model_card
 
@@ -61,6 +63,7 @@ SUMMARIES = {
 }
 
 
+EXPORTED = ExportSummary(parameters=1, active_parameters=1)
 HELD_BY_TASKS = {"merged": [("high_memory", 3.0)], "evaluation": [("high_memory", 4.0)], "model": [("high_memory", 1.0)]}
 
 
@@ -99,35 +102,35 @@ def report(tmp_path):
 
 
 def stage(report, name):
-    return next(entry for entry in report["stages"] if entry["name"] == name)
+    return next(entry for entry in report.stages if entry.name == name)
 
 
 def test_stages_cost_worker_hours_at_their_pools_price(report):
-    assert [entry["name"] for entry in report["stages"]] == [
+    assert [entry.name for entry in report.stages] == [
         "corpus", "seed", "cluster", "decompose", "submodels", "merge", "finetune", "evaluate", "export"]
-    assert stage(report, "seed")["dollars"] == pytest.approx(18 / 3600 * LOW)
-    assert stage(report, "submodels")["dollars"] == pytest.approx(80 / 3600 * LOW)
-    assert stage(report, "finetune")["dollars"] == pytest.approx(50 / 3600 * HIGH)
-    assert stage(report, "merge")["dollars"] == pytest.approx(3 / 3600 * HIGH)
-    assert stage(report, "evaluate")["dollars"] == pytest.approx(4 / 3600 * HIGH)
-    assert stage(report, "export")["dollars"] == pytest.approx(1 / 3600 * HIGH)
+    assert stage(report, "seed").dollars == pytest.approx(18 / 3600 * LOW)
+    assert stage(report, "submodels").dollars == pytest.approx(80 / 3600 * LOW)
+    assert stage(report, "finetune").dollars == pytest.approx(50 / 3600 * HIGH)
+    assert stage(report, "merge").dollars == pytest.approx(3 / 3600 * HIGH)
+    assert stage(report, "evaluate").dollars == pytest.approx(4 / 3600 * HIGH)
+    assert stage(report, "export").dollars == pytest.approx(1 / 3600 * HIGH)
     for name in ("corpus", "cluster", "decompose"):
-        assert stage(report, name)["dollars"] == 0
-        assert stage(report, name)["pool"] == "head"
+        assert stage(report, name).dollars == 0
+        assert stage(report, name).pool == "head"
 
 
 def test_clusters_cost_what_their_vectors_held(tmp_path, monkeypatch):
     monkeypatch.setitem(SUMMARIES, "clusters", (2.0, {"held": {"low_memory": 3.0}}))
     write_run(tmp_path)
     clusters = stage(build_report(tmp_path, run_config()), "cluster")
-    assert (clusters["pool"], clusters["worker_seconds"]) == ("low_memory", 3.0)
-    assert clusters["dollars"] == pytest.approx(3 / 3600 * LOW)
+    assert (clusters.pool, clusters.worker_seconds) == ("low_memory", 3.0)
+    assert clusters.dollars == pytest.approx(3 / 3600 * LOW)
 
 
 def test_what_works_on_the_whole_model_is_where_it_is_fine_tuned(tmp_path):
     write_run(tmp_path)
     report = build_report(tmp_path, run_config(finetune={"pool": "low_memory"}))
-    assert {entry["name"] for entry in report["stages"] if entry["pool"] == "low_memory"} == {
+    assert {entry.name for entry in report.stages if entry.pool == "low_memory"} == {
         "seed", "submodels", "merge", "finetune", "evaluate", "export"}
 
 
@@ -145,17 +148,21 @@ MEASURED = {
         {"task": "ends", "examples": 1, "acc": 0.0, "acc_stderr": None, "acc_norm": None, "acc_norm_stderr": None, "chance": None}],
 }
 
+EVALUATION = EvaluationRecord.model_validate(MEASURED)
+
 
 def test_text_by_name_tasks_and_experts_as_they_are_shown():
-    assert [name for name, _ in evaluation_rows(MEASURED)] == [
+    assert [name for name, _ in evaluation_rows(EVALUATION)] == [
         "all", "all, never trained on", "wiki, never trained on", "law, never trained on"]
-    assert [name for name, _ in evaluation_rows({"unseen": {"sources": [{"source": "wiki"}]}})] == ["wiki, never trained on"]
-    assert task_table(MEASURED) == [
+    alone = EvaluationRecord.model_validate({"unseen": {"sources": [{"source": "wiki"}]}})
+    assert [name for name, _ in evaluation_rows(alone)] == ["wiki, never trained on"]
+    assert task_table(EVALUATION) == [
         ("facts", "0.310 ± 0.013", "0.355 ± 0.014", "0.250", "1,200"), ("ends", "0.000", "-", "-", "1")]
-    assert expert_note(MEASURED) == (
-        "a document's main expert tells 0.25 of the cluster (normalised mutual information); "
+    assert expert_note(EVALUATION) == (
+        "a document's main expert gives away 0.25 of the cluster (normalised mutual information); "
         "1 of 4 experts are dead (under 1 % of an even load)")
-    assert (task_table({}), evaluation_rows({}), expert_note({})) == ([], [], None)
+    nothing = EvaluationRecord()
+    assert (task_table(nothing), evaluation_rows(nothing), expert_note(nothing)) == ([], [], None)
 
 
 def test_show_and_the_card_have_what_was_measured_beside_the_validation_text(tmp_path):
@@ -165,7 +172,7 @@ def test_show_and_the_card_have_what_was_measured_beside_the_validation_text(tmp
     console = Console(file=io.StringIO(), width=120)
     console.print(report_view(report))
     shown = console.file.getvalue()
-    card = model_card(report, {"parameters": 1, "active_parameters": 1, "samples": []})
+    card = model_card(report, EXPORTED)
     for text in ("law, never trained on", "33.25", "0.310 ± 0.013", "1 of 4 experts are dead"):
         assert text in shown
         assert text in card
@@ -174,62 +181,63 @@ def test_show_and_the_card_have_what_was_measured_beside_the_validation_text(tmp
 
 def test_figures_of_a_stage(report):
     submodels = stage(report, "submodels")
-    assert submodels["tokens"] == 4000
-    assert submodels["loss"] == pytest.approx((3 * 3000 + 5 * 1000) / 4000)
-    assert submodels["workers"] == 2
-    assert submodels["seconds"] == 60.0
-    assert submodels["pool"] == "low_memory"
-    assert stage(report, "finetune")["workers"] == 2
-    assert stage(report, "seed")["perplexity"] == 50.0
-    assert stage(report, "seed")["bits_per_byte"] == 2.5
-    assert stage(report, "submodels")["perplexity"] is None
-    assert stage(report, "corpus")["tokens"] is None
+    assert submodels.tokens == 4000
+    assert submodels.loss == pytest.approx((3 * 3000 + 5 * 1000) / 4000)
+    assert submodels.workers == 2
+    assert submodels.seconds == 60.0
+    assert submodels.pool == "low_memory"
+    assert stage(report, "finetune").workers == 2
+    assert stage(report, "seed").perplexity == 50.0
+    assert stage(report, "seed").bits_per_byte == 2.5
+    assert stage(report, "submodels").perplexity is None
+    assert stage(report, "corpus").tokens is None
 
 
 def test_the_bill_has_every_priced_second_and_the_baseline_counts_the_same_things(report):
-    bill = report["bill"]
-    assert report["tokens"] == 5500
-    assert bill["seconds"] == pytest.approx(126.0)
-    assert bill["dollars"] == pytest.approx(sum(entry["dollars"] for entry in report["stages"]))
-    assert bill["dollars"] == pytest.approx((98 * LOW + (3 + 50 + 4 + 1) * HIGH) / 3600)
+    bill = report.bill
+    assert report.tokens == 5500
+    assert bill.seconds == pytest.approx(126.0)
+    assert bill.dollars == pytest.approx(sum(entry.dollars for entry in report.stages))
+    assert bill.dollars == pytest.approx((98 * LOW + (3 + 50 + 4 + 1) * HIGH) / 3600)
     # The fine-tune made 500 tokens in 45 worker-seconds after 5 of start-up: 5,500 tokens take 495 and 5. Of the evaluation's
     # 4 seconds 3 went to other models than the finished one.
-    assert bill["baseline"]["dollars"] == pytest.approx((500 + 1 + 1) / 3600 * HIGH)
-    assert bill["saving"] == pytest.approx(1 - bill["dollars"] / bill["baseline"]["dollars"])
+    assert bill.baseline.dollars == pytest.approx((500 + 1 + 1) / 3600 * HIGH)
+    assert bill.saving == pytest.approx(1 - bill.dollars / bill.baseline.dollars)
 
 
 def test_the_rest_of_the_run(report):
-    assert (report["name"], report["seed"], report["tags"], report["family"]) == ("tiny", 7, {"team": "a"}, "qwen3_moe")
-    assert report["corpus"]["vocab_size"] == 300
-    assert report["clusters"]["clusters"][0]["terms"] == ["a"]
-    assert report["evaluation"]["perplexity"] == 20.0
-    assert report["samples"] == [{"prompt": "The", "text": " cat"}]
-    assert report["versions"] == {"maker": "model"}
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert (report.name, report.seed, report.tags, report.family) == ("tiny", 7, {"team": "a"}, "qwen3_moe")
+    assert report.corpus.vocab_size == 300
+    assert report.clusters.clusters[0].terms == ["a"]
+    assert report.evaluation.perplexity == 20.0
+    assert [(sample.prompt, sample.text) for sample in report.samples] == [("The", " cat")]
+    assert report.versions == {"maker": "model"}
+    assert RunReport.model_validate_json(json.dumps(report.to_json(), allow_nan=False)) == report
 
 
 def test_an_unfinished_run_has_a_report(tmp_path):
     write_run(tmp_path, ("corpus", "seed"))
     report = build_report(tmp_path, run_config())
-    assert [entry["name"] for entry in report["stages"]] == ["corpus", "seed"]
-    assert (report["bill"]["baseline"], report["bill"]["saving"], report["bill"]["verdict"]) == (None, None, None)
-    assert report["evaluation"] == report["clusters"] == report["curves"] == {}
+    assert [entry.name for entry in report.stages] == ["corpus", "seed"]
+    assert (report.bill.baseline, report.bill.saving, report.bill.verdict) == (None, None, None)
+    assert report.evaluation.is_empty
+    assert (report.clusters.clusters, report.curves) == ([], {})
     assert len(report_table(report)) == 3
 
 
 def test_an_empty_run_has_a_report(tmp_path):
     report = build_report(tmp_path, run_config())
-    assert report["stages"] == []
-    assert (report["tokens"], report["bill"]["dollars"]) == (0, 0)
-    assert "python" in report["versions"]
+    assert report.stages == []
+    assert (report.tokens, report.bill.dollars) == (0, 0)
+    assert "python" in report.versions
 
 
 def test_a_seed_without_training_costs_nothing_but_its_time(tmp_path):
     (tmp_path / "seed").mkdir()
     write_json(tmp_path / "seed" / "manifest.json", dataclasses.asdict(Manifest("f", 2.0, {"units": []}, {}, 0.0)))
-    seed = build_report(tmp_path, run_config())["stages"][0]
-    assert seed["tokens"] == 0
-    assert seed["loss"] is None
+    seed = build_report(tmp_path, run_config()).stages[0]
+    assert seed.tokens == 0
+    assert seed.loss is None
 
 
 def test_the_table(report):
@@ -255,7 +263,8 @@ def test_curves_follow_the_unit_that_went_back(tmp_path):
         progress(log, "submodel-0", step, 20.0 - step)
     progress(log, "finetune", 2, 1.5, stage_name="finetune")
     log.close()
-    assert read_curves(EventLog.read(tmp_path / "events.jsonl")) == {
+    curves = read_curves(EventLog.read(tmp_path / "events.jsonl"))
+    assert {name: curve.to_json() for name, curve in curves.items()} == {
         "submodel-0": {"stage": "submodels", "tokens": [10, 20, 30, 50], "loss": [9.0, 8.0, 17.0, 15.0]},
         "submodel-1": {"stage": "submodels", "tokens": [10], "loss": [7.0]},
         "finetune": {"stage": "finetune", "tokens": [20], "loss": [1.5]},
@@ -268,8 +277,8 @@ def test_long_curves_are_thinned(tmp_path):
         progress(log, "seed", step, float(step), stage_name="seed")
     log.close()
     curve = read_curves(EventLog.read(tmp_path / "events.jsonl"))["seed"]
-    assert len(curve["tokens"]) == len(curve["loss"]) == CURVE_POINTS
-    assert (curve["tokens"][0], curve["tokens"][-1]) == (10, 12_010)
+    assert len(curve.tokens) == len(curve.loss) == CURVE_POINTS
+    assert (curve.tokens[0], curve.tokens[-1]) == (10, 12_010)
 
 
 def test_the_share_for_which_trainings_stood_still_to_save(tmp_path):
@@ -279,9 +288,9 @@ def test_the_share_for_which_trainings_stood_still_to_save(tmp_path):
         log(Event("checkpoint", "submodels", name, {"step": 5, "stall": stall, "latency": 2.0}))
     log.close()
     report = build_report(tmp_path, run_config())
-    assert stage(report, "submodels")["stalled"] == pytest.approx(3.6 / (0.45 * 80))
-    assert stage(report, "seed")["stalled"] == 0
-    assert stage(report, "corpus")["stalled"] is None
+    assert stage(report, "submodels").stalled == pytest.approx(3.6 / (0.45 * 80))
+    assert stage(report, "seed").stalled == 0
+    assert stage(report, "corpus").stalled is None
 
 
 @given(st.integers(0, 2000), st.integers(2, 500))
@@ -323,20 +332,20 @@ def test_node_types_and_what_was_not_waited_for(tmp_path, monkeypatch):
              for name, price in (("t4", 0.5), ("l4", 4.0))]
     report = build_report(tmp_path, run_config(pools={"low_memory": {"types": types}}))
     submodels = stage(report, "submodels")
-    assert submodels["dollars"] == pytest.approx(0.5 + 2.0 + 4.0)
-    assert submodels["worker_seconds"] == pytest.approx(9000)
-    assert (submodels["tokens"], submodels["loss"]) == (3500, pytest.approx((3 * 3000 + 4 * 500) / 3500))
-    assert [entry["name"] for entry in submodels["unfinished"]] == ["submodel-1", "submodel-2"]
+    assert submodels.dollars == pytest.approx(0.5 + 2.0 + 4.0)
+    assert submodels.worker_seconds == pytest.approx(9000)
+    assert (submodels.tokens, submodels.loss) == (3500, pytest.approx((3 * 3000 + 4 * 500) / 3500))
+    assert [entry.name for entry in submodels.unfinished] == ["submodel-1", "submodel-2"]
     assert report_notes(report) == [
         "submodel-1 is not finished: the merge took its checkpoint of step 5 of 10 (its time was up)",
         "submodel-2 is not finished: the merge took its seed, untrained (failed 4 times)"]
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
-    for text in (shown(report), model_card(report, {"parameters": 1, "active_parameters": 1, "samples": []})):
+    assert RunReport.model_validate_json(json.dumps(report.to_json(), allow_nan=False)) == report
+    for text in (shown(report), model_card(report, EXPORTED)):
         assert "ubmodel-1 is not finished: the merge took its checkpoint of step 5 of 10 (its time was up)" in text
 
 
 def test_a_run_that_waited_for_all_has_nothing_to_note(report):
-    assert stage(report, "submodels")["unfinished"] == report_notes(report) == []
+    assert stage(report, "submodels").unfinished == report_notes(report) == []
 
 
 def shown(report):
@@ -358,9 +367,9 @@ def test_idle_slots_are_shown_at_their_pools_price_and_in_no_other_figure(tmp_pa
     log.close()
     report = build_report(tmp_path, run_config())
     idle = {"stage": "idle", "pool": "high_memory", "worker_seconds": 3600.0, "dollars": pytest.approx(HIGH)}
-    assert report["bill"] == without["bill"] | {
+    assert report.bill.model_dump(mode="json") == without.bill.model_dump(mode="json") | {
         "idle": [idle], "idle_dollars": pytest.approx(HIGH),
-        "dollars_with_idle": pytest.approx(without["bill"]["dollars"] + HIGH)}
+        "dollars_with_idle": pytest.approx(without.bill.dollars + HIGH)}
     *before, full = report_table(without)
     assert report_table(report) == [
         *before, ("idle machines", "high-memory", "", "", "1 h 00 min", "$3.60", "", ""),
@@ -371,5 +380,5 @@ def test_a_gang_whose_size_changed_counts_its_workers_on_average(tmp_path, monke
     grown = unit("finetune", 500, 2.5, 60.0, "high_memory", seconds=20.0, workers=1.5)
     monkeypatch.setitem(SUMMARIES, "finetuned", (30.0, {"units": [grown]}))
     write_run(tmp_path)
-    finetune = next(entry for entry in build_report(tmp_path, run_config())["stages"] if entry["name"] == "finetune")
-    assert (finetune["workers"], finetune["training_worker_seconds"], finetune["worker_seconds"]) == (1.5, 30.0, 60.0)
+    finetune = next(entry for entry in build_report(tmp_path, run_config()).stages if entry.name == "finetune")
+    assert (finetune.workers, finetune.training_worker_seconds, finetune.worker_seconds) == (1.5, 30.0, 60.0)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, Merge, Model, RunConfig, Source
 from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import load_model
@@ -211,9 +212,8 @@ def test_end_tokens_that_the_start_does_not_name_are_its_tokenizer_s_not_the_cla
     write_whole(
         Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(), keep_moments=False,
         device="cpu", directory=tmp_path / "moe")
-    report = {
-        "name": "x", "family": "mixtral", "seed": 0, "versions": {}, "stages": [], "tokens": 0,
-        "bill": run_example.bill().model_dump(mode="json")}
+    report = RunReport(
+        name="x", family="mixtral", seed=0, versions={}, stages=[], tokens=0, tags={}, curves={}, bill=run_example.bill())
     figures = export(tmp_path / "moe", start, tmp_path / "model", report, origin=Origin(start))
     tokenizer = AutoTokenizer.from_pretrained(start)
     bos, end = tokenizer.convert_tokens_to_ids([BOS, END])

@@ -101,7 +101,7 @@ def test_a_run_that_failed_at_once_gives_its_directory_to_the_mended_one(tmp_pat
         pipeline.run(small_config(tmp_path / "runs", **failing), backend=LocalBackend())
     mended = small_config(tmp_path / "runs", **FEW)
     pipeline.run(mended, backend=LocalBackend())
-    assert current_report(mended.directory)["state"] == "finished"
+    assert current_report(mended.directory).state == "finished"
     # What is made is kept: other settings need another name, or --redo.
     with pytest.raises(RunDirError, match="holds a run with other settings"):
         pipeline.claim(mended.model_copy(update={"seed": 1}), redo=False)

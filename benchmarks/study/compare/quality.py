@@ -26,7 +26,7 @@ def note_quality(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         directory = output / row["run"]
         write_json(directory / "comparison.json", {"quality": quality(row, joint)})
         config = stored_config(read_json(directory / "config.json"))
-        write_json(directory / "report.json", build_report(directory, config))
+        write_json(directory / "report.json", build_report(directory, config).to_json())
 
 
 def quality(row: Mapping[str, Any], joint: Mapping[str, Any]) -> str:

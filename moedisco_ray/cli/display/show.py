@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -17,31 +16,32 @@ from rich.text import Text
 from moedisco_ray.cli.display.tables import plain_table
 from moedisco_ray.cli.display.words import count
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, task_table
+from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
+from moedisco_ray.core.run_record import RunReport
 
 _MOST_TERMS = 8
 
 
-def report_view(report: Mapping[str, Any]) -> RenderableType:
+def report_view(report: RunReport) -> RenderableType:
     """The whole of a run's report that a person reads; parts that were not measured are left out."""
-    title = Text.assemble((report["name"], "bold"), f"  {report['family']}")
+    title = Text.assemble((report.name, "bold"), f"  {report.family}")
     parts: list[RenderableType] = [title, *_state(report), _stages(report)]
-    parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.get("corpus", {})))]
+    parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.corpus))]
     if (verdict := report_verdict(report)) is not None:
         parts.append(Text(verdict, style="bold"))
-    clusters = report["clusters"].get("clusters", [])
-    if clusters:
-        parts.append(_section("Clusters", _clusters(clusters, report["evaluation"])))
-    if report["evaluation"]:
-        parts.append(_section("Validation", evaluation_view(report["evaluation"])))
-    if report["samples"]:
-        parts.append(_section("What the model writes", Group(*(_sample(sample) for sample in report["samples"]))))
+    if report.clusters.clusters:
+        parts.append(_section("Clusters", _clusters(report.clusters.clusters, report.evaluation)))
+    if not report.evaluation.is_empty:
+        parts.append(_section("Validation", evaluation_view(report.evaluation)))
+    if report.samples:
+        parts.append(_section("What the model writes", Group(*(_sample(sample) for sample in report.samples))))
     return Group(*parts)
 
 
-def _state(report: Mapping[str, Any]) -> list[RenderableType]:
+def _state(report: RunReport) -> list[RenderableType]:
     """A line for a run that is not finished; figures are then those of its finished stages."""
-    state, reason = report.get("state", "finished"), report.get("state_reason")
+    state, reason = report.state or "finished", report.state_reason
     if state == "finished":
         return []
     next_step = "" if state == "running" else "; `moedisco run` with the same configuration continues it"
@@ -52,18 +52,18 @@ def _section(title: str, content: RenderableType) -> RenderableType:
     return Padding(Group(Rule(title, align="left", style="dim"), content), (1, 0, 0, 0))
 
 
-def _stages(report: Mapping[str, Any]) -> Table:
+def _stages(report: RunReport) -> Table:
     table = plain_table(*TABLE_COLUMNS)
-    for row in report_table(dict(report)):
+    for row in report_table(report):
         if row[0] == "total":
             table.add_section()
         table.add_row(*row)
     return table
 
 
-def _clusters(clusters: list[dict[str, Any]], evaluation: Mapping[str, Any]) -> Table:
-    measured = {entry["cluster"]: entry["perplexity"] for entry in evaluation.get("clusters", [])}
-    tokens = [entry["tokens"] for entry in clusters]
+def _clusters(clusters: Sequence[ClusterEntry], evaluation: EvaluationRecord) -> Table:
+    measured = {entry.cluster: entry.perplexity for entry in evaluation.clusters}
+    tokens = [entry.tokens for entry in clusters]
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, min_width=1)
     table.add_column(width=16)
@@ -74,23 +74,23 @@ def _clusters(clusters: list[dict[str, Any]], evaluation: Mapping[str, Any]) -> 
     table.add_row("", "", *titles, "most typical words")
     for number, entry in enumerate(clusters):
         bar = ProgressBar(
-            total=max(1, *tokens), completed=entry["tokens"], width=16, complete_style="blue", finished_style="blue")
+            total=max(1, *tokens), completed=entry.tokens, width=16, complete_style="blue", finished_style="blue")
         perplexity = measured.get(number)
         table.add_row(
-            str(number), bar, count(entry["tokens"]), f"{entry['documents']:,}",
-            "" if perplexity is None else f"{perplexity:.2f}", ", ".join(entry.get("terms", [])[:_MOST_TERMS]))
+            str(number), bar, count(entry.tokens), f"{entry.documents:,}",
+            "" if perplexity is None else f"{perplexity:.2f}", ", ".join(entry.terms[:_MOST_TERMS]))
     return table
 
 
-def evaluation_view(evaluation: Mapping[str, Any]) -> RenderableType:
+def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
     """What a model makes of text and of tasks; what was not measured is left out."""
     parts: list[RenderableType] = []
     if rows := evaluation_rows(evaluation):
         table = plain_table("", "perplexity", "bits per byte", "documents", "tokens")
         for name, figures in rows:
             table.add_row(
-                name, _number(figures.get("perplexity"), 2), _number(figures.get("bits_per_byte"), 3),
-                _number(figures.get("documents"), 0), _number(figures.get("tokens"), 0))
+                name, _number(figures.perplexity, 2), _number(figures.bits_per_byte, 3), _number(figures.documents, 0),
+                _number(figures.tokens, 0))
         parts.append(table)
     if (note := expert_note(evaluation)) is not None:
         parts.append(Text(note, style="dim"))
@@ -106,7 +106,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def _sample(sample: Mapping[str, str]) -> Panel:
-    prompt, text = sample["prompt"], sample["text"]
+def _sample(sample: Sample) -> Panel:
+    prompt, text = sample.prompt, sample.text
     body = re.sub(r"\n(\s*\n)+", "\n\n", text.removeprefix(prompt)).rstrip()     # a small model likes blank lines
     return Panel(Text.assemble((prompt, "bold"), body), border_style="dim", expand=False)

@@ -6,6 +6,7 @@ from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import CheckpointInit
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records import ClusterSummary
 from moedisco_ray.stages.context import Context, warn
 
 
@@ -22,10 +23,10 @@ def run(context: Context, draft: Draft) -> None:
         meter.update(event)
         context.emit(event)
 
-    summary = context.backend.build_clusters(
+    made = context.backend.build_clusters(
         config, corpus_dir=context.of("corpus"), model=model, directory=draft.path, emit=metered, stop=context.stop)
-    draft.summary.update(summary, held=meter.worker_seconds)
+    summary = ClusterSummary.model_validate({**made, "held": meter.worker_seconds})
+    draft.summary.update(summary.to_json())
     context.emit(Event("clusters", "cluster", data={
-        "documents": [entry["documents"] for entry in summary["clusters"]],
-        "tokens": [entry["tokens"] for entry in summary["clusters"]]}))
-    warn(context, "cluster", summary["warnings"])
+        "documents": [entry.documents for entry in summary.clusters], "tokens": [entry.tokens for entry in summary.clusters]}))
+    warn(context, "cluster", summary.warnings)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.records import CorpusSummary
 from moedisco_ray.stages.context import Context, warn
 
 
 def run(context: Context, draft: Draft) -> None:
     """Make the corpus artifact."""
-    draft.summary.update(context.backend.build_corpus(context.config, draft.path))
-    warn(context, "corpus", draft.summary["warnings"])
+    summary = CorpusSummary.model_validate(context.backend.build_corpus(context.config, draft.path))
+    draft.summary.update(summary.to_json())
+    warn(context, "corpus", summary.warnings)

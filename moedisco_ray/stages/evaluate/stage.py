@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moedisco_ray.core.artifacts import Draft, write_json
 from moedisco_ray.core.config import Evaluation
+from moedisco_ray.core.records import EvaluateSummary, EvaluationRecord
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context, device_of
 from moedisco_ray.stages.evaluate.measure import evaluate_ensemble, evaluate_stages, evaluate_unseen
@@ -57,9 +58,13 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
         cluster_model=context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
         limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
         settings=_with_absolute_paths(config.evaluation), device=device_of(pool), readers=readers)
-    draft.summary["extra_seconds"] = round(result.pop("extra_seconds"), 3)
-    write_json(draft.path / "evaluation.json", result)
-    draft.summary.update({key: result[key] for key in ("perplexity", "bits_per_byte", "documents", "tokens")})
+    extra_seconds = round(result.pop("extra_seconds"), 3)
+    measured = EvaluationRecord.model_validate(result)
+    write_json(draft.path / "evaluation.json", measured.to_json())
+    summary = EvaluateSummary(
+        perplexity=measured.perplexity, bits_per_byte=measured.bits_per_byte, documents=measured.documents, tokens=measured.tokens,
+        extra_seconds=extra_seconds)
+    draft.summary.update(summary.to_json())
 
 
 def evaluate(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from moedisco_ray.core.artifacts import read_manifest, write_text
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, task_table
+from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, ExportSummary, Figures, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_table, report_verdict
+from moedisco_ray.core.run_record import RunReport
 
 _MOST_TERMS = 8
 _NUMBERS = {"workers", "tokens", "time", "cost", "loss", "perplexity", "bits per byte", "documents", "cluster", *TASK_COLUMNS[1:]}
@@ -29,60 +30,60 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```"""
 
 
-def model_card(report: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+def model_card(report: RunReport, figures: ExportSummary) -> str:
     """A model card in Markdown with YAML front matter.
 
     Args:
-        report: As in `report.json`; parts that are missing are left out.
+        report: The run's report; parts that are missing are left out.
         figures: `parameters`, `active_parameters` and `samples` of the finished model, and `rounded_to`, the dtype that its trained
             weights were rounded to, if any.
     """
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["mixture-of-experts", "moe-disco", report["family"]],
+        "tags": ["mixture-of-experts", "moe-disco", report.family],
     }
     about = (
-        f"A Mixture-of-Experts language model of the `{report['family']}` family with {figures['parameters']:,} "
-        f"parameters, of which a token uses {figures['active_parameters']:,}. {_recipe(report)}{_start(report)}")
+        f"A Mixture-of-Experts language model of the `{report.family}` family with {figures.parameters:,} "
+        f"parameters, of which a token uses {figures.active_parameters:,}. {_recipe(report)}{_start(report)}")
     legend = (
         "Loss is in nats per token, on training text, at the end of the stage; perplexity is on validation documents, "
         "a sub-model's on those of its own cluster. Costs are all slots that the run held, at the configured prices.")
     verdict = report_verdict(report)
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {report['name']}",
+        f"# {report.name}",
         about,
         "## Use", _USAGE,
         "## Training", _table(TABLE_COLUMNS, report_table(report)), legend + _rounding(figures),
         *([] if verdict is None else [verdict]),
         *(f"{note[0].upper()}{note[1:]}." for note in report_notes(report)),
-        *_clusters(report.get("clusters", {}).get("clusters", [])),
-        *_evaluation(report.get("evaluation", {})),
-        *_samples(figures["samples"]),
+        *_clusters(report.clusters.clusters),
+        *_evaluation(report.evaluation),
+        *_samples(figures.samples),
         "## Made with", _made_with(report),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def write_card(model_dir: Path, report: Mapping[str, Any]) -> None:
+def write_card(model_dir: Path, report: RunReport) -> None:
     """Write the card of an exported model again, from the report of the complete run.
 
     The card that the export writes cannot know what the export costs.
 
     Args:
         model_dir: The artifact of the export stage.
-        report: As in `report.json`.
+        report: The run's report.
     """
     manifest = read_manifest(model_dir)
     if manifest is not None:
-        write_text(model_dir / "README.md", model_card(report, manifest.summary))
+        write_text(model_dir / "README.md", model_card(report, ExportSummary.model_validate(manifest.summary)))
 
 
-def _recipe(report: Mapping[str, Any]) -> str:
-    trained = {stage["name"]: stage for stage in report["stages"] if stage.get("tokens")}
-    whole = trained.get("finetune", {})
-    workers = f"{whole.get('pool', 'high_memory').replace('_', '-')} workers"
+def _recipe(report: RunReport) -> str:
+    trained = {stage.name: stage for stage in report.stages if stage.tokens}
+    whole = trained.get("finetune")
+    workers = f"{(whole.pool if whole else 'high_memory').replace('_', '-')} workers"
     if "submodels" in trained:
         end = f", and the whole was fine-tuned for a short time on {workers}" if whole else ""
         return (
@@ -96,41 +97,40 @@ def _recipe(report: Mapping[str, Any]) -> str:
     return f"The whole of it was trained jointly, on {workers}."
 
 
-def _start(report: Mapping[str, Any]) -> str:
-    start = report.get("start", {})
-    if start.get("name") is None:
+def _start(report: RunReport) -> str:
+    start = report.start
+    if start is None or start.name is None:
         return ""
-    dense = ", a dense model whose MLP became every expert" if start["kind"] == "upcycle" else ""
-    return f" The weights that it started from are those of `{start['name']}`{dense}."
+    dense = ", a dense model whose MLP became every expert" if start.kind == "upcycle" else ""
+    return f" The weights that it started from are those of `{start.name}`{dense}."
 
 
-def _rounding(figures: Mapping[str, Any]) -> str:
-    dtype = figures.get("rounded_to")
+def _rounding(figures: ExportSummary) -> str:
+    dtype = figures.rounded_to
     if dtype is None:
         return ""
     return f" All of it was measured before the weights were rounded to {dtype} for this directory: results can differ."
 
 
-def _clusters(clusters: Sequence[Mapping[str, Any]]) -> list[str]:
+def _clusters(clusters: Sequence[ClusterEntry]) -> list[str]:
     if not clusters:
         return []
     rows = [
-        (str(number), f"{entry['documents']:,}", f"{entry['tokens']:,}", ", ".join(entry["terms"][:_MOST_TERMS]))
+        (str(number), f"{entry.documents:,}", f"{entry.tokens:,}", ", ".join(entry.terms[:_MOST_TERMS]))
         for number, entry in enumerate(clusters)
     ]
     return ["## Clusters", _table(("cluster", "documents", "tokens", "most typical words"), rows)]
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
-    if not evaluation:
+def _evaluation(evaluation: EvaluationRecord) -> list[str]:
+    if evaluation.is_empty:
         return []
-    parts = [
+    parts: list[tuple[str, Figures]] = [
         *evaluation_rows(evaluation),
-        *((f"cluster {entry['cluster']}", entry) for entry in evaluation.get("clusters", [])),
+        *((f"cluster {entry.cluster}", entry) for entry in evaluation.clusters),
     ]
     rows = [
-        (name, _number(entry["perplexity"], 2), _number(entry["bits_per_byte"], 3), f"{entry['documents']:,}",
-         f"{entry['tokens']:,}")
+        (name, _number(entry.perplexity, 2), _number(entry.bits_per_byte, 3), f"{entry.documents:,}", f"{entry.tokens:,}")
         for name, entry in parts
     ]
     note = expert_note(evaluation)
@@ -142,17 +142,17 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _samples(samples: Sequence[Mapping[str, str]]) -> list[str]:
+def _samples(samples: Sequence[Sample]) -> list[str]:
     # Indented, not fenced: what a model writes may hold a fence.
     if not samples:
         return []
-    blocks = ["\n".join(f"    {line}" for line in (s["prompt"] + s["text"]).splitlines()) for s in samples]
+    blocks = ["\n".join(f"    {line}" for line in (sample.prompt + sample.text).splitlines()) for sample in samples]
     return ["## Samples", *[part for block in blocks for part in (block, "<!-- -->")]]
 
 
-def _made_with(report: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return f"Seed {report['seed']}; {versions}."
+def _made_with(report: RunReport) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return f"Seed {report.seed}; {versions}."
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moedisco_ray.core.errors import CheckpointError, RunError
+from moedisco_ray.core.records import ExportSummary
+from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.models import (
     Checkpoint,
     ModelMap,
@@ -37,7 +39,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export(
-    model_dir: Path, tokenizer_dir: Path, directory: Path, report: Mapping[str, Any], *, prompts: Sequence[str] = (),
+    model_dir: Path, tokenizer_dir: Path, directory: Path, report: RunReport, *, prompts: Sequence[str] = (),
     sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
 ) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def export(
     }
     if origin is not None:
         origin.copy_licences(directory)
-    (directory / "README.md").write_text(model_card(report, figures), encoding="utf-8")
+    (directory / "README.md").write_text(model_card(report, ExportSummary.model_validate(figures)), encoding="utf-8")
     if strange := sorted(path.name for path in directory.rglob("*") if path.is_file() and not _belongs(path)):
         raise RunError(f"the export holds a file of a kind that does not belong there: {strange[0]}")
     return figures

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import LocalInit, Model
+from moedisco_ray.core.records import ExportSummary
 from moedisco_ray.core.report import build_report
+from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.export.directory import export
 from moedisco_ray.stages.export.origin import Origin
@@ -18,15 +20,16 @@ from moedisco_ray.stages.text.tokenizer import Encoder
 def run(context: Context, draft: Draft) -> None:
     """Write the finished model's directory."""
     config = context.config
-    draft.summary.update(context.call(
+    figures = context.call(
         config.finetune_pool, export_model, context.of("finetune"), tokenizer=context.of("corpus") / "tokenizer",
         directory=draft.path, report=build_report(context.directory, config), prompts=config.evaluation.prompts,
         sample_tokens=config.evaluation.sample_tokens, seed=config.seed, start=config.model,
-        own_tokens=not config.tokenizer.replace, dtype=config.export.dtype))
+        own_tokens=not config.tokenizer.replace, dtype=config.export.dtype)
+    draft.summary.update(ExportSummary.model_validate(figures).to_json())
 
 
 def export_model(
-    model: Path, *, tokenizer: Path, directory: Path, report: Mapping[str, Any], prompts: Sequence[str], sample_tokens: int,
+    model: Path, *, tokenizer: Path, directory: Path, report: RunReport, prompts: Sequence[str], sample_tokens: int,
     seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"],
 ) -> dict[str, Any]:
     """Write the Hugging Face directory and let the model continue a few prompts.

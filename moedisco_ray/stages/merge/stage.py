@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import Merge
+from moedisco_ray.core.records import MergeSummary, TrainingSummary
 from moedisco_ray.models import (
     ModelMap,
     canonical_shapes,
@@ -44,18 +45,20 @@ def run(context: Context, draft: Draft) -> None:
     config = context.config
     pool = config.finetune_pool
     if not config.tokens.decoupled:
-        draft.summary.update(context.call(
+        made = context.call(
             pool, write_whole, context.start, clusters=config.clusters.count, trained_seed=context.trained_seed,
             batches=sample(context), settings=config.merge, keep_moments=config.finetune.keep_moments, device=device_of(pool),
-            directory=draft.path))
+            directory=draft.path)
+        draft.summary.update(MergeSummary.model_validate(made).to_json())
         return
     common = context.of("submodels") / COMMON
     batches, held_out = calibration(context)
-    draft.summary.update(context.call(
+    made = context.call(
         pool, merge_submodels, context.start, submodels=context.submodels,
         common=common if common.is_dir() else context.of("decompose") / "0",
-        tokens=[unit["tokens"] for unit in context.summary("submodels")["units"]], batches=batches, held_out=held_out,
-        settings=config.merge, keep_moments=config.finetune.keep_moments, device=device_of(pool), directory=draft.path))
+        tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=batches, held_out=held_out,
+        settings=config.merge, keep_moments=config.finetune.keep_moments, device=device_of(pool), directory=draft.path)
+    draft.summary.update(MergeSummary.model_validate(made).to_json())
 
 
 def merge_submodels(

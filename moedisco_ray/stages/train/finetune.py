@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.stages.context import Context, finetune_seed, link_tree
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, unit_records
 
@@ -13,8 +14,8 @@ def run(context: Context, draft: Draft) -> None:
     """Train the whole MoE on the whole corpus, by all workers of its pool together."""
     config = context.config
     pool = config.finetune_pool
-    draft.summary["units"] = []
     if not config.tokens.finetune:
+        draft.summary.update(TrainingSummary(units=[]).to_json())
         link_tree(context.of("merge"), draft.path)
         (draft.path / "manifest.json").unlink()     # the merge's own
         return
@@ -25,4 +26,4 @@ def run(context: Context, draft: Draft) -> None:
     trained = context.backend.train_gang(
         job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, stop=context.stop)
     link_tree(job.output, draft.path)
-    draft.summary["units"] = unit_records([job], [trained])
+    draft.summary.update(TrainingSummary(units=unit_records([job], [trained])).to_json())

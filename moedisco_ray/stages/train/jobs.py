@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Submodels
 from moedisco_ray.core.locations import joined
+from moedisco_ray.core.records import UnitRecord
 from moedisco_ray.models.optimizer_state import FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import meetings
@@ -73,20 +73,20 @@ def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quor
     return context.backend.train_all(jobs, placement, directory, context.emit, stop=context.stop, quorum=quorum)
 
 
-def unit_records(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[dict[str, Any]]:
-    """What a stage's summary holds of its units; see `report`."""
+def unit_records(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[UnitRecord]:
+    """The records of a stage's trainings, for its summary."""
     return [
-        {
-            "name": job.name,
-            "steps": done.result.steps,
-            "planned_steps": job.steps,
-            "tokens": done.result.tokens,
-            "loss": done.result.loss if done.result.steps else None,
-            "seconds": round(done.result.seconds, 3),
-            "workers": round(done.workers, 3),
-            "held": {key: round(seconds, 3) for key, seconds in done.held.items()},
-            "contribution": done.contribution,
-            "reason": done.reason,
-        }
+        UnitRecord(
+            name=job.name,
+            steps=done.result.steps,
+            planned_steps=job.steps,
+            tokens=done.result.tokens,
+            loss=done.result.loss if done.result.steps else None,
+            seconds=round(done.result.seconds, 3),
+            workers=round(done.workers, 3),
+            held={key: round(seconds, 3) for key, seconds in done.held.items()},
+            contribution=done.contribution,
+            reason=done.reason,
+        )
         for job, done in zip(jobs, trained, strict=True)
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.stages.context import Context, dense_seed, link_tree
 from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.train.jobs import make_job, train, unit_records
@@ -34,7 +35,7 @@ def run(context: Context, draft: Draft, *, write_common_start: Callable[..., Non
     job = dataclasses.replace(job, leave_moments=True)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.checkpoint.max_failures))
     link_tree(job.output, draft.path)
-    draft.summary["units"] = unit_records([job], trained)
+    draft.summary.update(TrainingSummary(units=unit_records([job], trained)).to_json())
 
 
 def _write(context: Context, write_common_start: Callable[..., None], directory: Path) -> None:

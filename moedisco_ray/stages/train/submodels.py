@@ -6,6 +6,7 @@ import dataclasses
 
 from moedisco_ray.backend import Placement
 from moedisco_ray.core.artifacts import Draft
+from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, link_tree, submodel_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, rounds_of, train, unit_records
@@ -16,8 +17,8 @@ from moedisco_ray.training.sync.exchange import backbone_path, history
 def run(context: Context, draft: Draft) -> None:
     """Train every sub-model on its own cluster's text, the longest first; their backbones are averaged at the sync points."""
     config = context.config
-    draft.summary["units"] = []
     if not config.tokens.decoupled:
+        draft.summary.update(TrainingSummary(units=[]).to_json())
         return
     sizes = cluster_tokens(context)
     jobs = [
@@ -39,7 +40,7 @@ def run(context: Context, draft: Draft) -> None:
         if trained[job.name].contribution != "finished":
             context.call(None, write_partial_result, job)
         link_tree(job.output, draft.path / str(k))
-    draft.summary["units"] = unit_records(jobs, [trained[job.name] for job in jobs])
-    draft.summary["rounds"] = history(rounds)
-    if draft.summary["rounds"]:
-        link_tree(backbone_path(rounds, len(draft.summary["rounds"])), draft.path / COMMON)
+    units, synced = unit_records(jobs, [trained[job.name] for job in jobs]), history(rounds)
+    draft.summary.update(TrainingSummary.model_validate({"units": units, "rounds": synced}).to_json())
+    if synced:
+        link_tree(backbone_path(rounds, len(synced)), draft.path / COMMON)

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.run_record import RunReport
 from service import run_files
 from service.api import streams
 from service.api.answers import series_answer
@@ -28,7 +29,7 @@ from service.api.security import DRIVER, SIGNED_IN, STREAM_SLOT, Reader, check_d
 from service.database import ingest, metrics, runs, tables
 from service.domain.states import TERMINAL, RunState
 from service.errors import BadRequest, NotFound
-from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, RunReport, TrainingPage, Unit, UnitPage
+from service.schemas import Figure, LogPage, Metrics, Report, ReportAnswer, TrainingPage, Unit, UnitPage
 
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=SIGNED_IN)
 reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=DRIVER)
@@ -131,7 +132,7 @@ def get_report(run: VisibleRun, context: InContext) -> RunReport:
     directory = Path(run.directory)
     if RunState(run.state) is RunState.SUCCEEDED:
         return _read_report(_document(directory, "report.json", "report"))
-    return _read_report(context.reports.get(directory, run.settings))
+    return context.reports.get(directory, run.settings)
 
 
 @router.get("/logs", responses=problems(404))

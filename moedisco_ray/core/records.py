@@ -1,0 +1,292 @@
+"""What the stages of a run leave behind, as typed records: their summaries, `clusters/report.json` and `evaluation.json`.
+
+Writers build these records, and readers (the report, the model card, the command line, the service) open files as these records.
+A reader accepts what an earlier or later version wrote: a part that it does not know stays in the record.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Contribution = Literal["finished", "checkpoint", "seed"]
+
+
+class Record(BaseModel):
+    """Base of all records."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON holds it; parts that were never set are left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class UnitRecord(Record):
+    """One training of a stage: the seed model, a sub-model, or the fine-tune."""
+
+    name: str
+    steps: int
+    planned_steps: int
+    tokens: int
+    """Tokens trained on."""
+    loss: float | None
+    """Training loss at the end (nats per token); null before the first step."""
+    seconds: float
+    """Time in the training loop (s)."""
+    workers: float
+    """Mean number of workers."""
+    held: dict[str, float]
+    """Worker-seconds, by the machines' name in the meter."""
+    contribution: Contribution
+    """What the merge takes: the finished sub-model, its last checkpoint, or the seed that it started from."""
+    reason: str | None
+    """Why it is not finished."""
+
+
+class SyncRecord(Record):
+    """One sync point: the sub-models' backbones became one."""
+
+    members: dict[str, int]
+    """Tokens of each member since its last sync point."""
+    late: list[str]
+    """Members that were not waited for."""
+
+
+class CorpusSource(Record):
+    """What was read of one source."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    validation_documents: int
+    files: int
+    empty_files: int
+
+
+class SkippedFile(Record):
+    """A file that was not read."""
+
+    source: str
+    path: str
+    reason: str
+
+
+class CorpusSummary(Record):
+    """The corpus stage."""
+
+    documents: int = 0
+    validation_documents: int = 0
+    duplicates: int = 0
+    tokens: int = 0
+    """Tokens of one pass over the training text, as packed."""
+    validation_tokens: int = 0
+    bytes: int = 0
+    """Bytes of training text."""
+    vocab_size: int = 0
+    sources: dict[str, CorpusSource] = Field(default_factory=dict)
+    skipped_files: int = 0
+    """Files that could not be read, where a source says `on_error: skip`."""
+    passed_over_files: int = 0
+    """Files that were not read because their source holds tables."""
+    skipped: list[SkippedFile] = Field(default_factory=list)
+    """The first files of both kinds."""
+    warnings: list[str] = Field(default_factory=list)
+
+
+class ClusterSize(Record):
+    """Size of a cluster."""
+
+    documents: int
+    tokens: int
+
+
+class ClusterSummary(Record):
+    """The cluster stage; empty in a run without sub-models."""
+
+    clusters: list[ClusterSize] = Field(default_factory=list)
+    inertia: float | None = None
+    """Mean squared distance to the centroids; null unless k-means made the clusters."""
+    iterations: int | None = None
+    silhouette: float | None = None
+    nmi: float | None = None
+    """Normalised mutual information of cluster and source; null where there is one source."""
+    balance: float | None = None
+    """Tokens of the largest cluster, as a multiple of the mean."""
+    warnings: list[str] = Field(default_factory=list)
+    held: dict[str, float] = Field(default_factory=dict)
+    """Worker-seconds of the vectors, by the machines' name in the meter."""
+
+
+class ClusterEntry(ClusterSize):
+    """A cluster and what it is about."""
+
+    terms: list[str] = Field(default_factory=list)
+    """Its most typical words."""
+    examples: list[str] = Field(default_factory=list)
+    """Beginnings of the documents nearest to its centroid."""
+
+
+class ClusterMap(Record):
+    """A sample of documents in the plane of their vectors' first two principal directions, column by column."""
+
+    x: list[float] = Field(default_factory=list)
+    y: list[float] = Field(default_factory=list)
+    cluster: list[int] = Field(default_factory=list)
+    source: list[str] = Field(default_factory=list)
+
+
+class ClusterReport(Record):
+    """`clusters/report.json`."""
+
+    clusters: list[ClusterEntry] = Field(default_factory=list)
+    map: ClusterMap = ClusterMap()
+    warnings: list[str] = Field(default_factory=list)
+
+
+class TrainingSummary(Record):
+    """The seed, sub-models and fine-tune stages."""
+
+    units: list[UnitRecord] = Field(default_factory=list)
+    rounds: list[SyncRecord] = Field(default_factory=list)
+    """Sync points; empty where the sub-models had none."""
+
+
+class MergeSummary(Record):
+    """The merge stage."""
+
+    backbone: dict[str, Any] = Field(default_factory=dict)
+    """`rule` and `scale` by which the backbones were combined."""
+    weights: list[float] = Field(default_factory=list)
+    """Weight of each sub-model in the backbone."""
+    candidates: list[dict[str, Any]] = Field(default_factory=list)
+    """`rule`, `scale` and `loss` of each recipe, where several were compared."""
+    layers: list[dict[str, Any]] = Field(default_factory=list)
+    """Accuracy, loads and scale of each router."""
+    tensors: int = 0
+    """Number of tensors; `merge.json` says what became of each."""
+
+
+class Figures(Record):
+    """How well a model predicts some documents."""
+
+    loss: float | None = None
+    """Nats per token; null where there is no token."""
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+
+
+class ClusterFigures(Figures):
+    """The figures of one cluster's documents."""
+
+    cluster: int
+
+
+class SourceFigures(Figures):
+    """The figures of one source's documents."""
+
+    source: str
+
+
+class RouterRecord(Record):
+    """What the router of one layer does with the validation text."""
+
+    layer: int
+    load: list[float]
+    """Share of the top-k selections that each expert gets."""
+    dead: int = 0
+    """Experts with under 1 % of an even load."""
+    token_entropy: float | None = None
+    """Mean entropy of the router's choice for a token (nats)."""
+    load_entropy: float | None = None
+    """Entropy of `load` (nats)."""
+    nmi_cluster: float | None = None
+    nmi_source: float | None = None
+
+
+class StageFigures(Figures):
+    """The figures of what a training stage made."""
+
+    units: list[Figures] = Field(default_factory=list)
+    """Of each sub-model on its own cluster."""
+
+
+class UnseenFigures(Figures):
+    """The figures of text that was never trained on."""
+
+    sources: list[SourceFigures] = Field(default_factory=list)
+    trained_on: int = 0
+    """Documents left out because the corpus has them."""
+    skipped: list[dict[str, Any]] = Field(default_factory=list)
+    """`path` and `reason` of files that could not be read."""
+
+
+class TaskFigures(Record):
+    """What lm-eval found on one task file."""
+
+    task: str
+    examples: int
+    acc: float | None
+    """Share of right answers."""
+    acc_stderr: float | None = None
+    acc_norm: float | None = None
+    """Share of right answers where likelihoods are divided by the choices' lengths."""
+    acc_norm_stderr: float | None = None
+    chance: float | None = None
+    """Share that guessing gets."""
+
+
+class EvaluationRecord(Figures):
+    """`evaluation/evaluation.json`: the finished model on the validation text, and whatever else was measured."""
+
+    clusters: list[ClusterFigures] = Field(default_factory=list)
+    sources: list[SourceFigures] = Field(default_factory=list)
+    routers: list[RouterRecord] = Field(default_factory=list)
+    load_by_cluster: list[list[float]] = Field(default_factory=list)
+    load_by_source: dict[str, list[float]] = Field(default_factory=dict)
+    specialisation: dict[str, float | None] = Field(default_factory=dict)
+    """Normalised mutual information of a document's `cluster`, or `source`, and its main expert."""
+    stages: dict[str, StageFigures] = Field(default_factory=dict)
+    ensemble: Figures | None = None
+    unseen: UnseenFigures | None = None
+    lm_eval: list[TaskFigures] = Field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was measured."""
+        return not self.model_fields_set
+
+
+class EvaluateSummary(Record):
+    """The evaluate stage."""
+
+    perplexity: float | None
+    bits_per_byte: float | None
+    documents: int
+    tokens: int
+    extra_seconds: float
+    """Time spent on other models than the finished one (s)."""
+
+
+class Sample(Record):
+    """A text that the finished model wrote."""
+
+    prompt: str
+    text: str
+
+
+class ExportSummary(Record):
+    """The export stage."""
+
+    parameters: int
+    active_parameters: int
+    """Parameters that one token uses."""
+    rounded_to: str | None = None
+    """Dtype of the weights where it cannot hold the trained ones exactly."""
+    bytes: int = 0
+    """Bytes of the weights."""
+    samples: list[Sample] = Field(default_factory=list)

@@ -1,0 +1,120 @@
+"""`report.json`, as a typed record; `report` makes it, and says how."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from moedisco_ray.core.bill import Bill
+from moedisco_ray.core.records import (
+    ClusterReport,
+    Contribution,
+    CorpusSummary,
+    EvaluationRecord,
+    MergeSummary,
+    Record,
+    Sample,
+    SyncRecord,
+)
+
+SCHEMA_VERSION = 1
+
+RunState = Literal["finished", "running", "stopped", "failed", "interrupted"]
+
+
+class UnfinishedUnit(Record):
+    """A sub-model that the merge did not wait for."""
+
+    name: str
+    contribution: Contribution
+    steps: int
+    planned_steps: int
+    reason: str | None
+
+
+class StageReport(Record):
+    """One finished stage."""
+
+    name: str
+    pool: str
+    """`low_memory`, `high_memory`, or `head`: the head node."""
+    workers: float
+    """Workers at once; of a gang on average."""
+    seconds: float
+    """Wall-clock time of its last completion (s)."""
+    tokens: int | None
+    """Tokens trained on; null where the stage trains nothing."""
+    worker_seconds: float
+    """Seconds summed over workers, their start-up included; 0 where the stage holds no priced slot."""
+    training_worker_seconds: float | None = None
+    """Seconds of the training loops, summed over workers, without start-ups."""
+    stalled: float | None = None
+    """Share of the training's seconds for which it stood still while checkpoints were saved."""
+    dollars: float
+    loss: float | None
+    """Training loss at the end (nats per token), weighted by tokens over units."""
+    perplexity: float | None
+    """On validation documents; of `submodels`, each on its own cluster."""
+    bits_per_byte: float | None
+    """On validation documents."""
+    unfinished: list[UnfinishedUnit] = Field(default_factory=list)
+    """Sub-models that the merge did not wait for."""
+
+
+class Curve(Record):
+    """Loss of a unit over its tokens, at most 400 points."""
+
+    stage: str | None
+    tokens: list[int]
+    loss: list[float]
+    """Nats per token."""
+
+
+class StartRecord(Record):
+    """What the model was started from."""
+
+    kind: str
+    """`random`, `checkpoint` or `upcycle`."""
+    name: str | None
+    """Name of the directory that it was read from."""
+
+
+class RunReport(Record):
+    """What a run has cost and reached; while it runs, of the stages so far."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    seed: int
+    tags: dict[str, str]
+    family: str
+    """Model family, such as `qwen3_moe`."""
+    start: StartRecord | None = None
+    stages: list[StageReport]
+    """Finished stages, in the pipeline's order."""
+    tokens: int
+    """Tokens trained on, over all stages."""
+    bill: Bill
+    """What the run has cost: lines, totals, idle machines, time, baseline, saving, quality."""
+    rounds: list[SyncRecord] = Field(default_factory=list)
+    """Sync points of the sub-models; empty where there were none."""
+    corpus: CorpusSummary = CorpusSummary()
+    """Summary of the corpus stage."""
+    clusters: ClusterReport = ClusterReport()
+    """How the documents were grouped."""
+    evaluation: EvaluationRecord = EvaluationRecord()
+    """What was measured on the validation text, and on other text and tasks."""
+    merge: MergeSummary = MergeSummary()
+    """Summary of the merge stage."""
+    samples: list[Sample] = Field(default_factory=list)
+    """Texts that the finished model wrote."""
+    curves: dict[str, Curve]
+    """Training loss by unit."""
+    held_out: dict[str, Curve] = Field(default_factory=dict)
+    """Held-out loss by unit, where the configuration asks for it."""
+    versions: dict[str, str]
+    """Packages that made the newest stage."""
+    state: RunState | None = None
+    """What the run is doing; not stored in a finished run's file."""
+    state_reason: str | None = None
+    """Message of a failed or stopped run."""
