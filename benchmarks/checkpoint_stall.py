@@ -1,10 +1,10 @@
-"""For what share of its time a training stands still to save, and by how much saving slows it down:
+"""The share of its time for which training stops to save, and how much saving slows it down:
 
 none            no checkpoint
 disk, s3        the product: a copy in memory, written by a thread, to a local disk and to an S3 server (moto) on loopback
 disk-waits, s3-waits    the same, but training waits until each checkpoint is safe
 
-The last save of a training, which has nothing to go on beside, is left out.
+The last save is left out: no training continues during it.
 Target: stalls of the product under 5 % of the time, at an interval shorter than the policy's shortest.
 """
 
@@ -49,7 +49,7 @@ BUCKET = "stalls"
 
 
 class Waits(Saver):
-    """Goes on when the checkpoint is safe."""
+    """Saves, and continues when the checkpoint is safe."""
 
     def save(self, progress: Progress) -> None:
         super().save(progress)

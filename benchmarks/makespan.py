@@ -7,13 +7,13 @@ beats.
 
 Losses are a Poisson process: each node lives for an exponentially distributed time, five checkpoint intervals in the mean, and its
 replacement is started at once. Sub-models here last minutes, where real ones last hours, and a start of Ray Train takes as long
-here as there; so a second bound counts, beside its steps, one undisturbed start of each sub-model. Starts after losses are never
-taken off.
+here as there; so a second bound counts one undisturbed start of each sub-model in addition to its steps. Starts after losses are
+never taken off.
 
-The clusters that `--nodes` names run beside each other, with sub-models that are as much longer as a cluster has more nodes: each
-takes as long as the others, and mostly waits. What they do take from each other's cores can only make these figures worse, and all
-four at once do: on 4 nodes a start then takes 33 s, two at once 21. Beside 3 nodes, 2 with losses came to 1.254 times the bound, by
-themselves to 1.218. Cells of earlier calls with the same setting are kept.
+The Ray clusters that `--nodes` names run at the same time. A cluster with more nodes has longer sub-models in proportion, so that
+all take the same time, and mostly wait. Sharing cores can only make these figures worse, and with all four at once it does: on 4
+nodes a start then takes 33 s, with two at once 21 s. Next to 3 nodes, 2 nodes with losses took 1.254 times the bound, alone 1.218.
+Cells of earlier calls with the same setting are kept.
 
     for nodes in "4 1" 3 2; do python -m benchmarks.makespan --nodes $nodes; done     three hours; nothing else may run
 """

@@ -86,7 +86,7 @@ async def requests(port: int, wanted: Sequence[bytes], concurrency: int, seconds
 
 
 class Reader(asyncio.Protocol):
-    """One reader of a run's events, told by the positions that arrive.
+    """One reader of a run's events, which records the positions that arrive.
 
     Attributes:
         arrived: When each position did, from `first` on.

@@ -34,7 +34,7 @@ class Seed:
     Attributes:
         token: Of an administrator, who sees every run.
         ended: Some of the runs that have ended.
-        quiet: Queued runs, of which nothing is heard.
+        quiet: Queued runs without events.
         live: A run whose driver reports while readers follow it.
         drivers: Runs whose drivers report as fast as they can.
     """
