@@ -33,7 +33,7 @@ from benchmarks.harness import environment, interleave, spread, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.locations import Location, joined
-from moedisco_ray.models import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
+from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint
 from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob, World, loop, train
 from moedisco_ray.training.checkpoints.checkpoint import Progress
@@ -58,7 +58,7 @@ class Waits(Saver):
 
 def measured(arm: str, checkpoints: Location, scratch: Path) -> dict[str, Any]:
     config = config_values(hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0))
-    tensors = decompose(random_source(config, 0), ModelMap("qwen3_moe"), SIZES.num_experts, SIZES.num_experts, 0)
+    tensors = decompose(random_weights(config, 0), ModelMap("qwen3_moe"), SIZES.num_experts, SIZES.num_experts, 0)
     write_checkpoint(scratch / "start", tensors, submodel_config(config, 1))
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (STEPS + 4) * BATCH * LENGTH, dtype=np.int32)
     write_packed(scratch / "shards", [[tokens]], eos=0, vocab_size=VOCABULARY)
@@ -74,8 +74,8 @@ def measured(arm: str, checkpoints: Location, scratch: Path) -> dict[str, Any]:
     if arm.endswith("-waits"):
         loop.Saver = Waits
     job = TrainJob(
-        stage="submodels", name="submodel-0", model=scratch / "start", shards=(scratch / "shards",), output=scratch / "trained",
-        checkpoints=checkpoints, steps=STEPS, sequence_length=LENGTH, log_every=1,
+        stage="submodels", name="submodel-0", model=scratch / "start", packed_dirs=(scratch / "shards",),
+        output=scratch / "trained", checkpoints=checkpoints, steps=STEPS, sequence_length=LENGTH, log_every=1,
         checkpoint_every=STEPS if arm == "none" else EVERY,
         optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH))
     train(job, World(), note, lambda: False)

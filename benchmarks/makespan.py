@@ -51,7 +51,7 @@ from moedisco_ray.core.config import Architecture, LowMemoryPool, Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.session import NO_DASHBOARD
-from moedisco_ray.models import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
+from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint
 from moedisco_ray.policies.ordering import makespan_bound
 from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob
@@ -133,12 +133,12 @@ class Machines:
 
 def jobs(scratch: Path, mean_seconds: float, interval: int) -> list[TrainJob]:
     config = config_values(hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0))
-    tensors = decompose(random_source(config, 0), ModelMap("qwen3_moe"), 1, 1, 0)
+    tensors = decompose(random_weights(config, 0), ModelMap("qwen3_moe"), 1, 1, 0)
     write_checkpoint(scratch / "start", tensors, submodel_config(config, 1))
     write_packed(scratch / "shards", [[np.random.default_rng(0).integers(1, VOCABULARY, 20_000)]], eos=0, vocab_size=VOCABULARY)
     return [
         TrainJob(
-            stage="submodels", name=f"submodel-{k}", model=scratch / "start", shards=(scratch / "shards",),
+            stage="submodels", name=f"submodel-{k}", model=scratch / "start", packed_dirs=(scratch / "shards",),
             output=scratch / str(k) / "trained", checkpoints=scratch / str(k) / "steps", steps=round(share * mean_seconds / PACE),
             sequence_length=LENGTH, optimizer=Optimizer(batch_tokens=BATCH * LENGTH), checkpoint_every=interval,
             log_every=1, held_out=Pace())

@@ -27,7 +27,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback
 from benchmarks.harness import environment, interleave, ratios, spread, write_result
 from moedisco_ray.core.config import Architecture, Optimizer
 from moedisco_ray.core.events import Event
-from moedisco_ray.models import ModelMap, config_values, hf_config, random_source, submodel_config, write_checkpoint
+from moedisco_ray.models import ModelMap, config_values, hf_config, random_weights, submodel_config, write_checkpoint
 from moedisco_ray.stages.decompose import decompose
 from moedisco_ray.training import TrainJob, World, train
 from moedisco_ray.training.packed_tokens import write_packed
@@ -58,7 +58,7 @@ def per_second(times: list[float]) -> float:
 
 def ours(scratch: Path) -> float:
     config = config_values(hf_config("qwen3_moe", SIZES, VOCABULARY, LENGTH, 0))
-    tensors = decompose(random_source(config, 0), ModelMap("qwen3_moe"), SIZES.num_experts, SIZES.num_experts, 0)
+    tensors = decompose(random_weights(config, 0), ModelMap("qwen3_moe"), SIZES.num_experts, SIZES.num_experts, 0)
     write_checkpoint(scratch / "start", tensors, submodel_config(config, 1))
     write_packed(scratch / "shards", [[tokens().astype(np.int32)]], eos=0, vocab_size=VOCABULARY)
     times: list[float] = []
@@ -68,9 +68,9 @@ def ours(scratch: Path) -> float:
             times.append(time.perf_counter())
 
     job = TrainJob(
-        stage="submodels", name="submodel-0", model=scratch / "start", shards=(scratch / "shards",), output=scratch / "trained",
-        checkpoints=scratch / "steps", steps=STEPS, sequence_length=LENGTH, checkpoint_every=STEPS, log_every=1,
-        optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH))
+        stage="submodels", name="submodel-0", model=scratch / "start", packed_dirs=(scratch / "shards",),
+        output=scratch / "trained", checkpoints=scratch / "steps", steps=STEPS, sequence_length=LENGTH,
+        checkpoint_every=STEPS, log_every=1, optimizer=Optimizer(lr=1e-4, batch_tokens=BATCH * LENGTH))
     train(job, World(), clock, lambda: False)
     return per_second(times)
 

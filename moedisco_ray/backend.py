@@ -1,7 +1,4 @@
-"""The interface that the stages use to run work somewhere: on a Ray cluster (`execution.ray.backend`) or in this process.
-
-The results are the same.
-"""
+"""The backend protocol: the pipeline runs its work on a Ray cluster or in this process, with the same results."""
 
 from __future__ import annotations
 
@@ -28,12 +25,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where trainers run.
+    """The pool and the number of workers of a training.
 
     Attributes:
-        pool: Pool (or node type) of the workers' slots.
-        workers: Workers per trainer: 1, or the size of a gang, whose workers start together.
-        max_failures: How often a worker that died is restarted.
+        pool: Pool, or one of its node types, whose slots the workers hold.
+        workers: Workers per training: 1, or the size of a gang, whose workers start together.
+        max_failures: Number of restarts after a worker died.
     """
 
     pool: Pool
@@ -41,15 +38,15 @@ class Placement:
     max_failures: int
 
     def on(self, pool: Pool) -> Placement:
-        """The placement on one of the pool's node types."""
+        """The same placement on one of the pool's node types."""
         return dataclasses.replace(self, pool=pool)
 
     def need(self, job: TrainJob) -> Need:
-        """Planned peak memory of one of a job's workers; nothing, where all machines are alike."""
+        """Peak memory that one worker needs for a job."""
         return self.need_of(job.name, job.model, job.optimizer, job.sequence_length)
 
     def need_of(self, name: str, model: Path, optimizer: Optimizer, sequence_length: int) -> Need:
-        """Memory that one worker needs to train the model."""
+        """Peak memory that one worker needs to train a model; 0 if the pool has one node type, so that nothing depends on it."""
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
@@ -58,33 +55,33 @@ class Placement:
         return Need(name, memory.total / GIB)
 
     def types(self, free: Mapping[str, int]) -> list[NodeType]:
-        """The pool's node types, for `policies.placement`.
+        """The pool's node types in the form of `policies.placement`.
 
         Args:
-            free: Trainers that could start now, by node type key; 1 for those left out.
+            free: Trainings that could start now, by node type key; a missing type counts as 1.
         """
         return [
             NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free.get(each.key, 1)) for each in self.pool.kinds]
 
     def check(self, needs: Sequence[Need]) -> None:
-        """Check that every job fits a node type.
+        """Refuse trainings that would wait forever.
 
         Raises:
-            PoolError: A job fits no node type of the pool.
+            PoolError: A training fits no node type of the pool.
         """
         types = self.types({})
         for need in needs:
             if fits_nowhere(need, types):
                 raise PoolError(
                     f"pools.{self.pool.kind}.types", max(kind.memory_gb for kind in types),
-                    f"{need.name} needs {need.memory_gb:.1f} GB, more than any of them has; add a larger one, or lower "
+                    f"{need.name} needs {need.memory_gb:.1f} GB, more than any node type has; add a larger one, or lower "
                     "submodels.optimizer.micro_batch")
 
     @property
     def bundle(self) -> dict[str, float]:
-        """Resources of one worker: the pool's tag, and a GPU if the pool has GPUs.
+        """Ray resources of one worker: the pool's own resource, and a GPU if the pool has GPUs.
 
-        No CPU: so nodes may offer none, and work on text, which requests CPUs, does not make an autoscaler start them.
+        It includes no CPU. So these nodes need not offer any, and tasks that ask for CPUs do not make an autoscaler start them.
         """
         return {self.pool.resource: 1, **({"GPU": self.pool.gpu} if self.pool.gpu else {})}
 
@@ -94,11 +91,11 @@ class Trained:
     """A training that has ended.
 
     Attributes:
-        result: Result of the loop; a partial result if a quorum did not wait for it.
-        seconds: Wall-clock time for which the workers were held.
-        held: Worker-seconds held, which are paid for, by pool key.
-        contribution: What the training gives to the merge. Only a finished one has written the job's output.
-        reason: Why it is not finished, as a message.
+        result: Result of the training loop; a partial result if a quorum did not wait for it.
+        seconds: Wall-clock time during which workers were held (s).
+        held: Worker-seconds that are paid for, by node type key.
+        contribution: Contribution to the merge. Unless it is `finished`, the job's output is not written yet.
+        reason: Why the training is not finished, as text for people.
     """
 
     result: TrainResult
@@ -109,58 +106,65 @@ class Trained:
 
     @property
     def worker_seconds(self) -> float:
-        """Worker-seconds held, over all node types."""
+        """Worker-seconds that are paid for, over all machines."""
         return sum(self.held.values())
 
     @property
     def workers(self) -> float:
-        """Mean number of workers while there were any."""
+        """Mean number of workers while any were held."""
         return self.worker_seconds / self.seconds if self.seconds else 1.0
 
 
 class Backend(Protocol):
-    """Runs work somewhere."""
+    """Runs the work of the stages."""
 
     def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
-        """Build the corpus artifact; returns its figures."""
+        """Build the corpus artifact and return its summary."""
 
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
     ) -> dict[str, Any]:
-        """Build the cluster artifact; returns its figures. Metered where workers of a pool compute the vectors."""
+        """Build the cluster artifact and return its summary; metered if workers of a pool compute the vectors."""
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Call a pure function on one worker of a pool, metered; None: on any machine, unmetered.
+        """Run a pure function on one worker of a pool, metered while it runs; without a pool, anywhere and unmetered.
 
-        Raises `RunStopped` if the run was asked to end before the function begins.
+        Raises:
+            RunStopped: The stop file appeared before the function started.
         """
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = ...,
         quorum: Quorum = ...,
     ) -> list[Trained]:
-        """Train every job, as many at once as there is room for; jobs that the quorum does not wait for stay unfinished.
+        """Train all jobs, in parallel where slots are free. Jobs that the quorum does not wait for are not finished.
 
-        Raises `RunStopped` once the run was asked to end.
+        Raises:
+            RunStopped: The stop file appeared.
         """
 
     def train_gang(
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = ...,
     ) -> Trained:
-        """Train a job with as many workers as the pool has, within its bounds; raises `RunStopped` when the run must end."""
+        """Train one job on all available workers of a pool, within the pool's bounds.
+
+        Raises:
+            RunStopped: The stop file appeared.
+        """
 
 
 def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Pool | None:
-    """The node type whose workers compute the vectors of documents; None: the CPUs of any machine.
+    """The node type whose workers compute document vectors; None: the vectors are computed on any CPU.
 
-    The cheapest node type that could train the model, first among those with slots; if none could, the largest.
+    It is the cheapest type that can train the model: among those that have slots now if possible, else among all. If no type can
+    train the model, it is the largest.
 
     Args:
-        config: The run's configuration.
-        model: The model whose hidden states are the vectors.
-        slots: Slots by node type key; 1 for those left out.
+        config: Configuration of the run.
+        model: Model whose hidden states are the vectors.
+        slots: Number of slots now, by node type key; a missing type counts as 1.
     """
     pool = config.vectors_pool
     if pool is None:
@@ -173,8 +177,8 @@ def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Po
 
 
 @contextlib.contextmanager
-def holding(emit: Emit, pool: Pool | None, workers: int, stage: str | None = None) -> Iterator[None]:
-    """Emit events for the meter: workers of a pool are held inside the block. Without a pool, emit none."""
+def held_workers(emit: Emit, pool: Pool | None, workers: int, stage: str | None = None) -> Iterator[None]:
+    """Meter workers of a pool inside the block; without a pool nothing is metered."""
     if pool is None:
         yield
         return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from moedisco_ray.backend import Placement, Trained, holding, vectors_kind
+from moedisco_ray.backend import Placement, Trained, held_workers, vectors_kind
 from moedisco_ray.core.config import AnyPool, Pool, RunConfig
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import NEVER, StopFile
@@ -17,7 +17,7 @@ from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.stages import corpus
 from moedisco_ray.stages.clustering.build import LocalWorkers, build_clusters
 from moedisco_ray.stages.clustering.packing import pack_cluster
-from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, training
+from moedisco_ray.training import SyncCoordinator, TrainJob, TrainResult, World, train_in_turns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class LocalBackend:
         """Build the clusters of documents in this process."""
         stop.check()
         pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
-        held = functools.partial(holding, emit, vectors_kind(config, model, {}), 1, "cluster")
+        held = functools.partial(held_workers, emit, vectors_kind(config, model, {}), 1, "cluster")
         return build_clusters(config, corpus_dir, model, directory, LocalWorkers(pack, held))
 
     def call(
@@ -44,7 +44,7 @@ class LocalBackend:
     ) -> T:
         """Call the function in this process."""
         stop.check()
-        with holding(emit, pool, 1):
+        with held_workers(emit, pool, 1):
             return function(*args, **kwargs)
 
     def train_all(
@@ -62,23 +62,23 @@ class LocalBackend:
         keys = [place_all([needs[job.name]], placement.types({}))[job.name] for job in jobs]
         coordinator = SyncCoordinator(jobs, emit)
         seconds = [0.0] * len(jobs)
-        trainings = [training(job, World(), emit, lambda: stop.requested) for job in jobs]
+        trainings = [train_in_turns(job, World(), emit, lambda: stop.requested) for job in jobs]
         results: dict[int, TrainResult] = {}
         while len(results) < len(jobs):
             for i, job in enumerate(jobs):
                 if i in results:
                     continue
                 started = time.monotonic()
-                with holding(emit, pools[keys[i]], 1, job.stage):
+                with held_workers(emit, pools[keys[i]], 1, job.stage):
                     result = _until_sync_point(trainings[i])
                 seconds[i] += time.monotonic() - started
                 if result is not None:
                     if not result.finished:
                         stop.check()
                     results[i] = result
-            members = coordinator.due()
+            members = coordinator.ready_members()
             if members is not None:
-                coordinator.close(members)
+                coordinator.combine(members)
         return [Trained(results[i], seconds[i], {keys[i]: seconds[i]}) for i in range(len(jobs))]
 
     def train_gang(

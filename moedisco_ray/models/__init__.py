@@ -1,4 +1,4 @@
-"""Model families: the role of every tensor, checkpoints in one canonical form, models built and loaded."""
+"""Model families: roles of tensors, checkpoints in one canonical form, building and loading models."""
 
 from moedisco_ray.models.checkpoint import (
     DEFAULT_SHARD_BYTES,
@@ -9,11 +9,20 @@ from moedisco_ray.models.checkpoint import (
     write_checkpoint,
     write_config,
 )
-from moedisco_ray.models.checks import check_complete, check_experts, expert_count, group_size
-from moedisco_ray.models.compare import check_same, differences, same_bits
+from moedisco_ray.models.checks import (
+    check_complete,
+    check_experts,
+    check_same,
+    check_start_tensors,
+    differences,
+    expert_count,
+    group_size,
+    same_bits,
+)
 from moedisco_ray.models.dense import open_dense, upcycled_config
 from moedisco_ray.models.families import DECLARATIONS, PARTS, Family, Part, Role, TensorRole
 from moedisco_ray.models.hf import (
+    backbone_parameters,
     canonical_shapes,
     config_values,
     hf_config,
@@ -24,15 +33,15 @@ from moedisco_ray.models.hf import (
     skeleton,
     submodel_config,
 )
-from moedisco_ray.models.init import RandomSource, random_source
+from moedisco_ray.models.init import RandomWeights, random_weights
 from moedisco_ray.models.layout import ModelMap, Place, canonical_state, memory_state
 from moedisco_ray.models.speed import specialise
-from moedisco_ray.models.starts import check_start_tensors
 
 __all__ = [
     "DECLARATIONS", "DEFAULT_SHARD_BYTES", "PARTS", "STORED_DTYPES", "Checkpoint", "Family", "ModelMap", "Part", "Place",
-    "RandomSource", "Role", "TensorRole", "canonical_shapes", "canonical_state", "check_complete", "check_experts",
-    "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "group_size", "hf_config", "load_model",
-    "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_dense", "random_source", "read_config", "same_bits",
-    "save_model", "skeleton", "specialise", "submodel_config", "upcycled_config", "write_checkpoint", "write_config",
+    "RandomWeights", "Role", "TensorRole", "backbone_parameters", "canonical_shapes", "canonical_state", "check_complete",
+    "check_experts", "check_same", "check_start_tensors", "config_values", "differences", "expert_count", "group_size",
+    "hf_config", "load_model", "memory_state", "model_tensors", "moe_blocks", "open_checkpoint", "open_dense", "random_weights",
+    "read_config", "same_bits", "save_model", "skeleton", "specialise", "submodel_config", "upcycled_config",
+    "write_checkpoint", "write_config",
 ]

@@ -1,7 +1,7 @@
-"""Reading and writing Hugging Face model directories, tensor by tensor.
+"""Hugging Face model directories: read and write them tensor by tensor.
 
-Whatever form the files have (one file or shards, experts one by one or stacked), a reader sees the canonical tensors,
-and reading one of them reads no other. What is written is always the classic per-expert form, which other tools read.
+A reader sees the canonical tensors, whether a directory has one safetensors file or several, with experts stored one by one or
+stacked. Reading one tensor reads no other. Files are always written in the canonical per-expert form, which other tools read.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
+"""Largest safetensors file (bytes); one file at a time is in memory."""
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Dtypes by their names in safetensors files."""
+"""Supported dtypes by their names in safetensors files."""
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """A model directory as a read-only mapping from canonical names to tensors, read when they are asked for.
+    """A model directory as a read-only mapping from canonical names to tensors, which are read on access.
 
     Attributes:
-        directory: Where it lies.
-        config: Its `config.json`.
-        model_map: The names of its family.
+        directory: The model directory.
+        config: Values of its `config.json`.
+        model_map: Names of its tensors.
     """
 
     def __init__(self, directory: Path, config: dict[str, Any], model_map: ModelMap,
@@ -63,7 +64,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self._places)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a canonical tensor, read from the file's header alone."""
+        """Shape of a canonical tensor; only the file's header is read."""
         place = self._places[key]
         stored = tuple(self._files[place.key].get_slice(place.key).get_shape())
         if place.expert is None:
@@ -71,7 +72,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
 
     def dtype(self, key: str) -> torch.dtype | None:
-        """Dtype of a canonical tensor, read from the file's header alone; None: none that weights are trained in."""
+        """Dtype of a canonical tensor, or None for one that is not in `STORED_DTYPES`; only the file's header is read."""
         stored = self._places[key].key
         return STORED_DTYPES.get(self._files[stored].get_slice(stored).get_dtype())
 
@@ -81,11 +82,11 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
 
     Args:
         directory: A Hugging Face model directory.
-        names: Of its tensors; None: those of its own family.
+        names: Names of its tensors; None: those of the family in its `config.json`.
 
     Raises:
-        CheckpointError: It is no model directory of a supported family, its weights are pickled, a file is missing or
-            broken, or a tensor is unknown or there twice.
+        CheckpointError: The family is not supported, the weights are pickled, a file is missing or broken, or a tensor is unknown
+            or stored twice.
     """
     config = read_config(directory)
     model_map = ModelMap(str(config.get("model_type"))) if names is None else names
@@ -93,13 +94,13 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
     places: dict[str, Place] = {}
     for path in _weight_files(directory):
         file = _open(path)
-        for stored in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+        for stored in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
             if stored == "lm_head.weight" and config.get("tie_word_embeddings"):
-                continue    # a second copy of the embedding, which transformers passes over too
+                continue    # a copy of the embedding, which transformers ignores too
             files[stored] = file
-            for key, place in model_map.unfold(stored, tuple(file.get_slice(stored).get_shape())).items():
+            for key, place in model_map.stored_tensors(stored, tuple(file.get_slice(stored).get_shape())).items():
                 if key in places:
-                    raise CheckpointError(str(path), key, "the tensor is there twice; the checkpoint is inconsistent")
+                    raise CheckpointError(str(path), key, "the tensor is stored twice; the checkpoint is inconsistent")
                 places[key] = place
     ordered = dict(sorted(places.items(), key=lambda item: model_map.sort_key(item[0])))
     return Checkpoint(directory, config, model_map, files, ordered)
@@ -107,19 +108,19 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
 
 def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
                      max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> int:
-    """Write a model directory from a stream of canonical tensors, holding at most one shard in memory.
+    """Write a model directory from a stream of canonical tensors, with at most one file in memory.
 
     Args:
-        directory: Made where it is missing; the caller makes it visible when everything is written.
-        tensors: Each name once.
-        config: What becomes `config.json`.
-        max_shard_bytes: A file is closed before it would grow beyond this; a tensor larger than it has its own file.
+        directory: Target directory, created if missing. It is incomplete until the function returns.
+        tensors: Canonical names and tensors, each name once.
+        config: Values of `config.json`.
+        max_shard_bytes: Largest file (bytes); a larger tensor gets its own file.
 
     Returns:
-        Bytes of all tensors.
+        Size of all tensors in bytes.
 
     Raises:
-        CheckpointError: A tensor came twice, or none came.
+        CheckpointError: A tensor occurs twice, or there are no tensors.
         OSError: The disk is full or broken.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -135,11 +136,11 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
         if shard and size + tensor.nbytes > max_shard_bytes:
             drafts.append(_write_shard(directory, len(drafts), shard))
             shard, size = {}, 0
-        shard[key] = _own(tensor)
+        shard[key] = _contiguous_copy(tensor)
         size += tensor.nbytes
         total += tensor.nbytes
     if not seen:
-        raise CheckpointError(str(directory), None, "there is no tensor to write")
+        raise CheckpointError(str(directory), None, "no tensor to write")
     drafts.append(_write_shard(directory, len(drafts), shard))
 
     if len(drafts) == 1:
@@ -151,18 +152,18 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The `config.json` of a model directory.
+    """The values of a model directory's `config.json`.
 
     Raises:
-        CheckpointError: There is none that can be read.
+        CheckpointError: The file is missing or broken.
     """
     try:
         with opened(directory / "config.json") as path:
             config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError("checkpoint", str(directory), f"no readable config.json there ({error})") from error
+        raise CheckpointError("checkpoint", str(directory), f"holds no readable config.json ({error})") from error
     if not isinstance(config, dict):
-        raise CheckpointError("checkpoint", str(directory), "its config.json holds no object")
+        raise CheckpointError("checkpoint", str(directory), "config.json holds no JSON object")
     return config
 
 
@@ -179,8 +180,8 @@ def _weight_files(directory: Path) -> list[Path]:
                 names = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError("checkpoint", str(index), f"the index cannot be read ({error!r})") from error
-        if strange := [name for name in names if Path(name).name != name]:
-            raise CheckpointError("checkpoint", str(index), f"names a file outside its directory: {strange[0]}")
+        if outside := [name for name in names if Path(name).name != name]:
+            raise CheckpointError("checkpoint", str(index), f"names a file outside its directory: {outside[0]}")
         return sorted(directory / name for name in names)
     if (directory / _SINGLE).is_file():
         return [directory / _SINGLE]
@@ -199,8 +200,8 @@ def _open(path: Path) -> Any:
         raise CheckpointError("checkpoint", str(path), f"the file is missing or broken ({error})") from error
 
 
-def _own(tensor: Tensor) -> Tensor:
-    # A view would keep its whole base alive, and safetensors refuses two views of one storage.
+def _contiguous_copy(tensor: Tensor) -> Tensor:
+    # A view would keep its whole base tensor alive, and safetensors refuses two views of one storage.
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

@@ -1,11 +1,19 @@
-"""Whether tensors, configuration and clusters fit together."""
+"""Checks: whether tensors, configuration and clusters fit together, and whether two models are equal bit for bit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+
+from moedisco_ray.core.config import LocalInit, Model, UpcycleInit
 from moedisco_ray.core.errors import CheckpointError, ConfigError
+from moedisco_ray.models.checkpoint import open_checkpoint, read_config
+from moedisco_ray.models.dense import open_dense, upcycled_config
+from moedisco_ray.models.hf import canonical_shapes, submodel_config
 from moedisco_ray.models.layout import ModelMap
 
 
@@ -13,21 +21,21 @@ def group_size(num_experts: int, clusters: int) -> int:
     """Experts per sub-model.
 
     Raises:
-        ConfigError: The clusters do not divide the experts.
+        ConfigError: The number of experts is not a multiple of the number of clusters.
     """
     if num_experts % clusters:
-        raise ConfigError("clusters.count", clusters, f"does not divide the model's {num_experts} experts")
+        raise ConfigError("clusters.count", clusters, f"does not divide the model's {num_experts} experts; use a divisor")
     return num_experts // clusters
 
 
 def expert_count(config: Mapping[str, Any]) -> int:
-    """Routed experts per MoE layer, from a `config.json`.
+    """Routed experts per MoE layer, from the values of a `config.json`.
 
     Raises:
-        CheckpointError: It does not say.
+        CheckpointError: The number is missing or not positive.
     """
     field = ModelMap(str(config.get("model_type"))).family.num_experts_field
-    # transformers reads and writes either name for some families.
+    # For some families transformers reads and writes either name.
     found = config.get(field, config.get("num_experts", config.get("num_local_experts")))
     if not isinstance(found, int) or found < 1:
         raise CheckpointError(field, found, "the model's config.json must hold the number of experts here")
@@ -35,25 +43,104 @@ def expert_count(config: Mapping[str, Any]) -> int:
 
 
 def check_experts(keys: Iterable[str], model_map: ModelMap, num_experts: int) -> None:
-    """Assert that every MoE layer has exactly this many experts, each with all its parts, and a router.
+    """Check that every MoE layer has a router and `num_experts` complete experts.
 
     Raises:
-        CheckpointError: One does not.
+        CheckpointError: A layer has not.
     """
     for layer, count in model_map.experts(keys).items():
         if count != num_experts:
             raise CheckpointError("tensor", model_map.router_key(layer),
-                                  f"its layer has {count} experts where the configuration says {num_experts}")
+                                  f"its layer has {count} experts, but the configuration says {num_experts}")
 
 
 def check_complete(keys: Iterable[str], expected: Iterable[str]) -> None:
-    """Assert that a model has exactly the tensors it should have, by name.
+    """Check that a model has exactly the expected tensors, by name.
 
     Raises:
-        CheckpointError: One is missing, or one too many is there.
+        CheckpointError: A tensor is missing or unexpected.
     """
     found, needed = set(keys), set(expected)
     if missing := sorted(needed - found):
-        raise CheckpointError("tensor", missing[0], f"is missing, with {len(missing) - 1} more: an incomplete model")
+        raise CheckpointError("tensor", missing[0], f"is missing, with {len(missing) - 1} more; the model is incomplete")
     if unknown := sorted(found - needed):
         raise CheckpointError("tensor", unknown[0], "is not in a model of this configuration")
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors have equal dtype, shape and bits (a NaN equals itself, 0.0 does not equal -0.0)."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+
+
+def differences(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that differ between two models, or that only one of them has."""
+    return sorted([key for key in left if key not in right or not same_bits(left[key], right[key])]
+                  + [key for key in right if key not in left])
+
+
+def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    """Check that two models are equal bit for bit.
+
+    Raises:
+        CheckpointError: They are not equal.
+    """
+    if found := differences(left, right):
+        raise CheckpointError("tensor", found[0], f"differs between the two models, with {len(found) - 1} more")
+
+
+def check_start_tensors(model: Model) -> None:
+    """Check that the tensors of the start model have the names and shapes that the run's model needs.
+
+    It reads file headers and `config.json`, and builds the model on the meta device: this takes seconds and little memory, whatever
+    the size. The only tensors it reads are biases that the family does not have, since those may be dropped if they are zero.
+
+    Args:
+        model: Model section of the configuration; without a start model there is nothing to check.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape; a file cannot be read; or transformers cannot build a
+            model from the configuration. The error names the setting in `model.init`.
+    """
+    start = model.init
+    if not isinstance(start, LocalInit):
+        return
+    try:
+        found, expected = _shapes(start, model)
+    except CheckpointError as error:
+        if error.field == start.setting:
+            raise
+        raise CheckpointError(start.setting, str(start.directory), f"{error.field} {error.value}: {error.remedy}") from error
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        reason = f"transformers builds no model from its config.json ({type(error).__name__}: {first})"
+        raise CheckpointError(start.setting, str(start.directory), reason) from error
+    _check_shapes(found, expected, start)
+
+
+def _shapes(start: LocalInit, model: Model) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Stored and needed shapes, by canonical name."""
+    if isinstance(start, UpcycleInit):
+        stored: Any = open_dense(start.upcycle, model.family)
+        whole = upcycled_config(start.upcycle, model.family, start.num_experts, start.num_experts_per_tok)
+        config: Mapping[str, Any] = submodel_config(whole, 1)
+    else:
+        stored, config = open_checkpoint(start.directory), read_config(start.directory)
+    return {key: stored.shape(key) for key in stored}, canonical_shapes(config)
+
+
+def _check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], start: LocalInit) -> None:
+    problems = {
+        "is missing": sorted(expected.keys() - found.keys()),
+        "is not in the model that its config.json describes": sorted(found.keys() - expected.keys()),
+        "has another shape than its config.json says": sorted(
+            key for key in expected.keys() & found.keys() if expected[key] != found[key])}
+    for problem, keys in problems.items():
+        if keys:
+            has_both = keys[0] in found and keys[0] in expected
+            shapes = f" ({list(found[keys[0]])} instead of {list(expected[keys[0]])})" if has_both else ""
+            more = f", and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise CheckpointError(
+                start.setting, str(start.directory),
+                f"tensor {keys[0]} {problem}{shapes}{more}; name a directory whose weights fit its config.json")

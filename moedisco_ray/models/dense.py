@@ -1,4 +1,4 @@
-"""Dense models as Mixture-of-Experts models, with their MLP in the experts' places: what sparse upcycling starts from.
+"""Dense models as Mixture-of-Experts models whose only expert is the MLP: the start of sparse upcycling.
 
 Shapes: D hidden, H attention heads, G key-value heads, d size of one head.
 """
@@ -23,44 +23,45 @@ from moedisco_ray.models.layout import ModelMap, Place
 
 _MLP = re.compile(rf"model\.layers\.(\d+)\.mlp\.({'|'.join(PARTS)})_proj\.weight")
 _BIAS = re.compile(r"model\.layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias")
-_OF_ITS_KIND = ("model_type", "architectures", "transformers_version")
-_FOLDED = 1e-5
-"""Largest error of a folded bias, as a share of the largest element of the bias."""
+_MODEL_SPECIFIC = ("model_type", "architectures", "transformers_version")
+_FOLD_TOLERANCE = 1e-5
+"""Largest error of a folded bias, relative to the largest element of the bias: about 100 times the rounding of fp32."""
 
 
 class DenseMap(ModelMap):
-    """A family's names for the tensors of its dense relatives, whose MLP is each layer's expert 0; biases keep their names."""
+    """Names of the tensors of a family's dense relatives: the MLP of a layer is its expert 0, and biases keep their names."""
 
-    def unfold(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
-        """The canonical tensor that a stored one is.
+    def stored_tensors(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
+        """The canonical tensor of a stored one, with its position.
 
         Raises:
-            CheckpointError: No rule claims the key.
+            CheckpointError: The family has no such tensor.
         """
         if _BIAS.fullmatch(key):
             return {key: Place(key)}
         mlp = _MLP.fullmatch(key)
         if mlp is None:
-            return super().unfold(key, shape)
+            return super().stored_tensors(key, shape)
         part = next(part for part in PARTS if part == mlp[2])
         return {self.expert_key(int(mlp[1]), 0, part): Place(key)}
 
 
 class OneExpert(Mapping[str, Tensor]):
-    """A dense checkpoint as an MoE with one expert: with the tensors that it lacks, without biases that the MoE has no place for.
+    """A dense checkpoint as an MoE with one expert: missing tensors are added, and unsupported biases removed.
 
-    Routers are one row of zeros. Where the family has a shared expert, it is the MLP too, at the weight of 1/2 that a gate of zeros
-    gives it, and the routed expert's output is halved: their sum is the MLP.
+    A router is one row of zeros. If the family has a shared expert, it is a copy of the MLP; its gate of zeros weights it by 1/2.
+    The routed expert's output is halved, so that both add up to the MLP.
 
-    A bias without a place must be zero. But attention weights sum to 1, so that a bias of the attention's output is also a bias of
-    its values: it is added there where the output projection can be solved for it, as with one key-value head per attention head.
+    A bias that the MoE does not support must be zero. One exception: attention weights sum to 1, so a bias of the attention
+    output is equivalent to a bias of the values if the output projection can be solved for it, as with one key-value head per
+    attention head. It is then added to the bias of the values.
 
     Args:
-        dense: Opened with a `DenseMap`.
-        biases: Whether the MoE has biases of queries, keys, values and of the attention's output.
+        dense: Dense checkpoint, opened with a `DenseMap`.
+        biases: Whether the MoE has biases of queries, keys and values, and whether it has one of the attention output.
 
     Raises:
-        CheckpointError: A bias has no place in the MoE, and is not zero.
+        CheckpointError: An unsupported bias is not zero.
     """
 
     def __init__(self, dense: Checkpoint, biases: tuple[bool, bool]) -> None:
@@ -76,10 +77,10 @@ class OneExpert(Mapping[str, Tensor]):
                 self._made[f"{block}.shared_expert_gate.weight"] = torch.zeros(1, hidden)
                 self._halved.add(names.expert_key(layer, 0, "down"))
                 self._copied |= {f"{block}.shared_expert.{part}_proj.weight": names.expert_key(layer, 0, part) for part in PARTS}
-        self._kept = [key for key in dense if _has_place(key, biases)]
+        self._kept = [key for key in dense if _is_supported(key, biases)]
         for key in sorted(dense.keys() - {*self._kept}):
             if dense[key].any():
-                self._fold(key, may=biases[0])
+                self._fold_bias(key, has_biases=biases[0])
 
     def __getitem__(self, key: str) -> Tensor:
         if key in self._made:
@@ -95,40 +96,40 @@ class OneExpert(Mapping[str, Tensor]):
         return len({*self._kept, *self._made, *self._copied})
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor; no weights are read."""
+        """Shape of a tensor, without reading it."""
         return tuple(self._made[key].shape) if key in self._made else self._dense.shape(self._copied.get(key, key))
 
-    def _fold(self, key: str, *, may: bool) -> None:
+    def _fold_bias(self, key: str, *, has_biases: bool) -> None:
         values = key.replace("o_proj", "v_proj")
-        if may and values != key and values in self._dense:
+        if has_biases and values != key and values in self._dense:
             bias_D = self._dense[key].double()
             w_DGd = self._dense[key.replace(".bias", ".weight")].double()
             heads = int(self._dense.config["num_attention_heads"])
             groups = int(self._dense.config.get("num_key_value_heads") or heads)
             w_DGd = w_DGd.view(len(bias_D), groups, heads // groups, -1).sum(2).reshape(len(bias_D), -1)
             added_Gd = torch.linalg.lstsq(w_DGd, bias_D[:, None], driver="gelsd").solution[:, 0]
-            if (w_DGd @ added_Gd - bias_D).abs().max() <= _FOLDED * bias_D.abs().max():
+            if (w_DGd @ added_Gd - bias_D).abs().max() <= _FOLD_TOLERANCE * bias_D.abs().max():
                 self._made[values] = (self._dense[values].double() + added_Gd).float()
                 return
         family, directory = self._dense.model_map.family.name, str(self._dense.directory)
         raise CheckpointError(
             "tensor", key, f"of {directory} is not zero, and transformers' {family} has no such bias; " + (
-                "use model.family qwen2_moe, which has biases of queries, keys and values" if ".self_attn." in key and not may
+                "use model.family qwen2_moe, with biases of queries, keys and values" if ".self_attn." in key and not has_biases
                 else "use a model without it"))
 
 
 def open_dense(directory: Path, family: FamilyName) -> Checkpoint | OneExpert:
-    """Open what an MoE is upcycled from: a dense relative of the family, or a model of the family with one expert.
+    """Open the start model of upcycling: a dense relative of the family, or a model of the family with one expert.
 
     Args:
-        directory: One whose sizes `Model.architecture` read: it is such a model.
-        family: Of the MoE.
+        directory: Model directory whose kind `Model.architecture` has checked.
+        family: Family of the MoE.
 
     Returns:
-        Canonical tensors of a one-expert MoE, read when they are asked for.
+        Canonical tensors of an MoE with one expert, read on access.
 
     Raises:
-        CheckpointError: It cannot be read, or has a bias that the family has no place for.
+        CheckpointError: The directory cannot be read, or a bias that the family does not support is not zero.
     """
     config = read_config(directory)
     if config.get("model_type") == family:
@@ -136,40 +137,39 @@ def open_dense(directory: Path, family: FamilyName) -> Checkpoint | OneExpert:
     return OneExpert(open_checkpoint(directory, DenseMap(family)), _biases(config, family))
 
 
-def _has_place(key: str, biases: tuple[bool, bool]) -> bool:
+def _is_supported(key: str, biases: tuple[bool, bool]) -> bool:
     bias = _BIAS.fullmatch(key)
     return bias is None or (bias[2].startswith("self_attn.") and biases[bias[2] == "self_attn.o_proj"])
 
 
 def _biases(config: Mapping[str, Any], family: FamilyName) -> tuple[bool, bool]:
-    """Whether the MoE that a dense model becomes has biases of queries, keys and values, and of the attention's output."""
+    """Whether the upcycled MoE has biases of queries, keys and values, and whether it has one of the attention output."""
     has = config.get("model_type") == "qwen2" or bool(config.get("attention_bias"))
     return has and family != "mixtral", has and family == "qwen3_moe"
 
 
 def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_experts_per_tok: int) -> dict[str, Any]:
-    """The `config.json` of the MoE that a dense model becomes: its own, with experts in place of the MLP.
+    """The `config.json` values of an upcycled MoE: those of the dense model, with experts in place of the MLP.
 
-    The weights of a token's experts are made to sum to one, so that as long as the experts are equal the MoE computes what the
-    dense model did.
+    The weights of a token's experts sum to one. So as long as all experts are equal, the MoE computes the same as the dense model.
 
     Args:
-        directory: The dense model's.
-        family: Of the MoE.
-        num_experts: Per layer.
-        num_experts_per_tok: Of those, for each token.
+        directory: Directory of the dense model.
+        family: Family of the MoE.
+        num_experts: Experts per layer.
+        num_experts_per_tok: Experts per token.
     """
     raw = read_config(directory)
-    kind = str(raw.get("model_type"))
+    dense_type = str(raw.get("model_type"))
     declaration = ModelMap(family).family
-    values = AutoConfig.for_model(kind, **{key: value for key, value in raw.items() if key != "model_type"}).to_dict()
-    known = AutoConfig.for_model(family).to_dict().keys() - {*_OF_ITS_KIND}
+    values = AutoConfig.for_model(dense_type, **{key: value for key, value in raw.items() if key != "model_type"}).to_dict()
+    known = AutoConfig.for_model(family).to_dict().keys() - {*_MODEL_SPECIFIC}
     kept = {key: value for key, value in values.items() if key in known}
-    kept["pad_token_id"] = None     # transformers would leave that token's embedding out of training
-    if kind != family:
+    kept["pad_token_id"] = None     # transformers would exclude that token's embedding from training
+    if dense_type != family:
         kept[declaration.expert_size_field] = raw["intermediate_size"]
         if values.get("head_dim") is not None and family != "qwen2_moe":
-            kept["head_dim"] = values["head_dim"]   # not declared by every family that computes with it
+            kept["head_dim"] = values["head_dim"]   # some families use it without declaring it
         if family == "qwen2_moe":
             kept |= {"qkv_bias": _biases(raw, family)[0], "shared_expert_intermediate_size": raw["intermediate_size"]}
         if declaration.expert_size_field != "intermediate_size":

@@ -1,8 +1,7 @@
-"""What a tensor of a Mixture-of-Experts checkpoint is, declared once per model family.
+"""One declaration per model family: the role of every tensor, and the configuration fields of the experts.
 
-The canonical form of a model is the family's classic checkpoint: one tensor per expert and projection. Everything that
-decomposes, merges, trains or exports a model asks this table, both for the role of a tensor and for the configuration
-fields that hold the number of experts.
+The canonical form of a model is the family's original checkpoint, with one tensor per expert and projection. Decompose, merge,
+training and export all read these declarations.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ PARTS: tuple[Part, ...] = ("gate", "up", "down")
 
 
 class Role(enum.StrEnum):
-    """What a tensor does in the model."""
+    """The role of a tensor in the model."""
 
     EXPERT = "expert"
     ROUTER = "router"
@@ -29,13 +28,13 @@ class Role(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class TensorRole:
-    """The place of one tensor in the model.
+    """The role and position of a tensor in the model.
 
     Attributes:
-        role: What it does.
-        layer: Index of its decoder layer; None outside the layers.
-        expert: Index of its expert; None where the role is no expert.
-        part: For an expert one of `gate`, `up`, `down`; else the name inside the layer or the model.
+        role: Role of the tensor.
+        layer: Index of the decoder layer; None outside the layers.
+        expert: Index of the expert; None for other roles.
+        part: `gate`, `up` or `down` for an expert; else the name inside the layer or the model.
     """
 
     role: Role
@@ -54,7 +53,7 @@ class Family:
         projections: Checkpoint names of an expert's gate, up and down projection.
         num_experts_field: Configuration field with the number of routed experts.
         expert_size_field: Configuration field with an expert's hidden size.
-        always_normalises: Whether the selected router weights sum to one whatever the configuration says.
+        always_normalises: Whether the weights of the selected experts sum to one regardless of the configuration.
         shared: Regular expression of the shared expert's tensors, relative to the layer.
         backbone: Regular expressions of the backbone's tensors, relative to the layer.
     """
@@ -69,7 +68,7 @@ class Family:
     backbone: tuple[str, ...]
 
     def projection(self, part: Part) -> str:
-        """The checkpoint's name of an expert's projection."""
+        """Name of a projection of an expert in a checkpoint."""
         return self.projections[PARTS.index(part)]
 
 
@@ -77,12 +76,12 @@ _NORMS = r"(input|post_attention)_layernorm\.weight"
 _ATTENTION = r"self_attn\.[qkvo]_proj\.weight"
 _ATTENTION_BIAS = r"self_attn\.[qkvo]_proj\.bias"
 _QK_NORM = r"self_attn\.[qk]_norm\.weight"
-_DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"   # of layers that `mlp_only_layers` or `decoder_sparse_step` name
+_DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"   # in layers selected by `mlp_only_layers` or `decoder_sparse_step`
 _SHARED_EXPERT = r"mlp\.shared_expert(\.(gate|up|down)_proj|_gate)\.weight"
 _QWEN = ("gate_proj", "up_proj", "down_proj")
 
 OUTSIDE_LAYERS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-"""Backbone tensors outside the decoder layers, of every family."""
+"""Backbone tensors outside the decoder layers, for every family."""
 
 DECLARATIONS: dict[FamilyName, Family] = {family.name: family for family in (
     Family("mixtral", block="block_sparse_moe", projections=("w1", "w3", "w2"), num_experts_field="num_local_experts",
@@ -100,7 +99,7 @@ DECLARATIONS: dict[FamilyName, Family] = {family.name: family for family in (
 
 
 def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
-    """Role and pattern of every tensor inside a decoder layer; the groups are the expert's index and its projection."""
+    """Role and name pattern of every tensor in a decoder layer; an expert's groups are its index and its projection."""
     block, names = re.escape(family.block), "|".join(family.projections)
     rules = [
         (Role.EXPERT, rf"{block}\.experts\.(\d+)\.({names})\.weight"),

@@ -1,4 +1,4 @@
-"""Configurations and models of transformers, from our settings and from our directories."""
+"""Configurations and models of transformers, made from a run's settings and from model directories."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from moedisco_ray.core.config import Architecture, FamilyName
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 from moedisco_ray.core.read_roots import check_folder
 from moedisco_ray.models.checkpoint import DEFAULT_SHARD_BYTES, read_config, write_checkpoint
+from moedisco_ray.models.families import Role
 from moedisco_ray.models.layout import ModelMap, canonical_state
 
 _OWN_EXPERT_SIZE = "moe_intermediate_size"
@@ -24,20 +25,20 @@ _OWN_EXPERT_SIZE = "moe_intermediate_size"
 
 def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, sequence_length: int,
               eos_token_id: int) -> PretrainedConfig:
-    """The transformers configuration of a model, every size of `architecture` mapped to the family's own field.
+    """The transformers configuration of a model; each size of `architecture` is mapped to the field of the family.
 
-    Beginning and end of a text are one token. There is no padding token: documents are packed without padding, and
-    transformers would exclude the embedding of that token from training.
+    A text begins and ends with the same token. No padding token is set: documents are packed without padding, and transformers
+    would exclude the embedding of that token from training.
 
     Args:
         family: Model family.
-        architecture: Sizes.
-        vocab_size: Tokens of the tokeniser; `architecture.vocab_size` overrides it and may be larger.
-        sequence_length: Longest sequence, where the architecture names none.
+        architecture: Sizes of the model.
+        vocab_size: Vocabulary size of the tokeniser; `architecture.vocab_size` overrides it and may be larger.
+        sequence_length: Longest sequence, unless the architecture sets one.
         eos_token_id: Token between documents.
 
     Raises:
-        ConfigError: The family cannot have this architecture.
+        ConfigError: The family does not support this architecture.
     """
     declaration = ModelMap(family).family
     if architecture.vocab_size is not None and architecture.vocab_size < vocab_size:
@@ -75,14 +76,14 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
         fields["head_dim"] = architecture.head_size
     elif architecture.head_size * architecture.num_attention_heads != architecture.hidden_size:
         raise ConfigError("model.config.head_dim", architecture.head_dim,
-                          f"{family} has heads of hidden_size / num_attention_heads; remove it, or use qwen3_moe")
+                          f"{family} computes it as hidden_size / num_attention_heads; remove it, or use qwen3_moe")
     return AutoConfig.for_model(family, **fields)
 
 
 def config_values(config: PretrainedConfig) -> dict[str, Any]:
-    """What `config.json` holds of a configuration, with the family's own name for the number of experts.
+    """The values of `config.json` for a configuration, with the family's own name for the number of experts.
 
-    transformers writes some families' number of experts under a name that other readers do not know.
+    For some families transformers writes the number of experts under a name that other tools do not know.
     """
     values: dict[str, Any] = config.to_diff_dict()
     family = ModelMap(str(config.model_type)).family
@@ -93,9 +94,11 @@ def config_values(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def submodel_config(config: Mapping[str, Any], experts_per_submodel: int) -> dict[str, Any]:
-    """The `config.json` of a sub-model, from that of the whole MoE.
+    """The `config.json` values of a sub-model: the same family with fewer experts per layer, and top-k limited to them.
 
-    A sub-model is the same family with fewer experts per layer, and never selects more than it has.
+    Args:
+        config: `config.json` values of the whole MoE.
+        experts_per_submodel: Experts per layer of the sub-model.
     """
     family = ModelMap(str(config.get("model_type"))).family
     values = {key: value for key, value in config.items() if key not in ("num_experts", "num_local_experts")}
@@ -105,28 +108,28 @@ def submodel_config(config: Mapping[str, Any], experts_per_submodel: int) -> dic
 
 
 def from_values(config: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration object of a `config.json`'s values."""
+    """The configuration object for the values of a `config.json`."""
     values = {key: value for key, value in config.items() if key != "model_type"}
     return AutoConfig.for_model(str(config.get("model_type")), **values)
 
 
 def skeleton(config: Mapping[str, Any] | PretrainedConfig) -> PreTrainedModel:
-    """The model on the meta device: every module and shape, no memory."""
+    """A model on the meta device: all modules and shapes, but no memory."""
     found = config if isinstance(config, PretrainedConfig) else from_values(config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(found)
 
 
 def canonical_shapes(config: Mapping[str, Any] | PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every canonical tensor that a model of this configuration has on disk."""
+    """Name and shape of every canonical tensor of a model on disk, from its configuration."""
     return {key: tuple(tensor.shape) for key, tensor in model_tensors(skeleton(config))}
 
 
 def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a local model directory; nothing is fetched and no code of the directory is run.
+    """Load a local model directory, without network access and without running code from the directory.
 
     Raises:
-        CheckpointError: It cannot be read, is of another family, or its tensors are not exactly the model's.
+        CheckpointError: The directory cannot be read, its family is not supported, or its tensors do not fit its `config.json`.
     """
     ModelMap(str(read_config(directory).get("model_type")))
     try:
@@ -147,7 +150,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
 
 
 def model_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The canonical tensors of a model in memory, as they go to disk: without the head where it is the embedding."""
+    """The canonical tensors of a model as they are written to disk: without the head if it is tied to the embedding."""
     state = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
@@ -159,28 +162,39 @@ def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[
     """Write a model directory in the classic per-expert form.
 
     Args:
-        model: Gives the configuration, and the tensors where `tensors` is None.
-        directory: Where to.
-        tensors: Canonical tensors to write in place of the model's own, such as those gathered from many workers.
-        max_shard_bytes: As in `write_checkpoint`.
+        model: The model; its configuration is always written, its tensors only if `tensors` is None.
+        directory: Target directory.
+        tensors: Canonical tensors to write instead of the model's, such as those gathered from many workers.
+        max_shard_bytes: Largest file, as in `write_checkpoint`.
 
     Returns:
-        Bytes of all tensors.
+        Size of all tensors in bytes.
     """
     chosen = model_tensors(model) if tensors is None else tensors
     return write_checkpoint(directory, chosen, config_values(model.config), max_shard_bytes)
 
 
 def moe_blocks(model: nn.Module) -> dict[int, nn.Module]:
-    """The MoE blocks of a model (each has `gate` and `experts`) by the index of their layer; dense layers have none."""
+    """The MoE blocks of a model, each with `gate` and `experts`, by layer index; dense layers have none."""
     layers = model.get_submodule("model.layers")
     blocks = {index: layer.get_submodule("mlp") for index, layer in enumerate(layers.children())}
     return {index: block for index, block in blocks.items() if hasattr(block, "experts")}
 
 
+def backbone_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The parameters that all sub-models share and the merge averages: all but experts and routers.
+
+    Returns:
+        Parameters by canonical name, which for these equals the name in memory.
+    """
+    names = ModelMap(str(model.config.model_type))
+    common = (Role.BACKBONE, Role.SHARED_EXPERT)
+    return {name: p for name, p in model.named_parameters() if names.role_in_memory(name, tuple(p.shape)) in common}
+
+
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    # A run has its own view of what happens; a bar per worker would be printed across it.
+    # The bar of each worker would disturb the run's own display.
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

@@ -1,7 +1,7 @@
-"""Random weights, any tensor of a model without the others.
+"""Random initial weights; each tensor can be made without the others.
 
-Each tensor comes from a generator of its own, keyed by the seed and its canonical name. So a slice of a model is the
-same whether or not the rest is ever made, on whichever machine, in whatever order.
+Each tensor has its own generator, keyed by the seed and its canonical name. So a slice of a model is the same on every machine, in
+any order, whether or not the rest is ever made.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from moedisco_ray.models.hf import canonical_shapes
 
 
-class RandomSource(Mapping[str, Tensor]):
-    """The canonical tensors of a freshly initialised model, made when they are asked for."""
+class RandomWeights(Mapping[str, Tensor]):
+    """The canonical tensors of a randomly initialised model, made on access."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float,
                  dtype: torch.dtype) -> None:
@@ -42,17 +42,17 @@ class RandomSource(Mapping[str, Tensor]):
         return len(self._shapes)
 
 
-def random_source(config: Mapping[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> RandomSource:
-    """Random initialisation of a model: norms one, biases zero, everything else normal(0, `initializer_range`).
+def random_weights(config: Mapping[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> RandomWeights:
+    """Random initial weights of a model: norms one, biases zero, everything else normal(0, `initializer_range`).
 
     Args:
-        config: As in `config.json`.
-        seed: Same seed and configuration, same bits.
-        dtype: Of the tensors.
+        config: `config.json` values of the model.
+        seed: Seed; the same seed and configuration give the same bits.
+        dtype: Dtype of the tensors.
     """
-    return RandomSource(canonical_shapes(config), seed, float(config.get("initializer_range", 0.02)), dtype)
+    return RandomWeights(canonical_shapes(config), seed, float(config.get("initializer_range", 0.02)), dtype)
 
 
 def _key_seed(seed: int, key: str) -> int:
     digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1    # torch takes a signed 64-bit seed
+    return int.from_bytes(digest, "little") >> 1    # torch takes signed 64-bit seeds

@@ -1,8 +1,8 @@
-"""The translation between the canonical form of a model and what transformers holds in memory, both ways.
+"""Translation between the canonical form of a model and its form in the memory of transformers.
 
-In memory transformers stacks the experts of a layer: `mlp.experts.gate_up_proj` w_EGD with G = 2F (gate, then up) and
-`mlp.experts.down_proj` w_EDF, for every family; a checkpoint may hold that form too. Canonical is one tensor per expert
-and projection, under the family's classic names.
+The canonical form has one tensor per expert and projection, under the names of the family's original checkpoints. In memory,
+transformers stacks the experts of a layer, for every family: `mlp.experts.gate_up_proj` w_EGD with G = 2F (gate, then up), and
+`mlp.experts.down_proj` w_EDF. A checkpoint may have that form too.
 
 Shapes: E experts, D hidden, F expert hidden.
 """
@@ -28,12 +28,12 @@ _FUSED: dict[str, tuple[Part, ...]] = {"gate_up_proj": ("gate", "up"), "down_pro
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a canonical tensor lies inside a stored one.
+    """The position of a canonical tensor in a stored one.
 
     Attributes:
         key: Name of the stored tensor.
-        expert: Index along its first axis; None when it is stored as it is.
-        half: 0 or 1, the half of the second axis; None for all of it.
+        expert: Index along the first axis; None: the whole tensor.
+        half: 0 or 1, the half of the second axis; None: all of it.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Place:
     half: int | None = None
 
     def index(self, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
-        """The index that takes the canonical tensor out of a stored one of this shape."""
+        """The index that selects the canonical tensor from a stored one of this shape."""
         if self.expert is None:
             return ()
         if self.half is None:
@@ -51,13 +51,13 @@ class Place:
 
 
 class ModelMap:
-    """Names of one family's tensors: their roles, and their places in memory and in any checkpoint.
+    """Names of a family's tensors, with their roles and their positions in memory and in checkpoints.
 
     Args:
         family: A Hugging Face `model_type`, one of `moedisco_ray.core.config.FAMILIES`.
 
     Raises:
-        CheckpointError: The family is not one of those.
+        CheckpointError: The family is not supported.
     """
 
     def __init__(self, family: str) -> None:
@@ -71,7 +71,7 @@ class ModelMap:
         """The role of a canonical tensor.
 
         Raises:
-            CheckpointError: No rule claims the key.
+            CheckpointError: The family has no such tensor.
         """
         if key in OUTSIDE_LAYERS:
             return TensorRole(Role.BACKBONE, None, None, key)
@@ -82,18 +82,18 @@ class ModelMap:
                         part = PARTS[self.family.projections.index(match[2])]
                         return TensorRole(role, int(layer[1]), int(match[1]), part)
                     return TensorRole(role, int(layer[1]), None, layer[2])
-        raise CheckpointError("tensor", key, f"no rule of family {self.family.name} claims it: another kind of model")
+        raise CheckpointError("tensor", key, f"is no tensor of family {self.family.name}; use a model of this family")
 
     def expert_key(self, layer: int, expert: int, part: Part) -> str:
-        """Canonical name of an expert's projection."""
+        """Canonical name of a projection of an expert."""
         return f"model.layers.{layer}.{self.family.block}.experts.{expert}.{self.family.projection(part)}.weight"
 
     def renumbered(self, key: str, expert: int) -> str:
-        """The canonical name of the same projection of another expert in the same layer."""
+        """Canonical name of the same projection of another expert in the layer."""
         role = self.classify(key)
         part = next((part for part in PARTS if part == role.part), None)
         if role.layer is None or part is None:
-            raise CheckpointError("tensor", key, "is no expert's")
+            raise CheckpointError("tensor", key, "belongs to no expert")
         return self.expert_key(role.layer, expert, part)
 
     def router_key(self, layer: int) -> str:
@@ -101,7 +101,7 @@ class ModelMap:
         return f"model.layers.{layer}.{self.family.block}.gate.weight"
 
     def place(self, key: str) -> Place:
-        """Where transformers holds a canonical tensor in memory."""
+        """Position of a canonical tensor in the memory of transformers."""
         role = self.classify(key)
         prefix = f"model.layers.{role.layer}.{_MEMORY_BLOCK}"
         if role.role is Role.ROUTER:
@@ -112,15 +112,15 @@ class ModelMap:
             return Place(f"{prefix}.experts.down_proj", role.expert)
         return Place(f"{prefix}.experts.gate_up_proj", role.expert, 0 if role.part == "gate" else 1)
 
-    def unfold(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
-        """The canonical tensors inside a stored one, which may have its classic or its fused form and name.
+    def stored_tensors(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
+        """The canonical tensors in a stored one, with their positions; the stored one may be canonical or stacked.
 
         Args:
-            key: The stored tensor's name, in memory or in a checkpoint.
-            shape: Its shape.
+            key: Name of the stored tensor, in memory or in a checkpoint.
+            shape: Shape of the stored tensor.
 
         Raises:
-            CheckpointError: No rule claims the key.
+            CheckpointError: The family has no such tensor.
         """
         layer = _LAYER.fullmatch(key)
         block, _, rest = layer[2].partition(".") if layer else ("", "", "")
@@ -133,30 +133,30 @@ class ModelMap:
             return {
                 self.expert_key(index, expert, part): Place(key, expert, half if len(parts) == 2 else None)
                 for expert in range(shape[0]) for half, part in enumerate(parts)}
-        # A Mixtral that was saved in its memory form names its router after the block in memory.
+        # A Mixtral saved in its memory form has the in-memory name of the router.
         canonical = self.router_key(index) if rest == "gate.weight" else key
         self.classify(canonical)
         return {canonical: Place(key)}
 
     def role_in_memory(self, key: str, shape: tuple[int, ...]) -> Role:
-        """The role of a tensor of transformers' model.
+        """The role of a tensor, by its name in the memory of transformers.
 
         Raises:
-            CheckpointError: No rule claims the key.
+            CheckpointError: The family has no such tensor.
         """
-        return self.classify(next(iter(self.unfold(key, shape)))).role
+        return self.classify(next(iter(self.stored_tensors(key, shape)))).role
 
     def sort_key(self, key: str) -> tuple[object, ...]:
-        """Orders canonical names: embedding, layers by number, experts by number, head."""
+        """Sort key of canonical names: embedding, layers by number, experts by number, head."""
         layer = _LAYER.fullmatch(key)
         group = 1 if layer else 0 if "embed" in key else 2
         return (group, *(int(piece) if piece.isdigit() else piece for piece in _NUMBER.split(key)))
 
     def experts(self, keys: Iterable[str]) -> dict[int, int]:
-        """Number of experts per MoE layer, after checking that each has its router and all parts of all its experts.
+        """Number of experts per MoE layer; checks that each layer has its router and all projections of its experts.
 
         Raises:
-            CheckpointError: A key is unknown, or a layer's tensors are incomplete.
+            CheckpointError: A name is unknown, or a layer is incomplete.
         """
         present = set(keys)
         roles = [self.classify(key) for key in present]
@@ -174,25 +174,25 @@ class ModelMap:
 
 
 def canonical_state(state: Mapping[str, Tensor], model_map: ModelMap) -> dict[str, Tensor]:
-    """A state dict of transformers under canonical names. Expert tensors are views: nothing is copied.
+    """A state dict of transformers under canonical names. Expert tensors are views; no tensor is copied.
 
     Raises:
-        CheckpointError: No rule claims a tensor, or two of them are the same canonical one.
+        CheckpointError: The family has no such tensor, or a canonical tensor occurs twice.
     """
     found: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        for name, place in model_map.unfold(key, tuple(tensor.shape)).items():
+        for name, place in model_map.stored_tensors(key, tuple(tensor.shape)).items():
             if name in found:
-                raise CheckpointError("tensor", name, "is there twice, in two forms")
+                raise CheckpointError("tensor", name, "occurs twice, in two forms")
             found[name] = tensor[place.index(tuple(tensor.shape))] if place.expert is not None else tensor
     return dict(sorted(found.items(), key=lambda item: model_map.sort_key(item[0])))
 
 
 def memory_state(tensors: Mapping[str, Tensor], model_map: ModelMap) -> dict[str, Tensor]:
-    """The inverse of `canonical_state`: the state dict that transformers' model of this family loads.
+    """The inverse of `canonical_state`: a state dict for a model of transformers.
 
     Raises:
-        CheckpointError: A key is unknown, or a layer's experts are incomplete.
+        CheckpointError: A name is unknown, or a layer is incomplete.
     """
     model_map.experts(tensors)
     pieces: dict[str, dict[tuple[int, int], Tensor]] = {}

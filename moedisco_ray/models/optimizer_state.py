@@ -1,12 +1,11 @@
-"""Adam's moments of a model (Kingma and Ba, arXiv 1412.6980, algorithm 1), as they pass from one training to the next.
+"""Adam's optimizer state of a model (Kingma and Ba, arXiv 1412.6980, algorithm 1), handed from one training to the next.
 
-    MOMENTS/exp_avg/      means of the gradients, a model directory: each under its weight's name, in its shape
-            exp_avg_sq/   means of their squares, the same
-            steps.json    how many updates they are of
+    MODEL/optimizer_state/exp_avg/      first moments, a model directory: names and shapes are those of the weights
+                          exp_avg_sq/   second moments, in the same form
+                          steps.json    number of updates
 
-A training that goes on from another's weights without them makes its first updates with the full learning rate in every direction,
-for after one step m / sqrt(v) is a sign. That costs what the other had learnt last: see `submodels.keep_moments` in the results of
-`benchmarks/quality`.
+Without it, the first updates of a training have the full learning rate in every direction, because after one step m / sqrt(v) is a
+sign. That undoes part of what the previous training learnt last.
 """
 
 from __future__ import annotations
@@ -23,45 +22,45 @@ from moedisco_ray.models import open_checkpoint, write_checkpoint
 
 Kind = Literal["exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-FOLDER = "moments"
-"""In a trained model's directory."""
+OPTIMIZER_FOLDER = "optimizer_state"
+"""Folder of the optimizer state in a model directory."""
 _STEPS = "steps.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Moments:
-    """Of a trained model, or of what was made of several.
+class OptimizerState:
+    """The optimizer state of a trained or merged model.
 
     Attributes:
-        steps: Updates that they are of.
-        tensors: Canonical tensors of each kind; those of weights that did not learn are zero.
+        steps: Number of updates.
+        tensors: Canonical tensors of each kind; zero for weights that were not trained.
     """
 
     steps: int
     tensors: Mapping[Kind, Mapping[str, Tensor]]
 
 
-def open_moments(directory: Path) -> Moments | None:
-    """What lies in a directory, each tensor read when it is asked for; None: nothing does.
+def open_optimizer_state(directory: Path) -> OptimizerState | None:
+    """Open an optimizer state; tensors are read on access. None if the directory holds none.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: A file cannot be read.
     """
     if not (directory / _STEPS).is_file():
         return None
-    return Moments(read_json(directory / _STEPS)["steps"], {kind: open_checkpoint(directory / kind) for kind in KINDS})
+    return OptimizerState(read_json(directory / _STEPS)["steps"], {kind: open_checkpoint(directory / kind) for kind in KINDS})
 
 
-def write_moments(
+def write_optimizer_state(
     directory: Path, tensors: Callable[[Kind], Iterable[tuple[str, Tensor]]], steps: int, config: Mapping[str, Any],
 ) -> None:
-    """Write a directory, at most a file of it in memory.
+    """Write an optimizer state, with at most one file in memory.
 
     Args:
-        directory: Where to.
-        tensors: Makes the canonical tensors of a kind.
-        steps: Updates that they are of.
-        config: The model's `config.json`.
+        directory: Target directory.
+        tensors: Returns the canonical tensors of a kind.
+        steps: Number of updates.
+        config: `config.json` values of the model.
 
     Raises:
         OSError: The disk is full or broken.

@@ -1,6 +1,6 @@
-"""Tokenizers in directories: read by transformers, whatever their files are, and copied file by file.
+"""Tokenizer directories: load them with transformers, and copy them file by file.
 
-Slow to import, since transformers is; workers that read text use `corpus.Encoder` alone.
+This module imports transformers, which is slow; workers that read text use `corpus.Encoder` alone.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from moedisco_ray.core.config import tokenizer_files
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.core.read_roots import check_folder, opened
 
-_PROBES = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
+_PROBE_TEXTS = ("  The quick brown fox\n\tdef f(x):", "return x**2  # Größe, 漢字, 12345, it's")
 
 
 def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTrainedTokenizerBase:
-    """Load a tokenizer of any kind that transformers can read; nothing is fetched and no code of the directory is run.
+    """Load a tokenizer with transformers, without network access and without running code from the directory.
 
     Args:
-        directory: A model directory, or one with a tokenizer's files alone.
-        field: The setting that names it; errors name it.
+        directory: A model directory, or a directory with only a tokenizer's files.
+        field: Setting that names the directory, for errors.
 
     Raises:
-        ConfigError: There is none, it cannot be read, or it has no form that the tokenizers library runs.
+        ConfigError: The tokenizer is missing, cannot be read, or has no fast version.
     """
     if not directory.is_dir():
-        raise ConfigError(field, str(directory), "no such directory; name one with a tokenizer")
+        raise ConfigError(field, str(directory), "does not exist; name a directory with a tokenizer")
     names = {path.name for path in tokenizer_files(directory)}
     if not names:
         raise ConfigError(
@@ -40,27 +40,27 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
         check_folder(directory)     # transformers opens the files itself
         if {"vocab.json", "merges.txt"} <= names and not {"tokenizer.json", "tokenizer_config.json"} & names:
             plain = ByteLevelBPETokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"))
-            found = PreTrainedTokenizerFast(tokenizer_object=plain._tokenizer)  # noqa: SLF001  # the plain one inside
+            found = PreTrainedTokenizerFast(tokenizer_object=plain._tokenizer)  # noqa: SLF001  # has no public access
         else:
             found = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
+    except Exception as error:  # the tokenizers library raises plain Exception for a file that it cannot parse
         raise ConfigError(field, str(directory), f"holds no tokenizer that transformers can read ({_first_line(error)})") from error
     if not found.is_fast:
         raise ConfigError(
-            field, str(directory), f"{type(found).__name__} has no fast form; convert it to tokenizer.json with transformers first")
+            field, str(directory), f"{type(found).__name__} has no fast version; convert it to tokenizer.json with transformers")
     return found
 
 
 def copy_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Copy a tokenizer's files as they are, chat template included.
+    """Copy a tokenizer's files unchanged, chat template included.
 
-    Where no file names the tokenizer's class, it follows from the `config.json` next to it. If the copy gives other tokens for that
-    reason, transformers writes it anew, with its class.
+    If no file names the tokenizer's class, it depends on the `config.json` next to the files. If the copy therefore gives other
+    tokens, transformers writes the tokenizer again, with its class.
 
     Args:
-        source: The directory of the tokenizer.
-        tokenizer: As it was loaded from there.
-        directory: Where to; it exists.
+        source: Directory of the tokenizer.
+        tokenizer: The tokenizer, loaded from `source`.
+        directory: Target directory; it must exist.
     """
     for path in tokenizer_files(source):
         target = directory / path.relative_to(source)
@@ -72,7 +72,7 @@ def copy_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase, directory: 
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a tokenizer by transformers, with the class name that transformers 4 and its readers know it by."""
+    """Write a tokenizer with transformers, under a class name that transformers 4 and other tools know."""
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
     settings = read_json(path)
@@ -81,7 +81,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
 
 
 def reads_as(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer in a directory is the same to a model as a loaded one."""
+    """Whether the tokenizer in a directory gives a model the same tokens as a loaded one."""
     try:
         return difference(load_pretrained(directory), tokenizer) is None
     except ConfigError:
@@ -89,15 +89,15 @@ def reads_as(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
-    """The first thing in which two tokenizers differ that a model was trained on; None: they are the same to it."""
+    """The first difference between two tokenizers that matters to a model; None: no difference."""
     ids, others = one.get_vocab(), other.get_vocab()
     if ids != others:
         token = min(token for token in ids.keys() | others.keys() if ids.get(token) != others.get(token))
-        return f"token {token!r} has id {ids.get(token)} there, and {others.get(token)} in the model's own"
-    if [one(text)["input_ids"] for text in _PROBES] != [other(text)["input_ids"] for text in _PROBES]:
-        return "the same text becomes other tokens"
+        return f"token {token!r} has id {ids.get(token)} there, but {others.get(token)} in the model's own"
+    if [one(text)["input_ids"] for text in _PROBE_TEXTS] != [other(text)["input_ids"] for text in _PROBE_TEXTS]:
+        return "the same text gives other tokens"
     if one.eos_token_id != other.eos_token_id:
-        return f"documents end with {one.eos_token!r} there, and with {other.eos_token!r} in the model's own"
+        return f"documents end with {one.eos_token!r} there, but with {other.eos_token!r} in the model's own"
     return None
 
 

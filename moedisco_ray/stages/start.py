@@ -19,7 +19,7 @@ from moedisco_ray.models import (
     hf_config,
     open_checkpoint,
     open_dense,
-    random_source,
+    random_weights,
     read_config,
     upcycled_config,
 )
@@ -58,11 +58,11 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         return open_checkpoint(init.checkpoint), {**read_config(init.checkpoint), "pad_token_id": None}
     if isinstance(init, UpcycleInit):
         config = upcycled_config(init.upcycle, model.family, init.num_experts, init.num_experts_per_tok)
-        return with_seed(open_dense(init.upcycle, model.family), random_source(config, start.seed), ModelMap(model.family)), config
+        return with_seed(open_dense(init.upcycle, model.family), random_weights(config, start.seed), ModelMap(model.family)), config
     encoder = Encoder(start.tokenizer)
     sizes = hf_config(model.family, model.architecture, encoder.vocab_size, start.sequence_length, encoder.eos)
     config = config_values(sizes)
-    return random_source(config, start.seed), config
+    return random_weights(config, start.seed), config
 
 
 def check_start(config: RunConfig) -> None:

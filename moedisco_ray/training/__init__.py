@@ -1,15 +1,15 @@
-"""The one training loop, for the seed model, the sub-models and the merge fine-tune."""
+"""The training engine: one loop for the seed model, the sub-models and the merged model."""
 
-from moedisco_ray.training.job import HeldOut, Rounds, TrainJob, TrainResult, World, steps_for
-from moedisco_ray.training.loop import train, training
-from moedisco_ray.training.partial_result import read_partial_result, write_partial_result
-from moedisco_ray.training.schedule import learning_rate
+from moedisco_ray.training.job import HeldOut, SyncPlan, TrainJob, TrainResult, World, steps_for
+from moedisco_ray.training.loop import train, train_in_turns
+from moedisco_ray.training.optimizer import learning_rate
+from moedisco_ray.training.results import read_partial_result, write_partial_result
 from moedisco_ray.training.sync.coordinator import SyncCoordinator
 
 __all__ = [
     "HeldOut",
-    "Rounds",
     "SyncCoordinator",
+    "SyncPlan",
     "TrainJob",
     "TrainResult",
     "World",
@@ -17,6 +17,6 @@ __all__ = [
     "read_partial_result",
     "steps_for",
     "train",
-    "training",
+    "train_in_turns",
     "write_partial_result",
 ]

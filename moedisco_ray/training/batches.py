@@ -1,4 +1,4 @@
-"""Which sequences a worker sees in a step, in equally shaped forward passes on every worker.
+"""The micro-batches of a worker in a step, with equal shapes on every worker.
 
 Axes: B sequences of a micro-batch, L positions.
 """
@@ -22,8 +22,8 @@ class MicroBatch:
 
     Attributes:
         inputs_BL: Token ids.
-        targets_BL: The token after each.
-        weights_B: 0 for a sequence that only fills up the shape, else 1; None: all are real.
+        targets_BL: Token that follows each position.
+        weights_B: 0 for a padding sequence, else 1; None: no padding.
     """
 
     inputs_BL: Tensor
@@ -32,23 +32,26 @@ class MicroBatch:
 
     @property
     def weights_T(self) -> Tensor | None:
-        """`weights_B` for each token."""
+        """`weights_B`, repeated for each token; T = B L."""
         return None if self.weights_B is None else self.weights_B.repeat_interleave(self.inputs_BL.shape[1])
 
 
 class Batches:
     """This worker's part of every global batch.
 
-    The global batch of a step depends on (seed, step) alone; worker r takes the r-th contiguous part of it. All parts
-    are filled up to the size of the largest with sequences of weight 0, because every worker must take part in every
-    forward pass of a sharded model.
+    The global batch of a step depends on (seed, step) alone; worker r takes its r-th contiguous part. All parts are padded to the
+    size of the largest with sequences of weight 0, because every forward pass of a sharded model needs all workers.
+
+    Args:
+        job: The training.
+        world: This process.
 
     Raises:
-        CorpusError: The shards are shorter than one sequence.
+        CorpusError: The packed tokens are shorter than one sequence.
     """
 
     def __init__(self, job: TrainJob, world: World) -> None:
-        self._stream = TokenStream(job.shards, job.sequence_length)
+        self._stream = TokenStream(job.packed_dirs, job.sequence_length)
         self._job = job
         self._world = world
         share = -(-job.batch // world.size)

@@ -1,32 +1,36 @@
-"""What the workers of a training decide together: they ask each other every few seconds, however long a step takes."""
+"""Agreement among the workers of a training: they ask each other every few seconds, however long a step takes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from moedisco_ray.core.errors import MoeDiscoError
 from moedisco_ray.training.job import World
 
-_ASK_SECONDS = 2.0
-"""Between two questions: of the half minute that some clouds give notice, most is the checkpoint's."""
-_MOST_STEPS = 64
-"""Between two questions: steps may become slower than they were, as where a phase lets more learn."""
+T = TypeVar("T")
+
+_POLL_SECONDS = 2.0
+"""Time between two polls (s): a spot notice may leave only 30 s, and the checkpoint needs most of it."""
+_MAX_STEPS = 64
+"""Most steps between two polls: later steps may be slower, as where a phase trains more parameters."""
 
 
 class Consensus:
-    """Questions to which the answer is yes where any worker says yes.
+    """Polls yes-or-no questions on all workers; the answer is yes if any worker says yes.
 
-    To ask is one collective, in which the workers also agree when they ask next: a step takes each of them another time, and who
-    asked alone would wait for ever. The first question is after the first step, which tells how long one takes. A worker that is
-    alone asks itself after every step.
+    A poll is one collective operation. In it the workers also agree on the step of the next poll: steps take them different times,
+    and a worker that polls alone would wait forever. The first poll follows the first step, whose duration it needs. A single
+    worker polls after every step.
 
     Args:
-        questions: The same of all workers, in the same order.
+        questions: The questions, in the same order on all workers.
         world: This process.
-        clock: Seconds.
+        clock: A monotonic clock (s).
     """
 
     def __init__(
@@ -35,29 +39,50 @@ class Consensus:
         self._questions = questions
         self._world = world
         self._clock = clock
-        self._asked = clock()
-        self._steps = self._left = 1
+        self._polled_at = clock()
+        self._steps = self._steps_left = 1
 
     def __call__(self) -> list[bool]:
-        """The answers after one more step; where it is not time to ask, no to each."""
+        """The answers after one more step; all no if no poll is due."""
         if self._world.size == 1:
             return [question() for question in self._questions]
-        self._left -= 1
-        if self._left:
+        self._steps_left -= 1
+        if self._steps_left:
             return [False] * len(self._questions)
-        step_seconds = (self._clock() - self._asked) / self._steps
+        step_seconds = (self._clock() - self._polled_at) / self._steps
         answers = torch.tensor([*(float(question()) for question in self._questions), step_seconds], device=self._world.device)
         dist.all_reduce(answers, op=dist.ReduceOp.MAX)
-        *said, slowest = answers.tolist()
-        self._asked = self._clock()
-        self._steps = self._left = steps_between(slowest)
-        return [answer > 0 for answer in said]
+        *yes, slowest = answers.tolist()
+        self._polled_at = self._clock()
+        self._steps = self._steps_left = steps_between(slowest)
+        return [answer > 0 for answer in yes]
 
 
 def steps_between(step_seconds: float) -> int:
-    """Steps from one question to the next, at least one.
+    """Steps from one poll to the next, at least one.
 
     Args:
-        step_seconds: Of the slowest worker.
+        step_seconds: Duration of a step on the slowest worker (s).
     """
-    return max(1, int(min(_MOST_STEPS, _ASK_SECONDS / max(step_seconds, 1e-9))))
+    return max(1, int(min(_MAX_STEPS, _POLL_SECONDS / max(step_seconds, 1e-9))))
+
+
+def from_rank_zero(read: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> T:
+    """Call a function on rank 0 and return its result, or raise its error, on all workers.
+
+    Args:
+        read: Reads something that may change meanwhile, so that two workers could see different things.
+        world: This process.
+        group: Process group to broadcast in; None: the default group.
+    """
+    result: list[Any] = [None]
+    if world.rank == 0:
+        try:
+            result = [read()]
+        except (MoeDiscoError, OSError) as error:
+            result = [error]
+    if world.size > 1:
+        dist.broadcast_object_list(result, src=0, group=group)
+    if isinstance(result[0], Exception):
+        raise result[0]
+    return result[0]

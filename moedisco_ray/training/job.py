@@ -1,4 +1,4 @@
-"""What one run of the training loop is given, and what it gives back: plain values that travel between processes."""
+"""The input and output of one training: plain values that travel between processes."""
 
 from __future__ import annotations
 
@@ -17,33 +17,37 @@ from moedisco_ray.policies.retrying import Skip
 
 
 class HeldOut(Protocol):
-    """Held-out text; a plain value that travels with a job."""
+    """Held-out text: a plain value that travels with a job."""
 
     @property
     def every(self) -> int:
-        """Steps between two looks; there is one after the last step too."""
+        """Steps between two evaluations; the last step is followed by one in any case."""
 
     def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets [B, L] of at most `batch_tokens` positions, unless one sequence is longer; -100 is no target."""
+        """Inputs and targets [B, L]; a target of -100 is ignored.
+
+        Args:
+            batch_tokens: Largest B L of a batch; a single longer sequence is a batch too.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
-class Rounds:
-    """When a training exchanges its backbone with others, and where; see `training.rounds`.
+class SyncPlan:
+    """When and where a sub-model exchanges its backbone with the others; see `training.sync`.
 
     Attributes:
         directory: Common to all members.
-        at: The steps after which it meets the others, ascending, none of them 0 or the last.
-        outer: The outer step.
-        patience: See `policies.rounds.gather`.
-        stay: Seconds that it waits for the others before it ends unfinished, to go on later.
+        steps: Sync points, as numbers of steps made, ascending; neither 0 nor the last step.
+        outer: The recipe of the outer step.
+        patience: Seconds to wait for late members once half of them are ready; None: wait for all.
+        max_wait: Seconds that a member waits for the others; then it ends unfinished, to be continued later.
     """
 
     directory: Path
-    at: tuple[int, ...]
+    steps: tuple[int, ...]
     outer: Outer
     patience: float | None = None
-    stay: float = math.inf
+    max_wait: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,35 +55,34 @@ class TrainJob:
     """One model to train.
 
     Attributes:
-        stage: The pipeline's stage it belongs to.
-        name: Its unit in events, such as `submodel-3`.
+        stage: Pipeline stage that the training belongs to.
+        name: Unit name in events, such as `submodel-3`.
         model: Hugging Face model directory to start from.
-        shards: Directories of packed tokens.
-        output: Hugging Face model directory to make; appears when complete.
-        checkpoints: Directory or URI for this job's checkpoints alone. A job that finds one there goes on from it.
+        packed_dirs: Directories of packed tokens, read as one stream.
+        output: Hugging Face model directory to write; it appears when it is complete.
+        checkpoints: Directory or URI for the checkpoints of this job alone. The job resumes from the newest one there.
         steps: Optimizer steps.
         sequence_length: Tokens per sequence.
         optimizer: The recipe.
-        checkpoint_every: Steps between checkpoints; None: as often as costs least, by `policies.checkpointing`.
-        keep: How many checkpoints to keep.
-        seed: Of the order of the data, and of stochastic rounding.
+        checkpoint_every: Steps between checkpoints; None: the interval of least cost, see `policies.checkpointing`.
+        keep: Number of checkpoints to keep.
+        seed: Seed of the data order and of stochastic rounding.
         load_balance: Weight of the load-balance loss.
         z_loss: Weight of the router z-loss.
         log_every: Steps between progress events.
         skip: Batches to leave out; None: none.
-        logs: Directory for its workers' logs, `NAME.RANK.log`; None: none are written.
-        rounds: Meetings with other trainings; None: it has none.
-        losses_per_hour: How often a worker is expected to be lost, as far as is known when it begins; see
-            `policies.checkpointing.loss_rate`.
-        held_out: Text on which the loss is looked at while it trains; None: none.
-        moments: Directory of the moments that its optimizer begins with; None: it begins with none.
-        leave_moments: Whether it leaves its own in the model's directory.
+        logs: Directory of the workers' logs, `NAME.RANK.log`; None: no logs.
+        sync: Sync points with other trainings; None: none.
+        losses_per_hour: Expected worker losses per worker-hour when the job starts; see `policies.checkpointing.loss_rate`.
+        held_out: Text to evaluate the loss on during training; None: no evaluation.
+        optimizer_state: Directory of the optimizer state to start with; None: start with an empty one.
+        with_optimizer_state: Whether to write the final optimizer state into the output directory.
     """
 
     stage: str
     name: str
     model: Path
-    shards: tuple[Path, ...]
+    packed_dirs: tuple[Path, ...]
     output: Path
     checkpoints: Location
     steps: int
@@ -93,15 +96,15 @@ class TrainJob:
     log_every: int = 10
     skip: Skip | None = None
     logs: Path | None = None
-    rounds: Rounds | None = None
+    sync: SyncPlan | None = None
     losses_per_hour: float = ASSUMED.per_hour
     held_out: HeldOut | None = None
-    moments: Path | None = None
-    leave_moments: bool = False
+    optimizer_state: Path | None = None
+    with_optimizer_state: bool = False
 
     @property
     def key_file(self) -> Path:
-        """The file of the key that signs its checkpoints: in the run directory, wherever the checkpoints are stored."""
+        """File of the key that signs the checkpoints: in the run directory, wherever the checkpoints are stored."""
         return self.output.parent / "checkpoints.key"
 
     @property
@@ -117,16 +120,16 @@ class TrainJob:
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """A training's outcome.
+    """The outcome of a training.
 
     Attributes:
-        steps: Steps made, those before a restart included; fewer than the job's when it was stopped.
+        steps: Steps made, including those before a restart; fewer than the job's after a stop.
         tokens: Tokens trained on.
         losses: Mean cross-entropy of each step's global batch, in nats per token, without the router losses.
-        seconds: Wall-clock time of the loop, that of earlier attempts up to their checkpoint included.
-        restored_step: The step of the checkpoint it went on from; 0: it began anew.
-        finished: Whether it came to its end and wrote the model.
-        waits: Unfinished, because the others of its round are not there yet.
+        seconds: Wall-clock time of the loop, including earlier attempts up to their last checkpoint.
+        restored_step: Step of the checkpoint that it resumed from; 0: it started from the beginning.
+        finished: Whether training ended and the model is written.
+        waits_for_sync: Whether it is unfinished because other members have not reached the sync point.
     """
 
     steps: int
@@ -135,11 +138,11 @@ class TrainResult:
     seconds: float
     restored_step: int
     finished: bool
-    waits: bool = False
+    waits_for_sync: bool = False
 
     @property
     def loss(self) -> float:
-        """Mean loss of the last twentieth of the steps, at least one; NaN of no steps."""
+        """Mean loss of the last twentieth of the steps, at least one; NaN without steps."""
         last = self.losses[-max(1, len(self.losses) // 20):]
         return sum(last) / len(last) if last else float("nan")
 
@@ -149,9 +152,9 @@ class World:
     """This process among the workers of one training.
 
     Attributes:
-        rank: Its number, from 0.
-        size: How many there are; above 1, torch.distributed is initialised.
-        device: Where it computes, as torch spells it.
+        rank: Rank of this worker, from 0.
+        size: Number of workers; above 1, torch.distributed is initialised.
+        device: Device to compute on, as torch spells it.
     """
 
     rank: int = 0
@@ -160,5 +163,5 @@ class World:
 
 
 def steps_for(tokens: int, optimizer: Optimizer) -> int:
-    """Optimizer steps that a budget of tokens pays for, at least one."""
+    """Optimizer steps in a budget of tokens, at least one."""
     return max(1, tokens // optimizer.batch_tokens)

@@ -1,4 +1,7 @@
-"""Keeps the figures of a training: losses, speed, progress events, and the alarm when a loss is not finite."""
+"""The metrics of a training: loss, gradient norm, speed and held-out loss, as events; a loss that is not finite is an error.
+
+Axes: B sequences, L positions, V vocabulary, T = B L tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,24 @@ import time
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from moedisco_ray.core.errors import NotFiniteError
 from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.training.checkpoints.checkpoint import Progress
-from moedisco_ray.training.job import TrainJob, World
+from moedisco_ray.training.job import HeldOut, TrainJob, World
+from moedisco_ray.training.sharding import autocast
 
 
 class TrainingMetrics:
-    """Collects each step's figures where they were computed, and reads them only now and then: a read makes a GPU wait.
+    """Collects metrics on the device and reads them only when they are needed: each read makes a GPU wait.
 
     Args:
-        job: What is trained.
+        job: The training.
         world: This process.
         emit: Receives progress events, on rank 0.
-        progress: Is brought up to date by `settle`.
+        progress: Progress record; `update` brings it up to date.
     """
 
     def __init__(self, job: TrainJob, world: World, emit: Emit, progress: Progress) -> None:
@@ -33,20 +39,25 @@ class TrainingMetrics:
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._last_norm = math.nan
-        self._settled_at = time.monotonic()
-        self._logged_at = self._settled_at
+        self._updated_at = time.monotonic()
+        self._logged_at = self._updated_at
         self._logged_step = progress.step
 
     def add(self, loss_sum: Tensor, grad_norm: Tensor) -> None:
-        """Take a step's cross-entropy, summed over this worker's tokens, and the norm of its whole gradient."""
+        """Add a step.
+
+        Args:
+            loss_sum: Cross-entropy in nats, summed over this worker's tokens.
+            grad_norm: Norm of the whole gradient before clipping.
+        """
         self._losses.append(loss_sum)
         self._norms.append(grad_norm)
 
-    def settle(self) -> None:
-        """Read what was added: afterwards `progress` holds all of it, equal on all workers.
+    def update(self) -> None:
+        """Read the metrics of all added steps into `progress`, which is then equal on all workers.
 
         Raises:
-            NotFiniteError: A loss or a gradient is not finite.
+            NotFiniteError: A loss or a gradient norm is not finite.
         """
         if not self._losses:
             return
@@ -57,26 +68,26 @@ class TrainingMetrics:
         if self._world.size > 1:
             dist.all_reduce(losses)
         means = (losses / self._job.step_tokens).tolist()
-        for step, figures in enumerate(zip(means, norms, strict=True), start=self.progress.step + 1):
-            for what, value in zip(("loss", "norm of the gradient"), figures, strict=True):
+        for step, values in enumerate(zip(means, norms, strict=True), start=self.progress.step + 1):
+            for name, value in zip(("loss", "norm of the gradient"), values, strict=True):
                 if not math.isfinite(value):
                     remedy = "lower the learning rate, or lengthen its warm-up"
-                    raise NotFiniteError(f"{self._job.name}: the {what} of step {step} is {value}; {remedy}", step)
+                    raise NotFiniteError(f"{self._job.name}: the {name} of step {step} is {value}; {remedy}", step)
         self._last_norm = norms[-1]
         now = time.monotonic()
         self.progress.step += len(means)
         self.progress.tokens += len(means) * self._job.step_tokens
         self.progress.losses += means
-        self.progress.seconds += now - self._settled_at
-        self._settled_at = now
+        self.progress.seconds += now - self._updated_at
+        self._updated_at = now
 
-    def leave_out(self, seconds: float) -> None:
-        """Take off what was spent waiting; call after `settle`."""
-        self._settled_at += seconds
+    def exclude(self, seconds: float) -> None:
+        """Exclude waiting time (s) from the training time; call it after `update`."""
+        self._updated_at += seconds
         self._logged_at += seconds
 
     def log(self, lr: float) -> None:
-        """Emit a progress event for the steps since the last one; call after `settle`."""
+        """Emit a progress event for the steps since the last one; call it after `update`."""
         steps = self.progress.step - self._logged_step
         now = time.monotonic()
         if self._world.rank == 0 and steps:
@@ -91,3 +102,48 @@ class TrainingMetrics:
             }))
         self._logged_step = self.progress.step
         self._logged_at = now
+
+
+class HeldOutLoss:
+    """Evaluates the held-out loss during training; nothing but the wall-clock time depends on it.
+
+    Every worker evaluates all of the text, because a forward pass of a sharded model needs all workers.
+
+    Args:
+        job: The training; without `held_out` nothing is evaluated.
+        model: The model in training.
+        world: This process.
+        emit: Receives `evaluation` events, on rank 0.
+    """
+
+    def __init__(self, job: TrainJob, model: PreTrainedModel, world: World, emit: Emit) -> None:
+        self._job = job
+        self._model = model
+        self._world = world
+        self._emit = emit
+
+    def __call__(self, step: int, *, last: bool) -> None:
+        """Evaluate if it is due after `step` steps, or if it was the last step."""
+        held_out = self._job.held_out
+        if held_out is None or (step % held_out.every and not last):
+            return
+        loss = self._loss(held_out)
+        if self._world.rank == 0:
+            self._emit(Event("evaluation", self._job.stage, self._job.name, {
+                "step": step, "tokens": step * self._job.step_tokens, "held_out_loss": loss}))
+
+    @torch.no_grad()
+    def _loss(self, held_out: HeldOut) -> float:
+        """Mean cross-entropy over the tokens of the text, in nats."""
+        share = -(-self._job.batch // self._world.size)
+        sequences = min(self._job.optimizer.micro_batch or share, share)    # what training itself has the memory for
+        nats, tokens = torch.zeros((), dtype=torch.float64, device=self._world.device), 0
+        self._model.eval()
+        for inputs_BL, targets_BL in held_out.batches(sequences * self._job.sequence_length):
+            with autocast(self._job.optimizer, self._world):
+                logits_BLV = self._model(input_ids=inputs_BL.to(self._world.device), use_cache=False).logits
+            targets_T = targets_BL.flatten().to(self._world.device)
+            nats += cross_entropy(logits_BLV.flatten(0, 1).float(), targets_T, reduction="sum").double()
+            tokens += int((targets_BL != -100).sum())
+        self._model.train()
+        return nats.item() / tokens

@@ -1,12 +1,11 @@
-"""What training minimises: next-token cross-entropy, plus a load-balance loss and a z-loss of the routers.
+"""The training objective: next-token cross-entropy, plus a load-balance loss and a z-loss of the routers.
 
-Every term is a sum over tokens, divided by the number of tokens of the *global* batch. So micro-batches and workers
-only add up, and the result is the same for any layout, up to rounding.
+Every term is a sum over tokens, divided by the number of tokens of the *global* batch. So the terms of micro-batches and workers
+add up, and the result is the same for any layout, up to rounding.
 
-The load-balance loss is a product of two means over the global batch (f and P below), which is not a sum over tokens.
-Of the two only P has a gradient, and P is a sum. f is a constant, which the loop takes from the *previous* global
-batch: exact, known before the first micro-batch, in need of no second pass, and the same on every worker. It is part of
-a checkpoint.
+The load-balance loss is a product of two means over the global batch (f and P in `load_balance_loss`), not a sum over tokens. P is
+a sum and carries the gradient. f is a constant, taken from the *previous* global batch: it is exact, known before the first
+micro-batch, and the same on every worker. It is part of a checkpoint.
 
 Axes: B sequences, L positions, V vocabulary, T = B L tokens, N routers (MoE layers), E experts, K top-k.
 """
@@ -23,15 +22,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 ROUTER = ".mlp.gate"
-"""How a router's module is called in transformers 5, in every supported family; it returns logits, scores, indices."""
+"""Suffix of a router's module name in transformers 5, in every supported family; the module returns logits, scores, indices."""
 
 
 def token_loss(logits_BLV: Tensor, targets_BL: Tensor, weights_B: Tensor | None = None) -> Tensor:
-    """Cross-entropy in nats, summed over all tokens, in fp32 whatever the logits are in.
+    """Cross-entropy in nats, summed over all tokens; computed in fp32.
 
     Args:
-        logits_BLV: Of any floating type.
-        targets_BL: The token that follows each position.
+        logits_BLV: Logits of any floating-point dtype.
+        targets_BL: Token that follows each position.
         weights_B: Weight of each sequence; None: all 1.
     """
     logits_TV = logits_BLV.flatten(0, 1).float()
@@ -51,9 +50,9 @@ class RouterSums:
     """Sums over the tokens of one forward pass.
 
     Attributes:
-        probabilities_NE: Of the router's softmax; has a gradient.
-        log_partition_N: Of logsumexp(logits)^2; has a gradient.
-        selections_NE: How often each expert was among the top k.
+        probabilities_NE: Sum of the router's softmax; has a gradient.
+        log_partition_N: Sum of logsumexp(logits)^2; has a gradient.
+        selections_NE: Number of times each expert was among the top K.
     """
 
     probabilities_NE: Tensor
@@ -62,9 +61,17 @@ class RouterSums:
 
 
 class RouterProbe:
-    """Sums up what the routers of a model do, by forward hooks.
+    """Records sums over the routers' outputs with forward hooks.
 
-    Layers with one expert are left out: there is nothing to balance.
+    Layers with one expert are ignored: they need no balance.
+
+    Args:
+        model: A model of transformers.
+
+    Attributes:
+        layers: N, routers with more than one expert.
+        experts: E; 0 without such routers.
+        top_k: K; 0 without such routers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -73,25 +80,25 @@ class RouterProbe:
         self.experts: int = found[0].num_experts if found else 0
         self.top_k: int = found[0].top_k if found else 0
         self._weights_T: Tensor | None = None
-        self._open = False
+        self._is_recording = False
         self._sums: list[tuple[Tensor, Tensor, Tensor]] = []
         for module in found:
             module.register_forward_hook(self._record)
 
     @contextlib.contextmanager
     def recording(self, weights_T: Tensor | None = None) -> Iterator[None]:
-        """Record the forward pass made inside.
+        """Record the forward pass inside the block.
 
         Args:
             weights_T: Weight of each token; None: all 1.
         """
         self._sums.clear()
         self._weights_T = weights_T
-        self._open = True
+        self._is_recording = True
         try:
             yield
         finally:
-            self._open = False
+            self._is_recording = False
 
     def sums(self) -> RouterSums:
         """The sums of the last recorded pass."""
@@ -104,28 +111,28 @@ class RouterProbe:
         logits_TE, _, indices_TK = output
         logits_TE = logits_TE.float()
         weights_T = self._weights_T
-        # Under activation checkpointing the backward pass runs the layer, and this, once more. The same operations must
-        # then happen, because what they save for the gradient is matched by its order; only the result is not wanted.
+        # Activation checkpointing runs the layer, and this hook, again in the backward pass. It must then run the same operations,
+        # since saved tensors are matched by their order; only the result is dropped.
         squared_T = torch.logsumexp(logits_TE, dim=-1).square()
         probabilities_TE = torch.softmax(logits_TE, dim=-1)
         if weights_T is None:
             sums = probabilities_TE.sum(dim=0), squared_T.sum()
         else:
             sums = weights_T @ probabilities_TE, weights_T @ squared_T
-        if self._open:
+        if self._is_recording:
             self._sums.append((*sums, _selections(indices_TK, weights_T, self.experts)))
 
 
 def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: int) -> Tensor:
     """E sum_e f_e P_e, averaged over the layers (Fedus et al. 2021, Switch Transformer, equations 4 to 6).
 
-    P_e is the mean probability of expert e and f_e the number of its selections per token, so that f sums to K, as in
-    transformers: balanced routers have a loss of K. Each layer is balanced by itself, as in OLMoE's training code
-    (transformers pools f and P over the layers first, which lets opposite imbalances of two layers cancel).
+    P_e is the mean probability of expert e, and f_e the number of its selections per token, so that f sums to K, as in
+    transformers: balanced routers have a loss of K. Each layer is balanced on its own, as in OLMoE's training code. (transformers
+    averages f and P over the layers first, so that opposite imbalances of two layers cancel.)
 
     Args:
-        probabilities_NE: Sum of the router's softmax over some or all of the tokens.
-        fractions_NE: f.
+        probabilities_NE: Sum of the router's softmax over some or all tokens of the global batch.
+        fractions_NE: f, selections per token.
         tokens: Tokens of the global batch.
     """
     layers, experts = fractions_NE.shape
@@ -136,20 +143,20 @@ def z_loss(log_partition_N: Tensor, tokens: int) -> Tensor:
     """Mean of logsumexp(logits)^2 over tokens and layers (Zoph et al. 2022, ST-MoE, equation 5).
 
     Args:
-        log_partition_N: Sum of the squares over some or all of the tokens.
+        log_partition_N: Sum of logsumexp(logits)^2 over some or all tokens of the global batch.
         tokens: Tokens of the global batch.
     """
     return log_partition_N.sum() / (len(log_partition_N) * tokens)
 
 
 def uniform_fractions(layers: int, experts: int, top_k: int) -> Tensor:
-    """The f [N, E] of perfectly balanced routers: what is assumed before the first batch."""
+    """Selections per token [N, E] of perfectly balanced routers, the assumption before the first batch."""
     return torch.full((layers, experts), top_k / experts)
 
 
 @torch.no_grad()
 def _selections(indices_TK: Tensor, weights_T: Tensor | None, experts: int) -> Tensor:
-    # Sums of whole numbers below 2^24 are exact in fp32, so the order of a scatter on a GPU does not matter.
+    # Sums of integers below 2^24 are exact in fp32, so the order of a scatter on a GPU does not matter.
     ones_T = torch.ones(len(indices_TK), device=indices_TK.device) if weights_T is None else weights_T
     counts_E = torch.zeros(experts, device=indices_TK.device)
     return counts_E.scatter_add_(0, indices_TK.flatten(), ones_T.repeat_interleave(indices_TK.shape[1]))

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter 2019, algorithm 2), at 16 or at 8 bytes per parameter."""
+"""The learning rate schedule, and AdamW (Loshchilov and Hutter 2019, algorithm 2) at 16 or 8 bytes per parameter."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from moedisco_ray.core.config import Optimizer
 from moedisco_ray.training.job import TrainJob, World
 
 BETAS = (0.9, 0.95)
-"""Decay of Adam's two moments, as usual for language models; sub-models and fine-tune share them, so that moments carry over."""
+"""Decay rates of Adam's moments, usual for language models; equal in all trainings, so that the state can be handed on."""
 LARGEST_NORM = 1.0
-"""Norm to which a larger gradient is clipped, as usual for language models."""
+"""Gradient norm above which a gradient is clipped, the usual one for language models."""
+DECAY = 0.2
+"""Share of the steps in which `wsd` decays: the 10 to 20 % that its paper finds sufficient."""
+_FINAL_SHARE = 0.1
+"""Share of the peak learning rate at which a cosine ends."""
 
 
 def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch.optim.Optimizer:
-    """AdamW over all parameters that are trained; norms and biases (one axis) get no weight decay."""
+    """AdamW over all trainable parameters; norms and biases (one axis) get no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if (p.ndim > 1) is decays], "weight_decay": job.optimizer.weight_decay if decays else 0.0}
@@ -30,20 +34,44 @@ def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch
     return adamw([group for group in groups if group["params"]], job.optimizer, job.seed, world.rank)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the learning rate of a step."""
+def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
+    """The learning rate of a step: linear warm-up, then constant or a cosine down to a tenth.
+
+    With w = warmup * steps rounded up: lr (step + 1) / w while step < w. The cosine starts at step s, and the rate is lr until
+    then. For `cosine`, s = w. For `wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM, arXiv 2404.06395), s is the later of w
+    and steps - 0.2 steps, with 0.2 steps rounded up. With t = (step - s) / (steps - 1 - s) the rate is
+    lr (0.1 + 0.9 (1 + cos(pi t)) / 2), after Loshchilov and Hutter 2017, SGDR, equation 5.
+
+    Args:
+        step: Step, counted from 0.
+        steps: Steps of the whole training.
+        optimizer: The recipe: `lr`, `schedule` and `warmup` are read.
+    """
+    decay_start = warmup = math.ceil(optimizer.warmup * steps)
+    if step < warmup:
+        return optimizer.lr * (step + 1) / warmup
+    if optimizer.schedule == "wsd":
+        decay_start = max(warmup, steps - math.ceil(DECAY * steps))
+    if optimizer.schedule == "constant" or step < decay_start:
+        return optimizer.lr
+    progress = min(1.0, (step - decay_start) / max(1, steps - 1 - decay_start))
+    return optimizer.lr * (_FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0) -> torch.optim.Optimizer:
-    """The optimizer for `recipe.state`.
+    """AdamW with the precision of `recipe.state`.
 
     Args:
-        groups: Parameter groups, as torch takes them.
+        groups: Parameter groups in torch's format.
         recipe: Learning rate and state.
-        seed: Of stochastic rounding.
-        rank: This worker's; workers round their parts of a tensor independently.
+        seed: Seed of stochastic rounding.
+        rank: Rank of this worker; workers round their parts of a tensor independently.
     """
     if recipe.state == "fp32":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=True)
@@ -53,21 +81,20 @@ def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: 
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW with weights, gradients and both moments in bf16: 8 bytes per parameter.
 
-    bf16 has 8 significant bits: rounded to nearest, a weight would lose every update below 1/512 of it, and a second
-    moment with a beta near 1 would stand still. Both are computed in fp32 and rounded up or down at random, with the
-    probability that makes the expected value exact. The first moment moves by far more per step and is rounded to
-    nearest.
+    bf16 has 8 significant bits. With rounding to nearest, a weight would lose every update below 1/512 of it, and a second moment
+    with a beta near 1 would never change. So both are computed in fp32 and rounded up or down at random, with probabilities that
+    make the expected value exact. The first moment changes far more per step and is rounded to nearest.
 
-    The bits come from a generator keyed by (seed, step, rank): the same run gives the same weights, resumed or not.
+    The random bits come from a generator keyed by (seed, step, rank): the same run gives the same weights, resumed or not.
 
     Args:
         params: bf16 parameters, or groups of them.
         lr: Learning rate.
-        betas: Decay of the two moments.
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled.
-        seed: Of the rounding.
-        rank: This worker's.
+        betas: Decay rates of the first and second moment.
+        eps: Added to the square root of the second moment.
+        weight_decay: Decoupled weight decay.
+        seed: Seed of the rounding.
+        rank: Rank of this worker.
     """
 
     def __init__(
@@ -118,7 +145,7 @@ class RoundingAdamW(torch.optim.Optimizer):
 
 
 def _round_into(target: Tensor, value: Tensor, generator: torch.Generator) -> None:
-    # bf16 is the upper half of fp32: 16 random bits carry into it with a probability equal to the lower half.
+    # bf16 is the upper half of fp32: adding 16 random bits carries into it with probability (lower half) / 2^16.
     bits = value.view(torch.int32)
     bits += torch.randint(0, 1 << 16, bits.shape, generator=generator, device=bits.device, dtype=torch.int32)
     bits &= -(1 << 16)

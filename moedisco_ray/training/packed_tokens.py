@@ -1,7 +1,7 @@
 """Packed tokens on disk, windows over them, and the order in which training visits the windows.
 
-A packed directory holds documents as one long stream of token ids, an end-of-sequence token after each document, and a
-beginning-of-sequence token before each where the tokenizer adds one:
+A packed directory holds documents as one stream of token ids. An end-of-sequence token follows each document, and a
+beginning-of-sequence token precedes it if the tokenizer adds one:
 
     part-00000.npy ...   1-D little-endian uint16, or uint32 for a vocabulary above 65,536 entries
     index.json           {"tokens", "documents", "dtype", "parts"}
@@ -29,7 +29,7 @@ INDEX = "index.json"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The narrowest unsigned type that holds every id below `vocab_size`."""
+    """The narrowest unsigned integer type for ids below `vocab_size`."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
@@ -39,15 +39,14 @@ def write_packed(
     """Write documents as packed tokens; memory is bounded by one part.
 
     Args:
-        directory: Made when absent.
-        parts: Per part, the token ids of its documents, without end-of-sequence tokens. A part without documents gets
-            no file.
-        eos: The token that ends each document.
-        vocab_size: Ids are below it; decides the type on disk.
-        bos: The token that begins each document; None: none does.
+        directory: Target directory; created if missing.
+        parts: Token ids of the documents of each part, without end-of-sequence tokens. A part without documents gets no file.
+        eos: Token that ends each document.
+        vocab_size: Upper bound of the ids (exclusive); decides the type on disk.
+        bos: Token that begins each document; None: no such token.
 
     Returns:
-        The index that was written: tokens (with those between documents), documents, dtype, parts.
+        The written index: tokens (including those between documents), documents, dtype, parts.
 
     Raises:
         CorpusError: An id does not fit the vocabulary.
@@ -78,18 +77,17 @@ def write_packed(
 
 
 class TokenStream:
-    """One or several packed directories, memory-mapped, as one stream of tokens cut into windows.
+    """Packed directories, memory-mapped, as one stream of tokens divided into windows.
 
-    Window i is tokens [i L, (i + 1) L], so that neighbours share one token: the last target of one is the first input
-    of the next, and every token but the stream's first is a target exactly once (but for a rest shorter than L at the
-    end).
+    Window i holds tokens i L to (i + 1) L inclusive. Neighbours share one token: the last target of one is the first input of the
+    next. So every token but the stream's first is a target exactly once, except for a rest shorter than L at the end.
 
     Args:
         directories: Packed directories, in the order of the stream.
         sequence_length: L.
 
     Raises:
-        CorpusError: A directory holds no packed tokens, or all together are shorter than one window.
+        CorpusError: A directory holds no packed tokens, or the stream is shorter than one window.
     """
 
     def __init__(self, directories: Sequence[Path], sequence_length: int) -> None:
@@ -106,7 +104,7 @@ class TokenStream:
         if len(self) < 1:
             raise CorpusError(
                 "corpus.sequence_length", sequence_length,
-                f"there are only {self.tokens} tokens, less than a sequence and its next token; add text or shorten it")
+                f"there are only {self.tokens} tokens, too few for a sequence and its next token; add text or lower it")
 
     @property
     def tokens(self) -> int:
@@ -120,7 +118,7 @@ class TokenStream:
         """Token ids [L + 1] of window i: inputs are `w[:-1]`, targets `w[1:]`.
 
         Raises:
-            IndexError: There is no such window.
+            IndexError: No window has this index.
         """
         if not 0 <= i < len(self):
             raise IndexError(i)
@@ -139,23 +137,23 @@ class TokenStream:
 
 
 def batch_indices(seed: int, step: int, batch: int, windows: int) -> NDArray[np.int64]:
-    """Which windows [batch] a training step sees: a function of the step alone, so that a resumed run goes on exactly.
+    """Indices [batch] of the windows of a training step; they depend on the step alone, so that a resumed run is exact.
 
-    Sample s = step * batch + j over all steps lies in epoch s // windows, and takes place s % windows of that epoch's
-    own permutation (Philox, key (seed, epoch)). So each epoch visits each window once, whatever the batch size.
+    Sample s = step * batch + j belongs to epoch s // windows and takes position s % windows in that epoch's permutation (Philox,
+    key (seed, epoch)). So each epoch visits each window once, whatever the batch size.
 
     Args:
-        seed: The run's seed.
-        step: Counted from 0.
+        seed: Seed of the data order.
+        step: Step, counted from 0.
         batch: Sequences per step over all workers.
-        windows: Length of the stream.
+        windows: Number of windows in the stream.
     """
     samples = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
-    epochs, places = np.divmod(samples, windows)
+    epochs, positions = np.divmod(samples, windows)
     chosen = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        chosen[here] = _permutation(seed, int(epoch), windows)[places[here]]
+        chosen[here] = _permutation(seed, int(epoch), windows)[positions[here]]
     return chosen
 
 

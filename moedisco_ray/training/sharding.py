@@ -1,4 +1,4 @@
-"""A model on its device, or cut over the workers of a gang (FSDP2), ready to train; and its weights in one piece."""
+"""Models that are ready to train, on one device or sharded over the workers of a gang (FSDP2), and their full weights."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from moedisco_ray.training.job import World
 
 
 def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
-    """Type of the forward and backward pass. Weights kept in bf16 (`state: bf16`) are computed with in bf16."""
+    """The dtype of the forward and backward pass; bf16 wherever the weights are kept in bf16 (`state: bf16`)."""
     return torch.bfloat16 if optimizer.arithmetic(gpu=torch.device(device).type != "cpu") == "bf16" else torch.float32
 
 
 def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrainedModel:
-    """Load a model to train.
+    """Load a model for training.
 
-    Of several workers, rank 0 alone reads the weights; nobody else ever holds a whole model.
+    With several workers only rank 0 reads the weights; no other worker ever holds a whole model.
 
     Args:
         directory: Hugging Face model directory.
-        optimizer: Its `state`, `precision` and `gradient_checkpointing`.
+        optimizer: The recipe: `state`, `precision` and `gradient_checkpointing` are read.
         world: This process.
 
     Raises:
-        CheckpointError: The directory holds no model of a known family.
+        CheckpointError: The directory holds no model of a supported family.
     """
     dtype = torch.bfloat16 if optimizer.state == "bf16" else torch.float32
     if world.size == 1:
@@ -49,19 +49,19 @@ def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrained
 
 
 def autocast(optimizer: Optimizer, world: World) -> contextlib.AbstractContextManager[Any]:
-    """Around forward passes: bf16 arithmetic on fp32 weights, where FSDP does not see to it."""
+    """Context for forward passes: bf16 arithmetic on fp32 weights; FSDP has its own."""
     if world.size == 1 and optimizer.state == "fp32" and compute_dtype(optimizer, world.device) is torch.bfloat16:
         return torch.autocast(torch.device(world.device).type, torch.bfloat16)
     return contextlib.nullcontext()
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights, on the CPU of rank 0; an empty mapping elsewhere. Every worker must call it."""
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """All weights on the CPU of rank 0, an empty mapping on other workers. Every worker must call it."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def _configured(model: PreTrainedModel, optimizer: Optimizer) -> PreTrainedModel:
-    # This also freezes the routers of one-expert layers, which get no gradient, but would get weight decay.
+    # `specialise` also freezes the routers of one-expert layers: they get no gradient, but would get weight decay.
     specialise(model).train()
     if optimizer.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -76,7 +76,7 @@ def _shard(model: PreTrainedModel, dtype: torch.dtype, world: World) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # Losses are divided by the tokens of the global batch, so gradients add up. Gloo only knows plain sums.
+            # Losses are divided by the tokens of the global batch, so gradients are summed. Gloo supports plain sums only.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(enable=True)
 
@@ -85,9 +85,9 @@ def _distribute(model: PreTrainedModel, source: PreTrainedModel | None, world: W
     model.to_empty(device=world.device)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, source.state_dict() if source is not None else {}, options=options)
-    # Rotary frequencies are buffers that no state dict holds.
-    known = dict(source.named_buffers()) if source is not None else {}
+    # Rotary frequencies are buffers that are not in the state dict.
+    buffers = dict(source.named_buffers()) if source is not None else {}
     for name, buffer in model.named_buffers():
         if source is not None:
-            buffer.copy_(known[name])
+            buffer.copy_(buffers[name])
         dist.broadcast(buffer, 0)

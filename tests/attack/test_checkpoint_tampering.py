@@ -182,7 +182,7 @@ def test_the_key_is_in_the_run_directory_for_its_owner_alone_and_never_in_the_st
 def test_without_its_key_no_checkpoint_is_read_or_dropped(job: TrainJob) -> None:
     key = job.key_file.read_bytes()
     job.key_file.unlink()
-    with pytest.raises(StorageError, match=r"checkpoints\.key, the key that signed .* is gone: put it back, or delete"):
+    with pytest.raises(StorageError, match=r"checkpoints\.key, the key that signed .* is missing: restore it, or delete"):
         run(job)
     assert checkpoint.steps(job.checkpoints) == [STEPS - EVERY, STEPS]
     job.key_file.write_bytes(key)

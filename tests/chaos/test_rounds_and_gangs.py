@@ -19,7 +19,7 @@ from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.backend import train_all
 from moedisco_ray.execution.ray.gang_cluster import train_gang
-from moedisco_ray.training import Rounds, TrainJob
+from moedisco_ray.training import SyncPlan, TrainJob
 
 LOW, HIGH = LowMemoryPool(), HighMemoryPool(workers=2)
 STEPS, AT = 4000, (1000, 2000, 3000)
@@ -30,10 +30,10 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 
 def members(directory: Path, patience: float | None) -> list[TrainJob]:
-    rounds = Rounds(directory / "rounds", AT, Outer(), patience)
+    rounds = SyncPlan(directory / "rounds", AT, Outer(), patience)
     return [
         dataclasses.replace(
-            make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, rounds=rounds)
+            make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, sync=rounds)
         for seed, name in enumerate(NAMES)]
 
 

@@ -76,7 +76,7 @@ def test_an_outage_at_any_file_is_told_and_never_leaves_half_a_checkpoint(
     home: Path, proxy: tuple[FaultyS3, str], whole: tuple[TrainJob, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     fault: Fault, file: str,
 ) -> None:
-    monkeypatch.setattr(storage, "_PATIENCE", (0.1,))
+    monkeypatch.setattr(storage, "_RETRY_PAUSES", (0.1,))
     away = False
 
     def from_then_on(method: str, path: str) -> Fault:

@@ -34,7 +34,7 @@ def make_job(directory: Path, steps: int, kind: type[TrainJob] = TrainJob, micro
     tokens = np.random.default_rng(0).integers(1, BROKEN, 2 * steps * BATCH * LENGTH)
     write_packed(directory / "shards", [[tokens]], 0, VOCABULARY)
     return kind(
-        stage="submodels", name="submodel-0", model=directory / "model", shards=(directory / "shards",),
+        stage="submodels", name="submodel-0", model=directory / "model", packed_dirs=(directory / "shards",),
         output=directory / "trained", checkpoints=directory / "checkpoints" / "steps", steps=steps, sequence_length=LENGTH,
         optimizer=Optimizer(lr=1e-3, batch_tokens=BATCH * LENGTH, micro_batch=micro_batch), checkpoint_every=5, log_every=1)
 
@@ -47,11 +47,11 @@ def here(job: TrainJob) -> TrainResult:
 
 def spoil(job: TrainJob, step: int, token: int = BROKEN) -> None:
     """Put the broken token, or another, into one sequence of a step's batch, the step counted from 0."""
-    stream = TokenStream(job.shards, LENGTH)
+    stream = TokenStream(job.packed_dirs, LENGTH)
     window = int(batch_indices(job.seed, step, job.batch, len(stream))[0])
-    part = np.load(job.shards[0] / "part-00000.npy")
+    part = np.load(job.packed_dirs[0] / "part-00000.npy")
     part[window * LENGTH + LENGTH // 2] = token
-    np.save(job.shards[0] / "part-00000.npy", part)
+    np.save(job.packed_dirs[0] / "part-00000.npy", part)
 
 
 @dataclasses.dataclass(frozen=True)

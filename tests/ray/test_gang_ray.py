@@ -31,7 +31,7 @@ def add_node(cluster: Cluster, slots: int = 1) -> object:
 
 def job(run: Path, directory: Path, steps: int) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="finetune", model=run / "merged", shards=(run / "corpus" / "shards",),
+        stage="finetune", name="finetune", model=run / "merged", packed_dirs=(run / "corpus" / "shards",),
         output=directory / "trained", checkpoints=directory / "steps", steps=steps, sequence_length=64,
         optimizer=small_config(run.parent).finetune.optimizer, checkpoint_every=50, load_balance=0.01, z_loss=0.001)
 

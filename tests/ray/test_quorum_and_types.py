@@ -124,7 +124,7 @@ def test_each_goes_where_it_fits_for_the_least_money(held_up: HeldUp, roomy_node
         optimizer = small_config(tmp_path).submodels.optimizer.model_copy(update={"micro_batch": micro_batch})
         return TrainJob(
             stage="submodels", name=name, model=held_up.directory / "decomposed" / "0",
-            shards=(held_up.directory / "clusters" / "shards" / "0",), output=tmp_path / name / "trained",
+            packed_dirs=(held_up.directory / "clusters" / "shards" / "0",), output=tmp_path / name / "trained",
             checkpoints=tmp_path / name / "steps", steps=3, sequence_length=64, optimizer=optimizer, checkpoint_every=3)
 
     def pool(small_gb: float) -> Placement:

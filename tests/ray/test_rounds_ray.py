@@ -13,7 +13,7 @@ from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.execution.ray.backend import train_all
-from moedisco_ray.training import Rounds, TrainJob
+from moedisco_ray.training import SyncPlan, TrainJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
 
@@ -27,9 +27,9 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
     def jobs(place: Path) -> list[TrainJob]:
         return [
             TrainJob(
-                stage="submodels", name=f"submodel-{k}", model=tmp_path / "dense", shards=(tmp_path / "shard",),
+                stage="submodels", name=f"submodel-{k}", model=tmp_path / "dense", packed_dirs=(tmp_path / "shard",),
                 output=place / f"out-{k}", checkpoints=place / f"home-{k}" / "steps", steps=8, sequence_length=L,
-                optimizer=RECIPE, checkpoint_every=100, seed=k, rounds=Rounds(place / "rounds", (4,), Outer()))
+                optimizer=RECIPE, checkpoint_every=100, seed=k, sync=SyncPlan(place / "rounds", (4,), Outer()))
             for k in range(2)]
 
     placement = Placement(LowMemoryPool(max_workers=slots), 1, 0)

@@ -140,7 +140,7 @@ def test_a_gang_of_two_trains_the_model_of_one(ray_cluster: None, undisturbed: P
 
     def job(name: str) -> TrainJob:
         return TrainJob(
-            stage="finetune", name=name, model=undisturbed / "merged", shards=(undisturbed / "corpus" / "shards",),
+            stage="finetune", name=name, model=undisturbed / "merged", packed_dirs=(undisturbed / "corpus" / "shards",),
             output=tmp_path / name, checkpoints=tmp_path / f"{name}-steps", steps=12, sequence_length=64,
             optimizer=config.finetune.optimizer, checkpoint_every=5, load_balance=0.01, z_loss=0.001)
 

@@ -30,9 +30,9 @@ def write_inputs(home: Path) -> None:
 
 def small_job(home: Path, output: Path, checkpoints: Location, *, steps: int = 6, every: int | None = 2, keep: int = 2) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="finetune", model=home / "moe", shards=(home / "shard",), output=output, checkpoints=checkpoints,
-        steps=steps, sequence_length=L, optimizer=Optimizer(lr=3e-3, batch_tokens=BATCH * L), checkpoint_every=every, keep=keep,
-        seed=5, load_balance=0.02, log_every=1)
+        stage="finetune", name="finetune", model=home / "moe", packed_dirs=(home / "shard",), output=output,
+        checkpoints=checkpoints, steps=steps, sequence_length=L, optimizer=Optimizer(lr=3e-3, batch_tokens=BATCH * L),
+        checkpoint_every=every, keep=keep, seed=5, load_balance=0.02, log_every=1)
 
 
 def weights(job: TrainJob) -> dict[str, torch.Tensor]:

@@ -90,7 +90,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Exception | None, object], TrainResult | End]:
     """An attempt of which Ray Train says this, and a worker that."""
     job = TrainJob(
-        stage="finetune", name="finetune", model=tmp_path, shards=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
+        stage="finetune", name="finetune", model=tmp_path, packed_dirs=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
         steps=4, sequence_length=1, optimizer=Optimizer(batch_tokens=1), checkpoint_every=1)
 
     def fits(error: Exception | None, outcome: object) -> TrainResult | End:

@@ -80,7 +80,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, bucket: str, google_bu
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_PATIENCE", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(storage, "_RETRY_PAUSES", (0.0, 0.0, 0.0))
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def test_saves_at_any_moment_change_nothing_and_are_of_their_moment(
     home: Path, whole: tuple[TrainJob, TrainResult], saves: set[int], stop: int, seconds: float,
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch, slow_uploads(seconds):
-        patch.setattr(Saver, "scheduled", lambda _, done: done in saves)
+        patch.setattr(Saver, "is_scheduled", lambda _, done: done in saves)
         job = small_job(home, Path(scratch) / "out", Path(scratch) / "steps", steps=STEPS, keep=100)
         stopped = run(job, stop_after=stop)
         assert set(checkpoint.steps(job.checkpoints)) == {save for save in saves if save <= stopped.steps} | {stopped.steps}
@@ -161,7 +161,7 @@ def test_training_stands_still_for_the_copy_alone_and_at_the_end_until_it_is_saf
         ours.save(Progress(step=1))
         assert ours._upload is not None
         ours._upload.written.result()
-        assert not ours.wanted()
+        assert not ours.is_due()
         ours.save(Progress(step=2))
     beside, last = (event.data for event in events)
     assert (beside["step"], last["step"]) == (1, 2)
@@ -345,4 +345,4 @@ def test_the_first_save_comes_soon_enough_to_measure(home: Path, tmp_path: Path,
     with Saver(job, *parts(), World(), lambda _event: None) as ours:
         for later, due in ((checkpointing.USUAL.shortest - 1, False), (checkpointing.USUAL.shortest + 1, True)):
             monkeypatch.setattr(saver.time, "monotonic", lambda later=later: now + later)
-            assert ours.wanted() is due
+            assert ours.is_due() is due

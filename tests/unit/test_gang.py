@@ -117,7 +117,7 @@ def trains_until_stopped(step: int, slots: int) -> Callable[[Scripted, int, Stop
 
 def gang(tmp_path: Path, cluster: Scripted, sizes: Sizes, stop: StopFile = NEVER, failures: int = 3) -> Gang:
     job = TrainJob(
-        stage="finetune", name="finetune", model=tmp_path, shards=(), output=tmp_path / "out",
+        stage="finetune", name="finetune", model=tmp_path, packed_dirs=(), output=tmp_path / "out",
         checkpoints=tmp_path / "home" / "steps", steps=STEPS, sequence_length=1, optimizer=Optimizer(batch_tokens=sizes.batch),
         checkpoint_every=10)
     return Gang(

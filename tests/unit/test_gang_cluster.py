@@ -40,7 +40,7 @@ class Driver(EventMailbox):
 @pytest.fixture
 def job(tmp_path: Path) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="finetune", model=tmp_path, shards=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
+        stage="finetune", name="finetune", model=tmp_path, packed_dirs=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
         steps=10, sequence_length=1, optimizer=Optimizer(batch_tokens=8), checkpoint_every=5)
 
 

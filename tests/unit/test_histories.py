@@ -19,7 +19,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 @pytest.fixture
 def job(tmp_path: Path) -> TrainJob:
     return TrainJob(
-        stage="submodels", name="submodel-0", model=tmp_path, shards=(), output=tmp_path / "home" / "out",
+        stage="submodels", name="submodel-0", model=tmp_path, packed_dirs=(), output=tmp_path / "home" / "out",
         checkpoints="s3://bucket/steps", steps=200, sequence_length=1, optimizer=Optimizer(batch_tokens=8), checkpoint_every=1)
 
 

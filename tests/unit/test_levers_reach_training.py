@@ -24,7 +24,7 @@ from moedisco_ray.stages.clustering.assign import overlap_mask
 from moedisco_ray.stages.clustering.store import id_array
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.train.jobs import make_job, rounds_of
-from moedisco_ray.training import Rounds, TrainJob, TrainResult, World, train
+from moedisco_ray.training import SyncPlan, TrainJob, TrainResult, World, train
 from moedisco_ray.training.packed_tokens import INDEX
 
 CHANGES: dict[str, Any] = {
@@ -99,11 +99,11 @@ def finetune_of(context: Context) -> TrainJob:
 def by_hand(run: Finished) -> TrainJob:
     given = run.job("finetune")
     return TrainJob(
-        stage="finetune", name="finetune", model=run.directory / "merged", shards=(run.directory / "corpus" / "shards",),
+        stage="finetune", name="finetune", model=run.directory / "merged", packed_dirs=(run.directory / "corpus" / "shards",),
         output=given.output, checkpoints=given.checkpoints, steps=STEPS, sequence_length=64,
         optimizer=Optimizer(lr=1e-3, schedule="cosine", warmup=0.05, batch_tokens=128), checkpoint_every=10, keep=2, seed=3,
         load_balance=0.05, z_loss=0.004, log_every=1, logs=run.directory / "logs",
-        moments=run.directory / "merged" / "moments")
+        optimizer_state=run.directory / "merged" / "optimizer_state")
 
 
 # --- the fine-tune
@@ -136,18 +136,18 @@ def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
     given = run.submodels[number]
     return TrainJob(
         stage="submodels", name=f"submodel-{number}", model=run.directory / "decomposed" / str(number),
-        shards=(run.directory / "clusters" / "shards" / str(number),), output=given.output, checkpoints=given.checkpoints,
+        packed_dirs=(run.directory / "clusters" / "shards" / str(number),), output=given.output, checkpoints=given.checkpoints,
         steps=given.steps, sequence_length=64, optimizer=Optimizer(lr=2e-3, batch_tokens=256), checkpoint_every=10, keep=2,
-        seed=1 + number, log_every=1, logs=run.directory / "logs", leave_moments=True,
+        seed=1 + number, log_every=1, logs=run.directory / "logs", with_optimizer_state=True,
         load_balance=0.05, z_loss=0.004,
-        rounds=Rounds(given.rounds.directory, at, Outer(lr=0.9, momentum=0.5), 600.0))
+        sync=SyncPlan(given.sync.directory, at, Outer(lr=0.9, momentum=0.5), 600.0))
 
 
 def test_sub_models_are_the_ones_that_are_written_by_hand(run: Finished) -> None:
     at = meetings([job.steps for job in run.submodels], 8)
     assert min(map(len, at)) >= 2       # else no momentum goes on
     assert run.submodels == [by_hand_apart(run, number, at[number]) for number in range(2)]
-    assert {job.rounds.directory for job in run.submodels} == {run.submodels[0].rounds.directory}
+    assert {job.sync.directory for job in run.submodels} == {run.submodels[0].sync.directory}
 
 
 def is_same_again(run: Finished, home: Path, rounds: dict[str, Any], **changes: Any) -> bool:
@@ -155,8 +155,8 @@ def is_same_again(run: Finished, home: Path, rounds: dict[str, Any], **changes: 
     jobs = [
         dataclasses.replace(
             job, output=home / job.name, checkpoints=home / f"{job.name}-steps",
-            rounds=dataclasses.replace(job.rounds, directory=home / "rounds", **rounds), **changes)
-        for number in range(2) for job in [by_hand_apart(run, number, run.submodels[number].rounds.at)]]
+            sync=dataclasses.replace(job.sync, directory=home / "rounds", **rounds), **changes)
+        for number in range(2) for job in [by_hand_apart(run, number, run.submodels[number].sync.steps)]]
     jobs.sort(key=lambda job: -job.steps)       # a round adds its members up in the order in which they start
     LocalBackend().train_all(jobs, Placement(run.config.pools.low_memory, 1, 0), home / "ray", lambda _: None)
     pairs = [(open_checkpoint(job.output), open_checkpoint(run.directory / "submodels" / job.name[-1])) for job in jobs]
@@ -187,8 +187,8 @@ def test_rounds_are_those_of_the_configuration_where_there_are_any(tmp_path: Pat
         "sync_every": 5, "outer": {"lr": 0.25, "momentum": 0.75}, "round_patience": 9.0}).submodels
     # The shorter meets at the same shares of its steps. The merge ends the last round.
     assert rounds_of([20, 12], settings, tmp_path) == [
-        Rounds(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 9.0),
-        Rounds(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 9.0)]
+        SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 9.0),
+        SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 9.0)]
     assert rounds_of([20], settings, tmp_path) == [None]
     assert rounds_of([5, 4], settings, tmp_path) == [None, None]
     assert rounds_of([20, 12], small_config(tmp_path).submodels, tmp_path) == [None, None]
@@ -211,4 +211,4 @@ def test_a_cluster_trains_on_the_text_that_its_overlap_gives_it(run: Finished) -
     sizes_N = (np.array([len(ids) + 1 for ids in documents["tokens"].to_pylist()])) * documents["copies"].to_numpy()
     for number, job in enumerate(run.submodels):
         trained_on = int(sizes_N[(clusters_N == number) | expected_NE[:, number]].sum())
-        assert read_json(job.shards[0] / INDEX)["tokens"] == trained_on
+        assert read_json(job.packed_dirs[0] / INDEX)["tokens"] == trained_on

@@ -27,7 +27,7 @@ from moedisco_ray.models import (
     memory_state,
     model_tensors,
     open_checkpoint,
-    random_source,
+    random_weights,
     save_model,
     specialise,
     submodel_config,
@@ -41,7 +41,7 @@ TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH) % VOCAB
 
 def build(config):
     model = AutoModelForCausalLM.from_config(from_values(config)).eval()
-    model.load_state_dict(memory_state(random_source(config, 3), model_map(config)), strict=False)
+    model.load_state_dict(memory_state(random_weights(config, 3), model_map(config)), strict=False)
     return model
 
 
@@ -126,11 +126,11 @@ def test_every_tensor_has_one_role_and_one_place(case):
 ])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_unknown_tensor_is_an_error(family, key, tmp_path):
-    with pytest.raises(CheckpointError, match="no rule"):
+    with pytest.raises(CheckpointError, match="is no tensor of family"):
         ModelMap(family).classify(key)
     config = tiny_config(family)
     write_checkpoint(tmp_path, [*random_tensors(config).items(), (key, torch.ones(1))], config)
-    with pytest.raises(CheckpointError, match="no rule"):
+    with pytest.raises(CheckpointError, match="is no tensor of family"):
         open_checkpoint(tmp_path)
 
 
@@ -249,12 +249,12 @@ def test_incomplete_experts_are_an_error():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_source_gives_the_same_bits_in_any_order(family):
     config = tiny_config(family, initializer_range=0.02, hidden_size=64)
-    source, again = random_source(config, 7), random_source(config, 7)
+    source, again = random_weights(config, 7), random_weights(config, 7)
     keys = list(source)
     backwards = {key: again[key] for key in reversed(keys)}
     check_same(source, backwards)
     assert {key: tuple(source[key].shape) for key in keys} == canonical_shapes(config)
-    assert len(differences(source, random_source(config, 8))) > len(keys) // 2
+    assert len(differences(source, random_weights(config, 8))) > len(keys) // 2
     up, down = (source[ModelMap(family).expert_key(0, 0, part)] for part in ("up", "down"))
     assert abs(float(up.std()) - 0.02) < 2e-3
     assert not torch.equal(up.flatten(), down.flatten())
@@ -356,5 +356,5 @@ def test_nothing_to_write_is_an_error(tmp_path):
         write_checkpoint(tmp_path, [], {})
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="no object"):
+    with pytest.raises(CheckpointError, match="no JSON object"):
         open_checkpoint(tmp_path)

@@ -223,7 +223,7 @@ def trained_whole(directory: Path) -> Any:
     config = RunConfig.model_validate(read_json(directory / "config.json"))
     recipe = config.finetune.optimizer
     job = TrainJob(
-        stage="finetune", name="again", model=directory / "merged", shards=(directory / "corpus" / "shards",),
+        stage="finetune", name="again", model=directory / "merged", packed_dirs=(directory / "corpus" / "shards",),
         output=directory.parent / "again", checkpoints=directory.parent / "steps", steps=steps_for(config.tokens.finetune, recipe),
         sequence_length=config.corpus.sequence_length, optimizer=recipe, checkpoint_every=1000,
         load_balance=config.finetune.load_balance, z_loss=config.finetune.z_loss, seed=config.seed + 1 + config.clusters.count)

@@ -82,7 +82,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mail: Mail, end: Stop
     monkeypatch.setattr(module.session, "free_workers", lambda _bundle: 0)
     jobs = [
         TrainJob(
-            stage="submodels", name=name, model=tmp_path, shards=(), output=tmp_path / name / "out",
+            stage="submodels", name=name, model=tmp_path, packed_dirs=(), output=tmp_path / name / "out",
             checkpoints=tmp_path / name / "steps", steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
         for name in NAMES]
     context = AttemptContext(
@@ -202,7 +202,7 @@ def test_events_that_cannot_be_written_end_the_trainers_at_once(
     monkeypatch.setattr(module.session, "autoscales", lambda: False)
     monkeypatch.setattr(module.session, "room", lambda _pool, _workers: 1)
     job = TrainJob(
-        stage="submodels", name="placed", model=tmp_path, shards=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
+        stage="submodels", name="placed", model=tmp_path, packed_dirs=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
         steps=10, sequence_length=1, optimizer=Optimizer(), checkpoint_every=5)
     with pytest.raises(OSError, match="No space left"):
         backend.train_all([job], Placement(LowMemoryPool(), 1, 3), tmp_path, lambda _: None)

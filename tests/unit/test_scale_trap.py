@@ -18,7 +18,7 @@ from moedisco_ray.models import (
     load_model,
     moe_blocks,
     open_checkpoint,
-    random_source,
+    random_weights,
     submodel_config,
     write_checkpoint,
 )
@@ -47,7 +47,7 @@ def experts_of_one_seed(config, group, path):
     """Sub-models that all equal one seed, on disk."""
     seed = {key: tensor * (1.0 if key.endswith("norm.weight") else 0.3)
             for key, tensor in random_tensors(submodel_config(config, group), seed=3).items()}
-    whole = with_seed(seed, random_source(config, 1), model_map(config))
+    whole = with_seed(seed, random_weights(config, 1), model_map(config))
     write_submodels(whole, config, expert_total(config) // group, path)
     return sorted(path.iterdir())
 

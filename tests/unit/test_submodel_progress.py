@@ -36,7 +36,7 @@ class Clock:
 def jobs(tmp_path: Path) -> list[TrainJob]:
     return [
         TrainJob(
-            stage="submodels", name=name, model=tmp_path / "start", shards=(), output=tmp_path / name / "trained",
+            stage="submodels", name=name, model=tmp_path / "start", packed_dirs=(), output=tmp_path / name / "trained",
             checkpoints=tmp_path / name / "steps", steps=STEPS, sequence_length=16, optimizer=Optimizer(), checkpoint_every=5)
         for name in "abc"]
 
@@ -159,7 +159,7 @@ def test_a_training_goes_where_it_fits_for_the_least_money(sized: tuple[TrainJob
     one, sixteen, all_at_once = needs = [placement.need(job) for job in sized]
     assert one.memory_gb < 2 < sixteen.memory_gb < 9 < all_at_once.memory_gb
     placement.check(needs[:2])
-    with pytest.raises(PoolError, match=r"^pools\.low_memory\.types: 9\.0: c needs \d+\.\d GB, more than any of them has; add"):
+    with pytest.raises(PoolError, match=r"^pools\.low_memory\.types: 9\.0: c needs \d+\.\d GB, more than any node type has; add"):
         placement.check(needs)
     assert place_all(needs[:2], placement.types({})) == {"a": "low_memory.small", "b": "low_memory.large"}
     # What needs little takes the larger one rather than wait; what needs much has no choice.

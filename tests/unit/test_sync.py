@@ -17,10 +17,10 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, check_same, open_checkpoint
 from moedisco_ray.policies.sync_points import meetings
-from moedisco_ray.training import Rounds, SyncCoordinator, TrainJob, World, train, write_partial_result
+from moedisco_ray.training import SyncCoordinator, SyncPlan, TrainJob, World, train, write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.optimizer import make_optimizer
-from moedisco_ray.training.sharding import trainable, whole_state
+from moedisco_ray.training.sharding import full_state, trainable
 from moedisco_ray.training.sync import exchange
 
 STEPS = (12, 12, 7)
@@ -40,10 +40,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def members(home: Path, directory: Path, state: str = "fp32", every: int = 3) -> list[TrainJob]:
     return [
         TrainJob(
-            stage="submodels", name=f"submodel-{k}", model=home / "dense", shards=(home / "shard",),
+            stage="submodels", name=f"submodel-{k}", model=home / "dense", packed_dirs=(home / "shard",),
             output=directory / f"out-{k}", checkpoints=directory / f"steps-{k}", steps=steps, sequence_length=L,
             optimizer=RECIPE.model_copy(update={"state": state}), checkpoint_every=5, seed=k, log_every=1,
-            rounds=Rounds(directory / "rounds", at, OUTER))
+            sync=SyncPlan(directory / "rounds", at, OUTER))
         for k, (steps, at) in enumerate(zip(STEPS, meetings(STEPS, every), strict=True))]
 
 
@@ -66,17 +66,17 @@ def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
 def test_a_round_makes_the_outer_step_of_what_each_has_by_itself(home: Path, tmp_path: Path) -> None:
     jobs = members(home, tmp_path, every=6)
     in_process(jobs)
-    made = exchange.backbone(tmp_path / "rounds", 1)
+    made = exchange.open_backbone(tmp_path / "rounds", 1)
     assert set(made) == {key for key in weights(home / "dense") if ModelMap("qwen3_moe").classify(key).role is Role.BACKBONE}
     alone = []
     for job, steps in zip(jobs, (6, 6, 3), strict=True):
-        lonely = variant(job, f"{job.name}-alone", rounds=None)
+        lonely = variant(job, f"{job.name}-alone", sync=None)
         assert run(lonely, stop=stop_after(steps)).steps == steps
         model = trainable(job.model, job.optimizer, World())
         found = checkpoint.latest(lonely.checkpoints)
         assert found is not None
         checkpoint.load(checkpoint.storage_of(lonely), found, model, make_optimizer(model, lonely, World()), World())
-        alone.append(whole_state(model))
+        alone.append(full_state(model))
     for key, start in weights(home / "dense").items():
         if key in made:
             moved = sum(share * (start - state[key]) for share, state in zip((0.4, 0.4, 0.2), alone, strict=True))
@@ -95,12 +95,12 @@ def test_only_the_newest_rounds_keep_their_weights(undisturbed: list[TrainJob]) 
     directory = undisturbed[0].checkpoints.parent / "rounds"
     kept = {home.name: sorted(path.name for path in home.iterdir()) for home in sorted(directory.iterdir())}
     assert kept == {
-        "round-0001": ["round.json"], "round-0002": ["backbone", "momentum", "round.json"],
-        "round-0003": ["backbone", "momentum", "round.json"]}
+        "sync-0001": ["sync.json"], "sync-0002": ["backbone", "momentum", "sync.json"],
+        "sync-0003": ["backbone", "momentum", "sync.json"]}
 
 
 def test_rounds_change_the_backbone_and_bring_members_together(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
-    jobs = [dataclasses.replace(job, rounds=None) for job in members(home, tmp_path)]
+    jobs = [dataclasses.replace(job, sync=None) for job in members(home, tmp_path)]
     in_process(jobs)
 
     def distance(pair: Sequence[TrainJob]) -> float:
@@ -188,20 +188,20 @@ def taken_in_turns(jobs: Sequence[TrainJob], keeper: SyncCoordinator) -> int:
     left, finished = 0, set[str]()
     while len(finished) < len(jobs):
         for job in jobs:
-            if job.name not in finished and not keeper.waits(job.name):
+            if job.name not in finished and not keeper.is_waiting(job.name):
                 result = train(leaving(job), World(), ignore, never)
-                assert result.finished is not result.waits
-                left += result.waits
+                assert result.finished is not result.waits_for_sync
+                left += result.waits_for_sync
                 finished |= {job.name} if result.finished else set()
-        gathering = keeper.due()
+        gathering = keeper.ready_members()
         if gathering is not None:
-            keeper.close(gathering)
+            keeper.combine(gathering)
     return left
 
 
 def leaving(job: TrainJob) -> TrainJob:
-    assert job.rounds is not None
-    return dataclasses.replace(job, rounds=dataclasses.replace(job.rounds, stay=0.0))
+    assert job.sync is not None
+    return dataclasses.replace(job, sync=dataclasses.replace(job.sync, max_wait=0.0))
 
 
 # --- stragglers
@@ -211,29 +211,29 @@ def close_one(jobs: Sequence[TrainJob], keeper: SyncCoordinator) -> None:
     """Those who are there train up to their next meeting, and the round ends with them."""
     for job in jobs:
         run(job)
-    gathering = keeper.due()
+    gathering = keeper.ready_members()
     assert gathering is not None
-    keeper.close(gathering)
+    keeper.combine(gathering)
 
 
 def test_a_late_member_takes_the_newest_backbone_and_is_in_the_next_round(home: Path, tmp_path: Path) -> None:
     jobs = [
-        dataclasses.replace(job, rounds=dataclasses.replace(job.rounds, patience=10.0, stay=0.0))
-        for job in members(home, tmp_path) if job.rounds is not None]
+        dataclasses.replace(job, sync=dataclasses.replace(job.sync, patience=10.0, max_wait=0.0))
+        for job in members(home, tmp_path) if job.sync is not None]
     now = 0.0
     events: list[Event] = []
     keeper = SyncCoordinator(jobs, events.append, lambda: now)
     for job in jobs[:2]:
         run(job)
-    assert keeper.due() is None
+    assert keeper.ready_members() is None
     now = 11.0
-    gathering = keeper.due()
+    gathering = keeper.ready_members()
     assert gathering is not None
     assert (gathering.members, gathering.late) == (("submodel-0", "submodel-1"), ("submodel-2",))
-    keeper.close(gathering)
+    keeper.combine(gathering)
     assert events[0].data["late"] == ["submodel-2"]
     assert run(jobs[2]).steps == 3          # past its first meeting, where its own backbone was not wanted, up to its second
-    assert keeper.waits("submodel-2")
+    assert keeper.is_waiting("submodel-2")
     taken_in_turns(jobs, keeper)
     found = exchange.history(tmp_path / "rounds")
     assert [sorted(entry["members"]) for entry in found] == [
@@ -245,14 +245,14 @@ def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(
     jobs = [leaving(job) for job in members(home, tmp_path)]
     keeper = SyncCoordinator(jobs, ignore)
     assert run(jobs[2]).steps == 1      # its first meeting
-    keeper.drop("submodel-2")
+    keeper.remove("submodel-2")
     for _ in range(2):
         close_one(jobs[:2], keeper)
-    alone = variant(jobs[2], "alone", rounds=None)
+    alone = variant(jobs[2], "alone", sync=None)
     run(alone, stop=stop_after(1))
     write_partial_result(alone)
     write_partial_result(jobs[2])
-    common = exchange.backbone(tmp_path / "rounds", 2)
+    common = exchange.open_backbone(tmp_path / "rounds", 2)
     stood, written = weights(alone.output), weights(jobs[2].output)
     assert set(written) == set(stood) > set(common)
     for key, tensor in written.items():
@@ -263,17 +263,17 @@ def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(
 def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Path) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
     keeper = SyncCoordinator(jobs, ignore)
-    keeper.drop("submodel-2")
+    keeper.remove("submodel-2")
     for _ in range(2):
         close_one(jobs[:2], keeper)
     assert run(jobs[2]).steps == 5      # its third meeting
-    assert exchange.has_posted(tmp_path / "rounds", 3, "submodel-2")
+    assert exchange.has_published(tmp_path / "rounds", 3, "submodel-2")
 
 
 def test_laying_a_backbone_down_while_the_round_is_closed_disturbs_nobody(home: Path, tmp_path: Path) -> None:
     jobs, directory = [leaving(job) for job in members(home, tmp_path)], tmp_path / "rounds"
     keeper = SyncCoordinator(jobs, ignore)
-    keeper.drop("submodel-2")
+    keeper.remove("submodel-2")
 
     def slowly() -> Iterator[tuple[str, torch.Tensor]]:
         for i, tensor in enumerate(weights(home / "dense").items()):
@@ -281,19 +281,21 @@ def test_laying_a_backbone_down_while_the_round_is_closed_disturbs_nobody(home: 
                 close_one(jobs[:2], keeper)
             yield tensor
 
-    exchange.post(directory, 1, "submodel-2", slowly(), open_checkpoint(home / "dense").config, exchange.Post(1, BATCH * L))
+    exchange.publish(
+        directory, 1, "submodel-2", slowly(), config=open_checkpoint(home / "dense").config,
+        record=exchange.MemberRecord(1, BATCH * L))
     assert run(jobs[2]).steps == 3      # it goes on from what the others made
     close_one(jobs[:2], keeper)
-    assert sorted(path.name for path in (directory / "round-0001").iterdir()) == ["backbone", "momentum", "round.json"]
+    assert sorted(path.name for path in (directory / "sync-0001").iterdir()) == ["backbone", "momentum", "sync.json"]
 
 
 def test_a_keeper_that_begins_again_knows_where_the_rounds_are(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
     for job in jobs:
         run(job)
-    gathering = SyncCoordinator(jobs, ignore).due()
+    gathering = SyncCoordinator(jobs, ignore).ready_members()
     assert gathering is not None
-    SyncCoordinator(jobs, ignore).close(gathering)
+    SyncCoordinator(jobs, ignore).combine(gathering)
     taken_in_turns(jobs, SyncCoordinator(jobs, ignore))
     same(jobs, undisturbed)
-    assert SyncCoordinator(jobs, ignore).due() is None
+    assert SyncCoordinator(jobs, ignore).ready_members() is None

@@ -36,9 +36,8 @@ from moedisco_ray.training import (
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.manifest import HashingStream
 from moedisco_ray.training.checkpoints.storage import Storage
-from moedisco_ray.training.optimizer import BETAS, LARGEST_NORM, RoundingAdamW, adamw
+from moedisco_ray.training.optimizer import BETAS, DECAY, LARGEST_NORM, RoundingAdamW, adamw
 from moedisco_ray.training.packed_tokens import TokenStream, batch_indices, write_packed
-from moedisco_ray.training.schedule import DECAY
 from moedisco_ray.training.sharding import trainable
 
 
@@ -57,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(home: Path, tmp_path: Path) -> TrainJob:
     return TrainJob(
-        stage="finetune", name="finetune", model=home / "moe", shards=(home / "shard",), output=tmp_path / "out",
+        stage="finetune", name="finetune", model=home / "moe", packed_dirs=(home / "shard",), output=tmp_path / "out",
         checkpoints=tmp_path / "steps", steps=8, sequence_length=L, optimizer=RECIPE, checkpoint_every=3, keep=2, seed=5,
         load_balance=0.02, z_loss=0.01, log_every=2)
 
@@ -123,7 +122,7 @@ def reference_losses(job: TrainJob, directory: Path) -> list[float]:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": job.optimizer.weight_decay},
         {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
     ], betas=BETAS, foreach=False)
-    stream = TokenStream(job.shards, L)
+    stream = TokenStream(job.packed_dirs, L)
     losses = []
     fractions = torch.full((2, 4), 0.5)
     for step in range(job.steps):
@@ -318,7 +317,7 @@ def test_a_loss_that_is_not_finite_names_its_step(job: TrainJob, home: Path, tmp
 def test_a_shard_without_a_whole_sequence_is_told(job: TrainJob, tmp_path: Path) -> None:
     write_packed(tmp_path / "short", [[np.arange(1, 5)]], 0, V)
     with pytest.raises(CorpusError, match="sequence_length"):
-        run(dataclasses.replace(job, shards=(tmp_path / "short",)))
+        run(dataclasses.replace(job, packed_dirs=(tmp_path / "short",)))
 
 
 # --- bf16
@@ -387,7 +386,7 @@ def test_the_model_of_a_checkpoint_is_what_the_training_would_have_written(
     job: TrainJob, home: Path, state: str, model: str,
 ) -> None:
     optimizer = job.optimizer.model_copy(update={"state": state, "schedule": "constant"})
-    job = dataclasses.replace(job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0, leave_moments=True)
+    job = dataclasses.replace(job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0, with_optimizer_state=True)
     whole = variant(job, "whole", steps=4, checkpoint_every=2)
     result = run(whole)
     assert read_partial_result(whole) == dataclasses.replace(result, restored_step=4)

@@ -21,7 +21,7 @@ from training_worker import STOP, Counting
 from moedisco_ray.core.config import Optimizer
 from moedisco_ray.core.events import Event
 from moedisco_ray.models import check_same, load_model
-from moedisco_ray.models.optimizer_state import FOLDER, KINDS, open_moments
+from moedisco_ray.models.optimizer_state import KINDS, OPTIMIZER_FOLDER, open_optimizer_state
 from moedisco_ray.training import TrainJob, TrainResult, World, train
 from moedisco_ray.training.checkpoints import checkpoint
 
@@ -72,7 +72,7 @@ class Runs:
     def after(self) -> dict[str, Any]:
         """What makes a job go on from the training `before`."""
         before = self.home / "before-out"
-        return {"model": before, "moments": before / FOLDER, "leave_moments": True}
+        return {"model": before, "optimizer_state": before / OPTIMIZER_FOLDER, "with_optimizer_state": True}
 
     def job(self, name: str, **changes: Any) -> TrainJob:
         return dataclasses.replace(
@@ -89,11 +89,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     write_tiny(home / "dense", 1, family="qwen3_moe")
     recipe = Optimizer(lr=3e-3, batch_tokens=BATCH * L, schedule="cosine", warmup=0.1)
     base = TrainJob(
-        stage="finetune", name="base", model=home / "moe", shards=(home / "shard",), output=home / "out",
+        stage="finetune", name="base", model=home / "moe", packed_dirs=(home / "shard",), output=home / "out",
         checkpoints=home / "steps", steps=STEPS, sequence_length=L, optimizer=recipe, checkpoint_every=100, seed=5,
         load_balance=0.05, z_loss=0.01, log_every=5)
     runs = Runs(home, base, [], [])
-    alone(runs.job("before", leave_moments=True))
+    alone(runs.job("before", with_optimizer_state=True))
     small = recipe.model_copy(update={"state": "bf16"})
     runs.two.extend(gang(2, home, [
         (runs.job("two"), NOBODY),
@@ -212,7 +212,7 @@ def test_every_rank_raises_when_a_step_overflows(runs: Runs) -> None:
 def test_two_workers_take_moments_up_and_lay_them_down_as_one_does(runs: Runs) -> None:
     reference = runs.job("after-alone", **runs.after)
     close(runs, "after", reference, runs.two[0]["after"].losses, alone(reference).losses)
-    ours, theirs = (open_moments(runs.home / name / FOLDER) for name in ("after-out", "after-alone-out"))
+    ours, theirs = (open_optimizer_state(runs.home / name / OPTIMIZER_FOLDER) for name in ("after-out", "after-alone-out"))
     assert ours is not None
     assert theirs is not None
     assert ours.steps == theirs.steps == 2 * STEPS

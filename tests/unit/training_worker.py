@@ -43,12 +43,12 @@ def main(rank: int, size: int, rendezvous: str, work: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=timedelta(seconds=30))
-    usual = consensus._ASK_SECONDS
+    usual = consensus._POLL_SECONDS
     results: dict[str, object] = {}
     for job, stopper in pickle.loads(work.read_bytes()):
         try:
             # Who is to stop after a certain step is asked after each; the others are, whenever it is time to.
-            consensus._ASK_SECONDS = usual if stopper is None else 0.0
+            consensus._POLL_SECONDS = usual if stopper is None else 0.0
             asked = itertools.count(1)
             events: list[Event] = []
             results[job.name] = train(

@@ -126,7 +126,7 @@ def _run_trainer(job: TrainJob, context: AttemptContext) -> TrainResult | End:
         if failure is not None:
             return end_of(failure, status, dead_before)
         return End("failed", status.current_step, "its worker ended without a result; see the Ray logs")
-    if not outcome.finished and not outcome.waits and not any(stop.requested for stop in context.stop_files):
+    if not outcome.finished and not outcome.waits_for_sync and not any(stop.requested for stop in context.stop_files):
         return End("preempted", outcome.steps, "its node is about to be taken away", saved=True)
     return outcome
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from moedisco_ray.backend import holding, vectors_kind
+from moedisco_ray.backend import held_workers, vectors_kind
 from moedisco_ray.core.config import Pool, RunConfig
 from moedisco_ray.core.events import Emit
 from moedisco_ray.core.stop_file import StopFile
@@ -84,7 +84,7 @@ class VectoriserSlots:
         """
         run_on(self.pool, self.emit, self.stop, wait_for_slot)
         count = max(1, min(session.room(self.pool, 1), most))
-        with holding(self.emit, self.pool, count, "cluster"):
+        with held_workers(self.emit, self.pool, count, "cluster"):
             yield count, {"num_cpus": 0, "num_gpus": self.pool.gpu or None, "resources": {self.pool.resource: 1}}
 
 

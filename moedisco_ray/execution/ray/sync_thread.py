@@ -31,13 +31,13 @@ class SyncThread:
 
     def startable(self, job: TrainJob) -> bool:
         """Whether a job without a slot has steps to make before its next sync point."""
-        return not self._coordinator.waits(job.name)
+        return not self._coordinator.is_waiting(job.name)
 
     def with_stay(self, job: TrainJob, *, slot_for_each: bool) -> TrainJob:
         """The job, set to wait at a sync point in its slot if every member has one, and otherwise to free it for the others."""
-        if job.rounds is None:
+        if job.sync is None:
             return job
-        return dataclasses.replace(job, rounds=dataclasses.replace(job.rounds, stay=_STAY_SECONDS if slot_for_each else 0.0))
+        return dataclasses.replace(job, sync=dataclasses.replace(job.sync, max_wait=_STAY_SECONDS if slot_for_each else 0.0))
 
     def poll(self) -> None:
         """Start the outer step of the open sync point when it is due.
@@ -49,9 +49,9 @@ class SyncThread:
             if not future.done():
                 return
             future.result()
-        members = self._coordinator.due()
-        self.pending = [] if members is None else [self._threads.submit(self._coordinator.close, members)]
+        members = self._coordinator.ready_members()
+        self.pending = [] if members is None else [self._threads.submit(self._coordinator.combine, members)]
 
     def drop(self, job: TrainJob) -> None:
         """Stop waiting for a job that was given up."""
-        self._coordinator.drop(job.name)
+        self._coordinator.remove(job.name)

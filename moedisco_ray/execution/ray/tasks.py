@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from moedisco_ray.backend import Placement, holding
+from moedisco_ray.backend import Placement, held_workers
 from moedisco_ray.core.config import Pool
 from moedisco_ray.core.errors import MoeDiscoError, RunError
 from moedisco_ray.core.events import Emit
@@ -69,7 +69,7 @@ def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop
             lambda: session.wait_message([bundle], 1, session.free_workers(bundle)), emit, stop)
         ray.get(next(task))
         unless_begun.pop_all()
-    with holding(emit, pool, 1):
+    with held_workers(emit, pool, 1):
         return ray.get(next(task))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moedisco_ray.models import ModelMap, Role
-from moedisco_ray.models.optimizer_state import FOLDER, open_moments, write_moments
+from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 
 
 def merge_moments(submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float], directory: Path) -> bool:
@@ -34,12 +34,12 @@ def merge_moments(submodels: Sequence[Path], config: Mapping[str, Any], weights:
         CheckpointError: They cannot be read.
         OSError: The disk is full or broken.
     """
-    found = [moments for path in submodels if (moments := open_moments(path / FOLDER)) is not None]
+    found = [moments for path in submodels if (moments := open_optimizer_state(path / OPTIMIZER_FOLDER)) is not None]
     if len(found) < len(submodels):
         return False
     names = ModelMap(str(config.get("model_type")))
-    write_moments(
-        directory / FOLDER, lambda kind: _joined([moments.tensors[kind] for moments in found], weights, names),
+    write_optimizer_state(
+        directory / OPTIMIZER_FOLDER, lambda kind: _joined([moments.tensors[kind] for moments in found], weights, names),
         min((moments.steps for moments in found if moments.steps), default=0), config)
     return True
 

@@ -24,7 +24,7 @@ from moedisco_ray.models import (
     specialise,
     write_checkpoint,
 )
-from moedisco_ray.models.optimizer_state import FOLDER, open_moments, write_moments
+from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 from moedisco_ray.models.seeded import with_seed
 from moedisco_ray.stages.context import COMMON, Context, device_of
 from moedisco_ray.stages.merge.backbone import merge_weights, recipes
@@ -135,10 +135,11 @@ def write_whole(
         whole, clusters, batches, RouterSettings("concat", match_scale=settings.from_data, seed=start.seed))
     save_model(whole.cpu(), directory)
     shutil.rmtree(joined)
-    moments = open_moments(trained_seed / FOLDER) if keep_moments else None
+    moments = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_moments else None
     if moments is not None:
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
         found = moments.tensors
-        write_moments(
-            directory / FOLDER, lambda kind: with_seed(found[kind], zeros, names, fresh_router=True).items(), moments.steps, config)
+        write_optimizer_state(
+            directory / OPTIMIZER_FOLDER, lambda kind: with_seed(found[kind], zeros, names, fresh_router=True).items(),
+            moments.steps, config)
     return {"layers": layers}

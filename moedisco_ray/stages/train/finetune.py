@@ -22,7 +22,7 @@ def run(context: Context, draft: Draft) -> None:
     job = make_job(
         context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards",
         tokens=config.tokens.finetune, seed=finetune_seed(config))
-    job = dataclasses.replace(job, moments=restored_optimizer_state(context.of("merge")))
+    job = dataclasses.replace(job, optimizer_state=restored_optimizer_state(context.of("merge")))
     trained = context.backend.train_gang(
         job, pool, config.checkpoint.max_failures, context.checkpoints("finetune") / "ray", context.emit, stop=context.stop)
     link_tree(job.output, draft.path)

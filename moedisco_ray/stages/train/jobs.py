@@ -9,14 +9,14 @@ from moedisco_ray.backend import Placement, Trained
 from moedisco_ray.core.config import Submodels
 from moedisco_ray.core.locations import joined
 from moedisco_ray.core.records import UnitRecord
-from moedisco_ray.models.optimizer_state import FOLDER
+from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
 from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.text.validation import validation_parts
 from moedisco_ray.stages.train.validation_slice import ValidationSlice
-from moedisco_ray.training import HeldOut, Rounds, TrainJob, steps_for
+from moedisco_ray.training import HeldOut, SyncPlan, TrainJob, steps_for
 
 
 def make_job(
@@ -30,7 +30,7 @@ def make_job(
     steps = steps_for(tokens, section.optimizer)
     home = context.checkpoints(stage) / name
     return TrainJob(
-        stage=stage, name=name, model=model.absolute(), shards=(shards.absolute(),),
+        stage=stage, name=name, model=model.absolute(), packed_dirs=(shards.absolute(),),
         output=(home / "trained").absolute(), checkpoints=joined(context.storage(stage), name, "steps"), steps=steps,
         sequence_length=config.corpus.sequence_length, optimizer=section.optimizer,
         checkpoint_every=config.checkpoint.steps,
@@ -56,15 +56,15 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
 
 def restored_optimizer_state(model: Path) -> Path | None:
     """Where the moments of an earlier stage's model lie, if it has any."""
-    moments = (model / FOLDER).absolute()
+    moments = (model / OPTIMIZER_FOLDER).absolute()
     return moments if moments.is_dir() else None
 
 
-def rounds_of(steps: Sequence[int], settings: Submodels, directory: Path) -> list[Rounds | None]:
+def rounds_of(steps: Sequence[int], settings: Submodels, directory: Path) -> list[SyncPlan | None]:
     """Of each sub-model, by its steps; none in a phase that is too short for a meeting."""
     every = settings.sync_every
     met = [()] * len(steps) if every is None or len(steps) == 1 else meetings(steps, every)
-    return [Rounds(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in met]
+    return [SyncPlan(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in met]
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

@@ -32,7 +32,7 @@ def run(context: Context, draft: Draft, *, write_common_start: Callable[..., Non
     job = make_job(
         context, "seed", "seed", model=start, shards=context.of("corpus") / "shards", tokens=config.tokens.seed,
         seed=dense_seed(config))
-    job = dataclasses.replace(job, leave_moments=True)
+    job = dataclasses.replace(job, with_optimizer_state=True)
     trained = train(context, [job], Placement(config.pools.low_memory, 1, config.checkpoint.max_failures))
     link_tree(job.output, draft.path)
     draft.summary.update(TrainingSummary(units=unit_records([job], trained)).to_json())

@@ -11,7 +11,7 @@ from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, link_tree, submodel_seed
 from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, rounds_of, train, unit_records
 from moedisco_ray.training import write_partial_result
-from moedisco_ray.training.sync.exchange import backbone_path, history
+from moedisco_ray.training.sync.exchange import backbone_directory, history
 
 
 def run(context: Context, draft: Draft) -> None:
@@ -30,7 +30,7 @@ def run(context: Context, draft: Draft) -> None:
     ]
     rounds = context.checkpoints("submodels") / "rounds"
     moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_moments else None
-    jobs = [dataclasses.replace(job, rounds=meets, moments=moments, leave_moments=True)
+    jobs = [dataclasses.replace(job, sync=meets, optimizer_state=moments, with_optimizer_state=True)
             for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum)
@@ -43,4 +43,4 @@ def run(context: Context, draft: Draft) -> None:
     units, synced = unit_records(jobs, [trained[job.name] for job in jobs]), history(rounds)
     draft.summary.update(TrainingSummary.model_validate({"units": units, "rounds": synced}).to_json())
     if synced:
-        link_tree(backbone_path(rounds, len(synced)), draft.path / COMMON)
+        link_tree(backbone_directory(rounds, len(synced)), draft.path / COMMON)

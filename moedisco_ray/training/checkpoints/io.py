@@ -1,8 +1,8 @@
-"""`torch.distributed.checkpoint`, writing to and reading from a `Storage`.
+"""Adapters that let `torch.distributed.checkpoint` write to and read from a `Storage`.
 
-It plans together over all workers, and every worker learns of what went wrong on any. torch writes each tensor with `torch.save`,
-and reads it with `torch.load(weights_only=True)` after the file's checksum was verified. Its metadata, which it would pickle, is
-replaced: see `layout`.
+torch plans a checkpoint over all workers and reports errors of any worker to all. It writes tensors with `torch.save`, and reads
+them with `torch.load(weights_only=True)` after the checksum of the file was verified. torch would pickle its metadata; `layout`
+replaces that.
 """
 
 from __future__ import annotations
@@ -23,79 +23,79 @@ from moedisco_ray.training.checkpoints.manifest import Checksum
 from moedisco_ray.training.checkpoints.storage import Storage
 
 
-class ShardWriter(FileSystemWriter):
-    """Writes a checkpoint's shards, and makes it complete when all are there.
+class CheckpointWriter(FileSystemWriter):
+    """Writes the tensor files of a checkpoint, and completes it once all workers have written.
 
     Args:
-        storage: Where to.
-        step: The checkpoint's step.
-        extras: Further files.
-        finished: Called on rank 0 once the checkpoint is complete.
+        storage: Storage to write to.
+        step: Step of the checkpoint.
+        extras: Contents of further files, by name.
+        on_complete: Called on rank 0 once the checkpoint is complete.
     """
 
-    def __init__(self, storage: Storage, step: int, extras: dict[str, bytes], finished: Callable[[], None]) -> None:
-        super().__init__(storage.draft(step), sync_files=False, per_thread_copy_ahead=0)
+    def __init__(self, storage: Storage, step: int, extras: dict[str, bytes], on_complete: Callable[[], None]) -> None:
+        super().__init__(storage.draft_path(step), sync_files=False, per_thread_copy_ahead=0)
         self._storage = storage
         self._step = step
         self._extras = extras
-        self._finished = finished
-        self.fs = self._folder = _Folder(storage)
-        self.path = storage.draft(step)
+        self._on_complete = on_complete
+        self.fs = self._folder = _DraftFolder(storage)
+        self.path = storage.draft_path(step)
 
     def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
-        """Clean up, on rank 0, before any worker writes."""
+        """Remove incomplete checkpoints, on rank 0, before any worker writes."""
         self._storage.begin(self._step)
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: Any, planner: Any) -> Future[list[Any]]:
-        """Write this worker's shards."""
-        written = self._storage.patiently(lambda: super(ShardWriter, self).write_data(plan, planner)).value()
+        """Write this worker's tensor files."""
+        written = self._storage.retrying(lambda: super(CheckpointWriter, self).write_data(plan, planner)).value()
         results: Future[list[Any]] = Future()
         results.set_result(_Written(written, self._folder.checksums))
         return results
 
     def finish(self, metadata: Any, results: list[Any]) -> None:
-        """Write metadata and manifest, on rank 0, when all workers have written."""
+        """Write metadata and manifest, on rank 0, after all workers have written."""
         checksums = {name: checksum for written in results for name, checksum in written.checksums.items()}
         small = {layout.NAME: layout.layout_bytes(metadata, itertools.chain.from_iterable(results)), **self._extras}
         for name, data in small.items():
             checksums[name] = self._storage.write(f"{self.path}/{name}", data)
         self._storage.commit(self._step, checksums)
-        self._finished()
+        self._on_complete()
 
 
-class ShardReader(FileSystemReader):
-    """Reads a complete checkpoint's shards; no byte of a file is used before its checksum was verified.
+class CheckpointReader(FileSystemReader):
+    """Reads the tensor files of a complete checkpoint; each file's checksum is verified before torch sees a byte of it.
 
     Args:
-        storage: Where from.
-        step: The checkpoint's step.
-        checksums: Its files, as its manifest has them.
-        metadata: What is stored in them.
+        storage: Storage to read from.
+        step: Step of the checkpoint.
+        checksums: Checksums of the files, from the manifest.
+        metadata: torch's metadata of the checkpoint, from `layout`.
     """
 
     def __init__(self, storage: Storage, step: int, checksums: Mapping[str, Checksum], metadata: Metadata) -> None:
         super().__init__(str(step))
-        self.fs = _Verified(storage, step, checksums)
+        self.fs = _VerifiedFolder(storage, step, checksums)
         self.path = ""
         self._metadata = metadata
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The metadata, which was read and checked before; torch's own method would unpickle a file."""
+        """The metadata passed to the constructor; torch's own method would unpickle a file."""
         del args, kwargs
         return self._metadata
 
 
 class _Written(list[Any]):
-    """What a worker wrote, and the checksums of its files, on their way to rank 0."""
+    """torch's write results of a worker, with the checksums of its files, to be sent to rank 0."""
 
     def __init__(self, results: list[Any], checksums: dict[str, Checksum]) -> None:
         super().__init__(results)
         self.checksums = checksums
 
 
-class _Folder(FileSystemBase):
-    """A draft that shards are written to."""
+class _DraftFolder(FileSystemBase):
+    """The file operations that torch uses to write a draft."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -115,17 +115,17 @@ class _Folder(FileSystemBase):
         return path
 
     def rename(self, path: Any, new_path: Any) -> None:
-        """Nothing is renamed: a shard is written under its name."""
+        """Nothing: files are written under their final names."""
 
     def mkdir(self, path: Any) -> None:
-        """`Storage.begin` makes the folder."""
+        """Nothing: `Storage.begin` creates the folder."""
 
     def exists(self, path: Any) -> bool:
         del path
         return False
 
     def rm_file(self, path: Any) -> None:
-        """Nothing exists before it is written."""
+        """Nothing: no file exists before it is written."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
@@ -133,8 +133,8 @@ class _Folder(FileSystemBase):
         return True
 
 
-class _Verified(_Folder):
-    """A complete checkpoint."""
+class _VerifiedFolder(_DraftFolder):
+    """The file operations that torch uses to read a complete checkpoint."""
 
     def __init__(self, storage: Storage, step: int, checksums: Mapping[str, Checksum]) -> None:
         super().__init__(storage)

@@ -1,7 +1,7 @@
-"""`metadata.json` of a checkpoint: which part of which tensor is stored where.
+"""The file `metadata.json` of a checkpoint: the file and position of each chunk of each tensor.
 
-It holds what `torch.distributed.checkpoint` needs to reshard a checkpoint over another number of workers. torch would pickle it,
-and unpickling runs code; JSON with a strict schema does not.
+`torch.distributed.checkpoint` needs it to reshard a checkpoint over another number of workers. torch would pickle it, and
+unpickling can run code; JSON with a strict schema cannot.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Sizes = list[NonNegativeInt]
 
 
 class _Chunk(Strict):
-    """A block of a tensor: its place in the tensor and its bytes in a file."""
+    """A block of a tensor: its position in the tensor, and its bytes in a file."""
 
     offsets: _Sizes
     shape: _Sizes
@@ -48,12 +48,12 @@ class _Tensor(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.dtype not in _DTYPES:
-            raise ValueError(f"{self.dtype} is no type of a tensor")
+            raise ValueError(f"{self.dtype} is no dtype of torch")
         for chunk in self.chunks:
             if not len(chunk.offsets) == len(chunk.shape) == len(self.shape):
-                raise ValueError("a chunk has another number of axes than its tensor")
+                raise ValueError("a chunk and its tensor have different numbers of axes")
             if any(offset + size > whole for offset, size, whole in zip(chunk.offsets, chunk.shape, self.shape, strict=True)):
-                raise ValueError("a chunk reaches beyond its tensor")
+                raise ValueError("a chunk exceeds its tensor")
         return self
 
 
@@ -66,11 +66,11 @@ def layout_bytes(metadata: Metadata, written: Iterable[Any]) -> bytes:
     """The content of `metadata.json`.
 
     Args:
-        metadata: What torch planned to write.
+        metadata: torch's plan of the checkpoint.
         written: torch's `WriteResult` of every chunk, from all workers.
 
     Raises:
-        TypeError: The checkpoint holds something that is no tensor.
+        TypeError: An entry of the checkpoint is no tensor.
     """
     places = {result.index: result.storage_data for result in written}
 
@@ -82,21 +82,21 @@ def layout_bytes(metadata: Metadata, written: Iterable[Any]) -> bytes:
     tensors = {}
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise TypeError(f"{name} is no tensor: only tensors are stored in checkpoints, the rest in progress.json")
+            raise TypeError(f"{name} is no tensor; store it in progress.json instead")
         tensors[name] = {"dtype": str(entry.properties.dtype).removeprefix("torch."), "shape": list(entry.size),
                          "chunks": [chunk(name, stored) for stored in entry.chunks]}
     return json.dumps({"version": 1, "tensors": tensors}).encode()
 
 
 def read_layout(data: bytes, files: Mapping[str, Checksum]) -> Metadata:
-    """Torch's metadata of a checkpoint, from the content of `metadata.json`.
+    """The metadata of a checkpoint as torch defines it, from the content of `metadata.json`.
 
     Args:
-        data: The content.
-        files: The checkpoint's files; every chunk must be in one of them.
+        data: Content of `metadata.json`.
+        files: Checksums of the checkpoint's files; every chunk must be inside one of them.
 
     Raises:
-        ValueError: It does not have the form that `layout_bytes` writes.
+        ValueError: The content does not have the format of `layout_bytes`.
     """
     layout = _Layout.model_validate_json(data)
     tensors: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def read_layout(data: bytes, files: Mapping[str, Checksum]) -> Metadata:
     for name, tensor in layout.tensors.items():
         for chunk in tensor.chunks:
             if chunk.file not in files or chunk.start + chunk.length > files[chunk.file].size:
-                raise ValueError(f"{name} is stored beyond the checkpoint's files")
+                raise ValueError(f"a chunk of {name} is outside the checkpoint's files")
             places[MetadataIndex(name, chunk.offsets)] = _StorageInfo(chunk.file, chunk.start, chunk.length)
         tensors[name] = TensorStorageMetadata(
             TensorProperties(dtype=_DTYPES[tensor.dtype]), torch.Size(tensor.shape),

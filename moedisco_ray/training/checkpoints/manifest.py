@@ -1,7 +1,8 @@
-"""The manifest of a checkpoint: size and SHA-256 of every file, signed with a key that the checkpoint's storage never holds.
+"""The manifest of a checkpoint: size and SHA-256 of every file, signed with a key that is never in the checkpoint storage.
 
-Whoever can write to the storage can change a file and its checksum, but cannot sign the change. The signature covers the step: an
-older checkpoint does not pass for a newer one. Each training has a key of its own: a checkpoint of another training is refused.
+An attacker with write access to the storage can change a file and its checksum, but cannot sign the change. The signature covers
+the step, so an older checkpoint cannot replace a newer one. Each training has its own key, so checkpoints of other trainings are
+refused.
 """
 
 from __future__ import annotations
@@ -20,28 +21,29 @@ from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.secret_file import kept_secret
 
 KEY_BYTES = 32
+"""Length of a signing key: that of a SHA-256 digest, the least that RFC 2104 recommends for HMAC."""
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-"""A plain name: no folder, no way out of one."""
+"""A file name without a folder, so that no path leads out of the checkpoint."""
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Strict(BaseModel):
-    """A record read from storage: unknown keys, missing keys and other types are refused."""
+    """A record that is read from storage; unknown keys, missing keys and wrong types are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Checksum(Strict):
-    """What a file must hold."""
+    """Size and SHA-256 of a file."""
 
     size: NonNegativeInt
-    """Bytes."""
+    """Size of the file in bytes."""
     sha256: _Digest
 
     @classmethod
     def of(cls, data: bytes) -> Self:
-        """The checksum of these bytes."""
+        """The checksum of some bytes."""
         return cls(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -51,20 +53,20 @@ class Manifest(Strict):
     step: NonNegativeInt
     files: Annotated[dict[FileName, Checksum], Field(min_length=1)]
     signature: _Digest
-    """HMAC-SHA256 of everything above."""
+    """HMAC-SHA256 of step and files."""
 
     @classmethod
     def signed(cls, step: int, files: Mapping[str, Checksum], key: bytes) -> Self:
-        """The manifest of a checkpoint, with its signature."""
+        """Make a manifest and sign it."""
         return cls(step=step, files=dict(sorted(files.items())), signature=_signature(step, files, key))
 
     def is_signed(self, step: int, key: bytes) -> bool:
-        """Whether it was signed with this key as the manifest of this step."""
+        """Whether this key signed it as the manifest of this step."""
         return self.step == step and hmac.compare_digest(self.signature, _signature(step, self.files, key))
 
 
 def is_of_another_version(data: bytes) -> bool:
-    """Whether bytes that are no `Manifest` list a checkpoint's files all the same, as the manifests before signatures did."""
+    """Whether bytes that are no valid `Manifest` are an unsigned manifest of an earlier version."""
     try:
         found = json.loads(data)
     except ValueError:
@@ -73,7 +75,7 @@ def is_of_another_version(data: bytes) -> bool:
 
 
 class HashingStream:
-    """Counts and hashes what is written through it."""
+    """Counts and hashes the bytes written to a stream."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -93,7 +95,7 @@ class HashingStream:
         return self._size
 
     def flush(self) -> None:
-        """Do nothing: torch asks for it after every tensor, which would cut an upload into that many parts."""
+        """Do nothing: torch calls it after every tensor, and each flush would start a new part of an upload."""
 
     def close(self) -> None:
         """Do nothing: the code that opened the stream closes it."""
@@ -105,15 +107,15 @@ class HashingStream:
 
 
 def signing_key(path: Path) -> bytes:
-    """The key in a file of the run directory, made there where it does not exist.
+    """The key in a file of the run directory; created if the file does not exist.
 
     Raises:
-        RunDirError: It cannot be read or written, or is no key.
+        RunDirError: The file cannot be read or written, or holds no key.
     """
     try:
         key = kept_secret(path, lambda: secrets.token_bytes(KEY_BYTES))
     except OSError as error:
-        remedy = f"signs the checkpoints of this training and cannot be read or written ({error.strerror})"
+        remedy = f"is the key of this training's checkpoints and cannot be read or written ({error.strerror}); make it accessible"
         raise RunDirError("output", str(path), remedy) from error
     if len(key) != KEY_BYTES:
         raise RunDirError("output", str(path), f"is no key of {KEY_BYTES} bytes; delete it together with its checkpoints")

@@ -1,7 +1,7 @@
-"""Saves a training while it goes on: it stands still only while weights and optimizer are copied to the CPU's memory.
+"""Asynchronous checkpoints: training stops only while weights and optimizer state are copied to CPU memory.
 
-A thread writes the copy. The next save waits for the last one, and so does the end: whoever leaves the `with` block without an
-error leaves a checkpoint that is safe. What fails in the thread is raised in the training's own, at the next save or sooner.
+A thread writes the copy. The next save waits for the previous one, and so does the end of the `with` block: if it ends without an
+error, the last checkpoint is safe. An error in the thread is raised in the training's thread, at the next save at the latest.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.policies.checkpointing import USUAL, SaveCost, interval
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.checkpoints.checkpoint import Progress
+from moedisco_ray.training.consensus import from_rank_zero
 from moedisco_ray.training.job import TrainJob, World
 
 _TIMEOUT = timedelta(hours=1)
-"""For which a worker waits for the others' uploads. One that dies is noticed at once."""
+"""Longest wait for the other workers' uploads; a worker that dies is noticed at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Upload:
-    """A save under way.
+    """A checkpoint that is being written.
 
     Attributes:
-        step: Of its checkpoint.
-        started: When training began to stand still for it.
-        stall: For how many seconds it did.
-        written: When it was safe.
+        step: Step of the checkpoint.
+        started: Time at which training stopped for it (s).
+        stall: Duration of that stop (s).
+        written: Time at which the checkpoint is safe (s).
     """
 
     step: int
@@ -48,18 +49,18 @@ class _Upload:
 
 
 class Saver:
-    """The checkpoints of one training. Every worker has one, and calls the same methods in the same order.
+    """Saves and restores the checkpoints of one training. Every worker must call the same methods in the same order.
 
     Args:
-        job: Where they lie, how many are kept, and what is known of losses.
-        model: What is saved and restored.
-        optimizer: The same.
+        job: The training.
+        model: Model to save and restore.
+        optimizer: Optimizer to save and restore.
         world: This process.
-        emit: Receives a `checkpoint` event for each, on rank 0.
-        losses_per_hour: What is known of a worker's losses by now; None: no more than the job says.
+        emit: Receives a `checkpoint` event for each checkpoint, on rank 0.
+        losses_per_hour: Current estimate of worker losses per worker-hour; None: use the job's.
 
     Raises:
-        ConfigError: There is no such storage.
+        ConfigError: The checkpoint storage does not exist.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Saver:
         self._emit = emit
         self._losses_per_hour = losses_per_hour or (lambda: job.losses_per_hour)
         self._storage = checkpoint.storage_of(job)
-        # The training's own collectives must not wait for an upload's.
+        # A separate group: the collectives of training must not wait for those of an upload.
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.size > 1 else None
         on_gpu = torch.device(world.device).type == "cuda"
         self._stager = DefaultStager(StagingOptions(
@@ -82,21 +83,21 @@ class Saver:
         self._upload: _Upload | None = None
         self._saved = 0
         self._cost: SaveCost | None = None
-        self._resting_since = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def __enter__(self) -> Self:
-        """The saver itself."""
+        """Return the saver."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Waits for the last save.
+        """Wait for the last save, unless the block failed.
 
         Raises:
-            MoeDiscoError: It failed, and nothing else did.
+            MoeDiscoError: The last save failed.
         """
         try:
             if error is None:
-                self._settle()
+                self._finish_upload()
         finally:
             self._thread.shutdown()
             self._stager.close()
@@ -105,15 +106,15 @@ class Saver:
 
     @functools.cached_property
     def newest(self) -> int:
-        """The step of the checkpoint that a training begins from; 0: there is none.
+        """Step of the checkpoint that training starts from; 0: no checkpoint exists.
 
         Raises:
             StorageError: The storage does not answer.
         """
-        return max(checkpoint.agreed(self._storage.steps, self._world, self._group), default=0)
+        return max(from_rank_zero(self._storage.steps, self._world, self._group), default=0)
 
     def restore(self) -> Progress:
-        """Put the newest checkpoint into model and optimizer, where there is one.
+        """Load the newest checkpoint into model and optimizer, if one exists.
 
         Raises:
             StorageError: The storage does not answer, or the checkpoint is damaged.
@@ -121,65 +122,65 @@ class Saver:
         self._saved = self.newest
         if not self.newest:
             return Progress()
-        return checkpoint.load(self._storage, self.newest, self._model, self._optimizer, self._world, self._group)
+        return checkpoint.load(self._storage, self.newest, self._model, self._optimizer, world=self._world, group=self._group)
 
-    def scheduled(self, done: int) -> bool:
-        """Whether a save follows this step, where steps were set; equal on all workers."""
+    def is_scheduled(self, done: int) -> bool:
+        """Whether to save after `done` steps, given a fixed number of steps between checkpoints; equal on all workers."""
         return self._job.checkpoint_every is not None and done % self._job.checkpoint_every == 0
 
-    def wanted(self) -> bool:
-        """Whether this worker wants a save now: it is time, where that follows from what saves cost; or the last one failed."""
+    def is_due(self) -> bool:
+        """Whether to save now: the interval of least cost has passed (decided on rank 0), or the last save failed."""
         if self._upload is not None:
             if not self._upload.written.done():
                 return False
             if self._upload.written.exception() is not None:
                 return True
-            self._settle()
+            self._finish_upload()
         if self._world.rank or self._job.checkpoint_every is not None:
             return False
         seconds = USUAL.shortest
         if self._cost is not None:
             seconds = interval(self._cost, self._losses_per_hour(), self._world.size)
-        return time.monotonic() - self._resting_since >= seconds
+        return time.monotonic() - self._saved_at >= seconds
 
     def save(self, progress: Progress) -> None:
-        """Save, beside the training.
+        """Copy the state and start writing a checkpoint of it.
 
         Args:
-            progress: Equal on all workers.
+            progress: Progress of the training, equal on all workers.
 
         Raises:
             RunDirError: The disk is full.
-            StorageError: The last save could not be written for minutes.
+            StorageError: The last checkpoint could not be written for minutes.
         """
-        self._settle()
+        self._finish_upload()
         started = time.monotonic()
         state = self._stager.stage(checkpoint.state_of(self._model, self._optimizer))
-        self._resting_since = time.monotonic()
+        self._saved_at = time.monotonic()
         written = self._thread.submit(self._write, state, progress.copy())
         self._saved = progress.step
-        self._upload = _Upload(progress.step, started, self._resting_since - started, written)
+        self._upload = _Upload(progress.step, started, self._saved_at - started, written)
 
-    def secure(self, progress: Progress) -> None:
-        """Go on only when a checkpoint of this moment is safe.
+    def save_and_wait(self, progress: Progress) -> None:
+        """Save a checkpoint of this step, unless it was saved already, and wait until it is safe.
 
         Args:
-            progress: Equal on all workers.
+            progress: Progress of the training, equal on all workers.
 
         Raises:
             RunDirError: The disk is full.
-            StorageError: It could not be written for minutes.
+            StorageError: The checkpoint could not be written for minutes.
         """
         if self._saved != progress.step:
             self.save(progress)
-        self._settle()
+        self._finish_upload()
 
     def _write(self, state: dict[str, Any], progress: Progress) -> float:
-        checkpoint.write(self._storage, state, progress, self._job.keep, self._world, self._group)
+        checkpoint.write(self._storage, state, progress, self._job.keep, world=self._world, group=self._group)
         return time.monotonic()
 
-    def _settle(self) -> None:
-        """Wait for the last save, if it is not seen to yet."""
+    def _finish_upload(self) -> None:
+        """Wait for the checkpoint that is being written, if any, and record its cost."""
         upload, self._upload = self._upload, None
         if upload is None:
             return

@@ -1,4 +1,4 @@
-"""The keeper of rounds: sees who has arrived, and makes the outer step when it is time."""
+"""The sync coordinator: tracks which members have reached the next sync point, and makes the outer step."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from moedisco_ray.training.sync import exchange
 
 
 class SyncCoordinator:
-    """Of jobs without rounds it has nothing to do.
+    """Coordinates the sync points of some trainings; without a sync plan it does nothing.
 
-    All that it must know after a restart is in the files.
+    It can restart at any time: all state that it needs is in files.
 
     Args:
-        jobs: The members. What they start from has one backbone.
-        emit: Receives a `round` event for each.
-        clock: In seconds.
+        jobs: The members; their start models have the same backbone.
+        emit: Receives a `round` event for each sync point.
+        clock: A monotonic clock (s).
     """
 
     def __init__(self, jobs: Sequence[TrainJob], emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._first = jobs[0]
-        self._alive = [job.name for job in jobs]
+        self._members = [job.name for job in jobs]
         self._emit = emit
         self._clock = clock
-        self._rounds = jobs[0].rounds
-        self._closed = 0 if self._rounds is None else exchange.newest(self._rounds.directory)
+        self._plan = jobs[0].sync
+        self._completed = 0 if self._plan is None else exchange.latest(self._plan.directory)
         self._arrived: dict[str, float] = {}
 
-    def waits(self, name: str) -> bool:
-        """Whether a member has ended the open round, so that there is nothing for it to do."""
-        return self._rounds is not None and exchange.has_posted(self._rounds.directory, self._closed + 1, name)
+    def is_waiting(self, name: str) -> bool:
+        """Whether a member has reached the next sync point and can only wait."""
+        return self._plan is not None and exchange.has_published(self._plan.directory, self._completed + 1, name)
 
-    def drop(self, name: str) -> None:
-        """A member was given up: nobody waits for it any longer."""
-        self._alive.remove(name)
+    def remove(self, name: str) -> None:
+        """Remove a member that was given up; the others no longer wait for it."""
+        self._members.remove(name)
 
-    def due(self) -> SyncMembers | None:
-        """Whom to combine now; None: nobody yet."""
-        if self._rounds is None or self._closed == len(self._rounds.at):
+    def ready_members(self) -> SyncMembers | None:
+        """The members to combine now; None: wait, or no sync point is left."""
+        if self._plan is None or self._completed == len(self._plan.steps):
             return None
         now = self._clock()
-        for name in self._alive:
-            if name not in self._arrived and self.waits(name):
+        for name in self._members:
+            if name not in self._arrived and self.is_waiting(name):
                 self._arrived[name] = now
-        return gather(self._alive, self._arrived, now, self._rounds.patience)
+        return gather(self._members, self._arrived, now, self._plan.patience)
 
-    def close(self, gathering: SyncMembers) -> None:
-        """Make the outer step of the open round.
+    def combine(self, members: SyncMembers) -> None:
+        """Make the outer step of the next sync point.
 
         Raises:
             RunDirError: The disk is full.
         """
-        assert self._rounds is not None  # noqa: S101  # nobody gathers without
-        began, number = self._clock(), self._closed + 1
-        exchange.close(self._rounds.directory, number, self._first.model, gathering, self._rounds.outer)
-        self._closed = number
+        assert self._plan is not None  # noqa: S101  # without a plan no members are ready
+        started, number = self._clock(), self._completed + 1
+        exchange.combine(self._plan.directory, number, self._first.model, members, self._plan.outer)
+        self._completed = number
         self._arrived = {}
         self._emit(Event("round", self._first.stage, data={
-            "round": number, "rounds": len(self._rounds.at), "members": list(gathering.members), "late": list(gathering.late),
-            "seconds": round(self._clock() - began, 3)}))
+            "round": number, "rounds": len(self._plan.steps), "members": list(members.members), "late": list(members.late),
+            "seconds": round(self._clock() - started, 3)}))

@@ -1,14 +1,14 @@
-"""The files of rounds: how members and their keeper talk, through storage that all of them see.
+"""The files of sync points: members and coordinator exchange backbones through storage that all of them see.
 
-ROUNDS/round-0007/
-├── members/NAME/       the backbone that a member ended the round with, and `post.json`: its step, and its tokens since it
-│                       last took one in; appears when complete, and goes when the round is closed, a late one's when the next is
-├── backbone/           what they became, float32; goes when two newer ones are there, as does
-├── momentum/           the outer step's
-└── round.json          which members took part, and who was late; the round is closed once it is there
+DIRECTORY/sync-0007/
+├── members/NAME/       a member's backbone, and `member.json` with its `MemberRecord`; appears when it is complete. Removed with
+│                       the completion of this sync point, for a late member of the next one
+├── backbone/           the common backbone, float32; the last two are kept
+├── momentum/           momentum of the outer step, float32; the last two are kept
+└── sync.json           tokens of each member that took part, and the late members; its existence completes the sync point
 
-Round 0 is what all members start from. Every process may die anywhere: a member posts the same bits again, and the keeper
-writes a result again unless `round.json` says that it is complete.
+Sync point 0 is the start model of all members. Every process may die at any time: a member publishes the same bits again, and the
+coordinator computes a result again unless `sync.json` exists.
 """
 
 from __future__ import annotations
@@ -29,111 +29,114 @@ from moedisco_ray.models import Checkpoint, open_checkpoint, write_checkpoint
 from moedisco_ray.policies.sync_points import SyncMembers, shares
 from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 
-_CLOSED = "round.json"
+_COMPLETE = "sync.json"
+_MEMBER = "member.json"
 _KEPT = 2
+"""Sync points whose tensors are kept: a late member may still be reading those of the one before the latest."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Post:
-    """What a member ended a round with.
+class MemberRecord:
+    """The state of a member at a sync point.
 
     Attributes:
-        step: Steps it has made.
-        tokens: Tokens since it last took a backbone in.
+        step: Steps made.
+        tokens: Tokens since it last loaded a common backbone.
     """
 
     step: int
     tokens: int
 
 
-def newest(directory: Path, known: int = 0) -> int:
-    """The last round that is closed, at least `known`; 0: none."""
-    while (_home(directory, known + 1) / _CLOSED).exists():
+def latest(directory: Path, known: int = 0) -> int:
+    """Number of the latest completed sync point, at least `known`; 0: none."""
+    while (_folder(directory, known + 1) / _COMPLETE).exists():
         known += 1
     return known
 
 
-def post(
-    directory: Path, number: int, name: str, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], what: Post,
+def publish(
+    directory: Path, number: int, name: str, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any],
+    record: MemberRecord,
 ) -> None:
-    """Lay down a member's backbone, unless it is there already.
+    """Write a member's backbone, unless it exists already.
 
     Args:
-        directory: Of all rounds.
-        number: The round that it ends.
+        directory: Directory of all sync points.
+        number: Sync point that the member has reached.
         name: The member.
-        tensors: Its backbone, under canonical names.
-        config: Its model's `config.json`.
-        what: Goes with it.
+        tensors: The member's backbone under canonical names.
+        config: The `config.json` of the member's model.
+        record: The member's state.
 
     Raises:
         RunDirError: The disk is full.
     """
-    target = _home(directory, number) / "members" / name
+    target = _folder(directory, number) / "members" / name
     if target.exists():
         return
     draft = target.with_name(f".{name}.draft")
-    with _full_disk_told(draft):
+    with _removing_on_error(draft):
         shutil.rmtree(draft, ignore_errors=True)
         write_checkpoint(draft, tensors, config)
-        write_json(draft / "post.json", dataclasses.asdict(what))
+        write_json(draft / _MEMBER, dataclasses.asdict(record))
         draft.rename(target)
 
 
-def has_posted(directory: Path, number: int, name: str) -> bool:
-    """Whether a member's backbone of a round is there."""
-    return (_home(directory, number) / "members" / name).exists()
+def has_published(directory: Path, number: int, name: str) -> bool:
+    """Whether a member has published its backbone for a sync point."""
+    return (_folder(directory, number) / "members" / name).exists()
 
 
-def backbone(directory: Path, number: int) -> Checkpoint:
-    """What a closed round made."""
-    return open_checkpoint(backbone_path(directory, number))
+def open_backbone(directory: Path, number: int) -> Checkpoint:
+    """The common backbone of a completed sync point."""
+    return open_checkpoint(backbone_directory(directory, number))
 
 
-def backbone_path(directory: Path, number: int) -> Path:
-    """Where a closed round's backbone is, of the newest two."""
-    return _home(directory, number) / "backbone"
+def backbone_directory(directory: Path, number: int) -> Path:
+    """Directory of the common backbone of a completed sync point; only the last two exist."""
+    return _folder(directory, number) / "backbone"
 
 
-def close(directory: Path, number: int, start: Path, gathering: SyncMembers, outer: Outer) -> None:
-    """Make the outer step and close the round.
+def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer: Outer) -> None:
+    """Make the outer step and complete the sync point.
 
     Args:
-        directory: Of all rounds.
-        number: Of this one.
-        start: The model that all members began from, read in round 1.
-        gathering: Whom to combine.
-        outer: The recipe.
+        directory: Directory of all sync points.
+        number: Number of this sync point.
+        start: Start model of all members, read at sync point 1.
+        ready: Members to combine.
+        outer: The recipe of the outer step.
 
     Raises:
         RunDirError: The disk is full.
     """
-    home, last = _home(directory, number), _home(directory, number - 1)
-    members = [open_checkpoint(home / "members" / name) for name in gathering.members]
-    tokens = [Post(**read_json(home / "members" / name / "post.json")).tokens for name in gathering.members]
+    folder, previous = _folder(directory, number), _folder(directory, number - 1)
+    members = [open_checkpoint(folder / "members" / name) for name in ready.members]
+    tokens = [MemberRecord(**read_json(folder / "members" / name / _MEMBER)).tokens for name in ready.members]
     names, config = list(members[0]), members[0].config
     first = number == 1
-    before = _Float32(open_checkpoint(start if first else backbone_path(directory, number - 1)), names)
-    momentum = None if first else open_checkpoint(last / "momentum")
+    before = _Float32(open_checkpoint(start if first else backbone_directory(directory, number - 1)), names)
+    momentum = None if first else open_checkpoint(previous / "momentum")
     for part in ("momentum", "backbone"):
-        shutil.rmtree(home / part, ignore_errors=True)
-    with _full_disk_told(home / "backbone"):
-        write_checkpoint(home / "momentum", next_momentum(before, members, shares(tokens), momentum, outer), config)
-        after = open_checkpoint(home / "momentum")
-        write_checkpoint(home / "backbone", next_backbone(before, momentum, after, outer), config)
-        write_json(home / _CLOSED, {"members": dict(zip(gathering.members, tokens, strict=True)), "late": list(gathering.late)})
-    # Not those who are late: they may be laying theirs down at this moment.
-    for left in (*(home / "members" / name for name in gathering.members), last / "members"):
-        shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(folder / part, ignore_errors=True)
+    with _removing_on_error(folder / "backbone"):
+        write_checkpoint(folder / "momentum", next_momentum(before, members, shares(tokens), momentum, outer), config)
+        after = open_checkpoint(folder / "momentum")
+        write_checkpoint(folder / "backbone", next_backbone(before, momentum, after, outer), config)
+        write_json(folder / _COMPLETE, {"members": dict(zip(ready.members, tokens, strict=True)), "late": list(ready.late)})
+    # Late members keep their folders: they may be writing them now.
+    for done in (*(folder / "members" / name for name in ready.members), previous / "members"):
+        shutil.rmtree(done, ignore_errors=True)
     with contextlib.suppress(OSError):
-        (home / "members").rmdir()
+        (folder / "members").rmdir()
     for part in ("momentum", "backbone"):
-        shutil.rmtree(_home(directory, number - _KEPT) / part, ignore_errors=True)
+        shutil.rmtree(_folder(directory, number - _KEPT) / part, ignore_errors=True)
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """Of each closed round: `members`, their tokens by name, and `late`, names."""
-    return [read_json(_home(directory, number) / _CLOSED) for number in range(1, newest(directory) + 1)]
+    """One record per completed sync point: `members`, tokens by name, and `late`, names."""
+    return [read_json(_folder(directory, number) / _COMPLETE) for number in range(1, latest(directory) + 1)]
 
 
 class _Float32(Mapping[str, Tensor]):
@@ -153,12 +156,12 @@ class _Float32(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _home(directory: Path, number: int) -> Path:
-    return directory / f"round-{number:04d}"
+def _folder(directory: Path, number: int) -> Path:
+    return directory / f"sync-{number:04d}"
 
 
 @contextlib.contextmanager
-def _full_disk_told(draft: Path) -> Iterator[None]:
+def _removing_on_error(draft: Path) -> Iterator[None]:
     try:
         with reporting_full_disk(draft):
             yield

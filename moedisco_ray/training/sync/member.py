@@ -1,100 +1,99 @@
-"""A member's side of rounds: it lays its backbone down, waits for the common one, and goes on from that."""
+"""A member's side of a sync point: publish the backbone, wait for the common one, and continue from it."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Generator, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moedisco_ray.models import config_values
-from moedisco_ray.training.backbone import backbone_of
+from moedisco_ray.models import backbone_parameters, config_values
 from moedisco_ray.training.checkpoints.checkpoint import Progress
-from moedisco_ray.training.job import Rounds, TrainJob, World
+from moedisco_ray.training.job import SyncPlan, TrainJob, World
 from moedisco_ray.training.metrics import TrainingMetrics
 from moedisco_ray.training.sync import exchange
 
 
 class SyncMember:
-    """Of a training without rounds nothing is ever due.
+    """Takes part in a training's sync points; without a sync plan it does nothing.
 
-    The optimizer's state stays the member's own (DiLoCo, arXiv 2311.08105, section 2). A member that posts has a checkpoint, which
-    knows the last round that it took in. So one that dies finds at most one round closed that it did not know, the one that
-    it would have waited for, and goes on to the same bits.
+    Each member keeps its own optimizer state (DiLoCo, arXiv 2311.08105, section 2). A member saves a checkpoint before it
+    publishes; the checkpoint records the last sync point whose backbone was loaded. So a member that died has missed at most the
+    sync point that it was waiting for, and continues to the same bits.
 
     Args:
-        job: With its rounds.
-        model: Its backbone is exchanged.
-        ledger: Its progress is told the rounds that are taken in.
+        job: The training with its sync plan.
+        model: The model; its backbone is exchanged.
+        metrics: Metrics of the training; sync points are recorded in their progress.
         world: This process.
 
     Raises:
-        ValueError: Several workers train one member.
+        ValueError: The member is trained by several workers.
     """
 
-    def __init__(self, job: TrainJob, model: PreTrainedModel, ledger: TrainingMetrics, world: World) -> None:
-        if job.rounds is not None and world.size > 1:
-            raise ValueError("a member of rounds is trained by one worker")
+    def __init__(self, job: TrainJob, model: PreTrainedModel, metrics: TrainingMetrics, world: World) -> None:
+        if job.sync is not None and world.size > 1:
+            raise ValueError("a sub-model with sync points must be trained by one worker")
         self._job = job
-        self._rounds = job.rounds
-        self._ledger = ledger
-        self._backbone = {} if job.rounds is None else backbone_of(model)
-        self._config = {} if job.rounds is None else config_values(model.config)
+        self._metrics = metrics
+        self._backbone = {} if job.sync is None else backbone_parameters(model)
+        self._config = {} if job.sync is None else config_values(model.config)
 
-    def attend(self, step: int, stop: Callable[[], bool], secure: Callable[[], None]) -> Generator[None, None, bool]:
-        """Where a meeting lies before a step: end the round, and begin the next with what it made.
+    def sync_before(self, step: int, stop: Callable[[], bool], save: Callable[[], None]) -> Generator[None, None, bool]:
+        """If a sync point is due before a step, publish the backbone, wait for the common one and load it.
 
         Args:
-            step: The step that comes next, counted from 0.
-            stop: Ends the waiting.
-            secure: Returns when a checkpoint of this moment is safe.
+            step: The next step, counted from 0.
+            stop: Polled while waiting; true ends the wait.
+            save: Saves a checkpoint and returns when it is safe.
 
         Yields:
-            Whenever it looked for the others in vain.
+            None, each time the common backbone is not ready yet.
 
         Returns:
-            Whether to go on; not where it was stopped, or has stayed long enough.
+            Whether to continue; false if the wait was stopped or took too long.
         """
-        progress = self._ledger.progress
-        if self._rounds is None or not any(step >= at for at in self._rounds.at[progress.round:][:1]):
+        plan, progress = self._job.sync, self._metrics.progress
+        if plan is None or progress.sync_point >= len(plan.steps) or step < plan.steps[progress.sync_point]:
             return True
-        self._ledger.settle()
-        began = time.monotonic()
-        closed = exchange.newest(self._rounds.directory, progress.round)
-        if closed == progress.round:
-            secure()
-            with contextlib.suppress(FileNotFoundError):    # two rounds late: what it was to lie in is cleared away meanwhile
-                self._post(self._rounds.directory, closed + 1)
-        while closed == progress.round:
-            if stop() or time.monotonic() - began >= self._rounds.stay:
+        self._metrics.update()
+        waiting_since = time.monotonic()
+        latest = exchange.latest(plan.directory, progress.sync_point)
+        if latest == progress.sync_point:
+            save()
+            # A member that is two sync points late may find the folder removed meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                self._publish(plan, latest + 1)
+        while latest == progress.sync_point:
+            if stop() or time.monotonic() - waiting_since >= plan.max_wait:
                 return False
             yield
-            closed = exchange.newest(self._rounds.directory, progress.round)
-        take_in(self._rounds, closed, self._backbone)
-        self._ledger.progress.round, self._ledger.progress.joined = closed, self._ledger.progress.step
-        self._ledger.leave_out(time.monotonic() - began)
+            latest = exchange.latest(plan.directory, progress.sync_point)
+        load_backbone(plan, latest, self._backbone)
+        progress.sync_point, progress.synced_step = latest, progress.step
+        self._metrics.exclude(time.monotonic() - waiting_since)
         return True
 
-    def _post(self, directory: Path, number: int) -> None:
-        progress = self._ledger.progress
-        post = exchange.Post(progress.step, (progress.step - progress.joined) * self._job.step_tokens)
-        exchange.post(directory, number, self._job.name, self._backbone.items(), self._config, post)
+    def _publish(self, plan: SyncPlan, number: int) -> None:
+        progress = self._metrics.progress
+        record = exchange.MemberRecord(progress.step, (progress.step - progress.synced_step) * self._job.step_tokens)
+        exchange.publish(
+            plan.directory, number, self._job.name, tensors=self._backbone.items(), config=self._config, record=record)
 
 
-def catch_up(meets: Rounds, progress: Progress, model: PreTrainedModel) -> None:
-    """Let a model that nobody trains any more have the backbone of the last round, if it does not know it."""
-    newest = exchange.newest(meets.directory, progress.round)
-    if newest > progress.round:
-        take_in(meets, newest, backbone_of(model))
+def load_latest_backbone(plan: SyncPlan, progress: Progress, model: PreTrainedModel) -> None:
+    """Load the backbone of the latest sync point into a model that has missed it."""
+    latest = exchange.latest(plan.directory, progress.sync_point)
+    if latest > progress.sync_point:
+        load_backbone(plan, latest, backbone_parameters(model))
 
 
 @torch.no_grad()
-def take_in(meets: Rounds, number: int, backbone: Mapping[str, Tensor]) -> None:
-    """Put what a round made into a model's backbone, by canonical name."""
-    common = exchange.backbone(meets.directory, number)
-    for name, parameter in backbone.items():
-        parameter.copy_(common[name])
+def load_backbone(plan: SyncPlan, number: int, parameters: Mapping[str, Tensor]) -> None:
+    """Copy the backbone of a completed sync point into parameters, by canonical name."""
+    backbone = exchange.open_backbone(plan.directory, number)
+    for name, parameter in parameters.items():
+        parameter.copy_(backbone[name])

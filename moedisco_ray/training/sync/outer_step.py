@@ -1,15 +1,15 @@
-"""The outer step of a round: SGD with Nesterov momentum, its gradient being how far the members moved away.
+"""The outer step of a sync point: SGD with Nesterov momentum on the mean backbone delta of the members.
 
-DiLoCo (arXiv 2311.08105, algorithm 1) with the momentum of torch.optim.SGD: from a common backbone g, members k with
-weights w_k that trained it to theta_k,
+DiLoCo (arXiv 2311.08105, algorithm 1) with the momentum of torch.optim.SGD. From a common backbone g, members k with weights w_k
+have trained theta_k:
 
     d = sum_k w_k (g - theta_k),    m' = mu m + d,    g' = g - lr (d + mu m').
 
-Both results of a step are streams of their own, and d needs every member: so m' comes first, from the members, and then
-g' from m and m' alone, since d = m' - mu m.
+Both results are streams of tensors, and d needs every member. So m' is computed first, from the members, and then g' from m and m'
+alone, since d = m' - mu m.
 
-Everything is computed in float64, a chunk at a time, and rounded once; g and m are kept in float32. Members are summed in
-their order.
+Everything is computed in float64, a chunk at a time, and rounded once; g and m are stored in float32. Members are summed in their
+order. Shape: N elements of a chunk of one tensor.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from torch import Tensor
 
 from moedisco_ray.core.config import Outer
 
-_CHUNK = 1 << 22    # elements at a time: 32 MB in float64
+_CHUNK = 1 << 22
+"""Elements of a chunk: 32 MiB in float64."""
 
 
 def next_momentum(
     start: Mapping[str, Tensor], members: Sequence[Mapping[str, Tensor]], weights: Sequence[float],
     momentum: Mapping[str, Tensor] | None, outer: Outer,
 ) -> Iterator[tuple[str, Tensor]]:
-    """m', tensor by tensor.
+    """The momentum after the step, m', tensor by tensor.
 
     Args:
-        start: g, in float32. A member in bf16 began from it rounded to bf16.
+        start: g, in float32. A member in bf16 started from g rounded to bf16.
         members: theta_k.
         weights: w_k; they sum to 1.
         momentum: m; None: 0.
-        outer: mu.
+        outer: The recipe; mu is its `momentum`.
     """
     def step(start_N: Tensor, *others_N: Tensor) -> Tensor:
         copies, before = others_N[:len(members)], others_N[len(members):]
@@ -51,19 +52,19 @@ def next_momentum(
 def next_backbone(
     start: Mapping[str, Tensor], momentum: Mapping[str, Tensor] | None, after: Mapping[str, Tensor], outer: Outer,
 ) -> Iterator[tuple[str, Tensor]]:
-    """g', tensor by tensor.
+    """The backbone after the step, g', tensor by tensor.
 
     Args:
         start: g.
         momentum: m; None: 0.
         after: m'.
-        outer: lr and mu.
+        outer: The recipe: lr, and mu as `momentum`.
     """
     def step(start_N: Tensor, after_N: Tensor, *before: Tensor) -> Tensor:
-        way_N = (1 + outer.momentum) * after_N.double()
+        delta_N = (1 + outer.momentum) * after_N.double()
         for before_N in before:
-            way_N -= outer.momentum * before_N.double()
-        return start_N.double() - outer.lr * way_N
+            delta_N -= outer.momentum * before_N.double()
+        return start_N.double() - outer.lr * delta_N
 
     for key in start:
         yield key, _in_chunks(step, start[key], after[key], *_of(momentum, key))

@@ -1,0 +1,91 @@
+"""The results of a training: the trained model, and the partial result of a training that does not run any more."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from moedisco_ray.core.artifacts import reporting_full_disk
+from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.models import ModelMap, canonical_state, save_model
+from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
+from moedisco_ray.training.checkpoints import checkpoint
+from moedisco_ray.training.job import TrainJob, TrainResult, World
+from moedisco_ray.training.optimizer import make_optimizer
+from moedisco_ray.training.optimizer_state import load_optimizer_state, save_optimizer_state
+from moedisco_ray.training.sharding import full_state, trainable
+from moedisco_ray.training.sync.member import load_latest_backbone
+
+
+def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: TrainJob, world: World) -> None:
+    """Write the trained model as a Hugging Face directory under canonical names. Every worker must call it.
+
+    Args:
+        model: The trained model.
+        optimizer: The optimizer; its state is written too if `job.with_optimizer_state`.
+        job: The training; the model goes to its `output`.
+        world: This process.
+
+    Raises:
+        RunDirError: The disk is full.
+    """
+    state = full_state(model)
+    draft = job.output.with_name(f".{job.output.name}.draft")
+    try:
+        with reporting_full_disk(job.output):
+            if world.rank == 0:
+                shutil.rmtree(draft, ignore_errors=True)
+                # Tied embeddings are written once.
+                if model.config.tie_word_embeddings:
+                    state.pop("lm_head.weight", None)
+                save_model(model, draft, canonical_state(state, ModelMap(str(model.config.model_type))).items())
+            if job.with_optimizer_state:
+                save_optimizer_state(model, optimizer, draft / OPTIMIZER_FOLDER, world)
+    except (OSError, RunDirError):
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if world.rank == 0:
+        shutil.rmtree(job.output, ignore_errors=True)
+        draft.rename(job.output)
+    if world.size > 1:
+        dist.barrier()
+
+
+def read_partial_result(job: TrainJob) -> TrainResult:
+    """The result of a training at its newest checkpoint, or of no steps if there is no checkpoint.
+
+    Raises:
+        StorageError: The checkpoint storage does not answer, or the newest checkpoint is damaged.
+    """
+    step = checkpoint.latest(job.checkpoints)
+    progress = checkpoint.Progress() if step is None else checkpoint.read_progress(checkpoint.storage_of(job), step)
+    return TrainResult(
+        progress.step, progress.tokens, tuple(progress.losses), progress.seconds, restored_step=progress.step,
+        finished=progress.step == job.steps and job.output.is_dir())
+
+
+def write_partial_result(job: TrainJob) -> None:
+    """Write the model of an unfinished training from its newest checkpoint, or from the start model if there is none.
+
+    If the other members have passed a sync point without this one, it gets the backbone of the latest sync point: its own is out
+    of date, and its distance from theirs is no update. Dtypes and names are those of a finished training's model.
+
+    Raises:
+        CheckpointError: `job.model` holds no model of a supported family.
+        RunDirError: The disk is full.
+        StorageError: The checkpoint storage does not answer, or the newest checkpoint is damaged.
+    """
+    model = trainable(job.model, job.optimizer, World())
+    optimizer = make_optimizer(model, job, World())
+    step = checkpoint.latest(job.checkpoints)
+    progress = checkpoint.Progress()
+    if step is not None:
+        progress = checkpoint.load(checkpoint.storage_of(job), step, model, optimizer, World())
+    elif job.optimizer_state is not None:
+        load_optimizer_state(job.optimizer_state, model, optimizer, World())
+    if job.sync is not None:
+        load_latest_backbone(job.sync, progress, model)
+    write_model(model, optimizer, job, World())

@@ -1,0 +1,96 @@
+"""Optimizer steps: forward and backward passes over the micro-batches, gradient clipping, and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from moedisco_ray.training import objective
+from moedisco_ray.training.batches import MicroBatch
+from moedisco_ray.training.job import TrainJob, World
+from moedisco_ray.training.optimizer import LARGEST_NORM, make_optimizer
+from moedisco_ray.training.sharding import autocast
+
+
+class Stepper:
+    """Makes optimizer steps.
+
+    Axes: B sequences of a micro-batch, L positions, V vocabulary, T = B L tokens, N routers, E experts.
+
+    Args:
+        model: A model that is ready to train.
+        job: The recipe and the weights of the router losses.
+        world: This process.
+
+    Attributes:
+        optimizer: Optimizer of the model's trainable parameters.
+        fractions_NE: Selections per token of each expert in the last global batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, job: TrainJob, world: World) -> None:
+        self._model = model
+        self._job = job
+        self._world = world
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(model, job, world)
+        probe = objective.RouterProbe(model) if job.load_balance or job.z_loss else None
+        self._probe = probe if probe is not None and probe.layers else None
+        self.fractions_NE = torch.zeros(0, 0)
+        if self._probe is not None:
+            uniform_NE = objective.uniform_fractions(self._probe.layers, self._probe.experts, self._probe.top_k)
+            self.fractions_NE = uniform_NE.to(world.device)
+        self._selections_NE = torch.zeros_like(self.fractions_NE)
+
+    def restore(self, fractions_NE: list[list[float]]) -> None:
+        """Restore the expert selections of the last batch before a checkpoint."""
+        if self._probe is not None and fractions_NE:
+            self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
+
+    def __call__(self, micro_batches: Iterable[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """Make a step at the current learning rate.
+
+        Args:
+            micro_batches: This worker's part of the global batch.
+
+        Returns:
+            Cross-entropy in nats, summed over this worker's tokens; and the norm of the whole gradient before clipping.
+        """
+        self._selections_NE.zero_()
+        losses = [self._backward(micro) for micro in micro_batches]
+        norm = _gathered(torch.nn.utils.clip_grad_norm_(self._parameters, LARGEST_NORM))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._probe is not None:
+            if self._world.size > 1:
+                dist.all_reduce(self._selections_NE)
+            self.fractions_NE = self._selections_NE / self._job.step_tokens
+        return torch.stack(losses).sum(), norm
+
+    def _backward(self, micro: MicroBatch) -> Tensor:
+        tokens = self._job.step_tokens
+        if self._probe is None:
+            loss_sum = self._forward(micro)
+            torch.autograd.backward(loss_sum / tokens)
+            return loss_sum.detach()
+        with self._probe.recording(micro.weights_T):
+            loss_sum = self._forward(micro)
+        sums = self._probe.sums()
+        self._selections_NE += sums.selections_NE
+        balance = objective.load_balance_loss(sums.probabilities_NE, self.fractions_NE, tokens)
+        z = objective.z_loss(sums.log_partition_N, tokens)
+        torch.autograd.backward(loss_sum / tokens + self._job.load_balance * balance + self._job.z_loss * z)
+        return loss_sum.detach()
+
+    def _forward(self, micro: MicroBatch) -> Tensor:
+        with autocast(self._job.optimizer, self._world):
+            logits_BLV = self._model(input_ids=micro.inputs_BL, use_cache=False).logits
+        return objective.token_loss(logits_BLV, micro.targets_BL, micro.weights_B)
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
