@@ -61,7 +61,8 @@ class Placement:
             free: Trainings that could start now, by node type key; a missing type counts as 1.
         """
         return [
-            NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free.get(each.key, 1)) for each in self.pool.kinds]
+            NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free.get(each.key, 1))
+            for each in self.pool.node_types]
 
     def check(self, needs: Sequence[Need]) -> None:
         """Refuse trainings that would wait forever.
@@ -73,7 +74,7 @@ class Placement:
         for need in needs:
             if fits_nowhere(need, types):
                 raise PoolError(
-                    f"pools.{self.pool.kind}.types", max(kind.memory_gb for kind in types),
+                    f"pools.{self.pool.name}.types", max(kind.memory_gb for kind in types),
                     f"{need.name} needs {need.memory_gb:.1f} GB, more than any node type has; add a larger one, or lower "
                     "submodels.optimizer.micro_batch")
 
@@ -173,7 +174,7 @@ def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Po
     need = placement.need_of("vectors", model, config.submodels.optimizer, config.corpus.sequence_length)
     types = placement.types({})
     found = place(need, placement.types(slots)) or place(need, types) or max(types, key=lambda each: each.memory_gb)
-    return next(each for each in pool.kinds if each.key == found.name)
+    return next(each for each in pool.node_types if each.key == found.name)
 
 
 @contextlib.contextmanager

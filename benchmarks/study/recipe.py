@@ -15,8 +15,8 @@ from moedisco_ray.plan.build import Plan
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
 _SIZE = ("tokens.total",)
 _MACHINES = (
-    "submodels.quorum", "submodels.round_patience",
-    "submodels.optimizer.micro_batch", "submodels.optimizer.precision", "submodels.optimizer.gradient_checkpointing",
+    "submodels.quorum", "submodels.optimizer.micro_batch", "submodels.optimizer.precision",
+    "submodels.optimizer.gradient_checkpointing",
     "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing")
 """How work is done, not what: none of them is meant to change a loss."""
 _RESCALING = ("merge.router", "merge.calibration_tokens")
@@ -64,9 +64,9 @@ def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _has_a_say(path: str, config: RunConfig) -> bool:
     tokens = config.tokens
-    if path == "submodels.keep_moments":
+    if path == "submodels.keep_optimizer_state":
         return tokens.decoupled and tokens.seed > 0
-    if path == "finetune.keep_moments":
+    if path == "finetune.keep_optimizer_state":
         return tokens.finetune > 0 and (tokens.decoupled or tokens.seed > 0)
     if path.startswith("finetune."):
         return tokens.finetune > 0

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config import Optimizer, Pool, RunConfig
 from moedisco_ray.core.config.effects import leaves
 from moedisco_ray.core.config.sections import precision_on
 
@@ -19,16 +19,19 @@ def _nothing(_config: RunConfig) -> Mapping[str, Any]:
     return {}
 
 
+def _precision(optimizer: Optimizer, pool: Pool) -> Mapping[str, Any]:
+    return {"precision": optimizer.arithmetic(gpu=pool.gpu > 0), "state": optimizer.state}
+
+
 def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
     """How the seed and the sub-models are computed, and their router losses where they have several experts."""
     routed = config.model.architecture.num_experts > config.clusters.count
     losses = {"load_balance": config.finetune.load_balance, "z_loss": config.finetune.z_loss}
-    precision = config.submodels.optimizer.arithmetic(gpu=config.pools.low_memory.gpu > 0)
-    return {"precision": precision, **(losses if routed else {})}
+    return {**_precision(config.submodels.optimizer, config.pools.low_memory), **(losses if routed else {})}
 
 
 def _whole_training(config: RunConfig) -> Mapping[str, Any]:
-    return {"precision": config.finetune.optimizer.arithmetic(gpu=config.finetune_pool.gpu > 0)}
+    return _precision(config.finetune.optimizer, config.finetune_pool)
 
 
 def _evaluation(config: RunConfig) -> Mapping[str, Any]:
@@ -68,7 +71,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("cluster", "clusters", ("corpus", "seed"), ("clusters", "tokens")),
     Stage("decompose", "decomposed", ("seed", "cluster"), ()),
     Stage("submodels", "submodels", ("decompose", "cluster"), ("tokens", "submodels"), _submodel_training),
-    Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_moments")),
+    Stage("merge", "merged", ("decompose", "cluster", "submodels"), ("merge", "finetune.keep_optimizer_state")),
     Stage("finetune", "finetuned", ("merge",), ("finetune",), _whole_training),
     Stage("evaluate", "evaluation", ("finetune",), (
         "evaluation.max_tokens", "evaluation.stages", "evaluation.ensemble", "evaluation.ensemble_top_k", "evaluation.sources",

@@ -58,7 +58,7 @@ class LocalBackend:
         del directory, quorum
         needs = {job.name: placement.need(job) for job in jobs}
         placement.check(list(needs.values()))
-        pools = {node_type.key: node_type for node_type in placement.pool.kinds}
+        pools = {node_type.key: node_type for node_type in placement.pool.node_types}
         keys = [place_all([needs[job.name]], placement.types({}))[job.name] for job in jobs]
         coordinator = SyncCoordinator(jobs, emit)
         seconds = [0.0] * len(jobs)

@@ -97,5 +97,5 @@ def _waits(config: RunConfig) -> Iterator[str]:
     for pool, needed in config.pools.needed(config.finetune.pool):
         if pool.gpu and local_gpus() < min(needed, pool.gpu):
             yield (
-                f"pools.{pool.kind}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for a node that has "
-                f"one; run it on a Ray cluster (RAY_ADDRESS, or `moedisco submit`), or set pools.{pool.kind}.gpu=0")
+                f"pools.{pool.name}.gpu: this machine has {local_gpus() or 'no'} GPU, and the run would wait for a node that has "
+                f"one; run it on a Ray cluster (RAY_ADDRESS, or `moedisco submit`), or set pools.{pool.name}.gpu=0")

@@ -141,7 +141,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         training_dollars=sum(stage.cost.dollars for stage in stages),
         full_training=full,
         estimates=estimates,
-        speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.kinds),
+        speeds=tuple(speed_of(pool, machine) for each, _ in config.pools.needed(config.finetune.pool) for pool in each.node_types),
         bill=planned_bill(config, estimates, trainings, vocab_size, machine),
         assumptions=_ASSUMPTIONS + "".join(
             f"; time and cost of {setting} are not known and not included" for setting in left_out(config)),
@@ -166,8 +166,8 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     whole_pool = config.finetune_pool
     more_workers = tuple(n for n in range(whole_pool.fewest_workers + 1, sequences + 1) if sequences % n == 0)
     size = "max_workers" if isinstance(whole_pool, LowMemoryPool) else "workers"
-    gang = Spread(f"pools.{whole_pool.kind}.{size}", whole_pool.fewest_workers, more_workers)
-    at_once = min(clusters, low.max_workers, sum(kind.max_workers for kind in low.kinds))
+    gang = Spread(f"pools.{whole_pool.name}.{size}", whole_pool.fewest_workers, more_workers)
+    at_once = min(clusters, low.max_workers, sum(kind.max_workers for kind in low.node_types))
     trainings = [
         _Training("seed", low, recipe, 1, 1, config.tokens.seed, sharded=False, spread=split),
         _Training(
@@ -192,14 +192,14 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
 
     shape = whole if training.sharded else submodel_architecture(whole, config.clusters.count)
     memory = measure(optimizer, training.spread.now)
-    pool_gb = max(kind.memory_gb for kind in pool.kinds)
+    pool_gb = max(kind.memory_gb for kind in pool.node_types)
     fits = memory.total <= pool_gb * GIB
     remedy = None if fits else find_remedy(
         measure, optimizer, training.spread, section="finetune.optimizer" if training.sharded else "submodels.optimizer",
         sequence_length=length, pool_gb=pool_gb, sharded=training.sharded)
     if remedy is not None and pool.mixed:
         raise ConfigError(
-            f"pools.{pool.kind}.types", pool_gb,
+            f"pools.{pool.name}.types", pool_gb,
             f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any of them has; {remedy}")
     parameters = count_parameters(family, shape, vocab_size)
     flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
@@ -213,7 +213,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
             workers_per_unit=training.workers if training.sharded else 1)
     return StagePlan(
         stage=training.stage,
-        pool=pool.kind,
+        pool=pool.name,
         units=units,
         workers=training.workers,
         parameters=parameters,

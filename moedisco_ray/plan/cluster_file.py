@@ -174,19 +174,19 @@ def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disa
     low, high = config.pools.low_memory, config.pools.high_memory
     # A sub-model never goes to a type that is too small for it: there, what counts is that the type is as large as it says.
     of_low = (
-        [each for i, kind in enumerate(low.kinds)
+        [each for i, kind in enumerate(low.node_types)
          for each in _of_pool(cluster, kind, f"{_path(low)}.types.{i}", kind.memory_gb, "max_workers", kind.max_workers)]
         if low.mixed else _of_pool(cluster, low, _path(low), _need_gb(plan, low), "max_workers", low.max_workers))
     return (*of_low, *_of_pool(cluster, high, _path(high), _need_gb(plan, high), "workers", high.most_workers))
 
 
 def _path(pool: Pool) -> str:
-    return f"pools.{pool.kind}"
+    return f"pools.{pool.name}"
 
 
 def _need_gb(plan: Plan, pool: Pool) -> float:
     """What the largest worker of a pool needs."""
-    return max((stage.memory.total for stage in plan.stages if stage.pool == pool.kind), default=0) / GIB
+    return max((stage.memory.total for stage in plan.stages if stage.pool == pool.name), default=0) / GIB
 
 
 def _of_pool(cluster: Cluster, pool: Pool, path: str, need_gb: float, count: str, workers: int) -> list[Disagreement]:

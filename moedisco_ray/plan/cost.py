@@ -97,7 +97,7 @@ def mixed_cost(
         need_gb: Of a worker.
         units: Models that train independently.
     """
-    kinds = {kind.key: kind for kind in pool.kinds}
+    kinds = {kind.key: kind for kind in pool.node_types}
     flops = flops_each_token * tokens
     hours = {key: training_cost(flops_each_token, tokens, kind).worker_hours / units for key, kind in kinds.items()}
     begun, makespan = _schedule(_slots(pool, kinds, need_gb), hours, units)

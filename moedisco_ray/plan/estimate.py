@@ -132,7 +132,7 @@ def _training(config: RunConfig, stage: str, training: Training, looks: float | 
     cost = training.cost
     starting, controller = start_up(pool, machine), start_up(None if not pool.gpu else pool, machine)
     each = cost.flops / cost.tokens
-    seconds = seconds_for(pool.kinds[0], machine, cost.flops, each, training.experts)
+    seconds = seconds_for(pool.node_types[0], machine, cost.flops, each, training.experts)
     if starting is None or controller is None or seconds is None or looks is None:
         return _unknown(stage, pool)
     crowd = _crowd(pool, training.at_once * training.workers_per_unit, machine)
@@ -153,14 +153,14 @@ def _training(config: RunConfig, stage: str, training: Training, looks: float | 
 
 def _priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> StageEstimate:
     return StageEstimate(
-        stage=stage, pool=pool.kind, seconds=seconds, worker_seconds=_total([each.worker_seconds for each in lines]),
+        stage=stage, pool=pool.name, seconds=seconds, worker_seconds=_total([each.worker_seconds for each in lines]),
         dollars=sum_dollars(lines), lines=tuple(lines))
 
 
 def _unknown(stage: str, pool: Pool) -> StageEstimate:
     return StageEstimate(
-        stage=stage, pool=pool.kind, seconds=None, worker_seconds=None, dollars=None,
-        lines=(Line(stage=stage, pool=pool.kind, worker_seconds=None, dollars=None),))
+        stage=stage, pool=pool.name, seconds=None, worker_seconds=None, dollars=None,
+        lines=(Line(stage=stage, pool=pool.name, worker_seconds=None, dollars=None),))
 
 
 def _crowd(pool: Pool, workers: int, machine: Machine) -> float:
@@ -276,7 +276,7 @@ class _Reading:
         shape = self._whole if whole else self._part
         each = self._flops(shape)
         experts = shape.num_experts
-        return seconds_for((pool or self._config.finetune_pool).kinds[0], self._machine, tokens * each / 3, each, experts)
+        return seconds_for((pool or self._config.finetune_pool).node_types[0], self._machine, tokens * each / 3, each, experts)
 
     def _flops(self, shape: Architecture) -> float:
         parameters: Parameters = count_parameters(self._config.model.family, shape, self._vocab_size)
@@ -292,7 +292,7 @@ class _Reading:
             return _unknown(stage, pool)
         held = one + starting * (workers - 1)
         crowd = _crowd(pool, workers, self._machine)
-        kind = max(pool.kinds, key=lambda each: each.price_per_hour)
+        kind = max(pool.node_types, key=lambda each: each.price_per_hour)
         return _priced(stage, pool, held / workers * crowd, [line(stage, kind.key, held * crowd, self._config)])
 
     @staticmethod

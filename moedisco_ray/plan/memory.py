@@ -1,6 +1,6 @@
 """Memory of one worker, by part.
 
-Weights, gradients and moments follow `optimizer.state`: 4 + 4 + 8 bytes per parameter in fp32, 2 + 2 + 4 in bf16.
+Weights, gradients and moments follow `optimizer.precision`: 2 + 2 + 4 bytes per parameter in pure bf16, else 4 + 4 + 8.
 
 Activations are counted tensor by tensor, as autograd saves them, in the manner of Korthikanti et al., "Reducing
 activation recomputation in large transformer models" (arXiv 2205.05198, section 4.1), for layers with RMSNorm, SwiGLU
@@ -15,7 +15,7 @@ residual stream (4 under autocast, else s), a token costs in one layer:
 * under autocast, where every linear casts its input for itself: a copy sD more for each that shares one.
 
 The last norm adds (4 + r + s) D. Logits add sV, an fp32 copy where s < 4, the log-softmax and its gradient: 4V each.
-The optimizer's step comes when activations are freed, and needs room of its own. With `state: bf16` it holds fp32 copies of one
+The optimizer's step comes when activations are freed, and needs room of its own. With `pure_bf16` it holds fp32 copies of one
 tensor at a time, of the gradient, both moments, the weight and the random bits: 20 bytes per element of the largest. The peak
 takes the larger of that and of activations with copies: an upper bound, for which sharded training counts 10 bytes per
 parameter of the largest block in bf16 (gathered weights 2, gradients 2, reduced in fp32 4, a second block's weights on their way 2)

@@ -49,7 +49,7 @@ def find_remedy(
 ) -> Remedy:
     """Try settings in order of what they cost, each alone before it joins the cheaper ones; the first that fits is it.
 
-    The order: a smaller micro-batch (free), recomputed activations (a third more time), bf16 state (a little
+    The order: a smaller micro-batch (free), recomputed activations (a third more time), pure bf16 (a little
     precision), then more workers, or more and smaller sub-models.
 
     Args:
@@ -78,15 +78,15 @@ def _trials(optimizer: Optimizer, sequence_length: int, workers: int) -> Iterato
     share = worker_sequences(optimizer, sequence_length, workers)
     # Only a divisor of the share leaves no short micro-batch at a step's end.
     smaller = [size for size in range(now - 1, 0, -1) if share % size == 0]
-    states = dict.fromkeys((optimizer.state, "bf16"))
+    precisions = dict.fromkeys((optimizer.precision, "pure_bf16"))
     recompute = dict.fromkeys((optimizer.gradient_checkpointing, True))
-    for state, checkpointing, micro_batch in itertools.product(states, recompute, (optimizer.micro_batch, *smaller)):
+    for precision, checkpointing, micro_batch in itertools.product(precisions, recompute, (optimizer.micro_batch, *smaller)):
         yield optimizer.model_copy(
-            update={"state": state, "gradient_checkpointing": checkpointing, "micro_batch": micro_batch})
+            update={"precision": precision, "gradient_checkpointing": checkpointing, "micro_batch": micro_batch})
 
 
 def _settings(now: Optimizer, then: Optimizer, section: str) -> tuple[str, ...]:
     changed: dict[str, Any] = {
-        name: getattr(then, name) for name in ("micro_batch", "gradient_checkpointing", "state")
+        name: getattr(then, name) for name in ("micro_batch", "gradient_checkpointing", "precision")
         if getattr(then, name) != getattr(now, name)}
     return tuple(f"{section}.{name}={str(value).lower()}" for name, value in changed.items())

@@ -65,11 +65,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def adamw(groups: Iterable[dict[str, Any]], recipe: Optimizer, seed: int, rank: int = 0) -> torch.optim.Optimizer:
-    """AdamW with the precision of `recipe.state`.
+    """AdamW with the storage type of the recipe.
 
     Args:
         groups: Parameter groups in torch's format.
-        recipe: Learning rate and state.
+        recipe: Learning rate and precision.
         seed: Seed of stochastic rounding.
         rank: Rank of this worker; workers round their parts of a tensor independently.
     """

@@ -20,7 +20,7 @@ from moedisco_ray.training.job import World
 
 
 def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
-    """The dtype of the forward and backward pass; bf16 wherever the weights are kept in bf16 (`state: bf16`)."""
+    """The dtype of the forward and backward pass."""
     return torch.bfloat16 if optimizer.arithmetic(gpu=torch.device(device).type != "cpu") == "bf16" else torch.float32
 
 
@@ -31,7 +31,7 @@ def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrained
 
     Args:
         directory: Hugging Face model directory.
-        optimizer: The recipe: `state`, `precision` and `gradient_checkpointing` are read.
+        optimizer: The recipe: `precision` and `gradient_checkpointing` are read.
         world: This process.
 
     Raises:

@@ -148,9 +148,9 @@ def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Setting and custom resource of every node type that the run needs."""
     for pool, _ in config.pools.needed(config.finetune.pool):
         if isinstance(pool, LowMemoryPool) and pool.types:
-            yield from ((f"pools.{pool.kind}.types.{i}", each.resource) for i, each in enumerate(pool.types))
+            yield from ((f"pools.{pool.name}.types.{i}", each.resource) for i, each in enumerate(pool.types))
         else:
-            yield f"pools.{pool.kind}", pool.resource
+            yield f"pools.{pool.name}", pool.resource
 
 
 def _priced_pool(field: str, pool: _Priced, prices: Mapping[str, float], notes: list[str]) -> _Priced:

@@ -29,7 +29,7 @@ from moedisco_ray.execution.ray.autoscaling import spot_fallback
 
 RAY = Path(sys.executable).with_name("ray")
 POOLS = RunConfig.model_validate(yaml.safe_load(preset_text("default"))).pools
-BUNDLE = {pool.kind: Placement(pool, 1, 0).bundle for pool in (POOLS.low_memory, POOLS.high_memory)}
+BUNDLE = {pool.name: Placement(pool, 1, 0).bundle for pool in (POOLS.low_memory, POOLS.high_memory)}
 """What a trainer's worker asks Ray for."""
 
 

@@ -155,7 +155,7 @@ L4 = "{name: l4, resource: l4_gpu, memory_gb: 24, price_per_hour: 0.4, speed: 0.
 
 def test_a_mixed_pool_is_a_pool_per_type(tmp_path):
     config = load(tmp_path, BASE, "pools.low_memory.gpu=1", TYPES + L4)
-    t4, l4 = config.pools.low_memory.kinds
+    t4, l4 = config.pools.low_memory.node_types
     assert (t4.resource, t4.memory_gb, t4.price_per_hour, t4.speed, t4.gpu, t4.max_workers) == ("t4_gpu", 16, 0.2, 0.2, 1, 8)
     assert l4.max_workers == 3
     assert list(config.pools.by_key) == ["low_memory.t4", "low_memory.l4", "high_memory"]
@@ -209,8 +209,6 @@ def test_a_gang_that_could_never_be_is_refused(tmp_path, workers, message):
         load(tmp_path, BASE, f"pools.high_memory.workers={workers}")
 
 
-def test_a_round_does_not_wait_for_ever_for_what_the_merge_does_not(tmp_path):
-    rounds = ("submodels.quorum=2", "submodels.sync_every=10")
-    with pytest.raises(ConfigError, match=r"submodels\.round_patience: must be set"):
-        load(tmp_path, BASE, *rounds)
-    assert load(tmp_path, BASE, *rounds, "submodels.round_patience=60").submodels.round_patience == 60
+def test_a_round_waits_for_ever_only_where_the_merge_does(tmp_path):
+    assert load(tmp_path).submodels.round_patience is None
+    assert load(tmp_path, BASE, "submodels.quorum=2", "submodels.sync_every=10").submodels.round_patience == 600

@@ -19,7 +19,7 @@ from moedisco_ray.policies.arrival import ASSUMED_BOOT
 
 KINDS = {kind.key: kind for kind in LowMemoryPool.model_validate({"types": [
     {"name": name, "resource": name, "memory_gb": 9, "price_per_hour": price, "speed": 1}
-    for name, price in (("a", 1), ("b", 2))]}).kinds}
+    for name, price in (("a", 1), ("b", 2))]}).node_types}
 A, B = KINDS
 
 

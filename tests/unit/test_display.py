@@ -151,13 +151,13 @@ def test_show_leaves_out_what_was_not_measured():
         assert part not in text
 
 
-@pytest.mark.parametrize(("state", "verdict"), [("bf16", "fits"), ("fp32", "--set submodels.optimizer.state=bf16")])
+@pytest.mark.parametrize(("state", "verdict"), [("pure_bf16", "fits"), ("bf16", "--set submodels.optimizer.precision=pure_bf16")])
 def test_a_plan_says_what_fits_and_what_would(tmp_path, state, verdict):
     path = tmp_path / "run.yaml"
     path.write_text(preset_text("paper"))
-    text = text_of(plan_view(build_plan(load_config(path, [f"submodels.optimizer.state={state}"]))))
+    text = text_of(plan_view(build_plan(load_config(path, [f"submodels.optimizer.precision={state}"]))))
     assert verdict in text
-    assert ("does not fit" in text) == (state == "fp32")
+    assert ("does not fit" in text) == (state == "bf16")
     assert "2.06B" in text
     assert "Planned: $" in text
 

@@ -35,7 +35,7 @@ CHANGES: dict[str, Any] = {
     "clusters": {"overlap": 0.3},
     "submodels": {
         "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 8, "outer": {"lr": 0.9, "momentum": 0.5},
-        "round_patience": 600.0},
+        "quorum": 2},
     "finetune": {
         "optimizer": {"batch_tokens": 128, "lr": 1e-3, "schedule": "cosine", "warmup": 0.05},
         "load_balance": 0.05, "z_loss": 0.004},
@@ -184,11 +184,11 @@ def test_router_losses_are_of_all_that_have_routers_to_learn(tmp_path: Path) -> 
 
 def test_rounds_are_those_of_the_configuration_where_there_are_any(tmp_path: Path) -> None:
     settings = small_config(tmp_path, submodels={
-        "sync_every": 5, "outer": {"lr": 0.25, "momentum": 0.75}, "round_patience": 9.0}).submodels
+        "sync_every": 5, "outer": {"lr": 0.25, "momentum": 0.75}, "quorum": 2}).submodels
     # The shorter meets at the same shares of its steps. The merge ends the last round.
     assert rounds_of([20, 12], settings, tmp_path) == [
-        SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 9.0),
-        SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 9.0)]
+        SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 600.0),
+        SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 600.0)]
     assert rounds_of([20], settings, tmp_path) == [None]
     assert rounds_of([5, 4], settings, tmp_path) == [None, None]
     assert rounds_of([20, 12], small_config(tmp_path).submodels, tmp_path) == [None, None]

@@ -59,9 +59,9 @@ def opened(directory: Path) -> OptimizerState:
 
 
 @pytest.mark.parametrize("model", ["moe", "dense", "tied"])
-@pytest.mark.parametrize("state", ["fp32", "bf16"])
-def test_two_trainings_that_pass_them_on_are_one(home: Path, tmp_path: Path, model: str, state: str) -> None:
-    whole = make(home, tmp_path, model, state=state)
+@pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
+def test_two_trainings_that_pass_them_on_are_one(home: Path, tmp_path: Path, model: str, precision: str) -> None:
+    whole = make(home, tmp_path, model, precision=precision)
     losses = run(whole).losses
     first = variant(whole, "first", steps=HALF)
     second = variant(
@@ -198,7 +198,7 @@ def test_a_run_passes_them_on_twice(tmp_path: Path) -> None:
             assert all(
                 same_bits(ours[key], theirs[key]) for key in theirs if ModelMap("qwen3_moe").classify(key).role is not Role.ROUTER)
 
-    fresh = finished(tmp_path / "fresh", tokens, submodels__keep_moments=False, finetune__keep_moments=False)
+    fresh = finished(tmp_path / "fresh", tokens, submodels__keep_optimizer_state=False, finetune__keep_optimizer_state=False)
     same = [read_manifest(run / "seed").summary["units"][0]["loss"] for run in (kept, fresh)]
     assert same[0] == same[1]
     assert opened(fresh / "submodels" / "0" / OPTIMIZER_FOLDER).steps < submodels[0].steps

@@ -143,13 +143,13 @@ def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_the_others():
     assert cost(many, checkpointing=True) < cost(many, checkpointing=False) / 4
 
 
-@pytest.mark.parametrize(("state", "sizes"), [("fp32", (4, 4, 8)), ("bf16", (2, 2, 4))])
+@pytest.mark.parametrize(("precision", "sizes"), [("auto", (4, 4, 8)), ("pure_bf16", (2, 2, 4))])
 @pytest.mark.parametrize("workers", [1, 4])
-def test_state_bytes_per_parameter(state, sizes, workers):
+def test_state_bytes_per_parameter(precision, sizes, workers):
     shape = Architecture()
     total = count_parameters("qwen3_moe", shape, 1000).total
     memory = worker_memory(
-        "qwen3_moe", shape, 1000, Optimizer(state=state), sequence_length=1024, gpu=1, workers=workers)
+        "qwen3_moe", shape, 1000, Optimizer(precision=precision), sequence_length=1024, gpu=1, workers=workers)
     assert total % workers == 0
     assert (memory.weights, memory.gradients, memory.optimizer) == tuple(size * total // workers for size in sizes)
     assert memory.total == sum(memory.parts.values())
@@ -166,7 +166,7 @@ def test_copies_for_low_precision_arithmetic():
 
     assert copies(0) == 0
     assert copies(1) == 2 * parameters.total  # autocast
-    assert copies(1, state="bf16") == 0
+    assert copies(1, precision="pure_bf16") == 0
     assert copies(1, workers=2) == 10 * parameters.largest_block  # gathered blocks, gradients, and their sums in fp32
 
 
@@ -199,11 +199,11 @@ def test_two_billion_parameters_in_fp32_do_not_fit_24_gb_and_the_remedy_makes_th
     assert not plan.fits
     state = stage.memory.weights + stage.memory.gradients + stage.memory.optimizer
     assert state == 16 * stage.parameters.total > 24 * GIB
-    assert stage.remedy.settings == ("submodels.optimizer.state=bf16",)
+    assert stage.remedy.settings == ("submodels.optimizer.precision=pure_bf16",)
 
 
 def test_the_cheapest_setting_is_tried_first():
-    plan = build_plan(config(submodels={"optimizer": {"batch_tokens": 65_536, "state": "bf16"}}))
+    plan = build_plan(config(submodels={"optimizer": {"batch_tokens": 65_536, "precision": "pure_bf16"}}))
     assert plan.stages[0].remedy.settings == ("submodels.optimizer.micro_batch=1",)
 
 
@@ -221,11 +221,11 @@ def test_too_small_a_card_is_told_how_much_it_would_take():
 @settings(deadline=None, max_examples=60)
 @given(
     cards=st.tuples(st.integers(4, 64), st.integers(8, 80)), clusters=st.sampled_from((1, 2, 4, 8)),
-    state=st.sampled_from(("fp32", "bf16")), sequences=st.sampled_from((1, 6, 16, 64)), layers=st.integers(1, 24))
-def test_applying_a_remedy_makes_every_stage_fit(cards, clusters, state, sequences, layers):
+    precision=st.sampled_from(("auto", "pure_bf16")), sequences=st.sampled_from((1, 6, 16, 64)), layers=st.integers(1, 24))
+def test_applying_a_remedy_makes_every_stage_fit(cards, clusters, precision, sequences, layers):
     low, high = cards
     sizes = QWEN | {"num_experts": 8, "num_hidden_layers": layers}
-    optimizer = {"batch_tokens": 1024 * sequences, "state": state}
+    optimizer = {"batch_tokens": 1024 * sequences, "precision": precision}
     before = config(
         model={"family": "qwen2_moe", "config": sizes}, clusters={"count": clusters},
         submodels={"optimizer": optimizer}, finetune={"optimizer": optimizer},
@@ -279,7 +279,7 @@ def test_a_run_without_a_seed_phase_has_no_seed_stage_and_free_pools_save_nothin
 
 
 def test_what_rounds_move_by_hand():
-    plan = build_plan(config(submodels={"sync_every": 100, "optimizer": {"batch_tokens": 16_384, "state": "bf16"}}))
+    plan = build_plan(config(submodels={"sync_every": 100, "optimizer": {"batch_tokens": 16_384, "precision": "pure_bf16"}}))
     seed, submodels, finetune = plan.stages
     assert seed.sync is finetune.sync is None
     sizes = submodels.parameters
@@ -339,7 +339,7 @@ def mixed(*types, **pool):
 def test_a_mixed_pool_by_hand():
     # Four sub-models of some 22 GB: the small card holds none; the slow one takes $0.4 for the work that costs $1 on the quick one.
     plan = build_plan(config(
-        submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1, "state": "bf16"}}, tokens={"seed_share": 0},
+        submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1, "precision": "pure_bf16"}}, tokens={"seed_share": 0},
         clusters={"count": 4, "vectors": "mean_token"},
         pools=mixed(
             {"memory_gb": 16, "price_per_hour": 0.01, "max_workers": 9},
@@ -365,7 +365,7 @@ def one_by_one(pool, hours, units, need_gb):
         def free():
             return place(Need(str(unit), need_gb), [  # noqa: B023 - called at once
                 NodeType(kind.key, kind.memory_gb, kind.price_per_hour, kind.speed, kind.max_workers - taken[kind.key])
-                for kind in pool.kinds])
+                for kind in pool.node_types])
         while len(running) >= pool.max_workers or free() is None:
             now, ended = heapq.heappop(running)
             taken[ended] -= 1
@@ -387,10 +387,10 @@ def test_equal_units_are_placed_together_as_they_would_be_one_by_one(types, most
          "max_workers": workers}
         for i, (memory, price, speed, workers) in enumerate(types)])
     assume(any(memory >= need_gb for memory, *_ in types))
-    hours = {kind.key: training_cost(1e15, 60, kind).worker_hours / units for kind in pool.kinds}
+    hours = {kind.key: training_cost(1e15, 60, kind).worker_hours / units for kind in pool.node_types}
     begun, last = one_by_one(pool, hours, units, need_gb)
     cost, shares = mixed_cost(1e15, 60, pool, need_gb, units=units)
-    assert [share.units for share in shares] == [begun[kind.key] for kind in pool.kinds]
+    assert [share.units for share in shares] == [begun[kind.key] for kind in pool.node_types]
     assert cost.hours == last
 
 
@@ -407,7 +407,7 @@ def test_a_submodel_that_fits_no_type_is_refused_with_a_remedy():
     too_small = config(
         submodels={"optimizer": {"batch_tokens": 16_384, "micro_batch": 1}},
         pools=mixed({"memory_gb": 16, "price_per_hour": 1}, {"memory_gb": 24, "price_per_hour": 1}))
-    with pytest.raises(ConfigError, match=r"^pools\.low_memory\.types: 24\.0: a worker of .* fits with --set .*state=bf16") as told:
+    with pytest.raises(ConfigError, match=r"^pools\.low_memory\.types: 24\.0: a worker of .* fits with --set .*=pure_bf16") as told:
         build_plan(too_small)
     remedy = str(told.value).partition("--set ")[2]
     assert all(stage.fits for stage in build_plan(with_settings(too_small, [remedy])).stages if stage.types)
@@ -443,7 +443,7 @@ class LiveBytes(TorchDispatchMode):
 def test_the_room_of_an_optimizer_step_is_an_upper_bound_of_what_it_takes():
     elements = 1 << 20
     weight = torch.nn.Parameter(torch.zeros(elements, dtype=torch.bfloat16))
-    optimizer = adamw([{"params": [weight]}], Optimizer(state="bf16"), seed=0)
+    optimizer = adamw([{"params": [weight]}], Optimizer(precision="pure_bf16"), seed=0)
     weight.grad = torch.ones_like(weight)
     optimizer.step()    # makes the moments, which have a part of their own
     with LiveBytes([weight, weight.grad, *optimizer.state[weight].values()]) as live:
@@ -457,13 +457,14 @@ def test_a_stage_whose_optimizer_step_does_not_fit_is_not_said_to_fit():
         hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, moe_intermediate_size=768,
         num_experts=4, num_experts_per_tok=4)
 
-    def memory(state):
+    def memory(precision):
         return worker_memory(
-            "qwen3_moe", shape, 151_936, Optimizer(state=state, batch_tokens=512, micro_batch=1), sequence_length=512, gpu=1)
+            "qwen3_moe", shape, 151_936, Optimizer(precision=precision, batch_tokens=512, micro_batch=1), sequence_length=512,
+            gpu=1)
 
-    found = memory("bf16")
+    found = memory("pure_bf16")
     assert (found.total - found.optimizer_step * 1.05) / GIB < 21 < found.total / GIB
     assert found.optimizer_step > 0
     assert found.activations + found.compute_copies + found.optimizer_step == 20 * 151_936 * 2048
     assert found.total == sum(found.parts.values())
-    assert memory("fp32").optimizer_step == 0
+    assert memory("auto").optimizer_step == 0

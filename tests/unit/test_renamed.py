@@ -20,6 +20,9 @@ def test_a_configuration_of_an_earlier_version_opens_with_what_it_says() -> None
     config = stored_config(STORED)
     assert (config.name, config.seed, config.tokens.total) == ("earlier", 3, 123_456)
     assert (config.submodels.sync_every, config.submodels.optimizer.lr) == (7, 0.002)
+    assert (config.checkpoint.max_failures, config.finetune.keep_optimizer_state) == (5, False)
+    assert (config.submodels.optimizer.precision, config.finetune.optimizer.precision) == ("pure_bf16", "bf16")
+    assert config.merge.router == "random"
     assert stored_config(config.model_dump(mode="json")) == config
 
 

@@ -73,8 +73,8 @@ def test_the_loss_before_and_after_the_upcycle_is_the_same_on_its_own_tokens(tmp
             for ids in (tokenizer(text)["input_ids"] for text in read)]
     model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(llama), "num_experts": 4}})
     write_whole(
-        Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(), keep_moments=False,
-        device="cpu", directory=tmp_path / "moe")
+        Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(),
+        keep_optimizer_state=False, device="cpu", directory=tmp_path / "moe")
     encoder = open_encoder(llama)
     tokens = encoder.encode(read)
     found = document_nats(load_model(tmp_path / "moe"), tokens, prefix=encoder.prefix, sequence_length=256)
@@ -210,8 +210,8 @@ def test_end_tokens_that_the_start_does_not_name_are_its_tokenizer_s_not_the_cla
         (start / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     model = Model.model_validate({"family": "mixtral", "init": {"upcycle": str(start), "num_experts": 2}})
     write_whole(
-        Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(), keep_moments=False,
-        device="cpu", directory=tmp_path / "moe")
+        Start(model, Path("unused"), 256, 0), clusters=2, trained_seed=None, batches=[], settings=Merge(),
+        keep_optimizer_state=False, device="cpu", directory=tmp_path / "moe")
     report = RunReport(
         name="x", family="mixtral", seed=0, versions={}, stages=[], tokens=0, tags={}, curves={}, bill=run_example.bill())
     figures = export(tmp_path / "moe", start, tmp_path / "model", report, origin=Origin(start))

@@ -164,7 +164,7 @@ def test_a_training_goes_where_it_fits_for_the_least_money(sized: tuple[TrainJob
     assert place_all(needs[:2], placement.types({})) == {"a": "low_memory.small", "b": "low_memory.large"}
     # What needs little takes the larger one rather than wait; what needs much has no choice.
     assert place_all(needs[:2], placement.types({"low_memory.small": 0})) == {"a": "low_memory.large"}
-    assert placement.on(MIXED.kinds[1]).bundle == {"large_gpu": 1}
+    assert placement.on(MIXED.node_types[1]).bundle == {"large_gpu": 1}
 
 
 def test_where_machines_are_all_alike_memory_is_the_plans_business(sized: tuple[TrainJob, TrainJob, TrainJob]) -> None:

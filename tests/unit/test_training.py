@@ -224,10 +224,10 @@ def test_load_balance_balances(job: TrainJob, home: Path) -> None:
 # --- interruptions
 
 
-@pytest.mark.parametrize("state", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob, step: int, state: str) -> None:
-    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"state": state}))
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(job: TrainJob, step: int, precision: str) -> None:
+    job = dataclasses.replace(job, optimizer=RECIPE.model_copy(update={"precision": precision}))
     whole = run(variant(job, "whole"))
     halted = run(job, stop=stop_after(step))
     assert (halted.finished, halted.steps, job.output.exists()) == (False, step, False)
@@ -333,7 +333,7 @@ def test_bf16_precision_stays_near_fp32(job: TrainJob) -> None:
 def test_bf16_state_takes_8_bytes_per_parameter_and_learns_like_fp32(job: TrainJob) -> None:
     job = dataclasses.replace(job, steps=40, checkpoint_every=100)
     exact = run(job)
-    recipe = RECIPE.model_copy(update={"state": "bf16"})
+    recipe = RECIPE.model_copy(update={"precision": "pure_bf16"})
     small = run(variant(job, "small", optimizer=recipe))
     assert small.loss == pytest.approx(exact.loss, rel=0.03)
     model = trainable(job.model, recipe, World())
@@ -380,12 +380,12 @@ def test_rounding_is_a_function_of_seed_step_and_rank() -> None:
 # --- where a training stands
 
 
-@pytest.mark.parametrize("state", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["auto", "pure_bf16"])
 @pytest.mark.parametrize("model", ["moe", "tied"])
 def test_the_model_of_a_checkpoint_is_what_the_training_would_have_written(
-    job: TrainJob, home: Path, state: str, model: str,
+    job: TrainJob, home: Path, precision: str, model: str,
 ) -> None:
-    optimizer = job.optimizer.model_copy(update={"state": state, "schedule": "constant"})
+    optimizer = job.optimizer.model_copy(update={"precision": precision, "schedule": "constant"})
     job = dataclasses.replace(job, model=home / model, optimizer=optimizer, load_balance=0.0, z_loss=0.0, with_optimizer_state=True)
     whole = variant(job, "whole", steps=4, checkpoint_every=2)
     result = run(whole)

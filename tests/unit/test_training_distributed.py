@@ -94,7 +94,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         load_balance=0.05, z_loss=0.01, log_every=5)
     runs = Runs(home, base, [], [])
     alone(runs.job("before", with_optimizer_state=True))
-    small = recipe.model_copy(update={"state": "bf16"})
+    small = recipe.model_copy(update={"precision": "pure_bf16"})
     runs.two.extend(gang(2, home, [
         (runs.job("two"), NOBODY),
         (runs.job("parts", optimizer=recipe.model_copy(update={"micro_batch": 1, "gradient_checkpointing": True})), NOBODY),

@@ -48,7 +48,7 @@ def model_of(family: str, start: Path, **changes: Any) -> Model:
 def upcycled(directory: Path, family: str, start: Path, **changes: Any) -> Path:
     write_whole(
         Start(model_of(family, start, **changes), Path("no-tokenizer"), LENGTH, 0), clusters=2, trained_seed=None, batches=[],
-        settings=Merge(), keep_moments=False, device="cpu", directory=directory)
+        settings=Merge(), keep_optimizer_state=False, device="cpu", directory=directory)
     return directory
 
 

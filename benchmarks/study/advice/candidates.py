@@ -19,10 +19,10 @@ SCALE_FREE = (
     "tokens.seed_share", "tokens.finetune_share",
     "clusters.count", "clusters.method", "clusters.vectors", "clusters.capacity", "clusters.overlap",
     "submodels.optimizer.schedule", "submodels.optimizer.warmup", "submodels.outer.lr",
-    "submodels.outer.momentum", "submodels.keep_moments",
+    "submodels.outer.momentum", "submodels.keep_optimizer_state",
     "merge.backbone", "merge.router",
     "finetune.optimizer.schedule", "finetune.optimizer.warmup",
-    "finetune.load_balance", "finetune.z_loss", "finetune.keep_moments")
+    "finetune.load_balance", "finetune.z_loss", "finetune.keep_optimizer_state")
 """What is a choice, a share or a multiple, and so means the same for a model of another size. Learning rates, batches and steps do
 not; rounds do, as a number of parts of a sub-model's training."""
 

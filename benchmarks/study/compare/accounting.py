@@ -109,8 +109,8 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
         # As one token of so many operations. Which type of a mixed pool reads is not known: the dearest.
         workers = at_once if stage == "cluster" else 1
         cost = max(
-            (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.kinds), key=lambda cost: cost.dollars)
-        found.append(PhaseCost(stage, pool.kind, None, round(sum(tokens.values())), flops, cost.hours, cost.dollars))
+            (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.node_types), key=lambda cost: cost.dollars)
+        found.append(PhaseCost(stage, pool.name, None, round(sum(tokens.values())), flops, cost.hours, cost.dollars))
     return found
 
 

@@ -60,7 +60,7 @@ _JOINT: Mapping[str, Any] = {
     "finetune.optimizer.schedule": _whole_schedule,
 }
 
-_FRESH: Mapping[str, Any] = {"submodels.keep_moments": False, "finetune.keep_moments": False}
+_FRESH: Mapping[str, Any] = {"submodels.keep_optimizer_state": False, "finetune.keep_optimizer_state": False}
 _PLAIN_MERGE: Mapping[str, Any] = {"merge.backbone": "uniform", "merge.router": "random"}
 
 REFERENCE = "joint"

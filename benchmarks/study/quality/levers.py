@@ -17,7 +17,7 @@ LEVERS: Mapping[str, Arm] = {
     "no-rounds": Arm("without rounds", {"submodels.sync_every": None}),
     "nesterov-rounds": Arm("rounds with DiLoCo's Nesterov step", {"submodels.outer": {"lr": 0.7, "momentum": 0.9}}),
     "cosine-branches": Arm("sub-models' rate decays", {"submodels.optimizer.schedule": "cosine"}),
-    "fresh-branches": Arm("sub-models begin without the seed's moments", {"submodels.keep_moments": False}),
+    "fresh-branches": Arm("sub-models begin without the seed's moments", {"submodels.keep_optimizer_state": False}),
     "uniform-mean": Arm("plain mean of the backbones", {"merge.backbone": "uniform"}),
     "ties": Arm("TIES", {"merge.backbone": "ties"}),
     "dare": Arm("DARE", {"merge.backbone": "dare"}),
@@ -26,7 +26,7 @@ LEVERS: Mapping[str, Arm] = {
     "random-router": Arm("random router", {"merge.router": "random"}),
     "fast-finetune": Arm("fine-tune at the sub-models' rate", {
         "finetune.optimizer.lr": lambda base: base.submodels.optimizer.lr}),
-    "fresh-finetune": Arm("fine-tune begins without the sub-models' moments", {"finetune.keep_moments": False}),
+    "fresh-finetune": Arm("fine-tune begins without the sub-models' moments", {"finetune.keep_optimizer_state": False}),
     "no-load-balance": Arm("no load-balance loss", {"finetune.load_balance": 0.0}),
     "no-z-loss": Arm("no router z-loss", {"finetune.z_loss": 0.0}),
 }

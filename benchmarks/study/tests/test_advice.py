@@ -228,12 +228,12 @@ def test_what_is_read_beside_training_counts_where_recipes_are_held_against_each
 
 @pytest.mark.parametrize("section", ["submodels", "finetune"])
 def test_recipes_that_differ_in_moments_alone_stay_apart(section: str) -> None:
-    fresh = base_config(**{section: {"keep_moments": False}})
+    fresh = base_config(**{section: {"keep_optimizer_state": False}})
     laws = {"joint": LAWS["joint"], "disco": lambda tokens: LAWS["disco"](tokens) + 0.1}
     for config in (BASE, LARGE):    # as measured, and as what means the same for a model of another size
         options = advise(config, measured(comparison(BASE), comparison(fresh, laws)), budget(JOINT)).options
         assert {row.title for row in options} >= {
-            "MoE-DisCo, as configured (keep_moments True)", "MoE-DisCo, as configured (keep_moments False)"}
+            "MoE-DisCo, as configured (keep_optimizer_state True)", "MoE-DisCo, as configured (keep_optimizer_state False)"}
 
 
 def test_several_other_models_are_surer_than_one() -> None:

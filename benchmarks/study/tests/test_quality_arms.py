@@ -51,7 +51,7 @@ def test_the_papers_arm_agrees_with_the_papers_preset():
 @pytest.mark.parametrize("name", ["paper", "btx", "spes"])
 def test_recipes_that_know_of_no_moments_begin_with_fresh_ones(base, name):
     config = of(base, name)
-    assert (config.submodels.keep_moments, config.finetune.keep_moments) == (False, False)
+    assert (config.submodels.keep_optimizer_state, config.finetune.keep_optimizer_state) == (False, False)
 
 
 def test_the_rivals_are_what_their_papers_say(base):

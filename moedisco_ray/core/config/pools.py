@@ -36,7 +36,7 @@ PricePerHour = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Pool(Section):
     """Machines of one kind, as Ray sees them."""
 
-    kind: ClassVar[PoolName]
+    name: ClassVar[PoolName]
     """Its key in `pools`."""
 
     resource: Tag
@@ -52,10 +52,10 @@ class Pool(Section):
     @property
     def key(self) -> str:
         """What the meter calls its workers."""
-        return self.kind
+        return self.name
 
     @property
-    def kinds(self) -> tuple[Pool, ...]:
+    def node_types(self) -> tuple[Pool, ...]:
         """A pool for each of its node types; itself, where machines are all alike."""
         return (self,)
 
@@ -67,7 +67,7 @@ class Pool(Section):
     @property
     def tags(self) -> tuple[str, ...]:
         """The custom resources that its nodes offer, one of each node type."""
-        return tuple(kind.resource for kind in self.kinds)
+        return tuple(each.resource for each in self.node_types)
 
 
 class MachineType(Section):
@@ -89,7 +89,7 @@ class MachineType(Section):
 class LowMemoryPool(Pool):
     """Trains the seed model and the sub-models, one worker each; all at once, the whole MoE where `finetune.pool` says so."""
 
-    kind = "low_memory"
+    name = "low_memory"
     resource: Tag = "low_mem_gpu"
     gpu: Gpus = 0
     memory_gb: float = Field(24, gt=0)
@@ -112,9 +112,10 @@ class LowMemoryPool(Pool):
         return self.max_workers
 
     @property
-    def kinds(self) -> tuple[LowMemoryPool, ...]:
+    def node_types(self) -> tuple[LowMemoryPool, ...]:
         """A pool for each of its node types; itself, where machines are all alike."""
-        return tuple(_OneType(gpu=self.gpu, **each.model_dump()) for each in self.types) or (self,)
+        return tuple(
+            _OneType(gpu=self.gpu, type_name=each.name, **each.model_dump(exclude={"name"})) for each in self.types) or (self,)
 
     @property
     def mixed(self) -> bool:
@@ -134,18 +135,18 @@ class LowMemoryPool(Pool):
 class _OneType(LowMemoryPool):
     """A node type of a mixed pool, as a pool of its own."""
 
-    name: str
+    type_name: str
 
     @property
     def key(self) -> str:
         """What the meter calls its workers."""
-        return f"{self.kind}.{self.name}"
+        return f"{self.name}.{self.type_name}"
 
 
 class HighMemoryPool(Pool):
     """Trains the merged MoE with a gang of workers, all of them at once."""
 
-    kind = "high_memory"
+    name = "high_memory"
     resource: Tag = "high_mem_gpu"
     gpu: Gpus = 0
     memory_gb: float = Field(80, gt=0)
@@ -189,7 +190,7 @@ class Pools(Section):
     @property
     def by_key(self) -> dict[str, Pool]:
         """Everything that workers can be held of, by what the meter calls it: a pool, or a node type of a mixed one."""
-        return {kind.key: kind for pool in (self.low_memory, self.high_memory) for kind in pool.kinds}
+        return {each.key: each for pool in (self.low_memory, self.high_memory) for each in pool.node_types}
 
     def needed(self, finetune: PoolName) -> tuple[tuple[AnyPool, int], ...]:
         """The pools that a run works on, in that order, each with the workers that must exist at once.
@@ -207,5 +208,5 @@ class Pools(Section):
         Raises:
             KeyError: There is no such pool.
         """
-        pools: dict[str, Pool] = {pool.kind: pool for pool in (self.low_memory, self.high_memory)}
+        pools: dict[str, Pool] = {pool.name: pool for pool in (self.low_memory, self.high_memory)}
         return self.by_key.get(key) or pools[key.partition(".")[0]]

@@ -13,18 +13,23 @@ from moedisco_ray.core.config.run import RunConfig
 _REMOVED = frozenset({
     "clusters.text", "clusters.iterations",
     *(f"{section}.optimizer.{name}" for section in ("submodels", "finetune") for name in ("name", "decay", "betas", "clip")),
-    "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from", "submodels.patience",
+    "submodels.optimizer.state", "finetune.optimizer.state",
+    "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from", "submodels.patience", "submodels.round_patience",
     "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.match_load", "merge.match_scale",
     "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop", "finetune.max_failures",
     "checkpoint.keep", "evaluation.slice_tokens",
 })
 _RENAMED: Mapping[str, str] = {
     "submodels.max_failures": "checkpoint.max_failures",
+    "submodels.keep_moments": "submodels.keep_optimizer_state",
+    "finetune.keep_moments": "finetune.keep_optimizer_state",
 }
-_VALUES: Mapping[tuple[str, Any], Any] = {
-    ("merge.router", "concat"): "random",
+_VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("merge.router", "concat"): ("merge.router", "random"),
+    ("submodels.optimizer.state", "bf16"): ("submodels.optimizer.precision", "pure_bf16"),
+    ("finetune.optimizer.state", "bf16"): ("finetune.optimizer.precision", "pure_bf16"),
 }
-"""Values that are gone, with what is nearest to them."""
+"""Settings with values that are gone, and the setting and value that mean the same or are nearest."""
 _SECTIONS = frozenset(path.rpartition(".")[0] for path in (*_REMOVED, *_RENAMED, *(path for path, _ in _VALUES)))
 
 
@@ -39,9 +44,8 @@ def stored_config(raw: Any) -> RunConfig:
 
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings by dotted path, without those that are gone and with today's names."""
-    return {
-        _RENAMED.get(path, path): _VALUES.get((path, value), value) if isinstance(value, str) else value
-        for path, value in settings.items() if path not in _REMOVED}
+    kept = {_RENAMED.get(path, path): value for path, value in settings.items() if path not in _REMOVED}
+    return kept | dict(new for (path, value), new in _VALUES.items() if settings.get(path) == value)
 
 
 def _nested(raw: Mapping[str, Any]) -> dict[str, Any]:

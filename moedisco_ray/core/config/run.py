@@ -96,10 +96,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"submodels.quorum {self.submodels.quorum} is more than the {self.clusters.count} sub-models of clusters.count; "
                 "lower it, or leave it out to wait for all")
-        if self.submodels.quorum is not None and self.submodels.sync_every is not None and self.submodels.round_patience is None:
-            raise ValueError(
-                "submodels.round_patience must be set where quorum and sync_every are: a round would wait for ever for a sub-model "
-                "that hangs, which the merge does not; give it seconds")
         if self.evaluation.ensemble and not self.tokens.decoupled:
             raise ValueError("evaluation.ensemble needs sub-models: make seed_share and finetune_share less than 1 together")
         if self.finetune_pool.mixed:

@@ -179,17 +179,27 @@ class Optimizer(Section):
     """Tokens per step over all workers."""
     micro_batch: int | None = Field(None, ge=1, le=LARGEST)
     """Sequences per forward pass of one worker; null: the worker's whole share. Smaller needs less memory, same result."""
-    state: Literal["fp32", "bf16"] = "fp32"
-    """`fp32`: 16 bytes per parameter for weights, gradients and moments. `bf16`: 8 bytes, with stochastic rounding."""
-    precision: Annotated[Literal["auto", "fp32", "bf16"], Resolved("precision")] = "auto"
-    """Arithmetic of the forward and backward pass; auto: bf16 on a GPU, fp32 on a CPU."""
+    precision: Annotated[Literal["auto", "fp32", "bf16", "pure_bf16"], Resolved("precision")] = "auto"
+    """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer state (16
+    bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is bf16 on a GPU and fp32
+    on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
+    @property
+    def state(self) -> Precision:
+        """Type of weights, gradients and optimizer state between steps."""
+        return "bf16" if self.precision == "pure_bf16" else "fp32"
+
     def arithmetic(self, *, gpu: bool) -> Precision:
-        """Precision of the forward and backward pass on a GPU or a CPU; weights kept in bf16 are computed with in bf16."""
-        precision = precision_on(gpu=gpu) if self.precision == "auto" else self.precision
-        return "bf16" if "bf16" in (precision, self.state) else "fp32"
+        """Type of the forward and backward pass on a GPU or a CPU."""
+        match self.precision:
+            case "auto":
+                return precision_on(gpu=gpu)
+            case "pure_bf16":
+                return "bf16"
+            case precision:
+                return precision
 
 
 class Outer(Section):
@@ -203,6 +213,8 @@ class Outer(Section):
 _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
     "summary says what each sub-model contributed")
+_ROUND_PATIENCE = 600.0
+"""Wait of a round for late sub-models (s): a lost one is back within minutes where machines are to be had."""
 
 
 class Submodels(Section):
@@ -213,15 +225,19 @@ class Submodels(Section):
     """Steps of the longest sub-model between two moments at which all backbones become one; experts stay private. Null, as the
     paper: never before the merge."""
     outer: Outer = Outer()
-    round_patience: Annotated[float | None, _MAY_DO_WITH_LESS] = Field(None, gt=0)
-    """Seconds that a round waits for the rest once half of the sub-models have ended it; a late one goes on from the newest
-    backbone. Null: until all have, without which the result depends on time."""
-    keep_moments: bool = True
+    keep_optimizer_state: bool = True
     """Adam's moments of the seed go on in the sub-models; false: each begins with none, and its first updates are signs."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Sub-models that must be finished before the merge may start without the others; null: all. One that is missing
-    contributes its last checkpoint, or the start that it began from, and the report says so. What comes out then depends
-    on when machines came and went."""
+    """Sub-models that must be finished before the merge may start without the others; null: all. The others have had their time
+    when the phase has lasted 1.5 times as long as the quorum took, or as the longest of them was expected to take. One that is
+    missing contributes its last checkpoint, or the start that it began from, and the report says so. With a quorum, a round
+    waits at most 10 minutes for the rest once half of the sub-models are there. The result then depends on when machines came
+    and went."""
+
+    @property
+    def round_patience(self) -> float | None:
+        """Seconds that a round waits for the rest once half of the sub-models are there; None: until all are."""
+        return None if self.quorum is None else _ROUND_PATIENCE
 
 
 class Merge(Section):
@@ -255,7 +271,7 @@ class Finetune(Section):
     """Weight of the load-balance loss over the global batch; also of sub-models that have several experts."""
     z_loss: float = Field(0.001, ge=0)
     """Weight of the router z-loss; of these too."""
-    keep_moments: bool = True
+    keep_optimizer_state: bool = True
     """Adam's moments of the sub-models, or of the seed where there are none, go on in the whole MoE; false: it begins with none."""
 
 

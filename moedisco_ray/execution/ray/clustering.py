@@ -49,7 +49,7 @@ def build_clusters(
     Raises:
         RunStopped: The run was asked to end before a slot was free.
     """
-    node_types = config.pools.low_memory.kinds
+    node_types = config.pools.low_memory.node_types
     node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
     slots = None if node_type is None else VectoriserSlots(node_type, emit, stop)
     workers = RayWorkers(corpus_dir / "tokenizer", slots, name=f"{config.name}-vectors")

@@ -62,7 +62,7 @@ class Queue:
         self._context = context
         self._threads = threads
         self._progress = progress
-        self._pools = {node_type.key: node_type for node_type in context.placement.pool.kinds}
+        self._pools = {node_type.key: node_type for node_type in context.placement.pool.node_types}
         self._demand = Demand(self._pools, f"{context.run}-waiting") if session.autoscales() else None
         self._waiting: dict[str, TrainJob] = {}
         self._saved_steps = dict.fromkeys((job.name for job in jobs), 0)

@@ -109,7 +109,7 @@ def autoscales() -> bool:
 
 def room(pool: Pool, workers: int) -> int:
     """Number of trainers, of some workers each, that may run at once now, over all node types of a pool."""
-    room_now = sum(slots_staying(node_type) // workers for node_type in pool.kinds)
+    room_now = sum(slots_staying(node_type) // workers for node_type in pool.node_types)
     return min(room_now, max_workers(pool) // workers)
 
 
@@ -121,7 +121,7 @@ def max_workers(pool: Pool) -> int:
 def max_slots(pool: Pool) -> float:
     """Slots that the autoscaler may bring at most; infinite where it does not say."""
     limits = ray_internals.max_cluster_resources() if autoscales() else None
-    return math.inf if not limits else sum(max(slots(node_type), _slots(node_type, limits)) for node_type in pool.kinds)
+    return math.inf if not limits else sum(max(slots(node_type), _slots(node_type, limits)) for node_type in pool.node_types)
 
 
 def check_pools(config: RunConfig) -> list[str]:
@@ -135,8 +135,8 @@ def check_pools(config: RunConfig) -> list[str]:
     """
     messages = []
     for pool, needed in config.pools.needed(config.finetune.pool):
-        now, limit = sum(slots(node_type) for node_type in pool.kinds), max_slots(pool)
-        field = f"pools.{pool.kind}.{'types' if pool.mixed else 'resource'}"
+        now, limit = sum(slots(node_type) for node_type in pool.node_types), max_slots(pool)
+        field = f"pools.{pool.name}.{'types' if pool.mixed else 'resource'}"
         tags = " or ".join(pool.tags)
         if limit < 1:
             raise PoolError(
@@ -156,7 +156,7 @@ def check_pools(config: RunConfig) -> list[str]:
 
 
 def _size_of(pool: Pool) -> str:
-    return f"pools.{pool.kind}.{'max_workers' if isinstance(pool, LowMemoryPool) else 'workers'}"
+    return f"pools.{pool.name}.{'max_workers' if isinstance(pool, LowMemoryPool) else 'workers'}"
 
 
 @contextlib.contextmanager
@@ -191,7 +191,7 @@ def _start_local(config: RunConfig) -> None:
     low, high = config.pools.low_memory, config.pools.high_memory
     cores = os.cpu_count() or 1
     sizes = [low.fewest_workers] if config.finetune_pool is low else local_slots(low, cores)
-    low_slots = [(node_type.resource, count) for node_type, count in zip(low.kinds, sizes, strict=True)]
+    low_slots = [(node_type.resource, count) for node_type, count in zip(low.node_types, sizes, strict=True)]
     # The smallest gang must fit, even with more workers than cores.
     high_slots = high.most_workers if high.gpu else min(high.most_workers, max(high.fewest_workers, cores))
     ray.init(
@@ -213,7 +213,7 @@ def local_slots(pool: LowMemoryPool, cores: int) -> list[int]:
     """
     left = pool.max_workers if pool.gpu else min(pool.max_workers, cores)
     slots = []
-    for node_type, after in zip(pool.kinds, range(len(pool.kinds) - 1, -1, -1), strict=True):
+    for node_type, after in zip(pool.node_types, range(len(pool.node_types) - 1, -1, -1), strict=True):
         slots.append(max(1, min(node_type.max_workers, left - after)))
         left -= slots[-1]
     return slots

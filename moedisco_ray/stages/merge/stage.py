@@ -47,8 +47,8 @@ def run(context: Context, draft: Draft) -> None:
     if not config.tokens.decoupled:
         made = context.call(
             pool, write_whole, context.start, clusters=config.clusters.count, trained_seed=context.trained_seed,
-            batches=sample(context), settings=config.merge, keep_moments=config.finetune.keep_moments, device=device_of(pool),
-            directory=draft.path)
+            batches=sample(context), settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state,
+            device=device_of(pool), directory=draft.path)
         draft.summary.update(MergeSummary.model_validate(made).to_json())
         return
     common = context.of("submodels") / COMMON
@@ -57,13 +57,14 @@ def run(context: Context, draft: Draft) -> None:
         pool, merge_submodels, context.start, submodels=context.submodels,
         common=common if common.is_dir() else context.of("decompose") / "0",
         tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=batches, held_out=held_out,
-        settings=config.merge, keep_moments=config.finetune.keep_moments, device=device_of(pool), directory=draft.path)
+        settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
+        directory=draft.path)
     draft.summary.update(MergeSummary.model_validate(made).to_json())
 
 
 def merge_submodels(
     start: Start, *, submodels: Sequence[Path], common: Path, tokens: Sequence[int], batches: Sequence[Batch],
-    held_out: Sequence[NDArray[np.int32]], settings: Merge, keep_moments: bool, device: str, directory: Path,
+    held_out: Sequence[NDArray[np.int32]], settings: Merge, keep_optimizer_state: bool, device: str, directory: Path,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 
@@ -75,7 +76,7 @@ def merge_submodels(
         batches: Calibration data.
         held_out: Windows of text [L] on which recipes for the backbone are compared.
         settings: The run's merge section.
-        keep_moments: Whether the sub-models' optimizer states are merged too.
+        keep_optimizer_state: Whether the sub-models' optimizer states are merged too.
         device: Where the merged model runs.
         directory: Where the merged model goes.
 
@@ -93,14 +94,14 @@ def merge_submodels(
     result = build_merged(
         submodels, common, config, recipes(settings, tokens, start.seed), batches, directory=directory, router=router, loss=loss,
         device=device)
-    if keep_moments:
+    if keep_optimizer_state:
         merge_moments(submodels, config, merge_weights("token_weighted", tokens), directory)
     return {**result, "tensors": len(result["tensors"])}
 
 
 def write_whole(
-    start: Start, *, clusters: int, trained_seed: Path | None, batches: Sequence[Batch], settings: Merge, keep_moments: bool,
-    device: str, directory: Path,
+    start: Start, *, clusters: int, trained_seed: Path | None, batches: Sequence[Batch], settings: Merge,
+    keep_optimizer_state: bool, device: str, directory: Path,
 ) -> dict[str, Any]:
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
@@ -114,7 +115,7 @@ def write_whole(
         trained_seed: The seed model; None where none was trained.
         batches: Text that the output scale is measured on, all of cluster 0.
         settings: The run's merge section.
-        keep_moments: Whether the seed's optimizer state is upcycled too.
+        keep_optimizer_state: Whether the seed's optimizer state is upcycled too.
         device: Where the MoE runs.
         directory: Where the MoE goes.
 
@@ -135,7 +136,7 @@ def write_whole(
         whole, clusters, batches, RouterSettings("concat", match_scale=settings.from_data, seed=start.seed))
     save_model(whole.cpu(), directory)
     shutil.rmtree(joined)
-    moments = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_moments else None
+    moments = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_optimizer_state else None
     if moments is not None:
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
         found = moments.tensors

@@ -29,7 +29,7 @@ def run(context: Context, draft: Draft) -> None:
         for k in range(config.clusters.count)
     ]
     rounds = context.checkpoints("submodels") / "rounds"
-    moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_moments else None
+    moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_optimizer_state else None
     jobs = [dataclasses.replace(job, sync=meets, optimizer_state=moments, with_optimizer_state=True)
             for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
