@@ -28,7 +28,7 @@ from moedisco_ray.execution.ray import attempts, causes
 from moedisco_ray.execution.ray.attempts import AttemptContext, attempt
 from moedisco_ray.execution.ray.causes import end_of, last_line
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, UnitStatus, _MailboxActor
-from moedisco_ray.execution.ray.ray_internals import (
+from moedisco_ray.execution.ray.ray_train_internals import (
     InsufficientClusterResourcesError,
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfDiskError, RayTas
 
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.execution.ray.causes import node_gone, reporting_full_disk_of_a_task, unwrapped
-from moedisco_ray.execution.ray.ray_internals import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
+from moedisco_ray.execution.ray.ray_train_internals import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 
 TRACEBACK = """Traceback (most recent call last):
   File "/srv/node preemption/loop.py", line 7, in after_preemption

@@ -1,8 +1,11 @@
-"""Private API of Ray is on one page, and was checked with the installed version."""
+"""Private API of Ray is on one page for Ray and one for Ray Train, checked with the installed version."""
 
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,8 @@ import ray
 from moedisco_ray.execution.ray import ray_internals
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = Path(ray_internals.__file__).relative_to(ROOT)
+ROOM = Path(ray_internals.__file__).parent.relative_to(ROOT)
+PAGES = {ROOM / "ray_internals.py", ROOM / "ray_train_internals.py"}
 UNDOCUMENTED = ("ray.autoscaler", "ray.core", "ray.dashboard", "ray.experimental", "ray.train.v2")
 
 
@@ -44,11 +48,18 @@ def test_a_private_import_is_found(source: str) -> None:
     assert private(source)
 
 
-def test_only_one_page_imports_private_api_of_ray() -> None:
+def test_only_its_pages_import_private_api_of_ray() -> None:
     files = [path for room in ("moedisco_ray", "service") for path in (ROOT / room).rglob("*.py")]
     found = {path.relative_to(ROOT): private(path.read_text(encoding="utf-8")) for path in files}
-    assert [path for path, names in found.items() if names] == [PAGE]
+    assert {path for path, names in found.items() if names} == PAGES
 
 
 def test_the_page_was_checked_with_the_installed_ray() -> None:
     assert ray.__version__.startswith(f"{ray_internals.CHECKED_WITH}.")
+
+
+@pytest.mark.parametrize("module", ["draining", "spot_fallback"])
+def test_what_runs_in_a_last_second_or_on_a_small_head_does_not_import_ray_train(module: str) -> None:
+    script = f"import json, sys, moedisco_ray.execution.ray.autoscaling.{module}; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert not {"torch", "pandas", "ray.train", "ray.data"} & set(loaded)

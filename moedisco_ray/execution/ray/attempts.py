@@ -30,7 +30,7 @@ from moedisco_ray.core.events import Emit, Event
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray.causes import dead_nodes, end_of
 from moedisco_ray.execution.ray.event_mailbox import EventMailbox, attempt_emitter, loss_rate_reader
-from moedisco_ray.execution.ray.ray_internals import InsufficientClusterResourcesError
+from moedisco_ray.execution.ray.ray_train_internals import InsufficientClusterResourcesError
 from moedisco_ray.execution.ray.train_callbacks import SlotReporter
 from moedisco_ray.policies.retrying import End
 from moedisco_ray.training import TrainJob, TrainResult, World, train

@@ -19,7 +19,7 @@ from ray.train import ControllerError, PreemptionError, TrainingFailedError, Wor
 from moedisco_ray.core.artifacts import disk_full
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.execution.ray.event_mailbox import UnitStatus
-from moedisco_ray.execution.ray.ray_internals import (
+from moedisco_ray.execution.ray.ray_train_internals import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,

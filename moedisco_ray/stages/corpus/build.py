@@ -1,4 +1,4 @@
-"""The whole corpus stage, over whatever maps functions over tasks: a plain loop here, Ray in `on_ray.corpus`."""
+"""The whole corpus stage, over whatever maps functions over tasks: a plain loop here, Ray in `execution.ray.corpus`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,17 @@
+"""All private API of Ray Train that the package uses; `ray_internals` names the Ray version that it was checked with."""
+
+# The public errors of Ray Train carry these as causes; without them, missing slots look like a failed worker.
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+
+# The public `ray.train.UserCallback` does not hear when the controller starts, nor when workers take and free their slots.
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+__all__ = [
+    "ControllerCallback", "InsufficientClusterResourcesError", "WorkerGroupCallback", "WorkerGroupStartupFailedError",
+    "WorkerGroupStartupTimeoutError", "WorkerHealthCheckFailedError",
+]
