@@ -44,7 +44,7 @@ def test_a_notice_on_the_metadata_service_drains_the_node(cluster: Cluster) -> N
             draining = until(gcs.get_draining_nodes)
             assert {str(key.hex() if hasattr(key, "hex") else key): at for key, at in draining.items()} == {
                 node.node_id: 2_000_000_000_000}
-            # What holds the node goes on until the cloud takes it; nothing new comes.
+            # The actor on the node continues until the cloud takes it; no new work comes.
             assert ray.get(busy.ping.remote()) == node.node_id
             # A second drain changes nothing, and the head was left alone.
             assert drain(cluster.address, node.node_id, 2_000_000_000_000, "again") is False

@@ -41,7 +41,7 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
     for ours, theirs in zip(there, here, strict=True):
         assert (ours.output / "model.safetensors").read_bytes() == (theirs.output / "model.safetensors").read_bytes()
     assert [event.data["members"] for event in events if event.type == "round"] == [["submodel-0", "submodel-1"]]
-    # With a slot for each nobody leaves; with one, each leaves once, holds nothing meanwhile, and goes on from its checkpoint.
+    # With a slot for each, none frees its slot; with one slot, each frees it once and continues from its checkpoint.
     assert len([event for event in events if event.type == "unit_started"]) == (2 if slots == 2 else 4)
     assert [done.result.restored_step for done in trained] == ([0, 0] if slots == 2 else [4, 4])
     assert not [event for event in events if event.type == "worker_restarted"]

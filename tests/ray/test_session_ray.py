@@ -16,7 +16,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 
 
 def ask() -> tuple[bool, float]:
-    """Whether it was told that nobody answers, and after how many seconds."""
+    """Whether Ray reported that no dashboard answers, and after how many seconds."""
     began = time.monotonic()
     try:
         is_actor_alive("0" * 32, timeout=5)
@@ -27,6 +27,6 @@ def ask() -> tuple[bool, float]:
 
 def test_who_asks_whether_a_controller_lives_is_not_sent_to_another_cluster() -> None:
     """That of the last `ray start` on this machine, which may be gone, or know nothing of our actors."""
-    told, seconds = ray.get(ray.remote(num_cpus=0)(ask).remote())
-    assert told
+    refused, seconds = ray.get(ray.remote(num_cpus=0)(ask).remote())
+    assert refused
     assert seconds < 5

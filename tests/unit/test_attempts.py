@@ -1,4 +1,4 @@
-"""What an attempt's end is taken for, with what Ray Train says made up."""
+"""How an attempt ended, from made-up errors of Ray Train."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ FINISHED = TrainResult(4, 4, (), 1.0, 0, finished=True)
 
 
 def progress(step: int) -> Event:
-    """Of steps of half a second."""
+    """Progress at half a second per step."""
     return Event("progress", "finetune", "finetune", {"step": step, "tokens": step, "tokens_per_second": 2.0})
 
 
 class Mail(EventMailbox):
-    """Of a unit whose worker has said something, or not."""
+    """Mailbox of a unit with a given outcome."""
 
     def __init__(self, outcome: object) -> None:
         super().__init__(handle=None, check=lambda: None)
@@ -81,14 +81,14 @@ def of_task(cause: Exception) -> RayTaskError:
 
 @pytest.fixture(autouse=True)
 def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that lives, and nobody who has to be waited for."""
+    """A live node and a dead one, with no time to wait for Ray to notice."""
     monkeypatch.setattr(causes, "_NODE_DEATH_SECONDS", 0.0)
     monkeypatch.setattr(causes.ray, "nodes", lambda: [{"NodeID": "node", "Alive": True}, {"NodeID": "gone", "Alive": False}])
 
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Exception | None, object], TrainResult | End]:
-    """An attempt of which Ray Train says this, and a worker that."""
+    """Runs an attempt with a given error of Ray Train and a given outcome of its worker."""
     job = TrainJob(
         stage="finetune", name="finetune", model=tmp_path, packed_dirs=(), output=tmp_path / "out", checkpoints=tmp_path / "steps",
         steps=4, sequence_length=1, optimizer=Optimizer(batch_tokens=1), checkpoint_every=1)
@@ -131,7 +131,7 @@ def test_a_controller_that_is_out_of_reach_ends_its_own_attempt_alone(
     killed: list[str] = []
     monkeypatch.setattr(Mail, "kill_attempt", lambda _mail, unit: killed.append(unit))
     assert fits(error, None) == End("died", 3, f"its controller died: {last_line(error)}")
-    assert killed == ["finetune"]       # where it lives, it must not go on beside the next
+    assert killed == ["finetune"]       # it may live, and must not run alongside the next one
     assert fits(ALONE, None).kind == "failed"
     assert killed == ["finetune"]
 
@@ -205,14 +205,14 @@ def test_an_error_s_step_is_the_worker_s_word_and_not_the_last_progress() -> Non
 
 
 def test_a_worker_tells_where_it_was_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, str, int]] = []
+    sent: list[tuple[str, str, int]] = []
     mailbox = SimpleNamespace(set_exit_step=SimpleNamespace(remote=lambda *word: word))
-    monkeypatch.setattr(attempts.ray, "wait", lambda words, **_limit: told.extend(words))
+    monkeypatch.setattr(attempts.ray, "wait", lambda words, **_limit: sent.extend(words))
     with pytest.raises(ValueError, match="bug"), attempts._reporting_exit_step("finetune", mailbox, "this"):
         raise ValueError("bug before the first step")
-    assert told == []
+    assert sent == []
     with pytest.raises(ValueError, match="bug"), attempts._reporting_exit_step("finetune", mailbox, "this") as begins:
         for step in (3, 4):
             begins(step)
         raise ValueError("bug")
-    assert told == [("finetune", "this", 4)]
+    assert sent == [("finetune", "this", 4)]

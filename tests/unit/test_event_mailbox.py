@@ -1,4 +1,4 @@
-"""Events on their way to whoever writes them, whatever becomes of the block they come from, or of the disk."""
+"""Events reach the log when the block that emits them fails, and a full disk reaches the block."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_full_disk_is_noticed_inside_the_block() -> None:
         while time.monotonic() < deadline:
             check()
             time.sleep(0.001)
-        pytest.fail("nobody noticed")
+        pytest.fail("check raised nothing")
 
 
 def test_a_full_disk_is_noticed_at_the_end_of_the_block() -> None:
@@ -112,8 +112,8 @@ def test_workers_that_outlive_their_attempt_say_nothing_of_the_next(words: list[
     assert both.status("unit") == alone.status("unit")
     assert both.controller("unit") == alone.controller("unit")
     assert both.end_attempt("unit") == alone.end_attempt("unit")
-    told = [step for _, word, step in words if word == "progress"]
-    assert [event.data["step"] for event in both.take()] == told        # which happened, and is kept
+    emitted = [step for _, word, step in words if word == "progress"]
+    assert [event.data["step"] for event in both.take()] == emitted        # they happened, and are kept
 
 
 def test_a_new_attempt_is_nowhere_yet() -> None:

@@ -1,4 +1,4 @@
-"""What a gang held, as later drivers learn of it, with attempts that are made up."""
+"""What a gang held, as later drivers read it, with made-up attempts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_driver_that_dies_loses_seconds_of_an_attempt_and_its_next_counts_noth
     seen: list[float] = []
 
     def attempt(job: TrainJob, context: AttemptContext) -> TrainResult:
-        """For 25 seconds, in the middle of which the next driver looks at what this one has noted."""
+        """Train for 25 seconds; every 5 seconds a new driver reads what this one has saved."""
         for _ in range(5):
             driver.passes(5, context.placement.workers)
             here.save_held()

@@ -17,7 +17,7 @@ GROUP = "8f3b" * 9
 def test_what_a_group_keeps_for_a_worker_to_come_is_idle_slots() -> None:
     nodes = [
         {"CPU": 2.0, "high_mem_gpu": 1.0, "other_gpu": 5.0},
-        # Two bundles of a group, one of which a worker holds: Ray tells of the bundles one by one, and of their sum.
+        # Two bundles of a group, one of which a worker holds: Ray lists each bundle and their sum.
         {f"high_mem_gpu_group_{GROUP}": 1.0, f"high_mem_gpu_group_1_{GROUP}": 1.0, f"bundle_group_{GROUP}": 1000.0},
         {"high_mem_gpu.large": 3.0, f"other_gpu_group_{GROUP}": 2.0},
     ]
@@ -28,7 +28,7 @@ def test_what_a_group_keeps_for_a_worker_to_come_is_idle_slots() -> None:
 
 def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     answers = [{"node": {"high_mem_gpu": 1.0}}, RpcError("no answer"), {"node": {"high_mem_gpu": 0.0}}]
-    told: list[int] = []
+    emitted: list[int] = []
     done = threading.Event()
 
     def available() -> dict[str, dict[str, float]]:
@@ -38,14 +38,14 @@ def test_a_look_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return answer
 
     def emit(event: Event) -> None:
-        told.append(event.data["slots"])
-        if len(told) in (1, 3):     # the disk is full for a moment, each time
+        emitted.append(event.data["slots"])
+        if len(emitted) in (1, 3):     # the disk is full for a moment, each time
             raise OSError(28, "No space left on device")
-        if len(told) == 4:
+        if len(emitted) == 4:
             done.set()
 
     answers.insert(0, answers[0])
     monkeypatch.setattr(ray_internals, "available_resources_per_node", available)
     with reporting_idle_slots(small_config(tmp_path), emit, interval=0.001):
         assert done.wait(10)
-    assert told == [1, 1, 0, 0]
+    assert emitted == [1, 1, 0, 0]

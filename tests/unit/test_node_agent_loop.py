@@ -1,4 +1,4 @@
-"""The loop: it drains once, whatever is not up yet, and goes on."""
+"""The agent's loop: it drains each node once, also while services start, and continues."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_compute_engine_change_between_two_questions_is_not_missed(gcp: GcpStand
         if "preempted" in handler.path:
             asked += 1
             if asked == 2:
-                gcp.values["preempted"] = "TRUE"    # nobody is woken: it changed before the question came
+                gcp.values["preempted"] = "TRUE"    # it changed before the request came, so that no waiting request is answered
         return False
 
     gcp.trouble = change_after_the_first

@@ -46,7 +46,7 @@ def test_two_runs_of_one_name_and_settings_share_no_checkpoints(tmp_path: Path) 
     for config in (one, other):
         pipeline.claim(config, redo=False)
     mine = pipeline._own_storage(one, one.directory)
-    assert mine == pipeline._own_storage(one, one.directory)        # of a driver that goes on
+    assert mine == pipeline._own_storage(one, one.directory)        # a later driver of the same run
     assert mine != pipeline._own_storage(other, other.directory)
     assert str(mine).startswith("s3://bucket/folder/small-")
     assert str(mine).endswith("?scheme=http")

@@ -1,4 +1,4 @@
-"""The queue of trainings, with attempts that are made up."""
+"""The queue of trainings, with made-up attempts."""
 
 from __future__ import annotations
 
@@ -161,21 +161,21 @@ def test_a_slot_that_is_free_is_taken_soon_and_not_waited_for(
     assert events == []
 
 
-def test_looks_at_the_queue_do_not_look_at_the_storage(
+def test_reads_at_the_queue_do_not_look_at_the_storage(
     queue: Queue, mail: Mail, end: StopFile, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    looks: list[Location] = []
-    monkeypatch.setattr(checkpoint, "steps", lambda location: looks.append(location) or [5])
+    reads: list[Location] = []
+    monkeypatch.setattr(checkpoint, "steps", lambda location: reads.append(location) or [5])
     for _ in range(10):
         assert len(queue.seconds_left[1]) == 2
     queue.start()
     for _ in range(10):
         assert len(queue.seconds_left[0]) == 2
-    assert looks == []
+    assert reads == []
     mail.kill_attempt("unplaced")
-    while not looks:
+    while not reads:
         queue.poll()
-    assert len(looks) == 1      # it waits again, and may have saved something
+    assert len(reads) == 1      # it waits again, and may have saved something
     end.request("ended")
     queue.wait_for_ends()
 

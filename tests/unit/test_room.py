@@ -1,4 +1,4 @@
-"""What there is room for, on nodes as Ray tells of them."""
+"""How many workers fit on the nodes that Ray reports."""
 
 from __future__ import annotations
 

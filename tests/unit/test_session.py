@@ -1,4 +1,4 @@
-"""A cluster that is named and not there is told of at once, in one line."""
+"""A Ray cluster that does not answer is reported at once, in one line."""
 
 from __future__ import annotations
 

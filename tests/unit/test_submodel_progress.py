@@ -83,7 +83,7 @@ def test_a_later_driver_decides_from_what_is_there(jobs: list[TrainJob], tmp_pat
     jobs[0].output.mkdir()
     first.finish("a", RESULT, 1.0)
     first.save(lambda: {"a": {"low_memory.t4": 40.0}, "b": {"low_memory.t4": 39.0}}, now=True)
-    clock.now += 86_400     # a day without a driver: nobody is late for that
+    clock.now += 86_400     # a day without a driver: no training is late for that
     second = SubmodelProgress(jobs, Quorum(1, patience=1.5), 1, tmp_path / "submodel_progress.json", clock)
     assert list(second.finished) == ["a"]
     assert second.seconds == 40

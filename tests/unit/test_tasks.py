@@ -1,4 +1,4 @@
-"""A function that waits for its slot: it is not charged, it can be stopped, and it is told what it waits for."""
+"""A function that waits for its slot: it is not charged, it can be stopped, and the run says what it waits for."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ def test_what_begins_at_once_is_not_worth_a_word() -> None:
 
 def test_a_wait_is_told_of_once() -> None:
     events: list[Event] = []
-    looks = iter([False] * 5 + [True])
-    wait_for_start(lambda: next(looks), wanted, events.append, NEVER, grace=0.0)
+    starts = iter([False] * 5 + [True])
+    wait_for_start(lambda: next(starts), wanted, events.append, NEVER, grace=0.0)
     assert [(event.type, event.data) for event in events] == [("warning", {"message": "waits for 1 high_mem_gpu"})]
 
 
 def test_a_short_wait_is_not() -> None:
     events: list[Event] = []
-    looks = iter([False] * 5 + [True])
-    wait_for_start(lambda: next(looks), wanted, events.append, NEVER, grace=60.0)
+    starts = iter([False] * 5 + [True])
+    wait_for_start(lambda: next(starts), wanted, events.append, NEVER, grace=60.0)
     assert events == []
 
 
