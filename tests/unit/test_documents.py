@@ -37,13 +37,23 @@ def command_names(application):
     for command in application.registered_commands:
         yield command.name or command.callback.__name__.replace("_", "-")
     for group in application.registered_groups:
-        yield group.name
+        if isinstance(group.name, str):     # otherwise its commands have no prefix
+            yield group.name
         yield from command_names(group.typer_instance)
 
 
 def test_what_is_generated_is_up_to_date():
     stale = [str(path.relative_to(ROOT)) for path, page in generate.pages().items() if path.read_text(encoding="utf-8") != page]
     assert stale == [], "run `make docs` and commit the result"
+
+
+def test_the_references_are_complete():
+    schema = RunConfig.model_json_schema()
+    settings = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/configuration.md").read_text().replace("[]", ""), re.MULTILINE))
+    sections = {path.rpartition(".")[0] for path in setting_paths(schema, schema["$defs"])}
+    assert set(setting_paths(schema, schema["$defs"])) - sections <= settings
+    headings = (ROOT / "docs/cli.md").read_text()
+    assert [name for name in command_names(app) if f" {name}\n" not in headings] == []
 
 
 def test_the_readme_is_short():
