@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -119,7 +120,7 @@ class Trained:
 class Backend(Protocol):
     """Runs the work of the stages."""
 
-    def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
+    def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
         """Build the corpus artifact and return its summary."""
 
     def build_clusters(
@@ -135,6 +136,9 @@ class Backend(Protocol):
         Raises:
             RunStopped: The stop file appeared before the function started.
         """
+
+    def reachable(self, emit: Emit) -> AbstractContextManager[Emit]:
+        """An `emit` that functions on any worker may call inside the block."""
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = ...,

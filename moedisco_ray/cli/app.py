@@ -26,7 +26,7 @@ from moedisco_ray.core.run_report import current_report
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.plan import build_plan
 from moedisco_ray.plan.cluster_file import disagreements, load_cluster
-from moedisco_ray.plan.machine import measured_machine
+from moedisco_ray.plan.machine import known_machine, measured_machine
 
 _USER_ERROR, _RUN_ERROR, _STOPPED, INTERRUPTED = 2, 1, 3, 130
 _PIPE_WIDTH = 120
@@ -115,11 +115,12 @@ def run(
 ) -> None:
     """Carry out a run, or go on with one that was interrupted."""
     checked = load_config(config, overrides or ())
-    build_plan(checked)  # finds a vocabulary that does not fit the model, before anything is started
+    # Planning finds a vocabulary that does not fit the model before anything is started.
+    planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
     console = output_console()
     stop = StopFile(stop_file)
     with contextlib.ExitStack() as stack:
-        views: list[View] = [listener_for(console, as_json), *trackers(checked)]
+        views: list[View] = [listener_for(console, as_json, checked, planned), *trackers(checked)]
         if report_to is not None:
             views.append(_reporter(report_to, checked, stop))
         for view in views:

@@ -17,6 +17,7 @@ EventType = Literal[
     "run_started",      # id, name, directory, stages
     "stage_started",    # stage
     "stage_skipped",    # stage; its artifact is already there
+    "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; at most one a second
     "stage_finished",   # stage, seconds, summary
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
     "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
@@ -67,6 +68,49 @@ class Event:
 
 Emit = Callable[[Event], None]
 """Takes an event; must be cheap and must not raise."""
+
+
+def discard(event: Event) -> None:
+    """An `Emit` for callers that want no events."""
+    del event
+
+
+Advance = Callable[[int], None]
+"""Takes how much was done since its last call, such as `StageProgress.add`."""
+
+
+def no_advance(count: int) -> None:
+    """An `Advance` for callers that do not count."""
+    del count
+
+
+class StageProgress:
+    """Counts what a stage does and emits `stage_progress` events, at most one a second.
+
+    Args:
+        emit: Takes the events.
+        stage: The stage.
+        unit: What is counted, in the plural.
+        total: Count at the end; None where it is unknown.
+        clock: Returns seconds.
+    """
+
+    _INTERVAL = 1.0
+
+    def __init__(
+        self, emit: Emit, stage: str, unit: str, total: int | None = None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._emit, self._stage, self._unit, self._total, self._clock = emit, stage, unit, total, clock
+        self._done = 0
+        self._emitted = float("-inf")
+
+    def add(self, count: int) -> None:
+        """Count some more."""
+        self._done += count
+        now = self._clock()
+        if count and now - self._emitted >= self._INTERVAL:
+            self._emitted = now
+            self._emit(Event("stage_progress", self._stage, data={"done": self._done, "total": self._total, "unit": self._unit}))
 
 
 class EventLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -26,9 +27,9 @@ T = TypeVar("T")
 class LocalBackend:
     """A `backend.Backend` that does everything in sequence, with one worker."""
 
-    def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
+    def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
         """Build the corpus in this process."""
-        return corpus.build(config, directory)
+        return corpus.build(config, directory, emit=emit)
 
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
@@ -37,7 +38,7 @@ class LocalBackend:
         stop.check()
         pack = functools.partial(pack_cluster, tokenizer=corpus_dir / "tokenizer")
         held = functools.partial(held_workers, emit, vectors_kind(config, model, {}), 1, "cluster")
-        return build_clusters(config, corpus_dir, model, directory, LocalWorkers(pack, held))
+        return build_clusters(config, corpus_dir, model, directory, LocalWorkers(pack, held), emit=emit)
 
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
@@ -46,6 +47,10 @@ class LocalBackend:
         stop.check()
         with held_workers(emit, pool, 1):
             return function(*args, **kwargs)
+
+    def reachable(self, emit: Emit) -> contextlib.nullcontext[Emit]:
+        """The same `emit`: everything runs in this process."""
+        return contextlib.nullcontext(emit)
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.config.sections import precision_on
 from moedisco_ray.core.errors import RunError
+from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.stages.text.validation import Documents
 
 _PADDING = -100
@@ -81,9 +82,11 @@ class Score:
 
 def perplexity(
     model: PreTrainedModel, documents: Documents, *, prefix: int, sequence_length: int, batch_tokens: int = 16_384,
+    advance: Advance = no_advance,
 ) -> Score:
     """Score a model on documents; see `document_nats`."""
-    nats_N = document_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens)
+    nats_N = document_nats(
+        model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, advance=advance)
     return sum(document_scores(documents, nats_N), Score())
 
 
@@ -97,7 +100,7 @@ def document_scores(documents: Documents, nats_N: NDArray[np.float64]) -> list[S
 
 def document_nats(
     model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = 16_384, observe: Observe | None = None,
+    batch_tokens: int = 16_384, observe: Observe | None = None, advance: Advance = no_advance,
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of each document, in nats, summed in float64.
 
@@ -111,6 +114,7 @@ def document_nats(
         sequence_length: Most positions of a window.
         batch_tokens: Most positions of a batch, padding included, unless one window is longer.
         observe: Told of each batch before it is run.
+        advance: Takes the tokens of each batch after it was run.
 
     Returns:
         Nats [N], float64.
@@ -119,23 +123,23 @@ def document_nats(
         RunError: The model's likelihood is not finite.
     """
     nats_NT = token_nats(
-        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
+        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe, advance=advance)
     return np.array([nats_T.sum() for nats_T in nats_NT])
 
 
 def token_nats(
     model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = 16_384, observe: Observe | None = None,
+    batch_tokens: int = 16_384, observe: Observe | None = None, advance: Advance = no_advance,
 ) -> list[NDArray[np.float64]]:
     """Negative log-likelihood of each token of each document, in nats; see `document_nats`."""
     predicted = predict_tokens(
-        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe)
+        model, tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens, observe=observe, advance=advance)
     return [nats_T for nats_T, _ in predicted]
 
 
 def predict_tokens(
     model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
-    batch_tokens: int = 16_384, observe: Observe | None = None,
+    batch_tokens: int = 16_384, observe: Observe | None = None, advance: Advance = no_advance,
 ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
     """Of each token of each document its negative log-likelihood, in nats, and whether it is the likeliest; see `document_nats`."""
     nats_NT = [np.zeros(len(document)) for document in tokens]
@@ -152,6 +156,7 @@ def predict_tokens(
                     windows, nats_BL.cpu().numpy(), likeliest_BL.cpu().numpy(), strict=True):
                 nats_NT[document][start:start + length] = nats_L[:length]
                 likeliest_NT[document][start:start + length] = likeliest_L[:length]
+            advance(int(windows[:, 2].sum()))
     for number, nats_T in enumerate(nats_NT):
         if not np.isfinite(nats_T).all():
             raise RunError(f"the model's likelihood of validation document {number} is not finite: its weights are broken")

@@ -10,8 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moedisco_ray.cli.display.tables import plain_table
-from moedisco_ray.cli.display.words import count
+from moedisco_ray.cli.display.formatting import count, plain_table
 from moedisco_ray.core.bill import format_dollars, format_seconds, idle_in_words
 from service.commands.output import moment
 from service.domain.states import RunState

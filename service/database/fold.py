@@ -13,6 +13,7 @@ from service.database import values
 from service.database.tables import UnitRow
 
 _FINAL_EVENTS = ("run_finished", "run_failed", "run_stopped")
+_STAGE_EVENTS = ("stage_started", "stage_skipped", "stage_finished")
 _STAGE_WEIGHT = 10**12
 """Progress of a finished stage, larger than any number of steps."""
 
@@ -58,7 +59,7 @@ class Fold:
         """Fold the next event."""
         if event.unit is not None and event.stage is not None:
             self._unit_event(event, values.text(event.stage, 32), values.text(event.unit, 64))
-        elif event.stage is not None and event.type.startswith("stage_"):
+        elif event.stage is not None and event.type in _STAGE_EVENTS:
             self._stage_event(event, values.text(event.stage, 32))
         elif event.type == "run_started":
             self._begin(event)

@@ -88,6 +88,7 @@ def events():
         progress("seed", "seed", 100, 100),
         Event("stage_finished", "seed", data={"seconds": 12.25, "summary": {}}),
         Event("stage_started", "cluster"),
+        Event("stage_progress", "cluster", data={"done": 4000, "total": 10_000, "unit": "vectors"}),
         Event("clusters", "cluster", data={"documents": [10, 20, 30, 40], "tokens": [100_000, 200_000, 300_000, 400_000]}),
         Event("stage_finished", "cluster", data={"seconds": 3.0, "summary": {}}),
         Event("stage_started", "submodels"),

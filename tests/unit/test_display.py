@@ -3,17 +3,19 @@ import json
 
 import pytest
 from rich.console import Console
-from run_example import events, report, run_report
+from run_example import STAGES, events, report, run_report
 
 from moedisco_ray.cli.display import JsonLines, LiveView, PlainLines, listener_for, plan_view, report_view
+from moedisco_ray.cli.display.formatting import count, gigabytes
 from moedisco_ray.cli.display.live import render
 from moedisco_ray.cli.display.state import RunState
-from moedisco_ray.cli.display.words import count, gigabytes
+from moedisco_ray.core.bill import format_dollars
 from moedisco_ray.core.config import load_config
 from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.plan import build_plan
+from moedisco_ray.plan.speed import Machine, Probe, Trial
 
 
 def text_of(renderable, width=120):
@@ -33,12 +35,13 @@ def test_plain_lines():
     feed(PlainLines(stream, interval=0))
     assert [line[10:] for line in stream.getvalue().splitlines()] == [
         "run demo in runs/demo",
-        "corpus: already there",
+        "corpus: reused",
         "seed: started",
         "seed: step 50/100, loss 4.8522, 10.2k tokens/s",
         "seed: step 100/100, loss 2.9430, 10.2k tokens/s",
         "seed: finished in 12.2 s",
         "cluster: started",
+        "cluster: 4.00k of 10.0k vectors",
         "4 clusters, 1.00M tokens: 10 %, 20 %, 30 %, 40 %",
         "cluster: finished in 3.0 s",
         "submodels: started",
@@ -81,10 +84,10 @@ def state_after(count_of_events):
 
 
 def test_the_live_view_shows_stages_bars_clusters_and_notices():
-    text = text_of(render(state_after(14), now=1_700_000_013.0))
+    text = text_of(render(state_after(15), now=1_700_000_014.0))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[:10] == [
-        "demo runs/demo", "✓ corpus there", "✓ seed 12.2 s loss 2.943", "✓ cluster 3.0 s", "○ decompose",
+        "demo runs/demo", "✓ corpus reused", "✓ seed 12.2 s loss 2.943", "✓ cluster 3.0 s", "○ decompose",
         "● submodels 4.0 s loss 6.045", "○ merge", "○ finetune", "○ evaluate", "○ export"]
     units = [line for line in lines if line.startswith("submodel-")]
     assert [unit.split(" ", 2)[2] for unit in units] == [
@@ -96,22 +99,80 @@ def test_the_live_view_shows_stages_bars_clusters_and_notices():
     assert "! no GPU found" in lines
 
 
+def test_a_running_stage_shows_what_it_counts_until_it_ends():
+    lines = [text_of(render(state_after(events_so_far), now=1_700_000_008.0)) for events_so_far in (7, 8, 10)]
+    assert ["4.00k of 10.0k vectors" in text for text in lines] == [False, True, False]
+
+
+def run_with_plan(tmp_path, *happened):
+    """The live view of a demo run at second 100, with the plan of a machine whose speed is known."""
+    path = tmp_path / "run.yaml"
+    path.write_text(preset_text("demo"))
+    config = load_config(path)
+    trials = tuple(Trial(experts=experts, flops_per_token=1e7, flops_per_second=1e10) for experts in (1, 4))
+    probe = Probe(cores=4, versions={}, trials=trials, start_up_seconds=2.0, text_bytes_per_second=1e6)
+    machine = Machine(probe=probe, text_bytes=10**6)
+    state = RunState(config, build_plan(config, machine))
+    for event in (Event("run_started", data={"name": "demo", "stages": STAGES}, time=0.0), *happened):
+        state.update(event)
+    return state, {stage.stage: stage.seconds for stage in state.plan.estimates}
+
+
+def test_the_time_that_is_left_is_what_the_plan_says_of_the_stages_to_come(tmp_path):
+    state, planned = run_with_plan(tmp_path)
+    assert state.seconds_left(0.0) == pytest.approx(sum(planned.values()))
+    rest = sum(planned.values()) - planned["corpus"]
+    state.update(Event("stage_started", "corpus", time=0.0))
+    assert state.seconds_left(0.5) == pytest.approx(rest + planned["corpus"] - 0.5)
+    assert state.seconds_left(1e6) == pytest.approx(rest)
+    state.update(Event("stage_progress", "corpus", data={"done": 1, "total": 4, "unit": "documents"}, time=30.0))
+    assert state.seconds_left(30.0) == pytest.approx(rest + 90.0)
+    state.update(Event("run_failed", time=31.0))
+    assert state.seconds_left(31.0) is None
+
+
+def test_trainers_speed_overrules_the_plan_and_those_that_wait_come_in_waves(tmp_path):
+    state, planned = run_with_plan(tmp_path, Event("stage_started", "submodels", time=0.0))
+    rest = sum(planned.values()) - planned["submodels"]
+    for unit in ("submodel-0", "submodel-1"):       # of the demo's four
+        state.update(Event("progress", "submodels", unit, {"step": 25, "steps": 100, "tokens": 2500, "tokens_per_second": 100.0}))
+    assert state.seconds_left(10.0) == pytest.approx(rest + 75.0 + 100.0)
+
+
+def test_the_live_view_shows_dollars_so_far(tmp_path):
+    held = Event("workers_held", "seed", data={"hold": "h", "pool": "high_memory", "workers": 2}, time=0.0)
+    state, _ = run_with_plan(tmp_path, held, Event("heartbeat", time=1800.0))
+    price = state.config.pools.high_memory.price_per_hour
+    assert f"left, {format_dollars(price)} so far" in text_of(render(state, 0.0))
+    assert "so far" not in text_of(render(RunState(), 0.0))
+
+
+def test_plain_lines_say_nothing_of_a_stage_that_is_over_within_the_interval():
+    stream = io.StringIO()
+    lines = PlainLines(stream, interval=10)
+    lines(Event("stage_started", "merge", time=0.0))
+    for second in range(25):
+        lines(Event("stage_progress", "merge", data={"done": second, "total": 99, "unit": "tensors merged"}, time=float(second)))
+    assert [line.split(maxsplit=1)[1].strip() for line in stream.getvalue().splitlines()] == [
+        "merge: started", "merge: 10 of 99 tensors merged", "merge: 20 of 99 tensors merged"]
+
+
 def test_a_restart_before_the_first_step_moves_no_bar():
-    state = state_after(12)
+    state = state_after(13)
     state.update(Event("worker_restarted", "submodels", "submodel-1", {"kind": "failed", "step": None, "reason": "its image"}))
     assert state.units["submodel-1"].step == 50
     assert "50/100" in text_of(render(state, now=1_700_000_013.0))
 
 
 def test_cluster_bars_are_as_long_as_their_tokens():
-    text = text_of(render(state_after(8), now=0.0))
+    text = text_of(render(state_after(9), now=0.0))
     bars = [line.count("━") for line in text.splitlines() if line.startswith("cluster ")]
     assert bars[3] == 30
     assert bars == pytest.approx([7, 15, 22, 30], abs=1)
 
 
 def test_the_live_view_marks_a_stage_that_failed():
-    text = text_of(render(state_after(15), now=1_700_000_100.0))
+    text = text_of(render(state_after(16), now=1_700_000_100.0))
     assert ["✗", "submodels", "5.0", "s"] in [line.split()[:4] for line in text.splitlines()]
 
 

@@ -13,8 +13,7 @@ from rich.text import Text
 
 from benchmarks.study.advice.advised import Advice, Option
 from benchmarks.study.advice.confidence import Confidence
-from moedisco_ray.cli.display.tables import plain_table
-from moedisco_ray.cli.display.words import count, percent
+from moedisco_ray.cli.display.formatting import count, percent, plain_table
 from moedisco_ray.core.bill import format_dollars
 
 _STYLES = {"high": "green", "medium": "yellow", "low": "bold red"}

@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from moedisco_ray.cli.display.tables import plain_table
-from moedisco_ray.cli.display.words import count
+from moedisco_ray.cli.display.formatting import count, plain_table
 
 _BUDGETS = {
     "tokens": "At as many tokens", "dollars": "For as many planned dollars", "loss": "To about as low a loss"}

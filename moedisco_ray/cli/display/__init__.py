@@ -1,4 +1,4 @@
-"""How a run, a finished run and a plan look: a live view on a terminal, plain lines in a pipe, JSON for programs."""
+"""Views of a run, a finished run and a plan: live on a terminal, plain lines in a pipe, JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from moedisco_ray.cli.display.live import LiveView
 from moedisco_ray.cli.display.plain import JsonLines, PlainLines
 from moedisco_ray.cli.display.plan import cluster_view, plan_view
 from moedisco_ray.cli.display.show import evaluation_view, report_view
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
+from moedisco_ray.plan import Plan
 
 __all__ = [
     "JsonLines", "LiveView", "PlainLines", "View", "cluster_view", "evaluation_view", "listener_for", "plan_view",
@@ -19,22 +21,24 @@ __all__ = [
 
 
 class View(Protocol):
-    """Shows events as they come; `close` leaves the terminal as it was."""
+    """Shows events as they arrive."""
 
     def __call__(self, event: Event) -> None:
         """Take an event."""
 
     def close(self) -> None:
-        """Take no more."""
+        """Show the last state and restore the terminal."""
 
 
-def listener_for(console: Console, json: bool) -> View:
-    """The view that suits where the output goes.
+def listener_for(console: Console, json: bool, config: RunConfig | None = None, plan: Plan | None = None) -> View:
+    """The view of a run that suits the output.
 
     Args:
         console: The output.
-        json: Whether events were asked for as JSON, whatever the output is.
+        json: Write JSON lines, even to a terminal.
+        config: The run's configuration, from which a live view reckons the dollars so far; None: not known.
+        plan: The run's plan, from which a live view reckons the time that is left; None: not known.
     """
     if json:
         return JsonLines(console.file)
-    return LiveView(console) if console.is_terminal else PlainLines(console.file)
+    return LiveView(console, config, plan) if console.is_terminal else PlainLines(console.file)

@@ -1,4 +1,4 @@
-"""The live view of a terminal: the stage list, one bar per unit that trains, the clusters' sizes."""
+"""The live view of a terminal: time and dollars, the stage list, one bar per unit that trains, the clusters' sizes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from moedisco_ray.cli.display.formatting import count, percent
 from moedisco_ray.cli.display.state import RunState, StageState, UnitState
-from moedisco_ray.cli.display.words import count, percent
 from moedisco_ray.core.bill import format_seconds
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
+from moedisco_ray.plan import Plan
 
 _ICONS = {
     "waiting": ("○", "dim"), "running": ("●", "bold cyan"), "done": ("✓", "green"), "reused": ("✓", "dim"),
@@ -25,10 +27,16 @@ _MOST_NOTICES = 3
 
 
 class LiveView:
-    """Redraws itself a few times a second between the first event and `close`."""
+    """Redraws itself four times a second from the first event to `close`.
 
-    def __init__(self, console: Console) -> None:
-        self._state = RunState()
+    Args:
+        console: A terminal.
+        config: The run's configuration, for the dollars so far; None: they are not shown.
+        plan: The run's plan, for the time that is left; None: it is not shown.
+    """
+
+    def __init__(self, console: Console, config: RunConfig | None = None, plan: Plan | None = None) -> None:
+        self._state = RunState(config, plan)
         # Events come from the pipeline's thread, redraws from rich's.
         self._lock = threading.Lock()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
@@ -40,7 +48,7 @@ class LiveView:
         self._live.start()
 
     def close(self) -> None:
-        """Draw the last state and let go of the terminal."""
+        """Draw the last state and release the terminal."""
         if self._live.is_started:
             self._live.stop()
 
@@ -53,10 +61,10 @@ def render(state: RunState, now: float) -> RenderableType:
     """The whole view at one moment.
 
     Args:
-        state: What is known.
+        state: The run so far.
         now: Seconds since the epoch.
     """
-    parts: list[RenderableType] = [_heading(state), _stage_list(state, now)]
+    parts: list[RenderableType] = [_heading(state, now), _stage_list(state, now)]
     units = {name: unit for name, unit in state.units.items() if unit.stage == state.current}
     if units:
         parts += [Text(), _unit_table(units)]
@@ -69,7 +77,7 @@ def render(state: RunState, now: float) -> RenderableType:
 
 
 def cluster_bars(tokens: list[int], documents: list[int]) -> RenderableType:
-    """Clusters as horizontal bars, as long as their tokens."""
+    """Clusters as horizontal bars whose lengths are their tokens."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(width=30)
@@ -83,8 +91,12 @@ def cluster_bars(tokens: list[int], documents: list[int]) -> RenderableType:
     return table
 
 
-def _heading(state: RunState) -> RenderableType:
-    return Text.assemble((state.name, "bold"), ("  " + state.directory if state.directory else "", "dim"))
+def _heading(state: RunState, now: float) -> RenderableType:
+    left, dollars = state.seconds_left(now), state.dollars()
+    figures = [f"about {format_seconds(left)} left"] if left else []
+    figures += [f"{dollars} so far"] if dollars is not None else []
+    heading = Text.assemble((state.name, "bold"), ("  " + state.directory if state.directory else "", "dim"))
+    return Group(heading, Text(", ".join(figures))) if figures else heading
 
 
 def _stage_list(state: RunState, now: float) -> RenderableType:
@@ -96,8 +108,8 @@ def _stage_list(state: RunState, now: float) -> RenderableType:
     for name, stage in state.stages.items():
         icon, style = _ICONS[stage.status]
         losses = [unit.loss for unit in state.units.values() if unit.stage == name and unit.loss is not None]
-        loss = f"loss {sum(losses) / len(losses):.3f}" if losses else ""
-        table.add_row(Text(icon, style), Text(name, style), _seconds(stage, now), loss)
+        detail = f"loss {sum(losses) / len(losses):.3f}" if losses else stage.activity if stage.status == "running" else ""
+        table.add_row(Text(icon, style), Text(name, style), _seconds(stage, now), detail)
     return table
 
 
@@ -108,7 +120,7 @@ def _seconds(stage: StageState, now: float) -> Text:
         case "done" | "failed":
             return Text(format_seconds(stage.seconds))
         case "reused":
-            return Text("there", "dim")
+            return Text("reused", "dim")
         case "waiting":
             return Text()
 

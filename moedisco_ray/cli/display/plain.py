@@ -1,4 +1,4 @@
-"""Events as lines: for people who read a log, and for programs."""
+"""Events as lines: words for a log, JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from moedisco_ray.cli.display.words import count, let_go, percent
+from moedisco_ray.cli.display.formatting import count, let_go, percent, stage_progress
 from moedisco_ray.core.bill import format_seconds
 from moedisco_ray.core.events import Event, EventType
 
@@ -24,11 +24,11 @@ class JsonLines:
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """There is nothing to close."""
 
 
 class PlainLines:
-    """One line per happening; of a unit's progress, at most one line in `interval` seconds."""
+    """One line per event; at most one progress line of a unit or a stage in `interval` seconds."""
 
     def __init__(self, stream: IO[str], interval: float = 10.0) -> None:
         self._stream = stream
@@ -37,7 +37,7 @@ class PlainLines:
 
     def __call__(self, event: Event) -> None:
         """Take an event."""
-        if event.type == "progress" and not self._is_due(event):
+        if event.type in ("progress", "stage_progress", "stage_started") and not self._is_due(event):
             return
         text = describe(event)
         if text:
@@ -46,18 +46,19 @@ class PlainLines:
             self._stream.flush()
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """There is nothing to close."""
 
     def _is_due(self, event: Event) -> bool:
-        unit = event.unit or event.stage or ""
-        if event.time - self._shown.get(unit, float("-inf")) < self._interval:
+        # A stage that is over within the interval needs no line between its start and its end.
+        key = event.unit if event.unit is not None else f"stage {event.stage}"
+        if event.type != "stage_started" and event.time - self._shown.get(key, float("-inf")) < self._interval:
             return False
-        self._shown[unit] = event.time
+        self._shown[key] = event.time
         return True
 
 
 def describe(event: Event) -> str:
-    """One line about an event, without its time; empty for what needs no line."""
+    """An event in one line, without its time; empty for an event that needs no line."""
     line = _LINES.get(event.type)
     return line(event.unit or event.stage or "", event.data) if line is not None else ""
 
@@ -83,7 +84,8 @@ def _round(stage: str, data: Mapping[str, Any]) -> str:
 _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "run_started": lambda _, data: f"run {data.get('name', '')} in {data.get('directory', '')}",
     "stage_started": lambda stage, _: f"{stage}: started",
-    "stage_skipped": lambda stage, _: f"{stage}: already there",
+    "stage_skipped": lambda stage, _: f"{stage}: reused",
+    "stage_progress": lambda stage, data: f"{stage}: {stage_progress(data)}",
     "stage_finished": lambda stage, data: f"{stage}: finished in {format_seconds(data.get('seconds', 0.0))}",
     "unit_started": lambda unit, data: f"{unit}: {data.get('steps', 0)} steps, {count(data.get('tokens', 0))} tokens",
     "progress": _progress,

@@ -7,8 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moedisco_ray.cli.display.tables import plain_table
-from moedisco_ray.cli.display.words import count, gigabytes
+from moedisco_ray.cli.display.formatting import count, gigabytes, plain_table
 from moedisco_ray.core.bill import format_dollars, format_seconds
 from moedisco_ray.plan import Parameters, Plan, StagePlan
 from moedisco_ray.plan.cluster_file import Cluster

@@ -13,8 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from moedisco_ray.cli.display.tables import plain_table
-from moedisco_ray.cli.display.words import count
+from moedisco_ray.cli.display.formatting import count, plain_table
 from moedisco_ray.core.findings import TASK_COLUMNS, evaluation_rows, expert_note, left_out, task_table
 from moedisco_ray.core.records import ClusterEntry, EvaluationRecord, Sample
 from moedisco_ray.core.report import TABLE_COLUMNS, report_notes, report_table, report_verdict

@@ -1,12 +1,17 @@
-"""What the events so far add up to; knows nothing of terminals."""
+"""What a run's events add up to, for any view."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
-from moedisco_ray.cli.display.words import let_go
+from moedisco_ray.cli.display.formatting import let_go, stage_progress
+from moedisco_ray.core.bill import idle_in_words, metered_bill
+from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.metering import Meter
+from moedisco_ray.plan import Plan
 
 
 @dataclasses.dataclass
@@ -16,6 +21,10 @@ class StageState:
     status: Literal["waiting", "running", "done", "reused", "failed"] = "waiting"
     started: float = 0.0
     seconds: float = 0.0
+    activity: str = ""
+    """What the running stage counts, in words."""
+    done: float | None = None
+    """Share of that count; None where its total is unknown."""
 
 
 @dataclasses.dataclass
@@ -35,17 +44,29 @@ class UnitState:
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
     @property
-    def seconds_left(self) -> float | None:
-        """At the current speed; None while there is none."""
+    def seconds_per_step(self) -> float | None:
+        """At the current speed; None before the first step."""
         if not self.tokens_per_second or not self.step:
             return None
-        return (self.steps - self.step) * (self.tokens / self.step) / self.tokens_per_second
+        return self.tokens / self.step / self.tokens_per_second
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds to the last step at the current speed; None before the first step."""
+        return None if self.seconds_per_step is None else (self.steps - self.step) * self.seconds_per_step
 
 
 @dataclasses.dataclass
 class RunState:
-    """Everything a view shows."""
+    """Everything that a view shows.
 
+    Attributes:
+        config: The run's configuration, for prices; None where the viewer does not know it.
+        plan: The run's plan, for the time that is left; None where the viewer does not know it.
+    """
+
+    config: RunConfig | None = None
+    plan: Plan | None = None
     name: str = ""
     directory: str = ""
     stages: dict[str, StageState] = dataclasses.field(default_factory=dict)
@@ -54,10 +75,13 @@ class RunState:
     cluster_documents: list[int] = dataclasses.field(default_factory=list)
     notices: list[str] = dataclasses.field(default_factory=list)
     current: str | None = None
+    meter: Meter = dataclasses.field(default_factory=Meter)
 
     def update(self, event: Event) -> None:
         """Take one event in."""
         data = event.data
+        if self.config is not None:
+            self.meter.update(event)
         if event.stage is not None and event.type.startswith("stage_"):
             self._stage_event(event, self.stages.setdefault(event.stage, StageState()))
         elif event.unit is not None:
@@ -74,12 +98,52 @@ class RunState:
         elif event.type == "warning":
             self.notices.append(str(data.get("message", "")))
 
+    def dollars(self) -> str | None:
+        """The run's cost so far, in words; None where prices are unknown."""
+        return None if self.config is None else idle_in_words(metered_bill(self.meter, self.config))
+
+    def seconds_left(self, now: float) -> float | None:
+        """Seconds until the run ends; None where a part of them is unknown, or after a failure.
+
+        Args:
+            now: Seconds since the epoch.
+        """
+        if self.plan is None or not self.stages:
+            return None
+        planned = {stage.stage: stage.seconds for stage in self.plan.estimates}
+        total = 0.0
+        for name, stage in self.stages.items():
+            left = planned.get(name) if stage.status == "waiting" else 0.0
+            if stage.status == "running":
+                left = self._running_left(name, planned.get(name), now - stage.started)
+            if left is None or stage.status == "failed":
+                return None
+            total += left
+        return total
+
+    def _running_left(self, name: str, planned: float | None, elapsed: float) -> float | None:
+        """Seconds that a running stage still takes: by its trainers' speed, else by its own count, else by the plan."""
+        units = [unit for unit in self.units.values() if unit.stage == name]
+        training = [unit for unit in units if unit.done < 1 and unit.seconds_per_step is not None]
+        if training:
+            slowest = max(unit.seconds_left or 0.0 for unit in training)
+            whole = max(unit.steps * (unit.seconds_per_step or 0.0) for unit in training)
+            count = next((stage.units for stage in self.plan.stages if stage.stage == name), 0) if self.plan else 0
+            return slowest + math.ceil(max(0, count - len(units)) / len(training)) * whole
+        share = self.stages[name].done
+        if share:
+            return elapsed * (1 - share) / share
+        return None if planned is None else max(0.0, planned - elapsed)
+
     def _stage_event(self, event: Event, stage: StageState) -> None:
         if event.type == "stage_started":
             stage.status, stage.started, self.current = "running", event.time, event.stage
         elif event.type == "stage_skipped":
             stage.status = "reused"
-        else:
+        elif event.type == "stage_progress":
+            total = event.data.get("total")
+            stage.activity, stage.done = stage_progress(event.data), min(1.0, event.data.get("done", 0) / total) if total else None
+        elif event.type == "stage_finished":
             stage.status, stage.seconds = "done", event.data.get("seconds", event.time - stage.started)
 
     def _unit_event(self, event: Event, unit: UnitState) -> None:
@@ -88,7 +152,7 @@ class RunState:
             self.notices.append(f"{event.unit}: {let_go(data)}")
             return
         unit.steps = data.get("steps", unit.steps)
-        if data.get("step") is not None:    # of an attempt that ended before its first step none is known
+        if data.get("step") is not None:    # an attempt that ended before its first step reports None
             unit.step = data["step"]
         unit.loss = data.get("loss", unit.loss)
         unit.tokens_per_second = data.get("tokens_per_second", unit.tokens_per_second)

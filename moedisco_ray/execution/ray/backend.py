@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -18,7 +18,7 @@ from moedisco_ray.execution.ray.attempts import AttemptContext
 from moedisco_ray.execution.ray.autoscaling.reservation import Reservation
 from moedisco_ray.execution.ray.clustering import build_clusters
 from moedisco_ray.execution.ray.corpus import build_corpus
-from moedisco_ray.execution.ray.event_mailbox import open_mailbox
+from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.gang_cluster import train_gang
 from moedisco_ray.execution.ray.queue import Queue
 from moedisco_ray.execution.ray.tasks import run_on
@@ -44,9 +44,9 @@ class RayBackend:
         self._reserves = config.finetune_pool is self._high and self._high.resource not in config.pools.low_memory.tags
         self._reservation = Reservation(self._high, f"{config.name}-ahead")
 
-    def build_corpus(self, config: RunConfig, directory: Path) -> dict[str, Any]:
+    def build_corpus(self, config: RunConfig, directory: Path, emit: Emit) -> dict[str, Any]:
         """Build the corpus with Ray Data over the sources' files."""
-        return build_corpus(config, directory)
+        return build_corpus(config, directory, emit=emit)
 
     def build_clusters(
         self, config: RunConfig, *, corpus_dir: Path, model: Path, directory: Path, emit: Emit, stop: StopFile,
@@ -73,6 +73,12 @@ class RayBackend:
 
         self._reservation.hand_over()
         return run_on(pool, reserve_rest, stop, function, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def reachable(self, emit: Emit) -> Iterator[Emit]:
+        """Through a mailbox of the block's own."""
+        with open_mailbox(emit) as mailbox:
+            yield attempt_emitter(mailbox.handle, "")
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER,

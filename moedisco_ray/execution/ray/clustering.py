@@ -21,9 +21,10 @@ import ray.data
 
 from moedisco_ray.backend import held_workers, vectors_kind
 from moedisco_ray.core.config import Pool, RunConfig
-from moedisco_ray.core.events import Emit
+from moedisco_ray.core.events import Emit, Event, StageProgress
 from moedisco_ray.core.stop_file import StopFile
 from moedisco_ray.execution.ray import session
+from moedisco_ray.execution.ray.event_mailbox import attempt_emitter, open_mailbox
 from moedisco_ray.execution.ray.tasks import run_on
 from moedisco_ray.stages.clustering.build import build_clusters as build
 from moedisco_ray.stages.clustering.packing import pack_cluster
@@ -43,7 +44,7 @@ def build_clusters(
         corpus_dir: The corpus artifact.
         model_dir: The model from which `mean_token` and `hidden_state` take their vectors.
         directory: Directory of the new artifact; all nodes must see it.
-        emit: Receives the events about held slots.
+        emit: Receives the events about held slots, and `stage_progress` events.
         stop: Ends the wait for a slot.
 
     Raises:
@@ -53,7 +54,7 @@ def build_clusters(
     node_type = vectors_kind(config, model_dir, {each.key: session.slots(each) for each in node_types})
     slots = None if node_type is None else VectoriserSlots(node_type, emit, stop)
     workers = RayWorkers(corpus_dir / "tokenizer", slots, name=f"{config.name}-vectors")
-    return build(config, corpus_dir, model_dir, directory, workers)
+    return build(config, corpus_dir, model_dir, directory, workers, emit=emit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +94,16 @@ def wait_for_slot() -> None:
 
 
 class _Embedder:
-    """Actor of Ray Data: a vectoriser that is loaded once."""
+    """Actor of Ray Data: a vectoriser that is loaded once; `emit` receives the size of each batch."""
 
-    def __init__(self, vectoriser: Path, device: str) -> None:
+    def __init__(self, vectoriser: Path, device: str, emit: Emit) -> None:
         self._vectoriser = load_vectoriser(vectoriser, device)
+        self._emit = emit
 
     def __call__(self, documents: pa.Table) -> pa.Table:
-        return embed_table(self._vectoriser, documents)
+        vectors = embed_table(self._vectoriser, documents)
+        self._emit(Event("stage_progress", "cluster", data={"done": len(vectors)}))
+        return vectors
 
 
 @dataclasses.dataclass
@@ -119,14 +123,18 @@ class RayWorkers:
     name: str = "vectors"
     _actors: list[Any] = dataclasses.field(default_factory=list)
 
-    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
+    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write the documents' vectors in one pass of Ray Data."""
         paths = [str(path.resolve()) for path in parts]
         documents = ray.data.read_parquet(paths, override_num_blocks=len(parts))
-        with self._take_slots(len(parts)) as (count, resources):
+        with (
+            self._take_slots(len(parts)) as (count, resources),
+            open_mailbox(lambda event: progress.add(event.data["done"])) as mailbox,
+        ):
             device = "cuda" if resources.get("num_gpus") else "cpu"
             vectors = documents.select_columns(_READ).map_batches(
-                _Embedder, fn_constructor_args=(vectoriser.resolve(), device), batch_size=1024, batch_format="pyarrow",
+                _Embedder, fn_constructor_args=(vectoriser.resolve(), device, attempt_emitter(mailbox.handle, "")),
+                batch_size=1024, batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count), zero_copy_batch=True, **resources)
             vectors.set_name(self.name)
             vectors.write_parquet(str(directory.resolve()))

@@ -16,19 +16,21 @@ import ray.data
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import MoeDiscoError
+from moedisco_ray.core.events import Emit, discard
 from moedisco_ray.stages.corpus import build
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None) -> dict[str, Any]:
+def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None, emit: Emit = discard) -> dict[str, Any]:
     """Build the corpus artifact on the connected Ray cluster.
 
     Args:
         config: The run's configuration.
         directory: An empty directory that all nodes see.
         blocks: Number of Ray Data blocks for the tasks; None: one per task. The result is the same.
+        emit: Receives `stage_progress` events.
 
     Returns:
         The stage's figures, as `corpus.build` returns them.
@@ -39,7 +41,7 @@ def build_corpus(config: RunConfig, directory: Path, blocks: int | None = None) 
     def on_ray_data(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         return _map_tasks(f"{config.name}-corpus", function, items, blocks)
 
-    return build(config, directory.absolute(), on_ray_data)
+    return build(config, directory.absolute(), on_ray_data, emit=emit)
 
 
 def _map_tasks(name: str, function: Callable[[T], R], items: Sequence[T], blocks: int | None) -> Iterator[R]:

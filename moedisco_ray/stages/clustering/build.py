@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import cluster_warnings
 from moedisco_ray.stages.clustering.assign import assign_balanced, overlap_mask
 from moedisco_ray.stages.clustering.blocks import Statistics, reduce
@@ -44,8 +45,8 @@ _MARGIN = 1.25
 class Workers(Protocol):
     """Carries out what touches every document."""
 
-    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
-        """Write vector files (`store`) of all documents into `directory`, with the saved vectoriser."""
+    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
+        """Write vector files (`store`) of all documents into `directory`, with the saved vectoriser; count the documents."""
 
     def hold(self, files: Sequence[Path]) -> None:
         """Open `store.Shard`s that hold every vector file once."""
@@ -75,12 +76,14 @@ class LocalWorkers:
         self._held = held
         self._shard: Shard | None = None
 
-    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path) -> None:
+    def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """One vector file per part."""
         with self._held():
             loaded = load_vectoriser(vectoriser)
             for part in parts:
-                pq.write_table(embed_table(loaded, pq.read_table(part)), directory / part.name)
+                vectors = embed_table(loaded, pq.read_table(part))
+                pq.write_table(vectors, directory / part.name)
+                progress.add(len(vectors))
 
     def hold(self, files: Sequence[Path]) -> None:
         """One shard of all files."""
@@ -102,7 +105,7 @@ class LocalWorkers:
 
 
 def build_clusters(
-    config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers,
+    config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers, *, emit: Emit = discard,
 ) -> dict[str, Any]:
     """Cluster training documents, as many as are needed, and write the artifact: model, assignments, packed tokens, report.
 
@@ -112,6 +115,7 @@ def build_clusters(
         model_dir: The model that `mean_token` and `hidden_state` look into.
         directory: Where the artifact goes; must exist.
         workers: Carry out what touches every document.
+        emit: Takes `stage_progress` events.
 
     Returns:
         The stage's figures: `clusters` (`documents` and `tokens` of each), `inertia`, `iterations` (None unless by
@@ -126,7 +130,7 @@ def build_clusters(
         raise CorpusError(
             "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
     with _first_parts(parts, documents, directory / "documents.scratch") as chosen:
-        return _build(config, chosen, documents, model_dir, directory, workers)
+        return _build(config, chosen, documents, model_dir, directory, workers, emit=emit)
 
 
 def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
@@ -161,7 +165,7 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[l
 
 
 def _build(
-    config: RunConfig, parts: Sequence[Path], documents: int, model_dir: Path, directory: Path, workers: Workers,
+    config: RunConfig, parts: Sequence[Path], documents: int, model_dir: Path, directory: Path, workers: Workers, *, emit: Emit,
 ) -> dict[str, Any]:
     settings = config.clusters
     sampled = first_documents(parts, max(settings.sample, settings.count))
@@ -175,13 +179,14 @@ def _build(
         for path in (model_path, scratch, directory / "assignments"):
             path.mkdir(parents=True, exist_ok=True)
         vectoriser.save(model_path)
-        workers.embed(parts, model_path, scratch)
+        workers.embed(parts, model_path, scratch, StageProgress(emit, "cluster", "vectors", documents))
         workers.hold(sorted(scratch.glob("*.parquet")))
         if by_distance:
             raw_SD = _sample_vectors(workers, sampled["id"][-1].as_py())
             vectoriser.centre(raw_SD)
             x_SD = adjust(raw_SD, vectoriser.centre_D)
-            fit = _fit(config, workers, vectoriser.centre_D, x_SD, documents)
+            iterations = StageProgress(emit, "cluster", "k-means iterations")
+            fit = _fit(config, workers, vectoriser.centre_D, x_SD, iterations, documents=documents)
         else:
             x_SD, fit = kind("mean_token").fit(inputs).embed(inputs.texts, inputs.tokens), None
         centroids_ED = fit.centroids_KD if fit else None
@@ -258,11 +263,14 @@ def given(assignments: Path, cluster: int) -> Array:
     return np.array([cluster in clusters for clusters in others], dtype=bool)
 
 
-def _fit(config: RunConfig, workers: Workers, centre_D: Array | None, x_SD: Array, documents: int) -> Fit:
+def _fit(
+    config: RunConfig, workers: Workers, centre_D: Array | None, x_SD: Array, progress: StageProgress, *, documents: int,
+) -> Fit:
     origin_D = x_SD.mean(axis=0, dtype=np.float64).astype(np.float32)
     grid = Grid.covering(origin_D, max(workers.ask("peak", centre_D, origin_D)), documents)
 
     def step(centroids_RKD: Array, running: Sequence[int]) -> Statistics:
+        progress.add(1)
         return reduce(workers.ask("step", centre_D, grid, centroids_RKD, running))
 
     settings = config.clusters

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from moedisco_ray.core.config import RunConfig, tokenizer_directory
 from moedisco_ray.core.errors import CorpusError
+from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import corpus_warnings
 from moedisco_ray.stages.corpus.buckets import Finished, Rules, finish_bucket, sample_texts, survey_bucket
 from moedisco_ray.stages.corpus.files import Listing, list_files
@@ -46,7 +47,7 @@ def in_this_process(function: Callable[[T], R], items: Sequence[T]) -> Iterable[
 
 
 def build(
-    config: RunConfig, directory: Path, map_tasks: MapTasks = in_this_process, unit_bytes: int = UNIT_BYTES,
+    config: RunConfig, directory: Path, map_tasks: MapTasks = in_this_process, unit_bytes: int = UNIT_BYTES, emit: Emit = discard,
 ) -> dict[str, Any]:
     """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
 
@@ -58,6 +59,7 @@ def build(
         directory: An empty directory that every worker sees.
         map_tasks: Runs the tasks.
         unit_bytes: How much text a reading task gets.
+        emit: Takes `stage_progress` events.
 
     Returns:
         documents, validation_documents, duplicates, tokens (of one pass, as packed), validation_tokens, bytes (of
@@ -80,7 +82,8 @@ def build(
     count = bucket_count(sum(sizes))
     stage = functools.partial(stage_unit, directory=scratch / "staged", buckets=count)
     listed = [(source.sized(size), listing.files) for source, size, listing in zip(inputs, sizes, listings, strict=True)]
-    staged, unreadable = _stage_all(plan_units(listed, unit_bytes), stage, map_tasks)
+    reading = StageProgress(emit, "corpus", "documents read")
+    staged, unreadable = _stage_all(plan_units(listed, unit_bytes), stage, map_tasks, reading)
     skipped = [_skipped(source, listing, unreadable) for source, listing in zip(inputs, listings, strict=True)]
     _check_inputs(inputs, staged, skipped)
 
@@ -91,7 +94,7 @@ def build(
     rules = _with_extremes(rules, list(map_tasks(functools.partial(survey_bucket, rules=rules), buckets)))
     encoder = _encoder(config, buckets, rules, directory / "tokenizer")
     finish = functools.partial(finish_bucket, rules=rules, tokenizer=directory / "tokenizer", directory=directory)
-    finished = list(map_tasks(finish, buckets))
+    finished = _finish_all(buckets, finish, map_tasks, StageProgress(emit, "corpus", "documents tokenized"))
     shutil.rmtree(scratch)
     _check_split(config, finished)
 
@@ -106,14 +109,18 @@ def build(
 
 
 def _stage_all(
-    units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks,
+    units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks, progress: StageProgress,
 ) -> tuple[list[Staged], dict[int, dict[str, Skipped]]]:
     """Stage all units, those with a file that is left out again without it; also these files, by source and path."""
     staged: dict[int, Staged] = {}
     skipped: dict[int, dict[str, Skipped]] = {unit.source.order: {} for unit in units}
     waiting = units
     while waiting:
-        for report in sorted(map_tasks(stage, waiting), key=lambda report: report.index):
+        reports = []
+        for report in map_tasks(stage, waiting):
+            progress.add(report.documents)
+            reports.append(report)
+        for report in sorted(reports, key=lambda report: report.index):
             staged[report.index] = report
             for each in report.skipped:     # of several slices of a file the first one says why
                 skipped[report.order].setdefault(each.path, each)
@@ -121,6 +128,16 @@ def _stage_all(
         waiting = [unit for unit, before in zip(shortened, units, strict=True) if unit != before]
         units = shortened
     return list(staged.values()), skipped
+
+
+def _finish_all(
+    buckets: Sequence[Bucket], finish: Callable[[Bucket], Finished], map_tasks: MapTasks, progress: StageProgress,
+) -> list[Finished]:
+    finished = []
+    for report in map_tasks(finish, buckets):
+        progress.add(int(report.train[:, 0].sum() + report.validation[:, 0].sum()))
+        finished.append(report)
+    return finished
 
 
 def _skipped(source: Input, listing: Listing, unreadable: Mapping[int, Mapping[str, Skipped]]) -> list[Skipped]:

@@ -9,6 +9,6 @@ from moedisco_ray.stages.context import Context, warn
 
 def run(context: Context, draft: Draft) -> None:
     """Make the corpus artifact."""
-    summary = CorpusSummary.model_validate(context.backend.build_corpus(context.config, draft.path))
+    summary = CorpusSummary.model_validate(context.backend.build_corpus(context.config, draft.path, context.emit))
     draft.summary.update(summary.to_json())
     warn(context, "corpus", summary.warnings)

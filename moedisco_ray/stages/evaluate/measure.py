@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.models import load_model, specialise
 from moedisco_ray.stages.evaluate.ensemble import Distances, ensemble_nats
 from moedisco_ray.stages.evaluate.routers import (
@@ -32,6 +33,7 @@ from moedisco_ray.stages.text.validation import Documents
 def evaluate(
     model_dir: Path, documents: Documents, labels_N: NDArray[np.integer[Any]] | None = None, *, prefix: int,
     sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+    advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure one model.
 
@@ -44,6 +46,7 @@ def evaluate(
         device: Where to run.
         dtype: Arithmetic of the model, bf16 on a GPU and fp32 elsewhere where not given; sums are in float64.
         batch_tokens: Positions that run at once.
+        advance: Counts tokens.
 
     Returns:
         JSON-ready: the figures of `Score.to_dict`, and
@@ -68,7 +71,7 @@ def evaluate(
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
             model, documents.tokens, prefix=prefix, sequence_length=sequence_length, batch_tokens=batch_tokens,
-            observe=meter.observe)
+            observe=meter.observe, advance=advance)
     scores = document_scores(documents, nats_N)
     statistics = meter.statistics()
     return {
@@ -83,6 +86,7 @@ def evaluate(
 def evaluate_stages(
     models: Mapping[str, Path], submodels: Sequence[Path], documents: Documents, labels_N: NDArray[np.integer[Any]] | None, *,
     prefix: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
+    advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure what every training stage made; one model is in memory at a time.
 
@@ -96,6 +100,7 @@ def evaluate_stages(
         device: Where to run.
         dtype: As in `evaluate`.
         batch_tokens: Positions that run at once.
+        advance: Counts tokens.
 
     Returns:
         `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels`, where
@@ -103,7 +108,8 @@ def evaluate_stages(
         than the fine-tuned one.
     """
     started = time.monotonic()
-    settings: dict[str, Any] = {"prefix": prefix, "sequence_length": sequence_length, "batch_tokens": batch_tokens}
+    settings: dict[str, Any] = {
+        "prefix": prefix, "sequence_length": sequence_length, "batch_tokens": batch_tokens, "advance": advance}
 
     def score(directory: Path, chosen: Documents) -> Score:
         if not len(chosen):
@@ -154,7 +160,7 @@ def evaluate_unseen(
 
 def evaluate_ensemble(
     submodels: Sequence[Path], documents: Documents, distances: Distances, top_k: int | None, *, prefix: int, sequence_length: int,
-    device: str = "cpu",
+    device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Measure the sub-models as an ensemble; one of them is in memory at a time.
 
@@ -166,6 +172,7 @@ def evaluate_ensemble(
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
         device: Where to run.
+        advance: Counts tokens, of each sub-model.
 
     Returns:
         The figures of `Score.to_dict`.
@@ -173,7 +180,7 @@ def evaluate_ensemble(
     def nats() -> Iterator[list[NDArray[np.float64]]]:
         for directory in submodels:
             model = specialise(load_model(directory, default_dtype(device)).to(device))
-            yield token_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length)
+            yield token_nats(model, documents.tokens, prefix=prefix, sequence_length=sequence_length, advance=advance)
 
     scores = document_scores(documents, ensemble_nats(documents, nats(), distances, top_k))
     return sum(scores, Score()).to_dict()

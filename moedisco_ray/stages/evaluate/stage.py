@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moedisco_ray.core.artifacts import Draft, write_json
 from moedisco_ray.core.config import Evaluation
+from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import EvaluateSummary, EvaluationRecord
 from moedisco_ray.models import read_config
 from moedisco_ray.stages.context import Context, device_of
@@ -53,7 +54,7 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
     """Measure every model of the run on the validation text."""
     config, pool = context.config, context.config.finetune_pool
     made = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
-    result = context.call(
+    result = context.call_with_events(
         pool, evaluate, {stage: context.of(stage) for stage in made}, submodels=context.submodels, corpus=context.of("corpus"),
         cluster_model=context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
         limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
@@ -69,7 +70,7 @@ def run(context: Context, draft: Draft, *, readers: Readers) -> None:
 
 def evaluate(
     models: Mapping[str, Path], *, submodels: Sequence[Path], corpus: Path, cluster_model: Path | None, limits: Limits,
-    settings: Evaluation, device: str, readers: Readers,
+    settings: Evaluation, device: str, readers: Readers, events: Emit = discard,
 ) -> dict[str, Any]:
     """Perplexity and bits per byte of every model of the run; of the finished one also routers, unseen text and tasks.
 
@@ -82,6 +83,7 @@ def evaluate(
         settings: The run's evaluation section.
         device: Where the models run.
         readers: Code of other stages.
+        events: Takes `stage_progress` events.
 
     Returns:
         The figures, and `extra_seconds`: time that only a run with other models than the finished one needs.
@@ -93,8 +95,11 @@ def evaluate(
     labels_N = None if clusters is None else clusters.assign(list(documents.texts), list(documents.tokens))
     labelling = time.monotonic() - began
     shown = (models, submodels) if settings.stages else ({"finetune": models["finetune"]}, ())
+    ensemble = settings.ensemble and clusters is not None
+    passes = len(shown[0]) + (len(submodels) > 0 and settings.stages) + len(submodels) * ensemble
+    progress = StageProgress(events, "evaluate", "tokens evaluated", passes * sum(map(len, documents.tokens)))
     result = evaluate_stages(
-        *shown, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device)
+        *shown, documents, labels_N, prefix=encoder.prefix, sequence_length=sequence_length, device=device, advance=progress.add)
     result["extra_seconds"] += labelling
     began = time.monotonic()
     if settings.ensemble and clusters is not None:
@@ -105,7 +110,7 @@ def evaluate(
 
         result["ensemble"] = evaluate_ensemble(
             submodels, documents, distances, settings.ensemble_top_k, prefix=encoder.prefix, sequence_length=sequence_length,
-            device=device)
+            device=device, advance=progress.add)
     result["extra_seconds"] += time.monotonic() - began
     trained_on = sorted((corpus / "train").glob("*.parquet"))
     return result | judge(

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moedisco_ray.core.errors import CheckpointError, RunError
+from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.core.records import ExportSummary
 from moedisco_ray.core.run_record import RunReport
 from moedisco_ray.models import (
@@ -41,7 +42,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def export(
     model_dir: Path, tokenizer_dir: Path, directory: Path, report: RunReport, *, prompts: Sequence[str] = (),
     sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Write the finished directory, load it again, and compare it with the trained model.
 
@@ -61,6 +62,7 @@ def export(
         prefix: Token before a document, for the samples; None: the one that ends it.
         origin: The model that the run started from; None: random weights.
         dtype: Of the weights; `auto`: the origin's, or else what the model was trained in.
+        advance: Counts files.
 
     Returns:
         `parameters`, `active_parameters` (that one token uses), `rounded_to` (the dtype of the weights where it cannot hold the
@@ -75,10 +77,12 @@ def export(
     stored_in = _DTYPES.get(dtype) or (trained["model.norm.weight"].dtype if origin is None else origin.dtype())
     as_they_are = all(trained.dtype(key) == stored_in for key in trained)
     _write_weights(model_dir, directory, None if as_they_are else stored_in)
+    advance(weight_files := _files(directory))
     weights = open_checkpoint(directory)
     positions = int(weights.config["max_position_embeddings"])
     tokenizer = _write_tokenizer(tokenizer_dir, directory, positions if origin is None else None)
     _write_configs(tokenizer, stored_in, directory, origin)
+    advance(_files(directory) - weight_files)
     model = _verified(model_dir, directory, stored_in)
     total, active = count_parameters(weights)
     figures = {
@@ -127,6 +131,10 @@ def check_classic(names: Sequence[str], model_map: ModelMap) -> None:
         CheckpointError: One has another name, such as that of stacked experts, or a layer is incomplete.
     """
     model_map.experts(names)
+
+
+def _files(directory: Path) -> int:
+    return sum(1 for path in directory.iterdir() if path.is_file())
 
 
 def _belongs(path: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import LocalInit, Model
+from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import ExportSummary
 from moedisco_ray.core.report import build_report
 from moedisco_ray.core.run_record import RunReport
@@ -20,7 +21,7 @@ from moedisco_ray.stages.text.tokenizer import Encoder
 def run(context: Context, draft: Draft) -> None:
     """Write the finished model's directory."""
     config = context.config
-    figures = context.call(
+    figures = context.call_with_events(
         config.finetune_pool, export_model, context.of("finetune"), tokenizer=context.of("corpus") / "tokenizer",
         directory=draft.path, report=build_report(context.directory, config), prompts=config.evaluation.prompts,
         sample_tokens=config.evaluation.sample_tokens, seed=config.seed, start=config.model,
@@ -30,7 +31,7 @@ def run(context: Context, draft: Draft) -> None:
 
 def export_model(
     model: Path, *, tokenizer: Path, directory: Path, report: RunReport, prompts: Sequence[str], sample_tokens: int,
-    seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"],
+    seed: int, start: Model, own_tokens: bool, dtype: Literal["auto", "fp32", "bf16", "fp16"], events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the Hugging Face directory and let the model continue a few prompts.
 
@@ -45,6 +46,7 @@ def export_model(
         start: The run's model section, which names what the run started from.
         own_tokens: Whether the run kept the tokenizer of its start.
         dtype: Dtype of the weights; see `export`.
+        events: Takes `stage_progress` events.
 
     Returns:
         The export's figures, and `samples`: [{prompt, text}].
@@ -52,4 +54,5 @@ def export_model(
     origin = Origin(start.init.directory, own_tokens) if isinstance(start.init, LocalInit) else None
     return export(
         model, tokenizer, directory, report, prompts=prompts, sample_tokens=sample_tokens, seed=seed,
-        prefix=Encoder(tokenizer).prefix, origin=origin, dtype=dtype)
+        prefix=Encoder(tokenizer).prefix, origin=origin, dtype=dtype,
+        advance=StageProgress(events, "export", "files written").add)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.errors import CheckpointError
+from moedisco_ray.core.events import Advance, no_advance
 from moedisco_ray.models import (
     Checkpoint,
     ModelMap,
@@ -37,7 +38,7 @@ _COMPARED = ".compared"
 
 def build_merged(
     submodels: Sequence[Path], start: Path, config: Mapping[str, Any], recipes: Sequence[Recipe], batches: Sequence[Batch], *,
-    directory: Path, router: RouterSettings, loss: Loss, device: str = "cpu",
+    directory: Path, router: RouterSettings, loss: Loss, device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
@@ -55,6 +56,7 @@ def build_merged(
         router: How routers are calibrated.
         loss: Of a model on held-out text; asked only where there are several recipes.
         device: Where the merged model runs; it must fit there.
+        advance: Counts merged tensors.
 
     Returns:
         What `merge.json` holds: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
@@ -79,6 +81,7 @@ def build_merged(
     def stream() -> Iterator[tuple[str, Tensor]]:
         for tensor, entry in merge_with_report(opened, origin, model_map, recipe):
             reports.append(entry)
+            advance(1)
             yield entry.key, tensor
 
     write_checkpoint(joined, stream(), config)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import Merge
+from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.records import MergeSummary, TrainingSummary
 from moedisco_ray.models import (
     ModelMap,
@@ -53,7 +54,7 @@ def run(context: Context, draft: Draft) -> None:
         return
     common = context.of("submodels") / COMMON
     batches, held_out = calibration(context)
-    made = context.call(
+    made = context.call_with_events(
         pool, merge_submodels, context.start, submodels=context.submodels,
         common=common if common.is_dir() else context.of("decompose") / "0",
         tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=batches, held_out=held_out,
@@ -65,6 +66,7 @@ def run(context: Context, draft: Draft) -> None:
 def merge_submodels(
     start: Start, *, submodels: Sequence[Path], common: Path, tokens: Sequence[int], batches: Sequence[Batch],
     held_out: Sequence[NDArray[np.int32]], settings: Merge, keep_optimizer_state: bool, device: str, directory: Path,
+    events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 
@@ -79,6 +81,7 @@ def merge_submodels(
         keep_optimizer_state: Whether the sub-models' optimizer states are merged too.
         device: Where the merged model runs.
         directory: Where the merged model goes.
+        events: Takes `stage_progress` events.
 
     Returns:
         Figures per layer; `merge.json` next to the model also says what became of each tensor.
@@ -93,7 +96,7 @@ def merge_submodels(
     router = RouterSettings(settings.router, settings.from_data, settings.from_data, start.seed)
     result = build_merged(
         submodels, common, config, recipes(settings, tokens, start.seed), batches, directory=directory, router=router, loss=loss,
-        device=device)
+        device=device, advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add)
     if keep_optimizer_state:
         merge_moments(submodels, config, merge_weights("token_weighted", tokens), directory)
     return {**result, "tensors": len(result["tensors"])}

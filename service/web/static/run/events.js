@@ -6,7 +6,7 @@ import { clock, decimal, duration, moment, plural } from "../words.js";
 
 const FILTERS = [["main", "main"], ["all", "all"]];
 const SHOWN = 200;
-const COMMON = ["progress", "checkpoint", "slots_free"];
+const COMMON = ["progress", "stage_progress", "checkpoint", "slots_free"];
 const BAD = ["run_failed", "worker_restarted", "warning"];
 
 /** @param {{events: import("./fold.js").RunEvent[]}} props Oldest first. */
@@ -40,6 +40,7 @@ function eventWords({ type, stage, unit, data }) {
     case "run_stopped": return `The run stopped${data.reason ? `: ${data.reason}` : ""}`;
     case "stage_started": return `Stage ${stage} started`;
     case "stage_skipped": return `Stage ${stage} reused`;
+    case "stage_progress": return `${stage}: ${data.done}${data.total ? ` of ${data.total}` : ""} ${data.unit}`;
     case "stage_finished": return `Stage ${stage} finished after ${duration(data.seconds ?? 0)}`;
     case "unit_started": return `${unit} started on ${data.node ?? "a worker"}, ${plural(data.steps ?? 0, "step")}`;
     case "unit_finished": return `${unit} finished, loss ${decimal(data.loss, 3)}`;

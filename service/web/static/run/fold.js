@@ -17,6 +17,7 @@ const FRESH = {
 
 /** Fold one event. @param {Progress} progress @param {RunEvent} event */
 export function fold(progress, event) {
+  if (event.type === "stage_progress") return;
   if (event.stage && event.type.startsWith("stage_")) foldStage(progress, event);
   else if (event.unit) foldUnit(progress, event);
   else if (event.type === "run_started") startAgain(progress, event);

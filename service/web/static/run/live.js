@@ -138,7 +138,7 @@ export class LiveRun {
         append(this.curves, event, this.figure);
         this.curvesVersion += 1;
       }
-      turned ||= event.type === "state" || event.type.startsWith("stage_");
+      turned ||= event.type === "state" || (event.type.startsWith("stage_") && event.type !== "stage_progress");
     }
     this._known = Math.max(this._known, this._position + 1);
     this.events = [...this.events, ...events.filter((event) => event.type !== "heartbeat")].slice(-KEPT_EVENTS);

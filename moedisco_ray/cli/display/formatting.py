@@ -1,0 +1,51 @@
+"""How all views write numbers, shares, tables and what several of them say. Durations and dollars are written by `core.bill`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+
+def count(number: float) -> str:
+    """A count with three digits and a unit: `812`, `1.20M`, `14.3B`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size * 0.9995:
+            value = number / size
+            return f"{value:.{max(0, 2 - int(math.log10(max(1.0, abs(value) * 1.0005))))}f}{unit}"
+    return f"{number:.0f}"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in GB of 2^30 bytes, the unit in which GPUs are sold."""
+    value = size / 2**30
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def percent(share: float) -> str:
+    """A share of 1 as a whole percentage."""
+    return f"{100 * share:.0f} %"
+
+
+def plain_table(first: str, *others: str) -> Table:
+    """A table without a frame: names on the left, numbers on the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim", show_edge=False)
+    table.add_column(first, no_wrap=True)
+    for title in others:
+        table.add_column(title, justify="right")
+    return table
+
+
+def let_go(data: Mapping[str, Any]) -> str:
+    """The data of a `unit_let_go` event in words."""
+    taken = f"its checkpoint of step {data.get('steps', 0)}" if data.get("contribution") == "checkpoint" else "its seed"
+    return f"not waited for, the merge takes {taken}: {data.get('reason', '')}"
+
+
+def stage_progress(data: Mapping[str, Any]) -> str:
+    """The data of a `stage_progress` event in words: `1.20M of 2.00M tokens evaluated`."""
+    done, total = count(data.get("done", 0)), data.get("total")
+    return f"{done} of {count(total)} {data.get('unit', '')}" if total else f"{done} {data.get('unit', '')}"
