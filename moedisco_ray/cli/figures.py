@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from moedisco_ray.core.run_record import Curve, RunReport
 
 # Okabe and Ito's palette, which people with any kind of colour blindness tell apart (jfly.uni-koeln.de/color).
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B7A900", "#555555")
+_TRAINING = ("seed", "submodels", "finetune")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK = "#333333"
 STYLE: dict[str, Any] = {
@@ -29,7 +30,6 @@ STYLE: dict[str, Any] = {
     "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": "#E8E8E8",
     "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.8, "figure.dpi": 150,
 }
-
 
 def plot(report: RunReport, folder: Path) -> list[Path]:
     """Draw what a run's report has the numbers for.
@@ -43,7 +43,7 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
     """
     with mpl.rc_context(STYLE):
         drawn = {
-            "loss.png": draw_loss(report.curves),
+            "loss.png": draw_loss(report.curves, report.held_out),
             "clusters.png": draw_clusters(report.clusters.map),
             "experts.png": draw_experts(report.evaluation.routers),
         }
@@ -56,41 +56,83 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
     return written
 
 
-def draw_loss(curves: Mapping[str, Curve]) -> Figure | None:
-    """Training loss of every unit over its own tokens: the independent phase on the left, the fine-tune on the right.
+def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None = None) -> Figure | None:
+    """Loss from the seed to the fine-tune over one axis of tokens: sub-models start where the seed ended, all at the same place.
+
+    Joint training's curve is not drawn: no run directory holds one. `comparison.json` says in words what a comparison found.
 
     Args:
-        curves: {unit: {stage, tokens, loss}} as in the report.
+        curves: Training loss: {unit: {stage, tokens, loss}} as in the report. Drawn faint, with a running mean over it.
+        held_out: Held-out loss of the units that measured it (`evaluation.every_tokens`), likewise. Drawn as dots.
 
     Returns:
         The figure; None when there is no curve.
     """
-    panels = {
-        "Seed and sub-models": {unit: curve for unit, curve in curves.items() if curve.stage != "finetune"},
-        "Fine-tune of the whole model": {unit: curve for unit, curve in curves.items() if curve.stage == "finetune"},
-    }
-    panels = {title: part for title, part in panels.items() if part}
-    if not panels:
+    curves = {
+        unit: curve for stage in _TRAINING for unit, curve in sorted(curves.items(), key=lambda item: _number_of(item[0]))
+        if curve.stage == stage}
+    if not curves:
         return None
-    figure = blank_figure(5.2 * len(panels), 3.8)
-    rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)
-    for axes, (title, part) in zip(rows[0], panels.items(), strict=True):
-        axes.set_title(title, loc="left")
-        axes.set_xlabel("tokens of each model")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        ends = [_draw_curve(axes, unit, curve, i) for i, (unit, curve) in enumerate(part.items())]
-        label_ends(axes, ends)
-    rows[0][0].set_ylabel("training loss (nats per token)")
+    starts = _starts(curves)
+    figure = blank_figure(8.4, 4.4)
+    axes = figure.subplots()
+    for unit, curve in curves.items():
+        colour = INK if curve.stage != "submodels" else PALETTE[_number_of(unit) % len(PALETTE)]
+        x = [starts[curve.stage] + tokens for tokens in curve.tokens]
+        smooth = running_mean(curve.loss, max(1, len(x) // 25))
+        axes.plot(x, curve.loss, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(x, smooth, color=colour, label=f"{unit}  {smooth[-1]:.2f}", zorder=3)
+        if held_out and unit in held_out:
+            x, losses = [starts[curve.stage] + tokens for tokens in held_out[unit].tokens], held_out[unit].loss
+            axes.plot(
+                x, losses, color=colour, linestyle=":", linewidth=1, marker="o", markersize=4.5, markerfacecolor="white", zorder=4,
+                markevery=max(1, len(x) // 40),
+                label=f"{unit}, held out  {losses[-1]:.2f}")
+    if {"submodels", "finetune"} <= starts.keys():
+        axes.axvline(starts["finetune"], color="#777777", linewidth=1, linestyle="--")
+        axes.annotate(
+            "merge", (starts["finetune"], 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+            ha="center", color="#777777", fontsize=9)
+    axes.set_title("Loss from seed to fine-tune", loc="left")
+    axes.set(xlabel="tokens that one model trains on (sub-models side by side)", ylabel="loss (nats per token)", xlim=(0, None))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, ncols=math.ceil(len(axes.get_legend_handles_labels()[0]) / 16),
+        title="last loss", title_fontsize=9, alignment="left")
     return figure
+
+
+def _starts(curves: Mapping[str, Curve]) -> dict[str | None, int]:
+    """Where each training stage begins on the axis of tokens; stages without a curve have no entry."""
+    starts: dict[str | None, int] = {}
+    end = 0
+    for stage in _TRAINING:
+        lengths = [curve.tokens[-1] for curve in curves.values() if curve.stage == stage]
+        if lengths:
+            starts[stage] = end
+            end += max(lengths)
+    return starts
+
+
+def running_mean(values: Sequence[float], reach: int) -> list[float]:
+    """The mean of each value and its neighbours, up to `reach` on each side; near the start fewer, as many before as after.
+
+    A first loss far above the others is so not dragged along, and the last mean is one of several values.
+    """
+    means = []
+    for i in range(len(values)):
+        near = min(reach, i)
+        window = values[i - near:i + near + 1]
+        means.append(sum(window) / len(window))
+    return means
 
 
 def draw_clusters(points: ClusterMap) -> Figure | None:
     """A sample of documents in the plane of the first two principal directions of their vectors.
 
     Args:
-        points: x, y, cluster and source, one entry per document. Colour tells the cluster; a second panel tells the source, where
-            there are several.
+        points: x, y, cluster and source, one entry per document. Where there are several sources, a second panel has them, in the
+            colours of the clusters that hold most of their documents as far as each cluster holds most of one.
 
     Returns:
         The figure; None when there is no point.
@@ -103,7 +145,7 @@ def draw_clusters(points: ClusterMap) -> Figure | None:
     figure = blank_figure(5.6 * len(views), 4.4)
     panels = figure.subplots(1, len(views), squeeze=False)[0]
     for axes, (title, labels) in zip(panels, views.items(), strict=True):
-        _scatter(axes, points.x, points.y, labels)
+        _scatter(axes, points.x, points.y, _by_main_cluster(labels, points.cluster))
         axes.set_title(title, loc="left")
     return figure
 
@@ -155,38 +197,24 @@ def blank_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _draw_curve(axes: Axes, unit: str, curve: Curve, number: int) -> tuple[float, float, str, str]:
-    # The seed is everybody's ancestor: ink; sub-models take the palette's colours in order.
-    colour = INK if unit == "seed" else PALETTE[_number_of(unit, number) % len(PALETTE)]
-    axes.plot(curve.tokens, curve.loss, color=colour, linestyle="--" if unit == "seed" else "-")
-    return curve.tokens[-1], curve.loss[-1], unit, colour
-
-
-def _number_of(unit: str, otherwise: int) -> int:
+def _number_of(unit: str) -> int:
+    """The 3 of `submodel-3`; 0 for a unit without a number."""
     suffix = unit.rpartition("-")[2]
-    return int(suffix) if suffix.isdigit() else otherwise
+    return int(suffix) if suffix.isdigit() else 0
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Name each curve to the right of the panel, at the height of its end, pushed apart where they would overlap."""
-    low, high = axes.get_ylim()
-    ordered = sorted(ends, key=lambda end: end[1])
-    heights = [(loss - low) / (high - low) for _, loss, _, _ in ordered]
-    step = 0.06
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + step)
-    excess = max(0.0, heights[-1] - 1)
-    heights = [height - excess for height in heights]
-    assert all(right - left >= step - 1e-9 for left, right in pairwise(heights))  # noqa: S101  # what the loop is for
-    for (_, loss, unit, colour), height in zip(ordered, heights, strict=True):
-        axes.text(
-            1.02, height, f"{unit}  {loss:.2f}", transform=axes.transAxes, color=colour, va="center", fontsize=9)
+def _by_main_cluster(labels: Sequence[str], clusters: Sequence[int]) -> dict[str, list[int]]:
+    """The documents of each label, ordered by the cluster that holds most of them, then by name."""
+    documents: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        documents.setdefault(label, []).append(i)
+    main = {label: Counter(clusters[i] for i in chosen).most_common(1)[0][0] for label, chosen in documents.items()}
+    return {label: documents[label] for label in sorted(documents, key=lambda label: (main[label], label))}
 
 
-def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], labels: Sequence[str]) -> None:
+def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], documents: Mapping[str, Sequence[int]]) -> None:
     size = min(24.0, max(5.0, 9000 / len(x)))
-    for number, label in enumerate(sorted(set(labels), key=_natural)):
-        chosen = [i for i, name in enumerate(labels) if name == label]
+    for number, (label, chosen) in enumerate(documents.items()):
         # When the colours are used up, the next round has other markers.
         axes.scatter(
             [x[i] for i in chosen], [y[i] for i in chosen], s=size, alpha=0.65, linewidths=0,
@@ -194,11 +222,6 @@ def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], labels: Sequenc
             label=f"{label}  ({len(chosen)})")
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[], xlabel="first principal direction", ylabel="second principal direction")
-    columns = math.ceil(len(set(labels)) / 20)
+    columns = math.ceil(len(documents) / 20)
     axes.legend(
         loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, markerscale=1.8, handletextpad=0.2, fontsize=9)
-
-
-def _natural(label: str) -> tuple[str, int]:
-    name, _, number = label.rpartition(" ")
-    return (name, int(number)) if number.isdigit() else (label, 0)

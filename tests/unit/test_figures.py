@@ -1,12 +1,12 @@
-from itertools import pairwise
-
 import matplotlib.image
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from run_example import report, run_report
 
-from moedisco_ray.cli.figures import draw_clusters, draw_experts, draw_loss, plot
+from moedisco_ray.cli.figures import draw_clusters, draw_experts, draw_loss, plot, running_mean
 from moedisco_ray.core.records import ClusterMap, RouterRecord
-from moedisco_ray.core.run_record import RunReport
+from moedisco_ray.core.run_record import Curve, RunReport
 
 
 def test_every_figure_is_a_picture_with_something_in_it(tmp_path):
@@ -24,23 +24,59 @@ def test_a_run_without_figures_to_draw(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_loss_names_every_unit_and_no_two_names_overlap():
+def shown(figure):
+    """The smoothed lines and dots of a loss figure: {name: line}."""
+    return {line.get_label().rpartition("  ")[0]: line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+
+
+def test_units_follow_each_other_on_one_axis_and_sub_models_start_together():
     curves = run_report().curves
-    for curve in curves.values():
-        curve.loss[-1] = 4.0  # all end at the same height
+    figure = draw_loss(dict(reversed(curves.items())))
+    lines = shown(figure)
+    assert list(lines) == ["seed", "submodel-0", "submodel-1", "submodel-2", "submodel-3", "finetune"]
+    seed_end = curves["seed"].tokens[-1]
+    merged = seed_end + max(curves[f"submodel-{k}"].tokens[-1] for k in range(4))
+    for unit, line in lines.items():
+        start = {"seed": 0, "finetune": merged}.get(unit, seed_end)
+        assert list(line.get_xdata()) == [start + tokens for tokens in curves[unit].tokens]
+    [text] = figure.axes[0].texts
+    assert (text.get_text(), text.xy[0]) == ("merge", merged)
+    assert len({line.get_color() for unit, line in lines.items() if unit.startswith("submodel")}) == 4
+
+
+@pytest.mark.parametrize(("stages", "merge"), [
+    (("seed",), False), (("submodels",), False), (("finetune",), False), (("seed", "finetune"), False),
+    (("submodels", "finetune"), True)])
+def test_the_merge_is_marked_where_sub_models_became_the_whole(stages, merge):
+    curves = {unit: curve for unit, curve in run_report().curves.items() if curve.stage in stages}
     figure = draw_loss(curves)
-    units, tuned = figure.axes
-    names = {text.get_text().split()[0] for axes in figure.axes for text in axes.texts}
-    assert names == set(curves)
-    assert len(units.lines) == 5
-    assert len(tuned.lines) == 1
-    heights = sorted(text.get_position()[1] for text in units.texts)
-    assert all(right - left >= 0.06 - 1e-9 for left, right in pairwise(heights))
-    assert len({line.get_color() for line in units.lines}) == 5
+    assert [text.get_text() for text in figure.axes[0].texts] == ["merge"] * merge
+    assert min(line.get_xdata()[0] for line in shown(figure).values()) < 10_000
 
 
-def test_a_fine_tune_alone_has_one_panel():
-    assert len(draw_loss({"finetune": run_report().curves["finetune"]}).axes) == 1
+def test_held_out_loss_is_drawn_where_it_was_measured():
+    curves = run_report().curves
+    held_out = {"finetune": Curve(stage="finetune", tokens=[120_000, 240_000], loss=[4.8, 4.5])}
+    lines = shown(draw_loss(curves, held_out))
+    dots = lines.pop("finetune, held out")
+    assert lines.keys() == curves.keys()
+    assert list(dots.get_ydata()) == [4.8, 4.5]
+    assert dots.get_xdata()[-1] == lines["finetune"].get_xdata()[-1]
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=40), st.integers(1, 6))
+def test_a_running_mean_stays_within_its_neighbours_and_keeps_the_first_value(values, reach):
+    means = running_mean(values, reach)
+    assert len(means) == len(values)
+    assert means[0] == values[0]
+    for i, mean in enumerate(means):
+        near = values[max(0, i - reach):i + reach + 1]
+        assert min(near) - 1e-9 <= mean <= max(near) + 1e-9
+
+
+def test_a_straight_line_is_its_own_running_mean_but_for_its_end():
+    line = [float(i) for i in range(30)]
+    assert running_mean(line, 4)[:26] == pytest.approx(line[:26])
 
 
 def test_clusters_have_a_second_panel_where_there_are_sources():
@@ -56,6 +92,14 @@ def test_cluster_names_are_in_order_of_number():
     many = ClusterMap(x=list(range(12)), y=list(range(12)), cluster=list(range(12))[::-1], source=[""] * 12)
     labels = [text.get_text().split("  ")[0] for text in draw_clusters(many).axes[0].get_legend().get_texts()]
     assert labels == [f"cluster {k}" for k in range(12)]
+
+
+def test_sources_take_the_colours_of_the_clusters_that_hold_them():
+    points = ClusterMap(x=[0.0] * 6, y=[0.0] * 6, cluster=[0, 0, 0, 1, 1, 1], source=["z", "z", "a", "a", "a", "a"])
+    clusters, sources = (
+        {dots.get_label().split("  ")[0]: tuple(dots.get_facecolor()[0]) for dots in axes.collections}
+        for axes in draw_clusters(points).axes)
+    assert sources == {"z": clusters["cluster 0"], "a": clusters["cluster 1"]}
 
 
 @pytest.mark.parametrize("experts", [1, 4, 60])

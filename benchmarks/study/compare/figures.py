@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from moedisco_ray.cli.figures import INK, PALETTE, STYLE, blank_figure, label_ends
+from moedisco_ray.cli.figures import INK, PALETTE, STYLE, blank_figure
 
 _AXES = {
     "tokens": ("tokens", "tokens trained on"),
@@ -75,3 +76,18 @@ def draw_losses(result: Mapping[str, Any], axis: str) -> Figure:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     label_ends(axes, ends)
     return figure
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Name each curve to the right of the panel, at the height of its end, pushed apart where they would overlap."""
+    low, high = axes.get_ylim()
+    ordered = sorted(ends, key=lambda end: end[1])
+    heights = [(loss - low) / (high - low) for _, loss, _, _ in ordered]
+    step = 0.06
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + step)
+    excess = max(0.0, heights[-1] - 1)
+    heights = [height - excess for height in heights]
+    for (_, loss, unit, colour), height in zip(ordered, heights, strict=True):
+        axes.text(
+            1.02, height, f"{unit}  {loss:.2f}", transform=axes.transAxes, color=colour, va="center", fontsize=9)
