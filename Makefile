@@ -1,14 +1,17 @@
-# make demo          a service, and a whole run on text that every installation has, on CPU, in minutes
-# make test          the test suite
-# make docs          writes the reference pages again and builds build/docs, with every link checked
-# make check         what CI does: lint, types, import contracts, tests
-# make test-chaos    kills everything at seeded moments (CHAOS_SEEDS=30 times where machines come and go: half an hour)
-# make test-cluster  ray up, for real, a quarter of an hour; as root, with Debian's openssh-server, iproute2 and rsync
+# make demo          start a service and train a small model with it, on CPU, in minutes
+# make test          run the test suite
+# make docs          write the reference pages anew and build build/docs, with every link checked
+# make check         run what CI runs: lint, types, import contracts, tests
+# make test-chaos    kill processes at seeded moments (CHAOS_SEEDS=30: half an hour)
+# make test-cluster  run `ray up` for a quarter of an hour; needs root and Debian's openssh-server, iproute2 and rsync
 
-PYTHON ?= python3.11
+# All dependencies have wheels for Python 3.11 to 3.14. `python -m venv` needs ensurepip, which Debian packages separately.
+FITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$each -c '$(FITS)' 2>/dev/null && echo $$each && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Tests of seconds gain nothing from threads, and results are compared bit for bit with workers that have one each.
+# Ray's workers have one thread each, and tests compare results with theirs bit for bit.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test test-chaos test-cluster check lint unit docs bench clean
@@ -45,7 +48,10 @@ bench: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	@echo "installing into .venv (a few minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@if [ -x $(BIN)/python ]; then :; \
+	elif [ -n "$(PYTHON)" ]; then $(PYTHON) -m venv .venv; \
+	elif command -v uv >/dev/null; then uv venv --quiet --seed --python '>=3.11,<3.15' .venv; \
+	else echo "Python 3.11 to 3.14 with venv is missing: install it (Debian: apt install python3-venv), or uv" >&2; exit 1; fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
