@@ -1,15 +1,13 @@
-"""The command line. Arguments are parsed and checked first; what is heavy is imported when it is sure to be needed."""
+"""The command line. Commands check their arguments first, and import torch, Ray and matplotlib only when they need them."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,10 +31,10 @@ _PIPE_WIDTH = 120
 
 
 class Commands(TyperGroup):
-    """Ends every command's errors the same way: one line, and a code that says whose mistake it was."""
+    """Prints every error in one line. Exit codes: 2 a user's mistake, 1 a failed run, 3 a stopped run, 130 an interrupt."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's context is click's
-        """Run the command that was asked for."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -49,7 +47,7 @@ class Commands(TyperGroup):
             _complain(" ".join(str(error).split()))
             raise typer.Exit(_RUN_ERROR) from error
         except KeyboardInterrupt as error:
-            _complain("interrupted; the same command goes on from the last checkpoint")
+            _complain("interrupted; the same command continues from the last checkpoint")
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -64,28 +62,29 @@ Overrides = Annotated[
 ]
 ClusterFile = Annotated[
     Path | None,
-    typer.Option("--cluster", metavar="FILE", help="Hold the pools against what this file for `ray up` starts."),
+    typer.Option("--cluster", metavar="FILE", help="Compare the pools with the node types of this `ray up` file."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
-NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="Where to write; - is the standard output.")]
-Redo = Annotated[bool, typer.Option("--redo", help="Make again what changed settings affect, in the same directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - is the standard output.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Run the stages again that changed settings affect.")]
 StopPath = Annotated[
-    Path | None, typer.Option("--stop-file", metavar="PATH", help="End with a checkpoint, and code 3, once this file exists."),
+    Path | None, typer.Option("--stop-file", metavar="PATH", help="Stop with a checkpoint and exit code 3 once this file exists."),
 ]
 ReportTo = Annotated[
-    str | None, typer.Option("--report-to", metavar="URL", help="Report to a control service, with the token MOEDISCO_RUN_TOKEN."),
+    str | None,
+    typer.Option("--report-to", metavar="URL", help="Report to this URL of a control service, with MOEDISCO_RUN_TOKEN as token."),
 ]
 RunId = Annotated[str | None, typer.Option(
-    "--run-id", metavar="ID", help="The run's id in experiment trackers, where it has none yet; left out: a random one.")]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run: OUTPUT/NAME.")]
+    "--run-id", metavar="ID", help="Id of a new run in experiment trackers; random by default.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run: OUTPUT/NAME.")]
 
 TaskFiles = Annotated[
-    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="A task file for lm-eval; repeat for more."),
+    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="An lm-eval task file; repeat for more."),
 ]
 UnseenText = Annotated[
-    list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that it was not trained on; repeat for more."),
+    list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeat for more."),
 ]
-ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model that a run exported: OUTPUT/NAME/model.")]
+ModelDir = Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Model that a run exported: OUTPUT/NAME/model.")]
 
 
 def main() -> None:
@@ -105,7 +104,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Hold the options that stand before a command."""
+    """Take the options that precede a command."""
 
 
 @app.command()
@@ -113,7 +112,7 @@ def run(
     config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False,
     redo: Redo = False, stop_file: StopPath = None, report_to: ReportTo = None, run_id: RunId = None,
 ) -> None:
-    """Carry out a run, or go on with one that was interrupted."""
+    """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
     # Planning finds a vocabulary that does not fit the model before anything is started.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
@@ -125,8 +124,9 @@ def run(
             views.append(_reporter(report_to, checked, stop))
         for view in views:
             stack.callback(view.close)
-        pipeline = _import_late("moedisco_ray.execution.pipeline")
-        directory: Path = pipeline.run(checked, tuple(views), redo, stop=stop, given_id=run_id)
+        from moedisco_ray.execution.pipeline import run as run_pipeline
+
+        directory = run_pipeline(checked, tuple(views), redo, stop=stop, given_id=run_id)
     if not as_json:
         console.print()
         console.print(report_view(current_report(directory)))
@@ -137,7 +137,7 @@ def run(
 def plan(
     config: ConfigPath, overrides: Overrides = None, cluster: ClusterFile = None, as_json: AsJson = False,
 ) -> None:
-    """Say what a run needs and costs: parameters, memory, hours, dollars."""
+    """Show what a run needs: parameters, memory, hours, dollars."""
     checked = load_config(config, overrides or ())
     worked_out = build_plan(checked, measured_machine(checked, here="RAY_ADDRESS" not in os.environ))
     if as_json:
@@ -159,10 +159,10 @@ def plan(
 def init(
     path: NewFile = Path("moedisco.yaml"),
     preset: Annotated[PresetName | None, typer.Option(
-        help="What to start from.", show_default="default with a GPU, demo without one")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+        help="Preset to write.", show_default="default with a GPU, demo without one")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a commented configuration to start from: one that this machine can run, unless a preset is named."""
+    """Write a commented configuration: the named preset, or one that this machine can run."""
     chosen = preset or ("default" if local_gpus() else "demo")
     text = preset_text(chosen)
     if str(path) == "-":
@@ -172,7 +172,7 @@ def init(
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise ConfigError("PATH", str(path), "is there already; choose another, or pass --force") from error
+        raise ConfigError("PATH", str(path), "exists already; choose another, or pass --force") from error
     except OSError as error:
         raise ConfigError("PATH", str(path), f"cannot be written ({error.strerror})") from error
     if preset is None and chosen == "demo":
@@ -182,9 +182,11 @@ def init(
 
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Open what a configuration names, and list every mistake with which the run would fail; nothing is written."""
+    """Check a configuration and the files that it names, and list every mistake; nothing is written."""
     checked = load_config(config, overrides or ())
-    findings = _import_late("moedisco_ray.execution.validation").validate(checked)
+    from moedisco_ray.execution.validation import validate as find_problems
+
+    findings = find_problems(checked)
     for problem in findings.problems:
         _complain(str(problem))
     if not findings.problems:
@@ -205,7 +207,7 @@ def schema() -> None:
 
 @app.command()
 def show(run_dir: RunDir, as_json: AsJson = False) -> None:
-    """Show a run, finished or not: its table, clusters, measurements and samples."""
+    """Show a run, finished or not: stages, clusters, evaluation, samples."""
     report = current_report(run_dir)
     if as_json:
         print(report.model_dump_json(indent=2, exclude_unset=True))
@@ -216,7 +218,10 @@ def show(run_dir: RunDir, as_json: AsJson = False) -> None:
 @app.command()
 def plot(run_dir: RunDir) -> None:
     """Draw a run's loss curves, clusters and expert load into RUN_DIR/figures."""
-    paths = _import_late("moedisco_ray.cli.figures").plot(current_report(run_dir), run_dir / "figures")
+    report = current_report(run_dir)
+    from moedisco_ray.cli.figures import plot as draw
+
+    paths = draw(report, run_dir / "figures")
     for path in paths:
         print(path)
     if not paths:
@@ -228,22 +233,24 @@ def evaluate(
     model_dir: ModelDir,
     lm_eval: TaskFiles = None,
     sources: UnseenText = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of text.")] = 1_000_000,
-    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each task file, the first ones; none: all.")] = None,
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")] = "cpu",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of text tokens.")] = 1_000_000,
+    limit: Annotated[int | None, typer.Option(min=1, help="First examples of each task file; all by default.")] = None,
+    device: Annotated[str, typer.Option(help="Device that runs the model: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Measure an exported model on text that it was never trained on, and on tasks."""
+    """Evaluate an exported model on text that it was not trained on, and on lm-eval tasks."""
     if not lm_eval and not sources:
-        raise ConfigError("--sources", None, "name text, or task files by --lm-eval: there is nothing to measure")
+        raise ConfigError("--sources", None, "nothing to evaluate; name text, or task files with --lm-eval")
     if not (model_dir / "config.json").is_file() or not tokenizer_files(model_dir):
-        raise ConfigError("MODEL_DIR", str(model_dir), "holds no model with its tokenizer; name what a run exported: RUN_DIR/model")
+        raise ConfigError("MODEL_DIR", str(model_dir), "holds no model and tokenizer; name a run's export: RUN_DIR/model")
     settings = Evaluation(
         sources=tuple(Source(path=path) for path in sources or ()), lm_eval=tuple(lm_eval or ()), lm_eval_limit=limit,
         max_tokens=max_tokens)
     check_evaluation(settings)
-    result = _import_late("moedisco_ray.stages.evaluate.stage").judge(
-        model_dir, model_dir, settings, device=device, read_unseen=_import_late("moedisco_ray.stages.corpus.unseen").read_unseen)
+    from moedisco_ray.stages.corpus.unseen import read_unseen
+    from moedisco_ray.stages.evaluate.stage import judge
+
+    result = judge(model_dir, model_dir, settings, device=device, read_unseen=read_unseen)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -254,22 +261,14 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
     token = os.environ.get("MOEDISCO_RUN_TOKEN")
     if not token:
         raise ConfigError("--report-to", url, "needs the run's token in the environment variable MOEDISCO_RUN_TOKEN")
-    view: View = _import_late("moedisco_ray.cli.reporter").Reporter(url, token, config.directory / "events.jsonl", stop)
-    return view
+    from moedisco_ray.cli.reporter import Reporter
 
-
-def _import_late(name: Literal[
-    "moedisco_ray.execution.pipeline", "moedisco_ray.cli.figures", "moedisco_ray.cli.reporter",
-    "moedisco_ray.stages.evaluate.stage", "moedisco_ray.stages.corpus.unseen", "moedisco_ray.execution.validation",
-]) -> ModuleType:
-    """Import a module that pulls in torch, Ray or matplotlib: seconds that `--help` or a mistake should not cost."""
-    return importlib.import_module(name)
+    return Reporter(url, token, config.directory / "events.jsonl", stop)
 
 
 def output_console() -> Console:
-    """The standard output, wide enough for tables where it is a pipe."""
-    # A pipe has no width of its own, and rich would cut tables to 80 columns.
-    # The stream by name: what Ray prints while a run goes on is kept off it.
+    """The standard output; a pipe, which has no width, gets enough for tables."""
+    # Fixed now: during a run, sys.stdout is a file that takes Ray's output.
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""The figures people look for: loss over tokens, clusters in two dimensions, expert load."""
+"""The figures of a run: loss over tokens, clusters in two dimensions, expert load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from moedisco_ray.core.records import ClusterMap, RouterRecord
 from moedisco_ray.core.run_record import Curve, RunReport
 
-# Okabe and Ito's palette, which people with any kind of colour blindness tell apart (jfly.uni-koeln.de/color).
+# Okabe and Ito's palette, whose colours differ under every kind of colour blindness (jfly.uni-koeln.de/color).
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B7A900", "#555555")
 _TRAINING = ("seed", "submodels", "finetune")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -32,11 +32,11 @@ STYLE: dict[str, Any] = {
 }
 
 def plot(report: RunReport, folder: Path) -> list[Path]:
-    """Draw what a run's report has the numbers for.
+    """Draw every figure that a run's report has numbers for.
 
     Args:
-        report: A run's, finished or not.
-        folder: Gets the PNG files; it is made if there is something to draw.
+        report: Report of a run, finished or not.
+        folder: Folder of the PNG files; created if there is something to draw.
 
     Returns:
         The PNG files.
@@ -57,16 +57,17 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
 
 
 def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None = None) -> Figure | None:
-    """Loss from the seed to the fine-tune over one axis of tokens: sub-models start where the seed ended, all at the same place.
+    """Loss over one axis of tokens, from seed to fine-tune. All sub-models start where the seed ended.
 
-    Joint training's curve is not drawn: no run directory holds one. `comparison.json` says in words what a comparison found.
+    No curve of joint training is drawn, because no run directory holds one: `comparison.json` has a comparison's result in words
+    only.
 
     Args:
-        curves: Training loss: {unit: {stage, tokens, loss}} as in the report. Drawn faint, with a running mean over it.
-        held_out: Held-out loss of the units that measured it (`evaluation.every_tokens`), likewise. Drawn as dots.
+        curves: Training loss; drawn faint, under its running mean.
+        held_out: Held-out loss of the units that measured it (`evaluation.every_tokens`); drawn as dots.
 
     Returns:
-        The figure; None when there is no curve.
+        The figure; None without curves.
     """
     curves = {
         unit: curve for stage in _TRAINING for unit, curve in sorted(curves.items(), key=lambda item: _number_of(item[0]))
@@ -103,7 +104,7 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
 
 
 def _starts(curves: Mapping[str, Curve]) -> dict[str | None, int]:
-    """Where each training stage begins on the axis of tokens; stages without a curve have no entry."""
+    """The first token of each training stage on the axis; stages without curves are left out."""
     starts: dict[str | None, int] = {}
     end = 0
     for stage in _TRAINING:
@@ -115,9 +116,10 @@ def _starts(curves: Mapping[str, Curve]) -> dict[str | None, int]:
 
 
 def running_mean(values: Sequence[float], reach: int) -> list[float]:
-    """The mean of each value and its neighbours, up to `reach` on each side; near the start fewer, as many before as after.
+    """The mean of each value and up to `reach` neighbours on each side.
 
-    A first loss far above the others is so not dragged along, and the last mean is one of several values.
+    Near the start the window shrinks on both sides, so that the high first losses do not raise later means. At the end it
+    shrinks on one side only, so that the last mean is not a single noisy value.
     """
     means = []
     for i in range(len(values)):
@@ -128,14 +130,16 @@ def running_mean(values: Sequence[float], reach: int) -> list[float]:
 
 
 def draw_clusters(points: ClusterMap) -> Figure | None:
-    """A sample of documents in the plane of the first two principal directions of their vectors.
+    """A sample of documents, projected onto the first two principal directions of their vectors.
+
+    The first panel is coloured by cluster. With several sources, a second one is coloured by source: sources are ordered by the
+    cluster that holds most of their documents, so that a source and its cluster have the same colour where they correspond.
 
     Args:
-        points: x, y, cluster and source, one entry per document. Where there are several sources, a second panel has them, in the
-            colours of the clusters that hold most of their documents as far as each cluster holds most of one.
+        points: {x, y, cluster, source}, one entry per document.
 
     Returns:
-        The figure; None when there is no point.
+        The figure; None without points.
     """
     if not points.x:
         return None
@@ -154,10 +158,10 @@ def draw_experts(routers: Sequence[RouterRecord]) -> Figure | None:
     """Share of the router's choices that each expert gets, per layer, against an even share.
 
     Args:
-        routers: {layer, load [experts]} each.
+        routers: One {layer, load [experts]} per layer.
 
     Returns:
-        The figure; None when there is no router.
+        The figure; None without routers.
     """
     if not routers:
         return None
@@ -190,8 +194,8 @@ def draw_experts(routers: Sequence[RouterRecord]) -> Figure | None:
 
 
 def blank_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
-    # Not pyplot: it keeps every figure alive, and may look for a display.
+    """An empty figure; width and height in inches."""
+    # pyplot would keep every figure in memory and may look for a display.
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -215,7 +219,7 @@ def _by_main_cluster(labels: Sequence[str], clusters: Sequence[int]) -> dict[str
 def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], documents: Mapping[str, Sequence[int]]) -> None:
     size = min(24.0, max(5.0, 9000 / len(x)))
     for number, (label, chosen) in enumerate(documents.items()):
-        # When the colours are used up, the next round has other markers.
+        # Markers change when all colours are used.
         axes.scatter(
             [x[i] for i in chosen], [y[i] for i in chosen], s=size, alpha=0.65, linewidths=0,
             color=PALETTE[number % len(PALETTE)], marker=_MARKERS[number // len(PALETTE) % len(_MARKERS)],

@@ -1,8 +1,8 @@
-"""A run's events on their way to the control service.
+"""Delivery of a run's events to the control service.
 
-`events.jsonl` is the spool: whatever stands in it is delivered, in order, each line once. The service answers every
-report with the number of the line it wants next, so neither side need remember what the other has seen; while the
-service is away the file grows, and nothing is lost.
+`events.jsonl` is the spool: every line of it is delivered once, in order. The service answers each report with the number
+of the line that it wants next, so neither side stores what the other has seen. While the service is unreachable, the file
+grows and nothing is lost.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 
 _BATCH = 1000
+"""Most events in one report."""
 _LONGEST_PAUSE = 10.0
-_LAST_WORDS = 20.0
-"""Seconds to wait, at the end, for a service that is away; it reads the file itself when it is back."""
+"""Longest pause before the next try to reach the service (s)."""
+_CLOSE_SECONDS = 20.0
+"""Time that `close` tries to reach the service (s); afterwards the service reads the file itself."""
 _REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
 
 
 class Reporter:
-    """A listener that sends what the event log holds.
+    """A listener that sends the event log from a thread of its own.
 
     Args:
-        url: Where the service takes this run's reports.
-        token: Of this attempt alone; a service that refuses it has started another driver, or deleted the run.
+        url: URL that takes this run's reports.
+        token: Token of this attempt. The service refuses it after it started another driver or deleted the run.
         events: The run's `events.jsonl`.
-        stop: Is requested when the service refuses us: two drivers must not train one run.
+        stop: Requested when the service refuses the token: two drivers must not train one run.
     """
 
     def __init__(self, url: str, token: str, events: Path, stop: StopFile) -> None:
@@ -48,12 +50,12 @@ class Reporter:
         self._thread.start()
 
     def __call__(self, event: Event) -> None:
-        """Take note that there is something to send."""
-        del event   # it is in the file already
+        """Wake the thread; the event is in the file already."""
+        del event
         self._news.set()
 
     def close(self) -> None:
-        """Send the rest, as long as that is worth waiting for."""
+        """Send the rest, for at most `_CLOSE_SECONDS`."""
         self._ending.set()
         self._news.set()
         self._thread.join()
@@ -62,10 +64,10 @@ class Reporter:
     def _work(self) -> None:
         pause, wanted, deadline = 0.0, 0, float("inf")
         while True:
-            # Asked before the file is read: what is written after it would not be sent.
+            # Read before the file: an event that is written in between is then sent by the next round.
             ending = self._ending.is_set()
             if ending:
-                deadline = min(deadline, time.monotonic() + _LAST_WORDS)
+                deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS)
             try:
                 wanted = self._deliver(wanted)
                 pause = 0.0
@@ -85,7 +87,7 @@ class Reporter:
                 self._news.clear()
 
     def _deliver(self, wanted: int) -> int:
-        """Send until the service has everything; returns the line it wants next."""
+        """Send until the service has every line; returns the number of the line that it wants next."""
         while True:
             lines = self._spool.read(wanted, _BATCH)
             if not lines and wanted:
@@ -105,7 +107,7 @@ class Reporter:
 
 
 class Spool:
-    """The whole lines of a growing `events.jsonl`, by number; a line that cannot be read has none."""
+    """The complete lines of a growing `events.jsonl`, numbered from 0; unreadable lines are not counted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -113,16 +115,16 @@ class Spool:
         self._end = 0
 
     def read(self, first: int, most: int) -> list[dict[str, Any]]:
-        """The events from number `first` on, as they go over the wire, on disk for good.
+        """The events from number `first`, as portable JSON, after an fsync.
 
         Args:
-            first: From 0.
-            most: At most so many.
+            first: Number of the first event.
+            most: Largest number of events.
         """
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
-            # What the service has must not vanish from the file with the machine's power.
+            # A power failure must not remove from the file what the service already has.
             os.fsync(file.fileno())
             self._scan(file)
             chosen = self._offsets[first:first + most]
@@ -143,7 +145,7 @@ class Spool:
 
 
 def portable(value: Any) -> Any:
-    """The same value in JSON that every parser and database takes: no NaN or infinity, no NUL, no half of a character."""
+    """The value as JSON that every parser and database accepts: without NaN, infinity, NUL and lone surrogates."""
     if isinstance(value, dict):
         return {portable(key): portable(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -162,8 +164,8 @@ def _readable(line: bytes) -> bool:
 
 
 class _AwayError(Exception):
-    """The service is there, but cannot take it now."""
+    """The service answers, but cannot take the report now."""
 
 
 class _RefusedError(Exception):
-    """The service will never take it."""
+    """The service refuses the token."""

@@ -1,11 +1,11 @@
-"""Experiment trackers as listeners of a run's events, each by its own library.
+"""Experiment trackers: listeners that hand a run's events to TensorBoard, Weights & Biases or MLflow.
 
-Series are named UNIT/FIGURE, such as `submodel-0/loss`, and run over the unit's tokens.
+Series are named UNIT/FIGURE, such as `submodel-0/loss`; their x-axis is the unit's tokens.
 """
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import math
 from collections.abc import Iterator
 from types import ModuleType
@@ -19,17 +19,17 @@ _FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second")
 
 
 class Tracker(Protocol):
-    """Takes events; `close` hands over what is still in memory."""
+    """Takes events as they happen."""
 
     def __call__(self, event: Event) -> None:
         """Take an event."""
 
     def close(self) -> None:
-        """Take no more."""
+        """Flush and close."""
 
 
 def trackers(config: RunConfig) -> tuple[Tracker, ...]:
-    """The trackers that a configuration asks for.
+    """The trackers that the configuration names.
 
     Raises:
         ConfigError: A tracker's library is not installed.
@@ -37,16 +37,22 @@ def trackers(config: RunConfig) -> tuple[Tracker, ...]:
     wanted: list[Tracker] = []
     tracking = config.tracking
     if tracking.tensorboard:
-        wanted.append(TensorBoard(config, _library("torch.utils.tensorboard", "tensorboard", value=True)))
+        with _remedy("tensorboard", value=True):
+            from torch.utils import tensorboard
+        wanted.append(TensorBoard(config, tensorboard))
     if tracking.wandb is not None:
-        wanted.append(WeightsAndBiases(config, tracking.wandb, _library("wandb", "wandb", tracking.wandb)))
+        with _remedy("wandb", tracking.wandb):
+            import wandb
+        wanted.append(WeightsAndBiases(config, tracking.wandb, wandb))
     if tracking.mlflow is not None:
-        wanted.append(Mlflow(config, tracking.mlflow, _library("mlflow", "mlflow", tracking.mlflow)))
+        with _remedy("mlflow", tracking.mlflow):
+            import mlflow
+        wanted.append(Mlflow(config, tracking.mlflow, mlflow))
     return tuple(wanted)
 
 
 class TensorBoard:
-    """Writes to RUN_DIR/tensorboard, one run of the board per unit, so that units share a chart."""
+    """Writes to RUN_DIR/tensorboard, as one board run per unit, which lets units share a chart."""
 
     def __init__(self, config: RunConfig, library: ModuleType) -> None:
         self._config = config
@@ -67,14 +73,14 @@ class TensorBoard:
             writer.close()
 
     def _writer(self, unit: str) -> Any:
-        # Made on first use: before the run has begun, its directory is not ours to write to.
+        # Opened on first use: the run claims its directory only when it starts.
         if unit not in self._writers:
             self._writers[unit] = self._library.SummaryWriter(str(self._config.directory / "tensorboard" / unit))
         return self._writers[unit]
 
 
 class WeightsAndBiases:
-    """One Weights & Biases run under the run's own id, which a resumed run keeps; runs of one name are a group."""
+    """One Weights & Biases run with the run's id, which a resumed run keeps; runs of one name form a group."""
 
     def __init__(self, config: RunConfig, project: str, library: ModuleType) -> None:
         self._config = config
@@ -94,7 +100,7 @@ class WeightsAndBiases:
             if self._run is None:
                 return
             if unit not in self._units:
-                # Units train at the same time: each series has its own axis of tokens.
+                # Units train at the same time, so each needs its own axis of tokens.
                 self._run.define_metric(f"{unit}/*", step_metric=f"{unit}/tokens")
                 self._units.add(unit)
             self._run.log({f"{unit}/{figure}": value, f"{unit}/tokens": tokens})
@@ -106,7 +112,7 @@ class WeightsAndBiases:
 
 
 class Mlflow:
-    """One MLflow run, on the server that MLFLOW_TRACKING_URI names."""
+    """One MLflow run on the server at MLFLOW_TRACKING_URI."""
 
     def __init__(self, config: RunConfig, experiment: str, library: ModuleType) -> None:
         self._config = config
@@ -132,7 +138,7 @@ class Mlflow:
 
 
 def scalars(event: Event) -> Iterator[tuple[str, str, float, int]]:
-    """Unit, figure, value and tokens of each finite number of a progress event, and of a finished run's bill."""
+    """Yield (unit, figure, value, tokens) of each finite number in a progress event, and of a finished run's bill."""
     if event.type == "run_finished":
         for figure in BILL_FIGURES:
             if (total := event.data.get("bill", {}).get(figure)) is not None:
@@ -160,9 +166,11 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield from _flatten(child, f"{path}.{key}" if path else str(key))
 
 
-def _library(module: str, name: str, value: Any) -> ModuleType:
+@contextlib.contextmanager
+def _remedy(name: str, value: Any) -> Iterator[None]:
+    """Turn a failed import of an optional library into a user's error."""
     try:
-        return importlib.import_module(module)
+        yield
     except ImportError as error:
         remedy = f"{name} is not installed; pip install 'moedisco-ray[{name}]'"
         raise ConfigError(f"tracking.{name}", value, remedy) from error

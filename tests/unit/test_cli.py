@@ -30,7 +30,7 @@ def demo(tmp_path):
 
 @pytest.fixture
 def pipeline(monkeypatch, tmp_path):
-    """A pipeline that does what `outcome` says."""
+    """A pipeline that returns or raises `outcome`."""
     module = types.ModuleType("moedisco_ray.execution.pipeline")
     module.calls = []
 
@@ -82,7 +82,7 @@ def test_init_does_not_overwrite(demo):
     demo.write_text("mine")
     result = invoke("init", demo)
     assert result.exit_code == 2
-    assert one_line(result) == f"moedisco: PATH: '{demo}': is there already; choose another, or pass --force"
+    assert one_line(result) == f"moedisco: PATH: '{demo}': exists already; choose another, or pass --force"
     assert demo.read_text() == "mine"
     assert invoke("init", demo, "--force").exit_code == 0
     assert demo.read_text() != "mine"
@@ -169,7 +169,7 @@ def test_run_as_json_is_nothing_but_events(demo, pipeline):
 @pytest.mark.parametrize(("outcome", "code", "line"), [
     (RunDirError("output", "runs/demo", "holds another run"), 2, "moedisco: output: 'runs/demo': holds another run"),
     (TrainingError("the loss of step 3\nis nan"), 1, "moedisco: the loss of step 3 is nan"),
-    (KeyboardInterrupt(), 130, "moedisco: interrupted; the same command goes on from the last checkpoint"),
+    (KeyboardInterrupt(), 130, "moedisco: interrupted; the same command continues from the last checkpoint"),
 ])
 def test_how_a_run_ends(demo, pipeline, outcome, code, line):
     pipeline.outcome = outcome
@@ -178,7 +178,7 @@ def test_how_a_run_ends(demo, pipeline, outcome, code, line):
     assert one_line(result) == line
 
 
-def test_a_bug_of_ours_keeps_its_traceback(demo, pipeline):
+def test_a_bug_keeps_its_traceback(demo, pipeline):
     pipeline.outcome = ZeroDivisionError("ours")
     result = invoke("run", demo)
     assert result.exit_code == 1
@@ -206,9 +206,9 @@ def test_a_directory_that_holds_no_run(tmp_path, command):
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (("--sources", "README.md"),
-     "moedisco: MODEL_DIR: '{0}': holds no model with its tokenizer; name what a run exported: RUN_DIR/model"),
-    ((), "moedisco: --sources: name text, or task files by --lm-eval: there is nothing to measure")])
-def test_what_cannot_be_measured_is_told(tmp_path, arguments, line):
+     "moedisco: MODEL_DIR: '{0}': holds no model and tokenizer; name a run's export: RUN_DIR/model"),
+    ((), "moedisco: --sources: nothing to evaluate; name text, or task files with --lm-eval")])
+def test_evaluate_says_what_is_missing(tmp_path, arguments, line):
     result = invoke("evaluate", tmp_path, *arguments)
     assert result.exit_code == 2
     assert one_line(result) == line.format(tmp_path)

@@ -77,7 +77,7 @@ def _clusters(_: str, data: Mapping[str, Any]) -> str:
 def _round(stage: str, data: Mapping[str, Any]) -> str:
     late = f", without {', '.join(data['late'])}" if data.get("late") else ""
     members = len(data.get("members", []))
-    return f"{stage}: round {data.get('round', 0)}/{data.get('rounds', 0)}: {members} backbones became one{late}"
+    return f"{stage}: sync {data.get('round', 0)}/{data.get('rounds', 0)} of {members} backbones{late}"
 
 
 # A failed run needs no line: the command ends with the error itself.
@@ -95,9 +95,9 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",
     "clusters": _clusters,
     "nodes_asked": lambda _, data: (
-        f"asks for nodes for {data['workers']} {data['pool'].replace('_', '-')} workers, needed in "
+        f"requests nodes for {data['workers']} {data['pool'].replace('_', '-')} workers, needed in "
         f"{format_seconds(data['seconds'])}"),
-    "nodes_let_go": lambda _, data: f"asks for no {data['pool'].replace('_', '-')} nodes any more",
+    "nodes_let_go": lambda _, data: f"no longer requests {data['pool'].replace('_', '-')} nodes",
     "worker_restarted": lambda unit, data: f"{unit}: restarted: {data.get('reason') or 'its worker died'}",
     "warning": lambda _, data: f"warning: {data.get('message', '')}",
     "run_stopped": lambda _, data: f"stopped: {data.get('reason', '')}",

@@ -14,7 +14,7 @@ from moedisco_ray.plan.cluster_file import Cluster
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """Everything of a plan that a person decides on."""
+    """The parts of a plan that matter for a decision."""
     parts: list[RenderableType] = [
         Text.assemble(
             (plan.name, "bold"), f"  {plan.family}, {_parts(plan)}, vocabulary {plan.vocab_size:,}"),
@@ -26,7 +26,7 @@ def plan_view(plan: Plan) -> RenderableType:
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
         for stage in plan.stages if stage.remedy is not None]
     parts += [
-        Text(f"{stage.stage} meet {stage.sync.meetings} times: {gigabytes(stage.sync.bytes)} GB through storage")
+        Text(f"{stage.stage} sync {stage.sync.meetings} times: {gigabytes(stage.sync.bytes)} GB through storage")
         for stage in plan.stages if stage.sync is not None]
     if plan.bill.verdict is not None:
         parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
@@ -40,7 +40,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def cluster_view(cluster: Cluster, file: str, *, agrees: bool) -> RenderableType:
-    """What a cluster file starts, and whether the plan can be carried out on it."""
+    """The node types of a cluster file, and whether the pools agree with them."""
     table = plain_table("node type", "workers", "of", "GB per GPU", "dollars per worker-hour")
     for node in cluster.types:
         for tag, slots in node.slots.items():
@@ -110,7 +110,7 @@ def _cost(plan: Plan) -> Table:
 
 
 def _types(plan: Plan) -> Table:
-    """Where the models of a mixed pool go, if all its machines are there."""
+    """The models that each node type of a mixed pool gets when all machines are up."""
     table = plain_table("low-memory type", "stage", "tag", "GB", "", "models", "worker-hours", "dollars")
     for stage in plan.stages:
         for share in stage.types:

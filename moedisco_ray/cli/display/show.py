@@ -1,4 +1,4 @@
-"""A finished run: what each stage took and reached, the clusters, the measurements, what the model writes."""
+"""The view of a run's report: stages with time and cost, clusters, evaluation, samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_TERMS = 8
 
 
 def report_view(report: RunReport) -> RenderableType:
-    """The whole of a run's report that a person reads; parts that were not measured are left out."""
+    """A run's report; parts that were not measured are left out."""
     title = Text.assemble((report.name, "bold"), f"  {report.family}")
     parts: list[RenderableType] = [title, *_state(report), _stages(report)]
     parts += [Text(f"! {note}", style="yellow") for note in (*report_notes(report), *left_out(report.corpus))]
@@ -82,7 +82,7 @@ def _clusters(clusters: Sequence[ClusterEntry], evaluation: EvaluationRecord) ->
 
 
 def evaluation_view(evaluation: EvaluationRecord) -> RenderableType:
-    """What a model makes of text and of tasks; what was not measured is left out."""
+    """A model's results on text and tasks; parts that were not measured are left out."""
     parts: list[RenderableType] = []
     if rows := evaluation_rows(evaluation):
         table = plain_table("", "perplexity", "bits per byte", "documents", "tokens")
