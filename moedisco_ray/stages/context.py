@@ -35,11 +35,11 @@ class Context:
     Attributes:
         config: The run's configuration.
         directory: The run directory.
-        fingerprint: Of the stage under way.
-        emit: Takes events.
+        fingerprint: Fingerprint of the current stage.
+        emit: Receives events.
         backend: Runs the work.
-        stop: Ends the run once it is there.
-        own_storage: The run's own folder in `checkpoint.storage`; None: its trainers save in the run directory.
+        stop: Requests the end of the run.
+        own_storage: The run's own folder in `checkpoint.storage`; None to save checkpoints in the run directory.
     """
 
     config: RunConfig
@@ -51,7 +51,7 @@ class Context:
     own_storage: Location | None = None
 
     def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """One pure function on one worker of a pool, metered; None: anywhere, unmetered."""
+        """Call a pure function on one metered worker of a pool; with None, on any node, unmetered."""
         return self.backend.call(pool, self.emit, self.stop, function, *args, **kwargs)
 
     def call_with_events(self, pool: Pool | None, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -64,11 +64,11 @@ class Context:
         return self.directory / next(s.directory for s in STAGES if s.name == stage)
 
     def checkpoints(self, stage: str) -> Path:
-        """Where a stage's trainers keep what they need to go on; another fingerprint never finds it."""
+        """Folder in which a stage's trainers keep what they need to resume; one per fingerprint."""
         return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
 
     def storage(self, stage: str) -> Location:
-        """Where they save weights and optimizer: there, or in `checkpoint.storage`."""
+        """Where a stage's trainers save weights and optimizer state: that folder, or one in `checkpoint.storage`."""
         local = self.checkpoints(stage)
         return local if self.own_storage is None else joined(self.own_storage, local.name)
 
@@ -95,35 +95,35 @@ class Context:
 
     @property
     def trained_seed(self) -> Path | None:
-        """The seed model, where it was trained."""
+        """The trained seed model; None where none was trained."""
         return self.of("seed") if self.config.tokens.seed else None
 
 
 def dense_seed(config: RunConfig) -> int:
-    """What the order of the seed phase's batches follows from.
+    """Seed of the order of the seed phase's batches.
 
-    A run of the same seed may have trained the dense model that this one goes on with: not in the same order again.
+    It differs where the run continues a dense model: a run with the same seed may have trained that model, in that order.
     """
     return config.seed + (2 + config.clusters.count if isinstance(config.model.init, UpcycleInit) else 0)
 
 
 def submodel_seed(config: RunConfig, cluster: int) -> int:
-    """The same of a sub-model's."""
+    """Seed of the order of a sub-model's batches."""
     return config.seed + 1 + cluster
 
 
 def finetune_seed(config: RunConfig) -> int:
-    """The same of the fine-tune's."""
+    """Seed of the order of the fine-tune's batches."""
     return config.seed + 1 + config.clusters.count
 
 
 def cluster_tokens(context: Context) -> list[int]:
-    """Of each cluster."""
+    """Tokens of each cluster."""
     return [entry.tokens for entry in context.summary("cluster", ClusterSummary).clusters]
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a directory by hard links: the files are final, and the source goes as soon as the copy is committed."""
+    """Copy a directory by hard links: its files do not change any more, and the source is removed after the copy is committed."""
     shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
 
 

@@ -30,21 +30,21 @@ from moedisco_ray.stages.text.validation import Documents
 
 _PADDING = -100
 _LOGITS = 2**25
-"""Most logits to hold at once: 128 MB in fp32."""
+"""Largest number of logits in memory: 128 MB in fp32."""
 
 Observe = Callable[[Tensor, Tensor], None]
-"""Told of each batch before it is run: `real_BL` (false at padding) and `document_B`."""
+"""Called before each batch with `real_BL` (false at padding) and `document_B`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a model makes of some documents. Scores of disjoint sets of documents add up.
+    """Log-likelihood of some documents under a model. Scores of disjoint sets of documents add up.
 
     Attributes:
         nats: Negative log-likelihood of all tokens.
         tokens: Tokens that were predicted.
         bytes: UTF-8 bytes of the texts.
-        documents: How many there were.
+        documents: Number of documents.
     """
 
     nats: float = 0.0
@@ -59,21 +59,21 @@ class Score:
 
     @property
     def loss(self) -> float | None:
-        """Nats per token; None of no tokens."""
+        """Nats per token; None without tokens."""
         return self.nats / self.tokens if self.tokens else None
 
     @property
     def perplexity(self) -> float | None:
-        """exp(nats per token); None of no tokens."""
+        """exp(nats per token); None without tokens."""
         return math.exp(min(self.nats / self.tokens, 700.0)) if self.tokens else None
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Nats / ln 2 / UTF-8 bytes: comparable between tokenisers; None of no bytes."""
+        """Nats / ln 2 / UTF-8 bytes: comparable between tokenizers; None without bytes."""
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON wants it."""
+        """The figures as JSON values."""
         return {
             "loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens, "bytes": self.bytes, "documents": self.documents,
@@ -141,7 +141,7 @@ def predict_tokens(
     model: PreTrainedModel, tokens: Sequence[NDArray[np.int32]], *, prefix: int, sequence_length: int,
     batch_tokens: int = 16_384, observe: Observe | None = None, advance: Advance = no_advance,
 ) -> list[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """Of each token of each document its negative log-likelihood, in nats, and whether it is the likeliest; see `document_nats`."""
+    """Negative log-likelihood of each token (nats), and whether it was the likeliest one; see `document_nats`."""
     nats_NT = [np.zeros(len(document)) for document in tokens]
     likeliest_NT = [np.zeros(len(document), dtype=np.bool_) for document in tokens]
     lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
@@ -164,7 +164,7 @@ def predict_tokens(
 
 
 def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Cut documents into windows and put windows of like length together, longest first.
+    """Cut documents into windows and batch windows of similar length, longest first.
 
     Yields:
         One batch after another: [B, 3], each row a window's document, start and length.
@@ -182,7 +182,7 @@ def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_token
 
 
 def default_dtype(device: str) -> torch.dtype:
-    """Arithmetic of a model that is measured: bf16 on a GPU, fp32 elsewhere."""
+    """Dtype in which a model is measured: bf16 on a GPU, fp32 elsewhere."""
     return torch.bfloat16 if precision_on(gpu=device.startswith("cuda")) == "bf16" else torch.float32
 
 
@@ -211,7 +211,7 @@ def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], prefix
 
 
 def _predict_windows(model: PreTrainedModel, inputs_BL: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
-    # The head runs on real positions only, some at a time: all logits of a large vocabulary may outgrow the model.
+    # The head runs on real positions only, in chunks: the logits of a large vocabulary can be larger than the model.
     real_BL = targets_BL != _PADDING
     hidden_TD = model.base_model(input_ids=inputs_BL, use_cache=False).last_hidden_state[real_BL]
     targets_T = targets_BL[real_BL]

@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_an_error():
         Recipe("uniform", (0.5, 0.6))
     with pytest.raises(CheckpointError, match="weights"):
         list(merge(parts, parts[0], names, Recipe("uniform", (1.0,))))
-    with pytest.raises(CheckpointError, match="is not in what all sub-models began with"):
+    with pytest.raises(CheckpointError, match="is not in the backbone that all sub-models started from"):
         list(joined(parts, names, {key: tensor for key, tensor in parts[0].items() if key != "model.norm.weight"}))
     backbone = {key: tensor for key, tensor in parts[0].items() if names.classify(key).role is Role.BACKBONE}
     assert list(joined(parts, names, backbone))     # what they had in common when they last met

@@ -23,7 +23,7 @@ from moedisco_ray.policies.sync_points import meetings
 from moedisco_ray.stages.clustering.assign import overlap_mask
 from moedisco_ray.stages.clustering.store import id_array
 from moedisco_ray.stages.context import Context
-from moedisco_ray.stages.train.jobs import make_job, rounds_of
+from moedisco_ray.stages.train.jobs import make_job, sync_plans
 from moedisco_ray.training import SyncPlan, TrainJob, TrainResult, World, train
 from moedisco_ray.training.packed_tokens import INDEX
 
@@ -186,12 +186,12 @@ def test_rounds_are_those_of_the_configuration_where_there_are_any(tmp_path: Pat
     settings = small_config(tmp_path, submodels={
         "sync_every": 5, "outer": {"lr": 0.25, "momentum": 0.75}, "quorum": 2}).submodels
     # The shorter meets at the same shares of its steps. The merge ends the last round.
-    assert rounds_of([20, 12], settings, tmp_path) == [
+    assert sync_plans([20, 12], settings, tmp_path) == [
         SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 600.0),
         SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 600.0)]
-    assert rounds_of([20], settings, tmp_path) == [None]
-    assert rounds_of([5, 4], settings, tmp_path) == [None, None]
-    assert rounds_of([20, 12], small_config(tmp_path).submodels, tmp_path) == [None, None]
+    assert sync_plans([20], settings, tmp_path) == [None]
+    assert sync_plans([5, 4], settings, tmp_path) == [None, None]
+    assert sync_plans([20, 12], small_config(tmp_path).submodels, tmp_path) == [None, None]
 
 
 # --- their text

@@ -31,7 +31,7 @@ Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 
 
 class ScoredLM(TemplateLM):
-    """Answers the harness's questions about likelihood.
+    """A model for lm-eval that answers its requests for likelihoods.
 
     Context and continuation are joined and cut by the harness's own rules. What is longer than a window loses its beginning.
 
@@ -61,7 +61,7 @@ class ScoredLM(TemplateLM):
         return ids
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Of each continuation after its context: its log-likelihood, and whether it is what the model would write."""
+        """Log-likelihood of each continuation after its context, and whether greedy decoding would write it."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
         return found
 
@@ -79,11 +79,11 @@ class ScoredLM(TemplateLM):
             for (nats_T, likeliest_T), start in zip(predicted, starts, strict=True)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Not asked for by tasks of these kinds."""
+        """Not used by tasks of these kinds."""
         raise NotImplementedError
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Not asked for by tasks of these kinds."""
+        """Not used by tasks of these kinds."""
         raise NotImplementedError
 
 
@@ -95,7 +95,7 @@ class RowsTask(ConfigurableTask):
         self.dataset = {"test": Dataset.from_list((dataset_kwargs or {})["rows"])}
 
     def build_all_requests(self, **settings: Any) -> None:
-        """As the harness does, without its progress bar, which is over at once and cannot be turned off."""
+        """The same as the harness's, without its progress bar, which cannot be turned off."""
         with contextlib.redirect_stderr(io.StringIO()):
             super().build_all_requests(**settings)
 
@@ -116,7 +116,7 @@ def evaluate_tasks(
     model_dir: Path, paths: Sequence[Path], encode: Encode, *, prefix: int, sequence_length: int, limit: int | None = None,
     device: str = "cpu", dtype: torch.dtype | None = None,
 ) -> list[dict[str, Any]]:
-    """Put one model to the tasks of some files.
+    """Evaluate a model on task files.
 
     Args:
         model_dir: A Hugging Face directory.

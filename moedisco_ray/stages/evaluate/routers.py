@@ -1,4 +1,4 @@
-"""What the routers of a Mixture-of-Experts do: expert load, router entropy, specialisation.
+"""Statistics of the routers of a Mixture-of-Experts: expert load, router entropy, specialisation.
 
 Axes: R routers (MoE layers), G groups of documents, E experts, K top-k, T real positions of a batch, N documents.
 """
@@ -41,7 +41,7 @@ class RouterStatistics:
 
 
 class RouterMeter:
-    """Counts, by forward hooks, while it is entered as a context.
+    """Counts selections by forward hooks while the context is entered.
 
     Args:
         model: Has one module named `...mlp.gate` per MoE layer.
@@ -115,21 +115,21 @@ def expert_load(selections_XE: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def dead_experts(load_E: NDArray[np.float64]) -> int:
-    """How many experts get less than `DEAD_LOAD` of an even share of a layer's selections.
+    """Number of experts with less than `DEAD_LOAD` of an even share of a layer's selections.
 
-    The literature speaks of experts that get no tokens, or almost none, and draws no line; this one is ours.
+    The literature calls experts dead that get no tokens, or almost none; the threshold is ours.
     """
     return int((load_E < DEAD_LOAD / len(load_E)).sum())
 
 
 def entropy(shares_E: NDArray[np.float64]) -> float:
-    """-sum p ln p, in nats: 0 when one expert gets everything, ln E when all get the same."""
+    """-sum p ln p (nats): 0 when one expert gets everything, ln E when all get the same."""
     positive = shares_E[shares_E > 0]
     return float(-(positive * np.log(positive)).sum()) + 0.0
 
 
 def normalized_mutual_information(counts_GE: NDArray[np.int64]) -> float:
-    """How far two labelings tell the same, from the table of their counts: 0 nothing, 1 everything.
+    """Normalised mutual information of two labelings, from the table of their counts: between 0 and 1.
 
     Mutual information over the arithmetic mean of the two entropies (Vinh et al., JMLR 2010, NMI_sum), as is
     scikit-learn's default; 1 when both labelings have one class, as there.

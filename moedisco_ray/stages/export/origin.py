@@ -1,4 +1,4 @@
-"""What an export takes over from the model that a run started from, as that model's own files say it."""
+"""What an export takes from the files of the model that the run started from."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Origin:
             return STORED_DTYPES.get(file.get_slice(min(file.keys())).get_dtype(), torch.float32)
 
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The `config.json` of the finished model: the values that it was trained with, and what is the origin's own to say.
+        """The `config.json` of the finished model: the trained model's values, completed from the origin's file.
 
-        Of a model of the same family every field is kept that the values do not name. Of a dense one, the values already have those
-        that the family knows. The tokens that begin, end and pad a text are those that the origin's own file names, as long as the
-        run kept its tokenizer. Where the file names none they are the tokenizer's, never defaults of the model's class.
+        From an origin of the same family, every field is kept that the values do not name. A dense origin's fields are in the
+        values already. The BOS, EOS and padding tokens are those of the origin's file if the run kept its tokenizer, else those of
+        the tokenizer, and never the defaults of the model's class.
 
         Args:
             values: The `config.json` of the trained model, with the tokens of its tokenizer.
@@ -68,7 +68,7 @@ class Origin:
 
         Args:
             config: The finished model's `config.json`.
-            directory: Where to.
+            directory: Directory to write into.
         """
         source, tokens = self.directory / _GENERATION, {name: config.get(name) for name in _TOKENS}
         if not source.is_file():
@@ -83,7 +83,7 @@ class Origin:
         write_json(directory / _GENERATION, settings | tokens | named)
 
     def copy_licences(self, directory: Path) -> None:
-        """Copy the files that say on which terms the weights may be used."""
+        """Copy the licence files."""
         for path in (path for pattern in _LICENCES for path in self.directory.glob(pattern) if path.is_file()):
             with opened(path) as found:
                 shutil.copyfile(found, directory / path.name)
@@ -99,7 +99,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 
 
 def for_all_readers(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Values of a `config.json` under the names of transformers 5 and under those that readers of transformers 4 look for."""
+    """Values of a `config.json` under the names of transformers 5 and under those of transformers 4."""
     name = str(dtype).removeprefix("torch.")
     rope = dict(values["rope_parameters"])
     theta = rope.pop("rope_theta")

@@ -1,4 +1,4 @@
-"""A finished model continues prompts.
+"""Samples: the finished model continues prompts.
 
 Shapes: V entries of the vocabulary.
 """

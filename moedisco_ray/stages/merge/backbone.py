@@ -1,6 +1,6 @@
 """Rules by which the sub-models' copies of a backbone tensor become one.
 
-Every rule works on deltas against the tensor that all sub-models started from, or had in common when they last met:
+Every rule works on deltas against the tensor that all sub-models started from, or had in common at their last sync point:
 
     theta = start + scale x combine(theta_1 - start, .., theta_C - start)
 
@@ -10,7 +10,7 @@ Every rule works on deltas against the tensor that all sub-models started from, 
 * `dare`: drop each element of a delta with probability p and multiply the rest by 1 / (1 - p), which keeps its
   expectation; then the mean (Yu et al. 2024, arXiv 2311.03099).
 
-TIES' shares are taken tensor by tensor, as a stream allows, where its paper takes them over the whole model.
+TIES takes its share of each tensor here, since tensors are streamed; its paper takes it over the whole model.
 
 Shapes: C sub-models, N elements of a tensor, M elements of a chunk.
 """
@@ -35,7 +35,7 @@ BackboneRule = Literal["uniform", "token_weighted", "ties", "dare"]
 RULES: tuple[BackboneRule, ...] = ("uniform", "token_weighted", "ties", "dare")
 SCALES = (0.75, 1.0, 1.25)
 """Multiples of the combined delta that `auto` tries with every rule."""
-_CHUNK = 1 << 22    # elements that are combined at a time: 32 MB per sub-model in float64
+_CHUNK = 1 << 22    # elements combined at a time: 32 MB per sub-model in float64
 
 _Combine = Callable[[Tensor], Tensor]
 """Deltas [C, M] of a chunk to their combination [M]; called once per chunk, in order."""
@@ -46,12 +46,12 @@ class Recipe:
     """How backbones are merged.
 
     Attributes:
-        rule: One of the above.
+        rule: One of the rules above.
         weights: gamma_k, one per sub-model; they sum to 1.
-        scale: Of the combined delta; 1 is the plain rule.
+        scale: Multiple of the combined delta; 1 is the plain rule.
         keep: Share of a delta's elements that TIES keeps; its paper keeps a fifth.
         drop: Share of a delta's elements that DARE drops.
-        seed: Of what DARE drops.
+        seed: Seed of the elements that DARE drops.
     """
 
     rule: BackboneRule
@@ -66,19 +66,19 @@ class Recipe:
             raise CheckpointError("weights", list(self.weights), "must sum to 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """What a report shows: `rule` and `scale`."""
+        """`rule` and `scale`, for a report."""
         return {"rule": self.rule, "scale": self.scale}
 
 
 def recipes(settings: Merge, tokens: Sequence[int], seed: int) -> list[Recipe]:
     """The recipes that a configuration allows: one, or with `auto` every rule at every scale.
 
-    TIES and DARE weigh all sub-models alike, as their papers do. A single sub-model has nothing to merge.
+    TIES and DARE weight all sub-models equally, as their papers do. A single sub-model has nothing to merge.
 
     Args:
         settings: The merge section.
-        tokens: What each sub-model was trained on.
-        seed: The run's.
+        tokens: Tokens that each sub-model was trained on.
+        seed: Seed of the run.
     """
     if len(tokens) == 1:
         return [Recipe("uniform", (1.0,))]
@@ -90,9 +90,9 @@ def recipes(settings: Merge, tokens: Sequence[int], seed: int) -> list[Recipe]:
 
 
 def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...]:
-    """The backbone's weights gamma_k: equal, or by the tokens that each sub-model was trained on; they sum to 1.
+    """The backbone's weights gamma_k: equal, or proportional to the tokens that each sub-model was trained on; they sum to 1.
 
-    One that was trained on nothing has no say, unless all are so.
+    A sub-model without any training has weight 0, unless none was trained.
     """
     counts = [1 if rule != "token_weighted" and count else count for count in tokens]
     total = sum(counts)
@@ -100,19 +100,18 @@ def merge_weights(rule: BackboneRule, tokens: Sequence[int]) -> tuple[float, ...
 
 
 def combine(key: str, copies: Sequence[Tensor], start: Tensor, recipe: Recipe) -> tuple[Tensor, float | None]:
-    """One tensor's copies into one, and their largest relative distance from it.
+    """Combine the sub-models' copies of one tensor, and measure their largest relative distance from the result.
 
-    Computed in float64, a chunk at a time (but TIES' thresholds, of whole deltas), and rounded once.
+    Everything is computed in float64 and rounded once. TIES' thresholds need whole deltas; the rest is computed in chunks.
 
     Args:
-        key: Its name, for the error, and for what DARE drops.
-        copies: One per sub-model.
-        start: What they all were before their training.
-        recipe: The rule.
+        key: The tensor's name, for errors, and for the seed of DARE's choice.
+        copies: One copy per sub-model.
+        start: The tensor before their training.
+        recipe: The rule to combine by.
 
     Returns:
-        The tensor, and max_k |theta_k - theta| / |theta|; copies that are all equal bit for bit are passed on as they
-        are, with None.
+        The tensor, and max_k |theta_k - theta| / |theta|; where all copies are equal bit for bit, the first copy and None.
 
     Raises:
         CheckpointError: Shapes or types differ.
@@ -157,20 +156,20 @@ def _combination(key: str, flat_CN: Sequence[Tensor], start_N: Tensor, recipe: R
 
 
 def disjoint_mean(delta_CM: Tensor, weight_C1: Tensor) -> Tensor:
-    """TIES' last two steps on trimmed deltas: the sign of each element's sum, and the mean of those that have it, [M]."""
+    """The last two steps of TIES on trimmed deltas: elect the sign of each sum, and average the deltas that have it; [M]."""
     sign_M = (weight_C1 * delta_CM).sum(0).sign()
     agreeing_CM = weight_C1 * (delta_CM * sign_M > 0)
     return (agreeing_CM * delta_CM).sum(0) / agreeing_CM.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _least_kept(flat_N: Tensor, start_N: Tensor, keep: float) -> Tensor:
-    """The smallest magnitude among the `keep` x N largest of a delta, float64; one element at least is kept."""
+    """Smallest magnitude among the `keep` x N largest elements of a delta, float64; at least one element is kept."""
     magnitude_N = (flat_N.double() - start_N.double()).abs()
     kept = max(1, math.ceil(keep * len(magnitude_N)))
     return magnitude_N.kthvalue(len(magnitude_N) - kept + 1).values
 
 
 def _source(seed: int, key: str, submodel: int) -> np.random.Generator:
-    # A stream of its own for each copy of each tensor: the order in which tensors come does not matter.
+    # Each copy of each tensor has a random stream of its own, so that the order of the tensors does not matter.
     name = int.from_bytes(hashlib.blake2b(f"{key} {submodel}".encode(), digest_size=8).digest(), "big")
     return np.random.Generator(np.random.Philox(key=[seed, name]))

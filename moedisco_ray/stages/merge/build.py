@@ -47,14 +47,14 @@ def build_merged(
     comparison comes first; it holds and writes as much.
 
     Args:
-        submodels: Their directories, in the clusters' order.
-        start: The backbone that all of them began with, or took in at their last meeting.
+        submodels: Directories of the sub-models, in the clusters' order.
+        start: The backbone that all of them started from, or had in common at their last sync point.
         config: `config.json` of the whole MoE, with its own number of experts and top-k.
-        recipes: How the backbone is merged: the one whose merged model has the least loss.
+        recipes: Candidates for merging the backbone; the one whose merged model has the lowest loss is taken.
         batches: Calibration data: tokens [B, L] and cluster per document [B].
         directory: Where the merged model goes, with `merge.json`.
         router: How routers are calibrated.
-        loss: Of a model on held-out text; asked only where there are several recipes.
+        loss: Measures a model on held-out text; called only where there are several recipes.
         device: Where the merged model runs; it must fit there.
         advance: Counts merged tensors.
 
@@ -73,7 +73,8 @@ def build_merged(
         return calibrate(model, len(submodels), batches, router)
 
     candidates = measure_recipes(
-        opened, origin, config, recipes, directory / _COMPARED, calibrated, loss, device) if len(recipes) > 1 else []
+        opened, origin, config, recipes, scratch=directory / _COMPARED, calibrate=calibrated, loss=loss, device=device,
+    ) if len(recipes) > 1 else []
     recipe = best(candidates) if candidates else recipes[0]
     reports: list[TensorReport] = []
     joined = directory / _JOINED

@@ -1,10 +1,10 @@
 """The merged model's routers, layer by layer, from its own hidden states.
 
 The router's input at layer l depends on the routers of all layers before it, so layers are solved in order: stop the
-forward pass at layer l, collect the inputs, set the rows, go on.
+forward pass at layer l, collect the inputs, set the rows, and continue with layer l + 1.
 
-The scale trap: where the selected router weights are not made to sum to one, experts that were trained at a weight of 1
-are used at less after the merge. `match_scale` multiplies a layer's `down_proj` by the ratio of the two mean weights.
+The scale trap: where the selected router weights are not normalised to sum to one, experts that were trained at a weight of 1
+get a smaller weight after the merge. `match_scale` multiplies a layer's `down_proj` by the ratio of the two mean weights.
 
 Shapes: B documents, L sequence length, T tokens, D hidden, E experts, C clusters, g = E / C, K top-k.
 """
@@ -27,7 +27,7 @@ from moedisco_ray.models import ModelMap, group_size, moe_blocks
 from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
 RouterMethod = Literal["ridge", "centroid", "random", "concat"]
-"""How router rows are found; `concat` keeps those that sub-models carried, for an upcycled seed."""
+"""How router rows are found; `concat` keeps the rows that the sub-models bring, for an upcycled seed."""
 Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
 """Tokens [B, L] and the cluster of each document [B]."""
 
@@ -42,7 +42,7 @@ class RouterSettings:
         method: How the clusters' directions are found.
         match_load: Give every cluster's group of experts the cluster's share of the tokens; not for `concat`.
         match_scale: Rescale experts where top-k weights are not normalised.
-        seed: For `random`.
+        seed: Seed of `random`.
     """
 
     method: RouterMethod
@@ -52,28 +52,28 @@ class RouterSettings:
 
 
 class _LayerReachedError(Exception):
-    """Ends a forward pass at the layer whose input is wanted."""
+    """Ends a forward pass at the layer whose input is collected."""
 
 
 @torch.no_grad()
-def calibrate(model: PreTrainedModel, clusters: int, batches: Sequence[Batch],
-              settings: RouterSettings) -> list[dict[str, Any]]:
+def calibrate(
+    model: PreTrainedModel, clusters: int, batches: Sequence[Batch], settings: RouterSettings,
+) -> list[dict[str, Any]]:
     """Set the router rows of a merged model, in place.
 
-    Row of expert e in group k = its own row in the sub-model (zero where that had one expert, whose row has learnt
-    nothing) + the direction of cluster k. `concat` keeps the sub-models' rows as they are.
+    The row of expert e in group k is its own row in the sub-model plus the direction of cluster k. A lone expert's own row has
+    learnt nothing and counts as zero. `concat` keeps the sub-models' rows unchanged.
 
     Args:
         model: The merged MoE with concatenated router rows.
-        clusters: C.
+        clusters: Number of clusters C.
         batches: Calibration data.
-        settings: What is done.
+        settings: How the routers are calibrated.
 
     Returns:
         Per MoE layer: `layer`, `accuracy` (share of tokens whose top-1 expert is in their own cluster's group),
         `top1_load_C` (share of tokens whose top-1 expert is in the group), `group_load_C` (share of selections per
-        group), `load_E` (per expert), `weight_sum` (mean sum of the selected weights), `scale` (what `down_proj` was
-        multiplied by).
+        group), `load_E` (per expert), `weight_sum` (mean sum of the selected weights), `scale` (factor applied to `down_proj`).
 
     Raises:
         CheckpointError: There is no calibration data, or a cluster index is out of range.
@@ -114,8 +114,9 @@ def _normalises(model: PreTrainedModel) -> bool:
     return family.always_normalises or bool(model.config.norm_topk_prob)
 
 
-def _router_inputs(model: PreTrainedModel, block: nn.Module,
-                   batches: Sequence[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+def _router_inputs(
+    model: PreTrainedModel, block: nn.Module, batches: Sequence[Batch],
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs x_TD of one MoE block on all batches, with the cluster of each token's document."""
     device = next(model.parameters()).device
     caught: list[Tensor] = []
@@ -143,12 +144,13 @@ def _total(inputs: Sequence[tuple[Tensor, Tensor]], clusters: int) -> Statistics
     return total
 
 
-def _load_matched(direction_CD: Tensor, carried_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]],
-                  total: Statistics) -> Tensor:
-    """Directions with an offset each along the constant one, so that top-1 loads are the clusters' shares.
+def _load_matched(
+    direction_CD: Tensor, carried_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], total: Statistics,
+) -> Tensor:
+    """Shift each direction along the constant direction v so that top-1 loads equal the clusters' shares.
 
-    A token's logits divided by its v . x > 0 have the same largest; there the offsets are a plain bias. The few tokens
-    where v . x is not positive have no say.
+    Dividing a token's logits by v . x > 0 keeps their order, and turns the shifts into a plain bias. The few tokens with
+    v . x <= 0 are left out.
     """
     clusters = len(direction_CD)
     constant_D = constant_direction(total)
@@ -157,16 +159,17 @@ def _load_matched(direction_CD: Tensor, carried_ED: Tensor, inputs: Sequence[tup
         x_TD = input_TD.double()
         own_TC = (x_TD @ carried_ED.T).view(len(x_TD), clusters, -1).amax(2)
         constant_T = x_TD @ constant_D
-        says_T = constant_T > _LEAST_CONSTANT
-        logits.append((own_TC + x_TD @ direction_CD.T)[says_T] / constant_T[says_T, None])
+        positive_T = constant_T > _LEAST_CONSTANT
+        logits.append((own_TC + x_TD @ direction_CD.T)[positive_T] / constant_T[positive_T, None])
     offset_C = load_offsets(torch.cat(logits), total.count_C / total.count_C.sum())
     matched_CD = direction_CD + offset_C[:, None] * constant_D
     return matched_CD if carried_ED.any() else normalised(matched_CD, total)
 
 
-def _measure(rows_ED: Tensor, own_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], clusters: int,
-             top_k: int) -> dict[str, Any]:
-    """What the router does with the calibration data, and the mean weight that the branches' own routers gave."""
+def _measure(
+    rows_ED: Tensor, own_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], clusters: int, top_k: int,
+) -> dict[str, Any]:
+    """Loads and accuracy of the router on the calibration data, and the mean weight that the sub-models' own routers gave."""
     experts = len(rows_ED)
     group = experts // clusters
     own_CgD = own_ED.view(clusters, group, -1)

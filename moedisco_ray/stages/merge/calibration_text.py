@@ -1,4 +1,4 @@
-"""Text that routers are calibrated and merges are compared on."""
+"""The text on which routers are calibrated and merges are compared."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ _CALIBRATION_BATCH = 16
 
 
 def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]:
-    """Windows of every cluster's own text, in proportion to its tokens: to calibrate routers on, and to compare merges on.
+    """Windows of every cluster's own text, in proportion to its tokens, on which routers are calibrated and merges are compared.
 
-    What a cluster was given of others is not its own. Merges are compared on the windows that come last in their sub-model's own
-    first pass: unless it went through all of its text, it has not trained on them, though others may have where clusters overlap.
-    Routers are calibrated on none of these.
+    Documents that overlap brings from other clusters are left out. Merges are compared on the windows that come last in a
+    sub-model's first pass: it has not trained on them unless it finished the pass. Routers are calibrated on other windows.
 
     Returns:
-        Batches with the number of their cluster; windows [L], empty unless `merge.backbone` is `auto`.
+        Calibration batches, and windows [L] to compare merges on, which are empty unless `merge.backbone` is `auto`.
 
     Raises:
         CorpusError: There is no window to compare merges on.
@@ -33,7 +32,7 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
     length = config.corpus.sequence_length
     sizes = cluster_tokens(context)
     streams = [TokenStream([context.of("cluster") / "shards" / str(k)], length) for k in range(len(sizes))]
-    # A cluster's own text comes first. The last of its windows may end with what it was given.
+    # A cluster's own text comes first; its last window may end with text of other clusters.
     own = [min(len(stream), max(1, size // length)) for stream, size in zip(streams, sizes, strict=True)]
     counts = calibration_windows(config.merge, length, sizes, own)
     batches: list[Batch] = []
@@ -43,7 +42,7 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
         seen = pass_N[pass_N < own[k]]
         held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(seen) - held:]]
         left = np.sort(seen[:len(seen) - held])
-        # Evenly spread over the shard: its beginning alone could be one document.
+        # Evenly spread over the packed tokens: the beginning could be a single document.
         chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
             tokens_BL = np.stack([stream.window(int(i))[:-1] for i in some])
@@ -55,13 +54,13 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
 
 
 def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], there: Sequence[int]) -> list[tuple[int, int]]:
-    """How many windows of each cluster routers are calibrated on, and how many merges are compared on.
+    """Numbers of windows of each cluster to calibrate routers on, and to compare merges on.
 
     Args:
         settings: The merge section.
         length: Tokens of a window.
-        tokens: Of each cluster.
-        there: Windows that its own text has.
+        tokens: Tokens of each cluster.
+        there: Windows of each cluster's own text.
     """
     counts = []
     for size, windows in zip(tokens, there, strict=True):
@@ -72,7 +71,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], the
 
 
 def sample(context: Context) -> list[Batch]:
-    """As much of the whole corpus, evenly spread, as routers are calibrated on; all of one cluster."""
+    """The same amount of text from the whole corpus, evenly spread, as one cluster."""
     stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
     wanted = sample_windows(context.config.merge, stream.sequence_length, len(stream))
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
@@ -82,5 +81,5 @@ def sample(context: Context) -> list[Batch]:
 
 
 def sample_windows(settings: Merge, length: int, there: int) -> int:
-    """How many of the corpus' windows `sample` takes."""
+    """Number of the corpus' windows that `sample` takes."""
     return min(there, max(1, settings.calibration_tokens // length))

@@ -1,4 +1,4 @@
-"""Which recipe for the backbone is best: by the merged model's loss on text that neither merge nor router was fitted on."""
+"""Choose the recipe for the backbone by the merged model's loss on text that neither merge nor router was fitted on."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ Loss = Callable[[PreTrainedModel], float]
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A recipe and the held-out loss of the model that it makes, its router calibrated."""
+    """A recipe, and the held-out loss of its merged and calibrated model."""
 
     recipe: Recipe
     loss: float
 
     def to_dict(self) -> dict[str, Any]:
-        """What `merge.json` says of it: `rule`, `scale`, `loss`."""
+        """`rule`, `scale` and `loss`, for `merge.json`."""
         return {**self.recipe.to_dict(), "loss": self.loss}
 
 
-def measure_recipes(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], config: Mapping[str, Any],
-                    recipes: Sequence[Recipe], scratch: Path, calibrate: Callable[[PreTrainedModel], object],
-                    loss: Loss, device: str) -> list[Candidate]:
-    """The held-out loss of each recipe's model.
+def measure_recipes(
+    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], config: Mapping[str, Any], recipes: Sequence[Recipe], *,
+    scratch: Path, calibrate: Callable[[PreTrainedModel], object], loss: Loss, device: str,
+) -> list[Candidate]:
+    """The held-out loss of each recipe's merged model.
 
-    The model is written once; of a candidate only the backbone is computed, into the model that was read from there.
+    The first recipe's model is written once. For each candidate it is read again, and only its backbone is computed anew.
 
     Args:
-        submodels: Canonical tensors of each.
-        start: What they started from.
+        submodels: Canonical tensors of each sub-model.
+        start: Canonical tensors that the sub-models started from.
         config: `config.json` of the whole MoE.
-        recipes: To compare.
-        scratch: A directory for the model; it is gone afterwards.
+        recipes: The recipes to compare.
+        scratch: A directory for the model; it is removed afterwards.
         calibrate: Sets a merged model's routers, in place.
-        loss: Measures it.
-        device: Where it runs.
+        loss: Measures a merged model.
+        device: Where the model runs.
     """
     model_map = ModelMap(str(config.get("model_type")))
     write_checkpoint(scratch, merge(submodels, start, model_map, recipes[0]), config)
@@ -65,5 +66,5 @@ def measure_recipes(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[st
 
 
 def best(candidates: Sequence[Candidate]) -> Recipe:
-    """The recipe of least loss; the first of equals."""
+    """The recipe with the lowest loss; among equals, the first."""
     return min(candidates, key=lambda candidate: candidate.loss).recipe

@@ -1,8 +1,8 @@
-"""The merged model's moments, out of its sub-models' (`moedisco_ray.models.optimizer_state`).
+"""The merged model's optimizer state, from its sub-models' (`moedisco_ray.models.optimizer_state`).
 
-Experts keep theirs. The backbone's are the weighted mean: a gradient over all clusters is the mean of the clusters' gradients,
-weighted by their tokens, and the mean of its squares is at most that of theirs. In the whole model an expert sees other tokens, at
-other weights; but its updates do not depend on the scale of its gradients, and second moments forget within dozens of steps.
+Experts keep their state. The backbone gets the weighted mean: a gradient over all clusters is the mean of the clusters' gradients,
+weighted by their tokens, and its mean square is at most the mean of theirs. In the whole model an expert sees other tokens at
+other weights; but Adam's updates do not depend on the scale of the gradients, and second moments forget within dozens of steps.
 """
 
 from __future__ import annotations

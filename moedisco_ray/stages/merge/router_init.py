@@ -4,8 +4,8 @@ A router has no bias, so its logits are x_TD w_CD^T. Every solution is shifted s
 changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1: with random or
 learnt rows alike, the softmax starts soft enough for its gradient to pass.
 
-What a bias would do, a direction v_D does on which all inputs are alike: the least-squares solution of X v = 1. Adding
-b_c v to row c adds b_c (v . x) to its logit, so that the rows' offsets b_C can give every cluster its share of the tokens.
+In place of a bias there is a direction v_D along which all inputs are nearly equal: the least-squares solution of X v = 1. Adding
+b_c v to row c adds b_c (v . x) to its logit, so that offsets b_C can give every cluster its share of the tokens.
 
 Shapes: T tokens, D hidden, C clusters. Everything inside is float64.
 """
@@ -21,9 +21,9 @@ from torch import Tensor
 
 DataMethod = Literal["ridge", "centroid", "random"]
 _STRENGTHS = torch.logspace(-2, 2, 5, dtype=torch.float64)
-"""Of a ridge, over the mean eigenvalue. Less would give the directions in which inputs hardly differ rows of such a size that the
-fine-tune, which moves those inputs at once, cannot move the rows after them; and GCV, which takes tokens to be independent
-where labels are those of whole documents, would choose it."""
+"""Ridge strengths to try, as multiples of the mean eigenvalue. Weaker ridges give huge rows along directions in which inputs hardly
+differ. The fine-tune moves those inputs quickly, and the rows cannot follow. GCV would choose such a ridge, because it takes tokens
+as independent although a document's tokens share one label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def statistics(x_TD: Tensor, cluster_T: Tensor, clusters: int) -> Statistics:
     Args:
         x_TD: Router inputs.
         cluster_T: The cluster of each token's document.
-        clusters: C.
+        clusters: Number of clusters C.
     """
     x_TD = x_TD.double()
     y_TC = torch.nn.functional.one_hot(cluster_T, clusters).double()
@@ -100,21 +100,21 @@ def ridge_strength(total: Statistics) -> float:
 
 
 def constant_direction(total: Statistics) -> Tensor:
-    """v_D, on which the inputs are as nearly 1 as a linear function can be: ridge regression of the number 1."""
+    """v_D with v . x as close to 1 as possible for all inputs x: ridge regression of the constant 1."""
     return ridge_solution(total, float(_STRENGTHS[0] * total.xx_DD.diagonal().mean())).sum(1)
 
 
 def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tensor:
-    """Offsets b_C with which the largest of logits_TC + b_C falls on cluster c for a share `share_C`[c] of the tokens.
+    """Offsets b_C such that cluster c has the largest of logits_TC + b_C for a share `share_C`[c] of the tokens.
 
     They minimise the convex sum_t max_c (logits_tc + b_c) - T sum_c share_c b_c, whose gradient is the load minus its
-    target. One offset after another is set to its own minimum, which is a quantile: b_c lies where share_c T tokens need
-    less than it to prefer c. Sweeps end when all loads are within a token of their targets.
+    target. Each offset in turn is set to its own minimum, which is a quantile: the b_c at which share_c T tokens prefer c.
+    Sweeps end when every load is within one token of its target.
 
     Args:
-        logits_TC: Of the calibration data.
-        share_C: Non-negative; sums to 1.
-        sweeps: At most as many.
+        logits_TC: Logits of the calibration data.
+        share_C: Target shares; non-negative, and they sum to 1.
+        sweeps: Largest number of sweeps.
 
     Returns:
         b_C, which sums to 0.
@@ -141,7 +141,7 @@ def centroid_directions(total: Statistics) -> Tensor:
 
 
 def random_directions(total: Statistics, seed: int) -> Tensor:
-    """Directions that know nothing of the clusters, the baseline; w_CD, normalised."""
+    """Random directions, as a baseline; w_CD, normalised."""
     generator = torch.Generator().manual_seed(seed)
     w_CD = torch.randn(total.xy_DC.T.shape, generator=generator, dtype=torch.float64)
     return normalised(w_CD, total)
@@ -160,7 +160,7 @@ def directions(method: DataMethod, total: Statistics, seed: int) -> Tensor:
 def normalised(w_CD: Tensor, total: Statistics) -> Tensor:
     """Directions shifted to sum zero and scaled to logits of root mean square 1 over the data.
 
-    The mean square is tr(W X^T X W^T) / (T C). A single cluster has nothing to choose: its direction is zero.
+    The mean square is tr(W X^T X W^T) / (T C). A single cluster has no choice: its direction is zero.
     """
     w_CD = w_CD - w_CD.mean(dim=0)
     tokens = float(total.count_C.sum())

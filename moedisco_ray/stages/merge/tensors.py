@@ -24,13 +24,13 @@ Rule = Literal["copied", "combined", "identical", "concatenated"]
 
 @dataclasses.dataclass(frozen=True)
 class TensorReport:
-    """What went into one merged tensor.
+    """The sources of one merged tensor.
 
     Attributes:
-        key: Its canonical name.
-        role: What it does.
+        key: Canonical name of the tensor.
+        role: Role of the tensor in the model.
         rule: How it was made.
-        submodels: Which sub-models it came from.
+        submodels: The sub-models that it came from.
         deviation: Largest |theta_k - theta| / |theta| over the sub-models' copies; 0 where they were not combined.
     """
 
@@ -45,31 +45,34 @@ class TensorReport:
         return {**dataclasses.asdict(self), "role": self.role.value, "submodels": list(self.submodels)}
 
 
-def merge(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap,
-          recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
+def merge(
+    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, recipe: Recipe,
+) -> Iterator[tuple[str, Tensor]]:
     """The merged model's canonical tensors; see `merge_with_report`."""
     for tensor, report in merge_with_report(submodels, start, model_map, recipe):
         yield report.key, tensor
 
 
-def merged_backbone(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap,
-                    recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
-    """The merged model's backbone and shared expert alone; of the rest nothing is read."""
+def merged_backbone(
+    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, recipe: Recipe,
+) -> Iterator[tuple[str, Tensor]]:
+    """The merged model's backbone and shared expert; no other tensor is read."""
     for key in submodels[0]:
         if model_map.classify(key).role in (Role.BACKBONE, Role.SHARED_EXPERT):
             yield key, combine(key, [submodel[key] for submodel in submodels], start[key], recipe)[0]
 
 
-def merge_with_report(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap,
-                      recipe: Recipe) -> Iterator[tuple[Tensor, TensorReport]]:
-    """The merged model, one tensor at a time, each with what went into it.
+def merge_with_report(
+    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, recipe: Recipe,
+) -> Iterator[tuple[Tensor, TensorReport]]:
+    """The merged model, one tensor at a time, each with a report of its sources.
 
     Every tensor of every sub-model is used exactly once. A backbone tensor that is the same in all sub-models comes out
     bit for bit as it went in.
 
     Args:
-        submodels: Canonical tensors of each, with equally many experts.
-        start: The backbone that all of them began with, or took in at their last meeting; its other tensors are not read.
+        submodels: Canonical tensors of each sub-model; all have the same number of experts.
+        start: The backbone that all of them started from, or had in common at their last sync point; no other tensor is read.
         model_map: Names of their family.
         recipe: How backbones are combined.
 
@@ -83,7 +86,7 @@ def merge_with_report(submodels: Sequence[Mapping[str, Tensor]], start: Mapping[
     source = _Once(submodels)
     written: set[str] = set()
     for key in submodels[0]:
-        for tensor, report in _joined(key, source, start, model_map, groups, recipe):
+        for tensor, report in _joined(key, source, start=start, model_map=model_map, groups=groups, recipe=recipe):
             if report.key in written:
                 raise CheckpointError("tensor", report.key, "is written twice")
             written.add(report.key)
@@ -111,9 +114,10 @@ class _Once:
             raise CheckpointError("tensor", key, f"of sub-model {index} is not used, with {len(self._left) - 1} more")
 
 
-def _joined(key: str, source: _Once, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int],
-            recipe: Recipe) -> Iterator[tuple[Tensor, TensorReport]]:
-    """What the sub-models' tensors of this name become: one tensor, or one per sub-model for an expert's."""
+def _joined(
+    key: str, source: _Once, *, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int], recipe: Recipe,
+) -> Iterator[tuple[Tensor, TensorReport]]:
+    """Merge the sub-models' tensors of one name: to one tensor, or for an expert to one per sub-model."""
     role = model_map.classify(key)
     if role.layer is not None and role.expert is not None:
         for index in source.everyone:
@@ -127,7 +131,7 @@ def _joined(key: str, source: _Once, start: Mapping[str, Tensor], model_map: Mod
         yield torch.cat(copies), TensorReport(key, role.role, "concatenated", source.everyone)
         return
     if key not in start:
-        raise CheckpointError("tensor", key, "is not in what all sub-models began with")
+        raise CheckpointError("tensor", key, "is not in the backbone that all sub-models started from")
     tensor, deviation = combine(key, copies, start[key], recipe)
     rule: Rule = "identical" if deviation is None else "combined"
     yield tensor, TensorReport(key, role.role, rule, source.everyone, deviation or 0.0)

@@ -1,4 +1,4 @@
-"""Trainings, as the configuration has them."""
+"""Training jobs, made from the configuration."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_job(
 
 
 def _held_out(context: Context, stage: str) -> HeldOut | None:
-    """What a look at the held-out loss takes: of models that are trained on everything, where it is asked for."""
+    """How the training measures its held-out loss; None for sub-models, and where the configuration does not ask for it."""
     config = context.config
     if config.evaluation.every_tokens is None or stage == "submodels":
         return None
@@ -55,20 +55,20 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
 
 
 def restored_optimizer_state(model: Path) -> Path | None:
-    """Where the moments of an earlier stage's model lie, if it has any."""
-    moments = (model / OPTIMIZER_FOLDER).absolute()
-    return moments if moments.is_dir() else None
+    """Folder of an earlier model's optimizer state; None where it has none."""
+    folder = (model / OPTIMIZER_FOLDER).absolute()
+    return folder if folder.is_dir() else None
 
 
-def rounds_of(steps: Sequence[int], settings: Submodels, directory: Path) -> list[SyncPlan | None]:
-    """Of each sub-model, by its steps; none in a phase that is too short for a meeting."""
+def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path) -> list[SyncPlan | None]:
+    """Sync plan of each sub-model, from its number of steps; None where the phase is too short for a sync point."""
     every = settings.sync_every
     met = [()] * len(steps) if every is None or len(steps) == 1 else meetings(steps, every)
     return [SyncPlan(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in met]
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:
-    """Each by workers of the placement's pool."""
+    """Train all jobs on workers of the placement's pool."""
     directory = context.checkpoints(jobs[0].stage) / "ray"
     return context.backend.train_all(jobs, placement, directory, context.emit, stop=context.stop, quorum=quorum)
 

@@ -9,7 +9,7 @@ from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.records import TrainingSummary
 from moedisco_ray.policies.quorum import Quorum
 from moedisco_ray.stages.context import COMMON, Context, cluster_tokens, link_tree, submodel_seed
-from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, rounds_of, train, unit_records
+from moedisco_ray.stages.train.jobs import make_job, restored_optimizer_state, sync_plans, train, unit_records
 from moedisco_ray.training import write_partial_result
 from moedisco_ray.training.sync.exchange import backbone_directory, history
 
@@ -31,7 +31,7 @@ def run(context: Context, draft: Draft) -> None:
     rounds = context.checkpoints("submodels") / "rounds"
     moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_optimizer_state else None
     jobs = [dataclasses.replace(job, sync=meets, optimizer_state=moments, with_optimizer_state=True)
-            for job, meets in zip(jobs, rounds_of([job.steps for job in jobs], config.submodels, rounds), strict=True)]
+            for job, meets in zip(jobs, sync_plans([job.steps for job in jobs], config.submodels, rounds), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum)
     done = train(context, order, Placement(config.pools.low_memory, 1, config.checkpoint.max_failures), quorum)
