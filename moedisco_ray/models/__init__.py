@@ -33,7 +33,7 @@ from moedisco_ray.models.hf import (
     skeleton,
     submodel_config,
 )
-from moedisco_ray.models.init import RandomWeights, random_weights
+from moedisco_ray.models.initial_weights import RandomWeights, random_weights
 from moedisco_ray.models.layout import ModelMap, Place, canonical_state, memory_state
 from moedisco_ray.models.speed import specialise
 

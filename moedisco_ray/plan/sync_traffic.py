@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from moedisco_ray.core.config import Submodels
 from moedisco_ray.plan.parameters import Parameters
-from moedisco_ray.policies.sync_points import meetings_of
+from moedisco_ray.policies.sync_points import sync_count
 
 _STORED = {"fp32": 4, "bf16": 2}
 _COMMON = 4     # bytes per number of the common backbone and its momentum, whatever the members keep
@@ -37,7 +37,7 @@ def plan_sync(settings: Submodels, steps: int, members: int, parameters: Paramet
     Returns:
         None where they never meet.
     """
-    meetings = 0 if settings.sync_every is None or members == 1 else meetings_of(steps, settings.sync_every)
+    meetings = 0 if settings.sync_every is None or members == 1 else sync_count(steps, settings.sync_every)
     if not meetings:
         return None
     backbone = parameters.total - parameters.experts - parameters.router

@@ -1,7 +1,7 @@
-"""When the backbones of the sub-models meet, and which of them a round combines.
+"""Sync points: the steps at which sub-models combine their backbones, and the members that take part.
 
-A round is what happens between two meetings: every sub-model makes some steps by itself, then their backbones become one
-(Douillard et al., "DiLoCo", arXiv 2311.08105). The last round ends with the merge.
+Between two sync points every sub-model trains on its own; then their backbones become one (Douillard et al., "DiLoCo",
+arXiv 2311.08105). After the last sync point they train up to the merge.
 """
 
 from __future__ import annotations
@@ -12,63 +12,61 @@ from collections.abc import Collection, Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class SyncMembers:
-    """Who a round combines.
+    """The members of a sync point.
 
     Attributes:
-        members: Those whose backbones are there, in their order.
-        late: Those it does not wait for any longer; each takes the newest backbone when it arrives, and is in the next round.
+        members: Members whose backbones are combined, in their order.
+        late: Members that are not waited for any longer; each loads the newest backbone when it arrives and joins the next sync
+            point.
     """
 
     members: tuple[str, ...]
     late: tuple[str, ...] = ()
 
 
-def meetings(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
-    """After which of its steps each sub-model meets the others.
+def sync_steps(steps: Sequence[int], every: int) -> list[tuple[int, ...]]:
+    """The sync points of each sub-model, as numbers of steps made.
 
-    All have equally many meetings, so that all end in the same round and none goes into the merge with a backbone
-    that the others have left behind: the longest meets every `every` steps, a shorter one at the same shares of its own.
+    All sub-models have the same number of sync points, so that none enters the merge with an outdated backbone. The longest
+    syncs every `every` steps; a shorter one syncs at the same fractions of its own steps.
 
     Args:
-        steps: Of each sub-model.
-        every: Steps of the longest between two meetings. Raised where the shortest would make none.
+        steps: Steps of each sub-model.
+        every: Steps between two sync points of the longest; increased if the shortest would make no step between two.
     """
     longest = max(steps)
     every = max(every, -(-longest // min(steps)))
-    number = meetings_of(longest, every)
-    return [tuple(mine * meeting * every // longest for meeting in range(1, number + 1)) for mine in steps]
+    number = sync_count(longest, every)
+    return [tuple(own * point * every // longest for point in range(1, number + 1)) for own in steps]
 
 
-def meetings_of(steps: int, every: int) -> int:
-    """How many meetings a sub-model of so many steps has; the merge is at least half a round after the last."""
+def sync_count(steps: int, every: int) -> int:
+    """Number of sync points of a sub-model; at least `every` / 2 steps remain between the last one and the merge."""
     return max(0, (2 * steps - every) // (2 * every))
 
 
-def gather(alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None) -> SyncMembers | None:
-    """Whom to combine.
+def ready_members(alive: Sequence[str], arrived: Mapping[str, float], now: float, patience: float | None) -> SyncMembers | None:
+    """The members to combine now; None: wait.
 
     Args:
-        alive: Those that train, wait or are finished; not those that were given up.
-        arrived: When each arrived, in seconds, of those that did.
-        now: Seconds, on the same clock.
-        patience: Seconds that are waited for the others once half of them are there; None: until all are.
-
-    Returns:
-        None: wait.
+        alive: Members that train, wait or are finished; not those that were given up.
+        arrived: Arrival time (s) of each member that has reached the sync point.
+        now: Current time (s) on the same clock.
+        patience: Seconds to wait for the others once half of the members have arrived; None: wait for all.
     """
-    here = tuple(name for name in alive if name in arrived)
+    ready = tuple(name for name in alive if name in arrived)
     missing = tuple(name for name in alive if name not in arrived)
-    if not here or (missing and (patience is None or now < _half(alive, arrived) + patience)):
+    if not ready or (missing and (patience is None or now < _half_arrived_at(alive, arrived) + patience)):
         return None
-    return SyncMembers(here, missing)
+    return SyncMembers(ready, missing)
 
 
-def _half(alive: Collection[str], arrived: Mapping[str, float]) -> float:
+def _half_arrived_at(alive: Collection[str], arrived: Mapping[str, float]) -> float:
     times = sorted(arrived[name] for name in alive if name in arrived)
     needed = -(-len(alive) // 2)
     return times[needed - 1] if len(times) >= needed else float("inf")
 
 
-def shares(tokens: Sequence[int]) -> list[float]:
-    """Weights of the members, by the tokens of the round; they sum to 1."""
+def token_weights(tokens: Sequence[int]) -> list[float]:
+    """Weights of the members in proportion to their tokens since the last sync point; they sum to 1."""
     return [count / sum(tokens) for count in tokens]

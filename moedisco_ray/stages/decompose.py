@@ -29,7 +29,7 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.start import Start, untrained_moe
 

@@ -23,7 +23,7 @@ from moedisco_ray.models import (
     read_config,
     upcycled_config,
 )
-from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.stages.text.pretrained import check_tokenizer
 from moedisco_ray.stages.text.tokenizer import Encoder
 

@@ -25,7 +25,7 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.stages.decompose import decompose, write_submodels
 from moedisco_ray.stages.merge.backbone import RULES, Recipe, merge_weights
 from moedisco_ray.stages.merge.tensors import merge, merge_with_report

@@ -19,7 +19,7 @@ from moedisco_ray.core.config import Optimizer, Outer, RunConfig
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint
-from moedisco_ray.policies.sync_points import meetings
+from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.clustering.assign import overlap_mask
 from moedisco_ray.stages.clustering.store import id_array
 from moedisco_ray.stages.context import Context
@@ -144,7 +144,7 @@ def by_hand_apart(run: Finished, number: int, at: tuple[int, ...]) -> TrainJob:
 
 
 def test_sub_models_are_the_ones_that_are_written_by_hand(run: Finished) -> None:
-    at = meetings([job.steps for job in run.submodels], 8)
+    at = sync_steps([job.steps for job in run.submodels], 8)
     assert min(map(len, at)) >= 2       # else no momentum goes on
     assert run.submodels == [by_hand_apart(run, number, at[number]) for number in range(2)]
     assert {job.sync.directory for job in run.submodels} == {run.submodels[0].sync.directory}

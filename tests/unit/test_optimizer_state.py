@@ -1,4 +1,4 @@
-"""Adam's moments on their way from a training to the next."""
+"""Optimizer state is handed from one training to the next, and merged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HALF = 4
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("moments")
+    home = tmp_path_factory.mktemp("optimizer")
     torch.set_num_threads(1)
     write_shard(home / "shard")
     write_tiny(home / "moe", 4)
@@ -120,7 +120,7 @@ def test_another_models_are_refused(home: Path, tmp_path: Path) -> None:
 
 
 def filled(directory: Path, model: Path, value: float, steps: int) -> Path:
-    """A sub-model of which only the moments are there, all of one value."""
+    """A sub-model that has only an optimizer state, all of one value."""
     config = read_config(model)
 
     def tensors(kind: Kind) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moedisco_ray.core.config import Outer
-from moedisco_ray.policies.sync_points import shares
+from moedisco_ray.policies.sync_points import token_weights
 from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 
 Tensors = dict[str, Tensor]
@@ -47,7 +47,7 @@ def test_equals_sgd_of_torch_on_the_mean_delta(seed: int, lr: float, momentum: f
     start, _ = drawn(seed, 0)
     reference = {key: value.double().clone().requires_grad_() for key, value in start.items()}
     sgd = torch.optim.SGD(reference.values(), lr=lr, momentum=momentum, nesterov=True)
-    weights = shares([1 + k for k in range(members)])
+    weights = token_weights([1 + k for k in range(members)])
     kept: Tensors | None = None
     for step in range(3):
         _, copies = drawn(seed + 100 * step, members)
@@ -64,7 +64,7 @@ def test_equals_sgd_of_torch_on_the_mean_delta(seed: int, lr: float, momentum: f
 @given(seed=st.integers(0, 99), tokens=st.lists(st.integers(1, 1000), min_size=1, max_size=5))
 def test_at_rate_one_without_momentum_it_is_the_weighted_average(seed: int, tokens: list[int]) -> None:
     start, copies = drawn(seed, len(tokens))
-    weights = shares(tokens)
+    weights = token_weights(tokens)
     assert sum(weights) == pytest.approx(1)
     backbone, _ = outer_step(start, copies, weights, None, Outer(lr=1.0, momentum=0.0))
     for key in start:
@@ -75,7 +75,7 @@ def test_at_rate_one_without_momentum_it_is_the_weighted_average(seed: int, toke
 @given(seed=st.integers(0, 99), order=st.permutations(range(4)))
 def test_the_order_of_the_members_does_not_matter(seed: int, order: list[int]) -> None:
     start, copies = drawn(seed, 4)
-    weights = shares([5, 1, 2, 4])
+    weights = token_weights([5, 1, 2, 4])
     one = outer_step(start, copies, weights, None, Outer())
     other = outer_step(start, [copies[i] for i in order], [weights[i] for i in order], None, Outer())
     for ours, theirs in zip(one, other, strict=True):

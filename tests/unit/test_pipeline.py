@@ -21,7 +21,7 @@ from moedisco_ray.core.events import EventLog
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint
-from moedisco_ray.policies.sync_points import meetings
+from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.clustering import ClusterModel
 from moedisco_ray.stages.clustering.assign import overlap_mask
 from moedisco_ray.stages.clustering.store import id_array
@@ -163,7 +163,7 @@ def test_rounds_end_in_the_report_with_the_backbone_that_they_left(tmp_path: Pat
     submodels = read_manifest(directory / "submodels")
     assert submodels is not None
     steps = {unit["name"]: unit["steps"] for unit in submodels.summary["units"]}
-    met = dict(zip(steps, meetings(list(steps.values()), 14), strict=True))
+    met = dict(zip(steps, sync_steps(list(steps.values()), 14), strict=True))
     assert [len(at) for at in met.values()] == [1, 1]
     assert read_json(directory / "report.json")["rounds"] == [
         {"members": {name: 256 * at[0] for name, at in met.items()}, "late": []}]

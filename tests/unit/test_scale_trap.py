@@ -22,7 +22,7 @@ from moedisco_ray.models import (
     submodel_config,
     write_checkpoint,
 )
-from moedisco_ray.models.seeded import with_seed
+from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.stages.decompose import write_submodels
 from moedisco_ray.stages.merge.backbone import Recipe, merge_weights
 from moedisco_ray.stages.merge.build import build_merged

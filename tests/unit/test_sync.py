@@ -1,4 +1,4 @@
-"""Members of rounds: what they exchange, and that neither kills nor their order of work changes a bit."""
+"""Sync points: what members exchange, and that neither kills nor the order of work changes a bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moedisco_ray.core.config import LowMemoryPool, Outer
 from moedisco_ray.core.events import Event
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import ModelMap, Role, check_same, open_checkpoint
-from moedisco_ray.policies.sync_points import meetings
+from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.training import SyncCoordinator, SyncPlan, TrainJob, World, train, write_partial_result
 from moedisco_ray.training.checkpoints import checkpoint
 from moedisco_ray.training.optimizer import make_optimizer
@@ -30,7 +30,7 @@ PLACEMENT = Placement(LowMemoryPool(), 1, 0)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("rounds")
+    home = tmp_path_factory.mktemp("sync")
     torch.set_num_threads(1)
     write_shard(home / "shard")
     write_tiny(home / "dense", 1)
@@ -43,8 +43,8 @@ def members(home: Path, directory: Path, state: str = "fp32", every: int = 3) ->
             stage="submodels", name=f"submodel-{k}", model=home / "dense", packed_dirs=(home / "shard",),
             output=directory / f"out-{k}", checkpoints=directory / f"steps-{k}", steps=steps, sequence_length=L,
             optimizer=RECIPE.model_copy(update={"state": state}), checkpoint_every=5, seed=k, log_every=1,
-            sync=SyncPlan(directory / "rounds", at, OUTER))
-        for k, (steps, at) in enumerate(zip(STEPS, meetings(STEPS, every), strict=True))]
+            sync=SyncPlan(directory / "sync", at, OUTER))
+        for k, (steps, at) in enumerate(zip(STEPS, sync_steps(STEPS, every), strict=True))]
 
 
 def in_process(jobs: Sequence[TrainJob], emit: Callable[[Event], None] = ignore) -> list[Trained]:
@@ -63,10 +63,10 @@ def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tr
     return jobs
 
 
-def test_a_round_makes_the_outer_step_of_what_each_has_by_itself(home: Path, tmp_path: Path) -> None:
+def test_a_sync_point_makes_the_outer_step_on_the_backbones_of_its_members(home: Path, tmp_path: Path) -> None:
     jobs = members(home, tmp_path, every=6)
     in_process(jobs)
-    made = exchange.open_backbone(tmp_path / "rounds", 1)
+    made = exchange.open_backbone(tmp_path / "sync", 1)
     assert set(made) == {key for key in weights(home / "dense") if ModelMap("qwen3_moe").classify(key).role is Role.BACKBONE}
     alone = []
     for job, steps in zip(jobs, (6, 6, 3), strict=True):
@@ -83,23 +83,23 @@ def test_a_round_makes_the_outer_step_of_what_each_has_by_itself(home: Path, tmp
             torch.testing.assert_close(made[key], start - 0.7 * 1.9 * moved, rtol=1e-5, atol=1e-6)
 
 
-def test_every_round_counts_the_tokens_of_its_members(undisturbed: list[TrainJob]) -> None:
+def test_every_sync_point_counts_the_tokens_of_its_members(undisturbed: list[TrainJob]) -> None:
     a_step = BATCH * L
-    found = exchange.history(undisturbed[0].checkpoints.parent / "rounds")
+    found = exchange.history(undisturbed[0].checkpoints.parent / "sync")
     assert [list(entry["members"].values()) for entry in found] == [
         [3 * a_step, 3 * a_step, a_step], [3 * a_step, 3 * a_step, 2 * a_step], [3 * a_step, 3 * a_step, 2 * a_step]]
     assert all(entry["late"] == [] for entry in found)
 
 
-def test_only_the_newest_rounds_keep_their_weights(undisturbed: list[TrainJob]) -> None:
-    directory = undisturbed[0].checkpoints.parent / "rounds"
+def test_only_the_newest_sync_points_keep_their_weights(undisturbed: list[TrainJob]) -> None:
+    directory = undisturbed[0].checkpoints.parent / "sync"
     kept = {home.name: sorted(path.name for path in home.iterdir()) for home in sorted(directory.iterdir())}
     assert kept == {
         "sync-0001": ["sync.json"], "sync-0002": ["backbone", "momentum", "sync.json"],
         "sync-0003": ["backbone", "momentum", "sync.json"]}
 
 
-def test_rounds_change_the_backbone_and_bring_members_together(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
+def test_sync_points_bring_the_backbones_of_members_together(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
     jobs = [dataclasses.replace(job, sync=None) for job in members(home, tmp_path)]
     in_process(jobs)
 
@@ -118,7 +118,7 @@ class Killed(Exception):  # noqa: N818 - what happens to the process, not an err
 
 
 def kill_at(number: int) -> Callable[[Event], None]:
-    """Dies at an event: a step, the end of a member's turn after it posted, a round that nobody has taken in yet."""
+    """Dies at an event: a step, the end of a member's turn after it published, a sync point that no member has loaded yet."""
     left = iter(range(number))
 
     def emit(event: Event) -> None:
@@ -152,7 +152,7 @@ def test_killed_inside_the_outer_step_it_is_made_again(
     original = getattr(exchange, what)
 
     def dies(*args: object) -> object:
-        if next(calls) == (4 if what == "write_json" else 1):     # each member's post is written as JSON too
+        if next(calls) == (4 if what == "write_json" else 1):     # each member writes its record as JSON too
             raise Killed
         return original(*args)
 
@@ -168,8 +168,8 @@ def test_a_member_that_leaves_and_comes_back_is_the_member_that_waited(
     home: Path, undisturbed: list[TrainJob], tmp_path: Path,
 ) -> None:
     jobs = members(home, tmp_path)
-    keeper = SyncCoordinator(jobs, ignore)
-    waited = taken_in_turns(jobs, keeper)
+    coordinator = SyncCoordinator(jobs, ignore)
+    waited = taken_in_turns(jobs, coordinator)
     assert waited == 3 * len(jobs)
     same(jobs, undisturbed)
 
@@ -183,19 +183,19 @@ def test_bf16_state_killed_equals_undisturbed(home: Path, tmp_path: Path) -> Non
     same(halted, whole)
 
 
-def taken_in_turns(jobs: Sequence[TrainJob], keeper: SyncCoordinator) -> int:
-    """A queue with one slot, which nobody keeps while it waits; returns how often one left it unfinished."""
+def taken_in_turns(jobs: Sequence[TrainJob], coordinator: SyncCoordinator) -> int:
+    """A queue with one slot, which a waiting member leaves; returns how often one left it unfinished."""
     left, finished = 0, set[str]()
     while len(finished) < len(jobs):
         for job in jobs:
-            if job.name not in finished and not keeper.is_waiting(job.name):
+            if job.name not in finished and not coordinator.is_waiting(job.name):
                 result = train(leaving(job), World(), ignore, never)
                 assert result.finished is not result.waits_for_sync
                 left += result.waits_for_sync
                 finished |= {job.name} if result.finished else set()
-        gathering = keeper.ready_members()
-        if gathering is not None:
-            keeper.combine(gathering)
+        ready = coordinator.ready_members()
+        if ready is not None:
+            coordinator.combine(ready)
     return left
 
 
@@ -207,52 +207,52 @@ def leaving(job: TrainJob) -> TrainJob:
 # --- stragglers
 
 
-def close_one(jobs: Sequence[TrainJob], keeper: SyncCoordinator) -> None:
-    """Those who are there train up to their next meeting, and the round ends with them."""
+def complete_one(jobs: Sequence[TrainJob], coordinator: SyncCoordinator) -> None:
+    """Train some members up to their next sync point and complete it with them."""
     for job in jobs:
         run(job)
-    gathering = keeper.ready_members()
-    assert gathering is not None
-    keeper.combine(gathering)
+    ready = coordinator.ready_members()
+    assert ready is not None
+    coordinator.combine(ready)
 
 
-def test_a_late_member_takes_the_newest_backbone_and_is_in_the_next_round(home: Path, tmp_path: Path) -> None:
+def test_a_late_member_loads_the_newest_backbone_and_joins_the_next_sync_point(home: Path, tmp_path: Path) -> None:
     jobs = [
         dataclasses.replace(job, sync=dataclasses.replace(job.sync, patience=10.0, max_wait=0.0))
         for job in members(home, tmp_path) if job.sync is not None]
     now = 0.0
     events: list[Event] = []
-    keeper = SyncCoordinator(jobs, events.append, lambda: now)
+    coordinator = SyncCoordinator(jobs, events.append, lambda: now)
     for job in jobs[:2]:
         run(job)
-    assert keeper.ready_members() is None
+    assert coordinator.ready_members() is None
     now = 11.0
-    gathering = keeper.ready_members()
-    assert gathering is not None
-    assert (gathering.members, gathering.late) == (("submodel-0", "submodel-1"), ("submodel-2",))
-    keeper.combine(gathering)
+    ready = coordinator.ready_members()
+    assert ready is not None
+    assert (ready.members, ready.late) == (("submodel-0", "submodel-1"), ("submodel-2",))
+    coordinator.combine(ready)
     assert events[0].data["late"] == ["submodel-2"]
-    assert run(jobs[2]).steps == 3          # past its first meeting, where its own backbone was not wanted, up to its second
-    assert keeper.is_waiting("submodel-2")
-    taken_in_turns(jobs, keeper)
-    found = exchange.history(tmp_path / "rounds")
+    assert run(jobs[2]).steps == 3          # past its first sync point, which is complete without it, up to its second
+    assert coordinator.is_waiting("submodel-2")
+    taken_in_turns(jobs, coordinator)
+    found = exchange.history(tmp_path / "sync")
     assert [sorted(entry["members"]) for entry in found] == [
         ["submodel-0", "submodel-1"], *[["submodel-0", "submodel-1", "submodel-2"]] * 2]
     assert found[1]["members"]["submodel-2"] == 2 * BATCH * L
 
 
-def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(home: Path, tmp_path: Path) -> None:
+def test_a_member_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(home: Path, tmp_path: Path) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
-    keeper = SyncCoordinator(jobs, ignore)
-    assert run(jobs[2]).steps == 1      # its first meeting
-    keeper.remove("submodel-2")
+    coordinator = SyncCoordinator(jobs, ignore)
+    assert run(jobs[2]).steps == 1      # its first sync point
+    coordinator.remove("submodel-2")
     for _ in range(2):
-        close_one(jobs[:2], keeper)
+        complete_one(jobs[:2], coordinator)
     alone = variant(jobs[2], "alone", sync=None)
     run(alone, stop=stop_after(1))
     write_partial_result(alone)
     write_partial_result(jobs[2])
-    common = exchange.open_backbone(tmp_path / "rounds", 2)
+    common = exchange.open_backbone(tmp_path / "sync", 2)
     stood, written = weights(alone.output), weights(jobs[2].output)
     assert set(written) == set(stood) > set(common)
     for key, tensor in written.items():
@@ -260,42 +260,42 @@ def test_one_that_is_not_waited_for_has_the_newest_backbone_and_its_own_experts(
     assert any(not torch.equal(stood[key], common[key]) for key in common)
 
 
-def test_two_rounds_late_it_waits_for_its_next_open_one(home: Path, tmp_path: Path) -> None:
+def test_a_member_two_sync_points_late_waits_for_its_next_open_one(home: Path, tmp_path: Path) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
-    keeper = SyncCoordinator(jobs, ignore)
-    keeper.remove("submodel-2")
+    coordinator = SyncCoordinator(jobs, ignore)
+    coordinator.remove("submodel-2")
     for _ in range(2):
-        close_one(jobs[:2], keeper)
-    assert run(jobs[2]).steps == 5      # its third meeting
-    assert exchange.has_published(tmp_path / "rounds", 3, "submodel-2")
+        complete_one(jobs[:2], coordinator)
+    assert run(jobs[2]).steps == 5      # its third sync point
+    assert exchange.has_published(tmp_path / "sync", 3, "submodel-2")
 
 
-def test_laying_a_backbone_down_while_the_round_is_closed_disturbs_nobody(home: Path, tmp_path: Path) -> None:
-    jobs, directory = [leaving(job) for job in members(home, tmp_path)], tmp_path / "rounds"
-    keeper = SyncCoordinator(jobs, ignore)
-    keeper.remove("submodel-2")
+def test_publishing_while_the_sync_point_completes_does_no_harm(home: Path, tmp_path: Path) -> None:
+    jobs, directory = [leaving(job) for job in members(home, tmp_path)], tmp_path / "sync"
+    coordinator = SyncCoordinator(jobs, ignore)
+    coordinator.remove("submodel-2")
 
     def slowly() -> Iterator[tuple[str, torch.Tensor]]:
         for i, tensor in enumerate(weights(home / "dense").items()):
             if i == 1:
-                close_one(jobs[:2], keeper)
+                complete_one(jobs[:2], coordinator)
             yield tensor
 
     exchange.publish(
         directory, 1, "submodel-2", slowly(), config=open_checkpoint(home / "dense").config,
         record=exchange.MemberRecord(1, BATCH * L))
-    assert run(jobs[2]).steps == 3      # it goes on from what the others made
-    close_one(jobs[:2], keeper)
+    assert run(jobs[2]).steps == 3      # it continues from the backbone of the others
+    complete_one(jobs[:2], coordinator)
     assert sorted(path.name for path in (directory / "sync-0001").iterdir()) == ["backbone", "momentum", "sync.json"]
 
 
-def test_a_keeper_that_begins_again_knows_where_the_rounds_are(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
+def test_a_restarted_coordinator_knows_the_sync_points(home: Path, undisturbed: list[TrainJob], tmp_path: Path) -> None:
     jobs = [leaving(job) for job in members(home, tmp_path)]
     for job in jobs:
         run(job)
-    gathering = SyncCoordinator(jobs, ignore).ready_members()
-    assert gathering is not None
-    SyncCoordinator(jobs, ignore).combine(gathering)
+    ready = SyncCoordinator(jobs, ignore).ready_members()
+    assert ready is not None
+    SyncCoordinator(jobs, ignore).combine(ready)
     taken_in_turns(jobs, SyncCoordinator(jobs, ignore))
     same(jobs, undisturbed)
     assert SyncCoordinator(jobs, ignore).ready_members() is None

@@ -25,8 +25,8 @@ from moedisco_ray.models import (
     specialise,
     write_checkpoint,
 )
+from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
-from moedisco_ray.models.seeded import with_seed
 from moedisco_ray.stages.context import COMMON, Context, device_of
 from moedisco_ray.stages.merge.backbone import merge_weights, recipes
 from moedisco_ray.stages.merge.build import build_merged

@@ -11,7 +11,7 @@ from moedisco_ray.core.locations import joined
 from moedisco_ray.core.records import UnitRecord
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER
 from moedisco_ray.policies.quorum import ALL, Quorum
-from moedisco_ray.policies.sync_points import meetings
+from moedisco_ray.policies.sync_points import sync_steps
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.text.tokenizer import Encoder
 from moedisco_ray.stages.text.validation import validation_parts
@@ -63,8 +63,8 @@ def restored_optimizer_state(model: Path) -> Path | None:
 def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path) -> list[SyncPlan | None]:
     """Sync plan of each sub-model, from its number of steps; None where the phase is too short for a sync point."""
     every = settings.sync_every
-    met = [()] * len(steps) if every is None or len(steps) == 1 else meetings(steps, every)
-    return [SyncPlan(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in met]
+    points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
+    return [SyncPlan(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in points]
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

@@ -28,10 +28,10 @@ def run(context: Context, draft: Draft) -> None:
             seed=submodel_seed(config, k))
         for k in range(config.clusters.count)
     ]
-    rounds = context.checkpoints("submodels") / "rounds"
+    sync_directory = context.checkpoints("submodels") / "sync"
     moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_optimizer_state else None
-    jobs = [dataclasses.replace(job, sync=meets, optimizer_state=moments, with_optimizer_state=True)
-            for job, meets in zip(jobs, sync_plans([job.steps for job in jobs], config.submodels, rounds), strict=True)]
+    jobs = [dataclasses.replace(job, sync=plan, optimizer_state=moments, with_optimizer_state=True)
+            for job, plan in zip(jobs, sync_plans([job.steps for job in jobs], config.submodels, sync_directory), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum)
     done = train(context, order, Placement(config.pools.low_memory, 1, config.checkpoint.max_failures), quorum)
@@ -40,7 +40,7 @@ def run(context: Context, draft: Draft) -> None:
         if trained[job.name].contribution != "finished":
             context.call(None, write_partial_result, job)
         link_tree(job.output, draft.path / str(k))
-    units, synced = unit_records(jobs, [trained[job.name] for job in jobs]), history(rounds)
+    units, synced = unit_records(jobs, [trained[job.name] for job in jobs]), history(sync_directory)
     draft.summary.update(TrainingSummary.model_validate({"units": units, "rounds": synced}).to_json())
     if synced:
-        link_tree(backbone_directory(rounds, len(synced)), draft.path / COMMON)
+        link_tree(backbone_directory(sync_directory, len(synced)), draft.path / COMMON)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from moedisco_ray.core.events import Emit, Event
-from moedisco_ray.policies.sync_points import SyncMembers, gather
+from moedisco_ray.policies.sync_points import SyncMembers, ready_members
 from moedisco_ray.training.job import TrainJob
 from moedisco_ray.training.sync import exchange
 
@@ -47,7 +47,7 @@ class SyncCoordinator:
         for name in self._members:
             if name not in self._arrived and self.is_waiting(name):
                 self._arrived[name] = now
-        return gather(self._members, self._arrived, now, self._plan.patience)
+        return ready_members(self._members, self._arrived, now, self._plan.patience)
 
     def combine(self, members: SyncMembers) -> None:
         """Make the outer step of the next sync point.

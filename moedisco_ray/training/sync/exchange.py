@@ -26,7 +26,7 @@ from moedisco_ray.core.artifacts import read_json, reporting_full_disk, write_js
 from moedisco_ray.core.config import Outer
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.models import Checkpoint, open_checkpoint, write_checkpoint
-from moedisco_ray.policies.sync_points import SyncMembers, shares
+from moedisco_ray.policies.sync_points import SyncMembers, token_weights
 from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 
 _COMPLETE = "sync.json"
@@ -121,7 +121,7 @@ def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer
     for part in ("momentum", "backbone"):
         shutil.rmtree(folder / part, ignore_errors=True)
     with _removing_on_error(folder / "backbone"):
-        write_checkpoint(folder / "momentum", next_momentum(before, members, shares(tokens), momentum, outer), config)
+        write_checkpoint(folder / "momentum", next_momentum(before, members, token_weights(tokens), momentum, outer), config)
         after = open_checkpoint(folder / "momentum")
         write_checkpoint(folder / "backbone", next_backbone(before, momentum, after, outer), config)
         write_json(folder / _COMPLETE, {"members": dict(zip(ready.members, tokens, strict=True)), "late": list(ready.late)})

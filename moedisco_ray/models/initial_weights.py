@@ -1,0 +1,132 @@
+"""Initial weights of a whole model, made tensor by tensor: random, or grown from a trained seed model.
+
+Each random tensor has its own generator, keyed by the seed and its canonical name. So a slice of a model is the same on every
+machine, in any order, whether or not the rest is ever made.
+
+Shapes: E experts, D hidden, g experts of the seed model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moedisco_ray.models.checks import check_complete
+from moedisco_ray.models.families import Role
+from moedisco_ray.models.hf import canonical_shapes
+from moedisco_ray.models.layout import ModelMap
+
+
+class RandomWeights(Mapping[str, Tensor]):
+    """The canonical tensors of a randomly initialised model, made on access."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, standard_deviation: float,
+                 dtype: torch.dtype) -> None:
+        self._shapes = shapes
+        self._seed = seed
+        self._std = standard_deviation
+        self._dtype = dtype
+
+    def __getitem__(self, key: str) -> Tensor:
+        shape = self._shapes[key]
+        if key.endswith("norm.weight"):
+            return torch.ones(shape, dtype=self._dtype)
+        if key.endswith(".bias"):
+            return torch.zeros(shape, dtype=self._dtype)
+        generator = torch.Generator().manual_seed(_key_seed(self._seed, key))
+        return torch.empty(shape).normal_(0.0, self._std, generator=generator).to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def random_weights(config: Mapping[str, Any], seed: int, dtype: torch.dtype = torch.float32) -> RandomWeights:
+    """Random initial weights of a model: norms one, biases zero, everything else normal(0, `initializer_range`).
+
+    Args:
+        config: `config.json` values of the model.
+        seed: Seed; the same seed and configuration give the same bits.
+        dtype: Dtype of the tensors.
+    """
+    return RandomWeights(canonical_shapes(config), seed, float(config.get("initializer_range", 0.02)), dtype)
+
+
+class SeededWeights(Mapping[str, Tensor]):
+    """The canonical tensors of a whole MoE that is grown from a seed model, made on access.
+
+    Backbone and shared expert are those of the seed. Expert e is the seed's expert e mod g. If g > 1, each expert keeps its router
+    row, unless the router is fresh. If g = 1, the seed's router has learnt nothing, and the router rows are the initial ones, which
+    differ between experts.
+
+    Args:
+        seed: Canonical tensors of the seed model.
+        initial: Canonical tensors of the randomly initialised MoE.
+        model_map: Names of their family.
+        fresh_router: Whether the router rows are the initial ones for g > 1 too.
+
+    Raises:
+        CheckpointError: The seed model lacks a tensor.
+    """
+
+    def __init__(
+        self, seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, fresh_router: bool,
+    ) -> None:
+        self._fresh_router = fresh_router
+        self._seed = seed
+        self._initial = initial
+        self._map = model_map
+        self._group = model_map.experts(seed)
+        check_complete(seed, map(self._seed_key, initial))
+
+    def __getitem__(self, key: str) -> Tensor:
+        role = self._map.classify(key)
+        if role.role is not Role.ROUTER:
+            tensor = self._seed[self._seed_key(key)]
+            # Copies of an expert would share memory, and safetensors refuses tensors that do.
+            return tensor if role.expert is None else tensor.clone()
+        rows_gD, initial_ED = self._seed[key], self._initial[key]
+        if self._fresh_router or len(rows_gD) == 1:
+            return initial_ED
+        return rows_gD.repeat(len(initial_ED) // len(rows_gD), 1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._initial)
+
+    def __len__(self) -> int:
+        return len(self._initial)
+
+    def _seed_key(self, key: str) -> str:
+        role = self._map.classify(key)
+        if role.layer is None or role.expert is None or role.layer not in self._group:
+            return key
+        return self._map.renumbered(key, role.expert % self._group[role.layer])
+
+
+def with_seed(
+    seed: Mapping[str, Tensor], initial: Mapping[str, Tensor], model_map: ModelMap, *, fresh_router: bool = False,
+) -> SeededWeights:
+    """The weights of a whole MoE that is grown from a seed model.
+
+    Args:
+        seed: Canonical tensors of the trained seed model, with g experts per layer.
+        initial: Canonical tensors of the randomly initialised MoE; gives the names, and the router rows if g = 1.
+        model_map: Names of their family.
+        fresh_router: Use the initial router rows for g > 1 too. Copies of an expert in one model need different rows: with copies
+            of one row they would stay equal forever.
+
+    Raises:
+        CheckpointError: The seed model lacks a tensor.
+    """
+    return SeededWeights(seed, initial, model_map, fresh_router=fresh_router)
+
+
+def _key_seed(seed: int, key: str) -> int:
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1    # torch takes signed 64-bit seeds
