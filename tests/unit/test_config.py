@@ -98,7 +98,7 @@ def test_the_last_override_wins(tmp_path):
      "corpus.sources: 'a': two sources"),
     (BASE, ("evaluation.sources=[{path: no/such}]",), "evaluation.sources.0.path: 'no/such': no such file or folder"),
     (BASE, ("evaluation.sources=[{path: embedded}]",),
-     "evaluation.sources.0.path: 'embedded' is a source of the corpus, and so trained on; name other text"),
+     "evaluation.sources.0.path: 'embedded' is a source of the corpus, which is trained on; name other text"),
     (BASE, ("corpus.sources=[{path: ./tests}]", "evaluation.sources=[{path: s3://b}, {path: tests/}]"),
      "evaluation.sources.1.path: 'tests/' is a source of the corpus"),
     (BASE, ("evaluation.sources=[{path: s3://a, name: x}, {path: s3://b, name: x}]",), "evaluation.sources: 'x': two sources"),

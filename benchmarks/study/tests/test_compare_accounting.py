@@ -170,7 +170,7 @@ def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[s
     cut = reads["evaluate"].pop("submodel_states")
     assert reads["evaluate"] == {"whole": 2 * held_out["tokens"], "submodel": 2 * held_out["tokens"]}
     counted = 4 * held_out["tokens"] + cut
-    assert counted <= given["measure"] <= 1.4 * counted     # windows begin with what is before them, and are padded
+    assert counted <= given["evaluate"] <= 1.4 * counted     # windows begin with what is before them, and are padded
     reads["evaluate"]["submodel_states"] = cut
     assert close(expected(config, "finetune", config.directory / "corpus"), reads, windows=2 * 2 * (1 + compared))
     alone = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"stages": False})})

@@ -1,4 +1,4 @@
-"""From a YAML file and `--set` overrides to a checked configuration, or one clear line."""
+"""Reads a YAML file and `--set` overrides into a checked configuration, or raises an error of one line."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from moedisco_ray.core.errors import ConfigError
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool = False) -> RunConfig:
-    """Read a YAML (or JSON) file, apply `key.sub=value` overrides, check everything that needs no corpus.
+    """Read a YAML (or JSON) file, apply `key.sub=value` overrides, and check all that needs no corpus.
 
-    Relative paths inside the file are relative to the working directory, as on any command line.
+    Relative paths in the file are relative to the working directory.
 
     Args:
         path: The file.
-        overrides: Each `key.sub=value`.
-        for_service: Whether a control service gets it, which alone can look up `run://RUN/model`.
+        overrides: Overrides such as `tokens.total=600000`.
+        for_service: Whether a control service will receive the configuration; only a service can look up `run://RUN/model`.
 
     Raises:
-        ConfigError: One line that names the field, the value and the remedy.
+        ConfigError: The configuration has a mistake; the error names field, value and remedy.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunCon
     """Validate plain data; see `load_config`.
 
     Raises:
-        ConfigError: The first mistake, in one line.
+        ConfigError: The configuration has a mistake; the error names the first one.
     """
     try:
         config = RunConfig.model_validate(raw)
@@ -69,17 +69,17 @@ def check_config(raw: Mapping[str, Any], *, for_service: bool = False) -> RunCon
 
 
 def check_files(config: RunConfig) -> None:
-    """Check what the configuration says of local files, before anything is started.
+    """Check the local files that the configuration names, before anything starts.
 
     Raises:
-        ConfigError: A path that must exist does not.
-        CheckpointError: The directory that `model.init` names holds no start for `model.family`.
+        ConfigError: A path does not exist.
+        CheckpointError: The directory in `model.init` holds no model that `model.family` can start from.
     """
     for place in places(config):
         if names_a_run(place.value):
             raise ConfigError(
-                place.field, words(place.value), "is not found: only a control service finds runs, while they exist; hand it the "
-                "configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
+                place.field, words(place.value), "cannot be looked up here: only a control service knows runs by name; "
+                "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
     _check_sources("corpus.sources", config.corpus.sources)
     check_evaluation(config.evaluation)
     if config.tokenizer.path is not None and not os.path.isdir(config.tokenizer.path):  # noqa: PTH112 - see `_check_sources`
@@ -98,10 +98,10 @@ def check_files(config: RunConfig) -> None:
 
 
 def check_evaluation(evaluation: Evaluation) -> None:
-    """Check what an evaluation reads, and that what it needs is installed.
+    """Check the files that an evaluation reads, and that lm-eval is installed where it is needed.
 
     Raises:
-        ConfigError: A path does not exist, two names are the same, a task file holds no tasks, or lm-eval is missing.
+        ConfigError: A path does not exist, a name occurs twice, a task file holds no tasks, or lm-eval is missing.
     """
     _check_sources("evaluation.sources", evaluation.sources)
     _check_names("evaluation.lm_eval", "task files", [path.stem for path in evaluation.lm_eval])
@@ -126,10 +126,10 @@ def _check_names(field: str, things: str, names: Sequence[str]) -> None:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one `key.sub=value` in plain data.
+    """Apply one `key.sub=value` override to plain data.
 
     Raises:
-        ConfigError: It does not read so, or names no setting of a section.
+        ConfigError: The override has another form, or names no setting.
     """
     key, sign, value = override.partition("=")
     if not sign or not key:
@@ -158,7 +158,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Set a setting, by its dotted path, in a configuration's own plain data."""
+    """Set the value at a dotted path of a configuration's plain data."""
     *sections, last = path.split(".")
     for section in sections:
         raw = raw[section]

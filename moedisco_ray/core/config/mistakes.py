@@ -1,4 +1,4 @@
-"""From what pydantic found to one line in plain words: field, value, remedy."""
+"""Turns pydantic's validation errors into one line: field, value, remedy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _INITS = tuple(init.__name__ for init in LocalInit.__subclasses__())
 
 
 def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
-    """The mistake of a configuration that its author most likely meant, as field, value and remedy.
+    """The one mistake to show to a user, as field, value and remedy.
 
     Args:
         mistakes: `ValidationError.errors()`, at least one.
     """
-    # Unions report every member they tried: the user meant the section with the fewest mistakes, then the longest path,
-    # then what breaks a rule of ours.
+    # A union reports the mistakes of every member. The user most likely meant the member with the fewest
+    # mistakes, then the one with the longest path, then one that breaks a rule of ours.
     section = Counter(_section(mistake) for mistake in mistakes)
     fewest = min((count for name, count in section.items() if name is not None), default=0)
     meant = [mistake for mistake in mistakes if _section(mistake) is None or section[_section(mistake)] == fewest]
@@ -52,12 +52,12 @@ def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
 
 
 def _section(mistake: Mapping[str, Any]) -> str | None:
-    """Which of `model.init`'s sections was tried."""
+    """Name of the `model.init` section that pydantic tried."""
     return next((name for name in map(_init_in, mistake["loc"]) if name is not None), None)
 
 
 def _init_in(part: object) -> str | None:
-    # pydantic's tag of a section is its name, or `function-after[check(), Name]`.
+    # pydantic tags a section by its name or by `function-after[check(), Name]`.
     return next((name for name in _INITS if name in str(part)), None)
 
 

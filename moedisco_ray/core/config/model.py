@@ -1,4 +1,4 @@
-"""The model's shape, in the field's own names, without torch or transformers."""
+"""The sizes of the model, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ FamilyName = Literal["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 FAMILIES: tuple[FamilyName, ...] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 DENSE: Mapping[FamilyName, tuple[str, ...]] = {
     "mixtral": ("mistral", "llama"), "qwen2_moe": ("qwen2", "llama"), "qwen3_moe": ("qwen3",)}
-"""Dense models (`model_type`) that a family can compute, with their MLP in the experts' places. olmoe has none: OLMo normalises
-elsewhere than olmoe."""
+"""Dense models (`model_type`) that each family can start from, with the dense MLP as every expert. olmoe has none, because OLMo
+places its norms differently."""
 MOST_LAYERS = 4096
 LARGEST_DIMENSION = 2**26
-"""Largest dimension of a tensor."""
+"""Largest dimension of a tensor, to bound what a plan computes with."""
 
 
 class Architecture(Section):
-    """Sizes of a decoder whose every layer is a Mixture-of-Experts layer."""
+    """Sizes of a decoder in which every layer is a Mixture-of-Experts layer."""
 
     hidden_size: int = Field(256, ge=8, le=LARGEST_DIMENSION)
     num_hidden_layers: int = Field(4, ge=1, le=MOST_LAYERS)
     num_attention_heads: int = Field(4, ge=1, le=LARGEST_DIMENSION)
     num_key_value_heads: int | None = Field(None, ge=1, le=LARGEST_DIMENSION)
-    """Heads of keys and values (grouped-query attention); null: as many as attention heads."""
+    """Heads of keys and values (grouped-query attention). Null: the number of attention heads."""
     head_dim: int | None = Field(None, ge=2, le=LARGEST_DIMENSION)
-    """Size of one head; null: hidden_size / num_attention_heads. Only qwen3_moe and mixtral let it differ."""
+    """Size of one head. Null: hidden_size / num_attention_heads. Only qwen3_moe and mixtral allow another value."""
     moe_intermediate_size: int = Field(512, ge=8, le=LARGEST_DIMENSION)
     """Hidden size of one expert (Mixtral and OLMoE call it intermediate_size)."""
     shared_expert_intermediate_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
-    """Hidden size of qwen2_moe's shared expert; null: as one routed expert."""
+    """Hidden size of the shared expert of qwen2_moe. Null: that of a routed expert."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
     norm_topk_prob: bool = True
-    """Whether the selected router weights are made to sum to one. Mixtral always does. True keeps a sub-model's output scale
-    through the merge; with false the merge rescales the experts instead."""
+    """Whether the selected router weights are scaled to sum to one, as Mixtral always does. True keeps a sub-model's output scale
+    through the merge; with false the merge rescales the experts."""
     vocab_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
-    """Rows of the embedding; null: as many as the tokeniser has tokens."""
+    """Rows of the embedding. Null: the number of tokens in the tokenizer."""
     max_position_embeddings: int | None = Field(None, ge=8, le=LARGEST)
-    """Longest sequence; null: corpus.sequence_length."""
+    """Longest sequence. Null: corpus.sequence_length."""
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
     rope_scaling: dict[str, Any] | None = Field(None, max_length=32)
-    """How rotary positions are scaled for longer texts, as in `config.json`: `rope_type` (linear, dynamic, yarn, longrope, llama3,
-    proportional) and its parameters; null: they are not."""
+    """Scaling of rotary positions for longer texts, as in `config.json`: `rope_type` (linear, dynamic, yarn, longrope, llama3,
+    proportional) and its parameters. Null: none."""
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
 
@@ -91,18 +91,18 @@ class Architecture(Section):
 
 
 class LocalInit(Section):
-    """A start that lies in a local Hugging Face directory, which the setting `KEY` names."""
+    """A start from a local Hugging Face directory; `KEY` is the setting that names it."""
 
     KEY: ClassVar[str]
 
     @property
     def setting(self) -> str:
-        """The setting's dotted path."""
+        """Dotted path of the setting."""
         return f"model.init.{self.KEY}"
 
     @property
     def directory(self) -> Path:
-        """The setting's value."""
+        """The directory."""
         found: Path = getattr(self, self.KEY)
         return found
 
@@ -113,11 +113,11 @@ class CheckpointInit(LocalInit):
     KEY: ClassVar[str] = "checkpoint"
 
     checkpoint: Annotated[Path, ReadsFrom(run_part="model")]
-    """A Hugging Face directory; on a control service also `run://RUN/model`, the model of a finished run by id or name."""
+    """A Hugging Face directory. On a control service also `run://RUN/model`, the model of a finished run, by id or name."""
 
 
 class UpcycleInit(LocalInit):
-    """Start from a local dense model: its MLP becomes every expert (sparse upcycling, Komatsuzaki et al., arXiv 2212.05055)."""
+    """Start from a local dense model, whose MLP becomes every expert (sparse upcycling, Komatsuzaki et al., arXiv 2212.05055)."""
 
     KEY: ClassVar[str] = "upcycle"
 
@@ -126,7 +126,7 @@ class UpcycleInit(LocalInit):
     Llama with biases, for qwen2_moe), or a model of the family with one expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
-    """Their weights are made to sum to one, so that the MoE computes what the dense model did."""
+    """Experts per token. Their weights sum to one, so that the MoE first computes what the dense model does."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
@@ -140,13 +140,14 @@ class Model(Section):
 
     family: FamilyName = "qwen3_moe"
     config: Architecture | None = None
-    """Sizes. Left out when `init` names a directory, which brings its own."""
+    """Sizes. Leave it out when `init` names a directory, which has its own."""
     init: Literal["random"] | CheckpointInit | UpcycleInit = "random"
 
     @model_validator(mode="after")
     def _one_source_of_sizes(self) -> Self:
         if isinstance(self.init, LocalInit) and self.config is not None:
-            raise ValueError(f"model.config and {self.init.setting} exclude each other: the checkpoint brings its own sizes")
+            raise ValueError(
+                f"model.config and {self.init.setting} exclude each other: the checkpoint has its own sizes; remove model.config")
         if self.config is not None and self.config.shared_expert_intermediate_size is not None and self.family != "qwen2_moe":
             raise ValueError(f"shared_expert_intermediate_size belongs to qwen2_moe; {self.family} has no shared expert")
         if self.config is not None and self.config.head_dim is not None and self.family not in ("mixtral", "qwen3_moe"):
@@ -157,7 +158,7 @@ class Model(Section):
 
     @property
     def architecture(self) -> Architecture:
-        """The sizes, from `config` or from the directory's own `config.json`.
+        """The sizes, from `config` or from the `config.json` of the directory.
 
         Raises:
             CheckpointError: The directory holds no model that this family can start from.
@@ -173,7 +174,7 @@ def read_architecture(directory: Path, family: FamilyName) -> Architecture:
     """The sizes of a Hugging Face MoE directory.
 
     Raises:
-        CheckpointError: There is no readable `config.json`, it is of another family, or a size is beyond what is supported.
+        CheckpointError: The `config.json` cannot be read, names another family, or has a size out of bounds.
     """
     raw = _read("model.init.checkpoint", directory)
     if raw.get("model_type") != family:
@@ -185,10 +186,10 @@ def read_architecture(directory: Path, family: FamilyName) -> Architecture:
 
 
 def read_dense_architecture(start: UpcycleInit, family: FamilyName) -> Architecture:
-    """The sizes of the MoE that a dense model, or one with one expert, becomes.
+    """The sizes of the MoE that a dense model, or a model with one expert, is upcycled to.
 
     Raises:
-        CheckpointError: There is no readable `config.json`, or it is of a model that cannot become one of this family.
+        CheckpointError: The `config.json` cannot be read, or its model cannot become one of this family.
     """
     raw = _read(start.setting, start.upcycle)
     kind = raw.get("model_type")

@@ -1,4 +1,4 @@
-"""Settings that name places: files, folders and URIs that a run reads from or writes to.
+"""Settings that name files, folders and URIs that a run reads or writes.
 
 A setting is marked where it is declared, such as `path: Annotated[Path, ReadsFrom()]`. `places` finds all marked settings of a
 configuration, `with_places` replaces their values.
@@ -31,21 +31,21 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class Marker:
-    """What `ReadsFrom` and `WritesTo` share: a place holds no credentials and has a bounded length."""
+    """Base of `ReadsFrom` and `WritesTo`: a place has a bounded length and holds no credentials."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The schema of the marked type, with `check_place` before it; JSON has the words of the user."""
+        """The schema of the marked type, with `check_place` before it; JSON keeps the user's spelling."""
         written = core_schema.plain_serializer_function_ser_schema(words, return_schema=core_schema.str_schema(), when_used="json")
         return core_schema.no_info_before_validator_function(check_place, handler(source), serialization=written)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadsFrom(Marker):
-    """Marks a setting that names what the run reads.
+    """Marks a setting that names a place the run reads.
 
     Attributes:
-        uris: Whether it may be a URI or `embedded` instead of a local path.
-        run_part: The part of a finished run that it may name, as `run://RUN/PART`; None: none.
+        uris: Whether the setting may hold a URI or `embedded` instead of a local path.
+        run_part: Part of a finished run that the setting may name as `run://RUN/PART`; None: none.
     """
 
     uris: bool = False
@@ -54,10 +54,10 @@ class ReadsFrom(Marker):
 
 @dataclasses.dataclass(frozen=True)
 class WritesTo(Marker):
-    """Marks a setting that names what the run writes.
+    """Marks a setting that names a place the run writes.
 
     Attributes:
-        what: `runs` are run directories; `checkpoints` may also go to a bucket.
+        what: What is written: `runs`, or `checkpoints`, which may also be in a bucket.
     """
 
     what: Literal["runs", "checkpoints"]
@@ -65,12 +65,12 @@ class WritesTo(Marker):
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A marked setting of a configuration.
+    """The value of a marked setting.
 
     Attributes:
-        field: Its dotted path, such as `corpus.sources.0.path`.
-        value: What the configuration says.
-        marker: How the setting is marked.
+        field: Dotted path of the setting, such as `corpus.sources.0.path`.
+        value: Value of the setting.
+        marker: Marker of the setting.
     """
 
     field: str
@@ -79,17 +79,17 @@ class Place:
 
 
 def words(value: str | Path) -> str:
-    """A place as its user wrote it: a path drops one of the two slashes of `run://`."""
+    """A place as the user wrote it; `Path` drops one slash of `run://`."""
     return _RUN.sub("run://", str(value))
 
 
 def names_a_run(value: str | Path) -> bool:
-    """Whether it is a part of a finished run of a control service, `run://RUN/PART`."""
+    """Whether a place is part of a finished run, `run://RUN/PART`."""
     return _RUN.match(str(value)) is not None
 
 
 def places(config: BaseModel) -> Iterator[Place]:
-    """Every place that a configuration names, in the order of its settings."""
+    """All places of a configuration, in the order of its settings."""
     found: list[Place] = []
 
     def note(place: Place) -> str | Path:
@@ -101,17 +101,17 @@ def places(config: BaseModel) -> Iterator[Place]:
 
 
 def with_places(config: C, change: Callable[[Place], str | Path]) -> C:
-    """The configuration with `change` applied to every place that it names.
+    """A copy of the configuration with every place replaced.
 
     Args:
-        config: Validated; what is put in is not validated again.
-        change: Returns the new value, of the setting's own type.
+        config: A validated configuration; new values are not validated again.
+        change: Returns the new value for a place, of the same type.
     """
     return _section(config, "", change)
 
 
 def marker_of(hint: Any) -> ReadsFrom | WritesTo | None:
-    """The marker of a type, in `Annotated`, unions, tuples and dicts, but not in sections of their own."""
+    """The marker in a type hint: in `Annotated`, unions, tuples and dicts, but not in nested sections."""
     if isinstance(hint, FieldInfo):
         return marker_of(Annotated[hint.annotation, *hint.metadata]) if hint.metadata else marker_of(hint.annotation)
     if get_origin(hint) is Annotated:
@@ -121,13 +121,13 @@ def marker_of(hint: Any) -> ReadsFrom | WritesTo | None:
 
 
 def check_place(value: Any) -> Any:
-    """Refuse what no setting may hold, since configurations are stored and shown in clear.
+    """Reject places that no setting may hold; configurations are stored and shown in clear.
 
     Raises:
         ValueError: The place is too long, or is a URI with credentials.
     """
     if not isinstance(value, str | Path):
-        return value    # the type that is marked refuses it
+        return value    # the marked type rejects it
     if len(str(value)) > LONGEST_PLACE:
         raise ValueError(f"has more than {LONGEST_PLACE} characters; shorten it")
     if has_credentials(str(value)):
@@ -138,9 +138,9 @@ def check_place(value: Any) -> Any:
 
 
 def has_credentials(place: str) -> bool:
-    """Whether a URI brings a password, an access key or a signature.
+    """Whether a URI holds a password, an access key or a signature.
 
-    A user without a password is none, except in `s3://`: Azure names containers so (`abfss://CONTAINER@ACCOUNT...`).
+    A user without a password is no credential, except in `s3://`: Azure writes containers that way (`abfss://CONTAINER@ACCOUNT...`).
     """
     uri = _URI.match(place)
     if uri is None:

@@ -16,33 +16,33 @@ Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
 
 _RAYS_OWN = frozenset({
     "CPU", "GPU", "memory", "object_store_memory", "TPU", "HPU", "NPU", "TTNPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN"})
-"""Resources that Ray counts by itself on every node, or on every node with such an accelerator."""
+"""Resources that Ray itself counts on every node, or on every node with that accelerator."""
 _PLACEMENT_GROUP = re.compile(r"(^bundle_group_|_group_(\d+_)?[0-9a-f]{16,})")
-"""Names under which Ray keeps what a placement group has reserved."""
+"""Names that Ray gives to the reservations of placement groups."""
 
 
 def _is_a_tag(resource: str) -> str:
     if resource in _RAYS_OWN or _PLACEMENT_GROUP.search(resource):
-        raise ValueError(f"{resource} is a resource of Ray's own; name a custom resource that only this pool's nodes offer")
+        raise ValueError(f"{resource} is one of Ray's own resources; name a custom resource that only the nodes of this pool offer")
     return resource
 
 
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$"), AfterValidator(_is_a_tag)]
-"""A custom resource that the nodes of a pool offer. Ray's own are refused: every node of the cluster offers them."""
+"""A custom resource that the nodes of a pool offer. Ray's own resources are rejected, because every node offers them."""
 Gpus = Annotated[int, Field(ge=0, le=1), Resolved("precision")]
 PricePerHour = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Pool(Section):
-    """Machines of one kind, as Ray sees them."""
+    """A pool of workers."""
 
     name: ClassVar[PoolName]
-    """Its key in `pools`."""
+    """Key of the pool in `pools`."""
 
     resource: Tag
-    """The custom resource that a node of this pool offers: one per worker it has room for."""
+    """Custom resource of the pool's nodes: one unit per worker that a node has room for."""
     gpu: Gpus = 0
-    """GPUs a worker holds; 0 trains on CPU."""
+    """GPUs per worker; 0 trains on a CPU."""
     memory_gb: float = Field(gt=0)
     price_per_hour: PricePerHour
     """Dollars per worker-hour."""
@@ -51,43 +51,43 @@ class Pool(Section):
 
     @property
     def key(self) -> str:
-        """What the meter calls its workers."""
+        """Name of the pool's workers in the bill."""
         return self.name
 
     @property
     def node_types(self) -> tuple[Pool, ...]:
-        """A pool for each of its node types; itself, where machines are all alike."""
+        """One pool per node type; the pool itself if it has one type."""
         return (self,)
 
     @property
     def mixed(self) -> bool:
-        """Whether it names node types, so that a trainer has to be told where it fits."""
+        """Whether the pool has several node types."""
         return False
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The custom resources that its nodes offer, one of each node type."""
+        """Custom resources of the node types."""
         return tuple(each.resource for each in self.node_types)
 
 
 class MachineType(Section):
-    """One node type of a mixed pool."""
+    """A node type of a mixed pool."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")
-    """What the report and the meter call it."""
+    """Name of the type in the report and the bill."""
     resource: Tag
-    """The custom resource that its nodes offer, and those of no other type: Ray places by resources, not by labels."""
+    """Custom resource that only the nodes of this type offer."""
     memory_gb: float = Field(gt=0)
     price_per_hour: PricePerHour
     """Dollars per worker-hour."""
     speed: float = Field(gt=0)
     """Training speed relative to one A100-80GB."""
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
-    """Most sub-models that train on it at once."""
+    """Most sub-models that train on this type at once."""
 
 
 class LowMemoryPool(Pool):
-    """Trains the seed model and the sub-models, one worker each; all at once, the whole MoE where `finetune.pool` says so."""
+    """The pool that trains the seed and the sub-models, one worker each, and, with `finetune.pool: low_memory`, the whole MoE."""
 
     name = "low_memory"
     resource: Tag = "low_mem_gpu"
@@ -98,28 +98,28 @@ class LowMemoryPool(Pool):
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
     """Most sub-models that train at once."""
     types: tuple[MachineType, ...] = Field((), max_length=32)
-    """Node types of a mixed pool: a sub-model goes where it fits for the least money. Each has its own tag, memory, price and
-    speed, in place of the pool's. Empty: the pool is of one type."""
+    """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource, memory, price
+    and speed, which replace the pool's. Empty: one type."""
 
     @property
     def fewest_workers(self) -> int:
-        """A gang of this pool has all of its workers."""
+        """Fewest workers of a gang: all of the pool."""
         return self.max_workers
 
     @property
     def most_workers(self) -> int:
-        """The same."""
+        """Most workers of a gang: all of the pool."""
         return self.max_workers
 
     @property
     def node_types(self) -> tuple[LowMemoryPool, ...]:
-        """A pool for each of its node types; itself, where machines are all alike."""
+        """One pool per node type; the pool itself if it has one type."""
         return tuple(
             _OneType(gpu=self.gpu, type_name=each.name, **each.model_dump(exclude={"name"})) for each in self.types) or (self,)
 
     @property
     def mixed(self) -> bool:
-        """Whether it names node types, so that a trainer has to be told where it fits."""
+        """Whether the pool has several node types."""
         return bool(self.types)
 
     @model_validator(mode="after")
@@ -133,18 +133,18 @@ class LowMemoryPool(Pool):
 
 
 class _OneType(LowMemoryPool):
-    """A node type of a mixed pool, as a pool of its own."""
+    """A pool that stands for one node type of a mixed pool."""
 
     type_name: str
 
     @property
     def key(self) -> str:
-        """What the meter calls its workers."""
+        """Name of the type's workers in the bill."""
         return f"{self.name}.{self.type_name}"
 
 
 class HighMemoryPool(Pool):
-    """Trains the merged MoE with a gang of workers, all of them at once."""
+    """The pool that trains the merged MoE with a gang of workers."""
 
     name = "high_memory"
     resource: Tag = "high_mem_gpu"
@@ -153,8 +153,8 @@ class HighMemoryPool(Pool):
     price_per_hour: PricePerHour = 2.28
     speed: float = Field(1.0, gt=0)
     workers: Workers | tuple[Workers, Workers] = 1
-    """Size of the gang. N: all of them or none, and the same bits every time. [FEWEST, MOST]: begins with what there is,
-    shrinks when a worker is lost and grows when more come, by sizes that divide the batch; the same up to rounding."""
+    """Size of the gang. N: always N workers, with the same result to the bit. [FEWEST, MOST]: starts with the free workers, shrinks
+    when a worker is lost and grows when more arrive, in sizes that divide the batch; results are the same up to rounding."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:
@@ -164,17 +164,17 @@ class HighMemoryPool(Pool):
 
     @property
     def fewest_workers(self) -> int:
-        """The gang never has less."""
+        """Fewest workers of the gang."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most_workers(self) -> int:
-        """The gang never has more."""
+        """Most workers of the gang."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
     def elastic(self) -> bool:
-        """Whether the gang may have one size and then another."""
+        """Whether the gang may change its size."""
         return self.fewest_workers < self.most_workers
 
 
@@ -182,31 +182,31 @@ AnyPool = LowMemoryPool | HighMemoryPool
 
 
 class Pools(Section):
-    """Where the work runs."""
+    """The pools of workers."""
 
     low_memory: LowMemoryPool = LowMemoryPool()
     high_memory: HighMemoryPool = HighMemoryPool()
 
     @property
     def by_key(self) -> dict[str, Pool]:
-        """Everything that workers can be held of, by what the meter calls it: a pool, or a node type of a mixed one."""
+        """The pools, and the node types of a mixed one, by their name in the bill."""
         return {each.key: each for pool in (self.low_memory, self.high_memory) for each in pool.node_types}
 
     def needed(self, finetune: PoolName) -> tuple[tuple[AnyPool, int], ...]:
-        """The pools that a run works on, in that order, each with the workers that must exist at once.
+        """The pools that a run uses, each with the number of workers that it needs at the same time.
 
         Args:
-            finetune: The pool of its fine-tune; where that is the low-memory one, the run needs no other.
+            finetune: The pool that fine-tunes; if it is the low-memory one, the run needs no other.
         """
         if finetune == "low_memory":
             return ((self.low_memory, self.low_memory.fewest_workers),)
         return (self.low_memory, 1), (self.high_memory, self.high_memory.fewest_workers)
 
     def at(self, key: str) -> Pool:
-        """What the meter calls `key`; of a type that the configuration names no more, its pool.
+        """The pool or node type with a name of the bill; the pool, for a type that is no longer configured.
 
         Raises:
-            KeyError: There is no such pool.
+            KeyError: No pool has this name.
         """
         pools: dict[str, Pool] = {pool.name: pool for pool in (self.low_memory, self.high_memory)}
         return self.by_key.get(key) or pools[key.partition(".")[0]]

@@ -1,4 +1,4 @@
-"""Commented starting configurations, as the package carries them."""
+"""The commented example configurations of the package."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def preset_text(name: PresetName) -> str:
 
 
 def local_gpus(driver: Path = Path("/proc/driver/nvidia/gpus"), compute: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> int:
-    """GPUs of this machine, as the NVIDIA or AMD driver lists them; asked of the kernel, since torch takes seconds to import.
+    """Number of GPUs that the NVIDIA or AMD driver lists; importing torch to count them would take seconds.
 
     Args:
-        driver: Where NVIDIA's driver has a folder per GPU.
-        compute: Where AMD's driver has a folder per processor; the GPUs among them have a `gpu_id` that is not 0.
+        driver: Directory with one folder per NVIDIA GPU.
+        compute: Directory with one folder per processor of AMD's driver; GPUs have a `gpu_id` other than 0.
     """
     nvidia = len(list(driver.iterdir())) if driver.is_dir() else 0
     amd = sum(path.read_text(encoding="ascii").strip() != "0" for path in compute.glob("*/gpu_id"))

@@ -1,4 +1,4 @@
-"""How rotary positions may be scaled: the types that transformers computes, with the parameters of each."""
+"""Scaling of rotary positions: the types that transformers computes, and their parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 DEFAULT = "default"
-"""The type of positions that are not scaled."""
+"""Name of the type without scaling."""
 
 _LISTS = ("short_factor", "long_factor")
 
@@ -18,8 +18,8 @@ class RopeType:
     """The parameters of one type.
 
     Attributes:
-        needed: Without these transformers cannot compute it.
-        optional: It also reads these.
+        needed: Required parameters.
+        optional: Optional parameters.
     """
 
     needed: tuple[str, ...]
@@ -27,7 +27,7 @@ class RopeType:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Every parameter that is read."""
+        """All parameters."""
         return self.needed + self.optional
 
 
@@ -41,18 +41,18 @@ ROPE_TYPES: Mapping[str, RopeType] = {
     "llama3": RopeType(("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
     "proportional": RopeType((), ("partial_rotary_factor", "factor")),
 }
-"""Without `original_max_position_embeddings` transformers takes the model's longest sequence."""
+"""Known types. Without `original_max_position_embeddings`, transformers uses the model's longest sequence."""
 
 
 def checked_scaling(raw: Mapping[str, Any], head_size: int | None) -> dict[str, Any] | None:
-    """Scaling in today's spelling, complete: `rope_type` and its parameters.
+    """Check a scaling and return it as `rope_type` and its parameters.
 
     Args:
-        raw: As it was written; older files say `type`.
-        head_size: Size of an attention head; None: unknown.
+        raw: The scaling as written; older files have `type` instead of `rope_type`.
+        head_size: Size of an attention head; None if unknown.
 
     Returns:
-        None where positions are not scaled.
+        None without scaling.
 
     Raises:
         ValueError: The type is missing or unknown, or a parameter is missing, unknown, or no such number.
@@ -84,10 +84,10 @@ def checked_scaling(raw: Mapping[str, Any], head_size: int | None) -> dict[str, 
 
 
 def read_scaling(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Scaling as a `config.json` says it, with what transformers reads alone; unknown types stay, to be refused.
+    """The scaling of a `config.json`, reduced to the parameters that transformers reads; unknown types stay, to be refused later.
 
     Args:
-        raw: Its `rope_scaling` or `rope_parameters`.
+        raw: `rope_scaling` or `rope_parameters` of the file.
     """
     named = raw.get("rope_type", raw.get("type", DEFAULT))
     if named == DEFAULT:

@@ -33,21 +33,21 @@ Tags = Annotated[
         Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,62}$")],
         Annotated[str, Field(max_length=63, pattern=r"^[^\x00-\x1f\x7f]*$")]],
     Field(max_length=16)]
-"""What a run is marked with, for people and for finding it: at most 16, with keys and values of at most 63 characters."""
+"""Labels of a run: at most 16, with keys and values of at most 63 characters."""
 
 
 _MOST_SHOWN = 8
-"""Numbers of clusters that an error suggests, the nearest ones."""
+"""Most numbers of clusters that an error suggests."""
 
 
 class RunConfig(Section):
-    """Everything that describes a run. The same model validates it in the command line, the service and the driver."""
+    """The configuration of a run; the command line, the service and the driver validate it with this model."""
 
     name: Annotated[str, NoEffect("it names the run directory")] = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
-    """Names the run and its directory, OUTPUT/NAME."""
+    """Name of the run and of its directory, OUTPUT/NAME."""
     seed: int = Field(0, ge=0, lt=2**31)
     tags: Annotated[Tags, NoEffect("they are labels for people")] = Field(default_factory=dict)
-    """Key and value pairs to find the run by: at most 16, each part of at most 63 characters."""
+    """Labels to find the run by: at most 16 key and value pairs, each part of at most 63 characters."""
     corpus: Corpus
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
@@ -62,7 +62,7 @@ class RunConfig(Section):
     export: Export = Export()
     tracking: Annotated[Tracking, NoEffect("trackers only read a run's events")] = Tracking()
     output: Annotated[Path, WritesTo("runs"), NoEffect("it is where the run directory is made")] = Path("runs")
-    """Directory that holds run directories; on several machines, one that all of them see."""
+    """Directory of the run directories; on several machines, one that all of them can read and write."""
 
     @property
     def directory(self) -> Path:
@@ -71,23 +71,23 @@ class RunConfig(Section):
 
     @property
     def finetune_pool(self) -> AnyPool:
-        """The pool whose gang trains the whole MoE."""
+        """The pool that fine-tunes the whole MoE."""
         return self.pools.low_memory if self.finetune.pool == "low_memory" else self.pools.high_memory
 
     @property
     def vectors_pool(self) -> LowMemoryPool | None:
-        """The pool whose workers make vectors of documents; None: any machine's cores do."""
+        """The pool that computes document vectors; None if CPU tasks on any node do."""
         return self.pools.low_memory if self._needs_a_trained_model else None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         if "://" in str(self.output) or str(self.output).startswith(("s3:", "gs:")):
-            raise ValueError(f"output {str(self.output)!r} is no directory; mount the bucket, or name a shared file system")
+            raise ValueError(f"output {str(self.output)!r} is not a directory; mount the bucket, or name a shared file system")
         if isinstance(self.model.init, CheckpointInit):
             if self.tokens.seed_share:
                 raise ValueError(
-                    "tokens.seed_share must be 0 with model.init.checkpoint: an MoE is no dense model to go on with; one has "
-                    "model.init.upcycle")
+                    "tokens.seed_share must be 0 with model.init.checkpoint, because the seed phase trains a dense model; to "
+                    "start from one, use model.init.upcycle")
         elif self.model.init == "random" and self._needs_a_trained_model and not self.tokens.seed_share:
             raise ValueError(
                 "clusters.vectors 'hidden_state' needs a trained model: set tokens.seed_share above 0, "
@@ -97,9 +97,9 @@ class RunConfig(Section):
                 f"submodels.quorum {self.submodels.quorum} is more than the {self.clusters.count} sub-models of clusters.count; "
                 "lower it, or leave it out to wait for all")
         if self.evaluation.ensemble and not self.tokens.decoupled:
-            raise ValueError("evaluation.ensemble needs sub-models: make seed_share and finetune_share less than 1 together")
+            raise ValueError("evaluation.ensemble needs sub-models: lower seed_share and finetune_share to less than 1 together")
         if self.finetune_pool.mixed:
-            raise ValueError("finetune.pool must have machines that are all alike; leave pools.low_memory.types out")
+            raise ValueError("finetune.pool must have one node type; remove pools.low_memory.types")
         for where, optimizer in (("submodels", self.submodels.optimizer), ("finetune", self.finetune.optimizer)):
             self._batch_is_whole(where, optimizer)
         self._gang_divides_the_batch()
@@ -128,24 +128,24 @@ class RunConfig(Section):
         for i, source in enumerate(self.evaluation.sources):
             if _place(source) in trained_on:
                 raise ValueError(
-                    f"evaluation.sources.{i}.path {source.path!r} is a source of the corpus, and so trained on; name other text")
+                    f"evaluation.sources.{i}.path {source.path!r} is a source of the corpus, which is trained on; name other text")
 
     @model_validator(mode="after")
     def _clusters_divide_experts(self) -> Self:
-        # A checkpoint's sizes are on disk; `check_files` asks the same question of them.
+        # The sizes of a checkpoint are on disk; `check_files` checks them.
         if not isinstance(self.model.init, LocalInit):
             check_division(self.model.architecture.num_experts, self.clusters.count)
         return self
 
 
 def _place(source: Source) -> str:
-    """One name for a path, however it is written; by its words alone, for whoever asks may not be allowed to see the disk."""
+    """A path in one spelling, from its text alone: the caller may not be allowed to read the disk."""
     apart = "://" in source.path or source.path == "embedded"
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
 
 
 def check_division(num_experts: int, clusters: int) -> None:
-    """Refuse clusters that do not share the experts out evenly.
+    """Check that the clusters divide the experts evenly.
 
     Raises:
         ValueError: `clusters` does not divide `num_experts`.
@@ -157,6 +157,6 @@ def check_division(num_experts: int, clusters: int) -> None:
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors of a positive whole number, ascending, in time that grows with its square root."""
+    """All divisors of a positive whole number, ascending."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return small + [number // n for n in reversed(small) if n * n != number]

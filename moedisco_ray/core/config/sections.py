@@ -1,4 +1,4 @@
-"""The sections of a run configuration, in pipeline order. A docstring under a field is what `moedisco schema` says of it."""
+"""The sections of a run configuration, in pipeline order. `moedisco schema` shows the docstring under a field."""
 
 from __future__ import annotations
 
@@ -18,37 +18,36 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 MOST_SOURCES = 1000
 _SLICE_TOKENS = 65_536
-"""Validation tokens of a look at the held-out loss during training: enough to see the curve, and cheap."""
+"""Validation tokens of one measurement during training: enough to see the curve, and cheap."""
 _ROUNDING = 1e-9
-"""Shares whose sum differs from 1 by no more than this add up to 1."""
+"""Tolerance for shares that add up to 1."""
 
 
 class Source(Section):
     """Text from one place."""
 
     path: Annotated[str, ReadsFrom(uris=True, run_part="corpus")]
-    """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `embedded` is the text that
-    the installed packages carry. On a control service, `run://RUN/corpus` is the text of a finished run by id or name. A run's
-    corpus keeps its split: what that run held out stays held out, and the rest training text, whatever `seed` and
-    `validation_fraction`."""
+    """A file, a folder, a glob, or any URI that a pyarrow file system reads (`s3://`, `gs://`). `embedded` is the text of the
+    installed packages. On a control service, `run://RUN/corpus` is the corpus of a finished run, by id or name; it keeps that
+    run's split into training and held-out text."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
-    """Names a domain: the report then says how clusters and experts relate to it."""
+    """Name of the domain; the report shows how clusters and experts relate to it."""
     format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "datasets"] = "auto"
-    """`datasets` is a folder that Hugging Face `save_to_disk` wrote; `auto` goes by the file endings and refuses unknown ones;
-    in a folder with tables or JSON Lines it passes over plain text, and lists it. In `tsv` quotation marks are text."""
+    """`auto` follows the file endings and rejects unknown ones; in a folder with tables or JSON Lines it skips plain text files and
+    lists them. `datasets` is a folder that Hugging Face `save_to_disk` wrote. In `tsv`, quotation marks are text."""
     text_column: str = "text"
-    """The column of JSONL, CSV, TSV, Parquet and datasets that holds the text."""
+    """Column with the text, in JSONL, CSV, TSV, Parquet and datasets."""
     documents: Literal["auto", "file", "paragraph", "line"] = "auto"
-    """What one document is in plain text. `auto`: about one sequence, cut at blank lines, or at line ends, sentence ends or between
-    words where a paragraph is longer. `file`: a whole file. `paragraph`: the text between blank lines. `line`: a line; lines are
-    independent, so that neighbours may be on different sides of the validation split."""
+    """What one document is in plain text. `auto`: about one training sequence, cut at blank lines, and inside longer paragraphs at
+    line ends, sentence ends or words. `file`: a whole file. `paragraph`: the text between blank lines. `line`: one line;
+    neighbouring lines may then be on different sides of the validation split."""
     exclude: tuple[str, ...] = Field((), max_length=256)
     """Globs of files to leave out: by name (`*.log`), or, with a slash, by the path below the source's folder (`drafts/**`)."""
     on_error: Literal["fail", "skip"] = "fail"
-    """A file that is binary, not UTF-8, damaged or of an unknown ending ends the run, or is left out as a whole; the report then
-    counts and lists it."""
+    """What to do with a file that is binary, not UTF-8, damaged or has an unknown ending: end the run, or skip the file and list it
+    in the report."""
     weight: float = Field(1.0, gt=0, le=100)
-    """How often each document is seen per pass over the corpus; 0.5 keeps half the documents."""
+    """Copies of each document per pass over the corpus; 0.5 keeps half of the documents."""
 
 
 def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
@@ -56,7 +55,7 @@ def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
 
 
 def _not_too_many(sources: object) -> object:
-    # Before each of them is looked at: a service validates what anyone sends.
+    # Runs before the entries are validated: a service validates what any user sends.
     if isinstance(sources, list | tuple) and len(sources) > MOST_SOURCES:
         raise ValueError(f"are {len(sources)} sources, more than {MOST_SOURCES}; name folders or globs of many files")
     return sources
@@ -67,46 +66,46 @@ Sources = Annotated[
 
 
 class Corpus(Section):
-    """What to train on."""
+    """The training text."""
 
     sources: Sources = Field(min_length=1)
-    """Where the text comes from. A source that is listed twice counts once."""
+    """Sources of the text. A source that is listed twice counts once."""
     validation_fraction: float = Field(0.02, gt=0, lt=0.5)
-    """Share of each source's documents that is held out, chosen by a hash of their text. The parts of a long document stay
-    together, and so do neighbours in plain text, up to `max_document_tokens`, unless its documents are lines."""
+    """Share of each source's documents that is held out, chosen by a hash of their text. Parts of a long document stay together,
+    and so do neighbouring documents of plain text, up to `max_document_tokens`, unless documents are lines."""
     sequence_length: int = Field(1024, ge=16, le=LARGEST)
     """Tokens per training sequence."""
     max_document_tokens: int | None = Field(None, ge=16, le=LARGEST)
-    """Most tokens of a document; a longer one is cut into parts at blank lines, line ends or sentence ends. Null: 8 sequences."""
+    """Longest document (tokens); longer ones are cut at blank lines, line ends or sentence ends. Null: 8 sequences."""
 
     @property
     def document_tokens(self) -> int:
-        """Most tokens of a document."""
+        """Longest document (tokens), with the default resolved."""
         return self.max_document_tokens or 8 * self.sequence_length
 
 
 class Tokenizer(Section):
-    """Where the tokenizer comes from."""
+    """The tokenizer."""
 
     path: Annotated[Path, ReadsFrom(run_part="model")] | None = None
-    """A directory with a tokenizer that transformers can read. Null: the tokenizer of the model that `model.init` names, or, with
-    random weights, one that is trained on the corpus."""
+    """Directory with a tokenizer that transformers can read. Null: the tokenizer of the model in `model.init`, or, with random
+    weights, one that is trained on the corpus."""
     replace: bool = False
-    """Replace the tokenizer of the model that `model.init` names, by the one in `path` or by one trained on the corpus. The model's
-    embedding then belongs to other tokens, and must be learned again."""
+    """Replace the tokenizer of the model in `model.init` by the one in `path`, or by one that is trained on the corpus. The model
+    then has to learn its embedding again."""
     train_vocab_size: int = Field(8192, ge=300, le=LARGEST)
     """Size of the byte-level BPE vocabulary to train."""
 
 
 class Tokens(Section):
-    """How many tokens are trained on, and where they go."""
+    """Number of training tokens, and their division among the phases."""
 
     total: int = Field(20_000_000, gt=0, le=LARGEST)
     seed_share: Share = 0.2
-    """Trains one common dense model on everything first; 0 is the paper."""
+    """Share that first trains one common dense model on the whole corpus; the paper has 0."""
     finetune_share: float = Field(0.15, ge=0, le=1)
-    """Trains the whole MoE; what is left is the sub-models'. Where nothing is left there are none: 1 is joint training of the
-    initial MoE, 1 - seed_share sparse upcycling of the seed. 0 leaves the MoE as it was merged."""
+    """Share that trains the merged MoE; the sub-models train on the rest. Without a rest there are no sub-models: 1 is joint
+    training, 1 - seed_share is sparse upcycling of the seed. 0 skips the fine-tune."""
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Self:
@@ -117,7 +116,7 @@ class Tokens(Section):
 
     @property
     def decoupled(self) -> bool:
-        """Whether there are sub-models to train, each on a cluster of its own."""
+        """Whether sub-models are trained, each on its own cluster."""
         return self.seed_share + self.finetune_share < 1 - _ROUNDING
 
     @property
@@ -127,7 +126,7 @@ class Tokens(Section):
 
     @property
     def finetune(self) -> int:
-        """Tokens of the whole MoE's training."""
+        """Tokens of the fine-tune."""
         return int(self.total * self.finetune_share) if self.decoupled else self.total - self.seed
 
     @property
@@ -137,25 +136,25 @@ class Tokens(Section):
 
 
 class Clusters(Section):
-    """How documents are grouped."""
+    """Clustering of the documents."""
 
     count: int = Field(4, ge=1, le=MOST_CLUSTERS)
-    """Clusters, and so sub-models. Must divide the number of experts."""
+    """Number of clusters and of sub-models. Must divide the number of experts."""
     method: Literal["kmeans", "likelihood", "random"] = "kmeans"
-    """`kmeans` on document vectors (the paper); `likelihood`: a small language model per cluster, and each document where it is
-    likeliest (SMALLTALK); `random`: by a hash of the text, the paper's ablation."""
+    """`kmeans` on document vectors (the paper). `likelihood`: one small language model per cluster, and each document in the
+    cluster whose model predicts it best (SMALLTALK). `random`: by a hash of the text (the paper's ablation)."""
     vectors: Literal["mean_token", "tfidf_svd", "hidden_state"] = "hidden_state"
-    """Document vectors of `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
+    """Document vectors for `kmeans`: mean token embedding (the paper), tf-idf with SVD, or mean hidden state of the seed model."""
     dimensions: int = Field(64, ge=2, le=LARGEST)
-    """Components of the SVD, for `tfidf_svd`."""
+    """Number of SVD components of `tfidf_svd`."""
     capacity: float | None = Field(1.05, ge=1)
-    """Most tokens a cluster may hold, as a multiple of the mean; null: no limit, as the paper."""
+    """Largest cluster (tokens), as a multiple of the mean. Null: no limit (the paper)."""
     overlap: float = Field(0.0, ge=0, le=1)
-    """Documents of other clusters added to each cluster's training text, as a share of the number of its own."""
+    """Documents added to a cluster from other clusters, as a share of its own."""
     restarts: int = Field(4, ge=1, le=64)
     sample: int = Field(10_000, ge=16, le=LARGEST)
-    """Documents that k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette and the
-    2-D map are computed on."""
+    """Number of documents for k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette and the
+    2-D map."""
 
 
 Precision = Literal["fp32", "bf16"]
@@ -167,24 +166,26 @@ def precision_on(*, gpu: bool) -> Precision:
 
 
 class Optimizer(Section):
-    """One recipe of the one training loop."""
+    """AdamW and its batches, for one training."""
 
     lr: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
-    """Cosine comes down to a tenth of `lr`; wsd (warm-up, stable, decay) does so in the last fifth of the steps."""
+    """`cosine` falls to a tenth of `lr` over the whole training, `wsd` (warm-up, stable, decay) over the last fifth of the
+    steps."""
     warmup: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises linearly."""
+    """Share of the steps in which the learning rate rises linearly from 0."""
     weight_decay: float = Field(0.01, ge=0)
     batch_tokens: int = Field(16_384, gt=0, le=LARGEST)
     """Tokens per step over all workers."""
     micro_batch: int | None = Field(None, ge=1, le=LARGEST)
-    """Sequences per forward pass of one worker; null: the worker's whole share. Smaller needs less memory, same result."""
+    """Sequences per forward pass of one worker. Null: the worker's whole share. A smaller value needs less memory, with the same
+    result."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "pure_bf16"], Resolved("precision")] = "auto"
     """`fp32` and `bf16` are the arithmetic of the forward and backward pass, over fp32 weights, gradients and optimizer state (16
     bytes per parameter). `pure_bf16` stores these in bf16 too, with stochastic rounding (8 bytes). `auto` is bf16 on a GPU and fp32
     on a CPU."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, a third more time."""
 
     @property
     def state(self) -> Precision:
@@ -203,10 +204,10 @@ class Optimizer(Section):
 
 
 class Outer(Section):
-    """SGD with Nesterov momentum over rounds: how the common backbone follows the sub-models'."""
+    """Outer optimizer of a sync: SGD with Nesterov momentum on the mean backbone delta (DiLoCo)."""
 
     lr: float = Field(0.7, gt=0)
-    """Of the mean way that the backbones went in a round; 1, without momentum, is their plain average."""
+    """Outer learning rate on the mean backbone delta; 1 with momentum 0 is plain averaging."""
     momentum: float = Field(0.9, ge=0, lt=1)
 
 
@@ -214,46 +215,45 @@ _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
     "summary says what each sub-model contributed")
 _ROUND_PATIENCE = 600.0
-"""Wait of a round for late sub-models (s): a lost one is back within minutes where machines are to be had."""
+"""Longest wait of a sync for late sub-models (s): on a new machine, a lost one is back within minutes."""
 
 
 class Submodels(Section):
-    """The parallel phase; the seed phase trains with the same recipe."""
+    """Training of the sub-models; the seed phase uses the same optimizer."""
 
     optimizer: Optimizer = Optimizer()
     sync_every: int | None = Field(None, ge=1, le=LARGEST)
-    """Steps of the longest sub-model between two moments at which all backbones become one; experts stay private. Null, as the
-    paper: never before the merge."""
+    """Steps between two syncs, at which all backbones become one and experts stay private; of a shorter sub-model proportionally
+    fewer. Null: only the merge combines them (the paper)."""
     outer: Outer = Outer()
     keep_optimizer_state: bool = True
-    """Adam's moments of the seed go on in the sub-models; false: each begins with none, and its first updates are signs."""
+    """Continue with the seed's Adam state; false: each sub-model starts with a new one."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Sub-models that must be finished before the merge may start without the others; null: all. The others have had their time
-    when the phase has lasted 1.5 times as long as the quorum took, or as the longest of them was expected to take. One that is
-    missing contributes its last checkpoint, or the start that it began from, and the report says so. With a quorum, a round
-    waits at most 10 minutes for the rest once half of the sub-models are there. The result then depends on when machines came
-    and went."""
+    """Number of finished sub-models at which the merge may start without the others. Null: all. It waits for the others until the
+    phase has taken 1.5 times as long as the quorum, or as the longest of them was expected to take. A missing sub-model contributes
+    its last checkpoint, or its start, and the report says so. With a quorum, a sync waits at most 10 minutes after half of the
+    sub-models have arrived. The result then depends on when machines came and went."""
 
     @property
     def round_patience(self) -> float | None:
-        """Seconds that a round waits for the rest once half of the sub-models are there; None: until all are."""
+        """Longest wait of a sync after half of the sub-models have arrived (s); None: until all have."""
         return None if self.quorum is None else _ROUND_PATIENCE
 
 
 class Merge(Section):
-    """How the sub-models become one MoE."""
+    """The merge of the sub-models into one MoE."""
 
     backbone: Literal["uniform", "token_weighted", "ties", "dare", "auto"] = "token_weighted"
-    """The sub-models' mean (`uniform`, `token_weighted`), or what `ties` or `dare` make of their deltas against their common
-    start; `auto` takes the rule and scale whose merged model has the least loss on held-out training text."""
+    """How backbones are combined: a mean (`uniform`, `token_weighted`), or `ties` or `dare` on the deltas against the common start.
+    `auto` tries all of them, at three scales, and takes the merged model with the lowest loss on held-out training text."""
     auto_tokens: int = Field(32_768, gt=0, le=LARGEST)
-    """Tokens `auto` measures on: of each cluster's text the windows that its sub-model would have trained on last, and has not
-    unless it went through all of it. The validation text stays out of the choice."""
+    """Tokens that `auto` measures on. They are the part of each cluster's text that its sub-model would have trained on last; the
+    validation text is not used."""
     router: Literal["ridge", "centroid", "random"] = "ridge"
     """`ridge` and `centroid` compute the routers from data: each cluster's experts begin with the cluster's share of the
     tokens, and where top-k weights are not normalised, experts keep their output scale. `random`, as the paper, does neither."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
-    """Tokens the router is computed on."""
+    """Number of tokens that the routers are computed on."""
 
     @property
     def from_data(self) -> bool:
@@ -262,34 +262,34 @@ class Merge(Section):
 
 
 class Finetune(Section):
-    """The training of the whole MoE."""
+    """The fine-tune of the merged MoE."""
 
     pool: Annotated[PoolName, Resolved("precision")] = "high_memory"
-    """Whose workers train it together, sharded: the few large ones, or all of the many small ones."""
+    """Pool whose workers train it together, sharded: the few large ones, or all of the small ones."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
     load_balance: float = Field(0.01, ge=0)
-    """Weight of the load-balance loss over the global batch; also of sub-models that have several experts."""
+    """Weight of the load-balance loss over the global batch; sub-models with several experts use it too."""
     z_loss: float = Field(0.001, ge=0)
-    """Weight of the router z-loss; of these too."""
+    """Weight of the router z-loss; sub-models with several experts use it too."""
     keep_optimizer_state: bool = True
-    """Adam's moments of the sub-models, or of the seed where there are none, go on in the whole MoE; false: it begins with none."""
+    """Continue with the sub-models' Adam state, or with the seed's where there are none; false: start with a new one."""
 
 
 class Checkpoint(Section):
-    """Where and how often a trainer saves what it would need to go on; it trains on meanwhile."""
+    """Checkpoints of the trainings, which are written while training continues."""
 
     every: Annotated[int, Field(ge=1, le=LARGEST)] | Literal["auto"] = "auto"
-    """Steps; auto: as often as costs least, by what a save was measured to cost and how often workers were lost."""
+    """Steps between checkpoints; auto: the interval that costs least, from measured saves and lost workers."""
     max_failures: int = Field(3, ge=0, le=LARGEST)
     """How often a worker that failed starts again from its last checkpoint. Losing a machine is no failure."""
     storage: Annotated[str, WritesTo("checkpoints")] | None = None
-    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`), for checkpoints in STORAGE/NAME-ID,
-    which is this run's alone; null: in the run directory. Credentials come from the machines' environment or role. A control
-    service allows only its storage roots."""
+    """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run uses STORAGE/NAME-ID. Null:
+    in the run directory. Credentials come from the machines' environment or role. A control service allows only its storage
+    roots."""
 
     @property
     def steps(self) -> int | None:
-        """Steps between checkpoints; None where that is to be measured."""
+        """Steps between checkpoints; None for auto."""
         return None if self.every == "auto" else self.every
 
     @field_validator("storage")
@@ -305,49 +305,49 @@ _ONLY_LOOKS = NoEffect("it measures a model while it is trained, and changes not
 
 
 class Evaluation(Section):
-    """What is measured at the end."""
+    """What the run measures at its end."""
 
     max_tokens: int = Field(1_000_000, gt=0, le=LARGEST)
-    """Most validation tokens to evaluate on; whole documents are taken while they fit."""
+    """Most validation tokens to evaluate on, in whole documents."""
     every_tokens: Annotated[int | None, _ONLY_LOOKS] = Field(None, gt=0, le=LARGEST)
-    """Tokens of the seed's and of the whole MoE's training between two looks at their held-out loss; null: none is taken."""
+    """Tokens between two measurements of the held-out loss while the seed and the MoE train. Null: none."""
     stages: bool = True
-    """Also measure what came before the finished model: the seed, each sub-model on its own cluster's text, the merged model."""
+    """Also measure the seed, each sub-model on its own cluster's text, and the merged model."""
     ensemble: bool = False
-    """Also measure the trained sub-models as an ensemble that is never merged (c-BTM, arXiv 2303.14177)."""
+    """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
     ensemble_top_k: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Sub-models of the ensemble that a token is predicted by, the nearest ones; null: all."""
+    """Number of sub-models, the nearest ones, that predict a token of the ensemble. Null: all."""
     sources: Sources = ()
-    """Text that is never trained on, to measure the finished model on beside the validation text: of each source, in the order of
-    its files, an equal share of `max_tokens`. A document that the corpus trained on is left out. `weight` means nothing here."""
+    """Text that is never trained on, to measure the finished model on: of each source an equal share of `max_tokens`, in the order
+    of its files, without documents that are in the corpus. `weight` has no effect here."""
     lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = Field((), max_length=64)
-    """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, all of `query`, `choices` and `gold`
-    (the right choice's place, from 0), or all of `context` and `continuation`. A task is called as its file."""
+    """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, either with `query`, `choices` and
+    `gold` (the index of the right choice, from 0), or with `context` and `continuation`. A task has the name of its file."""
     lm_eval_limit: int | None = Field(None, ge=1, le=LARGEST)
-    """Examples of each task file, the first ones; null: all."""
+    """Number of examples per task file, the first ones. Null: all."""
     prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
     """The finished model continues each of these, as a sample in the report."""
     sample_tokens: int = Field(48, ge=1, le=4096)
 
     @property
     def slice_tokens(self) -> int:
-        """Most validation tokens that a look during training takes."""
+        """Validation tokens of one measurement during training."""
         return min(self.max_tokens, _SLICE_TOKENS)
 
 
 class Export(Section):
-    """The finished model's directory."""
+    """The directory of the finished model."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Dtype of the weights; auto: that of the model that `model.init` names, or, with random weights, what was trained in."""
+    """Dtype of the weights; auto: that of the model in `model.init`, or, with random weights, that of the training."""
 
 
 class Tracking(Section):
-    """Experiment trackers, each by its own library (`pip install 'moedisco-ray[NAME]'`)."""
+    """Experiment trackers; each needs its library (`pip install 'moedisco-ray[NAME]'`)."""
 
     tensorboard: bool = False
-    """Write to RUN_DIR/tensorboard."""
+    """Write TensorBoard files to RUN_DIR/tensorboard."""
     wandb: str | None = Field(None, max_length=256)
-    """A Weights & Biases project."""
+    """Name of a Weights & Biases project."""
     mlflow: str | None = Field(None, max_length=256)
-    """An MLflow experiment; the server is MLFLOW_TRACKING_URI's."""
+    """Name of an MLflow experiment; the environment variable MLFLOW_TRACKING_URI names the server."""

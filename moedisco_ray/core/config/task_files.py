@@ -1,4 +1,4 @@
-"""Task files: examples for lm-eval, checked before anything is trained."""
+"""Task files for lm-eval, checked before a run trains anything."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from moedisco_ray.core.read_roots import opened
 
 Rows = list[dict[str, Any]]
 
-_KINDS = "an object with query, choices and gold, or with context and continuation, is wanted"
+_KINDS = "write an object with query, choices and gold, or with context and continuation"
 
 
 def read_task_file(field: str, path: Path) -> Rows:
-    """The examples of a JSON Lines file, all of one kind, without other keys.
+    """Read the examples of a JSON Lines file; all have the same form and no other keys.
 
-    * `query`, at least two `choices`, `gold`: the place of the right choice, from 0. A query that begins with `Question:` is
-      followed by `Answer:` on a line of its own, any other is continued by the choice.
-    * `context`, `continuation`: right where the continuation is what the model would write.
+    * `query`, two or more `choices`, and `gold`, the index of the right choice from 0. After a query that begins with `Question:`
+      comes a line `Answer:`; any other query is continued by the choice.
+    * `context` and `continuation`: right if the model would write the continuation.
 
     Args:
-        field: Where the file is configured; errors name it.
+        field: Setting that names the file, for errors.
         path: The file.
 
     Raises:
-        ConfigError: It cannot be read, or a line is no example of the first line's kind.
+        ConfigError: The file cannot be read, or a line has not the form of the first one.
     """
     try:
         with opened(path) as found:
@@ -43,7 +43,7 @@ def read_task_file(field: str, path: Path) -> Rows:
         if row is None:
             raise ConfigError(field, str(path), f"line {number} is no example: {_KINDS}")
         if rows and row.keys() != rows[0].keys():
-            raise ConfigError(field, str(path), f"line {number} is of another kind than the first; make two files of it")
+            raise ConfigError(field, str(path), f"line {number} has another form than line 1; split the file in two")
         rows.append(row)
     if not rows:
         raise ConfigError(field, str(path), "holds no examples")

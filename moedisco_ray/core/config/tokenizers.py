@@ -1,4 +1,4 @@
-"""Which directory a run takes its tokenizer from, and which files there belong to it. Opens no file."""
+"""The directory that a run takes its tokenizer from, and the tokenizer's files in it. Opens no file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _SETTINGS = (
 
 
 def tokenizer_files(directory: Path) -> tuple[Path, ...]:
-    """Files of a model directory that hold its tokenizer and its chat templates; none where there is no vocabulary."""
+    """Tokenizer and chat template files of a model directory; empty without a vocabulary file."""
     if not _matching(directory, _VOCABULARIES):
         return ()
     return _matching(directory, (*_VOCABULARIES, *_SETTINGS))
 
 
 def tokenizer_directory(config: RunConfig) -> Path | None:
-    """The directory whose tokenizer a run uses; None: the run trains one on its corpus.
+    """The directory of the run's tokenizer; None if the run trains one on its corpus.
 
     Raises:
-        ConfigError: The run starts from a model without tokenizer files, and `tokenizer.path` names none either.
+        ConfigError: The run starts from a model without tokenizer files, and `tokenizer.path` is not set.
     """
     if config.tokenizer.path is not None:
         return config.tokenizer.path

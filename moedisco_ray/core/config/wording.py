@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in plain words."""
+"""pydantic's error types in plain words."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _WORDS: Mapping[str, str] = {
     "dataclass_type": "must be a section with settings of its own",
     "invalid_key": "must have text as its keys",
     "union_tag_invalid": "must be one of {expected_tags}",
-    "union_tag_not_found": "must name its kind in {discriminator}",
+    "union_tag_not_found": "must have {discriminator}",
     "json_invalid": "is not JSON: {error}",
     "json_type": "must be JSON text",
     "url_parsing": "must be a URL",
@@ -58,14 +58,14 @@ _WORDS: Mapping[str, str] = {
     "date_parsing": "must be a date",
     "date_from_datetime_parsing": "must be a date",
 }
-"""What each kind of mistake is called; braces hold what pydantic knows of the setting's bounds."""
+"""Message for each error type of pydantic; braces hold the bounds of the setting."""
 
 
 def plain_words(mistake: Mapping[str, Any]) -> str:
-    """What is wrong with a value, as one would say it to a colleague.
+    """The message for one validation error.
 
     Args:
-        mistake: One of `ValidationError.errors()`.
+        mistake: An entry of `ValidationError.errors()`.
     """
     if mistake["type"] in {"value_error", "assertion_error"}:   # our own rules, in our own words
         return str(mistake["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -1,4 +1,4 @@
-"""YAML as people write it: numbers such as 4e5 and 1e-3 are numbers, as in YAML 1.2 and JSON."""
+"""YAML in which 4e5 and 1e-3 are numbers, as in YAML 1.2 and JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, whose own rule for numbers (YAML 1.1) wants a point before an exponent and a sign in it."""
+    """The safe loader; by itself (YAML 1.1) it reads an exponent only after a point and with a sign."""
 
 
 _Loader.add_implicit_resolver(
@@ -20,6 +20,6 @@ def parse_yaml(text: str) -> Any:
     """Plain data from one YAML document.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, or asks for anything but plain data.
+        yaml.YAMLError: The text is not YAML, or holds something other than plain data.
     """
     return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
