@@ -20,14 +20,7 @@ class Subscription:
         self._notified = asyncio.Event()
 
     async def wait(self, timeout: float) -> bool:  # noqa: ASYNC109 - a quiet run is no error
-        """Wait for a notification since the subscription began or the last wait ended.
-
-        Args:
-            timeout: Longest wait (s).
-
-        Returns:
-            Whether a notification came.
-        """
+        """Wait for a notification since the subscription or the last wait, at most `timeout` seconds; returns whether one came."""
         try:
             await asyncio.wait_for(self._notified.wait(), timeout)
         except TimeoutError:

@@ -33,11 +33,7 @@ def load_policies(path: Path) -> Policies:
 
 
 def check_policies(raw: dict[str, object], place: str) -> Policies:
-    """Validate policies.
-
-    Args:
-        raw: Content of the file.
-        place: Name of the source, for messages.
+    """Validate policies from a source that messages call `place`.
 
     Raises:
         ConfigError: The first mistake.

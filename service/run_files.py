@@ -22,14 +22,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.E
 
 
 def open_folder(directory: Path, path: str = "") -> int:
-    """Open a directory or a folder below it, without following links.
-
-    Args:
-        directory: Run directory.
-        path: Relative path of the folder with slashes; empty for the directory itself.
-
-    Returns:
-        A file descriptor, which the caller closes.
+    """Open a directory or (`path`) a folder below it, without following links; the caller closes the descriptor.
 
     Raises:
         FileNotFoundError: The folder does not exist, or the path leads through a link.
@@ -49,10 +42,6 @@ def open_folder(directory: Path, path: str = "") -> int:
 
 def open_regular(directory: Path, path: str) -> BinaryIO:
     """Open a regular file below a directory for unbuffered reading, without following links.
-
-    Args:
-        directory: Run directory.
-        path: Relative path of the file with slashes.
 
     Raises:
         FileNotFoundError: The file does not exist, or it is a link, a pipe, a device or a folder.

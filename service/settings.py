@@ -122,11 +122,7 @@ class Settings(BaseModel):
 
 
 def check_bind(settings: Settings, *, tokens: int) -> None:
-    """Refuse to listen on a public address while no token is valid.
-
-    Args:
-        settings: Settings with the host.
-        tokens: Number of valid tokens in the database.
+    """Refuse to listen on a public address while the database has no valid token.
 
     Raises:
         ConfigError: The host is not a loopback address and no token is valid.

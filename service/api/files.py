@@ -83,11 +83,7 @@ class OpenFile:
 
 
 def open_file(directory: Path, path: str) -> OpenFile:
-    """Open a file below a directory.
-
-    Args:
-        directory: Run directory.
-        path: Relative path with slashes, without links, `..` or parts that begin with a dot.
+    """Open a file below a run directory by its relative path, without links, `..` or parts that begin with a dot.
 
     Raises:
         NotFound: The file does not exist, or the path leads out of the directory.

@@ -64,10 +64,7 @@ class Reconciler:
         self._last_look: tuple[float, frozenset[str], ClusterCapacity | None] = (float("-inf"), frozenset(), None)
 
     def round(self, now: float) -> None:
-        """One pass over all runs.
-
-        Args:
-            now: Seconds since the epoch.
+        """Supervise all runs once.
 
         Raises:
             DatabaseUnavailable: The database does not answer; the next round tries again.

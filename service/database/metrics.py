@@ -90,14 +90,9 @@ def _extremes(
 
 
 def downsample(values: Sequence[float], most: int) -> list[int]:
-    """Choose points of a curve that preserve its shape: both ends, and the extremes of equal buckets in between.
+    """Choose at most `most` points that preserve the shape of a curve: both ends, and the extremes of equal buckets in between.
 
-    Args:
-        values: Finite values of the curve, in order.
-        most: Largest number of points; values below 4 still keep the ends and the extremes.
-
-    Returns:
-        Indices of the chosen points, ascending.
+    With `most` below 4, the ends and the extremes are still kept. Returns ascending indices.
     """
     count = len(values)
     if count <= max(most, 4):

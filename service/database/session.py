@@ -80,10 +80,7 @@ class Database:
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Migrate the tables to a revision; if several processes start at once, one of them does it.
-
-        Args:
-            revision: `head`, `base` or the id of a revision.
+        """Migrate the tables to a revision (`head`, `base` or an id); if several processes start at once, one of them does it.
 
         Raises:
             DatabaseUnavailable: The database does not answer.

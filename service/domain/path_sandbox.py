@@ -92,10 +92,6 @@ def check_links(config: RunConfig, roots: Roots) -> None:
 def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -> None:
     """Check that the parts of finished runs that a configuration refers to are not links, which drivers could plant.
 
-    Args:
-        config: Configuration with ids of runs.
-        directory_of: Returns the run directory of a run, or None for a deleted run.
-
     Raises:
         ConfigError: A part is a link.
     """

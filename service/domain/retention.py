@@ -43,16 +43,9 @@ class Due:
 
 
 def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str, Due]:
-    """When each finished run of one owner is due, by the earliest rule.
+    """When each finished run of one owner is due, by the earliest rule; runs that no rule removes are absent.
 
     Kept runs are never due and do not count as newest runs.
-
-    Args:
-        finished: All finished runs of the owner.
-        retention: Rules for the owner.
-
-    Returns:
-        Due times by run id; runs that no rule removes are absent.
     """
     newest_first = sorted((run for run in finished if not run.kept), key=lambda run: (run.ended, run.run_id), reverse=True)
     due: dict[str, Due] = {}
