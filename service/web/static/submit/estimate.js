@@ -46,7 +46,7 @@ export function Estimate({ plan, stale }) {
     <${Sheet} title="Estimate" note=${stale ? "outdated" : ""}>
       <div class=${stale ? "estimate stale" : "estimate"} aria-busy=${stale}>
         <p class=${plan.fits && plan.fits_known ? "verdict fits" : "verdict"} role="status">
-          ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits memory_gb of the pools; the memory of the host is unknown"}
+          ${!plan.fits ? "Does not fit the pools" : plan.fits_known ? "Fits the pools" : "Fits the pools by memory_gb; the memory of the host is unknown"}
         </p>
         <dl class="figures">
           <div><dt>Time</dt><dd>${bill.seconds === null ? "unknown" : duration(bill.seconds)}</dd></div>
