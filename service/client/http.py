@@ -164,7 +164,7 @@ class Connection:
         while True:
             async for attempt in stamina.retry_context(self._may_pass(passing), **self._retries()):
                 with attempt:
-                    works_from = float("inf")
+                    works_from = float("inf")   # time at which the connection counts as working
                     try:
                         async with self._open(request()) as response, contextlib.aclosing(read(response)) as items:
                             works_from = time.monotonic() + _STABLE_SECONDS
