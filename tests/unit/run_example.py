@@ -1,4 +1,4 @@
-"""A run as its report and its events tell it: realistic numbers, made without training."""
+"""The report and the events of a run: realistic numbers, made without training."""
 
 import math
 

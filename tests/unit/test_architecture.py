@@ -1,4 +1,4 @@
-"""What the architecture promises and a linter cannot see."""
+"""Rules of the architecture that no linter checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "ray", "numpy", "sklearn", "pyarrow", "dataset
 
 @pytest.mark.parametrize(
     "module", ["moedisco_ray.core.config", "moedisco_ray.plan", "moedisco_ray.core.report", "moedisco_ray.cli.app"])
-def test_what_starts_fast_imports_nothing_heavy(module: str) -> None:
+def test_start_up_imports_nothing_heavy(module: str) -> None:
     script = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     assert not [name for name in loaded if name.split(".")[0] in HEAVY]

@@ -67,7 +67,7 @@ def test_version_and_help():
 
 
 @pytest.mark.parametrize("preset", ["demo", "paper", "default"])
-def test_what_init_writes_is_valid(tmp_path, preset):
+def test_init_writes_a_valid_configuration(tmp_path, preset):
     path = tmp_path / "run.yaml"
     assert invoke("init", path, "--preset", preset).exit_code == 0
     assert path.read_text() == invoke("init", "-", "--preset", preset).stdout
@@ -88,7 +88,7 @@ def test_init_does_not_overwrite(demo):
     assert demo.read_text() != "mine"
 
 
-def test_init_where_there_is_no_folder(tmp_path):
+def test_init_in_a_missing_folder(tmp_path):
     result = invoke("init", tmp_path / "no" / "run.yaml")
     assert result.exit_code == 2
     assert "cannot be written (No such file or directory)" in one_line(result)
@@ -179,7 +179,7 @@ def test_how_a_run_ends(demo, pipeline, outcome, code, line):
 
 
 def test_a_bug_keeps_its_traceback(demo, pipeline):
-    pipeline.outcome = ZeroDivisionError("ours")
+    pipeline.outcome = ZeroDivisionError("a bug")
     result = invoke("run", demo)
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)
@@ -198,7 +198,7 @@ def test_plot(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["show", "plot"])
-def test_a_directory_that_holds_no_run(tmp_path, command):
+def test_show_and_plot_refuse_a_directory_without_a_run(tmp_path, command):
     result = invoke(command, tmp_path)
     assert result.exit_code == 2
     assert one_line(result).startswith(f"moedisco: RUN_DIR: '{tmp_path}': holds no ")

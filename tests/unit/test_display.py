@@ -118,7 +118,7 @@ def run_with_plan(tmp_path, *happened):
     return state, {stage.stage: stage.seconds for stage in state.plan.estimates}
 
 
-def test_the_time_that_is_left_is_what_the_plan_says_of_the_stages_to_come(tmp_path):
+def test_the_time_left_is_the_plans_for_the_stages_to_come(tmp_path):
     state, planned = run_with_plan(tmp_path)
     assert state.seconds_left(0.0) == pytest.approx(sum(planned.values()))
     rest = sum(planned.values()) - planned["corpus"]
@@ -131,7 +131,7 @@ def test_the_time_that_is_left_is_what_the_plan_says_of_the_stages_to_come(tmp_p
     assert state.seconds_left(31.0) is None
 
 
-def test_trainers_speed_overrules_the_plan_and_those_that_wait_come_in_waves(tmp_path):
+def test_the_trainers_speed_overrules_the_plan_and_waiting_units_follow_in_waves(tmp_path):
     state, planned = run_with_plan(tmp_path, Event("stage_started", "submodels", time=0.0))
     rest = sum(planned.values()) - planned["submodels"]
     for unit in ("submodel-0", "submodel-1"):       # of the demo's four
@@ -147,7 +147,7 @@ def test_the_live_view_shows_dollars_so_far(tmp_path):
     assert "so far" not in text_of(render(RunState(), 0.0))
 
 
-def test_plain_lines_say_nothing_of_a_stage_that_is_over_within_the_interval():
+def test_plain_lines_show_a_stages_count_at_most_once_per_interval():
     stream = io.StringIO()
     lines = PlainLines(stream, interval=10)
     lines(Event("stage_started", "merge", time=0.0))
@@ -184,7 +184,7 @@ def test_many_units_are_cut_short():
     assert "and 28 more" in text_of(render(state, now=0.0))
 
 
-def test_the_live_view_lets_go_of_the_terminal():
+def test_the_live_view_restores_the_terminal():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     feed(LiveView(console))
     text = console.file.getvalue()
@@ -213,7 +213,7 @@ def test_show_leaves_out_what_was_not_measured():
 
 
 @pytest.mark.parametrize(("state", "verdict"), [("pure_bf16", "fits"), ("bf16", "--set submodels.optimizer.precision=pure_bf16")])
-def test_a_plan_says_what_fits_and_what_would(tmp_path, state, verdict):
+def test_a_plan_shows_what_fits_and_the_remedy(tmp_path, state, verdict):
     path = tmp_path / "run.yaml"
     path.write_text(preset_text("paper"))
     text = text_of(plan_view(build_plan(load_config(path, [f"submodels.optimizer.precision={state}"]))))
@@ -237,7 +237,7 @@ def test_every_event_type_is_json():
     assert all(json.loads(event.to_json())["type"] == event.type for event in events())
 
 
-def test_a_plan_on_a_mixed_pool_says_where_submodels_go(tmp_path):
+def test_a_plan_on_a_mixed_pool_shows_the_node_types_of_sub_models(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(preset_text("default"))
     types = [{"name": name, "resource": f"{name}_gpu", "memory_gb": size, "price_per_hour": price, "speed": 1, "max_workers": 5}
@@ -249,7 +249,7 @@ def test_a_plan_on_a_mixed_pool_says_where_submodels_go(tmp_path):
 
 
 @pytest.mark.parametrize(("contribution", "says"), [("checkpoint", "its checkpoint of step 40"), ("seed", "its seed")])
-def test_one_that_is_let_go_is_told_in_lines_and_in_the_live_view(contribution, says):
+def test_both_views_name_a_unit_that_the_merge_does_not_wait_for(contribution, says):
     event = Event("unit_let_go", "submodels", "submodel-1", {
         "contribution": contribution, "steps": 40, "tokens": 400, "reason": "its time was up"})
     stream = io.StringIO()

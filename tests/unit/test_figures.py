@@ -9,7 +9,7 @@ from moedisco_ray.core.records import ClusterMap, RouterRecord
 from moedisco_ray.core.run_record import Curve, RunReport
 
 
-def test_every_figure_is_a_picture_with_something_in_it(tmp_path):
+def test_every_figure_is_a_picture_that_is_not_blank(tmp_path):
     files = plot(run_report(), tmp_path / "figures")
     assert [file.relative_to(tmp_path).as_posix() for file in files] == [
         "figures/loss.png", "figures/clusters.png", "figures/experts.png"]
@@ -79,7 +79,7 @@ def test_a_straight_line_is_its_own_running_mean_but_for_its_end():
     assert running_mean(line, 4)[:26] == pytest.approx(line[:26])
 
 
-def test_clusters_have_a_second_panel_where_there_are_sources():
+def test_several_sources_have_a_second_panel():
     points = run_report().clusters.map
     both = draw_clusters(points)
     assert [axes.get_title(loc="left") for axes in both.axes] == ["Clusters", "Sources"]

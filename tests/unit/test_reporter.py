@@ -1,4 +1,4 @@
-"""Events reach a service that comes and goes: in order, each once."""
+"""Events reach a service that is unreachable at times, in order and once each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moedisco_ray.core.stop_file import StopFile
 
 
 class Service:
-    """Takes reports as the real one does, but fails at random: before it stores a report, or after."""
+    """A stand-in that fails at random, before or after it stores a report."""
 
     def __init__(self) -> None:
         self.random = random.Random(0)
@@ -78,7 +78,7 @@ def test_every_event_arrives_once_and_in_order(service: Service, tmp_path: Path)
     assert all(line["data"]["loss"] is None for line in service.lines)     # NaN is no JSON
 
 
-def test_what_an_earlier_driver_left_behind_is_sent_first(service: Service, tmp_path: Path) -> None:
+def test_the_events_of_an_earlier_driver_are_sent_first(service: Service, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     for i in range(3):
@@ -94,7 +94,7 @@ def test_what_an_earlier_driver_left_behind_is_sent_first(service: Service, tmp_
     assert [line["data"]["message"] for line in service.lines] == ["0", "1", "2", "3"]
 
 
-def test_a_driver_that_is_refused_ends_its_run(service: Service, tmp_path: Path) -> None:
+def test_a_refused_driver_stops_its_run(service: Service, tmp_path: Path) -> None:
     stop = StopFile(tmp_path / "stop")
     reporter = Reporter(service.url, "an older attempt's", tmp_path / "events.jsonl", stop)
     log = EventLog(tmp_path / "events.jsonl", (reporter,))
@@ -107,7 +107,7 @@ def test_a_driver_that_is_refused_ends_its_run(service: Service, tmp_path: Path)
     reporter.close()
 
 
-def test_a_line_under_way_is_not_read_yet(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     whole = Event("heartbeat", time=1.0).to_json()
     path.write_text(whole + "\n" + whole[:10])
@@ -118,6 +118,6 @@ def test_a_line_under_way_is_not_read_yet(tmp_path: Path) -> None:
     assert spool.read(1, 10) == spool.read(0, 1)
 
 
-def test_what_other_parsers_refuse_is_replaced() -> None:
+def test_values_that_other_parsers_refuse_are_replaced() -> None:
     odd = {"loss": float("nan"), "text": "a\0b\ud800", "list": [float("inf"), 1, True, None]}
     assert portable(odd) == {"loss": None, "text": "a\N{REPLACEMENT CHARACTER}b?", "list": [None, 1, True, None]}

@@ -21,7 +21,7 @@ def config(tmp_path, **tracking):
     ({"wandb": "p"}, "wandb", "tracking.wandb: 'p': wandb is not installed; pip install 'moedisco-ray[wandb]'"),
     ({"mlflow": "e"}, "mlflow", "tracking.mlflow: 'e': mlflow is not installed; pip install 'moedisco-ray[mlflow]'"),
 ])
-def test_a_missing_library_is_told_with_its_remedy(tmp_path, monkeypatch, tracking, module, line):
+def test_a_missing_library_is_an_error_with_a_remedy(tmp_path, monkeypatch, tracking, module, line):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError) as caught:
         trackers(config(tmp_path, **tracking))
@@ -41,7 +41,7 @@ def test_scalars_are_over_the_units_tokens_and_finite():
     assert [figure for _, figure, *_ in scalars(broken)] == ["lr", "grad_norm", "tokens_per_second"]
 
 
-def test_a_finished_run_hands_its_trackers_the_totals_of_its_bill():
+def test_trackers_get_the_totals_of_a_finished_runs_bill():
     totals = {"dollars": 0.5, "dollars_with_idle": 0.75, "seconds": 90.0}
     event = Event("run_finished", data={"seconds": 91.0, "bill": totals})
     assert list(scalars(event)) == [("bill", figure, value, 0) for figure, value in totals.items()]
@@ -68,7 +68,7 @@ def test_tensorboard_files_hold_the_series(tmp_path):
 
 
 class Recorder(types.ModuleType):
-    """Stands for a library: remembers every call."""
+    """Stands for a library and records every call."""
 
     def __init__(self):
         super().__init__("recorder")

@@ -27,7 +27,7 @@ _MOST_NOTICES = 3
 
 
 class LiveView:
-    """Redraws itself four times a second from the first event to `close`.
+    """A view that is redrawn four times a second from the first event to `close`.
 
     Args:
         console: A terminal.

@@ -80,7 +80,7 @@ def _round(stage: str, data: Mapping[str, Any]) -> str:
     return f"{stage}: sync {data.get('round', 0)}/{data.get('rounds', 0)} of {members} backbones{late}"
 
 
-# A failed run needs no line: the command ends with the error itself.
+# A failed run needs no line: the command prints the error at its end.
 _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "run_started": lambda _, data: f"run {data.get('name', '')} in {data.get('directory', '')}",
     "stage_started": lambda stage, _: f"{stage}: started",
