@@ -96,7 +96,9 @@ def grammars(documents=120, kinds=3, length=40, seed=0):
 def inputs(tokens, **clusters):
     chosen = run_config(**{"restarts": 2} | clusters)
     weights_N = np.array([len(document) + 1 for document in tokens])
-    return FitInputs([""] * len(tokens), tokens, weights_N, ids_of(len(tokens)), None, 16, chosen.clusters, 0)
+    return FitInputs(
+        texts=[""] * len(tokens), tokens=tokens, weights_S=weights_N, ids_S=ids_of(len(tokens)), model_dir=None, max_tokens=16,
+        settings=chosen.clusters, seed=0)
 
 
 def test_em_tells_grammars_apart_that_share_all_their_words():

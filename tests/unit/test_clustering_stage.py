@@ -206,7 +206,9 @@ def test_the_sample_is_the_smallest_ids(corpus):
 
 def test_a_report_of_one_cluster_and_one_source():
     sample = Sample(["a word", "another word"], ["x", "x"], np.eye(2, dtype=np.float32), np.zeros(2, np.int64))
-    report = cluster_report(sample, np.zeros((1, 2)), 1, np.zeros(2, np.int64), np.array([3, 4]), np.zeros(2, np.int64))
+    report = cluster_report(
+        sample, np.zeros((1, 2)), count=1, clusters_N=np.zeros(2, np.int64), weights_N=np.array([3, 4]),
+        sources_N=np.zeros(2, np.int64))
     assert report["nmi"] is None
     assert report["silhouette"] is None
     assert report["balance"] == 1

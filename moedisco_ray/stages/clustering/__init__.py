@@ -1,4 +1,4 @@
-"""Documents to clusters: vectors, k-means, balanced assignment, report. `execution.ray.clustering` runs them on Ray."""
+"""Cluster documents: vectors, k-means, balanced assignment, report. `execution.ray.clustering` runs them on Ray."""
 
 from moedisco_ray.stages.clustering.model import ClusterModel
 

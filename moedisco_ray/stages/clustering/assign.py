@@ -1,16 +1,15 @@
-"""From distances to clusters: nearest, or balanced under a capacity; and the overlap.
+"""Assign documents to clusters by their distances (nearest, or balanced under a capacity), and choose the overlap.
 
 Balanced assignment is the transportation problem
 
-    minimise sum_i w_i d(i, a(i))   subject to   sum_{a(i) = k} w_i <= capacity x mean load   for every cluster k,
+    minimize sum_i w_i d(i, a(i))   subject to   sum_{a(i) = k} w_i <= capacity x mean load   for every cluster k,
 
-with w_i the tokens that document i puts into training. Its dual has one price p_k >= 0 per cluster, and at the best
-prices every document takes argmin_k d(i, k) + p_k: so the prices alone tell, later and elsewhere, where a document
-goes. They are found on a smoothed dual (the minimum replaced by a soft minimum whose temperature falls) by L-BFGS;
-what rounding and indivisible documents leave over the capacity is then moved, cheapest move first.
+where w_i is the number of tokens that document i adds to training. The dual has one price p_k >= 0 per cluster. At the best
+prices every document takes argmin_k d(i, k) + p_k, so the prices alone are enough to assign other documents later. L-BFGS
+finds the prices on a smoothed dual, in which a soft minimum with a falling temperature replaces the minimum. Rounding and
+indivisible documents can leave clusters over the capacity; documents are then moved out, cheapest move first.
 
-Every function sorts by document id before it adds anything up: the result does not depend on the order of the
-documents.
+Every function sorts by document id before it sums, so the result does not depend on the order of the documents.
 
 Shapes: N documents, E clusters, C candidates of a repair.
 """
@@ -23,23 +22,25 @@ from scipy import optimize
 from moedisco_ray.stages.clustering.grid import Array
 
 _TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
+"""Falling temperatures of the soft minimum, as shares of the mean spread of a document's distances."""
 _PRICING_SAMPLE = 100_000
+"""Number of documents that all but the last temperature look at, to save time."""
 
 
 def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float | None) -> tuple[Array, Array]:
     """Assign every document to one cluster.
 
-    No cluster holds more than `capacity` times the mean, wherever moving single documents can reach that. Where
-    documents are too heavy for it, an overfull cluster exceeds the mean by less than its lightest document.
+    No cluster holds more than `capacity` times the mean load if moves of single documents can achieve that. If documents are too
+    heavy, an overfull cluster exceeds the mean by less than its lightest document.
 
     Args:
         d_NE: Squared distances, or other costs.
-        weights_N: Tokens of each document, times its copies.
-        ids_N: Distinct ids, fixed-size bytes.
-        capacity: At least 1; None takes the nearest cluster.
+        weights_N: Tokens of each document times its copies.
+        ids_N: Distinct ids as fixed-size bytes.
+        capacity: Maximum load as a multiple of the mean, at least 1; None assigns the nearest cluster.
 
     Returns:
-        Clusters int64 [N], and the prices float64 [E] (zeros without a capacity).
+        Clusters, int64 [N], and prices, float64 [E] (zeros without a capacity).
     """
     E = d_NE.shape[1]
     if capacity is None or E == 1:
@@ -57,16 +58,16 @@ def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float
 
 
 def balancing_prices(d_NE: Array, weights_N: Array, capacity: float) -> Array:
-    """Prices under which argmin_k d + p is nearly balanced, float64 [E], the smallest of them 0.
+    """Prices under which argmin_k d + p is nearly balanced, float64 [E]; the smallest price is 0.
 
-    Maximises the dual  sum_i w_i softmin_k(d(i, k) + p_k) - capacity x mean x sum_k p_k  over p >= 0. The temperature
-    falls from 0.3 to 0.003 of the mean spread of a document's distances. All but the last temperature look at the
+    Maximizes the dual  sum_i w_i softmin_k(d(i, k) + p_k) - capacity x mean x sum_k p_k  over p >= 0. The temperature
+    falls from 0.3 to 0.003 of the mean spread of a document's distances. All but the last temperature use only the
     first 100,000 documents.
 
     Args:
-        d_NE: Squared distances, sorted by id (so that the first documents are a fair sample).
-        weights_N: Non-negative.
-        capacity: At least 1.
+        d_NE: Squared distances, sorted by id so that the first documents are a uniform sample.
+        weights_N: Tokens of each document, not negative.
+        capacity: Maximum load as a multiple of the mean, at least 1.
     """
     E = d_NE.shape[1]
     scale = float((d_NE - d_NE.min(axis=1, keepdims=True)).mean(dtype=np.float64))
@@ -96,16 +97,16 @@ def _negative_dual(prices_E: Array, d_NE: Array, share_N: Array, capacity: float
 
 
 def _repair(cost_NE: Array, weights_N: Array, clusters_N: Array, limit: float) -> None:
-    """Move documents out of overfull clusters, in place. Every move lowers the sum of squared loads, so it ends."""
+    """Move documents out of overfull clusters, in place. It ends, since every move lowers the sum of squared loads."""
     E = cost_NE.shape[1]
     loads_E = np.bincount(clusters_N, weights_N, minlength=E)
     problem = cost_NE, weights_N, clusters_N, loads_E, limit
-    while _relieve(*problem) or _soften(*problem):
+    while _relieve(*problem) or _even_out(*problem):
         pass
 
 
 def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array, limit: float) -> bool:
-    """One round of moves from overfull clusters into room; whether anything moved."""
+    """Move documents from overfull clusters into clusters with room, once each; return whether any moved."""
     candidates_C = np.flatnonzero((loads_E > limit)[clusters_N] & (weights_N > 0))
     if not len(candidates_C):
         return False
@@ -114,7 +115,7 @@ def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array
     regret_CE = np.where(fits_CE, cost_NE[candidates_C] - own_C[:, None], np.inf)
     targets_C = regret_CE.argmin(axis=1)
     regret_C = regret_CE.min(axis=1)
-    # Rows are sorted by id, and the sort is stable: equal regrets go by id.
+    # Rows are sorted by id and the sort is stable, so that equal regrets are ordered by id.
     order = np.argsort(regret_C, kind="stable")
     moved = False
     for c in order[: np.isfinite(regret_C).sum()]:
@@ -128,8 +129,8 @@ def _relieve(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array
     return moved
 
 
-def _soften(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array, limit: float) -> bool:
-    """If nothing fits: a move into the emptiest cluster that leaves the pair less uneven; whether there was one."""
+def _even_out(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array, limit: float) -> bool:
+    """Move one document into the emptiest cluster if that makes two loads less uneven; return whether one moved."""
     target = int(loads_E.argmin())
     for source in np.argsort(-loads_E, kind="stable"):
         if loads_E[source] <= limit:
@@ -146,17 +147,16 @@ def _soften(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Array,
 
 
 def overlap_mask(ids_N: Array, clusters_N: Array, overlap: float, count: int) -> Array:
-    """Which documents a cluster also trains on though they belong to another: general data for every branch.
+    """Choose documents of other clusters that a cluster also trains on, so that every sub-model sees general data.
 
-    Document i of another cluster goes to cluster k where a hash of (id, k) falls below overlap x |C_k| / (N - |C_k|):
-    so cluster k gets `overlap` x |C_k| of them on average, and each choice depends on the document and the sizes
-    alone.
+    Document i of another cluster is added to cluster k if a hash of (id, k) is below overlap x |C_k| / (N - |C_k|). So cluster
+    k gets `overlap` x |C_k| documents on average, and each choice depends only on the document and the cluster sizes.
 
     Args:
-        ids_N: Fixed-size bytes, at least 16.
-        clusters_N: The document's own cluster.
-        overlap: Share of the cluster's size.
-        count: Clusters.
+        ids_N: Document ids as fixed-size bytes, at least 16.
+        clusters_N: Each document's own cluster.
+        overlap: Number of added documents as a share of the cluster's size.
+        count: Number of clusters, E.
 
     Returns:
         bool [N, E], False at the document's own cluster.
@@ -173,7 +173,7 @@ def overlap_mask(ids_N: Array, clusters_N: Array, overlap: float, count: int) ->
 
 
 def _mix(words: Array) -> Array:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): each bit depends on every bit of the word."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): each bit depends on every bit of the word."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

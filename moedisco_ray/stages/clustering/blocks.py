@@ -1,21 +1,20 @@
-"""One block's part of a Lloyd step: labels, and from them exact sums and counts per cluster.
+"""One block's part of a Lloyd step: labels of its vectors, and exact sums and counts per cluster.
 
-What is true of every label: it is the argmin over k of `squared_distances`, a float64 formula of one row and one
-centroid, the smallest k on a tie. How it is found fast:
+A label is always the argmin over k of `squared_distances`, a float64 formula of one row and one centroid; ties take the
+smallest k. Three measures make it fast:
 
 * **Screen in float32.** Scores s_k = |c_k|^2 / 2 - x.c_k come from a matrix product in float32. Its error is bounded by
   e = (D + 8) 2^-24 (|x| |c| + |c|^2) for any order of summation (Higham, Accuracy and Stability of Numerical
-  Algorithms, 3.1). Where the two smallest scores are more than 2e apart the argmin is certain; the few other rows are
+  Algorithms, 3.1). If the two smallest scores are more than 2e apart, the argmin is certain. The few other rows are
   computed in float64.
-* **Skip what cannot have changed.** After a row is labelled, `gap` is a lower bound of (distance to the second
+* **Skip labels that cannot change.** After a row is labelled, `gap` is a lower bound of (distance to the second
   nearest centroid - distance to the nearest). When centroids move, the gap shrinks by at most the nearest one's move
-  plus the largest move of the others (the triangle inequality, Hamerly 2010 with both bounds folded into one). While
-  it is positive, the label stands.
-* **Add only what changed.** Sums are exact, so that taking a row out of one cluster and putting it into another gives
-  the very sums that adding everything up again would.
+  plus the largest move of the others (the triangle inequality; Hamerly 2010, with both bounds combined into one). The
+  label is valid as long as the gap is positive.
+* **Add only changes.** Sums are exact, so moving a row from one cluster to another gives the same sums as adding up all
+  rows again.
 
-So a block remembers labels and gaps, but only to save work: a block that forgets (its worker died) gives the same
-answers.
+A block remembers labels and gaps only to save work: a block that lost them (its worker died) gives the same answers.
 
 Shapes: N documents, M documents of a chunk, D dimensions, K clusters, R restarts.
 """
@@ -32,18 +31,20 @@ from moedisco_ray.stages.clustering.grid import Array, Grid
 
 _CHUNK_BYTES = 1 << 20
 _UNIT_ROUNDOFF = 2.0**-24
-_DENSE = 0.75  # above this share of open rows, labelling all is cheaper than picking them out
+_DENSE = 0.75
+"""Share of rows to label above which it is cheaper to label all rows than to select some."""
 
-_Change = tuple[Array, Array, Array]  # rows, the clusters that gained them, the clusters that lost them
+_Change = tuple[Array, Array, Array]
+"""Rows that changed their cluster, their new clusters, their old clusters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a Lloyd step needs to know of some vectors; adds up exactly.
+    """Sufficient statistics of some vectors for a Lloyd step. The statistics of several blocks add up exactly.
 
     Attributes:
-        sums_RKD: int64, sums of each cluster's vectors in units of `Grid.step`.
-        counts_RK: int64, vectors of each cluster.
+        sums_RKD: Sum of each cluster's vectors in units of `Grid.step`, int64.
+        counts_RK: Number of each cluster's vectors, int64.
         squares: Sum of squared norms in units of `Grid.square_step`.
     """
 
@@ -67,38 +68,38 @@ class Statistics:
 
 
 def reduce(statistics: Iterable[Statistics]) -> Statistics:
-    """Add up the statistics of all blocks; at least one."""
+    """Add up the statistics of one or more blocks."""
     first, *rest = statistics
     return sum(rest, start=first)
 
 
 def squared_distances(x_ND: Array, centroids_KD: Array) -> Array:
-    """Squared Euclidean distances in float64 [N, K]; a row's values depend on that row alone, to the last bit.
+    """Squared Euclidean distances, float64 [N, K]. A row's values depend only on that row, to the last bit.
 
-    A matrix product would not do: BLAS sums in an order that depends on the number of rows.
+    A matrix product does not have this property: BLAS sums in an order that depends on the number of rows.
     """
     out_NK = np.empty((len(x_ND), len(centroids_KD)))
     rows = max(1, _CHUNK_BYTES // (8 * centroids_KD.size))
     for start in range(0, len(x_ND), rows):
         difference_MKD = x_ND[start : start + rows, None, :].astype(np.float64) - centroids_KD
-        # The reduction runs along contiguous memory, whose order of summation numpy fixes by its length alone.
+        # Along contiguous memory, numpy's order of summation depends only on the length.
         out_NK[start : start + rows] = np.add.reduce(difference_MKD * difference_MKD, axis=2)
     return out_NK
 
 
 def cluster_costs(x_ND: Array, centroids_ED: Array | None) -> Array:
-    """A document's cost in each cluster, float64 [N, E]: squared distances to centroids, or without any the vectors themselves."""
+    """Cost of each document in each cluster, float64 [N, E]: squared distances, or without centroids the vectors themselves."""
     return x_ND.astype(np.float64) if centroids_ED is None else squared_distances(x_ND, centroids_ED)
 
 
 def block_statistics(x_ND: Array, centroids_RKD: Array, grid: Grid) -> Statistics:
-    """Statistics of one block of snapped vectors for R sets of centroids, without memory of earlier steps."""
+    """Statistics of one block of snapped vectors for R sets of centroids, computed without memory of earlier steps."""
     return Block(x_ND, grid).step(centroids_RKD, range(len(centroids_RKD)))
 
 
 @dataclasses.dataclass
 class _Memory:
-    """What a block knows of one restart since its last step."""
+    """A block's state of one restart after its last step."""
 
     centroids_KD: Array
     labels_N: Array
@@ -108,11 +109,11 @@ class _Memory:
 
 
 class Block:
-    """Vectors of some documents, and what is remembered of them between steps.
+    """Vectors of some documents, with labels and gaps that are remembered between Lloyd steps.
 
     Args:
-        x_ND: float32, snapped to the grid.
-        grid: The grid.
+        x_ND: Vectors snapped to the grid, float32.
+        grid: Grid of the vectors.
     """
 
     def __init__(self, x_ND: Array, grid: Grid) -> None:
@@ -130,8 +131,8 @@ class Block:
         """Label every vector for each restart and return the statistics.
 
         Args:
-            centroids_RKD: float64, relative to the grid's origin.
-            running: The numbers of these R restarts, by which the block recognises them.
+            centroids_RKD: Centroids of R restarts relative to the grid's origin, float64.
+            running: Numbers of these R restarts, which identify them from step to step.
         """
         drifts_RK = [self._drift(r, centroids_KD) for r, centroids_KD in zip(running, centroids_RKD, strict=True)]
         self._memories = {r: self._memories[r] for r in running}
@@ -153,14 +154,14 @@ class Block:
         return self._memories[restart].labels_N.astype(np.int64)
 
     def _drift(self, restart: int, centroids_KD: Array) -> Array:
-        """Bound on how much gaps in cluster k shrank since the last step, [K]; starts a memory where there is none."""
+        """Upper bound [K] on how much gaps in each cluster shrank since the last step; the first call creates the memory."""
         memory = self._memories.get(restart)
         K, D = centroids_KD.shape
         if memory is None:
             labels_N = np.zeros(len(self._x_ND), np.int32)
             gaps_N = np.full(len(self._x_ND), -np.inf)
             self._memories[restart] = _Memory(centroids_KD, labels_N, gaps_N, np.zeros((K, D)), np.zeros(K, np.int64))
-            # Everything starts in cluster 0, so that the first step is one more change of labels.
+            # All rows start in cluster 0, so that the first step is an ordinary change of labels.
             self._memories[restart].sums_KD[0] = self._total()
             self._memories[restart].counts_K[0] = len(self._x_ND)
             return np.zeros(K)
@@ -180,7 +181,7 @@ class Block:
         return total_D
 
     def _label(self, memory: _Memory, rows: slice, drift_K: Array, screen: _Screen) -> list[_Change]:
-        """Label one chunk for one restart; returns which rows changed their cluster."""
+        """Label one chunk for one restart; return the rows that changed their cluster."""
         labels_M, gaps_M = memory.labels_N[rows], memory.gaps_N[rows]
         gaps_M -= drift_K[labels_M]
         open_M = np.flatnonzero(gaps_M <= screen.certain)
@@ -201,7 +202,7 @@ class Block:
         return [(at + rows.start, gained, lost)]
 
     def _carry_over(self, memory: _Memory, changes: list[_Change]) -> None:
-        """Move the rows that changed their cluster from one sum to another; exact on a grid."""
+        """Subtract changed rows from the sums of their old clusters and add them to the new ones; exact on a grid."""
         if not changes:
             return
         at, gained, lost = (np.concatenate(parts) for parts in zip(*changes, strict=True))
@@ -228,11 +229,11 @@ class _Screen:
     """Centroids prepared for the float32 screen.
 
     Attributes:
-        centroids_KD: float64.
-        narrow_KD: The same, negated, in float32.
-        halves_K: |c_k|^2 / 2 in float32.
+        centroids_KD: Centroids, float64.
+        narrow_KD: Negated centroids, float32.
+        halves_K: |c_k|^2 / 2, float32.
         largest: max_k |c_k|.
-        certain: A gap above this is not an artefact of float64 rounding.
+        certain: Gap above which a label cannot be an artefact of float64 rounding.
     """
 
     centroids_KD: Array
@@ -249,9 +250,9 @@ class _Screen:
         return cls(centroids_KD, narrow_KD, halves_K, largest, 1e-9 * largest)
 
     def nearest(self, x_MD: Array, squares_M: Array) -> tuple[Array, Array]:
-        """Labels [M], and lower bounds of the gap to the second nearest centroid [M]."""
+        """Labels [M], and lower bounds [M] of the gap to the second nearest centroid."""
         K, D = self.narrow_KD.shape
-        # BLAS is twice as fast on this product as on its transpose; what follows wants a cluster's scores side by side.
+        # BLAS is twice as fast on this product as on its transpose; the loop below needs a cluster's scores contiguous.
         scores_KM = np.ascontiguousarray((x_MD @ self.narrow_KD.T).T)
         best_M = scores_KM[0]
         best_M += self.halves_K[0]

@@ -1,8 +1,7 @@
-"""The cluster stage: from documents to clusters with packed tokens, whoever carries out what touches all documents.
+"""The whole cluster stage. `Workers` carry out every step that touches all documents: in this process, or on Ray.
 
-The driver holds, for N documents and E clusters, their ids, weights and float32 costs: 4 E + 32 bytes per
-document, and about as much again while it balances (E = 8: 10 million documents take 1.3 GB). Vectors stay with the
-workers.
+The driver holds ids, weights and float32 costs of all N documents: 4 E + 32 bytes per document for E clusters, and about twice
+that while it balances. With E = 8, 10 million documents take 1.3 GB. Vectors stay with the workers.
 
 Shapes: N documents, S documents of the sample, D dimensions, E clusters.
 """
@@ -35,40 +34,38 @@ from moedisco_ray.stages.clustering.store import ID, Shard, embed_table, id_arra
 from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind, load_vectoriser
 
 Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
-"""Packs one cluster: parts of the corpus, their assignments, the cluster's number, where to. Returns the index."""
-
-
+"""Function that packs one cluster, given parts, assignments, cluster number and directory. It returns the index."""
 _MARGIN = 1.25
-"""Text to cluster, as a multiple of what the sub-models train on: what none of them sees, merges can be compared on."""
+"""Cluster 25 % more text than is trained on; the rest is held out to compare merges."""
 
 
 class Workers(Protocol):
-    """Carries out what touches every document."""
+    """Carries out the steps that touch every document."""
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
-        """Write vector files (`store`) of all documents into `directory`, with the saved vectoriser; count the documents."""
+        """Write vector files (see `store`) of all documents into `directory`, and count the documents in `progress`."""
 
     def hold(self, files: Sequence[Path]) -> None:
-        """Open `store.Shard`s that hold every vector file once."""
+        """Load the vector files into `store.Shard`s, each file into one of them."""
 
     def ask(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of every shard with the same arguments; the answers in any order."""
+        """Call a method of every shard with the same arguments; return the results in any order."""
 
     def release(self) -> None:
-        """Let go of the shards."""
+        """Free the shards."""
 
     def pack(
         self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
     ) -> list[dict[str, Any]]:
-        """Pack every cluster into `directory`/k; returns their indices."""
+        """Pack every cluster k into `directory`/k; return the indices."""
 
 
 class LocalWorkers:
-    """All of it in this process.
+    """Workers that run in this process.
 
     Args:
-        pack: Packs one cluster.
-        held: Around what a worker of a pool would do, for the meter.
+        pack: Function that packs one cluster.
+        held: Makes a context manager that meters the embedding, which a pool's worker would do on a cluster.
     """
 
     def __init__(self, pack: Pack, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
@@ -77,7 +74,7 @@ class LocalWorkers:
         self._shard: Shard | None = None
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
-        """One vector file per part."""
+        """Write one vector file per part."""
         with self._held():
             loaded = load_vectoriser(vectoriser)
             for part in parts:
@@ -86,43 +83,43 @@ class LocalWorkers:
                 progress.add(len(vectors))
 
     def hold(self, files: Sequence[Path]) -> None:
-        """One shard of all files."""
+        """Load all files into one shard."""
         self._shard = Shard(files)
 
     def ask(self, method: str, *args: Any) -> list[Any]:
-        """The one shard's answer."""
+        """Call the method of the only shard."""
         return [getattr(self._shard, method)(*args)]
 
     def release(self) -> None:
-        """Forget the shard."""
+        """Free the shard."""
         self._shard = None
 
     def pack(
         self, parts: Sequence[Path], assignments: Sequence[Path], count: int, directory: Path,
     ) -> list[dict[str, Any]]:
-        """One cluster after the other."""
+        """Pack one cluster after the other."""
         return [self._pack(parts, assignments, k, directory / str(k)) for k in range(count)]
 
 
 def build_clusters(
     config: RunConfig, corpus_dir: Path, model_dir: Path, directory: Path, workers: Workers, *, emit: Emit = discard,
 ) -> dict[str, Any]:
-    """Cluster training documents, as many as are needed, and write the artifact: model, assignments, packed tokens, report.
+    """Cluster the training documents that are needed and write the artifact: model, assignments, packed tokens, report.
 
     Args:
         config: The run's configuration.
         corpus_dir: The corpus artifact.
-        model_dir: The model that `mean_token` and `hidden_state` look into.
-        directory: Where the artifact goes; must exist.
-        workers: Carry out what touches every document.
-        emit: Takes `stage_progress` events.
+        model_dir: The seed model, which `mean_token` and `hidden_state` read.
+        directory: Directory of the artifact; must exist.
+        workers: Workers that carry out the steps that touch every document.
+        emit: Receives `stage_progress` events.
 
     Returns:
-        The stage's figures: `clusters` (`documents` and `tokens` of each), `inertia`, `iterations` (None unless by
-        k-means), `silhouette`, `nmi`, `balance`, and `warnings` (sentences).
+        Figures of the stage: `clusters` (`documents` and `tokens` of each), `inertia` and `iterations` (None unless the
+        method is k-means), `silhouette`, `nmi`, `balance`, and `warnings` (sentences).
 
     Raises:
-        CorpusError: There are fewer documents than clusters.
+        CorpusError: The corpus has fewer training documents than clusters.
     """
     parts = sorted((corpus_dir / "train").glob("part-*.parquet"))
     documents = documents_needed(config, parts)
@@ -130,11 +127,11 @@ def build_clusters(
         raise CorpusError(
             "clusters.count", config.clusters.count, f"the corpus has {documents} training documents; lower it or add text")
     with _first_parts(parts, documents, directory / "documents.scratch") as chosen:
-        return _build(config, chosen, documents, model_dir, directory, workers, emit=emit)
+        return _build(config, chosen, documents, model_dir=model_dir, directory=directory, workers=workers, emit=emit)
 
 
 def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
-    """How many documents, those of smallest id, are clustered: all, or those with as much text as the sub-models need."""
+    """Number of documents to cluster, in order of id: enough text for the sub-models plus a margin, or all."""
     tokens, count = int(_MARGIN * config.tokens.submodels), 0
     for path in parts:
         if tokens <= 0 and count >= config.clusters.count:
@@ -148,7 +145,7 @@ def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
 
 @contextlib.contextmanager
 def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[list[Path]]:
-    """Parts with that many documents, those of smallest id; what is left of the last one lies in `scratch` meanwhile."""
+    """Parts that hold the first `count` documents; a part that is only needed in part is shortened in `scratch`."""
     scratch.mkdir(parents=True, exist_ok=True)
     chosen: list[Path] = []
     for path in parts:
@@ -165,13 +162,13 @@ def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[l
 
 
 def _build(
-    config: RunConfig, parts: Sequence[Path], documents: int, model_dir: Path, directory: Path, workers: Workers, *, emit: Emit,
+    config: RunConfig, parts: Sequence[Path], documents: int, *, model_dir: Path, directory: Path, workers: Workers, emit: Emit,
 ) -> dict[str, Any]:
     settings = config.clusters
     sampled = first_documents(parts, max(settings.sample, settings.count))
     inputs = FitInputs(
-        sampled["text"].to_pylist(), token_arrays(sampled), weights(sampled), id_array(sampled["id"]), model_dir,
-        config.corpus.sequence_length, settings, config.seed)
+        texts=sampled["text"].to_pylist(), tokens=token_arrays(sampled), weights_S=weights(sampled), ids_S=id_array(sampled["id"]),
+        model_dir=model_dir, max_tokens=config.corpus.sequence_length, settings=settings, seed=config.seed)
     by_distance = settings.method == "kmeans"
     vectoriser = kind(settings.vectors if by_distance else settings.method).fit(inputs)
     model_path, scratch = directory / "cluster_model", directory / "vectors.scratch"
@@ -200,7 +197,8 @@ def _build(
     assignments = write_assignments(parts, ids_N, clusters_N, overlap_NE, directory / "assignments")
     indices = workers.pack(parts, assignments, settings.count, directory / "shards")
     sample = Sample(inputs.texts, sampled["source"].to_pylist(), x_SD, clusters_N[: len(sampled)])
-    report = cluster_report(sample, centroids_ED, settings.count, clusters_N, weights_N, _source_codes(parts))
+    report = cluster_report(
+        sample, centroids_ED, count=settings.count, clusters_N=clusters_N, weights_N=weights_N, sources_N=_source_codes(parts))
     report |= {
         "method": settings.method, "vectors": settings.vectors if by_distance else "mean_token", "dimensions": x_SD.shape[1],
         "inertia": fit.inertia if fit else None, "inertias": list(fit.inertias) if fit else [],
@@ -213,9 +211,9 @@ def _build(
 
 
 def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
-    """The `count` documents of smallest id: the first rows, for parts and rows are in ascending order of id.
+    """The first `count` documents in ascending order of id, in which parts and rows are sorted.
 
-    An id is a hash of the text, so this is a random sample that no order of reading changes.
+    An id is a hash of the text, so this is a random sample that does not depend on the order of reading.
     """
     tables: list[pa.Table] = []
     for path in parts:
@@ -228,14 +226,14 @@ def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
 def write_assignments(
     parts: Sequence[Path], ids_N: Array, clusters_N: Array, overlap_NE: Array, directory: Path,
 ) -> list[Path]:
-    """Write one file of assignments per part, with the part's name and rows.
+    """Write one file of assignments per part, with the part's name and its rows in order.
 
     Args:
-        parts: The corpus' documents, in ascending order of id.
-        ids_N: In the same order.
-        clusters_N: Each document's cluster.
-        overlap_NE: Other clusters that train on it too.
-        directory: Where to.
+        parts: Files of the corpus' documents, in ascending order of id.
+        ids_N: Ids of the documents, in the same order.
+        clusters_N: Cluster of each document.
+        overlap_NE: Whether another cluster also trains on a document.
+        directory: Directory of the files.
     """
     paths, start = [], 0
     for part in parts:
@@ -251,14 +249,14 @@ def write_assignments(
     return paths
 
 
-def owned(assignments: Path, cluster: int) -> Array:
-    """Which documents of a part are of a cluster, bool [n]."""
+def own_documents(assignments: Path, cluster: int) -> Array:
+    """Mask of the documents of a part that belong to a cluster, bool [n]."""
     owned_N: Array = pq.read_table(assignments, columns=["cluster"])["cluster"].to_numpy() == cluster
     return owned_N
 
 
-def given(assignments: Path, cluster: int) -> Array:
-    """Which documents of a part a cluster was given of others, to train on them too, bool [n]."""
+def overlap_documents(assignments: Path, cluster: int) -> Array:
+    """Mask of the documents of a part that belong to other clusters but that a cluster also trains on, bool [n]."""
     others = pq.read_table(assignments, columns=["overlap"])["overlap"].to_pylist()
     return np.array([cluster in clusters for clusters in others], dtype=bool)
 
@@ -285,7 +283,7 @@ def _sample_vectors(workers: Workers, last: bytes) -> Array:
 
 
 def _costs(workers: Workers, centre_D: Array | None, centroids_ED: Array | None) -> tuple[Array, Array, Array]:
-    """Of all documents, in ascending order of id."""
+    """Ids, weights and costs of all documents, in ascending order of id."""
     columns = [np.concatenate(column) for column in zip(*workers.ask("costs", centre_D, centroids_ED), strict=True)]
     order = np.argsort(columns[0], kind="stable")
     ids_N, weights_N, cost_NE = (column[order] for column in columns)

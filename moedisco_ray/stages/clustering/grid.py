@@ -1,10 +1,9 @@
-"""A fixed-point grid for document vectors, on which sums come out the same in any order.
+"""A fixed-point grid for document vectors, on which sums are the same in any order.
 
-A float32 holds 24 significant bits. Vectors are moved so that the sample's mean is the origin and then rounded to
-multiples of a power of two, chosen so that every coordinate has at most 23 bits. Each still is a float32, off by no
-more than float32's own rounding of the largest coordinate; but a float64 now adds 2^29 of them without any rounding,
-and an int64 adds 2^39. Addition without rounding is associative: k-means on such vectors does not depend on how
-documents are cut into blocks, or on their order.
+A float32 holds 24 significant bits. Vectors are shifted so that the sample's mean is the origin, and then rounded to multiples
+of a power of two, so that every coordinate has at most 23 bits. A coordinate is still a float32, with an error no larger than
+float32's own rounding of the largest coordinate. But a float64 can now add 2^29 of them without rounding, and an int64 2^39.
+Addition without rounding is associative, so k-means on such vectors does not depend on the blocks and the order of documents.
 
 Shapes: N documents, D dimensions.
 """
@@ -21,16 +20,17 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _BITS = 23
+"""Bits of a coordinate."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Where vectors lie.
+    """Origin and resolution of a grid.
 
     Attributes:
-        origin_D: float32; is subtracted from every vector.
-        step: The power of two that every coordinate is a multiple of.
-        square_step: The power of two that squared norms are rounded to before they are added up.
+        origin_D: Point that is subtracted from every vector, float32.
+        step: Power of two; every coordinate is a multiple.
+        square_step: Power of two; squared norms are rounded to multiples before they are added up.
     """
 
     origin_D: Array
@@ -39,20 +39,20 @@ class Grid:
 
     @classmethod
     def covering(cls, origin_D: Array, peak: float, documents: int) -> Grid:
-        """The finest grid for vectors whose distance to the origin is at most `peak` in every coordinate.
+        """The finest grid for vectors with coordinates of at most `peak` relative to the origin.
 
         Args:
-            origin_D: A point near the middle of the vectors, such as the sample's mean.
-            peak: From `peak` below, over all blocks.
-            documents: At least the number of vectors in all blocks together.
+            origin_D: Point near the middle of the vectors, such as the sample's mean.
+            peak: Maximum of the function `peak` over all blocks.
+            documents: Number of vectors in all blocks together, or more.
         """
-        # frexp rounds up to a power of two: peak < 2**exponent.
+        # frexp rounds up to a power of two, so peak < 2**exponent.
         exponent = math.frexp(peak)[1] if peak > 0 else 0
         square = math.frexp(documents * len(origin_D) * peak**2)[1] if peak > 0 else 0
         return cls(origin_D.astype(np.float32), math.ldexp(1.0, exponent - _BITS), math.ldexp(1.0, square - 62))
 
     def snap(self, x_ND: Array) -> Array:
-        """Vectors relative to the origin and rounded to the grid, as float32."""
+        """Shift vectors to the origin and round them to the grid, float32."""
         scaled_ND = (x_ND.astype(np.float32) - self.origin_D) * np.float32(1 / self.step)
         return np.rint(scaled_ND, out=scaled_ND) * np.float32(self.step)
 
@@ -62,5 +62,5 @@ class Grid:
 
 
 def peak(x_ND: Array, origin_D: Array) -> float:
-    """The largest coordinate of the vectors relative to the origin; the maximum over blocks is the maximum over all."""
+    """Largest absolute coordinate of vectors relative to the origin."""
     return float(np.abs(x_ND.astype(np.float32) - origin_D.astype(np.float32)).max(initial=0.0))

@@ -1,19 +1,17 @@
-"""K-means by Lloyd's algorithm from per-block sufficient statistics, for several restarts at once, exact in any order.
+"""K-means by Lloyd's algorithm from sufficient statistics per block, for several restarts at once.
 
-One step sends the centroids to the blocks; each block answers with sums and counts of its clusters; the driver adds
-the answers up and moves the centroids. Blocks may be arrays in this process or held by actors elsewhere: `fit_kmeans`
-only sees a `step` function.
+In each step the driver sends the centroids to the blocks, each block returns sums and counts of its clusters, and the driver adds
+them up and moves the centroids. Blocks may be arrays in this process or belong to remote actors: `fit_kmeans` only calls a `step`
+function.
 
-Two properties make the result a function of the set of vectors alone (the same bits for any cut into blocks and any
-order):
+The result depends only on the set of vectors: it has the same bits for any division into blocks and any order. Two properties
+ensure that:
 
-* vectors lie on a `Grid`, so that sums are exact;
-* a label is argmin_k of squared distances that are computed in float64, each from its own row alone
-  (`blocks.squared_distances`).
+* vectors are on a `Grid`, so that sums are exact;
+* a label is argmin_k of squared distances in float64, each computed from its own row only (`blocks.squared_distances`).
 
-Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as
-scikit-learn), refined by Lloyd steps on the sample alone (Bradley and Fayyad 1998): most of the way costs no pass
-over the data.
+Seeding is greedy k-means++ (Arthur and Vassilvitskii 2007, with the best of 2 + log K trials per centroid, as in scikit-learn).
+Lloyd steps on the sample refine the seeds (Bradley and Fayyad 1998), which saves passes over all vectors.
 
 Shapes: N documents, S documents of the sample, D dimensions, K clusters, R restarts.
 """
@@ -29,9 +27,9 @@ from moedisco_ray.stages.clustering.blocks import Block, Statistics, block_stati
 from moedisco_ray.stages.clustering.grid import Array, Grid, peak
 
 ITERATIONS = 50
-"""Most steps of a restart; nearly all end before, when no document changes its cluster."""
+"""Maximum steps of a restart; nearly all restarts converge earlier."""
 Step = Callable[[Array, Sequence[int]], Statistics]
-"""Takes centroids_RKD of the running restarts and those restarts' numbers; returns the statistics over all blocks."""
+"""Function of the running restarts' centroids [R, K, D] and their numbers; returns the statistics over all blocks."""
 
 __all__ = [
     "Block", "Fit", "Statistics", "Step", "block_statistics", "fit_kmeans", "fit_kmeans_on_blocks", "reduce",
@@ -41,14 +39,14 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The best restart.
+    """Result of k-means: the best restart.
 
     Attributes:
-        centroids_KD: float64, in the coordinates that the vectors came in.
+        centroids_KD: Centroids in the coordinates of the original vectors, float64.
         inertia: Sum of squared distances to the nearest centroid.
-        iterations: Lloyd steps that the best restart made.
-        steps: Passes over the data that all restarts together took.
-        inertias: Of every restart.
+        iterations: Lloyd steps of the best restart.
+        steps: Passes over the data for all restarts together.
+        inertias: Inertia of every restart.
     """
 
     centroids_KD: Array
@@ -59,19 +57,19 @@ class Fit:
 
 
 _SEEDINGS = 3
-"""Seedings tried on the sample for each that goes over all vectors: on the sample they cost next to nothing."""
+"""Seedings tried on the sample per restart; the best ones become restarts. A step on the sample costs little."""
 
 
 def seed_centroids(sample_SD: Array, k: int, generator: np.random.Generator) -> Array:
     """Choose k points of the sample by greedy k-means++.
 
-    Each new centroid is the best of 2 + log k candidates, drawn with probability proportional to the squared distance
-    to the nearest centroid so far; the best is the one that leaves the least inertia.
+    Each new centroid is the one of 2 + log k candidates that leaves the smallest inertia. Candidates are drawn with probability
+    proportional to the squared distance to the nearest centroid so far.
 
     Args:
-        sample_SD: float32, at least k rows.
-        k: Clusters.
-        generator: Source of all randomness.
+        sample_SD: Sample vectors, float32, at least k rows.
+        k: Number of clusters.
+        generator: Random generator.
 
     Returns:
         float64 [k, D].
@@ -97,13 +95,13 @@ def seed_centroids(sample_SD: Array, k: int, generator: np.random.Generator) -> 
 
 
 def update(statistics: Statistics, centroids_RKD: Array, grid: Grid, sample_SD: Array) -> Array:
-    """The next centroids: the mean of each cluster; an empty one moves to the sample point farthest from all centroids.
+    """Compute the next centroids: cluster means; an empty cluster moves to the sample point farthest from all centroids.
 
     Args:
-        statistics: Over all blocks, for these centroids.
-        centroids_RKD: float64; the centroids that the labels belong to.
-        grid: Of the vectors.
-        sample_SD: Snapped to the grid.
+        statistics: Statistics over all blocks for the current centroids.
+        centroids_RKD: Current centroids, float64.
+        grid: Grid of the vectors.
+        sample_SD: Sample vectors, snapped to the grid.
 
     Returns:
         float64 [R, K, D].
@@ -122,21 +120,21 @@ def fit_kmeans(
     step: Step, sample_SD: Array, grid: Grid, k: int, *, restarts: int, iterations: int, seed: int,
     tolerance: float = 1e-4, initial_RKD: Array | None = None,
 ) -> Fit:
-    """Lloyd's algorithm over whatever answers `step`.
+    """Run Lloyd's algorithm on vectors that only `step` can access.
 
     A restart ends when its centroids move by no more than `tolerance` times the mean variance (scikit-learn's rule),
-    or after `iterations` steps; the others go on without it.
+    or after `iterations` steps. The other restarts continue.
 
     Args:
-        step: Statistics over all blocks of vectors, which are snapped to `grid`.
-        sample_SD: A sample of the vectors, as they came in, in an order that depends on nothing but the documents.
-        grid: Of the vectors.
-        k: Clusters.
-        restarts: How many seedings go over all vectors: the best, on the sample, of three times as many.
-        iterations: Most Lloyd steps per restart.
-        seed: Of the seeding.
-        tolerance: 0 goes on until nothing moves.
-        initial_RKD: Start from exactly these centroids instead.
+        step: Function that returns the statistics over all blocks of vectors, which are snapped to `grid`.
+        sample_SD: Sample of the original vectors, in an order that depends only on the documents.
+        grid: Grid of the vectors.
+        k: Number of clusters.
+        restarts: Number of restarts over all vectors; each starts from one of the best of three times that number of seedings.
+        iterations: Maximum Lloyd steps per restart.
+        seed: Seed of the seeding.
+        tolerance: Convergence threshold; with 0 a restart runs until no centroid moves.
+        initial_RKD: Initial centroids, used instead of seeding.
 
     Raises:
         ValueError: The sample has fewer than k rows.
@@ -153,16 +151,16 @@ def fit_kmeans(
         start_RKD = refined.centroids_RKD[np.argsort(refined.inertias_R, kind="stable")[:restarts]]
     else:
         start_RKD = np.asarray(initial_RKD, np.float64) - grid.origin_D
-    path = _lloyd(step, start_RKD, sample_SD, grid, iterations=iterations, still=still)
-    best = int(path.inertias_R.argmin())
+    outcome = _lloyd(step, start_RKD, sample_SD, grid, iterations=iterations, still=still)
+    best = int(outcome.inertias_R.argmin())
     return Fit(
-        path.centroids_RKD[best] + grid.origin_D, float(path.inertias_R[best]), int(path.steps_R[best]),
-        int(path.steps_R.max()), tuple(map(float, path.inertias_R)))
+        outcome.centroids_RKD[best] + grid.origin_D, float(outcome.inertias_R[best]), int(outcome.steps_R[best]),
+        int(outcome.steps_R.max()), tuple(map(float, outcome.inertias_R)))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Path:
-    """Where each restart ended: centroids relative to the grid's origin, their inertia, steps taken."""
+class _Outcome:
+    """Last state of each restart: centroids relative to the grid's origin, their inertia, steps taken."""
 
     centroids_RKD: Array
     inertias_R: Array
@@ -171,27 +169,27 @@ class _Path:
 
 def _lloyd(
     step: Step, centroids_RKD: Array, sample_SD: Array, grid: Grid, *, iterations: int, still: float,
-) -> _Path:
+) -> _Outcome:
     running = list(range(len(centroids_RKD)))
-    path = _Path(centroids_RKD.copy(), np.full(len(running), np.inf), np.zeros(len(running), np.int64))
+    outcome = _Outcome(centroids_RKD.copy(), np.full(len(running), np.inf), np.zeros(len(running), np.int64))
     for number in range(1, iterations + 1):
         statistics = step(centroids_RKD, running)
         moved_RKD = update(statistics, centroids_RKD, grid, sample_SD)
-        path.centroids_RKD[running], path.steps_R[running] = centroids_RKD, number
-        path.inertias_R[running] = statistics.inertias(centroids_RKD, grid)
+        outcome.centroids_RKD[running], outcome.steps_R[running] = centroids_RKD, number
+        outcome.inertias_R[running] = statistics.inertias(centroids_RKD, grid)
         going_R = np.square(moved_RKD - centroids_RKD).sum(axis=(1, 2)) > still
         centroids_RKD = moved_RKD[going_R]
         running = [r for r, going in zip(running, going_R, strict=True) if going]
         if not running:
             break
-    return path
+    return outcome
 
 
 def fit_kmeans_on_blocks(
     blocks: Iterable[Array], sample_SD: Array, k: int, *, restarts: int = 4, iterations: int = ITERATIONS, seed: int = 0,
     tolerance: float = 1e-4, initial_RKD: Array | None = None,
 ) -> Fit:
-    """`fit_kmeans` over arrays [N_b, D] in this process."""
+    """Run `fit_kmeans` on arrays [N_b, D] in this process."""
     arrays = list(blocks)
     origin_D = sample_SD.astype(np.float64).mean(axis=0).astype(np.float32)
     documents = sum(map(len, arrays))

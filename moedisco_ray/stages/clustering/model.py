@@ -1,4 +1,4 @@
-"""The fitted cluster model: says of a new document which cluster it belongs to, without Ray.
+"""The fitted cluster model, which assigns new documents to clusters.
 
 Shapes: N documents, D dimensions, E clusters.
 """
@@ -19,12 +19,12 @@ from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
 @dataclasses.dataclass(frozen=True)
 class ClusterModel:
-    """A vectoriser, and one price per cluster, with a centroid each where its vectors are not costs already.
+    """A vectoriser with one price and, unless its vectors are costs already, one centroid per cluster.
 
     Attributes:
-        vectoriser: Makes vectors of documents.
-        centroids_ED: float64, or None.
-        prices_E: float64, of the balanced assignment of the training documents; zeros without a capacity.
+        vectoriser: Vectoriser of documents.
+        centroids_ED: Centroids, float64; None if the vectors are costs.
+        prices_E: Prices of the balanced assignment of the training documents, float64; zeros without a capacity.
     """
 
     vectoriser: Vectoriser
@@ -32,29 +32,29 @@ class ClusterModel:
     prices_E: Array
 
     def costs(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:
-        """What each document costs in each cluster, float64 [N, E]; see `blocks.cluster_costs`.
+        """Cost of each document in each cluster, float64 [N, E]; see `blocks.cluster_costs`.
 
         Args:
-            texts: N texts.
-            tokens: The same documents as token ids of the run's tokeniser.
+            texts: Texts of N documents.
+            tokens: Token ids of the same documents, from the run's tokenizer.
         """
         return cluster_costs(self.vectoriser.transform(texts, tokens), self.centroids_ED)
 
     def assign(self, texts: Sequence[str], tokens: Sequence[Array], *, balanced: bool = False) -> Array:
-        """The cluster of each document, int64 [N].
+        """Assign each document to a cluster, int64 [N].
 
-        By default the least cost: training is balanced, inference is not (c-BTM, arXiv 2303.14177).
+        By default a document goes to the cluster of least cost: training is balanced, inference is not (c-BTM, arXiv 2303.14177).
 
         Args:
-            texts: N texts.
-            tokens: The same documents as token ids.
-            balanced: Add the prices, as training did.
+            texts: Texts of N documents.
+            tokens: Token ids of the same documents.
+            balanced: Whether to add the prices to the costs, as in training.
         """
         cost_NE = self.costs(texts, tokens)
         return (cost_NE + self.prices_E if balanced else cost_NE).argmin(axis=1)
 
     def save(self, directory: Path) -> None:
-        """Write everything into a directory, which is made."""
+        """Write the model into a directory, which is made when absent."""
         directory.mkdir(parents=True, exist_ok=True)
         self.vectoriser.save(directory)
         centroids_ED = np.empty((0, 0)) if self.centroids_ED is None else self.centroids_ED

@@ -1,4 +1,4 @@
-"""What a person wants to know of the clusters: sizes, cohesion, words, examples, agreement with named sources, a map.
+"""The cluster report: sizes, cohesion, typical words, examples, agreement with named sources, and a map.
 
 Shapes: S documents of the sample, D dimensions, T terms, E clusters.
 """
@@ -17,20 +17,23 @@ from moedisco_ray.stages.clustering.blocks import squared_distances
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.tfidf import vectorizer
 
-_SILHOUETTE_SAMPLE = 3_000  # the silhouette takes time and memory that grow with the square
+_SILHOUETTE_SAMPLE = 3_000
+"""Number of vectors for the silhouette, whose time and memory grow with the square."""
 _MAP_POINTS = 2_000
+"""Number of points on the map."""
 _EXCERPT = 200
+"""Characters of an example."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Documents of the sample with everything the report shows of them.
+    """Sample documents that the report describes.
 
     Attributes:
-        texts: S texts.
-        sources: Their sources' names.
-        x_SD: Their vectors.
-        clusters_S: Their clusters, after balancing.
+        texts: Texts of the S documents.
+        sources: Name of each document's source.
+        x_SD: Vector of each document.
+        clusters_S: Cluster of each document after balancing.
     """
 
     texts: Sequence[str]
@@ -40,23 +43,26 @@ class Sample:
 
 
 def cluster_report(
-    sample: Sample, centroids_ED: Array | None, count: int, clusters_N: Array, weights_N: Array, sources_N: Array,
+    sample: Sample, centroids_ED: Array | None, *, count: int, clusters_N: Array, weights_N: Array, sources_N: Array,
 ) -> dict[str, Any]:
-    """Everything that `clusters/report.json` holds, but for how the k-means went.
+    """Make the contents of `clusters/report.json`, except for the figures of k-means.
 
     Args:
-        sample: For words, examples, silhouette and map.
-        centroids_ED: The centroids; None: the means of the sample's vectors in each cluster.
-        count: Clusters, E.
+        sample: Sample documents for words, examples, silhouette and map.
+        centroids_ED: Centroids; None uses the mean of each cluster's sample vectors.
+        count: Number of clusters, E.
         clusters_N: Cluster of every document.
         weights_N: Training tokens of every document.
         sources_N: Integer code of every document's source.
 
     Returns:
-        `clusters` (one entry each: `documents`, `tokens`, `terms`, `examples`), `balance` (tokens of the largest
-        cluster over the mean), `silhouette` (in [-1, 1], of a part of the sample; None where it is not defined),
-        `nmi` (normalised mutual information of cluster and source, arithmetic mean; None with one source), `map`
-        (`x`, `y`, `cluster`, `source`).
+        A dictionary with these keys:
+
+        - `clusters`: one entry per cluster with `documents`, `tokens`, `terms`, `examples`
+        - `balance`: tokens of the largest cluster divided by the mean
+        - `silhouette`: mean silhouette of a part of the sample, in [-1, 1]; None if it is not defined
+        - `nmi`: normalized mutual information of cluster and source, arithmetic mean; None with one source
+        - `map`: `x`, `y`, `cluster` and `source` of each point
     """
     E = count
     documents_E = np.bincount(clusters_N, minlength=E)
@@ -75,11 +81,11 @@ def cluster_report(
 
 
 def top_terms(texts: Sequence[str], clusters_S: Array, count: int, terms: int = 10) -> list[list[str]]:
-    """Per cluster the words whose mean tf-idf exceeds that of all documents the most."""
+    """Typical words of each cluster: those whose mean tf-idf exceeds the mean over all documents most."""
     try:
         counted = vectorizer(max_features=20_000)
         x_ST = counted.fit_transform(texts)
-    except ValueError:  # scikit-learn's word for: there are no words
+    except ValueError:  # scikit-learn found no words
         return [[] for _ in range(count)]
     names = counted.get_feature_names_out()
     overall_T = np.asarray(x_ST.mean(axis=0)).ravel()
@@ -93,7 +99,7 @@ def top_terms(texts: Sequence[str], clusters_S: Array, count: int, terms: int = 
 
 
 def nearest_texts(sample: Sample, centroids_ED: Array, examples: int = 3) -> list[list[str]]:
-    """Per cluster the beginnings of the documents nearest to its centroid."""
+    """Beginnings of the documents nearest to each cluster's centroid."""
     found = []
     for k, centroid_D in enumerate(centroids_ED):
         rows = np.flatnonzero(sample.clusters_S == k)
@@ -104,7 +110,7 @@ def nearest_texts(sample: Sample, centroids_ED: Array, examples: int = 3) -> lis
 
 
 def silhouette(x_SD: Array, clusters_S: Array) -> float | None:
-    """Mean silhouette of the first 3,000 vectors; None unless there are at least 2 clusters, one with 2 vectors."""
+    """Mean silhouette of the first 3,000 vectors; None with fewer than 2 clusters, or if no cluster has 2 vectors."""
     x_SD, clusters_S = x_SD[:_SILHOUETTE_SAMPLE], clusters_S[:_SILHOUETTE_SAMPLE]
     if not 2 <= len(np.unique(clusters_S)) < len(clusters_S):
         return None

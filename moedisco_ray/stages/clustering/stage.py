@@ -1,4 +1,4 @@
-"""The cluster stage: documents to clusters, each with its own packed tokens. The work is in `build`, placed by the backend."""
+"""The cluster stage: cluster documents and pack the tokens of each cluster. `build` does the work where the backend places it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""Vectors of documents on disk, and a shard of them in memory that answers what clustering asks of all documents.
+"""Document vectors: the files on disk, and shards of them in memory that compute clustering steps.
 
-A vector file is Parquet with `id` (16 bytes), `weight` (int64, the tokens that the document puts into training: with the
-special tokens around them, times its copies) and `vector` (fixed-size list of float32, before centring).
+A vector file is Parquet with three columns:
+
+- `id`: 16 bytes
+- `weight`: tokens that the document adds to training, with special tokens, times its copies (int64)
+- `vector`: fixed-size list of float32, before centring
 
 Shapes: N documents, D dimensions, K clusters, R restarts.
 """
@@ -25,7 +28,7 @@ ID = pa.binary(16)
 
 
 def embed_table(vectoriser: Vectoriser, documents: pa.Table) -> pa.Table:
-    """Rows of a vector file for a table of documents (`id`, `text`, `tokens`, `packed`, `copies`)."""
+    """Vectorise a table of documents (`id`, `text`, `tokens`, `packed`, `copies`) into rows of a vector file."""
     tokens = token_arrays(documents)
     x_ND = vectoriser.embed(documents["text"].to_pylist(), tokens)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(x_ND.ravel()), x_ND.shape[1])
@@ -43,23 +46,22 @@ def token_arrays(documents: pa.Table) -> list[Array]:
 
 
 def weights(documents: pa.Table) -> Array:
-    """Tokens that each document puts into training, int64 [N]: as the corpus packed them, times its copies."""
+    """Tokens that each document adds to training, int64 [N]: packed tokens times copies."""
     return documents["packed"].to_numpy().astype(np.int64) * documents["copies"].to_numpy().astype(np.int64)
 
 
 def id_array(column: pa.ChunkedArray) -> Array:
-    """Ids as numpy S16 [N], which sorts like the bytes."""
+    """Ids as numpy S16 [N], which sort like bytes."""
     return np.array(column.to_pylist(), dtype="S16")
 
 
 class Shard:
-    """Some vector files in memory: 4 D bytes per document, 9 more for its norm and id, 12 more per running restart.
+    """Some vector files in memory: 4 D bytes per document, 9 more for norm and id, 12 more per running restart.
 
-    Every method can be asked of a new shard of the same files and gives the same answer: what it remembers only saves
-    work.
+    A new shard of the same files returns the same answers: its memory of earlier steps only saves work.
 
     Args:
-        files: Of which the rows are kept in this order.
+        files: Vector files, whose rows are kept in this order.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -71,23 +73,23 @@ class Shard:
         self._blocks: dict[bytes, Block] = {}
 
     def sample(self, last: bytes) -> tuple[Array, Array]:
-        """Ids and vectors of the documents whose id is at most `last`, not centred."""
+        """Ids and vectors (before centring) of the documents with an id up to `last`."""
         chosen = self._ids_N <= np.bytes_(last)
         return self._ids_N[chosen], self._x_ND[chosen]
 
     def peak(self, centre_D: Array | None, origin_D: Array) -> float:
-        """The largest coordinate relative to the origin."""
+        """Largest absolute coordinate relative to the origin."""
         return peak(adjust(self._x_ND, centre_D), origin_D)
 
     def step(self, centre_D: Array | None, grid: Grid, centroids_RKD: Array, running: Sequence[int]) -> Statistics:
-        """A Lloyd step's statistics; see `blocks.Block.step`."""
+        """Statistics of a Lloyd step; see `blocks.Block.step`."""
         key = grid.origin_D.tobytes()
         if key not in self._blocks:
             self._blocks = {key: Block(grid.snap(adjust(self._x_ND, centre_D)), grid)}
         return self._blocks[key].step(centroids_RKD, running)
 
     def costs(self, centre_D: Array | None, centroids_KD: Array | None) -> tuple[Array, Array, Array]:
-        """Ids, weights, and the costs of `blocks.cluster_costs` as float32 [N, K]."""
+        """Ids, weights, and costs in each cluster, float32 [N, K]; see `blocks.cluster_costs`."""
         self._blocks = {}
         cost_NK = cluster_costs(adjust(self._x_ND, centre_D), centroids_KD).astype(np.float32)
         return self._ids_N, self._weights_N, cost_NK

@@ -1,18 +1,18 @@
-"""From text to deduplicated, split, tokenised documents and packed tokens.
+"""Turn text into deduplicated, split and tokenized documents and packed tokens.
 
-sources    configured sources to concrete inputs; embedded text becomes named sources
-endings    what a file's ending says about its format
-files      the files under a path or URI
-streams    bytes in bounded pieces, and what is wrong with those that are not UTF-8
-plain_text plain text to documents
-rows       the texts of a column of JSON Lines, CSV, Parquet and Arrow files
-readers    the documents of a slice of a file, whatever its format
-documents  identity, duplicates, split and copies: laws over document ids
-staging    read texts once, scattered into id ranges ("buckets") on disk
-buckets    one bucket to its final documents
-build      all of it in order
-probe      a look at the beginning of every source, before a run
-unseen     a bounded sample of other text, to judge a model on
+sources    expand configured sources into inputs; embedded text becomes one input per domain
+formats    detect a file's format by its ending, and find the files of saved data sets
+files      list the files under a path or URI
+streams    read bytes in bounded pieces, and explain why some are not UTF-8 text
+plain_text cut plain text into documents
+rows       read the text column of JSON Lines, CSV, Parquet and Arrow files
+readers    read the documents of a slice of a file of any format
+documents  identity, duplicates, validation split and copies as functions of document ids
+staging    read every text once and scatter it into ranges of ids ("buckets") on disk
+buckets    finish one bucket: deduplicate, split, tokenize, write
+build      the whole stage
+probe      check the beginning of every source before a run
+unseen     a bounded sample of text outside the corpus, for the evaluation
 """
 
 from moedisco_ray.stages.corpus.build import build

@@ -1,4 +1,4 @@
-"""One bucket of staged documents to its part of the finished corpus: train/part-b and validation/part-b."""
+"""Finish one bucket: its staged documents become a training part and a validation part of the corpus."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ Tokens = NDArray[np.int32]
 
 _ROW_GROUP = 4096
 _HELD_OUT_HASH = -1.0
+"""Validation hash of documents that an earlier run held out: below every real hash."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What decides over a document.
+    """Settings that decide which documents are kept, held out and repeated.
 
     Attributes:
-        names: Of the inputs, in their order.
-        weights: Of the inputs.
-        validation_fraction: Expected share of documents held out, of each input.
-        seed: The run's.
-        document_tokens: Most tokens of a document.
-        smallest: The smallest validation hash of each input, as `survey_bucket`; empty: not known yet.
-        largest: The largest validation hash of each input.
+        names: Name of each input, in order.
+        weights: Weight of each input.
+        validation_fraction: Expected share of each input's documents that is held out.
+        seed: Seed of the run.
+        document_tokens: Maximum tokens of a document.
+        smallest: Smallest validation hash of each input, from `survey_bucket`; empty before the survey.
+        largest: Largest validation hash of each input.
     """
 
     names: tuple[str, ...]
@@ -60,14 +61,13 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """Figures of one bucket, as matrices [S, 3] over the S inputs in their order.
+    """Figures of one finished bucket, as matrices [S, 3] over the S inputs in order.
 
     Attributes:
-        index: Of the bucket.
-        duplicates: Documents that were there more than once, counted once less.
-        train: Per input: documents, packed tokens of a pass (copies and the tokens between documents counted), bytes of
-            text.
-        validation: The same of the documents held out.
+        index: Number of the bucket.
+        duplicates: Number of documents that were dropped as duplicates.
+        train: Per input: training documents, packed tokens of one pass (with copies and special tokens), bytes of text.
+        validation: Per input: the same three figures for the validation documents.
     """
 
     index: int
@@ -77,7 +77,7 @@ class Finished:
 
 
 def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
-    """The smallest and largest validation hash of each input among a bucket's documents, [S, 2]; infinite where there is none."""
+    """Smallest and largest validation hash of each input in a bucket, [S, 2]; infinite for an input without documents."""
     table = dedupe_and_sort(read_bucket(bucket, ("id", "group", "order", "side")))
     groups, order = id_matrix(table, "group"), table["order"].to_numpy()
     wanted = copies(groups, np.array(rules.weights)[order]) > 0
@@ -89,10 +89,13 @@ def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
 
 
 def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]:
-    """Training and validation documents of a bucket (id, group, order, text, copies; by id), and how many duplicates it had.
+    """Split a bucket into training and validation documents, and count its duplicates.
 
-    A held-out document counts once, whatever its source's weight. What an earlier run held out stays held out; what it trained on
-    stays training text where its source has validation text of that run too.
+    A validation document has one copy, whatever its source's weight. A document that an earlier run held out stays held out. One
+    that it trained on stays training text if its source also has validation text of that run.
+
+    Returns:
+        Training and validation documents (id, group, order, text, copies), sorted by id, and the number of duplicates.
     """
     staged = read_bucket(bucket)
     table = dedupe_and_sort(staged)
@@ -110,13 +113,13 @@ def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]
 
 
 def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path) -> Finished:
-    """Tokenise a bucket and write its parts.
+    """Tokenize a bucket and write its training and validation parts.
 
     Args:
-        bucket: Where its staged documents lie.
-        rules: What is kept, held out, repeated.
-        tokenizer: A saved tokeniser.
-        directory: Holds `train/` and `validation/`, which are made when absent.
+        bucket: The bucket of staged documents.
+        rules: Settings that decide which documents are kept, held out and repeated.
+        tokenizer: Directory of a saved tokenizer.
+        directory: Parent of `train/` and `validation/`, which are made when absent.
     """
     train, validation, duplicates = split_bucket(bucket, rules)
     encoder = Encoder(tokenizer)
@@ -128,7 +131,7 @@ def finish_bucket(bucket: Bucket, rules: Rules, tokenizer: Path, directory: Path
 
 
 def sample_texts(buckets: Iterable[Bucket], rules: Rules, characters: int) -> Iterator[str]:
-    """Training texts in the order of their ids, which is a uniform sample, until they hold `characters`."""
+    """Yield training texts in order of id (a uniform sample) until they hold `characters` characters."""
     held = 0
     for bucket in buckets:
         for batch in split_bucket(bucket, rules)[0].select(["text"]).to_batches(max_chunksize=_ROW_GROUP):
@@ -139,8 +142,8 @@ def sample_texts(buckets: Iterable[Bucket], rules: Rules, characters: int) -> It
                     return
 
 
-def short_enough(text: str, tokens: Tokens, encoder: Encoder, limit: int) -> list[tuple[str, Tokens]]:
-    """A document and its tokens, or its parts and theirs where it has more than `limit` tokens, at least 16."""
+def cut_to_limit(text: str, tokens: Tokens, encoder: Encoder, limit: int) -> list[tuple[str, Tokens]]:
+    """Cut a document into parts of at most `limit` tokens (16 or more) and return each part with its tokens."""
     if len(tokens) <= limit:
         return [(text, tokens)]
     data = text.encode()
@@ -149,11 +152,11 @@ def short_enough(text: str, tokens: Tokens, encoder: Encoder, limit: int) -> lis
     texts = [piece.strip("\n") for piece in pieces if not piece.isspace()]
     return [
         part for text, tokens in zip(texts, encoder.encode(texts), strict=True)
-        for part in short_enough(text, tokens, encoder, limit)]
+        for part in cut_to_limit(text, tokens, encoder, limit)]
 
 
 def _hashes(table: pa.Table, rules: Rules) -> NDArray[np.float64]:
-    """The validation hash of each document; below all others where an earlier run held it out."""
+    """Validation hash of each document; `_HELD_OUT_HASH` if an earlier run held it out."""
     hashes = validation_hash(id_matrix(table, "group"), rules.seed)
     return np.where(table["side"].to_numpy() == HELD_OUT, _HELD_OUT_HASH, hashes)
 
@@ -163,7 +166,7 @@ def _cut_by_tokens(table: pa.Table, encoder: Encoder, limit: int) -> tuple[pa.Ta
     tokens = encoder.encode(texts)
     if all(len(each) <= limit for each in tokens):
         return table, tokens
-    parts = [short_enough(*pair, encoder, limit) for pair in zip(texts, tokens, strict=True)]
+    parts = [cut_to_limit(*pair, encoder, limit) for pair in zip(texts, tokens, strict=True)]
     counts = [len(each) for each in parts]
     rows = np.repeat(np.arange(len(counts)), counts)
     numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,4 +1,4 @@
-"""The whole corpus stage, over whatever maps functions over tasks: a plain loop here, Ray in `execution.ray.corpus`."""
+"""The whole corpus stage. A `MapTasks` runs its tasks: a plain loop here, Ray in `execution.ray.corpus`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TOKENIZER_SAMPLE_CHARACTERS = 32 << 20
+"""Characters of training text that a new tokenizer is trained on."""
 LISTED_FILES = 20
-"""Files that were left out which a summary lists; it counts all."""
+"""Maximum number of unread files that a summary lists by name; it counts all of them."""
 
 
 class MapTasks(Protocol):
-    """Applies a picklable function to each item, anywhere, and gives the results in any order."""
+    """A function that applies a picklable function to each item and returns the results in any order."""
 
     def __call__(self, function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]: ...  # noqa: D102
 
 
 def in_this_process(function: Callable[[T], R], items: Sequence[T]) -> Iterable[R]:
-    """The simplest `MapTasks`: one item after the other."""
+    """Run one task after the other in this process."""
     return map(function, items)
 
 
@@ -51,27 +52,31 @@ def build(
 ) -> dict[str, Any]:
     """Make the corpus artifact: documents (`train/`, `validation/`), `tokenizer/`, `shards/` (packed training tokens).
 
-    The result is the same whatever `map_tasks` and `unit_bytes`. Memory is bounded by one bucket per task and, here, by
-    one part, while the number of both grows with the text.
+    The result does not depend on `map_tasks` and `unit_bytes`. A task holds at most one bucket in memory, the caller at most one
+    part; more text makes more buckets and parts, not larger ones.
 
     Args:
         config: The run's configuration.
-        directory: An empty directory that every worker sees.
-        map_tasks: Runs the tasks.
-        unit_bytes: How much text a reading task gets.
-        emit: Takes `stage_progress` events.
+        directory: An empty directory that every worker can reach.
+        map_tasks: Function that runs the tasks.
+        unit_bytes: Bytes of text that one reading task gets.
+        emit: Receives `stage_progress` events.
 
     Returns:
-        documents, validation_documents, duplicates, tokens (of one pass, as packed), validation_tokens, bytes (of
-        training text), vocab_size; sources: per name its documents, tokens, bytes, validation_documents, files, and
-        empty_files; skipped_files, how many files were left out by `on_error: skip`, passed_over_files, how many were not read
-        since their folder holds tables too, and skipped, the first of both, each with source, path and reason; warnings: what
-        is wrong with the text, in sentences.
+        A dictionary with these keys:
+
+        - documents, validation_documents, duplicates: numbers of documents
+        - tokens (of one pass, as packed), validation_tokens, bytes (of training text), vocab_size
+        - sources: per name documents, tokens, bytes, validation_documents, files, empty_files
+        - skipped_files: number of files that `on_error: skip` left out
+        - passed_over_files: number of files not read because their folder also holds tables
+        - skipped: the first of these files, each with source, path and reason
+        - warnings: sentences about problems of the text
 
     Raises:
-        CorpusError: No text, unreadable text, or too little of it.
-        ConfigError: The vocabulary does not fit the model; two sources of one name.
-        CheckpointError: The checkpoint is unreadable, or has a smaller vocabulary.
+        CorpusError: The text is missing, unreadable or too short.
+        ConfigError: The vocabulary does not fit the model, or two sources have the same name.
+        CheckpointError: The checkpoint is unreadable, or its vocabulary is too small.
     """
     _use_tokenizer(config, directory / "tokenizer")
     scratch = directory / "scratch"
@@ -99,8 +104,8 @@ def build(
     _check_split(config, finished)
 
     parts = [part_path(directory / "train", bucket.index) for bucket in buckets]
-    pack(parts, directory / "shards", encoder.eos, encoder.vocab_size, bos=encoder.bos)
-    TokenStream([directory / "shards"], config.corpus.sequence_length)  # long enough for one window, or an error
+    pack(parts, directory / "shards", eos=encoder.eos, vocab_size=encoder.vocab_size, bos=encoder.bos)
+    TokenStream([directory / "shards"], config.corpus.sequence_length)  # raises if there are too few tokens for one window
     summary = _summary(finished, rules.names, encoder.vocab_size) | _left_out(inputs, skipped, listings)
     for source, listing in zip(inputs, listings, strict=True):
         read = len(listing.files) - len(unreadable.get(source.order, ()))
@@ -111,7 +116,11 @@ def build(
 def _stage_all(
     units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks, progress: StageProgress,
 ) -> tuple[list[Staged], dict[int, dict[str, Skipped]]]:
-    """Stage all units, those with a file that is left out again without it; also these files, by source and path."""
+    """Stage all units; stage a unit again without a file that could not be read.
+
+    Returns:
+        The staged units, and the unreadable files by order of their input and path.
+    """
     staged: dict[int, Staged] = {}
     skipped: dict[int, dict[str, Skipped]] = {unit.source.order: {} for unit in units}
     waiting = units
@@ -122,7 +131,7 @@ def _stage_all(
             reports.append(report)
         for report in sorted(reports, key=lambda report: report.index):
             staged[report.index] = report
-            for each in report.skipped:     # of several slices of a file the first one says why
+            for each in report.skipped:     # keep the reason of a file's first slice
                 skipped[report.order].setdefault(each.path, each)
         shortened = [unit.without(skipped[unit.source.order].keys()) for unit in units]
         waiting = [unit for unit, before in zip(shortened, units, strict=True) if unit != before]
@@ -161,12 +170,12 @@ def _with_extremes(rules: Rules, surveys: Sequence[NDArray[np.float64]]) -> Rule
 
 
 def _use_tokenizer(config: RunConfig, directory: Path) -> None:
-    """Put a tokenizer in its place that was not trained here, or check that one may be trained."""
+    """Copy the configured tokenizer into place; without one, check that a new vocabulary fits the model."""
     source = tokenizer_directory(config)
     if source is None:
         check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
         return
-    # transformers takes seconds to import, in every worker that reads text; a tokenizer from elsewhere alone needs it, here.
+    # Importing transformers takes seconds, which workers that only read text should not spend; only this branch needs it.
     from moedisco_ray.stages.text.pretrained import check_tokenizer, prepare_tokenizer  # noqa: PLC0415
 
     check_tokenizer(config)
@@ -199,12 +208,12 @@ def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
             f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text finer "
             "(corpus.sources.*.documents)")
     if held_out == 0:
-        # Of a source with two groups, one is held out whatever the fraction.
+        # A source with two or more groups always has one held out, so every source here has a single group.
         sources = config.corpus.sources
         raise CorpusError(
             "corpus.sources", sources[0].path if len(sources) == 1 else f"{len(sources)} sources",
             f"{'all text is' if len(sources) == 1 else 'the text of each is'} one document or one short passage, whose {train} "
-            "parts stay together, so that nothing can be held out for validation; add documents, or cut the text otherwise "
+            "parts stay together, so that nothing can be held out for validation; add documents, or cut the text differently "
             "(corpus.sources.*.documents, corpus.max_document_tokens)")
 
 

@@ -1,7 +1,7 @@
-"""Laws over documents: identity, bucket, duplicates, validation split, copies.
+"""Identity, bucket, duplicates, validation split and copies of documents.
 
-Each is a function of the document's text (through its id) and of the settings, never of where or when the document was
-read: so the corpus is the same whatever the number, size and order of the blocks it was read in.
+Each depends only on the document's text (through its id) and the settings, never on where or when the document was read.
+So the corpus does not depend on the number, size and order of the blocks it was read in.
 """
 
 from __future__ import annotations
@@ -22,18 +22,27 @@ ID_BYTES = 16
 STAGED = pa.schema([
     ("id", pa.binary(ID_BYTES)), ("group", pa.binary(ID_BYTES)), ("order", pa.int32()), ("side", pa.int8()),
     ("text", pa.large_string())])
-"""A document as read; `order` is the place of its source in the configuration, `group` the id of the first document of its group
-(the parts of one long document, or neighbours in a running text), which decides over the split and the copies; `side` is where an
-earlier run put it: `NEW`, `TRAINED` or `HELD_OUT`."""
+"""Schema of documents as read.
+
+- `order`: the position of the document's source in the configuration
+- `group`: the id of the first document of its group (the parts of one long document, or neighbours in a running text); the
+  validation split and the copies are decided per group
+- `side`: the side of the split on which an earlier run put it: `NEW` (no earlier run), `TRAINED` or `HELD_OUT`
+"""
 NEW, TRAINED, HELD_OUT = range(3)
 DOCUMENTS = pa.schema([
     ("id", pa.binary(ID_BYTES)), ("source", pa.string()), ("text", pa.string()),
     ("tokens", pa.list_(pa.int32())), ("packed", pa.int32()), ("copies", pa.int32()),
     ("group", pa.binary(ID_BYTES)), ("held_out", pa.bool_()),
 ])
-"""A document of the finished corpus. `tokens` has no special tokens; `packed` counts them and those that training puts before and
-after them; `copies` is how often a pass holds it. Its id is the hash of its text; where a document turned out to have too many
-tokens, its parts have its id and those that follow. `group` and `held_out` keep it on its side when another run reads it."""
+"""Schema of the finished corpus.
+
+- `id`: the hash of the text; the parts of a document with too many tokens have its id and the ids that follow
+- `tokens`: token ids without special tokens
+- `packed`: number of tokens with the special tokens that training adds before and after them
+- `copies`: occurrences of the document in one pass
+- `group`, `held_out`: keep the document on its side of the split when another run reads this corpus
+"""
 
 _COPIES_SALT = 0
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -41,17 +50,17 @@ _MASK64 = (1 << 64) - 1
 
 
 def document_id(text: str) -> bytes:
-    """Blake2b-128 of the text in UTF-8: equal texts, and only they, are the same document."""
+    """Blake2b-128 of the text in UTF-8. Documents with equal texts have equal ids."""
     return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).digest()
 
 
 def staged_table(documents: Sequence[Document], order: int, group: bytes = b"") -> pa.Table:
-    """The table of documents that were read from source number `order`.
+    """Documents of one source as a table with the schema `STAGED`.
 
     Args:
-        documents: As read.
-        order: Number of their source.
-        group: The group of those before the first that begins one.
+        documents: Documents as read.
+        order: Position of their source in the configuration.
+        group: Group of the documents before the first one that begins a new group.
     """
     ids = [document_id(document.text) for document in documents]
     return pa.table([
@@ -64,12 +73,12 @@ def staged_table(documents: Sequence[Document], order: int, group: bytes = b"") 
 
 
 def id_column(ids: bytes) -> pa.Array:
-    """Ids, one after the other, as a column."""
+    """Concatenated ids as a column."""
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(ids) // ID_BYTES, [None, pa.py_buffer(ids)])
 
 
 def id_matrix(table: pa.Table, name: str = "id") -> Ids:
-    """A column of ids of a table as bytes [n, 16]."""
+    """A table's column of ids as bytes [n, 16]."""
     column = table[name].combine_chunks()
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     rows = [
@@ -80,18 +89,19 @@ def id_matrix(table: pa.Table, name: str = "id") -> Ids:
 
 
 def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
-    """Bucket [n] of each id: ids in ascending order fall into buckets in ascending order, evenly.
+    """Bucket [n] of each id. Buckets are equal ranges of ids in ascending order.
 
-    Bucket b of B holds the ids whose first four bytes, as a big-endian integer u, give u B / 2^32 = b, rounded down.
+    Bucket b of B holds the ids with floor(u B / 2^32) = b, where u is the big-endian integer of the first four bytes.
     """
     prefix = np.ascontiguousarray(ids[:, :4]).view(">u4")[:, 0].astype(np.uint64)
     return ((prefix * np.uint64(buckets)) >> np.uint64(32)).astype(np.int64)
 
 
 def dedupe_and_sort(table: pa.Table) -> pa.Table:
-    """One row per id, sorted by id; of equal documents the one of the earliest source stays, in the lowest of its groups there.
+    """Keep one row per id, sorted by id.
 
-    Where an earlier run held one of them out, it stays held out.
+    Among equal documents the one of the earliest source stays, and there the one of the lowest group. It is held out if an earlier
+    run held out any of them.
     """
     ids = id_matrix(table)
     high, low = _words(ids)
@@ -110,44 +120,44 @@ def is_validation(
     hashes: NDArray[np.float64], fraction: float, smallest: float | NDArray[np.float64] = -1.0,
     largest: float | NDArray[np.float64] = 1.0,
 ) -> NDArray[np.bool_]:
-    """Which documents [n] are held out: those whose group's hash falls below `fraction`.
+    """Mask [n] of the held-out documents: those with a group hash below `fraction`.
 
     Args:
         hashes: `validation_hash` of each document's group [n].
-        fraction: Expected share.
-        smallest: The smallest hash of each document's source. Its group is held out in any case, so that a source of few
-            documents has validation documents too.
-        largest: The largest hash of each document's source. Its group never is, so that there are training documents too.
+        fraction: Expected share of held-out documents.
+        smallest: Smallest hash in each document's source. This group is always held out, so that a small source has validation
+            documents too.
+        largest: Largest hash in each document's source. This group is never held out, so that the source has training documents.
     """
     return ((hashes < fraction) | (hashes == smallest)) & (hashes != largest)
 
 
 def validation_hash(ids: Ids, seed: int) -> NDArray[np.float64]:
-    """The number in [0, 1) of each group that `is_validation` looks at. Another seed holds out other documents."""
+    """Hash of each group as a number in [0, 1), for `is_validation`. Another seed holds out other documents."""
     return _uniform(ids, seed + 1)
 
 
 def copies(ids: Ids, weight: float | NDArray[np.float64]) -> NDArray[np.int32]:
-    """How often each document [n] is seen per pass: floor(weight), and once more with the fraction's probability.
+    """Occurrences of each document [n] per pass: floor(weight), plus one with probability weight - floor(weight).
 
-    The draw is a hash of the id, so that the expectation over documents is `weight` and the outcome never changes. A
-    document with no copy is left out of the corpus.
+    A hash of the id decides, so the mean over documents is `weight` and the outcome never changes. A document with no copy is
+    left out of the corpus.
 
     Args:
         ids: Ids of the documents' groups [n, 16].
-        weight: Of the documents' sources.
+        weight: Weight of the documents' source, or of each document's source [n].
     """
     whole = np.floor(weight)
     return np.asarray(whole + (_uniform(ids, _COPIES_SALT) < weight - whole), dtype=np.int32)
 
 
 def part_id(whole: bytes, number: int) -> bytes:
-    """The id of part `number` of a document, as `following_ids`."""
+    """Id of part `number` of a document; see `following_ids`."""
     return following_ids(np.frombuffer(whole, np.uint8).reshape(1, ID_BYTES), np.array([number])).tobytes()
 
 
 def following_ids(ids: Ids, numbers: NDArray[np.int64]) -> Ids:
-    """Each id [n, 16] plus a small number [n]; it stays in its bucket, and before the next id."""
+    """Add a small number [n] to each id [n, 16]; the sum stays in the id's bucket and below the next document's id."""
     high, low = _words(ids)
     following = np.stack([high, low + numbers.astype(np.uint64)], axis=1)
     return np.ascontiguousarray(following.astype(">u8")).view(np.uint8)
@@ -174,8 +184,7 @@ def _words(ids: Ids) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 def _uniform(ids: Ids, salt: int) -> NDArray[np.float64]:
-    # The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; its first half picks the
-    # bucket.
+    # The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the id's second half; the first half picks the bucket.
     x = _words(ids)[1] + np.uint64((salt * _GOLDEN + _GOLDEN) & _MASK64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,12 +1,12 @@
-"""Real text that every installation has: what the packages this one depends on carry.
+"""The embedded corpus: real text from the packages that every installation has.
 
-Eight domains: `python`, `cpp` and `cython` sources, API documentation from docstrings (`docstrings`), project
-descriptions and changelogs (`readmes`), `licences`, `yaml` (operator declarations), and the dashboard's JavaScript and
-TypeScript (`web`, from the sources that its source maps quote).
+There are eight domains: `python`, `cpp` and `cython` sources, API documentation (`docstrings`), project descriptions and
+changelogs (`readmes`), `licences`, `yaml` (operator declarations), and JavaScript and TypeScript of the Ray dashboard (`web`,
+from its source maps).
 
-Which text is taken depends on the installed versions alone: files are visited in the order of a hash of their path,
-cut into documents of at most `DOCUMENT_CHARACTERS` at line ends, until a domain has `DOMAIN_CHARACTERS`. Files with
-very long lines (minified, generated) are passed over, and so are documents met before.
+The text depends only on the installed versions. Files are visited in the order of a hash of their path and cut at line ends
+into documents of at most `DOCUMENT_CHARACTERS`, until a domain has `DOMAIN_CHARACTERS`. Files with very long lines (minified,
+generated) and repeated documents are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from pathlib import Path, PurePosixPath
 from moedisco_ray.core.errors import CorpusError
 
 DOMAIN_CHARACTERS = 1_500_000
+"""Characters of text per domain."""
 DOCUMENT_CHARACTERS = 4_000
+"""Maximum characters of a document."""
 _SHORTEST_DOCUMENT = 200
 _LONGEST_LINE = 2_000
 _MAX_FILE_BYTES = 200_000
@@ -39,12 +41,19 @@ _ALL = (
     "filelock", "packaging", "requests", "jinja2", "pyyaml", "protobuf", "pygments", "setuptools", "contourpy",
     "kiwisolver", "cycler", "typing-extensions",
 )
-"""Packages that installing this one always brings."""
+"""Packages that are installed with this one, directly or as dependencies of dependencies."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """One kind of text: the files of some packages that `wants` chooses, and the texts that `extract` finds in one."""
+    """One kind of text.
+
+    Attributes:
+        packages: Packages to search, by distribution name.
+        wants: Whether a file belongs to the domain.
+        extract: Function that yields the texts in a file's content.
+        max_file_bytes: Size above which a file is left out.
+    """
 
     packages: tuple[str, ...]
     wants: Callable[[PurePosixPath], bool]
@@ -56,13 +65,13 @@ def write_embedded(directory: Path) -> dict[str, Path]:
     """Write the embedded corpus as JSON Lines, one file per domain.
 
     Args:
-        directory: Made when absent.
+        directory: Directory of the files; made when absent.
 
     Returns:
-        Domain name to file, in a fixed order. A domain of which nothing is installed is left out.
+        The file of each domain name, in a fixed order. A domain without any installed text is left out.
 
     Raises:
-        CorpusError: None of the packages says which files it has.
+        CorpusError: No installed package lists its files.
     """
     directory.mkdir(parents=True, exist_ok=True)
     written: dict[str, Path] = {}
@@ -78,12 +87,12 @@ def write_embedded(directory: Path) -> dict[str, Path]:
 
 
 def domain_names() -> tuple[str, ...]:
-    """The domains, in the order in which they become sources."""
+    """Names of the domains, in the order in which they become sources."""
     return tuple(_DOMAINS)
 
 
 def domain_texts(name: str, characters: int = DOMAIN_CHARACTERS) -> list[str]:
-    """The documents of one domain, until they hold `characters`."""
+    """The first documents of one domain that together hold `characters` characters."""
     domain = _DOMAINS[name]
     texts: dict[str, None] = {}
     held = 0
@@ -99,7 +108,7 @@ def domain_texts(name: str, characters: int = DOMAIN_CHARACTERS) -> list[str]:
 
 
 def identity() -> str:
-    """Digest of what the embedded text depends on: the versions of the packages that carry it, and its size limits."""
+    """Digest of everything the embedded text depends on: package versions and size limits."""
     found = [f"{name}=={package.version}" for name in _ALL if (package := _distribution(name)) is not None]
     return hashlib.sha256(json.dumps([DOMAIN_CHARACTERS, DOCUMENT_CHARACTERS, *found]).encode()).hexdigest()
 
@@ -130,7 +139,7 @@ def _read(path: Path) -> str:
 
 
 def _chop(text: str) -> Iterator[str]:
-    """Cut at line ends, or inside a line that alone is too long."""
+    """Cut a text at line ends, and inside a line that is longer than a document."""
     document: list[str] = []
     held = 0
     for whole in text.splitlines(keepends=True):
@@ -150,14 +159,14 @@ def _as_is(text: str) -> Iterator[str]:
 
 
 def _description(text: str) -> Iterator[str]:
-    # A METADATA file has headers, an empty line, and the project's README; other files are documentation as they are.
+    # A METADATA file has headers, an empty line, then the project's README; other files are documentation throughout.
     head, _, body = text.partition("\n\n")
     yield from _as_is(body if head.startswith("Metadata-Version:") else text)
 
 
 def _docstrings(text: str) -> Iterator[str]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # old escape sequences in other people's sources
+        warnings.simplefilter("ignore")     # old escape sequences in third-party sources
         try:
             tree = ast.parse(text)
         except SyntaxError:
@@ -170,7 +179,7 @@ def _docstrings(text: str) -> Iterator[str]:
 
 
 def _map_sources(text: str) -> Iterator[str]:
-    """The original sources that a JavaScript source map quotes."""
+    """Yield the original sources that a JavaScript source map contains."""
     try:
         quoted = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The files under a configured path: local files, folders and globs, and any URI that a pyarrow file system reads."""
+"""List and open the files under a configured path: a local file, folder or glob, or any URI that pyarrow reads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from pyarrow import fs
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.locations import first_line, resolve
-from moedisco_ray.core.read_roots import check_inside
-from moedisco_ray.stages.corpus.confined_files import ConfinedFiles
-from moedisco_ray.stages.corpus.endings import COMPRESSED, FileFormat, format_of, refusal, unknown
-from moedisco_ray.stages.corpus.saved_data_sets import NOTES, data_files
+from moedisco_ray.core.read_roots import check_inside, opened
+from moedisco_ray.stages.corpus.formats import COMPRESSED, NOTES, FileFormat, data_files, format_of, refusal, unknown
 from moedisco_ray.stages.text.unseen import Skipped
 
 _MARKERS = frozenset({"_SUCCESS", "_metadata", "_common_metadata"})
+_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Listing:
     """The files of a source.
 
     Attributes:
-        files: Those to read, in the order of their paths.
-        empty: How many more there are without a byte.
-        skipped: Those left out since their endings are unknown or they are missing, where the source says `on_error: skip`.
-        passed_over: Those that are not read since the folder also holds tables, JSON Lines or a saved data set, which are.
+        files: Files to read, in the order of their paths.
+        empty: Number of empty files, which are not in `files`.
+        skipped: Files with unknown endings and missing files, if the source says `on_error: skip`.
+        passed_over: Plain-text files that are not read because the folder also holds tables, JSON Lines or a saved data set.
     """
 
     files: tuple[File, ...]
@@ -42,17 +41,17 @@ class Listing:
     passed_over: tuple[Skipped, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class File:
     """One file to read.
 
     Attributes:
-        path: As its file system names it.
-        root: The URI that finds the file system; None is the local one.
-        format: How to read it.
+        path: Path within its file system.
+        root: URI of the file system; None for the local one.
+        format: Format of the content.
         size: Bytes on disk.
-        mtime_ns: When it was last written, nanoseconds since the epoch; 0 where the file system does not tell.
-        own: Whether the run wrote it itself, so that it may be read wherever it is.
+        mtime_ns: Time of the last change, nanoseconds since the epoch; 0 if the file system does not report it.
+        own: Whether the run itself wrote the file. Such a file may be outside of the read roots.
     """
 
     path: str
@@ -64,22 +63,53 @@ class File:
 
     @property
     def compressed(self) -> bool:
-        """Whether its ending says that it must be decompressed, and so read from the start."""
+        """Whether the file is compressed, by its ending, and can therefore only be read from the start."""
         return self.path.endswith(COMPRESSED)
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of text it may hold: text compresses about four to one."""
+        """Estimated bytes of text: text compresses about four to one."""
         return self.size * (4 if self.compressed or self.format == "parquet" else 1)
 
     def file_system(self) -> Any:
-        """What opens `path`: a pyarrow file system, or one for local files inside the read roots."""
+        """File system that opens `path`: a pyarrow one, or `ConfinedFiles` for the user's local files."""
         system = resolve(self.path if self.root is None else self.root)[0]
         return system if self.own or self.root is not None else ConfinedFiles(system)
 
 
+class ConfinedFiles:
+    """A file system for local files inside the read roots. Each file is checked when it is opened; see `core.read_roots`.
+
+    Args:
+        system: The local file system.
+    """
+
+    def __init__(self, system: fs.LocalFileSystem) -> None:
+        self._system = system
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Open a file for random access.
+
+        Raises:
+            OSError: The file cannot be opened, or is outside of the read roots.
+        """
+        with opened(Path(path)) as found:
+            return self._system.open_input_file(str(found))
+
+    def open_input_stream(self, path: str, compression: str | None = "detect", buffer_size: int | None = None) -> pa.NativeFile:
+        """Open a file as a decompressed stream.
+
+        Raises:
+            OSError: The file cannot be opened, or is outside of the read roots.
+        """
+        if compression == "detect":     # by the configured name: `opened` may give another path
+            compression = _CODECS.get(PurePosixPath(path).suffix)
+        with opened(Path(path)) as found:
+            return self._system.open_input_stream(str(found), compression=compression, buffer_size=buffer_size)
+
+
 class _Found(NamedTuple):
-    """Files by what becomes of them; see `Listing`."""
+    """Files to read and files to leave out; see `Listing`."""
 
     files: Sequence[tuple[Any, FileFormat]]
     skipped: Sequence[Skipped]
@@ -87,16 +117,16 @@ class _Found(NamedTuple):
 
 
 def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
-    """Everything to read under a source's path.
+    """List all files under a source's path.
 
-    With the format `auto` the endings decide. Where a folder holds tables or JSON Lines, plain text in it (a README) is passed
-    over, and listed.
+    With the format `auto` the file endings decide. In a folder with tables or JSON Lines, plain text (such as a README) is not read
+    but listed in `Listing.passed_over`.
 
     Args:
-        field: The configuration path of the source, such as `corpus.sources.0`; errors name it.
-        source: Its path is a file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or a URI
-            of these.
-        own: Whether the run wrote the files itself; any others must be inside the read roots.
+        field: Configuration path of the source, such as `corpus.sources.0`; errors name it.
+        source: The source. Its path is a file, a folder (read recursively), a glob (`*`, `**`, `[...]`, and `?` in local paths), or
+            a URI of one of these.
+        own: Whether the run itself wrote the files; all other files must be inside the read roots.
 
     Raises:
         CorpusError: The path holds no files, cannot be read, or holds a file with an unknown ending.
@@ -125,7 +155,7 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
     else:
         found = _Found([(info, kind) for info in infos], [], [])
     files = tuple(
-        File(info.path, anchor, form, info.size, info.mtime_ns or 0, own)
+        File(path=info.path, root=anchor, format=form, size=info.size, mtime_ns=info.mtime_ns or 0, own=own)
         for info, form in sorted(found.files, key=lambda pair: pair[0].path) if info.size)
     if not files:
         first = next(iter(found.skipped), None)
@@ -135,7 +165,7 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
 
 
 def digest(files: Iterable[File]) -> str:
-    """Identity of the files' contents, by name, size and time of writing."""
+    """Digest of the files' names, sizes and times of writing."""
     listing = [[file.root, file.path, file.format, file.size, file.mtime_ns] for file in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
@@ -159,7 +189,7 @@ def _first_wildcard(path: str) -> str:
 
 
 def _anywhere(path: Path) -> None:
-    """A check that refuses nothing."""
+    """Accept any path."""
 
 
 def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Callable[[Path], None]) -> list[Any]:
@@ -182,7 +212,7 @@ def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Call
 def _data_set(
     source: Source, field: str, infos: Iterable[Any], named: Iterable[str], excluded: Callable[[str], bool],
 ) -> _Found:
-    """The files of saved data sets that were found, and the text around them that is passed over."""
+    """Sort the files of a folder with saved data sets: `named` Arrow files are read, other text is passed over."""
     by_path = {info.path: info for info in infos}
     wanted = [path for path in named if not excluded(path)]
     missing = [path for path in wanted if path not in by_path]
@@ -217,7 +247,10 @@ def _by_ending(source: Source, field: str, infos: Iterable[Any]) -> _Found:
 
 
 def _excluder(place: str, patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a pattern matches a path: one without a slash by name, others by the path below the source's folder."""
+    """A predicate over paths: true for the excluded ones.
+
+    A pattern without a slash is matched with the file's name, any other with the path below the source's folder.
+    """
     names = [_glob(pattern) for pattern in patterns if "/" not in pattern]
     paths = [_glob(pattern.lstrip("/")) for pattern in patterns if "/" in pattern]
     depth = len(PurePosixPath(place).parts)

@@ -1,4 +1,4 @@
-"""Plain text to documents: cut out of running text, or by file, paragraph or line. Memory is bounded whatever the file's size."""
+"""Cut plain text into documents: running text, or by file, paragraph or line. Memory does not grow with the file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from moedisco_ray.stages.text.cutting import Cutter, Document, Limits
 
 
 def running_text(file: File, limits: Limits) -> Iterator[Document]:
-    """Documents of about one sequence, cut at blank lines where there are any; neighbours form groups."""
+    """Documents of about one training sequence, cut at blank lines if possible; neighbouring documents form groups."""
     return _all_of(file, _Parts(limits.running, limits.neighbours))
 
 
 def whole_files(file: File, limits: Limits) -> Iterator[Document]:
-    """The file as one document, or as the parts of one."""
+    """The file as one document; a long file becomes several parts in one group."""
     return _all_of(file, _Parts(limits.part))
 
 
 def paragraphs(file: File, limits: Limits) -> Iterator[Document]:
-    """What stands between blank lines, each a document, or the parts of one; neighbours form groups."""
+    """Each paragraph between blank lines as a document, a long one in parts; neighbouring documents form groups."""
     return _with_neighbours(_paragraphs(file, limits), limits.group_bytes)
 
 
 def lines(file: File, limits: Limits, start: int, stop: int | None) -> Iterator[Document]:
-    """Each line that begins in bytes [start, stop) of the file as a document, or as the parts of one."""
+    """Each line that begins in bytes [start, stop) of the file as a document, a long one in parts."""
     parts = _Parts(limits.part)
     for at, data, ends in read_lines(file, start, stop):
         yield from parts.feed(at, data)
@@ -48,7 +48,7 @@ def _paragraphs(file: File, limits: Limits) -> Iterator[Document]:
 
 
 def _with_neighbours(documents: Iterable[Document], most: int) -> Iterator[Document]:
-    """Documents in larger groups, each of whole groups: it takes them until it has `most` bytes."""
+    """Join consecutive groups until a group has `most` bytes."""
     held = most
     for document in documents:
         begins = document.begins and held >= most
@@ -57,17 +57,17 @@ def _with_neighbours(documents: Iterable[Document], most: int) -> Iterator[Docum
 
 
 class _Parts:
-    """Cuts a stream of bytes into documents, without line breaks at their ends and without those that are only white space.
+    """Cuts a stream of bytes into documents, without outer line breaks and without documents of only white space.
 
     Args:
-        about: Bytes of a document, as `Cutter`.
-        neighbours: How many documents form a group; without it all of a stream do.
+        about: Bytes of a document, as in `Cutter`.
+        neighbours: Number of documents in a group; by default a group is the whole stream.
     """
 
     def __init__(self, about: int, neighbours: int = sys.maxsize) -> None:
         self._cutter = Cutter(about)
         self._neighbours = neighbours
-        self._left = 0      # documents that the group still takes
+        self._left = 0      # documents missing in the current group
         self._at = 0
         self._begun = False
 

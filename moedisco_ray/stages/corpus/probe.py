@@ -1,4 +1,4 @@
-"""A look at the beginning of every source, to find in seconds what would end a run after hours."""
+"""Check the beginning of every source, to find in seconds what would otherwise fail a run after hours."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from moedisco_ray.stages.text.cutting import Limits
 from moedisco_ray.stages.text.unseen import Skipped
 
 _FILES = 8
-"""Files of a source to look into, evenly spread over it."""
+"""Number of files to read per source, evenly spread over its listing."""
 _CHARACTERS = 64 << 10
-"""Text to read of each."""
+"""Characters of text to read per file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What a look at the text found.
+    """Result of checking the beginning of every source.
 
     Attributes:
-        problems: What would end the run, source by source.
-        warnings: What would make its figures uncertain, in sentences; from estimated numbers of documents.
-        sample: The first documents of each corpus source by name; none of the embedded text, which needs no check.
-        documents: Estimated number of documents of these sources by name.
+        problems: Errors that would fail the run, source by source.
+        warnings: Sentences about what would make the run's figures uncertain, from estimated numbers of documents.
+        sample: First documents of each corpus source by name, except for embedded text, which needs no check.
+        documents: Estimated number of documents of the same sources by name.
     """
 
     problems: tuple[CorpusError, ...]
@@ -38,9 +38,9 @@ class Probe:
 
 
 def probe(config: RunConfig) -> Probe:
-    """Read the first documents of some files of every source, of the corpus and of the evaluation.
+    """Read the first documents of some files of every source of the corpus and the evaluation.
 
-    At most about half a megabyte of text is read of each source, of Parquet the first rows of a row group.
+    This reads at most about half a megabyte of text per source, and only the first rows of a Parquet row group.
     """
     limits = Limits(config.corpus.sequence_length, config.corpus.document_tokens)
     problems: list[CorpusError] = []
@@ -104,7 +104,7 @@ def _look_into(source: Input) -> _Found:
 
 
 def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:
-    """The first documents of a file, and whether there are no more."""
+    """The first documents of a file, and whether they are all of its documents."""
     texts: list[str] = []
     documents = read_slice(source, Slice(file))
     held = 0

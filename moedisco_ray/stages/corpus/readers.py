@@ -1,7 +1,7 @@
-"""The documents of a slice of a file, one at a time, whatever the format.
+"""Read the documents of a slice of a file one at a time, in any format.
 
-Large files are cut into slices that can be read independently: JSON Lines and one-document-per-line text at bytes (a
-slice owns the lines that begin in it), Parquet at row groups.
+Large files are cut into slices that can be read independently. JSON Lines and text with one document per line are cut at bytes
+(a slice owns the lines that begin in it), Parquet at row groups.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from moedisco_ray.stages.text.cutting import Document, Kept, cut_document
 from moedisco_ray.stages.text.unseen import Skipped
 
 UNIT_BYTES = 64 << 20
+"""Bytes of text that one reading task gets."""
 _UNIT_FILES = 4096
+"""Maximum number of slices in a unit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Part of a file: bytes [start, stop) of lines, row groups [start, stop) of Parquet; `stop` None is the end."""
+    """Part of a file: lines that begin in bytes [start, stop), or row groups [start, stop) of Parquet.
+
+    Attributes:
+        file: The file.
+        start: First byte or row group.
+        stop: Byte or row group after the last one; None for the end of the file.
+    """
 
     file: File
     start: int = 0
@@ -37,19 +45,25 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What one task reads: slices of one input, about `UNIT_BYTES` together."""
+    """The slices of one input that one task reads, about `UNIT_BYTES` together.
+
+    Attributes:
+        index: Number of the unit.
+        source: The input.
+        slices: Slices to read, in order.
+    """
 
     index: int
     source: Input
     slices: tuple[Slice, ...]
 
     def without(self, paths: Container[str]) -> Unit:
-        """The unit without the slices of some files."""
+        """A copy of the unit without the slices of the files at `paths`."""
         return dataclasses.replace(self, slices=tuple(piece for piece in self.slices if piece.file.path not in paths))
 
 
 def plan_units(listed: Iterable[tuple[Input, Sequence[File]]], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
-    """Share the files out to tasks: small files together, large ones in slices."""
+    """Divide the files of all inputs into units: small files together, large ones in slices."""
     units: list[Unit] = []
     for source, files in listed:
         group: list[Slice] = []
@@ -67,15 +81,15 @@ def plan_units(listed: Iterable[tuple[Input, Sequence[File]]], unit_bytes: int =
 
 
 def read_unit(unit: Unit, skipped: list[Skipped]) -> Iterator[Document]:
-    """The documents of a unit, without those that hold only white space.
+    """Yield the documents of a unit, except for those of only white space.
 
     Args:
-        unit: What to read.
-        skipped: Gets the files that cannot be read, where the source says `on_error: skip`. Documents of such a file that came
-            before the damage have been given by then: read the unit again, without the file.
+        unit: The unit to read.
+        skipped: List to which files that cannot be read are appended, if the source says `on_error: skip`. Documents before the
+            damage have already been yielded by then, so the caller must read the unit again without the file.
 
     Raises:
-        CorpusError: A file is binary, damaged or unreadable, or has no such text column.
+        CorpusError: A file is binary, damaged or unreadable, or lacks the text column.
     """
     for piece in unit.slices:
         try:
@@ -87,15 +101,15 @@ def read_unit(unit: Unit, skipped: list[Skipped]) -> Iterator[Document]:
 
 
 def reason(error: CorpusError) -> str:
-    """What is wrong with a file, without what to do about it."""
+    """The reason in an error about a file, without the remedy."""
     return error.remedy.partition("; ")[0]
 
 
 def read_slice(source: Input, piece: Slice) -> Iterator[Document]:
-    """The documents of a slice of a file, without those that hold only white space.
+    """Yield the documents of a slice of a file, except for those of only white space.
 
     Raises:
-        CorpusError: The file is binary, damaged or unreadable, or has no such text column.
+        CorpusError: The file is binary, damaged or unreadable, or lacks the text column.
     """
     path = piece.file.path
     try:
@@ -118,7 +132,7 @@ def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:
             with file.file_system().open_input_file(file.path) as stream:
                 total = pq.read_metadata(stream).num_row_groups
         except (OSError, pa.ArrowInvalid):
-            return [Slice(file)]    # reading it says what is wrong
+            return [Slice(file)]    # the reading task raises the same error with its context
         step = max(1, total * unit_bytes // file.size)
     return [Slice(file, start, min(start + step, total)) for start in range(0, total, step)]
 

@@ -1,4 +1,4 @@
-"""Texts of a named column: JSON Lines, CSV, Parquet, and the Arrow files of saved data sets."""
+"""Read the texts of a named column in JSON Lines, CSV, Parquet and the Arrow files of saved data sets."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _ROWS = 1024
 _TEXT = "text"
 _KEPT = ("group", "held_out")
 _CSV_BLOCK = 16 << 20
-"""Bytes of CSV that are parsed at once; pyarrow refuses a row that is longer."""
+"""Bytes of CSV that are parsed at once; pyarrow refuses longer rows."""
 
 
 class ColumnError(ValueError):
-    """The column is not in the file, or holds no text. Its message names the file."""
+    """A column is missing in a file or holds no text. The message names the file."""
 
 
 def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterator[str]:
     """Texts of the objects whose lines begin in bytes [start, stop) of the file.
 
     Raises:
-        NotTextError: A line is not UTF-8, or no JSON object.
-        ColumnError: An object has no such key, or something else than text under it.
+        NotTextError: A line is not UTF-8 or not a JSON object.
+        ColumnError: An object lacks the key, or the value is not text.
     """
     for at, line in _whole_lines(file, start, stop):
         try:
@@ -52,11 +52,11 @@ def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterato
 
 
 def comma_separated(file: File, column: str, delimiter: str) -> Iterator[str]:
-    """Texts of a column of CSV with a header, a block at a time.
+    """Texts of a column of CSV with a header, read in blocks.
 
     Raises:
-        ColumnError: There is no such column.
-        pyarrow.ArrowInvalid: It is damaged, or not UTF-8.
+        ColumnError: The file lacks the column.
+        pyarrow.ArrowInvalid: The file is damaged or not UTF-8.
     """
     names = _header(file, delimiter)
     if column not in names:
@@ -69,11 +69,11 @@ def comma_separated(file: File, column: str, delimiter: str) -> Iterator[str]:
 
 
 def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[str, Kept | None]]:
-    """Texts of row groups [start, stop); where a run's corpus is read, with what that run decided over each.
+    """Texts of row groups [start, stop), each with an earlier run's decision if the file is part of that run's corpus.
 
     Raises:
-        ColumnError: There is no such column, or it holds no text.
-        pyarrow.ArrowInvalid: It is no Parquet.
+        ColumnError: The file lacks the column, or the column holds no text.
+        pyarrow.ArrowInvalid: The file is not Parquet.
     """
     # Pre-buffering would hold whole row groups of remote files in memory.
     with file.file_system().open_input_file(file.path) as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
@@ -87,11 +87,11 @@ def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[t
 
 
 def arrow(file: File, column: str) -> Iterator[str]:
-    """Texts of an Arrow stream, as `save_to_disk` writes it.
+    """Texts of an Arrow stream that `save_to_disk` wrote.
 
     Raises:
-        ColumnError: There is no such column, or it holds no text.
-        pyarrow.ArrowInvalid: It is no Arrow stream.
+        ColumnError: The file lacks the column, or the column holds no text.
+        pyarrow.ArrowInvalid: The file is not an Arrow stream.
     """
     with file.file_system().open_input_stream(file.path) as stream, pa.ipc.open_stream(stream) as batches:
         _check_column(file, column, batches.schema)
@@ -116,7 +116,7 @@ def _whole_lines(file: File, start: int, stop: int | None) -> Iterator[tuple[int
 
 
 def _csv_options(delimiter: str) -> dict[str, Any]:
-    # Where a tab separates, a quotation mark is text: a field holds neither tabs nor line ends (IANA's text/tab-separated-values).
+    # In TSV a quotation mark is text, since a field holds neither tabs nor line ends (IANA's text/tab-separated-values).
     quoted = delimiter != "\t"
     return {
         "read_options": csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK),
@@ -136,7 +136,7 @@ def _strings(column: Any) -> list[str]:
 
 
 def _is_ours(schema: Any) -> bool:
-    """Whether a table is a part of a run's corpus, as written, or as another tool wrote it again."""
+    """Whether a table is part of a run's corpus, as written by the run or rewritten by another tool."""
     if not all(name in schema.names for name in DOCUMENTS.names):
         return False
     group = schema.field("group").type
@@ -169,5 +169,5 @@ def _no_text(file: File, kind: str) -> ColumnError:
 
 
 def _without_surrogates(text: str) -> str:
-    # JSON may escape half a surrogate pair, which no UTF-8 file can hold.
+    # JSON can escape half a surrogate pair, which UTF-8 cannot encode.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""From configured sources to concrete inputs."""
+"""Expand the configured sources into named inputs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from moedisco_ray.stages.text.cutting import Limits
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """One named source of documents, as the readers see it.
+    """One named input of documents.
 
     Attributes:
-        order: Its place among all inputs; of equal documents, the one with the lowest order stays.
-        field: The configuration path of the source it comes from; errors name it.
-        name: Its domain in reports.
-        settings: The source, as configured; of embedded text, a source that reads the file it was written to.
-        limits: How long its documents are.
-        own: Whether its files are the run's own, which may be read wherever they are.
+        order: Position among all inputs. Among equal documents the one with the lowest order stays.
+        field: Configuration path of the source; errors name it.
+        name: Name in reports.
+        settings: The configured source; for embedded text, a source that reads the file of one domain.
+        limits: Limits on the length of documents.
+        own: Whether the run itself wrote the files. Such files may be outside of the read roots.
     """
 
     order: int
@@ -37,26 +37,25 @@ class Input:
     own: bool = False
 
     def sized(self, size: int) -> Input:
-        """The same, of which it is known how many bytes of text it has."""
+        """A copy of the input that knows its bytes of text."""
         return dataclasses.replace(self, limits=dataclasses.replace(self.limits, source_bytes=size))
 
 
 def expand_sources(
     sources: Sequence[Source], scratch: Path, limits: Limits, setting: str = "corpus.sources", unnamed: str = "source",
 ) -> tuple[Input, ...]:
-    """Name every source, and replace the embedded one by its domains.
+    """Name every source, and replace the embedded source by one input per domain.
 
-    A source without a name is called `<unnamed>-<i>`. `{path: embedded}` becomes one source per domain of the text that
-    the installed packages carry (`python`, `cpp`, `licences`, ...), each with the weight of the embedded source, under
-    the domain's name, or `<name>-<domain>` where the embedded source has a name. Their text is written to `scratch` as
-    JSON Lines, and is then read like any other.
+    A source without a name is called `<unnamed>-<i>`. `{path: embedded}` becomes one input per domain of text in the installed
+    packages (`python`, `cpp`, `licences`, ...). An input has the weight of the embedded source and the domain's name, or
+    `<name>-<domain>` if the embedded source has a name. Its text is written to `scratch` as JSON Lines and read like any other.
 
     Args:
-        sources: As configured.
-        scratch: Where embedded text goes; made when absent.
-        limits: How long documents are.
-        setting: Where they are configured; errors name it.
-        unnamed: What a source without a name is called.
+        sources: Configured sources.
+        scratch: Directory for embedded text; made when absent.
+        limits: Limits on the length of documents.
+        setting: Setting that lists the sources; errors name it.
+        unnamed: Prefix of the names of sources without a name.
 
     Raises:
         ConfigError: Two inputs have the same name.
@@ -80,15 +79,18 @@ def expand_sources(
 
 
 def input_identity(config: RunConfig) -> dict[str, str]:
-    """Per stage that reads the user's files, a digest that changes when their text may have changed, or how it is stored.
+    """Digest of the user's files for each stage that reads some. It changes when their text may have changed.
 
-    Of files it holds names, sizes and times of writing; of the embedded text, the versions of the packages that carry
-    it; of the evaluation's task files, what is in them; of a model to start from, names, sizes and times of its files; of a
-    tokenizer, what is in its files.
+    What a digest covers:
+
+    - text files and the model to start from: names, sizes and times of writing
+    - embedded text: versions of the packages that contain it
+    - task files of the evaluation, and the tokenizer: contents of the files
+    - the corpus: also the schema that it is stored with
 
     Raises:
         CorpusError: A source cannot be listed.
-        ConfigError: The run starts from a model without a tokenizer, and names none either.
+        ConfigError: The run starts from a model without a tokenizer, and no tokenizer is configured.
     """
     evaluation = config.evaluation
     read = [*_identities("evaluation.sources", evaluation.sources), *(_contents(path) for path in evaluation.lm_eval)]

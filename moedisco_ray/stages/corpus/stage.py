@@ -1,4 +1,4 @@
-"""The corpus stage: text to documents, a tokenizer, and packed tokens. The work is in `build`, placed by the backend."""
+"""The corpus stage: make documents, a tokenizer and packed tokens. `build` does the work where the backend places it."""
 
 from __future__ import annotations
 

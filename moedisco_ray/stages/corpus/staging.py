@@ -1,8 +1,8 @@
 """Read every text once and scatter it into buckets of ids on disk.
 
-A task writes one Arrow file: record batches that each hold documents of one bucket. Its report says which batch is of
-which bucket, so that whoever finishes a bucket maps just its batches from all files. There are as many files as units,
-however many buckets there are, and a task holds a few megabytes, however much it reads.
+A task reads one unit and writes one Arrow file, whose record batches each hold documents of one bucket. The task returns the
+bucket of each batch, so that the task that finishes a bucket maps only that bucket's batches. There is one file per unit,
+whatever the number of buckets, and a task needs a few megabytes of memory, however much it reads.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ from moedisco_ray.stages.text.cutting import Document
 from moedisco_ray.stages.text.unseen import Skipped
 
 BUCKET_BYTES = 64 << 20
+"""Bytes of text per bucket, which one task holds in memory."""
 _SMALL_BUCKET_BYTES = 1 << 20
+"""Minimum bytes per bucket where little text is divided to use several cores."""
 _FEW_BUCKETS = 8
+"""Number of buckets up to which little text is divided."""
 _FLUSH_CHARACTERS = 8 << 20
+"""Characters of text that a reading task collects before it writes them."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Staged:
-    """What a task read and where it lies.
+    """Report of a task that staged one unit.
 
     Attributes:
-        index: Of the unit.
-        order: Of the unit's input.
-        path: The Arrow file.
-        batches: The bucket of each record batch of the file.
-        documents: How many were read, duplicates included.
-        skipped: Files that could not be read, where the source says `on_error: skip`; the unit must be read again without them.
+        index: Number of the unit.
+        order: Position of the unit's input among all inputs.
+        path: The Arrow file with the documents.
+        batches: Bucket of each record batch in the file.
+        documents: Number of documents read, with duplicates.
+        skipped: Files that could not be read, if the source says `on_error: skip`; the unit must be read again without them.
     """
 
     index: int
@@ -50,7 +54,13 @@ class Staged:
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """One range of ids: record batches of staged files."""
+    """One range of ids, as record batches of staged files.
+
+    Attributes:
+        index: Number of the bucket.
+        count: Number of all buckets.
+        pieces: Each staged file that has documents of the bucket, with the positions of their record batches.
+    """
 
     index: int
     count: int
@@ -58,17 +68,17 @@ class Bucket:
 
 
 def bucket_count(text_bytes: int) -> int:
-    """How many buckets: of about 64 MB each, or up to eight smaller ones so that little text uses several cores too."""
+    """Number of buckets: about 64 MB of text each, or up to eight smaller ones so that little text uses several cores."""
     return max(1, -(-text_bytes // BUCKET_BYTES), min(_FEW_BUCKETS, text_bytes // _SMALL_BUCKET_BYTES))
 
 
 def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CHARACTERS) -> Staged:
-    """Read a unit and write its documents, by bucket, to `directory`.
+    """Read a unit and write its documents, sorted by bucket, to `directory`.
 
-    Running it again overwrites the same file with the same bytes: a task that died is simply started again.
+    A second run overwrites the same file with the same bytes, so a task that died can be started again.
 
     Raises:
-        CorpusError: As `read_unit`.
+        CorpusError: `read_unit` raised it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"unit-{unit.index:06d}.arrow"
@@ -76,7 +86,7 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CH
     documents = 0
     group = b""
     skipped: list[Skipped] = []
-    # A name of its own until whole: after a node was cut off, two attempts of one task may write at once.
+    # Each attempt writes to its own draft: after a node is cut off, two attempts of one task may write at the same time.
     draft = path.with_suffix(f".{uuid.uuid4().hex}")
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(pa.OSFile(str(draft), "wb"))
@@ -91,11 +101,12 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CH
                 owners.append(int(owner[rows[0]]))
                 writer.write_batch(table.take(pa.array(rows)).combine_chunks().to_batches()[0])
     draft.replace(path)
-    return Staged(unit.index, unit.source.order, path, tuple(owners), documents, tuple(skipped))
+    return Staged(
+        index=unit.index, order=unit.source.order, path=path, batches=tuple(owners), documents=documents, skipped=tuple(skipped))
 
 
 def plan_buckets(staged: Iterable[Staged], count: int) -> list[Bucket]:
-    """The batches of each bucket, in the order of the units."""
+    """Collect the record batches of each bucket, in the order of the units."""
     pieces: list[list[tuple[Path, tuple[int, ...]]]] = [[] for _ in range(count)]
     for report in sorted(staged, key=lambda report: report.index):
         positions: dict[int, list[int]] = {}
@@ -107,7 +118,7 @@ def plan_buckets(staged: Iterable[Staged], count: int) -> list[Bucket]:
 
 
 def read_bucket(bucket: Bucket, columns: Sequence[str] = tuple(STAGED.names)) -> pa.Table:
-    """All staged documents of a bucket, duplicates included, in no order that matters."""
+    """All staged documents of a bucket, with duplicates, in no particular order."""
     batches: list[pa.RecordBatch] = []
     for path, positions in bucket.pieces:
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as staged:

@@ -1,4 +1,4 @@
-"""Read a file's bytes in bounded pieces, and turn them into text or into a refusal that says what is wrong with them."""
+"""Read a file in bounded pieces and decode them as UTF-8, with an error that explains what is wrong."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import NamedTuple
 from moedisco_ray.stages.corpus.files import File
 
 CHUNK = 1 << 20
+"""Bytes that are read at once."""
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class NotTextError(ValueError):
-    """Bytes that are not UTF-8 text. Its message completes a sentence that begins with the file's name."""
+    """A file is not UTF-8 text. The message is the end of a sentence that begins with the file's name."""
 
 
 class LinePart(NamedTuple):
     """A line of a file, or part of a long one.
 
     Attributes:
-        at: Offset of its first byte in the (decompressed) file.
+        at: Offset of the first byte in the (decompressed) file.
         data: At most `CHUNK` bytes, with the line end.
-        ends: Whether the line ends with it.
+        ends: Whether this is the last part of the line.
     """
 
     at: int
@@ -32,11 +33,11 @@ class LinePart(NamedTuple):
 
 
 def read_chunks(file: File) -> Iterator[tuple[int, bytes]]:
-    """The whole (decompressed) file in pieces of at most `CHUNK` bytes, each with its offset; without a byte order mark.
+    """Yield the (decompressed) file in pieces of at most `CHUNK` bytes, each with its offset, without a byte order mark.
 
     Raises:
-        NotTextError: The file begins like UTF-16.
-        OSError: It cannot be read.
+        NotTextError: The file begins with a UTF-16 byte order mark.
+        OSError: The file cannot be read.
     """
     with _open(file, whole=True) as stream:
         at = 0
@@ -48,16 +49,16 @@ def read_chunks(file: File) -> Iterator[tuple[int, bytes]]:
 
 
 def read_lines(file: File, start: int = 0, stop: int | None = None) -> Iterator[LinePart]:
-    """The lines that begin in bytes [start, stop) of a file; the last may reach beyond. Without a byte order mark.
+    """Yield the lines that begin in bytes [start, stop) of a file; the last may end later. A byte order mark is left out.
 
     Raises:
-        NotTextError: The file begins like UTF-16.
-        OSError: It cannot be read.
+        NotTextError: The file begins with a UTF-16 byte order mark.
+        OSError: The file cannot be read.
     """
     with _open(file, whole=start == 0 and stop is None) as stream:
         at = start
         if at:
-            # The line that holds the byte before the slice began earlier, and belongs to the slice before.
+            # The line with the byte before `start` belongs to the slice before.
             at -= 1
             stream.seek(at)
             ends = False
@@ -76,19 +77,19 @@ def read_lines(file: File, start: int = 0, stop: int | None = None) -> Iterator[
 
 
 def decode(data: bytes, at: int) -> str:
-    """Bytes as text, with line ends as line feeds.
+    """Decode bytes as UTF-8, with line feeds as line ends.
 
     Args:
-        data: Whole characters.
+        data: Bytes of whole characters.
         at: Offset of the first byte in the file; errors name it.
 
     Raises:
-        NotTextError: It is binary, or in another encoding than UTF-8.
+        NotTextError: The bytes are binary, or in another encoding.
     """
     zero = data.find(b"\0")
     if zero >= 0:
         window = data[max(0, zero - 32):zero + 32]
-        # Of most scripts, UTF-16 has a zero in about every second byte.
+        # In UTF-16, about every second byte of most scripts is zero.
         if len(window) >= 16 and 1 / 3 < window.count(b"\0") / len(window) < 2 / 3:
             raise NotTextError(f"looks like UTF-16 (byte {at + zero} is zero); {_convert('UTF-16')}")
         raise NotTextError(f"is binary, not text (byte {at + zero} is zero); {_LEAVE_OUT}")

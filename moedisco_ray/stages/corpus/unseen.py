@@ -1,4 +1,4 @@
-"""A bounded sample of text that is not the corpus': what a model is judged on that it was never trained on."""
+"""Read a bounded sample of text outside the corpus, to evaluate a model on text that it was not trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from moedisco_ray.core.config import Source
 from moedisco_ray.core.errors import CorpusError
-from moedisco_ray.stages.corpus.buckets import short_enough
+from moedisco_ray.stages.corpus.buckets import cut_to_limit
 from moedisco_ray.stages.corpus.documents import document_id, part_id
 from moedisco_ray.stages.corpus.files import File, list_files
 from moedisco_ray.stages.corpus.readers import Slice, read_slice, reason
@@ -29,21 +29,21 @@ _CHUNK = 64
 def read_unseen(
     sources: Sequence[Source], encoder: Encoder, max_tokens: int, limits: Limits, trained_on: Sequence[Path] = (),
 ) -> Unseen:
-    """Read whole documents of each source, in the order of its files, while they fit its equal share of `max_tokens`.
+    """Read whole documents of each source, in the order of its files, up to the source's equal share of `max_tokens`.
 
-    Where already the first document of a source is longer than that, only its beginning is taken. What comes first is no uniform
-    sample, but nothing beyond it is read: a source may be of any size. A document that stands twice counts once, in the first
-    source that has it. With `on_error: skip` nothing of a file that cannot be read is taken.
+    If even the first document of a source exceeds the share, only its beginning is taken. The first documents are not a uniform
+    sample, but nothing after them is read, so a source may have any size. A document that occurs twice counts once, in the first
+    source that has it. With `on_error: skip`, a file that cannot be read contributes nothing.
 
     Args:
-        sources: As configured in `evaluation.sources`.
-        encoder: The model's tokeniser.
-        max_tokens: Most tokens to read, of all sources together.
-        limits: How long documents are; those of the corpus, so that documents that were trained on are found.
-        trained_on: Parquet files of the training documents, with the column id; a document that is among them is left out.
+        sources: The sources in `evaluation.sources`.
+        encoder: The model's tokenizer.
+        max_tokens: Maximum tokens to read from all sources together.
+        limits: Limits on the length of documents; those of the corpus, so that documents that were trained on are found.
+        trained_on: Parquet files of the training documents, with the column id; these documents are left out.
 
     Raises:
-        CorpusError: A source cannot be read, or has no document but those.
+        CorpusError: A source cannot be read, or all its documents were trained on.
         ConfigError: Two sources have the same name.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,7 +56,7 @@ def read_unseen(
             skipped += left_out
             for sample in samples:
                 found.setdefault(sample[0], sample)
-    known = _among(list(found), trained_on)
+    known = _ids_in(list(found), trained_on)
     samples = [sample for key, sample in found.items() if key not in known]
     for source in inputs:
         if not any(name == source.name for _, name, _, _ in samples):
@@ -72,7 +72,7 @@ def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample
     room = share
     for file in listing.files:
         try:
-            found, full = _of_file(source, file, encoder, room, first=not samples)
+            found, full = _read_file(source, file, encoder, room, first=not samples)
         except CorpusError as error:
             if source.settings.on_error == "fail":
                 raise
@@ -85,8 +85,11 @@ def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample
     return samples, skipped
 
 
-def _of_file(source: Input, file: File, encoder: Encoder, room: int, *, first: bool) -> tuple[list[Sample], bool]:
-    """The first documents of a file that fit, and whether one did not; of a source's first document, what fits of it."""
+def _read_file(source: Input, file: File, encoder: Encoder, room: int, *, first: bool) -> tuple[list[Sample], bool]:
+    """The first documents of a file that fit into `room` tokens, and whether the room is used up.
+
+    With `first`, a document that does not fit is cut if nothing came before it.
+    """
     found: list[Sample] = []
     for key, text, tokens in _documents(read_slice(source, Slice(file)), encoder, source.limits.document_tokens):
         if len(tokens) > room:
@@ -99,15 +102,15 @@ def _of_file(source: Input, file: File, encoder: Encoder, room: int, *, first: b
 
 
 def _documents(documents: Iterator[Document], encoder: Encoder, limit: int) -> Iterator[tuple[bytes, str, Tokens]]:
-    """Id, text and tokens of each document, or of its parts where it has too many tokens, as the corpus has them."""
+    """Id, text and tokens of each document; one with too many tokens is cut into the same parts as in the corpus."""
     while texts := [document.text for document in itertools.islice(documents, _CHUNK)]:
         for whole, whole_tokens in zip(texts, encoder.encode(texts), strict=True):
-            for number, (text, tokens) in enumerate(short_enough(whole, whole_tokens, encoder, limit)):
+            for number, (text, tokens) in enumerate(cut_to_limit(whole, whole_tokens, encoder, limit)):
                 yield part_id(document_id(whole), number), text, tokens
 
 
-def _among(ids: Sequence[bytes], parts: Sequence[Path]) -> set[bytes]:
-    """Which of some ids are in the files. They are few, the files' many: one pass over the files' ids."""
+def _ids_in(ids: Sequence[bytes], parts: Sequence[Path]) -> set[bytes]:
+    """The given ids that occur in the files, found in one pass over the files."""
     wanted = pa.array(ids, pa.binary(len(ids[0]))) if ids else None
     known: set[bytes] = set()
     for part in parts if ids else ():

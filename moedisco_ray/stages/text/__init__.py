@@ -1,1 +1,1 @@
-"""What several stages know of text: tokenizers, documents of bounded length, packed tokens, validation documents."""
+"""Text modules that several stages use: tokenizers, cutting into documents, packing, validation documents."""

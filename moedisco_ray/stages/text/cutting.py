@@ -1,7 +1,7 @@
-"""Cut text into documents of bounded length, at the best places, in bounded memory.
+"""Cut text into documents of bounded length, at natural places and in bounded memory.
 
-Lengths are bytes of UTF-8: before a tokenizer exists (it may be trained on this very text) tokens are estimated by a
-constant, so that where a text is cut depends on the text and the configuration alone.
+Lengths are bytes of UTF-8. The tokenizer may not exist yet, since it may be trained on this text. So a constant estimates tokens,
+and the places of cuts depend only on the text and the configuration.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _USUAL_BYTES = 3
-"""Bytes per token assumed where documents are cut to about one sequence. Measured with byte-level BPE of 2,000 to 16,000
-entries on prose, code and Japanese: 2 to 4.3."""
+"""Bytes per token assumed when documents are cut to about one sequence. Byte-level BPE of 2,000 to 16,000 entries has 2 to 4.3
+(measured on prose, code and Japanese)."""
 _MOST_BYTES = 6
-"""Bytes per token that hardly any tokenizer exceeds: a document shorter than this many times its limit is only cut once its
-tokens are known."""
+"""Bytes per token that hardly any tokenizer exceeds. A document is cut by bytes only if it has more bytes per allowed token than
+this; all others are cut later, when their tokens are known."""
 
 _LEAST_GROUPS = 40
-"""Groups that a source of running text is divided into at least, so that a small one has some for each side of the split."""
+"""Minimum number of groups in a source of running text, so that a small source has some on each side of the split."""
 
 _PLACES = (
     re.compile(rb"\n(?:[ \t\r]*\n)+"),                                                             # blank lines
     re.compile(rb"\n"),                                                                            # line ends
-    re.compile(rb"[.!?][\"')\]]*[ \t]|\xe3\x80\x82|\xef\xbc\x81|\xef\xbc\x9f"),                    # sentence ends, also CJK
+    re.compile(rb"[.!?][\"')\]]*[ \t]|\xe3\x80\x82|\xef\xbc\x81|\xef\xbc\x9f"),                    # sentence ends, CJK included
     re.compile(rb"[ \t]"),                                                                         # between words
 )
-"""Where to cut, best first; each match is left at the end of the first part."""
+"""Places to cut at, best first. The match stays at the end of the first part."""
 
 
 class Kept(NamedTuple):
-    """What the run that stored a document decided over it.
+    """Decision of the earlier run that stored a document.
 
     Attributes:
-        group: The id of its group, 16 bytes.
-        held_out: Whether it is validation text.
+        group: Id of the document's group, 16 bytes.
+        held_out: Whether the document is validation text.
     """
 
     group: bytes
@@ -43,13 +43,13 @@ class Kept(NamedTuple):
 
 
 class Document(NamedTuple):
-    """One document as a reader gives it.
+    """One document that a reader yields.
 
     Attributes:
-        text: The text.
-        begins: Whether a new group of documents begins with it. The documents of a group (parts of one long document, or
-            neighbours in a running text) are never on different sides of the validation split.
-        kept: What an earlier run decided over it; None: it comes from no run's corpus.
+        text: Text of the document.
+        begins: Whether the document begins a new group. The documents of a group (parts of one long document, or neighbours in a
+            running text) are always on the same side of the validation split.
+        kept: Decision of an earlier run; None if the document is not from a run's corpus.
     """
 
     text: str
@@ -59,12 +59,12 @@ class Document(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How long documents are.
+    """Limits on the length of documents.
 
     Attributes:
         sequence_tokens: Tokens of a training sequence.
-        document_tokens: Most tokens of a document.
-        source_bytes: Bytes of all text of the source; None: unknown, and not needed to cut.
+        document_tokens: Maximum tokens of a document.
+        source_bytes: Bytes of the source's text; None if unknown. Only sizes of groups depend on it.
     """
 
     sequence_tokens: int
@@ -73,17 +73,17 @@ class Limits:
 
     @property
     def running(self) -> int:
-        """Bytes of a document that is cut out of running text: about one sequence."""
+        """Target bytes of a document of running text: about one sequence."""
         return _USUAL_BYTES * min(self.sequence_tokens, self.document_tokens)
 
     @property
     def part(self) -> int:
-        """Bytes of a part of a document that is too long; a document of up to one and a half of it stays whole."""
+        """Target bytes of a part of a long document. A document of up to one and a half times this size stays whole."""
         return _MOST_BYTES * self.document_tokens * 2 // 3
 
     @property
     def neighbours(self) -> int:
-        """How many neighbouring documents of a running text form a group: as many as one longest document, fewer in short texts."""
+        """Number of neighbouring documents of running text in a group: the size of a longest document, less in short texts."""
         most = self.document_tokens // self.sequence_tokens
         if self.source_bytes is not None:
             most = min(most, self.source_bytes // (self.running * _LEAST_GROUPS))
@@ -91,7 +91,7 @@ class Limits:
 
     @property
     def group_bytes(self) -> int:
-        """Bytes of neighbouring paragraphs that form a group: as many as one longest document, fewer in short texts."""
+        """Bytes of neighbouring paragraphs in a group: the size of a longest document, less in short texts."""
         most = _USUAL_BYTES * self.document_tokens
         return most if self.source_bytes is None else min(most, self.source_bytes // _LEAST_GROUPS)
 
@@ -99,10 +99,10 @@ class Limits:
 class Cutter:
     """Cuts a stream of bytes into pieces of half to one and a half times `about`; a shorter stream is one piece.
 
-    The pieces together are the stream. They do not depend on how the stream is fed.
+    Together the pieces are the whole stream. They do not depend on how the stream is divided into calls of `feed`.
 
     Args:
-        about: Bytes of a piece, at least 4.
+        about: Target bytes of a piece, at least 4.
     """
 
     def __init__(self, about: int) -> None:
@@ -110,15 +110,15 @@ class Cutter:
         self._held = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take more of the stream; give the pieces that are certain. Consume it before feeding again."""
+        """Add data to the stream and yield the pieces that are final. Exhaust the iterator before the next call."""
         self._held += data
         while len(self._held) >= 2 * self._about:
             yield self._take(self._longest)
 
     def finish(self) -> Iterator[bytes]:
-        """End the stream; give what is left. The next `feed` begins another stream."""
+        """End the stream and yield the last pieces. The next `feed` begins another stream."""
         while len(self._held) > self._longest:
-            # Both halves get at least half of `about`.
+            # Leave at least half of `about` for the last piece.
             yield self._take(min(self._longest, len(self._held) - self._about // 2))
         if self._held:
             yield bytes(self._held)
@@ -136,7 +136,7 @@ class Cutter:
 
 
 def cut_document(text: str, about: int) -> Iterator[Document]:
-    """A document as it is, or, longer than one and a half times `about` bytes, its parts as one group."""
+    """Yield a document whole, or as the parts of one group if it is longer than one and a half times `about` bytes."""
     longest = about + about // 2
     if len(text) * 4 <= longest or len(data := text.encode()) <= longest:
         yield Document(text, begins=True)
@@ -145,7 +145,7 @@ def cut_document(text: str, about: int) -> Iterator[Document]:
 
 
 def grouped(texts: Iterable[str]) -> Iterator[Document]:
-    """The texts as one group, without line breaks at their ends and without those that are only white space."""
+    """Yield the texts as one group, without outer line breaks and without texts of only white space."""
     begins = True
     for text in texts:
         if text and not text.isspace():

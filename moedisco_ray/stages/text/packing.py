@@ -1,4 +1,4 @@
-"""From documents to packed tokens."""
+"""Pack documents into files of tokens."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from numpy.typing import NDArray
 from moedisco_ray.training.packed_tokens import write_packed
 
 Keep = Callable[[pa.Table, int], NDArray[np.bool_]]
-"""Which rows [n] of a table of documents (all columns but `text`) of part number i are wanted."""
+"""Function of a part's table of documents (without `text`) and the part's number; returns the mask [n] of rows to pack."""
 
 _COLUMNS = ["id", "source", "copies", "tokens"]
 
 
 def part_path(directory: Path, index: int) -> Path:
-    """Where part number `index` of a directory of documents lies."""
+    """File of part number `index` in a directory of documents."""
     return directory / f"part-{index:05d}.parquet"
 
 
 def pack(
-    parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, keeps: Sequence[Keep | None] = (None,),
+    parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, *, keeps: Sequence[Keep | None] = (None,),
     bos: int | None = None,
 ) -> dict[str, Any]:
-    """Pack documents, each as often as its `copies` say; memory is bounded by one part.
+    """Pack every document as often as its `copies` says. Memory is bounded by one part.
 
-    Pass c over all parts, c = 0, 1, ..., packs the documents that have more than c copies, in the order of the parts:
-    the copies of a document are a whole pass apart.
+    Pass c over all parts, c = 0, 1, ..., packs the documents with more than c copies, in the order of the parts. So the copies of a
+    document are a whole pass apart.
 
     Args:
         parts: Files of documents, in order.
-        directory: Where the packed tokens go.
-        eos: The end-of-sequence token.
-        vocab_size: Of the tokeniser.
-        keeps: Restrict the documents, for example to one cluster, and come one after the other: all that the first keeps is
-            packed before what the second does. None keeps all of them.
-        bos: The token that begins each document; None: none does.
+        directory: Directory of the packed tokens.
+        eos: End-of-sequence token.
+        vocab_size: Vocabulary size of the tokenizer.
+        keeps: Selections of documents, for example of one cluster. All passes of a selection precede those of the next. None
+            selects all documents.
+        bos: Token before each document; None for no such token.
 
     Returns:
-        The index, as `write_packed`.
+        The index of the packed tokens; see `write_packed`.
     """
     most = [_most_copies(path) for path in parts]
     passes = (

@@ -1,6 +1,6 @@
-"""Tokenizers that were not trained here: made ready for a run, and checked against its model.
+"""Prepare pretrained tokenizers for a run, and check that they fit its model.
 
-Slow to import, since transformers is; workers that read text use `Encoder` alone.
+This module imports transformers, which is slow. Workers that read text use only `Encoder`.
 """
 
 from __future__ import annotations
@@ -24,35 +24,36 @@ from moedisco_ray.stages.text.tokenizer import (
     write_encoding,
 )
 
-_USUAL_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+_COMMON_EOS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+"""Common end-of-sequence tokens, for tokenizers that declare none."""
 
 
 def prepare_tokenizer(source: Path, directory: Path, field: str = "tokenizer.path") -> None:
-    """Copy a tokenizer's files as they are, chat template included, and write the encoding that workers use.
+    """Copy a tokenizer's files unchanged, with its chat template, and write the encoding that workers use.
 
-    Where the tokenizer has no end-of-sequence token, the usual one of its vocabulary serves, or `<|endoftext|>` is added; its files
-    are then written anew.
+    A tokenizer without an end-of-sequence token gets a common one from its vocabulary, or `<|endoftext|>` is added. Its files are
+    then saved again instead of copied.
 
     Args:
-        source: A directory that `load_pretrained` reads.
-        directory: Where the files go; made when absent.
-        field: The setting that names the source; errors name it.
+        source: Directory that `load_pretrained` can read.
+        directory: Directory for the copy; made when absent.
+        field: Setting that names the source; errors name it.
 
     Raises:
-        ConfigError: As `load_pretrained`.
+        ConfigError: `load_pretrained` raised it.
     """
     tokenizer = load_pretrained(source, field)
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer.eos_token_id is not None:
         copy_tokenizer(source, tokenizer, directory)
     else:
-        _give_end(tokenizer, source)
+        _ensure_eos(tokenizer, source)
         save_tokenizer(tokenizer, directory)
     write_encoding(encoding_of(tokenizer), directory)
 
 
 def encoding_of(tokenizer: PreTrainedTokenizerBase) -> Encoding:
-    """The encoding of a loaded tokenizer, with BOS if and only if the tokenizer puts it before a text."""
+    """Encoding of a loaded tokenizer, with BOS if and only if the tokenizer adds it before a text."""
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     plain.no_truncation()
     plain.no_padding()
@@ -63,25 +64,29 @@ def encoding_of(tokenizer: PreTrainedTokenizerBase) -> Encoding:
 
 
 def open_encoder(directory: Path, field: str = "tokenizer.path") -> Encoder:
-    """The encoder of a prepared tokenizer directory, or of any model directory.
+    """Open the encoder of a prepared tokenizer directory or of any model directory.
 
     Raises:
-        ConfigError: As `load_pretrained`.
+        ConfigError: `load_pretrained` raised it.
     """
     if (directory / ENCODING).is_file():
         return Encoder(directory)
     tokenizer = load_pretrained(directory, field)
-    _give_end(tokenizer, directory)
+    _ensure_eos(tokenizer, directory)
     return Encoder(encoding_of(tokenizer))
 
 
 def check_tokenizer(config: RunConfig) -> None:
-    """Find out before any text is read that a run's tokenizer is the wrong one for its model, or does not fit it.
+    """Check that a run's tokenizer belongs to its model and fits it, before any text is read.
 
     Raises:
-        ConfigError: The tokenizer cannot be read, or differs from the one of the model to start from and `tokenizer.replace` is not
-            set; or the model to start from has none; or `model.config.vocab_size` is too small for it.
-        CheckpointError: The embedding of the model to start from is too small for it.
+        ConfigError: One of these problems:
+
+            - The tokenizer cannot be read.
+            - It differs from the tokenizer of the model to start from, and `tokenizer.replace` is not set.
+            - The model to start from has no tokenizer.
+            - `model.config.vocab_size` is too small for the tokenizer.
+        CheckpointError: The embedding of the model to start from is too small for the tokenizer.
     """
     directory, start = tokenizer_directory(config), config.model.init
     if directory is None:
@@ -97,19 +102,19 @@ def check_tokenizer(config: RunConfig) -> None:
                 "tokenizer.path", str(directory),
                 f"is not the tokenizer of {start.setting} {str(start.directory)!r} ({found}), whose embedding would be given "
                 "wrong token ids; leave tokenizer.path out to use the model's own, or set tokenizer.replace to true")
-    _give_end(tokenizer, directory)
+    _ensure_eos(tokenizer, directory)
     check_vocabulary(encoding_of(tokenizer).vocab_size, config.model, "set tokenizer.path to a tokenizer with fewer")
 
 
-def _give_end(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def _ensure_eos(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     if tokenizer.eos_token_id is not None:
         return
     known = tokenizer.get_vocab()
-    named = next((token for token in _ends_of_model(tokenizer, directory) if token in known), None)
-    tokenizer.add_special_tokens({"eos_token": named or next((end for end in _USUAL_ENDS if end in known), END_OF_TEXT)})
+    named = next((token for token in _eos_of_model(tokenizer, directory) if token in known), None)
+    tokenizer.add_special_tokens({"eos_token": named or next((end for end in _COMMON_EOS if end in known), END_OF_TEXT)})
 
 
-def _ends_of_model(tokenizer: PreTrainedTokenizerBase, directory: Path) -> list[str]:
+def _eos_of_model(tokenizer: PreTrainedTokenizerBase, directory: Path) -> list[str]:
     path = directory / "config.json"
     ids = read_json(path).get("eos_token_id") if path.is_file() else None
     return [tokenizer.convert_ids_to_tokens(i) for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]

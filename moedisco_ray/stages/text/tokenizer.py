@@ -1,4 +1,4 @@
-"""A tokenizer as workers use it, without transformers; and the byte-level BPE that a run trains when it starts from nothing."""
+"""Encode text without transformers, and train the byte-level BPE of a run that has no tokenizer yet."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from moedisco_ray.core.config import LocalInit, Model
 from moedisco_ray.core.errors import CheckpointError, ConfigError
 
 ENCODING = "encoding.json"
-"""File next to a prepared tokenizer's own files, with what `Encoder` needs."""
+"""Name of the file with an `Encoding`, next to a prepared tokenizer's own files."""
 END_OF_TEXT = "<|endoftext|>"
 _CHUNK_CHARACTERS = 1 << 20
+"""Characters to encode at once: the library's results take some hundred bytes per token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How text becomes token ids.
+    """A tokenizer's encoding of text as token ids.
 
     Attributes:
-        serialised: The tokenizer, as the tokenizers library writes it.
-        eos: Id of the end-of-sequence token, which training puts after each document.
-        bos: Id of the beginning-of-sequence token that the tokenizer puts before each text; None where it puts none.
-        vocab_size: One more than the largest id.
+        serialised: The tokenizer in the JSON format of the tokenizers library.
+        eos: Id of the end-of-sequence token, which training adds after each document.
+        bos: Id of the beginning-of-sequence token, if the tokenizer adds it before each text; else None.
+        vocab_size: Largest id plus one.
     """
 
     serialised: str
@@ -42,12 +43,12 @@ class Encoder:
     """Turns text into token ids and back.
 
     Attributes:
-        eos: As `Encoding.eos`.
-        bos: As `Encoding.bos`.
-        vocab_size: As `Encoding.vocab_size`.
+        eos: Id of the end-of-sequence token; see `Encoding.eos`.
+        bos: Id of the beginning-of-sequence token or None; see `Encoding.bos`.
+        vocab_size: Largest id plus one.
 
     Args:
-        source: A prepared tokenizer directory, such as a corpus artifact's, or its encoding.
+        source: A prepared tokenizer directory, such as a corpus artifact's, or an encoding.
     """
 
     def __init__(self, source: Path | Encoding) -> None:
@@ -59,29 +60,29 @@ class Encoder:
 
     @property
     def prefix(self) -> int:
-        """The token that a document's first token is predicted from: BOS where the tokenizer adds it, else EOS."""
+        """Token from which a document's first token is predicted: BOS if the tokenizer adds it, else EOS."""
         return self.eos if self.bos is None else self.bos
 
     @property
     def added(self) -> int:
-        """Special tokens that training puts before and after each document: EOS, and BOS where the tokenizer adds it."""
+        """Number of special tokens that training adds to each document: EOS, and BOS if the tokenizer adds it."""
         return 1 + (self.bos is not None)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Token ids of each text, without special tokens."""
         ids: list[NDArray[np.int32]] = []
-        for chunk in _chunks(texts):    # what the library returns takes some hundred bytes per token
+        for chunk in _chunks(texts):
             encoded = self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
             ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encoded]
         return ids
 
     def decode(self, ids: Sequence[NDArray[np.int32]]) -> list[str]:
-        """The text of each sequence of ids."""
+        """Text of each sequence of token ids."""
         return self._tokenizer.decode_batch([sequence.tolist() for sequence in ids], skip_special_tokens=False)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train byte-level BPE. Id 0 ends a text; the vocabulary is smaller where the text has too few pairs."""
+    """Train byte-level BPE with id 0 as end of text. The vocabulary is smaller if the text has too few pairs."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -92,11 +93,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_trained(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write a trained tokenizer so that `AutoTokenizer` and `Encoder` read it; `<|endoftext|>` ends, begins and pads."""
+    """Write a trained tokenizer for `AutoTokenizer` and `Encoder`, with `<|endoftext|>` as EOS, BOS and padding token."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(directory / "tokenizer.json"))
-    # By hand, for `save_pretrained` would import transformers and torch into every worker that reads text.
+    # Written directly: `save_pretrained` would import transformers and torch into every worker that reads text.
     special = dict.fromkeys(("eos_token", "bos_token", "pad_token"), END_OF_TEXT)
     write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     ids = tokenizer.get_vocab()
@@ -104,17 +105,22 @@ def save_trained(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def write_encoding(encoding: Encoding, directory: Path) -> None:
-    """Make a directory one that `Encoder` reads."""
+    """Write an encoding into a tokenizer directory, for `Encoder`."""
     write_json(directory / ENCODING, dataclasses.asdict(encoding))
 
 
 def vocabulary_size(ids: dict[str, int]) -> int:
-    """Rows that an embedding needs; ids may have gaps, so it is one more than the largest."""
+    """Number of embedding rows that a vocabulary needs: the largest id plus one, since ids may have gaps."""
     return max(ids.values()) + 1
 
 
 def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
-    """Refuse a tokenizer with more entries than the model's embedding has rows.
+    """Check that the model's embedding has a row for every entry of the tokenizer.
+
+    Args:
+        entries: Number of entries of the tokenizer.
+        model: The model section of the configuration.
+        otherwise: Remedy in the error, other than a larger vocabulary of the model.
 
     Raises:
         ConfigError: `model.config.vocab_size` is too small.
@@ -131,12 +137,12 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
         "model.config.vocab_size", rows, f"the tokenizer has {entries} entries; set at least {entries}, or {otherwise}")
 
 
-# A tokenizer that is dropped leaves megabytes behind in its library (measured, tokenizers 0.23), so a worker that
-# finishes bucket after bucket keeps one. Its contents are the key: the same path may hold another tokenizer next time.
+# Each tokenizer object leaks megabytes in the library when it is freed (measured, tokenizers 0.23), so a worker keeps one for all
+# its buckets. The key is the contents, since a path may hold another tokenizer later.
 @functools.lru_cache(maxsize=1)
 def _shared_tokenizer(serialised: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(serialised)
-    # A document that spells a special token means its characters.
+    # A special token spelled out in a document is encoded as ordinary characters.
     tokenizer.encode_special_tokens = True
     return tokenizer
 

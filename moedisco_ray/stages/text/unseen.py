@@ -1,4 +1,4 @@
-"""Records of text that a model was not trained on: what the corpus stage reads of it, and the evaluation measures."""
+"""Records of text that a model was not trained on. The corpus stage reads it, and the evaluation measures it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 Tokens = NDArray[np.int32]
 Sample = tuple[bytes, str, str, Tokens]
-"""Id, source, text and tokens of a document."""
+"""A document: id, source, text and tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A file that is not read: its source says `on_error: skip`, or it was passed over."""
+    """A file that is not read, because of `on_error: skip` or because its folder also holds tables."""
 
     path: str
     reason: str
@@ -27,7 +27,7 @@ class Unseen(NamedTuple):
     Attributes:
         samples: Id, source, text and tokens of each document, source by source.
         trained_on: Number of documents left out because they were trained on.
-        skipped: Files that could not be read, where the source says `on_error: skip`, and those that were passed over.
+        skipped: Files that were not read.
     """
 
     samples: list[Sample]

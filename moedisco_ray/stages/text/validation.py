@@ -1,4 +1,4 @@
-"""The validation documents that a model is measured on."""
+"""Load the validation documents that models are evaluated on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COLUMNS = ["id", "source", "text", "tokens"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Documents:
-    """Documents, column by column, all of one length.
+    """Documents as columns of equal length.
 
     Attributes:
-        ids: Digest of each text, ascending.
-        sources: Name of the source each comes from.
-        texts: The text itself.
-        tokens: Its tokens, without those that begin and end a document.
+        ids: Id of each document, in ascending order.
+        sources: Name of each document's source.
+        texts: Text of each document.
+        tokens: Token ids of each document, without special tokens.
     """
 
     ids: tuple[bytes, ...]
@@ -35,7 +35,7 @@ class Documents:
         return len(self.ids)
 
     def where(self, mask_N: NDArray[np.bool_]) -> Documents:
-        """The documents whose entry of `mask_N` is true, in order."""
+        """Select the documents for which `mask_N` is true, in order."""
         kept = [int(i) for i in np.flatnonzero(mask_N)]
         return Documents(
             tuple(self.ids[i] for i in kept), tuple(self.sources[i] for i in kept),
@@ -45,15 +45,15 @@ class Documents:
 def load_documents(parts: Sequence[Path], max_tokens: int) -> Documents:
     """Read whole documents in ascending order of id until the next one would exceed `max_tokens`.
 
-    An id is the hash of a text, so what comes first is a uniform sample, the same on every machine. Where already the first
-    document is longer, only its first `max_tokens` tokens are taken, with as large a share of its text.
+    An id is the hash of a text, so the first documents are a uniform sample, the same on every machine. If even the first document
+    is longer, only its first `max_tokens` tokens are taken, with the same share of its text.
 
     Args:
-        parts: Parquet files in order, together sorted by id, with the columns id, source, text and tokens.
-        max_tokens: Most tokens to load.
+        parts: Parquet files, sorted by id across files, with the columns id, source, text and tokens.
+        max_tokens: Maximum tokens to load.
 
     Raises:
-        CorpusError: There is no document.
+        CorpusError: The parts hold no document.
     """
     ids: list[bytes] = []
     sources: list[str] = []

@@ -1,49 +1,54 @@
-"""Document vectors, each kind a small class behind one interface.
+"""Document vectors: one small class per kind, with a common interface.
 
-Of some kinds the vector is the document's cost in each cluster already, so that no centroids are needed: `random`, `likelihood`.
+Vectors of the kinds `random` and `likelihood` are already the costs of a document in each cluster, so they need no centroids.
 """
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, adjust, read_settings
+from moedisco_ray.stages.clustering.vectors.likelihood import Likelihood
+from moedisco_ray.stages.clustering.vectors.random import RandomCosts
 
 __all__ = ["FitInputs", "Vectoriser", "adjust", "kind", "load_vectoriser"]
 
-# By name, so that a worker that only holds vectors, or only counts words, starts without torch and transformers.
-_KINDS = {
-    "mean_token": "mean_token:MeanToken",
-    "tfidf_svd": "tfidf:TfidfSvd",
-    "hidden_state": "hidden_state:HiddenState",
-    "random": "random:RandomCosts",
-    "likelihood": "likelihood:Likelihood",
-}
+_KINDS = ("mean_token", "tfidf_svd", "hidden_state", "random", "likelihood")
 
 
 def kind(name: str) -> type[Vectoriser]:
-    """The class of a kind of document vectors, as `clusters.vectors` or `clusters.method` names it.
+    """The class of a kind of document vectors, as named by `clusters.vectors` or `clusters.method`.
 
     Raises:
-        CheckpointError: There is none of this name.
+        CheckpointError: No kind has this name.
     """
-    if name not in _KINDS:
-        raise CheckpointError("clusters.vectors", name, f"no such document vectors; there are {', '.join(_KINDS)}")
-    module, _, cls = _KINDS[name].partition(":")
-    found: type[Vectoriser] = getattr(importlib.import_module(f"{__name__}.{module}"), cls)
-    return found
+    # Local imports: torch, transformers and scikit-learn take seconds, which workers that only hold vectors should not spend.
+    match name:
+        case "mean_token":
+            from moedisco_ray.stages.clustering.vectors.mean_token import MeanToken
+            return MeanToken
+        case "tfidf_svd":
+            from moedisco_ray.stages.clustering.vectors.tfidf import TfidfSvd
+            return TfidfSvd
+        case "hidden_state":
+            from moedisco_ray.stages.clustering.vectors.hidden_state import HiddenState
+            return HiddenState
+        case "random":
+            return RandomCosts
+        case "likelihood":
+            return Likelihood
+    raise CheckpointError("clusters.vectors", name, f"no such document vectors; there are {', '.join(_KINDS)}")
 
 
 def load_vectoriser(directory: Path, device: str = "cpu") -> Vectoriser:
-    """Read what `Vectoriser.save` wrote.
+    """Load a vectoriser of any kind that `Vectoriser.save` wrote.
 
     Args:
-        directory: Where it lies.
-        device: Where a vectoriser with a model runs it.
+        directory: Directory of the vectoriser.
+        device: Device for the vectoriser's model, if it has one.
 
     Raises:
-        CheckpointError: It is of a kind that this version does not know.
+        CheckpointError: The kind is unknown to this version.
     """
     return kind(read_settings(directory)["kind"]).load(directory, device)

@@ -1,4 +1,4 @@
-"""What every kind of document vector has in common.
+"""The interface of all kinds of document vectors.
 
 Shapes: N documents, S documents of the sample, D dimensions.
 """
@@ -18,19 +18,19 @@ from moedisco_ray.core.config import Clusters
 from moedisco_ray.stages.clustering.grid import Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FitInputs:
-    """What a vectoriser may be made from; each kind takes what it needs.
+    """Inputs from which a vectoriser is fitted; each kind uses the ones it needs.
 
     Attributes:
-        texts: A sample of the corpus, in ascending order of id.
-        tokens: The same documents as token ids.
-        weights_S: Their training tokens.
-        ids_S: Their ids.
-        model_dir: The seed model.
+        texts: Texts of sampled documents, in ascending order of id.
+        tokens: Token ids of the same documents.
+        weights_S: Training tokens of each document.
+        ids_S: Id of each document.
+        model_dir: Directory of the seed model.
         max_tokens: Tokens of a training sequence.
-        settings: The clusters section.
-        seed: The run's.
+        settings: The `clusters` section of the configuration.
+        seed: Seed of the run.
     """
 
     texts: Sequence[str]
@@ -46,8 +46,8 @@ class FitInputs:
 class Vectoriser(abc.ABC):
     """Turns documents into vectors.
 
-    A vector is `adjust(embed(document), centre_D)`: `embed` is the expensive part that runs once per document, on any
-    number of workers; the centre, where a kind has one, is known only after the sample has been embedded.
+    A vector is `adjust(embed(document), centre_D)`. `embed` is expensive and runs once per document, on any number of workers.
+    The centre, which only some kinds have, is computed from the embedded sample.
     """
 
     kind: ClassVar[str]
@@ -56,51 +56,51 @@ class Vectoriser(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def fit(cls, inputs: FitInputs) -> Self:
-        """Make one for a corpus; `centre` completes it."""
+        """Fit a vectoriser to a corpus; a call of `centre` completes it."""
 
     @abc.abstractmethod
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:
         """Vectors before centring, float32 [N, D].
 
         Args:
-            texts: N texts.
-            tokens: The same documents as token ids, int32, any length.
+            texts: Texts of N documents.
+            tokens: Token ids of the same documents, int32, of any length.
         """
 
     def centre(self, sample_ND: Array) -> None:  # noqa: B027 - most kinds have no centre
-        """Fit what depends on the embedded sample."""
+        """Compute the centre from the embedded sample, for kinds that have one."""
 
     def transform(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:
-        """Vectors, float32 [N, D]."""
+        """Final vectors of documents, float32 [N, D]."""
         return adjust(self.embed(texts, tokens), self.centre_D)
 
     @abc.abstractmethod
     def save(self, directory: Path) -> None:
-        """Write everything that is needed to load it again, into an existing directory."""
+        """Write the vectoriser into an existing directory."""
 
     @classmethod
     @abc.abstractmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:
-        """Read what `save` wrote; a model goes to `device`."""
+        """Load a saved vectoriser; its model, if any, runs on `device`."""
 
 
 def adjust(x_ND: Array, centre_D: Array | None) -> Array:
-    """Subtract the centre and scale to unit length; without a centre the vectors stay as they are."""
+    """Subtract the centre and scale to unit length; without a centre return the vectors unchanged."""
     return x_ND if centre_D is None else unit_length(x_ND - centre_D)
 
 
 def unit_length(x_ND: Array) -> Array:
-    """Rows scaled to Euclidean length 1, float32; a zero row stays zero."""
+    """Scale rows to Euclidean length 1, float32; a zero row stays zero."""
     norms_N1 = np.sqrt(np.add.reduce(np.square(x_ND, dtype=np.float64), axis=1, keepdims=True))
     return (x_ND / np.where(norms_N1 > 0, norms_N1, 1.0)).astype(np.float32)
 
 
 def write_settings(directory: Path, kind: str, **settings: Any) -> None:
-    """Write the small part of a vectoriser."""
+    """Write a vectoriser's kind and settings as JSON."""
     write_json(directory / "vectoriser.json", {"kind": kind, **settings})
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """The inverse of `write_settings`."""
+    """Read the kind and settings that `write_settings` wrote."""
     settings: dict[str, Any] = read_json(directory / "vectoriser.json")
     return settings

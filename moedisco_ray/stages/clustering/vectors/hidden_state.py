@@ -26,15 +26,15 @@ _MODEL_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json")
 class HiddenState(Vectoriser):
     """Mean last hidden state over the first tokens of a document; zero for a document without tokens.
 
-    On a CPU each document is computed by itself, so that its vector is the same to the last bit in any company. On a
-    GPU, documents of like length share a batch; padding on the right cannot reach a causal model's earlier tokens, so
-    that only rounding differs.
+    On a CPU each document is computed separately, so its vector does not depend on other documents, to the last bit. On a GPU,
+    documents of similar length share a batch. Padding on the right does not affect a causal model's earlier tokens, so only
+    rounding differs.
 
     Args:
-        model_dir: A Hugging Face causal language model.
-        max_tokens: What is read of a document.
-        device: Where the model runs.
-        batch_tokens: Tokens per batch on a GPU.
+        model_dir: Directory of a Hugging Face causal language model.
+        max_tokens: Number of tokens to read from a document's beginning.
+        device: Device of the model.
+        batch_tokens: Maximum tokens per batch on a GPU.
     """
 
     kind = "hidden_state"
@@ -48,12 +48,12 @@ class HiddenState(Vectoriser):
 
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
-        """With the seed model; `centre` takes the mean afterwards."""
+        """Load the seed model; `centre` computes the mean afterwards."""
         return cls(inputs.model_dir, inputs.max_tokens)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
-        """Mean hidden states, float32 [N, D]."""
+        """Mean hidden states before centring, float32 [N, D]."""
         x_ND = np.zeros((len(tokens), self._model.config.hidden_size), dtype=np.float32)
         lengths_N = np.minimum([len(document) for document in tokens], self._max_tokens).astype(np.int64)
         for rows in _batches(lengths_N, self._batch_tokens):
@@ -72,11 +72,11 @@ class HiddenState(Vectoriser):
         return torch.einsum("bld,bl->bd", hidden_BLD, weights_BL)
 
     def centre(self, sample_ND: Array) -> None:
-        """Take the mean of the embedded sample for the centre."""
+        """Set the centre to the mean of the embedded sample."""
         self.centre_D = sample_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def save(self, directory: Path) -> None:
-        """Write the centre, and the model beside it (as hard links where the file system has them)."""
+        """Write the centre and the model, as hard links if the file system supports them."""
         target = directory / "model"
         target.mkdir(exist_ok=True)
         for path in sorted(path for pattern in _MODEL_FILES for path in self._model_dir.glob(pattern)):
@@ -87,7 +87,7 @@ class HiddenState(Vectoriser):
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:
-        """Read what `save` wrote."""
+        """Load a saved vectoriser."""
         loaded = cls(directory / "model", read_settings(directory)["max_tokens"], device)
         if (directory / "vectoriser.safetensors").exists():
             loaded.centre_D = load_file(directory / "vectoriser.safetensors")["centre"]
@@ -95,7 +95,7 @@ class HiddenState(Vectoriser):
 
 
 def _batches(lengths_N: Array, batch_tokens: int) -> Iterator[Array]:
-    """Rows of non-empty documents, of like length together, padded to at most `batch_tokens` or alone."""
+    """Group rows of non-empty documents by length into batches of at most `batch_tokens` tokens with padding, or one row."""
     order = np.argsort(lengths_N, kind="stable")
     order = order[lengths_N[order] > 0]
     start = 0

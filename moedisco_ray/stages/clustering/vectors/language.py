@@ -1,12 +1,12 @@
-"""One small language model per cluster: smoothed bigrams, whose counts are all there is to train.
+"""One small language model per cluster: smoothed bigrams, fitted by counting.
 
     p_k(b | a) = (n_k(a, b) + A p_k(b)) / (n_k(a) + A),     p_k(b) = (n_k(b) + B q(b)) / (n_k + B),
 
-with q the tokens of all clusters, plus one each: Dirichlet smoothing (MacKay and Peto 1995), of bigrams towards the
-cluster's own tokens and of these towards all. Pairs share 2^18 counters by a hash; what collides is counted together, so
-that probabilities of rare pairs are a little too large, alike in all clusters.
+where q is the share of each token in all clusters, with one added to each count. This is Dirichlet smoothing (MacKay and Peto
+1995): bigrams are smoothed towards the cluster's tokens, and these towards the tokens of all clusters. A hash maps pairs to 2^18
+counters. Pairs that collide are counted together, so probabilities of rare pairs are a little too large, equally in all clusters.
 
-Shapes: N documents, T tokens of them all, V vocabulary with one entry for every unknown token, E clusters, H counters.
+Shapes: N documents, T tokens of all documents, V vocabulary (one entry stands for all unknown tokens), E clusters, H counters.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _TO_TOKENS, _TO_ALL = 20.0, 200.0           # A and B
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Documents' beginnings as one array, each token with the one before it.
+    """Beginnings of documents as flat arrays over all tokens.
 
     Attributes:
-        document_T: Whose token it is.
-        before_T: The token before; the document's first has the unknown one.
-        token_T: Itself.
-        pair_T: The counter of both together.
-        length_N: Tokens of each document.
+        document_T: Number of the token's document.
+        before_T: The token before; the unknown token for a document's first.
+        token_T: The token.
+        pair_T: Counter of the pair of both tokens.
+        length_N: Number of tokens of each document.
     """
 
     document_T: Array
@@ -43,7 +43,7 @@ class Text:
 
     @classmethod
     def of(cls, tokens: Sequence[Array], vocabulary: int, most: int) -> Text:
-        """Read at most the first `most` tokens of each document; ids from `vocabulary` - 1 on are unknown."""
+        """Take the first `most` tokens of each document; ids of `vocabulary` - 1 and above become the unknown token."""
         heads = [document[:most] for document in tokens]
         length_N = np.array([len(head) for head in heads], dtype=np.int64)
         token_T = np.minimum(np.concatenate([np.empty(0, np.int64), *heads]).astype(np.int64), vocabulary - 1)
@@ -55,12 +55,12 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModels:
-    """Counts of every cluster; those of disjoint sets of documents add up.
+    """Counts of every cluster. Counts of disjoint sets of documents can be added up.
 
     Attributes:
-        token_EV: n_k(b).
-        before_EV: n_k(a), of tokens that another follows.
-        pair_EH: n_k(a, b).
+        token_EV: Count of each token, n_k(b).
+        before_EV: Count of each token as the first of a pair, n_k(a).
+        pair_EH: Count of each pair, n_k(a, b).
     """
 
     token_EV: Array
@@ -81,20 +81,20 @@ class LanguageModels:
 
     @property
     def vocabulary(self) -> int:
-        """V."""
+        """Size of the vocabulary, V."""
         return self.token_EV.shape[1]
 
     def costs(self, text: Text, counted_N: Array | None = None) -> Array:
         """Nats per token of each document in each cluster, float64 [N, E]; 0 for a document without tokens.
 
         Args:
-            text: The documents.
-            counted_N: The cluster that counted each document, where these models did: its own counts are then left out,
-                for a document would else be likeliest wherever it is.
+            text: Beginnings of the documents.
+            counted_N: Cluster whose counts contain each document, if these models were fitted on the documents. A document's own
+                counts are then subtracted; otherwise every document would prefer the cluster that it is in.
         """
         all_V = self.token_EV.sum(axis=0) + 1.0
         all_V /= all_V.sum()
-        own = _Own.of(text) if counted_N is not None else None
+        own = _OwnCounts.of(text) if counted_N is not None else None
         costs_NE = np.zeros((len(text.length_N), len(self.token_EV)))
         for k, (token_V, before_V, pair_H) in enumerate(zip(self.token_EV, self.before_EV, self.pair_EH, strict=True)):
             token_T, before_T, pair_T = token_V[text.token_T], before_V[text.before_T], pair_H[text.pair_T]
@@ -112,13 +112,13 @@ class LanguageModels:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Own:
-    """How often each token's own document has the token, the token before it, and the pair."""
+class _OwnCounts:
+    """For each token, the counts of the token, the token before it and their pair within its own document."""
 
     counts: tuple[Array, Array, Array]
 
     @classmethod
-    def of(cls, text: Text) -> _Own:
+    def of(cls, text: Text) -> _OwnCounts:
         def within(index_T: Array) -> Array:
             size = int(index_T.max(initial=0)) + 1
             _, place_T, counts = np.unique(text.document_T * size + index_T, return_inverse=True, return_counts=True)

@@ -1,8 +1,8 @@
-"""Costs by likelihood: how badly each cluster's own language model predicts a document (SMALLTALK, arXiv 2410.03529).
+"""Costs by likelihood: a document's cross-entropy under each cluster's own language model (SMALLTALK, arXiv 2410.03529).
 
-Models and clusters are found together, by expectation and maximisation with hard, balanced assignments: count each
-cluster's documents, then assign every document to where it is likeliest. Here the language models are bigrams
-(`language`), counted and assigned on the sample; every other document is then assigned by what they say of it.
+Expectation maximization with hard, balanced assignments finds models and clusters together: count the documents of each cluster,
+then assign every document to the cluster whose model gives it the highest likelihood, and repeat. The language models are bigrams
+(see `language`). They are fitted on the sample; their costs then assign all other documents.
 
 Shapes: N documents, S documents of the sample, E clusters.
 """
@@ -22,14 +22,14 @@ from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, w
 from moedisco_ray.stages.clustering.vectors.language import LanguageModels, Text
 
 READ = 256
-"""Tokens of a document's beginning: SMALLTALK's router sees as many."""
+"""Tokens read from a document's beginning, the same number as in SMALLTALK's router."""
 
 
 class Likelihood(Vectoriser):
-    """Nats per token of a document's beginning, under each cluster's language model.
+    """Nats per token of a document's beginning under each cluster's language model.
 
     Args:
-        models: Of all clusters.
+        models: Language models of all clusters.
     """
 
     kind = "likelihood"
@@ -39,36 +39,36 @@ class Likelihood(Vectoriser):
 
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
-        """By expectation and maximisation on the sample, from several random starts: the one with the least cost.
+        """Fit models by expectation maximization on the sample, and keep the random start with the least cost.
 
-        A start ends when nothing moves, or after `kmeans.ITERATIONS` steps.
+        A start ends when no document changes its cluster, or after `kmeans.ITERATIONS` steps.
         """
-        # One id more than the sample has, for every token that it lacks.
+        # One more id than the sample has: it stands for all tokens that the sample lacks.
         vocabulary = 2 + max((int(document.max(initial=0)) for document in inputs.tokens), default=0)
         text = Text.of(inputs.tokens, vocabulary, READ)
-        starts = [_climb(text, inputs, vocabulary, restart) for restart in range(inputs.settings.restarts)]
+        starts = [_fit_once(text, inputs, vocabulary, restart) for restart in range(inputs.settings.restarts)]
         clusters_S, _ = min(starts, key=lambda start: start[1])
         return cls(LanguageModels.count(text, clusters_S, inputs.settings.count, vocabulary))
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
-        """Costs, float32 [N, E]."""
+        """Costs of documents in each cluster, float32 [N, E]."""
         return self._models.costs(Text.of(tokens, self._models.vocabulary, READ)).astype(np.float32)
 
     def save(self, directory: Path) -> None:
-        """Write the counts."""
+        """Write the counts of the language models."""
         np.savez_compressed(
             directory / "vectoriser.npz", token=self._models.token_EV, before=self._models.before_EV, pair=self._models.pair_EH)
         write_settings(directory, self.kind)
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:  # noqa: ARG003 - one signature for all kinds
-        """Read what `save` wrote."""
+        """Load a saved vectoriser."""
         with np.load(directory / "vectoriser.npz", allow_pickle=False) as arrays:
             return cls(LanguageModels(arrays["token"], arrays["before"], arrays["pair"]))
 
 
-def _climb(text: Text, inputs: FitInputs, vocabulary: int, restart: int) -> tuple[Array, float]:
-    """Clusters of the sample from one random start, int64 [S], and their cost in nats."""
+def _fit_once(text: Text, inputs: FitInputs, vocabulary: int, restart: int) -> tuple[Array, float]:
+    """Run one random start; return the sample's clusters, int64 [S], and their total cost in nats."""
     settings = inputs.settings
     random = np.random.Generator(np.random.Philox(key=[inputs.seed, restart]))
     cost_SE = random.uniform(size=(len(inputs.tokens), settings.count))

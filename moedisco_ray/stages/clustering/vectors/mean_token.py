@@ -1,4 +1,4 @@
-"""The paper's document vectors: the mean of the token embeddings of a model.
+"""Document vectors of the paper: the mean of a model's token embeddings.
 
 h_x = (1/n) sum_i Embedding(x_i)   (MoE-DisCo, arXiv 2601.06857, section 3), neither centred nor scaled.
 
@@ -22,14 +22,15 @@ from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, write_settings
 
-_EMBEDDING = "model.embed_tokens.weight"  # in all families
+_EMBEDDING = "model.embed_tokens.weight"
+"""Name of the embedding tensor, the same in all families."""
 
 
 class MeanToken(Vectoriser):
     """Mean of the rows of an embedding table; a document without tokens is the zero vector.
 
     Args:
-        table_VD: float32.
+        table_VD: Embedding table, float32.
     """
 
     kind = "mean_token"
@@ -39,15 +40,15 @@ class MeanToken(Vectoriser):
 
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
-        """Of the seed model's embedding."""
+        """Use the embedding of the seed model."""
         return cls.of_model(inputs.model_dir)
 
     @classmethod
     def of_model(cls, directory: Path) -> Self:
-        """The embedding layer of a Hugging Face model directory; nothing else of it is read.
+        """Read only the embedding layer of a Hugging Face model directory.
 
         Raises:
-            CheckpointError: There is no such tensor.
+            CheckpointError: The directory has no readable embedding tensor.
         """
         index = directory / "model.safetensors.index.json"
         try:
@@ -58,7 +59,7 @@ class MeanToken(Vectoriser):
             raise CheckpointError(str(directory), _EMBEDDING, f"no such tensor can be read there ({error})") from error
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
-        """Mean token embeddings, float32 [N, D]; each sums its tokens in order, whatever else is in the batch."""
+        """Mean token embeddings, float32 [N, D]. Each sums its tokens in order and does not depend on the rest of the batch."""
         lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
         ids = np.concatenate([np.empty(0, np.int64), *tokens]).astype(np.int64)
         share = np.repeat(1 / np.maximum(lengths_N, 1), lengths_N).astype(np.float32)
@@ -73,5 +74,5 @@ class MeanToken(Vectoriser):
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:  # noqa: ARG003 - one signature for all kinds
-        """Read what `save` wrote."""
+        """Load a saved vectoriser."""
         return cls(load_file(directory / "vectoriser.safetensors")["table"])

@@ -1,4 +1,4 @@
-"""Costs that know nothing of a document but its hash: the paper's ablation, clusters at random.
+"""Random costs from a hash of the document, for the paper's ablation with random clusters.
 
 Shapes: N documents, E clusters.
 """
@@ -15,15 +15,16 @@ import numpy as np
 from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, read_settings, write_settings
 
-_WORD = 4   # bytes of hash per cluster
+_WORD = 4
+"""Bytes of hash per cluster."""
 
 
 class RandomCosts(Vectoriser):
-    """A document's cost in each cluster: independent and uniform in [0, 1), a function of its text and the seed.
+    """Costs of a document in each cluster: independent, uniform in [0, 1), and determined by its text and the seed.
 
     Args:
-        clusters: E.
-        seed: Another seed gives other clusters.
+        clusters: Number of clusters, E.
+        seed: Seed of the hash.
     """
 
     kind = "random"
@@ -33,22 +34,22 @@ class RandomCosts(Vectoriser):
 
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
-        """Nothing is learnt."""
+        """Take the number of clusters and the seed; nothing is learnt."""
         return cls(inputs.settings.count, inputs.seed)
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
-        """Costs, float32 [N, E]."""
+        """Costs of documents in each cluster, float32 [N, E]."""
         key = self._seed.to_bytes(8, "big")
         hashed = b"".join(hashlib.shake_256(key + text.encode()).digest(_WORD * self._clusters) for text in texts)
         words_NE = np.frombuffer(hashed, "<u4").reshape(len(texts), self._clusters)
         return (words_NE / np.float64(2**32)).astype(np.float32)
 
     def save(self, directory: Path) -> None:
-        """Write the seed."""
+        """Write the number of clusters and the seed."""
         write_settings(directory, self.kind, clusters=self._clusters, seed=self._seed)
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:  # noqa: ARG003 - one signature for all kinds
-        """Read what `save` wrote."""
+        """Load a saved vectoriser."""
         settings = read_settings(directory)
         return cls(settings["clusters"], settings["seed"])

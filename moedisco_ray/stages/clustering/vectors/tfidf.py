@@ -1,4 +1,4 @@
-"""Document vectors from words: tf-idf, reduced by a truncated SVD, scaled to unit length.
+"""Document vectors from words: tf-idf, reduced by a truncated SVD and scaled to unit length.
 
 This is latent semantic analysis; c-BTM (arXiv 2303.14177) clusters on it.
 
@@ -22,14 +22,15 @@ from moedisco_ray.stages.clustering.grid import Array
 from moedisco_ray.stages.clustering.vectors.base import FitInputs, Vectoriser, unit_length, write_settings
 
 _MOST_TERMS = 50_000
+"""Maximum number of terms."""
 
 
 class TfidfSvd(Vectoriser):
-    """Words of two characters and more, sublinear term frequency, at most 50,000 terms.
+    """Tf-idf of words of two or more characters with sublinear term frequency, reduced by an SVD.
 
     Args:
-        terms: Sorted.
-        idf_T: Inverse document frequencies.
+        terms: The terms, sorted.
+        idf_T: Inverse document frequency of each term.
         components_DT: Right singular vectors.
     """
 
@@ -42,7 +43,7 @@ class TfidfSvd(Vectoriser):
 
     @classmethod
     def fit(cls, inputs: FitInputs) -> Self:
-        """Of the sample's words."""
+        """Fit to the texts of the sample."""
         return cls.of_texts(inputs.texts, inputs.settings.dimensions, inputs.seed)
 
     @classmethod
@@ -50,18 +51,18 @@ class TfidfSvd(Vectoriser):
         """Learn vocabulary and components from a sample.
 
         Args:
-            texts: The sample.
-            dimensions: Components; fewer where the sample has no room for as many.
-            seed: Of the randomised SVD.
+            texts: Texts of the sample.
+            dimensions: Number of components; a small sample gives fewer.
+            seed: Seed of the randomized SVD.
 
         Raises:
             CorpusError: The sample has no words.
         """
-        # A term of a single document says nothing of clusters, unless the sample is tiny.
+        # A term in only one document cannot separate clusters, except in a tiny sample.
         counted = vectorizer(max_features=_MOST_TERMS, min_df=2 if len(texts) >= 20 else 1)
         try:
             x_NT = counted.fit_transform(texts)
-        except ValueError as error:  # scikit-learn's word for an empty vocabulary
+        except ValueError as error:  # scikit-learn found an empty vocabulary
             remedy = f"found no words to count ({error}); use mean_token"
             raise CorpusError("clusters.vectors", cls.kind, remedy) from error
         room = max(1, min(dimensions, x_NT.shape[0] - 1, x_NT.shape[1] - 1))
@@ -69,23 +70,23 @@ class TfidfSvd(Vectoriser):
         return cls(counted.get_feature_names_out().tolist(), counted.idf_, svd.components_.astype(np.float32))
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
-        """Unit vectors, float32 [N, D]; zero where a text has no known word."""
+        """Unit vectors, float32 [N, D]; a text without known words has the zero vector."""
         x_NT = self._vectorizer.transform(texts).astype(np.float32)
         return unit_length(x_NT @ self._components_DT.T)
 
     def save(self, directory: Path) -> None:
-        """Write the vocabulary as JSON and the numbers as npz."""
+        """Write the vocabulary as JSON, frequencies and components as npz."""
         (directory / "vocabulary.json").write_text(json.dumps(self._terms, ensure_ascii=False) + "\n", encoding="utf-8")
         np.savez(directory / "vectoriser.npz", idf=self._idf_T, components=self._components_DT)
         write_settings(directory, self.kind)
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:  # noqa: ARG003 - one signature for all kinds
-        """Read what `save` wrote."""
+        """Load a saved vectoriser."""
         with np.load(directory / "vectoriser.npz", allow_pickle=False) as arrays:
             return cls(read_json(directory / "vocabulary.json"), arrays["idf"], arrays["components"])
 
 
 def vectorizer(**settings: Any) -> TfidfVectorizer:
-    """How texts become words and weights, here and in the report."""
+    """The tf-idf vectorizer that vectors and report have in common."""
     return TfidfVectorizer(sublinear_tf=True, **settings)
