@@ -1,21 +1,21 @@
-"""The run directory: where everything lies, and how a stage's result becomes visible all at once or not at all.
+"""The run directory: its layout, and the atomic commit of a stage's result.
 
 RUN_DIR/
 ├── config.json      the resolved configuration
 ├── run.json         the run's id, made once
-├── events.jsonl     everything that happened, in order
-├── report.json      everything the final table shows
-├── ray.log          what Ray printed
+├── events.jsonl     all events, in order
+├── report.json      the figures of the final table
+├── ray.log          Ray's output
 ├── corpus/          tokenizer/, train/ and validation/ documents (Parquet), shards/ (packed tokens)
 ├── seed/            the common dense model that all sub-models start from (a Hugging Face directory)
 ├── clusters/        the fitted cluster model, assignments/, shards/0..E-1/, report.json
 ├── decomposed/      0..E-1/: the sub-models before training
-├── submodels/       0..E-1/: the trained sub-models (Hugging Face directories); common/: the backbone when they last met
-├── merged/          the MoE before its fine-tune, and merge.json: what went where
+├── submodels/       0..E-1/: the trained sub-models (Hugging Face directories); common/: the backbone of the last sync
+├── merged/          the MoE before its fine-tune, and merge.json: the origin of each tensor
 ├── finetuned/       the MoE after it
 ├── evaluation/      evaluation.json
 ├── model/           the finished Hugging Face directory
-└── checkpoints/     of trainers under way; gone when their stage is done
+└── checkpoints/     of running trainings; deleted when their stage is finished
 
 Every committed directory holds a `manifest.json`. A directory without one is unfinished and is made again.
 """
@@ -42,14 +42,14 @@ _PACKAGES = ("moedisco-ray", "ray", "torch", "transformers", "numpy", "scikit-le
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What is known of a committed artifact.
+    """The manifest of a committed artifact.
 
     Attributes:
         fingerprint: Digest of everything the artifact depends on.
-        seconds: Wall-clock time its making took.
-        summary: The stage's figures, as the report shows them.
-        versions: Of the packages that made it.
-        created: Seconds since the epoch.
+        seconds: Wall-clock time of its creation (s).
+        summary: The stage's figures for the report.
+        versions: Versions of the packages that made it.
+        created: Time of creation (s since the epoch).
     """
 
     fingerprint: str
@@ -60,7 +60,7 @@ class Manifest:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what can change a result."""
+    """Installed versions of the packages that can change a result."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of a committed directory, or None where there is none to trust."""
+    """The manifest of a committed directory; None without a valid one."""
     try:
         return parse_manifest((directory / "manifest.json").read_bytes())
     except OSError:
@@ -77,7 +77,7 @@ def read_manifest(directory: Path) -> Manifest | None:
 
 
 def parse_manifest(content: bytes) -> Manifest | None:
-    """The manifest in a file's content, or None where that is none to trust."""
+    """The manifest in a file's content; None if it is not valid."""
     try:
         return Manifest(**json.loads(content))
     except (ValueError, TypeError):
@@ -91,7 +91,7 @@ def is_done(directory: Path, fingerprint: str) -> bool:
 
 
 class Draft:
-    """A directory under way. `summary` may be filled until it is committed."""
+    """A directory that is not committed yet, and the summary of its stage."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,9 +100,9 @@ class Draft:
 
 @contextlib.contextmanager
 def commit(directory: Path, fingerprint: str) -> Iterator[Draft]:
-    """Make a directory atomically: write into `draft.path`; on a clean exit it takes the place of `directory`.
+    """Create a directory atomically: the block writes into `draft.path`, which replaces `directory` when the block succeeds.
 
-    After an error, nothing is left of the draft, and what was there before is untouched.
+    After an error the draft is deleted, and the old directory stays.
 
     Raises:
         RunDirError: The disk is full.
@@ -118,12 +118,12 @@ def commit(directory: Path, fingerprint: str) -> Iterator[Draft]:
             write_json(draft.path / "manifest.json", dataclasses.asdict(manifest))
             _replace(draft.path, directory)
     finally:
-        shutil.rmtree(draft.path, ignore_errors=True)   # gone already where it took its place
+        shutil.rmtree(draft.path, ignore_errors=True)   # already moved on success
 
 
 @contextlib.contextmanager
 def reporting_full_disk(path: Path) -> Iterator[None]:
-    """Turn the operating system's error of a full disk into the user's.
+    """Turn the operating system's error for a full disk into a `RunDirError`.
 
     Raises:
         RunDirError: The block ran out of space.
@@ -137,28 +137,28 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
 
 
 def disk_full(path: Path) -> RunDirError:
-    """The error for a file system without room."""
+    """The error for a full file system."""
     return RunDirError("output", str(path), "the disk is full; free some space and run the same command again: it resumes")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of either."""
+    """Write JSON atomically: a reader sees the old file or the new one."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text so that a reader sees the old file or the new one, never half of either."""
+    """Write text atomically: a reader sees the old file or the new one."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
 def run_id(directory: Path, given: str | None = None) -> str:
-    """The id of the run in a directory, kept in its `run.json`: two runs of one name have two.
+    """The id of the run in a directory, stored in `run.json`; runs with the same name have different ids.
 
     Args:
         directory: The run directory.
-        given: The id of a run that has none yet; None: a random one is made.
+        given: Id for a run without one; None: a random id.
     """
     path = directory / "run.json"
     if not path.exists():
@@ -172,7 +172,7 @@ def read_json(path: Path) -> Any:
 
 
 def _replace(draft: Path, directory: Path) -> None:
-    # A directory cannot be renamed over a full one: the old one steps aside first.
+    # A directory cannot replace a non-empty one, so the old one is renamed first.
     aside = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if directory.exists():

@@ -4,7 +4,7 @@ MoeDiscoError
 ├── UserError            something the user can mend: one line, exit code 2
 │   ├── ConfigError      a setting is missing, unknown, or contradicts another
 │   ├── CorpusError      the text is empty, binary, unreadable or too small
-│   ├── CheckpointError  a model directory is of another family, or holds a tensor nobody claims
+│   ├── CheckpointError  a model directory is of another family, or holds an unknown tensor
 │   ├── PoolError        no node offers what a pool asks for
 │   └── RunDirError      the output holds another run, or the disk is full
 ├── RunError             the run itself failed: exit code 1
@@ -12,7 +12,7 @@ MoeDiscoError
 │   └── TrainingError    a worker that kept dying
 │       └── DivergedError    settings that do not train, on any machine
 │           └── NotFiniteError   a loss or gradient that is not finite
-└── RunStopped           somebody asked the run to end: exit code 3
+└── RunStopped           a user, a budget or a newer run stopped the run: exit code 3
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MoeDiscoError(Exception):
 
 
 def masked(text: str) -> str:
-    """The text with `***` in place of what may be credentials in a URI: the user and the values of its options."""
+    """The text with `***` in place of possible credentials in a URI: the user and the values of its options."""
     start, end = text.find(":/"), text.rfind("@")
     if 0 <= start < end:
         scheme = start + (3 if text.startswith("://", start) else 2)
@@ -37,12 +37,12 @@ def masked(text: str) -> str:
 
 
 class UserError(MoeDiscoError, ValueError):
-    """A mistake the user can mend, told in one line: field, value, remedy.
+    """A mistake that the user can correct, in one line: field, value, remedy.
 
     Args:
-        field: Where the mistake is: a dotted configuration path, a file, a command-line option.
-        value: What was found there; credentials in it are masked.
-        remedy: What to do about it.
+        field: Place of the mistake: a dotted configuration path, a file or a command-line option.
+        value: The value found there, with credentials masked.
+        remedy: What to do.
     """
 
     def __init__(self, field: str, value: Any, remedy: str) -> None:
@@ -83,22 +83,22 @@ class RunError(MoeDiscoError, RuntimeError):
 
 
 class StorageError(RunError):
-    """The checkpoints' storage does not answer, or holds something damaged; another attempt may find it mended."""
+    """The checkpoint storage does not answer, or a checkpoint is damaged; another attempt may succeed."""
 
 
 class TrainingError(RunError):
-    """A loss that is not finite, or a worker that kept dying."""
+    """A loss is not finite, or a worker failed too often."""
 
 
 class DivergedError(TrainingError):
-    """A training whose own state or data ends it, whatever machine it runs on: these settings do not train."""
+    """A training fails because of its state or data, on any machine."""
 
 
 class NotFiniteError(DivergedError):
     """A loss or a gradient is not finite.
 
     Args:
-        message: For people.
+        message: Message for users.
         step: The step, from 1.
     """
 
@@ -111,7 +111,7 @@ class NotFiniteError(DivergedError):
 
 
 class RunStopped(MoeDiscoError):  # noqa: N818 - an end, not an error
-    """Somebody asked the run to end; its checkpoints are there.
+    """The run was stopped from outside, after it saved its checkpoints.
 
     Args:
         reason: One word: `cancelled`, `budget`, `superseded`.
@@ -122,4 +122,4 @@ class RunStopped(MoeDiscoError):  # noqa: N818 - an end, not an error
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"stopped ({self.reason}); the same command goes on from the last checkpoint"
+        return f"stopped ({self.reason}); run the same command again to resume from the last checkpoint"

@@ -1,4 +1,4 @@
-"""What a run tells the world: one flat record per happening, appended to `events.jsonl`.
+"""The events of a run: one flat record each, appended to `events.jsonl`.
 
 Every consumer (terminal view, plain lines, JSON, trackers, the report) reads this one stream.
 """
@@ -30,14 +30,14 @@ EventType = Literal[
     "worker_restarted", # stage, unit, reason
     "workers_held",     # hold, pool, workers, unit: slots of a pool, or of a type of it, are taken; unit of trainers only
     "workers_released", # hold
-    "slots_free",       # pool, slots: that are there and that nobody holds, from now on
-    "nodes_asked",      # pool, workers, seconds: nodes for so many are asked for, that many seconds before they are needed
+    "slots_free",       # pool, slots: existing slots that no worker holds, from now on
+    "nodes_asked",      # pool, workers, seconds: nodes are requested for this number of workers, this time before they are needed
     "nodes_let_go",     # pool: they are not asked for any more
     "heartbeat",        # every few seconds: the run lives, and what is held is still held
     "warning",          # message
     "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`)
     "run_failed",       # message
-    "run_stopped",      # reason; a checkpoint is there, and the same command goes on
+    "run_stopped",      # reason; the same command resumes from a checkpoint
     "state",            # state, reason, attempt: the control service's own, in the stream that it serves
 ]
 
@@ -48,7 +48,7 @@ BILL_FIGURES = ("dollars", "dollars_with_idle", "seconds")
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One happening. `unit` names a part of a stage that has its own progress, such as `submodel-3`."""
+    """An event. `unit` names a part of a stage with its own progress, such as `submodel-3`."""
 
     type: EventType
     stage: str | None = None
@@ -67,7 +67,7 @@ class Event:
 
 
 Emit = Callable[[Event], None]
-"""Takes an event; must be cheap and must not raise."""
+"""A listener for events; it must be fast and must not raise."""
 
 
 def discard(event: Event) -> None:
@@ -131,7 +131,7 @@ class EventLog:
         self._listeners = list(listeners)
 
     def __call__(self, event: Event) -> None:
-        """Append it; on disk before any listener sees it."""
+        """Append an event; it is on disk before a listener receives it."""
         with self._lock:
             self._file.write(event.to_json() + "\n")
             self._file.flush()
@@ -139,7 +139,7 @@ class EventLog:
                 listener(event)
 
     def listen(self, listener: Emit) -> None:
-        """Hand it every event from now on."""
+        """Add a listener for all later events."""
         self._listeners.append(listener)
 
     def close(self) -> None:
@@ -148,12 +148,12 @@ class EventLog:
 
     @staticmethod
     def read(path: Path) -> list[Event]:
-        """All whole events of a file, oldest first; an absent file has none."""
+        """All complete events of a file, oldest first; empty if the file does not exist."""
         return EventLog.parse(path.read_bytes()) if path.exists() else []
 
     @staticmethod
     def parse(content: bytes) -> list[Event]:
-        """All whole events in a file's content, oldest first."""
+        """All complete events in a file's content, oldest first."""
         events = []
         for line in content.decode(errors="replace").splitlines():
             try:

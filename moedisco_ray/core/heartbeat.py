@@ -1,4 +1,4 @@
-"""A sign of life in the event log while workers are held, so that a meter is never more than seconds behind."""
+"""Heartbeat events while workers are held, so that the bill is never more than seconds behind."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from moedisco_ray.core.events import Event, EventLog
 
 INTERVAL = 5.0
-"""Seconds."""
+"""Time between two heartbeats (s): bills are as precise as that."""
 
 
 @contextlib.contextmanager
 def heartbeats(log: EventLog, interval: float = INTERVAL) -> Iterator[None]:
     """Write `heartbeat` events inside the block, whenever a pool's workers are held.
 
-    One that cannot be written, on a full disk say, is left out, and the next one tried: what the run has to tell cannot be written
-    then either, and that ends it.
+    A heartbeat that cannot be written, for example on a full disk, is skipped: the run's next own event fails in the same way and
+    ends the run.
     """
     held: set[str] = set()
     stopped = threading.Event()

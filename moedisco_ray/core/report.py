@@ -108,8 +108,8 @@ def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str 
 
     Args:
         events: Of a run, in order.
-        kind: Which events tell it.
-        key: Under which name.
+        kind: Type of the events with the loss.
+        key: Key of the loss in their data.
 
     Returns:
         A curve of at most `CURVE_POINTS` points for each unit.

@@ -1,6 +1,6 @@
-"""Ending a run from outside: a file that, once it exists, stops every trainer at its next step, with a checkpoint.
+"""A file whose existence stops every trainer of a run at its next step, with a checkpoint.
 
-A file, because it reaches workers on every node that sees the run directory, survives whoever asked, and needs no port.
+A file reaches the workers on all nodes that see the run directory, outlives the process that wrote it, and needs no port.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from moedisco_ray.core.errors import RunStopped
 
 @dataclasses.dataclass(frozen=True)
 class StopFile:
-    """Where to look.
+    """A file whose existence requests a graceful stop.
 
     Attributes:
-        path: The file; its text is the reason. None: nobody can ask.
+        path: The file; its text is the reason. None: the run cannot be stopped by a file.
     """
 
     path: Path | None = None
 
     @property
     def requested(self) -> bool:
-        """Whether somebody asked."""
+        """Whether a stop was requested."""
         return self.path is not None and self.path.exists()
 
     def check(self) -> None:
-        """End here if somebody asked.
+        """Raise if a stop was requested.
 
         Raises:
-            RunStopped: With the reason that the file gives.
+            RunStopped: A stop was requested; the error has the reason.
         """
         if self.path is not None and self.path.exists():
             raise RunStopped(self.path.read_text(encoding="utf-8").strip() or "cancelled")
 
     def request(self, reason: str) -> None:
-        """Ask; where nobody looks at a file, nothing happens."""
+        """Request a stop; without a path, nothing happens."""
         if self.path is not None and not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(reason + "\n", encoding="utf-8")
 
 
 NEVER = StopFile()
-"""Of a run that nobody ends from outside."""
+"""The stop file of a run that cannot be stopped from outside."""

@@ -1,4 +1,4 @@
-"""What a run needs and costs, before anything is rented: parameters, memory, hours, dollars. No torch, no Ray."""
+"""Plan of a run before it starts: parameters, memory, hours and dollars. No torch, no Ray."""
 
 from moedisco_ray.plan.build import Plan, StagePlan, build_plan
 from moedisco_ray.plan.cost import Cost

@@ -1,4 +1,4 @@
-"""From a configuration to a plan: what each training stage needs, takes and costs."""
+"""The plan of a configuration: memory, time and cost of each training stage."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class StagePlan(BaseModel):
     stage: StageName
     pool: PoolName
     units: int
-    """Models that train independently."""
+    """Number of models that train independently."""
     workers: int
-    """Workers that train at once; of an elastic gang the fewest, with whom it must fit."""
+    """Number of workers that train at the same time; the fewest of an elastic gang, with which it must fit."""
     parameters: Parameters
     """Of one unit."""
     steps: int
@@ -42,22 +42,22 @@ class StagePlan(BaseModel):
     memory: Memory
     """Of one worker."""
     pool_gb: float
-    """What a worker of the pool may use; of a mixed one, of its largest type."""
+    """Memory of a worker of the pool, in a mixed pool of the largest type (GB)."""
     fits: bool
-    """Whether the upper bound of `memory` is within `pool_gb`."""
+    """Whether the upper bound `memory` is at most `pool_gb`."""
     fits_known: bool
-    """Whether that says that it fits: not on a pool without GPUs, whose workers share the host's memory with everything else."""
+    """Whether `fits` is reliable: not without GPUs, because CPU workers share the host's memory with other processes."""
     remedy: Remedy | None
-    """Where it does not fit: what would make it."""
+    """Settings with which the stage fits, if it does not."""
     cost: Cost
     sync: Sync | None
-    """What rounds move through storage; null where there are none."""
+    """Traffic of the syncs; null without syncs."""
     types: tuple[TypeShare, ...] = ()
-    """On a mixed pool: what each node type has of it."""
+    """Parts of the node types of a mixed pool."""
 
 
 class Plan(BaseModel):
-    """Everything that `moedisco plan` shows."""
+    """The plan of a run, as `moedisco plan` shows it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,12 +67,12 @@ class Plan(BaseModel):
     clusters: int
     experts_per_submodel: int
     parameters: Parameters
-    """Of the whole Mixture-of-Experts."""
+    """Parameters of the whole MoE."""
     stages: tuple[StagePlan, ...]
     fits: bool
-    """Whether all stages are within the memory of their pools."""
+    """Whether all stages fit the memory of their pools."""
     fits_known: bool
-    """Whether that is known of all stages."""
+    """Whether `fits` is reliable for all stages."""
     tokens: int
     training_hours: float
     """Wall-clock hours of training alone, by arithmetic on operations that is the same on every machine, which comparisons and
@@ -82,17 +82,17 @@ class Plan(BaseModel):
     full_training: Cost
     """Training the whole model on as many tokens on the high-memory pool, by the same arithmetic."""
     estimates: tuple[StageEstimate, ...]
-    """Time and cost of all stages, in pipeline order."""
+    """Estimates of all stages, in pipeline order."""
     speeds: tuple[Speed, ...]
-    """How the speed of each pool's workers is known."""
+    """Speed of each pool's workers, and its source."""
     bill: Bill
-    """What the run costs, all stages."""
+    """The planned bill of all stages."""
     assumptions: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """A stage as the configuration has it."""
+    """A training stage of the configuration."""
 
     stage: StageName
     pool: Pool
@@ -105,16 +105,16 @@ class _Training:
 
 
 def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
-    """Work out parameters, memory, time and price of a run.
+    """Plan parameters, memory, time and cost of a run.
 
     Args:
         config: A checked configuration.
-        machine: What is known of the machine; without it the time and price on CPU workers are unknown.
+        machine: Facts about the machine; without them, time and cost of CPU workers are unknown.
 
     Raises:
         ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool,
             where it would wait for ever.
-        CheckpointError: The directory that `model.init` names holds no start for the family.
+        CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """
     whole = config.model.architecture
     vocab_size = planned_vocab_size(config)
@@ -200,7 +200,7 @@ def _plan_stage(config: RunConfig, training: _Training, whole: Architecture, voc
     if remedy is not None and pool.mixed:
         raise ConfigError(
             f"pools.{pool.name}.types", pool_gb,
-            f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any of them has; {remedy}")
+            f"a worker of {training.stage} needs {memory.total / GIB:.1f} GB, more than any node type has; {remedy}")
     parameters = count_parameters(family, shape, vocab_size)
     flops = flops_per_token(parameters, shape, length, checkpointing=optimizer.gradient_checkpointing)
     steps = max(1, training.tokens // units // optimizer.batch_tokens)

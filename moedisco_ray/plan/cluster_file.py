@@ -1,4 +1,4 @@
-"""What a cluster file starts, and where that contradicts a configuration: tags, GPUs, memory, room and prices.
+"""Checks a configuration against the nodes that a cluster file starts: resources, GPUs, memory, room and prices.
 
 Ray ignores a file's top-level `metadata`; ours holds, under `moedisco.node_types`, what Ray has no field for: `gpu_memory_gb` and
 `price_per_hour` of each node type. A file for hosts that exist already (`provider: local`) names each host's type under
@@ -26,20 +26,20 @@ _PRICE_TOLERANCE = 0.01
 
 
 class NodeFacts(BaseModel):
-    """What the `metadata` of a cluster file says of one node type."""
+    """Entry of a node type in the `metadata` of a cluster file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     gpu: str | None = None
     """Model of its GPUs."""
     gpu_memory_gb: Annotated[float, Field(ge=0)] = 0
-    """Of one GPU."""
+    """Memory of one GPU (GB)."""
     price_per_hour: Annotated[float, Field(ge=0)]
     """Dollars for the whole node."""
     resources: dict[str, Annotated[int, Field(ge=0)]] = {}
-    """What it offers to Ray, where Ray's own field cannot say it: on hosts that exist already."""
+    """Resources that a node offers to Ray, for hosts that Ray does not start."""
     labels: dict[str, str] = {}
-    """Likewise."""
+    """Labels of a node, for such hosts."""
 
 
 class ClusterMetadata(BaseModel):
@@ -51,19 +51,19 @@ class ClusterMetadata(BaseModel):
     """Month of the prices."""
     node_types: dict[str, NodeFacts]
     hosts: dict[str, str] = {}
-    """Address of a host to its node type, for `provider: local`."""
+    """Node type by host address, for `provider: local`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeType:
-    """One kind of worker that a cluster file can start.
+    """A node type that a cluster file can start.
 
     Attributes:
-        name: Its key in the file.
-        most: How many of it at once.
-        resources: What each offers to Ray.
-        gpu_memory_gb: Of one GPU.
-        price_per_hour: Dollars for the node.
+        name: Key of the type in the file.
+        most: Most nodes of the type at once.
+        resources: Resources of a node.
+        gpu_memory_gb: Memory of one GPU (GB).
+        price_per_hour: Dollars per node-hour.
     """
 
     name: str
@@ -79,40 +79,40 @@ class NodeType:
 
     @property
     def slots(self) -> Mapping[str, int]:
-        """Tag of each pool to the workers of it that one node has room for."""
+        """Number of workers that a node has room for, by the pool's resource."""
         return {name: amount for name, amount in self.resources.items() if amount and name not in ("CPU", "GPU", "memory")}
 
     def worker_price(self, tag: str) -> float:
-        """Dollars for an hour of one worker, on a node that is full of them."""
+        """Dollars per worker-hour on a full node."""
         return self.price_per_hour / self.slots[tag]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What a cluster file can start besides its head.
+    """The worker nodes that a cluster file can start.
 
     Attributes:
-        types: Of its workers, in the order of the file.
-        most: Workers of all types at once; none: as many as the types allow.
+        types: Node types, in the order of the file.
+        most: Most nodes of all types together; None: no such limit.
     """
 
     types: tuple[NodeType, ...]
     most: int | None = None
 
     def room(self, resource: str) -> int:
-        """Most of a resource that there can be at once."""
+        """Largest amount of a resource at one time."""
         each = sorted((node.resources.get(resource, 0) for node in self.types for _ in range(node.most)), reverse=True)
         return sum(each[:self.most])
 
 
 @dataclasses.dataclass(frozen=True)
 class Disagreement:
-    """A setting and a cluster file that contradict each other.
+    """A setting that contradicts a cluster file.
 
     Attributes:
         field: Dotted path of the setting.
-        value: The setting's.
-        remedy: What the file says, and what to change.
+        value: Value of the setting.
+        remedy: Content of the file, and what to change.
     """
 
     field: str
@@ -124,10 +124,10 @@ class Disagreement:
 
 
 def load_cluster(path: Path) -> Cluster:
-    """What a cluster file can start, for `ray up` or KubeRay.
+    """Read a cluster file for `ray up` or KubeRay.
 
     Raises:
-        ConfigError: It cannot be read, or lacks what a plan is checked against.
+        ConfigError: The file cannot be read, or lacks a part that the checks need.
     """
     try:
         documents = [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document is not None]
@@ -139,14 +139,14 @@ def load_cluster(path: Path) -> Cluster:
 
 
 def read_cluster(documents: Iterable[Any], source: str) -> Cluster:
-    """What a parsed cluster file can start.
+    """The worker nodes of a parsed cluster file.
 
     Args:
-        documents: One dictionary for `ray up`; for KubeRay all of the file's objects.
-        source: Named in errors.
+        documents: One dictionary for `ray up`, or all objects of a KubeRay file.
+        source: Name of the file, for errors.
 
     Raises:
-        ConfigError: The file lacks what a plan is checked against.
+        ConfigError: The file lacks a part that the checks need.
     """
     given = [document for document in documents if isinstance(document, dict)]
     try:
@@ -164,15 +164,15 @@ def read_cluster(documents: Iterable[Any], source: str) -> Cluster:
 
 
 def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
-    """Where the pools of a configuration and what a cluster file starts contradict each other.
+    """All contradictions between the pools of a configuration and a cluster file.
 
     Args:
-        cluster: The file's.
-        config: Names the pools.
-        plan: Of the same configuration; says what a worker needs.
+        cluster: Nodes of the cluster file.
+        config: The configuration.
+        plan: Plan of the configuration, for the memory of workers.
     """
     low, high = config.pools.low_memory, config.pools.high_memory
-    # A sub-model never goes to a type that is too small for it: there, what counts is that the type is as large as it says.
+    # A sub-model never runs on a type that is too small; so a mixed pool only needs types that are as large as configured.
     of_low = (
         [each for i, kind in enumerate(low.node_types)
          for each in _of_pool(cluster, kind, f"{_path(low)}.types.{i}", kind.memory_gb, "max_workers", kind.max_workers)]
@@ -185,7 +185,7 @@ def _path(pool: Pool) -> str:
 
 
 def _need_gb(plan: Plan, pool: Pool) -> float:
-    """What the largest worker of a pool needs."""
+    """Memory of the largest worker of a pool (GB)."""
     return max((stage.memory.total for stage in plan.stages if stage.pool == pool.name), default=0) / GIB
 
 
@@ -211,10 +211,10 @@ def _of_pool(cluster: Cluster, pool: Pool, path: str, need_gb: float, count: str
 def _of_gpus(offering: list[NodeType], pool: Pool) -> list[Disagreement]:
     crowded = [node for node in offering if node.resources[pool.resource] * pool.gpu > node.gpus]
     idle = [node for node in offering if node.gpus and not pool.gpu]
-    told = (
+    checks = (
         (crowded, f"{_names(crowded)} offers more {pool.resource} than it has GPUs"),
         (idle, f"the GPUs of {_names(idle)} would idle; set it to 1"))
-    return [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in told if nodes]
+    return [Disagreement(f"{_path(pool)}.gpu", pool.gpu, remedy) for nodes, remedy in checks if nodes]
 
 
 def _of_memory(offering: list[NodeType], pool: Pool, need_gb: float, path: str) -> list[Disagreement]:

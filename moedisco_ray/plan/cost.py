@@ -1,7 +1,7 @@
 """Hours and dollars of training, from floating-point operations and the pools' prices.
 
-The reference is one A100-80GB: 312 TFLOP/s in bf16 (its data sheet), of which 35 % are assumed to be reached; a pool's
-`speed` scales it. Nothing but training is counted; a comparison adds what a run reads beside it (`compare.accounting`).
+The reference is one A100-80GB with 312 TFLOP/s in bf16 (data sheet) and an assumed utilisation of 35 %; a pool's `speed` scales it.
+Only training is counted; comparisons add what a run reads (`compare.accounting`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ UTILISATION = 0.35
 
 
 class Cost(BaseModel):
-    """What training one stage takes."""
+    """Cost of the training of one stage."""
 
     model_config = ConfigDict(frozen=True)
 
     tokens: int
-    """Of all units together."""
+    """Training tokens, summed over units."""
     flops: float
     waves: int
-    """How often the pool is filled, when there are more units than it trains at once."""
+    """Number of times that the pool is filled, if it cannot train all units at once."""
     hours: float
-    """Wall-clock."""
+    """Wall-clock time (h)."""
     worker_hours: float
     dollars: float
 
@@ -38,10 +38,10 @@ class Cost(BaseModel):
 def flops_per_token(
     parameters: Parameters, architecture: Architecture, sequence_length: int, *, checkpointing: bool,
 ) -> float:
-    """Operations of one training step per token.
+    """Floating-point operations of a training step per token.
 
     6 N + 12 l h d L (Chowdhery et al., PaLM, arXiv 2204.02311, appendix B), N being the parameters in a token's
-    matrix products, l layers, h heads of size d, L the sequence length. Recomputing the forward pass adds a third.
+    matrix products, l layers, h heads of size d, L the sequence length. Gradient checkpointing adds a third.
     """
     heads = architecture.num_attention_heads * architecture.head_size
     attention = 12 * architecture.num_hidden_layers * heads * sequence_length
@@ -51,15 +51,15 @@ def flops_per_token(
 def training_cost(
     flops_each_token: float, tokens: int, pool: Pool, *, units: int = 1, at_once: int = 1, workers_per_unit: int = 1,
 ) -> Cost:
-    """Cost of training `units` models that share `tokens` evenly.
+    """Cost of training `units` models that share the tokens evenly.
 
     Args:
         flops_each_token: Operations per token.
-        tokens: Of all units together.
-        pool: Gives speed and price.
-        units: Models that train independently.
-        at_once: How many of them the pool has room for.
-        workers_per_unit: Workers that share one model; an even split of its time is assumed.
+        tokens: Training tokens, summed over units.
+        pool: The pool, with speed and price.
+        units: Number of models that train independently.
+        at_once: Number of models that train at the same time.
+        workers_per_unit: Number of workers per model; they divide its time evenly.
     """
     flops = flops_each_token * tokens
     worker_hours = flops / (PEAK_FLOPS * UTILISATION * pool.speed) / 3600
@@ -70,7 +70,7 @@ def training_cost(
 
 
 class TypeShare(BaseModel):
-    """What one node type of a mixed pool has of a stage."""
+    """The part of a stage on one node type of a mixed pool."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,9 +78,9 @@ class TypeShare(BaseModel):
     resource: str
     memory_gb: float
     fits: bool
-    """Whether a worker of the stage fits it."""
+    """Whether a worker of the stage fits the type."""
     units: int
-    """Models that train on it."""
+    """Number of models that train on the type."""
     worker_hours: float
     dollars: float
 
@@ -88,14 +88,14 @@ class TypeShare(BaseModel):
 def mixed_cost(
     flops_each_token: float, tokens: int, pool: LowMemoryPool, need_gb: float, *, units: int = 1,
 ) -> tuple[Cost, tuple[TypeShare, ...]]:
-    """Cost of training `units` equal models on a mixed pool, each begun where it fits for the least money at that moment.
+    """Cost of training `units` equal models on a mixed pool, each on the cheapest free type that it fits.
 
     Args:
         flops_each_token: Operations per token.
-        tokens: Of all units together.
-        pool: Its types, one of which holds a unit at least.
-        need_gb: Of a worker.
-        units: Models that train independently.
+        tokens: Training tokens, summed over units.
+        pool: The pool; at least one type fits a unit.
+        need_gb: Memory of a worker (GB).
+        units: Number of models that train independently.
     """
     kinds = {kind.key: kind for kind in pool.node_types}
     flops = flops_each_token * tokens
@@ -114,7 +114,7 @@ def mixed_cost(
 
 
 def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float) -> dict[str, int]:
-    """Slots of each type that equal units use, in the order in which they are filled."""
+    """Slots of each type that equal units use, best type first."""
     order = ranked(Need("", need_gb), [
         NodeType(key, kind.memory_gb, kind.price_per_hour, kind.speed, free=kind.max_workers) for key, kind in kinds.items()])
     slots, left = {}, pool.max_workers
@@ -125,15 +125,15 @@ def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float)
 
 
 def _schedule(slots: dict[str, int], hours: dict[str, float], units: int) -> tuple[Counter[str], float]:
-    """Units begun on each type, and the hours until the last one ends.
+    """Number of units on each type, and the hours until the last one ends.
 
-    Equal units that begin on the same type at the same time end at the same time: they are one entry. Since cheaper slots are taken
-    first, the next units take the slots that were freed. Steps are as many as there are waves of each type.
+    Equal units that start on one type at the same time also end at the same time, so they are one entry of the heap. The loop has
+    one step per wave of each type.
 
     Args:
-        slots: By type, in the order in which they are filled.
-        hours: Of one unit, by type.
-        units: At least 1.
+        slots: Slots by type, best type first.
+        hours: Hours of one unit, by type.
+        units: Number of units, at least 1.
     """
     begun: Counter[str] = Counter()
     free = [(0.0, key) for key in reversed(slots)]

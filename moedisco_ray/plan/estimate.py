@@ -1,21 +1,20 @@
-"""Time and cost of every stage, planned: training, and what stands around it.
+"""Planned time and cost of every stage.
 
-Operations are counted (`plan.cost`), divided by the workers' speed (`plan.speed`), and start-ups are added:
+The estimate is operations (`plan.cost`) over the workers' speed (`plan.speed`), plus start-up times:
 
-* the run starts: its driver, and Ray;
-* each process that works on a pool starts once per stage; trainers start once per wave, after a controller that holds no slot;
-* corpus: tokenizing the sources' bytes on the head's cores; unpriced. Unknown where the sources' size is;
-* training: where `evaluation.every_tokens` asks for looks at the held-out loss, their tokens are read too;
-* cluster: forward passes of the seed model over 1.25 times the sub-models' tokens (all of the text: unknown), where vectors are
-  hidden states;
-* merge: the calibration tokens, once per layer through half of the whole model on average; with `merge.backbone: auto` as often
-  for each candidate, whose loss is then measured;
-* evaluate: the validation tokens through every model that is measured, and through the one that finds their clusters; as many of
-  `evaluation.sources` through the finished model; through each sub-model of an ensemble, with the contexts that weigh them;
+* start: the driver and Ray;
+* each process on a pool starts once per stage; trainings start once per wave, after a controller that holds no slot;
+* corpus: tokenizing the sources on the head's cores, without a price; unknown if the size of the sources is unknown;
+* training: with `evaluation.every_tokens`, also the tokens of the measurements of the held-out loss;
+* cluster: if vectors are hidden states, forward passes of the seed model over 1.25 times the sub-models' tokens;
+* merge: the calibration tokens once per layer, on average through half of the whole model; with `merge.backbone: auto` the same
+  for each candidate, and the measurement of its loss;
+* evaluate: the validation tokens through every measured model and through the one that finds their clusters; tokens of
+  `evaluation.sources` through the finished model; for an ensemble, tokens through each sub-model and the contexts that weigh them;
 * export: the prompts, token by token.
 
-The time of `evaluation.lm_eval` depends on task files that a plan does not read: `left_out` names it, and the bill is incomplete.
-A step that the arithmetic does not cover (k-means, files, checkpoints) is not in it.
+Not included are k-means, files and checkpoints, and `evaluation.lm_eval`, whose task files a plan does not read: `left_out` names
+it, and the bill is incomplete.
 """
 
 from __future__ import annotations
@@ -32,43 +31,43 @@ from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
 CLUSTERED = 1.25
-"""Text that is clustered, as a multiple of the sub-models' tokens."""
+"""Clustered text, as a multiple of the sub-models' tokens; the rest is held out to compare merges."""
 
 _MERGE_RULES = 4
-"""Rules that `merge.backbone: auto` tries."""
+"""Number of rules that `merge.backbone: auto` tries."""
 _MERGE_SCALES = 3
-"""Scales at which it tries each."""
+"""Number of scales at which it tries each rule."""
 _ENSEMBLE_BLOCK = 64
-"""Tokens of an ensemble's text between two looks at the context that weighs its members."""
+"""Tokens between two updates of an ensemble's weights."""
 
 
 class StageEstimate(BaseModel):
-    """One stage of the pipeline, planned."""
+    """The estimate of one stage."""
 
     model_config = ConfigDict(frozen=True)
 
     stage: str
     pool: str
-    """`low_memory`, `high_memory` or `head`, which is not priced."""
+    """`low_memory`, `high_memory`, or `head`, which has no price."""
     seconds: float | None
-    """Wall-clock; null: unknown."""
+    """Wall-clock time (s); null: unknown."""
     worker_seconds: float | None
-    """For which priced slots are held, start-ups included; null: unknown."""
+    """Time for which priced slots are held, start-ups included (s); null: unknown."""
     dollars: float | None
     """Sum of the lines; null: unknown."""
     lines: tuple[Line, ...] = ()
-    """Priced work per pool. Of a mixed pool whose node type is not known before the run, at the most expensive type."""
+    """Priced work per pool; in a mixed pool at the most expensive type if the type is not known before the run."""
 
 
 class Training(BaseModel):
-    """What an estimate takes from a training stage of the plan."""
+    """A training stage of the plan, as input of the estimate."""
 
     model_config = ConfigDict(frozen=True)
 
     cost: Cost
     units: int
     at_once: int
-    """Models that train at once."""
+    """Number of models that train at the same time."""
     workers_per_unit: int
     experts: int
     types: tuple[TypeShare, ...] = ()
@@ -77,7 +76,7 @@ class Training(BaseModel):
 def estimate_stages(
     config: RunConfig, trainings: Mapping[str, Training], vocab_size: int, machine: Machine,
 ) -> tuple[StageEstimate, ...]:
-    """Every stage, in pipeline order."""
+    """Estimates of all stages, in pipeline order."""
     reading = _Reading(config, vocab_size, machine)
     return tuple(
         _training(config, stage.name, trainings[stage.name], reading.looks(stage.name, trainings[stage.name].cost.tokens), machine)
@@ -88,7 +87,7 @@ def estimate_stages(
 def planned_bill(
     config: RunConfig, stages: Sequence[StageEstimate], trainings: Mapping[str, Training], vocab_size: int, machine: Machine,
 ) -> Bill:
-    """The bill of a plan: the same structure as a run's."""
+    """The bill of a plan, in the form of a run's bill."""
     return make_bill(
         [each for stage in stages for each in stage.lines],
         seconds=_total([start_up(None, machine), *(each.seconds for each in stages)]), planned=True,
@@ -96,7 +95,7 @@ def planned_bill(
 
 
 def left_out(config: RunConfig) -> tuple[str, ...]:
-    """Settings whose cost a plan cannot know and does not contain."""
+    """Settings whose cost a plan does not include."""
     return ("evaluation.lm_eval",) if config.evaluation.lm_eval else ()
 
 
@@ -119,14 +118,14 @@ def _baseline(config: RunConfig, trainings: Mapping[str, Training], vocab_size: 
 
 
 def _training(config: RunConfig, stage: str, training: Training, looks: float | None, machine: Machine) -> StageEstimate:
-    """A stage that trains.
+    """Estimate of a training stage.
 
     Args:
-        config: The run's.
-        stage: Its name.
+        config: The run's configuration.
+        stage: Name of the stage.
         training: Operations, units and workers.
-        looks: Seconds that each worker takes for looks at the held-out loss; None: unknown.
-        machine: What is known of the machine.
+        looks: Time per worker for measurements of the held-out loss (s); None: unknown.
+        machine: The machine.
     """
     pool = config.finetune_pool if stage == "finetune" else config.pools.low_memory
     cost = training.cost
@@ -143,7 +142,7 @@ def _training(config: RunConfig, stage: str, training: Training, looks: float | 
         if not units:
             continue
         working = seconds * units / training.units
-        if pool.gpu:    # of a mixed pool, each type at its own speed
+        if pool.gpu:    # in a mixed pool, each type has its own speed
             working = 3600 * (cost.worker_hours if share is None else share.worker_hours)
         held = working + (starting + looks) * units * training.workers_per_unit
         lines.append(line(stage, pool.key if share is None else f"{pool.key}.{share.name}", held * crowd, config))
@@ -164,12 +163,12 @@ def _unknown(stage: str, pool: Pool) -> StageEstimate:
 
 
 def _crowd(pool: Pool, workers: int, machine: Machine) -> float:
-    """Slow-down of workers that share cores."""
+    """Slow-down factor of workers that share cores."""
     return 1.0 if pool.gpu or machine.probe is None else max(1.0, workers / machine.probe.cores)
 
 
 class _Reading:
-    """Stages that read text without training on it."""
+    """Estimates of the stages that read text without training on it."""
 
     def __init__(self, config: RunConfig, vocab_size: int, machine: Machine) -> None:
         self._config, self._vocab_size, self._machine = config, vocab_size, machine
@@ -177,7 +176,7 @@ class _Reading:
         self._part = submodel_architecture(self._whole, config.clusters.count)
 
     def stage(self, name: str) -> StageEstimate:
-        """A stage that is no training, or trains nothing in this run."""
+        """Estimate of a stage that trains nothing in this run."""
         config = self._config
         match name:
             case "corpus":
@@ -193,10 +192,10 @@ class _Reading:
         return self._on_head(name, 0.0)
 
     def evaluate(self, *, finished_only: bool = False) -> float | None:
-        """Seconds of one worker.
+        """Time of one worker for the evaluation (s).
 
         Args:
-            finished_only: Measure the finished model alone, as full training would.
+            finished_only: Measure only the finished model, as full training would.
         """
         config, evaluation = self._config, self._config.evaluation
         tokens = evaluation.max_tokens
@@ -214,23 +213,23 @@ class _Reading:
         if evaluation.ensemble:
             passes.append(self._read(config.clusters.count * tokens, whole=False))
             if config.vectors_pool is not None:
-                # The context before each block, half a sequence on average.
+                # The context before each block is half a sequence on average.
                 contexts = tokens * config.corpus.sequence_length // (2 * _ENSEMBLE_BLOCK)
                 passes.append(self._read(contexts, whole=self._vectors_of_whole))
         return _total([*passes, self._starting(config.finetune_pool)])
 
     def export(self) -> float | None:
-        """Seconds of one worker."""
+        """Time of one worker for the export (s)."""
         evaluation = self._config.evaluation
         samples = self._read(len(evaluation.prompts) * evaluation.sample_tokens, whole=True)
         return _total([samples, self._starting(self._config.finetune_pool)])
 
     def looks(self, stage: str, tokens: int) -> float | None:
-        """Seconds of a training's looks at its held-out loss, which each worker takes; the last look is at the end.
+        """Time per worker for measurements of the held-out loss (s); the last measurement is at the end.
 
         Args:
-            stage: The seed's, the sub-models', which have none, or the fine-tune's.
-            tokens: That it trains on.
+            stage: Name of the stage; sub-models have no measurements.
+            tokens: Training tokens of the stage.
         """
         evaluation = self._config.evaluation
         if evaluation.every_tokens is None or stage == "submodels":
@@ -272,7 +271,7 @@ class _Reading:
         return None if probe is None or size is None else probe.start_up_seconds + size / probe.text_bytes_per_second
 
     def _read(self, tokens: int, *, whole: bool, pool: Pool | None = None) -> float | None:
-        """Seconds of one worker to read tokens: a third of a training step's operations."""
+        """Time of one worker to read tokens (s), at a third of a training step's operations."""
         shape = self._whole if whole else self._part
         each = self._flops(shape)
         experts = shape.num_experts
@@ -286,7 +285,7 @@ class _Reading:
         return start_up(pool, self._machine)
 
     def _held(self, stage: str, pool: Pool, one: float | None, workers: int) -> StageEstimate:
-        """A stage whose work is divided over workers, each of which starts."""
+        """Estimate of a stage whose work is divided among workers."""
         starting = self._starting(pool)
         if one is None or starting is None:
             return _unknown(stage, pool)

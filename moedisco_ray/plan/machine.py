@@ -1,6 +1,6 @@
-"""What is known of this machine for a plan: a cached probe of its speed, and the size of local text. Imports nothing heavy.
+"""Facts about this machine for a plan: a cached speed probe, and the size of local text. Imports no heavy library.
 
-The probe is kept in `MOEDISCO_CACHE_DIR`, by default `moedisco` in the user's cache directory.
+The probe is stored in `MOEDISCO_CACHE_DIR`, by default `moedisco` in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from moedisco_ray.plan.speed import Machine, Probe
 _LIBRARIES = ("moedisco-ray", "torch", "transformers", "tokenizers")
 _PROBE_SECONDS = 120.0
 _EMBEDDED_BYTES = 10_000_000
-"""Text of the embedded corpus with the libraries of this version: 9.8 MB were measured."""
+"""Size of the embedded corpus (bytes); 9.8 MB were measured with the pinned libraries."""
 _MOST_FILES = 10_000
-"""Files whose sizes are added up; of more text the size is unknown."""
+"""Most files whose sizes are summed; with more files the size is unknown."""
 
 
 def known_machine(config: RunConfig, *, here: bool, read_sizes: bool = False) -> Machine:
-    """What is known without measuring.
+    """The machine without a new measurement.
 
     Args:
-        config: The run's.
-        here: Whether its workers without GPUs are this machine's cores.
+        config: The run's configuration.
+        here: Whether workers without GPUs are this machine's cores.
         read_sizes: Whether the sizes of local sources may be read.
     """
     return Machine(probe=_cached() if here else None, text_bytes=_text_bytes(config, read_sizes))
 
 
 def measured_machine(config: RunConfig, *, here: bool) -> Machine:
-    """What is known, after a probe where a pool has no GPUs and none was made yet with these libraries and cores.
+    """The machine, after a probe if a pool has no GPUs and no probe is cached for these libraries and cores.
 
     Args:
-        config: The run's.
-        here: Whether its workers without GPUs are this machine's cores.
+        config: The run's configuration.
+        here: Whether workers without GPUs are this machine's cores.
     """
     if here and not all(pool.gpu for pool, _ in config.pools.needed(config.finetune.pool)):
         measure()
@@ -53,7 +53,7 @@ def measured_machine(config: RunConfig, *, here: bool) -> Machine:
 
 
 def measure() -> Probe | None:
-    """The cached probe, made first where there is none; None where it fails: the speed is unknown then."""
+    """The cached probe, or a new one; None if the probe fails."""
     found = _cached()
     if found is not None:
         return found
@@ -72,7 +72,7 @@ def measure() -> Probe | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a probe depends on."""
+    """Versions of the packages that a probe depends on."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _LIBRARIES:
         try:

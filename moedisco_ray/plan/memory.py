@@ -37,7 +37,7 @@ from moedisco_ray.core.config import Architecture, FamilyName, Optimizer, read_a
 from moedisco_ray.plan.parameters import count_parameters, shared_hidden_size
 
 GIB = 2**30
-"""What the makers of GPUs call a gigabyte."""
+"""A gigabyte as GPU vendors count it (bytes)."""
 
 _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
@@ -90,10 +90,10 @@ def worker_memory(
         family: The model's family.
         architecture: Its sizes.
         vocab_size: Rows of the embedding.
-        optimizer: Says the state's precision, the micro-batch and whether activations are recomputed.
+        optimizer: Precision, micro-batch and gradient checkpointing.
         sequence_length: Tokens per sequence.
-        gpu: GPUs a worker holds; decides what `precision: auto` means.
-        workers: Over how many weights, gradients and moments are divided.
+        gpu: GPUs per worker; they decide the meaning of `precision: auto`.
+        workers: Number of workers that weights, gradients and moments are divided among.
     """
     parameters = count_parameters(family, architecture, vocab_size)
     share = -(-parameters.total // workers)
@@ -130,7 +130,7 @@ def activation_bytes_per_token(
     family: FamilyName, architecture: Architecture, vocab_size: int, width: int, *, residual: int,
     checkpointing: bool,
 ) -> int:
-    """Bytes that training holds per token of the micro-batch; the formula stands in the module's docstring.
+    """Bytes of activations per token of the micro-batch, by the formula in the docstring of this module.
 
     Args:
         family: The model's family.
@@ -160,7 +160,7 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     shared = shared_hidden_size(family, architecture)
     held = norms + attention + width * architecture.num_experts_per_tok * expert
     held += width * (hidden + 4 * shared) if shared else 0
-    # Those that share: queries, keys, values; the router, or the only expert's two halves; the shared expert's three.
+    # Linears that share an input: queries, keys, values; the router, or the two halves of the only expert; three of the shared one.
     casts = 2 + 1 + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden
 
@@ -172,11 +172,11 @@ def compute_bytes(optimizer: Optimizer, gpu: int) -> int:
 
 
 def worker_sequences(optimizer: Optimizer, sequence_length: int, workers: int) -> int:
-    """Sequences of one step that fall to one worker."""
+    """Sequences of one step per worker."""
     return max(1, -(-optimizer.batch_tokens // (sequence_length * workers)))
 
 
 def micro_batch_sequences(optimizer: Optimizer, sequence_length: int, workers: int) -> int:
-    """Sequences of one forward pass of one worker."""
+    """Sequences of one forward pass of a worker."""
     share = worker_sequences(optimizer, sequence_length, workers)
     return min(share, optimizer.micro_batch or share)

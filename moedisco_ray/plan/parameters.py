@@ -12,7 +12,7 @@ from moedisco_ray.core.config import Architecture, FamilyName
 
 
 class Parameters(BaseModel):
-    """How many parameters a model has, by what they do, over all layers.
+    """Number of parameters of a model by role, over all layers.
 
     A tied head has no parameters of its own, but its matrix product is computed all the same.
     """
@@ -29,9 +29,9 @@ class Parameters(BaseModel):
     active_experts: int
     """Parameters of the experts that one token passes through."""
     largest_block: int
-    """Of the biggest unit that sharded training gathers at once: a layer, or embedding and head together."""
+    """Parameters of the largest unit that sharded training gathers: a layer, or embedding and head together."""
     largest_tensor: int
-    """Elements of the biggest tensor: the embedding, or a layer's stacked gate and up projections of all experts."""
+    """Elements of the largest tensor: the embedding, or the stacked gate and up projections of a layer's experts."""
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
     @property
@@ -47,7 +47,7 @@ class Parameters(BaseModel):
 
     @property
     def multiplied(self) -> int:
-        """Parameters in one token's matrix products: a look-up in the embedding is none, a head is one."""
+        """Parameters in one token's matrix products, with the head and without the embedding."""
         return self._between + self.active_experts + (self.head or self.embedding)
 
     @property
@@ -56,7 +56,7 @@ class Parameters(BaseModel):
 
 
 def count_parameters(family: FamilyName, architecture: Architecture, vocab_size: int) -> Parameters:
-    """Count what the family's Hugging Face model of these sizes holds.
+    """Count the parameters of the family's Hugging Face model.
 
     Per layer: attention 2DHd + 2DGd (and Hd + 2Gd biases in qwen2_moe); norms 2D, plus 2d in qwen3_moe and Hd + Gd in
     olmoe, which normalise queries and keys; router ND; experts 3NDF; in qwen2_moe a shared expert 3DS and its gate D.
@@ -94,14 +94,14 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
 
 
 def shared_hidden_size(family: FamilyName, architecture: Architecture) -> int:
-    """Hidden size of the shared expert; 0 in families that have none."""
+    """Hidden size of the shared expert; 0 without one."""
     if family != "qwen2_moe":
         return 0
     return architecture.shared_expert_intermediate_size or architecture.moe_intermediate_size
 
 
 def submodel_architecture(architecture: Architecture, clusters: int) -> Architecture:
-    """Sizes of one sub-model: an even share of each layer's experts, and no larger top-k than that."""
+    """Sizes of a sub-model: an even share of each layer's experts, and at most that top-k."""
     experts = architecture.num_experts // clusters
     return architecture.model_copy(
         update={"num_experts": experts, "num_experts_per_tok": min(architecture.num_experts_per_tok, experts)})

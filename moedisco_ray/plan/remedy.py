@@ -1,4 +1,4 @@
-"""The cheapest change of settings that makes a stage fit its pool."""
+"""The cheapest settings with which a stage fits its pool."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from moedisco_ray.plan.memory import GIB, Memory, micro_batch_sequences, worker_
 
 
 class Remedy(BaseModel):
-    """What to set, as `--set` takes it.
+    """Settings to change, as arguments of `--set`.
 
-    Where no setting fits, `settings` is what needs least, and `memory_gb` is what each worker would have to offer.
+    If no settings fit, `settings` are those that need the least memory, and `memory_gb` is the memory that a worker would need.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,7 +36,7 @@ class Remedy(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """The setting that makes one worker's part of a model smaller: its value now, and larger ones to try, ascending."""
+    """A setting that divides a model among more workers: its value now, and larger values to try, ascending."""
 
     setting: str
     now: int
@@ -47,19 +47,19 @@ def find_remedy(
     measure: Callable[[Optimizer, int], Memory], optimizer: Optimizer, spread: Spread, *, section: str,
     sequence_length: int, pool_gb: float, sharded: bool,
 ) -> Remedy:
-    """Try settings in order of what they cost, each alone before it joins the cheaper ones; the first that fits is it.
+    """Try settings in the order of their cost, and return the first that fit.
 
     The order: a smaller micro-batch (free), recomputed activations (a third more time), pure bf16 (a little
     precision), then more workers, or more and smaller sub-models.
 
     Args:
-        measure: Memory of a worker under an optimizer and a value of the spread.
-        optimizer: The settings as they are.
-        spread: What can be divided further.
+        measure: Memory of a worker for an optimizer and a value of the spread.
+        optimizer: The current settings.
+        spread: The setting that divides the model further.
         section: Dotted path of the optimizer.
         sequence_length: Tokens per sequence.
-        pool_gb: What a worker of the pool offers.
-        sharded: Whether the spread divides one step's batch too, as sharded training does.
+        pool_gb: Memory of a worker of the pool (GB).
+        sharded: Whether the spread also divides the batch of a step, as sharded training does.
     """
     tried: list[tuple[int, tuple[str, ...]]] = []
     for wider in (spread.now, *spread.more):
@@ -76,7 +76,7 @@ def find_remedy(
 def _trials(optimizer: Optimizer, sequence_length: int, workers: int) -> Iterator[Optimizer]:
     now = micro_batch_sequences(optimizer, sequence_length, workers)
     share = worker_sequences(optimizer, sequence_length, workers)
-    # Only a divisor of the share leaves no short micro-batch at a step's end.
+    # Only divisors of the share leave no short micro-batch at the end of a step.
     smaller = [size for size in range(now - 1, 0, -1) if share % size == 0]
     precisions = dict.fromkeys((optimizer.precision, "pure_bf16"))
     recompute = dict.fromkeys((optimizer.gradient_checkpointing, True))

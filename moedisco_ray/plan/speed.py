@@ -1,8 +1,8 @@
-"""How fast one worker of a pool is, and how that is known.
+"""Speed of a pool's workers, and its source.
 
-A pool of GPUs: assumed, 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's `speed`. A pool of
-this machine's CPU cores: measured here by a probe of about two seconds (`moedisco_ray.execution.probe`). Anything else is unknown,
-and what depends on it is unknown too.
+GPUs: assumed, 312 TFLOP/s in bf16 (data sheet of the A100-80GB) x 35 % utilisation x the pool's `speed`. This machine's CPU cores:
+measured by a probe of about two seconds (`moedisco_ray.execution.probe`). The speed of other workers is unknown, and so are the
+figures that depend on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from moedisco_ray.core.config import Pool
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 
 START_UP = 60.0
-"""Time assumed for a process to start where it was not measured, such as a worker on a GPU that loads its model (s)."""
+"""Start-up time assumed without a measurement (s), such as that of a GPU worker that loads its model."""
 
 
 class Trial(BaseModel):
@@ -27,25 +27,25 @@ class Trial(BaseModel):
     """Experts per layer; 1 is a dense model."""
     flops_per_token: float
     flops_per_second: float
-    """By CPU time, on one core."""
+    """Rate on one core, by CPU time."""
 
 
 class Probe(BaseModel):
-    """What a probe measured of this machine."""
+    """Measurements of this machine."""
 
     model_config = ConfigDict(frozen=True)
 
     cores: int
     versions: dict[str, str]
-    """Of what the measurement depends on."""
+    """Versions of the packages that the measurement depends on."""
     trials: tuple[Trial, ...]
     start_up_seconds: float
-    """CPU seconds from a process' start until its libraries are imported."""
+    """CPU time from the start of a process until its libraries are imported (s)."""
     text_bytes_per_second: float
-    """Bytes of text that one core makes tokens of."""
+    """Tokenizing speed of one core."""
 
     def rate(self, flops_per_token: float, experts: int) -> float:
-        """FLOP/s of one core: between two measured sizes linear in their logarithms, beyond them that of the nearest.
+        """FLOP/s of one core, interpolated between measured model sizes on logarithmic scales; beyond them, that of the nearest.
 
         Args:
             flops_per_token: Operations of a training step per token.
@@ -63,14 +63,14 @@ class Probe(BaseModel):
 
 
 class Machine(BaseModel):
-    """What is known of the machine that a run would use."""
+    """Known facts about the machine that a run would use."""
 
     model_config = ConfigDict(frozen=True)
 
     probe: Probe | None = None
-    """Of this machine, where pools without GPUs are its cores; null: their speed is unknown."""
+    """Probe of this machine if pools without GPUs use its cores; null: their speed is unknown."""
     text_bytes: int | None = None
-    """Bytes of the corpus' sources; null: unknown."""
+    """Size of the corpus' sources (bytes); null: unknown."""
 
 
 class Speed(BaseModel):
@@ -81,14 +81,14 @@ class Speed(BaseModel):
     pool: str
     known: bool
     source: str
-    """How it is known, in words."""
+    """Source of the figure, in words."""
 
 
 UNKNOWN_MACHINE = Machine()
 
 
 def speed_of(pool: Pool, machine: Machine) -> Speed:
-    """How the speed of a pool's workers is known."""
+    """The speed of a pool's workers, and its source."""
     if pool.gpu:
         return Speed(pool=pool.key, known=True, source=(
             f"assumed: {PEAK_FLOPS / 1e12:.0f} TFLOP/s (A100 data sheet) x {UTILISATION:.0%} x {pool.speed:g}, "
@@ -99,13 +99,13 @@ def speed_of(pool: Pool, machine: Machine) -> Speed:
 
 
 def seconds_for(pool: Pool, machine: Machine, flops: float, flops_per_token: float, experts: int) -> float | None:
-    """Seconds of one worker for some operations; None: unknown.
+    """Time of one worker for a number of operations (s); None: unknown.
 
     Args:
-        pool: Of the worker.
-        machine: What is known of it.
-        flops: Operations to do.
-        flops_per_token: Operations of one training step of that model per token: small models are slow for their size.
+        pool: Pool of the worker.
+        machine: The machine.
+        flops: Number of operations.
+        flops_per_token: Operations per token of a training step; small models reach a lower rate.
         experts: Experts per layer of the model.
     """
     if pool.gpu:
@@ -114,11 +114,11 @@ def seconds_for(pool: Pool, machine: Machine, flops: float, flops_per_token: flo
 
 
 def start_up(pool: Pool | None, machine: Machine) -> float | None:
-    """Seconds until a worker process works; None: unknown.
+    """Start-up time of a worker process (s); None: unknown.
 
     Args:
-        pool: Of the worker; None: a process on the head.
-        machine: What is known of it.
+        pool: Pool of the worker; None: a process on the head.
+        machine: The machine.
     """
     if pool is not None and not pool.gpu and machine.probe is None:
         return None

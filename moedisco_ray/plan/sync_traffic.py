@@ -1,4 +1,4 @@
-"""What rounds move through storage. Their arithmetic, some additions per parameter and round, is nothing beside a step's."""
+"""Bytes that syncs move through storage. Their arithmetic is negligible: a few additions per parameter and sync."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from moedisco_ray.plan.parameters import Parameters
 from moedisco_ray.policies.sync_points import sync_count
 
 _STORED = {"fp32": 4, "bf16": 2}
-_COMMON = 4     # bytes per number of the common backbone and its momentum, whatever the members keep
+_COMMON = 4     # bytes per number of the common backbone and its momentum
 
 
 class Sync(BaseModel):
-    """The meetings of a phase."""
+    """The syncs of the sub-models."""
 
     model_config = ConfigDict(frozen=True)
 
     meetings: int
     bytes: int
-    """Written and read, over all meetings and members."""
+    """Bytes written and read, over all syncs and members."""
 
 
 def plan_sync(settings: Submodels, steps: int, members: int, parameters: Parameters) -> Sync | None:
-    """What the rounds of a phase move.
+    """Bytes that the syncs of the sub-models move.
 
-    At a meeting each member writes its backbone and reads the common one. The outer step reads all of the members', the last
-    common backbone and its momentum twice each, and the new momentum, which it writes like the new backbone: 7 passes.
+    At a sync each member writes its backbone and reads the common one. The outer step reads all members' backbones, reads the last
+    common backbone and its momentum twice each, reads the new momentum, and writes the new backbone and momentum: 7 passes.
 
     Args:
-        settings: The phase's.
-        steps: Of one member.
-        members: How many.
-        parameters: Of one member.
+        settings: The section of the sub-models.
+        steps: Steps of one member.
+        members: Number of members.
+        parameters: Parameters of one member.
 
     Returns:
-        None where they never meet.
+        None without syncs.
     """
     meetings = 0 if settings.sync_every is None or members == 1 else sync_count(steps, settings.sync_every)
     if not meetings:

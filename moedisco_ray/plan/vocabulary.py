@@ -1,4 +1,4 @@
-"""How large the vocabulary will be, before a tokenizer is loaded or trained."""
+"""Size of the vocabulary, before a tokenizer is loaded or trained."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _COUNTED = ("tokenizer.json", "vocab.json")
 
 
 def planned_vocab_size(config: RunConfig) -> int:
-    """Rows of the embedding that the run will have.
+    """Rows of the embedding of the run.
 
     Raises:
         ConfigError: The tokenizer has more tokens than the model has rows, or cannot be read.
-        CheckpointError: The directory that `model.init` names holds no start for the family.
+        CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """
     rows, path = config.model.architecture.vocab_size, config.tokenizer.path
     from_checkpoint = isinstance(config.model.init, LocalInit)
     if rows is not None and from_checkpoint and not config.tokenizer.replace:
         return rows
     if rows is not None and path is not None and not any((path / name).exists() for name in _COUNTED):
-        return rows     # a kind that transformers must count; it does before the run
+        return rows     # another file format, which transformers counts before the run
     tokens = config.tokenizer.train_vocab_size if path is None else tokenizer_vocab_size(path)
     if rows is not None and tokens > rows:
         way_out = "use the checkpoint's tokenizer" if from_checkpoint else "raise it, or leave it out"
@@ -34,10 +34,10 @@ def planned_vocab_size(config: RunConfig) -> int:
 
 
 def tokenizer_vocab_size(directory: Path) -> int:
-    """One more than the largest token id in a directory's `tokenizer.json`, or `vocab.json`.
+    """Largest token id in `tokenizer.json` or `vocab.json`, plus 1.
 
     Raises:
-        ConfigError: Neither file is there, or it is not a tokenizer's.
+        ConfigError: Neither file exists, or the file is not a tokenizer.
     """
     for name in _COUNTED:
         path = directory / name
@@ -46,7 +46,8 @@ def tokenizer_vocab_size(directory: Path) -> int:
                 with opened(path) as found:
                     return 1 + max(_token_ids(json.loads(found.read_text(encoding="utf-8"))))
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ConfigError("tokenizer.path", str(directory), f"{name} is not a tokenizer's") from error
+                remedy = f"{name} is not a tokenizer file; name another directory"
+                raise ConfigError("tokenizer.path", str(directory), remedy) from error
     raise ConfigError(
         "tokenizer.path", str(directory),
         "holds neither tokenizer.json nor vocab.json, so its size is not known before it is loaded; set model.config.vocab_size")

@@ -1,15 +1,15 @@
-"""Decisions about machines that come and go, as pure functions of what is known: no Ray, no torch, no clock.
+"""Decisions about machines that come and go, as pure functions: no Ray, no torch, no clock.
 
 | module | decides |
 | --- | --- |
 | `ordering` | which sub-model starts next |
 | `placement` | on which node type of a mixed pool |
 | `checkpointing` | how often to save |
-| `retrying` | what follows when workers end before their time |
-| `rounds` | when backbones meet, and which of them a round combines |
+| `retrying` | what to do when workers end too early |
+| `sync_points` | after which steps sub-models synchronise, and which of them a sync combines |
 | `quorum` | when the merge may start without some sub-models |
 | `arrival` | when to ask for the expensive nodes |
-| `gang` | how many workers the fine-tune has |
+| `gang` | how many workers the fine-tune uses |
 
-The runtime calls them with what it measures, and `benchmarks/simulator.py` with what it simulates.
+The runtime calls them with its measurements, and the simulator in `benchmarks/study` with simulated ones.
 """

@@ -1,9 +1,8 @@
-"""Just in time: when to ask for the expensive nodes, so that they arrive as the last sub-model ends.
+"""When to request the expensive nodes, so that they arrive as the last sub-model ends.
 
-Asked for too early they are paid for while they idle; too late, the run waits, which costs nothing but time since the
-cheap nodes are gone by then. So no safety margin is added to the boot time. The prediction is made anew with every
-progress report; where a loss moves the end so far away that starting other nodes later is cheaper than to let these idle,
-they are let go.
+Nodes that arrive too early are paid for while they idle. Nodes that arrive too late cost only time, because the cheap nodes are
+released by then; so the boot time has no safety margin. Every progress report renews the prediction. When a loss delays the end so
+much that a second boot is cheaper than the idle time, the nodes are released.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from moedisco_ray.policies.ordering import finish_times
 Advice = Literal["wait", "ask", "keep", "release"]
 
 ASSUMED_BOOT = 300.0
-"""Seconds from asking for nodes to their first work, until that is measured."""
+"""Boot time assumed until one was measured (s): from the request for nodes to their first work."""
 
 
 def boot_seconds(measured: Sequence[float], nodes: int = 1, assumed: float = ASSUMED_BOOT) -> float:
-    """What a gang is expected to take from being asked for to its first work, which is when its last node is there.
+    """Expected time from the request for a gang to its first work, when its last node has arrived (s).
 
     Args:
-        measured: What single nodes took, oldest first; the newest fifty count.
-        nodes: Of the gang.
-        assumed: Of a gang, until anything is measured.
+        measured: Boot times of single nodes (s), oldest first; the newest 50 count.
+        nodes: Number of nodes of the gang.
+        assumed: Boot time of a gang without measurements (s).
 
     Returns:
-        The median of the slowest of `nodes` such times, which is their quantile at 0.5 to the power of 1/nodes.
+        The median of the maximum of `nodes` boot times, which is their quantile at 0.5^(1/nodes).
     """
     if not measured:
         return assumed
@@ -41,16 +40,16 @@ def boot_seconds(measured: Sequence[float], nodes: int = 1, assumed: float = ASS
 
 
 def ends_in(running: Sequence[float], waiting: Sequence[float], slots: int, stretch: float = 1.0) -> float:
-    """Seconds until the last sub-model ends.
+    """Expected time until the last sub-model ends (s).
 
     Args:
-        running: Seconds of work left of those that train.
-        waiting: The same of those that wait, in their order.
-        slots: Slots of the cheap pool.
-        stretch: What losses and checkpoints add, as a factor; see `checkpointing.expected_stretch`.
+        running: Remaining work of each sub-model that trains (s).
+        waiting: Remaining work of each sub-model that waits (s), in order.
+        slots: Number of slots of the cheap pool.
+        stretch: Factor for losses and checkpoints (`checkpointing.expected_stretch`).
 
     Returns:
-        Infinity where something waits for a pool without slots.
+        Infinity if a sub-model waits and the pool has no slots.
     """
     if waiting and slots < 1:
         return math.inf
@@ -58,24 +57,24 @@ def ends_in(running: Sequence[float], waiting: Sequence[float], slots: int, stre
 
 
 def advise(seconds_left: float, boot: float, *, asked: bool) -> Advice:
-    """What to do about the expensive nodes now.
+    """The next action for the expensive nodes.
 
     Args:
-        seconds_left: By `ends_in`.
-        boot: By `boot_seconds`.
-        asked: Whether they are asked for, or there.
+        seconds_left: Result of `ends_in`.
+        boot: Result of `boot_seconds`.
+        asked: Whether the nodes are requested or running.
     """
     if not asked:
         return "ask" if seconds_left <= boot else "wait"
-    # Kept, they idle for what is left; let go, one more boot is paid. Twice that, or a small change would start them anew.
+    # Kept nodes idle until the end; released nodes cost one more boot. The factor 2 keeps small changes from restarting them.
     return "release" if seconds_left > 2 * boot else "keep"
 
 
 def gives_way(asked_for: float, boot: float) -> bool:
-    """Whether nodes that did not come for so many seconds are not to be had now, so that others are to be asked for.
+    """Whether to stop waiting for requested nodes and to request others.
 
     Args:
-        asked_for: Seconds since they were asked for, or since the newest of them came.
-        boot: By `boot_seconds`.
+        asked_for: Time since the request, or since the newest node arrived (s).
+        boot: Result of `boot_seconds`.
     """
     return asked_for > 2 * boot

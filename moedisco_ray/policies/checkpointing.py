@@ -1,14 +1,14 @@
-"""How often to save: the interval at which saving and doing lost work again cost least together.
+"""The checkpoint interval that minimises the cost of saving plus the cost of repeated work.
 
-Losses are taken to be memoryless, at a rate per worker-hour that is measured and starts from an assumption. A training is told
-of it while it runs: hours without a loss lower it, and lengthen the interval. That is Daly's second estimate (J. T. Daly, "A
+Losses of workers are modelled as memoryless. Their rate per worker-hour starts from an assumption and is measured while a run
+trains: hours without a loss lower the rate and lengthen the interval. The interval is Daly's second estimate (J. T. Daly, "A
 higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation Computer Systems 22, 2006,
-equation 37), which for cheap checkpoints is Young's sqrt(2 d M) (J. W. Young, "A first order approximation to the optimum
-checkpoint interval", Communications of the ACM 17, 1974), d being what a checkpoint costs and M the mean time between losses.
+equation 37). For cheap checkpoints it equals Young's sqrt(2 d M) (J. W. Young, "A first order approximation to the optimum
+checkpoint interval", Communications of the ACM 17, 1974), with the cost d of a checkpoint and the mean time M between losses.
 
-A checkpoint that is written while training goes on costs only the seconds for which training stands still. How long it
-takes until it is safe moves the expected cost, hardly the best interval (N. H. Vaidya, "Impact of checkpoint latency on
-overhead ratio of a checkpointing scheme", IEEE Transactions on Computers 46, 1997), and bounds it from below.
+A checkpoint that is written while training continues costs only the time for which training stands still. The latency until it is
+stored changes the expected cost, but hardly the best interval (N. H. Vaidya, "Impact of checkpoint latency on overhead ratio of a
+checkpointing scheme", IEEE Transactions on Computers 46, 1997); it is a lower bound of the interval.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ HOUR = 3600.0
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """What is assumed of a pool's losses until it has been watched.
+    """Assumed loss rate of a pool before measurements.
 
     Attributes:
         per_hour: Losses per worker-hour.
-        hours: Worker-hours of watching that the assumption weighs as much as.
+        hours: Weight of the assumption, in observed worker-hours.
     """
 
     per_hour: float = 0.1
@@ -34,11 +34,11 @@ class Prior:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Between what an interval must lie, in seconds.
+    """Bounds of the interval (s).
 
     Attributes:
-        shortest: Below it, small files would only wear the storage.
-        longest: Above it, a loss that nobody expected would hurt.
+        shortest: Lower bound; more frequent saves only load the storage.
+        longest: Upper bound; it limits the damage of an unexpected loss.
         stall: Largest share of the time for which training may stand still.
     """
 
@@ -49,11 +49,11 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class SaveCost:
-    """What a checkpoint was measured to cost.
+    """Measured cost of a checkpoint.
 
     Attributes:
-        stall: Seconds for which training stands still.
-        latency: Seconds until it is safe in storage, the stall included; None: no longer than the stall.
+        stall: Time for which training stands still (s).
+        latency: Time until the checkpoint is stored, the stall included (s); None: the stall.
     """
 
     stall: float
@@ -65,22 +65,22 @@ USUAL = Bounds()
 
 
 def loss_rate(losses: int, worker_hours: float, prior: Prior = ASSUMED) -> float:
-    """Losses per worker-hour: the mean of the gamma posterior, so that a pool that lost nothing yet is not called safe.
+    """Losses per worker-hour: the mean of the gamma posterior, which is above 0 even without a loss.
 
     Args:
-        losses: Those that cost work. One that was announced, and used for a checkpoint, cost none.
-        worker_hours: For how long workers were watched, all together.
-        prior: What is assumed beforehand.
+        losses: Number of losses that cost work. An announced loss that was used for a checkpoint costs none.
+        worker_hours: Observed time, summed over workers.
+        prior: The assumption.
     """
     return (losses + prior.per_hour * prior.hours) / (worker_hours + prior.hours)
 
 
 def best_interval(stall: float, mean_time: float) -> float:
-    """Seconds of training between two checkpoints, by Daly's estimate.
+    """Best time between two checkpoints by Daly's estimate (s).
 
     Args:
-        stall: Seconds that one costs.
-        mean_time: Seconds between two losses of this training, which is any of its workers'.
+        stall: Cost of a checkpoint (s).
+        mean_time: Mean time between two losses of any worker of this training (s).
     """
     if math.isinf(mean_time):
         return math.inf
@@ -91,40 +91,40 @@ def best_interval(stall: float, mean_time: float) -> float:
 
 
 def interval(cost: SaveCost, losses_per_hour: float, workers: int = 1, bounds: Bounds = USUAL) -> float:
-    """Seconds of training between two checkpoints, within bounds.
+    """Best time between two checkpoints, within bounds (s).
 
     Args:
-        cost: Of one checkpoint.
-        losses_per_hour: Of one worker; see `loss_rate`.
-        workers: Of this training: the loss of any stops all.
-        bounds: The stall's is the strongest, then the longest, then the shortest.
+        cost: Cost of a checkpoint.
+        losses_per_hour: Loss rate of one worker (`loss_rate`).
+        workers: Number of workers of this training; the loss of one stops all.
+        bounds: Bounds; `stall` overrules `longest`, which overrules `shortest`.
     """
     rate = losses_per_hour * workers
     best = best_interval(cost.stall, HOUR / rate if rate > 0 else math.inf)
     within = min(max(best, bounds.shortest), bounds.longest)
-    # A share of stalls s is d / (t + d). And the next one is not begun before the last one is safe.
+    # The share of stalls is s = d / (t + d). A checkpoint starts only after the last one is stored.
     return max(within, cost.stall * (1 / bounds.stall - 1), cost.latency or 0.0)
 
 
 def interval_steps(seconds: float, step_seconds: float, steps: int) -> int:
-    """The same in whole steps of a training of `steps` steps: at least 1, and at most all of them."""
+    """The interval in whole steps, between 1 and all steps of the training."""
     return steps if seconds >= steps * step_seconds else max(1, round(seconds / step_seconds))
 
 
 def expected_stretch(interval_seconds: float, stall: float, mean_time: float, restart: float = 0.0) -> float:
-    """Wall-clock time over the time of an undisturbed training without checkpoints, losses being memoryless.
+    """Expected wall-clock time, relative to a training without losses and checkpoints.
 
     Daly's complete model (equation 20 of the same article), per second of work.
 
     Args:
-        interval_seconds: Training between two checkpoints.
-        stall: Seconds that one costs.
-        mean_time: Seconds between two losses.
-        restart: Seconds from a loss until training goes on.
+        interval_seconds: Training time between two checkpoints (s).
+        stall: Cost of a checkpoint (s).
+        mean_time: Mean time between two losses (s).
+        restart: Time from a loss until training continues (s).
     """
     if math.isinf(mean_time):
         return (interval_seconds + stall) / interval_seconds
     exponent = (interval_seconds + stall) / mean_time
-    if exponent + restart / mean_time > 600:   # beyond what a float holds: such a training never ends
+    if exponent + restart / mean_time > 600:   # more than a float holds: such a training never ends
         return math.inf
     return mean_time / interval_seconds * math.exp(restart / mean_time) * math.expm1(exponent)

@@ -1,4 +1,4 @@
-"""How many workers a gang has: any number between two bounds that divides the global batch, which never changes."""
+"""The number of workers of a gang: any number between two bounds that divides the global batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Which sizes a gang may have. One that is fixed need not divide the batch: its shares are filled up.
+    """Allowed sizes of a gang. A fixed size need not divide the batch; the shares are padded.
 
     Attributes:
         batch: Sequences per step over all workers.
@@ -21,21 +21,21 @@ class Sizes:
 
     @property
     def elastic(self) -> bool:
-        """Whether there is a choice."""
+        """Whether the gang may have more than one size."""
         return self.fewest < self.most
 
     def on(self, slots: int) -> int | None:
-        """The largest gang for which so many slots are enough; None: none is."""
+        """The largest gang that fits the number of slots; None if none fits."""
         if not self.elastic:
             return self.fewest if slots >= self.fewest else None
         return count_now(slots, self.batch, self.fewest, self.most)
 
     def asked(self, slots: float, times: int = 0) -> int:
-        """The gang to ask nodes for, which come all together or not at all.
+        """The gang size to request nodes for; all of them arrive together or none does.
 
         Args:
-            slots: How many there may ever be.
-            times: How often one was asked for in vain: each time the next smaller one is, down to the smallest.
+            slots: Most slots that the cluster can ever have.
+            times: Number of failed requests; each one lowers the size by one step, down to the smallest.
         """
         within = min(self.most, slots)
         possible = counts(self.batch, self.fewest, int(within)) if self.elastic else ()
@@ -43,7 +43,7 @@ class Sizes:
 
 
 def counts(batch: int, smallest: int, largest: int) -> tuple[int, ...]:
-    """The numbers of workers that a gang may have, ascending: those within the bounds that divide the batch.
+    """The allowed numbers of workers, ascending: those within the bounds that divide the batch.
 
     Args:
         batch: Sequences per step over all workers.
@@ -54,28 +54,28 @@ def counts(batch: int, smallest: int, largest: int) -> tuple[int, ...]:
 
 
 def count_now(available: int, batch: int, smallest: int, largest: int) -> int | None:
-    """How many workers to start with.
+    """The number of workers to start with.
 
     Args:
-        available: Slots that can be had now, all of them at once.
+        available: Number of free slots.
         batch: Sequences per step over all workers.
         smallest: Fewest workers.
         largest: Most workers.
 
     Returns:
-        The most that fit; None: wait, all or nothing.
+        The largest allowed number; None: wait.
     """
     fitting = [n for n in counts(batch, smallest, largest) if n <= available]
     return fitting[-1] if fitting else None
 
 
 def worth_growing(current: int, possible: int, seconds_left: float, restart_seconds: float) -> bool:
-    """Whether more workers save more time than starting again with them takes.
+    """Whether more workers save more time than the restart takes.
 
     Args:
-        current: Workers now.
-        possible: Workers that could be had, by `count_now`.
-        seconds_left: Expected with the current ones.
-        restart_seconds: From stopping with a checkpoint to the next step.
+        current: Current number of workers.
+        possible: Possible number of workers (`count_now`).
+        seconds_left: Remaining time with the current workers (s).
+        restart_seconds: Time from the stop with a checkpoint to the next step (s).
     """
     return possible > current and seconds_left * (1 - current / possible) > restart_seconds

@@ -1,9 +1,8 @@
-"""Which sub-model starts next, and how long a queue of them takes.
+"""The order in which sub-models start, and the time that a queue of them takes.
 
-Longest expected remaining time first, so that the last one does not run alone. On m equal slots such a list is never
-worse than 4/3 - 1/(3m) times the best order there is (Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal
-on Applied Mathematics 17, 1969, theorem 2). Of few units it can be some per cent worse; there, exchanging two at a time as
-long as that ends the last one earlier makes up for most of it.
+The longest expected remaining time comes first, so that no long sub-model runs alone at the end. On m equal slots this takes at
+most 4/3 - 1/(3m) times as long as the best order (Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal on Applied
+Mathematics 17, 1969, theorem 2). With few units it can be some per cent worse; exchanging pairs removes most of that.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from collections.abc import Iterable, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Remaining:
-    """What a unit still has to do.
+    """The remaining work of a unit.
 
     Attributes:
-        name: The unit.
-        steps: Optimizer steps that are left.
-        planned: Seconds per step before anything is measured; a figure that is right up to one factor is good enough.
-        measured: Seconds per step as the unit was last seen to run; None: it never ran.
+        name: Name of the unit.
+        steps: Remaining optimizer steps.
+        planned: Planned time per step (s); a common factor does not matter.
+        measured: Last measured time per step (s); None if the unit never ran.
     """
 
     name: str
@@ -33,48 +32,48 @@ class Remaining:
 
 
 def calibration(units: Iterable[Remaining]) -> float:
-    """How much slower than planned those that ran turned out to be: the median ratio, 1 of none.
+    """Median ratio of measured to planned time per step; 1 without measurements.
 
-    Without it, a unit that ran would seem longer than one that waits wherever the plan is too rosy for both.
+    Without this factor, a unit that ran would seem longer than one that waits whenever the plan is too optimistic.
     """
     ratios = [unit.measured / unit.planned for unit in units if unit.measured is not None]
     return statistics.median(ratios) if ratios else 1.0
 
 
 def expected_seconds(unit: Remaining, factor: float = 1.0) -> float:
-    """Seconds that a unit still takes on one slot.
+    """Expected remaining time of a unit on one slot (s).
 
     Args:
-        unit: What is left of it.
-        factor: Corrects the planned speed where none is measured; see `calibration`.
+        unit: Remaining work of the unit.
+        factor: Correction of the planned time per step (`calibration`).
     """
     return unit.steps * (unit.planned * factor if unit.measured is None else unit.measured)
 
 
 def longest_first(units: Sequence[Remaining], factor: float | None = None) -> list[Remaining]:
-    """The order in which they should start; equals keep theirs.
+    """Units by expected remaining time, longest first; equal units keep their order.
 
     Args:
-        units: What waits.
-        factor: Corrects the planned speed where none is measured; None: `calibration` of these units.
+        units: Units that wait.
+        factor: Correction of the planned time per step; None: `calibration` of these units.
     """
     known = calibration(units) if factor is None else factor
     return sorted(units, key=lambda unit: -expected_seconds(unit, known))
 
 
 _FEW = 24
-"""Units of which pairs are exchanged; of more, one among many matters little, and looking at all pairs takes long."""
+"""Largest number of units for which pairs are exchanged: with more, one unit matters little and trying all pairs is slow."""
 _WORTH = 0.005
-"""The share by which an exchange must end the last one earlier: estimates are not as good as that."""
+"""Smallest relative gain of an exchange: estimates are not more accurate than that."""
 
 
 def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: int, factor: float | None = None) -> list[Remaining]:
-    """The order in which they should start, so that the last one ends early: `longest_first`, with pairs exchanged.
+    """`longest_first`, improved by exchanging pairs while that ends the last unit earlier.
 
     Args:
-        units: What waits.
-        running: Seconds left of those that hold a slot.
-        slots: Slots of the pool, those that are held included; of none, nothing is exchanged.
+        units: Units that wait.
+        running: Remaining time of each unit that holds a slot (s).
+        slots: Number of slots of the pool, held ones included; without slots, nothing is exchanged.
         factor: As in `longest_first`.
     """
     order = longest_first(units, factor)
@@ -88,7 +87,7 @@ def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: in
 
     best = end(order)
     while True:
-        # Of equals the last pair: a long one that starts late is what losses and wrong estimates make longer still.
+        # Among equal gains take the last pair, so that long units still start early: losses and wrong estimates make them longer.
         pairs = reversed(list(itertools.combinations(range(len(order)), 2)))
         candidate = min((_exchanged(order, i, j) for i, j in pairs), key=end, default=order)
         if end(candidate) >= best * (1 - _WORTH):
@@ -103,22 +102,22 @@ def _exchanged(order: Sequence[Remaining], i: int, j: int) -> list[Remaining]:
 
 
 def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int) -> list[float]:
-    """When each unit ends, if the waiting ones start in their order on the first slot that is free.
+    """End times of all units if the waiting ones start in order, each on the first free slot.
 
     Args:
-        running: Seconds left of those that hold a slot.
-        waiting: Seconds of those that hold none.
-        slots: Slots of the pool, those that are held included.
+        running: Remaining time of each unit that holds a slot (s).
+        waiting: Time of each unit that waits (s).
+        slots: Number of slots of the pool, held ones included.
 
     Returns:
-        Seconds from now, the running ones first.
+        End times (s from now), the running units first.
 
     Raises:
-        ValueError: Something waits and there is no slot.
+        ValueError: A unit waits and the pool has no slots.
     """
     if waiting and slots < 1:
-        raise ValueError("nothing that waits can ever start without a slot")
-    # A pool that shrank may have fewer slots than runs: those end, and as many slots are not taken again.
+        raise ValueError("a waiting unit needs at least one slot")
+    # A pool that shrank may have fewer slots than running units; the surplus slots are not used again.
     free = sorted([*running, *[0.0] * (slots - len(running))])[max(0, len(running) - slots):]
     heapq.heapify(free)
     ends = list(running)
@@ -129,5 +128,5 @@ def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int)
 
 
 def makespan_bound(seconds: Sequence[float], slots: int) -> float:
-    """No schedule ends earlier: the longest unit, or all of them divided evenly."""
+    """Lower bound of the makespan: the longest unit, or all work divided evenly (s)."""
     return max(max(seconds, default=0.0), sum(seconds) / slots)

@@ -1,4 +1,4 @@
-"""Where in a pool of several node types a sub-model goes: where it fits for the least money."""
+"""Placement of sub-models on the node types of a mixed pool: the cheapest type that fits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Collection, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class NodeType:
-    """One kind of machine of a pool.
+    """A node type of a pool.
 
     Attributes:
-        name: Tells it from the others.
-        memory_gb: What a worker may use.
+        name: Name of the type.
+        memory_gb: Memory of a worker (GB).
         price_per_hour: Dollars per worker-hour.
-        speed: Training speed, relative to anything that is the same for all.
-        free: Workers that could start now.
+        speed: Relative training speed.
+        free: Number of workers that could start now.
     """
 
     name: str
@@ -26,17 +26,17 @@ class NodeType:
 
     @property
     def price_of_work(self) -> float:
-        """Dollars for what speed 1 does in an hour: a dear machine that is quick may be the cheaper one."""
+        """Dollars for the work of one hour at speed 1; a fast, expensive machine may be the cheaper one."""
         return self.price_per_hour / self.speed
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """A sub-model that waits.
+    """A sub-model that waits for a worker.
 
     Attributes:
-        name: The unit.
-        memory_gb: What its worker holds at its peak.
+        name: Name of the unit.
+        memory_gb: Peak memory of its worker (GB).
     """
 
     name: str
@@ -44,18 +44,18 @@ class Need:
 
 
 def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
-    """The cheapest type for its work that holds it and is free; the quicker of two that cost the same; None: wait."""
+    """The free type that fits and does the work for the least money, the faster one at equal cost; None: wait."""
     return next((kind for kind in ranked(need, types) if kind.free > 0), None)
 
 
 def ranked(need: Need, types: Sequence[NodeType]) -> list[NodeType]:
-    """The types that hold it, free or not, in the order in which they are filled."""
+    """All types that fit, free or not, best first."""
     fitting = [kind for kind in types if kind.memory_gb >= need.memory_gb]
     return sorted(fitting, key=lambda kind: (kind.price_of_work, -kind.speed, kind.name))
 
 
 def place_all(needs: Sequence[Need], types: Sequence[NodeType]) -> dict[str, str]:
-    """Types by unit, for those that find one, taken in their order; no type is filled over."""
+    """Place units in order; units without a free type are left out."""
     left = {kind.name: kind for kind in types}
     placed: dict[str, str] = {}
     for need in needs:
@@ -67,12 +67,12 @@ def place_all(needs: Sequence[Need], types: Sequence[NodeType]) -> dict[str, str
 
 
 def ask_for(needs: Sequence[Need], types: Sequence[NodeType], absent: Collection[str]) -> dict[str, str]:
-    """Types by unit that nodes are to be asked for of: the cheapest that fits, of those that come when they are asked for.
+    """The node type to request for each unit: the cheapest that fits among the types that arrive on request.
 
     Args:
-        needs: In their order.
-        types: `free` of each says how many more of it there may be.
-        absent: Names of those that did not come: they are asked for on behalf of what finds no other.
+        needs: Units, in order.
+        types: Node types; `free` is the number that could still be added.
+        absent: Names of types that did not arrive; they are requested only for units that fit no other.
     """
     there = place_all(needs, [kind for kind in types if kind.name not in absent])
     rest = [need for need in needs if need.name not in there]
@@ -80,5 +80,5 @@ def ask_for(needs: Sequence[Need], types: Sequence[NodeType], absent: Collection
 
 
 def fits_nowhere(need: Need, types: Sequence[NodeType]) -> bool:
-    """Whether waiting is in vain: no type of the pool would ever hold it."""
+    """Whether no type of the pool is large enough."""
     return all(kind.memory_gb < need.memory_gb for kind in types)

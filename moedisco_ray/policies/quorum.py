@@ -1,4 +1,4 @@
-"""When the merge may start although sub-models are missing, and what each missing one contributes."""
+"""When the merge may start without some sub-models, and what each missing one contributes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Contribution = Literal["finished", "checkpoint", "seed"]
 
 @dataclasses.dataclass(frozen=True)
 class Quorum:
-    """What is waited for.
+    """The finished sub-models that the merge waits for.
 
     Attributes:
-        needed: How many must be finished; None: all.
-        patience: For how long the rest is waited for then; see `decide`.
+        needed: Number of sub-models that must be finished; None: all.
+        patience: How long the merge then waits for the others, relative to the time so far (`decide`).
     """
 
     needed: int | None = None
@@ -28,14 +28,14 @@ ALL = Quorum()
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A sub-model, as it stands.
+    """Progress of a sub-model.
 
     Attributes:
-        name: The unit.
-        state: Waiting counts as training.
-        ended: Seconds from the phase's beginning to its end; of finished members.
-        expected: Seconds that it was expected to take on one slot, alone.
-        checkpoint: Steps of its last checkpoint; 0: there is none.
+        name: Name of the unit.
+        state: State; a waiting unit counts as training.
+        ended: End time of a finished unit (s from the start of the phase).
+        expected: Expected time alone on one slot (s).
+        checkpoint: Step of the last checkpoint; 0: none.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether to go on.
+    """The decision of `decide`.
 
     Attributes:
-        action: `fail`: so many gave up that the quorum cannot be reached.
-        seconds: Until the rest have had their time, as things stand; 0 unless there is a quorum that waits.
-        contributions: Of each member, if the merge began now.
+        action: `go`: merge now; `fail`: the quorum cannot be reached any more.
+        seconds: Remaining wait for the others (s); 0 unless a reached quorum waits.
+        contributions: What each member would contribute now.
     """
 
     action: Literal["wait", "go", "fail"]
@@ -63,14 +63,14 @@ class Verdict:
 def decide(members: Sequence[Member], quorum: int | None, now: float, patience: float = 1.5) -> Verdict:
     """Whether the merge may start.
 
-    The rest have had their time when the phase has lasted `patience` times as long as the quorum took, or as the longest
-    of the missing was expected to take, whichever is more.
+    After the quorum, the merge waits until the phase has taken `patience` times as long as the quorum, or as the longest missing
+    sub-model was expected to take, whichever is more.
 
     Args:
         members: All sub-models.
-        quorum: How many must be finished; None: all.
-        now: Seconds since the phase began.
-        patience: At least 1.
+        quorum: Number of sub-models that must be finished; None: all.
+        now: Time since the start of the phase (s).
+        patience: Factor, at least 1.
     """
     needed = len(members) if quorum is None else quorum
     finished = sorted(member.ended for member in members if member.state == "finished")
@@ -86,7 +86,7 @@ def decide(members: Sequence[Member], quorum: int | None, now: float, patience: 
 
 
 def contribution(member: Member) -> Contribution:
-    """What a sub-model gives to the merge as it stands: itself, its last checkpoint, or the seed that it began from."""
+    """What a sub-model contributes to the merge now: itself, its last checkpoint, or the seed that it started from."""
     if member.state == "finished":
         return "finished"
     return "checkpoint" if member.checkpoint else "seed"

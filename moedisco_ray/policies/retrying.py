@@ -1,16 +1,15 @@
-"""What follows when a unit's workers end before their time.
+"""What to do when the workers of a unit end too early.
 
-| end | what follows |
+| end | decision |
 | --- | --- |
-| preempted | again, without limit |
-| died | its process, for a reason that nobody saw: again, a bounded number of times |
-| failed, or its checkpoints' storage did not answer | the same |
-| failed again at one step, or a loss not finite | poisoned: once, back to an earlier checkpoint and past some batches |
-| out of memory | again with half the micro-batch, down to 1; the global batch stays |
+| preempted | restart, without limit |
+| died, for an unknown reason | restart, a limited number of times |
+| failed, or the checkpoint storage did not answer | restart, a limited number of times |
+| failed again at the same step, or a loss that is not finite | once: go back to an earlier checkpoint and skip some batches |
+| out of memory | restart with half of the micro-batch, down to 1; the global batch stays |
 
-Going back and leaving batches out follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1): they went back some 100
-steps before a spike of the loss and skipped the 200 to 500 batches around it; the spike did not come back, though
-the same batches did no harm elsewhere: it takes both the batch and the state.
+Going back and skipping batches follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1). They restarted about 100 steps
+before a loss spike and skipped 200 to 500 batches. The spike did not return, and the same batches did no harm with another state.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Literal
 EndKind = Literal["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"]
 
 MAY_GO_BACK: frozenset[EndKind] = frozenset({"failed", "not_finite"})
-"""Ends of which `decide` must know the checkpoints."""
+"""Ends for which `decide` needs the list of checkpoints."""
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemoryerror", "running low on memory", "cublas_status_alloc_failed")
 
@@ -32,10 +31,10 @@ class End:
     """How an attempt ended.
 
     Attributes:
-        kind: What it was.
-        step: The step that was under way, counted from 0; None: none was, as far as is known.
-        reason: One line for people.
-        saved: Whether no work is lost: it was announced, and used for a checkpoint; or there was no machine to begin on.
+        kind: Kind of the end.
+        step: The current step, from 0; None if unknown.
+        reason: One line for users.
+        saved: Whether no work is lost, because a notice was used for a checkpoint or no machine had started.
     """
 
     kind: EndKind
@@ -45,30 +44,30 @@ class End:
 
     @property
     def costly(self) -> bool:
-        """Whether work was lost with a process or a machine: what `checkpointing.loss_rate` counts."""
+        """Whether a process or a machine was lost with work, as `checkpointing.loss_rate` counts."""
         return self.kind in ("died", "preempted") and not self.saved
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """Batches that are left out. From step `start` on, a step takes the batch `width` places further on."""
+    """Skipped batches: from step `start` on, a step takes the batch `width` places later."""
 
     start: int
     width: int
 
     def batch(self, step: int) -> int:
-        """The number of the batch that a step takes."""
+        """Index of the batch of a step."""
         return step + self.width if step >= self.start else step
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is put up with.
+    """Limits of retries.
 
     Attributes:
-        failures: How often a unit that failed is started again, the count beginning anew after going back.
-        same_step: Ends in a row that `failed` at one step, and call it poisoned.
-        window: Steps to go back before a poisoned step, and batches to leave out behind it.
+        failures: Most restarts of a failed unit; going back resets the count.
+        same_step: Consecutive failures at one step after which the unit goes back.
+        window: Steps to go back before that step, and batches to skip after it.
     """
 
     failures: int = 3
@@ -78,14 +77,14 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What the next attempt of a unit must know of the earlier ones.
+    """What the next attempt of a unit needs from the earlier ones.
 
     Attributes:
-        micro_batch: Sequences of one forward pass.
-        failures: Failures so far, since it went back if it did.
-        step: At which the last of them was; None: there was none, or no step was known to be under way.
-        at_step: How many in a row `failed` at that step.
-        skip: Batches that are left out since it went back; None: it never did.
+        micro_batch: Sequences per forward pass.
+        failures: Number of failures, since the unit went back if it did.
+        step: Step of the last failure; None if there was none or its step is unknown.
+        at_step: Number of consecutive failures at that step.
+        skip: Skipped batches; None if the unit never went back.
     """
 
     micro_batch: int
@@ -97,14 +96,14 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Again:
-    """Start again from the newest checkpoint."""
+    """Restart from the newest checkpoint."""
 
     history: History
 
 
 @dataclasses.dataclass(frozen=True)
 class GoBack:
-    """Drop the checkpoints after `checkpoint` (0: all of them), then start again, leaving out `history.skip`."""
+    """Delete the checkpoints after `checkpoint` (0: all), then restart and skip the batches of `history.skip`."""
 
     history: History
     checkpoint: int
@@ -115,8 +114,8 @@ class GiveUp:
     """Stop the unit and report it.
 
     Attributes:
-        reason: One line for people.
-        poisoned: Whether its state or data is to blame, rather than the program or a machine that is too small.
+        reason: One line for users.
+        poisoned: Whether the state or the data is the cause, not the program or a small machine.
     """
 
     reason: str
@@ -127,17 +126,17 @@ Decision = Again | GoBack | GiveUp
 
 
 def window_of(steps: int) -> int:
-    """A window for a training of `steps` steps: PaLM's hundred, in short ones a twentieth."""
+    """Window for a training of `steps` steps: 100 as in PaLM, a twentieth in short trainings."""
     return max(1, min(100, steps // 20))
 
 
 def kind_of(reason: str, *, node_lost: bool, finite: bool = True) -> EndKind:
-    """What an end was.
+    """The kind of an end.
 
     Args:
-        reason: The error's type and text.
-        node_lost: The node was drained, or is gone.
-        finite: False: the trainer found a loss or gradient that is not.
+        reason: Type and text of the error.
+        node_lost: Whether the node was drained or is gone.
+        finite: Whether all losses and gradients were finite.
     """
     if not finite:
         return "not_finite"
@@ -147,19 +146,19 @@ def kind_of(reason: str, *, node_lost: bool, finite: bool = True) -> EndKind:
 
 
 def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limits) -> Decision:
-    """What follows an end.
+    """The decision after an end.
 
     Args:
-        history: Of the attempt that ended.
+        history: History of the attempt that ended.
         end: How it ended.
-        checkpoints: Steps of the checkpoints that are there; of ends outside `MAY_GO_BACK` none need be named.
-        limits: What is put up with.
+        checkpoints: Steps of the existing checkpoints; needed for the ends in `MAY_GO_BACK`.
+        limits: Limits of retries.
     """
     if end.kind == "preempted":
         return Again(history)
     if end.kind == "out_of_memory":
         return _halve(history, end)
-    # A process that dies tells only roughly where it was, and a storage that is away, or a start that fails, tells of no batch.
+    # Only a failure at a known step is evidence against its batch: the step of a dead process is imprecise.
     at_step = 0
     if end.kind == "failed" and end.step is not None:
         at_step = history.at_step + 1 if end.step == history.step else 1
@@ -167,27 +166,27 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
     if end.kind == "not_finite" or at_step >= limits.same_step:
         return _go_back(history, end, checkpoints, limits.window)
     if history.failures > limits.failures:
-        where = "before it told of a step" if end.step is None else f"at step {end.step}"
+        where = "before its first step" if end.step is None else f"at step {end.step}"
         return GiveUp(f"failed {history.failures} times, the last {where}: {end.reason}", poisoned=False)
     return Again(history)
 
 
 def _halve(history: History, end: End) -> Again | GiveUp:
     if history.micro_batch <= 1:
-        return GiveUp(f"one sequence at a time is too much for the worker's memory: {end.reason}", poisoned=False)
+        return GiveUp(f"one sequence does not fit into the worker's memory: {end.reason}", poisoned=False)
     return Again(dataclasses.replace(history, micro_batch=history.micro_batch // 2))
 
 
 def _go_back(history: History, end: End, checkpoints: Sequence[int], window: int) -> GoBack | GiveUp:
     if history.skip is not None:
         return GiveUp(
-            f"poisoned: it went back and left {history.skip.width} batches out, and yet at step {end.step}: {end.reason}",
+            f"poisoned: failed at step {end.step} after it went back and skipped {history.skip.width} batches: {end.reason}",
             poisoned=True)
-    # The step that was last told of may be before the newest checkpoint; a loss that is not finite names its own.
-    told = end.step or 0
-    step = told if end.kind == "not_finite" else max(told, *checkpoints, 0)
+    # The last reported step may be before the newest checkpoint; a loss that is not finite has its exact step.
+    reported = end.step or 0
+    step = reported if end.kind == "not_finite" else max(reported, *checkpoints, 0)
     before = sorted(checkpoint for checkpoint in checkpoints if checkpoint <= step)
-    # Where none is old enough, the oldest: up to there the losses were finite, and the beginning may be days away.
+    # Without a checkpoint that is old enough, take the oldest: its losses were finite, and step 0 may be days back.
     oldest = before[0] if before else 0
     target = max((checkpoint for checkpoint in before if checkpoint <= step - window), default=oldest)
     start = max(target, step - window)

@@ -69,7 +69,7 @@ def test_dying_twice_near_one_step_is_no_poison() -> None:
 
 def test_poison_twice_is_the_end_and_says_why() -> None:
     decision = after(End("not_finite", 101, "nan"), End("not_finite", 150, "nan again"))
-    assert decision == GiveUp("poisoned: it went back and left 21 batches out, and yet at step 150: nan again", poisoned=True)
+    assert decision == GiveUp("poisoned: failed at step 150 after it went back and skipped 21 batches: nan again", poisoned=True)
 
 
 def test_without_an_old_checkpoint_it_goes_back_to_the_oldest() -> None:
@@ -80,7 +80,7 @@ def test_without_an_old_checkpoint_it_goes_back_to_the_oldest() -> None:
 def test_what_fails_before_its_first_step_is_no_poison_however_often() -> None:
     end = End("failed", None, "the disk of a new driver's node hiccups")
     assert after(*[end] * 3) == Again(History(8, failures=3))
-    assert after(*[end] * 4) == GiveUp(f"failed 4 times, the last before it told of a step: {end.reason}", poisoned=False)
+    assert after(*[end] * 4) == GiveUp(f"failed 4 times, the last before its first step: {end.reason}", poisoned=False)
 
 
 def test_what_was_last_heard_of_before_its_newest_checkpoint_goes_back_from_there() -> None:

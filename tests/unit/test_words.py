@@ -20,6 +20,7 @@ CLEAN = [
     "docs/troubleshooting.md", "docs/security.md", "docs/architecture.md", "docs/rest.md", "docs/generate.py",
     "benchmarks/RESULTS.md", *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")),
     "cluster_yaml", "service", "moedisco_ray/backend.py",
+    "moedisco_ray/core", "moedisco_ray/plan", "moedisco_ray/policies",
     "moedisco_ray/stages/clustering", "moedisco_ray/stages/corpus", "moedisco_ray/stages/text",
 ]
 """Folders and files without such words; extend the list when another one becomes clean."""
