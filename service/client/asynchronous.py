@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.events import Event
+from moedisco_ray.core.run_record import RunReport
 from service import schemas
 from service.client import downloading, streams
 from service.client.address import find_address
@@ -161,9 +162,9 @@ class AsyncClient:
         """The report of the clustering."""
         return await self._get(dict[str, Any], _run_path(run_id, "clusters"))
 
-    async def report(self, run_id: str) -> dict[str, Any]:
+    async def report(self, run_id: str) -> RunReport:
         """The run's report; partial while it runs."""
-        return await self._get(dict[str, Any], _run_path(run_id, "report"))
+        return await self._get(RunReport, _run_path(run_id, "report"))
 
     async def logs(self, run_id: str) -> list[schemas.LogFile]:
         """The run's log files."""

@@ -13,7 +13,6 @@ from moedisco_ray.cli.app import AsJson, output_console
 from moedisco_ray.cli.display import listener_for, report_view
 from moedisco_ray.core.errors import RunError, UserError
 from moedisco_ray.core.events import Event
-from moedisco_ray.core.run_record import RunReport
 from service.commands.connection import RUNS_PANEL, RunName, connected, find_run
 from service.commands.output import interruptible, say, write_json, write_table
 from service.commands.views import logs_table
@@ -74,7 +73,7 @@ def watch_run(client: Client, run_id: str, as_json: bool) -> None:
         if not as_json:
             console = output_console()
             console.print()
-            console.print(report_view(RunReport.model_validate(client.report(run_id))))
+            console.print(report_view(client.report(run_id)))
             console.print(f"\nTo get the model: moedisco download {run_id}", soft_wrap=True)
 
 

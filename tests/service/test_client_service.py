@@ -101,7 +101,7 @@ def test_figures_of_a_run(running, client):
     running.report(run_id, 1, 50)
     assert client.metrics(run_id, "loss", units=["submodel-0"]).series[0].value[0] == 3.0
     assert [(unit.unit, unit.step) for unit in client.units(run_id)] == [("submodel-0", 50)]
-    assert client.report(run_id)["name"] == "demo"
+    assert client.report(run_id).name == "demo"
     with pytest.raises(RequestRefused):
         client.clusters(run_id)
 

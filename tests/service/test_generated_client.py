@@ -62,7 +62,7 @@ def test_runs_reports_and_pools_are_read_typed(site, generated, client):
     assert isinstance(report, models.RunReport)
     assert all(isinstance(stage, models.StageReport) for stage in report.stages)
     assert isinstance(report.bill, models.Bill)
-    assert isinstance(report.curves["finetune"], models.ReportCurve)
+    assert isinstance(report.curves["finetune"], models.Curve)
     assert report.stages[1].loss == pytest.approx(4.1)
 
     pools = generated("api.planning.list_pools").sync(client=client)
