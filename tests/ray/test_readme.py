@@ -63,4 +63,4 @@ def test_the_readmes_service_commands_work_in_order(tmp_path: Path) -> None:
         LocalRay(tmp_path / "state" / "moedisco").stop()
     assert "succeeded" in printed["list"]
     assert (tmp_path / "demo" / "model.safetensors").exists()
-    assert printed["stop"] == "The service has ended\n"
+    assert printed["stop"] == "The service has stopped\n"
