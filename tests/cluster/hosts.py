@@ -77,7 +77,7 @@ class Hosts:
             init.wait(30)
 
     def unplug(self, name):
-        """Cut a host off: its processes go on, and nobody hears of them."""
+        """Cut a host off: its processes keep running, and no one can reach them."""
         run("ip", "netns", "exec", self._namespace(name), "ip", "link", "set", "eth0", "down")
 
     def power_on(self, name):
@@ -160,7 +160,7 @@ class Hosts:
 def install_dependencies(venv):
     """An environment as an administrator leaves it: everything that the project needs, and nothing of the project.
 
-    What is installed beside the tests serves, for these hosts have no way to a package index.
+    The packages installed for the tests are used, because these hosts cannot reach a package index.
     """
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     (venv / "lib" / SITE_PACKAGES.parent.name / "site-packages" / "dependencies.pth").write_text(f"{SITE_PACKAGES}\n")

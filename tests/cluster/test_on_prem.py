@@ -1,4 +1,4 @@
-"""`ray up` for real with on-prem.yaml: three hosts made of namespaces, one of which is cut off while a run is under way."""
+"""`ray up` for real with on-prem.yaml: three hosts made of namespaces; one is cut off during a run."""
 
 from __future__ import annotations
 

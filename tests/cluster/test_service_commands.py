@@ -43,7 +43,7 @@ def port() -> int:
 
 
 def stand_in(port: int) -> list[str]:
-    """Options behind the literal ones: a free port, and a Ray that is still on its way, as beside a head that starts."""
+    """Options behind the literal ones: a free port, and a Ray that is still starting, as on a head that starts."""
     return [f"--port={port}", f"--ray-address=http://{LOOPBACK}:{free_port()}"]
 
 

@@ -1,4 +1,4 @@
-"""Tiny jobs, and such as end their workers early by what they are made of: nothing in the workers is replaced."""
+"""Tiny jobs, and jobs whose inputs end their workers early; nothing in the workers is replaced."""
 
 from __future__ import annotations
 

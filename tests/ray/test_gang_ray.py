@@ -51,7 +51,7 @@ def test_a_gang_grows_with_a_node_shrinks_with_its_loss_and_learns_the_same(
     events: list[Event] = []
 
     def steps_by(workers: int) -> int:
-        """The last step that a gang of so many reported, if it is the newest."""
+        """The last step that a gang of this size reported, if it is the newest."""
         sizes = [event.data["workers"] for event in events if event.type == "unit_started"]
         steps = [event.data["step"] for event in events if event.type == "progress"]
         return steps[-1] if steps and sizes[-1] == workers and events[-1].type == "progress" else 0

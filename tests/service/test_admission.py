@@ -114,7 +114,7 @@ def test_no_limit_is_passed_and_every_run_is_answered(queue, active, most, per_o
 
 @given(st.lists(RUNS, max_size=12), CLUSTERS)
 def test_a_run_that_waits_for_a_slot_is_not_overtaken(queue, there):
-    """Whoever comes later starts only in another pool."""
+    """A later run starts only in another pool."""
     waiting: set[tuple[str, ...]] = set()
     for each, answer in zip(queue, admit(queue, [], RunLimits(99, 99), there), strict=True):
         assert not (answer.start and each.needs[0].resources in waiting)

@@ -57,7 +57,7 @@ QUOTA = {
 
 
 class Fake:
-    """A service with three runs, in one of which something happens."""
+    """A service with three runs; one of them has events."""
 
     def __init__(self):
         self.requests = []

@@ -42,7 +42,7 @@ def tiny(state_dir: Path) -> LocalRay:
 
 
 def processes(state_dir: Path) -> list[int]:
-    """Pids of everything that belongs to the cluster of a directory, found by what only they have."""
+    """Pids of all processes of a directory's Ray cluster, found by arguments that only they have."""
     needle = f"{state_dir / 'ray' / 'auth_token'}"
     found = []
     for process in psutil.process_iter():

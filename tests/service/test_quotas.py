@@ -38,7 +38,7 @@ def limit(scene, owner="ann", **limits):
 
 
 def use(scene, run_id, hours, pool="low_memory"):
-    """A worker is held for so many hours."""
+    """Hold a worker for a number of hours."""
     scene.report(run_id, Event("workers_held", "submodels", data={"hold": str(scene.now), "pool": pool, "workers": 1}))
     scene.now += hours * HOUR
     scene.report(run_id, Event("heartbeat"))

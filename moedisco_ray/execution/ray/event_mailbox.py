@@ -144,7 +144,7 @@ class EventMailbox:
 
     Attributes:
         handle: The actor, for workers; it pickles.
-        check: Raises the error that stopped the forwarding of events, such as a full disk. Whoever waits for workers calls it
+        check: Raises the error that stopped the forwarding of events, such as a full disk. Code that waits for workers calls it
             regularly.
     """
 
