@@ -91,7 +91,7 @@ def test_examples_keep_what_they_are_made_of(tmp_path: Path) -> None:
     (({**CHOICE, "gold": -1},), "line 1"), (({**CHOICE, "gold": "a"},), "line 1"), (({**CHOICE, "choices": ["a"]},), "line 1"),
     (({**CHOICE, "choices": ["a", " "]},), "line 1"), (({**CHOICE, "query": ""},), "line 1"),
     (({"context": "c"},), "line 1"), (({**COMPLETION, "continuation": ""},), "line 1"),
-    ((COMPLETION, CHOICE), "line 2 is of another kind than the first"), ((), "holds no examples"), (("", " "), "holds no examples"),
+    ((COMPLETION, CHOICE), "line 2 has another form than line 1"), ((), "holds no examples"), (("", " "), "holds no examples"),
 ])
 def test_what_is_no_example_is_told_by_its_line(tmp_path: Path, rows: tuple[Any, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=rf"^evaluation\.lm_eval\.0: .*tasks\.jsonl': {says}"):

@@ -62,7 +62,7 @@ class ClusterModel:
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:
-        """Read what `save` wrote."""
+        """Load a saved model; its vectoriser runs on `device`."""
         with np.load(directory / "clusters.npz", allow_pickle=False) as arrays:
             centroids_ED = arrays["centroids"] if len(arrays["centroids"]) else None
             return cls(load_vectoriser(directory, device), centroids_ED, arrays["prices"])

@@ -205,7 +205,7 @@ def _check_split(config: RunConfig, finished: Sequence[Finished]) -> None:
     if train < config.clusters.count:
         raise CorpusError(
             "clusters.count", config.clusters.count,
-            f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text finer "
+            f"fewer documents than clusters: {train} for training; add text, lower it, or cut the text into shorter documents "
             "(corpus.sources.*.documents)")
     if held_out == 0:
         # A source with two or more groups always has one held out, so every source here has a single group.

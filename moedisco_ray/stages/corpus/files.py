@@ -149,7 +149,7 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
     if named is not None:
         found = _data_set(source, field, infos, named, excluded)
     elif kind == "datasets":
-        raise CorpusError(f"{field}.path", path, "is not a folder that save_to_disk wrote (it has no state.json)")
+        raise CorpusError(f"{field}.path", path, "is not a folder that save_to_disk wrote (it has no state.json); set format: auto")
     elif kind == "auto":
         found = _by_ending(source, field, infos)
     else:

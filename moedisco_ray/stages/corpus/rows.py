@@ -39,9 +39,9 @@ def json_lines(file: File, column: str, start: int, stop: int | None) -> Iterato
         except NotTextError:
             raise
         except ValueError as error:
-            raise NotTextError(f"the line at byte {at} is not JSON; write an object per line") from error
+            raise NotTextError(f"the line at byte {at} is not JSON; write one object per line") from error
         if not isinstance(row, dict):
-            raise NotTextError(f"the line at byte {at} is not a JSON object")
+            raise NotTextError(f"the line at byte {at} is not a JSON object; write one per line")
         if column not in row:
             raise _no_column(file, row)
         text = row[column]

@@ -38,7 +38,7 @@ def kind(name: str) -> type[Vectoriser]:
             return RandomCosts
         case "likelihood":
             return Likelihood
-    raise CheckpointError("clusters.vectors", name, f"no such document vectors; there are {', '.join(_KINDS)}")
+    raise CheckpointError("clusters.vectors", name, f"no such document vectors; use one of {', '.join(_KINDS)}")
 
 
 def load_vectoriser(directory: Path, device: str = "cpu") -> Vectoriser:

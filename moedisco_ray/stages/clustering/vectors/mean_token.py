@@ -56,7 +56,8 @@ class MeanToken(Vectoriser):
             with safe_open(str(directory / name), framework="pt") as file:
                 return cls(file.get_tensor(_EMBEDDING).to(torch.float32).numpy())
         except (KeyError, OSError, ValueError) as error:
-            raise CheckpointError(str(directory), _EMBEDDING, f"no such tensor can be read there ({error})") from error
+            raise CheckpointError(
+                str(directory), _EMBEDDING, f"cannot be read ({error}); name a model directory in Hugging Face format") from error
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
         """Mean token embeddings, float32 [N, D]. Each sums its tokens in order and does not depend on the rest of the batch."""
