@@ -35,6 +35,7 @@ CLEAN = [
     "moedisco_ray/training",
     "benchmarks/RESULTS.md",
     *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")),
+    "benchmarks/study",
     "tests/attack",
     "tests/cluster",
     "tests/ray",

@@ -32,7 +32,7 @@ def advise(config: RunConfig, measurements: Measurements, goal: Goal) -> Advice:
 
     Raises:
         ConfigError: The goal cannot be answered from these runs.
-        RunDirError: The runs do not tell how a loss falls, or what joint training reaches.
+        RunDirError: The runs do not show how a loss falls, or what joint training reaches.
     """
     if not 0 < goal.value < math.inf:
         raise ConfigError(goal.flag, goal.value, "must be a number above 0")

@@ -58,7 +58,7 @@ class Option(BaseModel):
     """Dollars for the loss that joint training reaches, as a multiple of joint training's; null where losses are predicted."""
     interval: tuple[float, float | None] | None
     """Holds nine of ten resamplings of what is sought: of `loss` for a budget, of `dollars` for a target, of `ratio`. Its upper end
-    is null where there is none, and it is null where nothing tells what chance does."""
+    is null where there is none, and where no measurement shows the effect of chance."""
     best_in: float | None
     """Share of the resamplings in which this recipe is the best; null likewise."""
     runs: int
@@ -66,7 +66,7 @@ class Option(BaseModel):
     sizes: tuple[int, ...]
     """Tokens that it was measured with."""
     extrapolation: float
-    """How far from its measured runs the figure lies: the factor in tokens, 1 between them."""
+    """Distance of the figure from its measured runs: the factor in tokens, 1 between them."""
     dominated: bool
     """Whether another recipe had a lower loss for no more dollars wherever this one was measured: it is then not advised, however
     steep its curve."""
@@ -112,7 +112,7 @@ def changes(config: RunConfig, candidate: Candidate, tokens: int) -> dict[str, C
     """The settings in which the advised configuration differs, in the order of the sections.
 
     Raises:
-        UserError: The configuration does not allow for so many tokens of the recipe.
+        UserError: The configuration does not allow this number of tokens of the recipe.
     """
     advised = candidate.configure(config, tokens)
     build_plan(advised)
@@ -123,7 +123,7 @@ def changes(config: RunConfig, candidate: Candidate, tokens: int) -> dict[str, C
 
 
 def distinct_titles(candidates: Sequence[Candidate]) -> list[str]:
-    """Titles that tell recipes of one title apart, by the settings in which these differ."""
+    """Titles that distinguish recipes of one title, by the settings that differ."""
     titles = []
     for one in candidates:
         namesakes = [other for other in candidates if other.title == one.title]

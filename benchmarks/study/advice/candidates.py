@@ -40,7 +40,7 @@ class Candidate:
         recipe: As measured.
         at: The recipe's place among all.
         settings: What it sets, how often sub-models meet apart.
-        sync_every: Steps between two rounds; None: as many as make the recipe's rounds, or there are none.
+        sync_every: Steps between two sync points; None: the number that gives the recipe's sync points, or there are none.
         dollars_per_token: By the configuration's prices and model.
         fits: Whether its workers have the memory.
     """
@@ -59,7 +59,7 @@ class Candidate:
         return json.dumps([self.settings, self.sync_every, self.recipe.rounds], sort_keys=True)
 
     def configure(self, config: RunConfig, tokens: int) -> RunConfig:
-        """The configuration with this recipe and so many tokens.
+        """The configuration with this recipe and a number of tokens.
 
         Raises:
             UserError: It does not allow for the recipe.
@@ -69,7 +69,7 @@ class Candidate:
     def points(self) -> list[tuple[float, float]]:
         """Dollars, by the configuration's prices, and mean loss at each size that was measured.
 
-        Runs for as many dollars were given as many of the whole account, so that what a recipe reads beside its training is in
+        Runs for as many dollars were given as many of the whole account, so that what a recipe reads outside its training is in
         these, in the proportion in which it was measured.
         """
         beside = defaultdict[int, list[float]](list)

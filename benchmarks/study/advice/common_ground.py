@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 _UNDRAWN = 1e-4
-"""Weight of a subject that was not drawn: it tells what no other does, and nothing else."""
+"""Weight of a subject that was not drawn: it decides only what no other subject does."""
 _LOOSE = 1e-9
 """Weight of a shift of 0: it decides between subjects that no chain of recipes links, and nothing else."""
 

@@ -97,7 +97,7 @@ def lead(best_in: float | None, recipes: int) -> Ground:
 
 
 def pairing(common: Mapping[str, int], subjects: int) -> Ground:
-    """Whether the advised recipe was measured beside the others, where that was in other models.
+    """Whether the advised recipe was measured together with the others, where that was in other models.
 
     Args:
         common: How many subjects have it and each of the others, by the other's title.

@@ -42,7 +42,7 @@ class Curve:
         return self.level - self.slope / self.exponent if self.exponent else -math.inf
 
     def loss(self, tokens: float) -> float:
-        """Nats per token after so many."""
+        """Nats per token after a number of tokens."""
         return self.level - self.slope * _fall(tokens / self.unit, self.exponent)
 
     def slope_at(self, tokens: float) -> float:

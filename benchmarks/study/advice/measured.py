@@ -49,7 +49,7 @@ class MeasuredRun(BaseModel):
     """Of its final model on the validation documents, nats per token."""
     seed: int
     beside: float = Field(0.0, ge=0)
-    """Dollars of what it read beside its training, at the prices it was measured with, as a share of its training's. 0 where that
+    """Dollars of what it read outside its training, at the prices it was measured with, as a share of its training's. 0 where that
     was not counted: of a run directory, and in comparisons of earlier versions."""
     reference: bool = False
     """Whether it is what the others are compared with: joint training on the high-memory pool."""
@@ -118,7 +118,7 @@ def comparison_runs(table: Mapping[str, Any], source: str) -> list[MeasuredRun]:
     """The runs of a comparison whose loss is of the model that they end with.
 
     Args:
-        table: `rows`, of which the first is the reference; `seed`.
+        table: `rows`, with the reference first; `seed`.
         source: Named in errors.
 
     Raises:

@@ -53,7 +53,7 @@ def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: S
 
 
 def _options(found: Study, possible: Sequence[Candidate], goal: Goal) -> list[tuple[Option, Candidate]]:
-    """What each recipe makes of the goal, the best first and the dominated ones last; without those that cannot tell."""
+    """Each recipe's prediction for the goal, best first and dominated ones last; without recipes that allow none."""
 
     def figures(curves: Sequence[Curve], miss: float) -> list[float]:
         return [_figure(each, curves[each.at], goal, miss) for each in possible]

@@ -1,4 +1,4 @@
-"""Which of several figures is the lowest, between what bounds it lies, and how often chance would have it so."""
+"""Which of several figures is the lowest, its bounds, and how often chance would give the same order."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Study:
         subject: The subject.
         recipes: By their keys.
         curves: Of each.
-        noise: None where there is one run per number that is fitted, so that nothing tells it.
+        noise: None where there is one run per fitted number, so that it is unknown.
     """
 
     subject: Mapping[str, Any]
@@ -150,7 +150,7 @@ def study(runs: Iterable[MeasuredRun]) -> Study:
         runs: In any order.
 
     Raises:
-        RunDirError: No recipe was measured at two sizes, so that nothing tells how the loss falls.
+        RunDirError: No recipe was measured at two sizes, so that the fall of the loss is unknown.
     """
     ordered = sorted(runs, key=lambda run: run.identity)
     recipes = tuple(sorted(_recipes(ordered), key=lambda recipe: recipe.key))

@@ -29,12 +29,12 @@ from moedisco_ray.core.errors import ConfigError, RunDirError
 
 _SEED = 20_260_102
 _MOST_BELOW = 4.0
-"""A recipe that passed joint training's loss before its smallest run ended is credited with at most so many times fewer tokens."""
+"""A recipe that passed joint training's loss before its smallest run ended is credited with at most this factor of fewer tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Comparison:
-    """The recipes of one subject beside its joint training.
+    """The recipes of one subject, relative to its joint training.
 
     Attributes:
         study: The measurements.
@@ -121,7 +121,7 @@ def transfer(
 
     Raises:
         ConfigError: No recipe can be carried out.
-        RunDirError: No comparison tells what joint training reaches.
+        RunDirError: No comparison shows what joint training reaches.
     """
     comparisons, refused = _comparisons(config, runs)
     carried = _carried(comparisons)
@@ -149,7 +149,7 @@ def transfer(
 
 
 def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], goal: Goal) -> list[tuple[Option, _Carried]]:
-    """What each recipe makes of the budget; without those that do not come to joint training's loss."""
+    """What each recipe reaches with the budget; without those that do not reach joint training's loss."""
     fitted = _ratios(comparisons, carried, [one.study.curves for one in comparisons], range(len(comparisons)))
     titles = distinct_titles([each.candidate for each in carried])
     found = []

@@ -1,11 +1,11 @@
 """What an arm's run has cost at each look at its held-out loss, and what a loss costs.
 
 Two accounts are kept of every run. The planned one is arithmetic on operations, prices and the pools' speeds, the same on every
-machine. It counts training as the plan does, and what the recipe has to read beside it, in operations of forward passes: the
+machine. It counts training as the plan does, and what the recipe has to read outside it, in operations of forward passes: the
 documents that a model vectorises so that they can be clustered; the text that routers are calibrated and merges compared on; the
-validation tokens that the arm's own final model is measured on and, by `evaluation.stages`, those before it, with what tells which
-cluster a document is of. It leaves out what only the comparison wants to know: the looks at the held-out loss while a model is
-trained, and text of other sources. The metered one is the fold that bills runs (`metering`): every second for which a worker was
+validation tokens that the arm's own final model is measured on and, by `evaluation.stages`, those before it, with the model that
+finds a document's cluster. It leaves out what only the comparison needs: evaluations of the held-out loss during training, and text
+of other sources. The metered one is the fold that bills runs (`metering`): every second for which a worker was
 held, all of these included; its dollars are those of the run's bill (`moedisco_ray.core.bill`).
 """
 
@@ -30,7 +30,7 @@ Reader = Literal["whole", "whole_states", "submodel", "submodel_states", "bigram
 """Who reads a token: the whole MoE; a sub-model, or the seed, which is as large; either for its hidden states alone, so that there
 is nothing for the head to do; one cluster's bigrams (`clusters.method`)."""
 Reads = Mapping[ReadingStage, Mapping[Reader, float]]
-"""What a run reads beside its training: tokens, each as often as it is read. A pass that ends after some of the layers is that
+"""What a run reads outside its training: tokens, each as often as it is read. A pass that ends after some of the layers is that
 share of a token."""
 BIGRAM_FLOPS = 20.0
 """More than the sums, quotients and logarithm that a token's likelihood in one cluster takes, with its counting."""
@@ -89,7 +89,7 @@ def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
     Args:
         config: The run's.
         plan: Of the same.
-        reads: What it reads beside its training.
+        reads: What it reads outside its training.
     """
     trained = [
         PhaseCost(
@@ -99,7 +99,7 @@ def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
 
 
 def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
-    """What a run pays for beside its training: clustering on the low-memory pool, the rest where its whole MoE is trained."""
+    """What a run pays for outside its training: clustering on the low-memory pool, the rest where its whole MoE is trained."""
     each = forward_flops(config, plan)
     at_once = next((stage.workers for stage in plan.stages if stage.stage == "submodels"), 1)
     found = []
@@ -115,9 +115,9 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
 
 
 def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
-    """Operations to read one token: of a model a third of a training step's, for its gradients take twice as many as it does.
+    """Operations to read one token: a third of a model's training step, because gradients take twice the forward pass.
 
-    As many tokens are taken to be before it as fill a sequence: nothing costs more than this.
+    The token is assumed to be the last of a full sequence: no other position costs more.
     """
     whole = config.model.architecture
     part = submodel_architecture(whole, config.clusters.count)

@@ -157,7 +157,7 @@ def tokens_for(
         base: The configuration that is compared.
         arm: Whose.
         budget: What it has as much of.
-        reads: What a run of an arm reads beside its training; asked for dollars alone.
+        reads: What a run of an arm reads outside its training; used for dollars only.
         reference: Joint training.
 
     Raises:
@@ -192,8 +192,8 @@ def _dollars(base: RunConfig, arm: Arm, tokens: int, reads: Callable[[RunConfig,
 def predicted(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
     """The tokens of a run that will come to a loss, by a straight line of loss over log tokens.
 
-    A learning rate that comes down as a run ends makes of every length a run of its own: a longer one's losses on the way tell too
-    little. Where even the shortest run is better than need be, the line goes on beyond it, to half of its tokens at most.
+    With a learning rate that decays at the end, every length is a run of its own: the intermediate losses of a longer run say too
+    little. Where even the shortest run is better than needed, the line continues beyond it, to half of its tokens at most.
 
     Args:
         runs: Tokens and loss of complete ones.

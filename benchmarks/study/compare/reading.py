@@ -1,4 +1,4 @@
-"""What a run reads beside its training: as its artifacts tell once it is finished, or as its corpus tells before it begins.
+"""What a run reads outside its training: from its artifacts once it is finished, or from its corpus before it begins.
 
 Clusters by `mean_token`, `tfidf_svd` or `random`, and k-means itself, are next to nothing on a CPU, so that they count as nothing.
 
@@ -92,7 +92,7 @@ def _merges(config: RunConfig, measured: Measured) -> bool:
 
 
 def _clustering(config: RunConfig, lengths_N: Lengths, kind: str, limit: int) -> dict[Reader, float]:
-    """Every document that is clustered once; by bigrams the sample as often as their search may take, which no artifact tells."""
+    """Every document that is clustered once; by bigrams the sample as often as their search may take, which no artifact records."""
     settings = config.clusters
     if kind == "hidden_state":
         return {_vector_model(config): float(np.minimum(lengths_N, limit).sum())}
@@ -146,9 +146,9 @@ def _passes(config: RunConfig, router: str) -> float:
 
 
 def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int) -> dict[Reader, float]:
-    """Every validation token by the final model, by those before it, and by what tells its document's cluster.
+    """Every validation token, by the final model, by those before it, and by the model that finds its document's cluster.
 
-    In an ensemble by each sub-model, and its context by what weighs these.
+    In an ensemble also by each sub-model, and its context by the model that weighs them.
     """
     settings, ensemble = config.clusters, measured == "ensemble"
     reads = Counter[Reader]({"submodel": settings.count * tokens} if ensemble else {"whole": tokens})

@@ -55,7 +55,7 @@ def compare(
 
     Dollars are those of the whole account (`accounting`), not of training alone.
 
-    What is finished is not made again: an interrupted comparison goes on where it was, and arms that an earlier comparison in the
+    Finished runs are not repeated: an interrupted comparison resumes, and arms that an earlier comparison in the
     same directory finished stay in the table.
 
     Args:
@@ -75,7 +75,7 @@ def compare(
 
     Raises:
         ConfigError: There is no such arm, or the configuration does not allow for it.
-        RunError: A run failed; the same call goes on.
+        RunError: A run failed; the same call resumes.
     """
     asked = chosen(names, known)
     corpus = output / run_name(REFERENCE, "tokens") / "corpus"
@@ -176,14 +176,14 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
     """What a finished run of an arm has reached, and for what.
 
     Returns:
-        `arm`, `title`, `budget`, `run` (its directory's name); `recipe` and `subject`, by what and on what it was trained
+        `arm`, `title`, `budget`, `run` (its directory's name); `recipe` and `subject`, how and on what it was trained
         (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, that were trained on; `flops`, `dollars` and
         `hours`, planned, of everything that it pays for, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and
         `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity
         on those of each, `specialisation`, the normalised mutual information of documents' sources and clusters with their first
         experts, and `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `unseen`, the
         perplexity on text of `evaluation.sources`, None where there are none; `curve`, its looks at the held-out loss
-        (`accounting.Point`), of which an ensemble's last is its evaluation.
+        (`accounting.Point`); the last of an ensemble is its evaluation.
     """
     plan = build_plan(config)
     phases = account(config, plan, found(config, arm.measured))
@@ -214,7 +214,7 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
 
 
 def _looked_at(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation says of a model beside its loss."""
+    """What an evaluation reports of a model in addition to its loss."""
     if "routers" not in figures:
         return dict.fromkeys(("sources", "specialisation", "dead_experts"))
     return {

@@ -1,1 +1,1 @@
-"""The quality benchmark: `run.py` measures, `section.py` tells."""
+"""The quality benchmark: `run.py` measures, `section.py` reports."""

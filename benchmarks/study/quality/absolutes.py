@@ -1,4 +1,4 @@
-"""What was measured itself, beside the ratios: perplexity, bits per byte, domains, routing."""
+"""The absolute figures behind the ratios: perplexity, bits per byte, domains, routing."""
 
 from __future__ import annotations
 

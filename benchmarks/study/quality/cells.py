@@ -35,9 +35,9 @@ lower rates."""
 HELD_OUT = 40_000
 """Validation tokens that a finished model is measured on: about a hundred documents, a dozen of each domain."""
 START_TOKENS = 250_000
-"""Of the common dense model that the arms of a `seed` cell start from; in nobody's bill, for all have it. It is a model like a
-published one: weights without an optimizer's state. What to do with it first is a matter of the recipe: joint training makes an
-MoE of it at once, the default goes on with it as its seed; without that it was much worse (tried.json)."""
+"""Tokens of the common dense model that the arms of a `seed` cell start from; no arm pays for it, because all have it. It is like
+a published model: weights without optimizer state. What to do with it first is a matter of the recipe: joint training makes an MoE
+of it at once, the default continues with it as its seed; without that it was much worse (tried.json)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Cell:
     Attributes:
         corpus: `embedded`, or a folder of text files, one per domain, with blank lines between documents.
         family: Of the model.
-        start: `random` initialisation, or a common dense `seed`, of which the arms make their MoE.
+        start: `random` initialisation, or a common dense `seed`, from which the arms build their MoE.
     """
 
     corpus: str
@@ -137,7 +137,7 @@ def _sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
 
 
 def _unseen(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
-    """The domains of the other corpora beside it that it has none of its own of that name."""
+    """The domains of the other corpora next to it, without names that it has itself."""
     if corpora is None:
         return []
     known = {path.stem for path in _domains(corpora / corpus)}

@@ -77,7 +77,7 @@ def documents(text: str, most: int) -> Iterator[str]:
 
 
 def write(texts: Iterable[str], path: Path, characters: int, most_bytes: int | None) -> None:
-    """The documents of some texts, up to about so many bytes."""
+    """The documents of some texts, up to about a number of bytes."""
     found, size = [], 0
     for document in (part for text in texts for part in documents(text, characters)):
         if most_bytes is not None and size >= most_bytes:
@@ -89,7 +89,7 @@ def write(texts: Iterable[str], path: Path, characters: int, most_bytes: int | N
 
 
 def debian(out: Path, characters: int, most_bytes: int) -> None:
-    """Every domain's text, from packages that are unpacked where they are in nobody's way."""
+    """Every domain's text, from packages that are unpacked into a folder of their own."""
     with tempfile.TemporaryDirectory() as folder:
         for name, domain in DOMAINS.items():
             place = Path(folder) / name

@@ -45,7 +45,7 @@ REMOVED: Mapping[str, str] = {
 FOR_TOKENS: Mapping[str, Arm] = {
     "long-finetune": Arm("MoE-DisCo, two fifths of the tokens in the fine-tune", {
         "tokens.seed_share": 0.5, "tokens.finetune_share": 0.4})}
-"""What there is for whoever has so many tokens rather than so much money; its fine-tune has joint training's batch and rate."""
+"""Arms for limited text rather than limited money; their fine-tune has joint training's batch size and learning rate."""
 
 KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS, **FOR_TOKENS}
 """Every arm that the benchmark can run."""

@@ -37,7 +37,7 @@ def with_commit(made: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
     """How a result was made, with the commits of rows that were there before it.
 
     Args:
-        made: As `harness.environment` tells.
+        made: The record of `harness.environment`.
         before: The result file so far; one without rows was not made by any.
     """
     return {**made, "commits": list(dict.fromkeys([*(commits(before) if before["rows"] else []), _last(made)]))}

@@ -10,12 +10,12 @@ python -m benchmarks.study.quality.run, with
 
 Every (cell, seed) is a process with one thread, `--jobs` of them at once. What is finished is skipped: each arm is a run of the
 product with its own resumption, and the rows of a (cell, seed) are a file in --results, to which arms can be added later. Those of
-RESULTS.md are in results/ beside this file.
+RESULTS.md are in results/ next to this file.
 
 The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 11 T: T each for joint training, the default
-and the paper's recipe; what as many dollars buy of the latter two, whose tokens are mostly cheap; and as many as these foretell it
-takes the default to come to joint training's loss. Joint training and the default with their gangs on the cheap pool are not run
-again: the same training is priced there.
+and the paper's recipe; what joint training's dollars buy of the latter two, whose tokens are mostly cheap; and the tokens that the
+default is predicted to need for joint training's loss. Joint training and the default with their gangs on the cheap pool are not
+run again: the same training is priced there.
 
 `run.py` says how long it will take before it begins, from `--speed`, the tokens per second of a core with looks at the held-out
 loss, clustering and evaluation in it.
@@ -201,7 +201,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--speed", type=float, default=11_000, help="tokens per second of a core, for the estimate")
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
-    parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept to go on from")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept to resume from")
     parser.add_argument("--results", type=Path, default=Path("runs") / "quality" / "results", help="result files")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--account", action="store_true", help="account existing result files anew, from --work; train nothing")

@@ -42,7 +42,7 @@ _TARGETS = (
     ("disco", "dollars_to_joint_loss_ratio", 0.3, ", the goal", STARTS),
     ("disco", "loss_equal_tokens", 1.01, ", from a common seed", ("seed",)),
     ("long-finetune", "loss_equal_tokens", 1.01, ", from a common seed", ("seed",)))
-"""What an arm must reach, at most so much of joint training's, and in cells of which starts."""
+"""Targets: arm, figure, largest ratio to joint training's, words, and the starts whose cells count."""
 _CALLED = {"disco": "the default", "long-finetune": "the default with a long fine-tune"}
 _ONE_RUN = ("ensemble",)
 """Arms of a single run, for as many dollars as joint training: where it comes to that loss, a shorter one might have."""

@@ -15,7 +15,7 @@ FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio
 MORE = (
     "loss_equal_tokens", "dollars_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens",
     "hours_equal_dollars", "metered_to_joint_loss")
-"""What the result files tell beside that."""
+"""Further figures of the result files."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
 _AS_DEAR = 1.001
@@ -37,7 +37,7 @@ def summarise(
         `corpus`, `family`, `start`, `arm`, `seeds`, the medians of the figures (None where the arm has none, or where a seed never
         came to joint training's loss) and their `spread`, {figure: {min, max}}. All are ratios to joint training's of the same
         seed; dollars and hours are planned, of everything that the arm pays for (`compare.accounting`), and a row that was
-        accounted for training alone has none. What an arm reaches for as many dollars as joint training lies between its two
+        accounted for training alone has none. What an arm reaches at joint training's dollars is between its two
         complete runs, on a straight line of log perplexity (or hours) over log dollars at joint training's dollars exactly, which
         the longer of them need not cost to the last one. Dollars to joint training's loss are those of complete runs, whose
         learning rates came down, and between two of them a straight line over log dollars; where the cheapest is good enough, its
@@ -102,7 +102,7 @@ def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict
 
 
 def at_budget(budget: float, runs: Iterable[tuple[float, float]]) -> float | None:
-    """What an arm has for so many dollars, or hours: on a straight line, log over log, between its runs that cost less and more.
+    """What an arm reaches at a budget of dollars or hours: a straight line, log over log, between two of its runs.
 
     Args:
         budget: To spend.

@@ -69,7 +69,7 @@ class Phase:
     # Machines.
 
     def _dispatch(self) -> None:
-        """Start what can start, ask for machines for what cannot, let go of what nobody needs."""
+        """Start what can start, request machines for the rest, release what is not needed."""
         for name in self._order():
             unit = self._units[name]
             idle = {kind.name: self._idle(kind) for kind in self._setting.kinds}
@@ -132,7 +132,7 @@ class Phase:
         self._at(delay, self._lose, node)
 
     def _leave(self, node: Node) -> None:
-        """The notice is heard: save, and go on elsewhere."""
+        """React to the notice: save, and continue elsewhere."""
         unit = node.unit
         if node.gone or unit is None or unit.attempt is None:
             return

@@ -245,7 +245,7 @@ def test_several_other_models_are_surer_than_one() -> None:
 
 
 def needing(times: float, slope: float = 0.2) -> Law:
-    """So many times joint training's tokens for any loss; at another slope, for the middle one that it was measured at."""
+    """A multiple of joint training's tokens for any loss; at another slope, for the middle one that it was measured at."""
     return line(3.0 + slope * math.log(2 * times) - 0.2 * math.log(2), slope)
 
 

@@ -1,4 +1,4 @@
-"""What is read beside training: counted by hand, as its laws have it, and against what models are really given."""
+"""What is read outside training: counted by hand, by its laws, and compared with what models are really given."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def run(config: RunConfig) -> Counter[str]:
 
 
 def close(ours: Reads, theirs: Reads, windows: int) -> bool:
-    """The same but for some windows of calibration, for each of which at most so many tokens are read."""
+    """Equal but for some calibration windows, each of at most a number of tokens."""
     return ours.keys() == theirs.keys() and all(
         tokens.keys() == theirs[stage].keys() and all(
             count == pytest.approx(theirs[stage][reader], abs=windows * 64 if stage == "merge" else 1e-9)

@@ -1,4 +1,4 @@
-"""What the document says beside the ratios."""
+"""What the document says in addition to the ratios."""
 
 
 from benchmarks.study.quality import absolutes

@@ -1,4 +1,4 @@
-"""RESULTS.md is what its generator makes of the result files that are beside it."""
+"""RESULTS.md is what its generator writes from the stored result files."""
 
 from pathlib import Path
 

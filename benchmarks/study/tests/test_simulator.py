@@ -1,4 +1,4 @@
-"""The simulator keeps its books, and never beats a bound that nobody can beat."""
+"""The simulator's accounts add up, and it never beats a bound that holds for every policy."""
 
 from __future__ import annotations
 
