@@ -1,4 +1,4 @@
-"""Carries a plan out while the run that it disturbs goes on, and knows what each change must have led to."""
+"""Carries a plan out during the run that it disturbs, and knows the effect that each change must have."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class ChangingPools:
             self._changed.notify_all()
 
     def disturb(self, run: Callable[[], T], stop: StopFile) -> T:
-        """Carry the plan out, whole, while a run goes on in another thread: Ray wants nodes to be started from the main one.
+        """Carry the whole plan out while a run continues in another thread: Ray wants nodes to be started from the main one.
 
         Args:
             run: The run.

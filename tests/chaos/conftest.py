@@ -8,6 +8,6 @@ from spot_nodes import SpotNodes, spot_nodes
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[SpotNodes]:
-    """A cluster for all tests of a file, each of which resets its nodes."""
+    """A Ray cluster for all tests of a file; each test resets its nodes."""
     with spot_nodes() as nodes:
         yield nodes

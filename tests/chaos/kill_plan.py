@@ -10,8 +10,8 @@ from service.domain.outcome import FUTILE_LIMIT
 
 Target = Literal["service", "driver"]
 Moment = Literal["events", "steps", "service start", "driver start"]
-"""`events`: so many more of the stream. `steps`: the present driver got so many further than any before it.
-`service start`, `driver start`: so many seconds after the one that was killed last began anew."""
+"""Unit of a moment. `events`: further events of the stream. `steps`: steps of the present driver beyond any earlier one.
+`service start`, `driver start`: seconds after the process that was killed last started again."""
 
 _SERVICE_SHARE = 0.6
 """Of the kills; that of a driver costs the most time."""

@@ -1,4 +1,4 @@
-"""How pools of spot machines change under a run: drawn from a seed, and such that the run can always go on."""
+"""How pools of spot machines change under a run: drawn from a seed, and such that the run can always continue."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _PATIENCE = 30.0
 _SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
 _OF_A_NODE = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
 _OF_A_CLUSTER = ("TrainStateActor", "_AutoscalingCoordinatorActor")
-"""Ray keeps one of each for as long as a cluster lives, whoever comes and goes."""
+"""Ray keeps one of each for the lifetime of a Ray cluster, whatever nodes come and go."""
 
 
 class SpotNodes:
@@ -69,7 +69,7 @@ class SpotNodes:
         drain(self._cluster.gcs_address, node_id, int((time.time() + seconds) * 1000), "chaos")
 
     def reset(self, wanted: Mapping[str, int]) -> None:
-        """Have so many nodes of each resource, none of which is about to go."""
+        """Have this number of nodes of each resource, none about to go."""
         for node_id in self._going & self._nodes.keys():
             self.kill(node_id)
         for resource, count in wanted.items():

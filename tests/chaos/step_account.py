@@ -1,4 +1,4 @@
-"""Which steps a run's units trained, attempt by attempt, as their events tell."""
+"""Which steps a run's units trained, attempt by attempt, from their events."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Attempt:
 
     Attributes:
         start: Steps that were made before it.
-        told: The steps that it told of, counted from 1, in the order in which it did.
-        saved: The steps of the checkpoints that it told of, which it does when one is safe.
+        reported: The steps that it reported, counted from 1, in the order of its reports.
+        saved: The steps of the checkpoints that it reported, which it does when one is safe.
     """
 
     start: int
-    told: list[int]
+    reported: list[int]
     saved: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def end(self) -> int:
         """Steps that were made when it was last heard of."""
-        return self.told[-1]
+        return self.reported[-1]
 
     @property
     def safe(self) -> int:
@@ -35,12 +35,12 @@ class Attempt:
 
     @property
     def in_a_row(self) -> bool:
-        """Whether it made one step after the other, and nobody else made any of the unit's meanwhile."""
-        return self.told == list(range(self.start + 1, self.end + 1))
+        """Whether it made one step after the other, and no other attempt made any of the unit's meanwhile."""
+        return self.reported == list(range(self.start + 1, self.end + 1))
 
 
 def attempts(events: Iterable[Event]) -> dict[str, list[Attempt]]:
-    """The attempts at each unit that trained something, in their order; of units that tell of every step."""
+    """The attempts at each unit that trained something, in their order; for units that report every step."""
     found: dict[str, list[Attempt]] = {}
     fresh: set[str] = set()
     for event in events:
@@ -54,7 +54,7 @@ def attempts(events: Iterable[Event]) -> dict[str, list[Attempt]]:
             if event.unit in fresh:
                 fresh.discard(event.unit)
                 mine.append(Attempt(step - 1, []))
-            mine[-1].told.append(step)
+            mine[-1].reported.append(step)
         elif event.type == "checkpoint" and event.unit in found and event.unit not in fresh:
             found[event.unit][-1].saved.append(event.data["step"])
     return found

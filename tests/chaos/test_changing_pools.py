@@ -43,7 +43,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(output: Path) -> RunConfig:
-    """One sub-model more than there are nodes; every step is told."""
+    """One sub-model more than there are nodes; every step is reported."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 128,
              "num_experts": SUBMODELS, "num_experts_per_tok": 2}
     optimizer = {"batch_tokens": 4096, "lr": 2e-3}
@@ -84,7 +84,7 @@ def check_restarts(events: list[Event], hits: list[Hit]) -> None:
     told = {kind: Counter(event.unit for event in restarts if event.data["kind"] == kind) for kind in ("died", "preempted")}
     assert told["died"].total() + told["preempted"].total() == len(restarts)
     assert told["died"] == Counter(hit.unit for hit in hits if hit.change.kind == "process")
-    # More than those: a machine takes with it what has not told of a step yet.
+    # More than those: a machine takes with it what has not reported a step yet.
     assert told["preempted"] >= Counter(hit.unit for hit in hits if hit.change.kind != "process")
 
 

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """Trainings that go on beside the test."""
+    """Trainings that run in parallel with the test."""
 
     events: list[Event]
     trained: Future[list[Trained]]

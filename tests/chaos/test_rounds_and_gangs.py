@@ -39,7 +39,7 @@ def members(directory: Path, patience: float | None) -> list[TrainJob]:
 
 @contextlib.contextmanager
 def beside(train: Callable[[Emit], list[Trained]]) -> Iterator[tuple[list[Event], Future[list[Trained]]]]:
-    """A training that goes on beside the block, and its events."""
+    """A training that runs in parallel with the block, and its events."""
     events: list[Event] = []
     with ThreadPoolExecutor(1) as thread:
         yield events, thread.submit(train, events.append)

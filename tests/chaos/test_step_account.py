@@ -28,7 +28,7 @@ def test_what_losses_took_is_what_was_trained_beyond_the_plan(ends: list[tuple[i
     found = attempts(events)["a"]
     assert lost(found) == losses
     assert all(attempt.in_a_row for attempt in found)
-    assert sum(len(attempt.told) for attempt in found) == planned + sum(losses)
+    assert sum(len(attempt.reported) for attempt in found) == planned + sum(losses)
 
 
 def test_two_trainers_of_one_unit_are_seen() -> None:
@@ -50,7 +50,7 @@ def test_safe_is_the_newest_checkpoint_that_an_attempt_told_of(start: int, made:
     checkpoints = [Event("checkpoint", "submodels", "a", {"step": step}) for step in saved]
     [attempt] = attempts([first, *rest, *checkpoints])["a"]
     assert attempt.safe == max(saved, default=start)
-    # The next attempt goes on from what is safe, or from a checkpoint that was not told of any more.
+    # The next attempt continues from what is safe, or from a checkpoint that was no longer reported.
     again = data.draw(st.integers(attempt.safe, attempt.end))
     both = attempts([first, *rest, *checkpoints, *told("a", again, start + made + 1)])["a"]
     assert lost(both) == [attempt.end - again]

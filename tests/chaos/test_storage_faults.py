@@ -1,4 +1,4 @@
-"""A training whose checkpoints' storage is away, slow, throttled, or cuts uploads off: it waits or is told, and resumes right."""
+"""A training whose checkpoints' storage is away, slow, throttled, or cuts uploads: it waits or fails, and resumes correctly."""
 
 from __future__ import annotations
 

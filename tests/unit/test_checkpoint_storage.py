@@ -1,4 +1,4 @@
-"""Checkpoints beside a training: on a disk, and on servers of S3 and of Google Cloud Storage on loopback."""
+"""Checkpoints during a training: on a disk, and on servers of S3 and of Google Cloud Storage on loopback."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def slow_uploads(seconds: float) -> Iterator[None]:
-    """Training goes on for some steps before anything is written."""
+    """Let training continue for some steps before anything is written."""
     write = Saver._write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Saver, "_write", lambda *args: time.sleep(seconds) or write(*args))

@@ -81,7 +81,7 @@ def test_no_two_pairs_of_the_reference_share_a_counter():
 
 
 def grammars(documents=120, kinds=3, length=40, seed=0):
-    """Documents of the same tokens in the same shares: only what follows what tells the kinds apart."""
+    """Documents of the same tokens in the same shares: only the order of tokens distinguishes the kinds."""
     follows = [np.random.default_rng(kind).permutation(20) for kind in range(kinds)]
     generator = np.random.default_rng(100 + seed)
     texts = []

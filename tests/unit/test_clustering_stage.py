@@ -54,7 +54,7 @@ def read(directory):
 
 
 def build_for(tokens, corpus, model_dir, directory, **clusters):
-    """With sub-models that train on so many tokens."""
+    """Build clusters for sub-models that train on this number of tokens."""
     config = run_config(**clusters)
     config = config.model_copy(update={"tokens": Tokens(total=2 * tokens, seed_share=0.0, finetune_share=0.5)})
     workers = LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer"))

@@ -38,7 +38,7 @@ def start_from(directory, tmp_path, **sections):
 
 
 def pretrained(directory: Path, **settings) -> Path:
-    """A model directory of which only the tokenizer and the configuration matter here."""
+    """A model directory; only its tokenizer and configuration matter here."""
     save_trained(train_bpe(["other text " + text for text in TEXTS], 400), directory)
     (directory / ENCODING).unlink()
     stored = directory / "tokenizer_config.json"

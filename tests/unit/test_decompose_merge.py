@@ -58,7 +58,7 @@ def uniform(clusters):
 
 
 def joined(parts, names, start=None):
-    """The uniform merge of sub-models, of which the first stands for their start."""
+    """The uniform merge of sub-models; the first one stands for their start."""
     return merge(parts, start or parts[0], names, uniform(len(parts)))
 
 

@@ -106,7 +106,7 @@ def ends(kind: str) -> Callable[[Scripted, int, StopFile], End]:
 
 
 def trains_until_stopped(step: int, slots: int) -> Callable[[Scripted, int, StopFile], TrainResult]:
-    """Makes steps of a second; meanwhile so many slots come."""
+    """Makes steps of a second; meanwhile slots come."""
     def attempt(cluster: Scripted, workers: int, stop: StopFile) -> TrainResult:
         cluster.status = UnitStatus((), step, 1.0)
         cluster.slots = [slots]

@@ -32,7 +32,7 @@ NAMES = ("placed", "unplaced")
 
 
 class Mail(EventMailbox):
-    """Of two trainings, one of which has no slot yet."""
+    """Mail of two trainings; one has no slot yet."""
 
     def __init__(self) -> None:
         super().__init__(SimpleNamespace(push=SimpleNamespace(remote=lambda event: event)), check=lambda: None)

@@ -165,7 +165,7 @@ def test_the_constant_direction_regresses_the_number_1():
 
 
 def test_rows_keep_their_size_where_inputs_hardly_differ():
-    """A direction of the inputs that tells clusters apart by a hair would get a row that nothing could move after it."""
+    """A direction of the inputs that hardly separates clusters would get a row that training cannot move."""
     x, label = data(tokens=4000, spread=1.0)
     told = torch.nn.functional.one_hot(label, 3).double() @ torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
     thin = torch.cat([x, 1e-4 * told], dim=1)

@@ -63,7 +63,7 @@ RESOLVED: Mapping[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "submodels.optimizer.precision": ({}, {"submodels": {"optimizer": {"precision": "bf16"}}}, "seed"),
     "finetune.optimizer.precision": ({}, {"finetune": {"optimizer": {"precision": "bf16"}}}, "finetune"),
 }
-"""Per setting that fingerprints hold by what it decides: configurations that differ in it, and the first stage that notices."""
+"""Per resolved setting: configurations that differ in it, and the first stage that notices."""
 
 
 def test_every_resolved_setting_has_an_example() -> None:

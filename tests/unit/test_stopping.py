@@ -1,4 +1,4 @@
-"""A run is ended from outside, and goes on as if nothing had happened."""
+"""A run is ended from outside, and continues as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Runs:
 
     @property
     def after(self) -> dict[str, Any]:
-        """What makes a job go on from the training `before`."""
+        """Settings with which a job continues from the training `before`."""
         before = self.home / "before-out"
         return {"model": before, "optimizer_state": before / OPTIMIZER_FOLDER, "with_optimizer_state": True}
 

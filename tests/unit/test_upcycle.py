@@ -1,4 +1,4 @@
-"""Dense models as starts: the MoE computes what they did, until training tells its experts apart."""
+"""Dense models as starts: the MoE computes what they did, until training makes its experts differ."""
 
 import os
 import re
@@ -230,7 +230,7 @@ def test_windows_that_slide_in_some_layers_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_weights_in_the_same_place_are_another_start(tmp_path: Path) -> None:
-    """A run that goes on must not take what it made of the old ones for done."""
+    """A resumed run must not take artifacts of the old ones for done."""
     start = dense(tmp_path / "dense", "qwen3")
     config = small_config(
         tmp_path, tokens=FEW_TOKENS, clusters={"count": 4}, tokenizer={"path": str(tmp_path)},

@@ -36,10 +36,7 @@ CLEAN = [
     "benchmarks/RESULTS.md",
     *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")),
     "benchmarks/study",
-    "tests/attack",
-    "tests/cluster",
-    "tests/ray",
-    "tests/service",
+    "tests",
 ]
 """Folders and files without such words; extend the list when another one becomes clean."""
 
