@@ -39,9 +39,10 @@ lint: $(INSTALLED)
 
 check: lint test
 
+# Without --quiet, which hides the warnings that --strict counts.
 docs: $(INSTALLED)
 	$(BIN)/python -m docs.generate
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run_all
