@@ -152,7 +152,7 @@ def test_a_run_that_is_gone_when_the_driver_starts_is_said_to_be(api: Service) -
     assert api.ann.delete(f"/v1/runs/{run_id}").status_code == 204
     Reconciler(api.database, api.jobs, api.pools, api.notifier, api.settings, b"secret").round(1.0)
     request = json.loads(api.jobs.submissions[f"{made['id']}-1"].config_path.read_text())
-    with pytest.raises(ConfigError, match=r"run://.*is not found"):
+    with pytest.raises(ConfigError, match=r"run://.*cannot be looked up"):
         check_config(request)
 
 
