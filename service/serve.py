@@ -110,7 +110,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
                 checking = Loop(local.ensure_running, CHECK_RAY_SECONDS, "local ray")
                 checking.start()
                 loops.callback(checking.stop)
-            _run(settings, database, RayJobs(jobs), dashboard, listener, listening)
+            _run(settings, database, RayJobs(jobs), dashboard, listener=listener, announce=listening)
         return local is not None and not _stop_if_idle(local, database)
 
 
@@ -124,20 +124,21 @@ def _sign_in_code(database: Database, token: str | None) -> str | None:
 
 
 def _run(
-    settings: Settings, database: Database, jobs: RayJobs, dashboard: Dashboard, listener: socket.socket,
+    settings: Settings, database: Database, jobs: RayJobs, dashboard: Dashboard, *, listener: socket.socket,
     announce: Callable[[], None],
 ) -> None:
     """Run the background loops and the server until a signal ends them."""
     pools, notifier = RayPools(dashboard), Notifier()
     deliveries = Deliveries(database, Outgoing(allow_private=settings.allow_private_webhooks))
-    reconciler = Reconciler(database, jobs, pools, notifier, settings, service_secret(settings.state_dir))
+    reconciler = Reconciler(database, jobs, pools, notifier, settings=settings, secret=service_secret(settings.state_dir))
     housekeeping = Housekeeping(database, jobs, settings.output_roots, settings.session_idle_seconds)
     loops = (
         reconciling := Loop(reconciler.round, RECONCILE_SECONDS, "reconciler"),
         Loop(deliveries.round, DELIVER_SECONDS, "deliveries"),
         Loop(housekeeping.round, TIDY_SECONDS, "housekeeping"),
     )
-    app = create_app(settings, database, jobs, pools, dashboard, notifier, reconciling.wake)
+    app = create_app(
+        settings, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier, wake_reconciler=reconciling.wake)
     server = Server(app, settings)
     with contextlib.ExitStack() as stack:
         stack.callback(deliveries.close)

@@ -169,12 +169,13 @@ def _trainings(config: RunConfig, whole: Architecture) -> list[_Training]:
     gang = Spread(f"pools.{whole_pool.name}.{size}", whole_pool.fewest_workers, more_workers)
     at_once = min(clusters, low.max_workers, sum(kind.max_workers for kind in low.node_types))
     trainings = [
-        _Training("seed", low, recipe, 1, 1, config.tokens.seed, sharded=False, spread=split),
+        _Training("seed", pool=low, optimizer=recipe, units=1, workers=1, tokens=config.tokens.seed, sharded=False, spread=split),
         _Training(
-            "submodels", low, recipe, clusters, at_once, config.tokens.submodels,
+            "submodels", pool=low, optimizer=recipe, units=clusters, workers=at_once, tokens=config.tokens.submodels,
             sharded=False, spread=split),
         _Training(
-            "finetune", whole_pool, config.finetune.optimizer, 1, whole_pool.fewest_workers, config.tokens.finetune,
+            "finetune", pool=whole_pool, optimizer=config.finetune.optimizer, units=1, workers=whole_pool.fewest_workers,
+            tokens=config.tokens.finetune,
             sharded=True, spread=gang),
     ]
     return [training for training in trainings if training.tokens]

@@ -175,9 +175,12 @@ def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disa
     # A sub-model never runs on a type that is too small; so a mixed pool only needs types that are as large as configured.
     of_low = (
         [each for i, kind in enumerate(low.node_types)
-         for each in _of_pool(cluster, kind, f"{_path(low)}.types.{i}", kind.memory_gb, "max_workers", kind.max_workers)]
-        if low.mixed else _of_pool(cluster, low, _path(low), _need_gb(plan, low), "max_workers", low.max_workers))
-    return (*of_low, *_of_pool(cluster, high, _path(high), _need_gb(plan, high), "workers", high.most_workers))
+         for each in _of_pool(
+             cluster, kind, f"{_path(low)}.types.{i}", need_gb=kind.memory_gb, count="max_workers", workers=kind.max_workers)]
+        if low.mixed else _of_pool(
+            cluster, low, _path(low), need_gb=_need_gb(plan, low), count="max_workers", workers=low.max_workers))
+    return (*of_low, *_of_pool(
+        cluster, high, _path(high), need_gb=_need_gb(plan, high), count="workers", workers=high.most_workers))
 
 
 def _path(pool: Pool) -> str:
@@ -189,7 +192,7 @@ def _need_gb(plan: Plan, pool: Pool) -> float:
     return max((stage.memory.total for stage in plan.stages if stage.pool == pool.name), default=0) / GIB
 
 
-def _of_pool(cluster: Cluster, pool: Pool, path: str, need_gb: float, count: str, workers: int) -> list[Disagreement]:
+def _of_pool(cluster: Cluster, pool: Pool, path: str, *, need_gb: float, count: str, workers: int) -> list[Disagreement]:
     offering = [node for node in cluster.types if node.most and pool.resource in node.slots]
     if not offering:
         has = ", ".join(sorted({tag for node in cluster.types for tag in node.slots})) or "no tags"

@@ -43,7 +43,7 @@ _MOST_OF_A_TOKEN = 4096
 
 
 def create_app(
-    settings: Settings, database: Database, jobs: RayJobs, pools: RayPools, dashboard: Dashboard, notifier: Notifier,
+    settings: Settings, database: Database, jobs: RayJobs, *, pools: RayPools, dashboard: Dashboard, notifier: Notifier,
     wake_reconciler: Callable[[], None],
 ) -> FastAPI:
     """Create the application. It starts no work and closes none of its arguments.

@@ -50,7 +50,8 @@ def problem_response(error: ServiceError, request: Request) -> Response:
     mistakes: tuple[Mistake, ...] = ()
     if isinstance(error, AgainstPolicy):
         mistakes = (Mistake(field=error.field, message=_words(error.value, error.remedy)),)
-    return _response(request, error.status, error.slug, error.title, error.detail, mistakes, headers=headers)
+    return _response(
+        request, error.status, slug=error.slug, title=error.title, detail=error.detail, errors=mistakes, headers=headers)
 
 
 def mistakes_in(error: UserError) -> list[Mistake]:
@@ -99,14 +100,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(sorted(_methods(request)))
-    return _response(request, status, status.phrase.lower().replace(" ", "-"), status.phrase, detail, headers=headers)
+    return _response(
+        request, status, slug=status.phrase.lower().replace(" ", "-"), title=status.phrase, detail=detail, headers=headers)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     del error   # logged by the server; its text may contain secrets
     # This answer is created outside of the middleware that adds the headers.
     return _response(
-        request, 500, ServiceError.slug, ServiceError.title, "the service failed; its log has the cause under the request's id",
+        request, 500, slug=ServiceError.slug, title=ServiceError.title,
+        detail="the service failed; its log has the cause under the request's id",
         headers=SECURITY_HEADERS)
 
 
@@ -123,11 +126,11 @@ def _methods(request: Request) -> set[str]:
 def _invalid(request: Request, mistakes: list[Mistake]) -> Response:
     first = f"{mistakes[0].field}: {mistakes[0].message}"
     detail = first if len(mistakes) == 1 else f"{len(mistakes)} mistakes; the first: {first}"
-    return _response(request, 422, "invalid", "Invalid request", detail, mistakes)
+    return _response(request, 422, slug="invalid", title="Invalid request", detail=detail, errors=mistakes)
 
 
 def _response(
-    request: Request, status: int, slug: str, title: str, detail: str, errors: Sequence[Mistake] = (),
+    request: Request, status: int, *, slug: str, title: str, detail: str, errors: Sequence[Mistake] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     problem = {

@@ -118,7 +118,7 @@ def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy
     """
     check_pools(request.config, policy)
     config, plan, notes = checked(context, caller, request.config, policy.prices)
-    return NewRun(config, plan, request.priority, request.budget_dollars, None, notes)
+    return NewRun(config, plan, priority=request.priority, budget_dollars=request.budget_dollars, parent=None, notes=notes)
 
 
 def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, request: RetryRequest, policy: Policy) -> NewRun:
@@ -141,7 +141,7 @@ def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, 
     config, plan, notes = checked(context, caller, again, policy.prices)
     priority = min(parent.priority, policy.highest_priority) if request.priority is None else request.priority
     budget = parent.budget_dollars if request.budget_dollars is None else request.budget_dollars
-    return NewRun(config, plan, priority, budget, parent.id, notes)
+    return NewRun(config, plan, priority=priority, budget_dollars=budget, parent=parent.id, notes=notes)
 
 
 def policy_of(context: ServiceContext, caller: Caller) -> Policy:
@@ -152,7 +152,7 @@ def policy_of(context: ServiceContext, caller: Caller) -> Policy:
 
 
 def submit(
-    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, key: str | None, body_hash: bytes,
+    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, *, key: str | None, body_hash: bytes,
 ) -> tuple[tables.RunRow, bool]:
     """Store a run, or find the run that the same request created before.
 
@@ -185,12 +185,12 @@ def submit(
             parent=run.parent, now=now, notes=run.notes)
         if key is not None:
             idempotency.remember(session, owner=caller.owner, key=key, body_hash=body_hash, run_id=run_id, now=now)
-        note(session, caller, "run.submit" if run.parent is None else "run.retry", run_id, now, {"name": row.name})
+        note(session, caller, "run.submit" if run.parent is None else "run.retry", run_id, now=now, detail={"name": row.name})
     context.notify(run_id)
     return row, True
 
 
-def note(session: Session, caller: Caller, action: str, target: str, now: float, detail: dict[str, Any]) -> None:
+def note(session: Session, caller: Caller, action: str, target: str, *, now: float, detail: dict[str, Any]) -> None:
     """Record a caller's action in the audit log."""
     audit.note(
         session, owner=caller.owner, token_id=caller.token_id, action=action, target=target, detail=detail, address=caller.address,

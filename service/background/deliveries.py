@@ -80,7 +80,9 @@ class Deliveries:
             before = set(self._under_way)   # may be stored as delivered before the query below
         with self._database.read() as session:
             due = [
-                _Message(each.id, hook.id, hook.url, hook.secret, each.body, each.created, each.attempts)
+                _Message(
+                    id=each.id, webhook_id=hook.id, url=hook.url, secret=hook.secret, body=each.body, created=each.created,
+                    attempts=each.attempts)
                 for each, hook in webhooks.due(session, now, LOOK_AHEAD) if each.id not in before]
         for message in self._taken(due):
             self._workers.submit(self._deliver, message)

@@ -53,7 +53,7 @@ class Reconciler:
     """
 
     def __init__(
-        self, database: Database, jobs: RayJobs, pools: RayPools, notifier: Notifier, settings: Settings, secret: bytes,
+        self, database: Database, jobs: RayJobs, pools: RayPools, notifier: Notifier, *, settings: Settings, secret: bytes,
     ) -> None:
         self._database = database
         self._jobs = jobs

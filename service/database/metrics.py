@@ -53,12 +53,12 @@ def series(session: Session, run_id: str, figure: str, units: Sequence[str] | No
     if units is not None:
         chosen = chosen.where(UnitRow.unit.in_([values.text(unit) for unit in units]))
     rows = session.execute(chosen.order_by(UnitRow.started, UnitRow.unit)).all()
-    curves = [_curve(session, run_id, unit, stage, column, points) for unit, stage in rows]
+    curves = [_curve(session, run_id, unit, stage, column=column, points=points) for unit, stage in rows]
     return [curve for curve in curves if curve.count]
 
 
 def _curve(
-    session: Session, run_id: str, unit: str, stage: str, column: InstrumentedAttribute[float | None], points: int,
+    session: Session, run_id: str, unit: str, stage: str, *, column: InstrumentedAttribute[float | None], points: int,
 ) -> UnitCurve:
     mine = and_(Point.run_id == run_id, Point.unit == unit, column.is_not(None))
     count, first, last = session.execute(
@@ -67,16 +67,18 @@ def _curve(
     if count > _FETCHED:
         width = 1 + (last - first) // min(2 * points, _MOST_BUCKETS)
         # Not a subquery: PostgreSQL would run it again for every point.
-        extremes = session.scalars(_extremes(run_id, unit, column, first, last, width))
+        extremes = session.scalars(_extremes(run_id, unit, column, first=first, last=last, width=width))
         chosen = chosen.where(Point.step.in_({first, last, *extremes} - {None}))
     rows: Sequence[Row[int, int, float | None]] = session.execute(chosen).all() if count else ()
     figures = [value for _, _, value in rows if value is not None]
     kept = downsample(figures, points)
-    return UnitCurve(unit, stage, [rows[at][0] for at in kept], [rows[at][1] for at in kept], [figures[at] for at in kept], count)
+    return UnitCurve(
+        unit, stage, steps=[rows[at][0] for at in kept], tokens=[rows[at][1] for at in kept],
+        values=[figures[at] for at in kept], count=count)
 
 
 def _extremes(
-    run_id: str, unit: str, column: InstrumentedAttribute[float | None], first: int, last: int, width: int,
+    run_id: str, unit: str, column: InstrumentedAttribute[float | None], *, first: int, last: int, width: int,
 ) -> CompoundSelect[int | None]:
     """Query for the steps of the lowest and the highest value in each bucket of `width` steps, by ranges of the primary key."""
     bucket = select(literal(first, BigInteger).label("low")).cte("bucket", recursive=True)

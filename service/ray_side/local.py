@@ -137,7 +137,9 @@ class LocalRay:
         fits = self._user is None and len(str(self._sessions)) <= LONGEST_DIRECTORY
         directory = self._sessions if fits else Path(tempfile.mkdtemp(prefix="moedisco-"), "r")
         dashboard_port, gcs_port = ports
-        record = _Record(secrets.token_hex(16), None, dashboard_port, gcs_port, str(directory), self._user_name)
+        record = _Record(
+            secrets.token_hex(16), pid=None, dashboard_port=dashboard_port, gcs_port=gcs_port, directory=str(directory),
+            user=self._user_name)
         token_path = self._token_path(record)
         _write_secret(token_path, secrets.token_hex(32))
         if self._user is not None:

@@ -126,7 +126,7 @@ def test_the_driver_gets_paths_and_may_read_no_other_run(api: Service, tmp_path:
     made = api.ann.post("/v1/runs", json={"config": start(run_id)}).json()
     jobs = api.jobs
     assert isinstance(jobs, FakeJobs)
-    Reconciler(api.database, jobs, api.pools, api.notifier, api.settings, b"secret").round(1.0)
+    Reconciler(api.database, jobs, api.pools, api.notifier, settings=api.settings, secret=b"secret").round(1.0)
     submission = jobs.submissions[f"{made['id']}-1"]
     directory = api.directory(run_id)
     request = json.loads(submission.config_path.read_text())
@@ -150,7 +150,7 @@ def test_a_run_that_is_gone_when_the_driver_starts_is_said_to_be(api: Service) -
     run_id = finished(api)
     made = api.ann.post("/v1/runs", json={"config": start(run_id)}).json()
     assert api.ann.delete(f"/v1/runs/{run_id}").status_code == 204
-    Reconciler(api.database, api.jobs, api.pools, api.notifier, api.settings, b"secret").round(1.0)
+    Reconciler(api.database, api.jobs, api.pools, api.notifier, settings=api.settings, secret=b"secret").round(1.0)
     request = json.loads(api.jobs.submissions[f"{made['id']}-1"].config_path.read_text())
     with pytest.raises(ConfigError, match=r"run://.*cannot be looked up"):
         check_config(request)

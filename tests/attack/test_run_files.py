@@ -314,13 +314,13 @@ def test_a_run_that_is_resumed_is_confined_to_the_roots_of_today(api: Service, t
     assert made.status_code == 201, made.text
     run_id = made.json()["id"]
     narrowed = api.settings.model_copy(update={"input_roots": (str(tmp_path / "data" / "other"),)})
-    reconciler = Reconciler(api.database, api.jobs, api.pools, api.notifier, narrowed, b"secret")
+    reconciler = Reconciler(api.database, api.jobs, api.pools, api.notifier, settings=narrowed, secret=b"secret")
     reconciler.round(1.0)
     answer = api.ann.get(f"/v1/runs/{run_id}").json()
     assert (answer["state"], "is outside of the input roots" in answer["reason"]) == ("failed", True)
     assert api.jobs.submissions == {}
     assert api.ann.post(f"/v1/runs/{run_id}/resume").status_code == 202
-    Reconciler(api.database, api.jobs, api.pools, api.notifier, api.settings, b"secret").round(20.0)
+    Reconciler(api.database, api.jobs, api.pools, api.notifier, settings=api.settings, secret=b"secret").round(20.0)
     assert list(api.jobs.submissions) == [f"{run_id}-2"]
 
 
@@ -329,7 +329,7 @@ def test_a_link_that_was_made_after_a_run_was_submitted_is_followed_before_it_st
     run_id = api.submit(corpus={"sources": [{"path": "mine/*.txt"}]})["id"]
     (tmp_path / "data" / "mine").rmdir()
     (tmp_path / "data" / "mine").symlink_to(tmp_path / "secret")
-    Reconciler(api.database, api.jobs, api.pools, api.notifier, api.settings, b"secret").round(1.0)
+    Reconciler(api.database, api.jobs, api.pools, api.notifier, settings=api.settings, secret=b"secret").round(1.0)
     answer = api.ann.get(f"/v1/runs/{run_id}").json()
     assert (answer["state"], "is a link out of" in answer["reason"]) == ("failed", True)
     assert api.jobs.submissions == {}

@@ -130,5 +130,7 @@ def service(home: Path, **settings: Any) -> Iterator[Service]:
                 plain[who], _ = tokens.create(session, name=who, owner=owner, scopes=scopes, expires=None, now=time.time())
             policies.put(session, "ann", Policy(highest_priority=10), time.time())
         jobs, pools, notifier, wakes = FakeJobs(), FakePools(), Notifier(), []
-        app = create_app(made, database, jobs, pools, dashboard, notifier, lambda: wakes.append(time.time()))
+        app = create_app(
+            made, database, jobs, pools=pools, dashboard=dashboard, notifier=notifier,
+            wake_reconciler=lambda: wakes.append(time.time()))
         yield Service(app, made, database, jobs, pools, dashboard, notifier, plain, wakes)

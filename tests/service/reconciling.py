@@ -43,7 +43,7 @@ class Scene:
         return cls(database, root, Settings(**(state | settings)))
 
     def reconciler(self) -> Reconciler:
-        return Reconciler(self.database, self.jobs, self.pools, Notifier(), self.settings, SECRET)
+        return Reconciler(self.database, self.jobs, self.pools, Notifier(), settings=self.settings, secret=SECRET)
 
     def round(self, times: int = 1) -> None:
         """Each by a reconciler of its own: it must need no memory."""

@@ -94,7 +94,7 @@ def end_sessions(caller: Reader, context: InContext) -> None:
     now = context.now()
     with context.database.write() as session:
         sessions.end_all(session, caller.token_id)
-        note(session, caller, "session.end_all", caller.token_id, now, {})
+        note(session, caller, "session.end_all", caller.token_id, now=now, detail={})
 
 
 @router.post("/sign-in-codes", status_code=201, responses=problems())
@@ -132,7 +132,7 @@ def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewTo
     scopes = [scope for scope in SCOPES if scope in body.scopes]
     with context.database.write() as session:
         plain, row = tokens.create(session, name=body.name, owner=body.owner, scopes=scopes, expires=expires, now=now)
-        note(session, caller, "token.create", row.id, now, {"name": body.name, "owner": body.owner, "scopes": scopes})
+        note(session, caller, "token.create", row.id, now=now, detail={"name": body.name, "owner": body.owner, "scopes": scopes})
     return NewToken.model_validate({**TokenInfo.of(row).model_dump(), "token": plain})
 
 
@@ -146,7 +146,7 @@ def revoke_token(token_id: ThingId, caller: Admin, context: InContext) -> None:
             raise NotFound("there is no such token")
         tokens.revoke(session, row, now)
         sessions.end_all(session, row.id)
-        note(session, caller, "token.revoke", token_id, now, {"name": row.name, "owner": row.owner})
+        note(session, caller, "token.revoke", token_id, now=now, detail={"name": row.name, "owner": row.owner})
 
 
 def _proven(body: SessionRequest, context: ServiceContext) -> tables.Token | None:

@@ -39,7 +39,7 @@ def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
     with context.database.write() as session:
         _check_unlocked(context)
         policies.replace(session, body, now)
-        note(session, caller, "policies.set", "policies", now, body.model_dump(mode="json", exclude_unset=True))
+        note(session, caller, "policies.set", "policies", now=now, detail=body.model_dump(mode="json", exclude_unset=True))
     context.wake_reconciler()
     return body
 
@@ -52,7 +52,7 @@ def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContex
     with context.database.write() as session:
         _check_unlocked(context)
         policies.put(session, owner, body, now)
-        note(session, caller, "policy.set", owner, now, body.model_dump(mode="json", exclude_unset=True))
+        note(session, caller, "policy.set", owner, now=now, detail=body.model_dump(mode="json", exclude_unset=True))
     context.wake_reconciler()
     return body
 
@@ -66,7 +66,7 @@ def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
         _check_unlocked(context)
         if not policies.remove(session, owner):
             raise NotFound(f"owner {owner} has no policy entry")
-        note(session, caller, "policy.delete", owner, now, {})
+        note(session, caller, "policy.delete", owner, now=now, detail={})
     context.wake_reconciler()
 
 

@@ -47,7 +47,9 @@ def submit_run(
     """Queue a run. With an Idempotency-Key the request can be repeated and returns the same run."""
     asked = digest("submit", body.model_dump_json())
     policy = policy_of(context, caller)
-    return _made(context, caller, new_run(context, caller, body, policy), policy, idempotency_key, asked, request, response)
+    return _made(
+        context, caller, new_run(context, caller, body, policy), policy, key=idempotency_key, asked=asked, request=request,
+        response=response)
 
 
 @router.get("", responses=problems())
@@ -95,7 +97,7 @@ def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InCon
             changes["expires_at"] = None
         if changes:
             runs.amend(session, run, now=now, **changes)
-            note(session, caller, "run.change", run_id, now, changes)
+            note(session, caller, "run.change", run_id, now=now, detail=changes)
         answer = run_detail(context, caller, session, run)
     context.notify(run_id)
     return answer
@@ -115,7 +117,7 @@ def delete_run(
         if keep_artifacts and policies.of(session, run.owner).disk_bytes is not None and not caller.admin:
             raise AgainstPolicy("keep_artifacts", "true", "is not allowed while your disk is limited; leave it out")
         runs.delete(session, run)
-        note(session, caller, "run.delete", run_id, now, {"name": run.name, "keep_artifacts": keep_artifacts})
+        note(session, caller, "run.delete", run_id, now=now, detail={"name": run.name, "keep_artifacts": keep_artifacts})
     context.notify(run_id)
     # The run is deleted even if the following steps fail; they can be done by hand.
     with contextlib.suppress(RayUnavailable):
@@ -143,7 +145,7 @@ def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: Cance
         elif state is RunState.STOPPING and force:
             runs.amend(session, run, now=now, stop=stop, reason=STOP_REASONS[stop])
         if state is not RunState.CANCELLED:
-            note(session, caller, "run.cancel", run_id, now, {"force": force})
+            note(session, caller, "run.cancel", run_id, now=now, detail={"force": force})
         answer = run_detail(context, caller, session, run)
     context.notify(run_id)
     return answer
@@ -159,7 +161,7 @@ def resume_run(run_id: RunId, caller: Submitter, context: InContext) -> RunDetai
             raise Conflict(f"the run has spent its budget of ${run.budget_dollars:g}; raise budget_dollars first")
         check_queue(policies.of(session, run.owner), quotas.use_to_change(session, run.owner, now))
         runs.transition(session, run, RunState.QUEUED, reason=None, now=now)
-        note(session, caller, "run.resume", run_id, now, {})
+        note(session, caller, "run.resume", run_id, now=now, detail={})
         answer = run_detail(context, caller, session, run)
     context.notify(run_id)
     return answer
@@ -177,14 +179,14 @@ def retry_run(
     asked = digest("retry", run_id, body.model_dump_json())
     policy = policy_of(context, caller)
     run = retried_run(context, caller, parent, body, policy)
-    return _made(context, caller, run, policy, idempotency_key, asked, request, response)
+    return _made(context, caller, run, policy, key=idempotency_key, asked=asked, request=request, response=response)
 
 
 def _made(
-    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, key: str | None, asked: bytes, request: Request,
+    context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, *, key: str | None, asked: bytes, request: Request,
     response: Response,
 ) -> RunDetail:
-    row, new = submit(context, caller, run, policy, key, asked)
+    row, new = submit(context, caller, run, policy, key=key, body_hash=asked)
     response.headers["Location"] = str(request.app.url_path_for("get_run", run_id=row.id))
     if not new:
         response.headers["Idempotency-Replayed"] = "true"

@@ -39,7 +39,7 @@ def create_webhook(body: WebhookRequest, caller: Submitter, context: InContext) 
         if len(webhooks.page(session, caller.owner)) >= MOST:
             raise Conflict(f"you have {MOST} webhooks, the limit; delete one first")
         row = webhooks.create(session, owner=caller.owner, url=body.url, states=body.states, now=now)
-        note(session, caller, "webhook.create", row.id, now, {"url": body.url})
+        note(session, caller, "webhook.create", row.id, now=now, detail={"url": body.url})
     return NewWebhook.model_validate({**WebhookInfo.of(row).model_dump(), "secret": row.secret})
 
 
@@ -50,7 +50,7 @@ def delete_webhook(webhook_id: ThingId, caller: Submitter, context: InContext) -
     with context.database.write() as session:
         row = _visible(session, caller, webhook_id)
         webhooks.delete(session, row)
-        note(session, caller, "webhook.delete", webhook_id, now, {"url": row.url})
+        note(session, caller, "webhook.delete", webhook_id, now=now, detail={"url": row.url})
 
 
 @router.get("/{webhook_id}/deliveries", responses=problems(404))
@@ -70,7 +70,7 @@ def retry_delivery(webhook_id: ThingId, delivery_id: ThingId, caller: Submitter,
         if delivery_id not in {delivery.id for delivery in webhooks.deliveries(session, row.id)}:
             raise NotFound("there is no such delivery of this webhook")
         webhooks.retry(session, delivery_id, now)
-        note(session, caller, "webhook.retry", webhook_id, now, {"delivery": delivery_id})
+        note(session, caller, "webhook.retry", webhook_id, now=now, detail={"delivery": delivery_id})
 
 
 def _visible(session: Session, caller: Caller, webhook_id: str) -> tables.Webhook:
