@@ -43,7 +43,7 @@ RECONCILE_SECONDS = 1.0
 DELIVER_SECONDS = 1.0
 """Interval at which webhooks are delivered (s)."""
 TIDY_SECONDS = 600.0
-"""Interval of retention and cleaning up (s)."""
+"""Time between two passes of housekeeping: retention and removal of leftovers (s)."""
 CHECK_RAY_SECONDS = 15.0
 """Interval at which the local Ray is checked, and started again if it has died (s)."""
 

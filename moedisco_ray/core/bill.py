@@ -57,7 +57,7 @@ class Baseline(BaseModel):
     seconds: float
     """Wall-clock seconds with the fewest workers of the pool."""
     rate: Literal["measured", "planned"]
-    """Where the worker-seconds per token come from. The baseline is an estimate in both cases."""
+    """Source of the worker-seconds per token. The baseline is an estimate in both cases."""
 
 
 class Bill(BaseModel):

@@ -40,7 +40,7 @@ class StageReport(Record):
     pool: str
     """`low_memory`, `high_memory`, or `head`: the head node."""
     workers: float
-    """Workers at once; of a gang on average."""
+    """Number of workers at the same time; for a gang whose size changed, the average."""
     seconds: float
     """Wall-clock time of its last completion (s)."""
     tokens: int | None

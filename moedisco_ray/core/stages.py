@@ -106,7 +106,7 @@ def fingerprints(config: RunConfig, inputs: Mapping[str, str] | None = None) -> 
 
 
 def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
-    """Dotted paths of the settings in which two configurations differ so that their results may."""
+    """Dotted paths of the settings that differ between two configurations and can change the result."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     paths = dict.fromkeys(path for stage in STAGES for path in stage.settings)
     changed = [leaf for path in paths for leaf in _differences(_at(before, path), _at(after, path), path)]

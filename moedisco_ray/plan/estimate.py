@@ -31,7 +31,7 @@ from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
 CLUSTERED = 1.25
-"""Clustered text, as a multiple of the sub-models' tokens; the rest is held out to compare merges."""
+"""Amount of text to cluster, as a multiple of the sub-models' tokens; the excess is held out to compare merges."""
 
 _MERGE_RULES = 4
 """Number of rules that `merge.backbone: auto` tries."""

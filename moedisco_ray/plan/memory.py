@@ -172,7 +172,7 @@ def compute_bytes(optimizer: Optimizer, gpu: int) -> int:
 
 
 def worker_sequences(optimizer: Optimizer, sequence_length: int, workers: int) -> int:
-    """Sequences of one step per worker."""
+    """Sequences that each worker processes in one step."""
     return max(1, -(-optimizer.batch_tokens // (sequence_length * workers)))
 
 

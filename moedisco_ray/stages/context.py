@@ -68,7 +68,7 @@ class Context:
         return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
 
     def storage(self, stage: str) -> Location:
-        """Where a stage's trainers save weights and optimizer state: that folder, or one in `checkpoint.storage`."""
+        """Where a stage's trainers save their checkpoints: in `checkpoint.storage` if it is set, else in `checkpoints(stage)`."""
         local = self.checkpoints(stage)
         return local if self.own_storage is None else joined(self.own_storage, local.name)
 

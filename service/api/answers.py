@@ -20,7 +20,7 @@ from service.schemas import Run, RunDetail, Series
 
 
 def run_answers(context: ServiceContext, caller: Caller, session: Session, rows: Sequence[tables.RunRow]) -> list[Run]:
-    """Documents of runs, with their places in the queue."""
+    """Response bodies for runs, with their places in the queue."""
     places = _places(session, rows)
     return [Run.model_validate(_run(context, caller, row, places)) for row in rows]
 
@@ -46,7 +46,7 @@ def _bare_bill(dollars: float | None, *, planned: bool) -> Bill:
 
 
 def series_answer(curve: UnitCurve) -> Series:
-    """Document of a curve."""
+    """Response body for one curve."""
     return Series(
         unit=curve.unit, stage=curve.stage, step=curve.steps, tokens=curve.tokens, value=curve.values, points=curve.count)
 

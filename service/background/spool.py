@@ -23,7 +23,7 @@ NAME = "events.jsonl"
 BATCH = 5000
 """Events per batch."""
 BATCH_BYTES = 8 * 2**20
-"""Size of lines after which a batch is complete (bytes)."""
+"""Total size of the lines at which a batch is complete (bytes)."""
 LONGEST_LINE = 2**20
 """Longest line (bytes); a longer one counts as an invalid event."""
 MOST_BYTES = 2**30

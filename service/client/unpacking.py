@@ -130,7 +130,7 @@ class Unpacker:
 
 
 def below(directory: Path, name: str) -> Path:
-    """The path of a file below `directory`, which replaces the first part of the name that the service sent.
+    """Path of a downloaded file: `directory` takes the place of the first part of the file's name in the archive.
 
     Raises:
         DownloadError: The path would be outside the directory.

@@ -62,7 +62,8 @@ def estimate(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = 
 @commands.command(rich_help_panel=RUNS_PANEL)
 def retry(
     run: RunName, overrides: Overrides = None,
-    priority: Annotated[int | None, typer.Option(help="Runs with a higher priority start first; omitted: as before.")] = None,
+    priority: Annotated[int | None, typer.Option(
+        help="Runs with a higher priority start first; by default the priority of the retried run.")] = None,
     budget: Budget = None, watch: Watch = False, as_json: AsJson = False,
 ) -> None:
     """Create a new run from an old run's configuration, with changed settings."""

@@ -199,7 +199,7 @@ def _sqlite(url: str) -> Engine:
 
 
 def _log_ahead(connection: sqlite3.Connection) -> None:
-    """Turn on write-ahead logging, which is stored in the file."""
+    """Turn on write-ahead logging; the database file keeps this setting."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:

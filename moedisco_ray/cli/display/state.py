@@ -22,7 +22,7 @@ class StageState:
     started: float = 0.0
     seconds: float = 0.0
     activity: str = ""
-    """What the running stage counts, in words."""
+    """Progress of the running stage in words, such as `1,200 of 5,000 documents`."""
     done: float | None = None
     """Share of that count; None where its total is unknown."""
 

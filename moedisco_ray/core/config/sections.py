@@ -55,7 +55,7 @@ def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
 
 
 def _not_too_many(sources: object) -> object:
-    # Runs before the entries are validated: a service validates what any user sends.
+    # Called before the entries are validated, so that a service does not spend time on a list of any length.
     if isinstance(sources, list | tuple) and len(sources) > MOST_SOURCES:
         raise ValueError(f"are {len(sources)} sources, more than {MOST_SOURCES}; name folders or globs of many files")
     return sources
@@ -229,10 +229,11 @@ class Submodels(Section):
     keep_optimizer_state: bool = True
     """Continue with the seed's Adam state; false: each sub-model starts with a new one."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Number of finished sub-models at which the merge may start without the others. Null: all. It waits for the others until the
-    phase has taken 1.5 times as long as the quorum, or as the longest of them was expected to take. A missing sub-model contributes
-    its last checkpoint, or its start, and the report says so. With a quorum, a sync waits at most 10 minutes after half of the
-    sub-models have arrived. The result then depends on when machines came and went."""
+    """Number of finished sub-models at which the merge may start without the others. Null: all. After a quorum has finished, the
+    run waits for the others until the phase has taken 1.5 times as long as the quorum took (or, if that is longer, as its longest
+    sub-model was expected to take). A missing sub-model contributes its last checkpoint, or its start, and the report says so. With
+    a quorum, a sync waits at most 10 minutes after half of the sub-models have arrived. The result then depends on when machines
+    came and went."""
 
     @property
     def round_patience(self) -> float | None:
@@ -316,7 +317,7 @@ class Evaluation(Section):
     ensemble: bool = False
     """Also measure the sub-models as an ensemble, without a merge (c-BTM, arXiv 2303.14177)."""
     ensemble_top_k: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Number of sub-models, the nearest ones, that predict a token of the ensemble. Null: all."""
+    """Number of nearest sub-models that predict each token of the ensemble. Null: all."""
     sources: Sources = ()
     """Text that is never trained on, to measure the finished model on: of each source an equal share of `max_tokens`, in the order
     of its files, without documents that are in the corpus. `weight` has no effect here."""

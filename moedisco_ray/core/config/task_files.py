@@ -30,7 +30,8 @@ def read_task_file(field: str, path: Path) -> Rows:
     """
     try:
         with opened(path) as found:
-            lines = found.read_text(encoding="utf-8").split("\n")    # a string may hold what Python takes for another line's end
+            # Not splitlines(): a JSON string may contain other line separators, such as U+2028.
+            lines = found.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise ConfigError(field, str(path), f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -40,7 +40,7 @@ class RayBackend:
     def __init__(self, config: RunConfig) -> None:
         self._run = config.name
         self._high = config.pools.high_memory
-        # Reserved slots that both pools share would be missing to the very work that is waited for.
+        # If both pools share a tag, reserving slots for the gang would starve the sub-models that the gang waits for.
         self._reserves = config.finetune_pool is self._high and self._high.resource not in config.pools.low_memory.tags
         self._reservation = Reservation(self._high, f"{config.name}-ahead")
 

@@ -29,7 +29,7 @@ _ARCHIVE: dict[int | str, dict[str, Any]] = _FILE | {
 
 @router.get("/artifacts", responses=problems(404))
 def list_artifacts(run: VisibleRun) -> ArtifactPage:
-    """List the files of the run directory by path, without drafts."""
+    """List the files of the run directory by path, without unfinished ones."""
     return ArtifactPage(items=sorted(list_files(Path(run.directory)), key=lambda file: file.path))
 
 
