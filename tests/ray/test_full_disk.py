@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_line_and_the_run_continues(disk: Path, size: str) ->
         pipeline.run(config, backend=LocalBackend())
     resize(disk, "64m")
     pipeline.run(config, backend=LocalBackend())
-    assert current_report(config.directory)["state"] == "finished"
+    assert current_report(config.directory).state == "finished"
 
 
 @pytest.mark.ray
@@ -56,4 +56,4 @@ def test_a_full_disk_is_one_line_on_ray(disk: Path) -> None:
     resize(disk, "1m")
     with pytest.raises(RunDirError, match="the disk is full; free some space and run the same command again: it resumes"):
         pipeline.run(config)
-    assert current_report(config.directory)["state"] in ("failed", "interrupted")
+    assert current_report(config.directory).state in ("failed", "interrupted")
