@@ -113,7 +113,7 @@ def document_nats(
         prefix: The token before each document.
         sequence_length: Most positions of a window.
         batch_tokens: Most positions of a batch, padding included, unless one window is longer.
-        observe: Told of each batch before it is run.
+        observe: Called before each batch.
         advance: Takes the tokens of each batch after it was run.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The held-out text that a training looks at while it goes on: the same documents, in the same windows, as the evaluation."""
+"""The held-out text on which a training measures its loss: the same documents, in the same windows, as the evaluation."""
 
 from __future__ import annotations
 
