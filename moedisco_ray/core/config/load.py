@@ -78,7 +78,8 @@ def check_files(config: RunConfig) -> None:
     for place in places(config):
         if names_a_run(place.value):
             raise ConfigError(
-                place.field, words(place.value), "cannot be looked up here: only a control service knows runs by name; "
+                place.field, words(place.value),
+                "cannot be looked up: the run was deleted, or this is not a control service, which alone knows runs by name; "
                 "submit the configuration (`moedisco submit`), or name a directory such as runs/NAME/model")
     _check_sources("corpus.sources", config.corpus.sources)
     check_evaluation(config.evaluation)
