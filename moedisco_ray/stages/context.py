@@ -57,7 +57,7 @@ class Context:
     def call_with_events(self, pool: Pool | None, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """`call` of a function whose named argument `events` takes its `stage_progress` events."""
         with self.backend.reachable(self.emit) as events:
-            return self.call(pool, function, *args, events=events, **kwargs)
+            return self.backend.call(pool, self.emit, self.stop, function, *args, events=events, **kwargs)
 
     def of(self, stage: str) -> Path:
         """The committed artifact of an earlier stage."""

@@ -34,6 +34,7 @@ def _iterated(
     @functools.wraps(method)
     def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         items = method(self._asynchronous, *args, **kwargs)
+        self._open.add(items)
 
         async def following() -> T:
             return await anext(items)
@@ -43,21 +44,34 @@ def _iterated(
                 try:
                     item = self._wait(following())
                 except StopAsyncIteration:
-                    return
+                    break
                 yield item
         except GeneratorExit:   # the caller stops early
-            if self._stop.alive:
-                self._wait(items.aclose())
+            if not self._stop.alive:
+                raise
+            self._wait(items.aclose())
+            self._open.discard(items)
             raise
+        # After any other error, such as Ctrl-C, `items` may still be open: closing the client closes it.
+        self._open.discard(items)
 
     return call
 
 
-async def _until_stopped(client: AsyncClient, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+async def _until_stopped(
+    client: AsyncClient, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]], open_items: set[AsyncGenerator[Any]],
+) -> None:
     async with client:
         stopped = asyncio.Event()
         started.set_result((asyncio.get_running_loop(), stopped))
         await stopped.wait()
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        # The outer generators, which close those inside them: asyncio would close all at once, and complain.
+        for items in list(open_items):
+            await items.aclose()
 
 
 class Client:
@@ -82,8 +96,10 @@ class Client:
         self._asynchronous = AsyncClient(url, token, retry=retry, transport=transport)
         self.url = self._asynchronous.url
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._open: set[AsyncGenerator[Any]] = set()
         self._thread = threading.Thread(
-            target=asyncio.run, args=(_until_stopped(self._asynchronous, started),), daemon=True, name="moedisco-client")
+            target=asyncio.run, args=(_until_stopped(self._asynchronous, started, self._open),), daemon=True,
+            name="moedisco-client")
         self._thread.start()
         self._loop, stopped = started.result()
         # Without a wait: a client that is never closed may be collected by its own thread.

@@ -49,7 +49,8 @@ def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_threa
     here, there = tmp_path / "here", tmp_path / "there"
     pure = build_here(config, corpus, model, here, LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer")))
     meter = Meter()
-    assert build_clusters(config, corpus, model, there, meter.update, NEVER) == pure
+    assert build_clusters(
+        config, corpus_dir=corpus, model_dir=model, directory=there, emit=meter.update, stop=NEVER) == pure
     assert meter.worker_seconds.keys() == ({"low_memory"} if vectors == "hidden_state" else set())
     assert not meter.open
     ours, theirs = files_under(here), files_under(there)
@@ -109,7 +110,8 @@ def test_lloyd_on_ray_is_lloyd_here_even_when_a_shard_dies(shards, tmp_path):
 def test_fewer_documents_than_clusters_is_told(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=5, parts=1)
     with pytest.raises(CorpusError, match=r"clusters.count"):
-        build_clusters(run_config(count=6), corpus, tmp_path, tmp_path, Meter().update, NEVER)
+        build_clusters(
+            run_config(count=6), corpus_dir=corpus, model_dir=tmp_path, directory=tmp_path, emit=Meter().update, stop=NEVER)
 
 
 def write_vectors(path, ids, x_ND):
