@@ -30,7 +30,7 @@ class Placement:
 
     Attributes:
         pool: Pool, or one of its node types, whose slots the workers hold.
-        workers: Workers per training: 1, or the size of a gang, whose workers start together.
+        workers: Number of workers per training: 1, or the size of a gang, whose workers start together.
         max_failures: Number of restarts after a worker died.
     """
 
@@ -47,7 +47,7 @@ class Placement:
         return self.need_of(job.name, job.model, job.optimizer, job.sequence_length)
 
     def need_of(self, name: str, model: Path, optimizer: Optimizer, sequence_length: int) -> Need:
-        """Peak memory that one worker needs to train a model; 0 if the pool has one node type, so that nothing depends on it."""
+        """Peak memory that one worker needs to train a model; 0 if the pool has only one node type."""
         if not self.pool.mixed:
             return Need(name, 0.0)
         memory = model_memory(
@@ -59,7 +59,7 @@ class Placement:
         """The pool's node types in the form of `policies.placement`.
 
         Args:
-            free: Trainings that could start now, by node type key; a missing type counts as 1.
+            free: Number of trainings that could start now, by node type key; a missing type counts as 1.
         """
         return [
             NodeType(each.key, each.memory_gb, each.price_per_hour, each.speed, free.get(each.key, 1))
@@ -83,7 +83,7 @@ class Placement:
     def bundle(self) -> dict[str, float]:
         """Ray resources of one worker: the pool's own resource, and a GPU if the pool has GPUs.
 
-        It includes no CPU. So these nodes need not offer any, and tasks that ask for CPUs do not make an autoscaler start them.
+        It includes no CPU: the pool's nodes need not offer any, and an autoscaler starts none of them for mere CPU tasks.
         """
         return {self.pool.resource: 1, **({"GPU": self.pool.gpu} if self.pool.gpu else {})}
 
@@ -131,7 +131,7 @@ class Backend(Protocol):
     def call(
         self, pool: Pool | None, emit: Emit, stop: StopFile, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs,
     ) -> T:
-        """Run a pure function on one worker of a pool, metered while it runs; without a pool, anywhere and unmetered.
+        """Run a pure function on one worker of a pool, metered while it runs; without a pool, on any node and unmetered.
 
         Raises:
             RunStopped: The stop file appeared before the function started.
@@ -144,7 +144,7 @@ class Backend(Protocol):
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = ...,
         quorum: Quorum = ...,
     ) -> list[Trained]:
-        """Train all jobs, in parallel where slots are free. Jobs that the quorum does not wait for are not finished.
+        """Train all jobs, in parallel where slots are free. Jobs that the quorum does not wait for stay unfinished.
 
         Raises:
             RunStopped: The stop file appeared.

@@ -66,7 +66,7 @@ ClusterFile = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - is the standard output.")]
-Redo = Annotated[bool, typer.Option("--redo", help="Run the stages again that changed settings affect.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that changed settings affect.")]
 StopPath = Annotated[
     Path | None, typer.Option("--stop-file", metavar="PATH", help="Stop with a checkpoint and exit code 3 once this file exists."),
 ]
@@ -104,7 +104,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Take the options that precede a command."""
+    """Handle the options that precede a command."""
 
 
 @app.command()
@@ -114,7 +114,7 @@ def run(
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
-    # Planning finds a vocabulary that does not fit the model before anything is started.
+    # Plan first: a vocabulary that does not fit the model is then an error before anything starts.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
     console = output_console()
     stop = StopFile(stop_file)
@@ -234,7 +234,7 @@ def evaluate(
     lm_eval: TaskFiles = None,
     sources: UnseenText = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of text tokens.")] = 1_000_000,
-    limit: Annotated[int | None, typer.Option(min=1, help="First examples of each task file; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of first examples per task file; all by default.")] = None,
     device: Annotated[str, typer.Option(help="Device that runs the model: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -267,8 +267,8 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 
 def output_console() -> Console:
-    """The standard output; a pipe, which has no width, gets enough for tables."""
-    # Fixed now: during a run, sys.stdout is a file that takes Ray's output.
+    """The standard output; a pipe has no width of its own and gets one that fits tables."""
+    # Take sys.stdout now: during a run it is a file that receives Ray's output.
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 

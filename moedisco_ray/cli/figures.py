@@ -155,7 +155,7 @@ def draw_clusters(points: ClusterMap) -> Figure | None:
 
 
 def draw_experts(routers: Sequence[RouterRecord]) -> Figure | None:
-    """Share of the router's choices that each expert gets, per layer, against an even share.
+    """Share of the router's choices that each expert gets, per layer, compared with an even share.
 
     Args:
         routers: One {layer, load [experts]} per layer.
@@ -219,7 +219,7 @@ def _by_main_cluster(labels: Sequence[str], clusters: Sequence[int]) -> dict[str
 def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], documents: Mapping[str, Sequence[int]]) -> None:
     size = min(24.0, max(5.0, 9000 / len(x)))
     for number, (label, chosen) in enumerate(documents.items()):
-        # Markers change when all colours are used.
+        # After all colours, the next marker is used.
         axes.scatter(
             [x[i] for i in chosen], [y[i] for i in chosen], s=size, alpha=0.65, linewidths=0,
             color=PALETTE[number % len(PALETTE)], marker=_MARKERS[number // len(PALETTE) % len(_MARKERS)],

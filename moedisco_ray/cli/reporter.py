@@ -21,7 +21,7 @@ from moedisco_ray.core.events import Event
 from moedisco_ray.core.stop_file import StopFile
 
 _BATCH = 1000
-"""Most events in one report."""
+"""Maximum number of events in one report."""
 _LONGEST_PAUSE = 10.0
 """Longest pause before the next try to reach the service (s)."""
 _CLOSE_SECONDS = 20.0
@@ -64,7 +64,7 @@ class Reporter:
     def _work(self) -> None:
         pause, wanted, deadline = 0.0, 0, float("inf")
         while True:
-            # Read before the file: an event that is written in between is then sent by the next round.
+            # Read this flag before the file: an event that is written in between is then sent by the next round.
             ending = self._ending.is_set()
             if ending:
                 deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS)
@@ -119,7 +119,7 @@ class Spool:
 
         Args:
             first: Number of the first event.
-            most: Largest number of events.
+            most: Maximum number of events.
         """
         if not self._path.exists():
             return []

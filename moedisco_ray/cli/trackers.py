@@ -52,7 +52,7 @@ def trackers(config: RunConfig) -> tuple[Tracker, ...]:
 
 
 class TensorBoard:
-    """Writes to RUN_DIR/tensorboard, as one board run per unit, which lets units share a chart."""
+    """Writes to RUN_DIR/tensorboard, as one TensorBoard run per unit, so that units share a chart."""
 
     def __init__(self, config: RunConfig, library: ModuleType) -> None:
         self._config = config
@@ -80,7 +80,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One Weights & Biases run with the run's id, which a resumed run keeps; runs of one name form a group."""
+    """One Weights & Biases run under the run's id, so that a resumed run continues it; runs with the same name form a group."""
 
     def __init__(self, config: RunConfig, project: str, library: ModuleType) -> None:
         self._config = config
@@ -168,7 +168,7 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _remedy(name: str, value: Any) -> Iterator[None]:
-    """Turn a failed import of an optional library into a user's error."""
+    """Turn a failed import of an optional library into a user error."""
     try:
         yield
     except ImportError as error:

@@ -12,10 +12,10 @@ RUN_DIR/
 ├── decomposed/      0..E-1/: the sub-models before training
 ├── submodels/       0..E-1/: the trained sub-models (Hugging Face directories); common/: the backbone of the last sync
 ├── merged/          the MoE before its fine-tune, and merge.json: the origin of each tensor
-├── finetuned/       the MoE after it
+├── finetuned/       the MoE after its fine-tune
 ├── evaluation/      evaluation.json
 ├── model/           the finished Hugging Face directory
-└── checkpoints/     of running trainings; deleted when their stage is finished
+└── checkpoints/     checkpoints of running trainings, deleted when their stage is finished
 
 Every committed directory holds a `manifest.json`. A directory without one is unfinished and is made again.
 """
@@ -158,7 +158,7 @@ def run_id(directory: Path, given: str | None = None) -> str:
 
     Args:
         directory: The run directory.
-        given: Id for a run without one; None: a random id.
+        given: Id to store if the run has none yet; None: a random id.
     """
     path = directory / "run.json"
     if not path.exists():

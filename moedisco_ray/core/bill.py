@@ -4,13 +4,13 @@ A bill's total is all the dollars of the run: every stage at the price of the sl
 included. Slots that exist without a worker cost money too if they are rented for this run alone; they have lines of their
 own and enter only the second total, `dollars_with_idle`.
 
-The baseline is the same model trained as a whole: as many tokens as the run trains on, all on the high-memory pool, at the
-fine-tune's worker-seconds per token (measured, or planned) scaled by the pools' `speed` where the fine-tune runs elsewhere;
-one start-up of each of that pool's fewest workers; the evaluation of the finished model; its export. It trains no seed or
-sub-models, clusters nothing and merges nothing. Saving = 1 - total / baseline; below 0 the run costs more. A run that is itself
-full training, or that is not complete, has no saving.
+The baseline is full training: the same model, trained as a whole on the same number of tokens on the high-memory pool. It needs the
+fine-tune's worker-seconds per token (measured or planned; scaled by the pools' `speed` if the fine-tune runs on the other pool),
+one start-up per worker at the pool's minimum size, and the evaluation and export of the finished model. It has no seed, sub-models,
+clusters or merge. Saving = 1 - total / baseline; below 0 the run costs more. A run that is itself full training, or that is not
+complete, has no saving.
 
-The plan, `report.json`, the REST API, the tables, the page, the model card and the trackers all read this one structure.
+The plan, `report.json`, the REST API, the tables, the web page, the model card and the trackers all read this one structure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from moedisco_ray.core.stages import STAGES
 
 QUALITY_UNKNOWN = (
     "The quality of full training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")
-"""What is known of quality at the run's cost unless a comparison measured it."""
+"""Statement about quality at the run's cost, unless a comparison has measured it."""
 
 _TRAINING = ("seed", "submodels", "finetune")
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
@@ -42,20 +42,20 @@ class Line(BaseModel):
     pool: str
     """`low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`."""
     worker_seconds: float | None
-    """Slots times seconds; null where a plan does not know the machines' speed."""
+    """Slots times seconds; null if a plan does not know the machines' speed."""
     dollars: float | None
-    """At the pool's price; null where the seconds are unknown."""
+    """Cost at the pool's price; null if the seconds are unknown."""
 
 
 class Baseline(BaseModel):
-    """Full training of the same model on as many tokens on the high-memory pool."""
+    """Full training of the same model, on the same number of tokens on the high-memory pool."""
 
     model_config = ConfigDict(frozen=True)
 
     lines: tuple[Line, ...]
     dollars: float
     seconds: float
-    """Wall-clock seconds with the fewest workers of the pool."""
+    """Wall-clock seconds with the pool's minimum number of workers."""
     rate: Literal["measured", "planned"]
     """Source of the worker-seconds per token. The baseline is an estimate in both cases."""
 
@@ -68,7 +68,7 @@ class Bill(BaseModel):
     planned: bool
     """Whether this is a plan; otherwise it is metered."""
     complete: bool
-    """Whether all that the run does is in it: a plan leaves out `evaluation.lm_eval`."""
+    """Whether the bill includes all that the run does: a plan leaves out `evaluation.lm_eval`."""
     lines: tuple[Line, ...]
     """Priced work per stage and pool, in pipeline order."""
     dollars: float | None
@@ -82,13 +82,13 @@ class Bill(BaseModel):
     seconds: float | None
     """Wall-clock seconds of the run, all attempts; null where a plan cannot know it."""
     baseline: Baseline | None
-    """What the saving is measured against; null where the run is full training itself, or before its rate is known."""
+    """What the saving is measured against; null if the run is full training itself, or before its rate is known."""
     saving: float | None
     """1 - dollars / baseline, of a complete bill; below 0 the run costs more. Never show it without `verdict`."""
     quality: str
     """What is known of the model's quality at this cost."""
     verdict: str | None
-    """The saving in words, that the baseline is an estimate, and what is known of quality; null where there is no saving."""
+    """A sentence with the saving, a note that the baseline is an estimate, and what is known of quality; null without a saving."""
 
 
 def make_bill(
@@ -101,10 +101,10 @@ def make_bill(
         lines: Priced work.
         idle: Slots that existed without a worker.
         seconds: Wall-clock seconds.
-        baseline: Full training on as many tokens.
+        baseline: Full training on the same number of tokens.
         quality: What is known of the model's quality at this cost; None: `QUALITY_UNKNOWN`.
         planned: Whether this is a plan.
-        complete: Whether all stages are in it.
+        complete: Whether the lines include all stages.
     """
     kept = tuple(sorted(lines, key=lambda line: (_ORDER.get(line.stage, len(_ORDER)), line.pool)))
     unused = tuple(idle)
@@ -121,8 +121,8 @@ def metered_bill(meter: Meter, config: RunConfig, quality: str | None = None) ->
     """The bill of a run so far.
 
     Args:
-        meter: Fold over the run's events.
-        config: The run's: pools, with their prices and speeds.
+        meter: Usage from the run's events.
+        config: The run's configuration: pools with prices and speeds.
         quality: What is known of the model's quality at this cost; None: nothing.
     """
     lines = [
@@ -140,8 +140,8 @@ def line(stage: str, pool: str, worker_seconds: float | None, config: RunConfig)
     Args:
         stage: Name of the line.
         pool: `Pool.key`.
-        worker_seconds: None: unknown.
-        config: The run's.
+        worker_seconds: Worker-seconds of the line; None: unknown.
+        config: The run's configuration.
     """
     price = config.pools.at(pool).price_per_hour
     return Line(
@@ -156,13 +156,13 @@ def make_baseline(
     """Full training on the high-memory pool, from figures of the pool that fine-tunes.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         tokens: Tokens that the run trains on, over all stages.
         seconds_per_token: Worker-seconds per token of the fine-tune.
         start_up: Seconds until one worker of the fine-tune trains.
         evaluate: Worker-seconds to evaluate the finished model.
-        export: Worker-seconds to export it.
-        rate: Where the figures come from.
+        export: Worker-seconds to export the finished model.
+        rate: Source of the figures.
     """
     high = config.pools.high_memory
     scale = config.finetune_pool.speed / high.speed
@@ -179,14 +179,14 @@ def is_full_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
     """Whether a run trains nothing but the whole model on the high-memory pool.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         tokens: Tokens of each training stage.
     """
     return config.finetune.pool == "high_memory" and not any(tokens.get(stage) for stage in ("seed", "submodels"))
 
 
 def idle_in_words(bill: Bill) -> str:
-    """`$0.0425, or $0.0510 with idle machines`; the first alone where nothing idled."""
+    """`$0.0425, or $0.0510 with idle machines`; only the first amount if nothing idled."""
     total = format_dollars(bill.dollars)
     return total if not bill.idle_dollars else f"{total}, or {format_dollars(bill.dollars_with_idle)} with idle machines"
 
@@ -204,7 +204,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_dollars(dollars: float | None) -> str:
-    """Dollars, with cents of cents where that is all there is."""
+    """Dollars with two decimals, amounts below one dollar with four."""
     if dollars is None:
         return "unknown"
     return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"
@@ -230,7 +230,7 @@ def _in_words(saving: float, baseline: Baseline) -> str:
 
 
 def sum_dollars(lines: Sequence[Line]) -> float | None:
-    """The sum of lines; None where one of them is unknown."""
+    """The sum of lines; None if one of them is unknown."""
     total = 0.0
     for each in lines:
         if each.dollars is None:

@@ -1,7 +1,7 @@
 """Every error this package raises on purpose.
 
 MoeDiscoError
-├── UserError            something the user can mend: one line, exit code 2
+├── UserError            something the user can correct: one line, exit code 2
 │   ├── ConfigError      a setting is missing, unknown, or contradicts another
 │   ├── CorpusError      the text is empty, binary, unreadable or too small
 │   ├── CheckpointError  a model directory is of another family, or holds an unknown tensor
@@ -24,7 +24,7 @@ _OPTION = re.compile(r"([?&;](?!(?:region|anonymous|scheme)=)[^=?&;\s]+=)[^&;'\"
 
 
 class MoeDiscoError(Exception):
-    """Root of the tree."""
+    """Base class of all errors of this package."""
 
 
 def masked(text: str) -> str:

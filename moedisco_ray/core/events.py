@@ -22,28 +22,28 @@ EventType = Literal[
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
     "progress",         # stage, unit, step, steps, tokens, loss, lr, grad_norm, tokens_per_second
     "checkpoint",       # stage, unit, step, stall (seconds for which training stood still), latency (seconds until it was safe)
-    "evaluation",       # stage, unit, step, tokens, held_out_loss: of a model while it is trained
+    "evaluation",       # stage, unit, step, tokens, held_out_loss: held-out loss during training
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for it
-    "round",            # stage, round, rounds, members, late, seconds: the sub-models' backbones became one
+    "round",            # stage, round, rounds, members, late, seconds: the sub-models' backbones were combined
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason
-    "workers_held",     # hold, pool, workers, unit: slots of a pool, or of a type of it, are taken; unit of trainers only
+    "workers_held",     # hold, pool, workers, unit: slots of a pool or node type are taken; unit: for trainers only
     "workers_released", # hold
     "slots_free",       # pool, slots: existing slots that no worker holds, from now on
     "nodes_asked",      # pool, workers, seconds: nodes are requested for this number of workers, this time before they are needed
-    "nodes_let_go",     # pool: they are not asked for any more
-    "heartbeat",        # every few seconds: the run lives, and what is held is still held
+    "nodes_let_go",     # pool: its nodes are no longer requested
+    "heartbeat",        # every few seconds: the run is alive, and held slots are still held
     "warning",          # message
     "run_finished",     # seconds, bill (its totals: `BILL_FIGURES`)
     "run_failed",       # message
     "run_stopped",      # reason; the same command resumes from a checkpoint
-    "state",            # state, reason, attempt: the control service's own, in the stream that it serves
+    "state",            # state, reason, attempt: added by the control service to the stream that it serves
 ]
 
 
 BILL_FIGURES = ("dollars", "dollars_with_idle", "seconds")
-"""Totals of a run's bill that its last event carries, for trackers. The saving is not among them: it needs its words."""
+"""Totals of a run's bill that its last event carries, for trackers. Not the saving: it must not be shown without its verdict."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def discard(event: Event) -> None:
 
 
 Advance = Callable[[int], None]
-"""Takes how much was done since its last call, such as `StageProgress.add`."""
+"""Receives the amount of work done since its last call, such as `StageProgress.add`."""
 
 
 def no_advance(count: int) -> None:
@@ -105,7 +105,7 @@ class StageProgress:
         self._emitted = float("-inf")
 
     def add(self, count: int) -> None:
-        """Count some more."""
+        """Add to the count."""
         self._done += count
         now = self._clock()
         if count and now - self._emitted >= self._INTERVAL:
@@ -116,12 +116,12 @@ class StageProgress:
 class EventLog:
     """Appends events to a file and hands each to the listeners, in order.
 
-    A torn last line (the process was killed while writing) is ended before anything is appended, so that readers meet at
-    most one unreadable line per kill, which `read` passes over.
+    If the last line is incomplete because the process was killed while writing, it is terminated before anything is appended.
+    So each kill leaves at most one unreadable line, which `read` skips.
     """
 
     def __init__(self, path: Path, listeners: tuple[Emit, ...] = ()) -> None:
-        # Events come from the pipeline, from the workers' relay and from the heartbeat, each in a thread of its own.
+        # Events come from the pipeline, the event mailbox and the heartbeat, each in a thread of its own.
         self._lock = threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"

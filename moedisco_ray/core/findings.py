@@ -8,7 +8,7 @@ from typing import Any
 from moedisco_ray.core.records import CorpusSummary, EvaluationRecord, Figures, UnseenFigures
 
 FEW_DOCUMENTS = 30
-"""Fewer documents than this make a cluster's or a validation set's figures a matter of chance."""
+"""Number of documents below which the figures of a cluster or a validation set are mostly chance."""
 _NAMED = 8
 
 TASK_COLUMNS = ("task", "accuracy", "by length", "chance", "examples")
@@ -27,7 +27,7 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
 
 
 def task_table(evaluation: EvaluationRecord) -> list[tuple[str, ...]]:
-    """What lm-eval found, as text; standard errors after the shares.
+    """Results of lm-eval as text; each share is followed by its standard error.
 
     Returns:
         Rows of `TASK_COLUMNS`.
@@ -42,7 +42,7 @@ def task_table(evaluation: EvaluationRecord) -> list[tuple[str, ...]]:
 
 
 def expert_note(evaluation: EvaluationRecord) -> str | None:
-    """How far experts are specialised and how many are dead, in a sentence; None where that was not measured."""
+    """A sentence on how specialised the experts are and how many are dead; None if that was not measured."""
     if not evaluation.specialisation:
         return None
     shared = ", ".join(f"{value:.2f} of the {label}" for label, value in evaluation.specialisation.items() if value is not None)
@@ -52,10 +52,10 @@ def expert_note(evaluation: EvaluationRecord) -> str | None:
 
 
 def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a corpus, in sentences.
+    """Sentences about the problems of a corpus.
 
     Args:
-        summary: Of the corpus stage, or an estimate with its keys `validation_documents`, `sources` (each with `documents` and
+        summary: The corpus stage's summary, or an estimate with its keys `validation_documents`, `sources` (each with `documents` and
             `validation_documents`), `skipped_files` and `passed_over_files`.
     """
     sources = summary["sources"]
@@ -91,14 +91,14 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def left_out(corpus: CorpusSummary) -> list[str]:
-    """Files that the corpus stage did not read, a line each; only the first of many. For the run's owner: it has their paths."""
+    """One line for each of the first files that the corpus stage did not read; for the run's owner only, since it shows paths."""
     listed = [f"left out of {each.source}: {each.path} {each.reason}" for each in corpus.skipped]
     more = corpus.skipped_files + corpus.passed_over_files - len(listed)
     return [*listed, f"and {more:,} more files"] if more else listed
 
 
 def cluster_warnings(documents: Sequence[int]) -> list[str]:
-    """What is wrong with clusters, in sentences.
+    """Sentences about the problems of clusters.
 
     Args:
         documents: Number of documents of each cluster.

@@ -1,6 +1,6 @@
 """Paths and URIs to the file systems that pyarrow reads: local disks, `s3://`, `gs://` and others.
 
-Options of a file system stand behind a URI, such as `s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http`.
+A URI may end with options of its file system, such as `s3://bucket/folder?endpoint_override=HOST:PORT&scheme=http`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def resolve(location: Location) -> tuple[Any, str]:
 
     Raises:
         OSError: The file system cannot be reached.
-        pyarrow.ArrowInvalid: There is no such file system.
+        pyarrow.ArrowInvalid: The file system is not supported.
     """
     if is_uri(location):
         return fs.FileSystem.from_uri(str(location))
@@ -27,7 +27,7 @@ def resolve(location: Location) -> tuple[Any, str]:
 
 
 def joined(location: Location, *parts: str) -> Location:
-    """A location below another; a URI's options stay behind it."""
+    """A location below another; a URI's options stay at its end."""
     if not is_uri(location):
         return Path(location).absolute().joinpath(*parts)
     place, sign, options = str(location).partition("?")
@@ -35,10 +35,10 @@ def joined(location: Location, *parts: str) -> Location:
 
 
 def is_uri(location: Location) -> bool:
-    """Whether it is a URI, not a local path."""
+    """Whether a location is a URI, not a local path."""
     return isinstance(location, str) and "://" in location
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a line of ours."""
+    """The first line of an error's text, shortened for use in a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

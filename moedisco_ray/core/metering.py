@@ -1,4 +1,4 @@
-"""What a run has used, as a fold over its events: worker-seconds per stage and pool, while it runs and over every attempt.
+"""The usage of a run, computed from its events: worker-seconds per stage and pool, over all attempts, also while it runs.
 
 A mixed pool counts per node type: they differ in price.
 
@@ -6,7 +6,7 @@ A worker is paid for while it holds a slot of its pool, whatever it does: start-
 are included. A hold without an end counts up to the newest event, which a heartbeat keeps within seconds of the present.
 
 A machine is paid for while it exists, whether or not a worker holds it: free slots are idle slot-seconds. They are
-the whole pool's: two runs at once on one cluster both count them.
+counted for the whole pool: two runs at once on one Ray cluster both count them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moedisco_ray.core.stages import STAGES
 
 _STAGES = frozenset(stage.name for stage in STAGES)
 _MOST = 1e15
-"""Larger figures in an event are nonsense."""
+"""Limit above which a figure in an event is invalid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Hold:
 
     Attributes:
         pool: `low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`.
-        workers: How many slots.
-        since: When the holding began, in seconds since the epoch.
+        workers: Number of slots.
+        since: Start of the hold (s since the epoch).
         stage: The stage that holds them.
     """
 
@@ -45,8 +45,8 @@ class Free:
     """Slots that exist and that no worker holds.
 
     Attributes:
-        slots: How many.
-        since: From when on, in seconds since the epoch.
+        slots: Number of free slots.
+        since: Time since which they are free (s since the epoch).
     """
 
     slots: int
@@ -55,13 +55,13 @@ class Free:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a finished stage did, of its last completion.
+    """What a finished stage did, as of its last completion.
 
     Attributes:
         tokens: Tokens trained on.
         loop_seconds: Worker-seconds of the training loops, without start-ups.
         held_seconds: Worker-seconds for which slots were held.
-        extra_seconds: Seconds of an evaluation that measured other models than the finished one.
+        extra_seconds: Seconds that an evaluation spent on models other than the finished one.
     """
 
     tokens: int = 0
@@ -72,22 +72,22 @@ class Work:
 
 @dataclasses.dataclass
 class Meter:
-    """The fold's state; plain enough for a JSON column.
+    """The usage of a run so far, updated by each event; it can be stored as JSON.
 
     Attributes:
         closed: Worker-seconds of the holds that have ended, per stage and pool.
-        open: Holds that have not, by their name.
+        open: Holds that have not ended, by name.
         newest: Time of the newest event.
         idle: Idle slot-seconds up to the last change, per pool.
         free: Free slots as they were last seen, per pool.
-        stage: The stage under way, or the last one.
+        stage: The current stage, or the last one.
         before: Worker-seconds that a stage had used when it last started, per stage.
-        start_up: Seconds of one worker from a stage's last holding of slots to its first training step, per stage; with several
-            workers their mean.
+        start_up: Seconds from taking slots to the first training step, per stage, when the stage last ran; with several workers
+            their mean.
         work: What each finished stage did.
         elapsed: Wall-clock seconds of the attempts that have ended.
-        began: When the present attempt began, in seconds since the epoch; None between attempts.
-        finished: Whether the newest attempt made everything.
+        began: Start of the current attempt (s since the epoch); None between attempts.
+        finished: Whether the newest attempt completed the run.
     """
 
     closed: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -104,7 +104,7 @@ class Meter:
     finished: bool = False
 
     def update(self, event: Event) -> None:
-        """Take the next event in."""
+        """Update the usage with the next event."""
         if event.type == "run_started":
             self._close_all()   # what an earlier driver held ended with it, at its last sign of life
             self._end_attempt()
@@ -166,7 +166,7 @@ class Meter:
         return self.elapsed + (0.0 if self.began is None else max(0.0, self.newest - self.began))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """The usage as plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -219,7 +219,7 @@ class Meter:
 
 
 def _number(value: object) -> float:
-    """A finite number that is not negative; 0 for anything else, for a driver's events are not trusted."""
+    """A finite number that is not negative; 0 for anything else, because a driver's events are not trusted."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0.0
     return float(value) if 0 < value < _MOST else 0.0

@@ -1,8 +1,8 @@
 """Confines what this process reads for a configuration to directories that an operator allows, at the moment of opening.
 
-The control service checks the words of a configuration when it is submitted. Files and links may change afterwards, so what counts
-is the file that is opened: `opened` opens it, asks the kernel which file that is, and hands on a path to that very file. Without
-roots, as on a user's own machine, everything may be read.
+The control service checks the paths of a configuration when it is submitted. Files and symbolic links may change afterwards, so the
+opened file is checked again: `opened` opens a path, asks the kernel which file that is, and yields a path to exactly this file.
+Without roots, as on a user's own machine, everything may be read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def reading_within(roots: Sequence[Path]) -> Iterator[None]:
 
 
 def read_roots() -> tuple[Path, ...] | None:
-    """The directories that may be read, without links; None: no limit."""
+    """The directories that may be read, with symbolic links resolved; None: no limit."""
     within = _WITHIN.get()
     if within is None:
         named = os.environ.get(ENVIRONMENT)
@@ -46,9 +46,9 @@ def read_roots() -> tuple[Path, ...] | None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """A path that leads to the very file that was found inside the read roots, whatever is renamed or linked meanwhile.
+    """A path to exactly the file that was found inside the read roots, even if files are renamed or linked meanwhile.
 
-    It is valid until the block ends; a file that was opened by it stays readable.
+    The path is valid until the block ends; a file that was opened through it stays readable.
 
     Raises:
         OSError: The file cannot be opened, or is outside of the read roots.
@@ -70,10 +70,10 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def check_inside(path: Path) -> None:
-    """Refuse a path that leads out of the read roots, as things are now.
+    """Refuse a path that currently leads out of the read roots.
 
     Raises:
-        OSError: It does.
+        OSError: The path leads out of the read roots.
     """
     roots = read_roots()
     if roots is not None and not _inside(Path(os.path.realpath(path)), roots):
@@ -81,10 +81,10 @@ def check_inside(path: Path) -> None:
 
 
 def check_folder(directory: Path) -> None:
-    """Refuse a folder that leads out of the read roots, or that holds a link which does; folders in it are not looked into.
+    """Refuse a folder if it, or a symbolic link directly in it, leads out of the read roots; subfolders are not checked.
 
     Raises:
-        OSError: It does, or cannot be listed.
+        OSError: The folder or a link leads out of the read roots, or the folder cannot be listed.
     """
     if read_roots() is None:
         return

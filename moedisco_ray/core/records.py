@@ -1,4 +1,4 @@
-"""What the stages of a run leave behind, as typed records: their summaries, `clusters/report.json` and `evaluation.json`.
+"""The outputs of a run's stages as typed records: their summaries, `clusters/report.json` and `evaluation.json`.
 
 Writers build these records, and readers (the report, the model card, the command line, the service) open files as these records.
 A reader accepts what an earlier or later version wrote: a part that it does not know stays in the record.
@@ -19,7 +19,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON holds it; parts that were never set are left out."""
+        """The record as JSON values; parts that were never set are left out."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -38,15 +38,15 @@ class UnitRecord(Record):
     workers: float
     """Mean number of workers."""
     held: dict[str, float]
-    """Worker-seconds, by the machines' name in the meter."""
+    """Worker-seconds by pool key."""
     contribution: Contribution
-    """What the merge takes: the finished sub-model, its last checkpoint, or the seed that it started from."""
+    """What the merge uses: the finished sub-model, its last checkpoint, or the seed that it started from."""
     reason: str | None
-    """Why it is not finished."""
+    """Why the training is not finished."""
 
 
 class SyncRecord(Record):
-    """One sync point: the sub-models' backbones became one."""
+    """One sync point, at which the sub-models' backbones were combined."""
 
     members: dict[str, int]
     """Tokens of each member since its last sync point."""
@@ -55,7 +55,7 @@ class SyncRecord(Record):
 
 
 class CorpusSource(Record):
-    """What was read of one source."""
+    """Figures of the text that was read from one source."""
 
     documents: int
     tokens: int
@@ -74,7 +74,7 @@ class SkippedFile(Record):
 
 
 class CorpusSummary(Record):
-    """The corpus stage."""
+    """Summary of the corpus stage."""
 
     documents: int = 0
     validation_documents: int = 0
@@ -87,11 +87,11 @@ class CorpusSummary(Record):
     vocab_size: int = 0
     sources: dict[str, CorpusSource] = Field(default_factory=dict)
     skipped_files: int = 0
-    """Files that could not be read, where a source says `on_error: skip`."""
+    """Number of files that could not be read, in sources with `on_error: skip`."""
     passed_over_files: int = 0
-    """Files that were not read because their source holds tables."""
+    """Number of files that were not read because their source holds tables."""
     skipped: list[SkippedFile] = Field(default_factory=list)
-    """The first files of both kinds."""
+    """The first of the files that `skipped_files` and `passed_over_files` count."""
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -103,7 +103,7 @@ class ClusterSize(Record):
 
 
 class ClusterSummary(Record):
-    """The cluster stage; empty in a run without sub-models."""
+    """Summary of the cluster stage; empty in a run without sub-models."""
 
     clusters: list[ClusterSize] = Field(default_factory=list)
     inertia: float | None = None
@@ -111,21 +111,21 @@ class ClusterSummary(Record):
     iterations: int | None = None
     silhouette: float | None = None
     nmi: float | None = None
-    """Normalised mutual information of cluster and source; null where there is one source."""
+    """Normalised mutual information of cluster and source; null if there is only one source."""
     balance: float | None = None
     """Tokens of the largest cluster, as a multiple of the mean."""
     warnings: list[str] = Field(default_factory=list)
     held: dict[str, float] = Field(default_factory=dict)
-    """Worker-seconds of the vectors, by the machines' name in the meter."""
+    """Worker-seconds of computing the vectors, by pool key."""
 
 
 class ClusterEntry(ClusterSize):
     """A cluster and what it is about."""
 
     terms: list[str] = Field(default_factory=list)
-    """Its most typical words."""
+    """The cluster's most typical words."""
     examples: list[str] = Field(default_factory=list)
-    """Beginnings of the documents nearest to its centroid."""
+    """Beginnings of the documents nearest to the cluster's centroid."""
 
 
 class ClusterMap(Record):
@@ -146,33 +146,33 @@ class ClusterReport(Record):
 
 
 class TrainingSummary(Record):
-    """The seed, sub-models and fine-tune stages."""
+    """Summary of a training stage: seed, sub-models or fine-tune."""
 
     units: list[UnitRecord] = Field(default_factory=list)
     rounds: list[SyncRecord] = Field(default_factory=list)
-    """Sync points; empty where the sub-models had none."""
+    """Sync points; empty if the sub-models had none."""
 
 
 class MergeSummary(Record):
-    """The merge stage."""
+    """Summary of the merge stage."""
 
     backbone: dict[str, Any] = Field(default_factory=dict)
     """`rule` and `scale` by which the backbones were combined."""
     weights: list[float] = Field(default_factory=list)
     """Weight of each sub-model in the backbone."""
     candidates: list[dict[str, Any]] = Field(default_factory=list)
-    """`rule`, `scale` and `loss` of each recipe, where several were compared."""
+    """`rule`, `scale` and `loss` of each recipe, if several were compared."""
     layers: list[dict[str, Any]] = Field(default_factory=list)
     """Accuracy, loads and scale of each router."""
     tensors: int = 0
-    """Number of tensors; `merge.json` says what became of each."""
+    """Number of tensors; `merge.json` lists the origin of each."""
 
 
 class Figures(Record):
     """How well a model predicts some documents."""
 
     loss: float | None = None
-    """Nats per token; null where there is no token."""
+    """Nats per token; null without tokens."""
     perplexity: float | None = None
     bits_per_byte: float | None = None
     tokens: int = 0
@@ -209,10 +209,10 @@ class RouterRecord(Record):
 
 
 class StageFigures(Figures):
-    """The figures of what a training stage made."""
+    """The figures of the models that a training stage made."""
 
     units: list[Figures] = Field(default_factory=list)
-    """Of each sub-model on its own cluster."""
+    """Figures of each sub-model on its own cluster."""
 
 
 class UnseenFigures(Figures):
@@ -220,13 +220,13 @@ class UnseenFigures(Figures):
 
     sources: list[SourceFigures] = Field(default_factory=list)
     trained_on: int = 0
-    """Documents left out because the corpus has them."""
+    """Number of documents left out because the corpus has them."""
     skipped: list[dict[str, Any]] = Field(default_factory=list)
     """`path` and `reason` of files that could not be read."""
 
 
 class TaskFigures(Record):
-    """What lm-eval found on one task file."""
+    """Results of lm-eval on one task file."""
 
     task: str
     examples: int
@@ -234,10 +234,10 @@ class TaskFigures(Record):
     """Share of right answers."""
     acc_stderr: float | None = None
     acc_norm: float | None = None
-    """Share of right answers where likelihoods are divided by the choices' lengths."""
+    """Share of right answers if likelihoods are divided by the choices' lengths."""
     acc_norm_stderr: float | None = None
     chance: float | None = None
-    """Share that guessing gets."""
+    """Share of right answers that guessing gets."""
 
 
 class EvaluationRecord(Figures):
@@ -262,14 +262,14 @@ class EvaluationRecord(Figures):
 
 
 class EvaluateSummary(Record):
-    """The evaluate stage."""
+    """Summary of the evaluate stage."""
 
     perplexity: float | None
     bits_per_byte: float | None
     documents: int
     tokens: int
     extra_seconds: float
-    """Time spent on other models than the finished one (s)."""
+    """Time spent on models other than the finished one (s)."""
 
 
 class Sample(Record):
@@ -280,13 +280,13 @@ class Sample(Record):
 
 
 class ExportSummary(Record):
-    """The export stage."""
+    """Summary of the export stage."""
 
     parameters: int
     active_parameters: int
     """Parameters that one token uses."""
     rounded_to: str | None = None
-    """Dtype of the weights where it cannot hold the trained ones exactly."""
+    """Dtype that the trained weights were rounded to; null if they were stored exactly."""
     bytes: int = 0
     """Bytes of the weights."""
     samples: list[Sample] = Field(default_factory=list)

@@ -1,7 +1,7 @@
-"""Makes `report.json` (`run_record.RunReport`): what the table, the model card and the figures show, from what the stages left.
+"""Builds `report.json` (`run_record.RunReport`), which the table, the model card and the figures show, from the stages' outputs.
 
-What the stages left are their manifests with summaries (`records`), `clusters/report.json`, `evaluation/evaluation.json`, the
-event log, and `comparison.json`, which a comparison leaves in a run directory: its `quality` says what is known of quality.
+The outputs are the manifests with summaries (`records`), `clusters/report.json`, `evaluation/evaluation.json`, the event log, and
+`comparison.json`, which a comparison writes into a run directory: its `quality` says what is known of quality.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from moedisco_ray.core.stages import STAGES
 T = TypeVar("T")
 PoolName = Literal["low_memory", "high_memory", "head"]
 ReadFile = Callable[[str], bytes | None]
-"""Reads a file of a run directory by its path in there; None: there is no such file."""
+"""Reads a file of a run directory by its relative path; None: the file does not exist."""
 
 CURVE_POINTS = 400
 
@@ -59,7 +59,7 @@ def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) ->
 
 
 def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> RunReport:
-    """As `build_report`, from files that are opened by the caller's rules."""
+    """As `build_report`, but the caller's function reads the files."""
     manifests = {
         stage.name: manifest for stage in STAGES
         if (content := read(f"{stage.directory}/manifest.json")) is not None and (manifest := parse_manifest(content)) is not None}
@@ -101,13 +101,13 @@ def _start(model: Model) -> StartRecord:
 
 
 def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str = "loss") -> dict[str, Curve]:
-    """Loss over tokens of every unit that reported it: in training, unless another kind of event is named.
+    """Loss over tokens of every unit that reported it; by default the training loss.
 
-    A unit that went back to an earlier step (resumed from a checkpoint, or begun again) loses what it had reported from
-    there on: a curve holds each step once, as it was last trained.
+    If a unit went back to an earlier step (resumed from a checkpoint, or begun again), its earlier reports from that step on
+    are dropped: a curve holds each step once, as it was last trained.
 
     Args:
-        events: Of a run, in order.
+        events: Events of a run, in order.
         kind: Type of the events with the loss.
         key: Key of the loss in their data.
 
@@ -134,7 +134,7 @@ def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str 
 
 
 def thin(values: Sequence[T], most: int) -> Sequence[T]:
-    """At most `most` of the values, evenly spaced, the first and the last among them."""
+    """At most `most` of the values, evenly spaced, including the first and the last."""
     if len(values) <= most:
         return values
     return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
@@ -143,7 +143,7 @@ def thin(values: Sequence[T], most: int) -> Sequence[T]:
 def report_table(report: RunReport) -> list[tuple[str, ...]]:
     """The run's table, as text: stages, their total, idle machines, the total with them, and full training.
 
-    The time of idle machines is slot-time.
+    The time of idle machines is summed over their slots.
 
     Returns:
         Rows of `TABLE_COLUMNS`.
@@ -170,7 +170,7 @@ def report_table(report: RunReport) -> list[tuple[str, ...]]:
 
 
 def report_verdict(report: RunReport) -> str | None:
-    """The saving in words, with the baseline's nature and what is known of quality; None where there is no saving."""
+    """A sentence with the saving, the nature of the baseline, and what is known of quality; None without a saving."""
     return report.bill.verdict
 
 

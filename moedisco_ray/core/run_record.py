@@ -1,4 +1,4 @@
-"""`report.json`, as a typed record; `report` makes it, and says how."""
+"""`report.json` as a typed record, which `report` builds."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ class StageReport(Record):
     seconds: float
     """Wall-clock time of its last completion (s)."""
     tokens: int | None
-    """Tokens trained on; null where the stage trains nothing."""
+    """Tokens trained on; null if the stage trains nothing."""
     worker_seconds: float
-    """Seconds summed over workers, their start-up included; 0 where the stage holds no priced slot."""
+    """Seconds summed over workers, their start-up included; 0 if the stage holds no priced slot."""
     training_worker_seconds: float | None = None
     """Seconds of the training loops, summed over workers, without start-ups."""
     stalled: float | None = None
-    """Share of the training's seconds for which it stood still while checkpoints were saved."""
+    """Share of the training time in which training stood still while checkpoints were saved."""
     dollars: float
     loss: float | None
     """Training loss at the end (nats per token), weighted by tokens over units."""
     perplexity: float | None
-    """On validation documents; of `submodels`, each on its own cluster."""
+    """Perplexity on validation documents; for `submodels`, each model on its own cluster."""
     bits_per_byte: float | None
-    """On validation documents."""
+    """Bits per byte on validation documents."""
     unfinished: list[UnfinishedUnit] = Field(default_factory=list)
     """Sub-models that the merge did not wait for."""
 
@@ -77,11 +77,11 @@ class StartRecord(Record):
     kind: str
     """`random`, `checkpoint` or `upcycle`."""
     name: str | None
-    """Name of the directory that it was read from."""
+    """Name of the directory that the model was read from."""
 
 
 class RunReport(Record):
-    """What a run has cost and reached; while it runs, of the stages so far."""
+    """Cost and results of a run; while it runs, those of the stages so far."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -97,7 +97,7 @@ class RunReport(Record):
     bill: Bill
     """What the run has cost: lines, totals, idle machines, time, baseline, saving, quality."""
     rounds: list[SyncRecord] = Field(default_factory=list)
-    """Sync points of the sub-models; empty where there were none."""
+    """Sync points of the sub-models; empty if there were none."""
     corpus: CorpusSummary = CorpusSummary()
     """Summary of the corpus stage."""
     clusters: ClusterReport = ClusterReport()
@@ -111,9 +111,9 @@ class RunReport(Record):
     curves: dict[str, Curve]
     """Training loss by unit."""
     held_out: dict[str, Curve] = Field(default_factory=dict)
-    """Held-out loss by unit, where the configuration asks for it."""
+    """Held-out loss by unit, if the configuration asks for it."""
     versions: dict[str, str]
-    """Packages that made the newest stage."""
+    """Versions of the packages that made the newest stage."""
     state: RunState | None = None
     """What the run is doing; not stored in a finished run's file."""
     state_reason: str | None = None

@@ -26,7 +26,7 @@ def current_report(run_dir: Path) -> RunReport:
         The report, with `state` and `state_reason`, the message of a failed or stopped run.
 
     Raises:
-        RunDirError: The directory holds no run, or one of a version that this one does not read.
+        RunDirError: The directory holds no run, or a run of a version that cannot be read.
     """
     stored = run_dir / "report.json"
     if not stored.exists() and not (run_dir / "config.json").exists():
@@ -45,7 +45,7 @@ def current_report(run_dir: Path) -> RunReport:
 
 
 def run_state(run_dir: Path, events: Sequence[Event]) -> tuple[RunState, str | None]:
-    """What a run is doing, by the lock on its event log and by its last event.
+    """The state of a run, from the lock on its event log and its last event.
 
     Args:
         run_dir: The run directory.

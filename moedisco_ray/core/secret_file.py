@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def kept_secret(path: Path, make: Callable[[], bytes]) -> bytes:
-    """The secret in a file of mode 0600, made where the file does not exist.
+    """The secret in a file of mode 0600; created if the file does not exist.
 
     When several processes make it at once, one of them succeeds and all get that one's secret.
 
     Args:
-        path: The file; its directory is made with mode 0700 where it does not exist.
+        path: The file; its directory is created with mode 0700 if it does not exist.
         make: Makes a new secret.
 
     Raises:
@@ -30,7 +30,7 @@ def write_private(path: Path, data: bytes) -> None:
     """Write a file of mode 0600; readers see the old content or the new one.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     draft = _draft(path, data)
     try:
@@ -44,7 +44,7 @@ def _make(path: Path, secret: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = _draft(path, secret)
     try:
-        # A link appears complete, and fails where another process was first.
+        # A hard link appears complete, and creating it fails if another process was first.
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     finally:

@@ -24,7 +24,7 @@ def _precision(optimizer: Optimizer, pool: Pool) -> Mapping[str, Any]:
 
 
 def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
-    """How the seed and the sub-models are computed, and their router losses where they have several experts."""
+    """Precision of the seed and the sub-models, and their router losses if they have several experts."""
     routed = config.model.architecture.num_experts > config.clusters.count
     losses = {"load_balance": config.finetune.load_balance, "z_loss": config.finetune.z_loss}
     return {**_precision(config.submodels.optimizer, config.pools.low_memory), **(losses if routed else {})}

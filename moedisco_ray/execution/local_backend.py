@@ -1,4 +1,4 @@
-"""The backend that trainings in this process, without Ray: for tests, and to measure the overhead of Ray."""
+"""The backend that runs all work in this process, without Ray: for tests, and to measure the overhead of Ray."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ RUN: Mapping[str, Callable[[Context, Draft], None]] = {
     "evaluate": functools.partial(evaluate.run, readers=evaluate.Readers(ClusterModel.load, read_unseen)),
     "export": export.run,
 }
-"""The function of each stage, by its name. What a stage needs of another is passed to it here: stages do not import each other."""
+"""The function of each stage, by name. What a stage needs from another is passed to it here: stages do not import each other."""
 
 _LOCK_SECONDS = 60.0
 """Time that a run waits for its own earlier process to release the run directory (s)."""
@@ -89,7 +89,7 @@ def run(
         The run directory.
 
     Raises:
-        UserError: The user can correct it; no partial output is left.
+        UserError: A mistake that the user can correct; no partial output is left.
         RunError: The run failed; the same call continues from the last checkpoint.
         RunStopped: The run was asked to end.
     """
@@ -152,7 +152,7 @@ def _complete(
 
 @contextlib.contextmanager
 def _locked(directory: Path, seconds: float) -> Iterator[None]:
-    """Lock a run directory for this process, waiting for another one to end.
+    """Lock a run directory for this process, waiting for another process to release it.
 
     Raises:
         RunDirError: Another process still works there after these seconds.

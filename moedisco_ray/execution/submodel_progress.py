@@ -1,4 +1,4 @@
-"""Progress of the sub-models towards the quorum: which have finished or given up, after how long, and what each gives to the merge.
+"""Progress of the sub-models towards the quorum: which have finished or given up, when, and what each contributes to the merge.
 
 Times are seconds while a driver is running, over all drivers of a run. A driver stores what it knows in `submodel_progress.json`,
 next to the checkpoints; a later driver decides anew from that file and the checkpoints.
@@ -21,7 +21,7 @@ from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict, contrib
 from moedisco_ray.training import TrainJob, TrainResult, read_partial_result
 
 _SAVE_SECONDS = 10.0
-"""Interval between two saves (s); what a driver learned after the last one is lost with it."""
+"""Interval between two saves (s); a driver that dies loses what it learned since the last one."""
 
 Held = Mapping[str, Mapping[str, float]]
 """Worker-seconds by unit and pool key."""
@@ -31,7 +31,7 @@ class SubmodelProgress:
     """Progress of a group of trainings, over all drivers.
 
     Args:
-        jobs: The trainings. Those that an earlier driver finished are found.
+        jobs: The trainings, including those that an earlier driver finished.
         quorum: When the group may end without some of them.
         workers: Number of workers of each training.
         path: File of the stored progress; its directory exists.
@@ -83,10 +83,10 @@ class SubmodelProgress:
         known reason is not waited for.
 
         Args:
-            speeds: Relative speeds of the machines of unfinished trainings (for waiting ones: of those they may get).
+            speeds: Relative speeds of the machines of unfinished trainings (for waiting ones: of the machines that they may get).
 
         Raises:
-            TrainingError: Too many gave up for the quorum.
+            TrainingError: Too many trainings were given up to reach the quorum.
         """
         known = {**speeds, **self._speeds}
         units = [Remaining(job.name, job.steps, 1 / known[job.name], self._step_seconds(job.name)) for job in self._jobs]
@@ -123,7 +123,7 @@ class SubmodelProgress:
 
         Args:
             held: Returns the worker-seconds held by this driver.
-            now: Store even if the last time was a moment ago.
+            now: Store even if the last save was a moment ago.
         """
         if now or self._clock() - self._saved_at >= _SAVE_SECONDS:
             self._saved_at = self._clock()

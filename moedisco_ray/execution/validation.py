@@ -91,7 +91,7 @@ def _too_large(plan: Plan, config: RunConfig) -> Iterator[UserError]:
 
 
 def _waits(config: RunConfig) -> Iterator[str]:
-    """What a run on this machine would wait for; a Ray cluster that RAY_ADDRESS names may have it."""
+    """Resources that a run on this machine would wait for; a Ray cluster that RAY_ADDRESS names may have them."""
     if os.environ.get("RAY_ADDRESS"):
         return
     for pool, needed in config.pools.needed(config.finetune.pool):

@@ -36,8 +36,8 @@ def listener_for(console: Console, json: bool, config: RunConfig | None = None, 
     Args:
         console: The output.
         json: Write JSON lines, even to a terminal.
-        config: The run's configuration, from which a live view reckons the dollars so far; None: not known.
-        plan: The run's plan, from which a live view reckons the time that is left; None: not known.
+        config: The run's configuration, from which a live view computes the dollars so far; None: not known.
+        plan: The run's plan, from which a live view computes the time that is left; None: not known.
     """
     if json:
         return JsonLines(console.file)

@@ -1,4 +1,4 @@
-"""How all views write numbers, shares, tables and what several of them say. Durations and dollars are written by `core.bill`."""
+"""Formats that all views share: numbers, shares, tables and common phrases. `core.bill` formats durations and dollars."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def gigabytes(size: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 as a whole percentage."""
+    """A share between 0 and 1 as a whole percentage."""
     return f"{100 * share:.0f} %"
 
 

@@ -1,4 +1,4 @@
-"""The live view of a terminal: time and dollars, the stage list, one bar per unit that trains, the clusters' sizes."""
+"""The live view on a terminal: time, dollars, the list of stages, a progress bar per training unit, and cluster sizes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def render(state: RunState, now: float) -> RenderableType:
 
 
 def cluster_bars(tokens: list[int], documents: list[int]) -> RenderableType:
-    """Clusters as horizontal bars whose lengths are their tokens."""
+    """One horizontal bar per cluster; its length is the cluster's number of tokens."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(width=30)

@@ -1,4 +1,4 @@
-"""A plan as tables: memory by part against the pool, tokens, hours and dollars, and what to change."""
+"""A plan as tables: memory by part compared with the pool's, tokens, hours, dollars, and what to change."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _cost(plan: Plan) -> Table:
 
 
 def _types(plan: Plan) -> Table:
-    """The models that each node type of a mixed pool gets when all machines are up."""
+    """Number of models that each node type of a mixed pool trains if all machines are up."""
     table = plain_table("low-memory type", "stage", "tag", "GB", "", "models", "worker-hours", "dollars")
     for stage in plan.stages:
         for share in stage.types:

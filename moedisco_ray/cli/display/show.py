@@ -39,7 +39,7 @@ def report_view(report: RunReport) -> RenderableType:
 
 
 def _state(report: RunReport) -> list[RenderableType]:
-    """A line for a run that is not finished; figures are then those of its finished stages."""
+    """A line about a run that is not finished; its figures are those of the finished stages."""
     state, reason = report.state or "finished", report.state_reason
     if state == "finished":
         return []
@@ -107,5 +107,5 @@ def _number(value: float | None, digits: int) -> str:
 
 def _sample(sample: Sample) -> Panel:
     prompt, text = sample.prompt, sample.text
-    body = re.sub(r"\n(\s*\n)+", "\n\n", text.removeprefix(prompt)).rstrip()     # a small model likes blank lines
+    body = re.sub(r"\n(\s*\n)+", "\n\n", text.removeprefix(prompt)).rstrip()     # small models write many blank lines
     return Panel(Text.assemble((prompt, "bold"), body), border_style="dim", expand=False)

@@ -1,4 +1,4 @@
-"""What a run's events add up to, for any view."""
+"""The state of a run, computed from its events, for any view."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StageState:
     activity: str = ""
     """Progress of the running stage in words, such as `1,200 of 5,000 documents`."""
     done: float | None = None
-    """Share of that count; None where its total is unknown."""
+    """Share of the running stage's work that is done; None if the total is unknown."""
 
 
 @dataclasses.dataclass
@@ -45,7 +45,7 @@ class UnitState:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """At the current speed; None before the first step."""
+        """Seconds per step at the current speed; None before the first step."""
         if not self.tokens_per_second or not self.step:
             return None
         return self.tokens / self.step / self.tokens_per_second
@@ -78,7 +78,7 @@ class RunState:
     meter: Meter = dataclasses.field(default_factory=Meter)
 
     def update(self, event: Event) -> None:
-        """Take one event in."""
+        """Update the state with one event."""
         data = event.data
         if self.config is not None:
             self.meter.update(event)
@@ -103,7 +103,7 @@ class RunState:
         return None if self.config is None else idle_in_words(metered_bill(self.meter, self.config))
 
     def seconds_left(self, now: float) -> float | None:
-        """Seconds until the run ends; None where a part of them is unknown, or after a failure.
+        """Seconds until the run ends; None if a part of them is unknown, or after a failure.
 
         Args:
             now: Seconds since the epoch.
@@ -122,7 +122,7 @@ class RunState:
         return total
 
     def _running_left(self, name: str, planned: float | None, elapsed: float) -> float | None:
-        """Seconds that a running stage still takes: by its trainers' speed, else by its own count, else by the plan."""
+        """Seconds left of a running stage: from its trainers' speed, else from its own count, else from the plan."""
         units = [unit for unit in self.units.values() if unit.stage == name]
         training = [unit for unit in units if unit.done < 1 and unit.seconds_per_step is not None]
         if training:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 LONGEST_TEXT = 4096
-"""Longest text of a setting (characters): a service checks configurations from many users."""
+"""Maximum length of a text setting (characters), because a service checks configurations from many users."""
 LARGEST = 2**53 - 1
 """Largest whole number of a setting without a narrower limit: JSON and floating-point numbers hold it exactly."""
 MOST_EXPERTS = 65_536

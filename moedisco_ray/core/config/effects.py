@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 @dataclasses.dataclass(frozen=True)
 class NoEffect:
-    """Marks a setting that changes when or where work happens, never what comes out; no stage's fingerprint holds it.
+    """Marks a setting that changes when or where work happens, never the result; no stage's fingerprint includes it.
 
     Attributes:
         reason: Why results do not depend on it.
@@ -26,10 +26,10 @@ class NoEffect:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """Marks a setting that fingerprints hold only by the value that it decides, not as it was written.
+    """Marks a setting that decides another value; fingerprints include that value instead of the setting.
 
     Attributes:
-        decides: What that value is.
+        decides: Name of the decided value.
     """
 
     decides: str
@@ -37,11 +37,11 @@ class Resolved:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A setting that has no settings of its own in every configuration.
+    """A setting that is compared as a whole.
 
     Attributes:
         path: Dotted path. A list of sections and a section that may be absent are one leaf each.
-        marker: How it is marked; None: results depend on its value.
+        marker: Marker of the setting; None: results depend on its value.
     """
 
     path: str
@@ -53,7 +53,7 @@ def leaves(section: type[BaseModel], prefix: str = "", outer: NoEffect | Resolve
 
     Args:
         section: The section's class.
-        prefix: Dotted path of the section, with a point at its end.
+        prefix: Dotted path of the section, with a trailing dot.
         outer: Marker of the section itself.
     """
     for name, info in section.model_fields.items():

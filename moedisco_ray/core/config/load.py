@@ -1,4 +1,4 @@
-"""Reads a YAML file and `--set` overrides into a checked configuration, or raises an error of one line."""
+"""Reads a YAML file and `--set` overrides into a checked configuration, or raises a one-line error."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def check_evaluation(evaluation: Evaluation) -> None:
 def _check_sources(field: str, sources: Sequence[Source]) -> None:
     for i, source in enumerate(sources):
         local = "://" not in source.path and source.path != "embedded" and not set("*?[") & set(source.path)
-        if local and not os.path.exists(source.path):  # noqa: PTH110 - False for a name that no file system takes, too
+        if local and not os.path.exists(source.path):  # noqa: PTH110 - it also returns False for an invalid name
             raise ConfigError(f"{field}.{i}.path", source.path, "no such file or folder")
     _check_names(field, "sources", [source.name for source in sources if source.name is not None])
 

@@ -24,7 +24,7 @@ DENSE: Mapping[FamilyName, tuple[str, ...]] = {
 places its norms differently."""
 MOST_LAYERS = 4096
 LARGEST_DIMENSION = 2**26
-"""Largest dimension of a tensor, to bound what a plan computes with."""
+"""Maximum dimension of a tensor, so that a plan's numbers stay bounded."""
 
 
 class Architecture(Section):
@@ -34,7 +34,7 @@ class Architecture(Section):
     num_hidden_layers: int = Field(4, ge=1, le=MOST_LAYERS)
     num_attention_heads: int = Field(4, ge=1, le=LARGEST_DIMENSION)
     num_key_value_heads: int | None = Field(None, ge=1, le=LARGEST_DIMENSION)
-    """Heads of keys and values (grouped-query attention). Null: the number of attention heads."""
+    """Number of key and value heads (grouped-query attention). Null: the number of attention heads."""
     head_dim: int | None = Field(None, ge=2, le=LARGEST_DIMENSION)
     """Size of one head. Null: hidden_size / num_attention_heads. Only qwen3_moe and mixtral allow another value."""
     moe_intermediate_size: int = Field(512, ge=8, le=LARGEST_DIMENSION)
@@ -49,7 +49,7 @@ class Architecture(Section):
     vocab_size: int | None = Field(None, ge=8, le=LARGEST_DIMENSION)
     """Rows of the embedding. Null: the number of tokens in the tokenizer."""
     max_position_embeddings: int | None = Field(None, ge=8, le=LARGEST)
-    """Longest sequence. Null: corpus.sequence_length."""
+    """Maximum sequence length (tokens). Null: corpus.sequence_length."""
     tie_word_embeddings: bool = False
     rope_theta: float = Field(10_000.0, gt=0)
     rope_scaling: dict[str, Any] | None = Field(None, max_length=32)
@@ -91,18 +91,18 @@ class Architecture(Section):
 
 
 class LocalInit(Section):
-    """A start from a local Hugging Face directory; `KEY` is the setting that names it."""
+    """Base of the sections that start from a local Hugging Face directory; `KEY` names the setting that holds its path."""
 
     KEY: ClassVar[str]
 
     @property
     def setting(self) -> str:
-        """Dotted path of the setting."""
+        """Dotted path of the setting that holds the directory's path."""
         return f"model.init.{self.KEY}"
 
     @property
     def directory(self) -> Path:
-        """The directory."""
+        """The Hugging Face directory to start from."""
         found: Path = getattr(self, self.KEY)
         return found
 
@@ -126,7 +126,7 @@ class UpcycleInit(LocalInit):
     Llama with biases, for qwen2_moe), or a model of the family with one expert, such as an earlier run's seed."""
     num_experts: int = Field(4, ge=1, le=MOST_EXPERTS)
     num_experts_per_tok: int = Field(2, ge=1, le=MOST_EXPERTS)
-    """Experts per token. Their weights sum to one, so that the MoE first computes what the dense model does."""
+    """Experts per token. Their weights sum to one, so that the MoE initially computes the same as the dense model."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
@@ -140,7 +140,7 @@ class Model(Section):
 
     family: FamilyName = "qwen3_moe"
     config: Architecture | None = None
-    """Sizes. Leave it out when `init` names a directory, which has its own."""
+    """Sizes of the model. Leave them out if `init` names a directory, which has its own."""
     init: Literal["random"] | CheckpointInit | UpcycleInit = "random"
 
     @model_validator(mode="after")

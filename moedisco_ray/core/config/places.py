@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 LONGEST_PLACE = 4096
-"""Characters of a path or URI, Linux's limit for a path."""
+"""Maximum length of a path or URI (characters): Linux's limit for a path."""
 
 _URI = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(.*)", re.DOTALL)
 _RUN = re.compile(r"^run:/{1,2}")
@@ -79,7 +79,7 @@ class Place:
 
 
 def words(value: str | Path) -> str:
-    """A place as the user wrote it; `Path` drops one slash of `run://`."""
+    """A place as the user wrote it, with the slash of `run://` that `Path` drops."""
     return _RUN.sub("run://", str(value))
 
 
@@ -121,7 +121,7 @@ def marker_of(hint: Any) -> ReadsFrom | WritesTo | None:
 
 
 def check_place(value: Any) -> Any:
-    """Reject places that no setting may hold; configurations are stored and shown in clear.
+    """Reject places that no setting may hold; credentials are rejected because configurations are stored and shown in plain text.
 
     Raises:
         ValueError: The place is too long, or is a URI with credentials.

@@ -83,7 +83,7 @@ class MachineType(Section):
     speed: float = Field(gt=0)
     """Training speed relative to one A100-80GB."""
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
-    """Most sub-models that train on this type at once."""
+    """Maximum number of sub-models that train on this type at once."""
 
 
 class LowMemoryPool(Pool):
@@ -96,19 +96,19 @@ class LowMemoryPool(Pool):
     price_per_hour: PricePerHour = 0.35
     speed: float = Field(0.72, gt=0)
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
-    """Most sub-models that train at once."""
+    """Maximum number of sub-models that train at once."""
     types: tuple[MachineType, ...] = Field((), max_length=32)
     """Node types of a mixed pool. A sub-model runs on the cheapest type that it fits. Each type has its own resource, memory, price
     and speed, which replace the pool's. Empty: one type."""
 
     @property
     def fewest_workers(self) -> int:
-        """Fewest workers of a gang: all of the pool."""
+        """Minimum number of workers of a gang: all workers of the pool."""
         return self.max_workers
 
     @property
     def most_workers(self) -> int:
-        """Most workers of a gang: all of the pool."""
+        """Maximum number of workers of a gang: all workers of the pool."""
         return self.max_workers
 
     @property
@@ -164,12 +164,12 @@ class HighMemoryPool(Pool):
 
     @property
     def fewest_workers(self) -> int:
-        """Fewest workers of the gang."""
+        """Minimum number of workers of the gang."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most_workers(self) -> int:
-        """Most workers of the gang."""
+        """Maximum number of workers of the gang."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
@@ -203,7 +203,7 @@ class Pools(Section):
         return (self.low_memory, 1), (self.high_memory, self.high_memory.fewest_workers)
 
     def at(self, key: str) -> Pool:
-        """The pool or node type with a name of the bill; the pool, for a type that is no longer configured.
+        """The pool or node type with this name in the bill; for a type that is no longer configured, its pool.
 
         Raises:
             KeyError: No pool has this name.

@@ -1,6 +1,6 @@
-"""Stored configurations of earlier versions, read as today's.
+"""Converts stored configurations of earlier versions into today's form.
 
-Only for what a run directory or a service has stored: a user who writes an old name gets an error that says so.
+It serves only run directories and services; a user who writes an old name gets an error that says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("submodels.optimizer.state", "bf16"): ("submodels.optimizer.precision", "pure_bf16"),
     ("finetune.optimizer.state", "bf16"): ("finetune.optimizer.precision", "pure_bf16"),
 }
-"""Settings with values that are gone, and the setting and value that mean the same or are nearest."""
+"""Removed values of settings, each with the setting and value that replace it."""
 _SECTIONS = frozenset(path.rpartition(".")[0] for path in (*_REMOVED, *_RENAMED, *(path for path, _ in _VALUES)))
 
 
@@ -43,7 +43,7 @@ def stored_config(raw: Any) -> RunConfig:
 
 
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings by dotted path, without those that are gone and with today's names."""
+    """Stored settings by dotted path, under today's names and without removed settings."""
     kept = {_RENAMED.get(path, path): value for path, value in settings.items() if path not in _REMOVED}
     return kept | dict(new for (path, value), new in _VALUES.items() if settings.get(path) == value)
 

@@ -55,7 +55,7 @@ def checked_scaling(raw: Mapping[str, Any], head_size: int | None) -> dict[str, 
         None without scaling.
 
     Raises:
-        ValueError: The type is missing or unknown, or a parameter is missing, unknown, or no such number.
+        ValueError: The type is missing or unknown, or a parameter is missing, unknown, or has an invalid value.
     """
     values = {key: value for key, value in raw.items() if key != "type"}
     named = values.pop("rope_type", raw.get("type"))

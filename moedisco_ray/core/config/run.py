@@ -37,7 +37,7 @@ Tags = Annotated[
 
 
 _MOST_SHOWN = 8
-"""Most numbers of clusters that an error suggests."""
+"""Maximum number of cluster counts that an error suggests."""
 
 
 class RunConfig(Section):
@@ -139,7 +139,7 @@ class RunConfig(Section):
 
 
 def _place(source: Source) -> str:
-    """A path in one spelling, from its text alone: the caller may not be allowed to read the disk."""
+    """A source's path in normalised spelling, without reading the disk: the caller may not be allowed to."""
     apart = "://" in source.path or source.path == "embedded"
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
 

@@ -76,11 +76,11 @@ class Corpus(Section):
     sequence_length: int = Field(1024, ge=16, le=LARGEST)
     """Tokens per training sequence."""
     max_document_tokens: int | None = Field(None, ge=16, le=LARGEST)
-    """Longest document (tokens); longer ones are cut at blank lines, line ends or sentence ends. Null: 8 sequences."""
+    """Maximum length of a document (tokens); longer ones are cut at blank lines, line ends or sentence ends. Null: 8 sequences."""
 
     @property
     def document_tokens(self) -> int:
-        """Longest document (tokens), with the default resolved."""
+        """Maximum length of a document (tokens), with the default resolved."""
         return self.max_document_tokens or 8 * self.sequence_length
 
 
@@ -148,7 +148,7 @@ class Clusters(Section):
     dimensions: int = Field(64, ge=2, le=LARGEST)
     """Number of SVD components of `tfidf_svd`."""
     capacity: float | None = Field(1.05, ge=1)
-    """Largest cluster (tokens), as a multiple of the mean. Null: no limit (the paper)."""
+    """Maximum size of a cluster (tokens), as a multiple of the mean cluster size. Null: no limit (the paper)."""
     overlap: float = Field(0.0, ge=0, le=1)
     """Documents added to a cluster from other clusters, as a share of its own."""
     restarts: int = Field(4, ge=1, le=64)
@@ -161,7 +161,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def precision_on(*, gpu: bool) -> Precision:
-    """Precision that a GPU or a CPU computes with where the configuration leaves it open."""
+    """Precision of a GPU or a CPU if the configuration leaves it open."""
     return "bf16" if gpu else "fp32"
 
 
@@ -215,7 +215,7 @@ _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
     "summary says what each sub-model contributed")
 _ROUND_PATIENCE = 600.0
-"""Longest wait of a sync for late sub-models (s): on a new machine, a lost one is back within minutes."""
+"""Maximum wait of a sync for late sub-models (s): one that lost its machine is back on a new one within minutes."""
 
 
 class Submodels(Section):
@@ -223,21 +223,21 @@ class Submodels(Section):
 
     optimizer: Optimizer = Optimizer()
     sync_every: int | None = Field(None, ge=1, le=LARGEST)
-    """Steps between two syncs, at which all backbones become one and experts stay private; of a shorter sub-model proportionally
-    fewer. Null: only the merge combines them (the paper)."""
+    """Steps between two syncs, which combine the backbones and leave the experts private; shorter sub-models sync after
+    proportionally fewer steps. Null: only the merge combines the backbones (the paper)."""
     outer: Outer = Outer()
     keep_optimizer_state: bool = True
     """Continue with the seed's Adam state; false: each sub-model starts with a new one."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
-    """Number of finished sub-models at which the merge may start without the others. Null: all. After a quorum has finished, the
-    run waits for the others until the phase has taken 1.5 times as long as the quorum took (or, if that is longer, as its longest
-    sub-model was expected to take). A missing sub-model contributes its last checkpoint, or its start, and the report says so. With
-    a quorum, a sync waits at most 10 minutes after half of the sub-models have arrived. The result then depends on when machines
-    came and went."""
+    """Number of finished sub-models at which the merge may start without the others. Null: all. Once the quorum
+    is reached, the run waits for the others until the phase has taken 1.5 times the longer of two times: the quorum's, and the
+    expected time of the longest sub-model. A missing sub-model contributes its last checkpoint, or its start, and the report
+    says so. With a quorum, a sync waits at most 10 minutes after half of the sub-models have arrived. The result then depends
+    on when machines came and went."""
 
     @property
     def round_patience(self) -> float | None:
-        """Longest wait of a sync after half of the sub-models have arrived (s); None: until all have."""
+        """Maximum wait of a sync after half of the sub-models have arrived (s); None: wait for all."""
         return None if self.quorum is None else _ROUND_PATIENCE
 
 
@@ -252,7 +252,7 @@ class Merge(Section):
     validation text is not used."""
     router: Literal["ridge", "centroid", "random"] = "ridge"
     """`ridge` and `centroid` compute the routers from data: each cluster's experts begin with the cluster's share of the
-    tokens, and where top-k weights are not normalised, experts keep their output scale. `random`, as the paper, does neither."""
+    tokens, and if top-k weights are not normalised, experts keep their output scale. `random`, as in the paper, does neither."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Number of tokens that the routers are computed on."""
 
@@ -273,7 +273,7 @@ class Finetune(Section):
     z_loss: float = Field(0.001, ge=0)
     """Weight of the router z-loss; sub-models with several experts use it too."""
     keep_optimizer_state: bool = True
-    """Continue with the sub-models' Adam state, or with the seed's where there are none; false: start with a new one."""
+    """Continue with the sub-models' Adam state, or with the seed's if there are none; false: start with a new one."""
 
 
 class Checkpoint(Section):
@@ -282,7 +282,7 @@ class Checkpoint(Section):
     every: Annotated[int, Field(ge=1, le=LARGEST)] | Literal["auto"] = "auto"
     """Steps between checkpoints; auto: the interval that costs least, from measured saves and lost workers."""
     max_failures: int = Field(3, ge=0, le=LARGEST)
-    """How often a worker that failed starts again from its last checkpoint. Losing a machine is no failure."""
+    """Maximum number of restarts of a failed worker from its last checkpoint. Losing a machine is no failure."""
     storage: Annotated[str, WritesTo("checkpoints")] | None = None
     """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run uses STORAGE/NAME-ID. Null:
     in the run directory. Credentials come from the machines' environment or role. A control service allows only its storage
@@ -309,7 +309,7 @@ class Evaluation(Section):
     """What the run measures at its end."""
 
     max_tokens: int = Field(1_000_000, gt=0, le=LARGEST)
-    """Most validation tokens to evaluate on, in whole documents."""
+    """Maximum number of validation tokens to evaluate on, in whole documents."""
     every_tokens: Annotated[int | None, _ONLY_LOOKS] = Field(None, gt=0, le=LARGEST)
     """Tokens between two measurements of the held-out loss while the seed and the MoE train. Null: none."""
     stages: bool = True
@@ -319,7 +319,7 @@ class Evaluation(Section):
     ensemble_top_k: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
     """Number of nearest sub-models that predict each token of the ensemble. Null: all."""
     sources: Sources = ()
-    """Text that is never trained on, to measure the finished model on: of each source an equal share of `max_tokens`, in the order
+    """Text that is never trained on, to evaluate the finished model. Each source gives an equal share of `max_tokens`, in the order
     of its files, without documents that are in the corpus. `weight` has no effect here."""
     lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = Field((), max_length=64)
     """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, either with `query`, `choices` and
@@ -327,7 +327,7 @@ class Evaluation(Section):
     lm_eval_limit: int | None = Field(None, ge=1, le=LARGEST)
     """Number of examples per task file, the first ones. Null: all."""
     prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
-    """The finished model continues each of these, as a sample in the report."""
+    """Prompts that the finished model continues, as samples in the report."""
     sample_tokens: int = Field(48, ge=1, le=4096)
 
     @property

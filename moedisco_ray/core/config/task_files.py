@@ -15,7 +15,7 @@ _KINDS = "write an object with query, choices and gold, or with context and cont
 
 
 def read_task_file(field: str, path: Path) -> Rows:
-    """Read the examples of a JSON Lines file; all have the same form and no other keys.
+    """Read the examples of a JSON Lines file; all have the same one of these forms, and no other keys.
 
     * `query`, two or more `choices`, and `gold`, the index of the right choice from 0. After a query that begins with `Question:`
       comes a line `Answer:`; any other query is continued by the choice.
@@ -26,7 +26,7 @@ def read_task_file(field: str, path: Path) -> Rows:
         path: The file.
 
     Raises:
-        ConfigError: The file cannot be read, or a line has not the form of the first one.
+        ConfigError: The file cannot be read, or a line does not have the form of the first one.
     """
     try:
         with opened(path) as found:

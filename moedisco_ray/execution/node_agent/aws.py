@@ -1,6 +1,6 @@
 """EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, which may come earlier.
 
-Both answer 404 until they are issued. IMDSv2 requires a session token, which expires; a 401 asks for a new one.
+Both return 404 until they are issued. IMDSv2 requires a session token, which expires; a 401 asks for a new one.
 Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of the EC2 user guide.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderName, Service, Unavailable
 
 NOTICE_SECONDS = 120.0
-"""Time from the notice to the end of the machine, where the notice gives none (s)."""
+"""Time from the notice to the end of the machine, if the notice does not state it (s)."""
 
 _TOKEN_SECONDS = 21600   # the maximum
 
@@ -33,11 +33,11 @@ class Aws:
         self._token: str | None = None
 
     def recognised(self) -> bool:
-        """Whether the service gives a token."""
+        """Whether this is an EC2 machine: its service issues a session token."""
         self._token = self._new_token()
         return True
 
-    def poll(self, max_wait: float) -> Notice | None:  # noqa: ARG002 - it answers at once
+    def poll(self, max_wait: float) -> Notice | None:  # noqa: ARG002 - the service responds at once
         """The interruption notice, otherwise the rebalance recommendation."""
         action = self._get("/latest/meta-data/spot/instance-action", "action")
         if action is not None:

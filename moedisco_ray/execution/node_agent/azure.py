@@ -33,11 +33,11 @@ class Azure:
         self._machine: str | None = None
 
     def recognised(self) -> bool:
-        """Whether the service knows the machine's name."""
+        """Whether this is an Azure machine: its service returns the machine's name."""
         self._machine = self._own_name()
         return True
 
-    def poll(self, max_wait: float) -> Notice | None:  # noqa: ARG002 - it answers at once
+    def poll(self, max_wait: float) -> Notice | None:  # noqa: ARG002 - the service responds at once
         """The earliest event that ends this machine."""
         if self._machine is None:
             self._machine = self._own_name()

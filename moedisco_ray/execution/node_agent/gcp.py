@@ -32,7 +32,7 @@ class Gcp:
         self._first_seen: dict[str, float] = {}
 
     def recognised(self) -> bool:
-        """Whether the service says that it is Google's."""
+        """Whether this is a Compute Engine machine: its service identifies itself as Google's."""
         return self._service.request("/computeMetadata/v1/", _HEADERS).headers.get("metadata-flavor") == "Google"
 
     def poll(self, max_wait: float) -> Notice | None:
@@ -49,7 +49,7 @@ class Gcp:
         return Notice("end", self._first_seen.setdefault(event, time.time() + seconds), f"Compute Engine {event}")
 
     def _get(self, key: str, max_wait: int = 0, etag: str = "") -> Answer:
-        # With the tag, a change between the two requests is answered at once.
+        # With the tag, the service reports a change between the two requests at once.
         held = f"?wait_for_change=true&timeout_sec={max_wait}&last_etag={quote(etag)}" if max_wait else ""
         return self._service.request(f"/computeMetadata/v1/instance/{key}{held}", _HEADERS, max_wait=max_wait)
 

@@ -17,7 +17,7 @@ _LARGEST_ANSWER = 1 << 20
 
 
 class Unavailable(MoeDiscoError):  # noqa: N818 - a normal state while a machine boots
-    """The metadata service did not answer, or not as documented."""
+    """The metadata service did not respond, or not as documented."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Provider(Protocol):
             max_wait: Seconds for which the service may hold the request open until something changes.
 
         Raises:
-            Unavailable: The service did not answer; poll again later.
+            Unavailable: The service did not respond; poll again later.
         """
 
 
@@ -64,11 +64,11 @@ class Answer:
 
 
 class Service:
-    """HTTP client of a metadata service. It uses no proxy and follows no redirection: the service is on this machine's link.
+    """HTTP client of a metadata service. It uses no proxy and follows no redirection: the service is local to this machine.
 
     Args:
         url: Address of the service, such as http://169.254.169.254.
-        timeout: Longest time without a byte, and for the whole body (s).
+        timeout: Maximum time without a byte, and for the whole body (s).
     """
 
     def __init__(self, url: str, timeout: float = 2.0) -> None:
@@ -78,7 +78,7 @@ class Service:
         self._timeout = timeout
 
     def request(self, path: str, headers: Mapping[str, str], *, method: str = "GET", max_wait: float = 0.0) -> Answer:
-        """Send one request and read its answer.
+        """Send one request and read the response.
 
         Args:
             path: Path and query.
@@ -87,7 +87,7 @@ class Service:
             max_wait: Seconds for which the service was asked to hold the request open, on top of the timeout.
 
         Raises:
-            Unavailable: No complete answer came in time.
+            Unavailable: No complete response arrived in time.
         """
         deadline = time.monotonic() + self._timeout + max_wait
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout + max_wait)

@@ -19,7 +19,7 @@ from moedisco_ray.execution.node_agent.metadata import Notice
 
 _DRAIN_SECONDS = 20.0
 _MIN_SECONDS_AHEAD = 1.0
-"""Least time from now to a deadline (s): Ray treats a deadline in the past as none."""
+"""Minimum time from now to a deadline (s): Ray ignores a deadline in the past."""
 
 
 class RayUnavailable(MoeDiscoError):  # noqa: N818 - a normal state while a machine boots
@@ -60,7 +60,7 @@ def run_drain(raylet: Raylet, notice: Notice) -> None:
     """Drain one node.
 
     Raises:
-        RayUnavailable: The Ray cluster did not accept it in time.
+        RayUnavailable: The Ray cluster did not accept the drain in time.
     """
     deadline = max(notice.deadline, time.time() + _MIN_SECONDS_AHEAD)
     command = [
