@@ -55,8 +55,8 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
     """Sentences about the problems of a corpus.
 
     Args:
-        summary: The corpus stage's summary, or an estimate with its keys `validation_documents`, `sources` (each with `documents` and
-            `validation_documents`), `skipped_files` and `passed_over_files`.
+        summary: The corpus stage's summary, or an estimate with the keys `validation_documents`, `sources` (each with `documents`
+            and `validation_documents`), `skipped_files` and `passed_over_files`.
     """
     sources = summary["sources"]
     untrained = [name for name, found in sources.items() if not found["documents"]]

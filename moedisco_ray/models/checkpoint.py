@@ -27,7 +27,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
-"""Largest safetensors file (bytes); one file at a time is in memory."""
+"""Maximum size of a safetensors file (bytes); one file at a time is in memory."""
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Supported dtypes by their names in safetensors files."""
 
@@ -114,7 +114,7 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Tensor]], con
         directory: Target directory, created if missing. It is incomplete until the function returns.
         tensors: Canonical names and tensors, each name once.
         config: Values of `config.json`.
-        max_shard_bytes: Largest file (bytes); a larger tensor gets its own file.
+        max_shard_bytes: Maximum file size (bytes); a larger tensor gets its own file.
 
     Returns:
         Size of all tensors in bytes.

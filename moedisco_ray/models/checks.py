@@ -46,7 +46,7 @@ def check_experts(keys: Iterable[str], model_map: ModelMap, num_experts: int) ->
     """Check that every MoE layer has a router and `num_experts` complete experts.
 
     Raises:
-        CheckpointError: A layer has not.
+        CheckpointError: A layer lacks its router or a part of an expert.
     """
     for layer, count in model_map.experts(keys).items():
         if count != num_experts:
@@ -84,7 +84,7 @@ def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
     """Check that two models are equal bit for bit.
 
     Raises:
-        CheckpointError: They are not equal.
+        CheckpointError: The models differ.
     """
     if found := differences(left, right):
         raise CheckpointError("tensor", found[0], f"differs between the two models, with {len(found) - 1} more")

@@ -99,7 +99,7 @@ DECLARATIONS: dict[FamilyName, Family] = {family.name: family for family in (
 
 
 def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
-    """Role and name pattern of every tensor in a decoder layer; an expert's groups are its index and its projection."""
+    """Role and name pattern of every tensor in a decoder layer; the groups of an expert's pattern are index and projection."""
     block, names = re.escape(family.block), "|".join(family.projections)
     rules = [
         (Role.EXPERT, rf"{block}\.experts\.(\d+)\.({names})\.weight"),

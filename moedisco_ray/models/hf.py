@@ -165,7 +165,7 @@ def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[
         model: The model; its configuration is always written, its tensors only if `tensors` is None.
         directory: Target directory.
         tensors: Canonical tensors to write instead of the model's, such as those gathered from many workers.
-        max_shard_bytes: Largest file, as in `write_checkpoint`.
+        max_shard_bytes: Maximum file size, as in `write_checkpoint`.
 
     Returns:
         Size of all tensors in bytes.
@@ -194,7 +194,7 @@ def backbone_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    # The bar of each worker would disturb the run's own display.
+    # The progress bar of each worker would disturb the run's own display.
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

@@ -68,7 +68,7 @@ class SeededWeights(Mapping[str, Tensor]):
     Args:
         seed: Canonical tensors of the seed model.
         initial: Canonical tensors of the randomly initialised MoE.
-        model_map: Names of their family.
+        model_map: Tensor names of the family.
         fresh_router: Whether the router rows are the initial ones for g > 1 too.
 
     Raises:
@@ -117,7 +117,7 @@ def with_seed(
     Args:
         seed: Canonical tensors of the trained seed model, with g experts per layer.
         initial: Canonical tensors of the randomly initialised MoE; gives the names, and the router rows if g = 1.
-        model_map: Names of their family.
+        model_map: Tensor names of the family.
         fresh_router: Use the initial router rows for g > 1 too. Copies of an expert in one model need different rows: with copies
             of one row they would stay equal forever.
 

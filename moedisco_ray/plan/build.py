@@ -34,26 +34,26 @@ class StagePlan(BaseModel):
     units: int
     """Number of models that train independently."""
     workers: int
-    """Number of workers that train at the same time; the fewest of an elastic gang, with which it must fit."""
+    """Number of workers that train at the same time; for an elastic gang the minimum, with which it must fit."""
     parameters: Parameters
-    """Of one unit."""
+    """Parameters of one unit."""
     steps: int
-    """Of one unit."""
+    """Optimizer steps of one unit."""
     memory: Memory
-    """Of one worker."""
+    """Peak memory of one worker."""
     pool_gb: float
-    """Memory of a worker of the pool, in a mixed pool of the largest type (GB)."""
+    """Memory of a worker of the pool (GB); in a mixed pool, of the largest node type."""
     fits: bool
     """Whether the upper bound `memory` is at most `pool_gb`."""
     fits_known: bool
     """Whether `fits` is reliable: not without GPUs, because CPU workers share the host's memory with other processes."""
     remedy: Remedy | None
-    """Settings with which the stage fits, if it does not."""
+    """Settings to change if the stage does not fit; null if it fits."""
     cost: Cost
     sync: Sync | None
     """Traffic of the syncs; null without syncs."""
     types: tuple[TypeShare, ...] = ()
-    """Parts of the node types of a mixed pool."""
+    """Share of the stage on each node type of a mixed pool."""
 
 
 class Plan(BaseModel):
@@ -75,12 +75,12 @@ class Plan(BaseModel):
     """Whether `fits` is reliable for all stages."""
     tokens: int
     training_hours: float
-    """Wall-clock hours of training alone, by arithmetic on operations that is the same on every machine, which comparisons and
-    advice weigh. The time and cost of the run are in the bill."""
+    """Wall-clock hours of training alone, computed from operation counts, so that comparisons and remedies are the same on every
+    machine. The time and cost of the run are in the bill."""
     training_dollars: float
-    """Dollars of training alone, by the same arithmetic."""
+    """Dollars of training alone, computed in the same way."""
     full_training: Cost
-    """Training the whole model on as many tokens on the high-memory pool, by the same arithmetic."""
+    """Cost of training the whole model on the same number of tokens on the high-memory pool, computed in the same way."""
     estimates: tuple[StageEstimate, ...]
     """Estimates of all stages, in pipeline order."""
     speeds: tuple[Speed, ...]

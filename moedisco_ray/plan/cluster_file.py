@@ -31,7 +31,7 @@ class NodeFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     gpu: str | None = None
-    """Model of its GPUs."""
+    """Model of the node's GPUs."""
     gpu_memory_gb: Annotated[float, Field(ge=0)] = 0
     """Memory of one GPU (GB)."""
     price_per_hour: Annotated[float, Field(ge=0)]
@@ -39,7 +39,7 @@ class NodeFacts(BaseModel):
     resources: dict[str, Annotated[int, Field(ge=0)]] = {}
     """Resources that a node offers to Ray, for hosts that Ray does not start."""
     labels: dict[str, str] = {}
-    """Labels of a node, for such hosts."""
+    """Labels of a node, for hosts that Ray does not start."""
 
 
 class ClusterMetadata(BaseModel):
@@ -60,7 +60,7 @@ class NodeType:
 
     Attributes:
         name: Key of the type in the file.
-        most: Most nodes of the type at once.
+        most: Maximum number of nodes of the type at once.
         resources: Resources of a node.
         gpu_memory_gb: Memory of one GPU (GB).
         price_per_hour: Dollars per node-hour.
@@ -93,14 +93,14 @@ class Cluster:
 
     Attributes:
         types: Node types, in the order of the file.
-        most: Most nodes of all types together; None: no such limit.
+        most: Maximum number of nodes of all types together; None: no such limit.
     """
 
     types: tuple[NodeType, ...]
     most: int | None = None
 
     def room(self, resource: str) -> int:
-        """Largest amount of a resource at one time."""
+        """Maximum amount of a resource at one time."""
         each = sorted((node.resources.get(resource, 0) for node in self.types for _ in range(node.most)), reverse=True)
         return sum(each[:self.most])
 

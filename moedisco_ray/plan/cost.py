@@ -1,7 +1,7 @@
 """Hours and dollars of training, from floating-point operations and the pools' prices.
 
 The reference is one A100-80GB with 312 TFLOP/s in bf16 (data sheet) and an assumed utilisation of 35 %; a pool's `speed` scales it.
-Only training is counted; comparisons add what a run reads (`compare.accounting`).
+Only training is counted; comparisons add forward passes without training (`compare.accounting`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Cost(BaseModel):
     """Training tokens, summed over units."""
     flops: float
     waves: int
-    """Number of times that the pool is filled, if it cannot train all units at once."""
+    """Number of rounds that the pool needs if it cannot train all units at once."""
     hours: float
     """Wall-clock time (h)."""
     worker_hours: float

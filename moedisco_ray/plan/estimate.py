@@ -14,7 +14,7 @@ The estimate is operations (`plan.cost`) over the workers' speed (`plan.speed`),
 * export: the prompts, token by token.
 
 Not included are k-means, files and checkpoints, and `evaluation.lm_eval`, whose task files a plan does not read: `left_out` names
-it, and the bill is incomplete.
+this setting, and the bill is marked as incomplete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CLUSTERED = 1.25
 _MERGE_RULES = 4
 """Number of rules that `merge.backbone: auto` tries."""
 _MERGE_SCALES = 3
-"""Number of scales at which it tries each rule."""
+"""Number of scales at which `auto` tries each rule."""
 _ENSEMBLE_BLOCK = 64
 """Tokens between two updates of an ensemble's weights."""
 
@@ -168,7 +168,7 @@ def _crowd(pool: Pool, workers: int, machine: Machine) -> float:
 
 
 class _Reading:
-    """Estimates of the stages that read text without training on it."""
+    """Estimates of the stages that run text through a model without training."""
 
     def __init__(self, config: RunConfig, vocab_size: int, machine: Machine) -> None:
         self._config, self._vocab_size, self._machine = config, vocab_size, machine
@@ -271,7 +271,7 @@ class _Reading:
         return None if probe is None or size is None else probe.start_up_seconds + size / probe.text_bytes_per_second
 
     def _read(self, tokens: int, *, whole: bool, pool: Pool | None = None) -> float | None:
-        """Time of one worker to read tokens (s), at a third of a training step's operations."""
+        """Time for one worker to run tokens through the model without training (s): a third of a training step's operations."""
         shape = self._whole if whole else self._part
         each = self._flops(shape)
         experts = shape.num_experts

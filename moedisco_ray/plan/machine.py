@@ -26,26 +26,26 @@ _PROBE_SECONDS = 120.0
 _EMBEDDED_BYTES = 10_000_000
 """Size of the embedded corpus (bytes); 9.8 MB were measured with the pinned libraries."""
 _MOST_FILES = 10_000
-"""Most files whose sizes are summed; with more files the size is unknown."""
+"""Maximum number of files whose sizes are summed; with more files the size is unknown."""
 
 
 def known_machine(config: RunConfig, *, here: bool, read_sizes: bool = False) -> Machine:
-    """The machine without a new measurement.
+    """Known facts about the machine, without a new measurement.
 
     Args:
         config: The run's configuration.
-        here: Whether workers without GPUs are this machine's cores.
+        here: Whether workers without GPUs run on this machine's cores.
         read_sizes: Whether the sizes of local sources may be read.
     """
     return Machine(probe=_cached() if here else None, text_bytes=_text_bytes(config, read_sizes))
 
 
 def measured_machine(config: RunConfig, *, here: bool) -> Machine:
-    """The machine, after a probe if a pool has no GPUs and no probe is cached for these libraries and cores.
+    """Facts about the machine; it is probed if a pool has no GPUs and no probe is cached for these libraries and cores.
 
     Args:
         config: The run's configuration.
-        here: Whether workers without GPUs are this machine's cores.
+        here: Whether workers without GPUs run on this machine's cores.
     """
     if here and not all(pool.gpu for pool, _ in config.pools.needed(config.finetune.pool)):
         measure()

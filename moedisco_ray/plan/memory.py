@@ -51,8 +51,8 @@ _FRAGMENTATION = 0.05
 class Memory(BaseModel):
     """Bytes that one worker holds at its peak.
 
-    `compute_copies` are weights in the arithmetic of the forward pass next to the stored ones: of all weights where they
-    are stored whole in fp32 and multiplied in bf16; of the largest block, with its gradients, where they are sharded.
+    `compute_copies` are copies of weights in the dtype of the forward pass: of all weights if they are stored whole in fp32
+    and multiplied in bf16; of the largest block, with its gradients, if they are sharded.
     `optimizer_step` is what the optimizer's step needs beyond the room that activations and copies leave.
     `overhead` is an assumption: 1 GiB for the CUDA context and library workspaces, and 5 % for fragmentation.
     """
@@ -70,12 +70,12 @@ class Memory(BaseModel):
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property; pydantic documents this
     @property
     def total(self) -> int:
-        """All parts."""
+        """Sum of all parts."""
         return sum(self.parts.values())
 
     @property
     def parts(self) -> dict[str, int]:
-        """The parts by name, in the order of a table."""
+        """Memory by part (weights, gradients, ...), in the order of the plan's table."""
         names = ("weights", "gradients", "optimizer", "activations", "compute_copies", "optimizer_step", "overhead")
         return {name: getattr(self, name) for name in names}
 
@@ -88,7 +88,7 @@ def worker_memory(
 
     Args:
         family: The model's family.
-        architecture: Its sizes.
+        architecture: Sizes of the model.
         vocab_size: Rows of the embedding.
         optimizer: Precision, micro-batch and gradient checkpointing.
         sequence_length: Tokens per sequence.
@@ -134,7 +134,7 @@ def activation_bytes_per_token(
 
     Args:
         family: The model's family.
-        architecture: Its sizes.
+        architecture: Sizes of the model.
         vocab_size: Rows of the head.
         width: Bytes per number in a matrix product.
         residual: Bytes per number on the residual stream.

@@ -60,7 +60,7 @@ def count_parameters(family: FamilyName, architecture: Architecture, vocab_size:
 
     Per layer: attention 2DHd + 2DGd (and Hd + 2Gd biases in qwen2_moe); norms 2D, plus 2d in qwen3_moe and Hd + Gd in
     olmoe, which normalise queries and keys; router ND; experts 3NDF; in qwen2_moe a shared expert 3DS and its gate D.
-    Besides: a last norm D, an embedding VD, and a head VD unless tied.
+    Outside the layers: a last norm D, an embedding VD, and a head VD unless tied.
     """
     hidden, layers = architecture.hidden_size, architecture.num_hidden_layers
     queries = architecture.num_attention_heads * architecture.head_size

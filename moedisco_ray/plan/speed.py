@@ -27,7 +27,7 @@ class Trial(BaseModel):
     """Experts per layer; 1 is a dense model."""
     flops_per_token: float
     flops_per_second: float
-    """Rate on one core, by CPU time."""
+    """FLOP/s of one core, by CPU time."""
 
 
 class Probe(BaseModel):

@@ -11,8 +11,8 @@ class Sizes:
 
     Attributes:
         batch: Sequences per step over all workers.
-        fewest: Fewest workers.
-        most: Most workers.
+        fewest: Minimum number of workers.
+        most: Maximum number of workers.
     """
 
     batch: int
@@ -34,7 +34,7 @@ class Sizes:
         """The gang size to request nodes for; all of them arrive together or none does.
 
         Args:
-            slots: Most slots that the cluster can ever have.
+            slots: Maximum number of slots that the Ray cluster can have.
             times: Number of failed requests; each one lowers the size by one step, down to the smallest.
         """
         within = min(self.most, slots)
@@ -47,8 +47,8 @@ def counts(batch: int, smallest: int, largest: int) -> tuple[int, ...]:
 
     Args:
         batch: Sequences per step over all workers.
-        smallest: Fewest workers.
-        largest: Most workers.
+        smallest: Minimum number of workers.
+        largest: Maximum number of workers.
     """
     return tuple(n for n in range(smallest, min(largest, batch) + 1) if batch % n == 0)
 
@@ -59,8 +59,8 @@ def count_now(available: int, batch: int, smallest: int, largest: int) -> int | 
     Args:
         available: Number of free slots.
         batch: Sequences per step over all workers.
-        smallest: Fewest workers.
-        largest: Most workers.
+        smallest: Minimum number of workers.
+        largest: Maximum number of workers.
 
     Returns:
         The largest allowed number; None: wait.

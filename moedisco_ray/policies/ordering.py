@@ -62,9 +62,9 @@ def longest_first(units: Sequence[Remaining], factor: float | None = None) -> li
 
 
 _FEW = 24
-"""Largest number of units for which pairs are exchanged: with more, one unit matters little and trying all pairs is slow."""
+"""Maximum number of units for which pairs are exchanged: with more, one unit matters little and trying all pairs is slow."""
 _WORTH = 0.005
-"""Smallest relative gain of an exchange: estimates are not more accurate than that."""
+"""Minimum relative gain of an exchange: estimates are not more accurate than that."""
 
 
 def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: int, factor: float | None = None) -> list[Remaining]:

@@ -63,8 +63,8 @@ class Verdict:
 def decide(members: Sequence[Member], quorum: int | None, now: float, patience: float = 1.5) -> Verdict:
     """Whether the merge may start.
 
-    After the quorum, the merge waits until the phase has taken `patience` times as long as the quorum, or as the longest missing
-    sub-model was expected to take, whichever is more.
+    Once the quorum is reached, the merge waits until the phase has taken `patience` times the longer of two times: the quorum's,
+    and the expected time of the longest missing sub-model.
 
     Args:
         members: All sub-models.

@@ -65,7 +65,7 @@ class Limits:
     """Limits of retries.
 
     Attributes:
-        failures: Most restarts of a failed unit; going back resets the count.
+        failures: Maximum number of restarts of a failed unit; going back resets the count.
         same_step: Consecutive failures at one step after which the unit goes back.
         window: Steps to go back before that step, and batches to skip after it.
     """
@@ -81,7 +81,7 @@ class History:
 
     Attributes:
         micro_batch: Sequences per forward pass.
-        failures: Number of failures, since the unit went back if it did.
+        failures: Number of failures; going back resets it.
         step: Step of the last failure; None if there was none or its step is unknown.
         at_step: Number of consecutive failures at that step.
         skip: Skipped batches; None if the unit never went back.
@@ -150,7 +150,7 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
 
     Args:
         history: History of the attempt that ended.
-        end: How it ended.
+        end: How the attempt ended.
         checkpoints: Steps of the existing checkpoints; needed for the ends in `MAY_GO_BACK`.
         limits: Limits of retries.
     """

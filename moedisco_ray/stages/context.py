@@ -73,7 +73,7 @@ class Context:
         return local if self.own_storage is None else joined(self.own_storage, local.name)
 
     def summary(self, stage: str, kind: type[R]) -> R:
-        """The figures of an earlier stage."""
+        """The summary of an earlier stage."""
         manifest = read_manifest(self.of(stage))
         return kind.model_validate(manifest.summary if manifest else {})
 

@@ -43,7 +43,7 @@ def run(context: Context, draft: Draft) -> None:
 
 
 def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path | None, directory: Path) -> dict[str, Any]:
-    """Write every sub-model before its training, grown from the trained seed where there is one.
+    """Write every sub-model before its training, grown from the trained seed if there is one.
 
     Returns:
         `bytes`: the size of each sub-model.
@@ -69,10 +69,10 @@ def decompose(
 
     Args:
         source: Canonical tensors of the whole MoE.
-        model_map: Names of its family.
-        num_experts: E, in every MoE layer.
-        clusters: Sub-models.
-        cluster: Index k of this one.
+        model_map: Tensor names of its family.
+        num_experts: Experts of every MoE layer, E.
+        clusters: Number of sub-models.
+        cluster: Index k of this sub-model.
 
     Raises:
         CheckpointError: A tensor is unknown or missing, or a layer has another number of experts.
@@ -101,13 +101,13 @@ def write_submodels(
     source: Mapping[str, Tensor], config: Mapping[str, Any], clusters: int, directory: Path,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> list[int]:
-    """Write every sub-model to `directory`/k, one after another; at most one shard is in memory.
+    """Write every sub-model to `directory`/k, one after another; at most one safetensors file is in memory.
 
     Args:
         source: Canonical tensors of the whole MoE.
-        config: Its `config.json`.
-        clusters: Sub-models.
-        directory: Where to.
+        config: `config.json` values of the whole MoE.
+        clusters: Number of sub-models.
+        directory: Parent directory of the sub-models.
         max_shard_bytes: As in `write_checkpoint`.
 
     Returns:

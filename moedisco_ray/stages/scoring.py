@@ -30,7 +30,7 @@ from moedisco_ray.stages.text.validation import Documents
 
 _PADDING = -100
 _LOGITS = 2**25
-"""Largest number of logits in memory: 128 MB in fp32."""
+"""Maximum number of logits in memory: 128 MB in fp32."""
 
 Observe = Callable[[Tensor, Tensor], None]
 """Called before each batch with `real_BL` (false at padding) and `document_B`."""
@@ -104,17 +104,17 @@ def document_nats(
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of each document, in nats, summed in float64.
 
-    Windows of like length run together, padded on the right, where no real position sees the padding. The result
+    Windows of similar length run together, padded on the right, where no real position sees the padding. The result
     depends on the size of a batch only through the rounding of the model's own arithmetic.
 
     Args:
-        model: On its device; left in the mode it came in.
-        tokens: Of each document, without those that begin and end it.
+        model: The model, on its device; it stays in training or evaluation mode, as passed.
+        tokens: Tokens of each document, without BOS and EOS.
         prefix: The token before each document.
-        sequence_length: Most positions of a window.
-        batch_tokens: Most positions of a batch, padding included, unless one window is longer.
+        sequence_length: Maximum positions of a window.
+        batch_tokens: Maximum positions of a batch, padding included, unless one window is longer.
         observe: Called before each batch.
-        advance: Takes the tokens of each batch after it was run.
+        advance: Receives the number of tokens of each batch, after its forward pass.
 
     Returns:
         Nats [N], float64.

@@ -1,4 +1,4 @@
-"""What a run starts from: the untrained MoE, and whether the configured model and tokenizer can be that."""
+"""The start of a run: the untrained MoE, and checks of the configured start model and tokenizer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Start:
 
 
 def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """The whole MoE before any training: its tensors, each read or drawn when it is asked for, and its `config.json`.
+    """The whole MoE before any training: its tensors, each read or drawn on access, and its `config.json`.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -79,7 +79,7 @@ def check_start(config: RunConfig) -> None:
 
 
 def start_problems(config: RunConfig) -> list[UserError]:
-    """Every reason for which a run cannot begin with its model and tokenizer; none where it can."""
+    """All errors that prevent a run from starting with its model and tokenizer; empty if it can start."""
     problems: list[UserError] = []
     for check in (check_tokenizer, _check_tensors):
         try:

@@ -1,4 +1,4 @@
-"""Agreement among the workers of a training: they ask each other every few seconds, however long a step takes."""
+"""Agreement among the workers of a training: they poll each other every few seconds, however long a step takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 _POLL_SECONDS = 2.0
 """Time between two polls (s): a spot notice may leave only 30 s, and the checkpoint needs most of it."""
 _MAX_STEPS = 64
-"""Most steps between two polls: later steps may be slower, as where a phase trains more parameters."""
+"""Maximum steps between two polls: later steps may be slower, for example if a phase trains more parameters."""
 
 
 class Consensus:

@@ -27,7 +27,7 @@ class HeldOut(Protocol):
         """Inputs and targets [B, L]; a target of -100 is ignored.
 
         Args:
-            batch_tokens: Largest B L of a batch; a single longer sequence is a batch too.
+            batch_tokens: Maximum positions (B x L) of a batch; a longer sequence is a batch of its own.
         """
 
 
@@ -36,7 +36,7 @@ class SyncPlan:
     """When and where a sub-model exchanges its backbone with the others; see `training.sync`.
 
     Attributes:
-        directory: Common to all members.
+        directory: Directory that all members share.
         steps: Sync points, as numbers of steps made, ascending; neither 0 nor the last step.
         outer: The recipe of the outer step.
         patience: Seconds to wait for late members once half of them are ready; None: wait for all.
@@ -63,7 +63,7 @@ class TrainJob:
         checkpoints: Directory or URI for the checkpoints of this job alone. The job resumes from the newest one there.
         steps: Optimizer steps.
         sequence_length: Tokens per sequence.
-        optimizer: The recipe.
+        optimizer: Settings of the optimizer.
         checkpoint_every: Steps between checkpoints; None: the interval of least cost, see `policies.checkpointing`.
         keep: Number of checkpoints to keep.
         seed: Seed of the data order and of stochastic rounding.

@@ -70,7 +70,7 @@ def train_in_turns(
         CheckpointError: The initial optimizer state is missing, or belongs to another model.
         CorpusError: The packed tokens are shorter than one sequence.
         RunDirError: The disk is full.
-        StorageError: The checkpoint storage does not answer, or the newest checkpoint is damaged.
+        StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
     """
     model = trainable(job.model, job.optimizer, world)
     stepper = Stepper(model, job, world)

@@ -69,9 +69,9 @@ class RouterProbe:
         model: A model of transformers.
 
     Attributes:
-        layers: N, routers with more than one expert.
-        experts: E; 0 without such routers.
-        top_k: K; 0 without such routers.
+        layers: Number of routers with more than one expert, N.
+        experts: Number of experts, E; 0 without such routers.
+        top_k: Selected experts per token, K; 0 without such routers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -132,7 +132,7 @@ def load_balance_loss(probabilities_NE: Tensor, fractions_NE: Tensor, tokens: in
 
     Args:
         probabilities_NE: Sum of the router's softmax over some or all tokens of the global batch.
-        fractions_NE: f, selections per token.
+        fractions_NE: Selections per token f.
         tokens: Tokens of the global batch.
     """
     layers, experts = fractions_NE.shape

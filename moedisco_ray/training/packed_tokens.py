@@ -84,7 +84,7 @@ class TokenStream:
 
     Args:
         directories: Packed directories, in the order of the stream.
-        sequence_length: L.
+        sequence_length: Sequence length L.
 
     Raises:
         CorpusError: A directory holds no packed tokens, or the stream is shorter than one window.

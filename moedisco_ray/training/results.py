@@ -58,7 +58,7 @@ def read_partial_result(job: TrainJob) -> TrainResult:
     """The result of a training at its newest checkpoint, or of no steps if there is no checkpoint.
 
     Raises:
-        StorageError: The checkpoint storage does not answer, or the newest checkpoint is damaged.
+        StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
     """
     step = checkpoint.latest(job.checkpoints)
     progress = checkpoint.Progress() if step is None else checkpoint.read_progress(checkpoint.storage_of(job), step)
@@ -76,7 +76,7 @@ def write_partial_result(job: TrainJob) -> None:
     Raises:
         CheckpointError: `job.model` holds no model of a supported family.
         RunDirError: The disk is full.
-        StorageError: The checkpoint storage does not answer, or the newest checkpoint is damaged.
+        StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
     """
     model = trainable(job.model, job.optimizer, World())
     optimizer = make_optimizer(model, job, World())

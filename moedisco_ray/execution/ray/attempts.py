@@ -38,11 +38,11 @@ from moedisco_ray.training import TrainJob, TrainResult, World, train
 _COLLECTIVE_SECONDS = 300
 """Timeout of a collective operation (s): torch's own, 30 minutes, is too long for a hang."""
 _NOTICE_SECONDS = 1.0
-"""Least interval between two checks for a preemption notice (s): each is a message to another process."""
+"""Minimum interval between two checks for a preemption notice (s): each check is a message to another process."""
 _MAX_STARTS = 5
 """Consecutive failed starts of a worker group before Ray Train gives up."""
 _LAST_MESSAGE_SECONDS = 10.0
-"""Time for a worker's last message to the driver (s), whose machine may be gone."""
+"""Timeout of a worker's last message to the driver (s): the driver's machine may be gone."""
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -56,7 +56,7 @@ class AttemptContext:
         directory: Directory of Ray Train's own state; all nodes must see it.
         stop_files: Each of them ends the attempts once it exists.
         mailbox: Carries the workers' events to the driver.
-        wait_for_slots: Whether an attempt waits minutes for slots, which an autoscaler sees; otherwise it ends after one start.
+        wait_for_slots: Whether an attempt waits minutes for slots, so that an autoscaler brings them; else it has one start.
     """
 
     run: str
@@ -88,12 +88,12 @@ def _run_trainer(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     dead_before = dead_nodes()
     attempt_id = mailbox.begin_attempt(job.name)
     trainer = TorchTrainer(
-        # Not as the trainer's `train_loop_config`: the controller would unpack that, and import all of training for it.
+        # Arguments are bound here: the controller would unpickle a `train_loop_config`, and import all of `training` for that.
         functools.partial(_worker, job, context.stop_files, mailbox.handle, attempt_id),
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
         run_config=RunConfig(
-            # A unique name: Ray Train would restore the state of an earlier run with the same name; ours is in the job.
+            # A unique name, because Ray Train would restore the state of an earlier run with the same name.
             name=f"{context.run}-{job.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(context.directory.absolute()),
             failure_config=FailureConfig(
@@ -106,8 +106,8 @@ def _run_trainer(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     try:
         failure = _fit(trainer)
         if failure is not None and not isinstance(failure, TrainingFailedError):
-            mailbox.kill_attempt(job.name)  # the controller is out of reach and may live: it must not run alongside the next one
-        # What a worker returned is the cause; the errors of the others, minutes later, only say that they lost it.
+            mailbox.kill_attempt(job.name)  # the unreachable controller may be alive, and would run alongside the next one
+        # The error that a worker returned is the cause; those of the other workers only report that they lost this worker.
         outcome = mailbox.outcome(job.name)
     except NotFiniteError as error:
         return End("not_finite", error.step - 1, str(error))
@@ -132,7 +132,7 @@ def _run_trainer(job: TrainJob, context: AttemptContext) -> TrainResult | End:
 
 
 def _fit(trainer: TorchTrainer) -> TrainingFailedError | RayError | None:
-    """Train; returns Ray's error if training fails."""
+    """Train; return Ray's error if training fails."""
     try:
         trainer.fit()
     except (TrainingFailedError, RayError) as error:
@@ -160,7 +160,7 @@ def _worker(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle,
                     job, world, logged, lambda: any(stop.requested for stop in stop_files) | preempted(), begin_step,
                     losses_per_hour=loss_rate_reader(mailbox, job.losses_per_hour))
         except MoeDiscoError as error:
-            outcome = error  # returned, not raised: the worker itself is well
+            outcome = error  # returned, not raised: the worker itself is healthy
     if world.rank == 0 or isinstance(outcome, MoeDiscoError):
         ray.get(mailbox.set_outcome.remote(job.name, attempt_id, outcome))
 
@@ -205,7 +205,7 @@ def _logging(job: TrainJob, world: World, emit: Emit) -> Iterator[Emit]:
 
 @contextlib.contextmanager
 def _reporting_exit_step(unit: str, mailbox: ActorHandle, attempt_id: str) -> Iterator[Callable[[int], None]]:
-    """Report the step under way to the driver when the block ends in any way: the last progress may be many steps older.
+    """Report the current step to the driver when the block ends, even after an error: the last progress event may be old.
 
     Yields:
         A function to call with each step that begins.

@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Observer = Callable[[Sequence[float], Sequence[float], int, float], None]
-"""Called at every poll with the seconds left of running and waiting trainings, the slots, and the factor for losses and saves."""
+"""Called at each poll with seconds left of running and waiting trainings, the slots, and the factor for lost nodes and saves."""
 
 
 class RayBackend:
@@ -61,8 +61,8 @@ class RayBackend:
         if not isinstance(pool, HighMemoryPool):
             return run_on(pool, emit, stop, function, *args, **kwargs)
 
-        # The other nodes of the coming gang are idle meanwhile, and an autoscaler would remove and start them again. They are
-        # requested only once the function holds its slot: two runs that each hold a part would wait for each other's.
+        # Keep the other nodes of the coming gang, which an autoscaler would remove because they are idle meanwhile. Request them
+        # only once the function holds its slot: two runs that each hold a part would wait for each other forever.
         rest = max(0, self._reservation.workers - 1)
 
         def reserve_rest(event: Event) -> None:
@@ -76,7 +76,7 @@ class RayBackend:
 
     @contextlib.contextmanager
     def reachable(self, emit: Emit) -> Iterator[Emit]:
-        """Through a mailbox of the block's own."""
+        """An `emit` that uses a mailbox of its own until the block ends."""
         with open_mailbox(emit) as mailbox:
             yield attempt_emitter(mailbox.handle, "")
 
@@ -122,7 +122,7 @@ def train_all(
     jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = NEVER, quorum: Quorum = ALL,
     run: str = "run", observer: Observer | None = None,
 ) -> list[Trained]:
-    """Train every job, as many at once as the pool has room for; waiting jobs hold no slots.
+    """Train all jobs, in parallel while the pool has room; waiting jobs hold no slots.
 
     Args:
         jobs: The trainings; results come in their order.
@@ -136,7 +136,7 @@ def train_all(
         observer: Called at every poll.
 
     Raises:
-        MoeDiscoError: The first job's error of ours, such as a full disk.
+        MoeDiscoError: An error of this package, such as a full disk, from the first job that has one.
         OSError: An event could not be written.
         PoolError: A job fits no node type of a mixed pool.
         TrainingError: Workers failed too often or a training is poisoned, and the quorum is out of reach.

@@ -1,4 +1,4 @@
-"""The cause behind an error of Ray, from its type wherever Ray gives it one.
+"""The cause behind an error of Ray, from its type if Ray gives it one.
 
 An error's text may hold a traceback with paths and source lines, whose words say nothing about the cause.
 """
@@ -29,10 +29,10 @@ from moedisco_ray.policies.retrying import End, kind_of
 _NODE_DEATH_SECONDS = 25.0
 """Time until Ray declares a node dead (s): five health checks, three seconds apart, after a first delay."""
 _CONNECTION_LOST = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
-"""Words of workers that lost another one: its process ended, or its node, which Ray may not have noticed yet."""
+"""Error texts of workers that lost another worker, whose process or node ended; Ray may not have noticed that yet."""
 _NODE_GONE = re.compile(
     r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)
-"""Ray's words for an actor that died with its node."""
+"""Ray's error texts for an actor that died with its node."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE = re.compile(rf"\[[Ee]rrno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device|Disk quota exceeded")
 _RAY_DISK = (
@@ -85,7 +85,7 @@ def dead_nodes() -> set[str]:
 
 
 def _another_node_dies(before: Collection[str]) -> bool:
-    """Whether a node is dead that was not before, now or once Ray has had the time to notice."""
+    """Whether another node is dead now, or will be once Ray has had the time to notice."""
     deadline = time.monotonic() + _NODE_DEATH_SECONDS
     while dead_nodes() <= set(before):
         if time.monotonic() >= deadline:
@@ -112,7 +112,7 @@ def node_gone(error: BaseException) -> bool:
     deaths = [cause for cause in _chain(error) if isinstance(cause, RayActorError | NodeDiedError)]
     if deaths:
         return any(_died_with_node(death) for death in deaths)
-    # For a worker that dies during its start, Ray Train gives no type, only text that ends with Ray's words.
+    # For a worker that dies during its start, Ray Train gives no error type, only text that ends with Ray's words.
     return bool(_NODE_GONE.search(last_line(error)))
 
 
@@ -138,7 +138,7 @@ def reporting_full_disk_of_a_task(directory: Path) -> Iterator[None]:
 def _died_with_node(death: BaseException) -> bool:
     if isinstance(death, NodeDiedError) or (isinstance(death, RayActorError) and death.preempted):
         return True
-    # If the actor's constructor failed, the text is the traceback of that.
+    # If the actor's constructor failed, the text is the constructor's traceback.
     constructed = isinstance(death, RayActorError) and not death.actor_init_failed
     return constructed and bool(_NODE_GONE.search(str(death)))
 

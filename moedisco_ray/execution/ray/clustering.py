@@ -3,7 +3,7 @@
 Ray Data reads the documents, vectorises them on a pool of actors and writes the vectors once. Then a few actors each load some of
 these vector files and keep them for all Lloyd steps; a step sends the centroids and returns sums and counts. A `map_batches` or
 aggregation per step would be shorter, but it plans and starts a new execution every time (0.1 s or more, against milliseconds for a
-call), and loses the distances that an actor keeps from the last step, which saves most of the computation. Sums are exact: neither
+call), and loses the distances that an actor keeps from the last step to save most of the computation. Sums are exact: neither
 the number of actors nor the restart of one changes a bit of the result.
 """
 
@@ -78,7 +78,7 @@ class VectoriserSlots:
         They count as held until the block ends, also while an actor still waits for another run's actor to end.
 
         Args:
-            most: Largest useful number of slots.
+            most: Maximum number of useful slots.
 
         Yields:
             The number of slots, and the resources of one actor.
@@ -90,7 +90,7 @@ class VectoriserSlots:
 
 
 def wait_for_slot() -> None:
-    """Do nothing: the call ends once a worker of the pool was free to make it."""
+    """Do nothing: the call returns once a worker of the pool was free to run it."""
 
 
 class _Embedder:
@@ -113,7 +113,7 @@ class RayWorkers:
     Attributes:
         tokenizer: The corpus' tokeniser directory.
         slots: Slots of the vectorising actors; None: each takes a core of any node.
-        max_actors: Most actors that keep vectors; None: one per CPU.
+        max_actors: Maximum number of actors that keep vectors; None: one per CPU.
         name: Name of the pass over the documents in the Ray dashboard.
     """
 
@@ -150,7 +150,7 @@ class RayWorkers:
     def hold(self, files: Sequence[Path]) -> None:
         """Start one actor per CPU, at most one per file; Ray restarts an actor whose node is lost."""
         count = max(1, min(len(files), self.max_actors or _cpus()))
-        # They need no CPU while others compute; with a request for one they could wait for ever.
+        # The actors request no CPU: a request could wait forever.
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Shard)
         self._actors = [actor.remote([path.resolve() for path in files[i::count]]) for i in range(count)]
 

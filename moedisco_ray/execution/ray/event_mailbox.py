@@ -1,4 +1,4 @@
-"""Events on their way from the workers to the driver, through one small actor per run."""
+"""Delivery of events from the workers to the driver, through one small actor per run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from moedisco_ray.core.metering import Meter
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 _LOSS_RATE_SECONDS = 60.0
-"""Interval at which a worker asks for the run's rate of losses (s)."""
+"""Interval at which a worker asks for the run's rate of lost workers (s)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class UnitStatus:
         step: Last step that the newest attempt reported; 0 if it has reported none.
         step_seconds: Seconds per step, as last reported by any attempt.
         stall: Seconds for which the newest checkpoint halted training.
-        exit_step: Step under way (from 0) when the first worker of the newest attempt ended; None if no worker reported it.
+        exit_step: Current step (from 0) when the first worker of the newest attempt ended; None if no worker reported it.
     """
 
     nodes: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class UnitStatus:
 
     @property
     def current_step(self) -> int | None:
-        """The step under way (from 0), from a worker's exit if there was one, otherwise from its last report; None if unknown."""
+        """The current step (from 0), as reported at a worker's exit, otherwise by its last progress event; None if unknown."""
         return self.exit_step if self.exit_step is not None else self.step or None
 
     def updated(self, event: Event) -> UnitStatus:
@@ -113,7 +113,7 @@ class _MailboxActor:
         return self._groups.pop(unit, None)
 
     def set_exit_step(self, unit: str, attempt: str, step: int) -> None:
-        # The others of a gang end because they lost the first one: its step counts.
+        # The other workers of a gang end because they lost the first one: only the first one's step counts.
         if attempt == self._attempts.get(unit) and self._statuses[unit].exit_step is None:
             self._statuses[unit] = dataclasses.replace(self._statuses[unit], exit_step=step)
 
@@ -157,7 +157,7 @@ class EventMailbox:
         ray.get(self.handle.push.remote(event))
 
     def begin_attempt(self, unit: str) -> str:
-        """Forget outcome and place of the unit's earlier attempt; returns the id of the new one."""
+        """Forget the outcome and nodes of the unit's earlier attempt; return the id of the new attempt."""
         attempt: str = ray.get(self.handle.begin_attempt.remote(unit))
         return attempt
 
@@ -183,12 +183,12 @@ class EventMailbox:
         return found
 
     def losses_per_hour(self) -> float:
-        """The policy's estimate of losses per worker-hour, over all units."""
+        """The policy's estimate of lost workers per worker-hour, over all units."""
         found: float = ray.get(self.handle.losses_per_hour.remote())
         return found
 
     def outcome(self, unit: str) -> Any:
-        """What the unit's worker returned; None if it did not return. Raises it if it is an error of ours."""
+        """What the unit's worker returned; None if it did not return. An error of this package that it returned is raised."""
         outcome = ray.get(self.handle.outcome.remote(unit))
         if isinstance(outcome, MoeDiscoError):
             raise outcome
@@ -209,9 +209,9 @@ def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
         interval: Seconds between two polls of the actor.
 
     Raises:
-        Exception: What `emit` raised, unless the block raised.
+        Exception: The error that `emit` raised, unless the block raised one.
     """
-    # On the driver's node: on a spot machine the actor would take the run with it.
+    # On the driver's node: an actor on a spot machine would end the run when the machine is lost.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_MailboxActor).remote()
     try:
@@ -234,7 +234,7 @@ def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> 
         A function that raises the error that ended the thread, if one did.
 
     Raises:
-        Exception: That error, when the block ends, unless the block raised.
+        Exception: The error that ended the thread, when the block ends, unless the block raised one.
     """
     ended = threading.Event()
 
@@ -270,7 +270,7 @@ def attempt_emitter(handle: ActorHandle, attempt: str) -> Emit:
 
 
 def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:
-    """A function for a worker that returns the run's losses per worker-hour and never blocks training.
+    """A function by which a worker reads the run's loss rate (lost workers per worker-hour) without blocking training.
 
     Args:
         handle: The run's mailbox actor.
@@ -283,7 +283,7 @@ def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], floa
     def latest() -> float:
         nonlocal known, asked_at
         if answers and ray.wait(answers, timeout=0)[0]:
-            with contextlib.suppress(RayActorError):    # the driver is out of reach, which ends the worker elsewhere
+            with contextlib.suppress(RayActorError):    # the mailbox is unreachable; another call to it ends the worker
                 known = ray.get(answers.pop())
         if not answers and clock() - asked_at >= _LOSS_RATE_SECONDS:
             asked_at = clock()

@@ -1,7 +1,7 @@
-"""The fine-tune as a gang: all its workers start together, fewer after a loss, more when more slots have come.
+"""The fine-tune as a gang: all its workers start together; fewer after a lost node, more when more slots are free.
 
 The driver waits for slots, not Ray Train. So a waiting gang holds nothing and begins at the size that fits, and two runs on a pool
-that holds one of them follow each other. To change its size, a training ends with a checkpoint and another begins from it. The
+with room for one run in turn. To change its size, a training ends with a checkpoint and another begins from it. The
 global batch stays the same, and with it the loss, up to rounding.
 """
 
@@ -29,7 +29,7 @@ from moedisco_ray.training import TrainJob, TrainResult
 _POLL_SECONDS = 1.0
 """Interval between two checks of the pool (s)."""
 _ASSUMED_RESTART_SECONDS = 30.0
-"""Time from stopping with a checkpoint to the next step, until one was measured (s)."""
+"""Assumed time from stopping with a checkpoint to the next step, until one was measured (s)."""
 
 Outcome = TrainResult | End
 
@@ -47,7 +47,7 @@ class GangCluster(Protocol):
 
     @property
     def max_slots(self) -> float:
-        """Slots that the Ray cluster may have at most."""
+        """Maximum number of slots that the Ray cluster may have."""
 
     @property
     def status(self) -> UnitStatus:
@@ -83,7 +83,7 @@ class Gang:
         job: The training.
         sizes: Allowed numbers of workers.
         cluster: Where it trains.
-        max_failures: How often failed workers are restarted.
+        max_failures: Maximum number of restarts of failed workers.
         directory: Directory of the files that end an attempt; all nodes must see it.
         stop: Ends the whole run.
         clock: Returns seconds.
@@ -120,7 +120,7 @@ class Gang:
         larger: int | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="gang") as thread:
             while True:
-                # After ending to grow, it waits for just that size: the slots that it left may not be reported as free yet.
+                # After an attempt that ended to grow, start at the larger size: its old slots may not be reported as free yet.
                 workers = larger or self._wait_for_slots()
                 end = StopFile(self._directory / f"end-{uuid.uuid4().hex}")
                 before = self._cluster.status
@@ -177,11 +177,11 @@ class Gang:
         return None
 
     def _larger_size(self, workers: int, seconds_left: float) -> int | None:
-        """The size that is worth a restart now; requests nodes where a size beyond the free slots would be."""
+        """The size that is worth a restart now; requests nodes if a size beyond the free slots would be worth one."""
         possible = self._sizes.on(workers + self._cluster.free_slots)
         if possible is not None and worth_growing(workers, possible, seconds_left, self._restart_seconds):
             return possible
-        # The gang trains while the nodes boot: they can shorten only what is left when they come.
+        # The gang trains while the nodes boot: the nodes can shorten only the work that is left when they come.
         booting = self._cluster.boot_seconds if self._requested_at is None else 0.0
         larger = self._next_size()
         grow = worth_growing(workers, larger, seconds_left - booting, self._restart_seconds)

@@ -25,7 +25,7 @@ from moedisco_ray.policies.gang import Sizes
 from moedisco_ray.training import TrainJob, TrainResult
 
 _SAVE_SECONDS = 10.0
-"""Interval between two saves of the held worker-seconds (s); what a driver held after the last one is lost with it."""
+"""Interval between two saves of the held worker-seconds (s); a driver that dies loses those since its last save."""
 
 
 class RayGangCluster:
@@ -121,7 +121,7 @@ class RayGangCluster:
         return {key: self._held_before.get(key, 0.0) + held.get(key, 0.0) for key in self._held_before | held}
 
     def finish(self, job: TrainJob, result: TrainResult) -> Trained:
-        """Emit the end of the training, and return its result with what it held."""
+        """Emit the end of the training, and return its result with its worker-seconds."""
         trained = Trained(result, self._seconds, self.held)
         self.emit(Event("unit_finished", job.stage, job.name, {
             "steps": result.steps, "tokens": result.tokens, "loss": result.loss, "seconds": round(trained.seconds, 3),
@@ -146,14 +146,14 @@ def train_gang(
     Args:
         job: The training.
         pool: The workers' pool, with the bounds on their number.
-        max_failures: How often failed workers are restarted. Losing a machine or changing size is not a failure.
+        max_failures: Maximum number of restarts of failed workers. Losing a machine or changing size is not a failure.
         directory: Directory of Ray Train's own state and of the files that end an attempt; all nodes must see it.
         emit: Receives the workers' events.
         stop: Ends the training, with a checkpoint.
         run: Prefix of the Ray Train runs' names.
 
     Raises:
-        MoeDiscoError: An error of ours, such as a full disk.
+        MoeDiscoError: An error of this package, such as a full disk.
         OSError: An event could not be written.
         TrainingError: The workers failed too often, or the training is poisoned.
         RunStopped: The run was asked to end; the workers have saved a checkpoint and ended.

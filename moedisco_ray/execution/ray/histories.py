@@ -15,7 +15,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
-    """The job with the history's micro-batch and skipped batches, and with the rate of losses that spaces its checkpoints."""
+    """The job with the history's micro-batch and skipped batches, and with the loss rate that sets its checkpoint interval."""
     optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
     return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 
@@ -27,14 +27,14 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
         job: The training.
         history: History before the end.
         end: How the attempt ended.
-        max_failures: How often failed workers are restarted.
+        max_failures: Maximum number of restarts of failed workers.
         workers: Number of the attempt's workers.
     """
     checkpoints: list[int] = []
     if end.kind in retrying.MAY_GO_BACK:
         try:
             checkpoints = checkpoint.steps(job.checkpoints)
-        except StorageError as error:   # without the list it cannot go back; if it is poisoned, it will end like this again
+        except StorageError as error:   # without the list it cannot go back; a poisoned training will end like this again
             end = End("storage", end.step, str(error))
     limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
     if end.kind == "out_of_memory":     # the policy halves the micro-batch, and no pass was larger than a worker's share
@@ -54,7 +54,7 @@ def remembered(job: TrainJob, workers: int) -> History:
 
     Args:
         job: The training.
-        workers: Fewest workers that may share its batch.
+        workers: Minimum number of workers that share its batch.
     """
     path = _path(job)
     if not path.exists():

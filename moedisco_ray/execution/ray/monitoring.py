@@ -93,10 +93,10 @@ def reporting_idle_slots(config: RunConfig, emit: Emit, interval: float = _POLL_
 
 
 def idle_slots(nodes: Iterable[Mapping[str, float]], resource: str) -> int:
-    """Slots that no worker holds. A slot that a placement group keeps for a worker to come is idle, though Ray calls it taken.
+    """Slots that no worker holds. A slot that a placement group keeps for a later worker is idle, although Ray calls it taken.
 
     Args:
-        nodes: Free resources of each node, by name. A group's are RESOURCE_group_ID and one RESOURCE_group_N_ID per bundle.
+        nodes: Free resources of each node, by name. A group adds RESOURCE_group_ID and one RESOURCE_group_N_ID per bundle.
         resource: The pool's tag.
     """
     names = re.compile(rf"{re.escape(resource)}(_group_[0-9a-f]+)?")

@@ -1,4 +1,4 @@
-"""A queue of trainings over a pool that grows and shrinks: as many at once as fit now, the longest remaining first."""
+"""A queue of trainings over a pool that grows and shrinks: all that fit run at once, the longest remaining ones start first."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Queue:
         jobs: The trainings, all with the same number of workers.
         context: What their attempts share.
         threads: Executor with one thread for each job, and one more.
-        progress: Records what becomes of the jobs.
+        progress: Records the outcome of each job.
 
     Raises:
         PoolError: A job fits no node type of a mixed pool.
@@ -83,10 +83,10 @@ class Queue:
 
     @property
     def should_wait(self) -> bool:
-        """Whether trainings are still to be waited for.
+        """Whether to continue waiting for trainings.
 
         Raises:
-            TrainingError: Too many gave up.
+            TrainingError: Too many trainings were given up.
         """
         fastest = max(pool.speed for pool in self._pools.values())
         speeds = {job.name: fastest for job in self._jobs} | {job.name: pool.speed for job, pool in self._running.values()}
@@ -110,14 +110,14 @@ class Queue:
 
     @property
     def stretch(self) -> float:
-        """Factor on the remaining seconds for losses and checkpoints."""
+        """Factor on the remaining seconds that allows for lost nodes and checkpoints."""
         cost = SaveCost(max((status.stall for status in self._statuses().values()), default=0.0))
         restart = _RESTART_SECONDS + (0.0 if self._demand is None else self._demand.boot_seconds)
         rate = self._context.mailbox.losses_per_hour()
         return expected_stretch(interval(cost, rate), cost.stall, HOUR / rate, restart)
 
     def start(self) -> None:
-        """Begin as many trainings as fit, the one with most work first, each on the cheapest node type that it fits."""
+        """Begin all trainings that fit, the one with most work first, each on the cheapest node type that it fits."""
         placement = self._context.placement
         room = session.room(placement.pool, placement.workers)
         free = {key: session.room(pool, placement.workers) - self._taken[key] for key, pool in self._pools.items()}
@@ -155,7 +155,7 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=bool(done))
 
     def wait_for_ends(self) -> None:
-        """Wait for trainings that were asked to end, and save a checkpoint first; kill those that wait for slots or hang."""
+        """Wait while trainings that were asked to end save a checkpoint; kill those that wait for slots or hang."""
         if self._demand is not None:
             self._demand.request({})
         deadline = time.monotonic() + _STOP_SECONDS
@@ -166,7 +166,7 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=True)
 
     def leave_unfinished(self) -> None:
-        """End with trainings that are not waited for: those that run were asked to end, and save a checkpoint first."""
+        """End the trainings that are not waited for; running ones, which were asked to end, save a checkpoint first."""
         self.wait_for_ends()
         for future, (job, pool) in self._running.items():
             outcome = future.result()
@@ -189,7 +189,7 @@ class Queue:
         return {job.name: self._context.mailbox.status(job.name) for job in self._jobs}
 
     def _order(self, room: int) -> list[Need]:
-        """The waiting trainings that could start, in the order in which they should, given the slots for all trainings."""
+        """The waiting trainings that could start, in the order to start them in, given the slots for all trainings."""
         startable = [job for job in self._waiting.values() if self._sync.startable(job)]
         if not startable:
             return []
@@ -201,7 +201,7 @@ class Queue:
         return [self._needs[unit.name] for unit in order]
 
     def _request_nodes(self, order: Sequence[Need]) -> None:
-        """Request an autoscaler's nodes for waiting trainings; where a node type does not come, the next one that fits."""
+        """Request an autoscaler's nodes for waiting trainings; if a node type does not come, request the next one that fits."""
         if self._demand is None:
             return
         placement, workers = self._context.placement, self._context.placement.workers
@@ -230,7 +230,7 @@ class Queue:
         self._enqueue(job)
 
     def _enqueue(self, job: TrainJob) -> None:
-        """Put a job into the queue once its newest checkpoint is known; the storage may answer slowly or not at all."""
+        """Put a job into the queue once its newest checkpoint is known; the storage may respond slowly or not at all."""
         self._queueing[self._threads.submit(_newest_checkpoint, job)] = job
 
     def _move_queued(self) -> None:
@@ -254,7 +254,7 @@ class Queue:
         if any(mailbox.status(name).nodes for name in running):
             self._wait_notice.reset()
             return
-        # A training that has begun waits for slots of its own node type, whatever is free of another.
+        # A training that has begun waits for slots of its own node type, even if slots of another are free.
         need_gb = min((self._needs[name].memory_gb for name in self._waiting), default=0.0)
         begun = {pool.key for _, pool in self._running.values()}
         fitting = [pool for key, pool in self._pools.items() if (key in begun if begun else pool.memory_gb >= need_gb)]

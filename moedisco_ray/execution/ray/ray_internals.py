@@ -1,7 +1,7 @@
-"""All private or undocumented API of Ray that the package uses, with the reason why the public API does not do.
+"""All private or undocumented API of Ray that the package uses, with the reason why the public API is not enough.
 
 Every entry was checked with the Ray version in `CHECKED_WITH`. A test fails with another version, and if another file imports a
-private module of Ray. Read this page again before the Ray version in pyproject.toml changes.
+private module of Ray. Review this module before you change the Ray version in pyproject.toml.
 
 The entries of Ray Train are in `ray_train_internals`: importing Ray Train takes another second and 120 MB, which the program that
 drains a node in its last seconds, and the autoscaler on a small head node, should not spend.
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 CHECKED_WITH = "2.60"
-"""Version of Ray for which this page is right."""
+"""Ray version with which every entry of this module was checked."""
 
 
 def available_resources_per_node() -> dict[str, dict[str, float]]:
@@ -53,13 +53,13 @@ def draining_nodes() -> Mapping[str, int]:
 
 
 def max_cluster_resources() -> Mapping[str, int] | None:
-    """Resources that the autoscaler may bring at most; None where it does not say. The public API knows only present nodes."""
+    """Maximum resources that the autoscaler may bring; None if it states none. The public API knows only present nodes."""
     found: dict[str, int] | None = state.state.get_max_resources_from_cluster_config()
     return found
 
 
 def cluster_address(address: str) -> tuple[str, tuple[str, str]]:
-    """Resolve a Ray cluster's address as `ray.init` does, which would connect at once and wait for a cluster that does not answer.
+    """Resolve a Ray cluster's address as `ray.init` does, which would connect at once and wait for a cluster that does not respond.
 
     Returns:
         The address as `HOST:PORT`, and its host and port.

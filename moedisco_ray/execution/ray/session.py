@@ -23,12 +23,12 @@ from moedisco_ray.core.errors import PoolError
 from moedisco_ray.execution.ray import ray_internals
 
 _CONNECT_SECONDS = 10.0
-"""Time for a Ray cluster to accept a connection (s)."""
+"""Timeout for a Ray cluster to accept a connection (s)."""
 
 NO_DASHBOARD: Mapping[str, Any] = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
 """Runtime environment for a Ray cluster without a dashboard.
 
-Ray Train asks a dashboard whether the controller of a training lives. Without this address it would use the Ray cluster that this
+Ray Train asks a dashboard whether a training's controller is alive. Without this address it would use the Ray cluster that this
 machine last started, which may be another one or gone: it would wait at the end of each training, or assume that the controller is
 dead and remove its placement group.
 """
@@ -108,7 +108,7 @@ def autoscales() -> bool:
 
 
 def room(pool: Pool, workers: int) -> int:
-    """Number of trainers, of some workers each, that may run at once now, over all node types of a pool."""
+    """Number of trainings with this number of workers that may run at once now, over all node types of a pool."""
     room_now = sum(slots_staying(node_type) // workers for node_type in pool.node_types)
     return min(room_now, max_workers(pool) // workers)
 
@@ -119,7 +119,7 @@ def max_workers(pool: Pool) -> int:
 
 
 def max_slots(pool: Pool) -> float:
-    """Slots that the autoscaler may bring at most; infinite where it does not say."""
+    """Maximum number of slots that the autoscaler may bring; infinite if it states none."""
     limits = ray_internals.max_cluster_resources() if autoscales() else None
     return math.inf if not limits else sum(max(slots(node_type), _slots(node_type, limits)) for node_type in pool.node_types)
 
@@ -209,7 +209,7 @@ def local_slots(pool: LowMemoryPool, cores: int) -> list[int]:
     """Slots of each node type of a pool on one machine.
 
     On CPU a slot is a core: more trainers than cores only slow each other down. Each node type has at least one slot; the first
-    ones take the cores that are left.
+    types take the cores that are left.
     """
     left = pool.max_workers if pool.gpu else min(pool.max_workers, cores)
     slots = []

@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MAX_STARTS = 4
-"""Attempts at a function whose worker dies."""
+"""Maximum number of attempts at a function whose worker dies."""
 _POLL_SECONDS = 1.0
 """Interval between two checks of the stop file (s)."""
 
@@ -59,10 +59,10 @@ def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop
     resources = {tag: amount for tag, amount in bundle.items() if tag not in ("CPU", "GPU")}
     task = ray.remote(work).options(
         name=name, num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), resources=resources,
-        # Ray's own retry would wait for a slot unseen, and the wait would be charged.
+        # Ray's own retry would wait for a slot without a notice, and the wait would be charged.
         max_retries=0).remote([call])
     with contextlib.ExitStack() as unless_begun:
-        # By force: a task that begins at this very moment must not write into a directory that is being removed.
+        # With force: a task that begins at this very moment must not write into a directory that is being removed.
         unless_begun.callback(ray.cancel, task, force=True)
         wait_for_start(
             lambda: bool(ray.wait([task], timeout=_POLL_SECONDS)[0]),

@@ -18,7 +18,7 @@ from moedisco_ray.execution.ray.ray_train_internals import ControllerCallback, W
 
 
 class SlotReporter(WorkerGroupCallback, ControllerCallback):
-    """Reports when a trainer's workers take and free their slots, so that waiting for slots costs nothing.
+    """Reports when a trainer's workers take and free their slots, so that waiting for slots is not charged.
 
     Args:
         stage: Stage of the training.
@@ -37,7 +37,7 @@ class SlotReporter(WorkerGroupCallback, ControllerCallback):
         self._hold: str | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002 - Ray's signature
-        """Register the controller, which is this process: to kill it ends everything that it started."""
+        """Register the controller, which is this process: killing it ends everything that it started."""
         ray.get(self._mailbox.set_controller.remote(self._unit, self._attempt, ray.get_runtime_context().current_actor))
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:

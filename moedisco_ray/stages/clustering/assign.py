@@ -24,14 +24,14 @@ from moedisco_ray.stages.clustering.grid import Array
 _TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
 """Falling temperatures of the soft minimum, as shares of the mean spread of a document's distances."""
 _PRICING_SAMPLE = 100_000
-"""Number of documents that all but the last temperature look at, to save time."""
+"""Number of documents used at all but the last temperature, to save time."""
 
 
 def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float | None) -> tuple[Array, Array]:
     """Assign every document to one cluster.
 
-    No cluster holds more than `capacity` times the mean load if moves of single documents can achieve that. If documents are too
-    heavy, an overfull cluster exceeds the mean by less than its lightest document.
+    No cluster holds more than `capacity` times the mean load if moves of single documents can achieve that. If documents have too
+    many tokens for that, an overfull cluster exceeds the mean load by less than its shortest document.
 
     Args:
         d_NE: Squared distances, or other costs.
@@ -40,7 +40,7 @@ def assign_balanced(d_NE: Array, weights_N: Array, ids_N: Array, capacity: float
         capacity: Maximum load as a multiple of the mean, at least 1; None assigns the nearest cluster.
 
     Returns:
-        Clusters, int64 [N], and prices, float64 [E] (zeros without a capacity).
+        Cluster of each document, int64 [N], and dual price p_k of each cluster, float64 [E] (zeros without a capacity).
     """
     E = d_NE.shape[1]
     if capacity is None or E == 1:

@@ -14,7 +14,7 @@ smallest k. Three measures make it fast:
 * **Add only changes.** Sums are exact, so moving a row from one cluster to another gives the same sums as adding up all
   rows again.
 
-A block remembers labels and gaps only to save work: a block that lost them (its worker died) gives the same answers.
+A block remembers labels and gaps only to save work: a block that lost them (its worker died) gives the same results.
 
 Shapes: N documents, M documents of a chunk, D dimensions, K clusters, R restarts.
 """

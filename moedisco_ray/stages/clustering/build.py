@@ -65,7 +65,7 @@ class LocalWorkers:
 
     Args:
         pack: Function that packs one cluster.
-        held: Makes a context manager that meters the embedding, which a pool's worker would do on a cluster.
+        held: Makes a context manager that meters the embedding, which a pool's worker would do on a Ray cluster.
     """
 
     def __init__(self, pack: Pack, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:

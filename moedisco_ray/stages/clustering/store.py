@@ -58,7 +58,7 @@ def id_array(column: pa.ChunkedArray) -> Array:
 class Shard:
     """Some vector files in memory: 4 D bytes per document, 9 more for norm and id, 12 more per running restart.
 
-    A new shard of the same files returns the same answers: its memory of earlier steps only saves work.
+    A new shard of the same files returns the same results: its memory of earlier steps only saves work.
 
     Args:
         files: Vector files, whose rows are kept in this order.

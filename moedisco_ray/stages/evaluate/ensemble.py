@@ -33,8 +33,8 @@ def log_weights(d_BC: Floats, top_k: int | None, temperature: float = TEMPERATUR
 
     Args:
         d_BC: Squared distances.
-        top_k: How many clusters share a row's weight; of equally near ones, the first.
-        temperature: T.
+        top_k: Number of clusters that share a row's weight; among equally near ones, the first.
+        temperature: Temperature T.
     """
     scores_BC = -d_BC / temperature
     if top_k is not None and top_k < d_BC.shape[1]:
@@ -50,8 +50,8 @@ def ensemble_nats(
 
     Args:
         documents: N documents.
-        nats_of: Per sub-model, the nats of every token of every document; one sub-model is asked for at a time.
-        distances: Of contexts from the clusters' centres.
+        nats_of: Per sub-model, the nats of every token of every document; one sub-model is evaluated at a time.
+        distances: Returns squared distances of contexts from the clusters' centres.
         top_k: See `log_weights`.
         block: Tokens between two changes of the weights.
     """
@@ -69,7 +69,7 @@ def ensemble_nats(
 def _weights(tokens: Sequence[Ids], distances: Distances, top_k: int | None, block: int) -> list[Floats]:
     """Logarithms of w for every block of every document, [blocks, C] each."""
     contexts = [document[:end] for document in tokens for end in range(block, len(document), block)]
-    first = tokens[0][:1]   # asked for alone where no document is longer than a block: it tells C
+    first = tokens[0][:1]   # needed alone if no document is longer than a block: its distances give C
     log_w_BC = log_weights(distances(contexts or [first]), top_k)
     equal_1C = np.full((1, log_w_BC.shape[1]), -np.log(log_w_BC.shape[1]))
     weights, start = [], 0

@@ -1,8 +1,8 @@
 """A model on multiple-choice and completion tasks, by EleutherAI's lm-eval (Gao et al., the Language Model Evaluation Harness).
 
-The harness poses the tasks, picks the answers and counts them; probabilities are ours (`scoring`), so that a task sees the model as
-training did: each question begins a document, after BOS where the tokenizer adds it. Chat templates are not applied. Nothing is
-downloaded. This module needs the extra `lm-eval`; nothing imports it before it is asked for.
+The harness poses the tasks, picks the answers and counts them. `scoring` computes the probabilities, so that text is formatted as
+in training: each question begins a document, after BOS if the tokenizer adds it. Chat templates are not applied. Nothing is
+downloaded. This module needs the extra `lm-eval`, and is imported only when tasks are evaluated.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 
 
 class ScoredLM(TemplateLM):
-    """A model for lm-eval that answers its requests for likelihoods.
+    """A model in the form of lm-eval, which requests likelihoods from it.
 
-    Context and continuation are joined and cut by the harness's own rules. What is longer than a window loses its beginning.
+    Context and continuation are joined and cut by the harness's own rules. A text that is longer than a window loses its beginning.
 
     Args:
-        model: On its device.
-        encode: The tokeniser, without special tokens.
+        model: The model, on its device.
+        encode: Encodes a text without special tokens.
         prefix: The token before each context.
-        sequence_length: Most tokens of a context and its continuation together.
+        sequence_length: Maximum tokens of a context and its continuation together.
     """
 
     def __init__(self, model: PreTrainedModel, encode: Encode, prefix: int, sequence_length: int) -> None:
@@ -95,13 +95,13 @@ class RowsTask(ConfigurableTask):
         self.dataset = {"test": Dataset.from_list((dataset_kwargs or {})["rows"])}
 
     def build_all_requests(self, **settings: Any) -> None:
-        """The same as the harness's, without its progress bar, which cannot be turned off."""
+        """Build the requests as the harness does, without its progress bar, which cannot be turned off."""
         with contextlib.redirect_stderr(io.StringIO()):
             super().build_all_requests(**settings)
 
 
 def pose(name: str, rows: Rows) -> RowsTask:
-    """The harness's task of a file's examples; see `read_task_file` for how they are asked."""
+    """The harness's task with a file's examples; `read_task_file` describes their form."""
     common = {"task": name, "test_split": "test", "num_fewshot": 0, "dataset_kwargs": {"rows": rows}}
     if "choices" in rows[0]:
         return RowsTask(config={
@@ -121,17 +121,17 @@ def evaluate_tasks(
     Args:
         model_dir: A Hugging Face directory.
         paths: Task files; see `read_task_file`.
-        encode: The tokeniser, without special tokens.
+        encode: Encodes a text without special tokens.
         prefix: The token before each question.
-        sequence_length: Most tokens of a question and an answer together.
-        limit: Examples of each file, the first ones; None: all.
-        device: Where to run.
-        dtype: Arithmetic of the model, bf16 on a GPU and fp32 elsewhere where not given.
+        sequence_length: Maximum tokens of a question and an answer together.
+        limit: Number of examples per file, the first ones; None: all.
+        device: Device to run the model on.
+        dtype: Dtype of the model; None: bf16 on a GPU, fp32 elsewhere.
 
     Returns:
-        Per file, JSON-ready: `task`, its name; `examples`; `acc`, share of right answers, with its standard error
-        `acc_stderr`; of choices also `acc_norm` and `acc_norm_stderr`, the same with each choice's log-likelihood divided by its
-        characters, and `chance`, what guessing gets. None where a figure is not the task's, or there is one example only.
+        Per file, JSON-ready: `task` (its name), `examples`, `acc` (share of right answers) and its standard error `acc_stderr`; for
+        choices also `acc_norm` and `acc_norm_stderr`, with each choice's log-likelihood divided by its number of characters, and
+        `chance`, the share that guessing gets. A figure is None if the task does not have it, or if there is only one example.
 
     Raises:
         ConfigError: A file holds no tasks of these kinds.

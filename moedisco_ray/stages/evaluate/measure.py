@@ -1,4 +1,4 @@
-"""Measuring models as a whole, per cluster and per source, and looking at their routers.
+"""Measure models as a whole, per cluster and per source, with statistics of their routers.
 
 Axes: N documents, R routers, G groups, E experts.
 """
@@ -39,14 +39,14 @@ def evaluate(
 
     Args:
         model_dir: A Hugging Face directory.
-        documents: What to measure on.
-        labels_N: Cluster of each document; None where there are no clusters.
+        documents: Documents to measure on.
+        labels_N: Cluster of each document; None without clusters.
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
-        device: Where to run.
-        dtype: Arithmetic of the model, bf16 on a GPU and fp32 elsewhere where not given; sums are in float64.
-        batch_tokens: Positions that run at once.
-        advance: Counts tokens.
+        device: Device to run the model on.
+        dtype: Dtype of the model; None: bf16 on a GPU, fp32 elsewhere. Sums are in float64.
+        batch_tokens: Maximum positions of a forward pass.
+        advance: Receives the number of tokens measured.
 
     Returns:
         JSON-ready: the figures of `Score.to_dict`, and
@@ -58,15 +58,15 @@ def evaluate(
           `nmi_cluster` and `nmi_source` (of each token's first expert);
         * `load_by_cluster` [clusters][E] and `load_by_source` {source: [E]}, means over layers;
         * `specialisation`: `cluster` and `source`, the normalised mutual information between that label of a document
-          and the expert that is most often the first choice in it, of each layer by itself, and then the mean over layers:
-          only where experts come from sub-models do they have the same number in all layers. None where there is no such label.
+          and the expert that is most often the first choice in it. It is computed per layer and averaged over layers, since an
+          expert's number means the same in all layers only if experts come from sub-models. None without such a label.
     """
     source_N, sources = _source_codes(documents)
     clusters: list[int] = [] if labels_N is None else [int(label) for label in np.unique(labels_N)]
     cluster_N = np.zeros(len(documents), dtype=np.int64) if labels_N is None else np.searchsorted(clusters, labels_N)
     columns = max(1, len(clusters))
     groups = max(1, len(sources)) * columns
-    # Not specialised: the router of a lone expert would not be asked.
+    # Not specialised: `specialise` skips the router of a single expert.
     model = load_model(model_dir, dtype or default_dtype(device)).to(device)
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
@@ -93,18 +93,18 @@ def evaluate_stages(
     Args:
         models: Model directory of each stage that made one (`seed`, `merge`); `finetune` must be among them.
         submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone; may be none.
-        documents: What to measure on.
-        labels_N: Cluster of each document; None where there are no clusters.
+        documents: Documents to measure on.
+        labels_N: Cluster of each document; None without clusters.
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
-        device: Where to run.
+        device: Device to run the model on.
         dtype: As in `evaluate`.
-        batch_tokens: Positions that run at once.
-        advance: Counts tokens.
+        batch_tokens: Maximum positions of a forward pass.
+        advance: Receives the number of tokens measured.
 
     Returns:
-        `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels`, where
-        there are any, sums over all clusters and has `units`, the figures of each. `extra_seconds`: time spent on other models
+        `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels`, if
+        there are any, sums over all clusters and has `units`, the figures of each. `extra_seconds`: time spent on models other
         than the fine-tuned one.
     """
     started = time.monotonic()
@@ -136,12 +136,12 @@ def evaluate_unseen(
 
     Args:
         model_dir: A Hugging Face directory.
-        documents: What to measure on.
+        documents: Documents to measure on.
         prefix: The token before each document.
-        sequence_length: Most positions of a window.
-        device: Where to run.
+        sequence_length: Maximum positions of a window.
+        device: Device to run the model on.
         dtype: As in `evaluate`.
-        batch_tokens: Positions that run at once.
+        batch_tokens: Maximum positions of a forward pass.
 
     Returns:
         The figures of `Score.to_dict`, and `sources`: the same per source, with `source`, in the documents' order.
@@ -165,14 +165,14 @@ def evaluate_ensemble(
     """Measure the sub-models as an ensemble; one of them is in memory at a time.
 
     Args:
-        submodels: Their directories, in the clusters' order.
-        documents: What to measure on.
+        submodels: Directories of the sub-models, in the clusters' order.
+        documents: Documents to measure on.
         distances: Squared distances of contexts from the clusters' centres.
-        top_k: Sub-models that a token is predicted by; None: all.
+        top_k: Number of sub-models that predict a token; None: all.
         prefix: The token before each document.
         sequence_length: Length of a training sequence.
-        device: Where to run.
-        advance: Counts tokens, of each sub-model.
+        device: Device to run the model on.
+        advance: Receives the number of tokens measured, per sub-model.
 
     Returns:
         The figures of `Score.to_dict`.
@@ -187,7 +187,7 @@ def evaluate_ensemble(
 
 
 def _source_codes(documents: Documents) -> tuple[NDArray[np.int64], list[str]]:
-    # A single source that the user did not name says nothing that the overall figures do not.
+    # A single source without a name would only repeat the overall figures.
     sources = sorted(set(documents.sources))
     if len(sources) == 1 and re.fullmatch(r"source-\d+", sources[0]):
         return np.zeros(len(documents), dtype=np.int64), []

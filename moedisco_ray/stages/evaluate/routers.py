@@ -46,7 +46,7 @@ class RouterMeter:
     Args:
         model: Has one module named `...mlp.gate` per MoE layer.
         group_N: Group of each document, 0 to `groups` - 1.
-        groups: How many there are.
+        groups: Number of groups.
 
     Raises:
         RunError: The model has no router.
@@ -82,7 +82,7 @@ class RouterMeter:
             self._handles.pop().remove()
 
     def observe(self, real_BL: Tensor, document_B: Tensor) -> None:
-        """Say which positions of the next forward pass are real, and which document each row belongs to."""
+        """Set which positions of the next forward pass are real, and which document each row belongs to."""
         self._real_T = real_BL.flatten()
         self._document_T = document_B[:, None].expand_as(real_BL)[real_BL]
         self._tokens += len(self._document_T)
@@ -131,8 +131,8 @@ def entropy(shares_E: NDArray[np.float64]) -> float:
 def normalized_mutual_information(counts_GE: NDArray[np.int64]) -> float:
     """Normalised mutual information of two labelings, from the table of their counts: between 0 and 1.
 
-    Mutual information over the arithmetic mean of the two entropies (Vinh et al., JMLR 2010, NMI_sum), as is
-    scikit-learn's default; 1 when both labelings have one class, as there.
+    Mutual information divided by the arithmetic mean of the two entropies (Vinh et al., JMLR 2010, NMI_sum), the default of
+    scikit-learn; 1 if both labelings have one class, as in scikit-learn.
     """
     total = counts_GE.sum()
     if not total:

@@ -34,12 +34,12 @@ class Clusters(Protocol):
         """The cluster of each document [N]."""
 
     def costs(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.float64]:
-        """What each document would cost in each cluster [N, C]."""
+        """Cost of each document in each cluster [N, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Readers:
-    """What the evaluation reads by other stages' code; the pipeline puts them in.
+    """Functions of other stages that the evaluation needs; the pipeline passes them in.
 
     Attributes:
         clusters: Opens a saved cluster model.
@@ -76,17 +76,17 @@ def evaluate(
 
     Args:
         models: The model that each stage made; all but the finished one are skipped unless the settings ask for them.
-        submodels: The trained sub-models; each is measured on its own cluster, under the same condition.
+        submodels: The trained sub-models; each is measured on its own cluster, if the settings ask for it.
         corpus: The corpus artifact.
-        cluster_model: The saved clusters; None where there are none.
+        cluster_model: The saved clusters; None without clusters.
         limits: Lengths of the corpus' documents and of the training's sequences.
         settings: The run's evaluation section.
-        device: Where the models run.
-        readers: Code of other stages.
+        device: Device that the models run on.
+        readers: Functions of other stages.
         events: Takes `stage_progress` events.
 
     Returns:
-        The figures, and `extra_seconds`: time that only a run with other models than the finished one needs.
+        The figures, and `extra_seconds`: time spent on models other than the finished one.
     """
     documents, sequence_length = load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
     encoder = Encoder(corpus / "tokenizer")
@@ -122,15 +122,15 @@ def judge(
     model: Path, tokenizer: Path, settings: Evaluation, *, device: str, read_unseen: Callable[..., Unseen],
     limits: Limits | None = None, trained_on: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Measure a model on text that it was never trained on, and on task files, where the settings name some.
+    """Measure a model on text that it was never trained on, and on task files, if the settings name some.
 
     Args:
         model: A Hugging Face directory.
         tokenizer: The directory of its tokenizer.
         settings: Names the sources and task files.
-        device: Where the model runs.
+        device: Device that the model runs on.
         read_unseen: Samples the sources' text.
-        limits: Lengths of sequences and documents; None: the model's number of positions, and 8 times as much.
+        limits: Lengths of sequences and documents; None: the model's number of positions, and 8 times that.
         trained_on: Files of the training documents.
 
     Returns:

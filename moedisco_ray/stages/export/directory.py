@@ -1,4 +1,4 @@
-"""The finished directory: weights, configuration, tokenizer, generation defaults, model card, and the proof of it."""
+"""The finished directory: weights, configuration, tokenizer, generation defaults, model card; and a check that it is correct."""
 
 from __future__ import annotations
 
@@ -46,31 +46,31 @@ def export(
 ) -> dict[str, Any]:
     """Write the finished directory, load it again, and compare it with the trained model.
 
-    It has what the model that the run started from has: fields of its configuration, tokenizer and chat template, tokens that end a
-    text, generation settings, dtype, licence. Weight files that hold the family's classic per-expert names in that dtype are
+    It keeps these parts of the model that the run started from: configuration fields, tokenizer, chat template, tokens that end a
+    text, generation settings, dtype and licence. Weight files that hold the family's classic per-expert names in that dtype are
     hard-linked, or copied where that is not possible; others are rewritten tensor by tensor. The comparison holds one model in
     memory at a time.
 
     Args:
         model_dir: The trained model.
         tokenizer_dir: A directory that `AutoTokenizer` loads.
-        directory: Where to; made where it is missing.
+        directory: Directory to write; created if it is missing.
         report: The run's report, for the model card.
-        prompts: What the finished model is to continue, for the model card.
-        sample_tokens: Tokens to add to each.
-        seed: Of the run.
-        prefix: Token before a document, for the samples; None: the one that ends it.
+        prompts: Texts that the finished model continues, for the model card.
+        sample_tokens: Number of tokens to add to each prompt.
+        seed: Seed of the run.
+        prefix: Token before a document, for the samples; None: the token that ends a document.
         origin: The model that the run started from; None: random weights.
-        dtype: Of the weights; `auto`: the origin's, or else what the model was trained in.
-        advance: Counts files.
+        dtype: Dtype of the weights; `auto`: that of `origin`, or, with random weights, that of the trained model.
+        advance: Receives the number of files written.
 
     Returns:
-        `parameters`, `active_parameters` (that one token uses), `rounded_to` (the dtype of the weights where it cannot hold the
-        trained ones exactly, or else None), `bytes` of the weights, and `samples` [{prompt, text}].
+        `parameters`, `active_parameters` (that one token uses), `rounded_to` (the dtype of the weights if it cannot hold the
+        trained ones exactly, else None), `bytes` of the weights, and `samples` [{prompt, text}].
 
     Raises:
         CheckpointError: The trained model's tensors are not exactly its family's.
-        RunError: What was written does not give the trained model's logits, bit for bit, or the tokenizer's tokens.
+        RunError: The written model does not give the trained model's logits, bit for bit, or the tokenizer's tokens.
     """
     directory.mkdir(parents=True, exist_ok=True)
     trained = open_checkpoint(model_dir)
@@ -116,7 +116,7 @@ def count_parameters(weights: Checkpoint) -> tuple[int, int]:
 
 
 def stored_names(directory: Path) -> list[str]:
-    """Names of the tensors in a directory's weight files, as they stand there."""
+    """Names of the tensors in a directory's weight files, as stored."""
     names: list[str] = []
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -128,7 +128,7 @@ def check_classic(names: Sequence[str], model_map: ModelMap) -> None:
     """Assert that tensors have the family's classic per-expert names, which other readers know.
 
     Raises:
-        CheckpointError: One has another name, such as that of stacked experts, or a layer is incomplete.
+        CheckpointError: A tensor has another name, such as that of stacked experts, or a layer is incomplete.
     """
     model_map.experts(names)
 
@@ -142,7 +142,7 @@ def _belongs(path: Path) -> bool:
 
 
 def _write_weights(model_dir: Path, directory: Path, dtype: torch.dtype | None) -> None:
-    """Write the weights in another dtype, or, with None, as they are."""
+    """Write the weights in the given dtype; None: unchanged."""
     config = read_config(model_dir)
     model_map = ModelMap(str(config.get("model_type")))
     if dtype is not None:
@@ -173,7 +173,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | None) -> PreTrainedTokenizerBase:
-    """Copy a tokenizer; with `most_positions` it is written anew, and that is its longest text."""
+    """Copy a tokenizer; with `most_positions`, write it again with this as its maximum text length."""
     tokenizer = load_pretrained(tokenizer_dir)
     if most_positions is None:
         copy_tokenizer(tokenizer_dir, tokenizer, directory)

@@ -37,7 +37,7 @@ class Origin:
     own_tokens: bool = True
 
     def dtype(self) -> torch.dtype:
-        """The dtype that its `config.json` names, or else that of its first tensor; fp32 where it is another than bf16 or fp16."""
+        """The dtype that its `config.json` names, or else that of its first tensor; fp32 if it is neither bf16 nor fp16."""
         config = read_config(self.directory)
         named = config.get("dtype") or config.get("torch_dtype")
         if named is not None:
@@ -108,6 +108,6 @@ def for_all_readers(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, 
 
 
 def end_tokens(directory: Path) -> frozenset[int]:
-    """Every token at which a model directory's generation ends."""
+    """All tokens that end a generated text, from the files of a model directory."""
     found = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
     return frozenset(found if isinstance(found, list) else [] if found is None else [found])

@@ -37,16 +37,16 @@ def continue_prompts(
     itself. Draws come from a generator keyed by the seed and the prompt's number: the same model writes the same text.
 
     Args:
-        model: On its device.
-        tokenizer: Has an end-of-sequence token.
-        prompts: Beginnings; an empty one is a beginning too. All but the end of one that is too long is left out.
-        tokens: Most tokens to add; fewer where the model ends the document, or its positions end.
-        seed: Of the run.
-        prefix: The token before a document; None: the one that ends it.
+        model: The model, on its device.
+        tokenizer: Tokenizer with an end-of-sequence token.
+        prompts: Texts to continue, possibly empty. A prompt that is too long loses its beginning.
+        tokens: Maximum tokens to add; fewer if the model ends the document or its positions run out.
+        seed: Seed of the run.
+        prefix: The token before a document; None: the token that ends a document.
         ends: Tokens that end a text, next to the tokenizer's own.
 
     Returns:
-        `prompt` and `text`, what the model added, of each.
+        For each prompt, `prompt` and `text`, which the model added.
     """
     model.eval()
     most = int(model.config.max_position_embeddings)
@@ -69,7 +69,7 @@ def _continue(
     cache = DynamicCache(config=model.config)   # the model writes into it
     written: list[int] = []
     while len(written) < tokens:
-        # By position: the cache's name changes within the range of transformers that this package supports.
+        # By position: the cache argument's name changes within the range of transformers that this package supports.
         logits_V = model(inputs, None, None, cache, use_cache=True).logits[0, -1]
         # The embedding may have more rows than the tokenizer has entries.
         token = _draw(logits_V[:vocabulary].double().cpu().numpy(), float(draws.random()))

@@ -38,10 +38,10 @@ def export_model(
     Args:
         model: The trained model.
         tokenizer: The corpus' tokenizer.
-        directory: Where the exported model goes.
+        directory: Directory of the exported model.
         report: The run's report, for the model card.
         prompts: Texts to continue.
-        sample_tokens: Tokens to add to each.
+        sample_tokens: Number of tokens to add to each prompt.
         seed: Seed of the run.
         start: The run's model section, which names what the run started from.
         own_tokens: Whether the run kept the tokenizer of its start.

@@ -43,8 +43,8 @@ def build_merged(
     """Merge trained sub-models and calibrate the routers.
 
     Two passes: tensors are joined as a stream; then the joined model is loaded, its routers are computed, and it is
-    written again with what changed. The second pass holds the merged model once. Where there are several recipes, their
-    comparison comes first; it holds and writes as much.
+    written again with what changed. The second pass holds the merged model once. If there are several recipes, their
+    comparison comes first; it needs the same memory and disk space.
 
     Args:
         submodels: Directories of the sub-models, in the clusters' order.
@@ -52,15 +52,15 @@ def build_merged(
         config: `config.json` of the whole MoE, with its own number of experts and top-k.
         recipes: Candidates for merging the backbone; the one whose merged model has the lowest loss is taken.
         batches: Calibration data: tokens [B, L] and cluster per document [B].
-        directory: Where the merged model goes, with `merge.json`.
+        directory: Directory of the merged model and of `merge.json`.
         router: How routers are calibrated.
-        loss: Measures a model on held-out text; called only where there are several recipes.
-        device: Where the merged model runs; it must fit there.
+        loss: Measures a model on held-out text; called only if there are several recipes.
+        device: Device that the merged model runs on and must fit.
         advance: Counts merged tensors.
 
     Returns:
-        What `merge.json` holds: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
-        where they were compared), `tensors` (one entry each), `layers` (one entry per router).
+        Content of `merge.json`: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
+        if they were compared), `tensors` (one entry each), `layers` (one entry per router).
 
     Raises:
         CheckpointError: A sub-model is of another family, or the tensors together are not the MoE's.

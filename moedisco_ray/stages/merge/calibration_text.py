@@ -60,7 +60,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], the
         settings: The merge section.
         length: Tokens of a window.
         tokens: Tokens of each cluster.
-        there: Windows of each cluster's own text.
+        there: Number of windows of each cluster's own text.
     """
     counts = []
     for size, windows in zip(tokens, there, strict=True):
@@ -71,7 +71,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], the
 
 
 def sample(context: Context) -> list[Batch]:
-    """The same amount of text from the whole corpus, evenly spread, as one cluster."""
+    """The same amount of calibration text from the whole corpus, evenly spread, as one cluster."""
     stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
     wanted = sample_windows(context.config.merge, stream.sequence_length, len(stream))
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)

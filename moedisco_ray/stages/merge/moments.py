@@ -25,13 +25,13 @@ def merge_moments(submodels: Sequence[Path], config: Mapping[str, Any], weights:
         submodels: Directories of the trained sub-models, in the clusters' order.
         config: `config.json` of the whole MoE.
         weights: gamma_k of the sub-models; they sum to 1.
-        directory: The merged model's.
+        directory: Directory of the merged model.
 
     Returns:
-        Whether there are any: not where one of the sub-models has none, as one that was never finished.
+        Whether moments were written: false if a sub-model has none, for example because it is unfinished.
 
     Raises:
-        CheckpointError: They cannot be read.
+        CheckpointError: A sub-model's moments cannot be read.
         OSError: The disk is full or broken.
     """
     found = [moments for path in submodels if (moments := open_optimizer_state(path / OPTIMIZER_FOLDER)) is not None]

@@ -41,7 +41,7 @@ from moedisco_ray.stages.text.tokenizer import Encoder
 def run(context: Context, draft: Draft) -> None:
     """Merge the trained sub-models.
 
-    In a run without sub-models the result is the initial MoE, with the trained seed in it where there is one (sparse upcycling).
+    In a run without sub-models the result is the initial MoE, with the trained seed in it if there is one (sparse upcycling).
     """
     config = context.config
     pool = config.finetune_pool
@@ -71,20 +71,20 @@ def merge_submodels(
     """Write the merged MoE with its calibrated router.
 
     Args:
-        start: The run's start. Its seed is that of random router rows, and of what DARE drops.
+        start: The run's start. Its seed also decides random router rows and the elements that DARE drops.
         submodels: The trained sub-models, in the clusters' order.
         common: The backbone that all of them began with, or had in common at their last sync point.
-        tokens: Tokens that each was trained on.
+        tokens: Tokens that each sub-model was trained on.
         batches: Calibration data.
         held_out: Windows of text [L] on which recipes for the backbone are compared.
         settings: The run's merge section.
         keep_optimizer_state: Whether the sub-models' optimizer states are merged too.
-        device: Where the merged model runs.
-        directory: Where the merged model goes.
+        device: Device that the merged model runs on.
+        directory: Directory of the merged model.
         events: Takes `stage_progress` events.
 
     Returns:
-        Figures per layer; `merge.json` next to the model also says what became of each tensor.
+        Figures per layer; `merge.json` next to the model also lists the origin of each tensor.
     """
     _, config = untrained_moe(start)
     prefix = Encoder(start.tokenizer).prefix
@@ -114,16 +114,16 @@ def write_whole(
 
     Args:
         start: The run's start.
-        clusters: Number of groups that the seed's experts were cut from the MoE in.
-        trained_seed: The seed model; None where none was trained.
+        clusters: Number of groups of experts in the MoE; the seed model has the first group.
+        trained_seed: The seed model; None if none was trained.
         batches: Text that the output scale is measured on, all of cluster 0.
         settings: The run's merge section.
         keep_optimizer_state: Whether the seed's optimizer state is upcycled too.
-        device: Where the MoE runs.
-        directory: Where the MoE goes.
+        device: Device that the MoE runs on.
+        directory: Directory of the MoE.
 
     Returns:
-        `layers`: figures per router, where there is a seed.
+        `layers`: figures per router, if there is a seed.
     """
     source, config = untrained_moe(start)
     if trained_seed is None:

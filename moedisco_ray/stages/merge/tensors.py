@@ -29,7 +29,7 @@ class TensorReport:
     Attributes:
         key: Canonical name of the tensor.
         role: Role of the tensor in the model.
-        rule: How it was made.
+        rule: Rule by which it was made.
         submodels: The sub-models that it came from.
         deviation: Largest |theta_k - theta| / |theta| over the sub-models' copies; 0 where they were not combined.
     """
@@ -73,7 +73,7 @@ def merge_with_report(
     Args:
         submodels: Canonical tensors of each sub-model; all have the same number of experts.
         start: The backbone that all of them started from, or had in common at their last sync point; no other tensor is read.
-        model_map: Names of their family.
+        model_map: Tensor names of the family.
         recipe: How backbones are combined.
 
     Raises:

@@ -42,7 +42,7 @@ def make_job(
 
 
 def _held_out(context: Context, stage: str) -> HeldOut | None:
-    """How the training measures its held-out loss; None for sub-models, and where the configuration does not ask for it."""
+    """How the training measures its held-out loss; None for sub-models, and if the configuration does not ask for it."""
     config = context.config
     if config.evaluation.every_tokens is None or stage == "submodels":
         return None
@@ -55,13 +55,13 @@ def _held_out(context: Context, stage: str) -> HeldOut | None:
 
 
 def restored_optimizer_state(model: Path) -> Path | None:
-    """Folder of an earlier model's optimizer state; None where it has none."""
+    """Folder of an earlier model's optimizer state; None if it has none."""
     folder = (model / OPTIMIZER_FOLDER).absolute()
     return folder if folder.is_dir() else None
 
 
 def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path) -> list[SyncPlan | None]:
-    """Sync plan of each sub-model, from its number of steps; None where the phase is too short for a sync point."""
+    """Sync plan of each sub-model, from its number of steps; None if the phase is too short for a sync point."""
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
     return [SyncPlan(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in points]

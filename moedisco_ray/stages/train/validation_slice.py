@@ -18,11 +18,11 @@ class ValidationSlice:
     """The first validation documents; see `load_documents`.
 
     Attributes:
-        every: Steps between two looks.
+        every: Steps between two measurements.
         parts: Parquet files of the validation documents.
-        max_tokens: Most tokens to look at.
+        max_tokens: Maximum tokens to measure on.
         prefix: The token before each document.
-        sequence_length: Most positions of a window.
+        sequence_length: Maximum positions of a window.
     """
 
     every: int

@@ -115,17 +115,17 @@ class _DraftFolder(FileSystemBase):
         return path
 
     def rename(self, path: Any, new_path: Any) -> None:
-        """Nothing: files are written under their final names."""
+        """Do nothing: files are written under their final names."""
 
     def mkdir(self, path: Any) -> None:
-        """Nothing: `Storage.begin` creates the folder."""
+        """Do nothing: `Storage.begin` creates the folder."""
 
     def exists(self, path: Any) -> bool:
         del path
         return False
 
     def rm_file(self, path: Any) -> None:
-        """Nothing: no file exists before it is written."""
+        """Do nothing: no file exists before it is written."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:

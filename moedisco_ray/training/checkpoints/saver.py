@@ -28,7 +28,7 @@ from moedisco_ray.training.consensus import from_rank_zero
 from moedisco_ray.training.job import TrainJob, World
 
 _TIMEOUT = timedelta(hours=1)
-"""Longest wait for the other workers' uploads; a worker that dies is noticed at once."""
+"""Maximum wait for the other workers' uploads; a worker that dies is noticed at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Saver:
         """Step of the checkpoint that training starts from; 0: no checkpoint exists.
 
         Raises:
-            StorageError: The storage does not answer.
+            StorageError: The storage does not respond.
         """
         return max(from_rank_zero(self._storage.steps, self._world, self._group), default=0)
 
@@ -117,7 +117,7 @@ class Saver:
         """Load the newest checkpoint into model and optimizer, if one exists.
 
         Raises:
-            StorageError: The storage does not answer, or the checkpoint is damaged.
+            StorageError: The storage does not respond, or the checkpoint is damaged.
         """
         self._saved = self.newest
         if not self.newest:

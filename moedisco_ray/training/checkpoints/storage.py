@@ -60,7 +60,7 @@ class Storage:
 
     Raises:
         ConfigError: The file system or bucket does not exist, or denies access.
-        StorageError: The storage does not answer, or a checkpoint is damaged.
+        StorageError: The storage does not respond, or a checkpoint is damaged.
         RunDirError: The disk is full.
     """
 
@@ -204,7 +204,7 @@ class Storage:
         return sorted({parts[0] for info, parts in found if info.type == fs.FileType.Directory or parts[1:]})
 
     def _step(self, name: str) -> int | None:
-        """Step of a complete checkpoint; None for any other name.
+        """Step of the complete checkpoint with this folder name; None for any other name.
 
         Raises:
             StorageError: Another version wrote the checkpoint, so it must not be deleted.

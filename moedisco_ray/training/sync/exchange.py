@@ -1,8 +1,8 @@
 """The files of sync points: members and coordinator exchange backbones through storage that all of them see.
 
 DIRECTORY/sync-0007/
-├── members/NAME/       a member's backbone, and `member.json` with its `MemberRecord`; appears when it is complete. Removed with
-│                       the completion of this sync point, for a late member of the next one
+├── members/NAME/       a member's backbone, and `member.json` with its `MemberRecord`; appears when it is complete. Deleted when
+│                       this sync point is complete; that of a late member, when the next sync point is complete
 ├── backbone/           the common backbone, float32; the last two are kept
 ├── momentum/           momentum of the outer step, float32; the last two are kept
 └── sync.json           tokens of each member that took part, and the late members; its existence completes the sync point
@@ -32,7 +32,7 @@ from moedisco_ray.training.sync.outer_step import next_backbone, next_momentum
 _COMPLETE = "sync.json"
 _MEMBER = "member.json"
 _KEPT = 2
-"""Sync points whose tensors are kept: a late member may still be reading those of the one before the latest."""
+"""Sync points whose tensors are kept: a late member may still be reading those of the sync point before the latest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ def combine(directory: Path, number: int, start: Path, ready: SyncMembers, outer
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """One record per completed sync point: `members`, tokens by name, and `late`, names."""
+    """One record per completed sync point: `members` (tokens by name) and `late` (names)."""
     return [read_json(_folder(directory, number) / _COMPLETE) for number in range(1, latest(directory) + 1)]
 
 

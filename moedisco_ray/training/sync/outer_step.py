@@ -32,10 +32,10 @@ def next_momentum(
     """The momentum after the step, m', tensor by tensor.
 
     Args:
-        start: g, in float32. A member in bf16 started from g rounded to bf16.
-        members: theta_k.
-        weights: w_k; they sum to 1.
-        momentum: m; None: 0.
+        start: Common backbone g, in float32. A member in bf16 started from g rounded to bf16.
+        members: Backbones theta_k of the members.
+        weights: Weights w_k; they sum to 1.
+        momentum: Momentum m; None: 0.
         outer: The recipe; mu is its `momentum`.
     """
     def step(start_N: Tensor, *others_N: Tensor) -> Tensor:
@@ -55,9 +55,9 @@ def next_backbone(
     """The backbone after the step, g', tensor by tensor.
 
     Args:
-        start: g.
-        momentum: m; None: 0.
-        after: m'.
+        start: Common backbone g.
+        momentum: Momentum m; None: 0.
+        after: New momentum m'.
         outer: The recipe: lr, and mu as `momentum`.
     """
     def step(start_N: Tensor, after_N: Tensor, *before: Tensor) -> Tensor:

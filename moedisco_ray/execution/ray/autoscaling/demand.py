@@ -1,6 +1,6 @@
 """Slots that an autoscaler is asked for on behalf of waiting trainings: one for each that could start.
 
-Ray Train requests the slots of a training once that has begun. If all trainings began at once, so that an autoscaler sees them,
+Ray Train requests a training's slots once the training has begun. If all trainings began at once, so that an autoscaler sees them,
 each would be a process on the head node, and Ray, not the queue, would decide which of them gets the first slot. So only as many
 trainings begin as there is room for. Slots for the others are requested here, by placement groups of one slot each. A group whose
 slot has come is removed at once: the queue sees the node, and the training that it begins there takes the slot.
@@ -19,7 +19,7 @@ from moedisco_ray.execution.ray.autoscaling.boot_times import BootTimes
 from moedisco_ray.policies.arrival import boot_seconds, gives_way
 
 _ABSENT_SECONDS = 600.0
-"""Time for which a node type that did not come is not requested again (s); Ray's own memory of it is as long."""
+"""Time for which a node type that did not come is not requested again (s); Ray itself remembers it for the same time."""
 
 
 class Demand:

@@ -2,7 +2,7 @@
 
 An autoscaler sees a pending placement group; Ray's `request_resources` would overwrite what Ray Train requests. A group holds
 nothing until all of it can be held at once, so that runs that request slots at the same time never block each other. It requests
-only the pool's tag, which is what brings a node: with a CPU or a GPU, it would keep sub-models off a machine of both pools.
+only the pool's tag, which suffices to bring a node. A CPU or a GPU in it would keep sub-models off a machine of both pools.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Reservation:
             self.workers = workers
 
     def hand_over(self) -> None:
-        """Remove the request because the work is about to make its own; call `record` when it has begun: its nodes have come."""
+        """Remove the request, because the work is about to make its own. Call `record` once the work has begun on its nodes."""
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
@@ -82,14 +82,14 @@ class Reservation:
     def prepare(
         self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int, stretch: float = 1.0,
     ) -> Advice:
-        """Request or release slots as `policies.arrival` advises, from the work that is left before they are needed.
+        """Request or release slots as `policies.arrival` advises, given the work that remains until the slots are needed.
 
         Args:
             running: Seconds left of each running training.
             waiting: Seconds left of each waiting training.
-            slots: Slots for these trainings.
-            workers: Number of this pool's slots to request when it is time.
-            stretch: Factor on the seconds for losses and checkpoints.
+            slots: Number of slots for these trainings.
+            workers: Number of this pool's slots to request.
+            stretch: Factor on the seconds that allows for lost nodes and checkpoints.
         """
         self.record()
         boot = arrival.boot_seconds(self.boot_times, workers)

@@ -1,7 +1,7 @@
 """Ray's cloud launchers, extended so that the autoscaler tries the next node type when the cloud refuses one.
 
-Ray 2.60 lowers the score of a node type whose machines were promised and never came. A refusal, which is what a cloud without spot
-capacity answers, does not reach that score, so Ray would request the same type for ever. Here a refusal counts too.
+Ray 2.60 lowers the score of a node type whose machines were promised and never came. A refusal, a cloud's response if it lacks spot
+capacity, does not lower that score, so Ray would request the same type forever. Here a refusal counts too.
 
 A cluster file names one of them as `provider: {type: external, module: MODULE.AWS}` (or `.GCP`, `.Azure`), where MODULE is this
 module. The other fields of `provider` are those of Ray's own launcher.
@@ -25,11 +25,11 @@ def __getattr__(name: str) -> type:
 
 
 class _WithRefusals:
-    """Mixin before a node provider, which the autoscaler creates before its `CloudResourceMonitor`."""
+    """Mixin of a node provider that replaces the class of the monitor, which the autoscaler creates after the provider."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         set_cloud_resource_monitor(RefusalMonitor)
-        super().__init__(provider_config, cluster_name)  # type: ignore[call-arg]  # the node provider that follows
+        super().__init__(provider_config, cluster_name)  # type: ignore[call-arg]  # the node provider is the next base class
 
 
 class RefusalMonitor(CloudResourceMonitor):
