@@ -57,7 +57,7 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
 
 
 def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None = None) -> Figure | None:
-    """Loss over one axis of tokens, from seed to fine-tune. All sub-models start where the seed ended.
+    """Loss over one axis of tokens, from seed to fine-tune. All sub-models start at the token at which the seed ended.
 
     No curve of joint training is drawn, because no run directory holds one: `comparison.json` has a comparison's result in words
     only.
@@ -133,7 +133,7 @@ def draw_clusters(points: ClusterMap) -> Figure | None:
     """A sample of documents, projected onto the first two principal directions of their vectors.
 
     The first panel is coloured by cluster. With several sources, a second one is coloured by source: sources are ordered by the
-    cluster that holds most of their documents, so that a source and its cluster have the same colour where they correspond.
+    cluster that holds most of their documents, so that a source and its cluster have the same colour if they correspond.
 
     Args:
         points: {x, y, cluster, source}, one entry per document.

@@ -1,7 +1,7 @@
 """Delivery of a run's events to the control service.
 
-`events.jsonl` is the spool: every line of it is delivered once, in order. The service answers each report with the number
-of the line that it wants next, so neither side stores what the other has seen. While the service is unreachable, the file
+`events.jsonl` is the spool: every line of it is delivered once, in order. The service responds to each report with the
+number of the line that it wants next, so neither side stores what the other has seen. While the service is unreachable, the file
 grows and nothing is lost.
 """
 
@@ -23,7 +23,7 @@ from moedisco_ray.core.stop_file import StopFile
 _BATCH = 1000
 """Maximum number of events in one report."""
 _LONGEST_PAUSE = 10.0
-"""Longest pause before the next try to reach the service (s)."""
+"""Maximum pause before the next try to reach the service (s)."""
 _CLOSE_SECONDS = 20.0
 """Time that `close` tries to reach the service (s); afterwards the service reads the file itself."""
 _REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
@@ -164,7 +164,7 @@ def _readable(line: bytes) -> bool:
 
 
 class _AwayError(Exception):
-    """The service answers, but cannot take the report now."""
+    """The service responds, but cannot take the report now."""
 
 
 class _RefusedError(Exception):

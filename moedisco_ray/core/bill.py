@@ -72,7 +72,7 @@ class Bill(BaseModel):
     lines: tuple[Line, ...]
     """Priced work per stage and pool, in pipeline order."""
     dollars: float | None
-    """Sum of the lines; null where a plan cannot know it."""
+    """Sum of the lines; null if a plan cannot know it."""
     idle: tuple[Line, ...]
     """Slots that existed without a worker."""
     idle_dollars: float
@@ -80,7 +80,7 @@ class Bill(BaseModel):
     dollars_with_idle: float | None
     """`dollars` and `idle_dollars`: the cost if the machines were rented for this run alone."""
     seconds: float | None
-    """Wall-clock seconds of the run, all attempts; null where a plan cannot know it."""
+    """Wall-clock seconds of the run, all attempts; null if a plan cannot know it."""
     baseline: Baseline | None
     """What the saving is measured against; null if the run is full training itself, or before its rate is known."""
     saving: float | None

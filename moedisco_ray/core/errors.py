@@ -8,7 +8,7 @@ MoeDiscoError
 │   ├── PoolError        no node offers what a pool asks for
 │   └── RunDirError      the output holds another run, or the disk is full
 ├── RunError             the run itself failed: exit code 1
-│   ├── StorageError     the checkpoints' storage did not answer for minutes, or a checkpoint is damaged
+│   ├── StorageError     the checkpoint storage did not respond for minutes, or a checkpoint is damaged
 │   └── TrainingError    a worker that kept dying
 │       └── DivergedError    settings that do not train, on any machine
 │           └── NotFiniteError   a loss or gradient that is not finite
@@ -83,7 +83,7 @@ class RunError(MoeDiscoError, RuntimeError):
 
 
 class StorageError(RunError):
-    """The checkpoint storage does not answer, or a checkpoint is damaged; another attempt may succeed."""
+    """The checkpoint storage does not respond, or a checkpoint is damaged; another attempt may succeed."""
 
 
 class TrainingError(RunError):

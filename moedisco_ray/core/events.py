@@ -88,10 +88,10 @@ class StageProgress:
     """Counts what a stage does and emits `stage_progress` events, at most one a second.
 
     Args:
-        emit: Takes the events.
+        emit: Receives the events.
         stage: The stage.
         unit: What is counted, in the plural.
-        total: Count at the end; None where it is unknown.
+        total: Count at the end; None if it is unknown.
         clock: Returns seconds.
     """
 

@@ -138,7 +138,7 @@ class ClusterMap(Record):
 
 
 class ClusterReport(Record):
-    """`clusters/report.json`."""
+    """Content of `clusters/report.json`."""
 
     clusters: list[ClusterEntry] = Field(default_factory=list)
     map: ClusterMap = ClusterMap()
@@ -199,7 +199,7 @@ class RouterRecord(Record):
     load: list[float]
     """Share of the top-k selections that each expert gets."""
     dead: int = 0
-    """Experts with under 1 % of an even load."""
+    """Number of experts with less than 1 % of an even load."""
     token_entropy: float | None = None
     """Mean entropy of the router's choice for a token (nats)."""
     load_entropy: float | None = None

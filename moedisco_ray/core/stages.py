@@ -1,4 +1,4 @@
-"""The pipeline's stages: their order, what each needs, and which settings its result depends on."""
+"""The pipeline's stages: their order, their inputs, and the settings that their results depend on."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Stage:
     """One step of the pipeline and one artifact of the run directory.
 
     Attributes:
-        name: Its name in events, reports and on the command line.
-        directory: Folder of its artifact in the run directory.
-        needs: The stages whose artifacts it reads.
-        reads: Sections and settings, as dotted paths, that its result depends on. Settings in them that are marked as without
-            effect, or as resolved, are left out of its fingerprint (`core.config.effects`).
+        name: Name of the stage in events, reports and on the command line.
+        directory: Folder of the stage's artifact in the run directory.
+        needs: Stages whose artifacts this stage reads.
+        reads: Sections and settings, as dotted paths, that the stage's result depends on. Its fingerprint leaves out settings in
+            them that are marked as without effect or as resolved (`core.config.effects`).
         derived: Values that follow from several settings, such as the precision that the pool computes in.
     """
 
@@ -59,7 +59,7 @@ class Stage:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Dotted paths of all settings whose values its fingerprint holds."""
+        """Dotted paths of all settings that the stage's fingerprint includes."""
         return tuple(leaf.path for leaf in _LEAVES if leaf.marker is None and any(_is_in(leaf.path, path) for path in self.reads))
 
 

@@ -94,7 +94,7 @@ class LocalBackend:
 
 
 def _until_sync_point(work: Generator[None, None, TrainResult]) -> TrainResult | None:
-    """Continue a training until it waits at a sync point (None) or ends."""
+    """Continue a training; return its result when it ends, or None when it waits at a sync point."""
     try:
         next(work)
     except StopIteration as end:

@@ -34,7 +34,7 @@ class SubmodelProgress:
         jobs: The trainings, including those that an earlier driver finished.
         quorum: When the group may end without some of them.
         workers: Number of workers of each training.
-        path: File of the stored progress; its directory exists.
+        path: File of the stored progress; its directory must exist.
         clock: Returns seconds.
     """
 

@@ -25,7 +25,7 @@ _MLP = re.compile(rf"model\.layers\.(\d+)\.mlp\.({'|'.join(PARTS)})_proj\.weight
 _BIAS = re.compile(r"model\.layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias")
 _MODEL_SPECIFIC = ("model_type", "architectures", "transformers_version")
 _FOLD_TOLERANCE = 1e-5
-"""Largest error of a folded bias, relative to the largest element of the bias: about 100 times the rounding of fp32."""
+"""Maximum error of a folded bias, relative to the largest element of the bias: about 100 times the rounding of fp32."""
 
 
 class DenseMap(ModelMap):

@@ -34,7 +34,7 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
         family: Model family.
         architecture: Sizes of the model.
         vocab_size: Vocabulary size of the tokeniser; `architecture.vocab_size` overrides it and may be larger.
-        sequence_length: Longest sequence, unless the architecture sets one.
+        sequence_length: Maximum sequence length, unless the architecture sets one.
         eos_token_id: Token between documents.
 
     Raises:

@@ -112,8 +112,8 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
         machine: Facts about the machine; without them, time and cost of CPU workers are unknown.
 
     Raises:
-        ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool,
-            where it would wait for ever.
+        ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool
+            and would wait forever.
         CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """
     whole = config.model.architecture

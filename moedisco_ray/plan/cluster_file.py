@@ -2,7 +2,7 @@
 
 Ray ignores a file's top-level `metadata`; ours holds, under `moedisco.node_types`, what Ray has no field for: `gpu_memory_gb` and
 `price_per_hour` of each node type. A file for hosts that exist already (`provider: local`) names each host's type under
-`moedisco.hosts`. A RayCluster of KubeRay has the same as annotations of each worker group's pods.
+`moedisco.hosts`. A RayCluster of KubeRay has the same facts as annotations of each worker group's pods.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def shared_hidden_size(family: FamilyName, architecture: Architecture) -> int:
 
 
 def submodel_architecture(architecture: Architecture, clusters: int) -> Architecture:
-    """Sizes of a sub-model: an even share of each layer's experts, and at most that top-k."""
+    """Sizes of a sub-model: an even share of each layer's experts, with top-k limited to their number."""
     experts = architecture.num_experts // clusters
     return architecture.model_copy(
         update={"num_experts": experts, "num_experts_per_tok": min(architecture.num_experts_per_tok, experts)})

@@ -1,8 +1,8 @@
 """When to request the expensive nodes, so that they arrive as the last sub-model ends.
 
 Nodes that arrive too early are paid for while they idle. Nodes that arrive too late cost only time, because the cheap nodes are
-released by then; so the boot time has no safety margin. Every progress report renews the prediction. When a loss delays the end so
-much that a second boot is cheaper than the idle time, the nodes are released.
+released by then; so the boot time has no safety margin. Every progress report renews the prediction. If a lost worker delays the
+end so much that a second boot is cheaper than the idle time, the nodes are released.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ends_in(running: Sequence[float], waiting: Sequence[float], slots: int, stre
         running: Remaining work of each sub-model that trains (s).
         waiting: Remaining work of each sub-model that waits (s), in order.
         slots: Number of slots of the cheap pool.
-        stretch: Factor for losses and checkpoints (`checkpointing.expected_stretch`).
+        stretch: Factor that allows for lost workers and checkpoints (`checkpointing.expected_stretch`).
 
     Returns:
         Infinity if a sub-model waits and the pool has no slots.

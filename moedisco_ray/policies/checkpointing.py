@@ -24,7 +24,7 @@ class Prior:
     """Assumed loss rate of a pool before measurements.
 
     Attributes:
-        per_hour: Losses per worker-hour.
+        per_hour: Lost workers per worker-hour.
         hours: Weight of the assumption, in observed worker-hours.
     """
 
@@ -38,8 +38,8 @@ class Bounds:
 
     Attributes:
         shortest: Lower bound; more frequent saves only load the storage.
-        longest: Upper bound; it limits the damage of an unexpected loss.
-        stall: Largest share of the time for which training may stand still.
+        longest: Upper bound; it limits the work lost with a worker.
+        stall: Maximum share of the time in which training may stand still.
     """
 
     shortest: float = 15.0
@@ -65,10 +65,10 @@ USUAL = Bounds()
 
 
 def loss_rate(losses: int, worker_hours: float, prior: Prior = ASSUMED) -> float:
-    """Losses per worker-hour: the mean of the gamma posterior, which is above 0 even without a loss.
+    """Lost workers per worker-hour: the mean of the gamma posterior, which is above 0 even if no worker was lost.
 
     Args:
-        losses: Number of losses that cost work. An announced loss that was used for a checkpoint costs none.
+        losses: Number of lost workers that cost work. An announced loss that was used for a checkpoint costs none.
         worker_hours: Observed time, summed over workers.
         prior: The assumption.
     """
@@ -80,7 +80,7 @@ def best_interval(stall: float, mean_time: float) -> float:
 
     Args:
         stall: Cost of a checkpoint (s).
-        mean_time: Mean time between two losses of any worker of this training (s).
+        mean_time: Mean time between two losses of a worker, over all workers of this training (s).
     """
     if math.isinf(mean_time):
         return math.inf
@@ -112,14 +112,14 @@ def interval_steps(seconds: float, step_seconds: float, steps: int) -> int:
 
 
 def expected_stretch(interval_seconds: float, stall: float, mean_time: float, restart: float = 0.0) -> float:
-    """Expected wall-clock time, relative to a training without losses and checkpoints.
+    """Expected wall-clock time, relative to a training without lost workers and checkpoints.
 
     Daly's complete model (equation 20 of the same article), per second of work.
 
     Args:
         interval_seconds: Training time between two checkpoints (s).
         stall: Cost of a checkpoint (s).
-        mean_time: Mean time between two losses (s).
+        mean_time: Mean time between two losses of a worker (s).
         restart: Time from a loss until training continues (s).
     """
     if math.isinf(mean_time):

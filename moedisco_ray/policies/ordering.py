@@ -87,7 +87,7 @@ def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: in
 
     best = end(order)
     while True:
-        # Among equal gains take the last pair, so that long units still start early: losses and wrong estimates make them longer.
+        # Among equal gains take the last pair, so that long units still start early: lost work and bad estimates make them longer.
         pairs = reversed(list(itertools.combinations(range(len(order)), 2)))
         candidate = min((_exchanged(order, i, j) for i, j in pairs), key=end, default=order)
         if end(candidate) >= best * (1 - _WORTH):

@@ -4,7 +4,7 @@
 | --- | --- |
 | preempted | restart, without limit |
 | died, for an unknown reason | restart, a limited number of times |
-| failed, or the checkpoint storage did not answer | restart, a limited number of times |
+| failed, or the checkpoint storage did not respond | restart, a limited number of times |
 | failed again at the same step, or a loss that is not finite | once: go back to an earlier checkpoint and skip some batches |
 | out of memory | restart with half of the micro-batch, down to 1; the global batch stays |
 
@@ -131,7 +131,7 @@ def window_of(steps: int) -> int:
 
 
 def kind_of(reason: str, *, node_lost: bool, finite: bool = True) -> EndKind:
-    """The kind of an end.
+    """The kind of an attempt's end, from its error.
 
     Args:
         reason: Type and text of the error.
@@ -146,7 +146,7 @@ def kind_of(reason: str, *, node_lost: bool, finite: bool = True) -> EndKind:
 
 
 def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limits) -> Decision:
-    """The decision after an end.
+    """The decision after an attempt has ended.
 
     Args:
         history: History of the attempt that ended.

@@ -68,7 +68,7 @@ class Context:
         return self.directory / "checkpoints" / f"{stage}-{self.fingerprint[:12]}"
 
     def storage(self, stage: str) -> Location:
-        """Where a stage's trainers save their checkpoints: in `checkpoint.storage` if it is set, else in `checkpoints(stage)`."""
+        """Location of the checkpoints of a stage's trainers: in `checkpoint.storage` if it is set, else in `checkpoints(stage)`."""
         local = self.checkpoints(stage)
         return local if self.own_storage is None else joined(self.own_storage, local.name)
 
@@ -90,19 +90,19 @@ class Context:
 
     @property
     def submodels(self) -> list[Path]:
-        """The trained sub-models, in the clusters' order; none where their share of the tokens is 0."""
+        """The trained sub-models, in the clusters' order; empty if their share of the tokens is 0."""
         return [self.of("submodels") / str(k) for k in range(self.config.clusters.count)] if self.config.tokens.decoupled else []
 
     @property
     def trained_seed(self) -> Path | None:
-        """The trained seed model; None where none was trained."""
+        """The trained seed model; None if none was trained."""
         return self.of("seed") if self.config.tokens.seed else None
 
 
 def dense_seed(config: RunConfig) -> int:
     """Seed of the order of the seed phase's batches.
 
-    It differs where the run continues a dense model: a run with the same seed may have trained that model, in that order.
+    It differs if the run continues a dense model: a run with the same seed may have trained that model, in that order.
     """
     return config.seed + (2 + config.clusters.count if isinstance(config.model.init, UpcycleInit) else 0)
 

@@ -1,6 +1,6 @@
 """How well a model predicts documents: perplexity and bits per byte.
 
-A document is predicted from the token that stands before it in training: BOS where the tokenizer adds it, else the EOS of the
+A document is predicted from the token that precedes it in training: BOS if the tokenizer adds it, else the EOS of the
 document before. Windows have the training sequence length and do not overlap. A window's first token is predicted from the token
 before it.
 
@@ -104,7 +104,7 @@ def document_nats(
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of each document, in nats, summed in float64.
 
-    Windows of similar length run together, padded on the right, where no real position sees the padding. The result
+    Windows of similar length run together, padded on the right, so that no real position sees the padding. The result
     depends on the size of a batch only through the rounding of the model's own arithmetic.
 
     Args:

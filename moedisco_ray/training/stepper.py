@@ -24,7 +24,7 @@ class Stepper:
 
     Args:
         model: A model that is ready to train.
-        job: The recipe and the weights of the router losses.
+        job: The training; gives the optimizer settings and the weights of the router losses.
         world: This process.
 
     Attributes:

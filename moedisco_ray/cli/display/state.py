@@ -61,8 +61,8 @@ class RunState:
     """Everything that a view shows.
 
     Attributes:
-        config: The run's configuration, for prices; None where the viewer does not know it.
-        plan: The run's plan, for the time that is left; None where the viewer does not know it.
+        config: The run's configuration, for prices; None if the viewer does not know it.
+        plan: The run's plan, for the time that is left; None if the viewer does not know it.
     """
 
     config: RunConfig | None = None

@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict
 LONGEST_TEXT = 4096
 """Maximum length of a text setting (characters), because a service checks configurations from many users."""
 LARGEST = 2**53 - 1
-"""Largest whole number of a setting without a narrower limit: JSON and floating-point numbers hold it exactly."""
+"""Maximum of a whole-number setting without a narrower limit: JSON and floating-point numbers hold it exactly."""
 MOST_EXPERTS = 65_536
 MOST_CLUSTERS = 4096
 

@@ -1,7 +1,7 @@
 """Which settings a run's result depends on.
 
-A setting counts as one that changes results unless it is marked where it is declared, such as
-`keep: Annotated[int, NoEffect("...")]`. A marker on a section holds for every setting in it that has none of its own.
+A setting counts as one that changes results unless its declaration has a marker, such as
+`keep: Annotated[int, NoEffect("...")]`. A marker on a section applies to every setting in it without a marker of its own.
 """
 
 from __future__ import annotations

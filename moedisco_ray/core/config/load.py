@@ -99,7 +99,7 @@ def check_files(config: RunConfig) -> None:
 
 
 def check_evaluation(evaluation: Evaluation) -> None:
-    """Check the files that an evaluation reads, and that lm-eval is installed where it is needed.
+    """Check the files that an evaluation reads, and that lm-eval is installed if it is needed.
 
     Raises:
         ConfigError: A path does not exist, a name occurs twice, a task file holds no tasks, or lm-eval is missing.

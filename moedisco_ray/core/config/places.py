@@ -1,6 +1,6 @@
 """Settings that name files, folders and URIs that a run reads or writes.
 
-A setting is marked where it is declared, such as `path: Annotated[Path, ReadsFrom()]`. `places` finds all marked settings of a
+A setting is marked in its declaration, such as `path: Annotated[Path, ReadsFrom()]`. `places` finds all marked settings of a
 configuration, `with_places` replaces their values.
 """
 

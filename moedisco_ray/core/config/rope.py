@@ -15,7 +15,7 @@ _LISTS = ("short_factor", "long_factor")
 
 @dataclasses.dataclass(frozen=True)
 class RopeType:
-    """The parameters of one type.
+    """The parameters of one scaling type.
 
     Attributes:
         needed: Required parameters.
@@ -27,7 +27,7 @@ class RopeType:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """All parameters."""
+        """All parameters of the type."""
         return self.needed + self.optional
 
 

@@ -15,7 +15,7 @@ from moedisco_ray.execution.node_agent.raylets import RayUnavailable
 _ADDRESS = "http://169.254.169.254"
 _CLIENTS: Mapping[ProviderName, Callable[[Service], Provider]] = {"aws": Aws, "gcp": Gcp, "azure": Azure}
 _RETRY_SECONDS = 1.0
-"""Longest pause after a drain that failed (s): the notice may leave only 30 s."""
+"""Maximum pause after a drain that failed (s): the notice may leave only 30 s."""
 
 
 def make_provider(name: ProviderName, url: str | None = None) -> Provider:
@@ -29,7 +29,7 @@ def make_provider(name: ProviderName, url: str | None = None) -> Provider:
 
 
 def find_provider(url: str | None = None) -> Provider | None:
-    """The client of the cloud that this machine belongs to; None if no metadata service answers (yet)."""
+    """The client of the cloud that this machine belongs to; None if no metadata service responds (yet)."""
     return next((provider for provider in (make_provider(name, url) for name in _CLIENTS) if _recognised(provider)), None)
 
 

@@ -52,7 +52,7 @@ class AttemptContext:
 
     Attributes:
         run: Prefix of the Ray Train runs' names.
-        placement: Where workers run.
+        placement: Pool and number of the workers.
         directory: Directory of Ray Train's own state; all nodes must see it.
         stop_files: Each of them ends the attempts once it exists.
         mailbox: Carries the workers' events to the driver.

@@ -126,7 +126,7 @@ def train_all(
 
     Args:
         jobs: The trainings; results come in their order.
-        placement: Where the workers run.
+        placement: Pool and number of the workers.
         directory: Directory of Ray Train's own state, the file that ends the trainers, and the jobs' progress; all nodes must see
             it.
         emit: Receives the workers' events.

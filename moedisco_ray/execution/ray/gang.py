@@ -1,8 +1,8 @@
 """The fine-tune as a gang: all its workers start together; fewer after a lost node, more when more slots are free.
 
-The driver waits for slots, not Ray Train. So a waiting gang holds nothing and begins at the size that fits, and two runs on a pool
-with room for one run in turn. To change its size, a training ends with a checkpoint and another begins from it. The
-global batch stays the same, and with it the loss, up to rounding.
+The driver waits for slots, not Ray Train. So a waiting gang holds nothing and begins at the size that fits, and if a pool has room
+for one of two runs, they take turns. To change its size, a training ends with a checkpoint and another begins from it. The global
+batch stays the same, and with it the loss, up to rounding.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Gang:
     Args:
         job: The training.
         sizes: Allowed numbers of workers.
-        cluster: Where it trains.
+        cluster: The Ray cluster that the gang trains on.
         max_failures: Maximum number of restarts of failed workers.
         directory: Directory of the files that end an attempt; all nodes must see it.
         stop: Ends the whole run.

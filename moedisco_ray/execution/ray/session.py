@@ -45,7 +45,7 @@ def ray_cluster(config: RunConfig) -> Iterator[list[str]]:
         One line for each resource that the run will have to wait for.
 
     Raises:
-        PoolError: The Ray cluster will never have room for a pool's workers, or does not answer.
+        PoolError: The Ray cluster will never have room for a pool's workers, or does not respond.
     """
     with _output_to(config.directory / "ray.log"):
         _quiet()
@@ -177,12 +177,12 @@ def _join(address: str) -> None:
     try:
         found, host_and_port = ray_internals.cluster_address(address)
         with socket.create_connection(host_and_port, _CONNECT_SECONDS):
-            pass    # Ray itself would wait for ever
+            pass    # Ray itself would wait forever
     except (OSError, ValueError):
         raise PoolError(
             "RAY_ADDRESS", address, "no Ray cluster answers there; give HOST:PORT as `ray start --head` prints it, or unset it to "
             "run on this machine alone") from None
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # for the dashboard's page of trainers
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # for the list of trainers in the dashboard
     ray.init(
         address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found}}, log_to_driver=False, logging_level=logging.ERROR)
 

@@ -1,4 +1,4 @@
-"""The cluster stage: cluster documents and pack the tokens of each cluster. `build` does the work where the backend places it."""
+"""The cluster stage: cluster documents and pack the tokens of each cluster. The backend decides where `build` does the work."""
 
 from __future__ import annotations
 

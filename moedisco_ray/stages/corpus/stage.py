@@ -1,4 +1,4 @@
-"""The corpus stage: make documents, a tokenizer and packed tokens. `build` does the work where the backend places it."""
+"""The corpus stage: make documents, a tokenizer and packed tokens. The backend decides where `build` does the work."""
 
 from __future__ import annotations
 

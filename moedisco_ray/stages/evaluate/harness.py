@@ -33,7 +33,7 @@ Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 class ScoredLM(TemplateLM):
     """A model in the form of lm-eval, which requests likelihoods from it.
 
-    Context and continuation are joined and cut by the harness's own rules. A text that is longer than a window loses its beginning.
+    The harness joins and cuts context and continuation by its own rules. A text that is longer than a window loses its beginning.
 
     Args:
         model: The model, on its device.

@@ -28,8 +28,8 @@ class RouterStatistics:
     Attributes:
         layers: Number of each router's layer.
         selections_RGE: How often each expert was among the top k, per group of documents.
-        first_RGE: How often it was the first of them.
-        document_first_RNE: The same per document.
+        first_RGE: How often each expert was the first of the top k.
+        document_first_RNE: `first_RGE` per document instead of per group.
         token_entropy_R: Mean over tokens of the entropy of the router's softmax, in nats.
     """
 

@@ -162,7 +162,7 @@ def judge(
 
 
 def _with_absolute_paths(evaluation: Evaluation) -> Evaluation:
-    """The same settings for a worker that runs in another directory."""
+    """The settings with absolute paths, for a worker that runs in another directory."""
     sources = tuple(
         source if "://" in source.path or source.path == "embedded"
         else source.model_copy(update={"path": str(Path(source.path).absolute())}) for source in evaluation.sources)

@@ -64,7 +64,7 @@ class Origin:
         return kept | {name: values.get(name) for name in _TOKENS} | named
 
     def write_generation_config(self, config: Mapping[str, Any], directory: Path) -> None:
-        """Write `generation_config.json`: the origin's, with other tokens only where it names no end or the tokenizer was replaced.
+        """Write `generation_config.json`: the origin's, with other tokens only if it names no end or the tokenizer was replaced.
 
         Args:
             config: The finished model's `config.json`.

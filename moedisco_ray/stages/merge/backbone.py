@@ -111,7 +111,7 @@ def combine(key: str, copies: Sequence[Tensor], start: Tensor, recipe: Recipe) -
         recipe: The rule to combine by.
 
     Returns:
-        The tensor, and max_k |theta_k - theta| / |theta|; where all copies are equal bit for bit, the first copy and None.
+        The tensor, and max_k |theta_k - theta| / |theta|; if all copies are equal bit for bit, the first copy and None.
 
     Raises:
         CheckpointError: Shapes or types differ.

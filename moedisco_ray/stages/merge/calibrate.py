@@ -3,7 +3,7 @@
 The router's input at layer l depends on the routers of all layers before it, so layers are solved in order: stop the
 forward pass at layer l, collect the inputs, set the rows, and continue with layer l + 1.
 
-The scale trap: where the selected router weights are not normalised to sum to one, experts that were trained at a weight of 1
+The scale trap: if the selected router weights are not normalised to sum to one, experts that were trained at a weight of 1
 get a smaller weight after the merge. `match_scale` multiplies a layer's `down_proj` by the ratio of the two mean weights.
 
 Shapes: B documents, L sequence length, T tokens, D hidden, E experts, C clusters, g = E / C, K top-k.

@@ -71,7 +71,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], the
 
 
 def sample(context: Context) -> list[Batch]:
-    """The same amount of calibration text from the whole corpus, evenly spread, as one cluster."""
+    """Calibration text of `merge.calibration_tokens` tokens, evenly spread over the whole corpus, as one cluster."""
     stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
     wanted = sample_windows(context.config.merge, stream.sequence_length, len(stream))
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)

@@ -48,7 +48,7 @@ def measure_recipes(
         scratch: A directory for the model; it is removed afterwards.
         calibrate: Sets a merged model's routers, in place.
         loss: Measures a merged model.
-        device: Where the model runs.
+        device: Device that the model runs on.
     """
     model_map = ModelMap(str(config.get("model_type")))
     write_checkpoint(scratch, merge(submodels, start, model_map, recipes[0]), config)

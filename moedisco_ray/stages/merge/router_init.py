@@ -114,7 +114,7 @@ def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tenso
     Args:
         logits_TC: Logits of the calibration data.
         share_C: Target shares; non-negative, and they sum to 1.
-        sweeps: Largest number of sweeps.
+        sweeps: Maximum number of sweeps.
 
     Returns:
         b_C, which sums to 0.

@@ -31,7 +31,7 @@ class TensorReport:
         role: Role of the tensor in the model.
         rule: Rule by which it was made.
         submodels: The sub-models that it came from.
-        deviation: Largest |theta_k - theta| / |theta| over the sub-models' copies; 0 where they were not combined.
+        deviation: Largest |theta_k - theta| / |theta| over the sub-models' copies; 0 if they were not combined.
     """
 
     key: str

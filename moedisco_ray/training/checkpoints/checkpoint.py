@@ -38,7 +38,7 @@ class Progress:
         seconds: Training time so far (s).
         fractions_NE: Selections per token of each of E experts in the last global batch, one row per router; see `objective`.
         sync_point: Last sync point whose backbone was loaded; 0: none.
-        synced_step: Step at which it was loaded.
+        synced_step: Step at which that backbone was loaded.
     """
 
     step: int = 0

@@ -29,7 +29,7 @@ def drain(gcs_address: str, node_id: str, deadline_ms: int, reason: str) -> bool
 
     Raises:
         ValueError: The Ray cluster has no such node, or refuses.
-        RpcError: The Ray cluster does not answer.
+        RpcError: The Ray cluster does not respond.
     """
     client = GcsClient(address=gcs_address)
     # For a node that it does not know, Ray accepts the drain and does nothing.

@@ -21,7 +21,7 @@ from moedisco_ray.policies.arrival import Advice
 
 
 class Reservation:
-    """At most one placement group of a pool's slots.
+    """Requests slots of a pool ahead of their use, by at most one placement group.
 
     Args:
         pool: The pool.
