@@ -71,7 +71,7 @@ class CheckpointError(UserError):
 
 
 class PoolError(UserError):
-    """No node of the cluster offers what a pool asks for."""
+    """No node of the Ray cluster offers what a pool asks for."""
 
 
 class RunDirError(UserError):

@@ -32,7 +32,7 @@ def current_report(run_dir: Path) -> RunReport:
     if not stored.exists() and not (run_dir / "config.json").exists():
         raise RunDirError("RUN_DIR", str(run_dir), "holds no run; name a directory that `moedisco run` made: OUTPUT/NAME")
     events = EventLog.read(run_dir / "events.jsonl")
-    # A report that was copied without its events is a finished run's.
+    # A report that was copied without its events belongs to a finished run.
     state, reason = run_state(run_dir, events) if events or not stored.exists() else ("finished", None)
     try:
         if state == "finished" and stored.exists():

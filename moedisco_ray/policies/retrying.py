@@ -44,7 +44,7 @@ class End:
 
     @property
     def costly(self) -> bool:
-        """Whether a process or a machine was lost with work, as `checkpointing.loss_rate` counts."""
+        """Whether work was lost with a process or a machine, as `checkpointing.loss_rate` counts."""
         return self.kind in ("died", "preempted") and not self.saved
 
 

@@ -34,7 +34,7 @@ class Marker:
     """Base of `ReadsFrom` and `WritesTo`: a place has a bounded length and holds no credentials."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The schema of the marked type, with `check_place` before it; JSON keeps the user's spelling."""
+        """The schema of the marked type, which runs `check_place` first; JSON keeps the user's spelling."""
         written = core_schema.plain_serializer_function_ser_schema(words, return_schema=core_schema.str_schema(), when_used="json")
         return core_schema.no_info_before_validator_function(check_place, handler(source), serialization=written)
 

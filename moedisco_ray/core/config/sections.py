@@ -153,8 +153,8 @@ class Clusters(Section):
     """Documents added to a cluster from other clusters, as a share of its own."""
     restarts: int = Field(4, ge=1, le=64)
     sample: int = Field(10_000, ge=16, le=LARGEST)
-    """Number of documents for k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette and the
-    2-D map."""
+    """Number of sample documents for k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette
+    and the 2-D map."""
 
 
 Precision = Literal["fp32", "bf16"]

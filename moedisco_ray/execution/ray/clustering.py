@@ -111,7 +111,7 @@ class RayWorkers:
     """`clustering.stage.Workers` with Ray Data, actors and tasks.
 
     Attributes:
-        tokenizer: The corpus' tokeniser directory.
+        tokenizer: Directory of the corpus' tokenizer.
         slots: Slots of the vectorising actors; None: each takes a core of any node.
         max_actors: Maximum number of actors that keep vectors; None: one per CPU.
         name: Name of the pass over the documents in the Ray dashboard.

@@ -24,7 +24,7 @@ from moedisco_ray.core.metering import Meter
 from moedisco_ray.policies.checkpointing import HOUR, loss_rate
 
 _LOSS_RATE_SECONDS = 60.0
-"""Interval at which a worker asks for the run's rate of lost workers (s)."""
+"""Interval at which a worker reads the run's rate of lost workers (s)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -161,7 +161,7 @@ class Gang:
             self._cluster.check()
             self._cluster.save_held()
             status = self._cluster.status
-            # Until the attempt reports, the status is that of the one before it.
+            # Until the attempt reports, the status is that of the previous attempt.
             if status.step_seconds is None or not status.step or (status == before and not stepping):
                 continue
             if not stepping:

@@ -88,7 +88,7 @@ def squared_distances(x_ND: Array, centroids_KD: Array) -> Array:
 
 
 def cluster_costs(x_ND: Array, centroids_ED: Array | None) -> Array:
-    """Cost of each document in each cluster, float64 [N, E]: squared distances, or without centroids the vectors themselves."""
+    """Cost of each document in each cluster, float64 [N, E]: squared distances; without centroids, the vectors themselves."""
     return x_ND.astype(np.float64) if centroids_ED is None else squared_distances(x_ND, centroids_ED)
 
 

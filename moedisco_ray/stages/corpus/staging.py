@@ -24,9 +24,9 @@ from moedisco_ray.stages.text.unseen import Skipped
 BUCKET_BYTES = 64 << 20
 """Bytes of text per bucket, which one task holds in memory."""
 _SMALL_BUCKET_BYTES = 1 << 20
-"""Minimum bytes per bucket where little text is divided to use several cores."""
+"""Minimum bytes per bucket of a small corpus, which is divided to use several cores."""
 _FEW_BUCKETS = 8
-"""Number of buckets up to which little text is divided."""
+"""Maximum number of buckets of a small corpus."""
 _FLUSH_CHARACTERS = 8 << 20
 """Characters of text that a reading task collects before it writes them."""
 

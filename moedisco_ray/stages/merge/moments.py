@@ -1,4 +1,4 @@
-"""The merged model's optimizer state, from its sub-models' (`moedisco_ray.models.optimizer_state`).
+"""The merged model's optimizer state, computed from the sub-models' states (`moedisco_ray.models.optimizer_state`).
 
 Experts keep their state. The backbone gets the weighted mean: a gradient over all clusters is the mean of the clusters' gradients,
 weighted by their tokens, and its mean square is at most the mean of theirs. In the whole model an expert sees other tokens at

@@ -117,7 +117,7 @@ class _Once:
 def _joined(
     key: str, source: _Once, *, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int], recipe: Recipe,
 ) -> Iterator[tuple[Tensor, TensorReport]]:
-    """Merge the sub-models' tensors of one name: to one tensor, or for an expert to one per sub-model."""
+    """Merge the sub-models' tensors of one name into one tensor; experts give one tensor per sub-model."""
     role = model_map.classify(key)
     if role.layer is not None and role.expert is not None:
         for index in source.everyone:
