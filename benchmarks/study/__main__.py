@@ -21,17 +21,17 @@ from moedisco_ray.core.errors import ConfigError
 
 app = typer.Typer(
     cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
-    help="Compare ways to train one MoE, and advise from what was measured.")
+    help="Compare ways to train one MoE, and advise which one to use.")
 
 
 @app.command("compare")
 def compare_arms(
     config: ConfigPath, overrides: Overrides = None,
     arms: Annotated[str, typer.Option(
-        metavar="A,B,...", help="Arms to train; left out: all. Joint training is always one of them.")] = "",
+        metavar="A,B,...", help="Arms to train; omitted: all. Joint training is always included.")] = "",
     output: Annotated[Path | None, typer.Option(
-        metavar="DIR", help="Directory of the results; by default OUTPUT/NAME-compared.")] = None,
-    to_loss: Annotated[bool, typer.Option("--to-loss", help="Train each arm once more, to joint training's loss.")] = False,
+        metavar="DIR", help="Directory for the results; omitted: OUTPUT/NAME-compared.")] = None,
+    to_loss: Annotated[bool, typer.Option("--to-loss", help="Also train each arm until it reaches joint training's loss.")] = False,
     slice_tokens: Annotated[int | None, typer.Option(min=0, help=(
         "Tokens of each short training that tunes an arm's learning rate and batch size; 0: no tuning."),
         show_default="a quarter of tokens.total")] = None,
@@ -60,13 +60,13 @@ def compare_arms(
 def advise_recipe(
     config: ConfigPath,
     measured_in: Annotated[list[Path], typer.Option(
-        "--from", metavar="PATH", help="A finished run's directory, or a comparison; repeat for more.")],
+        "--from", metavar="PATH", help="Directory of a finished run or of a comparison; may be repeated.")],
     overrides: Overrides = None,
     budget_dollars: Annotated[float | None, typer.Option(metavar="X", help="Dollars to spend on training.")] = None,
     target_loss: Annotated[float | None, typer.Option(metavar="Y", help="Held-out loss to reach (nats per token).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say by which recipe to train, from runs that were measured: the best loss for a budget, or the cheapest way to a loss."""
+    """Recommend a recipe from measured runs: the lowest loss for a budget, or the lowest cost for a loss."""
     checked = load_config(config, overrides or ())
     given = {"budget_dollars": budget_dollars, "target_loss": target_loss}
     goals = [Goal(kind=kind, value=value) for kind, value in given.items() if value is not None]

@@ -1,6 +1,6 @@
-"""What decides how good a run's model becomes, kept apart from how large it was and from where it ran.
+"""Extracts from a configuration the recipe (settings that decide quality) and the subject (model and text), without machines.
 
-Two runs of one recipe on one subject differ in their tokens and their seed alone, so that their losses lie on one curve.
+Two runs of the same recipe on the same subject differ only in tokens and seed, so their losses are points of one curve.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ _MACHINES = (
     "submodels.quorum", "submodels.optimizer.micro_batch", "submodels.optimizer.precision",
     "submodels.optimizer.gradient_checkpointing",
     "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing")
-"""How work is done, not what: none of them is meant to change a loss."""
+"""Settings that decide how work is done, not what is computed; none of them should change a loss."""
 _RESCALING = ("merge.router", "merge.calibration_tokens")
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:
-    """The settings that a run was trained by.
+    """The settings that a run was trained with.
 
     Returns:
-        {dotted path: JSON value}, without those that have no say in this configuration: joint training has no clusters to count.
+        {dotted path: JSON value}, without settings that have no effect in this configuration, such as `clusters.count` in joint
+        training.
     """
     raw = config.model_dump(mode="json", include=set(_SECTIONS))
     return {
@@ -35,11 +36,11 @@ def recipe(config: RunConfig) -> dict[str, Any]:
 
 
 def subject(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """What was trained, and on what text: losses of two runs mean the same where this is the same.
+    """Model and text of a run; losses of two runs are comparable only if their subjects are equal.
 
     Returns:
         `family`, `start` (`random`, or the name of a directory), `parameters`, `active_parameters`, `experts`, `vocab_size`,
-        `sequence_length`, and `sources`, the names of the corpus' or else of their files.
+        `sequence_length`, and `sources`, the names of the corpus sources or, without names, of their files.
     """
     start = config.model.init
     return {
@@ -71,9 +72,9 @@ def _has_a_say(path: str, config: RunConfig) -> bool:
     if path.startswith("finetune."):
         return tokens.finetune > 0
     if path.startswith("submodels.optimizer.") or path == "clusters.count":
-        return tokens.decoupled or tokens.seed > 0     # the seed is as large as a sub-model, and trains like one
+        return tokens.decoupled or tokens.seed > 0     # the seed has the size of a sub-model, and trains like one
     if path.startswith("submodels.outer."):
         return tokens.decoupled and config.submodels.sync_every is not None
-    # An upcycled seed's experts are rescaled like merged ones.
+    # The experts of an upcycled seed are rescaled like merged experts.
     rescaled = path in _RESCALING and tokens.seed > 0 and not config.model.architecture.norm_topk_prob
     return tokens.decoupled or path.startswith("tokens.") or rescaled

@@ -1,7 +1,8 @@
-"""By which recipe to train, from runs that were measured.
+"""Recommends a training recipe from measured runs.
 
-`measured` reads the runs, `study` fits a `loss_curve` to each recipe, `prediction` and `transfer` (on `common_ground`) choose among
-the `candidates` by their `ranking`, and `confidence` says how sure that is, in the words of `advised`. `advise` is all of it.
+`measured` reads the runs and `study` fits a `loss_curve` to each recipe. `prediction` and `transfer` (on `common_ground`) choose
+among the `candidates` by their `ranking`. `confidence` rates how certain the advice is; `advised` defines its form. `advise` is
+the entry point.
 """
 
 from benchmarks.study.advice.advise import advise

@@ -1,9 +1,9 @@
-"""What measured runs advise for a budget, or for a loss to reach, and how sure that is.
+"""Chooses a recipe for a budget or a target loss from measured runs, and rates how certain the choice is.
 
-Tokens are what carries over from a measurement, and what they cost is the configuration's own: a recipe's loss is a curve over its
-tokens, and the prices, pools and model of the configuration that is advised turn them into dollars. Where the very same model was
-measured on the same text, its losses are predicted (`prediction`). Where another one of its family was, they are not: what is taken
-over is how many tokens a recipe needs for the loss that joint training reached, as a multiple of joint training's (`transfer`).
+A measurement gives a recipe's loss as a curve over its tokens. The prices, pools and model of the given configuration turn tokens
+into dollars. If the same model was measured on the same text, its losses are predicted (`prediction`). If only other models of its
+family were measured, losses are not predicted; instead, the number of tokens that a recipe needs to reach joint training's loss,
+relative to joint training, is assumed to be the same (`transfer`).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from moedisco_ray.plan.build import build_plan
 
 
 def advise(config: RunConfig, measurements: Measurements, goal: Goal) -> Advice:
-    """The recipe to train the configuration's model by.
+    """Recommend a recipe for the configuration's model.
 
     Args:
-        config: Names the model, the text, the pools and their prices.
-        measurements: Finished runs, of this model and text or of others of the family.
-        goal: What is given: dollars to spend, or a loss to reach for the least of them.
+        config: Configuration with the model, the text, the pools and their prices.
+        measurements: Finished runs with this model and text, or with other models or texts of the family.
+        goal: Dollars to spend, or a loss to reach at minimum cost.
 
     Raises:
-        ConfigError: The goal cannot be answered from these runs.
-        RunDirError: The runs do not show how a loss falls, or what joint training reaches.
+        ConfigError: These runs allow no recommendation for the goal.
+        RunDirError: The runs do not show how the loss falls with tokens, or which loss joint training reaches.
     """
     if not 0 < goal.value < math.inf:
         raise ConfigError(goal.flag, goal.value, "must be a number above 0")
@@ -53,7 +53,7 @@ def advise(config: RunConfig, measurements: Measurements, goal: Goal) -> Advice:
 
 
 def _kin(own: dict[str, Any], runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
-    """Runs of the family, and from as random or as trained a start."""
+    """Runs of the same model family and the same kind of start (random or trained)."""
     of_family = [run for run in runs if run.subject["family"] == own["family"]]
     if not of_family:
         families = ", ".join(sorted({run.subject["family"] for run in runs}))

@@ -1,4 +1,4 @@
-"""The form of an advice."""
+"""Data types of the advice."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan.build import build_plan
 
 MOST_EXTRAPOLATION = 100.0
-"""Nothing is said of runs that are larger than a measured one by more than this factor."""
+"""Maximum factor in tokens by which an advised run may exceed the recipe's largest measured run."""
 
 
 class Goal(BaseModel):
-    """What is given."""
+    """A budget to spend or a loss to reach."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["budget_dollars", "target_loss"]
     value: float
-    """Dollars of training, as planned; or nats per token on the validation documents."""
+    """Planned training dollars, or validation loss (nats per token)."""
 
     @property
     def flag(self) -> str:
-        """Its option on the command line."""
+        """Command-line option that sets this goal."""
         return f"--{self.kind.replace('_', '-')}"
 
 
 class Change(BaseModel):
-    """A setting as it is, and as it is advised to be."""
+    """The present and the advised value of a setting."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,55 +43,55 @@ class Change(BaseModel):
 
 
 class Option(BaseModel):
-    """A recipe that was weighed."""
+    """A recipe that was considered."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     title: str
     tokens: int
-    """To train on, in all."""
+    """Total training tokens."""
     dollars: float
-    """Of training, as planned."""
+    """Planned training cost (dollars)."""
     loss: float | None
-    """Predicted, nats per token; null where the measured model is another one."""
+    """Predicted loss (nats per token); null if another model was measured."""
     ratio: float | None
-    """Dollars for the loss that joint training reaches, as a multiple of joint training's; null where losses are predicted."""
+    """Dollars to reach joint training's loss, relative to joint training; null if losses are predicted."""
     interval: tuple[float, float | None] | None
-    """Holds nine of ten resamplings of what is sought: of `loss` for a budget, of `dollars` for a target, of `ratio`. Its upper end
-    is null where there is none, and where no measurement shows the effect of chance."""
+    """90 % bootstrap interval of the sought figure: `loss` for a budget, `dollars` for a target loss, or `ratio`. Null if no
+    measurement shows the effect of chance; the upper end is null if it is unbounded."""
     best_in: float | None
-    """Share of the resamplings in which this recipe is the best; null likewise."""
+    """Share of the bootstrap samples in which this recipe is the best; null if no measurement shows the effect of chance."""
     runs: int
     seeds: int
     sizes: tuple[int, ...]
-    """Tokens that it was measured with."""
+    """Token counts at which the recipe was measured."""
     extrapolation: float
-    """Distance of the figure from its measured runs: the factor in tokens, 1 between them."""
+    """Extrapolation from the measured runs, as a factor in tokens; 1 within their range."""
     dominated: bool
-    """Whether another recipe had a lower loss for no more dollars wherever this one was measured: it is then not advised, however
-    steep its curve."""
+    """Whether at every measured size of this recipe another one had a lower loss for no more dollars. A dominated recipe is not
+    advised, however steep its curve."""
 
 
 class Advice(BaseModel):
-    """What `python -m benchmarks.study advise` says."""
+    """The output of `python -m benchmarks.study advise`."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     name: str
     goal: Goal
     sought: Literal["loss", "dollars", "ratio"]
-    """What is the least of all options: which of their figures the intervals are of."""
+    """Figure that is minimised over the options; the intervals refer to it."""
     options: tuple[Option, ...]
-    """The advised one first."""
+    """All options, the advised one first."""
     settings: dict[str, Change]
-    """Dotted path of each setting that it changes."""
+    """Changed settings by dotted path."""
     confidence: Confidence
     notes: tuple[str, ...]
-    """What was set aside, and why."""
+    """Runs and recipes that were left out, with reasons."""
 
     @property
     def advised(self) -> Option:
-        """The option to take."""
+        """The advised option."""
         return self.options[0]
 
 
@@ -99,7 +99,7 @@ def option(
     title: str, candidate: Candidate, rank: Rank, tokens: float, dollars: float, *, extrapolation: float, dominated: bool,
     loss: float | None = None, ratio: float | None = None,
 ) -> Option:
-    """A candidate as an option."""
+    """The option for a candidate and its rank."""
     recipe, interval = candidate.recipe, rank.interval
     return Option(
         title=title, tokens=_rounded(tokens), dollars=dollars, loss=loss, ratio=ratio,
@@ -112,7 +112,7 @@ def changes(config: RunConfig, candidate: Candidate, tokens: int) -> dict[str, C
     """The settings in which the advised configuration differs, in the order of the sections.
 
     Raises:
-        UserError: The configuration does not allow this number of tokens of the recipe.
+        UserError: The configuration does not allow the recipe with this number of tokens.
     """
     advised = candidate.configure(config, tokens)
     build_plan(advised)
@@ -123,7 +123,7 @@ def changes(config: RunConfig, candidate: Candidate, tokens: int) -> dict[str, C
 
 
 def distinct_titles(candidates: Sequence[Candidate]) -> list[str]:
-    """Titles that distinguish recipes of one title, by the settings that differ."""
+    """Unique titles: recipes with the same title get the settings in which they differ."""
     titles = []
     for one in candidates:
         namesakes = [other for other in candidates if other.title == one.title]
@@ -143,7 +143,7 @@ def _meetings(candidate: Candidate) -> str:
 
 
 def _rounded(tokens: float) -> int:
-    """Down to four digits: what is predicted is never as exact."""
+    """Round down to four digits, because predictions are less precise than that."""
     digit = 10 ** max(0, math.floor(math.log10(tokens)) - 3)
     return max(1, math.floor(tokens / digit) * digit)
 

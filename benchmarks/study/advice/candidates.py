@@ -1,4 +1,4 @@
-"""Measured recipes as changes of a configuration: what they set there, whether they can, and what a token costs by them."""
+"""Applies measured recipes to a configuration: their settings, whether they fit, and their cost per token."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ SCALE_FREE = (
     "merge.backbone", "merge.router",
     "finetune.optimizer.schedule", "finetune.optimizer.warmup",
     "finetune.load_balance", "finetune.z_loss", "finetune.keep_optimizer_state")
-"""What is a choice, a share or a multiple, and so means the same for a model of another size. Learning rates, batches and steps do
-not; rounds do, as a number of parts of a sub-model's training."""
+"""Settings that mean the same for a model of another size: choices, shares and multiples. Learning rates, batch sizes and steps do
+not; the number of rounds in a sub-model's training does."""
 
 _POOLS: tuple[PoolName | None, ...] = ("high_memory", "low_memory", None)
 _EQUAL_DOLLARS = 1.001
-"""Runs whose tokens were chosen to cost as much as another's differ by less."""
+"""Maximum cost ratio of two runs that were planned to cost the same."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A recipe, on the configuration that is advised.
+    """A recipe applied to the given configuration.
 
     Attributes:
-        title: For people.
-        recipe: As measured.
-        at: The recipe's place among all.
-        settings: What it sets, how often sub-models meet apart.
-        sync_every: Steps between two sync points; None: the number that gives the recipe's sync points, or there are none.
-        dollars_per_token: By the configuration's prices and model.
-        fits: Whether its workers have the memory.
+        title: Title for people.
+        recipe: The recipe as measured.
+        at: Index of the recipe among all recipes.
+        settings: Settings of the recipe, except `sync_every`.
+        sync_every: Steps between two sync points; None: derived from the recipe's number of sync points, or no sync points.
+        dollars_per_token: Cost per token with the configuration's prices and model.
+        fits: Whether the workers have enough memory.
     """
 
     title: str
@@ -55,22 +55,22 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """The same for what sets the same."""
+        """Key that is equal for candidates with equal settings."""
         return json.dumps([self.settings, self.sync_every, self.recipe.rounds], sort_keys=True)
 
     def configure(self, config: RunConfig, tokens: int) -> RunConfig:
         """The configuration with this recipe and a number of tokens.
 
         Raises:
-            UserError: It does not allow for the recipe.
+            UserError: The configuration does not allow the recipe.
         """
         return _configured(config, self.settings, self.sync_every, self.recipe.rounds, tokens)
 
     def points(self) -> list[tuple[float, float]]:
-        """Dollars, by the configuration's prices, and mean loss at each size that was measured.
+        """Dollars at the configuration's prices, and mean loss, for each measured size.
 
-        Runs for as many dollars were given as many of the whole account, so that what a recipe reads outside its training is in
-        these, in the proportion in which it was measured.
+        Runs at equal dollars had equal total cost. Their dollars therefore include what the recipe reads outside training, in the
+        measured proportion.
         """
         beside = defaultdict[int, list[float]](list)
         for run in self.recipe.runs:
@@ -81,21 +81,21 @@ class Candidate:
 
 
 def candidates(config: RunConfig, recipes: Sequence[Recipe], *, scale_free: bool) -> tuple[list[Candidate], list[str]]:
-    """What the recipes would be on a configuration.
+    """Apply the recipes to a configuration.
 
-    A gang trains where it was measured, and also where the configuration has its own. It is not moved to the cheap pool unasked:
-    what a plan does not count, the traffic between its workers, is what that pool is bad at.
+    A gang trains on the pool on which it was measured, and also on the pool that the configuration sets. It is not moved to the
+    cheap pool otherwise: the traffic between its workers is slow there, and the plan does not count it.
 
     Args:
-        config: That is advised.
-        recipes: As measured.
-        scale_free: Take over only what means the same for a model of another size.
+        config: Configuration to advise on.
+        recipes: Measured recipes.
+        scale_free: Whether to use only settings that mean the same for a model of another size.
 
     Returns:
-        The candidates; and why others are none, or do not fit, a line each, where they are as measured.
+        The candidates; and for each recipe that is not possible or does not fit as measured, a line with the reason.
 
     Raises:
-        ConfigError: Training costs nothing.
+        ConfigError: Training costs nothing at the configuration's prices.
     """
     found: list[Candidate] = []
     refused = []
@@ -123,9 +123,9 @@ def candidates(config: RunConfig, recipes: Sequence[Recipe], *, scale_free: bool
 
 
 def is_dominated(one: Candidate, others: Sequence[Candidate]) -> bool:
-    """Whether another recipe had a lower loss for no more dollars wherever this one was measured.
+    """Whether at every measured size of `one` another recipe had a lower loss for no more dollars.
 
-    Its curve may still be the steeper one, and cross the other's far away: nothing that was measured speaks for that.
+    Its curve may be steeper and cross the other's far outside of the measurements, but no measurement supports that.
     """
     return any(
         all(any(dollars <= spent * _EQUAL_DOLLARS and reached < loss for dollars, reached in other.points())

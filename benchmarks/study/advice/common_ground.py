@@ -1,9 +1,9 @@
-"""Means over the same subjects of recipes that were not all measured in the same ones.
+"""Compares recipes that were measured on different subjects (models and texts).
 
-In some subjects every recipe seems better, and one that was measured in these alone is not better for that. So a figure is taken
-to be its recipe's level and its subject's shift together, fitted by least squares (a two-way layout with cells missing). Where no
-cell is missing, two recipes then differ by the mean of their pairs; where two share no subject, by way of those that they share
-with others.
+On some subjects every recipe seems better, and a recipe that was measured only on these must not gain from that. Each figure is
+therefore modelled as the sum of a recipe's level and a subject's shift, fitted by least squares (a two-way layout with missing
+cells). Without missing cells, the difference of two recipes is the mean of their differences on each subject. Two recipes without
+a common subject are compared through other recipes that share subjects with both.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 _UNDRAWN = 1e-4
-"""Weight of a subject that was not drawn: it decides only what no other subject does."""
+"""Weight of a subject that was not drawn: it matters only if no drawn subject decides."""
 _LOOSE = 1e-9
-"""Weight of a shift of 0: it decides between subjects that no chain of recipes links, and nothing else."""
+"""Weight that pulls shifts to 0: it matters only between subjects that no chain of recipes links."""
 
 
 def shifts(rows: Sequence[Mapping[int, float]], chosen: Sequence[int], subjects: int) -> list[float]:
-    """By how much each subject moves the figures of all recipes.
+    """Shift of each subject: the amount that it adds to the figures of all recipes.
 
-    Their mean is 0, and so is that of every group of subjects that shares no recipe with the others.
+    The mean shift is 0, overall and in every group of subjects that shares no recipe with the others.
 
     Args:
-        rows: Each recipe's figures by subject. Infinite ones are passed over.
-        chosen: Which subjects count, as often as they are named.
-        subjects: How many there are.
+        rows: Figures by subject, for each recipe; infinite figures are skipped.
+        chosen: Subjects to use; each counts once for every time it is listed.
+        subjects: Number of subjects.
     """
     weights = [chosen.count(at) or _UNDRAWN for at in range(subjects)]
     matrix = [[_LOOSE if i == j else 0.0 for j in range(subjects)] for i in range(subjects)]
@@ -34,7 +34,7 @@ def shifts(rows: Sequence[Mapping[int, float]], chosen: Sequence[int], subjects:
     for row in rows:
         figures = {at: figure for at, figure in row.items() if math.isfinite(figure)}
         total = sum(weights[at] for at in figures)
-        # The level that fits best is the mean of what the shifts leave: without it, the shifts are all that is sought.
+        # The best level is the mean of the figures minus the shifts; inserting it leaves only the shifts to solve for.
         for at, figure in figures.items():
             matrix[at][at] += weights[at]
             for beside, other in figures.items():
@@ -45,19 +45,19 @@ def shifts(rows: Sequence[Mapping[int, float]], chosen: Sequence[int], subjects:
 
 
 def mean(row: Mapping[int, float], moved: Sequence[float], chosen: Sequence[int]) -> float:
-    """A recipe's figure over all chosen subjects, with those in which it was not measured as if it had been.
+    """A recipe's mean figure over all chosen subjects, estimated for those on which it was not measured.
 
     Args:
-        row: Its figures by subject; if none of these is chosen, all count.
-        moved: The `shifts`.
-        chosen: Which subjects count, as often as they are named.
+        row: The recipe's figures by subject; if none of its subjects is chosen, all are used.
+        moved: Result of `shifts`.
+        chosen: Subjects to use; each counts once for every time it is listed.
     """
     where = [at for at in chosen if at in row] or list(row)
     return statistics.fmean(row[at] - moved[at] for at in where) + statistics.fmean(moved[at] for at in chosen)
 
 
 def _solution(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    """Of linear equations with a positive definite matrix, which needs no pivoting (Gauss and Jordan)."""
+    """Solve linear equations with a positive definite matrix by Gauss-Jordan elimination, which then needs no pivoting."""
     rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     for i, pivot in enumerate(rows):
         for row in rows[:i] + rows[i + 1:]:

@@ -1,4 +1,4 @@
-"""How sure an advice is, in words that follow from numbers: each ground by itself, and the weakest of them for the whole."""
+"""Rates how certain an advice is: each ground by fixed thresholds, and the whole advice by its weakest ground."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from benchmarks.study.advice.study import DRAWS, Noise
 Level = Literal["high", "medium", "low"]
 _LEVELS: tuple[Level, ...] = ("low", "medium", "high")
 _INSIDE = 1.05
-"""A run that is larger than the largest measured one by less is not an extrapolation."""
+"""Factor beyond the measured sizes up to which a run does not count as an extrapolation."""
 _NEAR = 4.0
 
 
 class Ground(NamedTuple):
-    """One thing that an advice rests on, and how well."""
+    """One ground of an advice, and its rating."""
 
     level: Level
     words: str
 
 
 class Confidence(BaseModel):
-    """How sure, and why."""
+    """The rating of an advice, with its grounds."""
 
     model_config = ConfigDict(frozen=True)
 
     level: Level
     grounds: tuple[Ground, ...]
-    """The weakest first."""
+    """All grounds, the weakest first."""
 
 
 def weigh(grounds: Iterable[Ground]) -> Confidence:
-    """As sure as the weakest of the grounds.
+    """The confidence of an advice: that of its weakest ground.
 
     Args:
-        grounds: At least one.
+        grounds: Grounds of the advice, at least one.
     """
     ordered = sorted(grounds, key=lambda ground: _LEVELS.index(ground.level))
     return Confidence(level=ordered[0].level, grounds=tuple(ordered))
 
 
 def reach(extrapolation: float, runs: int) -> Ground:
-    """How far from what was measured.
+    """Rate the extrapolation from the measured runs.
 
     Args:
-        extrapolation: Factor in tokens to the nearest run of the recipe; 1 between them.
-        runs: Of the recipe.
+        extrapolation: Factor in tokens to the nearest run of the recipe; 1 within the measured range.
+        runs: Number of runs of the recipe.
     """
     if extrapolation <= _INSIDE:
         return Ground("high", f"interpolates between {runs} runs of this recipe")
@@ -57,10 +57,10 @@ def reach(extrapolation: float, runs: int) -> Ground:
 
 
 def shape(sizes: int, extrapolation: float) -> Ground:
-    """What the curve rests on.
+    """Rate how well the shape of the curve is known.
 
     Args:
-        sizes: Numbers of tokens that the recipe was measured with.
+        sizes: Number of token counts at which the recipe was measured.
         extrapolation: As in `reach`.
     """
     if sizes == 1:
@@ -73,7 +73,7 @@ def shape(sizes: int, extrapolation: float) -> Ground:
 
 
 def scatter(noise: Noise | None) -> Ground:
-    """What is known of chance."""
+    """Rate how well the scatter between runs is known."""
     if noise is None:
         return Ground("low", "one run of each: what chance does is not known")
     if noise.seeds == 1:
@@ -82,11 +82,11 @@ def scatter(noise: Noise | None) -> Ground:
 
 
 def lead(best_in: float | None, recipes: int) -> Ground:
-    """Whether another recipe could be the best as well.
+    """Rate the lead of the advised recipe over the others.
 
     Args:
-        best_in: Share of the draws in which this one is; None where there are none.
-        recipes: That were weighed.
+        best_in: Share of the draws in which the advised recipe is the best; None without draws.
+        recipes: Number of recipes considered.
     """
     if recipes == 1:
         return Ground("medium", "no other recipe can be weighed against it")
@@ -97,11 +97,11 @@ def lead(best_in: float | None, recipes: int) -> Ground:
 
 
 def pairing(common: Mapping[str, int], subjects: int) -> Ground:
-    """Whether the advised recipe was measured together with the others, where that was in other models.
+    """Rate whether the advised recipe was measured on the same subjects as the others; used if other models were measured.
 
     Args:
-        common: How many subjects have it and each of the others, by the other's title.
-        subjects: That were measured.
+        common: Number of subjects shared with each other recipe, by its title.
+        subjects: Number of measured subjects.
     """
     if all(each == subjects for each in common.values()):
         return Ground("high", "measured wherever the other recipes were")
@@ -112,11 +112,11 @@ def pairing(common: Mapping[str, int], subjects: int) -> Ground:
 
 
 def likeness(factor: float, subjects: int) -> Ground:
-    """How like the measured model the configuration's is, where it is another one.
+    """Rate how similar in size the measured models are to the configuration's; used if other models were measured.
 
     Args:
-        factor: Parameters of the larger one over the smaller one's.
-        subjects: That were measured.
+        factor: Ratio of the larger to the smaller parameter count.
+        subjects: Number of measured subjects.
     """
     of = "another model or text" if subjects == 1 else f"{subjects} other models or texts"
     size = "as large" if factor <= _INSIDE else f"{factor:.1f}x apart in size"
@@ -124,10 +124,10 @@ def likeness(factor: float, subjects: int) -> Ground:
 
 
 def duration(factor: float) -> Ground:
-    """How like the measured trainings' length this one's is.
+    """Rate how similar in length the measured trainings are to the advised one.
 
     Args:
-        factor: Tokens per parameter over the most that were measured, or the least that were measured over them; at least 1.
+        factor: Ratio of tokens per parameter to the nearest measured value, inverted if below 1.
     """
     if factor <= _INSIDE:
         return Ground("high", "as many tokens per parameter as were measured")

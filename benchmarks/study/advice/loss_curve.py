@@ -1,4 +1,4 @@
-"""How the loss of one recipe falls with its tokens: a saturating power law, or what is left of it where few sizes were measured."""
+"""Loss of one recipe over its tokens: a saturating power law, or a simpler curve if few sizes were measured."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 _STEEPEST = 2.0
-"""Largest exponent that is tried; those of language models over tokens are 0.05 to 0.4 (Kaplan et al., arXiv 2001.08361;
-Hoffmann et al., arXiv 2203.15556)."""
+"""Maximum exponent that is tried; published exponents for language models over tokens are 0.05 to 0.4 (Kaplan et al., arXiv
+2001.08361; Hoffmann et al., arXiv 2203.15556)."""
 _GRID = 24
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _REFINEMENTS = 32
@@ -19,14 +19,14 @@ _LARGEST_POWER = 600.0
 class Curve:
     """Loss over tokens, L(x) = level - slope * (1 - x^-exponent) / exponent, with x = tokens / unit.
 
-    That is L_inf + A tokens^-exponent, with L_inf = level - slope / exponent, written so that an exponent of 0 is its limit: the
+    This equals L_inf + A tokens^-exponent with L_inf = level - slope / exponent, in a form that has a limit at exponent 0: the
     straight line level - slope * ln x.
 
     Attributes:
         unit: Tokens at which the loss is `level`.
-        level: Nats per token.
-        slope: Nats that the loss falls by at `unit` where the logarithm of the tokens grows by one; never negative.
-        exponent: How fast that saturates; never negative.
+        level: Loss at `unit` (nats per token).
+        slope: Fall of the loss per unit of ln tokens at `unit` (nats per token); never negative.
+        exponent: Exponent of the power law, which sets how fast the curve saturates; never negative.
     """
 
     unit: float
@@ -36,21 +36,21 @@ class Curve:
 
     @property
     def floor(self) -> float:
-        """L_inf: what no amount of tokens comes below; of a straight line, minus infinity."""
+        """L_inf, the limit of the loss for infinitely many tokens; minus infinity for a straight line."""
         if not self.slope:
             return self.level
         return self.level - self.slope / self.exponent if self.exponent else -math.inf
 
     def loss(self, tokens: float) -> float:
-        """Nats per token after a number of tokens."""
+        """Loss after a number of tokens (nats per token)."""
         return self.level - self.slope * _fall(tokens / self.unit, self.exponent)
 
     def slope_at(self, tokens: float) -> float:
-        """Nats that the loss falls by where the logarithm of the tokens grows by one."""
+        """Fall of the loss per unit of ln tokens (nats per token)."""
         return self.slope * (tokens / self.unit) ** -self.exponent
 
     def tokens(self, loss: float) -> float:
-        """The inverse of `loss`: infinity for what is never reached, 0 for what a flat curve is never above."""
+        """Tokens to reach a loss, the inverse of `loss`; infinity if it is never reached, 0 if a flat curve is never above it."""
         if not self.slope:
             return 0.0 if loss >= self.level else math.inf
         fall = (self.level - loss) / self.slope
@@ -67,9 +67,9 @@ class Size:
     """All runs of a recipe that have the same number of tokens.
 
     Attributes:
-        tokens: Each.
-        loss: Their mean.
-        runs: How many.
+        tokens: Tokens of each run.
+        loss: Mean loss of the runs.
+        runs: Number of runs.
     """
 
     tokens: int
@@ -80,11 +80,11 @@ class Size:
 def fit_curve(sizes: Sequence[Size]) -> Curve:
     """The least-squares curve through two sizes (a straight line over the logarithm of the tokens) or more (a power law).
 
-    For a given exponent the law is linear in its other two numbers, so that the search is over one number (variable projection,
+    For a given exponent the law is linear in its other two parameters, so only the exponent is searched (variable projection,
     Golub and Pereyra 1973).
 
     Args:
-        sizes: At least two, all different.
+        sizes: Measured sizes, at least two, all different.
     """
     if len(sizes) == 2:
         return _fit_linear(sizes, 0.0)[1]
@@ -105,11 +105,11 @@ def fit_curve(sizes: Sequence[Size]) -> Curve:
 
 
 def through_one(size: Size, others: Sequence[Curve]) -> Curve:
-    """The curve of a recipe that was measured at one size: as steep there, on the average, as those of the others.
+    """The curve of a recipe that was measured at one size: its slope there is the mean slope of the other curves.
 
     Args:
-        size: The only one.
-        others: At least one.
+        size: The only measured size of the recipe.
+        others: Curves of other recipes, at least one.
     """
     return Curve(
         size.tokens, size.loss,
@@ -122,7 +122,7 @@ def _fall(x: float, exponent: float) -> float:
 
 
 def _fit_linear(sizes: Sequence[Size], exponent: float) -> tuple[float, Curve]:
-    """Squared error and curve of the best level and slope."""
+    """Least squared error, and the curve with the best level and slope, for a given exponent."""
     runs = sum(size.runs for size in sizes)
     unit = math.exp(sum(size.runs * math.log(size.tokens) for size in sizes) / runs)
     falls = [_fall(size.tokens / unit, exponent) for size in sizes]

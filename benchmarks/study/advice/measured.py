@@ -1,10 +1,9 @@
-"""Finished runs as points of a curve: recipe, subject, tokens and loss, from comparisons and from run directories.
+"""Reads finished runs (recipe, subject, tokens and loss) from comparisons and run directories, as points of loss curves.
 
-Only ends count. A look at the held-out loss while a model is trained is not what a shorter run would have ended at: its learning
-rate has not come down yet, and where a seed and sub-models came before, its fine-tune is a smaller share than the recipe's. Where
-the learning rate is constant and the whole model is all that is trained, it would be; but a look is taken on a slice of the
-validation text, and forty looks at one run are not forty runs, which is what they would be counted as when it is asked how sure a
-prediction is. Nor does an ensemble count, which is no model that a run ends with.
+Only final losses are used. An intermediate held-out loss is not the final loss of a shorter run: the learning rate has not decayed
+yet, and after a seed and sub-models the fine-tune is a smaller share than the recipe's. With a constant learning rate and only the
+whole model trained, it would be; but intermediate losses use a slice of the validation text, and forty of them from one run would
+count as forty runs in the confidence of a prediction. Ensembles are not used either, because a run does not end with one.
 """
 
 from __future__ import annotations
@@ -36,49 +35,49 @@ class MeasuredRun(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     title: str
-    """For people."""
+    """Title for people."""
     recipe: dict[str, Any]
-    """What it was trained by; see `recipe.recipe`."""
+    """Settings that the run was trained with; see `recipe.recipe`."""
     subject: dict[str, Any]
-    """What was trained; see `recipe.subject`."""
+    """Model and text of the run; see `recipe.subject`."""
     tokens: int = Field(gt=0)
-    """Planned, of all its models together."""
+    """Planned training tokens, summed over all models of the run."""
     submodel_steps: int | None
-    """Of one sub-model; null where there are none."""
+    """Steps of one sub-model; null without sub-models."""
     loss: float = Field(gt=0, allow_inf_nan=False)
-    """Of its final model on the validation documents, nats per token."""
+    """Loss of the final model on the validation documents (nats per token)."""
     seed: int
     beside: float = Field(0.0, ge=0)
-    """Dollars of what it read outside its training, at the prices it was measured with, as a share of its training's. 0 where that
-    was not counted: of a run directory, and in comparisons of earlier versions."""
+    """Dollars for reading outside training, relative to the training dollars, at the prices of the measurement. 0 if not counted:
+    for run directories, and in comparisons of earlier versions."""
     reference: bool = False
-    """Whether it is what the others are compared with: joint training on the high-memory pool."""
+    """Whether this run is the reference: joint training on the high-memory pool."""
 
     @property
     def sync_every(self) -> int | None:
-        """Steps between two rounds; None where there are none."""
+        """Steps between two sync rounds; None without rounds."""
         return self.recipe.get("submodels.sync_every")
 
     @property
     def rounds(self) -> int | None:
-        """Parts that rounds cut a sub-model's training into; None where there are none."""
+        """Number of sync rounds in a sub-model's training; None without rounds."""
         if self.sync_every is None or self.submodel_steps is None:
             return None
         return -(-self.submodel_steps // self.sync_every)
 
     @property
     def identity(self) -> str:
-        """The same for a run that was found twice, whatever it was called there."""
+        """Key that is equal for copies of one run, whatever their titles."""
         return json.dumps(self.model_dump(exclude={"title", "reference", "beside"}), sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """What was found.
+    """Measured runs, and what was left out.
 
     Attributes:
-        runs: In an order that does not depend on where they were found, each once.
-        set_aside: What does not count, and why: a line each.
+        runs: Finished runs, each once, in an order that does not depend on the paths.
+        set_aside: For each run that was left out, a line with the reason.
     """
 
     runs: tuple[MeasuredRun, ...]
@@ -86,13 +85,13 @@ class Measurements:
 
 
 def read_measurements(paths: Sequence[Path]) -> Measurements:
-    """The finished runs of comparisons and run directories.
+    """Read the finished runs of comparisons and run directories.
 
     Args:
-        paths: `compare.json` or any JSON file with such `rows`; a folder of such files; a run directory.
+        paths: Each a `compare.json` or another JSON file with such `rows`, a folder of such files, or a run directory.
 
     Raises:
-        RunDirError: A path holds nothing of the kind, or there is no finished run in any.
+        RunDirError: A path is none of these, or no path has a finished run.
     """
     runs: list[MeasuredRun] = []
     set_aside: list[str] = []
@@ -115,14 +114,14 @@ def read_measurements(paths: Sequence[Path]) -> Measurements:
 
 
 def comparison_runs(table: Mapping[str, Any], source: str) -> list[MeasuredRun]:
-    """The runs of a comparison whose loss is of the model that they end with.
+    """The runs of a comparison whose measured loss is that of their final model.
 
     Args:
-        table: `rows`, with the reference first; `seed`.
-        source: Named in errors.
+        table: Content of `compare.json`: `rows`, the reference first, and `seed`.
+        source: Name of the comparison in error messages.
 
     Raises:
-        RunDirError: A row lacks what is asked of it.
+        RunDirError: A row lacks a required value.
     """
     reference = table["rows"][0].get("recipe")
     try:
@@ -158,7 +157,7 @@ def _of_directory(directory: Path) -> tuple[list[MeasuredRun], list[str]]:
         config = stored_config(read_json(directory / "config.json"))
         loss = read_json(directory / "evaluation" / "evaluation.json")["loss"]
         return [run_of(config, loss)], []
-    except (OSError, ValueError, KeyError) as error:    # UserError and pydantic's and json's are values' errors
+    except (OSError, ValueError, KeyError) as error:    # UserError and the errors of pydantic and json are ValueErrors
         raise RunDirError(_FIELD, str(directory), f"cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
@@ -166,7 +165,7 @@ def run_of(config: RunConfig, loss: float) -> MeasuredRun:
     """A finished run, from its configuration and the loss of its final model.
 
     Raises:
-        UserError: Its model or tokeniser is not to be read any more.
+        UserError: The run's model or tokeniser can no longer be read.
     """
     plan, tokens = build_plan(config), config.tokens
     steps = {stage.stage: stage.steps for stage in plan.stages}

@@ -1,4 +1,4 @@
-"""Advice from runs of the very same model on the same text: their losses are what is predicted."""
+"""Advice from runs of the same model on the same text: predicts losses."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 
 _ROUNDING = 1.001
-"""A budget that is smaller than a measured run's dollars by less is as large."""
+"""Factor by which a budget may fall short of a measured run's dollars and still count as equal."""
 
 
 def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: Sequence[str]) -> Advice:
-    """The recipe with the least loss for a budget, or the cheapest way to a loss.
+    """Recommend the recipe with the lowest loss for a budget, or the lowest cost for a loss.
 
     Args:
-        config: That is advised.
-        runs: Of its model and text.
-        goal: What is given.
-        notes: What was set aside before.
+        config: Configuration to advise on.
+        runs: Measured runs with the configuration's model and text.
+        goal: Dollars to spend, or a loss to reach.
+        notes: Notes on runs that were left out before.
 
     Raises:
-        ConfigError: No recipe can be carried out, or none was measured near enough to the goal.
+        ConfigError: No recipe is possible, or none was measured near enough to the goal.
         RunDirError: No recipe was measured at two sizes.
     """
     found = study(runs)
@@ -53,7 +53,7 @@ def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: S
 
 
 def _options(found: Study, possible: Sequence[Candidate], goal: Goal) -> list[tuple[Option, Candidate]]:
-    """Each recipe's prediction for the goal, best first and dominated ones last; without recipes that allow none."""
+    """Predictions for the goal, best first and dominated recipes last; recipes without a prediction are left out."""
 
     def figures(curves: Sequence[Curve], miss: float) -> list[float]:
         return [_figure(each, curves[each.at], goal, miss) for each in possible]
@@ -74,18 +74,18 @@ def _options(found: Study, possible: Sequence[Candidate], goal: Goal) -> list[tu
 
 
 def _figure(candidate: Candidate, curve: Curve, goal: Goal, miss: float) -> float:
-    """Loss for a budget, or dollars for a loss; infinity where too little was measured for an answer.
+    """Loss for a budget, or dollars for a loss; infinity if too little was measured.
 
     Args:
-        candidate: Whose.
-        curve: Of its recipe.
-        goal: What is given.
-        miss: Nats by which the run misses the curve.
+        candidate: Candidate to evaluate.
+        curve: Loss curve of the candidate's recipe.
+        goal: Dollars to spend, or a loss to reach.
+        miss: Deviation of the run's loss from the curve (nats per token).
     """
     recipe, price = candidate.recipe, candidate.dollars_per_token
     if goal.kind == "budget_dollars":
         tokens = goal.value / price
-        # Below its smallest run a recipe's curve is anyone's guess: sub-models of a few steps are not what was measured.
+        # The curve does not hold below the recipe's smallest run: sub-models of only a few steps were not measured.
         return curve.loss(tokens) + miss if tokens * _ROUNDING >= recipe.smallest else math.inf
     tokens = max(curve.tokens(goal.value - miss), recipe.smallest)
     return tokens * price if tokens <= MOST_EXTRAPOLATION * recipe.largest else math.inf
@@ -96,7 +96,7 @@ def _is_far(options: Sequence[tuple[Option, Candidate]], goal: Goal) -> bool:
 
 
 def _unanswered(usable: Sequence[tuple[Candidate, Curve]], goal: Goal) -> ConfigError:
-    """Why there is no answer, and what to do."""
+    """The error for a goal without a recommendation: the reason, and what to do."""
     if goal.kind == "target_loss":
         least = min(curve.loss(MOST_EXTRAPOLATION * each.recipe.largest) for each, curve in usable)
         return ConfigError(

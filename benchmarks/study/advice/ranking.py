@@ -1,4 +1,4 @@
-"""Which of several figures is the lowest, its bounds, and how often chance would give the same order."""
+"""Ranks figures, the lowest first, with intervals and the probability of each to be the lowest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 TAIL = 0.05
-"""Of the draws, on either side of an interval: it holds nine of ten."""
+"""Share of the draws outside an interval, on each side: a 90 % interval."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Rank:
     """One figure among others.
 
     Attributes:
-        value: Of the fitted curves; infinity for what is not to be had.
-        interval: That holds nine of ten draws, as far as it goes; None where there are no draws.
-        best_in: Share of the draws in which it is the lowest; None likewise.
+        value: Value from the fitted curves; infinity if not possible.
+        interval: 90 % interval of the draws; None without draws.
+        best_in: Share of the draws in which this figure is the lowest; None without draws.
     """
 
     value: float
@@ -26,11 +26,11 @@ class Rank:
 
 
 def rank(values: Sequence[float], draws: Sequence[Sequence[float]]) -> list[Rank]:
-    """Judge each figure.
+    """Rank each figure among all.
 
     Args:
-        values: One per candidate, the lower the better.
-        draws: As they could have come out as well.
+        values: One figure per candidate; lower is better.
+        draws: Bootstrap samples of all figures.
     """
     if not draws:
         return [Rank(value, None, None) for value in values]

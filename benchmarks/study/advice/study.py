@@ -1,4 +1,4 @@
-"""Runs of one subject as recipes with a curve each, and what chance does to those curves."""
+"""Fits a loss curve to each recipe that was measured on one subject, and estimates the effect of chance on the curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.study.advice.measured import MeasuredRun
 from moedisco_ray.core.errors import RunDirError
 
 POOL = "finetune.pool"
-"""Where a gang trains decides what its tokens cost and never what comes out, so that it is no part of a recipe."""
+"""Setting that is not part of a recipe: the gang's pool changes the cost of tokens, not the result."""
 _SYNC_EVERY = "submodels.sync_every"
 DRAWS = 400
 _SEED = 20_260_101
@@ -24,15 +24,15 @@ _SEED = 20_260_101
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What was measured of one recipe.
+    """A recipe with its measured runs.
 
     Attributes:
-        titles: For people, per pool that its gang was measured on; of a recipe without one, under None.
-        settings: Dotted paths and values, all but the gang's pool and how often sub-models meet.
-        sync_every: Steps between two rounds, where that is the same at all sizes; else None.
-        rounds: Parts of a sub-model's training, as in its largest run; None where there are no rounds.
-        reference: Whether it is what the others are compared with.
-        runs: Of all its sizes.
+        titles: Title by pool on which the gang was measured; key None for a recipe without a gang.
+        settings: Values by dotted path, except the gang's pool and `sync_every`.
+        sync_every: Steps between two sync rounds if they are the same at all sizes, otherwise None.
+        rounds: Number of sync rounds of a sub-model in the largest run; None without rounds.
+        reference: Whether this recipe is the reference.
+        runs: Runs of all sizes.
     """
 
     titles: Mapping[str | None, str]
@@ -44,26 +44,26 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """The same for the same recipe alone."""
+        """Key that is equal only for equal recipes."""
         return json.dumps([self.settings, self.sync_every, self.rounds], sort_keys=True)
 
     @property
     def title(self) -> str:
-        """One for all pools."""
+        """One title for all pools."""
         return min(self.titles.values())
 
     @property
     def smallest(self) -> int:
-        """Tokens of its smallest run."""
+        """Tokens of the smallest run."""
         return min(run.tokens for run in self.runs)
 
     @property
     def largest(self) -> int:
-        """Tokens of its largest run."""
+        """Tokens of the largest run."""
         return max(run.tokens for run in self.runs)
 
     def sizes(self, loss: Callable[[MeasuredRun], float] = lambda run: run.loss) -> list[Size]:
-        """Its sizes, the smallest first, with their mean losses."""
+        """Sizes of the recipe with their mean losses, the smallest first."""
         by_tokens: dict[int, list[float]] = defaultdict(list)
         for run in self.runs:
             by_tokens[run.tokens].append(loss(run))
@@ -72,13 +72,13 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """By how much a run's loss misses its recipe's curve, as standard deviations in nats.
+    """Standard deviations of runs from their recipe's curve (nats per token).
 
     Attributes:
-        seed: What all runs of a seed have in common, for they are measured on the same documents.
-        seeds: How many there are.
-        run: What each has of its own, the misfit of the curve included.
-        freedom: Degrees of it: runs less the numbers that were fitted.
+        seed: Deviation that all runs of a seed share, because they are measured on the same documents.
+        seeds: Number of seeds.
+        run: Deviation of a single run, including the misfit of the curve.
+        freedom: Degrees of freedom of `run`: the number of runs minus the number of fitted parameters.
     """
 
     seed: float
@@ -87,17 +87,17 @@ class Noise:
     freedom: int
 
     def draw(self, chance: random.Random) -> tuple[float, float]:
-        """Both deviations, as they may be given that they were estimated from so few."""
+        """Draw both standard deviations, given that they were estimated from few runs."""
         return self.seed * _factor(chance, self.seeds - 1), self.run * _factor(chance, self.freedom)
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The curves as they could have come out as well.
+    """A bootstrap sample of the curves.
 
     Attributes:
-        curves: In the recipes' order.
-        miss: By how many nats one more run misses its curve.
+        curves: Curves in the order of the recipes.
+        miss: Deviation of one further run from its curve (nats per token).
     """
 
     curves: tuple[Curve, ...]
@@ -109,10 +109,10 @@ class Study:
     """All recipes that were measured on one subject.
 
     Attributes:
-        subject: The subject.
-        recipes: By their keys.
-        curves: Of each.
-        noise: None where there is one run per fitted number, so that it is unknown.
+        subject: Subject of all runs.
+        recipes: Recipes, in the order of their keys.
+        curves: Curve of each recipe.
+        noise: Scatter of the runs; None if each fitted parameter has only one run, so that it is unknown.
     """
 
     subject: Mapping[str, Any]
@@ -121,10 +121,10 @@ class Study:
     noise: Noise | None
 
     def draws(self) -> list[Draw]:
-        """`DRAWS` of them, always the same: a parametric bootstrap. None where the noise is not known.
+        """`DRAWS` samples of a parametric bootstrap, always the same; empty if the noise is unknown.
 
-        Every run gets a new loss, its curve's and a deviation of its seed and one of its own, and all is fitted again. The slope
-        of a recipe with one size is that of another recipe, chosen anew each time.
+        In each sample every run gets a new loss (the curve's, plus a deviation of its seed and one of its own), and all curves are
+        fitted again. The slope of a recipe with one size is that of another recipe, drawn anew for each sample.
         """
         if self.noise is None:
             return []
@@ -147,7 +147,7 @@ def study(runs: Iterable[MeasuredRun]) -> Study:
     """Fit every recipe of one subject.
 
     Args:
-        runs: In any order.
+        runs: Measured runs of the subject, in any order.
 
     Raises:
         RunDirError: No recipe was measured at two sizes, so that the fall of the loss is unknown.
@@ -164,11 +164,11 @@ def study(runs: Iterable[MeasuredRun]) -> Study:
 
 
 def fit_all(sizes: Sequence[Sequence[Size]], like: Callable[[list[Curve]], list[Curve]]) -> list[Curve]:
-    """A curve per recipe; one that was measured at one size only is as steep as others.
+    """Fit a curve to each recipe; a recipe with one size takes its slope from other recipes.
 
     Args:
-        sizes: Of each recipe.
-        like: Which of the curves of the others.
+        sizes: Sizes of each recipe.
+        like: Chooses, from the fitted curves, those that give the slope of a recipe with one size.
     """
     own = {i: fit_curve(each) for i, each in enumerate(sizes) if len(each) > 1}
     others = list(own.values())
@@ -183,10 +183,10 @@ def _recipes(runs: Sequence[MeasuredRun]) -> list[Recipe]:
 
 
 def _of_group(group: Sequence[MeasuredRun]) -> list[Recipe]:
-    """Split runs that differ in how often sub-models meet, if at all.
+    """Split runs that differ only in how often sub-models synchronise into recipes.
 
-    One recipe keeps its rounds at every size, another its steps between them. The group is read in the way that makes fewer
-    recipes of it, and so longer curves; where both make as many, rounds are what is kept.
+    A recipe keeps either its number of rounds or its steps between rounds at every size. The reading that gives fewer recipes, and
+    so longer curves, is chosen; if both give the same number, rounds are kept.
     """
     by_rounds: dict[int | None, list[MeasuredRun]] = defaultdict(list)
     by_steps: dict[int | None, list[MeasuredRun]] = defaultdict(list)
@@ -231,5 +231,5 @@ def _noise(recipes: Sequence[Recipe], curves: Sequence[Curve]) -> Noise | None:
 
 
 def _factor(chance: random.Random, freedom: int) -> float:
-    """The root of freedom over a chi-square of so much: what an estimated deviation may truly be, as a multiple of the estimate."""
+    """Draw the ratio of a true to an estimated standard deviation: sqrt(freedom / chi-square with `freedom` degrees)."""
     return math.sqrt(freedom / chance.gammavariate(freedom / 2, 2)) if freedom > 0 else 0.0

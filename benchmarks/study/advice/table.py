@@ -1,4 +1,4 @@
-"""An advice as tables: the recipes that were weighed, what to set, and how sure that is."""
+"""Shows an advice as tables: the options, the settings to change, and the confidence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SOUGHT = {"loss": "loss", "dollars": "dollars", "ratio": "of joint's"}
 
 
 def advice_view(advice: Advice) -> RenderableType:
-    """Everything of an advice that a person decides on."""
+    """The parts of an advice that a person needs for a decision."""
     goal, sure = advice.goal, advice.confidence
     given = f"for {dollars(goal.value)}" if goal.kind == "budget_dollars" else f"to a loss of {goal.value:.3f}"
     return Group(
@@ -39,7 +39,7 @@ def advice_view(advice: Advice) -> RenderableType:
 
 
 def dollars(amount: float) -> str:
-    """Dollars, also where a measurement cost a millionth of one."""
+    """Format dollars, including amounts as small as a millionth."""
     return format_dollars(amount) if amount >= 0.001 else f"${amount:.2e}"
 
 
@@ -87,7 +87,7 @@ def _settings(advice: Advice) -> RenderableType:
         return Text("Nothing to set: the configuration is as advised")
     flags = [f"--set {shlex.quote(f'{path}={_value(change.advised)}')}" for path, change in advice.settings.items()]
     table = plain_table("set", "instead of")
-    table.columns[0].no_wrap = max(map(len, flags)) <= _WIDEST_FLAG     # what is to be copied stays on one line
+    table.columns[0].no_wrap = max(map(len, flags)) <= _WIDEST_FLAG     # text to copy stays on one line
     for flag, change in zip(flags, advice.settings.values(), strict=True):
         table.add_row(flag, _value(change.now))
     return table

@@ -1,9 +1,9 @@
-"""Advice from runs of other models of the family, or on other text: what each recipe costs as a multiple of joint training.
+"""Advice from runs of other models of the family, or on other text: the cost of each recipe relative to joint training.
 
-The multiple is of dollars for the same loss, the one that joint training reached where it was measured. Of it the tokens are the
-measurement's, and what a token costs is the configuration's: its prices, its pools and its model, in which a sub-model may be a
-larger or smaller part of the whole. Recipes are held against each other on `common_ground`, for joint training is easier to beat in
-one subject than in another; those that no chain of subjects links are held against joint training alone.
+The cost is in dollars to reach the loss that joint training reached in the measurement. The tokens for it come from the
+measurement; the cost per token comes from the configuration: its prices, its pools and its model, in which a sub-model may be a
+larger or smaller part of the whole. Recipes are compared on `common_ground`, because joint training is easier to beat on some
+subjects than on others; recipes that no chain of subjects links are compared only with joint training.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from moedisco_ray.core.errors import ConfigError, RunDirError
 
 _SEED = 20_260_102
 _MOST_BELOW = 4.0
-"""A recipe that passed joint training's loss before its smallest run ended is credited with at most this factor of fewer tokens."""
+"""Maximum factor by which a recipe can need fewer tokens than its smallest run, if that run is already below the loss sought."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Comparison:
-    """The recipes of one subject, relative to its joint training.
+    """The recipes of one subject, compared with joint training on that subject.
 
     Attributes:
-        study: The measurements.
-        made: Its recipes on the configuration that is advised.
-        joint: Which recipe is joint training.
-        joint_rate: Its dollars per token on the configuration that is advised.
-        draws: The study's.
+        study: Measured recipes of the subject.
+        made: The recipes as candidates for the given configuration.
+        joint: Index of joint training among the recipes.
+        joint_rate: Joint training's dollars per token for the given configuration.
+        draws: Bootstrap samples of the study.
     """
 
     study: Study
@@ -52,16 +52,16 @@ class _Comparison:
 
     @property
     def possible(self) -> list[Candidate]:
-        """Those that can be carried out."""
+        """Candidates that are possible."""
         return [each for each in self.made if each.fits]
 
     @property
     def parameters(self) -> int:
-        """Of the model that was measured."""
+        """Parameters of the measured model."""
         return int(self.study.subject["parameters"])
 
     def token_ratio(self, recipe: int, curves: Sequence[Curve]) -> float:
-        """Tokens to the losses that joint training was measured at, as a multiple of joint training's: the geometric mean."""
+        """Tokens to reach joint training's measured losses, relative to joint training (geometric mean)."""
         if recipe == self.joint:
             return 1.0
         logs = []
@@ -73,13 +73,13 @@ class _Comparison:
         return math.exp(statistics.fmean(logs))
 
     def tokens_to(self, recipe: int, curves: Sequence[Curve], loss: float) -> float:
-        """Tokens of a recipe to a loss: not far fewer than its smallest run's, and infinity far beyond its largest's."""
+        """Tokens for a recipe to reach a loss, limited below its smallest run, and infinity far beyond its largest run."""
         measured = self.study.recipes[recipe]
         tokens = max(curves[recipe].tokens(loss), measured.smallest / _MOST_BELOW)
         return tokens if tokens <= MOST_EXTRAPOLATION * measured.largest else math.inf
 
     def extrapolation(self, recipe: int) -> float:
-        """How far from the recipe's runs the tokens are that take it to joint training's measured losses: a factor, up or down."""
+        """Extrapolation factor from the recipe's runs to the tokens with which it reaches joint training's measured losses."""
         curves, measured = self.study.curves, self.study.recipes[recipe]
         needed = [
             self.tokens_to(recipe, curves, curves[self.joint].loss(size.tokens)) for size in self.study.recipes[self.joint].sizes()]
@@ -91,9 +91,9 @@ class _Carried:
     """One recipe in all the comparisons that have it.
 
     Attributes:
-        candidate: On the configuration that is advised; its runs are those of all comparisons.
-        places: What it is in each comparison that has it: several, where they differ in what does not carry over.
-        joint: Whether it is joint training in each of them.
+        candidate: The recipe on the given configuration, with the runs of all comparisons.
+        places: Its candidates in each comparison that has it; several if they differ in settings that do not carry over.
+        joint: Whether the recipe is joint training in each comparison.
     """
 
     candidate: Candidate
@@ -102,7 +102,7 @@ class _Carried:
 
     @property
     def training(self) -> str | None:
-        """The same for what differs in the gang's pool alone; None for joint training, which ratios are to."""
+        """Key that is equal for recipes that differ only in the gang's pool; None for joint training, the reference."""
         settings = {path: value for path, value in self.candidate.settings.items() if path != POOL}
         return None if self.joint else dataclasses.replace(self.candidate, settings=settings).key
 
@@ -110,18 +110,18 @@ class _Carried:
 def transfer(
     config: RunConfig, own: Mapping[str, Any], runs: Sequence[MeasuredRun], goal: Goal, notes: Sequence[str],
 ) -> Advice:
-    """The recipe that costs least for the loss of joint training.
+    """Recommend the recipe with the lowest cost to reach joint training's loss.
 
     Args:
-        config: That is advised.
-        own: Its subject.
-        runs: Of other subjects of its family.
-        goal: A budget.
-        notes: What was set aside before.
+        config: Configuration to advise on.
+        own: Subject of the configuration.
+        runs: Measured runs on other subjects of the same family.
+        goal: Dollars to spend.
+        notes: Notes on runs that were left out before.
 
     Raises:
-        ConfigError: No recipe can be carried out.
-        RunDirError: No comparison shows what joint training reaches.
+        ConfigError: No recipe is possible.
+        RunDirError: No comparison shows which loss joint training reaches.
     """
     comparisons, refused = _comparisons(config, runs)
     carried = _carried(comparisons)
@@ -149,7 +149,7 @@ def transfer(
 
 
 def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], goal: Goal) -> list[tuple[Option, _Carried]]:
-    """What each recipe reaches with the budget; without those that do not reach joint training's loss."""
+    """Result of each recipe for the budget; recipes that do not reach joint training's loss are left out."""
     fitted = _ratios(comparisons, carried, [one.study.curves for one in comparisons], range(len(comparisons)))
     titles = distinct_titles([each.candidate for each in carried])
     found = []
@@ -165,7 +165,7 @@ def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], go
 
 
 def _draws(comparisons: Sequence[_Comparison], carried: Sequence[_Carried]) -> list[list[float]]:
-    """The ratios as they could have come out as well: by the noise of runs, and by which subjects happened to be measured."""
+    """Bootstrap samples of the ratios, over the noise of runs and over the choice of measured subjects."""
     if len(comparisons) == 1 and not comparisons[0].draws:
         return []
     chance = random.Random(_SEED)
@@ -179,22 +179,23 @@ def _draws(comparisons: Sequence[_Comparison], carried: Sequence[_Carried]) -> l
 def _ratios(
     comparisons: Sequence[_Comparison], carried: Sequence[_Carried], curves: Sequence[Sequence[Curve]], chosen: Sequence[int],
 ) -> list[float]:
-    """Dollars of each recipe for joint training's loss, as a multiple of joint training's.
+    """Dollars of each recipe to reach joint training's loss, relative to joint training.
 
     Args:
-        comparisons: All.
-        carried: The recipes.
-        curves: Of each comparison's recipes.
-        chosen: Which comparisons count, as often as they are named; one that has none of a recipe's takes it from all of its own.
+        comparisons: All comparisons.
+        carried: Recipes to rate.
+        curves: Curves of each comparison's recipes.
+        chosen: Comparisons to use; each counts once for every time it is listed. A recipe that was measured in none of them uses
+            all comparisons in which it was measured.
     """
     table: dict[str | None, dict[int, float]] = defaultdict(dict)
     for each in carried:
         row = table[each.training]
         for at, here in each.places.items():
-            # Of recipes that differ in what does not carry over, such as learning rates, the best tells what the rest can do.
+            # Of recipes that differ in settings that do not carry over, such as learning rates, the best one counts.
             tokens = min(comparisons[at].token_ratio(mine.at, curves[at]) for mine in here)
             row[at] = min(row.get(at, math.inf), math.log(tokens))
-    # Joint training's own ratios are 1 whatever the subject, and so tell nothing of it.
+    # Joint training's own ratios are 1 on every subject, so they contain no information about it.
     shifts = common_ground.shifts([row for training, row in table.items() if training is not None], chosen, len(comparisons))
     rates = [each.candidate.dollars_per_token / comparisons[0].joint_rate for each in carried]
     return [
@@ -240,7 +241,7 @@ def _carried(comparisons: Sequence[_Comparison]) -> list[_Carried]:
 
 
 def _together(members: Sequence[Candidate]) -> Candidate:
-    """One candidate with the runs of all."""
+    """One candidate with the runs of all members."""
     recipe = dataclasses.replace(members[0].recipe, runs=tuple(run for each in members for run in each.recipe.runs))
     return dataclasses.replace(members[0], recipe=recipe, title=min(each.title for each in members))
 
@@ -250,10 +251,10 @@ def _sizes(one: _Comparison) -> list[int]:
 
 
 def _apart(measured: Sequence[int], own: int) -> float:
-    """The factor between a model's parameters and the nearest measured one's."""
+    """Ratio between a model's parameter count and the nearest measured one."""
     return min(max(each / own, own / each) for each in measured)
 
 
 def _away(rate: float, measured: Sequence[float]) -> float:
-    """The factor between a rate and the range of the measured ones; 1 inside of it."""
+    """Ratio between a rate and the nearest end of the measured range; 1 inside the range."""
     return max(1.0, rate / max(measured), min(measured) / rate)

@@ -1,12 +1,12 @@
-"""What an arm's run has cost at each look at its held-out loss, and what a loss costs.
+"""Cost of an arm's run at each measurement of its held-out loss, and the cost to reach a loss.
 
-Two accounts are kept of every run. The planned one is arithmetic on operations, prices and the pools' speeds, the same on every
-machine. It counts training as the plan does, and what the recipe has to read outside it, in operations of forward passes: the
-documents that a model vectorises so that they can be clustered; the text that routers are calibrated and merges compared on; the
-validation tokens that the arm's own final model is measured on and, by `evaluation.stages`, those before it, with the model that
-finds a document's cluster. It leaves out what only the comparison needs: evaluations of the held-out loss during training, and text
-of other sources. The metered one is the fold that bills runs (`metering`): every second for which a worker was
-held, all of these included; its dollars are those of the run's bill (`moedisco_ray.core.bill`).
+Every run has two accounts. The planned account is computed from operations, prices and the pools' speeds, and is the same on every
+machine. It counts training as the plan does, and the forward passes over everything that the recipe reads outside training:
+documents that a model vectorises for clustering; text for calibrating routers and comparing merges; validation tokens for the
+final model, for earlier models (`evaluation.stages`), and for the model that finds a document's cluster. It leaves out what only
+the comparison needs: measurements of the held-out loss during training, and text of other sources. The metered account bills runs
+(`metering`): every second for which a worker was held, including all of the above. Its dollars are those of the run's bill
+(`moedisco_ray.core.bill`).
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from moedisco_ray.plan.cost import flops_per_token, training_cost
 Axis = Literal["tokens", "dollars", "hours", "metered_dollars", "metered_hours"]
 ReadingStage = Literal["cluster", "merge", "evaluate"]
 Reader = Literal["whole", "whole_states", "submodel", "submodel_states", "bigrams"]
-"""Who reads a token: the whole MoE; a sub-model, or the seed, which is as large; either for its hidden states alone, so that there
-is nothing for the head to do; one cluster's bigrams (`clusters.method`)."""
+"""Model that reads a token: the whole MoE; a sub-model, or the seed, which has the same size; either of them without its head, for
+hidden states only (`_states`); one cluster's bigrams (`clusters.method`)."""
 Reads = Mapping[ReadingStage, Mapping[Reader, float]]
-"""What a run reads outside its training: tokens, each as often as it is read. A pass that ends after some of the layers is that
-share of a token."""
+"""Tokens that a run reads outside its training, by stage and reader. A token counts once per pass; a pass through only some of the
+layers counts as that share of a token."""
 BIGRAM_FLOPS = 20.0
-"""More than the sums, quotients and logarithm that a token's likelihood in one cluster takes, with its counting."""
+"""Upper bound on the operations for a token's likelihood in one cluster, including the counting (FLOPs)."""
 _ORDER = [stage.name for stage in STAGES]
 
 
 @dataclasses.dataclass(frozen=True)
 class PhaseCost:
-    """What one phase of a run takes, as planned.
+    """Planned cost of one phase of a run.
 
     Attributes:
-        stage: Its name in the pipeline.
-        pool: Where.
-        steps: Of one model; None where nothing is trained.
-        tokens: Of all its models together: trained on, or read (`Reads`).
-        flops: Operations.
-        hours: Wall-clock. Documents are vectorised by as many workers as train sub-models at once; all else is read by one.
-        dollars: At the pool's price.
+        stage: Name of the pipeline stage.
+        pool: Pool on which the phase runs.
+        steps: Training steps of one model; None if nothing is trained.
+        tokens: Tokens of all models of the phase together: trained on, or read (`Reads`).
+        flops: Operations (FLOPs).
+        hours: Wall-clock time (h). All workers of the sub-models vectorise documents; one worker reads everything else.
+        dollars: Cost at the pool's price.
     """
 
     stage: str
@@ -62,16 +62,16 @@ class PhaseCost:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One look at the held-out loss.
+    """One measurement of the held-out loss.
 
     Attributes:
-        stage: Which model was looked at: `seed` or `finetune`.
-        tokens: Trained on so far, by all models of the run.
-        dollars: Planned, of those tokens and of what was read before this model's training began.
-        hours: Planned, wall-clock, of the same.
-        metered_dollars: What the workers held so far cost.
-        metered_hours: Wall-clock, without the time between an attempt's end and the next one's start.
-        loss: Nats per token.
+        stage: Model that was measured: `seed` or `finetune`.
+        tokens: Tokens trained on so far, by all models of the run.
+        dollars: Planned dollars for those tokens and for everything read before this model's training began.
+        hours: Planned wall-clock time for the same (h).
+        metered_dollars: Metered dollars so far.
+        metered_hours: Wall-clock time so far, without the pauses between attempts (h).
+        loss: Held-out loss (nats per token).
     """
 
     stage: str
@@ -84,12 +84,12 @@ class Point:
 
 
 def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
-    """Everything that a run pays for, in its order.
+    """All phases of a run, in order, with their planned cost.
 
     Args:
-        config: The run's.
-        plan: Of the same.
-        reads: What it reads outside its training.
+        config: Configuration of the run.
+        plan: Plan of the run.
+        reads: Tokens that the run reads outside its training.
     """
     trained = [
         PhaseCost(
@@ -99,14 +99,14 @@ def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
 
 
 def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
-    """What a run pays for outside its training: clustering on the low-memory pool, the rest where its whole MoE is trained."""
+    """Planned cost outside training: clustering on the low-memory pool, everything else on the pool that trains the whole MoE."""
     each = forward_flops(config, plan)
     at_once = next((stage.workers for stage in plan.stages if stage.stage == "submodels"), 1)
     found = []
     for stage, tokens in reads.items():
         pool = config.pools.low_memory if stage == "cluster" else config.finetune_pool
         flops = sum(count * each[reader] for reader, count in tokens.items())
-        # As one token of so many operations. Which type of a mixed pool reads is not known: the dearest.
+        # Counted as one token with all operations. The node type that reads in a mixed pool is unknown: assume the most expensive.
         workers = at_once if stage == "cluster" else 1
         cost = max(
             (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.node_types), key=lambda cost: cost.dollars)
@@ -115,7 +115,7 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
 
 
 def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
-    """Operations to read one token: a third of a model's training step, because gradients take twice the forward pass.
+    """Operations to read one token (FLOPs): a third of training on it, because the backward pass costs twice the forward pass.
 
     The token is assumed to be the last of a full sequence: no other position costs more.
     """
@@ -137,14 +137,14 @@ def forward_flops(config: RunConfig, plan: Plan) -> dict[Reader, float]:
 
 
 def curve(events: Iterable[Event], phases: Sequence[PhaseCost], config: RunConfig) -> list[Point]:
-    """The run's looks at its held-out loss, in order.
+    """The run's measurements of its held-out loss, in order.
 
-    Of steps that were made twice, because a training went back to a checkpoint, the last look counts.
+    If steps were repeated because a training went back to a checkpoint, the last measurement counts.
 
     Args:
-        events: The run's, oldest first.
-        phases: What it pays for, as `account` says.
-        config: The run's: its pools' prices.
+        events: Events of the run, oldest first.
+        phases: Phases of the run, from `account`.
+        config: Configuration of the run, with the prices of its pools.
     """
     meter = Meter()
     points: list[Point] = []
@@ -168,22 +168,22 @@ def curve(events: Iterable[Event], phases: Sequence[PhaseCost], config: RunConfi
 
 
 def trained_tokens(phases: Iterable[PhaseCost]) -> int:
-    """Those that are trained on."""
+    """Tokens that are trained on, over all phases."""
     return sum(phase.tokens for phase in phases if phase.steps is not None)
 
 
 def dollars_of(phases: Iterable[PhaseCost]) -> float:
-    """Of all of them."""
+    """Total dollars of the phases."""
     return sum(phase.dollars for phase in phases)
 
 
 def hours_of(phases: Iterable[PhaseCost]) -> float:
-    """Of all of them, one after the other."""
+    """Total hours of the phases, one after the other."""
     return sum(phase.hours for phase in phases)
 
 
 def wall_hours(events: Iterable[Event]) -> float:
-    """Wall-clock time of a run's attempts together."""
+    """Total wall-clock time of a run's attempts (h)."""
     meter = Meter()
     for event in events:
         meter.update(event)
@@ -196,15 +196,15 @@ def metered_dollars(meter: Meter, config: RunConfig) -> float:
 
 
 def first_reach(points: Sequence[Point], loss: float, axis: Axis) -> float | None:
-    """Where the curve of the whole model first comes down to a loss, between two looks by linear interpolation.
+    """Point on an axis at which the whole model first reaches a loss, by linear interpolation between two measurements.
 
     Args:
-        points: In order; the seed's are passed over, for it is another model.
-        loss: To reach.
-        axis: What is asked for.
+        points: Measurements in order; those of the seed are skipped, because it is another model.
+        loss: Loss to reach (nats per token).
+        axis: Field of `Point` to return.
 
     Returns:
-        None where the loss is never reached.
+        Value on the axis; None if the loss is never reached.
     """
     own = [point for point in points if point.stage == "finetune"]
     if own and own[0].loss <= loss:

@@ -1,4 +1,4 @@
-"""The arms of a comparison, as data: each is the settings in which it differs from the configuration that is compared."""
+"""The arms of a comparison: the settings in which each differs from the base configuration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
 
 Budget = Literal["tokens", "dollars", "loss"]
-"""What an arm has as much of as the first one: it is trained once for each. How long a run to the same `loss` has to be, two runs
-before it foretell."""
+"""Quantity that is equal for an arm and joint training; each arm is trained once for each. The length of a run to equal `loss` is
+predicted from the arm's two earlier runs."""
 Measured = Literal["finetune", "ensemble"]
-"""Which of a run's models is the arm's result, as `evaluation.json` calls it."""
+"""Model of a run that is the arm's result, by its name in `evaluation.json`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Arm:
     """One way to train.
 
     Attributes:
-        title: In tables and figures.
-        settings: Dotted configuration paths and their values; a function makes a value of the base configuration.
-        measured: Its result.
+        title: Title in tables and figures.
+        settings: Values by dotted configuration path; a function computes the value from the base configuration.
+        measured: Model that is the arm's result.
     """
 
     title: str
@@ -42,12 +42,12 @@ _WHOLE: Mapping[str, Any] = {
 
 
 def _whole_rate(base: RunConfig) -> float:
-    # Half of it is good for models that have met, which neither a fresh one nor the paper's have.
+    # Half of this rate suits sub-models that were synchronised; fresh models and the paper's sub-models were not.
     return max(base.submodels.optimizer.lr, base.finetune.optimizer.lr)
 
 
 def _whole_schedule(base: RunConfig) -> str:
-    # From nothing, coming down at the end alone was better than a cosine by 0.16 nats, from a dense model worse by 0.02.
+    # Compared with a cosine, decay only at the end was 0.16 nats better from random weights and 0.02 worse from a dense model.
     return "wsd" if base.model.init == "random" else "cosine"
 
 
@@ -64,7 +64,7 @@ _FRESH: Mapping[str, Any] = {"submodels.keep_optimizer_state": False, "finetune.
 _PLAIN_MERGE: Mapping[str, Any] = {"merge.backbone": "uniform", "merge.router": "random"}
 
 REFERENCE = "joint"
-"""The arm that all others are measured against."""
+"""The arm that all others are compared with."""
 
 ARMS: Mapping[str, Arm] = {
     REFERENCE: Arm("joint, high-memory pool", _JOINT),
@@ -87,7 +87,7 @@ ARMS: Mapping[str, Arm] = {
         "finetune.load_balance": 0.0,
         "finetune.z_loss": 0.0,
     }),
-    "upcycle": Arm("sparse upcycling", {     # the seed has the sub-models' tokens too: what do they add?
+    "upcycle": Arm("sparse upcycling", {     # the seed also gets the sub-models' tokens, which shows what sub-models add
         **_WHOLE,
         "tokens.seed_share": lambda base: 1.0 - base.tokens.finetune_share,
         "tokens.finetune_share": lambda base: base.tokens.finetune_share,
@@ -103,7 +103,7 @@ ARMS: Mapping[str, Arm] = {
     }),
     "random-clusters": Arm("MoE-DisCo, random clusters", {"clusters.method": "random"}),
     "ensemble": Arm(
-        # Its temperature is made for distances of tf-idf.
+        # The ensemble's temperature is set for distances of tf-idf vectors.
         "c-BTM ensemble", {
             "tokens.finetune_share": 0.0, "clusters.method": "kmeans", "clusters.vectors": "tfidf_svd", **_ONE_SHOT,
             "evaluation.ensemble": True}, "ensemble"),
@@ -111,7 +111,7 @@ ARMS: Mapping[str, Arm] = {
 
 
 def chosen(names: Sequence[str], arms: Mapping[str, Arm] = ARMS) -> dict[str, Arm]:
-    """The named arms, the reference first; of no names, all.
+    """The named arms, the reference first; all arms if no name is given.
 
     Raises:
         ConfigError: There is no such arm.
@@ -124,7 +124,7 @@ def chosen(names: Sequence[str], arms: Mapping[str, Arm] = ARMS) -> dict[str, Ar
 
 
 def run_name(arm: str, budget: Budget) -> str:
-    """Of an arm's run, and of its directory."""
+    """Name of an arm's run and of its directory."""
     return f"{arm}-{budget}"
 
 
@@ -132,7 +132,7 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budge
     """The configuration of one arm's run.
 
     Raises:
-        ConfigError: The base configuration does not allow for the arm.
+        ConfigError: The base configuration does not allow the arm.
     """
     raw = base.model_dump(mode="json")
     for path, value in arm.settings.items():
@@ -148,26 +148,26 @@ def tokens_for(
     base: RunConfig, arm: Arm, budget: Literal["tokens", "dollars"], reads: Callable[[RunConfig, Arm], Reads],
     reference: Arm = ARMS[REFERENCE],
 ) -> int:
-    """The arm's tokens at as many tokens, or as many planned dollars, as joint training of `base.tokens.total` tokens.
+    """Tokens with which the arm has the same tokens, or the same planned dollars, as joint training on `base.tokens.total` tokens.
 
-    Dollars are those of the whole account: joint training's buy the arm's clusters, merge and evaluation first, and what is left
-    buys its tokens.
+    Dollars include everything in the account: joint training's dollars first pay the arm's clustering, merge and evaluation, and
+    the rest pays its training tokens.
 
     Args:
-        base: The configuration that is compared.
-        arm: Whose.
-        budget: What it has as much of.
-        reads: What a run of an arm reads outside its training; used for dollars only.
-        reference: Joint training.
+        base: Base configuration.
+        arm: Arm to train.
+        budget: Quantity that is equal to joint training's.
+        reads: Returns the tokens that an arm's run reads outside its training; used only for dollars.
+        reference: Arm of joint training.
 
     Raises:
-        ConfigError: The base configuration does not allow for the arm, its training costs nothing, or all that joint training
-            costs does not pay for what it reads.
+        ConfigError: The base configuration does not allow the arm, its training costs nothing, or joint training's total cost does
+            not even pay for the tokens that the arm reads outside its training.
     """
     if budget == "tokens":
         return base.tokens.total
     budgeted = _dollars(base, reference, base.tokens.total, reads)
-    # By secants: but for what is read whatever the length, and where all of the corpus is clustered, dollars are a straight line.
+    # Secant method: dollars are nearly linear in the tokens, except for reading that does not depend on the length.
     (before, spent), tokens = (base.tokens.total, _dollars(base, arm, base.tokens.total, reads)), 2 * base.tokens.total
     for _ in range(_SECANTS):
         now = _dollars(base, arm, tokens, reads)
@@ -190,18 +190,18 @@ def _dollars(base: RunConfig, arm: Arm, tokens: int, reads: Callable[[RunConfig,
 
 
 def predicted(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
-    """The tokens of a run that will come to a loss, by a straight line of loss over log tokens.
+    """Predicted tokens of a run that reaches a loss, by a straight line of loss over log tokens.
 
-    With a learning rate that decays at the end, every length is a run of its own: the intermediate losses of a longer run say too
-    little. Where even the shortest run is better than needed, the line continues beyond it, to half of its tokens at most.
+    Because the learning rate decays at the end, only final losses are used, not the intermediate losses of a longer run. If even
+    the shortest run is better than needed, the line is extended down to half of its tokens.
 
     Args:
-        runs: Tokens and loss of complete ones.
-        loss: To come to.
+        runs: Tokens and final loss of complete runs.
+        loss: Loss to reach (nats per token).
 
     Returns:
-        None where none of them came to it, where there is only one or more tokens did not help, or where one of them is as long
-        already, to a hundredth.
+        Tokens; None if no run reached the loss, if there is only one run, if more tokens did not lower the loss, or if a run has
+        this length already (within 1 %).
     """
     ordered = sorted(runs)
     enough = next((i for i, (_, reached) in enumerate(ordered) if reached <= loss), None)
@@ -225,6 +225,6 @@ def _at(base: RunConfig, arm: Arm, tokens: int) -> RunConfig:
 
 _SECANTS = 4
 _AS_LONG = 0.01
-"""Of two runs' tokens, the logarithm of their ratio is less."""
+"""Maximum log ratio of the tokens of two runs that count as equally long."""
 _LOOKS = 40
-"""Looks at the held-out loss, over as many tokens as the configuration has, where it does not say how often."""
+"""Measurements of the held-out loss over the configured tokens, if the configuration does not set their interval."""

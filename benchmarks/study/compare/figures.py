@@ -1,4 +1,4 @@
-"""Held-out loss of every arm against tokens, dollars and hours, a figure each."""
+"""Plots the held-out loss of all arms over tokens, dollars and hours, one figure for each axis."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _AXES = {
     "dollars": ("dollars", "planned dollars"),
     "hours": ("dollars", "planned hours"),
 }
-"""What is on the x-axis: the budget whose runs are drawn, and the label."""
+"""Budget of the runs to draw, and axis label, for each x-axis."""
 
 
 def plot_comparison(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw `loss-over-tokens.png`, `-dollars` and `-hours`.
 
     Args:
-        result: As in `compare.json`.
-        folder: Where to; made when absent.
+        result: Content of `compare.json`.
+        folder: Output folder; created if absent.
 
     Returns:
-        The PNG files.
+        Paths of the PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -42,11 +42,11 @@ def plot_comparison(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def draw_losses(result: Mapping[str, Any], axis: str) -> Figure:
-    """One line per arm: dashed while its seed is trained, a gap while there are only sub-models, solid from its whole model on.
+    """Draw one line per arm: dashed for the seed, a gap while sub-models train, solid for the whole model.
 
     Args:
-        result: As in `compare.json`.
-        axis: `tokens`, `dollars` or `hours`.
+        result: Content of `compare.json`.
+        axis: Name of the x-axis: `tokens`, `dollars` or `hours`.
     """
     budget, label = _AXES[axis]
     joint = result["rows"][0]
@@ -56,7 +56,7 @@ def draw_losses(result: Mapping[str, Any], axis: str) -> Figure:
     axes = figure.subplots()
     ends = []
     for row in rows:
-        # The same in all figures of a comparison, whichever arms have a run to show there.
+        # An arm has the same colour in all figures of a comparison, even if some arms have no run in one of them.
         colour = INK if row is joint else PALETTE[numbers[row["arm"]] % len(PALETTE)]
         for stage, dashes in (("seed", (2, 1.5)), ("finetune", (None, None))):
             points = [point for point in row["curve"] if point["stage"] == stage]
@@ -67,7 +67,7 @@ def draw_losses(result: Mapping[str, Any], axis: str) -> Figure:
         last = row["curve"][-1]
         ends.append((last[axis], last["loss"], row["arm"], colour))
     axes.axhline(result["target_loss"], color="#999999", linewidth=1, linestyle=":")
-    # The first looks are far above everything that is of interest.
+    # The first losses are far above the range of interest.
     losses = [point["loss"] for row in rows for point in row["curve"] if point["stage"] == "finetune"]
     low = min(losses)
     axes.set_ylim(low - 0.05 * (joint["curve"][0]["loss"] - low), joint["curve"][0]["loss"])
@@ -79,7 +79,7 @@ def draw_losses(result: Mapping[str, Any], axis: str) -> Figure:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Name each curve to the right of the panel, at the height of its end, pushed apart where they would overlap."""
+    """Label each curve to the right of the panel at the height of its end; labels that would overlap are moved apart."""
     low, high = axes.get_ylim()
     ordered = sorted(ends, key=lambda end: end[1])
     heights = [(loss - low) / (high - low) for _, loss, _, _ in ordered]

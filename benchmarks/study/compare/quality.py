@@ -1,4 +1,4 @@
-"""Leaves in each run of a comparison what the comparison measured of its quality, for the run's bill."""
+"""Stores in each run directory the quality that a comparison measured, for the run's bill."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _BUDGETS = {"tokens": "as many tokens", "dollars": "as many planned dollars", "l
 
 
 def note_quality(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `comparison.json` into every run directory, and its report again.
+    """Write `comparison.json` into every run directory, and update the run's report.
 
     Args:
-        output: Of the comparison; holds the run directories.
-        rows: As in `compare.json`, joint training's first.
+        output: Directory of the comparison, with the run directories.
+        rows: Rows of `compare.json`, joint training first.
     """
     joint = rows[0]
     for row in rows[1:]:
@@ -30,11 +30,11 @@ def note_quality(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def quality(row: Mapping[str, Any], joint: Mapping[str, Any]) -> str:
-    """One sentence: a run's held-out perplexity against joint training's, each with its metered dollars.
+    """One sentence that compares a run's held-out perplexity and metered dollars with those of joint training.
 
     Args:
-        row: A run of the comparison.
-        joint: Joint training's.
+        row: Row of the run.
+        joint: Row of joint training.
     """
     return (
         f"A comparison measured held-out perplexity: {row['perplexity']:.2f} against {joint['perplexity']:.2f} of joint training, "

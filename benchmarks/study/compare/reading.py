@@ -1,6 +1,6 @@
-"""What a run reads outside its training: from its artifacts once it is finished, or from its corpus before it begins.
+"""Counts the tokens that a run reads outside its training: from its artifacts when it has finished, or from its corpus before.
 
-Clusters by `mean_token`, `tfidf_svd` or `random`, and k-means itself, are next to nothing on a CPU, so that they count as nothing.
+Vectors by `mean_token`, `tfidf_svd` or `random`, and k-means itself, cost almost nothing on a CPU and are not counted.
 
 Shapes: N documents.
 """
@@ -36,11 +36,11 @@ Lengths = NDArray[np.int64]
 
 
 def found(config: RunConfig, measured: Measured) -> Reads:
-    """What a finished run has read.
+    """Tokens that a finished run has read outside its training.
 
     Args:
-        config: The run's.
-        measured: Which of its models is the arm's result.
+        config: Configuration of the run.
+        measured: Model that is the arm's result.
 
     Raises:
         RunDirError: An artifact is missing.
@@ -61,12 +61,12 @@ def found(config: RunConfig, measured: Measured) -> Reads:
 
 
 def expected(config: RunConfig, measured: Measured, corpus: Path) -> Reads:
-    """What a run will read, but for a few windows of calibration: its clusters are taken to be equal.
+    """Tokens that a run will read outside its training, assuming clusters of equal size (an error of a few calibration windows).
 
     Args:
-        config: The run's.
-        measured: Which of its models will be the arm's result.
-        corpus: The artifact of another run on the same text.
+        config: Configuration of the run.
+        measured: Model that will be the arm's result.
+        corpus: Corpus artifact of another run on the same text.
     """
     settings, reads = config.clusters, dict[ReadingStage, dict[Reader, float]]()
     if config.tokens.decoupled:
@@ -87,12 +87,12 @@ def expected(config: RunConfig, measured: Measured, corpus: Path) -> Reads:
 
 
 def _merges(config: RunConfig, measured: Measured) -> bool:
-    """Whether something is merged or upcycled for the arm's result; an ensemble is not merged."""
+    """Whether the arm's result comes from a merge or from upcycling; an ensemble does not."""
     return measured != "ensemble" and (config.tokens.decoupled or config.tokens.seed > 0)
 
 
 def _clustering(config: RunConfig, lengths_N: Lengths, kind: str, limit: int) -> dict[Reader, float]:
-    """Every document that is clustered once; by bigrams the sample as often as their search may take, which no artifact records."""
+    """Each clustered document once; with bigrams, the sample for the maximum number of search passes, because none are recorded."""
     settings = config.clusters
     if kind == "hidden_state":
         return {_vector_model(config): float(np.minimum(lengths_N, limit).sum())}
@@ -113,13 +113,13 @@ def _found_merge(config: RunConfig) -> dict[Reader, float]:
 
 
 def _merge(config: RunConfig, tokens: Sequence[int], packed: Sequence[int], candidates: int) -> dict[Reader, float]:
-    """Calibrating the merged model's routers, and those of each candidate, whose loss is measured too.
+    """Tokens to calibrate the merged model's routers and those of each candidate, and to measure each candidate's loss.
 
     Args:
-        config: The run's.
-        tokens: Of each cluster, as its documents count.
-        packed: Of each cluster, as they were packed.
-        candidates: Merges that were compared; 0: there was one only.
+        config: Configuration of the run.
+        tokens: Tokens of each cluster, counted in its documents.
+        packed: Packed tokens of each cluster.
+        candidates: Number of merges that were compared; 0 if there was only one merge.
     """
     length = config.corpus.sequence_length
     counts = calibration_windows(config.merge, length, tokens, [_windows(each, length) for each in packed])
@@ -134,9 +134,9 @@ def _upcycling(config: RunConfig, packed: int) -> dict[Reader, float]:
 
 
 def _passes(config: RunConfig, router: str) -> float:
-    """Passes through the whole model in which routers are calibrated, each up to its own layer: 1/l, 2/l, ... of l layers.
+    """Passes through the whole model that calibrate the routers; each ends at its router's layer: 1/l, 2/l, ... of l layers.
 
-    Where rows are kept as they are and no scale has to be matched, the run looks at its routers, and the recipe needs none of it.
+    0 if rows are kept unchanged and no scale has to be matched: the run then measures its routers, but the recipe does not need it.
     """
     family, whole = ModelMap(config.model.family).family, config.model.architecture
     normalises = family.always_normalises or whole.norm_topk_prob
@@ -146,9 +146,9 @@ def _passes(config: RunConfig, router: str) -> float:
 
 
 def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int) -> dict[Reader, float]:
-    """Every validation token, by the final model, by those before it, and by the model that finds its document's cluster.
+    """Validation tokens read by the final model, by the models before it, and by the model that finds a document's cluster.
 
-    In an ensemble also by each sub-model, and its context by the model that weighs them.
+    In an ensemble each sub-model also reads them, and the model that weights the sub-models reads their context.
     """
     settings, ensemble = config.clusters, measured == "ensemble"
     reads = Counter[Reader]({"submodel": settings.count * tokens} if ensemble else {"whole": tokens})
@@ -168,7 +168,7 @@ def _evaluation(config: RunConfig, corpus: Path, measured: Measured, tokens: int
 
 
 def _vector_model(config: RunConfig) -> Reader:
-    """Whose hidden states are the documents' vectors: the seed's, or a checkpoint's that was started from."""
+    """Model whose hidden states are the documents' vectors: the seed, or the checkpoint from which the run started."""
     return "whole_states" if isinstance(config.model.init, CheckpointInit) else "submodel_states"
 
 

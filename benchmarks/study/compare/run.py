@@ -1,4 +1,4 @@
-"""Runs the arms one after the other: each is a run of the product in a directory of its own, on one corpus and tokeniser."""
+"""Runs the arms one after the other, each as a product run in its own directory, all on the same corpus and tokeniser."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from moedisco_ray.plan import build_plan
 from moedisco_ray.stages.corpus import input_identity
 
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
-"""What arms are trained for where nothing else is asked for."""
+"""Budgets for which arms are trained by default."""
 _EVERY_BUDGET: tuple[Budget, ...] = (*BUDGETS, "loss")
 
 
@@ -49,39 +49,39 @@ def compare(
     base: RunConfig, output: Path, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
     view: Callable[[], View] | None = None, backend: Backend | None = None, known: Mapping[str, Arm] = ARMS, slice_tokens: int = 0,
 ) -> dict[str, Any]:
-    """Train every arm, once with as many tokens as joint training and once for as many planned dollars, and compare.
+    """Train every arm, once at joint training's tokens and once at its planned dollars, and compare the results.
 
-    If asked for, also once until it comes to joint training's loss, as far as the other two foretell that.
+    If requested, also train each arm to joint training's loss, provided that its other two runs allow a prediction of the length.
 
-    Dollars are those of the whole account (`accounting`), not of training alone.
+    Dollars include everything in the account (`accounting`), not only training.
 
     Finished runs are not repeated: an interrupted comparison resumes, and arms that an earlier comparison in the
     same directory finished stay in the table.
 
     Args:
-        base: The configuration that is compared; its tokens are joint training's.
-        output: Holds the arms' run directories, and `compare.json`.
-        names: Of arms to train; none: all of them. The reference is always among them.
-        budgets: What the arms get as much of as joint training, `loss` last.
-        view: Makes what shows a run; it is closed when the run ends. None: nothing is shown.
-        backend: Runs the work; None: Ray.
-        known: The arms to choose from.
-        slice_tokens: Tokens of each training that tunes an arm's learning rate and batch size (`tuning`); 0: arms train with
-            theirs as configured.
+        base: Base configuration; its tokens are those of joint training.
+        output: Directory for the arms' run directories and `compare.json`.
+        names: Names of the arms to train; empty for all. The reference is always included.
+        budgets: Quantities that are made equal to joint training's, `loss` last.
+        view: Creates the view of a run, which is closed when the run ends; None shows nothing.
+        backend: Backend that runs the work; None uses Ray.
+        known: Arms to choose from.
+        slice_tokens: Tokens of each short training that tunes an arm's learning rate and batch size (`tuning`); 0 trains with the
+            configured values.
 
     Returns:
-        What `compare.json` holds: `reference`, `name`, `seed`, `target_loss` (joint training's, at its last look) and `rows`, one
-        per run; see `measured`. `tuned` of a row is what its sweep chose, None without one.
+        Content of `compare.json`: `reference`, `name`, `seed`, `target_loss` (joint training's last held-out loss) and `rows`, one
+        per run; see `measured`. A row's `tuned` has the settings that its sweep chose; None without a sweep.
 
     Raises:
-        ConfigError: There is no such arm, or the configuration does not allow for it.
+        ConfigError: There is no such arm, or the configuration does not allow it.
         RunError: A run failed; the same call resumes.
     """
     asked = chosen(names, known)
     corpus = output / run_name(REFERENCE, "tokens") / "corpus"
 
     def reads(config: RunConfig, arm: Arm) -> Reads:
-        return expected(config, arm.measured, corpus)    # the reference has run by then: it is the first
+        return expected(config, arm.measured, corpus)    # the reference runs first, so its corpus exists
 
     tuned = _tune(base, asked, output, slice_tokens, view, backend) | _kept(base, known, asked, output, slice_tokens)
     known = {**known, **{name: found.arm for name, found in tuned.items()}}
@@ -118,7 +118,7 @@ def _config(
     base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Path,
     dear: Callable[[Arm, Literal["tokens", "dollars"]], int], rows: Sequence[Mapping[str, Any]],
 ) -> RunConfig | None:
-    """None where its runs so far do not foretell what it takes to come to joint training's loss."""
+    """Configuration of an arm's run; None if its earlier runs do not predict the tokens to reach joint training's loss."""
     name, arm = named
     if budget == "loss":
         tokens = predicted([(row["tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
@@ -131,7 +131,7 @@ def _tune(
     base: RunConfig, asked: Mapping[str, Arm], output: Path, slice_tokens: int, view: Callable[[], View] | None,
     backend: Backend | None,
 ) -> dict[str, Tuned]:
-    """Tune every arm of a comparison; run directories of slices are removed, the newest one after the next has its corpus."""
+    """Tune every arm of a comparison; a slice's run directory is removed once the next slice has linked its corpus."""
     slices = output / "slices"
     finished: list[Path] = []
 
@@ -155,7 +155,7 @@ def _tune(
 def _kept(
     base: RunConfig, known: Mapping[str, Arm], asked: Mapping[str, Arm], output: Path, slice_tokens: int,
 ) -> dict[str, Tuned]:
-    """What earlier sweeps chose for arms that this comparison does not train, but may have the runs of."""
+    """Results of earlier sweeps for arms that this comparison does not train but may have finished runs of."""
     found: dict[str, Tuned] = {}
     for name, arm in known.items() if slice_tokens else ():
         if name not in asked:
@@ -173,17 +173,16 @@ def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | N
 
 
 def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str, Any]:
-    """What a finished run of an arm has reached, and for what.
+    """Quality and cost of an arm's finished run.
 
     Returns:
-        `arm`, `title`, `budget`, `run` (its directory's name); `recipe` and `subject`, how and on what it was trained
-        (`plan.recipe`); `measured`, which of its models was (`Arm`); `tokens`, that were trained on; `flops`, `dollars` and
-        `hours`, planned, of everything that it pays for, and the same in `phases` (`accounting.PhaseCost`); `metered_dollars` and
-        `worker_seconds` per pool; `loss`, `perplexity` and `bits_per_byte` on the validation documents; `sources`, the perplexity
-        on those of each, `specialisation`, the normalised mutual information of documents' sources and clusters with their first
-        experts, and `dead_experts`, of all layers, all None for an ensemble, which is not looked at so closely; `unseen`, the
-        perplexity on text of `evaluation.sources`, None where there are none; `curve`, its looks at the held-out loss
-        (`accounting.Point`); the last of an ensemble is its evaluation.
+        `arm`, `title`, `budget` and `run` (name of the run directory); `recipe` and `subject` (see `recipe`); `measured`, the model
+        that is the arm's result; `tokens`, the training tokens; `flops`, `dollars` and `hours`, planned totals, and the same by
+        phase in `phases` (`accounting.PhaseCost`); `metered_dollars`, and `worker_seconds` by pool; `loss`, `perplexity` and
+        `bits_per_byte` on the validation documents; `sources`, the perplexity by source; `specialisation`, the normalised mutual
+        information of documents' sources and clusters with their first experts; `dead_experts`, over all layers; these three are
+        None for an ensemble. `unseen` is the perplexity on text of `evaluation.sources`, None without them; `curve` has the
+        measurements of the held-out loss (`accounting.Point`), of which an ensemble's last is its evaluation.
     """
     plan = build_plan(config)
     phases = account(config, plan, found(config, arm.measured))
@@ -214,7 +213,7 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
 
 
 def _looked_at(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation reports of a model in addition to its loss."""
+    """Figures that an evaluation reports about a model in addition to its loss."""
     if "routers" not in figures:
         return dict.fromkeys(("sources", "specialisation", "dead_experts"))
     return {
@@ -228,13 +227,13 @@ def _unseen(evaluation: Mapping[str, Any]) -> float | None:
 
 
 def add_target(rows: Sequence[dict[str, Any]]) -> float:
-    """Add to each row what it took to come to joint training's last held-out loss: `dollars_to_target` and `hours_to_target`.
+    """Add to each row the cost to reach joint training's last held-out loss: `dollars_to_target` and `hours_to_target`.
 
     Args:
-        rows: The reference's first.
+        rows: Rows of the comparison, the reference first.
 
     Returns:
-        That loss.
+        Joint training's last held-out loss.
     """
     target = float(rows[0]["curve"][-1]["loss"])
     for row in rows:
@@ -245,7 +244,7 @@ def add_target(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:
-    """Give a run the corpus of another one that has the same, by hard links.
+    """Give a run the corpus of another run with the same corpus settings, by hard links.
 
     Raises:
         RunDirError: The directory holds a run with other settings.

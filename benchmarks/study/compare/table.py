@@ -1,4 +1,4 @@
-"""A comparison as a table."""
+"""Shows a comparison as tables."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Tune every arm's learning rate and batch size by the same short sweep, so that none is compared at another's settings.
+"""Tunes every arm's learning rate and batch size by the same short sweep, so that no arm is compared at another arm's settings.
 
-The sweep climbs a grid of powers of two around the configured values. Its trainings are slices: runs of the arm on a part of the
-tokens. A short run prefers smaller batches than a long one, so what the slices chose is then trained on all of the tokens, as the
-configured values are, and the better of the two is taken. Losses are those on the validation documents, for every arm alike.
+The sweep is a hill climb on a grid of powers of two around the configured values. Its trainings are slices: runs of the arm on a
+part of the tokens. A short run prefers smaller batches than a long one, so both the slices' choice and the configured values are
+then trained on all tokens, and the better one is used. All losses are validation losses.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.stages.corpus import input_identity
 
 Step = tuple[int, int]
-"""A place on the grid: powers of two that multiply the configured batch size and learning rate."""
+"""A point on the grid: exponents of two for the factors on the configured batch size and learning rate."""
 
 START: Step = (0, 0)
 MOVES: tuple[Step, ...] = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1))
-"""Neighbours on the grid. Batch and rate also move together: larger batches bear higher rates."""
+"""Neighbours on the grid. Batch size and rate also move together, because larger batches allow higher rates."""
 MOST_TRAININGS = 13
-"""Trainings of one sweep: the start, its six neighbours, and two moves further with three new neighbours each."""
+"""Maximum trainings of one sweep: the start, its six neighbours, and two further moves with three new neighbours each."""
 
 _SECTIONS = ("submodels", "finetune")
 _SUBJECT = {"corpus", "tokenizer", "model"}
-"""Sections of the configuration that, with the recipe, decide a slice's loss."""
+"""Sections of the configuration that determine a slice's loss, together with the recipe."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Trial:
     """One training of a sweep.
 
     Attributes:
-        step: Its place on the grid.
-        batch_tokens: Tokens per step, of the whole MoE's training.
-        lr: Learning rate of the same.
-        loss: Nats per token on the validation documents; None where the settings are not possible, or training diverged.
+        step: Point on the grid.
+        batch_tokens: Tokens per step in the training of the whole MoE.
+        lr: Learning rate in the training of the whole MoE.
+        loss: Validation loss (nats per token); None if the settings are not possible or training diverged.
     """
 
     step: Step
@@ -55,14 +55,14 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What a sweep chose for an arm.
+    """Settings that a sweep chose for an arm.
 
     Attributes:
         arm: The arm with the chosen settings.
-        batch_tokens: Tokens per step of the whole MoE's training.
-        lr: Learning rate of the same.
-        trainings: Slices that were trained.
-        slice_tokens: Tokens of each.
+        batch_tokens: Tokens per step in the training of the whole MoE.
+        lr: Learning rate in the training of the whole MoE.
+        trainings: Number of slices that were trained.
+        slice_tokens: Tokens of each slice.
     """
 
     arm: Arm
@@ -78,11 +78,11 @@ class Tuned:
 
 
 def climb(measure: Callable[[Step], float | None], most: int) -> Step:
-    """The lowest place that hill climbing from the configured values finds.
+    """The point with the lowest loss that hill climbing from the configured values finds.
 
     Args:
-        measure: Returns a place's loss, or None where it has none.
-        most: Places to measure.
+        measure: Returns the loss at a point, or None if it has none.
+        most: Maximum number of points to measure.
     """
     losses: dict[Step, float] = {START: _or_infinity(measure(START))}
     best = START
@@ -91,7 +91,7 @@ def climb(measure: Callable[[Step], float | None], most: int) -> Step:
             neighbour = (best[0] + batch, best[1] + rate)
             if neighbour not in losses and len(losses) < most:
                 losses[neighbour] = _or_infinity(measure(neighbour))
-        lowest = min(losses, key=lambda step: losses[step])     # the first one of equal losses: configured values win a draw
+        lowest = min(losses, key=lambda step: losses[step])     # the first of equal losses, so configured values win a tie
         if lowest == best:
             return best
         best = lowest
@@ -100,20 +100,20 @@ def climb(measure: Callable[[Step], float | None], most: int) -> Step:
 def tune(
     base: RunConfig, name: str, arm: Arm, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
 ) -> Tuned:
-    """Sweep an arm's learning rate and batch size, or read what an earlier sweep of the same found.
+    """Sweep an arm's learning rate and batch size, or read the result of an earlier identical sweep.
 
-    Sweeps are kept in `base.output`/tuned, one file per text, model, recipe and length, so that later comparisons reuse them.
+    Sweeps are stored in `base.output`/tuned, one file per text, model, recipe and length, so that later comparisons reuse them.
 
     Args:
-        base: The configuration that is compared.
-        name: The arm's name.
-        arm: The arm, with the settings that the sweep starts from.
-        output: Holds the slices' run directories while they are trained.
+        base: Base configuration.
+        name: Name of the arm.
+        arm: Arm with the settings from which the sweep starts.
+        output: Directory for the slices' run directories during training.
         tokens: Tokens of each slice.
-        train: Runs a slice and returns its loss, None where it diverged.
+        train: Runs a slice and returns its loss; None if it diverged.
 
     Raises:
-        ConfigError: The configuration does not allow for the arm.
+        ConfigError: The configuration does not allow the arm.
     """
     def trained(sweep: _Sweep, step: Step) -> float | None:
         if step not in sweep.trials:
@@ -125,10 +125,10 @@ def tune(
 
 
 def kept(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> Tuned | None:
-    """What an earlier sweep chose for an arm; None where there was none, or where it was interrupted.
+    """Settings that an earlier sweep chose for an arm; None if there was no such sweep or it was interrupted.
 
     Raises:
-        ConfigError: The configuration does not allow for the arm.
+        ConfigError: The configuration does not allow the arm.
     """
     def known(sweep: _Sweep, step: Step) -> float | None:
         return sweep.trials[step].loss
@@ -140,7 +140,7 @@ def kept(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> Tun
 
 
 def at(start: RunConfig, arm: Arm, step: Step) -> Arm:
-    """The arm at a place on the grid: all its trainings' batch sizes and learning rates are multiplied alike."""
+    """The arm at a point on the grid, with the batch sizes and learning rates of all its trainings multiplied alike."""
     batch, rate = step
     settings: dict[str, Any] = {}
     for section in _SECTIONS:
@@ -151,7 +151,7 @@ def at(start: RunConfig, arm: Arm, step: Step) -> Arm:
 
 
 def slice_config(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> RunConfig:
-    """The configuration of a slice; nothing is evaluated but its final model on the validation documents.
+    """The configuration of a slice; only its final model is evaluated, on the validation documents.
 
     Raises:
         ConfigError: The settings do not fit together, such as a batch that is no whole number of sequences.
@@ -162,7 +162,7 @@ def slice_config(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int
 
 
 def sweep_key(start: RunConfig, arm: Arm) -> str:
-    """A digest of the text, the model, the recipe and the length of a slice, but not of its name, its seed or its machines."""
+    """A digest of a slice's text, model, recipe and length; its name, seed and machines do not change the digest."""
     what = {
         "text": input_identity(start), "recipe": recipe(start), "tokens": start.tokens.total, "measured": arm.measured,
         **start.model_dump(mode="json", include=_SUBJECT)}
@@ -170,7 +170,7 @@ def sweep_key(start: RunConfig, arm: Arm) -> str:
 
 
 class _Sweep:
-    """The trainings of one arm at one length, as they are kept."""
+    """The stored trainings of one arm at one length."""
 
     def __init__(self, base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> None:
         self.start = slice_config(base, name, arm, output, tokens)
@@ -181,7 +181,7 @@ class _Sweep:
         self.trials = {trial.step: trial for trial in trials}
 
     def write(self) -> None:
-        """Keep the trainings so far."""
+        """Store the trainings so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {**self.about, "trainings": [dataclasses.asdict(trial) for trial in self.trials.values()]})
 

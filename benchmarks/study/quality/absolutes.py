@@ -1,4 +1,4 @@
-"""The absolute figures behind the ratios: perplexity, bits per byte, domains, routing."""
+"""Tables of absolute figures: perplexity, bits per byte, perplexity by domain, routing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = (REFERENCE, "disco", "paper")
 
 
 def rows(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """One per cell and arm at as many tokens; medians over the seeds."""
+    """One row per cell and arm at equal tokens, with medians over the seeds."""
     return [
         [
             cell.replace("/", ", "), found[0]["title"],
@@ -28,7 +28,7 @@ def rows(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def domains(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """One per domain of a corpus; medians over families, starts and seeds."""
+    """One row per domain of a corpus, with medians over families, starts and seeds."""
     told: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for result in results:
         runs = {(row["arm"], row["budget"]): row["sources"] for row in result["rows"] if row["sources"]}

@@ -1,4 +1,4 @@
-"""A cell of the grid, CORPUS/FAMILY/START, as the configuration that is compared: the default preset's recipe at a CPU's size."""
+"""Base configuration of each cell of the grid, CORPUS/FAMILY/START: the default preset's recipe at a size for CPUs."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 
 STARTS: Mapping[str, tuple[str, ...]] = {"random": (), "seed": ("model.init.upcycle",)}
-"""What a cell starts from, and the settings that say so."""
+"""Starts of a cell, and the settings that select each start."""
 SIZES: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 256,
     "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "tie_word_embeddings": True}
 RECIPES: Mapping[str, dict[str, Any]] = {
     "random": {"lr": 2e-3, "batch_tokens": 256, "micro_batch": None},
     "seed": {"lr": 4e-3, "batch_tokens": 512, "micro_batch": None}}
-"""Of a start's arms: what the default was best with, of the batches and rates in tried.json; its fine-tune has half of the rate."""
+"""Best batch size and learning rate of the default by start, among those in tried.json; its fine-tune uses half of this rate."""
 _UPCYCLE = {"lr": 4e-3, "batch_tokens": 512}
 OWN_RECIPES: Mapping[tuple[str, str], Mapping[str, dict[str, Any]]] = {
     ("qwen3_moe", "random"): {"joint": {"lr": 4e-3, "batch_tokens": 512}, "upcycle": _UPCYCLE},
     ("qwen3_moe", "seed"): {"joint": {"lr": 6e-3, "batch_tokens": 1024}, "upcycle": _UPCYCLE},
     ("mixtral", "random"): {"joint": {"lr": 2e-3, "batch_tokens": 512}, "upcycle": _UPCYCLE},
     ("mixtral", "seed"): {"joint": {"lr": 6e-3, "batch_tokens": 1024}, "upcycle": _UPCYCLE}}
-"""What the default's rivals were best with, of the same, by family and start: without norms of queries and keys, `mixtral` takes
-lower rates."""
+"""Best batch size and learning rate of the baselines by family and start, among those in tried.json. `mixtral` needs lower rates,
+because it does not normalise queries and keys."""
 HELD_OUT = 40_000
-"""Validation tokens that a finished model is measured on: about a hundred documents, a dozen of each domain."""
+"""Validation tokens for a finished model: about a hundred documents, a dozen of each domain."""
 START_TOKENS = 250_000
-"""Tokens of the common dense model that the arms of a `seed` cell start from; no arm pays for it, because all have it. It is like
-a published model: weights without optimizer state. What to do with it first is a matter of the recipe: joint training makes an MoE
-of it at once, the default continues with it as its seed; without that it was much worse (tried.json)."""
+"""Training tokens of the common dense model from which the arms of a `seed` cell start; no arm pays for it. Like a published
+model, it consists of weights without optimizer state. The recipe decides how to continue: joint training upcycles it at once, the
+default first trains it further as its seed; without that, the default was much worse (tried.json)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What is compared on what, from where.
+    """One cell of the grid: corpus, model family and start.
 
     Attributes:
         corpus: `embedded`, or a folder of text files, one per domain, with blank lines between documents.
-        family: Of the model.
-        start: `random` initialisation, or a common dense `seed`, from which the arms build their MoE.
+        family: Model family.
+        start: `random` initialisation, or a common dense `seed` model from which the arms build their MoE.
     """
 
     corpus: str
@@ -71,7 +71,7 @@ class Cell:
 
 
 def own_arms(arms: Mapping[str, Arm], family: str, start: str) -> dict[str, Arm]:
-    """The arms, those with a batch and a rate of their own having these."""
+    """The arms, with their own batch size and learning rate for those that have one."""
     joint, upcycle = (OWN_RECIPES[family, start][name] for name in ("joint", "upcycle"))
     whole = {f"finetune.optimizer.{name}": value for name, value in joint.items()}
     phased = {f"{section}.optimizer.{name}": value for section in ("submodels", "finetune") for name, value in upcycle.items()}
@@ -81,7 +81,7 @@ def own_arms(arms: Mapping[str, Arm], family: str, start: str) -> dict[str, Arm]
 
 
 def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: Path) -> RunConfig:
-    """The default preset at this size; a `seed` cell trains its common start first, once."""
+    """The default preset at the cell's size; for a `seed` cell, the common start model is trained first, once."""
     raw = yaml.safe_load(preset_text("default"))
     raw |= {
         "name": cell.slug, "seed": seed, "output": str(work),
@@ -96,7 +96,7 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
     raw["tokens"]["total"] = tokens
     raw["clusters"] |= {"count": 4, "restarts": 2, "sample": 2000}
     raw["merge"]["calibration_tokens"] = 4096
-    raw["submodels"]["sync_every"] = 8    # of some dozens of steps, as the preset's 25 are of a hundred
+    raw["submodels"]["sync_every"] = 8    # of some dozens of steps, in proportion to the preset's 25 of a hundred
     for pool in raw["pools"].values():
         pool["gpu"] = 0
     raw["pools"]["high_memory"]["workers"] = 1
@@ -106,7 +106,7 @@ def base_config(cell: Cell, seed: int, tokens: int, corpora: Path | None, work: 
 
 
 def _with_recipe(raw: dict[str, Any], start: str) -> dict[str, Any]:
-    """The preset's fine-tune has half of the rate that all else has."""
+    """Set the start's recipe; the fine-tune gets half of its learning rate, as in the preset."""
     rates = {"submodels": 1.0, "finetune": 0.5}
     return raw | {
         section: {**raw[section], "optimizer": {
@@ -114,7 +114,7 @@ def _with_recipe(raw: dict[str, Any], start: str) -> dict[str, Any]:
 
 
 def _from_seed(raw: dict[str, Any], work: Path) -> dict[str, Any]:
-    # All but the last step of this run trains the common dense model, which begins from nothing.
+    # All steps of this run but the last train the common dense model, from random weights.
     total = START_TOKENS + RECIPES["random"]["batch_tokens"]
     common = check_config(_with_recipe(raw, "random") | {
         "name": "start", "output": str(work),
@@ -137,7 +137,7 @@ def _sources(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
 
 
 def _unseen(corpus: str, corpora: Path | None) -> list[dict[str, Any]]:
-    """The domains of the other corpora next to it, without names that it has itself."""
+    """The domains of the other corpora in the folder, except those whose names this corpus also has."""
     if corpora is None:
         return []
     known = {path.stem for path in _domains(corpora / corpus)}

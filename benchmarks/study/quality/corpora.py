@@ -1,11 +1,11 @@
-"""A corpus for the benchmark of quality: eight domains of real text from Debian packages, or your own text, in short documents.
+"""Builds a corpus for the quality benchmark: eight domains of text from Debian packages, or your own text, in short documents.
 
     python -m benchmarks.study.quality.corpora debian OUT [--bytes 450000]      downloads packages by apt-get, and installs nothing
     python -m benchmarks.study.quality.corpora cut FOLDER OUT                 FOLDER has text files, one per domain
 
-OUT gets a text file per domain, with blank lines between documents, and SHA256SUMS. A document is as many lines as come to
-about 1,000 characters, so that each domain has hundreds of them, none so short that it says nothing: to hold out, and to
-cluster. The same packages make the same bytes.
+OUT gets a text file per domain, with blank lines between documents, and SHA256SUMS. Lines are joined to documents of about 1,000
+characters: long enough to cluster, and short enough that each domain has hundreds of them, some to hold out. The same packages
+always give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 SEED = 0
-"""Of the order of a domain's files."""
+"""Seed for the order of a domain's files."""
 _APT, _DPKG = "/usr/bin/apt-get", "/usr/bin/dpkg-deb"
 _SHORTEST = 200
-"""Characters of a file that is text rather than a stub."""
+"""Minimum length of a file (characters); shorter ones are stubs."""
 _NO_TEXT = re.compile(r"<(script|style|head|nav)\b.*?</\1>", re.DOTALL | re.IGNORECASE)
 _BREAK = re.compile(r"</?(p|div|br|li|tr|h[1-6]|dt|dd|pre|table|ul|ol)\b[^>]*>", re.IGNORECASE)
 _TAG = re.compile(r"<[^>]+>", re.DOTALL)
 
 
 class Domain(NamedTuple):
-    """Where a domain's text is."""
+    """Source of a domain's text."""
 
     package: str
     files: str
-    """Of the unpacked package, a pattern."""
+    """Glob pattern of the files in the unpacked package."""
     text: Callable[[str], str] = str.strip
-    """Of a file's content."""
+    """Extracts the text from a file's content."""
 
 
 def of_html(page: str) -> str:
-    """The words of a page, a line for each block."""
+    """The text of an HTML page, one line per block."""
     lines = html.unescape(_TAG.sub("", _BREAK.sub("\n", _NO_TEXT.sub("", page)))).splitlines()
     return "\n".join(words for line in lines if (words := " ".join(line.split())))
 
@@ -61,7 +61,7 @@ DOMAINS = {
 
 
 def documents(text: str, most: int) -> Iterator[str]:
-    """The lines of a text, without blank ones, in documents of at most `most` characters, if no line is longer than that."""
+    """Join the non-blank lines of a text to documents of at most `most` characters; only a longer line exceeds that."""
     lines: list[str] = []
     length = 0
     for line in text.splitlines():
@@ -77,7 +77,7 @@ def documents(text: str, most: int) -> Iterator[str]:
 
 
 def write(texts: Iterable[str], path: Path, characters: int, most_bytes: int | None) -> None:
-    """The documents of some texts, up to about a number of bytes."""
+    """Write the documents of the texts to a file, up to about `most_bytes`."""
     found, size = [], 0
     for document in (part for text in texts for part in documents(text, characters)):
         if most_bytes is not None and size >= most_bytes:
@@ -89,7 +89,7 @@ def write(texts: Iterable[str], path: Path, characters: int, most_bytes: int | N
 
 
 def debian(out: Path, characters: int, most_bytes: int) -> None:
-    """Every domain's text, from packages that are unpacked into a folder of their own."""
+    """Write every domain's text from its Debian package, which is unpacked into a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         for name, domain in DOMAINS.items():
             place = Path(folder) / name
@@ -115,11 +115,11 @@ def _texts(place: Path, domain: Domain) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--characters", type=int, default=1000, help="of a document, at most")
+    parser.add_argument("--characters", type=int, default=1000, help="maximum length of a document")
     commands = parser.add_subparsers(dest="command", required=True)
     from_debian = commands.add_parser("debian")
     from_debian.add_argument("out", type=Path)
-    from_debian.add_argument("--bytes", type=int, default=450_000, help="of a domain, about")
+    from_debian.add_argument("--bytes", type=int, default=450_000, help="approximate size of a domain")
     cut = commands.add_parser("cut")
     cut.add_argument("folder", type=Path)
     cut.add_argument("out", type=Path)

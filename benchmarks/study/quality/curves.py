@@ -1,4 +1,4 @@
-"""Held-out loss against tokens, dollars and hours, of the cells of one family: the other's look alike."""
+"""Plots the held-out loss over tokens, dollars and hours for the cells of one family; the other family's plots look alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAMILY = "qwen3_moe"
 
 
 def draw(results: Path) -> list[Path]:
-    """Draw the first seed of each such cell, into a folder of the cell's name in `results`; levers are left to the table."""
+    """Draw the first seed of each such cell into a folder of `results` with the cell's name; levers appear only in the table."""
     drawn: list[Path] = []
     for path in sorted(results.glob("*-0.json")):
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

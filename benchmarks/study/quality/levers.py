@@ -1,4 +1,4 @@
-"""The default with one lever at a time put back to what the paper has, or to its rival: what each of them is worth."""
+"""Ablations: the default with one lever at a time reset to the paper's value or to an alternative."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEVERS: Mapping[str, Arm] = {
     "no-load-balance": Arm("no load-balance loss", {"finetune.load_balance": 0.0}),
     "no-z-loss": Arm("no router z-loss", {"finetune.z_loss": 0.0}),
 }
-"""Settings of the default, each put back to the paper's value or to a rival's."""
+"""Arms that each reset one setting of the default to the paper's value or to an alternative."""
 
 REMOVED: Mapping[str, str] = {
     "anchored": "backbone at a tenth of the rate in the last half of the branches",
@@ -40,15 +40,15 @@ REMOVED: Mapping[str, str] = {
     "dense-gate": "every expert in the first fifth of the fine-tune",
     "spike-guard": "updates of twice the usual gradient left out",
 }
-"""Titles of levers that were measured, gained nothing, and are no settings any more; their results stay in the table."""
+"""Titles of levers that were measured and removed because they gained nothing; their results stay in the table."""
 
 FOR_TOKENS: Mapping[str, Arm] = {
     "long-finetune": Arm("MoE-DisCo, two fifths of the tokens in the fine-tune", {
         "tokens.seed_share": 0.5, "tokens.finetune_share": 0.4})}
-"""Arms for limited text rather than limited money; their fine-tune has joint training's batch size and learning rate."""
+"""Arms for limited text instead of limited money; their fine-tune uses joint training's batch size and learning rate."""
 
 KNOWN: Mapping[str, Arm] = {**ARMS, **LEVERS, **FOR_TOKENS}
 """Every arm that the benchmark can run."""
 
 TITLES: Mapping[str, str] = {**REMOVED, **{name: arm.title for name, arm in KNOWN.items()}}
-"""Title of every arm that a result file may hold."""
+"""Title of every arm that a result file may contain."""

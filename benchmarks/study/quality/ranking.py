@@ -1,9 +1,9 @@
-"""Does `python -m benchmarks.study compare` rank ways to train as the tuned benchmark does, on domains that no recipe was tuned on?
+"""Tests whether `python -m benchmarks.study compare` ranks arms like the tuned benchmark, on domains that no recipe was tuned on.
 
     python -m benchmarks.study.quality.ranking --seeds 2
 
-The domains are those of the embedded corpus. Each seed is compared three times: with every arm at the default's batch and rate, as
-`compare --slice-tokens 0` does; tuned by `compare` itself; and with the batches and rates that the grid's baselines were tuned to.
+The domains are those of the embedded corpus. Each seed is compared three times: with every arm at the default's batch size and
+rate (`compare --slice-tokens 0`); with arms tuned by `compare`; and with the batch sizes and rates tuned for the grid's baselines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = (REFERENCE, "disco", "upcycle", "paper")
 
 
 def one_seed(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Loss over joint training's, in nats per token, of every arm at as many tokens, by how the arms were tuned."""
+    """Loss of every arm at equal tokens minus joint training's (nats per token), by tuning method."""
     work = arguments.work / f"seed-{seed}"
     base = base_config(CELL, seed, arguments.tokens, None, work)
     arms: dict[str, Arm] = {name: ARMS[name] for name in NAMES}
@@ -49,8 +49,8 @@ def one_seed(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=400_000, help="of every arm")
-    parser.add_argument("--work", type=Path, default=Path("runs") / "ranking", help="run directories, kept to continue from")
+    parser.add_argument("--tokens", type=int, default=400_000, help="training tokens of every arm")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "ranking", help="run directories, kept for resuming")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.nice(5)

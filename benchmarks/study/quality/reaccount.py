@@ -1,4 +1,4 @@
-"""The rows of a result file under the account as it is now, from the run directories that they came from; nothing is trained."""
+"""Recomputes the rows of a result file with the present accounting, from their run directories; nothing is trained."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from moedisco_ray.core.config.renamed import stored_config
 
 
 def reaccounted(result: Mapping[str, Any], work: Path) -> tuple[dict[str, Any], list[str]]:
-    """Account every row anew.
+    """Recompute the account of every row.
 
     Args:
-        result: A result file's.
-        work: Holds its run directories.
+        result: Content of a result file.
+        work: Folder with the run directories.
 
     Returns:
-        The result; and a line for each row that is as it was, since its run directory is missing or holds another run.
+        The result; and a line for each row that stays unchanged because its run directory is missing or contains another run.
     """
     rows, kept = [], []
     for row in result["rows"]:
         try:
             rows.append(_row(row, work))
-        except (OSError, ValueError, KeyError) as error:    # UserError and pydantic's and json's are values' errors
+        except (OSError, ValueError, KeyError) as error:    # UserError and the errors of pydantic and json are ValueErrors
             kept.append(f"{row['run']} is as it was: {' '.join(str(error).split())[:200]}")
             rows.append(dict(row))
     add_target(rows)
@@ -34,7 +34,7 @@ def reaccounted(result: Mapping[str, Any], work: Path) -> tuple[dict[str, Any], 
 
 
 def repeatable(command: str, cell: str) -> str:
-    """The command with a place for the corpora, where it needs them and was recorded without."""
+    """The command with a placeholder for the corpora's folder, if it needs one that was not recorded."""
     return command if cell.startswith("embedded/") or " --corpus " in command else f"{command} --corpus DIR"
 
 

@@ -1,4 +1,4 @@
-"""The result files: one per (cell, seed), and what is summed up of all."""
+"""Reads and writes the result files: one per (cell, seed), and the summary."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ SUMMARY = "summary.json"
 
 
 def result_paths(folder: Path = RESULTS) -> list[Path]:
-    """Of every (cell, seed) that was measured."""
+    """Paths of the result files of all measured (cell, seed) pairs."""
     return sorted(path for path in folder.glob("*.json") if path.name != SUMMARY)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One of them."""
+    """Read a result file."""
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
 
 
 def write(path: Path, result: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
-    """In the form that all have."""
+    """Write a result file or the summary in their common form."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def commits(result: Mapping[str, Any]) -> list[str]:
-    """Those that measured its rows, in order; a file of before all were kept names its last one."""
+    """Commits that measured a result's rows, in order; older files name only the last one."""
     return list(result.get("commits", [_last(result)]))
 
 
 def with_commit(made: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """How a result was made, with the commits of rows that were there before it.
+    """The record of how a result was made, with the commits of earlier rows added.
 
     Args:
-        made: The record of `harness.environment`.
-        before: The result file so far; one without rows was not made by any.
+        made: Record from `harness.environment`.
+        before: The result file so far; if it has no rows, no commits are added.
     """
     return {**made, "commits": list(dict.fromkeys([*(commits(before) if before["rows"] else []), _last(made)]))}
 
 
 def with_rows(before: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A result file's rows and those of arms that it did not have.
+    """The rows of a result file, with the rows of new arms added.
 
     Args:
-        before: The rows so far; none at first.
-        found: A comparison's, joint training's first. It is added to no other, and its metered dollars go with each of the rest as
-            `joint_metered_dollars`: arms may be added on another day and machine, where joint training takes another time.
+        before: Rows so far; empty at first.
+        found: Rows of a comparison, joint training first. Joint training is added only once, but each other row gets its metered
+            dollars as `joint_metered_dollars`, because on another day or machine joint training takes another time.
     """
     joint, *others = found
     return [*map(dict, before or [joint]), *({**row, "joint_metered_dollars": joint["metered_dollars"]} for row in others)]

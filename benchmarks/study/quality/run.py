@@ -1,24 +1,24 @@
-"""The default recipe against joint training of the same MoE, and against the other recipes: a comparison per cell of a grid.
+"""Compares the default recipe with joint training of the same MoE and with other recipes, in each cell of a grid.
 
 python -m benchmarks.study.quality.run, with
     --grid --corpora a,b --corpus DIR                        corpora x families x starts
     --cell a/qwen3_moe/random --arms all --corpus DIR        one cell, every other recipe
-    --cell a/qwen3_moe/random --arms levers --corpus DIR     one cell, every lever by itself
+    --cell a/qwen3_moe/random --arms levers --corpus DIR     one cell, each lever alone
     --grid --arms tokens --corpora a,b --corpus DIR          the grid at equal tokens
-    --quick                                                  three minutes: default against paper
-    --account --work DIR                                     results again, under today's account
+    --quick                                                  default against paper, in three minutes
+    --account --work DIR                                     recompute results with the present accounting
 
-Every (cell, seed) is a process with one thread, `--jobs` of them at once. What is finished is skipped: each arm is a run of the
-product with its own resumption, and the rows of a (cell, seed) are a file in --results, to which arms can be added later. Those of
+Every (cell, seed) is a process with one thread; `--jobs` of them run at once. Finished work is skipped: each arm is a product run,
+which can resume, and the rows of a (cell, seed) are a file in --results, to which arms can be added later. The result files of
 RESULTS.md are in results/ next to this file.
 
-The budget. With T tokens for joint training, a (cell, seed) of the grid trains about 11 T: T each for joint training, the default
-and the paper's recipe; what joint training's dollars buy of the latter two, whose tokens are mostly cheap; and the tokens that the
-default is predicted to need for joint training's loss. Joint training and the default with their gangs on the cheap pool are not
-run again: the same training is priced there.
+Cost: with T tokens for joint training, a (cell, seed) of the grid trains about 11 T. These are T each for joint training, the
+default and the paper's recipe; the tokens that joint training's dollars buy for the latter two, mostly on the cheap pool; and the
+tokens that the default is predicted to need for joint training's loss. Joint training and the default with their gangs on the
+cheap pool are not run again, only priced there.
 
-`run.py` says how long it will take before it begins, from `--speed`, the tokens per second of a core with looks at the held-out
-loss, clustering and evaluation in it.
+Before it starts, `run.py` prints the expected time, from `--speed`: tokens per second of a core, including clustering and all
+measurements of the held-out loss.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ from moedisco_ray.core.config.presets import preset_text
 from moedisco_ray.execution.local_backend import LocalBackend
 
 GRID = ("disco", "paper")
-"""Arms that the grid is made of."""
+"""Arms of the grid."""
 FOR_DOLLARS = ("joint-low", "ensemble")
-"""Arms that are run for as many dollars alone, and levers at as many tokens: the other budget says nothing new of them."""
+"""Arms that run only at equal dollars (levers run only at equal tokens); their other budget would give no new information."""
 GROUPS = {
     "grid": GRID, "levers": (*GRID, *LEVERS), "tokens": tuple(FOR_TOKENS),
     "all": tuple(name for name in ARMS if name != REFERENCE)}
 FAMILIES = ("qwen3_moe", "mixtral")
 QUICK_TOKENS = 150_000
 QUICK_SHARE = 0.6
-"""Most that the default's perplexity may be of the paper's in `quick`. It is 0.39: a mere win would hide a bug that costs a lot."""
+"""Maximum ratio of the default's perplexity to the paper's in `quick`. It is 0.39 now; a limit of 1 would hide serious bugs."""
 _ANY_TOKENS = 200_000
-"""Of the configuration that the recipe's name is made from."""
+"""Tokens of the configuration from which the recipe's digest is computed; arbitrary but fixed."""
 _COST = 11
-"""Of a (cell, seed) of the grid, as a multiple of joint training's tokens."""
+"""Training tokens of a (cell, seed) of the grid, relative to joint training's tokens."""
 
 
 def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one (cell, seed), in this process; joint training's is the first."""
+    """Measure one (cell, seed) in this process; returns its rows, joint training first."""
     torch.set_num_threads(1)
     work = arguments.work / cell.slug / f"seed-{seed}"
     base = base_config(cell, seed, arguments.tokens, arguments.corpus, work)
@@ -94,7 +94,7 @@ def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
 
 
 def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
-    """The arms of one (cell, seed) that its result file does not have, as a process of its own; they are added to the file."""
+    """Run the missing arms of one (cell, seed) in a separate process, and add them to its result file."""
     path = arguments.results / f"{cell.slug}-{seed}.json"
     setting = {
         "model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(cell), "low_over_high": _low_over_high()}
@@ -124,7 +124,7 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
 
 
 def _recipe(cell: Cell) -> str:
-    """Changes with what the default is here, so that no table mixes two of them; words about it may change."""
+    """Digest of the default recipe, so that no table mixes results of two defaults; titles do not change it."""
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, _ANY_TOKENS, None, Path("work"))
     rest = [START_TOKENS, RECIPES[cell.start], OWN_RECIPES[cell.family, cell.start], *STARTS[cell.start]]
     text = json.dumps([base.model_dump(mode="json"), *rest], sort_keys=True)
@@ -139,7 +139,7 @@ def _low_over_high() -> float:
 
 
 def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
-    """Every cell with every seed, seed by seed, so that an interrupted grid has whole columns."""
+    """Run every cell with every seed, seed by seed, so that an interrupted grid has all cells of the first seeds."""
     work = [(cell, seed) for seed in range(arguments.seeds) for cell in cells]
     hours = _COST * arguments.tokens * len(work) / arguments.speed / arguments.jobs / 3600
     print(f"{len(work)} (cell, seed) with {arguments.tokens:,} tokens each: about {hours:.1f} hours", file=sys.stderr)
@@ -150,12 +150,12 @@ def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
 
 
 def write_summary(results: Path) -> None:
-    """`summary.json` from whatever is finished."""
+    """Write `summary.json` from all finished results."""
     write(results / SUMMARY, summarise(map(read, result_paths(results))))
 
 
 def account(arguments: argparse.Namespace) -> int:
-    """Account the rows of all result files anew, from the run directories under `--work`; nothing is trained."""
+    """Recompute the accounts in all result files from the run directories under `--work`; nothing is trained."""
     for path in result_paths(arguments.results):
         result = read(path)
         work = arguments.work / Cell.parse(result["cell"]).slug / f"seed-{result['seed']}"
@@ -167,7 +167,7 @@ def account(arguments: argparse.Namespace) -> int:
 
 
 def quick(arguments: argparse.Namespace) -> int:
-    """The default against the paper's recipe for as many dollars, on text that every installation has; 1 unless it wins clearly."""
+    """Compare the default with the paper's recipe at equal dollars on the embedded text; returns 0 if it wins clearly, else 1."""
     torch.set_num_threads(1)
     work = arguments.work / "quick"
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
@@ -193,18 +193,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", type=Cell.parse, action="append", default=[], help="CORPUS/FAMILY/START; may be repeated")
     parser.add_argument("--grid", action="store_true", help="every corpus of --corpora, both families, both starts")
-    parser.add_argument("--corpora", type=lambda text: text.split(","), default=["embedded"], help="of the grid")
+    parser.add_argument("--corpora", type=lambda text: text.split(","), default=["embedded"], help="corpora of the grid")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=400_000, help="of joint training")
+    parser.add_argument("--tokens", type=int, default=400_000, help="training tokens of joint training")
     parser.add_argument(
         "--arms", type=_arms, default=_arms("grid"), help=f"{', '.join(GROUPS)}, or some of {', '.join(KNOWN)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--speed", type=float, default=11_000, help="tokens per second of a core, for the estimate")
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
-    parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept to resume from")
-    parser.add_argument("--results", type=Path, default=Path("runs") / "quality" / "results", help="result files")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept for resuming")
+    parser.add_argument("--results", type=Path, default=Path("runs") / "quality" / "results", help="folder of the result files")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--account", action="store_true", help="account existing result files anew, from --work; train nothing")
+    parser.add_argument("--account", action="store_true", help="recompute the accounts of existing result files; train nothing")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.corpus = Path(arguments.corpus) if arguments.corpus else None

@@ -1,4 +1,4 @@
-"""The section of RESULTS.md, from results/*-SEED.json and tried.json; no number of the former is typed by hand."""
+"""Generates a section of RESULTS.md from results/*-SEED.json and tried.json; only the numbers in tried.json are typed by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ PRICES_HEAD = ["a FLOP on the cheap pool costs", "the default: dollars to joint 
 _PRICES = {
     0.1: "", 0.35 / 2.28 / 0.72: "the paper's prices, speed 0.72: as above", 0.35 / 2.28 / 0.53: "the paper's prices, speed 0.53",
     0.5: "", 1.0: "one price: operations alone"}
-"""Of the expensive pool's FLOP; 0.53 is what the cards' data sheets say of bf16, 165 against 312 TFLOP/s."""
+"""Price of a FLOP on the cheap pool relative to the expensive pool. Speed 0.53 is from the cards' data sheets (bf16, 165 against
+312 TFLOP/s)."""
 _SINGLE = {*LEVERS, *REMOVED}
 """Arms that change one setting of the default."""
 _TITLES = {"disco-low": "MoE-DisCo, as configured, its gang on the low-memory pool"}
@@ -42,12 +43,12 @@ _TARGETS = (
     ("disco", "dollars_to_joint_loss_ratio", 0.3, ", the goal", STARTS),
     ("disco", "loss_equal_tokens", 1.01, ", from a common seed", ("seed",)),
     ("long-finetune", "loss_equal_tokens", 1.01, ", from a common seed", ("seed",)))
-"""Targets: arm, figure, largest ratio to joint training's, words, and the starts whose cells count."""
+"""Targets: arm, figure, maximum ratio to joint training, label, and the starts whose cells count."""
 _CALLED = {"disco": "the default", "long-finetune": "the default with a long fine-tune"}
 _ONE_RUN = ("ensemble",)
-"""Arms of a single run, for as many dollars as joint training: where it comes to that loss, a shorter one might have."""
+"""Arms with a single run, at joint training's dollars: if it reaches joint training's loss, a shorter run might do so too."""
 _ON_CHEAP_CARDS = (("disco", "the default as configured"), (LOW["disco"], "the default with its gang there too"))
-"""What is held against joint training on the low-memory pool alone."""
+"""Arms that are compared with joint training on the low-memory pool alone."""
 
 
 @functools.cache
@@ -57,7 +58,7 @@ def results() -> tuple[dict[str, Any], ...]:
 
 
 def rows() -> list[list[str]]:
-    """One per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
+    """One row per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
     return [
         [
             _cell(entry), _TITLES.get(entry["arm"]) or TITLES[entry["arm"]], str(len(entry["seeds"])),
@@ -66,7 +67,7 @@ def rows() -> list[list[str]]:
 
 
 def levers() -> list[list[str]]:
-    """One per lever and cell in which it was put back: what the perplexity at equal tokens is then, against the default's."""
+    """One row per lever and cell: perplexity at equal tokens with the lever reset, relative to the default's."""
     return [
         [
             _cell(entry), TITLES[entry["arm"]], str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
@@ -75,7 +76,7 @@ def levers() -> list[list[str]]:
 
 
 def prices() -> list[list[str]]:
-    """One per price of the cheap pool: what joint training's loss costs, over all cells."""
+    """One row per price of the cheap pool: cost to reach joint training's loss, over all cells."""
     lines = []
     for price, words in _PRICES.items():
         entries = summarise(results(), ("dollars_to_joint_loss_ratio",), price)
@@ -86,7 +87,7 @@ def prices() -> list[list[str]]:
 
 
 def verdicts() -> list[str]:
-    """In how many cells the targets are reached, and in which they are not."""
+    """One line per target: the number of cells that reach it, and the cells that do not."""
     cells = [entry for entry in _entries() if entry["arm"] == "disco"]
     lines = []
     for arm, name, most, words, starts in _TARGETS:
@@ -103,18 +104,18 @@ def verdicts() -> list[str]:
 
 
 def joint_tokens() -> str:
-    """Of joint training."""
+    """Training tokens of joint training."""
     return _once(f"{result['setting']['tokens']:,}" for result in results())
 
 
 def tried() -> list[list[str]]:
-    """What was tried and is in no result file: typed by those who tried it."""
+    """Experiments without a result file, typed by hand in tried.json."""
     found: list[dict[str, str]] = json.loads(TRIED.read_text(encoding="utf-8"))
     return [[each[name] for name in TRIED_HEAD] for each in found]
 
 
 def made_with() -> str:
-    """All that the results were made with, each once."""
+    """Software and machines with which the results were made, each once."""
     found = results()
     settings = [result["setting"] for result in found]
     shared = [{name: value for name, value in setting.items() if name not in ("seed", "recipe")} for setting in settings]
@@ -134,7 +135,7 @@ def _entries() -> list[dict[str, Any]]:
 
 
 def _default_of(lever: dict[str, Any]) -> str:
-    """The default's figure in the lever's cell and seeds; none where it was not run with all of them."""
+    """The default's figure in the lever's cell and seeds; a dash if it was not run with all of these seeds."""
     same = [result for result in results() if result["seed"] in lever["seeds"]]
     return next(
         (_span(entry, "ppl_equal_tokens") for entry in summarise(same)
@@ -142,7 +143,7 @@ def _default_of(lever: dict[str, Any]) -> str:
 
 
 def _over_default(lever: dict[str, Any]) -> str:
-    """Its perplexity over the default's of the same seed: smaller differences than those between seeds show."""
+    """Perplexity relative to the default's at the same seed, which shows differences smaller than those between seeds."""
     ratios = []
     for result in results():
         found = {row["arm"]: row["perplexity"] for row in result["rows"] if row["budget"] == "tokens"}

@@ -1,4 +1,4 @@
-"""Ratios against joint training on the high-memory pool, per cell and arm, over the seeds."""
+"""Summarises results as ratios to joint training on the high-memory pool, per cell and arm, over the seeds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from benchmarks.study.compare.arms import REFERENCE
 
 FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
-"""What summary.json holds of each."""
+"""Figures in summary.json."""
 MORE = (
     "loss_equal_tokens", "dollars_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens",
     "hours_equal_dollars", "metered_to_joint_loss")
-"""Further figures of the result files."""
+"""Further figures that can be computed from the result files."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
-"""Arms that are priced on the low-memory pool too: the same training, its gang sharded over cheap cards."""
+"""Arms that are also priced on the low-memory pool: the same training, with its gang sharded over cheap cards."""
 _AS_DEAR = 1.001
-"""Dollars of two runs that were to cost the same differ by less: tokens are whole, and so are windows of calibration."""
+"""Maximum ratio of the dollars of two runs planned to cost the same; they differ because tokens and windows are whole numbers."""
 
 
 def summarise(
@@ -28,21 +28,20 @@ def summarise(
     """One entry per cell and arm.
 
     Args:
-        results: One per (cell, seed): `cell`, `seed`, the `rows` of a comparison, and `setting`, whose `low_over_high` is the
-            price of a FLOP on the low-memory pool over that on the other.
-        names: Which figures, of `FIGURES` and `MORE`.
-        low_over_high: As if the low-memory pool had this price; the metered dollars stay what they were.
+        results: Result of each (cell, seed): `cell`, `seed`, the `rows` of a comparison, and `setting`, whose `low_over_high` is
+            the price of a FLOP on the low-memory pool relative to the high-memory pool.
+        names: Figures to compute, from `FIGURES` and `MORE`.
+        low_over_high: Price ratio to assume instead of each result's own; metered dollars do not change.
 
     Returns:
-        `corpus`, `family`, `start`, `arm`, `seeds`, the medians of the figures (None where the arm has none, or where a seed never
-        came to joint training's loss) and their `spread`, {figure: {min, max}}. All are ratios to joint training's of the same
-        seed; dollars and hours are planned, of everything that the arm pays for (`compare.accounting`), and a row that was
-        accounted for training alone has none. What an arm reaches at joint training's dollars is between its two
-        complete runs, on a straight line of log perplexity (or hours) over log dollars at joint training's dollars exactly, which
-        the longer of them need not cost to the last one. Dollars to joint training's loss are those of complete runs, whose
-        learning rates came down, and between two of them a straight line over log dollars; where the cheapest is good enough, its
-        own, which is an upper bound. Metered dollars are over those of joint training in the same comparison, where a row has
-        them as its `joint_metered_dollars`.
+        `corpus`, `family`, `start`, `arm`, `seeds`, the medians of the figures (None if the arm lacks the figure, or if a seed
+        never reached joint training's loss) and their `spread`, {figure: {min, max}}. All figures are ratios to joint training at
+        the same seed. Dollars and hours are planned and include everything in the account (`compare.accounting`); a row whose
+        account has only training has none. Figures at joint training's dollars are interpolated between the arm's two complete
+        runs, linearly in log perplexity (or log hours) over log dollars. Dollars to joint training's loss are also interpolated
+        over log dollars between complete runs, whose learning rates have decayed; if even the cheapest run reaches the loss, its
+        dollars are used, an upper bound. Metered dollars are relative to joint training in the same comparison, which is
+        `joint_metered_dollars` if the row has it.
     """
     by_arm: dict[tuple[str, str], list[tuple[int, dict[str, float | None]]]] = {}
     for result in results:
@@ -70,7 +69,7 @@ def _figures(rows: Sequence[Mapping[str, Any]], low_over_high: float) -> dict[st
         by_arm.setdefault(row["arm"], []).append(row)
     figures = {arm: _ratios(mine, joint) for arm, mine in by_arm.items()}
     for arm, low in LOW.items():
-        # How long it takes there depends on how many workers share it, which its price does not.
+        # Hours and metered dollars on that pool depend on its number of workers, unlike the planned price.
         unknown = {"hours": None, "metered_dollars": None}
         cheaper = [{**_priced(row, high_memory=low_over_high), **unknown} for row in rows if row["arm"] == arm]
         if cheaper:
@@ -102,14 +101,14 @@ def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict
 
 
 def at_budget(budget: float, runs: Iterable[tuple[float, float]]) -> float | None:
-    """What an arm reaches at a budget of dollars or hours: a straight line, log over log, between two of its runs.
+    """A figure of an arm at a budget of dollars or hours, by log-log interpolation between two of its runs.
 
     Args:
-        budget: To spend.
-        runs: What each cost, and what it has.
+        budget: Dollars or hours to spend.
+        runs: Cost and figure of each run.
 
     Returns:
-        None where all of them cost less, or all more; a run's own where it costs as much.
+        The figure; that of a single run if it costs the same. None if all runs cost less, or all cost more.
     """
     ordered = sorted(runs)
     for (less, before), (more, after) in itertools.pairwise(ordered):
@@ -120,14 +119,14 @@ def at_budget(budget: float, runs: Iterable[tuple[float, float]]) -> float | Non
 
 
 def dollars_to(perplexity: float, runs: Iterable[tuple[float, float]]) -> float | None:
-    """What it costs to come to a perplexity, from complete runs.
+    """Dollars to reach a perplexity, from complete runs.
 
     Args:
-        perplexity: To come to.
-        runs: Dollars and perplexity of each.
+        perplexity: Perplexity to reach.
+        runs: Dollars and perplexity of each run.
 
     Returns:
-        None where none of them did.
+        Dollars; None if no run reached the perplexity.
     """
     ordered = sorted(runs)
     if ordered and ordered[0][1] <= perplexity:
@@ -148,7 +147,7 @@ def _over(value: float | None, reference: float | None) -> float | None:
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:
-    """Whether more than its training was accounted for."""
+    """Whether the row's account includes more than training."""
     return any(phase["stage"] == "evaluate" for phase in row["phases"])
 
 

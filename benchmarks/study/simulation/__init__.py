@@ -1,1 +1,1 @@
-"""A phase of sub-models on spot machines, event by event, decided by the product's own policies."""
+"""Simulates the training of sub-models on spot machines, event by event, with the product's own policies."""

@@ -1,14 +1,14 @@
-"""Sub-models on spot machines, simulated event by event with the product's own policies (`moedisco_ray.policies`).
+"""Simulates sub-models on spot machines, event by event, with the product's own policies (`moedisco_ray.policies`).
 
-256 unequal sub-models, 1,000 spot GPUs, loss rates and boot times from what is published (`simulation/setting.py` names the
-sources), against the clairvoyant bounds: no schedule ends before max(longest, sum / machines), and none costs less than all work on
-the cheapest machine that never boots, saves or is lost. Five questions:
+256 unequal sub-models run on 1,000 spot GPUs, with published loss rates and boot times (sources in `simulation/setting.py`). They
+are compared with lower bounds for any schedule: none ends before max(longest, sum / machines), and none costs less than all work
+on the cheapest machine without boots, checkpoints or losses. Five questions:
 
-order       does the longest first pay, and at how many machines
-interval    does the product's checkpoint interval hold against fixed ones, at every loss rate
-assumption  what should it assume of losses before it has seen any
-arrival     what do expensive nodes cost that are asked for too early, too late, and just in time
-mixed       what does it save to send each sub-model to the cheapest machine that holds it
+order       whether starting the longest sub-models first pays, and at which number of machines
+interval    whether the product's checkpoint interval is as good as fixed ones at every loss rate
+assumption  which loss rate the product should assume before it has seen a loss
+arrival     the cost of expensive nodes requested too early, too late, and just in time
+mixed       the saving if each sub-model goes to the cheapest machine with enough memory
 
 Writes results/simulator.json and results/simulator.png.
 """
@@ -42,7 +42,7 @@ Cell = dict[str, dict[str, float]]
 
 
 class Runs:
-    """Simulates settings, each with every seed, and each setting once."""
+    """Simulates settings with every seed, and caches the results of each setting."""
 
     def __init__(self, seeds: int) -> None:
         self._seeds = range(seeds)
@@ -56,7 +56,7 @@ class Runs:
         return self._known[setting]
 
     def ratios(self, **changes: Any) -> Cell:
-        """Time and money over their bounds."""
+        """Makespan and dollars relative to their lower bounds."""
         outcomes = self(**changes)
         return {
             "makespan_over_bound": spread([outcome.makespan / outcome.bound for outcome in outcomes]),

@@ -1,4 +1,4 @@
-"""One stretch of training at one interval: after each a stall, and a while later the checkpoint is safe."""
+"""An attempt at training: after each checkpoint interval training stalls, and after a latency the checkpoint is safe."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attempt:
-    """Work is in seconds on a machine of speed 1, the rest in seconds of the clock.
+    """One attempt on one machine. Work is in seconds on a machine of speed 1, all other times in wall-clock seconds.
 
     Attributes:
-        node: The machine.
-        begins: When the first step is made.
-        start: Work that was done before.
-        safe: Of it, what was safe; the rest is so when a checkpoint that was begun just before is.
-        work: Work in all.
-        speed: Of the machine.
-        interval: Training between two checkpoints.
-        stall: For which training stands still.
-        latency: From a checkpoint's beginning until it is safe.
+        node: Machine of the attempt.
+        begins: Time of the first step.
+        start: Work done before the attempt.
+        safe: Part of `start` that was already safe; the rest becomes safe with a checkpoint begun just before the attempt.
+        work: Total work.
+        speed: Speed of the machine.
+        interval: Training time between two checkpoints.
+        stall: Time for which a checkpoint stops training.
+        latency: Time from the beginning of a checkpoint until it is safe.
     """
 
     node: Any
@@ -35,26 +35,26 @@ class Attempt:
 
     @property
     def ends(self) -> float:
-        """When all is done and the result is safe."""
+        """Time at which all work is done and the result is safe."""
         return self.begins + self._clock(self.work - self.start) + self.latency
 
     @property
     def review(self) -> float:
-        """When its interval is worked out anew: after the first checkpoint that is begun an hour later."""
+        """Time at which the interval is recomputed: after the first checkpoint that begins an hour or more after the start."""
         return self.begins + math.ceil(3600 / (self.interval + self.stall)) * (self.interval + self.stall)
 
     def left(self, now: float) -> float:
-        """Seconds until then, checkpoints included."""
+        """Seconds until the attempt ends, including checkpoints."""
         return max(0.0, self.ends - now)
 
     def done(self, now: float) -> float:
-        """Work that is done, safe or not."""
+        """Work done so far, safe or not."""
         elapsed = max(0.0, now - self.begins)
         whole, part = divmod(elapsed, self.interval + self.stall)
         return min(self.work, self.start + self.speed * (whole * self.interval + min(part, self.interval)))
 
     def saved(self, now: float) -> float:
-        """Work that the newest safe checkpoint holds."""
+        """Work in the newest safe checkpoint."""
         elapsed = now - self.begins + self.stall - self.latency
         if elapsed < 0:
             return self.safe

@@ -1,4 +1,4 @@
-"""The expensive nodes: asked for, waiting, let go."""
+"""The expensive nodes: when they are requested, wait and are released."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Known = tuple[list[float], list[float], int, float]
 
 
 class Gang:
-    """All nodes of the fine-tune; they come one by one and wait for the last.
+    """The nodes of the fine-tune; they arrive one by one and wait for the last.
 
     Args:
-        setting: Says when they are asked for.
-        chance: Draws boot times.
+        setting: Setting that determines when the nodes are requested.
+        chance: Random generator for boot times.
     """
 
     def __init__(self, setting: Setting, chance: random.Random) -> None:
@@ -27,7 +27,7 @@ class Gang:
         self._paid = 0.0
 
     def consider(self, now: float, boots: Sequence[float], known: Callable[[], Known]) -> float:
-        """Ask for them, or let them go, as the setting has it; returns for how long nothing is to be decided, at most."""
+        """Request or release the nodes according to the setting; returns the seconds until the next decision at the latest."""
         if self._setting.ask == "at_start" and not self._arrivals:
             self._ask(now)
         if self._setting.ask != "in_time":
@@ -43,7 +43,7 @@ class Gang:
         return left - boot
 
     def end(self, now: float) -> tuple[float, float]:
-        """Dollars for waiting, and seconds that the run waits for the last of them."""
+        """Dollars for waiting nodes, and seconds that the run waits for the last node."""
         if not self._arrivals:
             self._ask(now)
         ready = max(now, *self._arrivals)

@@ -1,4 +1,4 @@
-"""The events of a phase: machines boot, are lost and come back; sub-models start, save, are thrown back, and end."""
+"""Simulates a phase: machines boot, are lost and return; sub-models start, save checkpoints, are set back and finish."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TICK, _SELDOM = 60.0, 1800.0
 
 
 class Phase:
-    """One run of a setting.
+    """One simulation of a setting.
 
     Args:
-        setting: What to simulate.
-        seed: Equal seeds have the same sub-models under all settings.
+        setting: Scenario to simulate.
+        seed: Random seed; equal seeds give the same sub-models in all settings.
     """
 
     def __init__(self, setting: Setting, seed: int) -> None:
@@ -34,7 +34,7 @@ class Phase:
         self._numbers = itertools.count()
         self._units = {work.name: Unit(work, retrying.History(8)) for work in submodels(setting, seed)}
         self._waiting = list(self._units)
-        self._nodes: dict[Node, None] = {}     # a set that keeps its order, so that equal seeds make equal runs
+        self._nodes: dict[Node, None] = {}     # an ordered set, so that equal seeds give equal runs
         self._free = {kind.name: kind.machines for kind in setting.kinds}
         self._gang = Gang(setting, random.Random(f"gang {seed}"))
         self._paid = self._lost = self._watched = 0.0
@@ -44,7 +44,7 @@ class Phase:
         self._over = False
 
     def run(self) -> Outcome:
-        """Until the merge can start."""
+        """Simulate until the merge can start."""
         self._dispatch()
         self._at(0.0, self._tick)
         if self._setting.together and self._setting.losses_per_hour:
@@ -69,7 +69,7 @@ class Phase:
     # Machines.
 
     def _dispatch(self) -> None:
-        """Start what can start, request machines for the rest, release what is not needed."""
+        """Start the sub-models that have a machine, request machines for the others, and release machines that are not needed."""
         for name in self._order():
             unit = self._units[name]
             idle = {kind.name: self._idle(kind) for kind in self._setting.kinds}
@@ -100,7 +100,7 @@ class Phase:
         return list(self._waiting)
 
     def _measure(self, unit: Unit, attempt: Attempt) -> None:
-        """All units correct the plan, those that ended too."""
+        """Record the measured step time; all units, including finished ones, correct the plan."""
         if unit.measured is None:
             unit.measured = unit.work.step_seconds / attempt.speed
             self._factor = ordering.calibration([unit.remaining for unit in self._units.values()])
@@ -126,13 +126,13 @@ class Phase:
         self._dispatch()
 
     def _announce(self, delay: float, node: Node) -> None:
-        """A loss, after its notice if that is heard."""
+        """Schedule the loss of a machine, and its notice if it is heard."""
         if self._chance.random() < self._setting.heard:
             self._at(max(0.0, delay - self._setting.notice), self._leave, node)
         self._at(delay, self._lose, node)
 
     def _leave(self, node: Node) -> None:
-        """React to the notice: save, and continue elsewhere."""
+        """React to the notice: save a checkpoint, and continue on another machine."""
         unit = node.unit
         if node.gone or unit is None or unit.attempt is None:
             return
@@ -209,7 +209,7 @@ class Phase:
         return checkpointing.interval(cost, self._rate(), 1, self._setting.bounds)
 
     def _stop(self, unit: Unit, end: retrying.End, delay: float) -> None:
-        """An attempt ended; the product decides what follows."""
+        """End an attempt; the product's policy decides what follows."""
         attempt = unit.attempt
         assert attempt is not None  # noqa: S101 - tells the type
         self._watched += max(0.0, self._now - attempt.begins)
@@ -265,11 +265,11 @@ class Phase:
         left = self._gang.consider(self._now, self._boots, self._ends_in)
         if self._setting.quorum is not None:
             self._judge()
-        # Far from the end, nothing is decided.
+        # Far from the end no decision is due, so ticks are rare.
         self._at(min(_SELDOM, max(_TICK, left / 10)), self._tick)
 
     def _ends_in(self) -> tuple[list[float], list[float], int, float]:
-        """What the product knows of the end: seconds left of those that run and wait, slots, and what losses add."""
+        """Inputs for the product's prediction of the end: seconds left of running and waiting units, slots, stretch by losses."""
         units = self._units.values()
         running = [unit.attempt.left(self._now) for unit in units if unit.attempt is not None]
         waiting = [ordering.expected_seconds(self._units[name].remaining, self._factor) for name in self._waiting]

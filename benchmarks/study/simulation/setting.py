@@ -1,19 +1,19 @@
-"""What is simulated: sub-models, machines, and how they are lost.
+"""Settings of a simulation: sub-models, machines, and how machines are lost.
 
 Loss rates, per machine-hour:
 
-* AWS Spot Instance Advisor sorts types into bands of how many machines were interrupted within a month, from below 5 % to
-  above 20 %. Spread evenly over a month, 5 % are 7e-5 per hour and 20 % are 3.1e-4.
+* AWS Spot Instance Advisor groups instance types by the share of machines interrupted within a month, from below 5 % to above
+  20 %. Spread evenly over a month, 5 % are 7e-5 per hour and 20 % are 3.1e-4.
 * The traces published with Wu et al., "Can't Be Late: Optimizing Spot Instance Savings under Deadlines" (NSDI 2024;
-  skypilot-org/spot-traces, commit 221da1a) say how many spot V100 machines ran at each moment. Counted as losses over
-  hours in which machines ran, the seven preemption traces of V100 give 0.06 to 0.74 per hour (median 0.44), and the place of
-  a lost machine stayed empty for 0.8 to 6.3 hours in the mean (median 1.2).
+  skypilot-org/spot-traces, commit 221da1a) give the number of running spot V100 machines over time. The seven V100 preemption
+  traces have 0.06 to 0.74 losses per machine-hour (median 0.44), and a lost machine was replaced after 0.8 to 6.3 hours on
+  average (median 1.2).
 * Machines of one type and zone are lost together: within three minutes in over 92 % of cases (Spot-and-Scoot, arXiv
   2604.16457). `Setting.together` takes that into account.
 
 Boot times: Mao and Humphrey, "A Performance Study on the VM Startup Time in the Cloud" (IEEE CLOUD 2012), measured 97 seconds
-in the mean for Linux on EC2, and more, with more spread, for spot machines. Pulling an image with CUDA and PyTorch, and starting
-Ray, comes on top: 240 seconds in the median, log-normal, is an assumption.
+on average for Linux on EC2, and longer and more varied times for spot machines. Pulling an image with CUDA and PyTorch and starting
+Ray take further time. We assume a log-normal total with a median of 240 seconds.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Kind:
     """A node type of the cheap pool.
 
     Attributes:
-        name: Its tag.
-        memory_gb: Of a worker.
-        price: Dollars per hour.
-        speed: Relative to the pool's usual type.
-        machines: How many the market has.
+        name: Tag of the type.
+        memory_gb: Memory of a worker (GB).
+        price: Price (dollars per hour).
+        speed: Speed relative to the pool's usual type.
+        machines: Number of machines on the market.
     """
 
     name: str
@@ -56,35 +56,35 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One scenario. Times in seconds unless a name says otherwise.
+    """One scenario. Times are in seconds unless the name contains another unit.
 
     Attributes:
-        submodels: How many.
-        mean_hours: Of a sub-model's training on one machine.
-        spread: Standard deviation of the logarithm of that.
-        large_share: Share of the sub-models that only fit a machine of more than 24 GB.
+        submodels: Number of sub-models.
+        mean_hours: Mean training time of a sub-model on one machine.
+        spread: Standard deviation of the logarithm of the training time.
+        large_share: Share of the sub-models that need a machine with more than 24 GB.
         kinds: Node types of the pool.
-        at_once: Most machines that are held at once.
-        losses_per_hour: Per machine.
-        together: Share of a zone that goes at once; 0: every machine for itself.
-        zones: Over how many zones the machines are spread.
-        notice: Between the notice, if anybody hears it, and the loss.
+        at_once: Maximum number of machines held at once.
+        losses_per_hour: Loss rate of one machine.
+        together: Share of a zone's machines that are lost together; 0: machines are lost independently.
+        zones: Number of zones over which the machines are spread.
+        notice: Time between the notice and the loss.
         heard: Share of the losses whose notice is heard.
-        failures_per_hour: Ends of a worker that are the program's fault.
-        outage_hours: For how long the place of a lost machine stays empty, in the mean.
-        boot: Median from asking for a machine to its first work.
-        restart: From a worker's start to its first step: process, weights, optimizer.
-        stall: For which training stands still per checkpoint.
-        latency: Until a checkpoint is safe in storage.
-        every: Between checkpoints; None: the product's own interval.
-        prior: What the product assumes of losses before it has seen any.
-        bounds: Of the product's interval.
-        order: `longest_first` is the product's; `as_given` is the clusters' order.
-        ask: `in_time` is the product's; `at_start` and `at_end` are when the expensive nodes are asked for otherwise.
-        quorum: How many must be finished; None: all.
-        patience: With the rest, once there is a quorum.
-        gang: Expensive nodes.
-        gang_price: Dollars per hour for each.
+        failures_per_hour: Rate of worker failures caused by the program.
+        outage_hours: Mean time until a lost machine is replaced.
+        boot: Median time from the request for a machine to its first work.
+        restart: Time from a worker's start to its first step: process, weights, optimizer.
+        stall: Time for which each checkpoint stops training.
+        latency: Time until a checkpoint is safe in storage.
+        every: Time between checkpoints; None uses the product's own interval.
+        prior: The product's assumption about losses before it has seen any.
+        bounds: Bounds of the product's checkpoint interval.
+        order: Order of the sub-models: `longest_first` is the product's, `as_given` that of the clusters.
+        ask: When the expensive nodes are requested: `in_time` is the product's policy; `at_start` and `at_end` are alternatives.
+        quorum: Number of sub-models that must finish; None for all.
+        patience: Factor of `quorum.decide` for the wait for the remaining sub-models after the quorum.
+        gang: Number of expensive nodes.
+        gang_price: Price of one expensive node (dollars per hour).
     """
 
     submodels: int = 256
@@ -117,7 +117,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A sub-model: true seconds on a machine of speed 1, what the plan said of a step, and the memory it needs."""
+    """A sub-model: its true and planned seconds per step on a machine of speed 1, and the memory it needs."""
 
     name: str
     steps: int
@@ -131,7 +131,7 @@ class Work:
 
 
 def submodels(setting: Setting, seed: int) -> list[Work]:
-    """Unequal, and a plan that is 30 % too rosy in the mean and 10 % off for each."""
+    """Sub-models of unequal size; their planned step times are about 30 % too low on average and vary by 10 %."""
     chance = random.Random(f"work {seed}")
     works = []
     for k in range(setting.submodels):

@@ -1,4 +1,4 @@
-"""What the simulation keeps of machines and sub-models, and what it gives back."""
+"""State of machines and sub-models in the simulation, and its outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moedisco_ray.policies import ordering, quorum, retrying
 
 @dataclasses.dataclass(eq=False)
 class Node:
-    """A machine. It is paid for from when it is asked for."""
+    """A machine; it is paid for from its request on."""
 
     kind: Kind
     zone: int
@@ -25,7 +25,7 @@ class Node:
 
 @dataclasses.dataclass(eq=False)
 class Unit:
-    """A sub-model as it stands."""
+    """A sub-model and its present state."""
 
     work: Work
     history: retrying.History
@@ -37,7 +37,7 @@ class Unit:
 
     @property
     def left(self) -> float:
-        """Seconds of work on a machine of speed 1 that no checkpoint holds yet."""
+        """Work that no checkpoint contains yet (s on a machine of speed 1)."""
         return self.work.seconds - self.safe
 
     @property
@@ -48,18 +48,18 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """Result of a simulation.
 
     Attributes:
         makespan: Seconds until the merge could start.
-        dollars: Of the cheap pool.
-        bound: No schedule ends earlier, in seconds.
-        bound_dollars: No schedule costs less.
+        dollars: Cost of the cheap pool.
+        bound: Lower bound on the makespan of any schedule (s).
+        bound_dollars: Lower bound on the cost of any schedule.
         losses: Machines lost while they trained.
-        lost_hours: Work that was done again.
-        finished: Sub-models that ended.
-        idle_dollars: Paid for expensive nodes that waited.
-        late: Seconds from the merge's moment until the expensive nodes were there.
+        lost_hours: Work that was repeated (h).
+        finished: Number of finished sub-models.
+        idle_dollars: Cost of expensive nodes while they waited.
+        late: Seconds from the end of the phase until all expensive nodes were ready.
     """
 
     makespan: float

@@ -1,4 +1,4 @@
-"""Comparisons as `python -m benchmarks.study compare` writes them, with losses that follow a law instead of a training."""
+"""Synthetic results of `python -m benchmarks.study compare`, with losses from a formula instead of training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def comparison(
     base: RunConfig, laws: Mapping[str, Law] = LAWS, seed: int = 0, noise: float = 0.0, times: Sequence[float] = (1,),
     reads: Callable[[RunConfig, Arm], Reads] = nothing,
 ) -> dict[str, Any]:
-    """One run per arm, budget and size: `times` as many tokens as the base configuration has; it reads nothing else, or `reads`."""
+    """One run per arm, budget and size; `times` multiplies the base configuration's tokens, `reads` is read outside training."""
     chance = random.Random(seed)
     of_seed = chance.gauss(0, noise)
     rows = []

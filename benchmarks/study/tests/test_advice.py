@@ -23,7 +23,7 @@ from moedisco_ray.plan import build_plan
 
 BASE = base_config()
 JOINT = planned(BASE, ARMS["joint"]).training_dollars
-"""Of the smallest joint training that is measured."""
+"""Dollars of the smallest measured joint training."""
 
 
 def measured(*tables: Mapping[str, Any]) -> Measurements:
@@ -46,7 +46,7 @@ def advised_config(config: RunConfig, advice: Advice) -> RunConfig:
 
 
 def line(level: float, slope: float, unit: float = 4e7) -> Law:
-    """A loss that a straight line through two sizes predicts without an error."""
+    """A loss that a straight line through two sizes predicts exactly."""
     return lambda tokens: level - slope * math.log(tokens / unit)
 
 
@@ -56,7 +56,7 @@ LINES = measured(comparison(BASE, {"joint": line(3.0, 0.2), "disco": line(3.1, 0
 
 def test_the_cheapest_loss_of_exact_lines() -> None:
     advice = advise(BASE, LINES, budget(JOINT * 3))
-    # As disco is configured, so is the base; all it takes is tokens.
+    # The base configuration already has disco's settings, so only the tokens change.
     assert list(advice.settings) == ["tokens.total"]
     rate = build_plan(BASE).training_dollars / BASE.tokens.total
     assert advice.advised.title == "MoE-DisCo, as configured"
@@ -125,7 +125,7 @@ def test_more_budget_never_has_more_loss_nor_less_loss_fewer_dollars(times: list
 @settings(max_examples=12, deadline=None)
 @given(st.floats(0.05, 0.5), st.floats(0.5, 90))
 def test_what_is_dominated_is_never_advised(slope: float, times: float) -> None:
-    # The paper's falls twice as fast and would cross, but wherever it was measured disco is better.
+    # The paper's curve falls twice as fast and would cross disco's, but disco is better at every measured size.
     laws = {"joint": line(6.0, slope), "disco": line(3.0, slope), "paper": line(3.0 + 3 * slope, 2 * slope)}
     advice = advise(BASE, measured(comparison(BASE, laws)), budget(JOINT * times))
     assert advice.advised.title == "MoE-DisCo, as configured"
@@ -135,7 +135,7 @@ def test_what_is_dominated_is_never_advised(slope: float, times: float) -> None:
 def test_prices_are_the_configurations_own() -> None:
     dear = base_config(pools={
         "low_memory": {**BASE.pools.low_memory.model_dump(), "price_per_hour": BASE.pools.high_memory.price_per_hour}})
-    # When a token costs the same on either pool, what joint training needs fewest of is cheapest.
+    # If a token costs the same on both pools, the recipe that needs the fewest tokens is the cheapest.
     advice = advise(dear, LINES, target(2.8))
     assert advice.advised.title == "joint, high-memory pool"
     assert advice.settings["tokens.finetune_share"].advised == 1
@@ -180,7 +180,7 @@ def test_rounds_are_one_recipe_when_their_steps_or_their_number_stays() -> None:
     assert [(recipe.sync_every, len(recipe.sizes())) for recipe in fixed.recipes if not recipe.reference] == [(50, 4)]
     assert advise(config, measured(*tables([50, 50])), budget(JOINT)).settings["submodels.sync_every"].advised == 50
 
-    # 335 and 671 steps of a sub-model: 12 rounds of 28, or of 56. For as many dollars they would be more, and another recipe.
+    # 335 and 671 steps of a sub-model: 12 rounds of 28, or of 56. At equal dollars there would be more rounds: another recipe.
     rows = [{**table, "rows": [row for row in table["rows"] if row["budget"] == "tokens"]} for table in tables([28, 56])]
     kept = study(measured(*rows).runs)
     assert [(recipe.rounds, len(recipe.sizes())) for recipe in kept.recipes if not recipe.reference] == [(12, 2)]
@@ -220,7 +220,7 @@ def test_what_is_read_beside_training_counts_where_recipes_are_held_against_each
     table = comparison(BASE, laws, times=(1, 4), reads=reads)
     rows = [row for row in table["rows"] if (row["arm"], row["budget"]) in (("joint", "tokens"), ("disco", "dollars"))]
     assert len({round(row["dollars"] / JOINT, 3) for row in rows}) == 2
-    # Its clusters left the default less to train on, so that of training alone it has fewer dollars than joint training.
+    # Clustering leaves the default fewer dollars for training than joint training has.
     advice = advise(BASE, measured({**table, "rows": rows}), budget(JOINT * 2))
     assert [(row.title, row.dominated) for row in advice.options] == [
         ("joint, high-memory pool", False), ("MoE-DisCo, as configured", True)]
@@ -230,7 +230,7 @@ def test_what_is_read_beside_training_counts_where_recipes_are_held_against_each
 def test_recipes_that_differ_in_moments_alone_stay_apart(section: str) -> None:
     fresh = base_config(**{section: {"keep_optimizer_state": False}})
     laws = {"joint": LAWS["joint"], "disco": lambda tokens: LAWS["disco"](tokens) + 0.1}
-    for config in (BASE, LARGE):    # as measured, and as what means the same for a model of another size
+    for config in (BASE, LARGE):    # the measured model, and a model of another size
         options = advise(config, measured(comparison(BASE), comparison(fresh, laws)), budget(JOINT)).options
         assert {row.title for row in options} >= {
             "MoE-DisCo, as configured (keep_optimizer_state True)", "MoE-DisCo, as configured (keep_optimizer_state False)"}
@@ -245,7 +245,7 @@ def test_several_other_models_are_surer_than_one() -> None:
 
 
 def needing(times: float, slope: float = 0.2) -> Law:
-    """A multiple of joint training's tokens for any loss; at another slope, for the middle one that it was measured at."""
+    """A law that needs `times` joint training's tokens for any loss; with another slope, only for the middle measured loss."""
     return line(3.0 + slope * math.log(2 * times) - 0.2 * math.log(2), slope)
 
 
@@ -255,7 +255,7 @@ def on_text(name: str, pool: str = "high_memory", **laws: Law) -> Mapping[str, A
 
 
 def rate(arm: str) -> float:
-    """Dollars of one of its tokens on the large model, as a multiple of joint training's."""
+    """Dollars per token of an arm on the large model, relative to joint training."""
     return planned(LARGE, ARMS[arm]).training_dollars / planned(LARGE, ARMS["joint"]).training_dollars
 
 

@@ -25,7 +25,7 @@ def differences(rows: Sequence[Row], chosen: Sequence[int], subjects: int) -> li
 
 @st.composite
 def tables(draw: st.DrawFn, *, complete: bool = False) -> tuple[list[Row], list[int], int]:
-    """Rows whose subjects are all linked by chains of recipes; the chosen subjects; their number."""
+    """Rows whose subjects are all linked by chains of recipes; the chosen subjects; the number of subjects."""
     subjects, recipes = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     cells = {(recipe, draw(st.integers(0, subjects - 1))) for recipe in range(recipes)}
     for at in range(1, subjects):

@@ -28,7 +28,7 @@ from moedisco_ray.plan import build_plan
 
 TOKENS = {"total": 24_000, "seed_share": 0.25, "finetune_share": 0.25}
 READS: Reads = {"evaluate": {"whole": 3000}, "cluster": {"submodel": 60_000}, "merge": {"whole": 1536}}
-"""Not in the order in which a run comes to them."""
+"""Reads in another order than that of the stages."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_every_arm_is_a_configuration_on_the_same_text(base: RunConfig, tmp_path
     assert config.tokens.seed + config.tokens.submodels + config.tokens.finetune == 24_000
     assert config.tokens.decoupled == (name not in ("joint", "joint-low", "upcycle"))
     assert config.directory == tmp_path / f"{name}-tokens"
-    # An ensemble is weighted by distances in the space that its temperature was made for, whatever the base clusters by.
+    # An ensemble always weights by tf-idf distances, for which its temperature is set, whatever the base configuration clusters by.
     assert name != "ensemble" or (config.clusters.method, config.clusters.vectors) == ("kmeans", "tfidf_svd")
 
 
@@ -54,7 +54,7 @@ def nothing(config: RunConfig, arm: Arm) -> Reads:
 
 
 def some(config: RunConfig, arm: Arm) -> Reads:
-    """As much as it trains on is clustered."""
+    """Cluster as many tokens as are trained on."""
     share = config.tokens.total / TOKENS["total"]
     reads: Reads = {**READS, "cluster": {"submodel": share * READS["cluster"]["submodel"]}}
     return {stage: tokens for stage, tokens in reads.items() if stage == "evaluate" or config.tokens.decoupled}
@@ -73,11 +73,11 @@ def test_equal_dollars_are_equal_to_a_thousandth(base: RunConfig, tmp_path: Path
     if reads is nothing:
         assert build_plan(ours).training_dollars == pytest.approx(planned(base, ARMS[REFERENCE]).training_dollars, rel=1e-3)
     else:
-        # What is read leaves less to train on, unless joint training reads as much, or as dear.
+        # Reading leaves fewer tokens to train on, unless joint training's reading costs the same or more.
         fewer = tokens < tokens_for(base, ARMS[name], "dollars", nothing)
         assert fewer == ours.tokens.decoupled
     assert tokens_for(base, ARMS[name], "tokens", reads) == base.tokens.total
-    # A token of the cheap pool costs 0.35 / 2.28 / 0.72 of one of the dear pool, for the same operations.
+    # A token on the cheap pool costs 0.35 / 2.28 / 0.72 of one on the expensive pool, for the same operations.
     if name == "joint-low" and reads is nothing:
         assert tokens / base.tokens.total == pytest.approx(2.28 * 0.72 / 0.35, rel=1e-3)
 
@@ -211,7 +211,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert joint["dollars_to_target"] == pytest.approx(joint["curve"][-1]["dollars"])
     assert {entry["stage"] for entry in upcycle["curve"]} == {"seed", "finetune"}
     assert ensemble["loss"] == ensemble["curve"][-1]["loss"] != joint["loss"]
-    # One corpus: the others are links to the first one's files.
+    # One corpus: the other runs have hard links to the first run's files.
     inodes = {(output / row["run"] / "corpus" / "shards" / "part-00000.npy").stat().st_ino for row in result["rows"]}
     assert len(inodes) == 1
     console = Console(width=180, record=True)
@@ -245,7 +245,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
         row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again["rows"]}
     assert [row["loss"] for row in again["rows"]] == [row["loss"] for row in result["rows"]]
 
-    # What an earlier comparison finished stays in the table, at today's prices; what it began does not.
+    # Runs that an earlier comparison finished stay in the table, at present prices; unfinished ones do not.
     dear = base.pools.low_memory.model_copy(update={"price_per_hour": 2 * base.pools.low_memory.price_per_hour})
     base = base.model_copy(update={"pools": base.pools.model_copy(update={"low_memory": dear})})
     (output / "btx-tokens").mkdir()

@@ -1,4 +1,4 @@
-"""What is read outside training: counted by hand, by its laws, and compared with what models are really given."""
+"""Tokens read outside training: computed by hand, checked by laws, and compared with the tokens that models really get."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_a_mixed_pool_reads_is_read_by_its_dearest_type(reads: Reads) -> No
 
 
 class Counting(LocalBackend):
-    """Counts the tokens that models are given in each step."""
+    """Counts the tokens that models get in each step."""
 
     def __init__(self) -> None:
         self.given: Counter[str] = Counter()
@@ -145,7 +145,7 @@ def run(config: RunConfig) -> Counter[str]:
 
 
 def close(ours: Reads, theirs: Reads, windows: int) -> bool:
-    """Equal but for some calibration windows, each of at most a number of tokens."""
+    """Whether two counts are equal except for some calibration windows."""
     return ours.keys() == theirs.keys() and all(
         tokens.keys() == theirs[stage].keys() and all(
             count == pytest.approx(theirs[stage][reader], abs=windows * 64 if stage == "merge" else 1e-9)
@@ -160,11 +160,11 @@ def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[s
     given = run(config)
     reads = found(config, "finetune")
     assert reads["cluster"] == {"submodel_states": given["build_clusters"]}
-    # To calibrate two layers is two passes, of which the first ends halfway; then each candidate is measured in whole ones.
+    # Calibration of two layers takes two passes, the first ending halfway; each candidate is then measured with full passes.
     held = 512 * compared
     assert given["merge_submodels"] == (1 + compared) * 2 * 1024 + held
     assert reads["merge"] == {"whole_states": (1 + compared) * 1.5 * 1024, "whole": held}
-    # The merged and the finished model; the seed, and each sub-model on its own cluster, which the seed has to tell.
+    # The merged and the finished model; the seed; each sub-model on its own cluster, which the seed determines.
     held_out = read_json(config.directory / "evaluation" / "evaluation.json")
     assert held_out["stages"].keys() == {"seed", "merge", "submodels", "finetune"}
     cut = reads["evaluate"].pop("submodel_states")
@@ -201,7 +201,7 @@ def test_an_ensemble_asks_every_sub_model_and_weighs_them(tmp_path: Path) -> Non
     tokens = read_json(config.directory / "evaluation" / "evaluation.json")["ensemble"]["tokens"]
     assert reads.keys() == {"cluster", "evaluate"}
     assert reads["evaluate"].keys() == {"submodel", "submodel_states"}
-    # Contexts of a sequence's length at most, one per 64 tokens of a document: as long as the sequence here.
+    # Contexts of at most a sequence's length, one per 64 tokens of a document; here 64 is the sequence's length.
     assert reads["evaluate"]["submodel"] == (2 + 2) * tokens     # the seed, and each sub-model on its own cluster, too
     assert 0 <= reads["evaluate"]["submodel_states"] <= 2 * tokens
     assert reads == expected(config, "ensemble", config.directory / "corpus")

@@ -108,7 +108,7 @@ def test_what_only_a_short_training_prefers_is_not_taken(tmp_path: Path) -> None
     base = base_config(tmp_path)
 
     def train(config: RunConfig) -> float:
-        best = 128 if config.tokens.total < base.tokens.total else 256     # as batches that are best grow with the tokens
+        best = 128 if config.tokens.total < base.tokens.total else 256     # because the best batch size grows with the tokens
         return abs(math.log(config.finetune.optimizer.batch_tokens / best))
 
     tuned = tune(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000, train)
@@ -127,7 +127,7 @@ def _one_thread() -> Any:
 
 @pytest.mark.usefixtures("_one_thread")
 def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = base_config(tmp_path, lr=2e-4)      # a tenth of what such a model bears
+    base = base_config(tmp_path, lr=2e-4)      # a tenth of the rate that such a model allows
     monkeypatch.setattr("benchmarks.study.compare.tuning.MOST_TRAININGS", 3)
     untuned = compare(base, tmp_path / "untuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend())
     result = compare(base, tmp_path / "tuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
@@ -147,7 +147,7 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "as configured" in shown(untuned)
     assert "trainings of 4,000 tokens each, on the validation documents" in shown(result)
     assert "better than the configured values at full length" in shown(result)
-    # An arm that is not asked for again stays in the table with what it was tuned to.
+    # An arm that is not requested again stays in the table with its tuned settings.
     fewer = compare(base, tmp_path / "tuned", [REFERENCE], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
     assert fewer["rows"] == result["rows"]
     # The next comparison of the same text and model trains no slice.
@@ -177,7 +177,7 @@ def test_a_setting_that_diverges_is_passed_over_and_not_tried_again(tmp_path: Pa
 
     monkeypatch.setattr(comparison.pipeline, "run", run)
     monkeypatch.setattr(comparison, "share_corpus", lambda *_: None)
-    with pytest.raises(TrainingError, match="kept dying"):      # says nothing of the settings: the same command continues
+    with pytest.raises(TrainingError, match="kept dying"):      # independent of the settings: the same command continues
         compare(base, tmp_path / "compared", [REFERENCE], budgets=("tokens",), slice_tokens=4000)
     assert tried == [2e-3, 4e-3, 1e-3]
     with pytest.raises(TrainingError, match="kept dying"):

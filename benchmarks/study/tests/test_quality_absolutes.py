@@ -1,4 +1,4 @@
-"""What the document says in addition to the ratios."""
+"""Absolute figures that the document shows in addition to the ratios."""
 
 
 from benchmarks.study.quality import absolutes
@@ -30,5 +30,5 @@ def test_every_domain_is_told_over_all_cells_of_its_corpus():
         ["large, go", "10.0", "1.20", "0.50"], ["large, prose", "100.0", "1.00", "0.60"],
         ["small, go", "10.0", "1.20", "0.50"], ["small, prose", "100.0", "1.00", "0.60"]]
     without = result(40.0, 50.0)
-    without["rows"] = without["rows"][:2]    # what as many dollars buy was not run
+    without["rows"] = without["rows"][:2]    # the arms at equal dollars were not run
     assert absolutes.domains([without]) == []

@@ -17,7 +17,7 @@ def test_documents_are_the_lines_that_say_something_in_order_and_none_is_long(li
     found = list(corpora.documents("\n".join(lines), most))
     assert "\n".join(found).splitlines() == [line.rstrip() for line in lines if line.strip()]
     assert all(len(document) <= most + document.count("\n") or "\n" not in document for document in found)
-    # None is shorter than need be: with the next one's first line it would be too long.
+    # No document is shorter than necessary: with the first line of the next one it would be too long.
     for document, following in itertools.pairwise(found):
         assert len(document) + 1 + len(following.split("\n")[0]) + document.count("\n") + 30 > most
 

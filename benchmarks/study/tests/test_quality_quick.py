@@ -1,4 +1,4 @@
-"""The benchmark's quick look, which CI takes: what it calls a failure."""
+"""The quick benchmark, which CI runs: what counts as a failure."""
 
 import argparse
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from benchmarks.study.quality import run as quality
 
 @pytest.fixture
 def compared(monkeypatch):
-    """Stands in for the comparison. Joint training's row is the first, as there."""
+    """Replaces the comparison. As in a real one, joint training's row is the first."""
     def rows(default, paper):
         perplexity = {"joint": 9.0, "disco": default, "paper": paper}
         compare = Mock(return_value={"rows": [{"arm": arm, "perplexity": value} for arm, value in perplexity.items()]})

@@ -1,4 +1,4 @@
-"""Result files under today's account, from the directories of their runs."""
+"""Result files recomputed with the present accounting, from their run directories."""
 
 from pathlib import Path
 

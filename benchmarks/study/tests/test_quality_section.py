@@ -1,4 +1,4 @@
-"""What the document says of the result files."""
+"""The document's statements about the result files."""
 
 import json
 

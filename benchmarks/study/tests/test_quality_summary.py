@@ -11,7 +11,7 @@ LOW = 0.2
 
 
 def row(arm, budget, perplexity, low, high):
-    """A run that cost so much on each pool, its evaluation included."""
+    """A run with these dollars on each pool, including its evaluation."""
     return {"arm": arm, "budget": budget, "perplexity": perplexity, "dollars": low + high, "hours": low + high / 4, "phases": [
         {"stage": "submodels", "pool": "low_memory", "dollars": low},
         {"stage": "finetune", "pool": "high_memory", "dollars": 0.9 * high},
@@ -76,7 +76,7 @@ def test_prices_can_be_others():
     def at(price):
         return {entry["arm"]: tuple(entry[name] for name in names) for entry in summary.summarise([given], names, price)}
 
-    # The default's two runs cost 2.5 and 10 dollars; were the cheap pool as dear as the other, 6.5 and 26.
+    # The default's two runs cost 2.5 and 10 dollars; with equal prices for both pools they would cost 6.5 and 26.
     part = math.log(50 / 40) / math.log(50 / 30)
     metered = pytest.approx(2 * (7 / 2) ** part / 8)
     assert at(None) == at(LOW) == {
@@ -89,7 +89,7 @@ def test_prices_can_be_others():
 
 def test_clocks_are_held_against_joint_training_of_the_same_comparison():
     given = result(0, 30.0)
-    # The default was added on a machine that takes twice as long, for joint training too.
+    # The default was added on a machine that takes twice as long, also for joint training.
     for each, metered in zip(given["rows"], (8.0, 4.0, 14.0, 4.0), strict=True):
         each["metered_dollars"] = metered
     for each in given["rows"][1:3]:
@@ -100,7 +100,7 @@ def test_clocks_are_held_against_joint_training_of_the_same_comparison():
 
 def test_equal_dollars_are_joint_trainings_to_the_last_one():
     given = result(0, 30.0)
-    # A run for as many dollars of training costs an eighth more in all: 2.5 and 11.25 dollars, and joint training's are 10.
+    # A run at equal training dollars costs an eighth more in total: 2.5 and 11.25 dollars; joint training costs 10.
     given["rows"][2] = row("disco", "dollars", 30.0, 5.25, 6.0)
     part = math.log(10 / 2.5) / math.log(11.25 / 2.5)
     assert entries(given)["disco"]["ppl_equal_dollars"] == pytest.approx(50 / 40 * (30 / 50) ** part)
