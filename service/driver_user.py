@@ -2,7 +2,7 @@
 
 Drivers and their workers execute what tenants configure. As another user they cannot read the service's state directory with its
 database, secret and tokens. The service must be root to start them. It never writes into a directory that belongs to this user, who
-could plant links there.
+could plant symbolic links there.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class DriverUser:
         """Check that this user can run this interpreter with this package.
 
         Raises:
-            ConfigError: The user cannot read one of them.
+            ConfigError: The user cannot read the interpreter or the package.
         """
         trial = self.command([sys.executable, "-c", f"import {ConfigError.__module__}"], Path("/"))
         if subprocess.run(trial, capture_output=True, check=False).returncode:  # noqa: S603 - our own interpreter

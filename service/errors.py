@@ -1,8 +1,8 @@
-"""Errors of the service, each with the HTTP status it becomes.
+"""Errors of the service, each with its HTTP status.
 
 A `UserError` of `moedisco_ray` becomes 422 with the field that it names.
 """
-# ruff: noqa: N818 - the names are those of the HTTP answers
+# ruff: noqa: N818 - the names are those of the HTTP statuses
 
 from __future__ import annotations
 

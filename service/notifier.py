@@ -20,7 +20,7 @@ class Subscription:
         self._notified = asyncio.Event()
 
     async def wait(self, timeout: float) -> bool:  # noqa: ASYNC109 - a quiet run is no error
-        """Wait for a notification since the subscription or the last wait, at most `timeout` seconds; returns whether one came."""
+        """Wait at most `timeout` seconds for a notification; returns whether one came since the last wait or the subscription."""
         try:
             await asyncio.wait_for(self._notified.wait(), timeout)
         except TimeoutError:
@@ -29,7 +29,7 @@ class Subscription:
         return True
 
     def wake(self) -> None:
-        """End the wait; safe from any thread."""
+        """Wake the waiting coroutine; safe from any thread."""
         with contextlib.suppress(RuntimeError):     # the loop has closed: no coroutine waits any more
             self._loop.call_soon_threadsafe(self._notified.set)
 

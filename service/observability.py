@@ -19,7 +19,7 @@ _MINUTE = 60.0
 _LIBRARIES = frozenset({"uvicorn.error", "asyncio"})
 _KIND_LETTERS = 40
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 408, 413, 422, 429, 499, 503})
-"""Statuses of answers that any stranger can cause in any number."""
+"""HTTP statuses that strangers can cause without authentication, in any number."""
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -75,7 +75,7 @@ def bound(**values: Any) -> Iterator[None]:
 
 
 class Bounded(logging.Filter):
-    """Limits the log lines per minute of each kind that a stranger can cause.
+    """Log filter that limits the lines per minute of each kind that strangers can cause.
 
     These are refused requests, by status, and the messages of uvicorn and asyncio about bad requests and failed accepts. The last
     line before the limit says so; the Prometheus metrics count every request.

@@ -33,10 +33,10 @@ def load_policies(path: Path) -> Policies:
 
 
 def check_policies(raw: dict[str, object], place: str) -> Policies:
-    """Validate policies from a source that messages call `place`.
+    """Validate policies from a source that error messages call `place`.
 
     Raises:
-        ConfigError: The first mistake.
+        ConfigError: The policies are not valid; the message describes the first mistake.
     """
     try:
         return Policies.model_validate(raw)

@@ -1,4 +1,4 @@
-"""Opens, reads, measures and removes files of runs without following links, which drivers could plant."""
+"""Opens, reads, measures and removes files of runs without following symbolic links, which drivers could plant."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import BinaryIO
 from service.errors import NotFound
 
 MOST_BYTES = 256 * 2**20
-"""Largest file that is read whole (bytes)."""
+"""Maximum size of a file that is read whole (bytes)."""
 MOST_LEVELS = 64
-"""Deepest folder that is walked; a run has only a few levels."""
+"""Maximum depth of the folders that are walked; a run has only a few levels."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO)
 
 
 def open_folder(directory: Path, path: str = "") -> int:
-    """Open a directory or (`path`) a folder below it, without following links; the caller closes the descriptor.
+    """Open a directory or (`path`) a folder below it, without following symbolic links; the caller closes the descriptor.
 
     Raises:
-        FileNotFoundError: The folder does not exist, or the path leads through a link.
+        FileNotFoundError: The folder does not exist, or the path leads through a symbolic link.
         OSError: The folder cannot be opened.
     """
     with _absence(directory / path):
@@ -41,10 +41,10 @@ def open_folder(directory: Path, path: str = "") -> int:
 
 
 def open_regular(directory: Path, path: str) -> BinaryIO:
-    """Open a regular file below a directory for unbuffered reading, without following links.
+    """Open a regular file below a directory for unbuffered reading, without following symbolic links.
 
     Raises:
-        FileNotFoundError: The file does not exist, or it is a link, a pipe, a device or a folder.
+        FileNotFoundError: The file does not exist, or it is a symbolic link, a pipe, a device or a folder.
         OSError: The file cannot be opened.
     """
     folder, _, name = path.rpartition("/")
@@ -108,7 +108,7 @@ def size_of(home: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a directory and its content; links are removed, not their targets.
+    """Remove a directory and its content; of symbolic links only the link is removed, not the target.
 
     Raises:
         OSError: A part of the directory cannot be removed.
@@ -128,7 +128,7 @@ def _parts(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def _absence(path: Path) -> Iterator[None]:
-    """Report links, pipes and other special files as absent."""
+    """Report symbolic links, pipes and other special files as absent."""
     try:
         yield
     except OSError as error:

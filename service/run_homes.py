@@ -1,7 +1,7 @@
 """Creates, writes and sets aside the home of each run, OUTPUT/RUN_ID, which only the service may write.
 
-The run directory below it can belong to the drivers' user, who could plant links there. Every path is therefore opened part by part
-from the output root, without following links.
+The run directory below it can belong to the drivers' user, who could plant symbolic links there. Every path is therefore opened
+part by part from the output root, without following links.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def open_home(home: Path, roots: Sequence[Path], user: DriverUser | None) -> Ite
         A file descriptor, valid inside the block.
 
     Raises:
-        ConfigError: The home is outside of the roots, a part of the path is a link or belongs to the drivers' user, or another
-            user owns the home.
+        ConfigError: The home is outside of the roots, a part of the path is a symbolic link or belongs to the drivers' user, or
+            another user owns the home.
         OSError: The home cannot be created or opened.
     """
     parent = Path(os.path.realpath(home.parent))
@@ -67,7 +67,7 @@ def make_run_directory(home: int, name: str, user: DriverUser) -> None:
         user: User of the drivers.
 
     Raises:
-        ConfigError: The run directory is a link.
+        ConfigError: The run directory is a symbolic link.
         OSError: The run directory cannot be created.
     """
     with contextlib.suppress(FileExistsError):
@@ -108,14 +108,14 @@ def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None)
     Args:
         home: Home of the run.
         run_id: Id of the run.
-        roots: Output roots of today. A home outside of them is refused, because it may not be a run's directory.
+        roots: Present output roots. A home outside of them is refused, because it may not be a run's directory.
         other: Id of another run whose directory is inside the home, if any.
 
     Returns:
         The new path, in the root; None if there is no home.
 
     Raises:
-        OSError: The home cannot be renamed, is a link, is not the run's own under a root, or contains another run's directory.
+        OSError: The home cannot be renamed, is a symbolic link, is not the run's under a root, or contains another run's directory.
     """
     if not os.path.lexists(home):
         return None
@@ -141,7 +141,7 @@ def left_aside(roots: Iterable[Path], known: Callable[[str], bool]) -> Iterator[
 
     Args:
         roots: Output roots.
-        known: Whether a run with this id exists; its directory is then left alone.
+        known: Returns whether a run with this id exists; its home is then kept.
     """
     for root in roots:
         for path in root.glob(f"{_ASIDE}*"):

@@ -43,7 +43,7 @@ RECONCILE_SECONDS = 1.0
 DELIVER_SECONDS = 1.0
 """Interval at which webhooks are delivered (s)."""
 TIDY_SECONDS = 600.0
-"""Time between two passes of housekeeping: retention and removal of leftovers (s)."""
+"""Interval at which housekeeping applies retention and removes leftovers (s)."""
 CHECK_RAY_SECONDS = 15.0
 """Interval at which the local Ray is checked, and started again if it has died (s)."""
 
@@ -157,7 +157,7 @@ def _store_policies(settings: Settings, database: Database) -> None:
         return
     wanted, now = load_policies(settings.policies), time.time()
     with database.write() as session:
-        # As plain data: a policy that sets the default's value differs from one that leaves it out.
+        # Compared as plain data: a policy that sets the default's value differs from one that leaves it out.
         before, after = (each.model_dump(mode="json", exclude_unset=True) for each in (policies.load(session), wanted))
         if before == after:
             return

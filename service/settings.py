@@ -18,7 +18,7 @@ BUCKET_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 
 
 class Settings(BaseModel):
-    """Settings that the operator chooses; paths are absolute, with links and `..` resolved."""
+    """Settings that the operator chooses; paths are absolute, with symbolic links and `..` resolved."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
@@ -39,7 +39,7 @@ class Settings(BaseModel):
     input_roots: tuple[str, ...] = (".",)
     """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The embedded text is always allowed."""
     output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)
-    """Directories for run directories; the first is the default."""
+    """Directories in which run directories are created; the first is the default."""
     storage_roots: tuple[str, ...] = ()
     """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Empty: checkpoints stay in run
     directories."""
@@ -48,7 +48,7 @@ class Settings(BaseModel):
     policies: Path | None = None
     """YAML file with the policies of all owners; null: they are set through the REST API."""
     requests_per_minute: PositiveInt = 1200
-    """Limit for one token, or for one address without a token."""
+    """Rate limit of each token, and of each address for requests without a token."""
     max_streams_per_token: PositiveInt = 100
     """Limit on event streams, followed logs and downloads that one token has open at the same time."""
     max_body_bytes: PositiveInt = MIB
@@ -64,7 +64,7 @@ class Settings(BaseModel):
     session_idle_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24
     """Time without use after which a browser session ends (h)."""
     session_max_hours: Annotated[float, Field(gt=0, le=24 * 365)] = 24 * 7
-    """Longest duration of a browser session (h)."""
+    """Maximum duration of a browser session (h)."""
     log_format: Literal["console", "json"] = "console"
     admin_token_file: Path | None = None
     """File with the first administrator's token, created if the database has no token; null: `admin-token` in `state_dir`."""

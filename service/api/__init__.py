@@ -1,1 +1,1 @@
-"""HTTP: routes check the caller and the request, call the database, and build the answer."""
+"""HTTP: routes check the caller and the request, call the database, and build the response."""

@@ -1,4 +1,4 @@
-"""Converts rows of the database into documents of the REST API."""
+"""Converts database rows into response bodies of the REST API."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def run_answers(context: ServiceContext, caller: Caller, session: Session, rows:
 
 
 def run_detail(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow) -> RunDetail:
-    """Document of a run with its stored configuration and its bill.
+    """Response body for a run, with its stored configuration and its bill.
 
-    If this version refuses the configuration, the bill has the metered dollars but no lines.
+    If this version of the service refuses the configuration, the bill has only the metered dollars, no lines.
     """
     try:
         bill = metered_bill(Meter.from_dict(row.meter), row.settings)
@@ -52,7 +52,7 @@ def series_answer(curve: UnitCurve) -> Series:
 
 
 def owner_filter(caller: Caller) -> str | None:
-    """Owner whose objects a caller may list; None for administrators, who see all owners'."""
+    """Owner whose objects a caller may list; None for administrators, who may list those of all owners."""
     return None if caller.admin else caller.owner
 
 

@@ -37,24 +37,24 @@ ROUTERS = (
     webhooks.router, operations.router, pages.router)
 
 _GUESSES_PER_MINUTE = 20
-"""Failed attempts to sign in from one address per minute; successful ones do not count."""
+"""Maximum number of failed sign-ins per minute from one address."""
 _MOST_OF_A_TOKEN = 4096
-"""Largest request to sign in (bytes), because strangers may send it."""
+"""Maximum size of a sign-in request (bytes); small, because it is read without authentication."""
 
 
 def create_app(
     settings: Settings, database: Database, jobs: RayJobs, *, pools: RayPools, dashboard: Dashboard, notifier: Notifier,
     wake_reconciler: Callable[[], None],
 ) -> FastAPI:
-    """Create the application. It starts no work and closes none of its arguments.
+    """Create the application. It starts no background work and does not close its arguments.
 
     Args:
         settings: Settings of the service.
         database: Migrated database.
-        jobs: Ray Jobs.
+        jobs: Client for Ray Jobs.
         pools: Pools of the Ray cluster.
         dashboard: Ray dashboard, for its pages and the state of Ray Train.
-        notifier: Notified of every committed change of a run.
+        notifier: Receives a notification of every committed change of a run.
         wake_reconciler: Starts the next round of the reconciler at once.
     """
     prometheus, limits = PrometheusMetrics(), capacity(descriptor_limit())

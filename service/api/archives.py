@@ -1,4 +1,4 @@
-"""Streams a directory as a tar archive, without a temporary file and without a whole file in memory.
+"""Streams a directory as a tar archive, without temporary files and without loading whole files into memory.
 
 The names, sizes and times of the files determine the size and the layout of the archive, so that a download can be resumed.
 """
@@ -20,7 +20,7 @@ from service.schemas import Artifact
 _RECORD = 512
 _END = bytes(2 * _RECORD)
 _FORMAT = b"pax 1"
-"""Version of the layout, part of the ETag; change it when the same files give other bytes."""
+"""Version of the archive layout, part of the ETag; change it if the same files would give different bytes."""
 
 
 class Archive:
@@ -50,7 +50,7 @@ class Archive:
         """Bytes of the archive from `start` up to `end`; files outside of this range are not opened.
 
         Raises:
-            EOFError: A file has changed; the answer is cut off, so that the client notices.
+            EOFError: A file has changed; the response ends too early, so that the client notices.
         """
         position = 0
         for file, header in self._members:
@@ -77,7 +77,7 @@ class Archive:
 
 
 def _within(position: int, start: int) -> int:
-    """Position of the archive relative to a part that starts at `start`."""
+    """Offset of a position of the archive within a part that starts at `start`; 0 if the position is before the part."""
     return max(0, position - start)
 
 

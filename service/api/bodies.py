@@ -19,23 +19,23 @@ from service.errors import Overloaded, TooLarge, TooMany, Unauthorised
 MOST_READ = 256 * 2**20
 """Limit on the total size of large bodies that are read at the same time (bytes)."""
 SMALL = 64 * 2**10
-"""Largest body that is read without authentication (bytes); the number of connections limits their sum."""
+"""Maximum size of a body that is read without authentication (bytes); the connection limit bounds their total."""
 LARGEST = 2**53
 """Largest integer that every JSON parser reads exactly."""
 
 _SUSPECT = tuple(re.compile(pattern) for pattern in (rb"\\u0000", rb"\d{16}", rb"[eE]\+?\d{3}"))
-"""Patterns without which a body needs no check of its values. One combined pattern would take twice as long."""
+"""Patterns of values that may be invalid; a body without them needs no check. One combined pattern would take twice as long."""
 
 
 class BodyLimit:
-    """Middleware that refuses bodies above the limit early and passes smaller ones on as a whole.
+    """Middleware that refuses bodies above the limit early, and reads smaller ones completely before it calls the application.
 
     A body above `SMALL` is read only from a caller with a valid token or session, so that strangers cannot use up the memory that
     drivers need for their reports. All large bodies together have a limit too.
 
     Args:
         app: Next application.
-        limit_of: Returns the largest body that a path accepts (bytes).
+        limit_of: Returns the maximum body size of a path (bytes).
         check: Raises `Unauthorised` unless the request has a valid credential; called in a thread.
         most: Limit on the total size of large bodies that are read at the same time (bytes).
     """
@@ -58,7 +58,7 @@ class BodyLimit:
             body = await self._read(scope, receive, limit)
         except (TooLarge, Overloaded, Unauthorised, TooMany) as error:
             refusal = problem_response(error, Request(scope))
-            refusal.headers["Connection"] = "close"     # the unread rest must not be taken for the next request
+            refusal.headers["Connection"] = "close"     # or the unread rest would be parsed as the next request
             await refusal(scope, receive, send)
             return
         if body is not None:

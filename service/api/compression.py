@@ -1,4 +1,4 @@
-"""Gzip compression of JSON answers; streams and ranges are sent as they are."""
+"""Gzip compression of JSON responses; streams and ranges are not compressed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SMALLEST = 1024
-"""Smallest body that is compressed (bytes); smaller ones fit into one packet anyway."""
+"""Minimum size of a body that is compressed (bytes); smaller ones fit into one packet anyway."""
 _LEVEL = 5
 _INLINE = 64 * 1024
-"""Largest body that is compressed on the event loop (bytes), where a thread would cost more."""
+"""Maximum size of a body that is compressed on the event loop (bytes); larger ones are compressed in a thread."""
 
 
 class CompressedJson:
-    """Middleware that compresses complete JSON answers to GET requests.
+    """Middleware that compresses complete JSON responses to GET requests.
 
-    Answers to other methods, such as a new token, are not compressed, because the compressed length reveals the content.
+    Responses to other methods, such as a new token, are not compressed, because a compressed length can reveal the content.
 
     Args:
         app: Next application.

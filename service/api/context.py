@@ -30,18 +30,18 @@ class ServiceContext:
     Attributes:
         settings: Settings of the service.
         database: Database of the service.
-        jobs: Ray Jobs; used only to delete the jobs of a deleted run.
+        jobs: Client for Ray Jobs; used only to delete the jobs of a deleted run.
         pools: Pools of the Ray cluster.
         trainings: Trainings that Ray Train knows.
         ray_pages: Pages of the Ray dashboard, for administrators.
-        notifier: Notified of every committed change of a run.
+        notifier: Receives a notification of every committed change of a run.
         wake_reconciler: Starts the next round of the reconciler at once.
         streams: Open event streams.
         reports: Reports of active runs.
         limits: Rate limits by token and address.
         sign_in_limits: Rate limits of failed sign-ins by address.
-        stream_slots: Slots for long answers by token.
-        capacity: Limits that follow from the file descriptors.
+        stream_slots: Slots for long responses, by token.
+        capacity: Limits derived from the number of file descriptors.
         prometheus: Metrics for Prometheus.
         roots: Directories and buckets that runs may read and write.
         now: Returns seconds since the epoch.
@@ -72,7 +72,7 @@ class ServiceContext:
 
 
 async def of(request: Request) -> ServiceContext:
-    """Context of the request's application; async, because a thread would cost more."""
+    """Context of the request's application; async, because FastAPI runs other functions in a thread, which costs more."""
     context: ServiceContext = request.app.state.context
     return context
 

@@ -1,4 +1,4 @@
-"""Adds to every request an id, a log line, metrics, and the headers of its answer."""
+"""Gives every request an id, a log line, metrics, and response headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUEST_ID = "X-Request-ID"
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_LEFT = 499
-"""Status in logs and metrics if the client disconnected before the answer; as in nginx."""
+"""Status in logs and metrics if the client disconnected before the response, as in nginx."""
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -70,7 +70,7 @@ class Envelope:
 
 
 def _route(scope: Scope) -> str:
-    """Template of the route; the path itself would give each run its own metric."""
+    """Path template of the route; with the path itself, each run would have its own metric."""
     return getattr(scope.get("route"), "path", "other")
 
 

@@ -83,7 +83,7 @@ class OpenFile:
 
 
 def open_file(directory: Path, path: str) -> OpenFile:
-    """Open a file below a run directory by its relative path, without links, `..` or parts that begin with a dot.
+    """Open a file below a run directory by its relative path, without symbolic links, `..` or parts that begin with a dot.
 
     Raises:
         NotFound: The file does not exist, or the path leads out of the directory.
@@ -101,7 +101,7 @@ def open_file(directory: Path, path: str) -> OpenFile:
 
 
 def list_files(directory: Path) -> Iterator[Artifact]:
-    """Files below a directory, without links and names that begin with a dot."""
+    """Files below a directory, except symbolic links and names that begin with a dot."""
     for folder, folders, names, number in run_files.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -115,7 +115,7 @@ def list_files(directory: Path) -> Iterator[Artifact]:
 
 
 def send_content(request: Request, found: Content) -> Response:
-    """Answer with a file or an archive, or with the requested range of it.
+    """Response with a file or an archive, or with the requested range of it.
 
     Raises:
         RangeUnsatisfiable: The range is outside of the content.
@@ -165,7 +165,7 @@ def _known(headers: Mapping[str, str], etag: str) -> bool:
 
 
 def _part(headers: Mapping[str, str], found: Content) -> tuple[int, int] | None:
-    """Start and end of the requested range; None for the whole content, also for several ranges or an invalid one."""
+    """Start and end of the requested range; None (send the whole content) for no range, several ranges or an invalid one."""
     asked = _RANGE.fullmatch(headers.get("range", "").replace(" ", ""))
     condition = headers.get("if-range")
     if asked is None or asked.groups() == ("", "") or (condition is not None and condition.strip() != found.etag):

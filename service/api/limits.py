@@ -14,13 +14,13 @@ from service.errors import TooMany
 
 _MOST_BUCKETS = 10_000
 _SLOT_WAIT = 5.0
-"""Suggested wait for a free stream (s)."""
+"""Suggested wait before the next request for a stream slot (s)."""
 _RESERVED = 192
 """File descriptors reserved for the database, threads, Ray's API, and connections accepted before one can be closed."""
 _LEAST, _MOST = 32, 4096
-"""Bounds on connections; an idle one takes about 20 KB, and browsers and clients keep theirs open."""
+"""Bounds on the connection limit; an idle connection takes about 20 KB, and browsers and clients keep connections open."""
 _UNLIMITED = 2**20
-"""Limit to request if the hard limit is infinite, because Linux refuses infinity here."""
+"""Limit on open files to request if the hard limit is infinite, because Linux refuses infinity here."""
 
 
 class RateLimiter:
@@ -56,7 +56,7 @@ class RateLimiter:
             self._buckets[key] = (left - 1, now)
 
     def _forget(self, now: float) -> None:
-        # An absent bucket counts as full. If none is full, the half that was unused for longest is dropped.
+        # An absent bucket counts as full, so full ones are dropped. If too many remain, drop the half unused for longest.
         kept = {key: bucket for key, bucket in self._buckets.items() if bucket[0] + (now - bucket[1]) * self._rate < self._capacity}
         if len(kept) >= _MOST_BUCKETS:
             newest = sorted(kept.items(), key=lambda item: item[1][1])[_MOST_BUCKETS // 2:]
@@ -65,11 +65,11 @@ class RateLimiter:
 
 
 class StreamSlots:
-    """Slots for long answers (event streams, followed logs, downloads), limited per token and in total.
+    """Slots for long responses (event streams, followed logs, downloads), limited per token and in total.
 
     Args:
-        most: Slots in total.
-        each: Slots of one token.
+        most: Maximum number of slots in total.
+        each: Maximum number of slots for one token.
     """
 
     def __init__(self, most: int, each: int) -> None:
@@ -108,8 +108,8 @@ class Capacity:
     """Limits of one service process.
 
     Attributes:
-        connections: Open connections above which those that have waited longest for their client are closed.
-        streams: Concurrent streams and downloads: at most half of the connections, so that short requests always find room.
+        connections: Maximum number of open connections; beyond it, those that have waited longest for their client are closed.
+        streams: Maximum number of concurrent streams and downloads: half of the connections, so that others remain for requests.
     """
 
     connections: int
@@ -132,6 +132,6 @@ def descriptor_limit() -> int:
 
 
 def capacity(descriptors: int) -> Capacity:
-    """Limits for a number of file descriptors; each connection may need a second one for the file that it sends."""
+    """Limits for a number of file descriptors; a connection that sends a file needs a second descriptor."""
     connections = min(_MOST, max(_LEAST, (descriptors - _RESERVED) // 2))
     return Capacity(connections, connections // 2)

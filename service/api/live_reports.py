@@ -14,7 +14,7 @@ from moedisco_ray.core.run_record import RunReport
 from service import run_files
 
 FRESH_SECONDS = 3.0
-"""Age at which a report is built again (s)."""
+"""Maximum age of a cached report (s)."""
 _MOST = 64
 
 

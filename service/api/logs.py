@@ -1,4 +1,4 @@
-"""Reads the logs of a run's driver and workers, from their end or while they grow."""
+"""Reads the logs of a run's driver and workers: their last lines, and new lines as they are written."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ POLL_SECONDS = 0.5
 """Poll interval while a log is followed (s)."""
 _BLOCK = 2**16
 _MOST = 8 * 2**20
-"""Largest part of a log that is searched for its last lines (bytes)."""
+"""Maximum size of the part of a log that is searched for its last lines (bytes)."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 
 
 def list_logs(directory: Path) -> list[LogFile]:
-    """Logs of a run, that of the driver first."""
+    """Logs of a run, the driver's log first."""
     return [*_logs_in(directory, "", [(DRIVER, _DRIVERS)]), *_logs_in(directory, "logs", None)]
 
 
 def _logs_in(directory: Path, folder: str, wanted: Sequence[tuple[str, str]] | None) -> Iterator[LogFile]:
-    """The wanted logs in a folder, given by name and file name; None for all logs."""
+    """Logs in a folder; `wanted` lists their names and file names, None selects all logs."""
     try:
         number = run_files.open_folder(directory, folder)
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def tail_start(file: BinaryIO, size: int, lines: int) -> int:
 async def follow(
     file: BinaryIO, start: int, ended: Callable[[], bool], pause: Callable[[float], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
-    """Content of a log from a position on, followed until its run ends.
+    """Content of a log from a position on, including new content until its run ends.
 
     Args:
         file: Open log, which is closed at the end.

@@ -1,4 +1,4 @@
-"""OpenAPI document with answers, problems, examples and links between operations."""
+"""OpenAPI document with responses, problems, examples and links between operations."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ _MEANINGS = {
     503: "The database or Ray does not answer, or the service is overloaded.",
 }
 _REFERRED = (Problem, Report)
-"""Documents that routes refer to by name, which FastAPI does not find itself."""
+"""Schemas that routes refer to only by name, so that FastAPI does not find them."""
 _ALWAYS = (401, 403, 422, 429, 500, 503)
 _WITH_BODY = (400, 413)
 
 
 def problems(*statuses: int, body: bool = False) -> Responses:
-    """Documentation of a route's problems, with those of every route and (`body`) those of JSON bodies."""
+    """Documentation of a route's problems, including those of every route and, if `body`, those of JSON bodies."""
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
 
 
 def content(media_type: str, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Documentation of an answer that is not a JSON document."""
+    """Documentation of a response that is not JSON."""
     return {"description": description, "content": {media_type: {"schema": schema or {"type": "string", "format": "binary"}}}}
 
 

@@ -28,7 +28,7 @@ _LONGEST_SEARCHED = 10_000
 
 
 def handle_problems(app: FastAPI) -> None:
-    """Install handlers that answer every error, including those of the router, with a problem document."""
+    """Install handlers that turn every error, including those of the router, into a problem document."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -37,7 +37,7 @@ def handle_problems(app: FastAPI) -> None:
 
 
 def problem_response(error: ServiceError, request: Request) -> Response:
-    """Answer for an error."""
+    """Response for an error."""
     headers: dict[str, str] = {}
     if isinstance(error, Unauthorised):
         headers["WWW-Authenticate"] = 'Bearer realm="moedisco"'
@@ -106,7 +106,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     del error   # logged by the server; its text may contain secrets
-    # This answer is created outside of the middleware that adds the headers.
+    # This response bypasses the middleware that adds the headers.
     return _response(
         request, 500, slug=ServiceError.slug, title=ServiceError.title,
         detail="the service failed; its log has the cause under the request's id",
@@ -114,7 +114,7 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """Methods allowed at the request's path; the router itself knows only those of the first matching route."""
+    """Methods allowed at the request's path; the router itself considers only the first matching route."""
     # Below a mount, the scope's root is that of the mount.
     scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
     return {

@@ -1,4 +1,4 @@
-"""Streamed answers and the headers of every answer."""
+"""Streamed responses, and the security headers of every response."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Headers against foreign scripts and frames, and against guessed media types."""
+"""Headers that forbid foreign scripts, frames, and guessing of media types."""
 
 
 class ClosedStream(StreamingResponse):
-    """A streamed answer that closes its source at once when the client disconnects, not at garbage collection."""
+    """A streamed response that closes its source at once when the client disconnects, not at garbage collection."""
 
     async def stream_response(self, send: Send) -> None:
-        """Send the answer."""
+        """Send the response, chunk by chunk."""
         async with aclosing(cast("Any", self.body_iterator)):
             await super().stream_response(send)
 

@@ -79,7 +79,7 @@ async def _stream_slot(caller: Reader, context: InContext) -> AsyncIterator[None
 
 
 STREAM_SLOT = Depends(_stream_slot)
-"""Dependency that holds a slot for a long answer until the answer is sent."""
+"""Dependency that holds a slot for a long response until it is sent."""
 SIGNED_IN = list(_SCHEMES)
 """Dependencies that document authentication."""
 DRIVER = [Security(_driver)]
@@ -90,7 +90,7 @@ def identify(request: Request, context: ServiceContext) -> Caller:
     """Authenticate a request by the token in its header or else by the session in its cookie.
 
     Raises:
-        Unauthorised: The request has neither, or it is not valid.
+        Unauthorised: The request has neither a token nor a session, or it is not valid.
         Forbidden: Another site used a browser session.
         TooMany: The caller exceeds the rate limit.
     """
@@ -150,7 +150,7 @@ def valid_token(plain: str, context: ServiceContext) -> tables.Token | None:
 
 
 def still_allowed(caller: Caller, context: ServiceContext) -> bool:
-    """Whether a caller's token or session is still valid during a long answer, which counts as use of the session."""
+    """Whether a caller's token or session is still valid, for checks during a long response; counts as use of the session."""
     now = context.now()
     if caller.session_id is None:
         with context.database.read() as session:
@@ -164,7 +164,7 @@ def still_allowed(caller: Caller, context: ServiceContext) -> bool:
 
 
 def require_token(caller: Caller) -> None:
-    """Refuse a browser session, because the action would outlast it.
+    """Refuse a browser session, because the effect of the action would outlast the session.
 
     Raises:
         Forbidden: The caller used a session.
@@ -214,8 +214,8 @@ def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = F
     """A run that the caller may access.
 
     Args:
-        session: Any transaction; a writing one for `lock`.
-        caller: The caller.
+        session: Transaction; it must be a writing one if `lock` is set.
+        caller: Caller whose access is checked.
         run_id: Id of the run.
         lock: Whether to lock the run until the transaction ends.
 
@@ -229,7 +229,7 @@ def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = F
 
 
 def implied(scopes: list[str]) -> frozenset[Scope]:
-    """Scopes including implied ones."""
+    """The scopes and all that they imply."""
     highest = max((i for i, scope in enumerate(SCOPES) if scope in scopes), default=-1)
     return frozenset(SCOPES[:highest + 1])
 

@@ -3,9 +3,9 @@
 uvicorn limits the time between two requests but not the time for a request to arrive. A connection that sends nothing, or one
 byte now and then, stays open, until `limit_concurrency` refuses all clients or asyncio runs out of file descriptors. Hypercorn and
 Granian have no deadline for bodies either, and a service on a laptop has no reverse proxy. This subclass of uvicorn's protocol
-therefore derives from h11's state what the client has to do next (send a head, send a body, read the answer) and sets one deadline
-for it, which a trickle of bytes does not extend. If there are too many connections, it closes the one that has waited longest for
-its client. A connection with a complete request is never closed.
+therefore derives from h11's state what the client has to do next (send a head, send a body, read the response) and sets one
+deadline for it, which a trickle of bytes does not extend. If there are too many connections, it closes the one that has waited
+longest for its client. A connection with a complete request is never closed.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Awaited = Literal["head", "next request", "body", "reading", "closing"]
 """What the client has to do next."""
 
 DEADLINES: dict[Awaited, float] = {"head": 10.0, "body": 30.0, "reading": 60.0, "closing": 10.0}
-"""Deadlines (s); for the next request uvicorn's `timeout_keep_alive` holds. "reading" applies to each 64 KB of an answer."""
+"""Deadlines (s); that for the next request is uvicorn's `timeout_keep_alive`. "reading" applies to each 64 KB of a response."""
 ACCEPTED_AT_ONCE = 16
-"""Connections that asyncio accepts in one go; each takes a file descriptor."""
+"""Maximum number of connections that asyncio accepts in one go; each takes a file descriptor."""
 SPARE = 16
-"""Number of newest waiting connections that are never closed for others, because their requests may be arriving."""
+"""Number of newest waiting connections that are never closed to make room, because their requests may be arriving."""
 GRACE_SECONDS = 5
-"""Time for requests in progress when the service ends (s)."""
+"""Maximum wait for requests in progress when the service stops (s)."""
 KEEP_ALIVE_SECONDS = 30
-"""Time from an answer to the arrival of the next request (s)."""
+"""Maximum time from a response to the arrival of the next request (s)."""
 _QUEUED = 2048
 """Backlog of connections that the kernel queues."""
 
@@ -48,7 +48,7 @@ class Connections(ServerState):
     """Open connections of a server, and those that wait for their client, longest first.
 
     Args:
-        most: Connections above which waiting ones are closed.
+        most: Maximum number of open connections; beyond it, waiting ones are closed.
         prometheus: Metrics that count closed connections.
     """
 
@@ -59,7 +59,7 @@ class Connections(ServerState):
         self._prometheus = prometheus
 
     def make_room(self) -> None:
-        """Close connections that have waited longest for their client until few enough are open."""
+        """Close the connections that have waited longest for their client until the number of open ones is within the limit."""
         while len(self.connections) > self._most and len(self.waiting) > SPARE:
             next(iter(self.waiting)).drop("no room")
 
@@ -93,7 +93,7 @@ class DeadlineProtocol(H11Protocol):
         self._update_deadline()
 
     def pause_writing(self) -> None:
-        """Wait until the client has read more of the answer."""
+        """Wait until the client has read more of the response."""
         super().pause_writing()
         self._stalled = True
         self._update_deadline()
@@ -117,7 +117,7 @@ class DeadlineProtocol(H11Protocol):
         self.transport.abort()
 
     def _update_deadline(self) -> None:
-        """Start a new deadline if the client has something else to do than before."""
+        """Start a new deadline if the client's next step has changed."""
         awaited = self._awaited_step()
         if awaited != self._awaited:
             self._wait_for(awaited)
@@ -151,7 +151,7 @@ class DeadlineProtocol(H11Protocol):
     def _say_timeout(self) -> None:
         """Send status 408, as far as it can be sent at once."""
         if self.cycle is not None:
-            self.cycle.disconnected = True      # discards the application's own answer
+            self.cycle.disconnected = True      # discards the application's own response
         text = b"the request did not arrive in time"
         headers = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(text))), ("connection", "close")]
         with contextlib.suppress(h11.LocalProtocolError):
@@ -180,7 +180,7 @@ class Server(uvicorn.Server):
         self.server_state = Connections(self.capacity.connections, self._context.prometheus)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen, without delays of answers."""
+        """Start to listen, with Nagle's algorithm off."""
         for each in sockets or ():
             # Head and body are two packets; with Nagle's algorithm the second would wait for an acknowledgement. asyncio sets
             # this option only on sockets that were created with an explicit protocol.

@@ -1,7 +1,7 @@
 """Cookie of a browser session.
 
-The cookie contains a random secret; the database stores its hash. Signing out, revoking the token, and time end a session together
-with all copies of its cookie. Over HTTPS the cookie has the prefix `__Host-`, so that no subdomain can set it.
+The cookie contains a random secret; the database stores its hash. Signing out, revoking the token, or expiry ends a session, and
+all copies of its cookie become invalid. Over HTTPS the cookie has the prefix `__Host-`, so that no subdomain can set it.
 
 Remaining risk: browsers send a cookie to every port of its host. Another service on the same host (over plain HTTP also anyone on
 the network path) can read the cookie and act as the user until the session ends; without HTTPS it can also plant a session of its

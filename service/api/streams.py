@@ -26,7 +26,7 @@ from service.observability import PrometheusMetrics, bound, logger
 PAGE = 500
 PING_SECONDS = 15.0
 POLL_SECONDS = 5.0
-"""Poll interval (s); the notifier does not cover writes of other processes."""
+"""Poll interval (s); polling is needed because the notifier does not report writes of other processes."""
 RECHECK_SECONDS = 60.0
 _KEPT_MESSAGES = 2000
 _KEPT_BYTES = 4 * 2**20
@@ -83,7 +83,7 @@ class Streams:
         Args:
             run_id: Id of the run.
             after: Last position that the reader has; -1 for none.
-            allowed: Whether the reader still has access; called now and then in a thread.
+            allowed: Returns whether the reader still has access; called periodically in a thread.
         """
         yield _OPENING
         with self._prometheus.streams.track_inprogress(), self._feed(run_id) as feed, contextlib.suppress(DatabaseError):

@@ -1,4 +1,4 @@
-"""Turns a request into a stored run: check its paths, plan it, and store it."""
+"""Turns a request into a stored run: checks its paths, plans it and stores it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from service.schemas import RetryRequest, RunRequest
 
 _LISTED_IDS = 3
 MOST_SEQUENCES = 65_536
-"""Largest number of sequences per step, because planning tries all their divisors."""
+"""Maximum number of sequences per step; planning tries all divisors of this number."""
 MOST_BYTES = 32 * 2**20
-"""Limit on the files that one request reads (bytes): as large as the largest public tokenizers."""
+"""Maximum total size of the files that one request reads (bytes): enough for the largest public tokenizers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def checked(
 ) -> tuple[RunConfig, Plan, list[str]]:
     """Check and plan a configuration.
 
-    Nothing outside of the roots is read.
+    Files outside of the roots are never read.
 
     Args:
         context: Context of the application.
@@ -113,7 +113,7 @@ def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy
     """The new run for a request.
 
     Raises:
-        UserError: As in `checked`.
+        UserError: `checked` refuses the configuration.
         AgainstPolicy: The owner may not use the pools.
     """
     check_pools(request.config, policy)
@@ -124,10 +124,10 @@ def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy
 def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, request: RetryRequest, policy: Policy) -> NewRun:
     """The new run for a retry: the configuration of an existing run with changes.
 
-    An inherited priority is lowered to the owner's highest.
+    A priority inherited from the parent is capped at the owner's highest.
 
     Raises:
-        UserError: A change is not valid, or as in `checked`.
+        UserError: A change is not valid, or `checked` refuses the configuration.
         AgainstPolicy: The owner may not use the pools.
     """
     raw = {**parent.config, "tags": parent.tags, "output": str(Path(parent.directory).parent.parent)}
@@ -162,7 +162,7 @@ def submit(
         run: Run to store.
         policy: Policy of the owner.
         key: Idempotency-Key of the request.
-        body_hash: Hash of the request, which a repetition must match.
+        body_hash: Hash of the request; a repeated request must have the same hash.
 
     Returns:
         The run, and whether it is new.
@@ -206,8 +206,8 @@ def _with_visible_runs(session: Session, caller: Caller, config: RunConfig) -> R
     """The configuration with run names replaced by run ids.
 
     Raises:
-        ConfigError: A run does not exist, belongs to another owner (with the same message) or has not finished, or several
-            finished runs have the name.
+        ConfigError: A run does not exist or belongs to another owner (both give the same message), a run has not finished, or
+            several finished runs have the name.
     """
     return with_ids(config, {place.field: _finished(session, caller, place).id for place in run_places(config)})
 

@@ -1,6 +1,6 @@
 """Sends webhook deliveries from the outbox until they arrive or a day has passed.
 
-A delivery can arrive twice if the service ends before it has stored the answer; both copies have the same id.
+A delivery can arrive twice if the service ends before it has stored the response; both copies have the same id.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from service.observability import logger
 _log = logger(__name__)
 DELIVERY_HEADER = "X-MoeDisco-Delivery"
 AT_ONCE = 8
-"""Deliveries sent in parallel."""
+"""Maximum number of deliveries sent in parallel."""
 AT_ONCE_PER_WEBHOOK = 2
-"""Deliveries sent to one webhook in parallel, so that a slow receiver delays only its own."""
+"""Maximum number of deliveries sent to one webhook in parallel, so that a slow receiver delays only its own."""
 LOOK_AHEAD = 200
-"""Due deliveries loaded per round."""
+"""Maximum number of due deliveries loaded per round."""
 FIRST_DELAY = 5.0
 """Delay after the first failed attempt (s); it doubles with each further one."""
 LONGEST_DELAY = 3600.0
@@ -71,13 +71,13 @@ class Deliveries:
         self._under_way: dict[str, str] = {}
 
     def round(self, now: float) -> None:
-        """Start to send the due deliveries; returns before they have arrived.
+        """Start sending all due deliveries; does not wait for them to finish.
 
         Raises:
             DatabaseUnavailable: The database does not answer.
         """
         with self._lock:
-            before = set(self._under_way)   # may be stored as delivered before the query below
+            before = set(self._under_way)   # excluded below: one may end between the query and `_taken`
         with self._database.read() as session:
             due = [
                 _Message(
@@ -134,7 +134,7 @@ class Deliveries:
 
 
 def delay(attempts: int, fraction: float) -> float:
-    """Delay after a number of failed attempts (s): doubles up to an hour; `fraction` (0 to 1) spreads it over its second half."""
+    """Delay after a number of failed attempts (s): doubles up to an hour; `fraction` (0 to 1) picks a value in its upper half."""
     whole = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempts - 1, 60))
     return whole * (1 + fraction) / 2
 

@@ -1,4 +1,4 @@
-"""Measures run directories, removes runs by retention, and deletes old keys, sessions and deliveries."""
+"""Measures run directories, removes expired runs, and deletes old keys, sessions and deliveries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Housekeeping:
 
     Args:
         database: Database of the service.
-        jobs: Ray Jobs; those of removed runs are deleted.
+        jobs: Client for Ray Jobs; the jobs of removed runs are deleted.
         roots: Output roots; nothing outside of them is removed.
         idle: Time without use after which a browser session ends (s).
     """
@@ -124,7 +124,7 @@ class Housekeeping:
 
 
 def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
-    """New expiry times by run, where they differ from the stored ones, and the runs to remove now."""
+    """Expiry times by run if they differ from the stored ones, and the runs to remove now."""
     named, rules = _named(session), policies.load(session)
     by_owner: dict[str, list[RunRow]] = defaultdict(list)
     for run in runs.finished(session):

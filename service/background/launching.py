@@ -28,7 +28,7 @@ class Launcher:
     """Starts drivers and requests their stop; every method is idempotent.
 
     Args:
-        jobs: Ray Jobs.
+        jobs: Client for Ray Jobs.
         settings: Settings of the service.
         secret: Secret from which the drivers' tokens are derived.
         directory_of: Returns the run directory of a run, or None for a deleted run.
@@ -50,7 +50,7 @@ class Launcher:
         """Write the driver's configuration and submit the job of the run's present attempt.
 
         Raises:
-            ConfigError: The roots, or links made since the submission, no longer allow a path of the configuration.
+            ConfigError: A path of the configuration is no longer allowed, because of the roots or of new symbolic links.
             OSError: The run's home cannot be written.
             RayUnavailable: It is unknown whether Ray accepted the job.
             UnusableRun: This version refuses the run's configuration.

@@ -11,19 +11,19 @@ from service.observability import logger
 
 _log = logger(__name__)
 STOP_SECONDS = 30.0
-"""Longest wait for a round under way when the loop stops (s)."""
+"""Maximum wait for the current round when the loop stops (s)."""
 
 
 class Loop:
     """Calls `work` every few seconds, and at once after `wake`.
 
     A `ServiceError` or `OSError` from `work` is logged once until it changes or `work` succeeds again. Any other error is a bug: it
-    is logged with its traceback. In both cases the loop continues, because a service must not stop to supervise its runs.
+    is logged with its traceback. In both cases the loop continues, because the service must keep supervising its runs.
 
     Args:
         work: Function to call with the time in seconds since the epoch.
         seconds: Pause between two rounds (s).
-        name: Name of the thread and in the log.
+        name: Name of the thread, also used in the log.
     """
 
     def __init__(self, work: Callable[[float], None], seconds: float, name: str) -> None:
@@ -40,11 +40,11 @@ class Loop:
         self._thread.start()
 
     def wake(self) -> None:
-        """Start the next round now, or right after the round under way; safe from any thread."""
+        """Start the next round now, or right after the current round; safe from any thread."""
         self._woken.set()
 
     def stop(self) -> None:
-        """Stop after the round under way, and wait for it."""
+        """Stop after the current round, and wait for it."""
         self._ending = True
         self._woken.set()
         if self._thread.is_alive():

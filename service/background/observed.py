@@ -24,7 +24,7 @@ def observed_state(run: RunRow) -> ObservedState:
 
 
 def awaiting(progress: dict[str, object]) -> dict[str, object]:
-    """Progress of a run before its next driver starts: the final event of the earlier driver is replaced."""
+    """Progress of a run before its next driver starts: the earlier driver's final event is replaced by `AWAITED`."""
     return {**progress, "ended": {"type": AWAITED}}
 
 
@@ -38,7 +38,7 @@ def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
 
 
 def active(run: RunRow) -> ActiveRun:
-    """Input of `admit` for an active run. After its sub-models it no longer claims the low-memory pool."""
+    """Input of `admit` for an active run. Once its sub-models are trained, it no longer claims the low-memory pool."""
     stage = run.progress.get("stages", {}).get(_ON_LOW_MEMORY, {})
     pool, _ = _pools(run)[-1 if stage.get("status") in ("done", "reused") else 0]
     return ActiveRun(run.owner, (pool.tags,))

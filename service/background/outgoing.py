@@ -40,10 +40,10 @@ class Outgoing:
         self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False, transport=transport)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """Post a body and return the status of the answer; the answer's body is not read.
+        """Post a body and return the status of the response; the response's body is not read.
 
         Raises:
-            Undeliverable: No answer came, or the address is not allowed.
+            Undeliverable: No response arrived, or the address is not allowed.
         """
         try:
             target = httpx.URL(url)

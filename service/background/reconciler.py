@@ -37,7 +37,7 @@ _log = logger(__name__)
 RAY_AWAY = "Ray does not answer"
 T = TypeVar("T")
 POOLS_SECONDS = 3.0
-"""Age at which the numbers on pools are read again (s); Ray updates them every five seconds."""
+"""Maximum age of the pool numbers (s); Ray updates them every five seconds."""
 
 
 class Reconciler:
@@ -45,9 +45,9 @@ class Reconciler:
 
     Args:
         database: Database of the service.
-        jobs: Ray Jobs.
+        jobs: Client for Ray Jobs.
         pools: Pools of the Ray cluster.
-        notifier: Notified of every committed change of a run.
+        notifier: Receives a notification of every committed change of a run.
         settings: Settings of the service.
         secret: Secret from which the drivers' tokens are derived.
     """
@@ -144,11 +144,11 @@ class Reconciler:
     def _request_stop(self, run: RunRow, now: float) -> None:
         try:
             self._launcher.request_stop(run)
-        except ConfigError as error:    # the run ends all the same
+        except ConfigError as error:    # the run ends anyway
             self._explain(run.id, str(error)[:REASON_LENGTH], now)
 
     def _store_outcome(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Outcome:
-        """Decide again, inside the transaction that stores the decision."""
+        """Decide on the outcome of the locked run, and store the decision in the same transaction."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.attempt != attempt:

@@ -21,24 +21,24 @@ from service.schemas import DriverEvent
 _log = logger(__name__)
 NAME = "events.jsonl"
 BATCH = 5000
-"""Events per batch."""
+"""Maximum number of events per batch."""
 BATCH_BYTES = 8 * 2**20
 """Total size of the lines at which a batch is complete (bytes)."""
 LONGEST_LINE = 2**20
-"""Longest line (bytes); a longer one counts as an invalid event."""
+"""Maximum length of a line (bytes); a longer line counts as an invalid event."""
 MOST_BYTES = 2**30
-"""Part of the file that is read (bytes)."""
+"""Maximum size of the part of the file that is read (bytes)."""
 _LEVELS = 32
-"""Deepest nesting of an event's data."""
+"""Maximum nesting depth of an event's data."""
 
 
 def unread(directory: Path, first: int, batch: int = BATCH) -> Iterator[tuple[int, list[Event]]]:
     """Events from a given number on, in batches.
 
     Args:
-        directory: Run directory. If the file is absent, a link or a pipe, there are no events.
+        directory: Run directory. If the file is absent, a symbolic link or a pipe, there are no events.
         first: Number of the first event to read.
-        batch: Largest number of events per batch.
+        batch: Maximum number of events per batch.
 
     Yields:
         The number of the batch's first event, and the events.

@@ -22,7 +22,7 @@ class Address:
 
     Attributes:
         url: Base URL, without a trailing slash.
-        token: Access token; None: requests carry none.
+        token: Access token; None: requests are sent without a token.
     """
 
     url: str
@@ -59,7 +59,7 @@ def load_address(path: Path | None = None) -> Address | None:
     """Read an address that `save_address` wrote; None: no file.
 
     Raises:
-        UserError: The file is not readable as an address.
+        UserError: The file cannot be read, or does not contain an address.
     """
     path = path or address_file()
     try:

@@ -1,4 +1,4 @@
-"""The client for asyncio programs, and the one place that knows the service's requests."""
+"""The client for asyncio programs; all requests to the service are defined here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AsyncClient:
         url: The service's URL; None: MOEDISCO_URL, or the address that `moedisco serve` saved.
         token: The access token; None: MOEDISCO_TOKEN, or the token that `moedisco serve` saved.
         retry: How long failing requests are repeated.
-        transport: Transport of httpx, for tests and unusual networks.
+        transport: Transport of httpx, for tests and special networks.
 
     Raises:
         UserError: The service's URL is not known.
@@ -71,7 +71,7 @@ class AsyncClient:
 
         Args:
             config: The run's configuration, as `moedisco run` takes it.
-            priority: Position in the queue; higher runs first.
+            priority: Priority in the queue; runs with a higher priority start first.
             budget_dollars: Cost at which the run stops with a checkpoint.
             idempotency_key: Requests with the same key create one run; None: a new key for this call and its repetitions.
         """
@@ -133,7 +133,7 @@ class AsyncClient:
         Args:
             run_id: The run.
             after: Position of the last event already seen; None: from the first event.
-            follow: Wait for new events until the run ends; else stop after the newest event.
+            follow: Whether to wait for new events until the run ends; otherwise stop after the newest event.
         """
         return streams.events(self._connection, _run_path(run_id, "events"), after, follow)
 
@@ -147,7 +147,7 @@ class AsyncClient:
     async def metrics(
         self, run_id: str, figure: schemas.Figure = "loss", *, units: Sequence[str] = (), points: int = 1000,
     ) -> schemas.Metrics:
-        """Curves of one figure, of all units or of some, down-sampled to about `points` points each."""
+        """Curves of one figure for all units or the given ones, each downsampled to about `points` points."""
         return await self._get(schemas.Metrics, _run_path(run_id, "metrics"), figure=figure, unit=list(units), points=points)
 
     async def units(self, run_id: str) -> list[schemas.Unit]:
@@ -226,7 +226,7 @@ class AsyncClient:
     async def create_token(
         self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90,
     ) -> schemas.NewToken:
-        """Create a token; only this answer contains its secret. None days: it does not expire."""
+        """Create a token; only this response contains its secret. `expires_in_days=None`: the token does not expire."""
         wanted = {"name": name, "owner": owner, "scopes": list(scopes), "expires_in_days": expires_in_days}
         return await self._post(schemas.NewToken, "/v1/tokens", json.dumps(wanted).encode())
 
@@ -243,7 +243,7 @@ class AsyncClient:
         return (await self._get(schemas.WebhookPage, "/v1/webhooks")).items
 
     async def create_webhook(self, url: str, states: Sequence[RunState] = ()) -> schemas.NewWebhook:
-        """Create a webhook for state changes; only this answer contains the secret that signs its messages."""
+        """Create a webhook for state changes; only this response contains the secret that signs its messages."""
         return await self._post(schemas.NewWebhook, "/v1/webhooks", json_body(url=url, states=list(states)))
 
     async def delete_webhook(self, webhook_id: str) -> None:

@@ -77,13 +77,13 @@ async def _until_stopped(
 class Client:
     """The service's API as blocking calls. Each raises `ServiceProblem` or `ServiceAway` when it fails.
 
-    The methods, and what is repeated after a failure, are those of `AsyncClient`.
+    It has the methods of `AsyncClient`, and repeats failed requests in the same way.
 
     Args:
         url: The service's URL; None: MOEDISCO_URL, or the address that `moedisco serve` saved.
         token: The access token; None: MOEDISCO_TOKEN, or the token that `moedisco serve` saved.
         retry: How long failing requests are repeated.
-        transport: Transport of httpx, for tests and unusual networks.
+        transport: Transport of httpx, for tests and special networks.
 
     Raises:
         UserError: The service's URL is not known.
@@ -102,7 +102,7 @@ class Client:
             name="moedisco-client")
         self._thread.start()
         self._loop, stopped = started.result()
-        # Without a wait: a client that is never closed may be collected by its own thread.
+        # Does not wait for the thread: a client that is never closed may be garbage-collected in that thread itself.
         self._stop = weakref.finalize(self, self._loop.call_soon_threadsafe, stopped.set)
 
     def __enter__(self) -> Self:

@@ -18,7 +18,7 @@ from service.client.unpacking import Unpacker, below, unwritable
 from service.schemas import Artifact, ArtifactPage
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that have arrived and the bytes expected in all; for `Client`, in the client's own thread."""
+"""Called with the number of bytes received and the total number of bytes; for `Client`, in the client's own thread."""
 
 _MODEL = "model"
 """Directory of the model in a run directory."""
@@ -32,15 +32,15 @@ def no_progress(done: int, total: int) -> None:
 async def download(connection: Connection, run_id: str, run_path: str, directory: Path, progress: Progress) -> Path:
     """Download a run's model into a new directory, which appears when it is complete.
 
-    The model comes as one archive. Unfinished downloads stay in a hidden directory next to `directory`; the same call later
-    downloads what is missing, file by file.
+    The model comes as one archive. Unfinished downloads stay in a hidden directory next to `directory`; a later call with the same
+    arguments downloads the missing parts, file by file.
 
     Args:
-        connection: The service.
-        run_id: The run.
-        run_path: The run's path at the service.
-        directory: The new directory; must be absent or empty.
-        progress: Receives the bytes done and in all.
+        connection: Connection to the service.
+        run_id: Id of the run.
+        run_path: URL path of the run.
+        directory: Target directory; must be absent or empty.
+        progress: Called with the bytes received and the total.
 
     Raises:
         RunDirError: The directory is not empty.
@@ -77,10 +77,10 @@ async def fetch(connection: Connection, path: str, target: Path, progress: Progr
     """Download one file; `target` is replaced when the file is complete.
 
     Args:
-        connection: The service.
-        path: The file's path at the service.
-        target: The file to write.
-        progress: Receives the bytes done and in all.
+        connection: Connection to the service.
+        path: URL path of the file.
+        target: Local file to write.
+        progress: Called with the bytes received and the total.
 
     Raises:
         DownloadError: The file cannot be written.
@@ -124,7 +124,7 @@ async def _unpack(connection: Connection, path: str, draft: Path, received: Call
 
 
 async def _complete(connection: Connection, path: str, wanted: Artifact, draft: Path, progress: Progress) -> None:
-    """Download what is missing of one file of the model."""
+    """Download the missing part of one file of the model."""
     target = below(draft, wanted.path)
     with _disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

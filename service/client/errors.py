@@ -22,7 +22,7 @@ from moedisco_ray.core.errors import MoeDiscoError, UserError
 from service.schemas import Problem
 
 _DETAIL_CHARACTERS = 300
-"""Length to which a foreign answer, such as a proxy's page, is quoted in an error."""
+"""Maximum length of a foreign response, such as a proxy's error page, that an error quotes (characters)."""
 
 
 class ServiceAway(MoeDiscoError):
@@ -48,8 +48,8 @@ class ServiceProblem(MoeDiscoError):
     """The service answered with an error.
 
     Args:
-        problem: The problem document of the answer.
-        retry_after: Time after which the service asks to be tried again (s); None: it does not ask.
+        problem: Problem document of the response.
+        retry_after: Time after which the service asks for a new attempt (s); None: not given.
     """
 
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
@@ -73,7 +73,7 @@ class ServiceProblem(MoeDiscoError):
 class RequestRefused(ServiceProblem, UserError):
     """The service refuses the request; a different request can succeed.
 
-    `field` and `remedy` are those of the first mistake; `field` is empty where the service names none.
+    `field` and `remedy` are those of the first mistake; `field` is empty if the service names none.
     """
 
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
@@ -88,7 +88,7 @@ class DownloadError(MoeDiscoError):
 
 
 def problem_in(response: httpx.Response) -> ServiceProblem:
-    """The error that an unsuccessful response stands for.
+    """The error for an unsuccessful response.
 
     Args:
         response: A response with its body read; the body need not be a problem document.
@@ -105,7 +105,7 @@ def problem_in(response: httpx.Response) -> ServiceProblem:
 
 
 def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
-    """Seconds that a `Retry-After` header asks for, as a number or as a date; None: no readable header."""
+    """Seconds to wait according to a `Retry-After` header (a number or a date); None: no valid header."""
     value = headers.get("retry-after", "")
     try:
         return max(0.0, float(value))

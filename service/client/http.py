@@ -1,4 +1,4 @@
-"""How requests are sent: once, repeated while a failure may pass, and as streams that survive a lost connection."""
+"""Sends requests: once, with retries after temporary failures, and as streams that survive a lost connection."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 PASSING = frozenset({429, 502, 503, 504})
-"""Statuses that may be gone at the next attempt."""
+"""HTTP statuses of temporary failures; the request is repeated."""
 _CONNECT_SECONDS = 10.0
-"""Longest time to open a connection (s)."""
+"""Timeout for opening a connection (s)."""
 _STABLE_SECONDS = 1.0
-"""Age at which a connection counts as working even if it brought nothing (s): a quiet stream has only pings."""
+"""Age at which a connection counts as working even if no item arrived (s): a quiet stream has only pings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Request:
         path: Path below the service's URL, percent-encoded.
         params: Query parameters; those that are None are left out.
         body: JSON text.
-        silence: Longest time without a byte of the response (s); None: no limit.
+        silence: Maximum time without a byte of the response (s); None: no limit.
         expected: Statuses besides 2xx that are not raised as errors.
     """
 
@@ -68,7 +68,7 @@ class Request:
 
     @property
     def repeatable(self) -> bool:
-        """Whether sending it twice has the effect of sending it once."""
+        """Whether the request is idempotent, so that it may be repeated."""
         return self.method == "GET" or IDEMPOTENCY_KEY in self.headers
 
 
@@ -102,7 +102,7 @@ class Connection:
         await self._http.aclose()
 
     async def ask(self, result: type[T], request: Request) -> T:
-        """Send a request and parse the JSON of the answer. Fields that a newer service adds are ignored.
+        """Send a request and parse the JSON response. Fields that a newer service adds are ignored.
 
         Raises:
             ServiceProblem: The service answers with an error, or another program answers.
@@ -118,7 +118,7 @@ class Connection:
                 "service, and as new as this client?")) from error
 
     async def read(self, request: Request) -> bytes:
-        """Send a request, and repeat it if that is safe; returns the body of the answer.
+        """Send a request, and repeat it if that is safe; returns the body of the response.
 
         Raises:
             ServiceProblem: The service answers with an error.
@@ -148,13 +148,13 @@ class Connection:
         self, request: Callable[[], Request], read: Callable[[httpx.Response], AsyncGenerator[T]],
         passing: frozenset[int] = PASSING,
     ) -> AsyncGenerator[T]:
-        """Items of a stream, over new connections until `read` comes to its end.
+        """Items of a stream; reconnects until `read` ends without an error.
 
         The retry policy starts anew after each connection that brought an item or was stable.
 
         Args:
-            request: Makes the request for the items that are still missing.
-            read: Reads the items of one response; raises `httpx.TransportError` where they are incomplete.
+            request: Returns the request for the items that are still missing.
+            read: Reads the items of one response; raises `httpx.TransportError` if they are incomplete.
             passing: Statuses after which the request is repeated.
 
         Raises:
@@ -194,7 +194,7 @@ class Connection:
             raise ServiceAway(self._url, str(error) or type(error).__name__) from error
 
     def _may_pass(self, passing: frozenset[int]) -> Callable[[Exception], bool | float]:
-        """A hook of stamina: whether a failed request is repeated, or after which wait (s)."""
+        """A retry hook for stamina: returns whether to repeat a failed request, or the wait before it is repeated (s)."""
         def hook(error: Exception) -> bool | float:
             if isinstance(error, ServiceProblem) and error.status in passing:
                 asked = error.retry_after

@@ -13,23 +13,23 @@ from moedisco_ray.core.events import Event
 from service.client.http import PASSING, Connection, Request
 
 _END = "end"
-"""Kind of the message that follows a run's last event."""
+"""Type of the message that follows a run's last event."""
 _PASSING = PASSING | {500}
-"""A service that shuts down answers 500 to requests it interrupts."""
+"""Statuses after which a stream reconnects; a service that shuts down answers 500 to the requests that it interrupts."""
 _OWN_CONNECTION = {"Accept-Encoding": "identity", "Connection": "close"}
 """Headers of a stream: a reused connection can lead back to a service that is shutting down."""
 _SILENCE_SECONDS = 45.0
-"""Longest silence of an event stream (s): the service pings every 15 s."""
+"""Maximum silence of an event stream (s): the service pings every 15 s."""
 
 
 async def events(connection: Connection, path: str, after: int | None, follow: bool) -> AsyncGenerator[tuple[int, Event]]:
     """A run's events with their positions, each once, in order, over as many connections as needed.
 
     Args:
-        connection: The service.
+        connection: Connection to the service.
         path: Path of the event stream.
         after: Position of the last event already seen; None: from the first event.
-        follow: Wait for new events until the run ends; else stop after the newest event.
+        follow: Whether to wait for new events until the run ends; otherwise stop after the newest event.
     """
     last = -1 if after is None else after
 
@@ -47,7 +47,7 @@ async def events(connection: Connection, path: str, after: int | None, follow: b
 
 
 async def _new_events(response: httpx.Response, last: int, follow: bool) -> AsyncGenerator[tuple[int, Event]]:
-    """Events of one response that follow position `last`.
+    """The events of one response after position `last`.
 
     Raises:
         httpx.RemoteProtocolError: Events are missing; a new request brings them.
@@ -65,7 +65,7 @@ async def _new_events(response: httpx.Response, last: int, follow: bool) -> Asyn
             if position == seen + 1:
                 seen = position
                 yield position, event
-    # A service that shuts down closes the stream like one that has sent everything; only an answer without news is the end.
+    # A service that shuts down closes the stream like one that has sent everything; only a response without new events is the end.
     if follow or seen > last:
         raise httpx.RemoteProtocolError("the stream ended before the run did")
 

@@ -11,16 +11,16 @@ from service.client.errors import DownloadError
 
 _BLOCK = tarfile.BLOCKSIZE
 _EXTENSION_BYTES = 2**20
-"""Largest extended header (bytes): it holds names, so a larger one is damage."""
+"""Maximum size of an extended header (bytes): it contains only names, so a larger one means damage."""
 _DIGITS = 18
-"""Largest number of digits of a size."""
+"""Maximum number of digits of a size."""
 _PAX, _PAX_GLOBAL, _GNU_LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
 
 
 class Unpacker:
     """Writes the files of an archive that arrives in pieces of any size.
 
-    Links, devices, absolute names, `..` and repeated names are refused before any of their bytes are written. Owners, modes and
+    Links, devices, absolute names, `..` and repeated names are refused before any of their bytes is written. Owners, modes and
     times in the archive are ignored.
 
     Args:

@@ -86,7 +86,7 @@ def list_webhooks(as_json: AsJson = False) -> None:
 @webhooks.command("create")
 def create_webhook(
     url: Annotated[str, typer.Argument(help="URL that receives POST requests.")],
-    state: Annotated[list[RunState] | None, typer.Option(help="Send only this state; may be repeated.")] = None,
+    state: Annotated[list[RunState] | None, typer.Option(help="Report only this state; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a webhook and show the secret that signs its messages, which cannot be shown again."""

@@ -1,4 +1,4 @@
-"""What the commands share: the connection to the service, and finding the run that a user names."""
+"""Shared by all commands: the connection to the service, and the search for the run that a user names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RunName = Annotated[
 DEFAULT_URL = "http://127.0.0.1:8300"
 """Default address of `moedisco serve`."""
 BRIEF_SECONDS = 5.0
-"""Time for which a command repeats failing requests while a person waits for its answer (s)."""
+"""Time for which a command repeats failing requests while a person waits for its result (s)."""
 
 _ID_LENGTH = 26
 _ID_LETTERS = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
@@ -37,7 +37,7 @@ def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
     Several services may run on one machine, so one that is not at the default address is named on standard error.
 
     Args:
-        outlasts_restarts: The command runs for long and waits while the service restarts; else a person waits for its answer.
+        outlasts_restarts: Whether the command waits while the service restarts; otherwise it soon fails, as a person is waiting.
     """
     import stamina
 
@@ -52,7 +52,7 @@ def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
 
 
 def find_run(client: Client, text: str) -> str:
-    """The id of the run with this id, id prefix or name.
+    """Id of the run that `text` names: by its id, by a prefix of its id, or by its name.
 
     Raises:
         UserError: No run matches, or more than one.
@@ -76,7 +76,7 @@ def find_run(client: Client, text: str) -> str:
 
 
 def _with_prefix(client: Client, prefix: str) -> Iterator[str]:
-    # Runs come newest first and ids grow with time: after a smaller id, no further run matches.
+    # Runs come newest first, so ids decrease: after an id smaller than the prefix, no further run matches.
     for run in client.runs():
         if run.id.startswith(prefix):
             yield run.id

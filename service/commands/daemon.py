@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 ADDRESS_FILE = "address.json"
 """File in a state directory with the address of its service."""
 _START_SECONDS = 180.0
-"""Longest time for a service to start (s); starting a local Ray takes most of it."""
+"""Maximum time for a service to start (s); starting a local Ray takes most of it."""
 
 
 def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
-    """The address of a state directory's service, which is started in the background unless it runs already.
+    """Start the service of a state directory in the background, unless it runs already; returns its address.
 
     Args:
         state_dir: State directory of the service, which also gets its output, in `service.log`.
@@ -47,7 +47,7 @@ def start_daemon(state_dir: Path, arguments: Sequence[str]) -> Address:
 def say_how_to_sign_in(address: Address, token_file: Path, code: str | None = None) -> None:
     """Print the page's address and how to sign in.
 
-    Only a terminal gets a link that signs in. Other output may be a log that other people read, so it names the token's file.
+    Only a terminal gets a sign-in link. Other output may be a log that other people read, so it names the token's file instead.
 
     Args:
         address: Address of the service.
@@ -64,7 +64,7 @@ def say_how_to_sign_in(address: Address, token_file: Path, code: str | None = No
 
 
 def sign_in_link(address: Address, code: str | None = None) -> str:
-    """A link that signs one browser in to the page, which removes the code from its own address.
+    """A link that signs one browser in to the page; the page then removes the code from the browser's address bar.
 
     Args:
         address: Address of the service.

@@ -84,7 +84,7 @@ def quota(
     owner: Annotated[str | None, typer.Option(help="Show the quota of this owner, for administrators; omitted: your own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show your limits and use: runs, dollars this month, disk, prices."""
+    """Show your limits and usage: runs, dollars this month, disk, prices."""
     with connected() as client:
         found = client.quota(owner)
     write_json(found) if as_json else write_table(quota_view(found))

@@ -31,7 +31,7 @@ def list_runs(
     owner: Annotated[str | None, typer.Option(help="Show only runs of this owner.")] = None,
     name: Annotated[str | None, typer.Option(help="Show only runs with this name.")] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="KEY:VALUE", help="Show only runs with this tag.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Largest number of runs.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""

@@ -40,7 +40,7 @@ def node_agent(
 
 
 def _find_provider(metadata_url: str | None, interval: float, stop: threading.Event) -> Provider | None:
-    """The cloud of this machine, as soon as its metadata service answers; None: stopped before."""
+    """The cloud of this machine, as soon as its metadata service answers; None if stopped before."""
     from moedisco_ray.execution.node_agent import find_provider
 
     client = find_provider(metadata_url)

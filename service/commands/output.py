@@ -15,12 +15,12 @@ from moedisco_ray.cli.app import INTERRUPTED, output_console
 
 
 def write_json(value: Any) -> None:
-    """Print documents, or lists and dictionaries of them, as JSON."""
+    """Print models of the API, or lists and dictionaries of them, as JSON."""
     typer.echo(to_json(value, indent=2).decode())
 
 
 def write_table(table: RenderableType) -> None:
-    """Print a table of rich."""
+    """Print a rich table."""
     output_console().print(table)
 
 

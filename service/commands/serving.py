@@ -52,7 +52,7 @@ def serve(
     storage_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX that checkpoint.storage may name; may be repeated.",
         show_default="run directories only")] = None,
-    max_active_runs: Annotated[int | None, typer.Option(help="Largest number of runs at the same time.", show_default="4")] = None,
+    max_active_runs: Annotated[int | None, typer.Option(help="Maximum number of runs at the same time.", show_default="4")] = None,
     policies: Annotated[Path | None, typer.Option(
         metavar="FILE", envvar="MOEDISCO_POLICIES",
         help="YAML file with the prices and limits of all owners; with it, they can be changed only in this file.")] = None,

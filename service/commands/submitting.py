@@ -35,7 +35,7 @@ Watch = Annotated[bool, typer.Option("--watch", help="Show the run's progress un
 def submit(
     config: ConfigPath,
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; omitted: the configuration's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; omitted: the name in the configuration.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
     budget: Budget = None, watch: Watch = False, as_json: AsJson = False,
 ) -> None:
@@ -74,7 +74,7 @@ def retry(
 
 
 def _absolute(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """The configuration as plain data with absolute paths, so that it means the same in the service's directory.
+    """The configuration as plain data, with absolute paths because the service has another working directory.
 
     Unset settings are left out, and so is the default `output`: the service then chooses a directory.
     """
@@ -85,7 +85,7 @@ def _absolute(path: Path, overrides: list[str]) -> dict[str, Any]:
         remote = not isinstance(place.value, Path) and ("://" in text or text == "embedded")
         if remote or names_a_run(text) or (place.field == "output" and place.value == _DEFAULT_OUTPUT):
             return place.value
-        # Without links and `..`: the service first compares paths with its roots as text.
+        # Resolve symbolic links and `..`, because the service first compares paths with its roots as text.
         return type(place.value)((base / text).resolve())
 
     plain: dict[str, Any] = with_places(config, absolute).model_dump(mode="json", exclude_unset=True)

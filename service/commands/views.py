@@ -108,7 +108,7 @@ def policies_table(policies: Policies) -> Table:
 
 
 def quota_view(quota: Quota) -> RenderableType:
-    """Limits and use of an owner."""
+    """Limits of an owner and their usage."""
     table = _table("", "used", "limit")
     _row(table, "queued runs", f"{quota.queued_runs.used:g}", _limit(quota.queued_runs.limit))
     _row(table, "active runs", f"{quota.active_runs.used:g}", _limit(quota.active_runs.limit))

@@ -1,4 +1,4 @@
-"""Audit log; entries are written in the transaction of the action they record."""
+"""Audit log; each entry is written in the transaction of the action that it records."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ class Fold:
         units: Rows by unit, changed in place, including the new ones.
         made: New units.
         points: New points by unit, steps ascending.
-        rewound: Lowest reported step by unit with new points; stored points from that step on are replaced.
-        decisive: Whether a driver began or ended, on which the run's state depends.
+        rewound: Lowest reported step of each unit with new points; stored points from that step on are replaced.
+        decisive: Whether a driver began or ended, so that the run's state may have to change.
     """
 
     def __init__(self, run_id: str, progress: Mapping[str, Any], units: Mapping[str, UnitRow]) -> None:
@@ -45,7 +45,7 @@ class Fold:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """Value of the run's column `progress`: {stages, current, reached, ended}; `ended` exists once the driver has ended."""
+        """Value of the run's `progress` column: {stages, current, reached, ended}; `ended` exists once the driver has ended."""
         reached = {"stages": self._finished, "steps": self._furthest}
         ended = {} if self._ended is None else {"ended": self._ended}
         return {"stages": self._stages, "current": self._current, "reached": reached, **ended}
@@ -141,7 +141,7 @@ class Fold:
             "lr": values.number(data.get("lr")), "grad_norm": values.number(data.get("grad_norm")), "tokens_per_second": speed})
 
     def _reach(self, unit: str, step: int) -> None:
-        # An absurd step must not overflow the column.
+        # An invalid, huge step must not overflow the column.
         self._furthest[unit] = max(self._furthest.get(unit, 0), min(step, _STAGE_WEIGHT // 1000))
 
 

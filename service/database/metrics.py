@@ -13,9 +13,9 @@ from service.database import values
 from service.database.tables import Point, UnitRow
 
 _FETCHED = 20_000
-"""Longest curve that is loaded whole (points); for longer ones the database picks the extremes of equal buckets of steps."""
+"""Maximum length of a curve that is loaded whole (points); of longer curves, only the extremes of equal step buckets are loaded."""
 _MOST_BUCKETS = 10_000
-"""Largest number of buckets: each adds two steps to a statement, which takes at most 32,766 values."""
+"""Maximum number of buckets: each adds two values to a statement, which can have at most 32,766."""
 _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second")
 
 
@@ -94,7 +94,7 @@ def _extremes(
 def downsample(values: Sequence[float], most: int) -> list[int]:
     """Choose at most `most` points that preserve the shape of a curve: both ends, and the extremes of equal buckets in between.
 
-    With `most` below 4, the ends and the extremes are still kept. Returns ascending indices.
+    If `most` is below 4, the ends and the extremes are kept all the same. Returns ascending indices.
     """
     count = len(values)
     if count <= max(most, 4):

@@ -1,4 +1,4 @@
-"""What owners use: runs, disk and metered dollars."""
+"""Usage of owners: runs, disk and metered dollars."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Quotas:
     uses: Mapping[str, Use]
 
     def use(self, owner: str) -> Use:
-        """What an owner uses."""
+        """Usage of an owner."""
         return self.uses.get(owner, Use())
 
 
@@ -45,13 +45,13 @@ def load(session: Session, now: float) -> Quotas:
 
 
 def use_to_change(session: Session, owner: str, now: float) -> Use:
-    """What one owner uses; other callers for this owner wait until this transaction ends."""
+    """Usage of one owner; other callers for this owner wait until this transaction ends."""
     lock_until_commit(session, "quota", owner)
     return use_of(session, owner, now)
 
 
 def use_of(session: Session, owner: str, now: float) -> Use:
-    """What one owner uses."""
+    """Usage of one owner."""
     unfinished = RunRow.state.in_([RunState.QUEUED, *ACTIVE])
     states = dict(session.execute(
         select(RunRow.state, func.count()).where(RunRow.owner == owner, unfinished).group_by(RunRow.state)).all())

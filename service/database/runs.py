@@ -1,4 +1,4 @@
-"""Creates, lists, changes and deletes runs; no other module does."""
+"""Creates, lists, changes and deletes runs; all state changes of runs are made here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.domain.states import ACTIVE, TERMINAL, RunState, may_follow
 from service.errors import IllegalTransition, StaleRun, UnusableRun
 
 _LEFT_OUT = (defer(RunRow.config), defer(RunRow.meter))
-"""Long columns that a page of runs does not show; parsing them would take most of its time."""
+"""Large columns that lists of runs do not show; parsing them would take most of the time."""
 
 
 def insert(
@@ -58,7 +58,7 @@ def insert(
 
 
 def get(session: Session, run_id: str) -> RunRow | None:
-    """A run as this transaction sees it."""
+    """A run by its id, in the snapshot of this transaction; None if it does not exist."""
     return session.get(RunRow, run_id) if is_id(run_id) else None
 
 
@@ -80,7 +80,7 @@ def page(
         name: Part of the name, case-insensitive.
         tags: Tags that the runs must all have.
         cursor: Cursor from the previous page.
-        limit: Largest number of runs.
+        limit: Maximum number of runs.
 
     Returns:
         The runs, with `config` and `meter` loaded on access, and the cursor of the next page (None after the last page).
@@ -108,7 +108,7 @@ def directory(session: Session, run_id: str) -> Path | None:
 
 
 def inside(session: Session, home: Path, run_id: str) -> str | None:
-    """Id of another run whose directory is inside a run's home, if there is one."""
+    """Id of another run whose directory is inside the given run's home; None if there is none."""
     below = RunRow.directory.startswith(f"{home}/", autoescape=True)
     return session.scalars(select(RunRow.id).where(below, RunRow.id != run_id).limit(1)).first()
 
@@ -201,7 +201,7 @@ def transition(session: Session, run: RunRow, state: RunState, *, reason: str | 
         session: Writing transaction.
         run: Run on which the decision was based; it is updated.
         state: New state.
-        reason: Reason, in words for the owner.
+        reason: Reason for the change, as the owner sees it.
         now: Seconds since the epoch.
         columns: Further columns to set.
 

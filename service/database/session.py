@@ -27,7 +27,7 @@ from service.errors import DatabaseError, DatabaseUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 15.0
-"""Longest wait for a lock or a free connection (s)."""
+"""Maximum wait for a lock or a free connection (s)."""
 _PAUSE = 0.01
 """Pause between two attempts if SQLite cannot wait for a lock (s)."""
 _MIGRATION_LOCK = 7_236_001
@@ -44,7 +44,7 @@ class Database:
         url: `sqlite:///FILE` or `postgresql+psycopg://...`.
 
     Raises:
-        ConfigError: The URL has another form.
+        ConfigError: The URL has neither form.
     """
 
     def __init__(self, url: str) -> None:
@@ -54,7 +54,7 @@ class Database:
             "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._read = sessionmaker(self._engine.execution_options(**reading), expire_on_commit=False)
         self._write = sessionmaker(self._engine.execution_options(begin="WRITE"), expire_on_commit=False)
-        # SQLite allows one writer at a time, and its own waiting is neither fair nor prompt.
+        # SQLite allows one writer at a time, and its own lock waiting is neither fair nor prompt.
         self._turn = threading.Lock() if sqlite else None
 
     @property
@@ -134,7 +134,7 @@ class Database:
 
 
 def lock_until_commit(session: Session, *names: str) -> None:
-    """Lock a name until this transaction ends; SQLite needs no lock because it has one writer."""
+    """Lock names until this transaction ends; SQLite needs no lock, because it allows only one writer."""
     if session.get_bind().dialect.name == "postgresql":
         number = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big", signed=True)
         session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})

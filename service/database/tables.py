@@ -42,7 +42,7 @@ class RunRow(Table):
     reason: Mapped[str | None]
     """Why the run is in this state: what it waits for, or why it failed."""
     version: Mapped[int] = mapped_column(default=1)
-    """Number of changes; a writer that read an older version is refused."""
+    """Version of the row, incremented by every change; a writer that read an older version is refused."""
     config: Mapped[dict[str, Any]]
     """Resolved configuration; `output` and `name` determine the run directory."""
     directory: Mapped[str]
@@ -77,7 +77,7 @@ class RunRow(Table):
     expires_at: Mapped[float | None]
     """Announced time of removal by retention; null: not announced."""
     disk_bytes: Mapped[int | None]
-    """Size of its directory, as last measured (bytes)."""
+    """Size of the run directory, as last measured (bytes)."""
     measured: Mapped[float | None]
     """Time of the last measurement of `disk_bytes`."""
     next_position: Mapped[int] = mapped_column(default=0)
@@ -95,7 +95,7 @@ class RunRow(Table):
     __table_args__ = (
         Index("runs_by_state", "state", "priority", "queued"),
         Index("runs_by_owner", "owner", "id"),
-        # Summed every second from the index alone, because rows contain long documents.
+        # The sizes are summed every second; this index avoids reading the rows, which are long.
         Index("runs_by_size", "owner", "disk_bytes"),
     )
 
@@ -235,7 +235,7 @@ class SignInCode(Table):
 
 
 class IdempotencyKey(Table):
-    """Use of an idempotency key: the run that a repeated request gets."""
+    """A used idempotency key, with the run that a repeated request gets."""
 
     __tablename__ = "idempotency_keys"
 

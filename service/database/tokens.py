@@ -16,7 +16,7 @@ from service.database.tables import Token
 
 PREFIX = "mdk_"
 RARELY = 60.0
-"""Shortest time between two records of a token's use (s), because a write per request would be too slow."""
+"""Minimum time between two records of a token's use (s); a write per request would be too slow."""
 
 
 def new_plain() -> str:
@@ -30,7 +30,7 @@ def digest(plain: str) -> bytes:
 
 
 def matches(plain: str, stored: bytes | None) -> bool:
-    """Whether a token has the stored hash; takes the same time for every token."""
+    """Whether a token has the stored hash, compared in constant time."""
     return stored is not None and hmac.compare_digest(digest(plain), stored)
 
 

@@ -1,6 +1,6 @@
 """Sanitises values from outside so that they can be stored and sent.
 
-Text in PostgreSQL cannot contain NUL, UTF-8 no lone surrogates and JSON no NaN; integer columns have 64 bits.
+PostgreSQL text cannot contain NUL, UTF-8 cannot encode lone surrogates, JSON has no NaN, and integer columns have 64 bits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 LARGEST = 2**63 - 1
 _UNFIT = re.compile("[\x00\ud800-\udfff]")
 _DEEPEST = 60
-"""Deepest nesting that is stored, because JSON parsers have limits too."""
+"""Maximum nesting depth that is stored; JSON parsers have limits too."""
 
 
 def text(value: str, most: int | None = None) -> str:
-    """The text with characters that cannot be stored replaced, cut to `most` characters."""
+    """The text cut to `most` characters, with characters that cannot be stored replaced."""
     fit = value if value.isascii() and "\x00" not in value else _UNFIT.sub("\ufffd", value)
     return fit[:most]
 
@@ -37,7 +37,7 @@ def document(value: Any, depth: int = 0) -> Any:
 
 
 def named_document(values: dict[str, Any]) -> dict[str, Any]:
-    """`document` of an event's data; numbers that were not finite are listed under `not_finite`, as in {"loss": "nan"}."""
+    """Sanitise an event's data with `document`; adds non-finite numbers under `not_finite`, as in {"loss": "nan"}."""
     lost = {key: str(value) for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     fit: dict[str, Any] = document(values)
     return {**fit, "not_finite": document(lost)} if lost else fit

@@ -19,7 +19,7 @@ MessageType = Literal["run.state", "run.expiring", "run.removed"]
 
 
 def create(session: Session, *, owner: str, url: str, states: Sequence[RunState], now: float) -> Webhook:
-    """Create a webhook for an owner's runs in any of `states` (empty: all); its row contains the new secret."""
+    """Create a webhook for an owner's runs in any of `states` (empty: all); the returned row contains its secret."""
     webhook = Webhook(
         id=new_id(), owner=owner, url=values.text(url), secret=f"whsec_{secrets.token_urlsafe(32)}",
         states=[state.value for state in states], created=now)
@@ -45,7 +45,7 @@ def delete(session: Session, webhook: Webhook) -> None:
 
 
 def enqueue(session: Session, run: RunRow, now: float, message_type: MessageType = "run.state", **more: Any) -> None:
-    """Write a delivery about a run, with further fields, for each webhook that reports the run's state."""
+    """Write a delivery about a run for each webhook that reports the run's state; `more` are further fields of the message."""
     for webhook in page(session, run.owner):
         if webhook.states and run.state not in webhook.states:
             continue
@@ -61,7 +61,7 @@ def enqueue(session: Session, run: RunRow, now: float, message_type: MessageType
 
 
 def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhook]]:
-    """Due deliveries with their webhooks, the longest due first."""
+    """Due deliveries with their webhooks, the earliest due first."""
     rows = session.execute(
         select(Delivery, Webhook).join(Webhook, Webhook.id == Delivery.webhook_id)
         .where(Delivery.due <= now).order_by(Delivery.due, Delivery.id).limit(limit))
@@ -69,7 +69,7 @@ def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhoo
 
 
 def record_attempt(session: Session, delivery_id: str, *, delivered: float | None, answer: str, due: float | None) -> None:
-    """Store the result of an attempt: time of arrival, answer, and time of the next attempt (None: no further one)."""
+    """Store the result of an attempt: time of arrival, response, and time of the next attempt (None: no further attempt)."""
     session.execute(
         update(Delivery).where(Delivery.id == delivery_id)
         .values(attempts=Delivery.attempts + 1, delivered=delivered, answer=values.text(answer, 500), due=due))

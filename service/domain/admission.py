@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class PoolNeed:
-    """What a run needs of one pool.
+    """Slots that a run needs in one pool.
 
     Attributes:
         resources: Tag of the pool; for a mixed pool the tags of its node types, which are interchangeable.
@@ -39,7 +39,7 @@ class QueuedRun:
     owner: str
     needs: tuple[PoolNeed, ...]
     held: str | None = None
-    """Why the run may not start even if slots are free."""
+    """Reason why the run may not start even if slots are free; None if it may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _room(
         room = cluster.room(need.resources)
         if room.slots < max(need.slots, need.free):
             return _missing(need, room)
-        # Ray's numbers are a few seconds old: they may or may not include the slot of an active run, and never that of a new one.
+        # Ray's numbers are a few seconds old: they may or may not include an active run's slot, never that of a run admitted now.
         claimed, new = (
             sum(not set(resources).isdisjoint(need.resources) for resources in those) for those in (claims, started))
         free = min(room.free, room.slots - claimed) - new

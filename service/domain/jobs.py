@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class JobPhase(StrEnum):
-    """Status of a Ray Job, in Ray's words."""
+    """Status of a Ray Job, with Ray's names."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"

@@ -1,4 +1,4 @@
-"""Decides what becomes of an active run from its state, its Ray Job, and its driver's final event."""
+"""Decides the next state of an active run from its state, its Ray Job, and its driver's final event."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.domain.states import ACTIVE, RunState
 FUTILE_LIMIT = 3
 """Consecutive drivers lost without progress before a run fails."""
 LINGER_SECONDS = 60.0
-"""Time for a driver's process to exit after its final event (s)."""
+"""Maximum time for a driver's process to exit after its final event (s)."""
 USER_ERROR = 2
 """Exit code of a driver that refuses its configuration: starting it again would not help."""
 REASON_LENGTH = 500
-"""Longest reason that is stored (characters)."""
+"""Maximum length of a stored reason (characters)."""
 
 Stop = Literal["cancelled", "killed", "budget", "month"]
 """Why a run was asked to stop; `killed` does not wait for a checkpoint."""
@@ -29,7 +29,7 @@ STOP_REASONS: Mapping[str, str] = {
 }
 
 AWAITED = "awaited"
-"""Type that replaces the final event of an earlier driver while the next one has not begun."""
+"""Event type stored in place of the earlier driver's final event until the next driver begins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +49,13 @@ class FinalEvent:
 
 @dataclasses.dataclass(frozen=True)
 class ObservedState:
-    """What is known of a run when its outcome is decided.
+    """What is known about a run when its outcome is decided.
 
     Attributes:
         state: Stored state.
         stop: Why the run was asked to stop, if it was.
         futile: Consecutive drivers lost without progress.
-        advanced: Whether the present driver got further than the one before.
+        advanced: Whether the present driver made more progress than the previous one.
         began: Whether the present driver has reported.
         final: Final event of the present driver.
     """
@@ -75,9 +75,9 @@ class Outcome:
     Attributes:
         state: The next state; None keeps the present one.
         reason: Why the run enters that state.
-        futile: Consecutive drivers lost without progress, this one included.
-        submit: Submit the job of this attempt; repeating it is harmless.
-        kill: Kill the job's driver. Drivers of runs that are no longer active are killed in any case.
+        futile: Consecutive drivers lost without progress, including this one.
+        submit: Whether to submit the job of this attempt; submitting it again is harmless.
+        kill: Whether to kill the job's driver. Drivers of runs that are no longer active are killed in any case.
     """
 
     state: RunState | None = None
@@ -99,7 +99,7 @@ def final_event(progress: Mapping[str, Any]) -> tuple[bool, FinalEvent | None]:
 
 
 def decide_outcome(observed: ObservedState, job: JobState | None, now: float) -> Outcome:
-    """Decide what becomes of an active run.
+    """Decide the next state of an active run.
 
     Args:
         observed: The run. If its job has ended, every event that the driver wrote must have been stored.

@@ -1,9 +1,9 @@
 """Restricts the paths of a configuration to the roots that the operator set.
 
 Settings that are paths or URIs are marked in the configuration model (`ReadsFrom`, `WritesTo`). `sandboxed` checks the text of
-these settings and makes paths absolute. `check_links` then follows the symbolic links on the way to each path; links inside folders
-are checked when files are opened (`moedisco_ray.core.read_roots`). Both checks come before any other access to the files, so that
-no answer reveals what exists outside of the roots.
+these settings and makes paths absolute. `check_links` then follows the symbolic links in each path; links inside folders are
+checked when files are opened (`moedisco_ray.core.read_roots`). Both checks come before any other access to the files, so that no
+response reveals what exists outside of the roots.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Roots:
     """Directories and buckets that runs may read and write.
 
     Attributes:
-        inputs: Absolute directories without links, and URIs such as `s3://BUCKET/PREFIX`. Relative paths start at the first
-            directory.
-        outputs: Absolute directories without links; the first is the default.
-        storage: Absolute directories without links, and buckets, for checkpoints; empty allows run directories only.
+        inputs: Absolute directories without symbolic links, and URIs such as `s3://BUCKET/PREFIX`. Relative paths start at the
+            first directory.
+        outputs: Absolute directories without symbolic links; the first is the default.
+        storage: Absolute directories without symbolic links, and buckets, for checkpoints; empty allows run directories only.
     """
 
     inputs: Sequence[str]
@@ -71,10 +71,10 @@ def sandboxed(config: RunConfig, roots: Roots) -> RunConfig:
 
 
 def check_links(config: RunConfig, roots: Roots) -> None:
-    """Check that no path of a configuration from `sandboxed` leaves the roots through a link; folders are not searched.
+    """Check that no path in a configuration from `sandboxed` leads out of the roots through a symbolic link.
 
     Raises:
-        ConfigError: A path is, or passes through, a link that leads out of the roots.
+        ConfigError: A path leads out of the roots. Links inside folders are not checked here.
     """
     for place in places(config):
         path = str(place.value)
@@ -90,10 +90,10 @@ def check_links(config: RunConfig, roots: Roots) -> None:
 
 
 def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -> None:
-    """Check that the parts of finished runs that a configuration refers to are not links, which drivers could plant.
+    """Check that no part of a finished run in a configuration is a symbolic link, because drivers could plant links.
 
     Raises:
-        ConfigError: A part is a link.
+        ConfigError: A part is a symbolic link.
     """
     for place in run_places(config):
         run_id, part = parse(place)
@@ -146,7 +146,7 @@ def _holds_runs(place: Place) -> bool:
 
 
 def _check_no_run(field: str, path: str, directory: Path, roots: Sequence[Path]) -> None:
-    """Refuse a directory inside a run's home or of housekeeping, below any of the roots."""
+    """Refuse a directory inside a run's home, or inside a hidden directory of housekeeping."""
     for root in roots:
         for part in directory.relative_to(root).parts if directory.is_relative_to(root) else ():
             if part.startswith(".") or is_id(part.upper()):

@@ -16,7 +16,7 @@ _Priced = TypeVar("_Priced", LowMemoryPool, HighMemoryPool, MachineType)
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """What the runs of an owner use now.
+    """Present usage by an owner's runs.
 
     Attributes:
         queued: Number of queued runs.
@@ -121,7 +121,7 @@ def disk_full(policy: Policy, use: Use) -> bool:
 
 
 def wait_reason(tags: Iterable[str], policy: Policy, use: Use) -> str | None:
-    """Why the policy keeps a queued run, which needs these resources, from starting; None if it does not."""
+    """Why the policy does not let a queued run with these resource tags start; None if the run may start."""
     refused = [tag for tag in tags if policy.resources is not None and tag not in policy.resources]
     if refused:
         return f"its owner may no longer use {', '.join(refused)}"

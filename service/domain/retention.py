@@ -14,7 +14,7 @@ from service.domain.policies import Retention
 from service.domain.run_paths import ULID_PATTERN
 
 NOTICE_SECONDS = 24 * 3600.0
-"""Shortest time from the announcement to the removal (s)."""
+"""Minimum time from the announcement to the removal (s)."""
 _DAY = 24 * 3600.0
 _RUN_ID = re.compile(rf"(?<![0-9A-Z]){ULID_PATTERN}(?![0-9A-Z])")
 
@@ -45,7 +45,7 @@ class Due:
 def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str, Due]:
     """When each finished run of one owner is due, by the earliest rule; runs that no rule removes are absent.
 
-    Kept runs are never due and do not count as newest runs.
+    Kept runs are never due, and do not count among the newest runs.
     """
     newest_first = sorted((run for run in finished if not run.kept), key=lambda run: (run.ended, run.run_id), reverse=True)
     due: dict[str, Due] = {}

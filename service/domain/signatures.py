@@ -40,7 +40,7 @@ def verify(secret: str, body: bytes, header: str, now: float, tolerance: float =
         body: Body as received.
         header: Signature header as received.
         now: Seconds since the epoch.
-        tolerance: Largest age of the signature, for clock skew and transfer (s).
+        tolerance: Maximum age of the signature, for clock skew and transfer (s).
     """
     parts = dict(part.partition("=")[::2] for part in header.split(","))
     time, given = parts.get("t", ""), parts.get("v1", "")

@@ -1,4 +1,4 @@
-"""The parts of the Ray dashboard's answers that the service reads."""
+"""The parts of the Ray dashboard's responses that the service reads."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SummaryNode(DashboardAnswer):
 
 
 class Summary(DashboardAnswer):
-    """`/nodes?view=summary`. Ray converts its keys, resource names included, to camel case, but not the text in values."""
+    """`/nodes?view=summary`. Ray converts its keys, including resource names, to camel case, but not the text in values."""
 
     nodes: list[SummaryNode] = Field(validation_alias=AliasPath("data", "summary"))
     uses: dict[str, str] = Field(validation_alias=AliasPath("data", "nodeLogicalResources"))
@@ -142,10 +142,10 @@ T = TypeVar("T")
 
 
 def read_as(form: type[T], answer: Any) -> T:
-    """Validate an answer as one of this module's types.
+    """Validate a response as one of this module's types.
 
     Raises:
-        RayUnavailable: The answer has another form, so that something other than this version of Ray sent it.
+        RayUnavailable: The response has another form, so it does not come from this version of Ray.
     """
     try:
         return TypeAdapter(form).validate_python(answer)

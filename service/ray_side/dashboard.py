@@ -47,7 +47,7 @@ class Dashboard:
     def send(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None,
     ) -> httpx.Response:
-        """Send a request and return Ray's answer, including error answers.
+        """Send a request and return Ray's response, even if it reports an error.
 
         Raises:
             RayUnavailable: Ray does not answer, or refuses the token.
@@ -70,16 +70,16 @@ class Dashboard:
 
 
 def refused(answer: httpx.Response) -> RayUnavailable:
-    """The error for an error answer; a traceback is reduced to its last line."""
+    """The error for an error response; a traceback is reduced to its last line."""
     lines = [line for line in answer.text.splitlines() if line.strip(" .")] or [answer.reason_phrase]
     return RayUnavailable(f"Ray answers {answer.status_code}: {lines[-1][:300]}")
 
 
 def parsed(answer: httpx.Response) -> Any:
-    """JSON of an answer.
+    """JSON of a response.
 
     Raises:
-        RayUnavailable: The answer is not JSON, such as an error page of a proxy.
+        RayUnavailable: The response is not JSON, such as an error page of a proxy.
     """
     try:
         return answer.json()
@@ -102,7 +102,7 @@ def auth_headers(token_path: Path | None = None) -> dict[str, str]:
 
 
 def _read_own(path: Path) -> str:
-    """Read a token without following links: the drivers' user, who owns the directory, could link to a secret of the service."""
+    """Read a token without following symbolic links: the drivers' user owns the directory and could link to a service secret."""
     try:
         content = run_files.read(path.parent, path.name)
     except OSError:

@@ -88,12 +88,12 @@ class RayJobs:
 
     def _end(self, method: str, path: str) -> None:
         answer = self._dashboard.send(method, path)
-        if not answer.is_success and answer.status_code != 404:     # unknown: nothing is left to end
+        if not answer.is_success and answer.status_code != 404:     # an unknown job needs no deletion
             raise refused(answer)
 
 
 def entrypoint(submission: Submission, python: str = "python") -> str:
-    """Command line of the driver; it contains fixed words and paths of the service, but nothing from a user."""
+    """Command line of the driver; it contains only fixed words and paths of the service, no text from a user."""
     words = [
         python, "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
         "--stop-file", str(submission.stop_file), "--report-to", submission.report_url, "--run-id", submission.run,

@@ -36,11 +36,11 @@ from service.ray_side.dashboard import Dashboard
 MARK = "MOEDISCO_LOCAL_RAY"
 """Environment variable with the mark."""
 START_SECONDS = 90.0
-"""Longest wait for a new cluster to answer (s)."""
+"""Maximum wait for a new cluster to answer (s)."""
 TERM_SECONDS = 5.0
-"""Longest wait for processes to end (s)."""
+"""Maximum wait for processes to end (s)."""
 LONGEST_DIRECTORY = 44
-"""Longest path of Ray's directory: its sockets add some 60 characters, and a socket's path has at most 107."""
+"""Maximum length of the path of Ray's directory: sockets in it add some 60 characters, and a socket's path has at most 107."""
 SESSIONS_KEPT = 3
 
 
@@ -105,7 +105,7 @@ class LocalRay:
                 return found
             self._end()
             self._forget_old_sessions()
-            # At the old ports, so that drivers and browsers find the new cluster.
+            # Reuse the old ports, so that drivers and browsers find the new cluster.
             ports = (before.dashboard_port, before.gcs_port) if before is not None else ()
             return self._launch(ports if ports and all(map(_is_free, ports)) else _free_ports(2))
 
@@ -127,7 +127,7 @@ class LocalRay:
         return self._cluster(record)
 
     def stop(self) -> None:
-        """Stop the cluster and every process it started, if there is one."""
+        """Stop the cluster and every process that it started, if it runs."""
         if self._home.exists():
             with self._locked():
                 self._end()
@@ -278,7 +278,7 @@ def _bears(pid: int, mark: str) -> bool:
 
 
 def _await_environment(pid: int) -> None:
-    """Wait until a new process shows its environment, which is empty for a moment, so that its mark is found."""
+    """Wait until a new process has its environment, which is empty for a moment, so that its mark is found."""
     with contextlib.suppress(psutil.Error):
         while not (process := psutil.Process(pid)).environ() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.001)

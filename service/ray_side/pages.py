@@ -46,7 +46,7 @@ _ANSWER_HEADERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """An answer of the dashboard.
+    """A response of the dashboard.
 
     Attributes:
         status: HTTP status.

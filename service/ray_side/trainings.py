@@ -14,14 +14,14 @@ from service.ray_side.dashboard import Dashboard, parsed
 from service.schemas import Training, TrainingAttempt, TrainingWorker
 
 FRESH_SECONDS = 3.0
-"""Age at which an answer of Ray is requested again (s)."""
+"""Maximum age of a cached response of Ray (s)."""
 _PATH = "/api/train/v2/runs/v1"
 _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 """Random suffix of a training's name, which makes it a new training for Ray Train."""
 
 
 class RayTrainings:
-    """Trainings that Ray Train knows, through the REST API of a dashboard; all readers share one answer for a few seconds.
+    """Trainings that Ray Train knows, through the REST API of a dashboard; all readers share a response for a few seconds.
 
     Args:
         dashboard: Dashboard of the cluster.
@@ -49,7 +49,7 @@ class RayTrainings:
         return [_training(training, job, name) for job, training in sorted(found, key=lambda pair: pair[1].start_time_ns)]
 
     def _all(self) -> list[TrainRun]:
-        # One reader asks while the others use the last answer, so that a dashboard that hangs does not block every thread.
+        # One reader asks while the others use the last response, so that a dashboard that hangs does not block every thread.
         first = self._made == float("-inf")
         if self._clock() - self._made >= FRESH_SECONDS and self._lock.acquire(blocking=first):
             try:

@@ -1,4 +1,4 @@
-"""Documents of the REST API, shared by server and client. Times are seconds since the epoch (UTC)."""
+"""Request and response bodies of the REST API, shared by server and client. Times are seconds since the epoch (UTC)."""
 
 from service.schemas.access import (
     AuditEntry,

@@ -1,4 +1,4 @@
-"""Base of all documents, common field types, and the answers about health and errors."""
+"""Base of all request and response bodies, common field types, and the responses about health and errors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def example(**values: Any) -> ConfigDict:
 
 
 class Document(BaseModel):
-    """Base of all documents: frozen; unknown fields are errors."""
+    """Base of all request and response bodies: frozen; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def of(cls, row: object) -> Self:
-        """The document with the attributes of a database row."""
+        """The body with the attributes of a database row."""
         return cls.model_validate(row, from_attributes=True)
 
 

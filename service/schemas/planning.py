@@ -28,7 +28,7 @@ class PoolStatus(Document):
     gpus: float
     nodes: list[PoolNode]
     price_per_hour: float | None
-    """Operator's price for the caller (dollars); null: the price in each run's configuration holds."""
+    """Operator's price for the caller (dollars per worker-hour); null: the price in each run's configuration holds."""
     lost: int
     """Nodes of this pool that failed in the last 24 hours."""
     pending: int
@@ -48,7 +48,7 @@ class Share(Document):
 
     used: float
     limit: float | None
-    """Null: no limit."""
+    """Maximum usage; null: no limit."""
 
 
 class Quota(Document):

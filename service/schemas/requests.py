@@ -10,7 +10,7 @@ from moedisco_ray.core.config import RunConfig, Tags
 from service.schemas.base import DisplayName, Document, Dollars, Priority, example
 
 MOST_EXPERTS = 65_536
-"""Largest number of experts in a request: planning tries every number of clusters up to it."""
+"""Maximum number of experts in a request: planning tries every number of clusters up to it."""
 
 _CONFIG: dict[str, Any] = {
     "name": "demo", "corpus": {"sources": [{"path": "embedded"}], "sequence_length": 128}, "tokens": {"total": 1_600_000}}
@@ -66,7 +66,7 @@ class RetryRequest(Document):
     model_config = example(changes={"tokens.total": 1_000_000})
 
     changes: Annotated[dict[Annotated[str, Field(max_length=256)], JsonValue], Field(max_length=100)] = Field(default_factory=dict)
-    """New values by dotted setting, such as {"tokens.total": 1000000}."""
+    """New values by dotted path of the setting, such as {"tokens.total": 1000000}."""
     priority: Priority | None = None
     budget_dollars: Dollars | None = None
 

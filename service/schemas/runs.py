@@ -61,11 +61,11 @@ class Run(Document):
     expires_at: float | None = None
     """Announced time at which retention removes the run with its files; null: not announced."""
     disk_bytes: int | None = None
-    """Size of its directory, as last measured (bytes)."""
+    """Size of the run directory, as last measured (bytes)."""
     events: int
-    """Number of events in its stream so far."""
+    """Number of events in the run's stream so far."""
     job_url: str | None
-    """URL of its job's page in the Ray dashboard, for administrators; null before the first driver."""
+    """URL of the run's job in the Ray dashboard, for administrators; null before the first driver."""
 
 
 class RunDetail(Run):
@@ -117,11 +117,11 @@ class TrainingWorker(Document):
 
     rank: int
     node: str
-    """Address of its node."""
+    """Address of the worker's node."""
     state: str | None
-    """State of its actor in Ray: `ALIVE` or `DEAD`; null if unknown."""
+    """State of the worker's actor in Ray: `ALIVE` or `DEAD`; null if unknown."""
     gpus: list[int]
-    """Indices of its GPUs on the node."""
+    """Indices of the worker's GPUs on the node."""
 
 
 class TrainingAttempt(Document):

@@ -69,7 +69,7 @@ class LogFile(Document):
 
 
 class LogPage(Document):
-    """Logs of a run, that of the driver first."""
+    """Logs of a run, the driver's log first."""
 
     items: list[LogFile]
 

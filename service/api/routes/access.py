@@ -68,7 +68,7 @@ def sign_in(body: SessionRequest, request: Request, response: Response, context:
 
 @sign_ins.delete("", status_code=204, responses=problems())
 def sign_out(request: Request, response: Response, context: InContext) -> None:
-    """End a browser session and all copies of its cookie; the token stays valid."""
+    """End a browser session, so that no copy of its cookie is valid any more; the token stays valid."""
     plain = session_of(request, context.settings)
     if plain is not None:
         check_same_origin(request, context.settings)

@@ -29,7 +29,7 @@ _ARCHIVE: dict[int | str, dict[str, Any]] = _FILE | {
 
 @router.get("/artifacts", responses=problems(404))
 def list_artifacts(run: VisibleRun) -> ArtifactPage:
-    """List the files of the run directory by path, without unfinished ones."""
+    """List the finished files of the run directory, sorted by path."""
     return ArtifactPage(items=sorted(list_files(Path(run.directory)), key=lambda file: file.path))
 
 
@@ -47,7 +47,7 @@ def head_artifact(run: VisibleRun, path: str, request: Request) -> Response:
 
 @router.get("/model.tar", response_class=Response, dependencies=[STREAM_SLOT], responses=_ARCHIVE | problems(404, 416))
 def get_model_archive(run: VisibleRun, request: Request) -> Response:
-    """Download the finished model (a Hugging Face directory) as one archive or a range of it (`Range`); always the same bytes."""
+    """Download the finished model (a Hugging Face directory) as one archive, or a range of it (`Range`); its bytes never change."""
     return send_content(request, _archive(run))
 
 

@@ -2,11 +2,11 @@
 
 The dashboard's scripts run on the origin of the service, to which the administrator's session belongs. They cannot use it, because:
 
-* Only GET and HEAD, and only paths that the dashboard's pages read, are passed on; no job can be submitted or stopped.
-* A content security policy restricts the dashboard's document to `/ray/`: no requests to the service's API, no forms, frames or
+* Only GET and HEAD, and only paths that the dashboard's pages read, are forwarded; no job can be submitted or stopped.
+* A content security policy restricts the dashboard's HTML page to `/ray/`: no requests to the service's API, no forms, frames or
   workers, and (by the sandbox) no new windows, to which the policy would not apply.
 * Everything else from Ray, such as a log of a run, is sandboxed and cannot run scripts when opened as a page.
-* Cookies and tokens are passed on in neither direction.
+* Cookies and tokens are not forwarded in either direction.
 
 Remaining risk: scripts of the dashboard can read all that it shows, send it elsewhere by navigating away, and set cookies and local
 storage of the service's origin. The service's page stores no secret that scripts can read.
@@ -58,7 +58,7 @@ def ray_root() -> RedirectResponse:
 
 @router.api_route(PREFIX + "{path:path}", methods=["GET", "HEAD"])
 async def ray_page(path: str, request: Request, caller: Admin, context: InContext) -> Response:
-    """A page, file or document of the Ray dashboard."""
+    """A page, static file or API response of the Ray dashboard."""
     del caller
     async with AsyncExitStack() as stack:
         page = await stack.enter_async_context(
@@ -77,12 +77,12 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
                 yield block
 
     blocks = body()
-    await anext(blocks)     # started, so that closing it also closes the dashboard's answer if the client has gone
+    await anext(blocks)     # started, so that closing it also closes the dashboard's response if the client has gone
     return ClosedStream(blocks, page.status, headers)
 
 
 def _document_policy(request: Request, url: str) -> str:
-    """Content security policy of the document that runs scripts; it needs full URLs, because paths require an origin."""
+    """Content security policy of the dashboard's HTML page; it needs full URLs, because a path requires an origin."""
     # Behind a proxy that changes the host header, browsers use the public URL.
     host = request.headers.get("host", "")
     bases = [quote(url, safe=":/[]%"), *([f"{request.url.scheme}://{host}"] if _HOST.fullmatch(host) else [])]

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1", tags=["planning"], route_class=StrictRoute, dep
 
 
 class YamlResponse(PlainTextResponse):
-    """A YAML answer."""
+    """A YAML response."""
 
     media_type = "text/yaml"
 

@@ -73,7 +73,7 @@ def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
 @router.get("/quota", responses=problems())
 def get_quota(
     caller: Reader, context: InContext,
-    owner: Annotated[str | None, Query(max_length=64, description="Owner, for administrators; by default the caller's.")] = None,
+    owner: Annotated[str | None, Query(max_length=64, description="Owner (for administrators); by default the caller.")] = None,
 ) -> Quota:
     """Limits of an owner and their usage."""
     if owner is not None and owner != caller.owner and not caller.admin:

@@ -58,7 +58,7 @@ def list_runs(
     state: Annotated[list[RunState], Query(max_length=7, description="States to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
     owner: Annotated[str | None, Query(max_length=64, description="Owner of the runs.")] = None,
     name: Annotated[str | None, Query(max_length=128, description="Part of the name.")] = None,
-    tag: Annotated[list[_TagFilter], Query(max_length=32, description="Tags as `key:value`, which must all match.")] = [],  # noqa: B006
+    tag: Annotated[list[_TagFilter], Query(max_length=32, description="Tags as `key:value`; a run must have all.")] = [],  # noqa: B006
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> RunPage:
@@ -129,7 +129,7 @@ def delete_run(
 
 @router.post("/{run_id}/cancel", status_code=202, responses=problems(404, 409, body=True))
 def cancel_run(run_id: RunId, caller: Submitter, context: InContext, body: CancelRequest | None = None) -> RunDetail:
-    """Stop a run after its step, with a checkpoint, or at once with `force`. The request can be repeated."""
+    """Stop a run with a checkpoint after its current step; with `force`, stop it at once. The request can be repeated."""
     force = body is not None and body.force
     now = context.now()
     with context.database.write() as session:

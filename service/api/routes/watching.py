@@ -36,7 +36,7 @@ reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=
 _DECISIVE = frozenset({"run_started", "run_finished", "run_failed", "run_stopped"})
 _MOST_LINES = 100_000
 _MOST_BYTES = 64 * 2**20
-"""Largest JSON document of a run that is sent (bytes)."""
+"""Maximum size of a run's JSON file that is sent (bytes)."""
 _MESSAGE = {
     "type": "object", "required": ["event", "data"], "properties": {
         "id": {"type": "string", "description": "Position in the stream; absent in the last message."},
@@ -99,7 +99,7 @@ def get_metrics(
     run: VisibleRun, context: InContext,
     figure: Annotated[Figure, Query(description="Figure of the curves.")] = "loss",
     unit: Annotated[list[str], Query(max_length=256, description="Units to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
-    points: Annotated[int, Query(ge=2, le=10_000, description="Largest number of points per curve.")] = 1000,
+    points: Annotated[int, Query(ge=2, le=10_000, description="Maximum number of points per curve.")] = 1000,
 ) -> Metrics:
     """Training curves, downsampled with their extremes preserved."""
     with context.database.read() as session:
@@ -128,7 +128,7 @@ def get_clusters(run: VisibleRun) -> dict[str, Any]:
 
 @router.get("/report", response_model_exclude_unset=True, responses=problems(404, 409))
 def get_report(run: VisibleRun, context: InContext) -> RunReport:
-    """Cost and results of a run by stage; while it is active, of the stages so far."""
+    """Cost and results of a run by stage; for an active run, of the stages so far."""
     directory = Path(run.directory)
     if RunState(run.state) is RunState.SUCCEEDED:
         return _read_report(_document(directory, "report.json", "report"))
@@ -137,7 +137,7 @@ def get_report(run: VisibleRun, context: InContext) -> RunReport:
 
 @router.get("/logs", responses=problems(404))
 def list_logs(run: VisibleRun) -> LogPage:
-    """List the logs of a run: that of the driver, and one for each training worker."""
+    """List the logs of a run: one for the driver, and one for each training worker."""
     return LogPage(items=logs_in(Path(run.directory)))
 
 

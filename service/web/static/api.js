@@ -2,7 +2,7 @@
 
 import { connectionFailed } from "./connection.js";
 
-/** An error answer of the service (RFC 9457). */
+/** An error response of the service (RFC 9457). */
 export class Problem extends Error {
   /** @param {number} status @param {{title?: string, detail?: string, errors?: {field: string, message: string}[]}} body */
   constructor(status, body) {
@@ -13,7 +13,7 @@ export class Problem extends Error {
   }
 }
 
-/** The request or its answer was lost. */
+/** The request or its response was lost. */
 export class ConnectionLost extends Error {
   constructor() {
     super("The service cannot be reached.");
@@ -23,7 +23,7 @@ export class ConnectionLost extends Error {
 /** @type {() => void} */
 let signedOut = () => {};
 
-/** @param {() => void} listener Called when an answer shows that the session has ended. */
+/** @param {() => void} listener Called when a response shows that the session has ended. */
 export function onSignedOut(listener) {
   signedOut = listener;
 }
@@ -32,8 +32,8 @@ export function onSignedOut(listener) {
  * Request JSON.
  * @param {string} path
  * @param {{method?: string, body?: unknown, headers?: Record<string, string>, signal?: AbortSignal}} [options]
- * @returns {Promise<any>} The answer's JSON; null for an empty one.
- * @throws {Problem | ConnectionLost | DOMException} DOMException: aborted.
+ * @returns {Promise<any>} JSON of the response; null if it is empty.
+ * @throws {Problem | ConnectionLost | DOMException} DOMException: the request was aborted.
  */
 export async function ask(path, options = {}) {
   const answer = await send(path, options);

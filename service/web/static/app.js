@@ -57,7 +57,7 @@ function App() {
       return proof !== null;
     };
     if (!moved()) identify();
-    // A link opened in a tab that shows the page changes only the fragment
+    // If a link is opened in a tab that already shows the page, only the fragment changes
     addEventListener("hashchange", moved);
     const unwatch = watchConnection((reached) => reached && identify());
     return () => {

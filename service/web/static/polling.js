@@ -10,7 +10,7 @@ import { now } from "./words.js";
  * @param {(signal: AbortSignal) => Promise<T>} load
  * @param {number} seconds
  * @param {unknown[]} inputs Dependencies of `load`.
- * @returns {{value: T | null, problem: Error | null, reload: () => void}} After a failure, `value` keeps the last answer.
+ * @returns {{value: T | null, problem: Error | null, reload: () => void}} After a failure, `value` keeps the last result.
  */
 export function usePolled(load, seconds, inputs) {
   const [value, setValue] = useState(null);

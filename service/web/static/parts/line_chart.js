@@ -15,7 +15,7 @@ const HEIGHT = 280;
 
 /**
  * @param {{label: string, lines: Line[], format: (value: number, step: number) => string, point: (x: number | null) => void}} props
- *   `label`: description for screen readers. `format`: format of the vertical axis, given the distance of two ticks.
+ *   `label`: description for screen readers. `format`: format of the vertical axis, given the distance between two ticks.
  *   `point`: called with the position of the pointer.
  */
 export function LineChart({ label, lines, format, point }) {
@@ -52,7 +52,7 @@ function tick(value) {
   return words.includes(".") ? words.replace(/\.?0+(?=[A-Za-z]$)/, "") : words;
 }
 
-/** All lines on one horizontal axis; gaps in a line are spanned. */
+/** All lines on one horizontal axis; a line is drawn across its gaps. */
 const tables = (lines) => (lines.length ? uPlot.join(lines.map((line) => [line.x, line.y])) : [[]]);
 
 function options(lines, format, point, width) {

@@ -4,7 +4,7 @@ import { html } from "../lib.js";
 import { decimal, plural, price } from "../words.js";
 import { Meter } from "./small.js";
 
-/** @param {{pools: any}} props Answer of `GET /v1/pools`; null while it loads. */
+/** @param {{pools: any}} props Response of `GET /v1/pools`; null while it loads. */
 export function PoolBars({ pools }) {
   if (!pools) return html`<p class="soft">Loading…</p>`;
   if (!pools.connected) return html`<p class="notice warn">Ray does not answer. Runs continue as soon as it does.</p>`;

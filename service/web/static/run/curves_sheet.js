@@ -1,4 +1,4 @@
-/** Curves of all units of a run, with a legend that shows their values and hides or shows them. */
+/** Curves of all units of a run, with a legend that shows their values and toggles their lines. */
 
 import { html, useMemo, useState } from "../lib.js";
 import { LineChart } from "../parts/line_chart.js";
@@ -7,7 +7,7 @@ import { count, decimal } from "../words.js";
 import { smooth } from "./curves.js";
 import { byUnit, unitDash, unitTone } from "./palette.js";
 
-/** Largest number of lines that are readable with their raw values behind them. */
+/** Maximum number of lines that are readable with their raw values behind them. */
 const FEW = 8;
 const FIGURES = [["loss", "loss"], ["lr", "learning rate"], ["grad_norm", "gradient norm"], ["tokens_per_second", "tokens/s"]];
 /** Format with enough decimals to distinguish two ticks: 1 for a step of 0.5, 2 for one of 0.25. */
@@ -87,7 +87,7 @@ function linesOf(curve, smoothed, withRaw) {
   return withRaw ? [{ ...line, faint: true, dash: null }, mean] : [mean];
 }
 
-/** The newest value, or the one under the pointer. */
+/** The value under the pointer, or otherwise the newest value. */
 function valueAt(curve, tokens, format) {
   if (!curve.value.length) return "";
   let at = curve.value.length - 1;

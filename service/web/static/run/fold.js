@@ -35,11 +35,11 @@ function foldStage(progress, { type, stage: name, data, time }) {
 }
 
 function foldUnit(progress, { type, stage, unit: name, data, time }) {
-  // Here `steps` are the steps made, not those planned
+  // Ignored because its `steps` are the steps made, not those planned
   if (type === "unit_let_go") data = {};
   const unit = { ...(progress.units.get(name) ?? { ...FRESH, unit: name, stage: stage ?? "" }) };
   for (const key of ["step", "steps", "loss", "tokens_per_second", "workers", "node"]) if (data[key] != null) unit[key] = data[key];
-  // unit_started has the planned tokens, the other events those trained on so far
+  // In unit_started, `tokens` is the planned number; in other events, the number trained on so far
   if (type !== "unit_started" && data.tokens != null) unit.tokens = data.tokens;
   if (type === "unit_started") Object.assign(unit, { status: "running", started: unit.started ?? time, ended: null });
   if (type === "progress") unit.status = "running";

@@ -67,7 +67,7 @@ export function RunHeader({ run, acted }) {
       </${Question}>`}`;
 }
 
-/** The path of a URL of the service, because browsers may use another host name than the service's own URL. */
+/** The path of one of the service's URLs, because browsers may reach the service under another host name. */
 function pathOf(address) {
   const { pathname, hash } = new URL(address);
   return pathname + hash;

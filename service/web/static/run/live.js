@@ -65,7 +65,7 @@ export class LiveRun {
     this._stop?.();
   }
 
-  /** Load the run's document again: state, place in the queue, cost. */
+  /** Load the run again: state, place in the queue, cost. */
   async refresh() {
     const run = await this._load("");
     if (!run) return;
@@ -104,7 +104,7 @@ export class LiveRun {
   async _loadCurves() {
     const figure = this.figure;
     const most = pointsFor(this.progress.units.size);
-    // Events that arrive during the request may be missing in its answer
+    // Events that arrive during the request may be missing in its response
     this._missed = [];
     const metrics = await this._load(`/metrics?figure=${figure}&points=${most}`);
     if (!metrics || figure !== this.figure) return;
@@ -158,7 +158,7 @@ export class LiveRun {
     }, ended ? ENDED_REFRESH_MILLISECONDS : REFRESH_MILLISECONDS);
   }
 
-  /** Load curves that have grown too long again, downsampled. */
+  /** Reload curves that have grown too long, downsampled. */
   async _downsample() {
     const long = [...this.curves.values()].some((curve) => curve.step.length > 2 * this._most);
     if (!long || this._downsampling) return;
@@ -181,7 +181,7 @@ export class LiveRun {
     this._refreshSoon();
   }
 
-  /** @returns {Promise<any>} The answer; null after an error, which is stored in `problem` unless a 404 is allowed (`mayLack`). */
+  /** @returns {Promise<any>} The response; null after an error, stored in `problem` unless a 404 is allowed (`mayLack`). */
   async _load(part, mayLack = false) {
     try {
       return await ask(`/v1/runs/${this.id}${part}`, { signal: this._ending.signal });

@@ -10,7 +10,7 @@ const TAIL = 200;
 const KEPT_LINES = 2000;
 const LIST_SECONDS = 10;
 const RETRY_MILLISECONDS = 2000;
-/** Colour codes of terminals. */
+/** Terminal colour codes. */
 const COLOURS = /\u001b\[[0-9;]*m/g;
 
 /** @param {{id: string, active: boolean}} props `active`: whether the run has a driver, whose log can be followed. */

@@ -42,7 +42,7 @@ export function followEvents(id, after, take, ended) {
     ended();
   };
   const failed = () => {
-    // An answer that is not a stream (a proxy's page, a service that starts) closes the source for good
+    // A response that is not a stream (a proxy's page, a starting service) closes the source for good
     if (source.readyState === EventSource.CLOSED) retrying = setTimeout(open, RETRY_MILLISECONDS);
     // EventSource gives no reason; this request shows whether the service is unreachable or the session has ended
     ask("/v1/identity").catch(() => {});

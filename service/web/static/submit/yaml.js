@@ -85,8 +85,8 @@ function linesOf(text) {
 const join = (path, key) => (path ? `${path}.${key}` : key);
 
 /**
- * Changes from one configuration to another, as values by dotted setting. Lists, and sections that lost a setting, are replaced as
- * a whole.
+ * Changes from one configuration to another, as values by dotted path. Lists, and sections from which a setting was removed, are
+ * replaced as a whole.
  * @param {any} before @param {any} after @returns {Record<string, any>}
  */
 export function changesBetween(before, after, path = "") {

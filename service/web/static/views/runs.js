@@ -60,7 +60,7 @@ const NoRuns = () => html`
     <p><a href="#/submit">Start one from a preset</a></p>
   </div>`;
 
-/** The explicit roles keep it a table for screen readers when a narrow screen shows it as a list. */
+/** With explicit roles it stays a table for screen readers when a narrow screen shows it as a list. */
 const RunTable = ({ runs, now }) => html`
   <table class="rows runs" role="table">
     <thead role="rowgroup">
@@ -93,7 +93,7 @@ function RunRow({ run, now }) {
     </tr>`;
 }
 
-/** The pipeline as nine marks. */
+/** The nine stages of the pipeline as marks. */
 const StageStrip = ({ stages }) => html`
   <span class="strip" aria-hidden="true">${stages.map((stage) => html`<i class=${stage.status} key=${stage.name}></i>`)}</span>`;
 
@@ -115,7 +115,7 @@ function stageWords(run) {
   return run.stages.length ? `${done} of ${plural(run.stages.length, "stage")}` : "";
 }
 
-/** The present first page followed by older pages, each run once. */
+/** The present first page of runs, followed by older pages without repeated runs. */
 function merged(first, older) {
   const fresh = new Set(first.map((run) => run.id));
   return [...first, ...older.filter((run) => !fresh.has(run.id))];
