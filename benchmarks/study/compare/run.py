@@ -182,7 +182,7 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
         `bits_per_byte` on the validation documents; `sources`, the perplexity by source; `specialisation`, the normalised mutual
         information of documents' sources and clusters with their first experts; `dead_experts`, over all layers; these three are
         None for an ensemble. `unseen` is the perplexity on text of `evaluation.sources`, None without them; `curve` has the
-        measurements of the held-out loss (`accounting.Point`), of which an ensemble's last is its evaluation.
+        measurements of the held-out loss (`accounting.Point`); an ensemble's last one is its evaluation.
     """
     plan = build_plan(config)
     phases = account(config, plan, found(config, arm.measured))
