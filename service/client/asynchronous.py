@@ -39,7 +39,7 @@ class AsyncClient:
     Args:
         url: The service's URL; None: MOEDISCO_URL, or the address that `moedisco serve` saved.
         token: The access token; None: MOEDISCO_TOKEN, or the token that `moedisco serve` saved.
-        retry: How long failing requests are repeated.
+        retry: Policy for repeating failed requests.
         transport: Transport of httpx, for tests and special networks.
 
     Raises:

@@ -30,12 +30,12 @@ _STABLE_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class RetryPolicy:
-    """How long and how often a request is repeated while the service restarts, is overloaded or cannot be reached.
+    """Policy for repeating a request while the service restarts, is overloaded or cannot be reached.
 
     Attributes:
         seconds: Time during which a failing request is repeated (s); 0: never.
         first_wait: Wait after the first failure (s); it doubles with each further failure.
-        longest_wait: Longest wait, unless the service asks for a longer one (s).
+        longest_wait: Maximum wait between two attempts, unless the service asks for a longer one (s).
     """
 
     seconds: float = 60.0
@@ -87,7 +87,7 @@ class Connection:
 
     Args:
         address: The service's URL and token.
-        retry: How long failing requests are repeated.
+        retry: Policy for repeating failed requests.
         transport: Transport of httpx; None: the network.
     """
 

@@ -105,4 +105,4 @@ def _log_of(client: Client, run_id: str, unit: str) -> str:
     workers = [name for name in names if name.rpartition(".")[0] == unit]
     if not workers:
         raise UserError("--unit", unit, f"has no log; the run's logs: {', '.join(names) or 'none yet'}")
-    return workers[0]  # the first worker stands for the gang: the others log the same
+    return workers[0]  # the first worker stands for its gang, because the others log the same

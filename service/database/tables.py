@@ -217,7 +217,7 @@ class BrowserSession(Table):
     """Token that the session acts for and ends with."""
     created: Mapped[float]
     used: Mapped[float]
-    """Time of the last use, to the minute; too long without use ends the session."""
+    """Time of the last use, to the minute; a session that is not used for too long ends."""
     ends: Mapped[float]
     """Time at which the session ends at the latest."""
 

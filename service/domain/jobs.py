@@ -18,7 +18,7 @@ class JobPhase(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether the job's driver is gone for good."""
+        """Whether the job has ended, so that its driver no longer runs."""
         return self not in (JobPhase.PENDING, JobPhase.RUNNING)
 
 

@@ -70,7 +70,7 @@ class ObservedState:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What to do with a run.
+    """Decision on an active run.
 
     Attributes:
         state: The next state; None keeps the present one.

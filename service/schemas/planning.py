@@ -77,4 +77,4 @@ class Estimate(Plan):
     """Plan of a run at the operator's prices."""
 
     notes: tuple[str, ...] = ()
-    """Which prices were replaced, and for which resources the configuration's own price holds."""
+    """Notes on prices that were replaced, and on resources for which the configuration's own price holds."""

@@ -61,7 +61,7 @@ def shape(sizes: int, extrapolation: float) -> Ground:
 
     Args:
         sizes: Number of token counts at which the recipe was measured.
-        extrapolation: As in `reach`.
+        extrapolation: Factor in tokens to the nearest run of the recipe; 1 within the measured range.
     """
     if sizes == 1:
         return Ground("low", "measured at one size: its curve is as steep as the other recipes'")

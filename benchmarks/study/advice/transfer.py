@@ -92,7 +92,7 @@ class _Carried:
 
     Attributes:
         candidate: The recipe on the given configuration, with the runs of all comparisons.
-        places: Its candidates in each comparison that has it; several if they differ in settings that do not carry over.
+        places: The recipe's candidates by comparison; several in one if they differ in settings that do not carry over.
         joint: Whether the recipe is joint training in each comparison.
     """
 
@@ -182,7 +182,7 @@ def _ratios(
     """Dollars of each recipe to reach joint training's loss, relative to joint training.
 
     Args:
-        comparisons: All comparisons.
+        comparisons: Comparisons of all subjects.
         carried: Recipes to rate.
         curves: Curves of each comparison's recipes.
         chosen: Comparisons to use; each counts once for every time it is listed. A recipe that was measured in none of them uses

@@ -99,7 +99,7 @@ def end_sessions(caller: Reader, context: InContext) -> None:
 
 @router.post("/sign-in-codes", status_code=201, responses=problems())
 def create_sign_in_code(caller: Reader, context: InContext) -> NewSignInCode:
-    """Create a code that signs in one browser with the caller's token within ten minutes; not allowed for sessions."""
+    """Create a code that signs in one browser with the caller's token within ten minutes; not allowed in a browser session."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -125,7 +125,7 @@ def list_tokens(caller: Admin, context: InContext) -> TokenPage:
 
 @router.post("/tokens", status_code=201, responses=problems(body=True))
 def create_token(body: TokenRequest, caller: Admin, context: InContext) -> NewToken:
-    """Create a token, which is shown only once; not allowed for sessions."""
+    """Create a token, which is shown only once; not allowed in a browser session."""
     require_token(caller)
     now = context.now()
     expires = None if body.expires_in_days is None else now + body.expires_in_days * _DAY

@@ -33,7 +33,7 @@ def get_policies(caller: Admin, context: InContext) -> Policies:
 
 @router.put("/policies", responses=problems(409, body=True), response_model_exclude_unset=True)
 def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
-    """Replace all policies; not allowed for sessions."""
+    """Replace all policies; not allowed in a browser session."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -46,7 +46,7 @@ def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
 
 @router.put("/policies/owners/{owner}", responses=problems(409, body=True), response_model_exclude_unset=True)
 def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContext) -> Policy:
-    """Replace one owner's entry; fields that it leaves out are taken from the default. Not allowed for sessions."""
+    """Replace one owner's entry; fields that it leaves out are taken from the default. Not allowed in a browser session."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -59,7 +59,7 @@ def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContex
 
 @router.delete("/policies/owners/{owner}", status_code=204, responses=problems(404, 409))
 def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
-    """Delete one owner's entry, so that the default applies; not allowed for sessions."""
+    """Delete one owner's entry, so that the default applies; not allowed in a browser session."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:

@@ -32,7 +32,7 @@ def list_webhooks(caller: Submitter, context: InContext) -> WebhookPage:
 
 @router.post("", status_code=201, responses=_ABOUT | problems(409, body=True))
 def create_webhook(body: WebhookRequest, caller: Submitter, context: InContext) -> NewWebhook:
-    """Create a webhook for the caller's runs. Its secret is shown only once. Not allowed for sessions."""
+    """Create a webhook for the caller's runs. Its secret is shown only once. Not allowed in a browser session."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
