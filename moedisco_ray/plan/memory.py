@@ -160,7 +160,8 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     shared = shared_hidden_size(family, architecture)
     held = norms + attention + width * architecture.num_experts_per_tok * expert
     held += width * (hidden + 4 * shared) if shared else 0
-    # Linears that share an input: queries, keys, values; the router, or the two halves of the only expert; three of the shared one.
+    # Low-precision copies of inputs: of attention's input for keys and values (queries are counted above), of the router's input or
+    # the second half of a lone expert, and three of the shared expert's input.
     casts = 2 + 1 + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden
 

@@ -141,7 +141,7 @@ class Training(Document):
 
     unit: str
     run_attempt: int
-    """Attempt of the run that started the training."""
+    """Number of the run's attempt that started this training."""
     state: str
     """State in Ray Train: `INITIALIZING`, `SCHEDULING`, `RUNNING`, `RESTARTING`, `RESIZING`, `FINISHED`, `ERRORED` or `ABORTED`."""
     detail: str | None

@@ -230,10 +230,10 @@ class Submodels(Section):
     """Continue with the seed's Adam state; false: each sub-model starts with a new one."""
     quorum: Annotated[int | None, _MAY_DO_WITH_LESS] = Field(None, ge=1, le=MOST_CLUSTERS)
     """Number of finished sub-models at which the merge may start without the others. Null: all. Once the quorum
-    is reached, the run waits for the others until the phase has taken 1.5 times the longer of two times: the quorum's, and the
-    expected time of the longest sub-model. A missing sub-model contributes its last checkpoint, or its start, and the report
-    says so. With a quorum, a sync waits at most 10 minutes after half of the sub-models have arrived. The result then depends
-    on when machines came and went."""
+    is reached, the run waits for the others until the phase has taken 1.5 x max(time of the quorum, expected time of the longest
+    sub-model). A missing sub-model contributes its last checkpoint, or its initial weights, and the report says so. With a quorum,
+    a sync waits at most 10 minutes after half of the sub-models have arrived. A run that had to do without a sub-model is not
+    reproducible."""
 
     @property
     def round_patience(self) -> float | None:

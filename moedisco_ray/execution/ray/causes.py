@@ -1,6 +1,6 @@
-"""The cause behind an error of Ray, from its type if Ray gives it one.
+"""Finds the cause of a Ray error: by the type of the exception, and only without a specific type by its message.
 
-An error's text may hold a traceback with paths and source lines, whose words say nothing about the cause.
+A message may hold a traceback, with paths and source lines whose words say nothing about the cause.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class _MailboxActor:
 
     def held(self) -> dict[str, dict[str, float]]:
         for meter in self._meters.values():
-            meter.update(Event("heartbeat"))    # counts what is held up to now
+            meter.update(Event("heartbeat"))    # adds the worker-seconds of workers that are still held
         return {unit: meter.worker_seconds for unit, meter in self._meters.items()}
 
 

@@ -58,7 +58,7 @@ class GangCluster(Protocol):
         """Hours for which its workers were held, summed over the workers."""
 
     def request(self, workers: int) -> None:
-        """Set the number of additional workers whose nodes are requested."""
+        """Request nodes for this many additional workers, in place of the previous request."""
 
     def attempt(self, job: TrainJob, workers: int, stop: StopFile) -> Outcome:
         """Train with this many workers until the job is finished, the stop file exists, or the workers end."""

@@ -22,7 +22,7 @@ from scipy import optimize
 from moedisco_ray.stages.clustering.grid import Array
 
 _TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)
-"""Falling temperatures of the soft minimum, as shares of the mean spread of a document's distances."""
+"""Falling temperatures of the soft minimum, as shares of the mean spread of a document's distances to the centroids."""
 _PRICING_SAMPLE = 100_000
 """Number of documents used at all but the last temperature, to save time."""
 

@@ -139,7 +139,7 @@ def _read(path: Path) -> str:
 
 
 def _chop(text: str) -> Iterator[str]:
-    """Cut a text at line ends, and inside a line that is longer than a document."""
+    """Cut a text at line ends, and within a line only if it exceeds the maximum length of a document."""
     document: list[str] = []
     held = 0
     for whole in text.splitlines(keepends=True):

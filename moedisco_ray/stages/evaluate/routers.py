@@ -26,7 +26,7 @@ class RouterStatistics:
     """Counts and entropies of all routers.
 
     Attributes:
-        layers: Number of each router's layer.
+        layers: Layer index of each router.
         selections_RGE: How often each expert was among the top k, per group of documents.
         first_RGE: How often each expert was the first of the top k.
         document_first_RNE: `first_RGE` per document instead of per group.

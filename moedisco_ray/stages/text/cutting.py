@@ -83,7 +83,7 @@ class Limits:
 
     @property
     def neighbours(self) -> int:
-        """Number of neighbouring documents of running text in a group: the size of a longest document, less in short texts."""
+        """Number of consecutive documents in a group: those that a document of maximum length would hold, fewer in short texts."""
         most = self.document_tokens // self.sequence_tokens
         if self.source_bytes is not None:
             most = min(most, self.source_bytes // (self.running * _LEAST_GROUPS))

@@ -1,4 +1,4 @@
-"""Records of text that a model was not trained on. The corpus stage reads it, and the evaluation measures it."""
+"""Records of text that a model was not trained on: the corpus room reads the text, and the evaluation measures the model on it."""
 
 from __future__ import annotations
 
