@@ -62,7 +62,7 @@ def test_what_is_poisoned_twice_is_given_up(ray_cluster: None, tmp_path: Path) -
     for step in (7, 11):
         spoil(job, step)
     events: list[Event] = []
-    with pytest.raises(TrainingError, match=r"submodel-0: poisoned: it went back .* and yet at step 8"):
+    with pytest.raises(TrainingError, match=r"submodel-0: poisoned: failed at step 8 after it went back .* nan"):
         train_all([job], PLACEMENT, tmp_path / "ray", events.append)
     assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["not_finite"]
 

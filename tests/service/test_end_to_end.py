@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from real_service import RealService, real_service
@@ -63,13 +62,13 @@ def check_story(client: Client, run_id: str, events: list[Event]) -> None:
     assert states == ["queued", "starting", "running", "queued", "starting", "running", "succeeded"]
     report = client.report(run_id)
     curves = {series.unit: series for series in client.metrics(run_id).series}
-    assert set(curves) == {"submodel-0", "submodel-1", "finetune"} == set(report["curves"])
-    assert curves["finetune"].value == pytest.approx(report["curves"]["finetune"]["loss"])
+    assert set(curves) == {"submodel-0", "submodel-1", "finetune"} == set(report.curves)
+    assert curves["finetune"].value == pytest.approx(report.curves["finetune"].loss)
     money = client.run(run_id).money
-    paid: dict[str, Any] = {stage["name"]: stage for stage in report["stages"]}
+    paid = {stage.name: stage.training_worker_seconds for stage in report.stages}
     # The meter counts what was lost with the first driver as well.
-    assert money.worker_seconds["high_memory"] > paid["finetune"]["training_worker_seconds"]
-    assert money.worker_seconds["low_memory"] > paid["submodels"]["training_worker_seconds"]
+    assert money.worker_seconds["high_memory"] > paid["finetune"]
+    assert money.worker_seconds["low_memory"] > paid["submodels"]
     assert money.dollars == pytest.approx(
         (money.worker_seconds["low_memory"] * 0.35 + money.worker_seconds["high_memory"] * 2.28) / 3600)
     assert "worker 0 of 1" in client.log(run_id, "submodel-0.0")

@@ -95,7 +95,7 @@ def test_a_cluster_outlives_its_service_is_taken_up_again_and_leaves_nothing(sta
 
     os.kill(json.loads((state_dir / "ray" / "cluster.json").read_text())["pid"], signal.SIGKILL)
     eventually(lambda: tiny(state_dir).find() is None)     # a killed process of many threads takes its time
-    tiny(state_dir).keep(0.0)
+    tiny(state_dir).ensure_running(0.0)
     assert tiny(state_dir).find() == found, "it came back elsewhere"
     with contextlib.closing(Dashboard(found.dashboard_url, found.token_path)) as dashboard:
         assert RayJobs(dashboard).statuses() == {}
