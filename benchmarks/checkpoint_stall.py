@@ -53,7 +53,7 @@ class Waits(Saver):
 
     def save(self, progress: Progress) -> None:
         super().save(progress)
-        self._settle()
+        self._finish_upload()
 
 
 def measured(arm: str, checkpoints: Location, scratch: Path) -> dict[str, Any]:
