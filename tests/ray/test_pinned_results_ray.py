@@ -1,4 +1,7 @@
-"""What a run computes on Ray is what it computes in one process, on record since before the code was last rearranged."""
+"""What a run computes on Ray is what it computes in one process, on record since before the code was last rearranged.
+
+In the chaos tier for their time, a minute each; test_run.py holds at every change that a run on Ray has the bits of one process.
+"""
 
 import json
 
@@ -7,15 +10,11 @@ import pytest
 
 from moedisco_ray.execution import pipeline
 
-ON_EVERY_CHANGE = "qwen3_moe"
-"""The family whose run also has a seed phase and sync points; the others run in the chaos tier, a minute each."""
-
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(360)]
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("family", [
-    pytest.param(name, marks=() if name == ON_EVERY_CHANGE else pytest.mark.chaos) for name in pinned_runs.RUNS])
+@pytest.mark.parametrize("family", pinned_runs.RUNS)
 def test_a_run_on_ray_gives_the_results_on_record(tmp_path, family):
     pinned = json.loads(pinned_runs.FILE.read_text())
     found = pinned_runs.results(pipeline.run(pinned_runs.config_of(family, tmp_path)))
