@@ -1,4 +1,4 @@
-"""Creates tokens without a signed-in caller: the first one at start-up, and those of an operator with access to the database."""
+"""Creates tokens directly in the database: the first administrator's token at start-up, and tokens for an operator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ALL: list[Scope] = ["read", "submit", "admin"]
 _USABLE = re.compile(r"[\x21-\x7e]{32,256}")
 _DAY = 86400.0
 _OPTIONS = {"name": "NAME", "owner": "--owner", "scopes": "--scope", "expires_in_days": "--days"}
-"""Command-line options by the field of a token request."""
+"""Command-line option for each field of a token request, to name it in errors."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def first_token(database: Database, path: Path) -> str | None:
     try:
         if known and not path.exists():
             return None
-        # The file comes before the database, so that the next start completes an interrupted one.
+        # Write the file before the database: if this start is interrupted, the next one stores the token from the file.
         plain = kept_secret(path, _new).decode("utf-8", "replace").strip()
     except OSError as error:
         raise ConfigError("--admin-token-file", str(path), f"cannot be read or written ({error.strerror})") from error

@@ -29,7 +29,6 @@ class DriverUser:
 
     Attributes:
         name: Name in the user database.
-        uid: User id.
         gid: Primary group id.
         home: Home directory, which may not exist.
         setpriv: Path of the program that starts processes as this user.
@@ -80,11 +79,11 @@ class DriverUser:
             directory: Working directory; the user may not be able to enter the service's own.
         """
         drop = [self.setpriv, f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", "--no-new-privs"]
-        # `env` comes between: `setpriv` itself can still execute programs that this user cannot.
+        # `env` runs the program as the new user; `setpriv` could still execute a program that this user may not.
         return [*drop, "--", "env", f"--chdir={directory}", *words]
 
     def environment(self, inherited: Mapping[str, str], directory: Path) -> dict[str, str]:
-        """Environment of this user's programs.
+        """Environment variables for this user's programs.
 
         Args:
             inherited: Environment of the service.
@@ -95,7 +94,7 @@ class DriverUser:
         return kept | {"HOME": str(home), "USER": self.name, "LOGNAME": self.name}
 
     def give(self, path: Path) -> None:
-        """Make this user the owner of a file or directory."""
+        """Make this user the owner of the file or directory at a path."""
         os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def own(self, number: int) -> None:

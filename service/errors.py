@@ -45,7 +45,7 @@ class Unauthorised(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The token is valid but does not allow this."""
+    """The token is valid but does not allow the request."""
 
     status = 403
     title = "Not allowed"
@@ -53,7 +53,7 @@ class Forbidden(ServiceError):
 
 
 class AgainstPolicy(Forbidden):
-    """The operator's policy for this owner does not allow this.
+    """The operator's policy for this owner does not allow the request.
 
     Args:
         field: Field of the request or, if it has no such field, of the policy.
@@ -80,7 +80,7 @@ class NotFound(ServiceError):
 
 
 class Conflict(ServiceError):
-    """The present state does not allow this."""
+    """The current state of the object does not allow the request."""
 
     status = 409
     title = "Conflict"
@@ -88,7 +88,7 @@ class Conflict(ServiceError):
 
 
 class IllegalTransition(Conflict):
-    """The run cannot enter this state from its present one."""
+    """The run cannot enter this state from its current one."""
 
     title = "Illegal state change"
     slug = "illegal-transition"
@@ -124,7 +124,7 @@ class TooLarge(ServiceError):
 
 
 class RangeUnsatisfiable(ServiceError):
-    """None of the requested bytes are in the file.
+    """The requested byte range is outside of the file.
 
     Args:
         size: Size of the file (bytes).
@@ -140,7 +140,7 @@ class RangeUnsatisfiable(ServiceError):
 
 
 class TooMany(ServiceError):
-    """The limit on requests is exceeded.
+    """The caller exceeds the rate limit.
 
     Args:
         detail: The limit, and what to do.
@@ -157,7 +157,7 @@ class TooMany(ServiceError):
 
 
 class DatabaseError(ServiceError):
-    """The database is at the wrong revision or contains invalid data."""
+    """The database has the wrong schema revision or contains invalid data."""
 
     title = "Database error"
     slug = "database"

@@ -30,12 +30,12 @@ class Subscription:
 
     def wake(self) -> None:
         """Wake the waiting coroutine; safe from any thread."""
-        with contextlib.suppress(RuntimeError):     # the loop has closed: no coroutine waits any more
+        with contextlib.suppress(RuntimeError):     # the event loop has closed, so no coroutine waits
             self._loop.call_soon_threadsafe(self._notified.set)
 
 
 class Notifier:
-    """Carries notifications from threads to coroutines."""
+    """Wakes waiting coroutines from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class Notifier:
             subscription.wake()
 
     def notify_all(self) -> None:
-        """Wake the subscribers of every run, because the service ends."""
+        """Wake the subscribers of every run when the service shuts down."""
         with self._lock:
             subscriptions = [subscription for group in self._subscriptions.values() for subscription in group]
         for subscription in subscriptions:

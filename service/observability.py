@@ -19,7 +19,7 @@ _MINUTE = 60.0
 _LIBRARIES = frozenset({"uvicorn.error", "asyncio"})
 _KIND_LETTERS = 40
 _REFUSALS = frozenset({400, 401, 403, 404, 405, 408, 413, 422, 429, 499, 503})
-"""HTTP statuses that strangers can cause without authentication, in any number."""
+"""HTTP statuses that unauthenticated clients can cause in any number."""
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -56,7 +56,7 @@ def configure_logging(form: LogFormat, level: int = logging.INFO) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         library = logging.getLogger(name)
         library.handlers.clear()
-        library.propagate = name != "uvicorn.access"    # the middleware writes one line per request
+        library.propagate = name != "uvicorn.access"    # the middleware already logs each request
     for name in ("httpx", "httpcore", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -75,13 +75,13 @@ def bound(**values: Any) -> Iterator[None]:
 
 
 class Bounded(logging.Filter):
-    """Log filter that limits the lines per minute of each kind that strangers can cause.
+    """Log filter that limits the lines per minute that unauthenticated clients can cause.
 
-    These are refused requests, by status, and the messages of uvicorn and asyncio about bad requests and failed accepts. The last
-    line before the limit says so; the Prometheus metrics count every request.
+    Refused requests are limited by status; so are the messages of uvicorn and asyncio about bad requests and failed accepts. The
+    last line before the limit says that further lines are dropped. The Prometheus metrics count every request.
 
     Args:
-        per_minute: Lines of one kind per minute.
+        per_minute: Maximum number of lines of one kind per minute.
         clock: Returns monotonic seconds.
     """
 
@@ -110,7 +110,7 @@ class Bounded(logging.Filter):
 
 
 def _bounded_kind(record: logging.LogRecord) -> str | None:
-    """Kind under which a line is counted; None if it is not limited."""
+    """Kind of a line, such as its HTTP status; None if the line is not limited."""
     if record.name in _LIBRARIES:
         return f"{record.name} {str(record.msg)[:_KIND_LETTERS]}"
     status = record.msg.get("status", 0) if isinstance(record.msg, dict) else 0
@@ -118,11 +118,7 @@ def _bounded_kind(record: logging.LogRecord) -> str | None:
 
 
 class PrometheusMetrics:
-    """Metrics for Prometheus; each application in a process has its own set.
-
-    Attributes:
-        registry: Registry of the metrics.
-    """
+    """Metrics for Prometheus; each application in a process has its own set."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

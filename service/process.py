@@ -27,8 +27,7 @@ class RunningService:
     """The service that uses a state directory.
 
     Attributes:
-        pid: Process id.
-        url: The service's URL; None: it does not listen yet.
+        url: The service's URL; None while the service does not listen yet.
     """
 
     pid: int
@@ -38,7 +37,7 @@ class RunningService:
 def make_private(state_dir: Path) -> None:
     """Create a state directory that only its owner can read: it holds tokens, secrets and the database."""
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # The root of a volume may belong to another user; the files in it are private by their own modes.
+    # The directory may belong to another user, such as a mounted volume's root; the files in it have private modes.
     with contextlib.suppress(PermissionError):
         state_dir.chmod(0o700)
 
@@ -73,7 +72,7 @@ def locked(state_dir: Path) -> Iterator[Callable[[str], None]]:
 
 
 def find(state_dir: Path) -> RunningService | None:
-    """The service that uses a state directory; None: no service runs."""
+    """The service that uses a state directory; None if no service runs."""
     try:
         with (state_dir / _NAME).open(encoding="utf-8") as file:
             try:

@@ -16,13 +16,13 @@ from service.errors import NotFound
 MOST_BYTES = 256 * 2**20
 """Maximum size of a file that is read whole (bytes)."""
 MOST_LEVELS = 64
-"""Maximum depth of the folders that are walked; a run has only a few levels."""
+"""Maximum depth of folders that `walk` enters; a run has only a few levels."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO)
 
 
 def open_folder(directory: Path, path: str = "") -> int:
-    """Open a directory or (`path`) a folder below it, without following symbolic links; the caller closes the descriptor.
+    """Open a directory, or the folder `path` below it, without following symbolic links; the caller closes the descriptor.
 
     Raises:
         FileNotFoundError: The folder does not exist, or the path leads through a symbolic link.
@@ -102,7 +102,7 @@ def size_of(home: Path) -> int:
     total = 0
     for _, _, names, folder in walk(home):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):    # a checkpoint that has just been replaced
+            with contextlib.suppress(FileNotFoundError):    # the file was just removed, such as an old checkpoint
                 total += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
     return total
 
@@ -128,7 +128,7 @@ def _parts(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def _absence(path: Path) -> Iterator[None]:
-    """Report symbolic links, pipes and other special files as absent."""
+    """Turn errors about symbolic links, pipes and other special files into FileNotFoundError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Creates, writes and sets aside the home of each run, OUTPUT/RUN_ID, which only the service may write.
+"""Creates, writes and removes the home directory of each run, OUTPUT/RUN_ID, which only the service may write.
 
 The run directory below it can belong to the drivers' user, who could plant symbolic links there. Every path is therefore opened
 part by part from the output root, without following links.
@@ -108,7 +108,7 @@ def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None)
     Args:
         home: Home of the run.
         run_id: Id of the run.
-        roots: Present output roots. A home outside of them is refused, because it may not be a run's directory.
+        roots: Current output roots. A home outside of them is refused, because it may not be a run's directory.
         other: Id of another run whose directory is inside the home, if any.
 
     Returns:
@@ -137,7 +137,7 @@ def set_aside(home: Path, run_id: str, roots: Sequence[Path], other: str | None)
 
 
 def left_aside(roots: Iterable[Path], known: Callable[[str], bool]) -> Iterator[Path]:
-    """Homes that were set aside but not removed, because the service ended in between.
+    """Homes that were renamed by `set_aside` but not deleted, because the service ended in between.
 
     Args:
         roots: Output roots.

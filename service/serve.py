@@ -54,7 +54,7 @@ class Announcement:
 
     Attributes:
         url: URL of the service and its page.
-        token: Token of the first administrator; None: it is not valid any more, or its file was deleted.
+        token: Token of the first administrator; None if it is no longer valid or its file was deleted.
         token_file: File of that token.
         sign_in_code: Code that signs one browser in with that token; None without a token.
     """
@@ -104,7 +104,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
 
         with contextlib.ExitStack() as loops:
             if settings.is_local:
-                # Estimates are "unknown" until this is done; nothing waits for it.
+                # Measures the machine in the background; until it is done, estimates are "unknown".
                 threading.Thread(target=measure, name="probe", daemon=True).start()
             if local is not None:
                 checking = Loop(local.ensure_running, CHECK_RAY_SECONDS, "local ray")
@@ -157,7 +157,7 @@ def _store_policies(settings: Settings, database: Database) -> None:
         return
     wanted, now = load_policies(settings.policies), time.time()
     with database.write() as session:
-        # Compared as plain data: a policy that sets the default's value differs from one that leaves it out.
+        # Compared as plain data, because setting a field to its default value is different from omitting it.
         before, after = (each.model_dump(mode="json", exclude_unset=True) for each in (policies.load(session), wanted))
         if before == after:
             return
@@ -169,9 +169,9 @@ def _store_policies(settings: Settings, database: Database) -> None:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Leave the block at SIGINT and SIGTERM, so that the rest of the service stops in order.
+    """Leave the block at SIGINT or SIGTERM, so that the rest of the service is stopped properly.
 
-    uvicorn raises the signal that stopped it again, and the default action of SIGTERM ends the process at once.
+    When a signal stops uvicorn, uvicorn raises it again, and the default action of SIGTERM would end the process at once.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -196,7 +196,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _ray(settings: Settings) -> tuple[LocalRay | None, Dashboard, Dashboard]:
-    """The local Ray, if the settings name no cluster; the client that submits jobs; the client for everything else."""
+    """The local Ray (None if the settings name a cluster), the client that submits jobs, and the client for all other requests."""
     address = settings.ray_address or settings.dashboard_url
     user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
     if address is None:

@@ -35,22 +35,22 @@ class Settings(BaseModel):
     dashboard_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """URL at which the service reaches the Ray dashboard; null: `ray_address`. Browsers reach it at `/ray/`."""
     driver_user: str | None = None
-    """User of this machine that a local Ray and its drivers run as; null: the service's own. The service must run as root."""
+    """Unprivileged user that the local Ray and its drivers run as; null: the service's user. The service must then run as root."""
     input_roots: tuple[str, ...] = (".",)
-    """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The embedded text is always allowed."""
+    """Directories and URIs such as `s3://BUCKET/PREFIX` that runs may read. The built-in text is always allowed."""
     output_roots: Annotated[tuple[Path, ...], Field(min_length=1)] = (Path("runs"),)
     """Directories in which run directories are created; the first is the default."""
     storage_roots: tuple[str, ...] = ()
     """Directories and URIs such as `s3://BUCKET/PREFIX` that `checkpoint.storage` may name. Empty: checkpoints stay in run
     directories."""
     max_active_runs: PositiveInt = 4
-    """Limit on active runs over all owners; limits for each owner are in the policies."""
+    """Limit on active runs of all owners together; the policies set limits for each owner."""
     policies: Path | None = None
     """YAML file with the policies of all owners; null: they are set through the REST API."""
     requests_per_minute: PositiveInt = 1200
     """Rate limit of each token, and of each address for requests without a token."""
     max_streams_per_token: PositiveInt = 100
-    """Limit on event streams, followed logs and downloads that one token has open at the same time."""
+    """Maximum number of event streams, followed logs and downloads that one token may have open at the same time."""
     max_body_bytes: PositiveInt = MIB
     """Limit on the body of a request (bytes)."""
     max_report_bytes: PositiveInt = 8 * MIB
@@ -71,7 +71,7 @@ class Settings(BaseModel):
 
     @property
     def is_local(self) -> bool:
-        """Whether runs use a Ray cluster on this machine that the service starts."""
+        """Whether the service starts its own Ray cluster on this machine."""
         return self.ray_address is None
 
     @field_validator("state_dir", "admin_token_file", mode="after")
@@ -135,7 +135,7 @@ def check_bind(settings: Settings, *, tokens: int) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host can be reached from this machine only."""
+    """Whether a host is a loopback address, reachable only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -145,7 +145,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_any_address(host: str) -> bool:
-    """Whether a host stands for all addresses of the machine."""
+    """Whether a host, such as 0.0.0.0, means all addresses of this machine."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:

@@ -37,9 +37,7 @@ class Caller:
 
     Attributes:
         owner: Owner that the caller acts for.
-        scopes: Scopes of the token, including implied ones.
-        token_id: Id of the token.
-        address: Address of the client.
+        scopes: Scopes of the caller's token, with the scopes that they include.
         session_id: Id of the browser session, if the caller used one.
     """
 
@@ -56,7 +54,7 @@ class Caller:
 
 
 def require(scope: Scope) -> Callable[..., Caller]:
-    """A dependency that requires a scope."""
+    """A FastAPI dependency that authenticates the caller and requires a scope."""
 
     def caller(request: Request, context: InContext) -> Caller:
         found = identify(request, context)
@@ -79,19 +77,19 @@ async def _stream_slot(caller: Reader, context: InContext) -> AsyncIterator[None
 
 
 STREAM_SLOT = Depends(_stream_slot)
-"""Dependency that holds a slot for a long response until it is sent."""
+"""FastAPI dependency that counts a long response against the token's limit on streams until the response ends."""
 SIGNED_IN = list(_SCHEMES)
-"""Dependencies that document authentication."""
+"""FastAPI dependencies that document, in the OpenAPI schema, that a route needs a token or a session."""
 DRIVER = [Security(_driver)]
-"""Dependencies that document the authentication of a driver."""
+"""FastAPI dependencies that document, in the OpenAPI schema, that a route needs a driver's token."""
 
 
 def identify(request: Request, context: ServiceContext) -> Caller:
     """Authenticate a request by the token in its header or else by the session in its cookie.
 
     Raises:
-        Unauthorised: The request has neither a token nor a session, or it is not valid.
-        Forbidden: Another site used a browser session.
+        Unauthorised: The request has no valid token or session.
+        Forbidden: The request uses a browser session but comes from another site.
         TooMany: The caller exceeds the rate limit.
     """
     address = client_address(request)
@@ -115,10 +113,10 @@ def identify(request: Request, context: ServiceContext) -> Caller:
 
 
 def check_known(request: Request, context: ServiceContext) -> None:
-    """Refuse a request without a valid token or session; permissions are checked later.
+    """Refuse a request without a valid token or session before its body is read; permissions are checked later.
 
     Raises:
-        Unauthorised: The credential is missing or not valid.
+        Unauthorised: The request has no valid token or session.
         TooMany: The address exceeds the rate limit.
     """
     if (report := _REPORT.fullmatch(request.url.path)) is not None:
@@ -137,7 +135,7 @@ def check_known(request: Request, context: ServiceContext) -> None:
 
 
 def valid_token(plain: str, context: ServiceContext) -> tables.Token | None:
-    """Row of a token if it is valid; records its use once a minute."""
+    """Row of a token, or None if it is not valid; records the use of the token at most once a minute."""
     if len(plain) > _LONGEST_TOKEN:
         return None
     now = context.now()
@@ -150,7 +148,7 @@ def valid_token(plain: str, context: ServiceContext) -> tables.Token | None:
 
 
 def still_allowed(caller: Caller, context: ServiceContext) -> bool:
-    """Whether a caller's token or session is still valid, for checks during a long response; counts as use of the session."""
+    """Whether a caller's token or session is still valid. Called during long responses, which count as use of the session."""
     now = context.now()
     if caller.session_id is None:
         with context.database.read() as session:
@@ -190,7 +188,6 @@ def _caller_of_session(plain: str, context: ServiceContext, address: str | None)
 
 
 def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: ServiceContext, now: float) -> None:
-    """Record the use of a session and its token once a minute."""
     if now - found[0].used >= tokens.RARELY:
         with context.database.write() as session:
             sessions.touch(session, found[0], now)
@@ -198,7 +195,7 @@ def _note_use(found: tuple[tables.BrowserSession, tables.Token], context: Servic
 
 
 def check_driver(request: Request, context: ServiceContext, run: tables.RunRow | None) -> tables.RunRow:
-    """Accept only the driver of a run's present attempt.
+    """Accept only the driver of a run's current attempt.
 
     Raises:
         Unauthorised: The token belongs to another run or attempt.
@@ -206,18 +203,14 @@ def check_driver(request: Request, context: ServiceContext, run: tables.RunRow |
     plain = bearer_token(request)
     if plain is None or len(plain) > _LONGEST_TOKEN or run is None or not tokens.matches(plain, run.token_hash):
         context.limits.take(f"address {client_address(request)}")
-        raise Unauthorised("this is not the token of the run's present attempt")
+        raise Unauthorised("this is not the token of the run's current attempt")
     return run
 
 
 def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = False) -> tables.RunRow:
-    """A run that the caller may access.
+    """Load a run that the caller may access.
 
-    Args:
-        session: Transaction; it must be a writing one if `lock` is set.
-        caller: Caller whose access is checked.
-        run_id: Id of the run.
-        lock: Whether to lock the run until the transaction ends.
+    With `lock`, the transaction must be a writing one, and the run stays locked until the transaction ends.
 
     Raises:
         NotFound: The run does not exist or belongs to another owner.
@@ -229,7 +222,7 @@ def visible_run(session: Session, caller: Caller, run_id: str, *, lock: bool = F
 
 
 def implied(scopes: list[str]) -> frozenset[Scope]:
-    """The scopes and all that they imply."""
+    """The given scopes and all scopes that they include."""
     highest = max((i for i, scope in enumerate(SCOPES) if scope in scopes), default=-1)
     return frozenset(SCOPES[:highest + 1])
 
@@ -251,7 +244,7 @@ def check_same_origin(request: Request, settings: Settings) -> None:
 
 
 def bearer_token(request: Request) -> str | None:
-    """The bearer token in the Authorization header."""
+    """The bearer token in the Authorization header; None if there is none."""
     scheme, _, plain = request.headers.get("authorization", "").partition(" ")
     return plain.strip() if scheme.lower() == "bearer" and plain.strip() else None
 

@@ -31,24 +31,25 @@ Awaited = Literal["head", "next request", "body", "reading", "closing"]
 """What the client has to do next."""
 
 DEADLINES: dict[Awaited, float] = {"head": 10.0, "body": 30.0, "reading": 60.0, "closing": 10.0}
-"""Deadlines (s); that for the next request is uvicorn's `timeout_keep_alive`. "reading" applies to each 64 KB of a response."""
+"""Time allowed for each next step of the client (s). "reading" applies to each 64 KB of a response. The deadline for "next request"
+is uvicorn's `timeout_keep_alive`."""
 ACCEPTED_AT_ONCE = 16
-"""Maximum number of connections that asyncio accepts in one go; each takes a file descriptor."""
+"""Maximum number of connections that asyncio accepts per wake-up, to limit how many file descriptors it takes at once."""
 SPARE = 16
-"""Number of newest waiting connections that are never closed to make room, because their requests may be arriving."""
+"""Number of waiting connections, the newest ones, that are never closed to make room: their requests may be arriving."""
 GRACE_SECONDS = 5
 """Maximum wait for requests in progress when the service stops (s)."""
 KEEP_ALIVE_SECONDS = 30
 """Maximum time from a response to the arrival of the next request (s)."""
 _QUEUED = 2048
-"""Backlog of connections that the kernel queues."""
+"""Maximum number of connections that wait in the kernel to be accepted."""
 
 
 class Connections(ServerState):
-    """Open connections of a server, and those that wait for their client, longest first.
+    """Open connections of a server. `waiting` contains those that wait for their client, the longest wait first.
 
     Args:
-        most: Maximum number of open connections; beyond it, waiting ones are closed.
+        most: Maximum number of open connections; beyond it, waiting connections are closed.
         prometheus: Metrics that count closed connections.
     """
 
@@ -69,7 +70,7 @@ class Connections(ServerState):
 
 
 class DeadlineProtocol(H11Protocol):
-    """HTTP/1.1 protocol with deadlines for the client; the server's state must be `Connections`."""
+    """HTTP/1.1 protocol that closes the connection when the client misses a deadline."""
 
     server_state: Connections
     _awaited: Awaited | None = None
@@ -77,29 +78,29 @@ class DeadlineProtocol(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request."""
+        """Start the deadline for the first request, and make room if there are too many connections."""
         super().connection_made(transport)
         self._update_deadline()
         self.server_state.make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Receive bytes of a request."""
+        """Process received bytes, and start a new deadline if they complete a step."""
         super().data_received(data)
         self._update_deadline()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Start the deadline for the next request."""
         super().on_response_complete()
         self._update_deadline()
 
     def pause_writing(self) -> None:
-        """Wait until the client has read more of the response."""
+        """Start the deadline for reading, because the client has not read what was sent."""
         super().pause_writing()
         self._stalled = True
         self._update_deadline()
 
     def resume_writing(self) -> None:
-        """Continue to write."""
+        """End the deadline for reading, because the client has read enough."""
         super().resume_writing()
         self._stalled = False
         self._update_deadline()
@@ -112,7 +113,7 @@ class DeadlineProtocol(H11Protocol):
     def drop(self, reason: str) -> None:
         """Close the connection at once and discard unsent data."""
         self.server_state.count_closed(reason)
-        self.server_state.connections.discard(self)     # counts as closed before the event loop closes it
+        self.server_state.connections.discard(self)     # not later, when the event loop closes it
         self._wait_for(None)
         self.transport.abort()
 
@@ -149,9 +150,9 @@ class DeadlineProtocol(H11Protocol):
         self.drop(awaited)
 
     def _say_timeout(self) -> None:
-        """Send status 408, as far as it can be sent at once."""
+        """Send status 408 without waiting for the client to read it."""
         if self.cycle is not None:
-            self.cycle.disconnected = True      # discards the application's own response
+            self.cycle.disconnected = True      # uvicorn then discards the application's response
         text = b"the request did not arrive in time"
         headers = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(text))), ("connection", "close")]
         with contextlib.suppress(h11.LocalProtocolError):
@@ -160,12 +161,7 @@ class DeadlineProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Server for one application.
-
-    Args:
-        app: Application from `create_app`.
-        settings: Settings of the service.
-    """
+    """Server for an application from `create_app`."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._context: ServiceContext = app.state.context
@@ -173,7 +169,7 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(
             app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
             http=DeadlineProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
-            # Higher than the number at which waiting connections are closed, so reached only by requests in progress.
+            # Higher than the limit of `Connections`: only connections with requests in progress can reach it.
             limit_concurrency=self.capacity.connections + 2 * SPARE,
             timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
             forwarded_allow_ips=settings.forwarded_allow_ips or None, proxy_headers=bool(settings.forwarded_allow_ips)))
@@ -185,12 +181,12 @@ class Server(uvicorn.Server):
             # Head and body are two packets; with Nagle's algorithm the second would wait for an acknowledgement. asyncio sets
             # this option only on sockets that were created with an explicit protocol.
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Objects that exist now stay for good, so the garbage collector can skip them.
+        # The objects that exist now are never freed, so the garbage collector need not scan them.
         gc.collect()
         gc.freeze()
         await super().startup(sockets)
         for each in sockets or ():
-            # asyncio uses its backlog both for accepting and for the kernel's queue; a short queue would drop connections.
+            # asyncio also set the kernel's queue to ACCEPTED_AT_ONCE, which is so short that the kernel would drop connections.
             each.listen(_QUEUED)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

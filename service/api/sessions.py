@@ -18,19 +18,19 @@ from service.settings import Settings
 
 
 def session_of(request: Request, settings: Settings) -> str | None:
-    """Secret of the session in a request's cookie; None if there is no cookie."""
+    """The session's secret from a request's cookie; None if there is no cookie."""
     return request.cookies.get(_name(request, settings)) or None
 
 
 def set_session(request: Request, response: Response, settings: Settings, plain: str, seconds: float) -> None:
-    """Set the cookie of a session with this secret for at most `seconds`."""
+    """Set the session cookie to the secret `plain`; the browser deletes it after `seconds`."""
     response.set_cookie(
         _name(request, settings), plain, max_age=max(1, int(seconds)), path="/", httponly=True, samesite="strict",
         secure=_is_secure(request, settings))
 
 
 def clear_session(request: Request, response: Response, settings: Settings) -> None:
-    """Delete the cookie of a session."""
+    """Delete the session cookie."""
     response.delete_cookie(
         _name(request, settings), path="/", httponly=True, samesite="strict", secure=_is_secure(request, settings))
 

@@ -26,7 +26,7 @@ from service.observability import PrometheusMetrics, bound, logger
 PAGE = 500
 PING_SECONDS = 15.0
 POLL_SECONDS = 5.0
-"""Poll interval (s); polling is needed because the notifier does not report writes of other processes."""
+"""Poll interval of a feed (s), because the notifier does not report writes of other processes."""
 RECHECK_SECONDS = 60.0
 _KEPT_MESSAGES = 2000
 _KEPT_BYTES = 4 * 2**20
@@ -54,13 +54,7 @@ class _Page:
 
 
 class Streams:
-    """All open streams.
-
-    Args:
-        database: Database with the events.
-        notifier: Notifier of new events.
-        prometheus: Metrics that count the readers.
-    """
+    """Streams the events of runs; one object serves all readers of the service."""
 
     def __init__(self, database: Database, notifier: Notifier, prometheus: PrometheusMetrics) -> None:
         self._database = database
@@ -71,14 +65,14 @@ class Streams:
         self.closing = False
 
     def close(self) -> None:
-        """End every stream after its present message; call it from the event loop's thread. Readers reconnect later."""
+        """End every stream after its current message; call this from the event loop's thread. Readers reconnect later."""
         self.closing = True
         for feed in self._feeds.values():
             feed.announce()
         self._notifier.notify_all()
 
     async def follow(self, run_id: str, after: int, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """Messages after a position, until the run has ended and all of them are sent.
+        """Yield the messages after a position, and new ones until the run has ended.
 
         Args:
             run_id: Id of the run.
@@ -108,12 +102,7 @@ class Streams:
                     checked = asyncio.get_running_loop().time()
 
     async def replay(self, run_id: str, after: int) -> AsyncIterator[bytes]:
-        """Messages after a position, up to the newest one.
-
-        Args:
-            run_id: Id of the run.
-            after: Last position that the reader has; -1 for none.
-        """
+        """Yield the messages after position `after` (-1: from the first) up to the newest one, without waiting for more."""
         yield _OPENING
         with contextlib.suppress(DatabaseError):
             while (page := await self.read(run_id, after)) is not None and not self.closing:
@@ -125,7 +114,7 @@ class Streams:
                     return
 
     async def read(self, run_id: str, after: int) -> _Page | None:
-        """A page from the database; None if the run was deleted."""
+        """Read a page of events after a position from the database; None if the run was deleted."""
         return await anyio.to_thread.run_sync(self._read, run_id, after, limiter=self._limiter)
 
     def _read(self, run_id: str, after: int) -> _Page | None:
@@ -153,7 +142,7 @@ class Streams:
                 self._feeds.pop(run_id, None)
 
     async def tail(self, run_id: str) -> int | None:
-        """Position from which a feed keeps messages; None if the run was deleted."""
+        """Position of the first message that a new feed loads, at most one page back; None if the run was deleted."""
         return await anyio.to_thread.run_sync(self._tail, run_id, limiter=self._limiter)
 
     def _tail(self, run_id: str) -> int | None:
@@ -163,7 +152,7 @@ class Streams:
 
 
 class _Feed:
-    """The newest messages of one run."""
+    """Keeps the newest messages of one run in memory for its readers."""
 
     def __init__(self, run_id: str, streams: Streams, notifier: Notifier) -> None:
         self.readers = 0
@@ -179,7 +168,7 @@ class _Feed:
         self._task = asyncio.create_task(self._work())
 
     def behind(self, after: int) -> tuple[bytes, int]:
-        """Kept messages after a position, and the position of the last one."""
+        """The feed's messages after a position, at most one page, and the position of the last one returned."""
         start = after + 1 - self.first
         messages = self._messages[start:start + PAGE]
         return b"".join(messages), after + len(messages)
@@ -190,7 +179,7 @@ class _Feed:
         self.news = asyncio.Event()
 
     def stop(self) -> None:
-        """Stop the feed when it has no readers."""
+        """Stop the feed's task."""
         self._task.cancel()
 
     async def _work(self) -> None:

@@ -38,9 +38,9 @@ from service.schemas import RetryRequest, RunRequest
 
 _LISTED_IDS = 3
 MOST_SEQUENCES = 65_536
-"""Maximum number of sequences per step; planning tries all divisors of this number."""
+"""Maximum number of sequences per training step, because planning tries all divisors of the requested number."""
 MOST_BYTES = 32 * 2**20
-"""Maximum total size of the files that one request reads (bytes): enough for the largest public tokenizers."""
+"""Maximum total size of the files that are read to plan one request (bytes): enough for the largest public tokenizers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,6 @@ class NewRun:
 
     Attributes:
         config: Checked configuration with absolute paths.
-        plan: Plan of the run.
         priority: Priority in the queue; higher starts first.
         budget_dollars: Dollars at which the run stops; None for no budget.
         parent: Id of the run that this one retries.
@@ -69,11 +68,11 @@ def checked(
 ) -> tuple[RunConfig, Plan, list[str]]:
     """Check and plan a configuration.
 
-    Files outside of the roots are never read.
+    No file outside of the operator's roots is read.
 
     Args:
         context: Context of the application.
-        caller: Caller, who must be able to see the runs that the configuration refers to.
+        caller: Caller, who must have access to the runs that the configuration refers to.
         config: Configuration as requested.
         prices: Operator's prices in dollars per worker-hour, by custom resource.
 
@@ -110,7 +109,7 @@ def _planned(config: RunConfig, here: bool) -> Plan:
 
 
 def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy: Policy) -> NewRun:
-    """The new run for a request.
+    """Check and plan the run that a request describes.
 
     Raises:
         UserError: `checked` refuses the configuration.
@@ -122,9 +121,9 @@ def new_run(context: ServiceContext, caller: Caller, request: RunRequest, policy
 
 
 def retried_run(context: ServiceContext, caller: Caller, parent: tables.RunRow, request: RetryRequest, policy: Policy) -> NewRun:
-    """The new run for a retry: the configuration of an existing run with changes.
+    """Check and plan a retry: a new run with the configuration of an existing run and the requested changes.
 
-    A priority inherited from the parent is capped at the owner's highest.
+    A priority taken from the existing run is capped at the owner's highest.
 
     Raises:
         UserError: A change is not valid, or `checked` refuses the configuration.
@@ -154,7 +153,7 @@ def policy_of(context: ServiceContext, caller: Caller) -> Policy:
 def submit(
     context: ServiceContext, caller: Caller, run: NewRun, policy: Policy, *, key: str | None, body_hash: bytes,
 ) -> tuple[tables.RunRow, bool]:
-    """Store a run, or find the run that the same request created before.
+    """Store a run, or find the run that an earlier request with the same idempotency key created.
 
     Args:
         context: Context of the application.
@@ -198,7 +197,7 @@ def note(session: Session, caller: Caller, action: str, target: str, *, now: flo
 
 
 def digest(*parts: str) -> bytes:
-    """SHA-256 of the parts of a request."""
+    """SHA-256 of a request, given in parts."""
     return hashlib.sha256("\n".join(parts).encode()).digest()
 
 
@@ -207,7 +206,7 @@ def _with_visible_runs(session: Session, caller: Caller, config: RunConfig) -> R
 
     Raises:
         ConfigError: A run does not exist or belongs to another owner (both give the same message), a run has not finished, or
-            several finished runs have the name.
+            several finished runs have this name.
     """
     return with_ids(config, {place.field: _finished(session, caller, place).id for place in run_places(config)})
 
@@ -229,7 +228,7 @@ def _finished(session: Session, caller: Caller, place: Place) -> tables.RunRow:
 
 
 def _check_sizes(config: RunConfig) -> None:
-    """Refuse files that are too large to read in a request."""
+    """Refuse a configuration whose files are too large to read during a request."""
     found = [(f"evaluation.lm_eval.{i}", path) for i, path in enumerate(config.evaluation.lm_eval)]
     folders = [("tokenizer.path", config.tokenizer.path)]
     if isinstance(config.model.init, LocalInit):
@@ -264,10 +263,10 @@ def _repeated(session: Session, caller: Caller, known: tables.IdempotencyKey, bo
 
 
 def changed(raw: dict[str, Any], path: str, value: JsonValue) -> dict[str, Any]:
-    """A copy of a configuration with one setting changed; entries of lists are numbered, as in `corpus.sources.0.weight`.
+    """Copy a configuration with one setting changed; numbers in the path select list entries: `corpus.sources.0.weight`.
 
     Raises:
-        ConfigError: A part of the path is not an entry of its list, or its parent is not a section.
+        ConfigError: The path selects a list entry that does not exist, or a part of a value that is not a section.
     """
     document: dict[str, Any] = _changed(raw, path.split("."), value, path)
     return document

@@ -31,10 +31,10 @@ AT_ONCE_PER_WEBHOOK = 2
 LOOK_AHEAD = 200
 """Maximum number of due deliveries loaded per round."""
 FIRST_DELAY = 5.0
-"""Delay after the first failed attempt (s); it doubles with each further one."""
+"""Delay after the first failed attempt (s); it doubles with each further failure."""
 LONGEST_DELAY = 3600.0
 GIVE_UP_SECONDS = 24 * 3600.0
-"""Age at which a delivery is attempted for the last time (s)."""
+"""Age of a delivery at its last attempt (s)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,6 @@ class Deliveries:
     """Sends deliveries when they are due.
 
     Args:
-        database: Database with the outbox.
-        outgoing: Client that sends the requests.
         clock: Returns seconds since the epoch.
         fraction: Returns a random number from 0 to 1, for the jitter of the backoff.
     """
@@ -77,7 +75,7 @@ class Deliveries:
             DatabaseUnavailable: The database does not answer.
         """
         with self._lock:
-            before = set(self._under_way)   # excluded below: one may end between the query and `_taken`
+            before = set(self._under_way)   # not sent again, even if one ends while the query runs
         with self._database.read() as session:
             due = [
                 _Message(
@@ -134,7 +132,7 @@ class Deliveries:
 
 
 def delay(attempts: int, fraction: float) -> float:
-    """Delay after a number of failed attempts (s): doubles up to an hour; `fraction` (0 to 1) picks a value in its upper half."""
+    """Delay after failed attempts (s): doubles up to an hour; `fraction` (0 to 1) sets the jitter: half to all of the delay."""
     whole = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempts - 1, 60))
     return whole * (1 + fraction) / 2
 

@@ -1,4 +1,4 @@
-"""Measures run directories, removes expired runs, and deletes old keys, sessions and deliveries."""
+"""Measures run directories, removes expired runs, and deletes old idempotency keys, browser sessions and deliveries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ class Housekeeping:
     """Maintenance that runs every few minutes.
 
     Args:
-        database: Database of the service.
         jobs: Client for Ray Jobs; the jobs of removed runs are deleted.
         roots: Output roots; nothing outside of them is removed.
         idle: Time without use after which a browser session ends (s).
@@ -43,7 +42,7 @@ class Housekeeping:
         self._idle = idle
 
     def round(self, now: float) -> None:
-        """Measure directories, remove expired runs, and delete ended sessions, day-old keys and week-old deliveries.
+        """Measure run directories, remove expired runs, and delete expired keys, expired sessions and old deliveries.
 
         Raises:
             DatabaseUnavailable: The database does not answer; the next round tries again.
@@ -102,7 +101,7 @@ class Housekeeping:
             home = RunPaths(Path(run.directory)).home
             other = runs.inside(session, home, run_id)
             runs.delete(session, run)
-            # Last, so that a failure rolls the transaction back.
+            # The last step, because it cannot be undone: if it fails, the transaction is rolled back.
             aside = run_homes.set_aside(home, run_id, self._roots, other)
         _log.info("run %s removed: %s", run_id, due.why)
         if aside is not None:
@@ -124,7 +123,7 @@ class Housekeeping:
 
 
 def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None, float | None]], list[tuple[str, Due]]]:
-    """Expiry times by run if they differ from the stored ones, and the runs to remove now."""
+    """Compute the changed expiry times by run id, and the runs whose time has come, which are removed now."""
     named, rules = _named(session), policies.load(session)
     by_owner: dict[str, list[RunRow]] = defaultdict(list)
     for run in runs.finished(session):
@@ -144,6 +143,6 @@ def _expiries(session: Session, now: float) -> tuple[dict[str, tuple[Due | None,
 
 
 def _named(session: Session) -> set[str]:
-    """Runs that a queued or active run starts from."""
+    """Ids of the runs whose model or text a queued or active run uses; they are not removed."""
     waiting = runs.in_states(session, [RunState.QUEUED, *ACTIVE])
     return {run_id for run in waiting for run_id in named_runs(run.config) - {run.id}}

@@ -25,11 +25,9 @@ _SECRET_BYTES = 32
 
 
 class Launcher:
-    """Starts drivers and requests their stop; every method is idempotent.
+    """Starts drivers and asks them to stop; every method is idempotent.
 
     Args:
-        jobs: Client for Ray Jobs.
-        settings: Settings of the service.
         secret: Secret from which the drivers' tokens are derived.
         directory_of: Returns the run directory of a run, or None for a deleted run.
     """
@@ -43,14 +41,14 @@ class Launcher:
         self._user = None if settings.driver_user is None else DriverUser.named(settings.driver_user)
 
     def token(self, run_id: str, attempt: int) -> str:
-        """Token with which the driver of an attempt reports."""
+        """Token with which the driver of an attempt authenticates its reports."""
         return driver_token(self._secret, run_id, attempt)
 
     def launch(self, run: RunRow) -> None:
-        """Write the driver's configuration and submit the job of the run's present attempt.
+        """Write the driver's configuration and submit the job of the run's current attempt.
 
         Raises:
-            ConfigError: A path of the configuration is no longer allowed, because of the roots or of new symbolic links.
+            ConfigError: A path in the configuration is no longer allowed: the roots have changed, or there is a new symbolic link.
             OSError: The run's home cannot be written.
             RayUnavailable: It is unknown whether Ray accepted the job.
             UnusableRun: This version refuses the run's configuration.
@@ -74,10 +72,10 @@ class Launcher:
         ))
 
     def request_stop(self, run: RunRow) -> None:
-        """Write the stop file of the run's present attempt.
+        """Write the stop file of the run's current attempt.
 
         Raises:
-            ConfigError: The service may not write to the run's home, so no driver was started from it.
+            ConfigError: The service may not write to the run's home. It cannot have started a driver there either.
             OSError: The run's home cannot be written.
         """
         place = RunPaths(Path(run.directory))
@@ -87,7 +85,7 @@ class Launcher:
                 write_in(home, path.name, run.stop or "cancelled", self._user)
 
     def _allowed(self, run: RunRow, place: RunPaths) -> tuple[RunConfig, Sequence[Path]]:
-        """The stored configuration with run references resolved, and the directories behind them; checked as at submission."""
+        """Check the paths again as at submission; returns the configuration with run references as paths, and their directories."""
         stored = run.settings
         asked = stored.model_copy(update={"output": Path(os.path.realpath(place.home.parent))})
         check_links(sandboxed(asked, self._roots), self._roots)

@@ -1,4 +1,4 @@
-"""Converts rows of the database into the inputs of the decisions in `domain`."""
+"""Converts database rows into the inputs of the decision functions in `service.domain`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def observed_state(run: RunRow) -> ObservedState:
 
 
 def awaiting(progress: dict[str, object]) -> dict[str, object]:
-    """Progress of a run before its next driver starts: the earlier driver's final event is replaced by `AWAITED`."""
+    """Mark in a run's progress that the next driver has not reported yet: `AWAITED` replaces the last driver's final event."""
     return {**progress, "ended": {"type": AWAITED}}
 
 
 def queued(run: RunRow, quotas: Quotas) -> QueuedRun:
-    """Input of `admit` for a queued run: it needs one free slot for a sub-model, and enough slots for the smallest gang."""
+    """Input of `admit` for a queued run: one slot must be free, and enough slots for its smallest gang must exist."""
     (low, slots), *others = _pools(run)
     needs = (PoolNeed(low.tags, slots, free=1), *(PoolNeed(pool.tags, workers, free=0) for pool, workers in others))
     tags = [tag for need in needs for tag in need.resources]
@@ -62,14 +62,14 @@ def cluster(pools: PoolList, *, grows: bool) -> ClusterCapacity | None:
 
 
 def stop_for_money(run: RunRow, quotas: Quotas) -> Stop | None:
-    """Why an active run must stop for cost: its budget or its owner's dollars for the month are used up."""
+    """Why an active run must stop: `budget` if its own is spent, `month` if its owner's monthly limit is; None: it continues."""
     if budget_spent(run):
         return "budget"
     return "month" if dollars_used_up(quotas.policies.of(run.owner), quotas.use(run.owner)) else None
 
 
 def budget_spent(run: RunRow) -> str | None:
-    """Reason that a run's budget is spent; None if it is not."""
+    """Message that a run's budget is spent; None if it is not."""
     if run.budget_dollars is None or run.dollars < run.budget_dollars:
         return None
     return f"its budget of ${run.budget_dollars:,.2f} is spent"

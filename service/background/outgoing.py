@@ -1,7 +1,7 @@
-"""Requests to URLs that users chose: they reach the public Internet but no private network.
+"""Sends requests to URLs that users chose, on the public Internet but not in private networks.
 
-A host name is resolved once; its addresses are checked, and the connection uses a checked address, so that a changed DNS entry
-cannot redirect it. HTTP redirects are not followed.
+A host name is resolved once. The connection uses one of the addresses that were checked, so that a changed DNS entry cannot
+redirect it. HTTP redirects are not followed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Undeliverable(Exception):  # noqa: N818 - describes the message
-    """The request failed or is not allowed."""
+    """A request to a webhook failed or is not allowed."""
 
 
 class Outgoing:

@@ -4,7 +4,7 @@ A round loads the runs, asks Ray, decides and applies; one thread runs the round
 depends only on the database and Ray, so the next round completes a round that was interrupted.
 
 queued ─► starting       one transaction: attempt + 1, token of the driver
-starting                 the job is submitted until Ray knows it
+starting                 the job is submitted, again in each round until Ray lists it
 stopping                 the stop file is written if it is missing
 job ended or unknown     events that the driver left in events.jsonl are stored; then the next state is decided
 """
@@ -37,18 +37,14 @@ _log = logger(__name__)
 RAY_AWAY = "Ray does not answer"
 T = TypeVar("T")
 POOLS_SECONDS = 3.0
-"""Maximum age of the pool numbers (s); Ray updates them every five seconds."""
+"""Maximum age of the cached slot counts of the pools (s); Ray updates them every five seconds."""
 
 
 class Reconciler:
-    """Supervises every run.
+    """Supervises all runs: starts and stops their drivers, and updates their states.
 
     Args:
-        database: Database of the service.
-        jobs: Client for Ray Jobs.
-        pools: Pools of the Ray cluster.
-        notifier: Receives a notification of every committed change of a run.
-        settings: Settings of the service.
+        notifier: Notified of every committed change of a run.
         secret: Secret from which the drivers' tokens are derived.
     """
 
@@ -124,7 +120,7 @@ class Reconciler:
                 _log.info("to be repeated: %s", error)
 
     def _launch(self, run: RunRow, now: float) -> None:
-        """Start the driver of the present attempt; the run fails if its paths are no longer allowed."""
+        """Start the driver of the current attempt; the run fails if its paths are no longer allowed."""
         try:
             self._launcher.launch(run)
         except RayUnavailable as error:
@@ -148,7 +144,7 @@ class Reconciler:
             self._explain(run.id, str(error)[:REASON_LENGTH], now)
 
     def _store_outcome(self, run_id: str, attempt: int, job: JobState | None, now: float) -> Outcome:
-        """Decide on the outcome of the locked run, and store the decision in the same transaction."""
+        """Lock the run, decide on its outcome again, and store the outcome in the same transaction."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.attempt != attempt:
@@ -203,7 +199,7 @@ class Reconciler:
                     self._explain(admission.run_id, admission.reason, now)
 
     def _usable(self, found: Sequence[RunRow], view: Callable[[RunRow], T], now: float) -> list[T]:
-        """Inputs of `admit`; a run whose stored configuration this version refuses fails without holding up the others."""
+        """Apply `view` to each run. A run whose stored configuration this version refuses is set to failed and left out."""
         usable = []
         for run in found:
             try:
@@ -214,7 +210,7 @@ class Reconciler:
         return usable
 
     def _fail(self, run_id: str, reason: str, now: float) -> None:
-        """Fail a run that cannot be processed; its driver is killed as an orphan."""
+        """Set a run that cannot be processed to failed; `_end_orphans` then kills its driver."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.state in TERMINAL:
@@ -248,7 +244,7 @@ class Reconciler:
         return cluster
 
     def _explain(self, run_id: str, reason: str | None, now: float) -> None:
-        """Store the reason for a run's present state."""
+        """Store the reason for a run's current state."""
         with self._database.write() as session:
             run = runs.lock(session, run_id)
             if run is None or run.reason == reason or run.state in TERMINAL:
@@ -266,7 +262,7 @@ class Reconciler:
             with self._database.read() as session:
                 run = runs.get(session, run_id)
             if run is None or (run.state in ACTIVE and run.attempt == attempt):
-                continue    # of another service, or the present attempt
+                continue    # a job of another service, or of the current attempt
             try:
                 self._jobs.kill(name)
             except RayUnavailable as error:

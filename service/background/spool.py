@@ -23,17 +23,17 @@ NAME = "events.jsonl"
 BATCH = 5000
 """Maximum number of events per batch."""
 BATCH_BYTES = 8 * 2**20
-"""Total size of the lines at which a batch is complete (bytes)."""
+"""Size at which a batch is complete even with fewer events (bytes of its lines)."""
 LONGEST_LINE = 2**20
 """Maximum length of a line (bytes); a longer line counts as an invalid event."""
 MOST_BYTES = 2**30
-"""Maximum size of the part of the file that is read (bytes)."""
+"""Number of bytes of the file after which reading stops."""
 _LEVELS = 32
 """Maximum nesting depth of an event's data."""
 
 
 def unread(directory: Path, first: int, batch: int = BATCH) -> Iterator[tuple[int, list[Event]]]:
-    """Events from a given number on, in batches.
+    """Read the events from a given number on, in batches.
 
     Args:
         directory: Run directory. If the file is absent, a symbolic link or a pipe, there are no events.
@@ -61,7 +61,7 @@ def unread(directory: Path, first: int, batch: int = BATCH) -> Iterator[tuple[in
 
 
 def _whole(directory: Path) -> Iterator[tuple[Event, int]]:
-    """Events, and the length of their lines (bytes)."""
+    """Read every event of the file, with the length of its line (bytes)."""
     try:
         opened = run_files.open_regular(directory, NAME)
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def _whole(directory: Path) -> Iterator[tuple[Event, int]]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Complete lines; None stands for a line that is too long."""
+    """Read the complete lines of a file; a line that is too long becomes None."""
     taken = 0
     long = False
     while piece := file.readline(LONGEST_LINE):
@@ -94,7 +94,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def _checked(event: Event) -> Event:
-    """The event if a report may contain it, otherwise a warning with the same number."""
+    """The event itself if it is valid, otherwise a `warning` event that replaces it, so that the numbering stays."""
     if not _is_flat(event.data, _LEVELS):
         return _nonsense(f"an event of type {str(event.type)[:32]!r} is nested too deeply")
     try:

@@ -36,12 +36,7 @@ def address_file(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def save_address(address: Address, path: Path | None = None) -> Path:
-    """Save an address in a file that only its owner can read; returns the file.
-
-    Args:
-        address: The address.
-        path: File to write; None: `address_file()`.
-    """
+    """Save an address in a file that only its owner can read (None: `address_file()`); returns the file."""
     path = path or address_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created with mode 0600
@@ -56,7 +51,7 @@ def save_address(address: Address, path: Path | None = None) -> Path:
 
 
 def load_address(path: Path | None = None) -> Address | None:
-    """Read an address that `save_address` wrote; None: no file.
+    """Read an address that `save_address` wrote; returns None if there is no file.
 
     Raises:
         UserError: The file cannot be read, or does not contain an address.
@@ -89,7 +84,7 @@ def find_address(url: str | None = None, token: str | None = None, environment: 
     token = token or environment.get(TOKEN_VARIABLE) or None
     if url is None or token is None:
         saved = load_address(address_file(environment))
-        if saved is not None and _base(url or saved.url) == _base(saved.url):  # a saved token is sent only to its own service
+        if saved is not None and _base(url or saved.url) == _base(saved.url):  # never send a saved token to another service
             url, token = saved.url, token or saved.token
     if url is None:
         raise UserError(

@@ -27,7 +27,7 @@ from service.domain.states import TERMINAL, RunState
 T = TypeVar("T")
 
 Configuration = RunConfig | Mapping[str, Any]
-"""A checked configuration, or plain data that the service checks."""
+"""Configuration of a run: a validated `RunConfig`, or a mapping that the service validates."""
 
 
 class AsyncClient:
@@ -103,7 +103,7 @@ class AsyncClient:
         self, run_id: str, *, name: str | None = None, tags: Mapping[str, str] | None = None, priority: int | None = None,
         budget_dollars: float | None = None, kept: bool | None = None,
     ) -> schemas.RunDetail:
-        """Change a run's name, tags, priority, budget, or protection from retention (`kept`); None: unchanged."""
+        """Change a run's name, tags, priority, budget, or protection from retention (`kept`); None leaves a value unchanged."""
         return await self._connection.ask(schemas.RunDetail, Request("PATCH", _run_path(run_id), body=json_body(
             name=name, tags=None if tags is None else dict(tags), priority=priority, budget_dollars=budget_dollars, kept=kept)))
 
@@ -112,7 +112,7 @@ class AsyncClient:
         await self._connection.read(Request("DELETE", _run_path(run_id), {"keep_artifacts": keep_artifacts}))
 
     async def cancel(self, run_id: str, *, force: bool = False) -> schemas.RunDetail:
-        """Stop a run after a checkpoint; `force`: at once."""
+        """Stop a run after a checkpoint; with `force`, at once without a checkpoint."""
         return await self._post(schemas.RunDetail, _run_path(run_id, "cancel"), json_body(force=force))
 
     async def resume(self, run_id: str) -> schemas.RunDetail:
@@ -147,11 +147,11 @@ class AsyncClient:
     async def metrics(
         self, run_id: str, figure: schemas.Figure = "loss", *, units: Sequence[str] = (), points: int = 1000,
     ) -> schemas.Metrics:
-        """Curves of one figure for all units or the given ones, each downsampled to about `points` points."""
+        """Training curves of one figure, such as `loss`, for all or the given units; each has about `points` points."""
         return await self._get(schemas.Metrics, _run_path(run_id, "metrics"), figure=figure, unit=list(units), points=points)
 
     async def units(self, run_id: str) -> list[schemas.Unit]:
-        """Progress of the seed, the sub-models and the fine-tune."""
+        """Progress of the run's units: the seed, each sub-model and the fine-tune."""
         return (await self._get(schemas.UnitPage, _run_path(run_id, "submodels"))).items
 
     async def trainings(self, run_id: str) -> list[schemas.Training]:
@@ -159,7 +159,7 @@ class AsyncClient:
         return (await self._get(schemas.TrainingPage, _run_path(run_id, "trainings"))).items
 
     async def clusters(self, run_id: str) -> dict[str, Any]:
-        """The report of the clustering."""
+        """The report of the document clustering."""
         return await self._get(dict[str, Any], _run_path(run_id, "clusters"))
 
     async def report(self, run_id: str) -> RunReport:
@@ -200,7 +200,7 @@ class AsyncClient:
         return await self._get(schemas.PoolList, "/v1/pools")
 
     async def quota(self, owner: str | None = None) -> schemas.Quota:
-        """Limits and use of the caller; administrators may name another owner."""
+        """Limits and current usage of the caller; administrators may name another owner."""
         return await self._get(schemas.Quota, "/v1/quota", owner=owner)
 
     async def policies(self) -> Policies:
@@ -226,7 +226,7 @@ class AsyncClient:
     async def create_token(
         self, name: str, owner: str, scopes: Sequence[schemas.Scope], expires_in_days: float | None = 90,
     ) -> schemas.NewToken:
-        """Create a token; only this response contains its secret. `expires_in_days=None`: the token does not expire."""
+        """Create a token; only this response contains its secret. With `expires_in_days=None` the token does not expire."""
         wanted = {"name": name, "owner": owner, "scopes": list(scopes), "expires_in_days": expires_in_days}
         return await self._post(schemas.NewToken, "/v1/tokens", json.dumps(wanted).encode())
 
@@ -271,7 +271,7 @@ class AsyncClient:
 
 
 def _run_path(run_id: str, *parts: str) -> str:
-    """The path of a run, or of something below it."""
+    """URL path of a run, followed by the given parts."""
     return "/".join(("/v1/runs", _segment(run_id), *(_segment(part) for part in parts)))
 
 

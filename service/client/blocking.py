@@ -52,7 +52,7 @@ def _iterated(
             self._wait(items.aclose())
             self._open.discard(items)
             raise
-        # After any other error, such as Ctrl-C, `items` may still be open: closing the client closes it.
+        # `items` has ended, or (after an error such as Ctrl-C) is closed together with the client.
         self._open.discard(items)
 
     return call
@@ -69,7 +69,7 @@ async def _until_stopped(
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        # The outer generators, which close those inside them: asyncio would close all at once, and complain.
+        # Close each outer generator, which closes its inner ones; asyncio would close all of them concurrently, which fails.
         for items in list(open_items):
             await items.aclose()
 
@@ -102,7 +102,7 @@ class Client:
             name="moedisco-client")
         self._thread.start()
         self._loop, stopped = started.result()
-        # Does not wait for the thread: a client that is never closed may be garbage-collected in that thread itself.
+        # Do not join the thread here: an unclosed client may be garbage-collected in that very thread.
         self._stop = weakref.finalize(self, self._loop.call_soon_threadsafe, stopped.set)
 
     def __enter__(self) -> Self:
@@ -121,7 +121,7 @@ class Client:
         try:
             return future.result()
         finally:
-            future.cancel()     # Ctrl-C ends the wait, and must end the call too
+            future.cancel()     # after Ctrl-C, also cancel the call in the other thread
 
     submit = _blocking(AsyncClient.submit)
     runs = _iterated(AsyncClient.runs)

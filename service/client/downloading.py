@@ -21,16 +21,15 @@ Progress = Callable[[int, int], None]
 """Called with the number of bytes received and the total number of bytes; for `Client`, in the client's own thread."""
 
 _MODEL = "model"
-"""Directory of the model in a run directory."""
 _PARTIAL, _RANGE_REFUSED = 206, 416
 
 
 def no_progress(done: int, total: int) -> None:
-    """Ignore progress."""
+    """A progress callback that does nothing."""
 
 
 async def download(connection: Connection, run_id: str, run_path: str, directory: Path, progress: Progress) -> Path:
-    """Download a run's model into a new directory, which appears when it is complete.
+    """Download a run's model into a new directory, which is created only when the download is complete.
 
     The model comes as one archive. Unfinished downloads stay in a hidden directory next to `directory`; a later call with the same
     arguments downloads the missing parts, file by file.
@@ -102,7 +101,7 @@ async def _unpack(connection: Connection, path: str, draft: Path, received: Call
 
     async def read(response: httpx.Response) -> AsyncGenerator[bytes]:
         nonlocal unpacker, taken, version
-        if taken and response.status_code != _PARTIAL:      # the archive has changed: start again
+        if taken and response.status_code != _PARTIAL:      # the archive has changed since: unpack it from the start
             unpacker.close()
             with _disk_errors(draft):
                 shutil.rmtree(draft)
@@ -124,7 +123,6 @@ async def _unpack(connection: Connection, path: str, draft: Path, received: Call
 
 
 async def _complete(connection: Connection, path: str, wanted: Artifact, draft: Path, progress: Progress) -> None:
-    """Download the missing part of one file of the model."""
     target = below(draft, wanted.path)
     with _disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +144,11 @@ async def _receive(connection: Connection, path: str, file: BinaryIO, progress: 
         nonlocal version, total
         if response.status_code == _RANGE_REFUSED:
             if response.headers.get("content-range") == f"bytes */{file.tell()}":
-                return      # the connection was lost after the last byte
+                return      # the file was already complete when the connection was lost
             await response.aread()
             raise problem_in(response)
         version = response.headers.get("etag")
-        if response.status_code != _PARTIAL:    # the whole file: the first request, or the file has changed
+        if response.status_code != _PARTIAL:    # the response is the whole file: first request, or changed file
             file.seek(0)
             file.truncate()
         total = file.tell() + int(response.headers.get("content-length", "0"))
@@ -165,7 +163,7 @@ async def _receive(connection: Connection, path: str, file: BinaryIO, progress: 
 
 
 def _rest(path: str, start: int, version: str | None) -> Request:
-    """Request for a file from byte `start` on, if the file still has this version (ETag)."""
+    """Request the bytes of a file from `start` on, or the whole file if its version (ETag) has changed."""
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"

@@ -3,7 +3,7 @@
 MoeDiscoError
 ├── ServiceAway          the service cannot be reached, or the connection was lost
 ├── ServiceProblem       the service answered with an error
-│   └── RequestRefused   because of the request (HTTP 4xx): also a UserError
+│   └── RequestRefused   the service refused the request (HTTP 4xx); also a UserError
 └── DownloadError        a download is damaged, unsafe, or cannot be written
 """
 # ruff: noqa: N818 - named for what happened, not for being errors
@@ -22,7 +22,7 @@ from moedisco_ray.core.errors import MoeDiscoError, UserError
 from service.schemas import Problem
 
 _DETAIL_CHARACTERS = 300
-"""Maximum length of a foreign response, such as a proxy's error page, that an error quotes (characters)."""
+"""Number of characters that an error quotes of a response that is not the service's, such as a proxy's error page."""
 
 
 class ServiceAway(MoeDiscoError):
@@ -49,7 +49,7 @@ class ServiceProblem(MoeDiscoError):
 
     Args:
         problem: Problem document of the response.
-        retry_after: Time after which the service asks for a new attempt (s); None: not given.
+        retry_after: Time to wait before the next attempt, as the service asks (s); None: not given.
     """
 
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
@@ -71,9 +71,9 @@ class ServiceProblem(MoeDiscoError):
 
 
 class RequestRefused(ServiceProblem, UserError):
-    """The service refuses the request; a different request can succeed.
+    """The service refuses the request (HTTP 4xx), such as for an invalid value or a missing right.
 
-    `field` and `remedy` are those of the first mistake; `field` is empty if the service names none.
+    `field` and `remedy` describe the first mistake in the request; `field` is empty if the service names no field.
     """
 
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
@@ -88,7 +88,7 @@ class DownloadError(MoeDiscoError):
 
 
 def problem_in(response: httpx.Response) -> ServiceProblem:
-    """The error for an unsuccessful response.
+    """Make the error for an unsuccessful response.
 
     Args:
         response: A response with its body read; the body need not be a problem document.
@@ -96,7 +96,7 @@ def problem_in(response: httpx.Response) -> ServiceProblem:
     status = response.status_code
     try:
         problem = Problem.model_validate_json(response.content, extra="ignore")
-    except ValidationError:  # a proxy's page, or another program at this address
+    except ValidationError:  # not the service's: from a proxy, or from another program at this URL
         text = " ".join(response.content.decode(errors="replace").split())[:_DETAIL_CHARACTERS]
         title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown status"
         problem = Problem(type="about:blank", title=title, status=status, detail=f"HTTP {status} {title}: {text}".rstrip(": "))

@@ -1,4 +1,4 @@
-"""Sends requests: once, with retries after temporary failures, and as streams that survive a lost connection."""
+"""Sends requests, repeats them after temporary failures, and reads streams that survive a lost connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PASSING = frozenset({429, 502, 503, 504})
 _CONNECT_SECONDS = 10.0
 """Timeout for opening a connection (s)."""
 _STABLE_SECONDS = 1.0
-"""Age at which a connection counts as working even if no item arrived (s): a quiet stream has only pings."""
+"""Age at which a connection counts as working even if no item arrived (s): a stream without events has only pings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Request:
 
     Attributes:
         path: Path below the service's URL, percent-encoded.
-        params: Query parameters; those that are None are left out.
+        params: Query parameters; parameters with the value None are left out.
         body: JSON text.
-        silence: Maximum time without a byte of the response (s); None: no limit.
-        expected: Statuses besides 2xx that are not raised as errors.
+        silence: Timeout while no byte of the response arrives (s); None: no timeout.
+        expected: HTTP statuses, in addition to 2xx, that are not raised as errors.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -73,7 +73,7 @@ class Request:
 
 
 class _Retries(TypedDict):
-    """Settings of stamina."""
+    """Arguments for the retry functions of stamina."""
 
     attempts: int | None
     timeout: float | None
@@ -86,7 +86,6 @@ class Connection:
     """Sends requests to one service.
 
     Args:
-        address: The service's URL and token.
         retry: Policy for repeating failed requests.
         transport: Transport of httpx; None: the network.
     """
@@ -148,7 +147,7 @@ class Connection:
         self, request: Callable[[], Request], read: Callable[[httpx.Response], AsyncGenerator[T]],
         passing: frozenset[int] = PASSING,
     ) -> AsyncGenerator[T]:
-        """Items of a stream; reconnects until `read` ends without an error.
+        """Yield the items of a stream; reconnects until `read` ends without an error.
 
         The retry policy starts anew after each connection that brought an item or was stable.
 
@@ -208,10 +207,10 @@ class Connection:
         return {
             "attempts": None if retry.seconds else 1, "timeout": retry.seconds or None,
             "wait_initial": retry.first_wait, "wait_max": retry.longest_wait,
-            # Up to a second at the default, so that the clients of a restarted service do not all return at once.
+            # Up to a second by default, so that clients do not all retry at the same time when the service has restarted.
             "wait_jitter": 4 * retry.first_wait}
 
 
 def json_body(**fields: object) -> bytes:
-    """A JSON object; fields that are None are left out. The service checks the values."""
+    """Encode fields as a JSON object; fields that are None are left out. The service validates the values."""
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()

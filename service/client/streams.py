@@ -15,7 +15,7 @@ from service.client.http import PASSING, Connection, Request
 _END = "end"
 """Type of the message that follows a run's last event."""
 _PASSING = PASSING | {500}
-"""Statuses after which a stream reconnects; a service that shuts down answers 500 to the requests that it interrupts."""
+"""HTTP statuses after which a stream reconnects. A service that shuts down answers interrupted requests with 500."""
 _OWN_CONNECTION = {"Accept-Encoding": "identity", "Connection": "close"}
 """Headers of a stream: a reused connection can lead back to a service that is shutting down."""
 _SILENCE_SECONDS = 45.0
@@ -23,7 +23,7 @@ _SILENCE_SECONDS = 45.0
 
 
 async def events(connection: Connection, path: str, after: int | None, follow: bool) -> AsyncGenerator[tuple[int, Event]]:
-    """A run's events with their positions, each once, in order, over as many connections as needed.
+    """Yield a run's events with their positions, each once and in order; reconnects if the connection is lost.
 
     Args:
         connection: Connection to the service.
@@ -47,10 +47,10 @@ async def events(connection: Connection, path: str, after: int | None, follow: b
 
 
 async def _new_events(response: httpx.Response, last: int, follow: bool) -> AsyncGenerator[tuple[int, Event]]:
-    """The events of one response after position `last`.
+    """Yield the events after position `last` from one response.
 
     Raises:
-        httpx.RemoteProtocolError: Events are missing; a new request brings them.
+        httpx.RemoteProtocolError: Events are missing, so that a new request is needed.
     """
     seen = last
     async with contextlib.aclosing(EventSource(response).aiter_sse()) as messages:
@@ -65,7 +65,7 @@ async def _new_events(response: httpx.Response, last: int, follow: bool) -> Asyn
             if position == seen + 1:
                 seen = position
                 yield position, event
-    # A service that shuts down closes the stream like one that has sent everything; only a response without new events is the end.
+    # A service that shuts down also closes the stream early. Without `follow`, only a response without new events is the end.
     if follow or seen > last:
         raise httpx.RemoteProtocolError("the stream ended before the run did")
 
@@ -80,11 +80,11 @@ def _event(message: ServerSentEvent) -> tuple[int, Event]:
 
 
 async def log_lines(connection: Connection, path: str, tail: int) -> AsyncGenerator[str]:
-    """The last `tail` lines of a log, then new lines until the run ends.
+    """Yield the last `tail` lines of a log, then new lines until the run ends.
 
     A log has no positions, so a lost connection ends it: a new connection would repeat lines or miss some.
     """
-    # A log is silent for as long as a training step takes.
+    # No timeout: a log may have no new line for as long as a training step takes.
     request = Request("GET", path, {"tail": tail, "follow": True}, _OWN_CONNECTION, silence=None)
     rest = ""
     async with connection.opened(request) as response:

@@ -13,7 +13,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _EXTENSION_BYTES = 2**20
 """Maximum size of an extended header (bytes): it contains only names, so a larger one means damage."""
 _DIGITS = 18
-"""Maximum number of digits of a size."""
+"""Maximum number of digits of a size or length in a header, so that a damaged number is not parsed."""
 _PAX, _PAX_GLOBAL, _GNU_LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
 
 
@@ -38,8 +38,8 @@ class Unpacker:
         self._file: BinaryIO | None = None
         self._left = 0
         self._padding = 0
-        self._extension: bytes | None = None    # type of the extended header being read
-        self._next: dict[str, str] = {}         # settings of extended headers for the next member
+        self._extension: bytes | None = None    # type flag, while an extended header is read
+        self._next: dict[str, str] = {}         # what extended headers set for the next file
 
     def take(self, chunk: bytes) -> None:
         """Unpack the next piece.
@@ -69,7 +69,7 @@ class Unpacker:
         return self._ended
 
     def close(self) -> None:
-        """Close the file being written, if any; its bytes so far stay."""
+        """Close the file that is being written, if any, and keep what was written."""
         if self._file is not None:
             self._file.close()
             self._file = None

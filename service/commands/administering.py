@@ -50,7 +50,8 @@ def create_token(
     state_dir: Annotated[Path | None, typer.Option(
         metavar="DIR", help="Create the token in the database of this state directory; no service needs to run.")] = None,
     database_url: Annotated[str | None, typer.Option(
-        metavar="URL", help="Create the token in this database, as `moedisco serve` names it; no service needs to run.")] = None,
+        metavar="URL",
+        help="Create the token in the database at this URL, such as postgresql+psycopg://...; no service needs to run.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a token and show its secret, which cannot be shown again."""
@@ -86,7 +87,7 @@ def list_webhooks(as_json: AsJson = False) -> None:
 @webhooks.command("create")
 def create_webhook(
     url: Annotated[str, typer.Argument(help="URL that receives POST requests.")],
-    state: Annotated[list[RunState] | None, typer.Option(help="Report only this state; may be repeated.")] = None,
+    state: Annotated[list[RunState] | None, typer.Option(help="Report only changes to this state; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a webhook and show the secret that signs its messages, which cannot be shown again."""

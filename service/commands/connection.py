@@ -1,4 +1,4 @@
-"""Shared by all commands: the connection to the service, and the search for the run that a user names."""
+"""Helpers of all commands: connect to the service, and find the run that a user names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RunName = Annotated[
 DEFAULT_URL = "http://127.0.0.1:8300"
 """Default address of `moedisco serve`."""
 BRIEF_SECONDS = 5.0
-"""Time for which a command repeats failing requests while a person waits for its result (s)."""
+"""Time for which a command repeats a failing request before it gives up (s); short, because a person waits for the result."""
 
 _ID_LENGTH = 26
 _ID_LETTERS = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
@@ -32,18 +32,18 @@ _MOST_NAMED = 5
 
 @contextlib.contextmanager
 def connected(*, outlasts_restarts: bool = False) -> Iterator[Client]:
-    """A client of the service that the environment, or the address saved by `moedisco serve`, names.
+    """Connect to the service at the address in the environment or, without one, at the address that `moedisco serve` saved.
 
-    Several services may run on one machine, so one that is not at the default address is named on standard error.
+    Several services may run on one machine, so an address that is not the default is printed on standard error.
 
     Args:
-        outlasts_restarts: Whether the command waits while the service restarts; otherwise it soon fails, as a person is waiting.
+        outlasts_restarts: Whether to wait while the service restarts; otherwise the command fails after a few seconds.
     """
     import stamina
 
     from service.client import URL_VARIABLE, Client, RetryPolicy
 
-    stamina.instrumentation.set_on_retry_hooks(())      # commands do not log repeated requests
+    stamina.instrumentation.set_on_retry_hooks(())      # do not log repeated requests
     with Client(retry=RetryPolicy() if outlasts_restarts else RetryPolicy(BRIEF_SECONDS, longest_wait=1.0)) as client:
         if client.url != DEFAULT_URL:
             chosen = URL_VARIABLE if os.environ.get(URL_VARIABLE) else "started last by this user"

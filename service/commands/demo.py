@@ -1,4 +1,4 @@
-"""The demo: a service, a small run over REST, and its model, in minutes."""
+"""The `demo` command: starts a service, trains a small model through its REST API, and downloads it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def demo(
     for override in overrides or ():
         apply_override(raw, override)
     config = check_config(raw)
-    measured_machine(config, here=True)     # the service's estimate then fits this machine
+    measured_machine(config, here=True)     # measure this machine first, so that the service's estimate fits it
     state_dir = directory / "service"
     token_file = state_dir.resolve() / "admin-token"
     address = start_daemon(state_dir, ["--port=0", f"--output-root={directory.resolve()}", f"--admin-token-file={token_file}"])

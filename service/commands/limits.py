@@ -36,12 +36,13 @@ def show_policies(as_json: AsJson = False) -> None:
 def set_policy(
     settings: Annotated[list[str], typer.Argument(
         metavar="KEY=VALUE...",
-        help="For example prices.low_mem_gpu=0.35, highest_priority=10, 'resources=\\[low_mem_gpu]', dollars_per_month=500, "
+        help="Settings to change, such as prices.low_mem_gpu=0.35, highest_priority=10, 'resources=\\[low_mem_gpu]', "
+             "dollars_per_month=500, "
              "retention.days=90; null means no limit.")],
     owner: OwnerOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change settings of the default policy or of one owner's; other settings stay."""
+    """Change settings of the default policy or of one owner's policy; other settings stay as they are."""
     with connected() as client:
         raw = _plain(client.policies())
         entry = raw.setdefault("default", {}) if owner is None else raw.setdefault("owners", {}).setdefault(owner, {})

@@ -26,7 +26,7 @@ def node_agent(
     node_id: Annotated[str | None, typer.Option(
         metavar="ID", help="Ray node to drain.", show_default="all on this machine")] = None,
     leave_on_risk: Annotated[bool, typer.Option(
-        "--leave-on-risk", help="Also drain at EC2's rebalance recommendation, which gives no end time.")] = False,
+        "--leave-on-risk", help="Also drain at EC2's rebalance recommendation, an early warning without a deadline.")] = False,
 ) -> None:
     """Watch for the cloud's interruption notice for this spot machine and drain its Ray node in time. Runs until stopped."""
     from moedisco_ray.execution import node_agent as agent
@@ -40,7 +40,7 @@ def node_agent(
 
 
 def _find_provider(metadata_url: str | None, interval: float, stop: threading.Event) -> Provider | None:
-    """The cloud of this machine, as soon as its metadata service answers; None if stopped before."""
+    """Wait until a cloud's metadata service answers, and return that cloud; None if the command is stopped before."""
     from moedisco_ray.execution.node_agent import find_provider
 
     client = find_provider(metadata_url)

@@ -36,7 +36,7 @@ def remark(line: str) -> None:
 
 @contextlib.contextmanager
 def interruptible(note: str) -> Iterator[None]:
-    """Let Ctrl-C end the command with a note about what continues without it."""
+    """End the command at Ctrl-C, with a note about what continues to run."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -45,5 +45,5 @@ def interruptible(note: str) -> Iterator[None]:
 
 
 def moment(seconds: float | None) -> str:
-    """A time in the local time zone, to the minute; empty for None."""
+    """Format seconds since the epoch as local date and time, to the minute; empty for None."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -42,7 +42,8 @@ def serve(
         envvar="MOEDISCO_ADMIN_TOKEN_FILE", metavar="FILE", show_default="admin-token in the state directory",
         help="File of the first administrator's token; created if it is missing.")] = None,
     driver_user: Annotated[str | None, typer.Option(
-        metavar="NAME", show_default="this user", help="User for the local Ray and its drivers; the service must run as root.",
+        metavar="NAME", show_default="this user",
+        help="Unprivileged user that the local Ray and its drivers run as; the service must then run as root.",
     )] = None,
     input_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX that runs may read; may be repeated.", show_default="."),
@@ -52,12 +53,14 @@ def serve(
     storage_root: Annotated[list[str] | None, typer.Option(
         help="Directory or s3://BUCKET/PREFIX that checkpoint.storage may name; may be repeated.",
         show_default="run directories only")] = None,
-    max_active_runs: Annotated[int | None, typer.Option(help="Maximum number of runs at the same time.", show_default="4")] = None,
+    max_active_runs: Annotated[int | None, typer.Option(
+        help="Maximum number of runs that are active at the same time.", show_default="4")] = None,
     policies: Annotated[Path | None, typer.Option(
         metavar="FILE", envvar="MOEDISCO_POLICIES",
         help="YAML file with the prices and limits of all owners; with it, they can be changed only in this file.")] = None,
     public_url: Annotated[str | None, typer.Option(help="URL at which browsers and drivers reach the service.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="Rate limit of each token.", show_default="1200")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(
+        help="Maximum number of requests per minute with one token.", show_default="1200")] = None,
     allow_private_webhooks: Annotated[
         bool, typer.Option("--allow-private-webhooks", help="Allow webhooks to private addresses.")] = False,
     forwarded_allow_ips: Annotated[

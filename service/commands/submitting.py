@@ -27,7 +27,7 @@ commands = typer.Typer()
 _DEFAULT_OUTPUT = RunConfig.model_fields["output"].default
 
 Budget = Annotated[
-    float | None, typer.Option(metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this much.")]
+    float | None, typer.Option(metavar="DOLLARS", help="Stop the run with a checkpoint when it has cost this many dollars.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show the run's progress until it ends.")]
 
 

@@ -85,10 +85,10 @@ def _show_events(client: Client, run_id: str, as_json: bool) -> None:
             for position, event in client.events(run_id, last):
                 last = position
                 if event.type == "state" and not as_json:
-                    console.print(_state_line(event))  # printed above the live view, which shows only the training
+                    console.print(_state_line(event))  # above the live view, which shows only training progress
                 else:
                     view(event)
-            if client.run(run_id).state in TERMINAL:  # else the run was resumed meanwhile
+            if client.run(run_id).state in TERMINAL:  # otherwise the run was resumed in the meantime
                 return
 
 
@@ -105,4 +105,4 @@ def _log_of(client: Client, run_id: str, unit: str) -> str:
     workers = [name for name in names if name.rpartition(".")[0] == unit]
     if not workers:
         raise UserError("--unit", unit, f"has no log; the run's logs: {', '.join(names) or 'none yet'}")
-    return workers[0]  # the first worker stands for its gang, because the others log the same
+    return workers[0]  # rank 0's log is enough, because all workers of a gang log the same

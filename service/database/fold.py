@@ -1,4 +1,4 @@
-"""Folds a driver's events into the state of stages, units and curves, and the furthest progress of the run.
+"""Computes the state of stages, units and curves, and the furthest progress of a run, from its driver's events.
 
 Events are not trusted: an event with invalid data stays in the stream but changes no state.
 """
@@ -19,14 +19,14 @@ _STAGE_WEIGHT = 10**12
 
 
 class Fold:
-    """Folds events one after the other.
+    """Updates a run's progress, units and curves with one event after the other.
 
     Attributes:
         units: Rows by unit, changed in place, including the new ones.
         made: New units.
         points: New points by unit, steps ascending.
-        rewound: Lowest reported step of each unit with new points; stored points from that step on are replaced.
-        decisive: Whether a driver began or ended, so that the run's state may have to change.
+        rewound: Lowest new step of each unit with new points; older points from that step on are replaced.
+        decisive: Whether an event says that a driver began or ended, so that the run's state may have to change.
     """
 
     def __init__(self, run_id: str, progress: Mapping[str, Any], units: Mapping[str, UnitRow]) -> None:
@@ -146,7 +146,7 @@ class Fold:
 
 
 def meterable(event: Event, pools: Collection[str]) -> bool:
-    """Whether an event's data are valid for the meter; `pools` are the names of the run's pools and node types."""
+    """Whether the cost meter can process an event's data; `pools` are the names of the run's pools and node types."""
     data = event.data
     if event.type == "workers_held":
         named = isinstance(data.get("hold"), str) and isinstance(data.get("pool"), str)

@@ -21,7 +21,7 @@ class Ulids:
 
     def __call__(self) -> str:
         """The next id; safe from any thread."""
-        # A random start in the lower half leaves room to count upwards within the millisecond.
+        # A random start in the lower half leaves room to count up for more ids in the same millisecond.
         fresh = time.time_ns() // 1_000_000 << _RANDOM_BITS | secrets.randbelow(_LOWER_HALF)
         with self._lock:
             self._last = max(fresh, self._last + 1)
@@ -30,4 +30,4 @@ class Ulids:
 
 
 new_id = Ulids()
-"""Returns a new id; ids of one process increase."""
+"""Returns a new id, larger than all earlier ids of this process."""

@@ -78,7 +78,7 @@ def _store_points(session: Session, run_id: str, fold: Fold) -> None:
 
 
 def _accrue(row: RunRow, meter: Meter, pools: Pools, prices: Mapping[str, float]) -> float:
-    """Charge the usage since the last report at today's prices; earlier charges do not change.
+    """Charge the usage since the last report at the current prices; earlier charges do not change.
 
     Args:
         row: The run.

@@ -13,9 +13,9 @@ from service.database import values
 from service.database.tables import Point, UnitRow
 
 _FETCHED = 20_000
-"""Maximum length of a curve that is loaded whole (points); of longer curves, only the extremes of equal step buckets are loaded."""
+"""Maximum length of a curve that is loaded whole (points). Of longer curves, only the minimum and maximum per bucket are loaded."""
 _MOST_BUCKETS = 10_000
-"""Maximum number of buckets: each adds two values to a statement, which can have at most 32,766."""
+"""Maximum number of buckets per curve: each adds two parameters to a statement, which can have at most 32,766."""
 _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second")
 
 
@@ -24,8 +24,6 @@ class UnitCurve:
     """One figure of one unit over its training.
 
     Attributes:
-        unit: Name of the unit.
-        stage: Stage of the unit.
         steps: Steps of the points, ascending.
         tokens: Tokens that the unit had trained on at each point.
         values: Values of the figure.
@@ -80,7 +78,7 @@ def _curve(
 def _extremes(
     run_id: str, unit: str, column: InstrumentedAttribute[float | None], *, first: int, last: int, width: int,
 ) -> CompoundSelect[int | None]:
-    """Query for the steps of the lowest and the highest value in each bucket of `width` steps, by ranges of the primary key."""
+    """Query the steps of the minimum and maximum in each bucket of `width` steps; a bucket is a range of the primary key."""
     bucket = select(literal(first, BigInteger).label("low")).cte("bucket", recursive=True)
     bucket = bucket.union_all(select(bucket.c.low + width).where(bucket.c.low + width <= last))
     walk = select(Point.step).where(
@@ -92,9 +90,9 @@ def _extremes(
 
 
 def downsample(values: Sequence[float], most: int) -> list[int]:
-    """Choose at most `most` points that preserve the shape of a curve: both ends, and the extremes of equal buckets in between.
+    """Choose at most `most` points that preserve the shape of a curve: its ends, and the minimum and maximum of equal buckets.
 
-    If `most` is below 4, the ends and the extremes are kept all the same. Returns ascending indices.
+    Returns ascending indices; at least the ends, the minimum and the maximum, even if `most` is below 4.
     """
     count = len(values)
     if count <= max(most, 4):
@@ -108,7 +106,7 @@ def downsample(values: Sequence[float], most: int) -> list[int]:
 
 
 def _spans(first: int, last: int, count: int) -> list[tuple[int, int]]:
-    """First and last number of at most `count` buckets of nearly equal size from `first` to `last`."""
+    """Divide the numbers from `first` to `last` into at most `count` ranges of nearly equal size; returns both ends of each."""
     length = last - first + 1
     count = min(count, length)
     cuts = [first + length * number // count for number in range(count + 1)] if count > 0 else []

@@ -1,4 +1,4 @@
-"""Stored policies: one row for the default entry and one for each owner with an entry."""
+"""Stored policies: one row for the default policy, and one for each owner with a policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFAULT = "*"
 
 
 def load(session: Session) -> Policies:
-    """All entries; fields that were never set have the defaults of `Policies`."""
+    """Load all policies; fields that were never set have the defaults of `Policies`."""
     rows = session.scalars(select(OwnerPolicy).order_by(OwnerPolicy.owner))
     return _policies({row.owner: row.limits for row in rows})
 
@@ -26,7 +26,7 @@ def of(session: Session, owner: str) -> Policy:
 
 
 def replace(session: Session, policies: Policies, now: float) -> None:
-    """Replace all stored entries."""
+    """Replace all stored policies."""
     session.execute(delete(OwnerPolicy))
     for owner, policy in ((_DEFAULT, policies.default), *policies.owners.items()):
         session.add(_row(owner, policy, now))
@@ -34,13 +34,13 @@ def replace(session: Session, policies: Policies, now: float) -> None:
 
 
 def put(session: Session, owner: str, policy: Policy, now: float) -> None:
-    """Store one owner's entry."""
+    """Store one owner's policy."""
     session.merge(_row(owner, policy, now))
     session.flush()
 
 
 def remove(session: Session, owner: str) -> bool:
-    """Delete one owner's entry, so that the default applies; returns whether there was one."""
+    """Delete one owner's policy, so that the default policy applies; returns whether there was one."""
     gone = session.execute(delete(OwnerPolicy).where(OwnerPolicy.owner == owner).returning(OwnerPolicy.owner))
     return owner != _DEFAULT and gone.scalar() is not None
 

@@ -22,7 +22,6 @@ class Quotas:
     """Policies and usage of all owners at one time.
 
     Attributes:
-        policies: Policies of all owners.
         uses: Usage by owner; owners that use nothing are absent.
     """
 
@@ -45,7 +44,7 @@ def load(session: Session, now: float) -> Quotas:
 
 
 def use_to_change(session: Session, owner: str, now: float) -> Use:
-    """Usage of one owner; other callers for this owner wait until this transaction ends."""
+    """Usage of one owner, locked until this transaction ends, so that a check against the limits stays valid."""
     lock_until_commit(session, "quota", owner)
     return use_of(session, owner, now)
 
@@ -62,7 +61,7 @@ def use_of(session: Session, owner: str, now: float) -> Use:
 
 
 def add_dollars(session: Session, owner: str, dollars: float, now: float) -> None:
-    """Add metered dollars to an owner's present calendar month; they stay when the runs are deleted."""
+    """Add metered dollars to an owner's current calendar month; deleting runs does not subtract them."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     row = insert(Spending).values(owner=owner, month=month_of(now), dollars=dollars)
     session.execute(row.on_conflict_do_update(

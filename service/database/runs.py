@@ -28,19 +28,9 @@ def insert(
     session: Session, *, run_id: str, config: RunConfig, owner: str, priority: int, budget_dollars: float | None,
     estimate: dict[str, Any], parent: str | None, now: float, notes: Sequence[str] = (),
 ) -> RunRow:
-    """Create a queued run.
+    """Create a queued run with an id from `new_id`.
 
-    Args:
-        session: Writing transaction.
-        run_id: Id from `new_id`.
-        config: Configuration with `output` set to the run's home.
-        owner: Owner of the run.
-        priority: Priority in the queue; higher starts first.
-        budget_dollars: Dollars at which the run stops; None for no budget.
-        estimate: Plan of the run.
-        parent: Id of the run that this one retries.
-        now: Seconds since the epoch.
-        notes: Remarks for the owner.
+    `output` of the configuration must be the run's home. `parent` is the id of the run that this one retries.
     """
     document = values.document(config.model_dump(mode="json"))
     waiting = {stage.name: {"status": "waiting", "started": None, "seconds": None} for stage in STAGES}
@@ -83,7 +73,7 @@ def page(
         limit: Maximum number of runs.
 
     Returns:
-        The runs, with `config` and `meter` loaded on access, and the cursor of the next page (None after the last page).
+        The runs, whose `config` and `meter` are loaded on access, and the cursor of the next page (None after the last page).
     """
     chosen = select(RunRow).options(*_LEFT_OUT)
     if owner is not None:
@@ -108,7 +98,7 @@ def directory(session: Session, run_id: str) -> Path | None:
 
 
 def inside(session: Session, home: Path, run_id: str) -> str | None:
-    """Id of another run whose directory is inside the given run's home; None if there is none."""
+    """Id of another run whose directory is inside a run's home; None if there is none."""
     below = RunRow.directory.startswith(f"{home}/", autoescape=True)
     return session.scalars(select(RunRow.id).where(below, RunRow.id != run_id).limit(1)).first()
 
@@ -142,7 +132,7 @@ def queue_order(session: Session) -> list[str]:
 
 
 def finished(session: Session) -> list[RunRow]:
-    """All runs that have ended, with `config` and `meter` loaded on access."""
+    """All runs that have ended; their `config` and `meter` are loaded on access."""
     chosen = select(RunRow).options(*_LEFT_OUT).where(RunRow.state.in_([state.value for state in TERMINAL]))
     return list(session.scalars(chosen.order_by(RunRow.id)))
 
@@ -168,7 +158,7 @@ def owner_bytes(session: Session) -> dict[str, int]:
 
 
 def measured(session: Session, run_id: str, size: int, now: float) -> None:
-    """Store the size of a run's directory; the version stays, because no decision depends on the size."""
+    """Store the size of a run's directory. Does not increment the run's version, because no decision depends on the size."""
     session.execute(
         update(RunRow).where(RunRow.id == run_id).values(disk_bytes=size, measured=now)
         .execution_options(synchronize_session=False))

@@ -1,4 +1,4 @@
-"""Connection to SQLite or PostgreSQL, with reading and writing transactions and one error for an unavailable database."""
+"""Connects to SQLite or PostgreSQL, and runs reading and writing transactions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _PATIENCE = 15.0
 """Maximum wait for a lock or a free connection (s)."""
 _PAUSE = 0.01
-"""Pause between two attempts if SQLite cannot wait for a lock (s)."""
+"""Pause between two attempts where SQLite does not wait for a lock itself (s)."""
 _MIGRATION_LOCK = 7_236_001
 _AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 
@@ -54,7 +54,7 @@ class Database:
             "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._read = sessionmaker(self._engine.execution_options(**reading), expire_on_commit=False)
         self._write = sessionmaker(self._engine.execution_options(begin="WRITE"), expire_on_commit=False)
-        # SQLite allows one writer at a time, and its own lock waiting is neither fair nor prompt.
+        # SQLite allows one writer at a time; waiting for its own lock is slow and not first come, first served.
         self._turn = threading.Lock() if sqlite else None
 
     @property
@@ -155,7 +155,7 @@ def _translated() -> Iterator[None]:
     except _AWAY as error:
         orig = getattr(error, "orig", None)
         cause = " ".join(str(orig or error).split())
-        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:   # the statement failed, not the file
+        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:   # the statement is wrong, such as a missing table
             raise DatabaseError(f"the database's tables are not those of this version ({cause}): migrate it") from error
         raise DatabaseUnavailable(f"the database does not answer: {cause}") from error
     except exc.DBAPIError as error:
@@ -177,7 +177,7 @@ def _sqlite(url: str) -> Engine:
     if not path or path == ":memory:":
         raise ConfigError("database_url", url, "must name a file, because a database in memory is lost with its connection")
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    Path(path).touch(0o600)     # SQLite creates its WAL files with the same mode
+    Path(path).touch(0o600)     # private; SQLite creates its WAL files with the same mode
     engine = create_engine(
         url, connect_args={"timeout": _PATIENCE, "isolation_level": None}, json_serializer=_serialize,
         json_deserializer=from_json, hide_parameters=True, pool_size=10, max_overflow=40, pool_timeout=_PATIENCE)
@@ -190,7 +190,7 @@ def _sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # With the driver's deferred BEGIN, two transactions that read and then write would deadlock.
+        # A writing transaction locks at BEGIN: two that read first and lock later would deadlock.
         writes = connection.get_execution_options().get("begin") == "WRITE"
         connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -205,7 +205,7 @@ def _log_ahead(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            # While another connection turns it on, SQLite refuses at once and ignores the timeout.
+            # While another connection turns WAL on, SQLite fails at once and ignores its lock timeout.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                 raise
             time.sleep(_PAUSE)

@@ -1,7 +1,7 @@
 """Browser sessions and the one-time codes that start them; only their SHA-256 is stored.
 
-A session acts for one token and ends with it, because both are looked up together. Sessions and codes are random 256-bit values,
-looked up by hash, so that timing reveals nothing about a guess.
+A session acts for one token and ends with it, because both are looked up together. Sessions and codes are random 256-bit values.
+They are looked up by their hash, so that response times do not help to guess them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.database.tables import BrowserSession, SignInCode, Token
 CODE_SECONDS = 600.0
 """Lifetime of a sign-in code (s): long enough to copy a link, too short to be used from a log."""
 MOST_OF_A_TOKEN = 100
-"""Limit on the sessions of one token; a further session ends the oldest."""
+"""Maximum number of sessions of one token; starting another one ends the oldest."""
 
 
 def create(session: Session, token: Token, *, longest: float, now: float) -> tuple[str, BrowserSession]:

@@ -28,7 +28,7 @@ class Table(DeclarativeBase):
 
 
 class RunRow(Table):
-    """A run: its request and its present state."""
+    """A run: its request and its current state."""
 
     __tablename__ = "runs"
 
@@ -51,9 +51,9 @@ class RunRow(Table):
     futile: Mapped[int] = mapped_column(default=0)
     """Consecutive drivers lost without progress."""
     mark: Mapped[int] = mapped_column(default=0)
-    """Furthest progress in stages and steps, as a number that never falls; `futile` depends on it."""
+    """Furthest progress in stages and steps, as a number that never falls; a driver that does not raise it made no progress."""
     mark_at_start: Mapped[int] = mapped_column(default=0)
-    """`mark` when the present attempt began."""
+    """`mark` when the current attempt began."""
     stop: Mapped[str | None] = mapped_column(String(16))
     """Why the run was asked to stop: `cancelled`, `killed`, `budget` or `month`."""
     budget_dollars: Mapped[float | None]
@@ -85,7 +85,7 @@ class RunRow(Table):
     next_seq: Mapped[int] = mapped_column(default=0)
     """Number of the next line of the driver's `events.jsonl`."""
     token_hash: Mapped[bytes | None] = mapped_column(LargeBinary(32))
-    """SHA-256 of the present driver's token; each attempt has its own."""
+    """SHA-256 of the current driver's token; each attempt has its own."""
     created: Mapped[float]
     queued: Mapped[float]
     started: Mapped[float | None]
@@ -217,9 +217,9 @@ class BrowserSession(Table):
     """Token that the session acts for and ends with."""
     created: Mapped[float]
     used: Mapped[float]
-    """Time of the last use, to the minute; a session that is not used for too long ends."""
+    """Time of the last use, to the minute; a session that is unused for too long ends."""
     ends: Mapped[float]
-    """Time at which the session ends at the latest."""
+    """Latest time at which the session ends, even if it is in use."""
 
     __table_args__ = (Index("sessions_by_token", "token_id", "id"),)
 
@@ -257,7 +257,7 @@ class Webhook(Table):
     secret: Mapped[str]
     """Secret that signs the deliveries."""
     states: Mapped[list[str]]
-    """States that are reported; empty for all."""
+    """States that the webhook reports; empty for all."""
     created: Mapped[float]
 
 
@@ -282,12 +282,12 @@ class Delivery(Table):
 
 
 class OwnerPolicy(Table):
-    """An entry of the policies, for the default or for an owner."""
+    """The policy of one owner, or the default policy."""
 
     __tablename__ = "policies"
 
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Owner of the entry; `*` for the default."""
+    """Owner that the policy applies to; `*` for the default policy."""
     limits: Mapped[dict[str, Any]]
     """Fields of `Policy` that were set."""
     updated: Mapped[float]

@@ -16,7 +16,7 @@ from service.database.tables import Token
 
 PREFIX = "mdk_"
 RARELY = 60.0
-"""Minimum time between two records of a token's use (s); a write per request would be too slow."""
+"""Minimum time between two writes of a token's last use (s); a write per request would be too slow."""
 
 
 def new_plain() -> str:
@@ -49,7 +49,7 @@ def create(
 def enter(
     session: Session, plain: str, *, name: str, owner: str, scopes: Sequence[str], expires: float | None, now: float,
 ) -> Token:
-    """Store a given token; see `create`."""
+    """Store a token that already exists, such as one from a file; other arguments as for `create`."""
     token = Token(
         id=new_id(), hash=digest(plain), name=values.text(name), owner=values.text(owner), scopes=list(scopes),
         created=now, expires=expires, revoked=None, used=None)

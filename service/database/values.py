@@ -12,7 +12,7 @@ from typing import Any
 LARGEST = 2**63 - 1
 _UNFIT = re.compile("[\x00\ud800-\udfff]")
 _DEEPEST = 60
-"""Maximum nesting depth that is stored; JSON parsers have limits too."""
+"""Maximum nesting depth of a stored value; JSON parsers also have limits."""
 
 
 def text(value: str, most: int | None = None) -> str:
@@ -37,7 +37,7 @@ def document(value: Any, depth: int = 0) -> Any:
 
 
 def named_document(values: dict[str, Any]) -> dict[str, Any]:
-    """Sanitise an event's data with `document`; adds non-finite numbers under `not_finite`, as in {"loss": "nan"}."""
+    """Sanitise an event's data with `document`; lists NaN and infinite values in a field `not_finite`, as in {"loss": "nan"}."""
     lost = {key: str(value) for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     fit: dict[str, Any] = document(values)
     return {**fit, "not_finite": document(lost)} if lost else fit
@@ -54,7 +54,7 @@ def number(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """A non-negative integer that fits into a column; None for anything else."""
+    """A non-negative integer that fits into a 64-bit column; None for anything else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST else None

@@ -45,7 +45,7 @@ def delete(session: Session, webhook: Webhook) -> None:
 
 
 def enqueue(session: Session, run: RunRow, now: float, message_type: MessageType = "run.state", **more: Any) -> None:
-    """Write a delivery about a run for each webhook that reports the run's state; `more` are further fields of the message."""
+    """Write a delivery about a run for each webhook that reports the run's state; `more` adds fields to the message."""
     for webhook in page(session, run.owner):
         if webhook.states and run.state not in webhook.states:
             continue

@@ -1,7 +1,7 @@
 """Decides which queued runs start now, and why the others wait.
 
 Runs are considered in the order of the queue. A run that waits for its owner's limit or for machines that do not exist does not
-hold up later runs. A run that waits for a free slot keeps its turn, because every run needs one slot to start.
+delay later runs. A run that waits for a free slot keeps its turn, because every run needs one slot to start.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class PoolNeed:
     """Slots that a run needs in one pool.
 
     Attributes:
-        resources: Tag of the pool; for a mixed pool the tags of its node types, which are interchangeable.
-        slots: Slots that must exist, busy or not, because a gang needs all its workers at once.
+        resources: Tag (custom Ray resource) of the pool; a mixed pool has one tag for each of its interchangeable node types.
+        slots: Slots that must exist, free or not, because all workers of a gang run at the same time.
         free: Slots that must be free when the run starts.
     """
 
@@ -27,7 +27,7 @@ class PoolNeed:
 
     @property
     def name(self) -> str:
-        """The tags as text."""
+        """The pool's tags, joined for messages."""
         return " or ".join(self.resources)
 
 
@@ -47,7 +47,6 @@ class ActiveRun:
     """A run that has, or may have, a driver.
 
     Attributes:
-        owner: Owner of the run.
         claims: Tags of each pool in which the run holds, or will soon hold, a slot.
     """
 
@@ -83,7 +82,7 @@ class ClusterCapacity:
     grows: bool = False
 
     def room(self, resources: tuple[str, ...]) -> PoolRoom:
-        """Sum of the slots over a pool's tags."""
+        """Slots of a pool, summed over its tags."""
         rooms = [self.rooms.get(resource, PoolRoom(0, 0)) for resource in resources]
         return PoolRoom(sum(room.slots for room in rooms), sum(room.free for room in rooms), sum(room.pending for room in rooms))
 
@@ -94,7 +93,7 @@ class RunLimits:
 
     Attributes:
         runs: Limit over all owners.
-        runs_per_owner: Limit for each owner; None means that only `runs` holds.
+        runs_per_owner: Limit for each owner; None means that only `runs` applies.
         of_owners: Limits by owner that replace `runs_per_owner`.
     """
 
@@ -158,7 +157,7 @@ def _room(
         room = cluster.room(need.resources)
         if room.slots < max(need.slots, need.free):
             return _missing(need, room)
-        # Ray's numbers are a few seconds old: they may or may not include an active run's slot, never that of a run admitted now.
+        # Ray's counts are a few seconds old: they may not include all active runs yet, and never those that start in this round.
         claimed, new = (
             sum(not set(resources).isdisjoint(need.resources) for resources in those) for those in (claims, started))
         free = min(room.free, room.slots - claimed) - new

@@ -29,7 +29,7 @@ STOP_REASONS: Mapping[str, str] = {
 }
 
 AWAITED = "awaited"
-"""Event type stored in place of the earlier driver's final event until the next driver begins."""
+"""Placeholder for a driver's final event, stored while a new attempt's driver has not reported yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +49,15 @@ class FinalEvent:
 
 @dataclasses.dataclass(frozen=True)
 class ObservedState:
-    """What is known about a run when its outcome is decided.
+    """The stored facts about a run from which its outcome is decided.
 
     Attributes:
         state: Stored state.
         stop: Why the run was asked to stop, if it was.
         futile: Consecutive drivers lost without progress.
-        advanced: Whether the present driver made more progress than the previous one.
-        began: Whether the present driver has reported.
-        final: Final event of the present driver.
+        advanced: Whether the current driver made more progress than the previous one.
+        began: Whether the current driver has reported an event.
+        final: Final event of the current driver.
     """
 
     state: RunState
@@ -73,7 +73,7 @@ class Outcome:
     """Decision on an active run.
 
     Attributes:
-        state: The next state; None keeps the present one.
+        state: The next state; None keeps the current one.
         reason: Why the run enters that state.
         futile: Consecutive drivers lost without progress, including this one.
         submit: Whether to submit the job of this attempt; submitting it again is harmless.
@@ -88,7 +88,7 @@ class Outcome:
 
 
 def final_event(progress: Mapping[str, Any]) -> tuple[bool, FinalEvent | None]:
-    """Whether the present driver has reported, and its final event, from a run's progress."""
+    """Whether the current driver has reported, and its final event, from a run's progress."""
     ended = progress.get("ended")
     if not ended:
         return True, None
@@ -103,7 +103,7 @@ def decide_outcome(observed: ObservedState, job: JobState | None, now: float) ->
 
     Args:
         observed: The run. If its job has ended, every event that the driver wrote must have been stored.
-        job: Ray's view of the present attempt's job; None if Ray does not know the job.
+        job: Ray's view of the current attempt's job; None if Ray does not know the job.
         now: Seconds since the epoch.
     """
     if observed.state not in ACTIVE:
@@ -153,7 +153,7 @@ def _lost(observed: ObservedState, job: JobState | None) -> Outcome:
 
 
 def _failure(job: JobState) -> str:
-    """Why a job failed: the signal, or the last line of Ray's message or the driver's log that is not an event."""
+    """Why a job failed: the signal that killed it, or the last line of Ray's message that is not a JSON event."""
     if job.exit_code is not None and job.exit_code < 0:
         return f"its process was ended by signal {-job.exit_code}"
     lines = [line.strip() for line in (job.message or "").splitlines()]

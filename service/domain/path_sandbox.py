@@ -23,7 +23,7 @@ from service.domain.starts import parse, run_places
 
 EMBEDDED = "embedded"
 HARMLESS_OPTIONS = frozenset({"region", "anonymous"})
-"""Options of a bucket's URI that change neither the server nor the credentials."""
+"""Query options that a bucket's URI may have, because they change neither the server nor the credentials."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -90,10 +90,10 @@ def check_links(config: RunConfig, roots: Roots) -> None:
 
 
 def check_parts(config: RunConfig, directory_of: Callable[[str], Path | None]) -> None:
-    """Check that no part of a finished run in a configuration is a symbolic link, because drivers could plant links.
+    """Check that the models and texts of finished runs that a configuration uses are not symbolic links planted by a driver.
 
     Raises:
-        ConfigError: A part is a symbolic link.
+        ConfigError: A model or text is a symbolic link.
     """
     for place in run_places(config):
         run_id, part = parse(place)
@@ -133,7 +133,7 @@ def _local(place: Place, roots: Roots) -> Path:
         raise ConfigError(field, path, "must be a plain path, without a scheme")
     if not directories:
         raise ConfigError(field, path, f"cannot be a directory, because this service allows only {_allowed(place, roots)}")
-    absolute = directories[0] / path      # an absolute path replaces what it is joined to
+    absolute = directories[0] / path      # if `path` is absolute, the result is `path`
     if not _within(absolute, directories):
         raise ConfigError(field, path, f"is outside of {_allowed(place, roots)}; {_remedy(place)}")
     if _holds_runs(place):
@@ -146,7 +146,7 @@ def _holds_runs(place: Place) -> bool:
 
 
 def _check_no_run(field: str, path: str, directory: Path, roots: Sequence[Path]) -> None:
-    """Refuse a directory inside a run's home, or inside a hidden directory of housekeeping."""
+    """Refuse a directory inside a run's home, or inside a hidden directory in which housekeeping keeps removed runs."""
     for root in roots:
         for part in directory.relative_to(root).parts if directory.is_relative_to(root) else ():
             if part.startswith(".") or is_id(part.upper()):

@@ -28,19 +28,19 @@ class Retention(_Document):
 
 
 class Policy(_Document):
-    """Limits of one owner. Fields that an owner's entry leaves out are taken from the default entry."""
+    """Limits of one owner. Fields that an owner's policy omits take their values from the default policy."""
 
     resources: Annotated[list[Tag], Field(max_length=256)] | None = None
     """Custom resources of the pools that the owner's runs may use; null: any."""
     prices: Annotated[dict[Tag, PricePerHour], Field(max_length=256)] = Field(default_factory=dict)
     """Dollars per worker-hour by custom resource; they replace `price_per_hour` of a run's configuration. An owner's prices
-    are added to the default prices. For a resource that is not listed, the configuration's price holds."""
+    are added to the default prices. For a resource that is not listed, the configuration's price applies."""
     highest_priority: Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)] = 0
     """Highest priority of a run; an administrator may set any."""
     queued_runs: Annotated[int, Field(ge=0)] | None = 100
     """Limit on queued runs; null: no limit."""
     active_runs: Annotated[int, Field(ge=0)] | None = 2
-    """Limit on runs that are active at the same time; null: only the limit of the service holds."""
+    """Limit on runs that are active at the same time; null: only the limit of the service applies."""
     dollars_per_month: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Limit on metered dollars in a calendar month (UTC). When it is reached, active runs stop with a checkpoint and queued
     runs wait for the next month; null: no limit."""
@@ -54,9 +54,9 @@ class Policies(_Document):
     """Policies of all owners."""
 
     default: Policy = Policy()
-    """Policy of owners without an entry."""
+    """Policy of owners that have none of their own."""
     owners: Annotated[dict[Owner, Policy], Field(max_length=MOST_OWNERS)] = Field(default_factory=dict)
-    """Entries by owner; fields that an entry leaves out are taken from the default."""
+    """Policies by owner; omitted fields take their values from the default policy."""
 
     def of(self, owner: str) -> Policy:
         """The policy that applies to an owner."""

@@ -1,4 +1,4 @@
-"""Applies a policy to a run: prices, acceptance, and whether the run may start or continue."""
+"""Applies an owner's policy to a run: sets its prices, and decides whether it is accepted and may start or continue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Priced = TypeVar("_Priced", LowMemoryPool, HighMemoryPool, MachineType)
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """Present usage by an owner's runs.
+    """Current usage by an owner's runs.
 
     Attributes:
         queued: Number of queued runs.
@@ -40,7 +40,7 @@ def priced(config: RunConfig, prices: Mapping[str, float]) -> tuple[RunConfig, l
 
     Returns:
         The configuration to store and to plan with, and notes for the owner: which prices were replaced, and for which
-        resources the configuration's own price holds.
+        resources the configuration's own price applies.
     """
     notes: list[str] = []
     pools = config.pools
@@ -59,7 +59,7 @@ def check_pools(config: RunConfig, policy: Policy) -> None:
     """Refuse pools that the owner may not use.
 
     Raises:
-        AgainstPolicy: A custom resource is not allowed, or it has no operator price while dollars are limited.
+        AgainstPolicy: A custom resource is not allowed, or the policy limits dollars but sets no price for it.
     """
     for field, tag in _needed(config):
         if policy.resources is not None and tag not in policy.resources:
@@ -145,7 +145,7 @@ def next_month(time: float) -> float:
 
 
 def _needed(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Setting and custom resource of every node type that the run needs."""
+    """Dotted path in the configuration, and custom resource, of every node type that the run needs."""
     for pool, _ in config.pools.needed(config.finetune.pool):
         if isinstance(pool, LowMemoryPool) and pool.types:
             yield from ((f"pools.{pool.name}.types.{i}", each.resource) for i, each in enumerate(pool.types))

@@ -24,7 +24,6 @@ class FinishedRun:
     """A run that has ended.
 
     Attributes:
-        run_id: Id of the run.
         ended: End of the run, in seconds since the epoch.
         kept: Whether its owner exempted it from retention.
     """
@@ -36,16 +35,16 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """Time at which retention removes a run, and the rule that says so."""
+    """Time at which retention removes a run, and the rule that decides it."""
 
     time: float
     why: str
 
 
 def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str, Due]:
-    """When each finished run of one owner is due, by the earliest rule; runs that no rule removes are absent.
+    """Removal time of each finished run of one owner, by the earliest rule; runs that no rule removes are absent.
 
-    Kept runs are never due, and do not count among the newest runs.
+    Runs marked as kept are never removed, and do not count among the newest runs.
     """
     newest_first = sorted((run for run in finished if not run.kept), key=lambda run: (run.ended, run.run_id), reverse=True)
     due: dict[str, Due] = {}
@@ -55,7 +54,7 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
             rules.append(Due(run.ended + retention.days * _DAY, f"finished runs are kept for {retention.days:g} days"))
         most = retention.finished_runs
         if most is not None and place >= most:
-            # Due since the end of the run that pushed it out of the newest ones.
+            # Removed once `most` newer runs have finished: due since the last of them ended.
             rules.append(Due(newest_first[place - most].ended, f"the newest {most} finished runs are kept"))
         if rules:
             due[run.run_id] = min(rules, key=lambda rule: rule.time)
@@ -63,7 +62,7 @@ def due_runs(finished: Sequence[FinishedRun], retention: Retention) -> dict[str,
 
 
 def announced(due: float | None, before: float | None, now: float) -> float | None:
-    """Time to announce for a run's removal (None: never), at least a day after its first announcement."""
+    """Removal time to announce to a run's owner (None: never), at least a day after the first announcement."""
     if due is None:
         return None
     notice = now + NOTICE_SECONDS
@@ -71,7 +70,7 @@ def announced(due: float | None, before: float | None, now: float) -> float | No
 
 
 def named_runs(config: Any) -> set[str]:
-    """Ids of the runs that a stored configuration refers to, by path or as `run://`, except in its `output`."""
+    """Ids of the runs that a stored configuration reads, named by a path or by `run://`; its `output` is not searched."""
     places = {name: value for name, value in config.items() if name != "output"} if isinstance(config, dict) else config
     return {run_id for text in _texts(places) for run_id in _RUN_ID.findall(text)}
 

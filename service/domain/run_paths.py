@@ -23,12 +23,12 @@ _ULID = re.compile(ULID_PATTERN)
 
 
 def is_id(text: str) -> bool:
-    """Whether a text has the form of an id; no other text needs to be looked up."""
+    """Whether a text has the form of an id; other texts need no database query."""
     return _ULID.fullmatch(text) is not None
 
 
 def with_run_directory(config: RunConfig, root: Path, run_id: str) -> RunConfig:
-    """The configuration with `output` set to the run's home, which no other run uses."""
+    """The configuration with `output` set to the run's home, ROOT/RUN_ID."""
     return config.model_copy(update={"output": root / run_id})
 
 

@@ -18,12 +18,12 @@ _REFERENCE = re.compile(r"run://([^/?#%\x00-\x1f]{1,128})/([a-z]+)/?")
 
 
 def run_places(config: RunConfig) -> Iterator[Place]:
-    """The places of a configuration that refer to a run."""
+    """The path settings of a configuration that refer to another run."""
     return (place for place in places(config) if names_a_run(place.value))
 
 
 def parse(place: Place) -> tuple[str, RunPart]:
-    """The run (id or name) and the part of it that a place refers to.
+    """Split a setting's run reference into the run (id or name) and its part (`model` or `corpus`).
 
     Raises:
         ConfigError: The reference is malformed, or the setting cannot refer to that part.
@@ -43,7 +43,7 @@ def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
 
     Args:
         config: Configuration as requested.
-        ids: Id of the run, by the field that refers to it.
+        ids: Ids of the runs, by the dotted path of the setting that refers to each.
     """
     def change(place: Place) -> str | Path:
         if place.field not in ids:
@@ -54,7 +54,7 @@ def with_ids(config: RunConfig, ids: Mapping[str, str]) -> RunConfig:
 
 
 def located(config: RunConfig, directory_of: Callable[[str], Path | None]) -> tuple[RunConfig, tuple[Path, ...]]:
-    """The configuration with run references replaced by paths, and the directories behind them.
+    """The configuration with run references replaced by paths, and the directories that they point to.
 
     Args:
         config: Configuration from `with_ids`.
@@ -71,7 +71,7 @@ def located(config: RunConfig, directory_of: Callable[[str], Path | None]) -> tu
         if directory is None:
             return place.value
         read.append(directory / part)
-        # Only the documents of the corpus artifact; it also contains a tokenizer and packed tokens.
+        # Only the documents: the corpus directory also contains a tokenizer and packed tokens.
         return type(place.value)(directory / part / "*" / "*.parquet" if part == "corpus" else directory / part)
 
     return with_places(config, change), tuple(read)

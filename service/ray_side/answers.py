@@ -12,7 +12,7 @@ from service.errors import RayUnavailable
 
 
 class DashboardAnswer(BaseModel):
-    """Base: frozen; unknown fields are ignored."""
+    """Base of all responses: frozen; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -49,7 +49,7 @@ class RayNode(DashboardAnswer):
 
 
 class Bundle(DashboardAnswer):
-    """A worker's part of a placement group; it waits while it has no node."""
+    """The resources of one worker in a placement group; without a node, the bundle waits to be placed."""
 
     node_id: str | None = None
     unit_resources: dict[str, float]
@@ -63,14 +63,14 @@ class Group(DashboardAnswer):
 
     @property
     def waiting(self) -> list[Bundle]:
-        """Bundles without a node."""
+        """Bundles that are not placed on a node yet."""
         if self.state not in ("PENDING", "RESCHEDULING"):
             return []
         return [bundle for bundle in self.bundles or () if not bundle.node_id]
 
 
 class SummaryNode(DashboardAnswer):
-    """A node in the summary; its type name is empty without an autoscaler."""
+    """A node in `/nodes?view=summary`; its type name is empty without an autoscaler."""
 
     type_name: str = Field("", validation_alias=AliasPath("raylet", "nodeTypeName"))
 
@@ -142,10 +142,10 @@ T = TypeVar("T")
 
 
 def read_as(form: type[T], answer: Any) -> T:
-    """Validate a response as one of this module's types.
+    """Parse a response as one of this module's types.
 
     Raises:
-        RayUnavailable: The response has another form, so it does not come from this version of Ray.
+        RayUnavailable: The response has another schema, so it does not come from a supported version of Ray.
     """
     try:
         return TypeAdapter(form).validate_python(answer)

@@ -1,6 +1,6 @@
 """Client of the Ray dashboard's REST API, with timeouts and Ray's token.
 
-Ray's own client is not used: it has no timeouts, prefers RAY_ADDRESS to its argument, and imports Ray.
+Ray's own client is not used: it has no timeouts, its argument is overridden by RAY_ADDRESS, and it imports Ray.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Dashboard:
     def __init__(self, url: str, token_path: Path | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
         self._token_path = token_path
-        # The proxies of the environment do not apply to the cluster.
+        # Ignore HTTP_PROXY and similar variables: the cluster is reached directly.
         self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=transport)
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
@@ -70,7 +70,7 @@ class Dashboard:
 
 
 def refused(answer: httpx.Response) -> RayUnavailable:
-    """The error for an error response; a traceback is reduced to its last line."""
+    """Make the error for an error response of Ray; of a traceback, only the last line is kept."""
     lines = [line for line in answer.text.splitlines() if line.strip(" .")] or [answer.reason_phrase]
     return RayUnavailable(f"Ray answers {answer.status_code}: {lines[-1][:300]}")
 
@@ -88,7 +88,7 @@ def parsed(answer: httpx.Response) -> Any:
 
 
 def auth_headers(token_path: Path | None = None) -> dict[str, str]:
-    """Authentication headers, with the token from the given file or else found as Ray finds it.
+    """Authentication headers, with the token from the given file or, without one, from the places where Ray looks for it.
 
     A token in Ray's default file is used even if RAY_AUTH_MODE is unset, because a Ray head with such a file requires it.
     """

@@ -44,7 +44,6 @@ class RayJobs:
     """Jobs of a Ray cluster, through the REST API of its dashboard. Every method may raise `RayUnavailable`.
 
     Args:
-        dashboard: Dashboard of the cluster.
         python: Interpreter that runs the driver; by default that of the head node.
     """
 
@@ -72,7 +71,7 @@ class RayJobs:
             raise refused(answer)
 
     def statuses(self) -> dict[str, JobState]:
-        """All jobs that Ray knows, by submission id; none after a restart of the head."""
+        """All jobs that Ray knows, by submission id; after a restart of the head node, Ray knows none."""
         jobs = read_as(list[Job], self._dashboard.get("/api/jobs/"))
         return {
             job.submission_id: JobState(job.status, job.message, job.driver_exit_code)
@@ -98,6 +97,6 @@ def entrypoint(submission: Submission, python: str = "python") -> str:
         python, "-m", "moedisco_ray", "run", str(submission.config_path), "--json",
         "--stop-file", str(submission.stop_file), "--report-to", submission.report_url, "--run-id", submission.run,
     ]
-    # `exec`: signals reach the driver and not a shell.
+    # `exec` replaces the shell, so that signals reach the driver.
     return f"exec {shlex.join(words)}"
 

@@ -6,7 +6,7 @@ STATE_DIR/ray/           readable by the service's user only
 ├── ray.log              output of `ray start`
 └── tmp/session_*/       Ray's own files
 
-A random mark in their environment identifies the processes of the cluster; no other process is ever signalled.
+The cluster's processes carry a random mark in their environment. Only processes with this mark are ever signalled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from service.ray_side.answers import NodeList, read_as
 from service.ray_side.dashboard import Dashboard
 
 MARK = "MOEDISCO_LOCAL_RAY"
-"""Environment variable with the mark."""
+"""Environment variable with the random mark that identifies the cluster's processes."""
 START_SECONDS = 90.0
 """Maximum wait for a new cluster to answer (s)."""
 TERM_SECONDS = 5.0
@@ -198,7 +198,7 @@ class LocalRay:
         record = self._record()
         if record is None:
             return
-        # The head ends its children in order; lost workers and drivers in sessions of their own are killed afterwards.
+        # First stop the head process, which stops its children; then kill what remains, such as drivers and orphaned workers.
         if record.pid is not None and _bears(record.pid, record.mark):
             _signal([psutil.Process(record.pid)], kill=False, seconds=TERM_SECONDS)
         deadline = time.monotonic() + TERM_SECONDS
@@ -278,7 +278,7 @@ def _bears(pid: int, mark: str) -> bool:
 
 
 def _await_environment(pid: int) -> None:
-    """Wait until a new process has its environment, which is empty for a moment, so that its mark is found."""
+    """Wait until the environment of a new process can be read; at first it is empty, and the mark would not be found."""
     with contextlib.suppress(psutil.Error):
         while not (process := psutil.Process(pid)).environ() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.001)
@@ -289,7 +289,7 @@ def _bearers(mark: str) -> list[psutil.Process]:
 
 
 def _signal(processes: list[psutil.Process], *, kill: bool, seconds: float) -> None:
-    """Signal processes and wait for them; psutil refuses a pid that meanwhile belongs to another process."""
+    """Signal processes and wait until they end; psutil skips a pid that was reused by another process."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill() if kill else process.terminate()

@@ -49,9 +49,8 @@ class Page:
     """A response of the dashboard.
 
     Attributes:
-        status: HTTP status.
-        headers: Headers that describe the body.
-        body: Bytes as sent, still encoded if a header says so.
+        headers: The response's headers about the body, such as its type and encoding.
+        body: Bytes as received, still compressed if a header says so.
         kind: `frame` for the HTML document that loads the scripts, `static` for files of Ray's release, `data` for the rest.
     """
 

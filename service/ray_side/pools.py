@@ -1,7 +1,7 @@
 """Pools of the cluster (nodes with a common tag), read from the Ray dashboard.
 
-Totals come from the state API. Usage comes from the summary of the nodes, the only source that has it with both autoscalers; it is
-text there and about five seconds old.
+Totals come from Ray's state API. Usage comes from the dashboard's summary of nodes, the only source that works with both versions
+of Ray's autoscaler. The summary gives usage as text, about five seconds old.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class RayPools:
     """Pools of a Ray cluster, through the REST API of its dashboard.
 
     Args:
-        dashboard: Dashboard of the cluster.
         clock: Returns seconds since the epoch.
     """
 
@@ -36,7 +35,7 @@ class RayPools:
         self._clock = clock
 
     def read(self, resources: Collection[str] = ()) -> PoolList:
-        """All pools, including the named resources that no node offers.
+        """Read all pools; a pool that is named in `resources` is included even if no node offers it.
 
         Never raises: `connected` is false if Ray does not answer. `price_per_hour` is null because Ray does not know it.
         """
@@ -51,7 +50,7 @@ class RayPools:
             for name in sorted(offered | set(resources))])
 
     def grows(self) -> bool:
-        """Whether an autoscaler may add nodes, for which Ray reports the type of each node; false if Ray does not answer."""
+        """Whether an autoscaler may add nodes: only then does Ray report node types. False if Ray does not answer."""
         try:
             return any(node.type_name for node in self._summary().nodes)
         except RayUnavailable:
@@ -68,7 +67,7 @@ class RayPools:
         return used
 
     def _pending(self) -> Mapping[str, float]:
-        """Amounts that placement groups wait for, by resource."""
+        """Amount of each resource that placement groups wait for."""
         pending: dict[str, float] = defaultdict(float)
         for group in read_as(GroupList, self._dashboard.get("/api/v0/placement_groups", _ALL)).items:
             for bundle in group.waiting:

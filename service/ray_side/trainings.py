@@ -17,14 +17,13 @@ FRESH_SECONDS = 3.0
 """Maximum age of a cached response of Ray (s)."""
 _PATH = "/api/train/v2/runs/v1"
 _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
-"""Random suffix of a training's name, which makes it a new training for Ray Train."""
+"""Random suffix that makes a training's name unique, so that Ray Train treats each start as a new training."""
 
 
 class RayTrainings:
     """Trainings that Ray Train knows, through the REST API of a dashboard; all readers share a response for a few seconds.
 
     Args:
-        dashboard: Dashboard of the cluster.
         clock: Returns monotonic seconds.
     """
 
@@ -49,7 +48,7 @@ class RayTrainings:
         return [_training(training, job, name) for job, training in sorted(found, key=lambda pair: pair[1].start_time_ns)]
 
     def _all(self) -> list[TrainRun]:
-        # One reader asks while the others use the last response, so that a dashboard that hangs does not block every thread.
+        # One thread sends the request while the others use the last response, so that a dashboard that hangs blocks only one.
         first = self._made == float("-inf")
         if self._clock() - self._made >= FRESH_SECONDS and self._lock.acquire(blocking=first):
             try:
@@ -72,7 +71,7 @@ class RayTrainings:
 
 
 def _attempt_of(training: TrainRun, run_id: str) -> int | None:
-    """The run's attempt that a training belongs to; None if it belongs to another run."""
+    """Number of the run's attempt that started a training; None if another run started it."""
     job = training.job_details
     found = submitted_run(job.submission_id) if job is not None and job.submission_id is not None else None
     return found[1] if found is not None and found[0] == run_id else None

@@ -70,7 +70,7 @@ class SessionInfo(Document):
     used: float
     """Time of the last use, to the minute."""
     ends: float
-    """Time at which the session ends at the latest."""
+    """Latest time at which the session ends, even if it is in use."""
     current: bool
     """Whether this request used the session."""
 
@@ -89,7 +89,7 @@ class NewSignInCode(Document):
 
 
 class Identity(Document):
-    """The caller."""
+    """The authenticated caller, its rights, and the service's version."""
 
     owner: str
     scopes: list[Scope]

@@ -16,7 +16,7 @@ Scope = Literal["read", "submit", "admin"]
 
 
 def example(**values: Any) -> ConfigDict:
-    """Model configuration with an example for the API reference."""
+    """Pydantic configuration of a model, with an example for the API reference."""
     return ConfigDict(json_schema_extra={"examples": [values]})
 
 
@@ -27,7 +27,7 @@ class Document(BaseModel):
 
     @classmethod
     def of(cls, row: object) -> Self:
-        """The body with the attributes of a database row."""
+        """Create the body from the attributes of a database row."""
         return cls.model_validate(row, from_attributes=True)
 
 
@@ -36,7 +36,7 @@ class Health(Document):
 
     status: Literal["ok", "unavailable"]
     checks: dict[str, str]
-    """`ok` or the problem, for each part of the service."""
+    """For each part of the service, `ok` or a description of the problem."""
 
 
 class Mistake(Document):

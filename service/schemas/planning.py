@@ -28,7 +28,7 @@ class PoolStatus(Document):
     gpus: float
     nodes: list[PoolNode]
     price_per_hour: float | None
-    """Operator's price for the caller (dollars per worker-hour); null: the price in each run's configuration holds."""
+    """Operator's price for the caller (dollars per worker-hour); null: the price in each run's configuration applies."""
     lost: int
     """Nodes of this pool that failed in the last 24 hours."""
     pending: int
@@ -44,7 +44,7 @@ class PoolList(Document):
 
 
 class Share(Document):
-    """Usage of a limit."""
+    """A limit and how much of it is used."""
 
     used: float
     limit: float | None
@@ -52,13 +52,13 @@ class Share(Document):
 
 
 class Quota(Document):
-    """Limits of an owner and their usage."""
+    """An owner's limits and current usage."""
 
     owner: str
     resources: list[str] | None
-    """Custom resources of the pools that runs may use; null: any."""
+    """Custom resources of the pools that the owner's runs may use; null: any."""
     prices: dict[str, float]
-    """Operator's prices in dollars per worker-hour, by custom resource; for others the configuration's price holds."""
+    """Operator's prices in dollars per worker-hour, by custom resource; for other resources, the configuration's price applies."""
     highest_priority: int
     queued_runs: Share
     active_runs: Share
@@ -74,7 +74,7 @@ class Quota(Document):
 
 
 class Estimate(Plan):
-    """Plan of a run at the operator's prices."""
+    """Estimated resources, time and cost of a run at the operator's prices."""
 
     notes: tuple[str, ...] = ()
-    """Notes on prices that were replaced, and on resources for which the configuration's own price holds."""
+    """Notes on which of the configuration's prices the operator's prices replaced, and which ones still apply."""

@@ -31,7 +31,7 @@ def _plannable(raw: Any) -> Any:
 
 
 PlannableConfig = Annotated[RunConfig, BeforeValidator(_plannable)]
-"""Configuration of a run whose sizes are small enough to plan."""
+"""Configuration of a run, checked to have sizes that can be planned."""
 
 
 class RunRequest(Document):
@@ -44,11 +44,11 @@ class RunRequest(Document):
     priority: Priority = 0
     """Priority in the queue; higher starts first."""
     budget_dollars: Dollars | None = None
-    """Metered dollars at which the run stops with a checkpoint."""
+    """Cost at which the run stops with a checkpoint (dollars)."""
 
 
 class RunChange(Document):
-    """Changes of an existing run; fields that are left out stay as they are."""
+    """Changes to an existing run; omitted fields stay as they are."""
 
     model_config = example(priority=10, budget_dollars=40.0)
 

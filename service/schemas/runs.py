@@ -15,11 +15,11 @@ class Money(Document):
     """Cost of a run."""
 
     dollars: float
-    """Total of the run's bill so far, over all attempts."""
+    """Cost of the run so far, over all attempts (dollars)."""
     worker_seconds: dict[str, float]
-    """Worker-seconds by pool."""
+    """Worker-seconds used so far, by pool."""
     estimate_dollars: float | None
-    """Total of the plan's bill; null if the plan cannot know it."""
+    """Planned cost of the whole run (dollars); null if it cannot be estimated."""
     budget_dollars: float | None
 
 
@@ -33,7 +33,7 @@ class StageProgress(Document):
 
 
 class Run(Document):
-    """A run in its present state."""
+    """A run in its current state."""
 
     id: str
     name: str
@@ -59,7 +59,7 @@ class Run(Document):
     kept: bool = False
     """Whether the run is exempt from retention."""
     expires_at: float | None = None
-    """Announced time at which retention removes the run with its files; null: not announced."""
+    """Time at which retention will remove the run with its files; null: no removal is announced."""
     disk_bytes: int | None = None
     """Size of the run directory, as last measured (bytes)."""
     events: int
@@ -72,7 +72,7 @@ class RunDetail(Run):
     """A run with its configuration and its bill."""
 
     notes: list[str] = Field(default_factory=list)
-    """Remarks from the submission, such as which prices were replaced."""
+    """Remarks from the submission, such as which of the configuration's prices the operator's prices replaced."""
     config: dict[str, Any]
     bill: Bill
     """Cost of the run so far, as in `report.json`."""

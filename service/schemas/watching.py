@@ -1,4 +1,4 @@
-"""Reports of drivers, and the metrics, logs and files of runs."""
+"""Event reports of drivers, and the metrics, logs and files of runs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class DriverEvent(Document):
 
 
 class Report(Document):
-    """Consecutive lines of a driver's `events.jsonl`."""
+    """Consecutive lines of a driver's `events.jsonl`, sent to the service."""
 
     model_config = example(
         first=0, events=[{"type": "run_started", "data": {"name": "demo"}, "time": 1_760_000_000.0}])
 
     first: Annotated[int, Field(ge=0, le=2**53)]
-    """Number of the first line, from 0."""
+    """Number of the first line in this report, counted from 0."""
     events: Annotated[list[DriverEvent], Field(max_length=5000)]
 
 
@@ -34,11 +34,11 @@ class ReportAnswer(Document):
     """Acknowledgement of a driver's report."""
 
     next: int
-    """Number of the next line that the service needs: known lines are skipped, and lines after a gap must be sent again."""
+    """Number of the next line to send. The service skips lines that it has, and needs lines after a gap again."""
 
 
 class Series(Document):
-    """One figure of one unit over its training."""
+    """One figure, such as the loss, of one unit over its training."""
 
     unit: str
     stage: str
@@ -50,7 +50,7 @@ class Series(Document):
 
 
 class Metrics(Document):
-    """Curves of one figure."""
+    """Training curves of one figure, such as the loss."""
 
     figure: str
     series: list[Series]

@@ -17,7 +17,7 @@ class WebhookRequest(Document):
 
     url: Annotated[str, Field(max_length=2048, pattern=r"^https?://")]
     states: Annotated[list[RunState], Field(max_length=7)] = Field(default_factory=list)
-    """States that are reported; empty: all."""
+    """States of runs that the webhook reports; empty: all."""
 
 
 class WebhookInfo(Document):

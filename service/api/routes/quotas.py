@@ -1,4 +1,4 @@
-"""Policies, which only administrators change, and quotas, which their owners may read."""
+"""Routes of policies, for administrators, and of quotas, which each owner may read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from service.schemas import Quota, Share
 
 router = APIRouter(prefix="/v1", tags=["policies"], route_class=StrictRoute, dependencies=SIGNED_IN)
 
-_OwnerName = Annotated[Owner, Path(description="Owner of the entry.", examples=["ann"])]
+_OwnerName = Annotated[Owner, Path(description="Owner of the policy.", examples=["ann"])]
 
 
 @router.get("/policies", responses=problems(), response_model_exclude_unset=True)
 def get_policies(caller: Admin, context: InContext) -> Policies:
-    """All entries, with the fields that were set; other fields are taken from the default entry or the documented defaults."""
+    """Get all policies, each with only the fields that were set. Other fields take their values from the default policy.
+
+    Fields that the default policy does not set have the documented defaults.
+    """
     del caller
     with context.database.read() as session:
         return policies.load(session)
@@ -46,7 +49,7 @@ def set_policies(body: Policies, caller: Admin, context: InContext) -> Policies:
 
 @router.put("/policies/owners/{owner}", responses=problems(409, body=True), response_model_exclude_unset=True)
 def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContext) -> Policy:
-    """Replace one owner's entry; fields that it leaves out are taken from the default. Not allowed in a browser session."""
+    """Replace one owner's policy; omitted fields take their values from the default policy. Not allowed in a browser session."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -59,7 +62,7 @@ def set_policy(owner: _OwnerName, body: Policy, caller: Admin, context: InContex
 
 @router.delete("/policies/owners/{owner}", status_code=204, responses=problems(404, 409))
 def delete_policy(owner: _OwnerName, caller: Admin, context: InContext) -> None:
-    """Delete one owner's entry, so that the default applies; not allowed in a browser session."""
+    """Delete one owner's policy, so that the default policy applies; not allowed in a browser session."""
     require_token(caller)
     now = context.now()
     with context.database.write() as session:
@@ -75,7 +78,7 @@ def get_quota(
     caller: Reader, context: InContext,
     owner: Annotated[str | None, Query(max_length=64, description="Owner (for administrators); by default the caller.")] = None,
 ) -> Quota:
-    """Limits of an owner and their usage."""
+    """Get an owner's limits and current usage."""
     if owner is not None and owner != caller.owner and not caller.admin:
         raise Forbidden("only an administrator may read another owner's quota; leave out `owner` to read yours")
     with context.database.read() as session:

@@ -75,14 +75,14 @@ def list_runs(
 
 @router.get("/{run_id}", responses=problems(404))
 def get_run(run_id: RunId, caller: Reader, context: InContext) -> RunDetail:
-    """The present state of a run."""
+    """Get the current state of a run."""
     with context.database.read() as session:
         return run_detail(context, caller, session, visible_run(session, caller, run_id))
 
 
 @router.patch("/{run_id}", responses=problems(404, 409, body=True))
 def change_run(run_id: RunId, body: RunChange, caller: Submitter, context: InContext) -> RunDetail:
-    """Change a run. The priority matters while the run is queued; a new budget applies at once.
+    """Change a run. The priority only matters while the run is queued; a new budget applies at once.
 
     `kept: true` exempts a run from retention.
     """
@@ -119,7 +119,7 @@ def delete_run(
         runs.delete(session, run)
         note(session, caller, "run.delete", run_id, now=now, detail={"name": run.name, "keep_artifacts": keep_artifacts})
     context.notify(run_id)
-    # The run is deleted even if the following steps fail; they can be done by hand.
+    # Errors below are ignored: the run is already deleted, and the rest can be cleaned up by hand.
     with contextlib.suppress(RayUnavailable):
         for attempt in range(1, run.attempt + 1):
             context.jobs.delete(submission_id(run.id, attempt))

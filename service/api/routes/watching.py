@@ -1,4 +1,4 @@
-"""Reports of drivers, and the events, metrics, reports and logs of runs."""
+"""Routes to watch a run (events, metrics, report, logs), and the route to which its driver posts events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ reports = APIRouter(prefix="/v1/runs/{run_id}", tags=["watching"], dependencies=
 _DECISIVE = frozenset({"run_started", "run_finished", "run_failed", "run_stopped"})
 _MOST_LINES = 100_000
 _MOST_BYTES = 64 * 2**20
-"""Maximum size of a run's JSON file that is sent (bytes)."""
+"""Maximum size of a run's JSON file that a response may contain (bytes)."""
 _MESSAGE = {
     "type": "object", "required": ["event", "data"], "properties": {
         "id": {"type": "string", "description": "Position in the stream; absent in the last message."},
@@ -47,7 +47,7 @@ _MESSAGE = {
 
 
 def find_run(run_id: RunId, caller: Reader, context: InContext) -> tables.RunRow:
-    """The run in the path, if the caller may see it."""
+    """The run whose id is in the URL path, if the caller may see it."""
     with context.database.read() as session:
         return visible_run(session, caller, run_id)
 
@@ -56,7 +56,7 @@ VisibleRun = Annotated[tables.RunRow, Depends(find_run)]
 
 
 async def raw_body(request: Request) -> bytes:
-    """The raw body; a report is parsed in the thread that stores it."""
+    """The unparsed body: the thread that stores a report also parses it, so that parsing does not block the event loop."""
     return await request.body()
 
 
@@ -76,14 +76,14 @@ async def stream_events(
 @reports.post("/report", responses=problems(400, 404, body=True), openapi_extra={"requestBody": {
     "required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Report"}}}}})
 def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], request: Request, context: InContext) -> ReportAnswer:
-    """Store lines of the driver's `events.jsonl`; only for the driver of the run's present attempt."""
+    """Store lines of the driver's `events.jsonl`. Only the driver of the run's current attempt may call this."""
     with context.database.read() as session:
         check_driver(request, context, runs.get(session, run_id))
     report = _report(body)
     events = [Event(event.type, event.stage, event.unit, event.data, event.time) for event in report.events]  # type: ignore[arg-type]
     now = context.now()
     with context.database.write() as session:
-        # Checked again, because another attempt may have begun in the meantime.
+        # Check again: another attempt may have begun since the first check.
         run = check_driver(request, context, runs.lock(session, run_id))
         before = run.next_seq
         following = ingest.take(session, run, report.first, events, now)
@@ -97,11 +97,11 @@ def report_events(run_id: RunId, body: Annotated[bytes, Depends(raw_body)], requ
 @router.get("/metrics", responses=problems(404))
 def get_metrics(
     run: VisibleRun, context: InContext,
-    figure: Annotated[Figure, Query(description="Figure of the curves.")] = "loss",
+    figure: Annotated[Figure, Query(description="Figure (training metric) of the curves.")] = "loss",
     unit: Annotated[list[str], Query(max_length=256, description="Units to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
     points: Annotated[int, Query(ge=2, le=10_000, description="Maximum number of points per curve.")] = 1000,
 ) -> Metrics:
-    """Training curves, downsampled with their extremes preserved."""
+    """Get training curves, downsampled so that minima and maxima are preserved."""
     with context.database.read() as session:
         curves = metrics.series(session, run.id, figure, unit or None, points)
     return Metrics(figure=figure, series=[series_answer(curve) for curve in curves])
@@ -122,13 +122,13 @@ def list_trainings(run: VisibleRun, context: InContext) -> TrainingPage:
 
 @router.get("/clusters", responses=problems(404))
 def get_clusters(run: VisibleRun) -> dict[str, Any]:
-    """Clusters of the documents."""
+    """Get the report of the document clustering: the clusters and their contents."""
     return _document(Path(run.directory), "clusters/report.json", "clusters")
 
 
 @router.get("/report", response_model_exclude_unset=True, responses=problems(404, 409))
 def get_report(run: VisibleRun, context: InContext) -> RunReport:
-    """Cost and results of a run by stage; for an active run, of the stages so far."""
+    """Get the cost and results of a run by stage; for an active run, of the stages so far."""
     directory = Path(run.directory)
     if RunState(run.state) is RunState.SUCCEEDED:
         return _read_report(_document(directory, "report.json", "report"))

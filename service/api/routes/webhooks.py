@@ -1,4 +1,4 @@
-"""Webhooks and their deliveries."""
+"""Routes of webhooks and their deliveries."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def list_deliveries(webhook_id: ThingId, caller: Submitter, context: InContext) 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/retry", status_code=204, responses=problems(404))
 def retry_delivery(webhook_id: ThingId, delivery_id: ThingId, caller: Submitter, context: InContext) -> None:
-    """Send a delivery again now."""
+    """Send a delivery again, without waiting for its next scheduled attempt."""
     now = context.now()
     with context.database.write() as session:
         row = _visible(session, caller, webhook_id)
