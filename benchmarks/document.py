@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT
-from benchmarks.study.quality import absolutes, curves, result_files
+from benchmarks.study.compare.figures import Drawing, figure_paths, plot_comparison
+from benchmarks.study.quality import absolutes, result_files
 from benchmarks.study.quality import section as quality_section
 
 
@@ -210,6 +212,7 @@ def makespan() -> str:
 
 def quality() -> str:
     results = quality_section.results()
+    figures = [path for folder in drawings() for path in figure_paths(folder)]
     return section(
         "Quality for money",
         f"""Held-out perplexity relative to joint training of the same MoE on the high-memory pool, and the planned dollars for
@@ -238,7 +241,7 @@ def quality() -> str:
         not in this repository: Go code, Metamath proofs, the PHP manual, office help in German and Japanese, novels, speeches,
         film reviews. No domain is in both; each is the other's text of other sources."""),
         table(quality_section.HEAD, quality_section.rows()), "\n".join(quality_section.verdicts()),
-        *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in curves.draw(result_files.RESULTS)),
+        *(f"![{path.parent.name}, {path.stem}]({path.relative_to(ROOT)})" for path in figures),
         "### Absolute figures",
         prose("""At equal tokens, medians over the seeds. The last columns compare sources and clusters of documents with the expert
         that is most often the first choice in them: normalised mutual information, 1 where one determines the other, mean over
@@ -257,6 +260,13 @@ def quality() -> str:
         table(quality_section.LEVERS_HEAD, quality_section.levers()),
         "### What was tried", "Notes from `benchmarks/study/quality/tried.json`, on one seed: small differences mean little.",
         table(quality_section.TRIED_HEAD, quality_section.tried()), quality_section.made_with())
+
+
+def drawings() -> dict[Path, Drawing]:
+    """The figures of the quality benchmark, by folder."""
+    published = result_files.PUBLISHED
+    return {
+        published / each.name.replace("/", "-"): each for each in result_files.read_lines(published / result_files.CURVES, Drawing)}
 
 
 def ranking() -> str:
@@ -286,13 +296,21 @@ _INTRODUCTION = """The machines that measured these are noisy: read ratios and m
         each
 is a whole process. `python -m benchmarks.document` writes this page from `benchmarks/results/`; `make bench` measures again."""
 
-if __name__ == "__main__":
-    page = [
+
+def page() -> str:
+    """The text of RESULTS.md."""
+    parts = [
         "# Results", " ".join(_INTRODUCTION.split()), submodel_step(), kmeans(), ray_overhead(), service_load(),
         checkpoint_stall(), simulator()]
     if (RESULTS / "makespan.json").exists():    # needs a machine that does nothing else for most of an hour
-        page.append(makespan())
-    page.append(ranking())
-    if result_files.result_paths():     # hours of measuring, apart from `make bench`
-        page.append(quality())
-    (ROOT / "RESULTS.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+        parts.append(makespan())
+    parts.append(ranking())
+    if quality_section.results():     # hours of measuring, apart from `make bench`
+        parts.append(quality())
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    for folder, drawn in drawings().items():
+        plot_comparison(drawn, folder)
+    (ROOT / "RESULTS.md").write_text(page(), encoding="utf-8")

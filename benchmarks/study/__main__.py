@@ -11,7 +11,7 @@ import typer
 
 from benchmarks.study.advice import Advice, Goal, advise, read_measurements
 from benchmarks.study.advice.table import advice_view
-from benchmarks.study.compare.figures import plot_comparison
+from benchmarks.study.compare.figures import drawing, plot_comparison
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
 from moedisco_ray.cli.app import AsJson, Commands, ConfigPath, Overrides, output_console
@@ -46,7 +46,7 @@ def compare_arms(
     budgets = (*BUDGETS, "loss") if to_loss else BUDGETS
     slices = checked.tokens.total // 4 if slice_tokens is None else slice_tokens
     result = compare(checked, directory, names, budgets=budgets, view=view, slice_tokens=slices)
-    figures = plot_comparison(result, directory / "figures")
+    figures = plot_comparison(drawing(result["name"], result["target_loss"], result["rows"]), directory / "figures")
     if as_json:
         console.file.write(f"{json.dumps(result, indent=2)}\n")
         return

@@ -2,77 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from benchmarks.study.compare.arms import Budget
 from moedisco_ray.cli.figures import INK, PALETTE, STYLE, blank_figure
+from moedisco_ray.core.records import Record
 
-_AXES = {
+Axis = Literal["tokens", "dollars", "hours"]
+_AXES: Mapping[Axis, tuple[Budget, str]] = {
     "tokens": ("tokens", "tokens trained on"),
     "dollars": ("dollars", "planned dollars"),
     "hours": ("dollars", "planned hours"),
 }
 """Budget of the runs to draw, and axis label, for each x-axis."""
+_BUDGETS = {budget for budget, _ in _AXES.values()}
+_DASHES = {"seed": (2, 1.5), "finetune": (None, None)}
 
 
-def plot_comparison(result: Mapping[str, Any], folder: Path) -> list[Path]:
+class Line(Record):
+    """Held-out loss of one model of a run, column by column."""
+
+    stage: str
+    """`seed` or `finetune`."""
+    tokens: tuple[int, ...]
+    dollars: tuple[float, ...]
+    hours: tuple[float, ...]
+    loss: tuple[float, ...]
+
+
+class RunLines(Record):
+    """The lines of one run."""
+
+    arm: str
+    budget: Budget
+    lines: tuple[Line, ...]
+
+
+class Drawing(Record):
+    """What the figures of a comparison show."""
+
+    name: str
+    target_loss: float
+    """Joint training's last held-out loss."""
+    runs: tuple[RunLines, ...]
+    """Runs, joint training first."""
+
+
+def drawing(name: str, target_loss: float, rows: Iterable[Mapping[str, Any]]) -> Drawing:
+    """What the figures of a comparison show.
+
+    Args:
+        name: Title of the figures.
+        target_loss: Joint training's last held-out loss.
+        rows: Rows of `compare.json`, joint training first.
+    """
+    runs = []
+    for row in rows:
+        if row["budget"] not in _BUDGETS:
+            continue
+        lines = [
+            {"stage": stage, **{axis: [point[axis] for point in points] for axis in ("tokens", "dollars", "hours", "loss")}}
+            for stage, group in itertools.groupby(row["curve"], key=lambda point: point["stage"]) if (points := list(group))]
+        runs.append({"arm": row["arm"], "budget": row["budget"], "lines": lines})
+    return Drawing.model_validate({"name": name, "target_loss": target_loss, "runs": runs})
+
+
+def plot_comparison(drawn: Drawing, folder: Path) -> list[Path]:
     """Draw `loss-over-tokens.png`, `-dollars` and `-hours`.
 
     Args:
-        result: Content of `compare.json`.
+        drawn: Lines to draw.
         folder: Output folder; created if absent.
 
     Returns:
         Paths of the PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    paths = figure_paths(folder)
     with mpl.rc_context(STYLE):
-        for axis in _AXES:
-            path = folder / f"loss-over-{axis}.png"
-            draw_losses(result, axis).savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
-            written.append(path)
-    return written
+        for axis, path in zip(_AXES, paths, strict=True):
+            draw_losses(drawn, axis).savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+    return paths
 
 
-def draw_losses(result: Mapping[str, Any], axis: str) -> Figure:
-    """Draw one line per arm: dashed for the seed, a gap while sub-models train, solid for the whole model.
+def figure_paths(folder: Path) -> list[Path]:
+    """Paths of a comparison's figures in a folder."""
+    return [folder / f"loss-over-{axis}.png" for axis in _AXES]
 
-    Args:
-        result: Content of `compare.json`.
-        axis: Name of the x-axis: `tokens`, `dollars` or `hours`.
-    """
+
+def draw_losses(drawn: Drawing, axis: Axis) -> Figure:
+    """Draw one line per arm: dashed for the seed, a gap while sub-models train, solid for the whole model."""
     budget, label = _AXES[axis]
-    joint = result["rows"][0]
-    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(row["arm"] for row in result["rows"][1:]))}
-    rows = [joint, *(row for row in result["rows"][1:] if row["budget"] == budget)]
+    joint = drawn.runs[0]
+    numbers = {arm: number for number, arm in enumerate(dict.fromkeys(run.arm for run in drawn.runs[1:]))}
+    runs = [joint, *(run for run in drawn.runs[1:] if run.budget == budget)]
     figure = blank_figure(6.4, 4.2)
     axes = figure.subplots()
     ends = []
-    for row in rows:
+    for run in runs:
         # An arm has the same colour in all figures of a comparison, even if some arms have no run in one of them.
-        colour = INK if row is joint else PALETTE[numbers[row["arm"]] % len(PALETTE)]
-        for stage, dashes in (("seed", (2, 1.5)), ("finetune", (None, None))):
-            points = [point for point in row["curve"] if point["stage"] == stage]
-            if points:
-                axes.plot(
-                    [point[axis] for point in points], [point["loss"] for point in points], color=colour, dashes=dashes,
-                    zorder=3 if row is joint else 2, marker="o" if len(points) == 1 else None, markersize=5)
-        last = row["curve"][-1]
-        ends.append((last[axis], last["loss"], row["arm"], colour))
-    axes.axhline(result["target_loss"], color="#999999", linewidth=1, linestyle=":")
+        colour = INK if run is joint else PALETTE[numbers[run.arm] % len(PALETTE)]
+        for line in run.lines:
+            axes.plot(
+                getattr(line, axis), line.loss, color=colour, dashes=_DASHES[line.stage], zorder=3 if run is joint else 2,
+                marker="o" if len(line.loss) == 1 else None, markersize=5)
+        last = run.lines[-1]
+        ends.append((getattr(last, axis)[-1], last.loss[-1], run.arm, colour))
+    axes.axhline(drawn.target_loss, color="#999999", linewidth=1, linestyle=":")
     # The first losses are far above the range of interest.
-    losses = [point["loss"] for row in rows for point in row["curve"] if point["stage"] == "finetune"]
-    low = min(losses)
-    axes.set_ylim(low - 0.05 * (joint["curve"][0]["loss"] - low), joint["curve"][0]["loss"])
+    low = min(loss for run in runs for line in run.lines if line.stage == "finetune" for loss in line.loss)
+    high = joint.lines[0].loss[0]
+    axes.set_ylim(low - 0.05 * (high - low), high)
     axes.set(xlabel=label, ylabel="held-out loss (nats per token)")
-    axes.set_title(f"{result['name']}: at equal {budget}", loc="left")
+    axes.set_title(f"{drawn.name}: at equal {budget}", loc="left")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     label_ends(axes, ends)
     return figure

@@ -3,57 +3,61 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from benchmarks.study.compare.arms import REFERENCE
+from benchmarks.study.quality.levers import TITLES
+from benchmarks.study.quality.records import AbsoluteFigures, CellFigures, RunFigures
 
 HEAD = [
     "corpus, family, start", "arm", "perplexity", "bits per byte", "perplexity on other sources",
     "experts and sources, NMI", "experts and clusters, NMI", "dead experts", "metered worker-seconds"]
 DOMAINS_HEAD = ["corpus, domain", "joint training's perplexity", "the default's over it, equal tokens", "equal dollars"]
-_SHOWN = (REFERENCE, "disco", "paper")
+SHOWN = (REFERENCE, "disco", "paper")
+"""Arms in these tables."""
+_COMPARED = ((REFERENCE, "tokens"), ("disco", "tokens"), ("disco", "dollars"))
+"""Arm and budget of the runs that are compared by domain."""
 
 
-def rows(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+def rows(results: Iterable[CellFigures]) -> list[list[str]]:
     """One row per cell and arm at equal tokens, with medians over the seeds."""
     return [
         [
-            cell.replace("/", ", "), found[0]["title"],
-            *(_median(found, lambda row, key=key: row[key], digits) for key, digits in (
-                ("perplexity", 1), ("bits_per_byte", 3), ("unseen", 1))),
-            *(_median(found, lambda row, key=key: row["specialisation"][key], 2) for key in ("source", "cluster")),
-            _median(found, lambda row: row["dead_experts"], 0), _median(found, lambda row: sum(row["worker_seconds"].values()), 0)]
-        for (cell, _), found in _by_cell(results).items()]
+            cell.replace("/", ", "), TITLES[arm],
+            _median((run.perplexity for run, _ in found), 1), _median((own.bits_per_byte for _, own in found), 3),
+            _median((run.unseen for run, _ in found), 1),
+            *(_median((own.specialisation.get(name) for _, own in found), 2) for name in ("source", "cluster")),
+            _median((own.dead_experts for _, own in found), 0), _median((own.worker_seconds for _, own in found), 0)]
+        for (cell, arm), found in _by_cell(results).items()]
 
 
-def domains(results: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+def domains(results: Iterable[CellFigures]) -> list[list[str]]:
     """One row per domain of a corpus, with medians over families, starts and seeds."""
-    told: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    by_domain: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for result in results:
-        runs = {(row["arm"], row["budget"]): row["sources"] for row in result["rows"] if row["sources"]}
-        keys = ((REFERENCE, "tokens"), ("disco", "tokens"), ("disco", "dollars"))
-        if not all(key in runs for key in keys):
+        sources = {(run.arm, run.budget): run.absolute.sources for run in result.runs if run.absolute}
+        runs = [sources.get((arm, budget)) for arm, budget in _COMPARED]
+        if None in runs:
             continue
-        joint, same, dear = (runs[key] for key in keys)
+        joint, at_tokens, at_dollars = runs
         for domain, perplexity in joint.items():
-            told.setdefault((result["cell"].split("/")[0], domain), []).append(
-                (perplexity, same[domain] / perplexity, dear[domain] / perplexity))
+            by_domain.setdefault((result.cell.split("/")[0], domain), []).append(
+                (perplexity, at_tokens[domain] / perplexity, at_dollars[domain] / perplexity))
     return [
         [f"{corpus}, {domain}", *(f"{statistics.median(each):.{digits}f}" for each, digits in zip(
             zip(*found, strict=True), (1, 2, 2), strict=True))]
-        for (corpus, domain), found in sorted(told.items())]
+        for (corpus, domain), found in sorted(by_domain.items())]
 
 
-def _by_cell(results: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+def _by_cell(results: Iterable[CellFigures]) -> dict[tuple[str, str], list[tuple[RunFigures, AbsoluteFigures]]]:
+    found: dict[tuple[str, str], list[tuple[RunFigures, AbsoluteFigures]]] = {}
     for result in results:
-        for row in result["rows"]:
-            if row["budget"] == "tokens" and row["arm"] in _SHOWN:
-                found.setdefault((result["cell"], row["arm"]), []).append(row)
+        for run in result.runs:
+            if run.budget == "tokens" and run.absolute:
+                found.setdefault((result.cell, run.arm), []).append((run, run.absolute))
     return found
 
 
-def _median(found: Sequence[Mapping[str, Any]], value: Any, digits: int) -> str:
-    values = [value(row) for row in found]
-    return "-" if None in values else f"{statistics.median(values):.{digits}f}"
+def _median(values: Iterable[float | None], digits: int) -> str:
+    known = list(values)
+    return "-" if None in known else f"{statistics.median(known):.{digits}f}"

@@ -9,8 +9,8 @@ python -m benchmarks.study.quality.run, with
     --account --work DIR                                     recompute results with the present accounting
 
 Every (cell, seed) is a process with one thread; `--jobs` of them run at once. Finished work is skipped: each arm is a product run,
-which can resume, and the rows of a (cell, seed) are a file in --results, to which arms can be added later. The result files of
-RESULTS.md are in results/ next to this file.
+which can resume, and the rows of a (cell, seed) are a file in --results, to which arms can be added later.
+`python -m benchmarks.study.quality.publish` then updates results/ next to this file, from which RESULTS.md is made.
 
 Cost: with T tokens for joint training, a (cell, seed) of the grid trains about 11 T. These are T each for joint training, the
 default and the paper's recipe; the tokens that joint training's dollars buy for the latter two, mostly on the cheap pool; and the
@@ -43,8 +43,9 @@ from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
 from benchmarks.study.quality.cells import OWN_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, own_arms
 from benchmarks.study.quality.levers import FOR_TOKENS, KNOWN, LEVERS
+from benchmarks.study.quality.publish import condensed
 from benchmarks.study.quality.reaccount import reaccounted
-from benchmarks.study.quality.result_files import SUMMARY, read, result_paths, with_commit, with_rows, write
+from benchmarks.study.quality.result_files import RAW, SUMMARY, read, result_paths, with_commit, with_rows, write
 from benchmarks.study.quality.summary import summarise
 from moedisco_ray.cli.app import output_console
 from moedisco_ray.core.config import RunConfig
@@ -151,7 +152,8 @@ def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
 
 def write_summary(results: Path) -> None:
     """Write `summary.json` from all finished results."""
-    write(results / SUMMARY, summarise(map(read, result_paths(results))))
+    entries = summarise(condensed(read(path)) for path in result_paths(results))
+    write(results / SUMMARY, [entry.to_json() for entry in entries])
 
 
 def account(arguments: argparse.Namespace) -> int:
@@ -202,7 +204,7 @@ def main() -> int:
     parser.add_argument("--speed", type=float, default=11_000, help="tokens per second of a core, for the estimate")
     parser.add_argument("--corpus", type=Path, default=os.environ.get("MOEDISCO_CORPORA"), help="folder of the corpora")
     parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept for resuming")
-    parser.add_argument("--results", type=Path, default=Path("runs") / "quality" / "results", help="folder of the result files")
+    parser.add_argument("--results", type=Path, default=RAW, help="folder of the raw results")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--account", action="store_true", help="recompute the accounts of existing result files; train nothing")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Generates a section of RESULTS.md from results/*-SEED.json and tried.json; only the numbers in tried.json are typed by hand."""
+"""Generates a section of RESULTS.md from results/cells.jsonl and tried.json; only the numbers in tried.json are typed by hand."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.study.compare.arms import REFERENCE
 from benchmarks.study.quality.cells import STARTS
 from benchmarks.study.quality.levers import FOR_TOKENS, LEVERS, REMOVED, TITLES
-from benchmarks.study.quality.result_files import commits, read, result_paths
-from benchmarks.study.quality.summary import FIGURES, LOW, MORE, summarise
+from benchmarks.study.quality.records import CellFigures
+from benchmarks.study.quality.result_files import CELLS, PUBLISHED, read_lines
+from benchmarks.study.quality.summary import FIGURES, LOW, MORE, Entry, summarise
 
 TRIED = Path(__file__).resolve().with_name("tried.json")
 COLUMNS = {
@@ -52,27 +52,27 @@ _ON_CHEAP_CARDS = (("disco", "the default as configured"), (LOW["disco"], "the d
 
 
 @functools.cache
-def results() -> tuple[dict[str, Any], ...]:
-    """All result files."""
-    return tuple(map(read, result_paths()))
+def results() -> tuple[CellFigures, ...]:
+    """The published figures of every (cell, seed)."""
+    return tuple(read_lines(PUBLISHED / CELLS, CellFigures))
 
 
 def rows() -> list[list[str]]:
     """One row per cell and arm; every figure is a ratio to joint training on the high-memory pool."""
     return [
         [
-            _cell(entry), _TITLES.get(entry["arm"]) or TITLES[entry["arm"]], str(len(entry["seeds"])),
+            _cell(entry), _TITLES.get(entry.arm) or TITLES[entry.arm], str(len(entry.seeds)),
             *(_span(entry, name) for name in COLUMNS)]
-        for entry in _entries() if entry["arm"] not in _SINGLE]
+        for entry in _entries() if entry.arm not in _SINGLE]
 
 
 def levers() -> list[list[str]]:
     """One row per lever and cell: perplexity at equal tokens with the lever reset, relative to the default's."""
     return [
         [
-            _cell(entry), TITLES[entry["arm"]], str(len(entry["seeds"])), _span(entry, "ppl_equal_tokens"),
+            _cell(entry), TITLES[entry.arm], str(len(entry.seeds)), _span(entry, "ppl_equal_tokens"),
             _default_of(entry), _over_default(entry)]
-        for entry in _entries() if entry["arm"] in _SINGLE]
+        for entry in _entries() if entry.arm in _SINGLE]
 
 
 def prices() -> list[list[str]]:
@@ -81,31 +81,31 @@ def prices() -> list[list[str]]:
     for price, words in _PRICES.items():
         entries = summarise(results(), ("dollars_to_joint_loss_ratio",), price)
         found = [
-            [entry["dollars_to_joint_loss_ratio"] for entry in entries if entry["arm"] == arm] for arm in ("disco", "paper")]
+            [entry.medians["dollars_to_joint_loss_ratio"] for entry in entries if entry.arm == arm] for arm in ("disco", "paper")]
         lines.append([f"{price:.2f} of one on the other{' (' if words else ''}{words}{')' if words else ''}", *map(_range, found)])
     return lines
 
 
 def verdicts() -> list[str]:
     """One line per target: the number of cells that reach it, and the cells that do not."""
-    cells = [entry for entry in _entries() if entry["arm"] == "disco"]
+    cells = [entry for entry in _entries() if entry.arm == "disco"]
     lines = []
     for arm, name, most, words, starts in _TARGETS:
-        asked = [entry for entry in _entries() if entry["arm"] == arm and entry["start"] in starts]
-        missed = [entry for entry in asked if entry[name] is None or entry[name] > most]
+        asked = [entry for entry in _entries() if entry.arm == arm and entry.start in starts]
+        missed = [entry for entry in asked if (ratio := entry.medians[name]) is None or ratio > most]
         lines.append(f"* `{name}` of {_CALLED[arm]} at most {most}{words}: {_verdict(asked, missed)}")
-    ratios = {(_cell(entry), entry["arm"]): entry["dollars_to_joint_loss_ratio"] for entry in _entries()}
+    ratios = {(_cell(entry), entry.arm): entry.medians["dollars_to_joint_loss_ratio"] for entry in _entries()}
     for arm, words in _ON_CHEAP_CARDS:
-        dearer = [
+        costlier = [
             entry for entry in cells
-            if _is_dearer(ratios.get((_cell(entry), arm)), ratios.get((_cell(entry), LOW[REFERENCE])))]
-        lines.append(f"* cheaper than joint training on the low-memory pool alone, {words}: {_verdict(cells, dearer)}")
+            if _costs_as_much(ratios.get((_cell(entry), arm)), ratios.get((_cell(entry), LOW[REFERENCE])))]
+        lines.append(f"* cheaper than joint training on the low-memory pool alone, {words}: {_verdict(cells, costlier)}")
     return lines
 
 
 def joint_tokens() -> str:
     """Training tokens of joint training."""
-    return _once(f"{result['setting']['tokens']:,}" for result in results())
+    return _once(f"{result.setting.tokens:,}" for result in results())
 
 
 def tried() -> list[list[str]]:
@@ -117,50 +117,48 @@ def tried() -> list[list[str]]:
 def made_with() -> str:
     """Software and machines with which the results were made, each once."""
     found = results()
-    settings = [result["setting"] for result in found]
-    shared = [{name: value for name, value in setting.items() if name not in ("seed", "recipe")} for setting in settings]
     parts = {
-        "": [f"`{result['command'].replace(result['cell'], 'CELL')}`" for result in found],
-        "commit": [commit for result in found for commit in commits(result)],
-        "recipe": [f"{result['setting']['recipe']} ({result['cell'].partition('/')[2]})" for result in found],
-        "seed": [str(setting["seed"]) for setting in settings],
-        "on": [f"{result['date']}, {result['processor']}, {result['cores']} cores" for result in found],
-        "with": [", ".join(f"{name} {version}" for name, version in result["versions"].items()) for result in found],
-        "setting": [f"`{json.dumps(setting)}`" for setting in shared]}
+        "": [f"`{result.command.replace(result.cell, 'CELL')}`" for result in found],
+        "commit": [commit for result in found for commit in result.commits],
+        "recipe": [f"{result.setting.recipe} ({result.cell.partition('/')[2]})" for result in found],
+        "seed": [str(result.seed) for result in found],
+        "on": [f"{result.date}, {result.processor}, {result.cores} cores" for result in found],
+        "with": [", ".join(f"{name} {version}" for name, version in result.versions.items()) for result in found],
+        "setting": [f"`{json.dumps(result.setting.model_dump(exclude={'seed', 'recipe'}))}`" for result in found]}
     return "; ".join(f"{name} {_once(values)}".strip() for name, values in parts.items())
 
 
-def _entries() -> list[dict[str, Any]]:
+def _entries() -> list[Entry]:
     return summarise(results(), (*FIGURES, *MORE))
 
 
-def _default_of(lever: dict[str, Any]) -> str:
+def _default_of(lever: Entry) -> str:
     """The default's figure in the lever's cell and seeds; a dash if it was not run with all of these seeds."""
-    same = [result for result in results() if result["seed"] in lever["seeds"]]
+    same = [result for result in results() if result.seed in lever.seeds]
     return next(
         (_span(entry, "ppl_equal_tokens") for entry in summarise(same)
-         if entry["arm"] == "disco" and _cell(entry) == _cell(lever) and entry["seeds"] == lever["seeds"]), "-")
+         if entry.arm == "disco" and _cell(entry) == _cell(lever) and entry.seeds == lever.seeds), "-")
 
 
-def _over_default(lever: dict[str, Any]) -> str:
+def _over_default(lever: Entry) -> str:
     """Perplexity relative to the default's at the same seed, which shows differences smaller than those between seeds."""
     ratios = []
     for result in results():
-        found = {row["arm"]: row["perplexity"] for row in result["rows"] if row["budget"] == "tokens"}
-        if result["cell"] == _cell(lever, "/") and {lever["arm"], "disco"} <= found.keys():
-            ratios.append(found[lever["arm"]] / found["disco"])
+        found = {run.arm: run.perplexity for run in result.runs if run.budget == "tokens"}
+        if result.cell == _cell(lever, "/") and {lever.arm, "disco"} <= found.keys():
+            ratios.append(found[lever.arm] / found["disco"])
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else "-"
 
 
-def _cell(entry: dict[str, Any], between: str = ", ") -> str:
-    return between.join(entry[name] for name in ("corpus", "family", "start"))
+def _cell(entry: Entry, between: str = ", ") -> str:
+    return between.join((entry.corpus, entry.family, entry.start))
 
 
-def _is_dearer(ours: float | None, theirs: float | None) -> bool:
+def _costs_as_much(ours: float | None, theirs: float | None) -> bool:
     return ours is None or theirs is None or ours >= theirs
 
 
-def _verdict(asked: Sequence[dict[str, Any]], missed: Sequence[dict[str, Any]]) -> str:
+def _verdict(asked: Sequence[Entry], missed: Sequence[Entry]) -> str:
     if not asked:
         return "not run"
     where = ", ".join(_cell(entry, "/") for entry in missed)
@@ -172,19 +170,19 @@ def _range(ratios: Sequence[float | None]) -> str:
     if not reached:
         return "never"
     median = statistics.median(ratio or math.inf for ratio in ratios)
-    told = f"{'never' if median == math.inf else f'{median:.2f}'} ({min(reached):.2f} to {max(reached):.2f}"
-    return told + ")" if len(reached) == len(ratios) else f"{told}; never in {len(ratios) - len(reached)} of {len(ratios)} cells)"
+    text = f"{'never' if median == math.inf else f'{median:.2f}'} ({min(reached):.2f} to {max(reached):.2f}"
+    return text + ")" if len(reached) == len(ratios) else f"{text}; never in {len(ratios) - len(reached)} of {len(ratios)} cells)"
 
 
 def _once(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _span(entry: dict[str, Any], name: str) -> str:
-    if name in entry["spread"]:
-        spread = entry["spread"][name]
-        most = "at most " if name == "dollars_to_joint_loss_ratio" and entry["arm"] in _ONE_RUN else ""
-        if len(entry["seeds"]) == 1:
-            return f"{most}{entry[name]:.2f}"
-        return f"{most}{entry[name]:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
-    return "never" if name == "dollars_to_joint_loss_ratio" and entry["arm"] not in FOR_TOKENS else "-"
+def _span(entry: Entry, name: str) -> str:
+    if name in entry.spread:
+        spread, median = entry.spread[name], entry.medians[name]
+        most = "at most " if name == "dollars_to_joint_loss_ratio" and entry.arm in _ONE_RUN else ""
+        if len(entry.seeds) == 1:
+            return f"{most}{median:.2f}"
+        return f"{most}{median:.2f} ({spread.min:.2f} to {spread.max:.2f})"
+    return "never" if name == "dollars_to_joint_loss_ratio" and entry.arm not in FOR_TOKENS else "-"

@@ -5,99 +5,122 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.study.compare.arms import REFERENCE
+from benchmarks.study.quality.records import CellFigures, RunFigures
+from moedisco_ray.core.records import Record
 
 FIGURES = ("ppl_equal_tokens", "ppl_equal_dollars", "dollars_to_joint_loss_ratio")
 """Figures in summary.json."""
 MORE = (
     "loss_equal_tokens", "dollars_equal_tokens", "unseen_equal_tokens", "ppl_equal_hours", "hours_equal_tokens",
     "hours_equal_dollars", "metered_to_joint_loss")
-"""Further figures that can be computed from the result files."""
+"""Further figures that can be computed from the published figures."""
 LOW = {REFERENCE: "joint-low", "disco": "disco-low"}
 """Arms that are also priced on the low-memory pool: the same training, with its gang sharded over cheap cards."""
-_AS_DEAR = 1.001
+_EQUAL_DOLLARS = 1.001
 """Maximum ratio of the dollars of two runs planned to cost the same; they differ because tokens and windows are whole numbers."""
 
 
+class Spread(Record):
+    """Smallest and largest value over the seeds."""
+
+    min: float
+    max: float
+
+
+class Entry(Record):
+    """Figures of an arm in a cell, over the seeds."""
+
+    corpus: str
+    family: str
+    start: str
+    arm: str
+    seeds: tuple[int, ...]
+    medians: dict[str, float | None]
+    """Medians of the figures; null if the arm lacks the figure, or if a seed never reached joint training's loss."""
+    spread: dict[str, Spread]
+    """Smallest and largest value of each figure that is not null."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in `summary.json`, where figures stand next to the arm's name."""
+        flat = self.model_dump(mode="json")
+        medians, spread = flat.pop("medians"), flat.pop("spread")
+        return {**flat, **medians, "spread": spread}
+
+
 def summarise(
-    results: Iterable[Mapping[str, Any]], names: Sequence[str] = FIGURES, low_over_high: float | None = None,
-) -> list[dict[str, Any]]:
-    """One entry per cell and arm.
+    results: Iterable[CellFigures], names: Sequence[str] = FIGURES, low_over_high: float | None = None,
+) -> list[Entry]:
+    """One entry per cell and arm; all figures are ratios to joint training at the same seed.
+
+    Dollars and hours are planned and include everything in the account (`compare.accounting`). Figures at joint training's dollars
+    are interpolated between the arm's two complete runs, linearly in log perplexity (or log hours) over log dollars. Dollars to
+    joint training's loss are also interpolated over log dollars between complete runs, whose learning rates have decayed; if even
+    the cheapest run reaches the loss, its dollars are used, an upper bound.
 
     Args:
-        results: Result of each (cell, seed): `cell`, `seed`, the `rows` of a comparison, and `setting`, whose `low_over_high` is
-            the price of a FLOP on the low-memory pool relative to the high-memory pool.
+        results: Figures of each (cell, seed).
         names: Figures to compute, from `FIGURES` and `MORE`.
-        low_over_high: Price ratio to assume instead of each result's own; metered dollars do not change.
-
-    Returns:
-        `corpus`, `family`, `start`, `arm`, `seeds`, the medians of the figures (None if the arm lacks the figure, or if a seed
-        never reached joint training's loss) and their `spread`, {figure: {min, max}}. All figures are ratios to joint training at
-        the same seed. Dollars and hours are planned and include everything in the account (`compare.accounting`); a row whose
-        account has only training has none. Figures at joint training's dollars are interpolated between the arm's two complete
-        runs, linearly in log perplexity (or log hours) over log dollars. Dollars to joint training's loss are also interpolated
-        over log dollars between complete runs, whose learning rates have decayed; if even the cheapest run reaches the loss, its
-        dollars are used, an upper bound. Metered dollars are relative to joint training in the same comparison, which is
-        `joint_metered_dollars` if the row has it.
+        low_over_high: Price of a FLOP on the low-memory pool relative to the high-memory pool, in place of each result's own;
+            metered dollars do not change.
     """
     by_arm: dict[tuple[str, str], list[tuple[int, dict[str, float | None]]]] = {}
     for result in results:
-        own = result["setting"]["low_over_high"]
+        own = result.setting.low_over_high
         price = own if low_over_high is None else low_over_high
-        for arm, figures in _figures([_priced(row, low_memory=price / own) for row in result["rows"]], price).items():
-            by_arm.setdefault((result["cell"], arm), []).append((result["seed"], figures))
+        runs = [_priced(run, low_memory=price / own) for run in result.runs]
+        for arm, figures in _figures(runs, price).items():
+            by_arm.setdefault((result.cell, arm), []).append((result.seed, figures))
     entries = []
     for (cell, arm), found in by_arm.items():
         corpus, family, start = cell.split("/")
         values = {name: [figures[name] for _, figures in found] for name in names}
-        entries.append({
-            "corpus": corpus, "family": family, "start": start, "arm": arm, "seeds": sorted(seed for seed, _ in found),
-            **{name: None if None in each else statistics.median(each) for name, each in values.items()},
-            "spread": {name: {"min": min(each), "max": max(each)} for name, each in values.items() if None not in each}})
+        entries.append(Entry(
+            corpus=corpus, family=family, start=start, arm=arm, seeds=tuple(sorted(seed for seed, _ in found)),
+            medians={name: None if None in each else statistics.median(each) for name, each in values.items()},
+            spread={name: Spread(min=min(each), max=max(each)) for name, each in values.items() if None not in each}))
     return entries
 
 
-def _figures(rows: Sequence[Mapping[str, Any]], low_over_high: float) -> dict[str, dict[str, float | None]]:
-    joint = rows[0]
-    if joint["arm"] != REFERENCE:
-        raise ValueError(f"the first row is {joint['arm']}, not {REFERENCE}")
-    by_arm: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows[1:]:
-        by_arm.setdefault(row["arm"], []).append(row)
-    figures = {arm: _ratios(mine, joint) for arm, mine in by_arm.items()}
+def _figures(runs: Sequence[RunFigures], low_over_high: float) -> dict[str, dict[str, float | None]]:
+    joint = runs[0]
+    if joint.arm != REFERENCE:
+        raise ValueError(f"the first run is {joint.arm}, not {REFERENCE}")
+    by_arm: dict[str, list[RunFigures]] = {}
+    for run in runs[1:]:
+        by_arm.setdefault(run.arm, []).append(run)
+    figures = {arm: _ratios(own, joint) for arm, own in by_arm.items()}
     for arm, low in LOW.items():
         # Hours and metered dollars on that pool depend on its number of workers, unlike the planned price.
-        unknown = {"hours": None, "metered_dollars": None}
-        cheaper = [{**_priced(row, high_memory=low_over_high), **unknown} for row in rows if row["arm"] == arm]
+        unknown = {"hours": None, "metered": None}
+        cheaper = [_priced(run, high_memory=low_over_high).model_copy(update=unknown) for run in runs if run.arm == arm]
         if cheaper:
             figures[low] = _ratios([*cheaper, *by_arm.get(low, [])], joint)
     return figures
 
 
-def _ratios(rows: Sequence[Mapping[str, Any]], joint: Mapping[str, Any]) -> dict[str, float | None]:
-    told = rows if all(_is_whole(row) for row in (joint, *rows)) else []
-    timed = [row for row in told if row["hours"] is not None]
-    perplexities = [(row["dollars"], row["perplexity"]) for row in told]
-    metered = [
-        (row["metered_dollars"] / row.get("joint_metered_dollars", joint["metered_dollars"]), row["perplexity"])
-        for row in rows if row.get("metered_dollars") is not None]
-    perplexity = _at_tokens(rows, "perplexity")
+def _ratios(runs: Sequence[RunFigures], joint: RunFigures) -> dict[str, float | None]:
+    at_tokens = next((run for run in runs if run.budget == "tokens"), None)
+    perplexity = at_tokens and at_tokens.perplexity
+    hours = [(run, run.hours) for run in runs if run.hours is not None]
+    perplexities = [(run.total_dollars, run.perplexity) for run in runs]
+    metered = [(run.metered, run.perplexity) for run in runs if run.metered is not None]
     return {
-        "ppl_equal_tokens": _over(perplexity, joint["perplexity"]),
-        "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint["perplexity"]),
-        "metered_to_joint_loss": dollars_to(joint["perplexity"], metered) if len(metered) == len(rows) else None,
-        "dollars_equal_tokens": _over(_at_tokens(told, "dollars"), joint["dollars"]),
-        "unseen_equal_tokens": _over(_at_tokens(rows, "unseen"), joint.get("unseen")),
-        "ppl_equal_hours": _over(
-            at_budget(joint["hours"], [(row["hours"], row["perplexity"]) for row in timed]), joint["perplexity"]),
-        "hours_equal_tokens": _over(_at_tokens(timed, "hours"), joint["hours"]),
-        "ppl_equal_dollars": _over(at_budget(joint["dollars"], perplexities), joint["perplexity"]),
+        "ppl_equal_tokens": _over(perplexity, joint.perplexity),
+        "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint.perplexity),
+        "metered_to_joint_loss": dollars_to(joint.perplexity, metered) if len(metered) == len(runs) else None,
+        "dollars_equal_tokens": _over(at_tokens and at_tokens.total_dollars, joint.total_dollars),
+        "unseen_equal_tokens": _over(at_tokens and at_tokens.unseen, joint.unseen),
+        "ppl_equal_hours": joint.hours and _over(
+            at_budget(joint.hours, [(time, run.perplexity) for run, time in hours]), joint.perplexity),
+        "hours_equal_tokens": _over(at_tokens and at_tokens.hours, joint.hours),
+        "ppl_equal_dollars": _over(at_budget(joint.total_dollars, perplexities), joint.perplexity),
         "hours_equal_dollars": _over(
-            at_budget(joint["dollars"], [(row["dollars"], row["hours"]) for row in timed]), joint["hours"]),
-        "dollars_to_joint_loss_ratio": _over(dollars_to(joint["perplexity"], perplexities), joint["dollars"])}
+            at_budget(joint.total_dollars, [(run.total_dollars, time) for run, time in hours]), joint.hours),
+        "dollars_to_joint_loss_ratio": _over(dollars_to(joint.perplexity, perplexities), joint.total_dollars)}
 
 
 def at_budget(budget: float, runs: Iterable[tuple[float, float]]) -> float | None:
@@ -115,7 +138,7 @@ def at_budget(budget: float, runs: Iterable[tuple[float, float]]) -> float | Non
         if less <= budget <= more and more / less > 1:
             return before * (after / before) ** (math.log(budget / less) / math.log(more / less))
     nearest = min(ordered, key=lambda run: abs(math.log(run[0] / budget)), default=None)
-    return nearest[1] if nearest is not None and 1 / _AS_DEAR <= nearest[0] / budget <= _AS_DEAR else None
+    return nearest[1] if nearest is not None and 1 / _EQUAL_DOLLARS <= nearest[0] / budget <= _EQUAL_DOLLARS else None
 
 
 def dollars_to(perplexity: float, runs: Iterable[tuple[float, float]]) -> float | None:
@@ -138,20 +161,11 @@ def dollars_to(perplexity: float, runs: Iterable[tuple[float, float]]) -> float 
     return None
 
 
-def _at_tokens(rows: Iterable[Mapping[str, Any]], name: str) -> float | None:
-    return next((row.get(name) for row in rows if row["budget"] == "tokens"), None)
-
-
 def _over(value: float | None, reference: float | None) -> float | None:
     return None if value is None or reference is None else value / reference
 
 
-def _is_whole(row: Mapping[str, Any]) -> bool:
-    """Whether the row's account includes more than training."""
-    return any(phase["stage"] == "evaluate" for phase in row["phases"])
-
-
-def _priced(row: Mapping[str, Any], **factors: float) -> dict[str, Any]:
-    """The row, with the planned dollars of each pool multiplied by its factor."""
-    phases = [{**phase, "dollars": phase["dollars"] * factors.get(phase["pool"], 1.0)} for phase in row["phases"]]
-    return {**row, "phases": phases, "dollars": sum(phase["dollars"] for phase in phases)}
+def _priced(run: RunFigures, **factors: float) -> RunFigures:
+    """The run, with the planned dollars of each pool multiplied by its factor."""
+    dollars = {pool: tuple(each * factors.get(pool, 1.0) for each in phases) for pool, phases in run.dollars.items()}
+    return run.model_copy(update={"dollars": dollars})

@@ -16,7 +16,7 @@ from small_run import DOMAINS, small_config
 
 from benchmarks.study.compare.accounting import Point, Reads, account, curve, dollars_of, first_reach, wall_hours
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, predicted, tokens_for
-from benchmarks.study.compare.figures import plot_comparison
+from benchmarks.study.compare.figures import drawing, plot_comparison
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
 from moedisco_ray.core.artifacts import read_json
@@ -220,7 +220,7 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert "sparse upcycling" in text
     assert "At as many tokens" in text
     assert "For as many" not in text
-    assert len(plot_comparison(result, tmp_path / "figures")) == 3
+    assert len(plot_comparison(drawing("small", result["target_loss"], result["rows"]), tmp_path / "figures")) == 3
     phases = {row["arm"]: {phase["stage"]: phase for phase in row["phases"]} for row in result["rows"]}
     assert phases["joint"].keys() == {"finetune", "evaluate"}
     assert phases["upcycle"].keys() == {"seed", "merge", "finetune", "evaluate"}

@@ -1,0 +1,105 @@
+"""Writes the files from which the documents are made: the numbers of raw results that tables and figures show.
+
+    python -m benchmarks.study.quality.publish [--results runs/quality/results]
+
+`cells.jsonl` has one line per (cell, seed) and `curves.jsonl` one per drawn cell; `summary.json` is computed from the former. A
+(cell, seed) without a raw result stays as it was published.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.compare.arms import ARMS
+from benchmarks.study.compare.figures import Drawing, drawing
+from benchmarks.study.quality import absolutes
+from benchmarks.study.quality.records import AbsoluteFigures, CellFigures, RunFigures
+from benchmarks.study.quality.result_files import (
+    CELLS,
+    CURVES,
+    PUBLISHED,
+    RAW,
+    SUMMARY,
+    read,
+    read_lines,
+    result_paths,
+    write,
+    write_lines,
+)
+from benchmarks.study.quality.summary import summarise
+
+DRAWN_FAMILY = "qwen3_moe"
+"""Family whose cells are drawn; the other family's plots look alike."""
+DRAWN_SEED = 0
+_DIGITS = 7
+"""Significant digits of numbers that documents show with two or three; perplexities and dollars keep all of theirs."""
+
+
+def condensed(result: Mapping[str, Any]) -> CellFigures:
+    """The figures of a raw result that tables show."""
+    joint = result["rows"][0]
+    return CellFigures.model_validate({
+        **{name: result[name] for name in CellFigures.model_fields if name in result},
+        "runs": [_run(row, joint) for row in result["rows"]]})
+
+
+def curves(result: Mapping[str, Any]) -> Drawing:
+    """The loss curves of a raw result that figures show; levers appear only in tables."""
+    rows = [row for row in result["rows"] if row["arm"] in ARMS]
+    return drawing(result["cell"], rows[0]["curve"][-1]["loss"], rows)
+
+
+def publish(raw: Path, folder: Path = PUBLISHED) -> None:
+    """Write the published files.
+
+    Args:
+        raw: Folder of the raw results.
+        folder: Folder of the published files.
+    """
+    cells = {(each.cell, each.seed): each for each in read_lines(folder / CELLS, CellFigures)}
+    drawings = {each.name: each for each in read_lines(folder / CURVES, Drawing)}
+    for result in map(read, result_paths(raw)):
+        cells[result["cell"], result["seed"]] = condensed(result)
+        if result["cell"].split("/")[1] == DRAWN_FAMILY and result["seed"] == DRAWN_SEED:
+            drawings[result["cell"]] = curves(result)
+    ordered = [cells[key] for key in sorted(cells)]
+    write_lines(folder / CELLS, ordered)
+    write_lines(folder / CURVES, [drawings[name] for name in sorted(drawings)])
+    write(folder / SUMMARY, [entry.to_json() for entry in summarise(ordered)])
+
+
+def _run(row: Mapping[str, Any], joint: Mapping[str, Any]) -> RunFigures:
+    dollars: dict[str, list[float]] = {}
+    for phase in row["phases"]:
+        dollars.setdefault(phase["pool"], []).append(phase["dollars"])
+    return RunFigures.model_validate({
+        "arm": row["arm"], "budget": row["budget"], "perplexity": row["perplexity"], "dollars": dollars,
+        "hours": _short(row["hours"]),
+        "metered": _short(row["metered_dollars"] / row.get("joint_metered_dollars", joint["metered_dollars"])),
+        "unseen": None if row["unseen"] is None else _short(row["unseen"]),
+        "absolute": _absolute(row) if row["arm"] in absolutes.SHOWN else None})
+
+
+def _absolute(row: Mapping[str, Any]) -> AbsoluteFigures:
+    return AbsoluteFigures(
+        bits_per_byte=_short(row["bits_per_byte"]),
+        specialisation={name: None if value is None else _short(value) for name, value in row["specialisation"].items()},
+        dead_experts=row["dead_experts"], worker_seconds=_short(sum(row["worker_seconds"].values())),
+        sources={name: _short(value) for name, value in row["sources"].items()})
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RAW, help="folder of the raw results")
+    publish(parser.parse_args(arguments).results)
+
+
+if __name__ == "__main__":
+    main()
