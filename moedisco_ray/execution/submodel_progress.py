@@ -1,7 +1,7 @@
 """Progress of the sub-models towards the quorum: which have finished or given up, when, and what each contributes to the merge.
 
-Times are seconds while a driver is running, over all drivers of a run. A driver stores what it knows in `submodel_progress.json`,
-next to the checkpoints; a later driver decides anew from that file and the checkpoints.
+A run that is interrupted continues with another driver. Times count the seconds in which any driver of the run was running. Each
+driver stores the progress in `submodel_progress.json`, next to the checkpoints, and the next driver continues from these files.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from moedisco_ray.policies.quorum import Member, Quorum, State, Verdict, contrib
 from moedisco_ray.training import TrainJob, TrainResult, read_partial_result
 
 _SAVE_SECONDS = 10.0
-"""Interval between two saves (s); a driver that dies loses what it learned since the last one."""
+"""Minimum time between two saves (s). If a driver dies, the progress since its last save is lost."""
 
 Held = Mapping[str, Mapping[str, float]]
-"""Worker-seconds by unit and pool key."""
+"""Worker-seconds by name of the training, then by pool (`Pool.key`)."""
 
 
 class SubmodelProgress:
@@ -32,7 +32,7 @@ class SubmodelProgress:
 
     Args:
         jobs: The trainings, including those that an earlier driver finished.
-        quorum: When the group may end without some of them.
+        quorum: Number of trainings that must finish, and how long to wait for the others.
         workers: Number of workers of each training.
         path: File of the stored progress; its directory must exist.
         clock: Returns seconds.
@@ -62,28 +62,29 @@ class SubmodelProgress:
 
     @property
     def seconds(self) -> float:
-        """Seconds for which drivers have worked on the group."""
+        """Time for which drivers of the run have been running since the group started (s)."""
         return self._clock() - self._began
 
     def finish(self, name: str, result: TrainResult, speed: float) -> None:
-        """Record that a training has made all its steps, on a machine of this relative speed."""
+        """Record that a training has finished, and the relative speed of its machine."""
         self.finished[name] = result
         self._speeds[name] = speed
         self._ended.setdefault(name, self.seconds)
 
     def give_up(self, name: str, reason: str, *, diverged: bool = False) -> None:
-        """Record that this driver does not retry a training, and whether it diverged."""
+        """Record that this driver no longer retries a training, and whether its loss diverged."""
         self._given_up[name] = reason
         self._diverged = self._diverged or diverged
 
     def verdict(self, speeds: Mapping[str, float]) -> Verdict:
         """Whether to wait, or to continue with the trainings that have finished.
 
-        The expected time of a training follows from the finished ones and its machine's speed; one that is slower than that for no
-        known reason is not waited for.
+        The expected time of a training is computed from its steps, the times of the finished trainings and its machine's speed. So
+        a training on a slow machine gets more time, but one that is slow for another reason does not.
 
         Args:
-            speeds: Relative speeds of the machines of unfinished trainings (for waiting ones: of the machines that they may get).
+            speeds: Relative speed of the machine of each unfinished training. If a training waits for a machine, the speed of one
+                that it may get.
 
         Raises:
             TrainingError: Too many trainings were given up to reach the quorum.
@@ -103,12 +104,7 @@ class SubmodelProgress:
         return verdict
 
     def trained(self, job: TrainJob, held: Held) -> Trained:
-        """The result of a job so far.
-
-        Args:
-            job: One of the trainings.
-            held: Worker-seconds held by this driver.
-        """
+        """The result of a training so far, given the worker-seconds that this driver used."""
         total = self._held(held).get(job.name, {})
         seconds = sum(total.values()) / self._workers
         if job.name in self.finished:
@@ -119,11 +115,11 @@ class SubmodelProgress:
         return Trained(result, seconds, total, contribution(member), reason)
 
     def save(self, held: Callable[[], Held], *, now: bool = False) -> None:
-        """Store what a later driver must know, every few seconds.
+        """Save the progress for the next driver, unless the last save was less than `_SAVE_SECONDS` ago.
 
         Args:
-            held: Returns the worker-seconds held by this driver.
-            now: Store even if the last save was a moment ago.
+            held: Returns the worker-seconds that this driver used.
+            now: Save in any case.
         """
         if now or self._clock() - self._saved_at >= _SAVE_SECONDS:
             self._saved_at = self._clock()

@@ -1,4 +1,4 @@
-"""`moedisco validate`: check in seconds whether a run could succeed, before it makes anything."""
+"""`moedisco validate`: check in seconds whether a run can succeed, without creating anything."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Findings:
     """Results of a validation.
 
     Attributes:
-        problems: Mistakes that would fail the run, in the order in which it would meet them.
-        warnings: Facts that the author should know but that do not fail the run: a line each.
+        problems: Errors that would fail the run, in the order in which the run would raise them.
+        warnings: Problems that would not fail the run; one line each.
         vocab_size: Rows of the embedding; None if unknown.
     """
 
@@ -36,11 +36,8 @@ class Findings:
 def validate(config: RunConfig) -> Findings:
     """Check that a configuration's files exist and are consistent, and that the model fits its pools.
 
-    It reads the first documents of each source, builds the model on the meta device, compares it with its files' headers, and
-    checks that the output can be written. It writes nothing.
-
-    Args:
-        config: A checked configuration.
+    It reads the first documents of each source, builds the model on the meta device, compares its tensors with the headers of the
+    checkpoint files, and checks that the output can be written. It writes nothing.
     """
     problems: list[UserError] = []
     text = _collect(problems, lambda: probe(config))
@@ -60,7 +57,7 @@ def check_output(directory: Path) -> None:
     """Check, without creating it, that a run directory can be created, or written if it exists.
 
     Raises:
-        RunDirError: It cannot be created or written.
+        RunDirError: The directory cannot be created or written.
     """
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists() or path.is_symlink())
     if not existing.is_dir():
@@ -72,7 +69,7 @@ def check_output(directory: Path) -> None:
 
 
 def _collect(problems: list[UserError], check: Callable[[], T]) -> T | None:
-    """Return what a check returns; add the error that it raises to the problems."""
+    """Run a check and return its result; if it raises an error, append the error to `problems`."""
     try:
         return check()
     except UserError as error:
@@ -91,7 +88,7 @@ def _too_large(plan: Plan, config: RunConfig) -> Iterator[UserError]:
 
 
 def _waits(config: RunConfig) -> Iterator[str]:
-    """Resources that a run on this machine would wait for; a Ray cluster that RAY_ADDRESS names may have them."""
+    """Warn about GPUs that this machine lacks, unless RAY_ADDRESS names a Ray cluster, which may have them."""
     if os.environ.get("RAY_ADDRESS"):
         return
     for pool, needed in config.pools.needed(config.finetune.pool):

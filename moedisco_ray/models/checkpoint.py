@@ -1,7 +1,8 @@
 """Hugging Face model directories: read and write them tensor by tensor.
 
 A reader sees the canonical tensors, whether a directory has one safetensors file or several, with experts stored one by one or
-stacked. Reading one tensor reads no other. Files are always written in the canonical per-expert form, which other tools read.
+stacked. Tensors are read on access, one at a time. Files are always written in the canonical per-expert form, which other tools
+can read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _OS_ERROR = re.compile(r"os error (\d+)")
 DEFAULT_SHARD_BYTES = 2 * 1024**3
-"""Maximum size of a safetensors file (bytes); one file at a time is in memory."""
+"""Maximum size of a safetensors file (bytes); a writer holds one file in memory."""
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Supported dtypes by their names in safetensors files."""
 
@@ -36,7 +37,6 @@ class Checkpoint(Mapping[str, Tensor]):
     """A model directory as a read-only mapping from canonical names to tensors, which are read on access.
 
     Attributes:
-        directory: The model directory.
         config: Values of its `config.json`.
         model_map: Names of its tensors.
     """
@@ -72,7 +72,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return stored[1:] if place.half is None else (stored[1] // 2, *stored[2:])
 
     def dtype(self, key: str) -> torch.dtype | None:
-        """Dtype of a canonical tensor, or None for one that is not in `STORED_DTYPES`; only the file's header is read."""
+        """Dtype of a canonical tensor, None if it is not in `STORED_DTYPES`; only the file's header is read."""
         stored = self._places[key].key
         return STORED_DTYPES.get(self._files[stored].get_slice(stored).get_dtype())
 
@@ -82,7 +82,7 @@ def open_checkpoint(directory: Path, names: ModelMap | None = None) -> Checkpoin
 
     Args:
         directory: A Hugging Face model directory.
-        names: Names of its tensors; None: those of the family in its `config.json`.
+        names: Names of the stored tensors; None: the names of the family in `config.json`.
 
     Raises:
         CheckpointError: The family is not supported, the weights are pickled, a file is missing or broken, or a tensor is unknown

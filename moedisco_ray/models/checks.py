@@ -93,11 +93,9 @@ def check_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
 def check_start_tensors(model: Model) -> None:
     """Check that the tensors of the start model have the names and shapes that the run's model needs.
 
-    It reads file headers and `config.json`, and builds the model on the meta device: this takes seconds and little memory, whatever
-    the size. The only tensors it reads are biases that the family does not have, since those may be dropped if they are zero.
-
-    Args:
-        model: Model section of the configuration; without a start model there is nothing to check.
+    Without a start model there is nothing to check. The check reads file headers and `config.json`, and builds the model on the
+    meta device, which takes seconds and little memory for a model of any size. The only tensors that it reads are biases that the
+    family does not have, since a bias may be dropped if it is zero.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected or of another shape; a file cannot be read; or transformers cannot build a

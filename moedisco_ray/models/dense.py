@@ -25,14 +25,15 @@ _MLP = re.compile(rf"model\.layers\.(\d+)\.mlp\.({'|'.join(PARTS)})_proj\.weight
 _BIAS = re.compile(r"model\.layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias")
 _MODEL_SPECIFIC = ("model_type", "architectures", "transformers_version")
 _FOLD_TOLERANCE = 1e-5
-"""Maximum error of a folded bias, relative to the largest element of the bias: about 100 times the rounding of fp32."""
+"""Maximum error of an output bias that is replaced by a bias of the values, relative to its largest element: about 100 times the
+rounding error of fp32."""
 
 
 class DenseMap(ModelMap):
-    """Names of the tensors of a family's dense relatives: the MLP of a layer is its expert 0, and biases keep their names."""
+    """Tensor names of the dense models related to a family: the MLP of a layer is expert 0, and biases keep their names."""
 
     def stored_tensors(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
-        """The canonical tensor of a stored one, with its position.
+        """The canonical tensor that a stored tensor holds, with its position.
 
         Raises:
             CheckpointError: The family has no such tensor.
@@ -52,9 +53,9 @@ class OneExpert(Mapping[str, Tensor]):
     A router is one row of zeros. If the family has a shared expert, it is a copy of the MLP; its gate of zeros weights it by 1/2.
     The routed expert's output is halved, so that both add up to the MLP.
 
-    A bias that the MoE does not support must be zero. One exception: attention weights sum to 1, so a bias of the attention
-    output is equivalent to a bias of the values if the output projection can be solved for it, as with one key-value head per
-    attention head. It is then added to the bias of the values.
+    A bias that the MoE does not support must be zero, except for some biases of the attention output. Attention weights sum to 1,
+    so a bias b of the output has the same effect as a bias v of the values with W v = b, where W is the output projection. If such
+    a v exists (usually so with one key-value head per attention head), it is added to the bias of the values.
 
     Args:
         dense: Dense checkpoint, opened with a `DenseMap`.
@@ -121,9 +122,7 @@ class OneExpert(Mapping[str, Tensor]):
 def open_dense(directory: Path, family: FamilyName) -> Checkpoint | OneExpert:
     """Open the start model of upcycling: a dense relative of the family, or a model of the family with one expert.
 
-    Args:
-        directory: Model directory whose kind `Model.architecture` has checked.
-        family: Family of the MoE.
+    `Model.architecture` must have checked that the directory holds one of these.
 
     Returns:
         Canonical tensors of an MoE with one expert, read on access.
@@ -152,12 +151,6 @@ def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_e
     """The `config.json` values of an upcycled MoE: those of the dense model, with experts in place of the MLP.
 
     The weights of a token's experts sum to one. So as long as all experts are equal, the MoE computes the same as the dense model.
-
-    Args:
-        directory: Directory of the dense model.
-        family: Family of the MoE.
-        num_experts: Experts per layer.
-        num_experts_per_tok: Experts per token.
     """
     raw = read_config(directory)
     dense_type = str(raw.get("model_type"))
@@ -169,7 +162,7 @@ def upcycled_config(directory: Path, family: FamilyName, num_experts: int, num_e
     if dense_type != family:
         kept[declaration.expert_size_field] = raw["intermediate_size"]
         if values.get("head_dim") is not None and family != "qwen2_moe":
-            kept["head_dim"] = values["head_dim"]   # some families use it without declaring it
+            kept["head_dim"] = values["head_dim"]   # some families read it, but their configuration class does not declare it
         if family == "qwen2_moe":
             kept |= {"qkv_bias": _biases(raw, family)[0], "shared_expert_intermediate_size": raw["intermediate_size"]}
         if declaration.expert_size_field != "intermediate_size":

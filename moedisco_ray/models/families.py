@@ -31,7 +31,6 @@ class TensorRole:
     """The role and position of a tensor in the model.
 
     Attributes:
-        role: Role of the tensor.
         layer: Index of the decoder layer; None outside the layers.
         expert: Index of the expert; None for other roles.
         part: `gate`, `up` or `down` for an expert; else the name inside the layer or the model.
@@ -49,7 +48,7 @@ class Family:
 
     Attributes:
         name: The Hugging Face `model_type`.
-        block: Name of the MoE block in a checkpoint; in memory transformers calls it `mlp`.
+        block: Name of the MoE block in a checkpoint; models in memory call it `mlp`.
         projections: Checkpoint names of an expert's gate, up and down projection.
         num_experts_field: Configuration field with the number of routed experts.
         expert_size_field: Configuration field with an expert's hidden size.
@@ -76,7 +75,7 @@ _NORMS = r"(input|post_attention)_layernorm\.weight"
 _ATTENTION = r"self_attn\.[qkvo]_proj\.weight"
 _ATTENTION_BIAS = r"self_attn\.[qkvo]_proj\.bias"
 _QK_NORM = r"self_attn\.[qk]_norm\.weight"
-_DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"   # in layers selected by `mlp_only_layers` or `decoder_sparse_step`
+_DENSE_MLP = r"mlp\.(gate|up|down)_proj\.weight"   # dense layers, which `mlp_only_layers` and `decoder_sparse_step` select
 _SHARED_EXPERT = r"mlp\.shared_expert(\.(gate|up|down)_proj|_gate)\.weight"
 _QWEN = ("gate_proj", "up_proj", "down_proj")
 
@@ -99,7 +98,10 @@ DECLARATIONS: dict[FamilyName, Family] = {family.name: family for family in (
 
 
 def layer_rules(family: Family) -> tuple[tuple[Role, re.Pattern[str]], ...]:
-    """Role and name pattern of every tensor in a decoder layer; the groups of an expert's pattern are index and projection."""
+    """Role and name pattern of every tensor in a decoder layer.
+
+    The pattern of an expert has two groups: the expert's index, and the name of the projection.
+    """
     block, names = re.escape(family.block), "|".join(family.projections)
     rules = [
         (Role.EXPERT, rf"{block}\.experts\.(\d+)\.({names})\.weight"),

@@ -1,4 +1,4 @@
-"""Configurations and models of transformers, made from a run's settings and from model directories."""
+"""Create transformers configurations and models from a run's settings and from model directories."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
               eos_token_id: int) -> PretrainedConfig:
     """The transformers configuration of a model; each size of `architecture` is mapped to the field of the family.
 
-    A text begins and ends with the same token. No padding token is set: documents are packed without padding, and transformers
-    would exclude the embedding of that token from training.
+    The same token begins and ends a text. No padding token is set, because documents are packed without padding, and transformers
+    would exclude the embedding of a padding token from training.
 
     Args:
         family: Model family.
@@ -94,12 +94,7 @@ def config_values(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def submodel_config(config: Mapping[str, Any], experts_per_submodel: int) -> dict[str, Any]:
-    """The `config.json` values of a sub-model: the same family with fewer experts per layer, and top-k limited to them.
-
-    Args:
-        config: `config.json` values of the whole MoE.
-        experts_per_submodel: Experts per layer of the sub-model.
-    """
+    """The `config.json` values of a sub-model, from those of the whole MoE: fewer experts per layer, and top-k at most as large."""
     family = ModelMap(str(config.get("model_type"))).family
     values = {key: value for key, value in config.items() if key not in ("num_experts", "num_local_experts")}
     values[family.num_experts_field] = experts_per_submodel
@@ -133,7 +128,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> PreTraine
     """
     ModelMap(str(read_config(directory).get("model_type")))
     try:
-        check_folder(directory)     # transformers opens the files itself
+        check_folder(directory)     # transformers opens the files itself, not by `opened`
         with _no_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
@@ -159,7 +154,7 @@ def model_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 def save_model(model: PreTrainedModel, directory: Path, tensors: Iterable[tuple[str, Tensor]] | None = None,
                max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> int:
-    """Write a model directory in the classic per-expert form.
+    """Write a model directory in the canonical per-expert form.
 
     Args:
         model: The model; its configuration is always written, its tensors only if `tensors` is None.
@@ -185,7 +180,7 @@ def backbone_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The parameters that all sub-models share and the merge averages: all but experts and routers.
 
     Returns:
-        Parameters by canonical name, which for these equals the name in memory.
+        Parameters by canonical name, which is also their name in memory.
     """
     names = ModelMap(str(model.config.model_type))
     common = (Role.BACKBONE, Role.SHARED_EXPERT)

@@ -1,4 +1,4 @@
-"""Translation between the canonical form of a model and its form in the memory of transformers.
+"""Translation between the canonical tensors of a model and the tensors of a transformers model in memory.
 
 The canonical form has one tensor per expert and projection, under the names of the family's original checkpoints. In memory,
 transformers stacks the experts of a layer, for every family: `mlp.experts.gate_up_proj` w_EGD with G = 2F (gate, then up), and
@@ -28,7 +28,7 @@ _FUSED: dict[str, tuple[Part, ...]] = {"gate_up_proj": ("gate", "up"), "down_pro
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The position of a canonical tensor in a stored one.
+    """The position of a canonical tensor in a stored tensor, which may hold several.
 
     Attributes:
         key: Name of the stored tensor.
@@ -41,7 +41,7 @@ class Place:
     half: int | None = None
 
     def index(self, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
-        """The index that selects the canonical tensor from a stored one of this shape."""
+        """The index that selects the canonical tensor from a stored tensor of this shape."""
         if self.expert is None:
             return ()
         if self.half is None:
@@ -101,7 +101,7 @@ class ModelMap:
         return f"model.layers.{layer}.{self.family.block}.gate.weight"
 
     def place(self, key: str) -> Place:
-        """Position of a canonical tensor in the memory of transformers."""
+        """Position of a canonical tensor in a transformers model in memory."""
         role = self.classify(key)
         prefix = f"model.layers.{role.layer}.{_MEMORY_BLOCK}"
         if role.role is Role.ROUTER:
@@ -113,7 +113,7 @@ class ModelMap:
         return Place(f"{prefix}.experts.gate_up_proj", role.expert, 0 if role.part == "gate" else 1)
 
     def stored_tensors(self, key: str, shape: tuple[int, ...]) -> dict[str, Place]:
-        """The canonical tensors in a stored one, with their positions; the stored one may be canonical or stacked.
+        """The canonical tensors that a stored tensor holds, with their positions; a stack of experts holds several.
 
         Args:
             key: Name of the stored tensor, in memory or in a checkpoint.
@@ -133,13 +133,13 @@ class ModelMap:
             return {
                 self.expert_key(index, expert, part): Place(key, expert, half if len(parts) == 2 else None)
                 for expert in range(shape[0]) for half, part in enumerate(parts)}
-        # A Mixtral saved in its memory form has the in-memory name of the router.
+        # A Mixtral checkpoint that was saved with in-memory names has this name for the router.
         canonical = self.router_key(index) if rest == "gate.weight" else key
         self.classify(canonical)
         return {canonical: Place(key)}
 
     def role_in_memory(self, key: str, shape: tuple[int, ...]) -> Role:
-        """The role of a tensor, by its name in the memory of transformers.
+        """The role of a tensor, by its name in a transformers model in memory.
 
         Raises:
             CheckpointError: The family has no such tensor.
@@ -174,7 +174,7 @@ class ModelMap:
 
 
 def canonical_state(state: Mapping[str, Tensor], model_map: ModelMap) -> dict[str, Tensor]:
-    """A state dict of transformers under canonical names. Expert tensors are views; no tensor is copied.
+    """The state dict of a transformers model under canonical names. Expert tensors are views; no tensor is copied.
 
     Raises:
         CheckpointError: The family has no such tensor, or a canonical tensor occurs twice.
@@ -189,7 +189,7 @@ def canonical_state(state: Mapping[str, Tensor], model_map: ModelMap) -> dict[st
 
 
 def memory_state(tensors: Mapping[str, Tensor], model_map: ModelMap) -> dict[str, Tensor]:
-    """The inverse of `canonical_state`: a state dict for a model of transformers.
+    """The inverse of `canonical_state`: a state dict for a transformers model.
 
     Raises:
         CheckpointError: A name is unknown, or a layer is incomplete.

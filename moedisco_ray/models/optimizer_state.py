@@ -1,11 +1,11 @@
-"""Adam's optimizer state of a model (Kingma and Ba, arXiv 1412.6980, algorithm 1), handed from one training to the next.
+"""Adam's optimizer state of a model (Kingma and Ba, arXiv 1412.6980, algorithm 1), which the next training continues from.
 
     MODEL/optimizer_state/exp_avg/      first moments, a model directory: names and shapes are those of the weights
                           exp_avg_sq/   second moments, in the same form
                           steps.json    number of updates
 
-Without it, the first updates of a training have the full learning rate in every direction, because after one step m / sqrt(v) is a
-sign. That undoes part of what the previous training learnt last.
+Without this state, the first updates of a training move every weight by about the learning rate, because m / sqrt(v) is 1 or -1
+after one step. That undoes part of what the previous training has just learnt.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OptimizerState:
 
     Attributes:
         steps: Number of updates.
-        tensors: Canonical tensors of each kind; zero for weights that were not trained.
+        tensors: Canonical tensors of `exp_avg` and `exp_avg_sq`; zero for weights that were not trained.
     """
 
     steps: int
@@ -58,7 +58,7 @@ def write_optimizer_state(
 
     Args:
         directory: Target directory.
-        tensors: Returns the canonical tensors of a kind.
+        tensors: Returns the canonical tensors of `exp_avg` or of `exp_avg_sq`.
         steps: Number of updates.
         config: `config.json` values of the model.
 

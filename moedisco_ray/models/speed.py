@@ -1,4 +1,4 @@
-"""Faster forward passes for models of transformers; classes, tensor names and results do not change.
+"""Faster forward passes for transformers models; classes, tensor names and results do not change.
 
 In a sub-model with one expert per layer, the router's weight is a softmax over one number, exactly 1. `specialise` makes such a
 model run as the dense model that it is.
@@ -23,13 +23,10 @@ _IMPLEMENTATION = "moedisco_sorted"
 
 
 def specialise(model: PreTrainedModel) -> PreTrainedModel:
-    """Choose the fastest forward for each MoE block of a model, in place.
+    """Choose the fastest forward for each MoE block of a model, in place; return the model.
 
     A block with one expert skips its router. The router is frozen, because its gradient is zero and only weight decay would change
     it; the block records no router logits. Blocks with more experts use `sorted_experts`.
-
-    Returns:
-        The same model.
     """
     model.set_experts_implementation(_IMPLEMENTATION)
     for block in moe_blocks(model).values():
@@ -41,10 +38,11 @@ def specialise(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """The weighted output of the experts: tokens are sorted by expert, with one linear layer per expert; deterministic.
+    """Compute the weighted sum of the selected experts' outputs: tokens are sorted by expert, and each expert runs once.
 
-    On a GPU, where the loop over experts would wait for the device, it calls `grouped_mm` of transformers instead. Not under
-    autocast: `grouped_mm` ignores it and would compute in the fp32 of the weights.
+    The result is deterministic. On a GPU the loop over experts would wait for the device, so transformers' `grouped_mm` is called
+    instead. Under autocast the loop is used on a GPU too, because `grouped_mm` ignores autocast and would compute in fp32, the
+    dtype of the weights.
 
     Args:
         self: The experts' module, with `gate_up_proj` w_EGD and `down_proj` w_EDF.
@@ -63,7 +61,8 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
     counts = torch.bincount(flat_S, minlength=self.num_experts).tolist()
     pieces = torch.split(x_TD[order_S // K], counts)
     outputs = []
-    # unbind stacks the gradients of the experts once; indexing would sum E copies of the whole stack.
+    # The backward pass of unbind stacks the gradients of the experts once; that of indexing would add up E gradients of the
+    # whole stack.
     for piece_SD, w_GD, w_DF in zip(pieces, self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True):
         gate_SF, up_SF = functional.linear(piece_SD, w_GD).chunk(2, dim=-1)
         outputs.append(functional.linear(self.act_fn(gate_SF) * up_SF, w_DF))
@@ -75,8 +74,9 @@ def sorted_experts(self: Any, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor
 
 def _one_expert_forward(block: Any, hidden_states: Tensor) -> Tensor:
     experts = block.experts
-    # Two linear layers on the halves of the weight: the backward pass then joins gradients of the weight's size. One linear layer
-    # with a split output would join gradients of the activations' size. The gradient of [0] would be a zeroed copy of the stack.
+    # Two linear layers on the halves of the weight: the backward pass concatenates their gradients, which have the size of the
+    # weight. With one linear layer and a split output, it would concatenate gradients of the size of the activations.
+    # squeeze(0) instead of [0], because the backward pass of [0] copies the gradient into a tensor of zeros.
     gate_FD, up_FD = experts.gate_up_proj.squeeze(0).chunk(2)
     gate, up = functional.linear(hidden_states, gate_FD), functional.linear(hidden_states, up_FD)
     y = functional.linear(experts.act_fn(gate) * up, experts.down_proj.squeeze(0))

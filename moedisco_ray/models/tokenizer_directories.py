@@ -24,7 +24,7 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
 
     Args:
         directory: A model directory, or a directory with only a tokenizer's files.
-        field: Setting that names the directory, for errors.
+        field: Setting that names the directory; errors name it.
 
     Raises:
         ConfigError: The tokenizer is missing, cannot be read, or has no fast version.
@@ -37,7 +37,7 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
             field, str(directory),
             "holds no tokenizer; name a directory with tokenizer.json, vocab.json and merges.txt, or a .model file")
     try:
-        check_folder(directory)     # transformers opens the files itself
+        check_folder(directory)     # transformers opens the files itself, not by `opened`
         if {"vocab.json", "merges.txt"} <= names and not {"tokenizer.json", "tokenizer_config.json"} & names:
             plain = ByteLevelBPETokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"))
             found = PreTrainedTokenizerFast(tokenizer_object=plain._tokenizer)  # noqa: SLF001  # has no public access
@@ -54,8 +54,8 @@ def load_pretrained(directory: Path, field: str = "tokenizer.path") -> PreTraine
 def copy_tokenizer(source: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Copy a tokenizer's files unchanged, chat template included.
 
-    If no file names the tokenizer's class, it depends on the `config.json` next to the files. If the copy therefore gives other
-    tokens, transformers writes the tokenizer again, with its class.
+    If no file names the tokenizer's class, transformers derives the class from the `config.json` next to the files, so the copy may
+    give other tokens. In this case transformers writes the tokenizer again, with the name of its class.
 
     Args:
         source: Directory of the tokenizer.

@@ -34,7 +34,7 @@ class StagePlan(BaseModel):
     units: int
     """Number of models that train independently."""
     workers: int
-    """Number of workers that train at the same time; for an elastic gang the minimum, with which it must fit."""
+    """Number of workers that train at the same time; for an elastic gang its minimum, which must suffice for the model."""
     parameters: Parameters
     """Parameters of one unit."""
     steps: int
@@ -42,16 +42,16 @@ class StagePlan(BaseModel):
     memory: Memory
     """Peak memory of one worker."""
     pool_gb: float
-    """Memory of a worker of the pool (GB); in a mixed pool, of the largest node type."""
+    """Memory of one worker of the pool (GB); in a mixed pool, that of the largest node type."""
     fits: bool
-    """Whether the upper bound `memory` is at most `pool_gb`."""
+    """Whether `memory`, an upper bound, is at most `pool_gb`."""
     fits_known: bool
-    """Whether `fits` is reliable: not without GPUs, because CPU workers share the host's memory with other processes."""
+    """Whether `fits` is reliable; false without GPUs, because CPU workers share the host's memory with other processes."""
     remedy: Remedy | None
     """Settings to change if the stage does not fit; null if it fits."""
     cost: Cost
     sync: Sync | None
-    """Traffic of the syncs; null without syncs."""
+    """Data that the syncs between sub-models move; null without syncs."""
     types: tuple[TypeShare, ...] = ()
     """Share of the stage on each node type of a mixed pool."""
 
@@ -92,8 +92,6 @@ class Plan(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """A training stage of the configuration."""
-
     stage: StageName
     pool: Pool
     optimizer: Optimizer
@@ -107,13 +105,11 @@ class _Training:
 def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     """Plan parameters, memory, time and cost of a run.
 
-    Args:
-        config: A checked configuration.
-        machine: Facts about the machine; without them, time and cost of CPU workers are unknown.
+    Without facts about the machine, time and cost of CPU workers are unknown.
 
     Raises:
-        ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool
-            and would wait forever.
+        ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool,
+            so that the run would wait forever.
         CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """
     whole = config.model.architecture

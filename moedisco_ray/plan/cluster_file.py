@@ -1,8 +1,8 @@
-"""Checks a configuration against the nodes that a cluster file starts: resources, GPUs, memory, room and prices.
+"""Check a configuration against the nodes that a cluster file starts: resources, GPUs, memory, number of workers and prices.
 
-Ray ignores a file's top-level `metadata`; ours holds, under `moedisco.node_types`, what Ray has no field for: `gpu_memory_gb` and
-`price_per_hour` of each node type. A file for hosts that exist already (`provider: local`) names each host's type under
-`moedisco.hosts`. A RayCluster of KubeRay has the same facts as annotations of each worker group's pods.
+Ray ignores a file's top-level `metadata`. There, `moedisco.node_types` holds the facts that Ray has no field for: `gpu_memory_gb`
+and `price_per_hour` of each node type. In a file for existing hosts (`provider: local`), `moedisco.hosts` holds each host's node
+type. A RayCluster of KubeRay has the same facts as annotations of each worker group's pods.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class NodeFacts(BaseModel):
     gpu_memory_gb: Annotated[float, Field(ge=0)] = 0
     """Memory of one GPU (GB)."""
     price_per_hour: Annotated[float, Field(ge=0)]
-    """Dollars for the whole node."""
+    """Price of the whole node (dollars per hour)."""
     resources: dict[str, Annotated[int, Field(ge=0)]] = {}
-    """Resources that a node offers to Ray, for hosts that Ray does not start."""
+    """Resources that a node offers to Ray; only for existing hosts, which Ray does not start."""
     labels: dict[str, str] = {}
-    """Labels of a node, for hosts that Ray does not start."""
+    """Ray labels of a node; only for existing hosts, which Ray does not start."""
 
 
 class ClusterMetadata(BaseModel):
@@ -48,10 +48,10 @@ class ClusterMetadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     prices_as_of: Annotated[str, Field(pattern=r"^\d{4}-\d{2}$")]
-    """Month of the prices."""
+    """Month in which the prices were looked up, such as 2025-06."""
     node_types: dict[str, NodeFacts]
     hosts: dict[str, str] = {}
-    """Node type by host address, for `provider: local`."""
+    """Node type by host address; only for `provider: local`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class NodeType:
 
     @property
     def slots(self) -> Mapping[str, int]:
-        """Number of workers that a node has room for, by the pool's resource."""
+        """Number of workers that fit on a node, by the resource that their pool requests."""
         return {name: amount for name, amount in self.resources.items() if amount and name not in ("CPU", "GPU", "memory")}
 
     def worker_price(self, tag: str) -> float:
@@ -100,7 +100,7 @@ class Cluster:
     most: int | None = None
 
     def room(self, resource: str) -> int:
-        """Maximum amount of a resource at one time."""
+        """Maximum amount of a resource that the nodes offer at the same time."""
         each = sorted((node.resources.get(resource, 0) for node in self.types for _ in range(node.most)), reverse=True)
         return sum(each[:self.most])
 
@@ -111,8 +111,7 @@ class Disagreement:
 
     Attributes:
         field: Dotted path of the setting.
-        value: Value of the setting.
-        remedy: Content of the file, and what to change.
+        remedy: What the file says instead, and what to change.
     """
 
     field: str
@@ -164,15 +163,9 @@ def read_cluster(documents: Iterable[Any], source: str) -> Cluster:
 
 
 def disagreements(cluster: Cluster, config: RunConfig, plan: Plan) -> tuple[Disagreement, ...]:
-    """All contradictions between the pools of a configuration and a cluster file.
-
-    Args:
-        cluster: Nodes of the cluster file.
-        config: The configuration.
-        plan: Plan of the configuration, for the memory of workers.
-    """
+    """All contradictions between a cluster file and a configuration's pools; `plan` gives the memory of workers."""
     low, high = config.pools.low_memory, config.pools.high_memory
-    # A sub-model never runs on a type that is too small; so a mixed pool only needs types that are as large as configured.
+    # In a mixed pool, no sub-model runs on a type that is too small for it. So each type only needs its configured memory.
     of_low = (
         [each for i, kind in enumerate(low.node_types)
          for each in _of_pool(

@@ -1,20 +1,20 @@
 """Planned time and cost of every stage.
 
-The estimate is operations (`plan.cost`) over the workers' speed (`plan.speed`), plus start-up times:
+The time of a stage is its operations (`plan.cost`) divided by the workers' speed (`plan.speed`), plus start-up times:
 
-* start: the driver and Ray;
-* each process on a pool starts once per stage; trainings start once per wave, after a controller that holds no slot;
-* corpus: tokenizing the sources on the head's cores, without a price; unknown if the size of the sources is unknown;
-* training: with `evaluation.every_tokens`, also the tokens of the measurements of the held-out loss;
-* cluster: if vectors are hidden states, forward passes of the seed model over 1.25 times the sub-models' tokens;
-* merge: the calibration tokens once per layer, on average through half of the whole model; with `merge.backbone: auto` the same
-  for each candidate, and the measurement of its loss;
-* evaluate: the validation tokens through every measured model and through the one that finds their clusters; tokens of
-  `evaluation.sources` through the finished model; for an ensemble, tokens through each sub-model and the contexts that weigh them;
-* export: the prompts, token by token.
+* the driver and Ray start once per run;
+* each worker process starts once per stage; for trainings once per wave, after Ray Train's controller, which holds no priced slot;
+* corpus: the head's cores tokenize the sources, which has no price; the time is unknown if the size of the sources is unknown;
+* training: `evaluation.every_tokens` adds forward passes that measure the held-out loss;
+* cluster: if the vectors are hidden states, the seed model reads 1.25 times the sub-models' tokens;
+* merge: the model reads the calibration tokens once per layer, on average through half of its layers; `merge.backbone: auto`
+  repeats this for each candidate and measures the candidate's loss;
+* evaluate: each measured model, and the model that assigns documents to clusters, reads the validation tokens; the finished model
+  reads those of `evaluation.sources`; for an ensemble, all sub-models read the tokens, and their weights need more forward passes;
+* export: the model generates samples from the prompts.
 
-Not included are k-means, files and checkpoints, and `evaluation.lm_eval`, whose task files a plan does not read: `left_out` names
-this setting, and the bill is marked as incomplete.
+The estimate leaves out k-means and the time to write files and checkpoints. It also leaves out `evaluation.lm_eval`, because a plan
+does not read task files: `left_out` names this setting, and the bill is marked as incomplete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
 CLUSTERED = 1.25
-"""Amount of text to cluster, as a multiple of the sub-models' tokens; the excess is held out to compare merges."""
+"""Tokens to cluster per token that the sub-models train on; the excess is held out to compare merges."""
 
 _MERGE_RULES = 4
 """Number of rules that `merge.backbone: auto` tries."""
@@ -54,13 +54,13 @@ class StageEstimate(BaseModel):
     worker_seconds: float | None
     """Time for which priced slots are held, start-ups included (s); null: unknown."""
     dollars: float | None
-    """Sum of the lines; null: unknown."""
+    """Sum over `lines`; null: unknown."""
     lines: tuple[Line, ...] = ()
-    """Priced work per pool; in a mixed pool at the most expensive type if the type is not known before the run."""
+    """Priced work per pool. If the node type in a mixed pool is not known before the run, the most expensive type is assumed."""
 
 
 class Training(BaseModel):
-    """A training stage of the plan, as input of the estimate."""
+    """The facts about a training stage from which its time is estimated."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,7 +79,9 @@ def estimate_stages(
     """Estimates of all stages, in pipeline order."""
     reading = _Reading(config, vocab_size, machine)
     return tuple(
-        _training(config, stage.name, trainings[stage.name], reading.looks(stage.name, trainings[stage.name].cost.tokens), machine)
+        _training(
+            config, stage.name, trainings[stage.name],
+            reading.held_out_loss(stage.name, trainings[stage.name].cost.tokens), machine)
         if stage.name in trainings else reading.stage(stage.name)
         for stage in STAGES)
 
@@ -87,7 +89,7 @@ def estimate_stages(
 def planned_bill(
     config: RunConfig, stages: Sequence[StageEstimate], trainings: Mapping[str, Training], vocab_size: int, machine: Machine,
 ) -> Bill:
-    """The bill of a plan, in the form of a run's bill."""
+    """The estimated bill of a run, in the same form as the bill of a finished run."""
     return make_bill(
         [each for stage in stages for each in stage.lines],
         seconds=_total([start_up(None, machine), *(each.seconds for each in stages)]), planned=True,
@@ -106,33 +108,24 @@ def _baseline(config: RunConfig, trainings: Mapping[str, Training], vocab_size: 
     pool, high = config.finetune_pool, config.pools.high_memory
     reading = _Reading(config, vocab_size, machine)
     seconds = seconds_for(pool, machine, whole.cost.flops, whole.cost.flops / whole.cost.tokens, whole.experts)
-    looks = reading.looks("finetune", whole.cost.tokens)
+    measuring = reading.held_out_loss("finetune", whole.cost.tokens)
     starting, evaluated, exported = start_up(high, machine), reading.evaluate(finished_only=True), reading.export()
-    if seconds is None or looks is None or starting is None or evaluated is None or exported is None:
+    if seconds is None or measuring is None or starting is None or evaluated is None or exported is None:
         return None
-    seconds += looks * high.fewest_workers
+    seconds += measuring * high.fewest_workers
     crowd = _crowd(high, high.fewest_workers, machine)
     return make_baseline(
         config, tokens=config.tokens.total, seconds_per_token=crowd * seconds / whole.cost.tokens,
         start_up=crowd * starting, evaluate=evaluated, export=exported, rate="planned")
 
 
-def _training(config: RunConfig, stage: str, training: Training, looks: float | None, machine: Machine) -> StageEstimate:
-    """Estimate of a training stage.
-
-    Args:
-        config: The run's configuration.
-        stage: Name of the stage.
-        training: Operations, units and workers.
-        looks: Time per worker for measurements of the held-out loss (s); None: unknown.
-        machine: The machine.
-    """
+def _training(config: RunConfig, stage: str, training: Training, measuring: float | None, machine: Machine) -> StageEstimate:
     pool = config.finetune_pool if stage == "finetune" else config.pools.low_memory
     cost = training.cost
     starting, controller = start_up(pool, machine), start_up(None if not pool.gpu else pool, machine)
     each = cost.flops / cost.tokens
     seconds = seconds_for(pool.node_types[0], machine, cost.flops, each, training.experts)
-    if starting is None or controller is None or seconds is None or looks is None:
+    if starting is None or controller is None or seconds is None or measuring is None:
         return _unknown(stage, pool)
     crowd = _crowd(pool, training.at_once * training.workers_per_unit, machine)
     shares = training.types or (None,)
@@ -144,10 +137,10 @@ def _training(config: RunConfig, stage: str, training: Training, looks: float | 
         working = seconds * units / training.units
         if pool.gpu:    # in a mixed pool, each type has its own speed
             working = 3600 * (cost.worker_hours if share is None else share.worker_hours)
-        held = working + (starting + looks) * units * training.workers_per_unit
+        held = working + (starting + measuring) * units * training.workers_per_unit
         lines.append(line(stage, pool.key if share is None else f"{pool.key}.{share.name}", held * crowd, config))
     wall = 3600 * cost.hours if pool.gpu else cost.waves * seconds / training.units / training.workers_per_unit
-    return _priced(stage, pool, (wall + cost.waves * (starting + looks)) * crowd + cost.waves * controller, lines)
+    return _priced(stage, pool, (wall + cost.waves * (starting + measuring)) * crowd + cost.waves * controller, lines)
 
 
 def _priced(stage: str, pool: Pool, seconds: float, lines: Sequence[Line]) -> StageEstimate:
@@ -163,12 +156,12 @@ def _unknown(stage: str, pool: Pool) -> StageEstimate:
 
 
 def _crowd(pool: Pool, workers: int, machine: Machine) -> float:
-    """Slow-down factor of workers that share cores."""
+    """Factor by which workers that share cores slow down."""
     return 1.0 if pool.gpu or machine.probe is None else max(1.0, workers / machine.probe.cores)
 
 
 class _Reading:
-    """Estimates of the stages that run text through a model without training."""
+    """Estimates of the work that runs text through a model without training it."""
 
     def __init__(self, config: RunConfig, vocab_size: int, machine: Machine) -> None:
         self._config, self._vocab_size, self._machine = config, vocab_size, machine
@@ -176,7 +169,7 @@ class _Reading:
         self._part = submodel_architecture(self._whole, config.clusters.count)
 
     def stage(self, name: str) -> StageEstimate:
-        """Estimate of a stage that trains nothing in this run."""
+        """Estimate of a stage in which no training takes place."""
         config = self._config
         match name:
             case "corpus":
@@ -188,15 +181,11 @@ class _Reading:
             case "merge" | "evaluate" | "export":
                 pool = config.finetune_pool
                 seconds = {"merge": self._merge, "evaluate": self.evaluate, "export": self.export}[name]()
-                return self._held(name, pool, seconds, 1)
+                return self._divided(name, pool, seconds, 1)
         return self._on_head(name, 0.0)
 
     def evaluate(self, *, finished_only: bool = False) -> float | None:
-        """Time of one worker for the evaluation (s).
-
-        Args:
-            finished_only: Measure only the finished model, as full training would.
-        """
+        """Time that one worker needs for the evaluation (s); `finished_only` measures only the finished model."""
         config, evaluation = self._config, self._config.evaluation
         tokens = evaluation.max_tokens
         passes = [self._read(tokens, whole=True)]
@@ -213,24 +202,19 @@ class _Reading:
         if evaluation.ensemble:
             passes.append(self._read(config.clusters.count * tokens, whole=False))
             if config.vectors_pool is not None:
-                # The context before each block is half a sequence on average.
+                # The ensemble's weights for a block depend on the text before it: half a sequence on average.
                 contexts = tokens * config.corpus.sequence_length // (2 * _ENSEMBLE_BLOCK)
                 passes.append(self._read(contexts, whole=self._vectors_of_whole))
         return _total([*passes, self._starting(config.finetune_pool)])
 
     def export(self) -> float | None:
-        """Time of one worker for the export (s)."""
+        """Time that one worker needs for the export (s)."""
         evaluation = self._config.evaluation
         samples = self._read(len(evaluation.prompts) * evaluation.sample_tokens, whole=True)
         return _total([samples, self._starting(self._config.finetune_pool)])
 
-    def looks(self, stage: str, tokens: int) -> float | None:
-        """Time per worker for measurements of the held-out loss (s); the last measurement is at the end.
-
-        Args:
-            stage: Name of the stage; sub-models have no measurements.
-            tokens: Training tokens of the stage.
-        """
+    def held_out_loss(self, stage: str, tokens: int) -> float | None:
+        """Time per worker to measure the held-out loss during a training stage and at its end (s); 0 for the sub-models."""
         evaluation = self._config.evaluation
         if evaluation.every_tokens is None or stage == "submodels":
             return 0.0
@@ -264,7 +248,7 @@ class _Reading:
         if pool is None:
             return self._on_head("cluster", self._starting(None))
         text = self._read(round(CLUSTERED * config.tokens.submodels), whole=self._vectors_of_whole, pool=pool)
-        return self._held("cluster", pool, _total([text, self._starting(pool)]), min(pool.max_workers, config.clusters.count))
+        return self._divided("cluster", pool, _total([text, self._starting(pool)]), min(pool.max_workers, config.clusters.count))
 
     def _corpus(self) -> float | None:
         probe, size = self._machine.probe, self._machine.text_bytes
@@ -284,8 +268,8 @@ class _Reading:
     def _starting(self, pool: Pool | None) -> float | None:
         return start_up(pool, self._machine)
 
-    def _held(self, stage: str, pool: Pool, one: float | None, workers: int) -> StageEstimate:
-        """Estimate of a stage whose work is divided among workers."""
+    def _divided(self, stage: str, pool: Pool, one: float | None, workers: int) -> StageEstimate:
+        """Estimate of a stage that divides the work of one worker (s) among several."""
         starting = self._starting(pool)
         if one is None or starting is None:
             return _unknown(stage, pool)

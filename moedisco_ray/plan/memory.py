@@ -12,16 +12,18 @@ residual stream (4 under autocast, else s), a token costs in one layer:
   and keys are normalised (qwen3_moe, olmoe), their fp32 copies and normalised vectors too: (4 + s)(Hd + Gd);
 * each of its k experts: the token's copy, gate and up (one tensor), the activated gate, the product, the output before
   its weight: s (2D + 4F); a layer's only expert, which runs as a dense one: 4sF; a shared expert: s (D + 4S);
-* under autocast, where every linear casts its input for itself: a copy sD more for each that shares one.
+* under autocast, every linear layer casts its own copy of the input: sD more for each further layer with the same input.
 
 The last norm adds (4 + r + s) D. Logits add sV, an fp32 copy where s < 4, the log-softmax and its gradient: 4V each.
-The optimizer's step comes when activations are freed, and needs room of its own. With `pure_bf16` it holds fp32 copies of one
-tensor at a time, of the gradient, both moments, the weight and the random bits: 20 bytes per element of the largest. The peak
-takes the larger of that and of activations with copies: an upper bound, for which sharded training counts 10 bytes per
-parameter of the largest block in bf16 (gathered weights 2, gradients 2, reduced in fp32 4, a second block's weights on their way 2)
-and 12 in fp32.
 
-With gradient checkpointing a layer keeps its input (rD) only, and one layer at a time is recomputed in full.
+The optimizer steps after the activations are freed. With `pure_bf16` it handles one tensor at a time and holds fp32 copies of the
+gradient, both moments, the weight and the random bits: 20 bytes per element of the largest tensor. So the peak has either the
+activations and compute copies, or these copies, whichever is larger.
+
+Compute copies are an upper bound in sharded training: 10 bytes per parameter of the largest block in bf16 (gathered weights 2,
+gradients 2, gradients that are reduced in fp32 4, prefetched weights of the next block 2), and 12 in fp32.
+
+With gradient checkpointing a layer keeps only its input (rD), and one layer at a time is recomputed in full.
 
 Letters: D hidden, H attention heads, G key-value heads, d head size, F expert hidden, S shared expert hidden,
 V vocabulary, k top-k.
@@ -37,13 +39,13 @@ from moedisco_ray.core.config import Architecture, FamilyName, Optimizer, read_a
 from moedisco_ray.plan.parameters import count_parameters, shared_hidden_size
 
 GIB = 2**30
-"""A gigabyte as GPU vendors count it (bytes)."""
+"""Bytes of a gigabyte, as GPU vendors count memory."""
 
 _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
-"""Bytes per element of the largest tensor while the optimizer steps; the fused fp32 AdamW needs none."""
+"""Temporary memory of the optimizer's step (bytes per element of the largest tensor); the fused fp32 AdamW needs none."""
 _GATHERED_BYTES = {2: 10, 4: 12}
-"""Bytes per parameter of the largest block that sharded training gathers, by the width of the arithmetic."""
+"""Bytes per parameter of the largest block that sharded training gathers, by bytes per number in a matrix product."""
 _FIXED_OVERHEAD = 1 * GIB
 _FRAGMENTATION = 0.05
 
@@ -51,9 +53,10 @@ _FRAGMENTATION = 0.05
 class Memory(BaseModel):
     """Bytes that one worker holds at its peak.
 
-    `compute_copies` are copies of weights in the dtype of the forward pass: of all weights if they are stored whole in fp32
-    and multiplied in bf16; of the largest block, with its gradients, if they are sharded.
-    `optimizer_step` is what the optimizer's step needs beyond the room that activations and copies leave.
+    `compute_copies` are copies of weights in the dtype of the forward pass. An unsharded model that is stored in fp32 and
+    multiplied in bf16 has copies of all weights. A sharded model has copies of the largest block and of its gradients.
+    `optimizer_step` is the part of the optimizer's temporary memory that exceeds `activations` and `compute_copies`, which are
+    freed before it.
     `overhead` is an assumption: 1 GiB for the CUDA context and library workspaces, and 5 % for fragmentation.
     """
 
@@ -84,7 +87,7 @@ def worker_memory(
     family: FamilyName, architecture: Architecture, vocab_size: int, optimizer: Optimizer, *, sequence_length: int,
     gpu: int, workers: int = 1,
 ) -> Memory:
-    """Peak memory of one of `workers` workers that train one model together, sharded.
+    """Peak memory of one worker, if `workers` workers train one sharded model together.
 
     Args:
         family: The model's family.
@@ -92,8 +95,8 @@ def worker_memory(
         vocab_size: Rows of the embedding.
         optimizer: Precision, micro-batch and gradient checkpointing.
         sequence_length: Tokens per sequence.
-        gpu: GPUs per worker; they decide the meaning of `precision: auto`.
-        workers: Number of workers that weights, gradients and moments are divided among.
+        gpu: GPUs per worker; `precision: auto` depends on whether there are any.
+        workers: Number of workers; weights, gradients and moments are divided among them.
     """
     parameters = count_parameters(family, architecture, vocab_size)
     share = -(-parameters.total // workers)
@@ -160,8 +163,8 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     shared = shared_hidden_size(family, architecture)
     held = norms + attention + width * architecture.num_experts_per_tok * expert
     held += width * (hidden + 4 * shared) if shared else 0
-    # Low-precision copies of inputs: of attention's input for keys and values (queries are counted above), of the router's input or
-    # the second half of a lone expert, and three of the shared expert's input.
+    # Under autocast, more low-precision copies of inputs: two of the attention's input, for keys and values (the copy for queries
+    # is counted above); one for the router, or for the second half of a single expert; three of the shared expert's input.
     casts = 2 + 1 + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden
 

@@ -36,7 +36,7 @@ class Remedy(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A setting that divides a model among more workers: its value now, and larger values to try, ascending."""
+    """A setting that divides a model among more workers: its current value, and larger values to try, ascending."""
 
     setting: str
     now: int
@@ -76,7 +76,7 @@ def find_remedy(
 def _trials(optimizer: Optimizer, sequence_length: int, workers: int) -> Iterator[Optimizer]:
     now = micro_batch_sequences(optimizer, sequence_length, workers)
     share = worker_sequences(optimizer, sequence_length, workers)
-    # Only divisors of the share leave no short micro-batch at the end of a step.
+    # Only sizes that divide the worker's share of the batch: others would leave a short micro-batch at the end of a step.
     smaller = [size for size in range(now - 1, 0, -1) if share % size == 0]
     precisions = dict.fromkeys((optimizer.precision, "pure_bf16"))
     recompute = dict.fromkeys((optimizer.gradient_checkpointing, True))

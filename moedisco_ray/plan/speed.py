@@ -15,7 +15,7 @@ from moedisco_ray.core.config import Pool
 from moedisco_ray.plan.cost import PEAK_FLOPS, UTILISATION
 
 START_UP = 60.0
-"""Start-up time assumed without a measurement (s), such as that of a GPU worker that loads its model."""
+"""Start-up time assumed for workers without a measurement, such as GPU workers (s)."""
 
 
 class Trial(BaseModel):

@@ -1,4 +1,4 @@
-"""Bytes that syncs move through storage. Their arithmetic is negligible: a few additions per parameter and sync."""
+"""Bytes that syncs move through storage. The time to compute a sync is negligible: a few additions per parameter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMMON = 4     # bytes per number of the common backbone and its momentum
 
 
 class Sync(BaseModel):
-    """The syncs of the sub-models."""
+    """Planned number and data volume of the syncs between sub-models."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,19 +23,11 @@ class Sync(BaseModel):
 
 
 def plan_sync(settings: Submodels, steps: int, members: int, parameters: Parameters) -> Sync | None:
-    """Bytes that the syncs of the sub-models move.
+    """Plan the syncs of `members` sub-models with `steps` steps each; None without syncs.
 
-    At a sync each member writes its backbone and reads the common one. The outer step reads all members' backbones, reads the last
-    common backbone and its momentum twice each, reads the new momentum, and writes the new backbone and momentum: 7 passes.
-
-    Args:
-        settings: The section of the sub-models.
-        steps: Steps of one member.
-        members: Number of members.
-        parameters: Parameters of one member.
-
-    Returns:
-        None without syncs.
+    At a sync each member writes its backbone and reads the common one. The outer step reads all members' backbones. In 7 more
+    passes it reads the last common backbone twice, its momentum twice and the new momentum once, and writes the new backbone and
+    the new momentum.
     """
     meetings = 0 if settings.sync_every is None or members == 1 else sync_count(steps, settings.sync_every)
     if not meetings:

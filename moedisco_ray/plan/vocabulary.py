@@ -25,7 +25,7 @@ def planned_vocab_size(config: RunConfig) -> int:
     if rows is not None and from_checkpoint and not config.tokenizer.replace:
         return rows
     if rows is not None and path is not None and not any((path / name).exists() for name in _COUNTED):
-        return rows     # another file format, which transformers counts before the run
+        return rows     # another file format: its tokens are counted when transformers loads it
     tokens = config.tokenizer.train_vocab_size if path is None else tokenizer_vocab_size(path)
     if rows is not None and tokens > rows:
         way_out = "use the checkpoint's tokenizer" if from_checkpoint else "raise it, or leave it out"

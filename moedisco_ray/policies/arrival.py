@@ -1,8 +1,8 @@
 """When to request the expensive nodes, so that they arrive as the last sub-model ends.
 
 Nodes that arrive too early are paid for while they idle. Nodes that arrive too late cost only time, because the cheap nodes are
-released by then; so the boot time has no safety margin. Every progress report renews the prediction. If a lost worker delays the
-end so much that a second boot is cheaper than the idle time, the nodes are released.
+released by then; so no safety margin is added to the boot time. Every progress report renews the prediction. If a lost worker
+delays the end so much that a second boot is cheaper than the idle time, the nodes are released.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ASSUMED_BOOT = 300.0
 
 
 def boot_seconds(measured: Sequence[float], nodes: int = 1, assumed: float = ASSUMED_BOOT) -> float:
-    """Expected time from the request for a gang to its first work, when its last node has arrived (s).
+    """Expected time from the request for a gang of nodes until the gang starts to work, when its last node has arrived (s).
 
     Args:
         measured: Boot times of single nodes (s), oldest first; the newest 50 count.
@@ -28,7 +28,7 @@ def boot_seconds(measured: Sequence[float], nodes: int = 1, assumed: float = ASS
         assumed: Boot time of a gang without measurements (s).
 
     Returns:
-        The median of the maximum of `nodes` boot times, which is their quantile at 0.5^(1/nodes).
+        The median of the longest of `nodes` boot times, which is the quantile of single boot times at 0.5^(1/nodes).
     """
     if not measured:
         return assumed

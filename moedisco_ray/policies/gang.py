@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Allowed sizes of a gang. A fixed size need not divide the batch; the shares are padded.
+    """Allowed sizes of a gang. A fixed size need not divide the batch; workers' shares are then padded.
 
     Attributes:
         batch: Sequences per step over all workers.

@@ -19,9 +19,8 @@ class Remaining:
     """The remaining work of a unit.
 
     Attributes:
-        name: Name of the unit.
         steps: Remaining optimizer steps.
-        planned: Planned time per step (s); a common factor does not matter.
+        planned: Planned time per step (s); a factor that all units have in common does not matter.
         measured: Last measured time per step (s); None if the unit never ran.
     """
 
@@ -34,7 +33,8 @@ class Remaining:
 def calibration(units: Iterable[Remaining]) -> float:
     """Median ratio of measured to planned time per step; 1 without measurements.
 
-    Without this factor, a unit that ran would seem longer than one that waits whenever the plan is too optimistic.
+    It corrects the plan for units without a measurement. Otherwise a plan that is too optimistic would make them seem shorter than
+    units that have already run.
     """
     ratios = [unit.measured / unit.planned for unit in units if unit.measured is not None]
     return statistics.median(ratios) if ratios else 1.0

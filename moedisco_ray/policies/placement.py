@@ -11,7 +11,6 @@ class NodeType:
     """A node type of a pool.
 
     Attributes:
-        name: Name of the type.
         memory_gb: Memory of a worker (GB).
         price_per_hour: Dollars per worker-hour.
         speed: Relative training speed.
@@ -35,7 +34,6 @@ class Need:
     """A sub-model that waits for a worker.
 
     Attributes:
-        name: Name of the unit.
         memory_gb: Peak memory of its worker (GB).
     """
 
@@ -44,7 +42,7 @@ class Need:
 
 
 def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
-    """The free type that fits and does the work for the least money, the faster one at equal cost; None: wait."""
+    """The free type that fits and is the cheapest for the work (at equal cost, the fastest); None: wait."""
     return next((kind for kind in ranked(need, types) if kind.free > 0), None)
 
 

@@ -31,10 +31,9 @@ class Member:
     """Progress of a sub-model.
 
     Attributes:
-        name: Name of the unit.
-        state: State; a waiting unit counts as training.
+        state: A unit that waits for a machine counts as training.
         ended: End time of a finished unit (s from the start of the phase).
-        expected: Expected time alone on one slot (s).
+        expected: Expected duration of the training without waiting (s).
         checkpoint: Step of the last checkpoint; 0: none.
     """
 
@@ -63,8 +62,8 @@ class Verdict:
 def decide(members: Sequence[Member], quorum: int | None, now: float, patience: float = 1.5) -> Verdict:
     """Whether the merge may start.
 
-    Once the quorum is reached, the merge waits until the phase has taken `patience` times the longer of two times: the quorum's,
-    and the expected time of the longest missing sub-model.
+    Once the quorum is reached, the merge waits for the missing sub-models until `patience` x t seconds after the phase began. Here
+    t is the time at which the quorum was reached, or the longest expected duration of a missing sub-model if that is longer.
 
     Args:
         members: All sub-models.

@@ -9,7 +9,8 @@
 | out of memory | restart with half of the micro-batch, down to 1; the global batch stays |
 
 Going back and skipping batches follows Chowdhery et al., "PaLM" (arXiv 2204.02311, section 5.1). They restarted about 100 steps
-before a loss spike and skipped 200 to 500 batches. The spike did not return, and the same batches did no harm with another state.
+before a loss spike and skipped 200 to 500 batches. The spike did not return. The same batches caused no spike when the training met
+them in another state.
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ class End:
     """How an attempt ended.
 
     Attributes:
-        kind: Kind of the end.
         step: The current step, from 0; None if unknown.
         reason: One line for users.
-        saved: Whether no work is lost, because a notice was used for a checkpoint or no machine had started.
+        saved: Whether no work is lost, because an announced loss left time for a checkpoint, or no machine had started.
     """
 
     kind: EndKind
@@ -44,13 +44,13 @@ class End:
 
     @property
     def costly(self) -> bool:
-        """Whether work was lost with a process or a machine, as `checkpointing.loss_rate` counts."""
+        """Whether a lost process or machine cost work, so that it counts for `checkpointing.loss_rate`."""
         return self.kind in ("died", "preempted") and not self.saved
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """Skipped batches: from step `start` on, a step takes the batch `width` places later."""
+    """Batches to skip: from step `start` on, step i trains on batch i + `width`."""
 
     start: int
     width: int

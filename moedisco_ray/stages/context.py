@@ -1,4 +1,4 @@
-"""What every stage is given: the run, its earlier artifacts, and the means to run work."""
+"""What every stage receives: the run's settings, the artifacts of earlier stages, and the backend that runs work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moedisco_ray.stages.start import Start
 from moedisco_ray.stages.text.validation import validation_parts
 
 COMMON = "common"
-"""Folder next to the trained sub-models: the backbone that they had in common at their last sync point."""
+"""Name of the folder, next to the trained sub-models, with the backbone that they shared after their last sync point."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,15 +30,12 @@ R = TypeVar("R", bound=Record)
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every stage is given in addition to its draft.
+    """What every stage receives in addition to the draft directory that it fills.
 
     Attributes:
-        config: The run's configuration.
         directory: The run directory.
         fingerprint: Fingerprint of the current stage.
-        emit: Receives events.
-        backend: Runs the work.
-        stop: Requests the end of the run.
+        stop: File that requests a graceful stop of the run.
         own_storage: The run's own folder in `checkpoint.storage`; None to save checkpoints in the run directory.
     """
 
@@ -51,11 +48,11 @@ class Context:
     own_storage: Location | None = None
 
     def call(self, pool: Pool | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a pure function on one metered worker of a pool; with None, on any node, unmetered."""
+        """Call a pure function on one worker of a pool, metered; without a pool, on any node and unmetered."""
         return self.backend.call(pool, self.emit, self.stop, function, *args, **kwargs)
 
     def call_with_events(self, pool: Pool | None, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """`call` of a function whose named argument `events` takes its `stage_progress` events."""
+        """Like `call`, for a function with a parameter `events`: an `Emit` that works on any worker."""
         with self.backend.reachable(self.emit) as events:
             return self.backend.call(pool, self.emit, self.stop, function, *args, events=events, **kwargs)
 
@@ -79,7 +76,7 @@ class Context:
 
     @property
     def start(self) -> Start:
-        """What the untrained MoE is built from."""
+        """The settings and files from which the untrained MoE is built."""
         config = self.config
         return Start(config.model, self.of("corpus") / "tokenizer", config.corpus.sequence_length, config.seed)
 
@@ -100,20 +97,21 @@ class Context:
 
 
 def dense_seed(config: RunConfig) -> int:
-    """Seed of the order of the seed phase's batches.
+    """Random seed for the order of batches in the seed phase.
 
-    It differs if the run continues a dense model: a run with the same seed may have trained that model, in that order.
+    A run that starts from a dense model uses another seed: an earlier run with the same seed may have trained that model, and
+    the same batches should not come in the same order again.
     """
     return config.seed + (2 + config.clusters.count if isinstance(config.model.init, UpcycleInit) else 0)
 
 
 def submodel_seed(config: RunConfig, cluster: int) -> int:
-    """Seed of the order of a sub-model's batches."""
+    """Random seed for the order of a sub-model's batches."""
     return config.seed + 1 + cluster
 
 
 def finetune_seed(config: RunConfig) -> int:
-    """Seed of the order of the fine-tune's batches."""
+    """Random seed for the order of the fine-tune's batches."""
     return config.seed + 1 + config.clusters.count
 
 
@@ -123,7 +121,7 @@ def cluster_tokens(context: Context) -> list[int]:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a directory by hard links: its files do not change any more, and the source is removed after the copy is committed."""
+    """Copy a directory with hard links, which is safe because its files no longer change."""
     shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
 
 

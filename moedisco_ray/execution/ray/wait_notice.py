@@ -1,4 +1,4 @@
-"""A warning for people when a run has waited for machines for a while."""
+"""Warn the user once when a run has waited for machines for several seconds."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from collections.abc import Callable
 from moedisco_ray.core.events import Emit, Event
 
 GRACE_SECONDS = 5.0
-"""Wait that is not worth a warning (s): Ray's view of free slots lags by a moment."""
+"""Time to wait before the warning (s), because Ray reports freed slots with a delay."""
 
 
 class WaitNotice:
-    """Emits one `warning` per wait.
-
-    Args:
-        emit: Receives the warnings.
-        clock: Returns seconds.
-    """
+    """Emits at most one `warning` event per wait."""
 
     def __init__(self, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._emit = emit
@@ -26,11 +21,11 @@ class WaitNotice:
         self._warned = False
 
     def waiting(self, message: Callable[[], str], grace: float = GRACE_SECONDS) -> None:
-        """Note that the run waits at this moment.
+        """Record that the run is waiting now; warn if the wait has lasted `grace` seconds.
 
         Args:
-            message: Says what it waits for.
-            grace: Seconds of waiting before the warning.
+            message: Returns the text of the warning.
+            grace: Time to wait before the warning (s).
         """
         if self._since is None:
             self._since = self._clock()

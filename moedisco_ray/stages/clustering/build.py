@@ -1,4 +1,4 @@
-"""The whole cluster stage. `Workers` carry out every step that touches all documents: in this process, or on Ray.
+"""The whole cluster stage. `Workers`, in this process or on Ray, carry out every step that touches all documents.
 
 The driver holds ids, weights and float32 costs of all N documents: 4 E + 32 bytes per document for E clusters, and about twice
 that while it balances. With E = 8, 10 million documents take 1.3 GB. Vectors stay with the workers.
@@ -34,7 +34,7 @@ from moedisco_ray.stages.clustering.store import ID, Shard, embed_table, id_arra
 from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind, load_vectoriser
 
 Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
-"""Function that packs one cluster, given parts, assignments, cluster number and directory. It returns the index."""
+"""Function of (parts, assignments, cluster number, directory) that packs the tokens of a cluster and returns their index."""
 _MARGIN = 1.25
 """Cluster 25 % more text than is trained on; the rest is held out to compare merges."""
 
@@ -46,7 +46,7 @@ class Workers(Protocol):
         """Write vector files (see `store`) of all documents into `directory`, and count the documents in `progress`."""
 
     def hold(self, files: Sequence[Path]) -> None:
-        """Load the vector files into `store.Shard`s, each file into one of them."""
+        """Load the vector files into one or more `store.Shard`s."""
 
     def ask(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every shard with the same arguments; return the results in any order."""
@@ -65,7 +65,7 @@ class LocalWorkers:
 
     Args:
         pack: Function that packs one cluster.
-        held: Makes a context manager that meters the embedding, which a pool's worker would do on a Ray cluster.
+        held: Returns a context manager around the embedding, such as one that meters its worker-seconds.
     """
 
     def __init__(self, pack: Pack, held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext) -> None:
@@ -145,7 +145,7 @@ def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
 
 @contextlib.contextmanager
 def _first_parts(parts: Sequence[Path], count: int, scratch: Path) -> Iterator[list[Path]]:
-    """Parts that hold the first `count` documents; a part that is only needed in part is shortened in `scratch`."""
+    """Files with exactly the first `count` documents: whole parts, and a shortened copy of the last one in `scratch`."""
     scratch.mkdir(parents=True, exist_ok=True)
     chosen: list[Path] = []
     for path in parts:
@@ -211,7 +211,7 @@ def _build(
 
 
 def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
-    """The first `count` documents in ascending order of id, in which parts and rows are sorted.
+    """The first `count` documents by id; `parts` and their rows must be in ascending order of id.
 
     An id is a hash of the text, so this is a random sample that does not depend on the order of reading.
     """
@@ -226,13 +226,13 @@ def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
 def write_assignments(
     parts: Sequence[Path], ids_N: Array, clusters_N: Array, overlap_NE: Array, directory: Path,
 ) -> list[Path]:
-    """Write one file of assignments per part, with the part's name and its rows in order.
+    """Write one file of assignments per part, with the same name and the same order of rows.
 
     Args:
         parts: Files of the corpus' documents, in ascending order of id.
         ids_N: Ids of the documents, in the same order.
         clusters_N: Cluster of each document.
-        overlap_NE: Whether another cluster also trains on a document.
+        overlap_NE: Whether a cluster that is not the document's own also trains on it.
         directory: Directory of the files.
     """
     paths, start = [], 0
@@ -256,7 +256,7 @@ def own_documents(assignments: Path, cluster: int) -> Array:
 
 
 def overlap_documents(assignments: Path, cluster: int) -> Array:
-    """Mask of the documents of a part that belong to other clusters but that a cluster also trains on, bool [n]."""
+    """Mask of the documents of a part that a cluster trains on in addition to its own, bool [n]."""
     others = pq.read_table(assignments, columns=["overlap"])["overlap"].to_pylist()
     return np.array([cluster in clusters for clusters in others], dtype=bool)
 

@@ -57,7 +57,7 @@ class Fit:
 
 
 _SEEDINGS = 3
-"""Seedings tried on the sample per restart; the best ones become restarts. A step on the sample costs little."""
+"""Number of seedings tried on the sample per restart; the best are used. A step on the sample costs little."""
 
 
 def seed_centroids(sample_SD: Array, k: int, generator: np.random.Generator) -> Array:
@@ -130,7 +130,7 @@ def fit_kmeans(
         sample_SD: Sample of the original vectors, in an order that depends only on the documents.
         grid: Grid of the vectors.
         k: Number of clusters.
-        restarts: Number of restarts over all vectors; each starts from one of the best of three times that number of seedings.
+        restarts: Number of restarts over all vectors. Three times as many seedings are tried on the sample, and the best are used.
         iterations: Maximum Lloyd steps per restart.
         seed: Seed of the seeding.
         tolerance: Convergence threshold; with 0 a restart runs until no centroid moves.

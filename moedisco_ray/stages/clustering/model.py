@@ -19,10 +19,9 @@ from moedisco_ray.stages.clustering.vectors import Vectoriser, load_vectoriser
 
 @dataclasses.dataclass(frozen=True)
 class ClusterModel:
-    """A vectoriser with one price and, unless its vectors are costs already, one centroid per cluster.
+    """A vectoriser, and a price and a centroid for each cluster. There are no centroids if the vectors are already costs.
 
     Attributes:
-        vectoriser: Vectoriser of documents.
         centroids_ED: Centroids, float64; None if the vectors are costs.
         prices_E: Prices of the balanced assignment of the training documents, float64; zeros without a capacity.
     """

@@ -56,7 +56,7 @@ def id_array(column: pa.ChunkedArray) -> Array:
 
 
 class Shard:
-    """Some vector files in memory: 4 D bytes per document, 9 more for norm and id, 12 more per running restart.
+    """Some vector files in memory: 8 D bytes per document in k-means, 32 for id, weight and norm, 12 per running restart.
 
     A new shard of the same files returns the same results: its memory of earlier steps only saves work.
 

@@ -91,8 +91,8 @@ def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
 def split_bucket(bucket: Bucket, rules: Rules) -> tuple[pa.Table, pa.Table, int]:
     """Split a bucket into training and validation documents, and count its duplicates.
 
-    A validation document has one copy, whatever its source's weight. A document that an earlier run held out stays held out. One
-    that it trained on stays training text if its source also has validation text of that run.
+    A validation document has one copy, whatever its source's weight. A document that an earlier run held out stays held out. A
+    document that an earlier run trained on stays in training if that run also held out documents of the source.
 
     Returns:
         Training and validation documents (id, group, order, text, copies), sorted by id, and the number of duplicates.

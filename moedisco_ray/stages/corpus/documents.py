@@ -27,7 +27,7 @@ STAGED = pa.schema([
 - `order`: the position of the document's source in the configuration
 - `group`: the id of the first document of its group (the parts of one long document, or neighbours in a running text); the
   validation split and the copies are decided per group
-- `side`: the side of the split on which an earlier run put it: `NEW` (no earlier run), `TRAINED` or `HELD_OUT`
+- `side`: the side of an earlier run's validation split: `TRAINED`, `HELD_OUT`, or `NEW` without an earlier run
 """
 NEW, TRAINED, HELD_OUT = range(3)
 DOCUMENTS = pa.schema([
@@ -41,7 +41,7 @@ DOCUMENTS = pa.schema([
 - `tokens`: token ids without special tokens
 - `packed`: number of tokens with the special tokens that training adds before and after them
 - `copies`: occurrences of the document in one pass
-- `group`, `held_out`: keep the document on its side of the split when another run reads this corpus
+- `group`, `held_out`: group and side of the validation split, which stay the same when another run reads this corpus
 """
 
 _COPIES_SALT = 0
@@ -60,7 +60,7 @@ def staged_table(documents: Sequence[Document], order: int, group: bytes = b"") 
     Args:
         documents: Documents as read.
         order: Position of their source in the configuration.
-        group: Group of the documents before the first one that begins a new group.
+        group: Group of the leading documents, up to the first document that begins a new group.
     """
     ids = [document_id(document.text) for document in documents]
     return pa.table([
@@ -73,7 +73,7 @@ def staged_table(documents: Sequence[Document], order: int, group: bytes = b"") 
 
 
 def id_column(ids: bytes) -> pa.Array:
-    """Concatenated ids as a column."""
+    """A column of ids, from their concatenated bytes."""
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(ID_BYTES), len(ids) // ID_BYTES, [None, pa.py_buffer(ids)])
 
 
@@ -100,8 +100,8 @@ def bucket_of(ids: Ids, buckets: int) -> NDArray[np.int64]:
 def dedupe_and_sort(table: pa.Table) -> pa.Table:
     """Keep one row per id, sorted by id.
 
-    Among equal documents the one of the earliest source stays, and there the one of the lowest group. It is held out if an earlier
-    run held out any of them.
+    Of equal documents, the one of the earliest source stays; within a source, the one of the lowest group. It is held out if an
+    earlier run held out any of them.
     """
     ids = id_matrix(table)
     high, low = _words(ids)

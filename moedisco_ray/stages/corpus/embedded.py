@@ -68,7 +68,7 @@ def write_embedded(directory: Path) -> dict[str, Path]:
         directory: Directory of the files; made when absent.
 
     Returns:
-        The file of each domain name, in a fixed order. A domain without any installed text is left out.
+        Path of the file by domain name, in a fixed order. A domain without any installed text is left out.
 
     Raises:
         CorpusError: No installed package lists its files.

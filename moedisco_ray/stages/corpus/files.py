@@ -48,7 +48,6 @@ class File:
     Attributes:
         path: Path within its file system.
         root: URI of the file system; None for the local one.
-        format: Format of the content.
         size: Bytes on disk.
         mtime_ns: Time of the last change, nanoseconds since the epoch; 0 if the file system does not report it.
         own: Whether the run itself wrote the file. Such a file may be outside of the read roots.
@@ -102,15 +101,13 @@ class ConfinedFiles:
         Raises:
             OSError: The file cannot be opened, or is outside of the read roots.
         """
-        if compression == "detect":     # by the configured name: `opened` may give another path
+        if compression == "detect":     # from the name as configured: `opened` may yield a path without an ending
             compression = _CODECS.get(PurePosixPath(path).suffix)
         with opened(Path(path)) as found:
             return self._system.open_input_stream(str(found), compression=compression, buffer_size=buffer_size)
 
 
 class _Found(NamedTuple):
-    """Files to read and files to leave out; see `Listing`."""
-
     files: Sequence[tuple[Any, FileFormat]]
     skipped: Sequence[Skipped]
     passed_over: Sequence[Skipped]
@@ -165,13 +162,13 @@ def list_files(field: str, source: Source, *, own: bool = False) -> Listing:
 
 
 def digest(files: Iterable[File]) -> str:
-    """Digest of the files' names, sizes and times of writing."""
+    """Digest of the files' names, sizes and modification times."""
     listing = [[file.root, file.path, file.format, file.size, file.mtime_ns] for file in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def _resolve(path: str, root: str | None) -> tuple[Any, str, re.Pattern[str] | None]:
-    wildcards = "*[" if root is not None else "*?["   # a URI's question mark begins its options
+    wildcards = "*[" if root is not None else "*?["   # in a URI, `?` begins the query
     first = min((path.index(sign) for sign in wildcards if sign in path), default=None)
     if root is None:
         full = str(Path(path).absolute())
@@ -212,7 +209,7 @@ def _walk(system: Any, place: str, pattern: re.Pattern[str] | None, inside: Call
 def _data_set(
     source: Source, field: str, infos: Iterable[Any], named: Iterable[str], excluded: Callable[[str], bool],
 ) -> _Found:
-    """Sort the files of a folder with saved data sets: `named` Arrow files are read, other text is passed over."""
+    """Find the files to read in a folder with saved data sets: the `named` Arrow files. Other files with text are passed over."""
     by_path = {info.path: info for info in infos}
     wanted = [path for path in named if not excluded(path)]
     missing = [path for path in wanted if path not in by_path]

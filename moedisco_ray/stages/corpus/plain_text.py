@@ -1,4 +1,4 @@
-"""Cut plain text into documents: running text, or by file, paragraph or line. Memory does not grow with the file."""
+"""Cut plain text into documents: one per file, paragraph or line, or by length. Memory does not grow with the file."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class _Parts:
     """Cuts a stream of bytes into documents, without outer line breaks and without documents of only white space.
 
     Args:
-        about: Bytes of a document, as in `Cutter`.
-        neighbours: Number of documents in a group; by default a group is the whole stream.
+        about: Target bytes of a document.
+        neighbours: Number of documents in a group; by default all documents of the stream are one group.
     """
 
     def __init__(self, about: int, neighbours: int = sys.maxsize) -> None:
         self._cutter = Cutter(about)
         self._neighbours = neighbours
-        self._left = 0      # documents missing in the current group
+        self._left = 0      # documents that the current group still lacks
         self._at = 0
         self._begun = False
 

@@ -26,9 +26,9 @@ class Probe:
 
     Attributes:
         problems: Errors that would fail the run, source by source.
-        warnings: Sentences about what would make the run's figures uncertain, from estimated numbers of documents.
-        sample: First documents of each corpus source by name, except for embedded text, which needs no check.
-        documents: Estimated number of documents of the same sources by name.
+        warnings: Sentences about problems that would make the run's figures uncertain, such as too few documents (estimated).
+        sample: First documents of each corpus source, by its name, except for embedded text, which needs no check.
+        documents: Estimated number of documents of each of these sources, by its name.
     """
 
     problems: tuple[CorpusError, ...]

@@ -33,7 +33,6 @@ class Slice:
     """Part of a file: lines that begin in bytes [start, stop), or row groups [start, stop) of Parquet.
 
     Attributes:
-        file: The file.
         start: First byte or row group.
         stop: Byte or row group after the last one; None for the end of the file.
     """
@@ -45,13 +44,7 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """The slices of one input that one task reads, about `UNIT_BYTES` together.
-
-    Attributes:
-        index: Number of the unit.
-        source: The input.
-        slices: Slices to read, in order.
-    """
+    """The slices of one input that one task reads, about `UNIT_BYTES` together."""
 
     index: int
     source: Input
@@ -101,7 +94,7 @@ def read_unit(unit: Unit, skipped: list[Skipped]) -> Iterator[Document]:
 
 
 def reason(error: CorpusError) -> str:
-    """The reason in an error about a file, without the remedy."""
+    """What is wrong with a file, from an error's message; the remedy in the message is left out."""
     return error.remedy.partition("; ")[0]
 
 
@@ -132,7 +125,7 @@ def _slices(source: Input, file: File, unit_bytes: int) -> list[Slice]:
             with file.file_system().open_input_file(file.path) as stream:
                 total = pq.read_metadata(stream).num_row_groups
         except (OSError, pa.ArrowInvalid):
-            return [Slice(file)]    # the reading task raises the same error with its context
+            return [Slice(file)]    # the task that reads the file raises this error again, and names the source
         step = max(1, total * unit_bytes // file.size)
     return [Slice(file, start, min(start + step, total)) for start in range(0, total, step)]
 

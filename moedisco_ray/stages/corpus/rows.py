@@ -19,7 +19,7 @@ _ROWS = 1024
 _TEXT = "text"
 _KEPT = ("group", "held_out")
 _CSV_BLOCK = 16 << 20
-"""Bytes of CSV that are parsed at once; pyarrow refuses longer rows."""
+"""Size of the blocks in which CSV is parsed (bytes); pyarrow refuses longer rows."""
 
 
 class ColumnError(ValueError):
@@ -69,7 +69,7 @@ def comma_separated(file: File, column: str, delimiter: str) -> Iterator[str]:
 
 
 def parquet(file: File, column: str, start: int, stop: int | None) -> Iterator[tuple[str, Kept | None]]:
-    """Texts of row groups [start, stop), each with an earlier run's decision if the file is part of that run's corpus.
+    """Texts of row groups [start, stop). If an earlier run wrote the file, each has that run's side of the validation split.
 
     Raises:
         ColumnError: The file lacks the column, or the column holds no text.
@@ -136,7 +136,7 @@ def _strings(column: Any) -> list[str]:
 
 
 def _is_ours(schema: Any) -> bool:
-    """Whether a table is part of a run's corpus, as written by the run or rewritten by another tool."""
+    """Whether a table has the columns of a run's corpus, whose types may differ if another tool has rewritten it."""
     if not all(name in schema.names for name in DOCUMENTS.names):
         return False
     group = schema.field("group").type

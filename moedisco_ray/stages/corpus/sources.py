@@ -37,7 +37,7 @@ class Input:
     own: bool = False
 
     def sized(self, size: int) -> Input:
-        """A copy of the input that knows its bytes of text."""
+        """A copy of the input whose limits contain its bytes of text."""
         return dataclasses.replace(self, limits=dataclasses.replace(self.limits, source_bytes=size))
 
 
@@ -83,10 +83,10 @@ def input_identity(config: RunConfig) -> dict[str, str]:
 
     What a digest covers:
 
-    - text files and the model to start from: names, sizes and times of writing
+    - text files and the model to start from: names, sizes and modification times
     - embedded text: versions of the packages that contain it
     - task files of the evaluation, and the tokenizer: contents of the files
-    - the corpus: also the schema that it is stored with
+    - in the corpus stage: also the schema in which the corpus is stored
 
     Raises:
         CorpusError: A source cannot be listed.

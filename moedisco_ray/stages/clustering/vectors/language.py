@@ -20,7 +20,7 @@ from moedisco_ray.stages.clustering.grid import Array
 
 _HASH_BITS = 18
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)     # Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4)
-_TO_TOKENS, _TO_ALL = 20.0, 200.0           # A and B
+_TO_TOKENS, _TO_ALL = 20.0, 200.0           # A and B in the formulas above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Text:
 
     Attributes:
         document_T: Number of the token's document.
-        before_T: The token before; the unknown token for a document's first.
+        before_T: The preceding token; for the first token of a document, the unknown token.
         token_T: The token.
-        pair_T: Counter of the pair of both tokens.
+        pair_T: Index of the counter of the pair (preceding token, token).
         length_N: Number of tokens of each document.
     """
 
@@ -89,8 +89,8 @@ class LanguageModels:
 
         Args:
             text: Beginnings of the documents.
-            counted_N: Cluster whose counts contain each document, if these models were fitted on the documents. A document's own
-                counts are then subtracted; otherwise every document would prefer the cluster that it is in.
+            counted_N: Cluster of each document, if these models were fitted on the documents. A document's own counts are then
+                subtracted from those of its cluster; otherwise every document would prefer the cluster that it is in.
         """
         all_V = self.token_EV.sum(axis=0) + 1.0
         all_V /= all_V.sum()
@@ -113,7 +113,7 @@ class LanguageModels:
 
 @dataclasses.dataclass(frozen=True)
 class _OwnCounts:
-    """For each token, the counts of the token, the token before it and their pair within its own document."""
+    """Counts within a document: for each token, how often it, the token before it, and their pair occur in the same document."""
 
     counts: tuple[Array, Array, Array]
 

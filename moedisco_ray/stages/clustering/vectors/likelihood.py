@@ -26,11 +26,7 @@ READ = 256
 
 
 class Likelihood(Vectoriser):
-    """Nats per token of a document's beginning under each cluster's language model.
-
-    Args:
-        models: Language models of all clusters.
-    """
+    """Nats per token of a document's beginning under each cluster's language model."""
 
     kind = "likelihood"
 

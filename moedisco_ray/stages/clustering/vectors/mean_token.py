@@ -60,7 +60,7 @@ class MeanToken(Vectoriser):
                 str(directory), _EMBEDDING, f"cannot be read ({error}); name a model directory in Hugging Face format") from error
 
     def embed(self, texts: Sequence[str], tokens: Sequence[Array]) -> Array:  # noqa: ARG002 - one signature for all kinds
-        """Mean token embeddings, float32 [N, D]. Each sums its tokens in order and does not depend on the rest of the batch."""
+        """Mean token embeddings, float32 [N, D]. A row does not depend on the other documents, to the last bit."""
         lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
         ids = np.concatenate([np.empty(0, np.int64), *tokens]).astype(np.int64)
         share = np.repeat(1 / np.maximum(lengths_N, 1), lengths_N).astype(np.float32)
