@@ -1,7 +1,7 @@
 """The decompose stage: it cuts the MoE into one sub-model per cluster, tensor by tensor.
 
 Sub-model k of C has the whole backbone and shared expert, and the k-th group of g = E / C routed experts of every layer
-with their router rows, renumbered from 0. It is a model of the same family; with g = 1 it computes a dense model.
+with their router rows, renumbered from 0. It is a model of the same family; with g = 1 it is equivalent to a dense model.
 
 Shapes: E experts, D hidden, g experts per group.
 """
@@ -43,7 +43,7 @@ def run(context: Context, draft: Draft) -> None:
 
 
 def write_untrained_submodels(start: Start, *, clusters: int, trained_seed: Path | None, directory: Path) -> dict[str, Any]:
-    """Write every sub-model before its training, grown from the trained seed if there is one.
+    """Write the sub-models with their initial weights, which come from the trained seed if there is one.
 
     Returns:
         `bytes`: the size of each sub-model.

@@ -1,11 +1,11 @@
-"""How well a model predicts documents: perplexity and bits per byte.
+"""Score how well a model predicts documents: perplexity and bits per byte.
 
-A document is predicted from the token that precedes it in training: BOS if the tokenizer adds it, else the EOS of the
-document before. Windows have the training sequence length and do not overlap. A window's first token is predicted from the token
-before it.
+A document's first token is predicted from the token that precedes it in training: BOS if the tokenizer adds it, else the EOS of the
+previous document. Documents are divided into windows of the training sequence length that do not overlap. A window's first token
+is predicted from the token before the window.
 
 Axes: B windows of a batch, L positions of its longest window, D hidden, T real (not padding) positions of a batch,
-C of them at a time, W windows, N documents.
+C positions of a chunk, W windows, N documents.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LOGITS = 2**25
 """Maximum number of logits in memory: 128 MB in fp32."""
 
 Observe = Callable[[Tensor, Tensor], None]
-"""Called before each batch with `real_BL` (false at padding) and `document_B`."""
+"""Function called before each batch with `real_BL` (false at padding) and `document_B`, the document number of each window."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,6 @@ class Score:
         nats: Negative log-likelihood of all tokens.
         tokens: Tokens that were predicted.
         bytes: UTF-8 bytes of the texts.
-        documents: Number of documents.
     """
 
     nats: float = 0.0
@@ -167,7 +166,7 @@ def plan_batches(lengths_N: NDArray[np.int64], sequence_length: int, batch_token
     """Cut documents into windows and batch windows of similar length, longest first.
 
     Yields:
-        One batch after another: [B, 3], each row a window's document, start and length.
+        Each batch as an array [B, 3]; a row is a window's document number, start and length.
     """
     counts_N = -(-lengths_N // sequence_length)
     document_W = np.repeat(np.arange(len(lengths_N)), counts_N)
@@ -197,7 +196,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def fill(tokens: Sequence[NDArray[np.int32]], windows: NDArray[np.int64], prefix: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets [B, L] of a batch of windows, as `plan_batches` gives them, padded on the right; -100 is no target."""
+    """Inputs and targets [B, L] of a batch from `plan_batches`, padded on the right; the target of padding is -100."""
     shape = (len(windows), int(windows[:, 2].max()))
     inputs_BL = np.full(shape, prefix, dtype=np.int64)
     targets_BL = np.full(shape, _PADDING, dtype=np.int64)

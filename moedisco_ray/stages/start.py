@@ -54,7 +54,7 @@ def untrained_moe(start: Start) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """
     model, init = start.model, start.model.init
     if isinstance(init, CheckpointInit):
-        # transformers would leave the padding token's embedding out of training; the export has it again.
+        # transformers would not train the padding token's embedding. The export restores the token.
         return open_checkpoint(init.checkpoint), {**read_config(init.checkpoint), "pad_token_id": None}
     if isinstance(init, UpcycleInit):
         config = upcycled_config(init.upcycle, model.family, init.num_experts, init.num_experts_per_tok)

@@ -42,10 +42,6 @@ class Batches:
     The global batch of a step depends on (seed, step) alone; worker r takes its r-th contiguous part. All parts are padded to the
     size of the largest with sequences of weight 0, because every forward pass of a sharded model needs all workers.
 
-    Args:
-        job: The training.
-        world: This process.
-
     Raises:
         CorpusError: The packed tokens are shorter than one sequence.
     """

@@ -1,4 +1,4 @@
-"""Agreement among the workers of a training: they poll each other every few seconds, however long a step takes."""
+"""Consensus among the workers of a training: they poll each other every few seconds, however long a step takes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _MAX_STEPS = 64
 class Consensus:
     """Polls yes-or-no questions on all workers; the answer is yes if any worker says yes.
 
-    A poll is one collective operation. In it the workers also agree on the step of the next poll: steps take them different times,
-    and a worker that polls alone would wait forever. The first poll follows the first step, whose duration it needs. A single
-    worker polls after every step.
+    A poll is one collective operation. In it the workers also agree on the step after which to poll next: each measures
+    a different step time, and a worker that polls alone would wait forever. The first poll follows the first step, whose duration
+    decides the next poll. A single worker polls after every step.
 
     Args:
         questions: The questions, in the same order on all workers.
@@ -43,7 +43,7 @@ class Consensus:
         self._steps = self._steps_left = 1
 
     def __call__(self) -> list[bool]:
-        """The answers after one more step; all no if no poll is due."""
+        """Count a completed step, and return the answers; all are False if no poll is due."""
         if self._world.size == 1:
             return [question() for question in self._questions]
         self._steps_left -= 1
@@ -59,22 +59,12 @@ class Consensus:
 
 
 def steps_between(step_seconds: float) -> int:
-    """Steps from one poll to the next, at least one.
-
-    Args:
-        step_seconds: Duration of a step on the slowest worker (s).
-    """
+    """Steps from one poll to the next, at least one, for the step time of the slowest worker (s)."""
     return max(1, int(min(_MAX_STEPS, _POLL_SECONDS / max(step_seconds, 1e-9))))
 
 
 def from_rank_zero(read: Callable[[], T], world: World, group: dist.ProcessGroup | None = None) -> T:
-    """Call a function on rank 0 and return its result, or raise its error, on all workers.
-
-    Args:
-        read: Reads something that may change meanwhile, so that two workers could see different things.
-        world: This process.
-        group: Process group to broadcast in; None: the default group.
-    """
+    """Call `read` on rank 0 and return its result, or raise its error, on all workers, which could get different results."""
     result: list[Any] = [None]
     if world.rank == 0:
         try:

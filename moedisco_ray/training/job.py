@@ -17,11 +17,11 @@ from moedisco_ray.policies.retrying import Skip
 
 
 class HeldOut(Protocol):
-    """Held-out text: a plain value that travels with a job."""
+    """Held-out text to measure the loss on during training; sent to workers as part of a job."""
 
     @property
     def every(self) -> int:
-        """Steps between two evaluations; the last step is followed by one in any case."""
+        """Steps between two evaluations; there is always one after the last step."""
 
     def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets [B, L]; a target of -100 is ignored.
@@ -37,10 +37,10 @@ class SyncPlan:
 
     Attributes:
         directory: Directory that all members share.
-        steps: Sync points, as numbers of steps made, ascending; neither 0 nor the last step.
+        steps: Completed steps at each sync point, ascending; neither 0 nor the last step.
         outer: The recipe of the outer step.
         patience: Seconds to wait for late members once half of them are ready; None: wait for all.
-        max_wait: Seconds that a member waits for the others; then it ends unfinished, to be continued later.
+        max_wait: Seconds that a member waits for the others; then its training stops unfinished and is resumed later.
     """
 
     directory: Path

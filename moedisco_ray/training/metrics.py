@@ -28,7 +28,7 @@ class TrainingMetrics:
         job: The training.
         world: This process.
         emit: Receives progress events, on rank 0.
-        progress: Progress record; `update` brings it up to date.
+        progress: Progress of the training; only current after `update`.
     """
 
     def __init__(self, job: TrainJob, world: World, emit: Emit, progress: Progress) -> None:
@@ -105,15 +105,9 @@ class TrainingMetrics:
 
 
 class HeldOutLoss:
-    """Evaluates the held-out loss during training; nothing but the wall-clock time depends on it.
+    """Evaluates the loss on `job.held_out`, if any, during training; nothing but the wall-clock time depends on it.
 
     Every worker evaluates all of the text, because a forward pass of a sharded model needs all workers.
-
-    Args:
-        job: The training; without `held_out` nothing is evaluated.
-        model: The model in training.
-        world: This process.
-        emit: Receives `evaluation` events, on rank 0.
     """
 
     def __init__(self, job: TrainJob, model: PreTrainedModel, world: World, emit: Emit) -> None:
@@ -123,7 +117,7 @@ class HeldOutLoss:
         self._emit = emit
 
     def __call__(self, step: int, *, last: bool) -> None:
-        """Evaluate if it is due after `step` steps, or if it was the last step."""
+        """Evaluate if an evaluation is due after `step` steps, or if training is complete."""
         held_out = self._job.held_out
         if held_out is None or (step % held_out.every and not last):
             return
@@ -136,7 +130,7 @@ class HeldOutLoss:
     def _loss(self, held_out: HeldOut) -> float:
         """Mean cross-entropy over the tokens of the text, in nats."""
         share = -(-self._job.batch // self._world.size)
-        sequences = min(self._job.optimizer.micro_batch or share, share)    # what training itself has the memory for
+        sequences = min(self._job.optimizer.micro_batch or share, share)    # training fits this many into memory
         nats, tokens = torch.zeros((), dtype=torch.float64, device=self._world.device), 0
         self._model.eval()
         for inputs_BL, targets_BL in held_out.batches(sequences * self._job.sequence_length):

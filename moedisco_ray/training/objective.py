@@ -65,9 +65,6 @@ class RouterProbe:
 
     Layers with one expert are ignored: they need no balance.
 
-    Args:
-        model: A model of transformers.
-
     Attributes:
         layers: Number of routers with more than one expert, N.
         experts: Number of experts, E; 0 without such routers.
@@ -87,11 +84,7 @@ class RouterProbe:
 
     @contextlib.contextmanager
     def recording(self, weights_T: Tensor | None = None) -> Iterator[None]:
-        """Record the forward pass inside the block.
-
-        Args:
-            weights_T: Weight of each token; None: all 1.
-        """
+        """Record the forward pass inside the `with` block; `weights_T` are weights of the tokens, None for all 1."""
         self._sums.clear()
         self._weights_T = weights_T
         self._is_recording = True

@@ -16,13 +16,13 @@ from moedisco_ray.core.config import Optimizer
 from moedisco_ray.training.job import TrainJob, World
 
 BETAS = (0.9, 0.95)
-"""Decay rates of Adam's moments, usual for language models; equal in all trainings, so that the state can be handed on."""
+"""Decay rates of Adam's moments, usual for language models; equal in all trainings, which can so inherit the state."""
 LARGEST_NORM = 1.0
-"""Gradient norm above which a gradient is clipped, the usual one for language models."""
+"""Maximum norm of a gradient, to which larger ones are clipped; the usual value for language models."""
 DECAY = 0.2
 """Share of the steps in which `wsd` decays: the 10 to 20 % that its paper finds sufficient."""
 _FINAL_SHARE = 0.1
-"""Share of the peak learning rate at which a cosine ends."""
+"""Final learning rate of the cosine, as a share of the peak."""
 
 
 def make_optimizer(model: PreTrainedModel, job: TrainJob, world: World) -> torch.optim.Optimizer:

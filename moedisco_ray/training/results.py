@@ -1,4 +1,4 @@
-"""The results of a training: the trained model, and the partial result of a training that does not run any more."""
+"""The results of a training: the trained model, or the partial result of a training that was given up."""
 
 from __future__ import annotations
 
@@ -21,13 +21,9 @@ from moedisco_ray.training.sync.member import load_latest_backbone
 
 
 def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: TrainJob, world: World) -> None:
-    """Write the trained model as a Hugging Face directory under canonical names. Every worker must call it.
+    """Write the trained model to `job.output`, a Hugging Face directory with canonical names. Every worker must call it.
 
-    Args:
-        model: The trained model.
-        optimizer: The optimizer; its state is written too if `job.with_optimizer_state`.
-        job: The training; the model goes to its `output`.
-        world: This process.
+    The optimizer's state is written too if `job.with_optimizer_state` is set.
 
     Raises:
         RunDirError: The disk is full.
@@ -55,7 +51,7 @@ def write_model(model: PreTrainedModel, optimizer: torch.optim.Optimizer, job: T
 
 
 def read_partial_result(job: TrainJob) -> TrainResult:
-    """The result of a training at its newest checkpoint, or of no steps if there is no checkpoint.
+    """The result of a training up to its newest checkpoint; 0 steps if there is no checkpoint.
 
     Raises:
         StorageError: The checkpoint storage does not respond, or the newest checkpoint is damaged.
@@ -70,8 +66,9 @@ def read_partial_result(job: TrainJob) -> TrainResult:
 def write_partial_result(job: TrainJob) -> None:
     """Write the model of an unfinished training from its newest checkpoint, or from the start model if there is none.
 
-    If the other members have passed a sync point without this one, it gets the backbone of the latest sync point: its own is out
-    of date, and its distance from theirs is no update. Dtypes and names are those of a finished training's model.
+    If the other members have passed a sync point without this one, the model gets the backbone of the latest sync point. Its own
+    backbone was trained from an older one, so it cannot be combined with theirs. Dtypes and names are those of a finished
+    training's model.
 
     Raises:
         CheckpointError: `job.model` holds no model of a supported family.

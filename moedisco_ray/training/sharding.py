@@ -25,14 +25,9 @@ def compute_dtype(optimizer: Optimizer, device: str) -> torch.dtype:
 
 
 def trainable(directory: Path, optimizer: Optimizer, world: World) -> PreTrainedModel:
-    """Load a model for training.
+    """Load a model for training, with the precision and gradient checkpointing of the optimizer settings.
 
     With several workers only rank 0 reads the weights; no other worker ever holds a whole model.
-
-    Args:
-        directory: Hugging Face model directory.
-        optimizer: The recipe: `precision` and `gradient_checkpointing` are read.
-        world: This process.
 
     Raises:
         CheckpointError: The directory holds no model of a supported family.

@@ -22,11 +22,6 @@ class Stepper:
 
     Axes: B sequences of a micro-batch, L positions, V vocabulary, T = B L tokens, N routers, E experts.
 
-    Args:
-        model: A model that is ready to train.
-        job: The training; gives the optimizer settings and the weights of the router losses.
-        world: This process.
-
     Attributes:
         optimizer: Optimizer of the model's trainable parameters.
         fractions_NE: Selections per token of each expert in the last global batch.
@@ -47,15 +42,12 @@ class Stepper:
         self._selections_NE = torch.zeros_like(self.fractions_NE)
 
     def restore(self, fractions_NE: list[list[float]]) -> None:
-        """Restore the expert selections of the last batch before a checkpoint."""
+        """Restore `fractions_NE` from a checkpoint."""
         if self._probe is not None and fractions_NE:
             self.fractions_NE = torch.tensor(fractions_NE, device=self._world.device)
 
     def __call__(self, micro_batches: Iterable[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """Make a step at the current learning rate.
-
-        Args:
-            micro_batches: This worker's part of the global batch.
+        """Make a step at the current learning rate, on this worker's part of the global batch.
 
         Returns:
             Cross-entropy in nats, summed over this worker's tokens; and the norm of the whole gradient before clipping.

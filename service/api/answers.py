@@ -28,7 +28,7 @@ def run_answers(context: ServiceContext, caller: Caller, session: Session, rows:
 def run_detail(context: ServiceContext, caller: Caller, session: Session, row: tables.RunRow) -> RunDetail:
     """Response body for a run, with its stored configuration and its bill.
 
-    If this version of the service refuses the configuration, the bill has only the metered dollars, no lines.
+    If this version of the service rejects the stored configuration, the bill has only the metered total, no lines.
     """
     try:
         bill = metered_bill(Meter.from_dict(row.meter), row.settings)
@@ -40,13 +40,12 @@ def run_detail(context: ServiceContext, caller: Caller, session: Session, row: t
 
 
 def _bare_bill(dollars: float | None, *, planned: bool) -> Bill:
-    """A bill without lines, with at most a total."""
     bare = make_bill((), seconds=None, baseline=None, planned=planned, complete=False)
     return bare.model_copy(update={"dollars": dollars, "dollars_with_idle": dollars})
 
 
 def series_answer(curve: UnitCurve) -> Series:
-    """Response body for one curve."""
+    """Response body for one curve of a metric."""
     return Series(
         unit=curve.unit, stage=curve.stage, step=curve.steps, tokens=curve.tokens, value=curve.values, points=curve.count)
 

@@ -73,11 +73,10 @@ class Archive:
         yield _END[_within(start, position):_within(end, position)]
 
     def close(self) -> None:
-        """Does nothing: no file stays open."""
+        """Do nothing: no file stays open."""
 
 
 def _within(position: int, start: int) -> int:
-    """Offset of a position of the archive within a part that starts at `start`; 0 if the position is before the part."""
     return max(0, position - start)
 
 

@@ -30,8 +30,8 @@ _SUSPECT = tuple(re.compile(pattern) for pattern in (rb"\\u0000", rb"\d{16}", rb
 class BodyLimit:
     """Middleware that refuses bodies above the limit early, and reads smaller ones completely before it calls the application.
 
-    A body above `SMALL` is read only from a caller with a valid token or session, so that strangers cannot use up the memory that
-    drivers need for their reports. All large bodies together have a limit too.
+    A body above `SMALL` is read only from a caller with a valid token or session, so that other clients cannot use up
+    the memory that drivers need for their reports. The total size of all large bodies being read is limited too.
 
     Args:
         app: Next application.
@@ -58,14 +58,13 @@ class BodyLimit:
             body = await self._read(scope, receive, limit)
         except (TooLarge, Overloaded, Unauthorised, TooMany) as error:
             refusal = problem_response(error, Request(scope))
-            refusal.headers["Connection"] = "close"     # or the unread rest would be parsed as the next request
+            refusal.headers["Connection"] = "close"     # otherwise the unread rest would be parsed as a request
             await refusal(scope, receive, send)
             return
         if body is not None:
             await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
-        """The whole body; None if the client disconnected."""
         announced = _announced(scope)
         if announced > limit:
             raise _too_large(limit)
@@ -79,7 +78,7 @@ class BodyLimit:
                     large = True
                 message = await receive()
                 if message["type"] != "http.request":
-                    return None
+                    return None     # the client disconnected
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > limit:
@@ -99,7 +98,7 @@ class StrictRoute(APIRoute):
     """A route that parses JSON with `strict_json`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler with a strict request."""
+        """FastAPI's handler, called with a request that parses JSON strictly."""
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
@@ -125,7 +124,7 @@ def strict_json(body: bytes) -> Any:
     except ValueError as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from error
     if any(pattern.search(body) for pattern in _SUSPECT) and (mistake := _unfit(value, ("body",))) is not None:
-        raise HTTPException(422, [mistake])     # FastAPI passes on no other kind of error from here
+        raise HTTPException(422, [mistake])     # FastAPI turns any other error raised here into a 400
     return value
 
 

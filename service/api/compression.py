@@ -19,9 +19,6 @@ class CompressedJson:
     """Middleware that compresses complete JSON responses to GET requests.
 
     Responses to other methods, such as a new token, are not compressed, because a compressed length can reveal the content.
-
-    Args:
-        app: Next application.
     """
 
     def __init__(self, app: ASGIApp) -> None:

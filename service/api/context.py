@@ -1,4 +1,4 @@
-"""Parts of the service that endpoints use."""
+"""The shared objects that endpoints use: settings, database, clients, limits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,12 @@ from service.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class ServiceContext:
-    """Parts of the service.
+    """Shared objects of a service process, passed to its endpoints.
 
     Attributes:
-        settings: Settings of the service.
-        database: Database of the service.
         jobs: Client for Ray Jobs; used only to delete the jobs of a deleted run.
         pools: Pools of the Ray cluster.
-        trainings: Trainings that Ray Train knows.
+        trainings: State of trainings, from Ray Train.
         ray_pages: Pages of the Ray dashboard, for administrators.
         notifier: Receives a notification of every committed change of a run.
         wake_reconciler: Starts the next round of the reconciler at once.
@@ -66,7 +64,7 @@ class ServiceContext:
     now: Callable[[], float] = time.time
 
     def notify(self, run_id: str) -> None:
-        """Wake the readers of a changed run, and the reconciler."""
+        """Wake the event streams of a changed run, and the reconciler."""
         self.notifier.notify(run_id)
         self.wake_reconciler()
 

@@ -21,12 +21,7 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Envelope:
-    """Outermost middleware of the application.
-
-    Args:
-        app: Next application.
-        prometheus: Metrics that count the requests.
-    """
+    """Outermost middleware: gives every request an id, a log line, metrics and response headers."""
 
     def __init__(self, app: ASGIApp, prometheus: PrometheusMetrics) -> None:
         self._app = app
@@ -70,7 +65,7 @@ class Envelope:
 
 
 def _route(scope: Scope) -> str:
-    """Path template of the route; with the path itself, each run would have its own metric."""
+    """Path template of the route, such as `/runs/{run_id}`: with the plain path, each run would add a time series."""
     return getattr(scope.get("route"), "path", "other")
 
 

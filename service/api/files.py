@@ -25,7 +25,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class Content(Protocol):
-    """Bytes of a known length that can be sent from any position."""
+    """A file or an archive to send: bytes of known length, readable from any position."""
 
     @property
     def name(self) -> str:
@@ -33,7 +33,7 @@ class Content(Protocol):
 
     @property
     def media_type(self) -> str:
-        """Media type; files of a run are sent as plain bytes, so that a browser saves them."""
+        """Media type; `application/octet-stream` for files of a run, so that browsers save them."""
 
     @property
     def size(self) -> int:
@@ -60,8 +60,6 @@ class OpenFile:
 
     Attributes:
         name: Name without the folder.
-        file: Open file.
-        size: Size (bytes).
         etag: ETag, which changes with the file.
         modified: Time of the last change, in seconds since the epoch.
     """
@@ -74,11 +72,11 @@ class OpenFile:
     media_type: ClassVar[str] = "application/octet-stream"
 
     def stream(self, start: int, end: int) -> AsyncIterator[bytes]:
-        """See `Content`."""
+        """Bytes of the file from `start` up to `end`, in blocks; closes the file afterwards."""
         return blocks(self.file, start, end)
 
     def close(self) -> None:
-        """See `Content`."""
+        """Close the file without reading it."""
         self.file.close()
 
 
@@ -115,7 +113,7 @@ def list_files(directory: Path) -> Iterator[Artifact]:
 
 
 def send_content(request: Request, found: Content) -> Response:
-    """Response with a file or an archive, or with the requested range of it.
+    """Response with the content, or with the range of it that the request asks for.
 
     Raises:
         RangeUnsatisfiable: The range is outside of the content.

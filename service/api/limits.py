@@ -24,12 +24,7 @@ _UNLIMITED = 2**20
 
 
 class RateLimiter:
-    """Token buckets with a capacity of one minute's requests.
-
-    Args:
-        per_minute: Requests per minute for each key.
-        clock: Returns monotonic seconds.
-    """
+    """Limits the requests per minute of each key, by token buckets with a capacity of one minute's requests."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._capacity = float(per_minute)
@@ -65,12 +60,7 @@ class RateLimiter:
 
 
 class StreamSlots:
-    """Slots for long responses (event streams, followed logs, downloads), limited per token and in total.
-
-    Args:
-        most: Maximum number of slots in total.
-        each: Maximum number of slots for one token.
-    """
+    """Slots for long responses (event streams, followed logs, downloads), at most `each` per token and `most` in total."""
 
     def __init__(self, most: int, each: int) -> None:
         self._most = most
@@ -80,10 +70,7 @@ class StreamSlots:
 
     @contextlib.contextmanager
     def taken(self, key: str) -> Iterator[None]:
-        """Hold a slot inside the block.
-
-        Args:
-            key: Id of the token.
+        """Hold a slot of the token with the id `key` inside a `with` block.
 
         Raises:
             TooMany: No slot of the token or of the service is free.
@@ -108,7 +95,7 @@ class Capacity:
     """Limits of one service process.
 
     Attributes:
-        connections: Maximum number of open connections; beyond it, those that have waited longest for their client are closed.
+        connections: Maximum number of open connections; beyond it, those that have been idle for longest are closed.
         streams: Maximum number of concurrent streams and downloads: half of the connections, so that others remain for requests.
     """
 

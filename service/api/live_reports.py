@@ -19,11 +19,7 @@ _MOST = 64
 
 
 class LiveReports:
-    """Builds one report at a time and caches it briefly, because a report reads all events of its run.
-
-    Args:
-        clock: Returns monotonic seconds.
-    """
+    """Builds one report at a time and caches it briefly, because a report reads all events of its run."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -31,11 +27,7 @@ class LiveReports:
         self._kept: dict[Path, tuple[float, RunReport]] = {}
 
     def get(self, directory: Path, config: RunConfig) -> RunReport:
-        """Report of a run directory, at most a few seconds old.
-
-        Args:
-            directory: Run directory, which may not exist yet.
-            config: Configuration of the run.
+        """Report of a run directory, at most a few seconds old. The directory may not exist yet.
 
         Raises:
             NotFound: A file of the run is too large to be read whole.

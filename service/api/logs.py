@@ -23,7 +23,7 @@ POLL_SECONDS = 0.5
 """Poll interval while a log is followed (s)."""
 _BLOCK = 2**16
 _MOST = 8 * 2**20
-"""Maximum size of the part of a log that is searched for its last lines (bytes)."""
+"""Size of the end of a log that is searched for its last lines (bytes); lines before it are not found."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 
 
@@ -33,7 +33,7 @@ def list_logs(directory: Path) -> list[LogFile]:
 
 
 def _logs_in(directory: Path, folder: str, wanted: Sequence[tuple[str, str]] | None) -> Iterator[LogFile]:
-    """Logs in a folder; `wanted` lists their names and file names, None selects all logs."""
+    """Logs in a folder: those in `wanted`, (name, file name) pairs, or all if it is None."""
     try:
         number = run_files.open_folder(directory, folder)
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def tail_start(file: BinaryIO, size: int, lines: int) -> int:
 async def follow(
     file: BinaryIO, start: int, ended: Callable[[], bool], pause: Callable[[float], Awaitable[bool]],
 ) -> AsyncIterator[bytes]:
-    """Content of a log from a position on, including new content until its run ends.
+    """Yield the content of a log from `start` on, and new content as it is written, until the log is complete.
 
     Args:
         file: Open log, which is closed at the end.

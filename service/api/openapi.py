@@ -42,7 +42,7 @@ _WITH_BODY = (400, 413)
 
 
 def problems(*statuses: int, body: bool = False) -> Responses:
-    """Documentation of a route's problems, including those of every route and, if `body`, those of JSON bodies."""
+    """Documentation of a route's error responses: these statuses, those of every route and, with `body`, those of JSON bodies."""
     every = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     return {status: _problem(status) for status in sorted(every)}
 
@@ -53,7 +53,7 @@ def content(media_type: str, description: str, schema: dict[str, Any] | None = N
 
 
 def links(*operations: str, parameter: str = "run_id") -> dict[str, Any]:
-    """Links from a created object to operations, whose path parameter takes the object's id."""
+    """Links from the response that creates an object to operations that take the object's id as path parameter."""
     return {operation: {"operationId": operation, "parameters": {parameter: "$response.body#/id"}} for operation in operations}
 
 

@@ -55,12 +55,12 @@ def problem_response(error: ServiceError, request: Request) -> Response:
 
 
 def mistakes_in(error: UserError) -> list[Mistake]:
-    """The mistake of a `UserError`, with the field of the request."""
+    """The mistake that a `UserError` reports in a run's configuration; its field in the request begins with `config`."""
     return [Mistake(field=f"config.{error.field}" if error.field else "config", message=_words(error.value, error.remedy))]
 
 
 def mistakes_of(found: Sequence[Mapping[str, Any]]) -> list[Mistake]:
-    """Validation errors by field of the request; those of a run's configuration have the messages of `moedisco validate`."""
+    """Mistakes for FastAPI's validation errors; those in a run's configuration are worded as by `moedisco validate`."""
     config = [
         {**mistake, "loc": mistake["loc"][2:]}
         for mistake in found if mistake["loc"][:2] == ("body", "config")]
@@ -106,7 +106,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
     del error   # logged by the server; its text may contain secrets
-    # This response bypasses the middleware that adds the headers.
+    # The middleware that adds these headers does not see this response.
     return _response(
         request, 500, slug=ServiceError.slug, title=ServiceError.title,
         detail="the service failed; its log has the cause under the request's id",
@@ -114,8 +114,8 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """Methods allowed at the request's path; the router itself considers only the first matching route."""
-    # Below a mount, the scope's root is that of the mount.
+    """Methods that any route allows at the request's path; the router reports only those of the first matching route."""
+    # In a mounted application, `root_path` is the mount's; the routes match against the outer one.
     scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
     return {
         method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -157,7 +157,7 @@ def _mistake(found: Mapping[str, Any]) -> Mistake:
 
 def _scalar(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _LONGEST_SEARCHED:
-        return None     # masking credentials in it would take too long
+        return None     # too long to search for credentials to mask
     return value if isinstance(value, str | int | float | bool) else None
 
 

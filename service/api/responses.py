@@ -21,7 +21,7 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Headers that forbid foreign scripts, frames, and guessing of media types."""
+"""Response headers that forbid scripts of other origins, embedding in frames, and guessing of media types."""
 
 
 class ClosedStream(StreamingResponse):
@@ -40,5 +40,5 @@ class EventStream(ClosedStream):
 
 
 def none_yet(what: str) -> NotFound:
-    """The error for a part of a run that does not exist yet."""
+    """The error for something that a run does not have yet, such as a report."""
     return NotFound(f"the run has no {what} yet")

@@ -1,8 +1,8 @@
-"""Read every text once and scatter it into buckets of ids on disk.
+"""Read every text once and stage its documents on disk, divided into buckets by id.
 
-A task reads one unit and writes one Arrow file, whose record batches each hold documents of one bucket. The task returns the
-bucket of each batch, so that the task that finishes a bucket maps only that bucket's batches. There is one file per unit,
-whatever the number of buckets, and a task needs a few megabytes of memory, however much it reads.
+A task reads one unit (some files, or part of a file) and writes one Arrow file. Each record batch in it holds documents of one
+bucket. The task returns the bucket of each batch, so that a later task reads only the batches of its bucket. There is one file per
+unit for any number of buckets. A task needs a few megabytes of memory, however much it reads.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ from moedisco_ray.stages.text.unseen import Skipped
 BUCKET_BYTES = 64 << 20
 """Bytes of text per bucket, which one task holds in memory."""
 _SMALL_BUCKET_BYTES = 1 << 20
-"""Minimum bytes per bucket of a small corpus, which is divided to use several cores."""
+"""Minimum bytes of text per bucket. A small corpus is divided down to this size, so that several cores can work on it."""
 _FEW_BUCKETS = 8
-"""Maximum number of buckets of a small corpus."""
+"""Maximum number of buckets smaller than `BUCKET_BYTES`."""
 _FLUSH_CHARACTERS = 8 << 20
 """Characters of text that a reading task collects before it writes them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Staged:
-    """Report of a task that staged one unit.
+    """Result of a task that staged one unit.
 
     Attributes:
-        index: Number of the unit.
-        order: Position of the unit's input among all inputs.
+        order: Position of the unit's input (see `Input`) among all inputs.
         path: The Arrow file with the documents.
         batches: Bucket of each record batch in the file.
         documents: Number of documents read, with duplicates.
@@ -54,12 +53,10 @@ class Staged:
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """One range of ids, as record batches of staged files.
+    """All staged documents whose ids are in one range.
 
     Attributes:
-        index: Number of the bucket.
-        count: Number of all buckets.
-        pieces: Each staged file that has documents of the bucket, with the positions of their record batches.
+        pieces: Staged files with documents of the bucket, each with the positions of the record batches that hold them.
     """
 
     index: int
@@ -68,7 +65,7 @@ class Bucket:
 
 
 def bucket_count(text_bytes: int) -> int:
-    """Number of buckets: about 64 MB of text each, or up to eight smaller ones so that little text uses several cores."""
+    """Number of buckets: one per 64 MB of text, or up to eight smaller ones, so that a small corpus uses several cores."""
     return max(1, -(-text_bytes // BUCKET_BYTES), min(_FEW_BUCKETS, text_bytes // _SMALL_BUCKET_BYTES))
 
 
@@ -78,7 +75,7 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CH
     A second run overwrites the same file with the same bytes, so a task that died can be started again.
 
     Raises:
-        CorpusError: `read_unit` raised it.
+        CorpusError: The unit cannot be read; see `read_unit`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"unit-{unit.index:06d}.arrow"
@@ -86,7 +83,7 @@ def stage_unit(unit: Unit, directory: Path, buckets: int, flush: int = _FLUSH_CH
     documents = 0
     group = b""
     skipped: list[Skipped] = []
-    # Each attempt writes to its own draft: after a node is cut off, two attempts of one task may write at the same time.
+    # Each attempt writes to its own draft: if a node loses its network, its attempt and a second one may run at the same time.
     draft = path.with_suffix(f".{uuid.uuid4().hex}")
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(pa.OSFile(str(draft), "wb"))

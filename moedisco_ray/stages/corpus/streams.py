@@ -1,4 +1,4 @@
-"""Read a file in bounded pieces and decode them as UTF-8, with an error that explains what is wrong."""
+"""Read a file in bounded pieces and decode it as UTF-8; errors explain how to fix or skip the file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple
 from moedisco_ray.stages.corpus.files import File
 
 CHUNK = 1 << 20
-"""Bytes that are read at once."""
+"""Size of one read (bytes)."""
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class NotTextError(ValueError):
-    """A file is not UTF-8 text. The message is the end of a sentence that begins with the file's name."""
+    """A file is not UTF-8 text. The message continues a sentence that begins with the file's name: "is binary, not text ..."."""
 
 
 class LinePart(NamedTuple):
@@ -58,7 +58,7 @@ def read_lines(file: File, start: int = 0, stop: int | None = None) -> Iterator[
     with _open(file, whole=start == 0 and stop is None) as stream:
         at = start
         if at:
-            # The line with the byte before `start` belongs to the slice before.
+            # Skip the rest of a line that began before `start`: the previous slice yields it.
             at -= 1
             stream.seek(at)
             ends = False
@@ -77,11 +77,11 @@ def read_lines(file: File, start: int = 0, stop: int | None = None) -> Iterator[
 
 
 def decode(data: bytes, at: int) -> str:
-    """Decode bytes as UTF-8, with line feeds as line ends.
+    """Decode bytes as UTF-8, and convert CRLF line ends to LF.
 
     Args:
-        data: Bytes of whole characters.
-        at: Offset of the first byte in the file; errors name it.
+        data: Bytes that begin and end between characters.
+        at: Offset of the first byte in the file, for the positions in errors.
 
     Raises:
         NotTextError: The bytes are binary, or in another encoding.

@@ -39,7 +39,7 @@ def read_unseen(
         sources: The sources in `evaluation.sources`.
         encoder: The model's tokenizer.
         max_tokens: Maximum tokens to read from all sources together.
-        limits: Limits on the length of documents; those of the corpus, so that documents that were trained on are found.
+        limits: Limits on the length of documents; with `trained_on`, those of the corpus, or ids of cut documents would differ.
         trained_on: Parquet files of the training documents, with the column id; these documents are left out.
 
     Raises:
@@ -86,9 +86,9 @@ def _beginning(source: Input, encoder: Encoder, share: int) -> tuple[list[Sample
 
 
 def _read_file(source: Input, file: File, encoder: Encoder, room: int, *, first: bool) -> tuple[list[Sample], bool]:
-    """The first documents of a file that fit into `room` tokens, and whether the room is used up.
+    """The first documents of a file, up to `room` tokens, and whether the next document did not fit.
 
-    With `first`, a document that does not fit is cut if nothing came before it.
+    With `first`, the file's first document is cut to `room` tokens if it is longer.
     """
     found: list[Sample] = []
     for key, text, tokens in _documents(read_slice(source, Slice(file)), encoder, source.limits.document_tokens):

@@ -2,9 +2,8 @@
 
     p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / T) over the nearest clusters
 
-with d_k the distance of the context x_<t from cluster k's centre; the cluster model's cost is d_k^2. A document's own later text
-never weighs its earlier tokens: the weights change every `BLOCK` tokens, and those of the first block, which has no context, are
-equal.
+with d_k the distance of the context x_<t from cluster k's centre; the cluster model returns d_k^2 as its cost. The weights are
+computed anew every `BLOCK` tokens, from the tokens before the block only. In the first block, which has no context, they are equal.
 
 Shapes: N documents, C clusters, B blocks of all documents, T tokens of one document.
 """
@@ -33,7 +32,7 @@ def log_weights(d_BC: Floats, top_k: int | None, temperature: float = TEMPERATUR
 
     Args:
         d_BC: Squared distances.
-        top_k: Number of clusters that share a row's weight; among equally near ones, the first.
+        top_k: Number of clusters with a weight above 0 in each row; ties go to the lower index.
         temperature: Temperature T.
     """
     scores_BC = -d_BC / temperature
@@ -53,7 +52,7 @@ def ensemble_nats(
         nats_of: Per sub-model, the nats of every token of every document; one sub-model is evaluated at a time.
         distances: Returns squared distances of contexts from the clusters' centres.
         top_k: See `log_weights`.
-        block: Tokens between two changes of the weights.
+        block: Tokens predicted with the same weights.
     """
     log_w_NTC = [
         np.repeat(w_BC, block, axis=0)[:len(tokens)]
@@ -69,7 +68,7 @@ def ensemble_nats(
 def _weights(tokens: Sequence[Ids], distances: Distances, top_k: int | None, block: int) -> list[Floats]:
     """Logarithms of w for every block of every document, [blocks, C] each."""
     contexts = [document[:end] for document in tokens for end in range(block, len(document), block)]
-    first = tokens[0][:1]   # needed alone if no document is longer than a block: its distances give C
+    first = tokens[0][:1]   # if no document is longer than a block, only the number of its distances, C, is used
     log_w_BC = log_weights(distances(contexts or [first]), top_k)
     equal_1C = np.full((1, log_w_BC.shape[1]), -np.log(log_w_BC.shape[1]))
     weights, start = [], 0

@@ -1,8 +1,9 @@
-"""A model on multiple-choice and completion tasks, by EleutherAI's lm-eval (Gao et al., the Language Model Evaluation Harness).
+"""Evaluate a model on multiple-choice and completion tasks, with EleutherAI's lm-eval.
 
-The harness poses the tasks, picks the answers and counts them. `scoring` computes the probabilities, so that text is formatted as
-in training: each question begins a document, after BOS if the tokenizer adds it. Chat templates are not applied. Nothing is
-downloaded. This module needs the extra `lm-eval`, and is imported only when tasks are evaluated.
+The harness (Gao et al., the Language Model Evaluation Harness) builds the prompts, picks the answers and computes the accuracy.
+`scoring` computes the log-likelihoods, as in training: each question begins a document, after BOS if the tokenizer adds it. Chat
+templates are not applied. Nothing is downloaded. This module needs the extra `lm-eval`, and is imported only when tasks are
+evaluated.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 
 
 class ScoredLM(TemplateLM):
-    """A model in the form of lm-eval, which requests likelihoods from it.
+    """Adapter through which lm-eval requests log-likelihoods from a model.
 
-    The harness joins and cuts context and continuation by its own rules. A text that is longer than a window loses its beginning.
+    lm-eval splits each text into context and continuation by its own rules. A text longer than a window loses its beginning.
 
     Args:
         model: The model, on its device.
@@ -61,7 +62,7 @@ class ScoredLM(TemplateLM):
         return ids
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation after its context, and whether greedy decoding would write it."""
+        """Log-likelihood of each continuation given its context, and whether greedy decoding would generate it."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
         return found
 
@@ -79,19 +80,19 @@ class ScoredLM(TemplateLM):
             for (nats_T, likeliest_T), start in zip(predicted, starts, strict=True)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Not used by tasks of these kinds."""
+        """Not supported: multiple-choice and completion tasks do not call it."""
         raise NotImplementedError
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Not used by tasks of these kinds."""
+        """Not supported: multiple-choice and completion tasks do not call it."""
         raise NotImplementedError
 
 
 class RowsTask(ConfigurableTask):
-    """A task of the harness on examples in memory; `dataset_kwargs` holds them as `rows`."""
+    """An lm-eval task whose examples are in memory, in `dataset_kwargs["rows"]`."""
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Take the examples; nothing is downloaded."""
+        """Create the dataset from the examples in memory; the name is lm-eval's, nothing is downloaded."""
         self.dataset = {"test": Dataset.from_list((dataset_kwargs or {})["rows"])}
 
     def build_all_requests(self, **settings: Any) -> None:
@@ -101,7 +102,7 @@ class RowsTask(ConfigurableTask):
 
 
 def pose(name: str, rows: Rows) -> RowsTask:
-    """The harness's task with a file's examples; `read_task_file` describes their form."""
+    """Create the lm-eval task for a file's examples, in the form that `read_task_file` describes."""
     common = {"task": name, "test_split": "test", "num_fewshot": 0, "dataset_kwargs": {"rows": rows}}
     if "choices" in rows[0]:
         return RowsTask(config={
@@ -131,10 +132,11 @@ def evaluate_tasks(
     Returns:
         Per file, JSON-ready: `task` (its name), `examples`, `acc` (share of right answers) and its standard error `acc_stderr`; for
         choices also `acc_norm` and `acc_norm_stderr`, with each choice's log-likelihood divided by its number of characters, and
-        `chance`, the share that guessing gets. A figure is None if the task does not have it, or if there is only one example.
+        `chance`, the expected share of random answers. A figure is None if it does not apply to the task, and a standard error
+        also if there is only one example.
 
     Raises:
-        ConfigError: A file holds no tasks of these kinds.
+        ConfigError: A file holds no multiple-choice or completion tasks.
     """
     posed = {path.stem: read_task_file(f"evaluation.lm_eval.{i}", path)[:limit] for i, path in enumerate(paths)}
     model = load_model(model_dir, dtype or default_dtype(device)).to(device)

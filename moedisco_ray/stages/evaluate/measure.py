@@ -1,4 +1,4 @@
-"""Measure models as a whole, per cluster and per source, with statistics of their routers.
+"""Evaluate models overall, per cluster and per source, with statistics of their routers.
 
 Axes: N documents, R routers, G groups, E experts.
 """
@@ -51,22 +51,23 @@ def evaluate(
     Returns:
         JSON-ready: the figures of `Score.to_dict`, and
 
-        * `clusters`: the same per cluster, with `cluster`; `sources`: the same per source, with `source` (empty where
-          the user named no source and gave only one);
-        * `routers`: per MoE layer `layer`, `load` [E] (share of the top-k selections), `dead` (experts with next to
-          none, see `dead_experts`), `token_entropy` (mean over tokens, in nats), `load_entropy` (of `load`, in nats),
-          `nmi_cluster` and `nmi_source` (of each token's first expert);
+        * `clusters`: the same figures per cluster, with `cluster`; `sources`: the same figures per source, with `source`
+          (empty if there is only one source and it has no name);
+        * `routers`: per MoE layer `layer`, `load` [E] (share of the top-k selections), `dead` (number of experts that
+          get almost no tokens, see `dead_experts`), `token_entropy` (mean over tokens, in nats), `load_entropy` (of `load`, in
+          nats), `nmi_cluster` and `nmi_source` (normalised mutual information of each token's top-1 expert and its document's
+          label);
         * `load_by_cluster` [clusters][E] and `load_by_source` {source: [E]}, means over layers;
         * `specialisation`: `cluster` and `source`, the normalised mutual information between that label of a document
-          and the expert that is most often the first choice in it. It is computed per layer and averaged over layers, since an
-          expert's number means the same in all layers only if experts come from sub-models. None without such a label.
+          and the expert that is most often top-1 in it. It is computed per layer and averaged over layers, because expert 3 of one
+          layer and expert 3 of another are related only if experts come from sub-models. None without such a label.
     """
     source_N, sources = _source_codes(documents)
     clusters: list[int] = [] if labels_N is None else [int(label) for label in np.unique(labels_N)]
     cluster_N = np.zeros(len(documents), dtype=np.int64) if labels_N is None else np.searchsorted(clusters, labels_N)
     columns = max(1, len(clusters))
     groups = max(1, len(sources)) * columns
-    # Not specialised: `specialise` skips the router of a single expert.
+    # Without `specialise`, which bypasses routers with a single expert: the hooks need every router to run.
     model = load_model(model_dir, dtype or default_dtype(device)).to(device)
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(
@@ -88,10 +89,10 @@ def evaluate_stages(
     prefix: int, sequence_length: int, device: str = "cpu", dtype: torch.dtype | None = None, batch_tokens: int = 16_384,
     advance: Advance = no_advance,
 ) -> dict[str, Any]:
-    """Measure what every training stage made; one model is in memory at a time.
+    """Measure the model of every training stage; one model is in memory at a time.
 
     Args:
-        models: Model directory of each stage that made one (`seed`, `merge`); `finetune` must be among them.
+        models: Model directory of each stage with a model of its own (`seed`, `merge`, `finetune`); `finetune` is required.
         submodels: Directory of each cluster's sub-model, which is measured on that cluster's documents alone; may be none.
         documents: Documents to measure on.
         labels_N: Cluster of each document; None without clusters.
@@ -103,9 +104,9 @@ def evaluate_stages(
         advance: Receives the number of tokens measured.
 
     Returns:
-        `evaluate` of the fine-tuned model, and `stages`: the figures of `Score.to_dict` per stage; `submodels`, if
-        there are any, sums over all clusters and has `units`, the figures of each. `extra_seconds`: time spent on models other
-        than the fine-tuned one.
+        The result of `evaluate` for the fine-tuned model, with two more entries. `stages`: the figures of `Score.to_dict` per
+        stage; those of `submodels` are totals, with `units`, the figures of each sub-model. `extra_seconds`: time spent on
+        models other than the fine-tuned one.
     """
     started = time.monotonic()
     settings: dict[str, Any] = {
@@ -202,7 +203,7 @@ def _routers(
     statistics: RouterStatistics, cluster_N: NDArray[np.int64], clusters: list[int], source_N: NDArray[np.int64],
     sources: list[str],
 ) -> dict[str, Any]:
-    # A group is a pair of source and cluster, so summing one of the two axes leaves the other.
+    # A group is a (source, cluster) pair: split the axis in two, then sum over one of them.
     routers, _, experts = statistics.selections_RGE.shape
     shape = (routers, max(1, len(sources)), max(1, len(clusters)), experts)
     selections_RSCE = statistics.selections_RGE.reshape(shape)

@@ -28,8 +28,8 @@ class RouterStatistics:
     Attributes:
         layers: Layer index of each router.
         selections_RGE: How often each expert was among the top k, per group of documents.
-        first_RGE: How often each expert was the first of the top k.
-        document_first_RNE: `first_RGE` per document instead of per group.
+        first_RGE: How often each expert was top-1, per group of documents.
+        document_first_RNE: How often each expert was top-1, per document.
         token_entropy_R: Mean over tokens of the entropy of the router's softmax, in nats.
     """
 
@@ -41,7 +41,7 @@ class RouterStatistics:
 
 
 class RouterMeter:
-    """Counts selections by forward hooks while the context is entered.
+    """Counts the routers' selections inside a `with` block, by forward hooks.
 
     Args:
         model: Has one module named `...mlp.gate` per MoE layer.
@@ -109,15 +109,15 @@ class RouterMeter:
 
 
 def expert_load(selections_XE: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each expert in the selections, over the last axis; zeros where nothing was selected."""
+    """Share of each expert (last axis) in the selections; zeros if nothing was selected."""
     total = selections_XE.sum(axis=-1, keepdims=True)
     return selections_XE / np.maximum(total, 1)
 
 
 def dead_experts(load_E: NDArray[np.float64]) -> int:
-    """Number of experts with less than `DEAD_LOAD` of an even share of a layer's selections.
+    """Number of experts whose load is below `DEAD_LOAD` times the balanced load 1 / E.
 
-    The literature calls experts dead that get no tokens, or almost none; the threshold is ours.
+    The literature calls an expert dead if it gets no tokens or almost none; the threshold is this project's.
     """
     return int((load_E < DEAD_LOAD / len(load_E)).sum())
 

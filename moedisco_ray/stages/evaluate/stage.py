@@ -1,4 +1,4 @@
-"""The evaluate stage: every model of the run on validation text, the finished one also on other text and tasks."""
+"""The evaluate stage: measure every model of the run on validation text, and the finished one also on other text and tasks."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Tokens = Sequence[NDArray[np.int32]]
 
 
 class Clusters(Protocol):
-    """The clusters of a run, as the cluster stage saved them."""
+    """A saved cluster model, which assigns documents to the run's clusters."""
 
     def assign(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
         """The cluster of each document [N]."""
 
     def costs(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.float64]:
-        """Cost of each document in each cluster [N, C]."""
+        """Cost of assigning each document to each cluster [N, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +79,10 @@ def evaluate(
         submodels: The trained sub-models; each is measured on its own cluster, if the settings ask for it.
         corpus: The corpus artifact.
         cluster_model: The saved clusters; None without clusters.
-        limits: Lengths of the corpus' documents and of the training's sequences.
+        limits: Length of a training sequence, and maximum length of a document in the corpus.
         settings: The run's evaluation section.
         device: Device that the models run on.
-        readers: Functions of other stages.
+        readers: Functions of other stages; see `Readers`.
         events: Takes `stage_progress` events.
 
     Returns:
@@ -122,7 +122,7 @@ def judge(
     model: Path, tokenizer: Path, settings: Evaluation, *, device: str, read_unseen: Callable[..., Unseen],
     limits: Limits | None = None, trained_on: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Measure a model on text that it was never trained on, and on task files, if the settings name some.
+    """Measure a model on the unseen text and the task files that the settings name, if any.
 
     Args:
         model: A Hugging Face directory.
@@ -130,17 +130,18 @@ def judge(
         settings: Names the sources and task files.
         device: Device that the model runs on.
         read_unseen: Samples the sources' text.
-        limits: Lengths of sequences and documents; None: the model's number of positions, and 8 times that.
+        limits: Lengths of sequences and documents; None: the model's maximum positions per sequence, and 8 times that per document.
         trained_on: Files of the training documents.
 
     Returns:
-        `unseen`: `evaluate_unseen`'s figures, `trained_on`, the number of documents left out because the corpus has them, and
-        `skipped`, the files that could not be read; `lm_eval`: `evaluate_tasks`' figures. Each only if it was asked for.
+        `unseen`, if the settings name sources: the figures of `evaluate_unseen`; `trained_on`, the number of documents left out
+        because the corpus has them; and `skipped`, the files that were not read. `lm_eval`, if the settings name task files: the
+        figures of `evaluate_tasks`.
 
     Raises:
         CheckpointError: The model cannot be read.
         ConfigError: A task file holds no tasks.
-        CorpusError: A source cannot be read, or holds nothing that was not trained on.
+        CorpusError: A source cannot be read, or all its documents were trained on.
     """
     encoder = open_encoder(tokenizer)
     limits = limits or Limits(positions := int(read_config(model)["max_position_embeddings"]), 8 * positions)

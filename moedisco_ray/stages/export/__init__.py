@@ -1,1 +1,1 @@
-"""The finished model as a Hugging Face directory that needs nothing of this package, and what it writes."""
+"""Export the finished model, with a model card and sample texts, as a Hugging Face directory that loads without this package."""

@@ -1,4 +1,4 @@
-"""The model card: `README.md` of the finished directory."""
+"""The model card: `README.md` of the exported directory."""
 
 from __future__ import annotations
 
@@ -31,13 +31,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 
 
 def model_card(report: RunReport, figures: ExportSummary) -> str:
-    """A model card in Markdown with YAML front matter.
-
-    Args:
-        report: The run's report; parts that are missing are left out.
-        figures: `parameters`, `active_parameters` and `samples` of the finished model, and `rounded_to`, the dtype that its trained
-            weights were rounded to, if any.
-    """
+    """A model card in Markdown with YAML front matter; missing parts of the report are left out."""
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -67,14 +61,7 @@ def model_card(report: RunReport, figures: ExportSummary) -> str:
 
 
 def write_card(model_dir: Path, report: RunReport) -> None:
-    """Write the card of an exported model again, from the report of the complete run.
-
-    The card that the export writes cannot know what the export costs.
-
-    Args:
-        model_dir: The artifact of the export stage.
-        report: The run's report.
-    """
+    """Rewrite the card of an exported model from the report of the complete run, which includes the export's own cost."""
     manifest = read_manifest(model_dir)
     if manifest is not None:
         write_text(model_dir / "README.md", model_card(report, ExportSummary.model_validate(manifest.summary)))
@@ -143,7 +130,7 @@ def _evaluation(evaluation: EvaluationRecord) -> list[str]:
 
 
 def _samples(samples: Sequence[Sample]) -> list[str]:
-    # Indented, not fenced: what a model writes may hold a fence.
+    # Indented, not fenced: generated text may contain a code fence.
     if not samples:
         return []
     blocks = ["\n".join(f"    {line}" for line in (sample.prompt + sample.text).splitlines()) for sample in samples]

@@ -1,4 +1,4 @@
-"""The finished directory: weights, configuration, tokenizer, generation defaults, model card; and a check that it is correct."""
+"""The exported directory: weights, configuration, tokenizer, generation defaults, model card; and a check that it is correct."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def export(
     sample_tokens: int = 48, seed: int = 0, prefix: int | None = None, origin: Origin | None = None,
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto", advance: Advance = no_advance,
 ) -> dict[str, Any]:
-    """Write the finished directory, load it again, and compare it with the trained model.
+    """Write the exported directory, load it again, and compare it with the trained model.
 
-    It keeps these parts of the model that the run started from: configuration fields, tokenizer, chat template, tokens that end a
-    text, generation settings, dtype and licence. Weight files that hold the family's classic per-expert names in that dtype are
-    hard-linked, or copied where that is not possible; others are rewritten tensor by tensor. The comparison holds one model in
-    memory at a time.
+    These parts of the model that the run started from are kept: configuration fields, tokenizer, chat template, end-of-text tokens,
+    generation settings, dtype and licence. Weight files that already have the right dtype and one tensor per expert, under the
+    family's usual names, are hard-linked, or copied where that is not possible. Others are rewritten tensor by tensor. The
+    comparison holds one model in memory at a time.
 
     Args:
         model_dir: The trained model.
@@ -102,7 +102,7 @@ def export(
 
 
 def count_parameters(weights: Checkpoint) -> tuple[int, int]:
-    """Parameters of a model, and how many of them one token uses."""
+    """Number of parameters of a model, in total and active per token."""
     model_map = weights.model_map
     sizes = {key: math.prod(weights.shape(key)) for key in weights}
     experts = model_map.experts(weights)
@@ -125,10 +125,10 @@ def stored_names(directory: Path) -> list[str]:
 
 
 def check_classic(names: Sequence[str], model_map: ModelMap) -> None:
-    """Assert that tensors have the family's classic per-expert names, which other readers know.
+    """Check that there is one tensor per expert, under the family's usual names, which other libraries read.
 
     Raises:
-        CheckpointError: A tensor has another name, such as that of stacked experts, or a layer is incomplete.
+        CheckpointError: A tensor has another name, for example because experts are stacked, or a layer is incomplete.
     """
     model_map.experts(names)
 
@@ -142,7 +142,6 @@ def _belongs(path: Path) -> bool:
 
 
 def _write_weights(model_dir: Path, directory: Path, dtype: torch.dtype | None) -> None:
-    """Write the weights in the given dtype; None: unchanged."""
     config = read_config(model_dir)
     model_map = ModelMap(str(config.get("model_type")))
     if dtype is not None:
@@ -173,7 +172,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_tokenizer(tokenizer_dir: Path, directory: Path, most_positions: int | None) -> PreTrainedTokenizerBase:
-    """Copy a tokenizer; with `most_positions`, write it again with this as its maximum text length."""
+    """Copy a tokenizer; if `most_positions` is given, set it as the tokenizer's maximum length."""
     tokenizer = load_pretrained(tokenizer_dir)
     if most_positions is None:
         copy_tokenizer(tokenizer_dir, tokenizer, directory)

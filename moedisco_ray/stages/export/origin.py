@@ -1,4 +1,4 @@
-"""What an export takes from the files of the model that the run started from."""
+"""Parts of the exported directory that come from the model that the run started from."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Origin:
     own_tokens: bool = True
 
     def dtype(self) -> torch.dtype:
-        """The dtype that its `config.json` names, or else that of its first tensor; fp32 if it is neither bf16 nor fp16."""
+        """Dtype in the model's `config.json`, or else of the first stored tensor; fp32 if it is neither bf16 nor fp16."""
         config = read_config(self.directory)
         named = config.get("dtype") or config.get("torch_dtype")
         if named is not None:
@@ -51,9 +51,9 @@ class Origin:
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The `config.json` of the finished model: the trained model's values, completed from the origin's file.
 
-        From an origin of the same family, every field is kept that the values do not name. A dense origin's fields are in the
-        values already. The BOS, EOS and padding tokens are those of the origin's file if the run kept its tokenizer, else those of
-        the tokenizer, and never the defaults of the model's class.
+        If the origin is of the same family, its fields that `values` lacks are added. (If it is a dense model, `values` has its
+        fields already.) The BOS, EOS and padding tokens come from the origin's file if the run kept its tokenizer, else from the
+        tokenizer, and never from the defaults of the model's class.
 
         Args:
             values: The `config.json` of the trained model, with the tokens of its tokenizer.
@@ -64,11 +64,9 @@ class Origin:
         return kept | {name: values.get(name) for name in _TOKENS} | named
 
     def write_generation_config(self, config: Mapping[str, Any], directory: Path) -> None:
-        """Write `generation_config.json`: the origin's, with other tokens only if it names no end or the tokenizer was replaced.
+        """Write `generation_config.json`: the origin's file, if it exists.
 
-        Args:
-            config: The finished model's `config.json`.
-            directory: Directory to write into.
+        Special tokens are taken from `config` if the tokenizer was replaced or the file names no end-of-text token.
         """
         source, tokens = self.directory / _GENERATION, {name: config.get(name) for name in _TOKENS}
         if not source.is_file():
@@ -90,16 +88,16 @@ class Origin:
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """The tokens that begin and end a text in a `config.json`, from a tokenizer.
+    """The BOS, EOS and padding tokens for a `config.json`, from a tokenizer.
 
-    There is no padding token: transformers would leave that token's embedding out of any further training.
+    The padding token is None, because transformers would not train its embedding.
     """
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     return {"bos_token_id": eos if bos is None else bos, "eos_token_id": eos, "pad_token_id": None}
 
 
 def for_all_readers(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Values of a `config.json` under the names of transformers 5 and under those of transformers 4."""
+    """Values of a `config.json` that transformers 4 and 5 can both read: renamed fields appear under both names."""
     name = str(dtype).removeprefix("torch.")
     rope = dict(values["rope_parameters"])
     theta = rope.pop("rope_theta")
@@ -108,6 +106,6 @@ def for_all_readers(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, 
 
 
 def end_tokens(directory: Path) -> frozenset[int]:
-    """All tokens that end a generated text, from the files of a model directory."""
+    """End-of-text tokens in the `generation_config.json` of a model directory."""
     found = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
     return frozenset(found if isinstance(found, list) else [] if found is None else [found])

@@ -1,4 +1,4 @@
-"""Samples: the finished model continues prompts.
+"""Generate sample texts: the finished model continues prompts.
 
 Shapes: V entries of the vocabulary.
 """
@@ -34,19 +34,19 @@ def continue_prompts(
     """Let a model continue each prompt, as if the prompt began a document. Chat templates are not applied.
 
     The next token is drawn from the 40 likeliest at temperature 0.7: greedy decoding of a small model soon repeats
-    itself. Draws come from a generator keyed by the seed and the prompt's number: the same model writes the same text.
+    itself. The random generator is keyed by the seed and the prompt's number, so the same model generates the same text.
 
     Args:
         model: The model, on its device.
         tokenizer: Tokenizer with an end-of-sequence token.
         prompts: Texts to continue, possibly empty. A prompt that is too long loses its beginning.
-        tokens: Maximum tokens to add; fewer if the model ends the document or its positions run out.
+        tokens: Maximum tokens to add; fewer if the model ends the document or reaches its maximum length.
         seed: Seed of the run.
         prefix: The token before a document; None: the token that ends a document.
-        ends: Tokens that end a text, next to the tokenizer's own.
+        ends: Tokens that end a text, in addition to the tokenizer's EOS.
 
     Returns:
-        For each prompt, `prompt` and `text`, which the model added.
+        For each prompt: `prompt`, and the generated continuation `text`.
     """
     model.eval()
     most = int(model.config.max_position_embeddings)
@@ -66,10 +66,10 @@ def _continue(
     model: PreTrainedModel, ids: list[int], draws: np.random.Generator, *, tokens: int, vocabulary: int, ends: Collection[int],
 ) -> list[int]:
     inputs = torch.tensor([ids], device=model.device)
-    cache = DynamicCache(config=model.config)   # the model writes into it
+    cache = DynamicCache(config=model.config)   # updated in place by the model
     written: list[int] = []
     while len(written) < tokens:
-        # By position: the cache argument's name changes within the range of transformers that this package supports.
+        # Passed by position: supported versions of transformers name the cache argument differently.
         logits_V = model(inputs, None, None, cache, use_cache=True).logits[0, -1]
         # The embedding may have more rows than the tokenizer has entries.
         token = _draw(logits_V[:vocabulary].double().cpu().numpy(), float(draws.random()))

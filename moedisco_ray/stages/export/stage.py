@@ -1,4 +1,4 @@
-"""The export stage: the Hugging Face directory, with a model card and samples."""
+"""The export stage: write the Hugging Face directory, with a model card and samples."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Sub-models into one Mixture-of-Experts: tensors joined one by one, then routers calibrated on data."""
+"""Merge sub-models into one Mixture-of-Experts: join the tensors one by one, then calibrate the routers on data."""

@@ -1,6 +1,6 @@
-"""Rules by which the sub-models' copies of a backbone tensor become one.
+"""Rules that combine the sub-models' copies of a backbone tensor into one tensor.
 
-Every rule works on deltas against the tensor that all sub-models started from, or had in common at their last sync point:
+Every rule works on deltas from the tensor that all sub-models started from, or had in common at their last sync point:
 
     theta = start + scale x combine(theta_1 - start, .., theta_C - start)
 
@@ -10,7 +10,7 @@ Every rule works on deltas against the tensor that all sub-models started from, 
 * `dare`: drop each element of a delta with probability p and multiply the rest by 1 / (1 - p), which keeps its
   expectation; then the mean (Yu et al. 2024, arXiv 2311.03099).
 
-TIES takes its share of each tensor here, since tensors are streamed; its paper takes it over the whole model.
+TIES trims each tensor on its own here, because tensors are streamed; its paper trims over the whole model.
 
 Shapes: C sub-models, N elements of a tensor, M elements of a chunk.
 """
@@ -66,19 +66,15 @@ class Recipe:
             raise CheckpointError("weights", list(self.weights), "must sum to 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """`rule` and `scale`, for a report."""
+        """The entries `rule` and `scale` of `merge.json`."""
         return {"rule": self.rule, "scale": self.scale}
 
 
 def recipes(settings: Merge, tokens: Sequence[int], seed: int) -> list[Recipe]:
-    """The recipes that a configuration allows: one, or with `auto` every rule at every scale.
+    """The recipes that a merge section allows: one, or with `auto` every rule at every scale.
 
-    TIES and DARE weight all sub-models equally, as their papers do. A single sub-model has nothing to merge.
-
-    Args:
-        settings: The merge section.
-        tokens: Tokens that each sub-model was trained on.
-        seed: Seed of the run.
+    TIES and DARE weight all sub-models equally, as their papers do. `token_weighted` weights them by `tokens`, the tokens that
+    each was trained on. A single sub-model has nothing to merge.
     """
     if len(tokens) == 1:
         return [Recipe("uniform", (1.0,))]
@@ -107,7 +103,7 @@ def combine(key: str, copies: Sequence[Tensor], start: Tensor, recipe: Recipe) -
     Args:
         key: The tensor's name, for errors, and for the seed of DARE's choice.
         copies: One copy per sub-model.
-        start: The tensor before their training.
+        start: The tensor that all copies were trained from.
         recipe: The rule to combine by.
 
     Returns:
@@ -156,7 +152,7 @@ def _combination(key: str, flat_CN: Sequence[Tensor], start_N: Tensor, recipe: R
 
 
 def disjoint_mean(delta_CM: Tensor, weight_C1: Tensor) -> Tensor:
-    """The last two steps of TIES on trimmed deltas: elect the sign of each sum, and average the deltas that have it; [M]."""
+    """The last two steps of TIES on trimmed deltas: per element, take the sum's sign and average the deltas that have it; [M]."""
     sign_M = (weight_C1 * delta_CM).sum(0).sign()
     agreeing_CM = weight_C1 * (delta_CM * sign_M > 0)
     return (agreeing_CM * delta_CM).sum(0) / agreeing_CM.sum(0).clamp(min=torch.finfo(torch.float64).tiny)

@@ -1,4 +1,4 @@
-"""The merge stage: sub-model directories in, a merged model directory out."""
+"""Build the merged model's directory from the sub-models' directories."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def build_merged(
 ) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
-    Two passes: tensors are joined as a stream; then the joined model is loaded, its routers are computed, and it is
-    written again with what changed. The second pass holds the merged model once. If there are several recipes, their
-    comparison comes first; it needs the same memory and disk space.
+    The first pass joins the tensors as a stream. The second pass loads the joined model, calibrates its routers, and writes it
+    again with the changed tensors; it holds the merged model in memory once. If there are several recipes, they are compared
+    beforehand, which needs the same memory and disk space.
 
     Args:
         submodels: Directories of the sub-models, in the clusters' order.
@@ -56,14 +56,14 @@ def build_merged(
         router: How routers are calibrated.
         loss: Measures a model on held-out text; called only if there are several recipes.
         device: Device that the merged model runs on and must fit.
-        advance: Counts merged tensors.
+        advance: Receives the number of tensors merged.
 
     Returns:
         Content of `merge.json`: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
         if they were compared), `tensors` (one entry each), `layers` (one entry per router).
 
     Raises:
-        CheckpointError: A sub-model is of another family, or the tensors together are not the MoE's.
+        CheckpointError: A sub-model is of another family, or the joined tensors are not exactly those of the MoE.
     """
     model_map = ModelMap(str(config.get("model_type")))
     opened = [_open(path, model_map) for path in submodels]

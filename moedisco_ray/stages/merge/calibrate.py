@@ -1,10 +1,11 @@
-"""The merged model's routers, layer by layer, from its own hidden states.
+"""Calibrate the merged model's routers layer by layer, on its own hidden states.
 
-The router's input at layer l depends on the routers of all layers before it, so layers are solved in order: stop the
-forward pass at layer l, collect the inputs, set the rows, and continue with layer l + 1.
+The router's input at layer l depends on the routers of all layers before it, so layers are calibrated in order: stop the
+forward pass at layer l, collect the inputs, set the router rows, and continue with layer l + 1.
 
-The scale trap: if the selected router weights are not normalised to sum to one, experts that were trained at a weight of 1
-get a smaller weight after the merge. `match_scale` multiplies a layer's `down_proj` by the ratio of the two mean weights.
+If the weights of the selected experts are not normalised to sum to one, experts that were trained at a weight of 1 get a smaller
+weight after the merge. To keep the output's scale, `match_scale` multiplies a layer's `down_proj` by the ratio of the mean weight
+before the merge to that after it.
 
 Shapes: B documents, L sequence length, T tokens, D hidden, E experts, C clusters, g = E / C, K top-k.
 """
@@ -27,7 +28,7 @@ from moedisco_ray.models import ModelMap, group_size, moe_blocks
 from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
 RouterMethod = Literal["ridge", "centroid", "random", "concat"]
-"""How router rows are found; `concat` keeps the rows that the sub-models bring, for an upcycled seed."""
+"""How router rows are computed; `concat` keeps the rows that the model has, for example those of an upcycled seed."""
 Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
 """Tokens [B, L] and the cluster of each document [B]."""
 
@@ -39,10 +40,10 @@ class RouterSettings:
     """How routers are calibrated.
 
     Attributes:
-        method: How the clusters' directions are found.
-        match_load: Give every cluster's group of experts the cluster's share of the tokens; not for `concat`.
-        match_scale: Rescale experts where top-k weights are not normalised.
-        seed: Seed of `random`.
+        method: How each cluster's direction, which is added to the router rows of its experts, is computed.
+        match_load: Whether to shift the rows until each group of experts gets its cluster's share of the tokens; not for `concat`.
+        match_scale: Whether to rescale the experts' output if the top-k weights are not normalised.
+        seed: Seed of the method `random`.
     """
 
     method: RouterMethod
@@ -59,16 +60,10 @@ class _LayerReachedError(Exception):
 def calibrate(
     model: PreTrainedModel, clusters: int, batches: Sequence[Batch], settings: RouterSettings,
 ) -> list[dict[str, Any]]:
-    """Set the router rows of a merged model, in place.
+    """Replace the concatenated router rows of a merged model by calibrated ones, in place.
 
-    The row of expert e in group k is its own row in the sub-model plus the direction of cluster k. A lone expert's own row has
-    learnt nothing and counts as zero. `concat` keeps the sub-models' rows unchanged.
-
-    Args:
-        model: The merged MoE with concatenated router rows.
-        clusters: Number of clusters C.
-        batches: Calibration data.
-        settings: How the routers are calibrated.
+    The row of expert e in group k is its own row in the sub-model plus the direction of cluster k. If a group
+    has one expert, its own row is untrained and counts as zero. `concat` keeps the sub-models' rows unchanged.
 
     Returns:
         Per MoE layer: `layer`, `accuracy` (share of tokens whose top-1 expert is in their own cluster's group),
@@ -149,8 +144,8 @@ def _load_matched(
 ) -> Tensor:
     """Shift each direction along the constant direction v so that top-1 loads equal the clusters' shares.
 
-    Dividing a token's logits by v . x > 0 keeps their order, and turns the shifts into a plain bias. The few tokens with
-    v . x <= 0 are left out.
+    A shift b_c v adds b_c (v . x) to a token's logit c. Dividing all its logits by v . x > 0 keeps their order and leaves b_c as a
+    bias, which `load_offsets` finds. The few tokens with v . x <= 0 are left out.
     """
     clusters = len(direction_CD)
     constant_D = constant_direction(total)
@@ -169,7 +164,7 @@ def _load_matched(
 def _measure(
     rows_ED: Tensor, own_ED: Tensor, inputs: Sequence[tuple[Tensor, Tensor]], clusters: int, top_k: int,
 ) -> dict[str, Any]:
-    """Loads and accuracy of the router on the calibration data, and the mean weight that the sub-models' own routers gave."""
+    """Load and accuracy of the merged router on the calibration data, and the mean sum of top-k weights in the sub-models."""
     experts = len(rows_ED)
     group = experts // clusters
     own_CgD = own_ED.view(clusters, group, -1)

@@ -17,10 +17,11 @@ _CALIBRATION_BATCH = 16
 
 
 def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]:
-    """Windows of every cluster's own text, in proportion to its tokens, on which routers are calibrated and merges are compared.
+    """Windows of each cluster's own text to calibrate routers on, and other windows to compare merges on.
 
-    Documents that overlap brings from other clusters are left out. Merges are compared on the windows that come last in a
-    sub-model's first pass: it has not trained on them unless it finished the pass. Routers are calibrated on other windows.
+    The number of windows is proportional to the cluster's tokens. Documents of other clusters, on which a sub-model also trains
+    if clusters overlap, are left out. Merges are compared on the last windows of a sub-model's first epoch, which it has not
+    trained on unless it completed the epoch.
 
     Returns:
         Calibration batches, and windows [L] to compare merges on, which are empty unless `merge.backbone` is `auto`.
@@ -42,7 +43,7 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
         seen = pass_N[pass_N < own[k]]
         held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(seen) - held:]]
         left = np.sort(seen[:len(seen) - held])
-        # Evenly spread over the packed tokens: the beginning could be a single document.
+        # Spread evenly, because the first windows could be all of one long document.
         chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
             tokens_BL = np.stack([stream.window(int(i))[:-1] for i in some])
@@ -54,13 +55,13 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
 
 
 def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], there: Sequence[int]) -> list[tuple[int, int]]:
-    """Numbers of windows of each cluster to calibrate routers on, and to compare merges on.
+    """Per cluster, the number of windows to calibrate routers on and the number to compare merges on.
 
     Args:
         settings: The merge section.
         length: Tokens of a window.
         tokens: Tokens of each cluster.
-        there: Number of windows of each cluster's own text.
+        there: Number of windows that each cluster's own text has.
     """
     counts = []
     for size, windows in zip(tokens, there, strict=True):
@@ -71,7 +72,7 @@ def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], the
 
 
 def sample(context: Context) -> list[Batch]:
-    """Calibration text of `merge.calibration_tokens` tokens, evenly spread over the whole corpus, as one cluster."""
+    """Calibration batches of `merge.calibration_tokens` tokens, spread evenly over the whole corpus and labelled as one cluster."""
     stream = TokenStream([context.of("corpus") / "shards"], context.config.corpus.sequence_length)
     wanted = sample_windows(context.config.merge, stream.sequence_length, len(stream))
     chosen = np.linspace(0, len(stream) - 1, wanted).astype(np.int64)
@@ -81,5 +82,5 @@ def sample(context: Context) -> list[Batch]:
 
 
 def sample_windows(settings: Merge, length: int, there: int) -> int:
-    """Number of the corpus' windows that `sample` takes."""
+    """Number of windows that `sample` takes out of `there` windows of the corpus."""
     return min(there, max(1, settings.calibration_tokens // length))

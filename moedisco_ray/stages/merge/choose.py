@@ -1,4 +1,4 @@
-"""Choose the recipe for the backbone by the merged model's loss on text that neither merge nor router was fitted on."""
+"""Choose the recipe for merging backbones by the merged model's loss on held-out text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measure_recipes(
 ) -> list[Candidate]:
     """The held-out loss of each recipe's merged model.
 
-    The first recipe's model is written once. For each candidate it is read again, and only its backbone is computed anew.
+    The first recipe's merged model is written to `scratch`. For each recipe it is loaded from there, and its backbone is replaced.
 
     Args:
         submodels: Canonical tensors of each sub-model.

@@ -1,8 +1,9 @@
 """The merged model's optimizer state, computed from the sub-models' states (`moedisco_ray.models.optimizer_state`).
 
 Experts keep their state. The backbone gets the weighted mean: a gradient over all clusters is the mean of the clusters' gradients,
-weighted by their tokens, and its mean square is at most the mean of theirs. In the whole model an expert sees other tokens at
-other weights; but Adam's updates do not depend on the scale of the gradients, and second moments forget within dozens of steps.
+weighted by their tokens, and its mean square is at most the mean of theirs. In the merged model an expert gets other tokens at
+other weights, so its state is only approximate. But Adam's updates do not depend on the scale of the gradients, and its second
+moments adapt within dozens of steps.
 """
 
 from __future__ import annotations
@@ -56,6 +57,6 @@ def _joined(
         elif role.role is Role.ROUTER:
             yield key, torch.cat([part[key] for part in parts])
         else:
-            # A sum of products, not of differences from one of them: a mean of squares is never below zero.
+            # Sum weight x value, not differences from one part: a mean of squares must not become negative by rounding.
             mean = sum(weight * part[key].double() for weight, part in zip(weights, parts, strict=True))
             yield key, torch.as_tensor(mean).to(parts[0][key].dtype)

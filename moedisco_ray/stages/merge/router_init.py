@@ -1,10 +1,10 @@
-"""Router rows from data: one direction per cluster, from sums that blocks and workers can add up.
+"""Compute router rows from data: one direction per cluster, from sums that are added up over blocks and workers.
 
 A router has no bias, so its logits are x_TD w_CD^T. Every solution is shifted so that the directions sum to zero, which
-changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1: with random or
-learnt rows alike, the softmax starts soft enough for its gradient to pass.
+changes no softmax, and scaled so that the root mean square of its logits over the calibration data is 1. At this scale the softmax
+is not saturated, so gradients reach the router in the fine-tune, whichever method gave the directions.
 
-In place of a bias there is a direction v_D along which all inputs are nearly equal: the least-squares solution of X v = 1. Adding
+A direction v_D along which all inputs are nearly equal replaces the bias: the least-squares solution of X v = 1. Adding
 b_c v to row c adds b_c (v . x) to its logit, so that offsets b_C can give every cluster its share of the tokens.
 
 Shapes: T tokens, D hidden, C clusters. Everything inside is float64.
@@ -48,13 +48,7 @@ class Statistics:
 
 
 def statistics(x_TD: Tensor, cluster_T: Tensor, clusters: int) -> Statistics:
-    """The statistics of one block of tokens.
-
-    Args:
-        x_TD: Router inputs.
-        cluster_T: The cluster of each token's document.
-        clusters: Number of clusters C.
-    """
+    """The statistics of one block of router inputs x_TD, with the cluster of each token's document."""
     x_TD = x_TD.double()
     y_TC = torch.nn.functional.one_hot(cluster_T, clusters).double()
     unit_TD = torch.nn.functional.normalize(x_TD, dim=1)
@@ -62,13 +56,10 @@ def statistics(x_TD: Tensor, cluster_T: Tensor, clusters: int) -> Statistics:
 
 
 def ridge_directions(total: Statistics) -> Tensor:
-    """Directions w_CD that regress the one-hot cluster label on the router's input, in closed form.
+    """Directions w_CD by ridge regression of the one-hot cluster label on the router's input, as in DUME.
 
-    W = (X^T X + lambda I)^-1 X^T Y, with lambda by generalised cross-validation: the least-squares estimate of the
-    probability of each cluster. A training-free router by ridge regression is DUME's.
-
-    Args:
-        total: Statistics of all calibration data.
+    W = (X^T X + lambda I)^-1 X^T Y, a least-squares estimate of each cluster's probability. Generalised cross-validation chooses
+    lambda; see `ridge_strength`.
 
     Returns:
         w_CD, normalised.
@@ -83,10 +74,11 @@ def ridge_solution(total: Statistics, lam: float) -> Tensor:
 
 
 def ridge_strength(total: Statistics) -> float:
-    """The lambda of least generalised cross-validation error, among powers of ten times the mean of X^T X's diagonal.
+    """The lambda with the least generalised cross-validation (GCV) error, among powers of ten times the mean eigenvalue of X^T X.
 
     GCV(lambda) = T |Y - X W|^2 / (T - tr H)^2 with H = X (X^T X + lambda I)^-1 X^T: leave-one-out error with every
-    leverage at its mean (Golub, Heath and Wahba 1979). In the eigenbasis of X^T X all of it follows from the sums: |Y|^2 is T.
+    leverage at its mean (Golub, Heath and Wahba 1979). It needs only the sums in `Statistics`, since |Y|^2 = T,
+    and is evaluated in the eigenbasis of X^T X.
     """
     eigen_D, basis_DD = torch.linalg.eigh(total.xx_DD)
     eigen_D = eigen_D.clamp(min=0.0)
@@ -107,9 +99,9 @@ def constant_direction(total: Statistics) -> Tensor:
 def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tensor:
     """Offsets b_C such that cluster c has the largest of logits_TC + b_C for a share `share_C`[c] of the tokens.
 
-    They minimise the convex sum_t max_c (logits_tc + b_c) - T sum_c share_c b_c, whose gradient is the load minus its
-    target. Each offset in turn is set to its own minimum, which is a quantile: the b_c at which share_c T tokens prefer c.
-    Sweeps end when every load is within one token of its target.
+    They minimise the convex function sum_t max_c (logits_tc + b_c) - T sum_c share_c b_c, whose gradient is load minus target load.
+    A sweep sets each offset in turn to its minimiser, the value at which share_c T tokens prefer c (a quantile). Sweeps end when
+    every load is within one token of its target.
 
     Args:
         logits_TC: Logits of the calibration data.
@@ -148,7 +140,7 @@ def random_directions(total: Statistics, seed: int) -> Tensor:
 
 
 def directions(method: DataMethod, total: Statistics, seed: int) -> Tensor:
-    """Directions w_CD by one of the methods; `seed` serves `random` alone."""
+    """Directions w_CD by one of the methods; only `random` uses `seed`."""
     solvers: dict[DataMethod, Callable[[], Tensor]] = {
         "ridge": lambda: ridge_directions(total),
         "centroid": lambda: centroid_directions(total),

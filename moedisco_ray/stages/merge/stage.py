@@ -1,4 +1,4 @@
-"""The merge stage: sub-models to the MoE, experts side by side, one backbone, a router from data."""
+"""The merge stage: join the sub-models' experts, combine their backbones into one, and calibrate the routers on data."""
 
 from __future__ import annotations
 
@@ -108,9 +108,8 @@ def write_whole(
 ) -> dict[str, Any]:
     """Write the MoE that is trained without sub-models: the initial one, or the upcycled seed.
 
-    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts to all places and begins with a fresh router.
-    A lone expert was trained at a weight of 1: where top-k weights are not normalised, routers from data keep the layers' output
-    scale as it does after a merge.
+    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) copies the seed's experts into every group and begins with random router
+    rows. Unless `settings.router` is `random`, experts are rescaled as in a merge; see `match_scale` in `calibrate`.
 
     Args:
         start: The run's start.

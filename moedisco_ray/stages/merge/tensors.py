@@ -1,4 +1,4 @@
-"""Joining sub-models tensor by tensor: the inverse of `decompose`.
+"""Join sub-models tensor by tensor: the inverse of `decompose`.
 
 Experts are taken unchanged and renumbered, router rows are concatenated, and the backbone with the shared expert is
 combined by a rule of `backbone`.
@@ -29,7 +29,7 @@ class TensorReport:
     Attributes:
         key: Canonical name of the tensor.
         role: Role of the tensor in the model.
-        rule: Rule by which it was made.
+        rule: Whether it was copied, concatenated or combined, or is identical in all sub-models.
         submodels: The sub-models that it came from.
         deviation: Largest |theta_k - theta| / |theta| over the sub-models' copies; 0 if they were not combined.
     """
@@ -67,8 +67,8 @@ def merge_with_report(
 ) -> Iterator[tuple[Tensor, TensorReport]]:
     """The merged model, one tensor at a time, each with a report of its sources.
 
-    Every tensor of every sub-model is used exactly once. A backbone tensor that is the same in all sub-models comes out
-    bit for bit as it went in.
+    Every tensor of every sub-model is used exactly once. A backbone tensor that is identical in all sub-models
+    is kept bit for bit.
 
     Args:
         submodels: Canonical tensors of each sub-model; all have the same number of experts.
@@ -95,7 +95,7 @@ def merge_with_report(
 
 
 class _Once:
-    """Hands out every tensor of every sub-model once, and knows which are left."""
+    """Hands out every tensor of every sub-model once."""
 
     def __init__(self, submodels: Sequence[Mapping[str, Tensor]]) -> None:
         self._submodels = submodels
@@ -117,7 +117,7 @@ class _Once:
 def _joined(
     key: str, source: _Once, *, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int], recipe: Recipe,
 ) -> Iterator[tuple[Tensor, TensorReport]]:
-    """Merge the sub-models' tensors of one name into one tensor; experts give one tensor per sub-model."""
+    """Merge the sub-models' tensors named `key`: into one tensor, or, for an expert, one tensor per sub-model."""
     role = model_map.classify(key)
     if role.layer is not None and role.expert is not None:
         for index in source.everyone:

@@ -15,11 +15,11 @@ _USUAL_BYTES = 3
 """Bytes per token assumed when documents are cut to about one sequence. Byte-level BPE of 2,000 to 16,000 entries has 2 to 4.3
 (measured on prose, code and Japanese)."""
 _MOST_BYTES = 6
-"""Bytes per token that hardly any tokenizer exceeds. A document is cut by bytes only if it has more bytes per allowed token than
-this; all others are cut later, when their tokens are known."""
+"""Bytes per token that hardly any tokenizer exceeds. Only a document with more bytes than this times its maximum tokens is cut by
+bytes; all others are cut later, when their tokens are known."""
 
 _LEAST_GROUPS = 40
-"""Minimum number of groups in a source of running text, so that a small source has some on each side of the split."""
+"""Minimum number of groups in a source of running text, so that a small source has groups in both training and validation text."""
 
 _PLACES = (
     re.compile(rb"\n(?:[ \t\r]*\n)+"),                                                             # blank lines
@@ -27,11 +27,11 @@ _PLACES = (
     re.compile(rb"[.!?][\"')\]]*[ \t]|\xe3\x80\x82|\xef\xbc\x81|\xef\xbc\x9f"),                    # sentence ends, CJK included
     re.compile(rb"[ \t]"),                                                                         # between words
 )
-"""Places to cut at, best first. The match stays at the end of the first part."""
+"""Patterns after which text is cut, best first."""
 
 
 class Kept(NamedTuple):
-    """Decision of the earlier run that stored a document.
+    """Group and split of a document in an earlier run's corpus, which a new run keeps.
 
     Attributes:
         group: Id of the document's group, 16 bytes.
@@ -49,7 +49,7 @@ class Document(NamedTuple):
         text: Text of the document.
         begins: Whether the document begins a new group. The documents of a group (parts of one long document, or neighbours in a
             running text) are always on the same side of the validation split.
-        kept: Decision of an earlier run; None if the document is not from a run's corpus.
+        kept: Group and split in an earlier run's corpus; None if the document does not come from one.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Limits:
     Attributes:
         sequence_tokens: Tokens of a training sequence.
         document_tokens: Maximum tokens of a document.
-        source_bytes: Bytes of the source's text; None if unknown. Only sizes of groups depend on it.
+        source_bytes: Size of the source's text (bytes); None if unknown. It limits the size of groups.
     """
 
     sequence_tokens: int
@@ -73,17 +73,17 @@ class Limits:
 
     @property
     def running(self) -> int:
-        """Target bytes of a document of running text: about one sequence."""
+        """Target size of a document cut from running text (bytes): about one sequence."""
         return _USUAL_BYTES * min(self.sequence_tokens, self.document_tokens)
 
     @property
     def part(self) -> int:
-        """Target bytes of a part of a long document. A document of up to one and a half times this size stays whole."""
+        """Target size of a part of a long document (bytes). A document of up to one and a half times this size stays whole."""
         return _MOST_BYTES * self.document_tokens * 2 // 3
 
     @property
     def neighbours(self) -> int:
-        """Number of consecutive documents in a group: those that a document of maximum length would hold, fewer in short texts."""
+        """Number of consecutive documents in a group: together as long as the longest allowed document; fewer in small sources."""
         most = self.document_tokens // self.sequence_tokens
         if self.source_bytes is not None:
             most = min(most, self.source_bytes // (self.running * _LEAST_GROUPS))
@@ -91,7 +91,7 @@ class Limits:
 
     @property
     def group_bytes(self) -> int:
-        """Bytes of neighbouring paragraphs in a group: the size of a longest document, less in short texts."""
+        """Target size of a group of neighbouring paragraphs (bytes): that of the longest document, less in a small source."""
         most = _USUAL_BYTES * self.document_tokens
         return most if self.source_bytes is None else min(most, self.source_bytes // _LEAST_GROUPS)
 
@@ -145,7 +145,7 @@ def cut_document(text: str, about: int) -> Iterator[Document]:
 
 
 def grouped(texts: Iterable[str]) -> Iterator[Document]:
-    """Yield the texts as one group, without outer line breaks and without texts of only white space."""
+    """Yield the texts as documents of one group; strip leading and trailing line feeds, and drop blank texts."""
     begins = True
     for text in texts:
         if text and not text.isspace():

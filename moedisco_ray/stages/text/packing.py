@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moedisco_ray.training.packed_tokens import write_packed
 
 Keep = Callable[[pa.Table, int], NDArray[np.bool_]]
-"""Function of a part's table of documents (without `text`) and the part's number; returns the mask [n] of rows to pack."""
+"""Selects documents to pack: takes a part's table (without `text`) and the part's number; returns a mask of the rows."""
 
 _COLUMNS = ["id", "source", "copies", "tokens"]
 
@@ -29,7 +29,7 @@ def pack(
     parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, *, keeps: Sequence[Keep | None] = (None,),
     bos: int | None = None,
 ) -> dict[str, Any]:
-    """Pack every document as often as its `copies` says. Memory is bounded by one part.
+    """Pack each document as often as the column `copies` of its table says. Memory is bounded by one part.
 
     Pass c over all parts, c = 0, 1, ..., packs the documents with more than c copies, in the order of the parts. So the copies of a
     document are a whole pass apart.
@@ -39,8 +39,8 @@ def pack(
         directory: Directory of the packed tokens.
         eos: End-of-sequence token.
         vocab_size: Vocabulary size of the tokenizer.
-        keeps: Selections of documents, for example of one cluster. All passes of a selection precede those of the next. None
-            selects all documents.
+        keeps: Selections of documents, for example one per cluster; None selects all documents. All passes of a selection precede
+            those of the next.
         bos: Token before each document; None for no such token.
 
     Returns:

@@ -40,7 +40,7 @@ def prepare_tokenizer(source: Path, directory: Path, field: str = "tokenizer.pat
         field: Setting that names the source; errors name it.
 
     Raises:
-        ConfigError: `load_pretrained` raised it.
+        ConfigError: The tokenizer cannot be loaded; see `load_pretrained`.
     """
     tokenizer = load_pretrained(source, field)
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def open_encoder(directory: Path, field: str = "tokenizer.path") -> Encoder:
     """Open the encoder of a prepared tokenizer directory or of any model directory.
 
     Raises:
-        ConfigError: `load_pretrained` raised it.
+        ConfigError: The tokenizer cannot be loaded; see `load_pretrained`.
     """
     if (directory / ENCODING).is_file():
         return Encoder(directory)

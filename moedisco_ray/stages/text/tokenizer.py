@@ -19,7 +19,7 @@ ENCODING = "encoding.json"
 """Name of the file with an `Encoding`, next to a prepared tokenizer's own files."""
 END_OF_TEXT = "<|endoftext|>"
 _CHUNK_CHARACTERS = 1 << 20
-"""Characters to encode at once: the library's results take some hundred bytes per token."""
+"""Characters to encode at once; limited, because the library's results take hundreds of bytes per token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def check_vocabulary(entries: int, model: Model, otherwise: str) -> None:
     Args:
         entries: Number of entries of the tokenizer.
         model: The model section of the configuration.
-        otherwise: Remedy in the error, other than a larger vocabulary of the model.
+        otherwise: Alternative remedy with which the error message ends, such as "set ... to a smaller tokenizer".
 
     Raises:
         ConfigError: `model.config.vocab_size` is too small.

@@ -1,4 +1,4 @@
-"""Records of text that a model was not trained on: the corpus room reads the text, and the evaluation measures the model on it."""
+"""Records of text that a model was not trained on: the corpus stage's code reads it, and the evaluate stage measures the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sample = tuple[bytes, str, str, Tokens]
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A file that is not read, because of `on_error: skip` or because its folder also holds tables."""
+    """A file that was not read: it is unreadable and `on_error: skip` is set, or it is plain text in a folder of tables."""
 
     path: str
     reason: str

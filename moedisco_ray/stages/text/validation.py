@@ -22,7 +22,6 @@ class Documents:
     Attributes:
         ids: Id of each document, in ascending order.
         sources: Name of each document's source.
-        texts: Text of each document.
         tokens: Token ids of each document, without special tokens.
     """
 

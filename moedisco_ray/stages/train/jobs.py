@@ -22,7 +22,7 @@ from moedisco_ray.training import HeldOut, SyncPlan, TrainJob, steps_for
 def make_job(
     context: Context, stage: str, name: str, *, model: Path, shards: Path, tokens: int, seed: int,
 ) -> TrainJob:
-    """The job of one training of a stage."""
+    """Job of one training of a stage, from the run's configuration."""
     config = context.config
     tuning = config.finetune if stage == "finetune" else None
     routes = tuning is not None or config.model.architecture.num_experts > config.clusters.count
@@ -42,7 +42,7 @@ def make_job(
 
 
 def _held_out(context: Context, stage: str) -> HeldOut | None:
-    """How the training measures its held-out loss; None for sub-models, and if the configuration does not ask for it."""
+    """Text to measure the held-out loss on during training; None for sub-models, and if the configuration does not ask for it."""
     config = context.config
     if config.evaluation.every_tokens is None or stage == "submodels":
         return None
@@ -74,7 +74,7 @@ def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quor
 
 
 def unit_records(jobs: Sequence[TrainJob], trained: Sequence[Trained]) -> list[UnitRecord]:
-    """The records of a stage's trainings, for its summary."""
+    """One record per training of a stage, for the stage's summary."""
     return [
         UnitRecord(
             name=job.name,

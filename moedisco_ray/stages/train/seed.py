@@ -15,13 +15,7 @@ from moedisco_ray.stages.train.jobs import make_job, train, unit_records
 
 
 def run(context: Context, draft: Draft, *, write_common_start: Callable[..., None]) -> None:
-    """Train the seed model for its share of the tokens; at a share of 0, write it as it was initialised.
-
-    Args:
-        context: The run.
-        draft: The stage's artifact.
-        write_common_start: The decompose stage's function that writes the untrained seed model.
-    """
+    """Train the seed model for its share of the tokens; at a share of 0, write it untrained, by `write_common_start`."""
     config = context.config
     if not config.tokens.seed:
         if config.tokens.decoupled:

@@ -15,7 +15,7 @@ from moedisco_ray.stages.text.validation import load_documents
 
 @dataclasses.dataclass(frozen=True)
 class ValidationSlice:
-    """The first validation documents; see `load_documents`.
+    """The first validation documents up to `max_tokens`; see `load_documents`.
 
     Attributes:
         every: Steps between two measurements.

@@ -94,7 +94,7 @@ def read_progress(storage: Storage, step: int) -> Progress:
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The tensors of weights and optimizer, not copied. Every worker must call it.
 
-    The other entries of the optimizer's groups follow from the job and are not stored.
+    The settings in the optimizer's parameter groups, such as the learning rate, come from the job and are not stored.
     """
     weights, optimizer_state = get_state_dict(model, optimizer)
     return {"model": weights, "optimizer": optimizer_state["state"]}
@@ -163,14 +163,14 @@ def load(
 
 
 def _ignore_single_process_warning() -> None:
-    # torch warns that it assumes a single process, although `no_dist` says so. `catch_warnings` would also revert the filters of
-    # other threads, and of trainings that take turns with this one.
+    # torch warns that it assumes a single process, although `no_dist` asks for that. `catch_warnings` would not do: at its end it
+    # also undoes changes that other threads, or interleaved trainings, made to the warning filters.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 @contextlib.contextmanager
 def _original_error() -> Iterator[None]:
-    """Raises the first worker's own error instead of torch's collection of errors."""
+    """Raise the original error of a worker instead of torch's `CheckpointException`, which wraps the errors of all workers."""
     try:
         yield
     except dcp.CheckpointException as error:

@@ -61,12 +61,12 @@ class Manifest(Strict):
         return cls(step=step, files=dict(sorted(files.items())), signature=_signature(step, files, key))
 
     def is_signed(self, step: int, key: bytes) -> bool:
-        """Whether this key signed it as the manifest of this step."""
+        """Whether the signature is valid for this step and key."""
         return self.step == step and hmac.compare_digest(self.signature, _signature(step, self.files, key))
 
 
 def is_of_another_version(data: bytes) -> bool:
-    """Whether bytes that are no valid `Manifest` are an unsigned manifest of an earlier version."""
+    """Whether bytes that `Manifest` rejects are an unsigned manifest, which an earlier version of this package wrote."""
     try:
         found = json.loads(data)
     except ValueError:

@@ -28,7 +28,7 @@ from moedisco_ray.training.consensus import from_rank_zero
 from moedisco_ray.training.job import TrainJob, World
 
 _TIMEOUT = timedelta(hours=1)
-"""Maximum wait for the other workers' uploads; a worker that dies is noticed at once."""
+"""Maximum wait for the other workers' uploads. It may be long, because a dead worker is detected at once without it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,9 @@ class _Upload:
 
     Attributes:
         step: Step of the checkpoint.
-        started: Time at which training stopped for it (s).
-        stall: Duration of that stop (s).
-        written: Time at which the checkpoint is safe (s).
+        started: Time at which training paused for the copy (s).
+        stall: Duration of that pause (s).
+        written: Time at which the upload was complete (s).
     """
 
     step: int
@@ -106,7 +106,7 @@ class Saver:
 
     @functools.cached_property
     def newest(self) -> int:
-        """Step of the checkpoint that training starts from; 0: no checkpoint exists.
+        """Step of the newest checkpoint, from which training resumes; 0: no checkpoint exists.
 
         Raises:
             StorageError: The storage does not respond.
@@ -125,11 +125,11 @@ class Saver:
         return checkpoint.load(self._storage, self.newest, self._model, self._optimizer, world=self._world, group=self._group)
 
     def is_scheduled(self, done: int) -> bool:
-        """Whether to save after `done` steps, given a fixed number of steps between checkpoints; equal on all workers."""
+        """Whether the fixed interval `checkpoint_every`, if set, asks for a checkpoint after `done` steps; equal on all workers."""
         return self._job.checkpoint_every is not None and done % self._job.checkpoint_every == 0
 
     def is_due(self) -> bool:
-        """Whether to save now: the interval of least cost has passed (decided on rank 0), or the last save failed."""
+        """Whether to save now: the cost-optimal interval has passed (decided on rank 0), or the last save failed."""
         if self._upload is not None:
             if not self._upload.written.done():
                 return False
@@ -146,12 +146,9 @@ class Saver:
     def save(self, progress: Progress) -> None:
         """Copy the state and start writing a checkpoint of it.
 
-        Args:
-            progress: Progress of the training, equal on all workers.
-
         Raises:
             RunDirError: The disk is full.
-            StorageError: The last checkpoint could not be written for minutes.
+            StorageError: Writing the previous checkpoint failed, in spite of retries for several minutes.
         """
         self._finish_upload()
         started = time.monotonic()
@@ -164,12 +161,9 @@ class Saver:
     def save_and_wait(self, progress: Progress) -> None:
         """Save a checkpoint of this step, unless it was saved already, and wait until it is safe.
 
-        Args:
-            progress: Progress of the training, equal on all workers.
-
         Raises:
             RunDirError: The disk is full.
-            StorageError: The checkpoint could not be written for minutes.
+            StorageError: Writing the checkpoint failed, in spite of retries for several minutes.
         """
         if self._saved != progress.step:
             self.save(progress)
@@ -180,7 +174,6 @@ class Saver:
         return time.monotonic()
 
     def _finish_upload(self) -> None:
-        """Wait for the checkpoint that is being written, if any, and record its cost."""
         upload, self._upload = self._upload, None
         if upload is None:
             return

@@ -81,8 +81,8 @@ class Storage:
         """Checksums of the files of a complete checkpoint, by name.
 
         Raises:
-            StorageError: The manifest, read twice, was not signed by this training for this step. The checkpoint is deleted, and
-                the next attempt continues from the one before. Or the key is missing; then the checkpoint is kept.
+            StorageError: The signature was invalid for this training and step in two reads; the checkpoint is deleted, so that the
+                next attempt resumes from the one before. Or the key is missing; then the checkpoint is kept.
         """
         key = self._key(existing=True)
         for _ in range(2):   # the file may be intact and only its transfer damaged
@@ -110,11 +110,7 @@ class Storage:
         self.retrying(clear)
 
     def commit(self, step: int, checksums: Mapping[str, Checksum]) -> None:
-        """Make a checkpoint complete.
-
-        Args:
-            step: Step of the checkpoint.
-            checksums: Checksums of all its files, by name.
+        """Make a checkpoint complete; `checksums` are those of all its files, by name.
 
         Raises:
             RunDirError: The key in the run directory cannot be read or created.
@@ -156,8 +152,8 @@ class Storage:
         """Content of a file of a complete checkpoint.
 
         Raises:
-            StorageError: The file, read twice, does not have this checksum. The checkpoint is deleted, and the next attempt
-                continues from the one before.
+            StorageError: The checksum was wrong in two reads. The checkpoint is deleted, so that the next attempt resumes from the
+                one before.
         """
         data = self.retrying(lambda: self._get(f"{_name(step)}/{name}"))
         if Checksum.of(data) != checksum:   # the file may be intact and only its transfer damaged
@@ -190,7 +186,6 @@ class Storage:
         raise AssertionError("the last attempt returns or raises")
 
     def _rename_draft(self, step: int, files: Iterable[str]) -> None:
-        """Rename a draft to its final name once all files are flushed to the disk."""
         for file in files:
             _sync(f"{self.draft_path(step)}/{file}")
         self._delete(_name(step))
@@ -232,7 +227,7 @@ class Storage:
     def _manifest_read_twice(self, name: str) -> Manifest:
         try:
             return self._manifest(name)
-        except ValueError:   # `begin` deletes checkpoints without a valid manifest, so a damaged transfer must not decide
+        except ValueError:   # perhaps only the transfer was damaged, and `begin` deletes checkpoints without a valid manifest
             return self._manifest(name)
 
     def _manifest(self, name: str) -> Manifest:

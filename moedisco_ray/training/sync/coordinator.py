@@ -32,11 +32,11 @@ class SyncCoordinator:
         self._arrived: dict[str, float] = {}
 
     def is_waiting(self, name: str) -> bool:
-        """Whether a member has reached the next sync point and can only wait."""
+        """Whether a member has published its backbone for the next sync point and waits for the result."""
         return self._plan is not None and exchange.has_published(self._plan.directory, self._completed + 1, name)
 
     def remove(self, name: str) -> None:
-        """Remove a member that was given up; the others no longer wait for it."""
+        """Remove a member whose training was given up; the others no longer wait for it."""
         self._members.remove(name)
 
     def ready_members(self) -> SyncMembers | None:

@@ -7,8 +7,8 @@ DIRECTORY/sync-0007/
 ├── momentum/           momentum of the outer step, float32; the last two are kept
 └── sync.json           tokens of each member that took part, and the late members; its existence completes the sync point
 
-Sync point 0 is the start model of all members. Every process may die at any time: a member publishes the same bits again, and the
-coordinator computes a result again unless `sync.json` exists.
+Sync point 0 is the start model of all members. Every process may die at any time: a restarted member publishes a
+bit-identical backbone, and a restarted coordinator computes the result again unless `sync.json` exists.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MemberRecord:
 
 
 def latest(directory: Path, known: int = 0) -> int:
-    """Number of the latest completed sync point, at least `known`; 0: none."""
+    """Number of the latest completed sync point, searched upwards from `known`; 0: none."""
     while (_folder(directory, known + 1) / _COMPLETE).exists():
         known += 1
     return known

@@ -22,13 +22,7 @@ class SyncMember:
 
     Each member keeps its own optimizer state (DiLoCo, arXiv 2311.08105, section 2). A member saves a checkpoint before it
     publishes; the checkpoint records the last sync point whose backbone was loaded. So a member that died has missed at most the
-    sync point that it was waiting for, and continues to the same bits.
-
-    Args:
-        job: The training with its sync plan.
-        model: The model; its backbone is exchanged.
-        metrics: Metrics of the training; sync points are recorded in their progress.
-        world: This process.
+    sync point that it was waiting for, and its results are bit-identical after a restart.
 
     Raises:
         ValueError: The member is trained by several workers.

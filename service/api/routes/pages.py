@@ -77,12 +77,12 @@ async def ray_page(path: str, request: Request, caller: Admin, context: InContex
                 yield block
 
     blocks = body()
-    await anext(blocks)     # started, so that closing it also closes the dashboard's response if the client has gone
+    await anext(blocks)     # starts `body`: otherwise closing it would not close the dashboard's response
     return ClosedStream(blocks, page.status, headers)
 
 
 def _document_policy(request: Request, url: str) -> str:
-    """Content security policy of the dashboard's HTML page; it needs full URLs, because a path requires an origin."""
+    """Content security policy of the dashboard's HTML page; its sources are full URLs, since a path alone is not allowed there."""
     # Behind a proxy that changes the host header, browsers use the public URL.
     host = request.headers.get("host", "")
     bases = [quote(url, safe=":/[]%"), *([f"{request.url.scheme}://{host}"] if _HOST.fullmatch(host) else [])]
