@@ -31,7 +31,7 @@ class Placement:
     Attributes:
         pool: Pool, or one of its node types, whose slots the workers hold.
         workers: Number of workers per training: 1, or the size of a gang, whose workers start together.
-        max_failures: Number of restarts after a worker died.
+        max_failures: Maximum number of restarts after a worker failed.
     """
 
     pool: Pool
@@ -56,7 +56,7 @@ class Placement:
         return Need(name, memory.total / GIB)
 
     def types(self, free: Mapping[str, int]) -> list[NodeType]:
-        """The pool's node types in the form of `policies.placement`.
+        """The pool's node types, as `policies.placement` takes them.
 
         Args:
             free: Number of trainings that could start now, by node type key; a missing type counts as 1.
@@ -83,7 +83,8 @@ class Placement:
     def bundle(self) -> dict[str, float]:
         """Ray resources of one worker: the pool's own resource, and a GPU if the pool has GPUs.
 
-        It includes no CPU: the pool's nodes need not offer any, and an autoscaler starts none of them for mere CPU tasks.
+        It includes no CPU, so that the pool's nodes need not offer one. An autoscaler then never starts such a node for a task that
+        needs only a CPU.
         """
         return {self.pool.resource: 1, **({"GPU": self.pool.gpu} if self.pool.gpu else {})}
 
@@ -95,9 +96,9 @@ class Trained:
     Attributes:
         result: Result of the training loop; a partial result if a quorum did not wait for it.
         seconds: Wall-clock time during which workers were held (s).
-        held: Worker-seconds that are paid for, by node type key.
-        contribution: Contribution to the merge. Unless it is `finished`, the job's output is not written yet.
-        reason: Why the training is not finished, as text for people.
+        held: Worker-seconds to pay for, by node type key.
+        contribution: What the merge uses of this training. The job's output directory exists only if it is `finished`.
+        reason: Why the training is not finished, in a sentence for users.
     """
 
     result: TrainResult
@@ -108,7 +109,7 @@ class Trained:
 
     @property
     def worker_seconds(self) -> float:
-        """Worker-seconds that are paid for, over all machines."""
+        """Worker-seconds to pay for, over all node types."""
         return sum(self.held.values())
 
     @property
@@ -138,7 +139,7 @@ class Backend(Protocol):
         """
 
     def reachable(self, emit: Emit) -> AbstractContextManager[Emit]:
-        """An `emit` that functions on any worker may call inside the block."""
+        """Yield a version of `emit` that workers on any node can call until the block ends."""
 
     def train_all(
         self, jobs: Sequence[TrainJob], placement: Placement, directory: Path, emit: Emit, *, stop: StopFile = ...,
@@ -153,7 +154,7 @@ class Backend(Protocol):
     def train_gang(
         self, job: TrainJob, pool: AnyPool, max_failures: int, directory: Path, emit: Emit, *, stop: StopFile = ...,
     ) -> Trained:
-        """Train one job on all available workers of a pool, within the pool's bounds.
+        """Train one job on all free workers of a pool, between the pool's minimum and maximum number.
 
         Raises:
             RunStopped: The stop file appeared.
@@ -163,8 +164,8 @@ class Backend(Protocol):
 def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Pool | None:
     """The node type whose workers compute document vectors; None: the vectors are computed on any CPU.
 
-    It is the cheapest type that can train the model: among those that have slots now if possible, else among all. If no type can
-    train the model, it is the largest.
+    Of the types that can train the model, it is the cheapest one that has slots now, or else the cheapest. If no type can train the
+    model, it is the largest.
 
     Args:
         config: Configuration of the run.
@@ -183,7 +184,7 @@ def vectors_kind(config: RunConfig, model: Path, slots: Mapping[str, int]) -> Po
 
 @contextlib.contextmanager
 def held_workers(emit: Emit, pool: Pool | None, workers: int, stage: str | None = None) -> Iterator[None]:
-    """Meter workers of a pool inside the block; without a pool nothing is metered."""
+    """Meter this number of a pool's workers as held until the block ends; without a pool, do nothing."""
     if pool is None:
         yield
         return

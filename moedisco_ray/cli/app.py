@@ -31,10 +31,10 @@ _PIPE_WIDTH = 120
 
 
 class Commands(TyperGroup):
-    """Prints every error in one line. Exit codes: 2 a user's mistake, 1 a failed run, 3 a stopped run, 130 an interrupt."""
+    """Prints each error as one line. Exit codes: 1 failed run, 2 user error, 3 stopped run, 130 interrupt."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's context is click's
-        """Run the command."""
+        """Run the command, and exit with a message and a code if it fails."""
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -64,9 +64,9 @@ ClusterFile = Annotated[
     Path | None,
     typer.Option("--cluster", metavar="FILE", help="Compare the pools with the node types of this `ray up` file."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 NewFile = Annotated[Path, typer.Argument(metavar="[PATH]", help="File to write; - is the standard output.")]
-Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that changed settings affect.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Repeat the stages that depend on changed settings.")]
 StopPath = Annotated[
     Path | None, typer.Option("--stop-file", metavar="PATH", help="Stop with a checkpoint and exit code 3 once this file exists."),
 ]
@@ -79,7 +79,7 @@ RunId = Annotated[str | None, typer.Option(
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run: OUTPUT/NAME.")]
 
 TaskFiles = Annotated[
-    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="An lm-eval task file; repeat for more."),
+    list[Path] | None, typer.Option("--lm-eval", metavar="FILE", help="An lm-eval task file; repeat the option for more."),
 ]
 UnseenText = Annotated[
     list[str] | None, typer.Option("--sources", metavar="PATH", help="Text that the model was not trained on; repeat for more."),
@@ -114,7 +114,7 @@ def run(
 ) -> None:
     """Train a model, or continue a run that was interrupted."""
     checked = load_config(config, overrides or ())
-    # Plan first: a vocabulary that does not fit the model is then an error before anything starts.
+    # Plan first, so that a vocabulary that does not fit the model is reported before anything starts.
     planned = build_plan(checked, known_machine(checked, here="RAY_ADDRESS" not in os.environ, read_sizes=True))
     console = output_console()
     stop = StopFile(stop_file)
@@ -234,7 +234,7 @@ def evaluate(
     lm_eval: TaskFiles = None,
     sources: UnseenText = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of text tokens.")] = 1_000_000,
-    limit: Annotated[int | None, typer.Option(min=1, help="Number of first examples per task file; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of examples, from the start of each task file.")] = None,
     device: Annotated[str, typer.Option(help="Device that runs the model: cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -267,8 +267,8 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 
 def output_console() -> Console:
-    """The standard output; a pipe has no width of its own and gets one that fits tables."""
-    # Take sys.stdout now: during a run it is a file that receives Ray's output.
+    """A console on the standard output; in a pipe it is wide enough for tables."""
+    # Keep the present sys.stdout: during a run, sys.stdout is redirected to the file of Ray's output.
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 

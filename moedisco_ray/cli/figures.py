@@ -57,10 +57,9 @@ def plot(report: RunReport, folder: Path) -> list[Path]:
 
 
 def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None = None) -> Figure | None:
-    """Loss over one axis of tokens, from seed to fine-tune. All sub-models start at the token at which the seed ended.
+    """Draw the loss against the trained tokens, from seed to fine-tune. All sub-models start where the seed ends.
 
-    No curve of joint training is drawn, because no run directory holds one: `comparison.json` has a comparison's result in words
-    only.
+    Joint training has no curve here: a comparison leaves only its result in words (`comparison.json`) in the run directory.
 
     Args:
         curves: Training loss; drawn faint, under its running mean.
@@ -104,7 +103,7 @@ def draw_loss(curves: Mapping[str, Curve], held_out: Mapping[str, Curve] | None 
 
 
 def _starts(curves: Mapping[str, Curve]) -> dict[str | None, int]:
-    """The first token of each training stage on the axis; stages without curves are left out."""
+    """Position on the token axis at which each stage with curves starts."""
     starts: dict[str | None, int] = {}
     end = 0
     for stage in _TRAINING:
@@ -202,7 +201,6 @@ def blank_figure(width: float, height: float) -> Figure:
 
 
 def _number_of(unit: str) -> int:
-    """The 3 of `submodel-3`; 0 for a unit without a number."""
     suffix = unit.rpartition("-")[2]
     return int(suffix) if suffix.isdigit() else 0
 
@@ -219,7 +217,7 @@ def _by_main_cluster(labels: Sequence[str], clusters: Sequence[int]) -> dict[str
 def _scatter(axes: Axes, x: Sequence[float], y: Sequence[float], documents: Mapping[str, Sequence[int]]) -> None:
     size = min(24.0, max(5.0, 9000 / len(x)))
     for number, (label, chosen) in enumerate(documents.items()):
-        # After all colours, the next marker is used.
+        # Once every colour is used, start over with the next marker.
         axes.scatter(
             [x[i] for i in chosen], [y[i] for i in chosen], s=size, alpha=0.65, linewidths=0,
             color=PALETTE[number % len(PALETTE)], marker=_MARKERS[number // len(PALETTE) % len(_MARKERS)],

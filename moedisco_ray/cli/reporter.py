@@ -23,9 +23,9 @@ from moedisco_ray.core.stop_file import StopFile
 _BATCH = 1000
 """Maximum number of events in one report."""
 _LONGEST_PAUSE = 10.0
-"""Maximum pause before the next try to reach the service (s)."""
+"""Maximum pause between two attempts to reach the service (s)."""
 _CLOSE_SECONDS = 20.0
-"""Time that `close` tries to reach the service (s); afterwards the service reads the file itself."""
+"""Maximum time that `close` spends on delivery (s); the service later reads what is left from the file."""
 _REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
 
 
@@ -34,9 +34,9 @@ class Reporter:
 
     Args:
         url: URL that takes this run's reports.
-        token: Token of this attempt. The service refuses it after it started another driver or deleted the run.
+        token: Token of this attempt. The service refuses it once another driver has started or the run is deleted.
         events: The run's `events.jsonl`.
-        stop: Requested when the service refuses the token: two drivers must not train one run.
+        stop: Stops this run when the service refuses the token, because two drivers must not train one run.
     """
 
     def __init__(self, url: str, token: str, events: Path, stop: StopFile) -> None:

@@ -19,10 +19,10 @@ _FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second")
 
 
 class Tracker(Protocol):
-    """Takes events as they happen."""
+    """A listener that sends a run's events to a tracker."""
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
 
     def close(self) -> None:
         """Flush and close."""
@@ -60,7 +60,7 @@ class TensorBoard:
         self._writers: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         if event.type == "run_started":
             lines = "\n".join(f"    {name}: {value}" for name, value in parameters(self._config).items())
             self._writer(".").add_text("config", lines)
@@ -73,7 +73,7 @@ class TensorBoard:
             writer.close()
 
     def _writer(self, unit: str) -> Any:
-        # Opened on first use: the run claims its directory only when it starts.
+        # Open writers on first use: the run directory is claimed only when the run starts.
         if unit not in self._writers:
             self._writers[unit] = self._library.SummaryWriter(str(self._config.directory / "tensorboard" / unit))
         return self._writers[unit]
@@ -90,7 +90,7 @@ class WeightsAndBiases:
         self._units: set[str] = set()
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         if event.type == "run_started":
             directory = self._config.directory
             self._run = self._library.init(
@@ -121,7 +121,7 @@ class Mlflow:
         self._started = False
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         if event.type == "run_started":
             self._library.set_experiment(self._experiment)
             self._library.start_run(run_name=self._config.name, tags=dict(self._config.tags))
@@ -138,7 +138,7 @@ class Mlflow:
 
 
 def scalars(event: Event) -> Iterator[tuple[str, str, float, int]]:
-    """Yield (unit, figure, value, tokens) of each finite number in a progress event, and of a finished run's bill."""
+    """Yield (unit, figure, value, tokens) for each finite number in a progress event, and for the bill of a finished run."""
     if event.type == "run_finished":
         for figure in BILL_FIGURES:
             if (total := event.data.get("bill", {}).get(figure)) is not None:
@@ -168,7 +168,6 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _remedy(name: str, value: Any) -> Iterator[None]:
-    """Turn a failed import of an optional library into a user error."""
     try:
         yield
     except ImportError as error:

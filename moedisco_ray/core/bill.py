@@ -1,14 +1,15 @@
-"""What a run costs: one definition, for the plan before a run and for the meter during and after it.
+"""What a run costs, by one definition for the plan before a run and the meter during and after it.
 
-A bill's total is all the dollars of the run: every stage at the price of the slots that it holds, start-ups and lost work
-included. Slots that exist without a worker cost money too if they are rented for this run alone; they have lines of their
-own and enter only the second total, `dollars_with_idle`.
+A bill's total is the cost of every stage at the price of the slots that it holds, including start-ups and lost work. Slots without
+a worker cost money too if they are rented for this run alone. They have lines of their own, and only the second total,
+`dollars_with_idle`, includes them.
 
-The baseline is full training: the same model, trained as a whole on the same number of tokens on the high-memory pool. It needs the
-fine-tune's worker-seconds per token (measured or planned; scaled by the pools' `speed` if the fine-tune runs on the other pool),
-one start-up per worker at the pool's minimum size, and the evaluation and export of the finished model. It has no seed, sub-models,
-clusters or merge. Saving = 1 - total / baseline; below 0 the run costs more. A run that is itself full training, or that is not
-complete, has no saving.
+The baseline is full training: the same model, trained as a whole on the same number of tokens on the high-memory pool. Its
+worker-seconds per token are those of the fine-tune (measured or planned; scaled by the pools' `speed` if the fine-tune runs on the
+other pool). Added to that are one start-up per worker at the pool's minimum size, and the evaluation and export of the finished
+model. The baseline has no seed, sub-models, clusters or merge.
+
+Saving = 1 - total / baseline; below 0 the run costs more. A run that is itself full training, or not complete, has no saving.
 
 The plan, `report.json`, the REST API, the tables, the web page, the model card and the trackers all read this one structure.
 """
@@ -26,14 +27,14 @@ from moedisco_ray.core.stages import STAGES
 
 QUALITY_UNKNOWN = (
     "The quality of full training at this cost was not measured for this run; benchmarks/RESULTS.md has what is known.")
-"""Statement about quality at the run's cost, unless a comparison has measured it."""
+"""What a bill says about quality, unless a comparison has measured it."""
 
 _TRAINING = ("seed", "submodels", "finetune")
 _ORDER = {stage.name: number for number, stage in enumerate(STAGES)}
 
 
 class Line(BaseModel):
-    """What one stage uses of one pool."""
+    """Usage and cost of one stage on one pool."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,7 +73,7 @@ class Bill(BaseModel):
     lines: tuple[Line, ...]
     """Priced work per stage and pool, in pipeline order."""
     dollars: float | None
-    """Sum of the lines; null if a plan cannot know it."""
+    """Sum of the lines; null if one of them is unknown."""
     idle: tuple[Line, ...]
     """Slots that existed without a worker."""
     idle_dollars: float
@@ -82,7 +83,7 @@ class Bill(BaseModel):
     seconds: float | None
     """Wall-clock seconds of the run, all attempts; null if a plan cannot know it."""
     baseline: Baseline | None
-    """What the saving is measured against; null if the run is full training itself, or before its rate is known."""
+    """What the saving is measured against; null if the run itself is full training, or until the fine-tune's speed is known."""
     saving: float | None
     """1 - dollars / baseline, of a complete bill; below 0 the run costs more. Never show it without `verdict`."""
     quality: str
@@ -135,7 +136,7 @@ def metered_bill(meter: Meter, config: RunConfig, quality: str | None = None) ->
 
 
 def line(stage: str, pool: str, worker_seconds: float | None, config: RunConfig) -> Line:
-    """A line at the pool's price.
+    """Make a line of a bill, at the pool's price.
 
     Args:
         stage: Name of the line.
@@ -153,13 +154,13 @@ def make_baseline(
     config: RunConfig, *, tokens: int, seconds_per_token: float, start_up: float, evaluate: float, export: float,
     rate: Literal["measured", "planned"],
 ) -> Baseline:
-    """Full training on the high-memory pool, from figures of the pool that fine-tunes.
+    """Estimate full training on the high-memory pool from the figures of the run's fine-tune.
 
     Args:
         config: The run's configuration.
         tokens: Tokens that the run trains on, over all stages.
         seconds_per_token: Worker-seconds per token of the fine-tune.
-        start_up: Seconds until one worker of the fine-tune trains.
+        start_up: Start-up time of one fine-tune worker, until its first step (s).
         evaluate: Worker-seconds to evaluate the finished model.
         export: Worker-seconds to export the finished model.
         rate: Source of the figures.
@@ -186,7 +187,7 @@ def is_full_training(config: RunConfig, tokens: Mapping[str, int]) -> bool:
 
 
 def idle_in_words(bill: Bill) -> str:
-    """`$0.0425, or $0.0510 with idle machines`; only the first amount if nothing idled."""
+    """A bill's cost in words: `$0.0425, or $0.0510 with idle machines`, or only the first amount if none was idle."""
     total = format_dollars(bill.dollars)
     return total if not bill.idle_dollars else f"{total}, or {format_dollars(bill.dollars_with_idle)} with idle machines"
 

@@ -9,8 +9,8 @@ MoeDiscoError
 │   └── RunDirError      the output holds another run, or the disk is full
 ├── RunError             the run itself failed: exit code 1
 │   ├── StorageError     the checkpoint storage did not respond for minutes, or a checkpoint is damaged
-│   └── TrainingError    a worker that kept dying
-│       └── DivergedError    settings that do not train, on any machine
+│   └── TrainingError    a worker keeps failing
+│       └── DivergedError    training fails because of its state or data, on any machine
 │           └── NotFiniteError   a loss or gradient that is not finite
 └── RunStopped           a user, a budget or a newer run stopped the run: exit code 3
 """
@@ -28,7 +28,7 @@ class MoeDiscoError(Exception):
 
 
 def masked(text: str) -> str:
-    """The text with `***` in place of possible credentials in a URI: the user and the values of its options."""
+    """The text with possible credentials in a URI (user, password, option values) replaced by `***`."""
     start, end = text.find(":/"), text.rfind("@")
     if 0 <= start < end:
         scheme = start + (3 if text.startswith("://", start) else 2)
@@ -79,7 +79,7 @@ class RunDirError(UserError):
 
 
 class RunError(MoeDiscoError, RuntimeError):
-    """The run failed for a reason that is not the user's setting."""
+    """The run failed for a reason other than the user's settings."""
 
 
 class StorageError(RunError):
@@ -91,7 +91,7 @@ class TrainingError(RunError):
 
 
 class DivergedError(TrainingError):
-    """A training fails because of its state or data, on any machine."""
+    """A training fails on any machine, because of its state or data."""
 
 
 class NotFiniteError(DivergedError):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 EventType = Literal[
     "run_started",      # id, name, directory, stages
     "stage_started",    # stage
-    "stage_skipped",    # stage; its artifact is already there
+    "stage_skipped",    # stage: its artifact already exists
     "stage_progress",   # stage, done, total (null: unknown), unit: what is counted, in the plural; at most one a second
     "stage_finished",   # stage, seconds, summary
     "unit_started",     # stage, unit, steps, tokens, workers, node, pid
@@ -31,7 +31,7 @@ EventType = Literal[
     "workers_held",     # hold, pool, workers, unit: slots of a pool or node type are taken; unit: for trainers only
     "workers_released", # hold
     "slots_free",       # pool, slots: existing slots that no worker holds, from now on
-    "nodes_asked",      # pool, workers, seconds: nodes are requested for this number of workers, this time before they are needed
+    "nodes_asked",      # pool, workers, seconds: requests nodes for these workers, seconds before they are needed
     "nodes_let_go",     # pool: its nodes are no longer requested
     "heartbeat",        # every few seconds: the run is alive, and held slots are still held
     "warning",          # message
@@ -43,7 +43,7 @@ EventType = Literal[
 
 
 BILL_FIGURES = ("dollars", "dollars_with_idle", "seconds")
-"""Totals of a run's bill that its last event carries, for trackers. Not the saving: it must not be shown without its verdict."""
+"""Totals of the bill in a run's last event, for trackers. The saving is not among them: it needs its verdict next to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ Emit = Callable[[Event], None]
 
 
 def discard(event: Event) -> None:
-    """An `Emit` for callers that want no events."""
+    """An `Emit` that ignores the event."""
     del event
 
 
@@ -80,7 +80,7 @@ Advance = Callable[[int], None]
 
 
 def no_advance(count: int) -> None:
-    """An `Advance` for callers that do not count."""
+    """An `Advance` that ignores the progress."""
     del count
 
 
@@ -88,11 +88,8 @@ class StageProgress:
     """Counts what a stage does and emits `stage_progress` events, at most one a second.
 
     Args:
-        emit: Receives the events.
-        stage: The stage.
         unit: What is counted, in the plural.
         total: Count at the end; None if it is unknown.
-        clock: Returns seconds.
     """
 
     _INTERVAL = 1.0

@@ -8,14 +8,14 @@ from typing import Any
 from moedisco_ray.core.records import CorpusSummary, EvaluationRecord, Figures, UnseenFigures
 
 FEW_DOCUMENTS = 30
-"""Number of documents below which the figures of a cluster or a validation set are mostly chance."""
+"""Number of documents below which the figures of a cluster or a validation set are mostly noise."""
 _NAMED = 8
 
 TASK_COLUMNS = ("task", "accuracy", "by length", "chance", "examples")
 
 
 def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
-    """What was measured on text, by name: the validation text as a whole and per source, and text that was never trained on."""
+    """Named results on text: the validation text as a whole and per source, and text that was never trained on."""
     unseen = evaluation.unseen or UnseenFigures()
     rows: list[tuple[str, Figures]] = [("all", evaluation)] if evaluation.documents else []
     if evaluation.ensemble is not None:
@@ -27,7 +27,7 @@ def evaluation_rows(evaluation: EvaluationRecord) -> list[tuple[str, Figures]]:
 
 
 def task_table(evaluation: EvaluationRecord) -> list[tuple[str, ...]]:
-    """Results of lm-eval as text; each share is followed by its standard error.
+    """Results of lm-eval as text; each accuracy is followed by its standard error.
 
     Returns:
         Rows of `TASK_COLUMNS`.
@@ -91,7 +91,7 @@ def corpus_warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def left_out(corpus: CorpusSummary) -> list[str]:
-    """One line for each of the first files that the corpus stage did not read; for the run's owner only, since it shows paths."""
+    """One line for each file (up to a limit) that the corpus stage did not read. It shows paths: only for the run's owner."""
     listed = [f"left out of {each.source}: {each.path} {each.reason}" for each in corpus.skipped]
     more = corpus.skipped_files + corpus.passed_over_files - len(listed)
     return [*listed, f"and {more:,} more files"] if more else listed

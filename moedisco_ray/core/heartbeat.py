@@ -1,4 +1,4 @@
-"""Heartbeat events while workers are held, so that the bill is never more than seconds behind."""
+"""Heartbeat events while workers are held, which keep the bill up to date within seconds."""
 
 from __future__ import annotations
 

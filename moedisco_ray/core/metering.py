@@ -1,6 +1,6 @@
 """The usage of a run, computed from its events: worker-seconds per stage and pool, over all attempts, also while it runs.
 
-A mixed pool counts per node type: they differ in price.
+A mixed pool is metered per node type, because prices differ.
 
 A worker is paid for while it holds a slot of its pool, whatever it does: start-ups and work that was lost with a machine
 are included. A hold without an end counts up to the newest event, which a heartbeat keeps within seconds of the present.
@@ -20,7 +20,7 @@ from moedisco_ray.core.stages import STAGES
 
 _STAGES = frozenset(stage.name for stage in STAGES)
 _MOST = 1e15
-"""Limit above which a figure in an event is invalid."""
+"""Limit from which a number in an event is invalid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,7 @@ class Meter:
         free: Free slots as they were last seen, per pool.
         stage: The current stage, or the last one.
         before: Worker-seconds that a stage had used when it last started, per stage.
-        start_up: Seconds from taking slots to the first training step, per stage, when the stage last ran; with several workers
-            their mean.
+        start_up: Seconds from taking a slot to the first training step in the last run of each stage; mean over its workers.
         work: What each finished stage did.
         elapsed: Wall-clock seconds of the attempts that have ended.
         began: Start of the current attempt (s since the epoch); None between attempts.
@@ -106,7 +105,7 @@ class Meter:
     def update(self, event: Event) -> None:
         """Update the usage with the next event."""
         if event.type == "run_started":
-            self._close_all()   # what an earlier driver held ended with it, at its last sign of life
+            self._close_all()   # an earlier driver's holds ended with its last event
             self._end_attempt()
             self.began, self.finished = event.time, False
         self.newest = max(self.newest, event.time)

@@ -1,4 +1,4 @@
-"""Confines what this process reads for a configuration to directories that an operator allows, at the moment of opening.
+"""Confines the files that this process opens for a configuration to directories that an operator allows.
 
 The control service checks the paths of a configuration when it is submitted. Files and symbolic links may change afterwards, so the
 opened file is checked again: `opened` opens a path, asks the kernel which file that is, and yields a path to exactly this file.
@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 ENVIRONMENT = "MOEDISCO_READ_ROOTS"
-"""A JSON list of directories; the control service sets it for a driver, and Ray for the driver's workers."""
+"""Environment variable with a JSON list of directories; the control service sets it for a driver, and Ray for its workers."""
 
 _WITHIN: ContextVar[tuple[str, ...] | None] = ContextVar("read_roots", default=None)
 _OPENED = Path("/proc/self/fd")
@@ -46,7 +46,7 @@ def read_roots() -> tuple[Path, ...] | None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """A path to exactly the file that was found inside the read roots, even if files are renamed or linked meanwhile.
+    """Open a file inside the read roots, and yield a path to exactly this file, even if it is renamed or replaced meanwhile.
 
     The path is valid until the block ends; a file that was opened through it stays readable.
 
@@ -57,7 +57,7 @@ def opened(path: Path) -> Iterator[Path]:
     if roots is None:
         yield path
         return
-    check_inside(path)      # before anything is opened: opening a device may have effects
+    check_inside(path)      # before anything is opened: opening a device may have side effects
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         found = _OPENED / str(descriptor)

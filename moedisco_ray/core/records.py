@@ -111,7 +111,7 @@ class ClusterSummary(Record):
     iterations: int | None = None
     silhouette: float | None = None
     nmi: float | None = None
-    """Normalised mutual information of cluster and source; null if there is only one source."""
+    """Normalised mutual information between cluster and source; null if there is only one source."""
     balance: float | None = None
     """Tokens of the largest cluster, as a multiple of the mean."""
     warnings: list[str] = Field(default_factory=list)
@@ -129,7 +129,7 @@ class ClusterEntry(ClusterSize):
 
 
 class ClusterMap(Record):
-    """A sample of documents in the plane of their vectors' first two principal directions, column by column."""
+    """A sample of documents, projected onto their vectors' first two principal directions; one list per column."""
 
     x: list[float] = Field(default_factory=list)
     y: list[float] = Field(default_factory=list)
@@ -161,7 +161,7 @@ class MergeSummary(Record):
     weights: list[float] = Field(default_factory=list)
     """Weight of each sub-model in the backbone."""
     candidates: list[dict[str, Any]] = Field(default_factory=list)
-    """`rule`, `scale` and `loss` of each recipe, if several were compared."""
+    """`rule`, `scale` and `loss` of each way to merge, if several were compared."""
     layers: list[dict[str, Any]] = Field(default_factory=list)
     """Accuracy, loads and scale of each router."""
     tensors: int = 0
@@ -249,7 +249,7 @@ class EvaluationRecord(Figures):
     load_by_cluster: list[list[float]] = Field(default_factory=list)
     load_by_source: dict[str, list[float]] = Field(default_factory=dict)
     specialisation: dict[str, float | None] = Field(default_factory=dict)
-    """Normalised mutual information of a document's `cluster`, or `source`, and its main expert."""
+    """Normalised mutual information between a document's main expert and its `cluster` or `source`."""
     stages: dict[str, StageFigures] = Field(default_factory=dict)
     ensemble: Figures | None = None
     unseen: UnseenFigures | None = None

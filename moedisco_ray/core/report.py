@@ -1,7 +1,7 @@
 """Builds `report.json` (`run_record.RunReport`), which the table, the model card and the figures show, from the stages' outputs.
 
 The outputs are the manifests with summaries (`records`), `clusters/report.json`, `evaluation/evaluation.json`, the event log, and
-`comparison.json`, which a comparison writes into a run directory: its `quality` says what is known of quality.
+`comparison.json`, in which a comparison with other ways to train states what is known of quality.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def build_report(run_dir: Path, config: RunConfig, last: Event | None = None) ->
 
 
 def report_of(read: ReadFile, config: RunConfig, last: Event | None = None) -> RunReport:
-    """As `build_report`, but the caller's function reads the files."""
+    """Build the report like `build_report`, with the caller's function to read files."""
     manifests = {
         stage.name: manifest for stage in STAGES
         if (content := read(f"{stage.directory}/manifest.json")) is not None and (manifest := parse_manifest(content)) is not None}
@@ -141,7 +141,7 @@ def thin(values: Sequence[T], most: int) -> Sequence[T]:
 
 
 def report_table(report: RunReport) -> list[tuple[str, ...]]:
-    """The run's table, as text: stages, their total, idle machines, the total with them, and full training.
+    """The run's cost table, as text: stages, total, idle machines, total with idle machines, and full training.
 
     The time of idle machines is summed over their slots.
 
@@ -175,7 +175,7 @@ def report_verdict(report: RunReport) -> str | None:
 
 
 def report_notes(report: RunReport) -> list[str]:
-    """What the table cannot say: sub-models that the merge did not wait for, and what is wrong with the text or its clusters."""
+    """Notes below the table: sub-models that the merge did not wait for, and problems of the text or its clusters."""
     return [
         *report.corpus.warnings, *report.clusters.warnings, *(
         f"{unit.name} is not finished: the merge took "

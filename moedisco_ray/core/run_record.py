@@ -42,7 +42,7 @@ class StageReport(Record):
     workers: float
     """Number of workers at the same time; for a gang whose size changed, the average."""
     seconds: float
-    """Wall-clock time of its last completion (s)."""
+    """Wall-clock time that the stage took when it last completed (s)."""
     tokens: int | None
     """Tokens trained on; null if the stage trains nothing."""
     worker_seconds: float
@@ -115,6 +115,6 @@ class RunReport(Record):
     versions: dict[str, str]
     """Versions of the packages that made the newest stage."""
     state: RunState | None = None
-    """What the run is doing; not stored in a finished run's file."""
+    """Current state of the run; not stored in a finished run's file."""
     state_reason: str | None = None
     """Message of a failed or stopped run."""

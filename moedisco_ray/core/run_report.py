@@ -20,7 +20,7 @@ _ENDS: dict[str, RunState] = {"run_finished": "finished", "run_stopped": "stoppe
 
 
 def current_report(run_dir: Path) -> RunReport:
-    """The report of a run directory: the stored one of a finished run, else one of what its stages have made so far.
+    """The report of a run directory: the stored report of a finished run, or a new one from the stages so far.
 
     Returns:
         The report, with `state` and `state_reason`, the message of a failed or stopped run.

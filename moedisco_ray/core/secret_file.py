@@ -12,7 +12,7 @@ from pathlib import Path
 def kept_secret(path: Path, make: Callable[[], bytes]) -> bytes:
     """The secret in a file of mode 0600; created if the file does not exist.
 
-    When several processes make it at once, one of them succeeds and all get that one's secret.
+    If several processes create it at the same time, all of them get the same secret.
 
     Args:
         path: The file; its directory is created with mode 0700 if it does not exist.
@@ -44,7 +44,7 @@ def _make(path: Path, secret: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = _draft(path, secret)
     try:
-        # A hard link appears complete, and creating it fails if another process was first.
+        # Publish the draft by a hard link: no reader sees a partial file, and linking fails if another process was first.
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     finally:

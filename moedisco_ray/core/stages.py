@@ -24,7 +24,7 @@ def _precision(optimizer: Optimizer, pool: Pool) -> Mapping[str, Any]:
 
 
 def _submodel_training(config: RunConfig) -> Mapping[str, Any]:
-    """Precision of the seed and the sub-models, and their router losses if they have several experts."""
+    """Derived values for the seed and the sub-models: precision, and router losses if they have several experts."""
     routed = config.model.architecture.num_experts > config.clusters.count
     losses = {"load_balance": config.finetune.load_balance, "z_loss": config.finetune.z_loss}
     return {**_precision(config.submodels.optimizer, config.pools.low_memory), **(losses if routed else {})}
@@ -46,8 +46,8 @@ class Stage:
         name: Name of the stage in events, reports and on the command line.
         directory: Folder of the stage's artifact in the run directory.
         needs: Stages whose artifacts this stage reads.
-        reads: Sections and settings, as dotted paths, that the stage's result depends on. Its fingerprint leaves out settings in
-            them that are marked as without effect or as resolved (`core.config.effects`).
+        reads: Sections and settings, as dotted paths, that the stage's result depends on. The stage's fingerprint leaves out those
+            that are marked `NoEffect` or `Resolved`.
         derived: Values that follow from several settings, such as the precision that the pool computes in.
     """
 

@@ -65,7 +65,7 @@ RUN: Mapping[str, Callable[[Context, Draft], None]] = {
     "evaluate": functools.partial(evaluate.run, readers=evaluate.Readers(ClusterModel.load, read_unseen)),
     "export": export.run,
 }
-"""The function of each stage, by name. What a stage needs from another is passed to it here: stages do not import each other."""
+"""The function of each stage, by name. Stages do not import each other: what one needs from another is passed to it here."""
 
 _LOCK_SECONDS = 60.0
 """Time that a run waits for its own earlier process to release the run directory (s)."""
@@ -80,10 +80,10 @@ def run(
     Args:
         config: A checked configuration.
         listeners: Receive every event as it happens.
-        redo: Accept a directory that holds a run with other settings, and repeat what they change.
+        redo: Whether to accept a run directory with other settings, and repeat the stages that depend on them.
         backend: Runs the work; None: Ray, on an existing Ray cluster or a local one.
         stop: Ends the run, with checkpoints, once the file exists.
-        given_id: The run's id, such as the service's; None: a new one. A run keeps its first id.
+        given_id: Id for a new run, such as the service's; None: a random one. A resumed run keeps its id.
 
     Returns:
         The run directory.
@@ -103,7 +103,7 @@ def run(
             log(Event("run_stopped", data={"reason": error.reason}))
             raise
         except MoeDiscoError as error:
-            with contextlib.suppress(OSError):      # a full disk may have no room for a line either
+            with contextlib.suppress(OSError):      # a full disk may have no room for this event either
                 log(Event("run_failed", data={"message": str(error)}))
             raise
         finally:
@@ -123,7 +123,6 @@ def _is_made(directory: Path, digests: dict[str, str]) -> bool:
 def _complete(
     config: RunConfig, directory: Path, log: EventLog, *, backend: Backend | None, stop: StopFile, given_id: str | None,
 ) -> None:
-    """Make the missing artifacts of the run, and write its report."""
     started = time.time()
     log(Event("run_started", data={
         "id": run_id(directory, given_id), "name": config.name, "directory": str(directory),
@@ -155,7 +154,7 @@ def _locked(directory: Path, seconds: float) -> Iterator[None]:
     """Lock a run directory for this process, waiting for another process to release it.
 
     Raises:
-        RunDirError: Another process still works there after these seconds.
+        RunDirError: Another process still holds the lock when the wait is over.
     """
     with (directory / "events.jsonl").open("a", encoding="utf-8") as lock:
         deadline = time.monotonic() + seconds
@@ -256,5 +255,5 @@ def _make(stage: Stage, context: Context) -> None:
 def _remove(checkpoints: Location, emit: Emit) -> None:
     try:
         checkpoint.remove(checkpoints)
-    except StorageError as error:   # no reason to fail: the artifact made from them exists
+    except StorageError as error:   # not fatal: the artifact made from them exists
         emit(Event("warning", data={"message": f"checkpoints are left over: {error}"}))

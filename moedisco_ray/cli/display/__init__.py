@@ -24,7 +24,7 @@ class View(Protocol):
     """Shows events as they arrive."""
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
 
     def close(self) -> None:
         """Show the last state and restore the terminal."""
@@ -36,8 +36,8 @@ def listener_for(console: Console, json: bool, config: RunConfig | None = None, 
     Args:
         console: The output.
         json: Write JSON lines, even to a terminal.
-        config: The run's configuration, from which a live view computes the dollars so far; None: not known.
-        plan: The run's plan, from which a live view computes the time that is left; None: not known.
+        config: The run's configuration, for the cost so far in a live view; None if unknown.
+        plan: The run's plan, for the remaining time in a live view; None if unknown.
     """
     if json:
         return JsonLines(console.file)

@@ -31,8 +31,8 @@ class LiveView:
 
     Args:
         console: A terminal.
-        config: The run's configuration, for the dollars so far; None: they are not shown.
-        plan: The run's plan, for the time that is left; None: it is not shown.
+        config: The run's configuration, for the cost so far; None: it is not shown.
+        plan: The run's plan, for the remaining time; None: it is not shown.
     """
 
     def __init__(self, console: Console, config: RunConfig | None = None, plan: Plan | None = None) -> None:
@@ -42,7 +42,7 @@ class LiveView:
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         with self._lock:
             self._state.update(event)
         self._live.start()

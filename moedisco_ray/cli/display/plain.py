@@ -13,22 +13,22 @@ from moedisco_ray.core.events import Event, EventType
 
 
 class JsonLines:
-    """Each event as one JSON line."""
+    """Writes each event as one line of JSON."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         self._stream.write(event.to_json() + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing; the stream stays open."""
 
 
 class PlainLines:
-    """One line per event; at most one progress line of a unit or a stage in `interval` seconds."""
+    """Writes a line per event, but at most one progress line per unit or stage every `interval` seconds."""
 
     def __init__(self, stream: IO[str], interval: float = 10.0) -> None:
         self._stream = stream
@@ -36,7 +36,7 @@ class PlainLines:
         self._shown: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         if event.type in ("progress", "stage_progress", "stage_started") and not self._is_due(event):
             return
         text = describe(event)
@@ -46,7 +46,7 @@ class PlainLines:
             self._stream.flush()
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing; the stream stays open."""
 
     def _is_due(self, event: Event) -> bool:
         # A stage that is over within the interval needs no line between its start and its end.
@@ -80,7 +80,7 @@ def _round(stage: str, data: Mapping[str, Any]) -> str:
     return f"{stage}: sync {data.get('round', 0)}/{data.get('rounds', 0)} of {members} backbones{late}"
 
 
-# A failed run needs no line: the command prints the error at its end.
+# No line for a failed run: the command itself prints the error.
 _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "run_started": lambda _, data: f"run {data.get('name', '')} in {data.get('directory', '')}",
     "stage_started": lambda stage, _: f"{stage}: started",

@@ -14,7 +14,7 @@ from moedisco_ray.plan.cluster_file import Cluster
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """The parts of a plan that matter for a decision."""
+    """A plan as tables of parameters, memory, time and cost, with what to change."""
     parts: list[RenderableType] = [
         Text.assemble(
             (plan.name, "bold"), f"  {plan.family}, {_parts(plan)}, vocabulary {plan.vocab_size:,}"),
@@ -110,7 +110,6 @@ def _cost(plan: Plan) -> Table:
 
 
 def _types(plan: Plan) -> Table:
-    """Number of models that each node type of a mixed pool trains if all machines are up."""
     table = plain_table("low-memory type", "stage", "tag", "GB", "", "models", "worker-hours", "dollars")
     for stage in plan.stages:
         for share in stage.types:

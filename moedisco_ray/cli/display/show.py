@@ -39,7 +39,6 @@ def report_view(report: RunReport) -> RenderableType:
 
 
 def _state(report: RunReport) -> list[RenderableType]:
-    """A line about a run that is not finished; its figures are those of the finished stages."""
     state, reason = report.state or "finished", report.state_reason
     if state == "finished":
         return []

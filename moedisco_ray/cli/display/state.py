@@ -16,7 +16,7 @@ from moedisco_ray.plan import Plan
 
 @dataclasses.dataclass
 class StageState:
-    """One line of the stage list."""
+    """Status and progress of one stage."""
 
     status: Literal["waiting", "running", "done", "reused", "failed"] = "waiting"
     started: float = 0.0
@@ -29,7 +29,7 @@ class StageState:
 
 @dataclasses.dataclass
 class UnitState:
-    """One progress bar."""
+    """Progress of one training unit."""
 
     stage: str | None
     steps: int = 0
@@ -62,7 +62,7 @@ class RunState:
 
     Attributes:
         config: The run's configuration, for prices; None if the viewer does not know it.
-        plan: The run's plan, for the time that is left; None if the viewer does not know it.
+        plan: The run's plan, for the remaining time; None if the viewer does not know it.
     """
 
     config: RunConfig | None = None
@@ -103,7 +103,7 @@ class RunState:
         return None if self.config is None else idle_in_words(metered_bill(self.meter, self.config))
 
     def seconds_left(self, now: float) -> float | None:
-        """Seconds until the run ends; None if a part of them is unknown, or after a failure.
+        """Estimated seconds until the run ends; None after a failure, or if a stage has no estimate.
 
         Args:
             now: Seconds since the epoch.
@@ -122,7 +122,7 @@ class RunState:
         return total
 
     def _running_left(self, name: str, planned: float | None, elapsed: float) -> float | None:
-        """Seconds left of a running stage: from its trainers' speed, else from its own count, else from the plan."""
+        """Seconds left of a running stage, estimated from its trainers' speed, else from its progress, else from the plan."""
         units = [unit for unit in self.units.values() if unit.stage == name]
         training = [unit for unit in units if unit.done < 1 and unit.seconds_per_step is not None]
         if training:
@@ -152,7 +152,7 @@ class RunState:
             self.notices.append(f"{event.unit}: {let_go(data)}")
             return
         unit.steps = data.get("steps", unit.steps)
-        if data.get("step") is not None:    # an attempt that ended before its first step reports None
+        if data.get("step") is not None:    # None if an attempt ended before its first step
             unit.step = data["step"]
         unit.loss = data.get("loss", unit.loss)
         unit.tokens_per_second = data.get("tokens_per_second", unit.tokens_per_second)

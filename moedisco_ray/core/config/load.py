@@ -22,7 +22,7 @@ from moedisco_ray.core.errors import ConfigError
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool = False) -> RunConfig:
-    """Read a YAML (or JSON) file, apply `key.sub=value` overrides, and check all that needs no corpus.
+    """Read a YAML (or JSON) file, apply `key.sub=value` overrides, and check everything that does not depend on the corpus.
 
     Relative paths in the file are relative to the working directory.
 
@@ -130,7 +130,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Apply one `key.sub=value` override to plain data.
 
     Raises:
-        ConfigError: The override has another form, or names no setting.
+        ConfigError: The override is malformed, or names no setting.
     """
     key, sign, value = override.partition("=")
     if not sign or not key:

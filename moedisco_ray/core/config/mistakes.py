@@ -43,7 +43,7 @@ def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(field, None, "is missing; `moedisco init` writes a configuration with every setting")
     message = plain_words(first)
-    if not field:  # a rule between sections: its message begins with the field
+    if not field:  # a rule across sections: its message begins with the field
         field, _, message = message.partition(" ")
         return ConfigError(field, None, message)
     if isinstance(first["input"], (dict, BaseModel)):
@@ -52,7 +52,6 @@ def first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> ConfigError:
 
 
 def _section(mistake: Mapping[str, Any]) -> str | None:
-    """Name of the `model.init` section that pydantic tried."""
     return next((name for name in map(_init_in, mistake["loc"]) if name is not None), None)
 
 

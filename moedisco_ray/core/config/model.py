@@ -91,7 +91,7 @@ class Architecture(Section):
 
 
 class LocalInit(Section):
-    """Base of the sections that start from a local Hugging Face directory; `KEY` names the setting that holds its path."""
+    """Base class of `model.init` sections with a local Hugging Face directory; `KEY` is the setting with its path."""
 
     KEY: ClassVar[str]
 

@@ -31,7 +31,7 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class Marker:
-    """Base of `ReadsFrom` and `WritesTo`: a place has a bounded length and holds no credentials."""
+    """Base class of `ReadsFrom` and `WritesTo`; rejects places that are too long or hold credentials."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema of the marked type, which runs `check_place` first; JSON keeps the user's spelling."""
@@ -79,7 +79,7 @@ class Place:
 
 
 def words(value: str | Path) -> str:
-    """A place as the user wrote it, with the slash of `run://` that `Path` drops."""
+    """A place as the user wrote it: restores `run://`, which `Path` shortens to `run:/`."""
     return _RUN.sub("run://", str(value))
 
 
@@ -111,7 +111,7 @@ def with_places(config: C, change: Callable[[Place], str | Path]) -> C:
 
 
 def marker_of(hint: Any) -> ReadsFrom | WritesTo | None:
-    """The marker in a type hint: in `Annotated`, unions, tuples and dicts, but not in nested sections."""
+    """Find the marker in a type hint, also inside unions, tuples and dicts, but not in nested sections."""
     if isinstance(hint, FieldInfo):
         return marker_of(Annotated[hint.annotation, *hint.metadata]) if hint.metadata else marker_of(hint.annotation)
     if get_origin(hint) is Annotated:
@@ -121,13 +121,13 @@ def marker_of(hint: Any) -> ReadsFrom | WritesTo | None:
 
 
 def check_place(value: Any) -> Any:
-    """Reject places that no setting may hold; credentials are rejected because configurations are stored and shown in plain text.
+    """Reject a place that is too long, or holds credentials: configurations are stored and shown in plain text.
 
     Raises:
         ValueError: The place is too long, or is a URI with credentials.
     """
     if not isinstance(value, str | Path):
-        return value    # the marked type rejects it
+        return value    # left to the validation of the marked type
     if len(str(value)) > LONGEST_PLACE:
         raise ValueError(f"has more than {LONGEST_PLACE} characters; shorten it")
     if has_credentials(str(value)):
@@ -140,7 +140,8 @@ def check_place(value: Any) -> Any:
 def has_credentials(place: str) -> bool:
     """Whether a URI holds a password, an access key or a signature.
 
-    A user without a password is no credential, except in `s3://`: Azure writes containers that way (`abfss://CONTAINER@ACCOUNT...`).
+    A user name alone counts only in `s3://`, where it is an access key: elsewhere it may be an Azure container
+    (`abfss://CONTAINER@ACCOUNT...`).
     """
     uri = _URI.match(place)
     if uri is None:

@@ -18,7 +18,7 @@ _RAYS_OWN = frozenset({
     "CPU", "GPU", "memory", "object_store_memory", "TPU", "HPU", "NPU", "TTNPU", "neuron_cores", "FURIOSA", "MBLT", "RBLN"})
 """Resources that Ray itself counts on every node, or on every node with that accelerator."""
 _PLACEMENT_GROUP = re.compile(r"(^bundle_group_|_group_(\d+_)?[0-9a-f]{16,})")
-"""Names that Ray gives to the reservations of placement groups."""
+"""Pattern of the resources that Ray itself adds to a node for a placement group."""
 
 
 def _is_a_tag(resource: str) -> str:
@@ -103,12 +103,12 @@ class LowMemoryPool(Pool):
 
     @property
     def fewest_workers(self) -> int:
-        """Minimum number of workers of a gang: all workers of the pool."""
+        """Minimum number of workers of a gang, which always takes the whole pool."""
         return self.max_workers
 
     @property
     def most_workers(self) -> int:
-        """Maximum number of workers of a gang: all workers of the pool."""
+        """Maximum number of workers of a gang, which always takes the whole pool."""
         return self.max_workers
 
     @property
@@ -139,7 +139,6 @@ class _OneType(LowMemoryPool):
 
     @property
     def key(self) -> str:
-        """Name of the type's workers in the bill."""
         return f"{self.name}.{self.type_name}"
 
 
@@ -153,8 +152,8 @@ class HighMemoryPool(Pool):
     price_per_hour: PricePerHour = 2.28
     speed: float = Field(1.0, gt=0)
     workers: Workers | tuple[Workers, Workers] = 1
-    """Size of the gang. N: always N workers, with the same result to the bit. [FEWEST, MOST]: starts with the free workers, shrinks
-    when a worker is lost and grows when more arrive, in sizes that divide the batch; results are the same up to rounding."""
+    """Size of the gang. N: always N workers, with bit-identical results. [FEWEST, MOST]: starts with the free workers, shrinks when
+    a worker is lost and grows when more arrive, in sizes that divide the batch; results are the same up to rounding."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:

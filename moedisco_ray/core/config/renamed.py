@@ -60,7 +60,7 @@ def _nested(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(raw: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted paths down to the sections that hold a changed setting; everything else stays whole."""
+    """Yield dotted paths and values; a section is split only if one of its settings was renamed or removed."""
     for name, value in raw.items():
         path = f"{prefix}{name}"
         if isinstance(value, Mapping) and any(each == path or each.startswith(f"{path}.") for each in _SECTIONS):

@@ -84,7 +84,7 @@ def checked_scaling(raw: Mapping[str, Any], head_size: int | None) -> dict[str, 
 
 
 def read_scaling(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The scaling of a `config.json`, reduced to the parameters that transformers reads; unknown types stay, to be refused later.
+    """The scaling of a `config.json`, reduced to what transformers reads; unknown types are kept, and rejected later.
 
     Args:
         raw: `rope_scaling` or `rope_parameters` of the file.

@@ -76,7 +76,7 @@ class RunConfig(Section):
 
     @property
     def vectors_pool(self) -> LowMemoryPool | None:
-        """The pool that computes document vectors; None if CPU tasks on any node do."""
+        """The pool that computes document vectors; None if CPU tasks on any node compute them."""
         return self.pools.low_memory if self._needs_a_trained_model else None
 
     @model_validator(mode="after")
@@ -139,13 +139,13 @@ class RunConfig(Section):
 
 
 def _place(source: Source) -> str:
-    """A source's path in normalised spelling, without reading the disk: the caller may not be allowed to."""
+    """Normalise a source's path without accessing the disk, which the caller may not be allowed to read."""
     apart = "://" in source.path or source.path == "embedded"
     return source.path.rstrip("/") if apart else os.path.normpath(Path(source.path).absolute())
 
 
 def check_division(num_experts: int, clusters: int) -> None:
-    """Check that the clusters divide the experts evenly.
+    """Check that the number of clusters divides the number of experts.
 
     Raises:
         ValueError: `clusters` does not divide `num_experts`.

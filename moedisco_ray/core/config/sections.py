@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hdfs")
 MOST_SOURCES = 1000
 _SLICE_TOKENS = 65_536
-"""Validation tokens of one measurement during training: enough to see the curve, and cheap."""
+"""Number of validation tokens of each measurement during training: enough for a curve, and cheap."""
 _ROUNDING = 1e-9
 """Tolerance for shares that add up to 1."""
 
@@ -51,11 +51,11 @@ class Source(Section):
 
 
 def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    return tuple(dict.fromkeys(sources))    # of equal documents only the first is kept anyway
+    return tuple(dict.fromkeys(sources))    # a repeated source adds nothing: of equal documents only the first is kept
 
 
 def _not_too_many(sources: object) -> object:
-    # Called before the entries are validated, so that a service does not spend time on a list of any length.
+    # Runs before the entries are validated, so that a service does not spend time on a huge list.
     if isinstance(sources, list | tuple) and len(sources) > MOST_SOURCES:
         raise ValueError(f"are {len(sources)} sources, more than {MOST_SOURCES}; name folders or globs of many files")
     return sources
@@ -71,8 +71,9 @@ class Corpus(Section):
     sources: Sources = Field(min_length=1)
     """Sources of the text. A source that is listed twice counts once."""
     validation_fraction: float = Field(0.02, gt=0, lt=0.5)
-    """Share of each source's documents that is held out, chosen by a hash of their text. Parts of a long document stay together,
-    and so do neighbouring documents of plain text, up to `max_document_tokens`, unless documents are lines."""
+    """Share of each source's documents that is held out, chosen by a hash of their text. Parts of a long document are held out
+    together. So are neighbouring documents of plain text, in groups of up to `max_document_tokens`, unless `documents` is
+    `line`."""
     sequence_length: int = Field(1024, ge=16, le=LARGEST)
     """Tokens per training sequence."""
     max_document_tokens: int | None = Field(None, ge=16, le=LARGEST)
@@ -104,8 +105,8 @@ class Tokens(Section):
     seed_share: Share = 0.2
     """Share that first trains one common dense model on the whole corpus; the paper has 0."""
     finetune_share: float = Field(0.15, ge=0, le=1)
-    """Share that trains the merged MoE; the sub-models train on the rest. Without a rest there are no sub-models: 1 is joint
-    training, 1 - seed_share is sparse upcycling of the seed. 0 skips the fine-tune."""
+    """Share that trains the merged MoE; the sub-models train on the rest. 0 skips the fine-tune. If nothing is left for sub-models,
+    none are trained: 1 is joint training, and 1 - seed_share is sparse upcycling of the seed."""
 
     @model_validator(mode="after")
     def _no_more_than_all(self) -> Self:
@@ -161,12 +162,12 @@ Precision = Literal["fp32", "bf16"]
 
 
 def precision_on(*, gpu: bool) -> Precision:
-    """Precision of a GPU or a CPU if the configuration leaves it open."""
+    """Default precision on a GPU or a CPU."""
     return "bf16" if gpu else "fp32"
 
 
 class Optimizer(Section):
-    """AdamW and its batches, for one training."""
+    """AdamW, its schedule, batches and precision, for one training."""
 
     lr: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
@@ -189,11 +190,11 @@ class Optimizer(Section):
 
     @property
     def state(self) -> Precision:
-        """Type of weights, gradients and optimizer state between steps."""
+        """Dtype of weights, gradients and optimizer state."""
         return "bf16" if self.precision == "pure_bf16" else "fp32"
 
     def arithmetic(self, *, gpu: bool) -> Precision:
-        """Type of the forward and backward pass on a GPU or a CPU."""
+        """Dtype of the forward and backward pass on a GPU or a CPU."""
         match self.precision:
             case "auto":
                 return precision_on(gpu=gpu)
@@ -215,7 +216,7 @@ _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
     "summary says what each sub-model contributed")
 _ROUND_PATIENCE = 600.0
-"""Maximum wait of a sync for late sub-models (s): one that lost its machine is back on a new one within minutes."""
+"""Maximum wait of a sync for late sub-models (s): a sub-model that lost its machine needs minutes to continue on a new one."""
 
 
 class Submodels(Section):
@@ -223,8 +224,8 @@ class Submodels(Section):
 
     optimizer: Optimizer = Optimizer()
     sync_every: int | None = Field(None, ge=1, le=LARGEST)
-    """Steps between two syncs, which combine the backbones and leave the experts private; shorter sub-models sync after
-    proportionally fewer steps. Null: only the merge combines the backbones (the paper)."""
+    """Steps between two syncs, which combine the backbones and leave the experts private; a sub-model with fewer steps in total
+    syncs after proportionally fewer steps. Null: only the merge combines the backbones (the paper)."""
     outer: Outer = Outer()
     keep_optimizer_state: bool = True
     """Continue with the seed's Adam state; false: each sub-model starts with a new one."""
@@ -232,7 +233,7 @@ class Submodels(Section):
     """Number of finished sub-models at which the merge may start without the others. Null: all. Once the quorum
     is reached, the run waits for the others until the phase has taken 1.5 x max(time of the quorum, expected time of the longest
     sub-model). A missing sub-model contributes its last checkpoint, or its initial weights, and the report says so. With a quorum,
-    a sync waits at most 10 minutes after half of the sub-models have arrived. A run that had to do without a sub-model is not
+    a sync waits at most 10 minutes after half of the sub-models have arrived. A run with a missing sub-model is not
     reproducible."""
 
     @property
@@ -248,17 +249,17 @@ class Merge(Section):
     """How backbones are combined: a mean (`uniform`, `token_weighted`), or `ties` or `dare` on the deltas against the common start.
     `auto` tries all of them, at three scales, and takes the merged model with the lowest loss on held-out training text."""
     auto_tokens: int = Field(32_768, gt=0, le=LARGEST)
-    """Tokens that `auto` measures on. They are the part of each cluster's text that its sub-model would have trained on last; the
-    validation text is not used."""
+    """Number of tokens on which `auto` compares merged models. They come last in the order in which each sub-model trains on its
+    cluster; the validation text is not used."""
     router: Literal["ridge", "centroid", "random"] = "ridge"
     """`ridge` and `centroid` compute the routers from data: each cluster's experts begin with the cluster's share of the
     tokens, and if top-k weights are not normalised, experts keep their output scale. `random`, as in the paper, does neither."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
-    """Number of tokens that the routers are computed on."""
+    """Number of training tokens from which the routers are computed."""
 
     @property
     def from_data(self) -> bool:
-        """Whether routers, loads and scales are computed from data."""
+        """Whether the merge computes routers, expert loads and output scales from data."""
         return self.router != "random"
 
 
@@ -266,7 +267,8 @@ class Finetune(Section):
     """The fine-tune of the merged MoE."""
 
     pool: Annotated[PoolName, Resolved("precision")] = "high_memory"
-    """Pool whose workers train it together, sharded: the few large ones, or all of the small ones."""
+    """Pool whose workers train the MoE together, each with a shard of it: the few large workers of `high_memory`, or all workers of
+    `low_memory`."""
     optimizer: Optimizer = Optimizer(lr=3e-4, schedule="cosine", warmup=0.03)
     load_balance: float = Field(0.01, ge=0)
     """Weight of the load-balance loss over the global batch; sub-models with several experts use it too."""
@@ -282,7 +284,7 @@ class Checkpoint(Section):
     every: Annotated[int, Field(ge=1, le=LARGEST)] | Literal["auto"] = "auto"
     """Steps between checkpoints; auto: the interval that costs least, from measured saves and lost workers."""
     max_failures: int = Field(3, ge=0, le=LARGEST)
-    """Maximum number of restarts of a failed worker from its last checkpoint. Losing a machine is no failure."""
+    """Maximum number of restarts of a failed worker from its last checkpoint. Losing a machine does not count."""
     storage: Annotated[str, WritesTo("checkpoints")] | None = None
     """A folder, or any URI that a pyarrow file system writes (`s3://BUCKET/FOLDER`, `gs://`). The run uses STORAGE/NAME-ID. Null:
     in the run directory. Credentials come from the machines' environment or role. A control service allows only its storage
@@ -319,20 +321,20 @@ class Evaluation(Section):
     ensemble_top_k: int | None = Field(None, ge=1, le=MOST_CLUSTERS)
     """Number of nearest sub-models that predict each token of the ensemble. Null: all."""
     sources: Sources = ()
-    """Text that is never trained on, to evaluate the finished model. Each source gives an equal share of `max_tokens`, in the order
-    of its files, without documents that are in the corpus. `weight` has no effect here."""
+    """Text that is never trained on, to evaluate the finished model. Each source contributes an equal share of `max_tokens`, read
+    in the order of its files. Documents that are in the corpus are left out. `weight` has no effect here."""
     lm_eval: tuple[Annotated[Path, ReadsFrom()], ...] = Field((), max_length=64)
     """Task files for EleutherAI's lm-eval (`pip install 'moedisco-ray[lm-eval]'`): JSON Lines, either with `query`, `choices` and
-    `gold` (the index of the right choice, from 0), or with `context` and `continuation`. A task has the name of its file."""
+    `gold` (the index of the right choice, from 0), or with `context` and `continuation`. Each task is named after its file."""
     lm_eval_limit: int | None = Field(None, ge=1, le=LARGEST)
-    """Number of examples per task file, the first ones. Null: all."""
+    """Maximum number of examples, from the start of each task file. Null: all."""
     prompts: tuple[Annotated[str, Field(max_length=2000)], ...] = Field(("The", "import "), max_length=64)
     """Prompts that the finished model continues, as samples in the report."""
     sample_tokens: int = Field(48, ge=1, le=4096)
 
     @property
     def slice_tokens(self) -> int:
-        """Validation tokens of one measurement during training."""
+        """Number of validation tokens of each measurement during training."""
         return min(self.max_tokens, _SLICE_TOKENS)
 
 

@@ -15,11 +15,11 @@ _KINDS = "write an object with query, choices and gold, or with context and cont
 
 
 def read_task_file(field: str, path: Path) -> Rows:
-    """Read the examples of a JSON Lines file; all have the same one of these forms, and no other keys.
+    """Read the examples of a JSON Lines file. All of them have the same form, one of these two, and no other keys.
 
-    * `query`, two or more `choices`, and `gold`, the index of the right choice from 0. After a query that begins with `Question:`
-      comes a line `Answer:`; any other query is continued by the choice.
-    * `context` and `continuation`: right if the model would write the continuation.
+    * `query`, two or more `choices`, and `gold`, the index of the right choice from 0. If the query begins with `Question:`, the
+      model sees a line `Answer:` before the choice; otherwise the choice directly continues the query.
+    * `context` and `continuation`: the answer is right if the model would generate the continuation.
 
     Args:
         field: Setting that names the file, for errors.

@@ -9,7 +9,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader; by itself (YAML 1.1) it reads an exponent only after a point and with a sign."""
+    """PyYAML's safe loader for YAML 1.1, in which numbers with an exponent need a decimal point and a signed exponent."""
 
 
 _Loader.add_implicit_resolver(

@@ -44,7 +44,7 @@ def watch(
     provider: Provider, drain: Callable[[Notice], Sequence[str]], *, interval: float, stop: threading.Event,
     log: Callable[[str], None], leave_on_risk: bool = False,
 ) -> None:
-    """Watch until stopped. A drained machine is still watched: a Ray node that starts later on it is drained too.
+    """Poll and drain until stopped, also after a first drain: a Ray node that starts later is drained too.
 
     Args:
         provider: The cloud's metadata service.

@@ -1,4 +1,4 @@
-"""Compute Engine: preemption, about 30 seconds ahead, and host maintenance that ends the machine, at least 60 ahead.
+"""Compute Engine: preemption, about 30 seconds ahead, and host maintenance that ends the machine, at least 60 seconds ahead.
 
 The service holds the request for preemption open until its value changes, so that no time is lost between two polls.
 Documented in "Detect if a VM was preempted" and "Query the metadata server for maintenance event
@@ -49,13 +49,13 @@ class Gcp:
         return Notice("end", self._first_seen.setdefault(event, time.time() + seconds), f"Compute Engine {event}")
 
     def _get(self, key: str, max_wait: int = 0, etag: str = "") -> Answer:
-        # With the tag, the service reports a change between the two requests at once.
+        # With the previous ETag, the service also reports at once a change that happened between the two requests.
         held = f"?wait_for_change=true&timeout_sec={max_wait}&last_etag={quote(etag)}" if max_wait else ""
         return self._service.request(f"/computeMetadata/v1/instance/{key}{held}", _HEADERS, max_wait=max_wait)
 
 
 def _value(answer: Answer) -> str:
-    if answer.status == 404:    # a machine that cannot be preempted does not have this key
+    if answer.status == 404:    # machines that cannot be preempted lack this key
         return "NONE"
     value = answer.text.strip()
     if answer.status != 200 or value not in _VALUES:

@@ -1,7 +1,7 @@
-"""Find and drain this machine's Ray nodes. A subprocess drains, so that the agent itself does not import Ray.
+"""Find and drain this machine's Ray nodes. The drain runs in a subprocess, so that the agent itself does not import Ray.
 
-Ray's client ends its process when the Ray cluster is out of reach for a minute, which must not end the agent. And an agent that
-waits for days should use a few megabytes, not a hundred.
+Ray's client ends its process when the Ray cluster is out of reach for a minute, which must not end the agent. Without Ray, an agent
+that waits for days needs a few megabytes instead of a hundred.
 """
 
 from __future__ import annotations

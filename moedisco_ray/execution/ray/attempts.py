@@ -54,9 +54,9 @@ class AttemptContext:
         run: Prefix of the Ray Train runs' names.
         placement: Pool and number of the workers.
         directory: Directory of Ray Train's own state; all nodes must see it.
-        stop_files: Each of them ends the attempts once it exists.
+        stop_files: The attempts end as soon as one of these files exists.
         mailbox: Carries the workers' events to the driver.
-        wait_for_slots: Whether an attempt waits minutes for slots, so that an autoscaler brings them; else it has one start.
+        wait_for_slots: Whether an attempt waits minutes for slots that an autoscaler may bring; else it needs free slots.
     """
 
     run: str
@@ -71,10 +71,10 @@ def attempt(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     """Train until the job is finished or its workers end.
 
     Returns:
-        A result, unfinished if a stop file requested that; or how the workers ended.
+        The result, unfinished after a stop request or at a sync point; or how the workers ended.
 
     Raises:
-        PoolError: The autoscaler never brings nodes with these slots, or never enough of them.
+        PoolError: The autoscaler can never bring enough nodes with these slots.
         MoeDiscoError: An error that another attempt cannot repair.
     """
     outcome = _run_trainer(job, context)
@@ -88,7 +88,7 @@ def _run_trainer(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     dead_before = dead_nodes()
     attempt_id = mailbox.begin_attempt(job.name)
     trainer = TorchTrainer(
-        # Arguments are bound here: the controller would unpickle a `train_loop_config`, and import all of `training` for that.
+        # Bind the arguments here: the controller would unpickle a `train_loop_config`, and import all of `training` to do so.
         functools.partial(_worker, job, context.stop_files, mailbox.handle, attempt_id),
         scaling_config=ScalingConfig(
             num_workers=placement.workers, use_gpu=placement.pool.gpu > 0, resources_per_worker=placement.bundle),
@@ -106,7 +106,7 @@ def _run_trainer(job: TrainJob, context: AttemptContext) -> TrainResult | End:
     try:
         failure = _fit(trainer)
         if failure is not None and not isinstance(failure, TrainingFailedError):
-            mailbox.kill_attempt(job.name)  # the unreachable controller may be alive, and would run alongside the next one
+            mailbox.kill_attempt(job.name)  # the controller may still run, although it is unreachable
         # The error that a worker returned is the cause; those of the other workers only report that they lost this worker.
         outcome = mailbox.outcome(job.name)
     except NotFiniteError as error:
@@ -132,7 +132,6 @@ def _run_trainer(job: TrainJob, context: AttemptContext) -> TrainResult | End:
 
 
 def _fit(trainer: TorchTrainer) -> TrainingFailedError | RayError | None:
-    """Train; return Ray's error if training fails."""
     try:
         trainer.fit()
     except (TrainingFailedError, RayError) as error:
@@ -141,7 +140,6 @@ def _fit(trainer: TorchTrainer) -> TrainingFailedError | RayError | None:
 
 
 def _worker(job: TrainJob, stop_files: Sequence[StopFile], mailbox: ActorHandle, attempt_id: str) -> None:
-    """The training loop of each worker."""
     context = ray.train.get_context()
     device = get_device()
     if device.type == "cpu":

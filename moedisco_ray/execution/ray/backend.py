@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Observer = Callable[[Sequence[float], Sequence[float], int, float], None]
-"""Called at each poll with seconds left of running and waiting trainings, the slots, and the factor for lost nodes and saves."""
+"""Called at each poll with the seconds left of running and of waiting trainings, the slots, and the factor for lost time."""
 
 
 class RayBackend:
@@ -76,7 +76,7 @@ class RayBackend:
 
     @contextlib.contextmanager
     def reachable(self, emit: Emit) -> Iterator[Emit]:
-        """An `emit` that uses a mailbox of its own until the block ends."""
+        """Yield an `emit` that delivers through a mailbox of its own until the block ends."""
         with open_mailbox(emit) as mailbox:
             yield attempt_emitter(mailbox.handle, "")
 
@@ -139,9 +139,9 @@ def train_all(
         MoeDiscoError: An error of this package, such as a full disk, from the first job that has one.
         OSError: An event could not be written.
         PoolError: A job fits no node type of a mixed pool.
-        TrainingError: Workers failed too often or a training is poisoned, and the quorum is out of reach.
+        TrainingError: Too many trainings failed or diverged to reach the quorum.
         RunStopped: The run was asked to end; the trainers have saved a checkpoint and ended.
-        KeyboardInterrupt: As `RunStopped`, from the keyboard.
+        KeyboardInterrupt: The user interrupted the run; the trainers have ended as for `RunStopped`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     end = StopFile(directory / f"stop-{uuid.uuid4().hex}")
@@ -160,7 +160,7 @@ def train_all(
             end.request("enough")
             queue.leave_unfinished()
         finally:
-            # Whatever ends the queue ends its trainers, each with a checkpoint, before the executor waits for them.
+            # However the queue ends, stop its trainers with a checkpoint before the executor waits for them.
             end.request("ended")
             queue.wait_for_ends()
         return queue.results

@@ -29,7 +29,7 @@ from moedisco_ray.policies.retrying import End, kind_of
 _NODE_DEATH_SECONDS = 25.0
 """Time until Ray declares a node dead (s): five health checks, three seconds apart, after a first delay."""
 _CONNECTION_LOST = re.compile(r"actor \S+ is unavailable|connection (closed|reset)|gloo|nccl", re.IGNORECASE)
-"""Error texts of workers that lost another worker, whose process or node ended; Ray may not have noticed that yet."""
+"""Error texts of workers that lost the connection to another worker; Ray may not know yet that its process or node has ended."""
 _NODE_GONE = re.compile(
     r"node (has died|was (forcibly )?(terminated|preempted)|is dead|died|is being drained)|\b(by|node) preemption", re.IGNORECASE)
 """Ray's error texts for an actor that died with its node."""
@@ -44,7 +44,7 @@ def end_of(error: TrainingFailedError | RayError, status: UnitStatus, dead_befor
     """How an attempt ended, from the error that Ray raised.
 
     Args:
-        error: The error.
+        error: The exception that Ray raised.
         status: Last known state of the training.
         dead_before: Ids of the nodes that were dead when the attempt began.
     """
@@ -70,7 +70,7 @@ def end_of(error: TrainingFailedError | RayError, status: UnitStatus, dead_befor
 
 
 def _stay_alive(nodes: Collection[str], seconds: float) -> bool:
-    """Whether all of the nodes are alive now and after some seconds."""
+    """Whether all of the nodes stay alive for this number of seconds."""
     deadline = time.monotonic() + seconds
     while set(nodes) <= {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}:
         if time.monotonic() >= deadline:
@@ -85,7 +85,7 @@ def dead_nodes() -> set[str]:
 
 
 def _another_node_dies(before: Collection[str]) -> bool:
-    """Whether another node is dead now, or will be once Ray has had the time to notice."""
+    """Whether another node is dead, or is found dead within the time that Ray needs to notice."""
     deadline = time.monotonic() + _NODE_DEATH_SECONDS
     while dead_nodes() <= set(before):
         if time.monotonic() >= deadline:
@@ -118,10 +118,10 @@ def node_gone(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def reporting_full_disk_of_a_task(directory: Path) -> Iterator[None]:
-    """Turn an error of Ray that a full disk caused, in a task or under Ray itself, into a user error.
+    """Turn a Ray error that a full disk caused into a user error.
 
     Raises:
-        RunDirError: The run directory's disk is full, or the disk that Ray keeps its files on.
+        RunDirError: The disk of the run directory, or of Ray's own files, is full.
     """
     try:
         yield

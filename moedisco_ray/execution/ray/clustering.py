@@ -75,10 +75,10 @@ class VectoriserSlots:
     def taken(self, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Wait for one slot, and take all that are free.
 
-        They count as held until the block ends, also while an actor still waits for another run's actor to end.
+        They count as held until the block ends, even while another run's actor has not yet freed a slot.
 
         Args:
-            most: Maximum number of useful slots.
+            most: Maximum number of slots to take.
 
         Yields:
             The number of slots, and the resources of one actor.
@@ -90,7 +90,7 @@ class VectoriserSlots:
 
 
 def wait_for_slot() -> None:
-    """Do nothing: the call returns once a worker of the pool was free to run it."""
+    """Do nothing. A call in a slot of the pool returns once a slot was free."""
 
 
 class _Embedder:
@@ -150,7 +150,7 @@ class RayWorkers:
     def hold(self, files: Sequence[Path]) -> None:
         """Start one actor per CPU, at most one per file; Ray restarts an actor whose node is lost."""
         count = max(1, min(len(files), self.max_actors or _cpus()))
-        # The actors request no CPU: a request could wait forever.
+        # The actors request no CPU, because the request might never be granted.
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(Shard)
         self._actors = [actor.remote([path.resolve() for path in files[i::count]]) for i in range(count)]
 

@@ -51,7 +51,7 @@ class UnitStatus:
         return self.exit_step if self.exit_step is not None else self.step or None
 
     def updated(self, event: Event) -> UnitStatus:
-        """The status after one more event."""
+        """The status updated with one event."""
         data = event.data
         if event.type == "checkpoint":
             return dataclasses.replace(self, stall=data["stall"])
@@ -62,7 +62,7 @@ class UnitStatus:
 
 
 class _MailboxActor:
-    """Keeps events until the driver takes them, and each unit's status, outcome and held worker-seconds.
+    """Stores events until the driver takes them, and each unit's status, outcome and held worker-seconds.
 
     A worker that lost its connection may outlive its attempt: only the newest attempt changes the status and outcome of a unit.
     """
@@ -143,7 +143,7 @@ class EventMailbox:
     """The driver's side of the mailbox actor.
 
     Attributes:
-        handle: The actor, for workers; it pickles.
+        handle: The actor, to be passed to workers.
         check: Raises the error that stopped the forwarding of events, such as a full disk. Code that waits for workers calls it
             regularly.
     """
@@ -157,12 +157,12 @@ class EventMailbox:
         ray.get(self.handle.push.remote(event))
 
     def begin_attempt(self, unit: str) -> str:
-        """Forget the outcome and nodes of the unit's earlier attempt; return the id of the new attempt."""
+        """Start a new attempt at a unit and return its id; clears the outcome and nodes of the earlier attempt."""
         attempt: str = ray.get(self.handle.begin_attempt.remote(unit))
         return attempt
 
     def end_attempt(self, unit: str) -> None:
-        """Free what an attempt still holds: a worker that dies while its group starts leaves the placement group behind."""
+        """Release what the attempt still holds; if a worker died during start-up, its placement group is left over."""
         group = ray.get(self.handle.end_attempt.remote(unit))
         if group is not None:
             remove_placement_group(group)
@@ -174,7 +174,7 @@ class EventMailbox:
             ray.kill(controller)
 
     def count_loss(self) -> None:
-        """Count the loss of workers whose work since the last checkpoint is lost."""
+        """Count one loss of workers without a final checkpoint, for `losses_per_hour`."""
         ray.get(self.handle.count_loss.remote())
 
     def status(self, unit: str) -> UnitStatus:
@@ -202,7 +202,7 @@ class EventMailbox:
 
 @contextlib.contextmanager
 def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
-    """Pass every event that workers push to `emit`, in order, from one thread, until the block ends.
+    """Yield a mailbox, and call `emit` with its events, in order, from one thread, until the block ends.
 
     Args:
         emit: Receives the events.
@@ -223,7 +223,7 @@ def open_mailbox(emit: Emit, interval: float = 0.2) -> Iterator[EventMailbox]:
 
 @contextlib.contextmanager
 def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> Iterator[Callable[[], None]]:
-    """Pass what `take` returns to `emit`, from one thread, until the block ends in any way; then once more.
+    """Call `emit` with each event from `take`, in one thread, until the block ends; then once more for the rest.
 
     Args:
         take: Returns the events since its last call.
@@ -234,7 +234,7 @@ def forwarding(take: Callable[[], list[Event]], emit: Emit, interval: float) -> 
         A function that raises the error that ended the thread, if one did.
 
     Raises:
-        Exception: The error that ended the thread, when the block ends, unless the block raised one.
+        Exception: The error that ended the thread, unless the block itself raised one.
     """
     ended = threading.Event()
 
@@ -270,7 +270,7 @@ def attempt_emitter(handle: ActorHandle, attempt: str) -> Emit:
 
 
 def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:
-    """A function by which a worker reads the run's loss rate (lost workers per worker-hour) without blocking training.
+    """A function that returns the rate of lost workers (per worker-hour) in the run, without blocking training.
 
     Args:
         handle: The run's mailbox actor.
@@ -283,7 +283,7 @@ def loss_rate_reader(handle: ActorHandle, known: float, clock: Callable[[], floa
     def latest() -> float:
         nonlocal known, asked_at
         if answers and ray.wait(answers, timeout=0)[0]:
-            with contextlib.suppress(RayActorError):    # the mailbox is unreachable; another call to it ends the worker
+            with contextlib.suppress(RayActorError):    # the mailbox is gone; the worker ends at its next other call
                 known = ray.get(answers.pop())
         if not answers and clock() - asked_at >= _LOSS_RATE_SECONDS:
             asked_at = clock()

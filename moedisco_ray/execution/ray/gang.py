@@ -35,7 +35,7 @@ Outcome = TrainResult | End
 
 
 class GangCluster(Protocol):
-    """What a gang needs from the Ray cluster."""
+    """The interface to the Ray cluster that a gang needs."""
 
     @property
     def free_slots(self) -> int:
@@ -55,7 +55,7 @@ class GangCluster(Protocol):
 
     @property
     def worker_hours(self) -> float:
-        """Hours for which its workers were held, summed over the workers."""
+        """Worker-hours held so far, over all attempts."""
 
     def request(self, workers: int) -> None:
         """Request nodes for this many additional workers, in place of the previous request."""
@@ -80,13 +80,10 @@ class Gang:
     """One training whose number of workers may change.
 
     Args:
-        job: The training.
         sizes: Allowed numbers of workers.
-        cluster: The Ray cluster that the gang trains on.
         max_failures: Maximum number of restarts of failed workers.
         directory: Directory of the files that end an attempt; all nodes must see it.
         stop: Ends the whole run.
-        clock: Returns seconds.
         poll_seconds: Interval between two checks of the pool.
     """
 
@@ -113,7 +110,7 @@ class Gang:
 
         Raises:
             MoeDiscoError: An error that another attempt cannot repair.
-            TrainingError: The workers failed too often, or the training is poisoned.
+            TrainingError: The workers failed too often, or the training diverged.
             RunStopped: The run was asked to end.
             OSError: An event could not be written.
         """
@@ -130,7 +127,7 @@ class Gang:
                 try:
                     larger = self._watch(running, workers, before, end)
                 finally:
-                    # Whatever ends the watch ends the workers, with a checkpoint, before the executor waits for them.
+                    # However the watch ends, stop the workers with a checkpoint before the executor waits for them.
                     end.request("ended")
                 outcome = running.result()
                 if isinstance(outcome, End):
@@ -153,7 +150,7 @@ class Gang:
         return workers
 
     def _watch(self, running: Future[Outcome], workers: int, before: UnitStatus, end: StopFile) -> int | None:
-        """Wait for an attempt to end, and end it once a larger one would be quicker; returns the larger size."""
+        """Wait for an attempt to end, or stop it if a larger gang would finish sooner; returns the larger size."""
         began = self._clock()
         stepping = False
         while not wait([running], timeout=self._poll_seconds).done:
@@ -177,7 +174,7 @@ class Gang:
         return None
 
     def _larger_size(self, workers: int, seconds_left: float) -> int | None:
-        """The size that is worth a restart now; requests nodes if a size beyond the free slots would be worth one."""
+        """A larger size that is worth a restart now. If one would be worth it but lacks free slots, request its nodes."""
         possible = self._sizes.on(workers + self._cluster.free_slots)
         if possible is not None and worth_growing(workers, possible, seconds_left, self._restart_seconds):
             return possible
@@ -189,7 +186,7 @@ class Gang:
         return None
 
     def _next_size(self) -> int:
-        """The size to request: the largest, or a smaller one if that does not come within twice the expected time."""
+        """The size to request: the largest, or a smaller one if its nodes do not come within twice the expected time."""
         patience = 2 * self._cluster.boot_seconds
         waited = 0.0 if self._requested_at is None else self._clock() - self._requested_at
         return self._sizes.asked(self._cluster.max_slots, int(waited // patience) if math.isfinite(patience) else 0)
@@ -202,7 +199,6 @@ class Gang:
         self._cluster.request(workers)
 
     def _handle_end(self, end: End, workers: int) -> None:
-        """Retry or give up, as the policy decides."""
         self._losses += end.costly
         decision = histories.follow(self._job, self._history, end, self._max_failures, workers)
         if isinstance(decision, GiveUp):

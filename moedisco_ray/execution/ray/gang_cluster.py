@@ -35,8 +35,7 @@ class RayGangCluster:
         context: What the attempts share, except for the number of workers.
         name: Name of the training.
         reservation: Requests nodes.
-        path: File of the held worker-seconds, for later drivers.
-        clock: Returns seconds.
+        path: File that stores the held worker-seconds for later drivers.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class RayGangCluster:
         self._seconds: float = kept["seconds"]
         self._clock = clock
         self._saved_at = clock()
-        self._saving = threading.Lock()     # the attempt's own thread saves too, when it ends
+        self._saving = threading.Lock()     # the attempt's thread also saves, when the attempt ends
         self._counted = sum(self._held_before.values())
         self._workers = 1
         self._autoscales = session.autoscales()
@@ -155,9 +154,9 @@ def train_gang(
     Raises:
         MoeDiscoError: An error of this package, such as a full disk.
         OSError: An event could not be written.
-        TrainingError: The workers failed too often, or the training is poisoned.
+        TrainingError: The workers failed too often, or the training diverged.
         RunStopped: The run was asked to end; the workers have saved a checkpoint and ended.
-        KeyboardInterrupt: As `RunStopped`, from the keyboard.
+        KeyboardInterrupt: The user interrupted the run; the workers have ended as for `RunStopped`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     sizes = Sizes(job.batch, pool.fewest_workers, pool.most_workers)

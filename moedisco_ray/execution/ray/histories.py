@@ -15,7 +15,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
-    """The job with the history's micro-batch and skipped batches, and with the loss rate that sets its checkpoint interval."""
+    """The job with the history's micro-batch and skipped batches, and with the rate of lost workers for its checkpoint interval."""
     optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
     return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 
@@ -34,10 +34,10 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
     if end.kind in retrying.MAY_GO_BACK:
         try:
             checkpoints = checkpoint.steps(job.checkpoints)
-        except StorageError as error:   # without the list it cannot go back; a poisoned training will end like this again
+        except StorageError as error:   # going back needs the list: restart, and it may end like this again
             end = End("storage", end.step, str(error))
     limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
-    if end.kind == "out_of_memory":     # the policy halves the micro-batch, and no pass was larger than a worker's share
+    if end.kind == "out_of_memory":     # halve what really ran: at most a worker's share
         history = dataclasses.replace(history, micro_batch=min(history.micro_batch, _share(job, workers)))
     decision = retrying.decide(history, end, checkpoints, limits)
     if isinstance(decision, GoBack):

@@ -33,11 +33,11 @@ from moedisco_ray.training.checkpoints import checkpoint
 _POLL_SECONDS = 1.0
 """Interval between two checks of trainings and slots (s)."""
 _START_SECONDS = 60.0
-"""Time in which our own starting trainers may occupy slots before they report (s)."""
+"""Wait before a warning that no slot is free (s): our own starting trainers may hold the slots without a report yet."""
 _RESTART_SECONDS = 30.0
 """Assumed time from getting a slot to the next step, for a training that lost its slot (s)."""
 _STOP_SECONDS = 120.0
-"""Time for trainers that are asked to end to save a checkpoint (s)."""
+"""Maximum time for stopped trainers to save a checkpoint (s)."""
 
 Outcome = TrainResult | End
 
@@ -110,7 +110,7 @@ class Queue:
 
     @property
     def stretch(self) -> float:
-        """Factor on the remaining seconds that allows for lost nodes and checkpoints."""
+        """Factor on the remaining seconds that accounts for lost nodes and checkpoints."""
         cost = SaveCost(max((status.stall for status in self._statuses().values()), default=0.0))
         restart = _RESTART_SECONDS + (0.0 if self._demand is None else self._demand.boot_seconds)
         rate = self._context.mailbox.losses_per_hour()
@@ -166,7 +166,7 @@ class Queue:
         self._progress.save(self._context.mailbox.held, now=True)
 
     def leave_unfinished(self) -> None:
-        """End the trainings that are not waited for; running ones, which were asked to end, save a checkpoint first."""
+        """Report the unfinished trainings, once those that run, and were asked to end, have saved a checkpoint."""
         self.wait_for_ends()
         for future, (job, pool) in self._running.items():
             outcome = future.result()
@@ -182,14 +182,13 @@ class Queue:
 
     @property
     def _taken(self) -> Counter[str]:
-        """Running trainings on each node type."""
         return Counter(pool.key for _, pool in self._running.values())
 
     def _statuses(self) -> dict[str, UnitStatus]:
         return {job.name: self._context.mailbox.status(job.name) for job in self._jobs}
 
     def _order(self, room: int) -> list[Need]:
-        """The waiting trainings that could start, in the order to start them in, given the slots for all trainings."""
+        """Needs of the waiting trainings that could start, in the order in which to start them."""
         startable = [job for job in self._waiting.values() if self._sync.startable(job)]
         if not startable:
             return []
@@ -216,7 +215,6 @@ class Queue:
         self._emit_finished(job)
 
     def _handle_end(self, job: TrainJob, end: End) -> None:
-        """Retry or give up, as the policy decides."""
         placement = self._context.placement
         decision = histories.follow(job, self._histories[job.name], end, placement.max_failures, placement.workers)
         if isinstance(decision, GiveUp):
@@ -230,7 +228,7 @@ class Queue:
         self._enqueue(job)
 
     def _enqueue(self, job: TrainJob) -> None:
-        """Put a job into the queue once its newest checkpoint is known; the storage may respond slowly or not at all."""
+        """Queue a job once its newest checkpoint is known; a thread looks it up, because the storage may be slow or down."""
         self._queueing[self._threads.submit(_newest_checkpoint, job)] = job
 
     def _move_queued(self) -> None:
@@ -274,6 +272,6 @@ class Queue:
 
 
 def _newest_checkpoint(job: TrainJob) -> int | None:
-    with contextlib.suppress(StorageError):     # the step only orders the queue: no reason to end a run
+    with contextlib.suppress(StorageError):     # not fatal: the step only orders the queue
         return max(checkpoint.steps(job.checkpoints), default=0)
     return None

@@ -1,6 +1,6 @@
 """All private or undocumented API of Ray that the package uses, with the reason why the public API is not enough.
 
-Every entry was checked with the Ray version in `CHECKED_WITH`. A test fails with another version, and if another file imports a
+Every entry was checked with the Ray version in `CHECKED_WITH`. A test fails with any other version, or if another file imports a
 private module of Ray. Review this module before you change the Ray version in pyproject.toml.
 
 The entries of Ray Train are in `ray_train_internals`: importing Ray Train takes another second and 120 MB, which the program that
@@ -59,7 +59,7 @@ def max_cluster_resources() -> Mapping[str, int] | None:
 
 
 def cluster_address(address: str) -> tuple[str, tuple[str, str]]:
-    """Resolve a Ray cluster's address as `ray.init` does, which would connect at once and wait for a cluster that does not respond.
+    """Resolve a Ray cluster's address without connecting; `ray.init` would wait for a cluster that does not respond.
 
     Returns:
         The address as `HOST:PORT`, and its host and port.

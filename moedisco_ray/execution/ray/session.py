@@ -80,7 +80,7 @@ def _slots(pool: Pool, resources: Mapping[str, float]) -> int:
 
 
 def free_workers(bundle: Mapping[str, float]) -> int:
-    """Workers with this bundle of resources that could start now (Ray's view is a moment old); none on a draining node."""
+    """Number of workers with these resources that could start now, outside draining nodes; Ray's figures may be a moment old."""
     draining = ray_internals.draining_nodes()
     return sum(
         min(int(available.get(name, 0) // amount) for name, amount in bundle.items())
@@ -88,10 +88,10 @@ def free_workers(bundle: Mapping[str, float]) -> int:
 
 
 def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int) -> str:
-    """A sentence about what workers wait for.
+    """A sentence that says which slots workers wait for.
 
     Args:
-        bundles: Alternative resources of one worker, each with the tag of its node type first.
+        bundles: Resources of one worker on each suitable node type, the type's tag first.
         workers: Number of workers that start at once.
         free: Number of workers that could start now.
     """
@@ -103,7 +103,7 @@ def wait_message(bundles: Sequence[Mapping[str, float]], workers: int, free: int
 
 
 def autoscales() -> bool:
-    """Whether an autoscaler may add nodes, judged by its mark on the nodes that it started."""
+    """Whether an autoscaler may add nodes: it has marked the nodes that it started."""
     return any(node.get("NodeTypeName") or "ray.io/node-group" in node.get("Labels", {}) for node in ray.nodes())
 
 

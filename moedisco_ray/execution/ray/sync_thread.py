@@ -34,13 +34,13 @@ class SyncThread:
         return not self._coordinator.is_waiting(job.name)
 
     def with_stay(self, job: TrainJob, *, slot_for_each: bool) -> TrainJob:
-        """The job, set to wait at a sync point in its slot if every member has one, and otherwise to free it for the others."""
+        """A copy of the job; it keeps its slot while it waits at a sync point only if there is a slot for each member."""
         if job.sync is None:
             return job
         return dataclasses.replace(job, sync=dataclasses.replace(job.sync, max_wait=_STAY_SECONDS if slot_for_each else 0.0))
 
     def poll(self) -> None:
-        """Start the outer step of the open sync point when it is due.
+        """Start the outer step once all members have arrived, or the wait for late ones is over.
 
         Raises:
             RunDirError: The disk is full.

@@ -62,7 +62,7 @@ def _attempt(name: str, call: ray.ObjectRef, pool: Pool | None, emit: Emit, stop
         # Ray's own retry would wait for a slot without a notice, and the wait would be charged.
         max_retries=0).remote([call])
     with contextlib.ExitStack() as unless_begun:
-        # With force: a task that begins at this very moment must not write into a directory that is being removed.
+        # Use force: a task that begins at this moment must not write into a directory that is being removed.
         unless_begun.callback(ray.cancel, task, force=True)
         wait_for_start(
             lambda: bool(ray.wait([task], timeout=_POLL_SECONDS)[0]),
@@ -79,7 +79,7 @@ def wait_for_start(
     """Wait for a task to start, and warn once if that takes long.
 
     Args:
-        started: Waits for a moment and returns whether the task has started.
+        started: Waits briefly, and returns whether the task has started.
         message: Says what the task waits for.
         emit: Receives the `warning`.
         stop: Ends the wait.

@@ -20,7 +20,6 @@ class BootTimes:
 
     Args:
         tag: A custom resource.
-        clock: Returns seconds.
     """
 
     def __init__(self, tag: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,26 +30,26 @@ class BootTimes:
 
     @property
     def seconds(self) -> list[float]:
-        """Seconds from the request to each node that came, over all runs; oldest first."""
+        """Boot times of earlier nodes, of all runs, from request to arrival (s); oldest first."""
         kept = ray_internals.kv_get(self._key, _NAMESPACE)
         return [] if kept is None else list(json.loads(kept))
 
     def request(self, slots: int) -> None:
-        """Set the number of slots that are requested from now on, including those requested before."""
+        """Set the total number of slots that are requested now; earlier requests among them keep their time."""
         if not self._requested_at:
             self._known = self._nodes()
         waiting = self._requested_at[-slots:] if slots else []
         self._requested_at = [*waiting, *[self._clock()] * (slots - len(waiting))]
 
     def record(self) -> int:
-        """Store the boot times of nodes that came since their request; returns the number of those nodes."""
+        """Store the boot times of nodes that have arrived since the last call; return the number of these nodes."""
         if not self._requested_at:
             return 0
         new = self._nodes() - self._known
         self._known |= new
         if new:
             now = self._clock()
-            # The oldest request gets the first node.
+            # Count the first node for the oldest request.
             times = [now - self._requested_at[min(place, len(self._requested_at) - 1)] for place in range(len(new))]
             ray_internals.kv_put(self._key, json.dumps([*self.seconds, *times][-_MAX_KEPT:]), _NAMESPACE)
         return len(new)

@@ -1,9 +1,9 @@
-"""Slots that an autoscaler is asked for on behalf of waiting trainings: one for each that could start.
+"""Requests an autoscaler's slots for waiting trainings: one slot for each training that could start.
 
-Ray Train requests a training's slots once the training has begun. If all trainings began at once, so that an autoscaler sees them,
-each would be a process on the head node, and Ray, not the queue, would decide which of them gets the first slot. So only as many
-trainings begin as there is room for. Slots for the others are requested here, by placement groups of one slot each. A group whose
-slot has come is removed at once: the queue sees the node, and the training that it begins there takes the slot.
+Ray Train requests a training's slots once the training has begun. If all trainings began at once, an autoscaler would see them, but
+each would be a process on the head node, and Ray instead of the queue would decide which of them gets the first slot. So trainings
+begin only while slots are free, and slots for the others are requested here, by placement groups of one slot each. When a group
+gets its slot, it is removed at once, and the queue begins a training in that slot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class Demand:
     Args:
         node_types: The node types, by key.
         name: Prefix of the placement groups' names.
-        clock: Returns seconds.
     """
 
     def __init__(self, node_types: Mapping[str, Pool], name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,7 +50,6 @@ class Demand:
 
 
 class _Requests:
-    """The requested slots of one node type."""
 
     def __init__(self, node_type: Pool, name: str, clock: Callable[[], float]) -> None:
         self._node_type = node_type

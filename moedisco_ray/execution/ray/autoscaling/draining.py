@@ -16,7 +16,7 @@ _TIMEOUT_S = 5
 
 
 def drain(gcs_address: str, node_id: str, deadline_ms: int, reason: str) -> bool:
-    """Drain a node that the cloud takes away. At the deadline the cloud ends it, not Ray.
+    """Drain a node that the cloud will take away; Ray does not end the node at the deadline.
 
     Args:
         gcs_address: HOST:PORT of the Ray cluster's control store.

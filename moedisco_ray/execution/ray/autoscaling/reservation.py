@@ -2,7 +2,8 @@
 
 An autoscaler sees a pending placement group; Ray's `request_resources` would overwrite what Ray Train requests. A group holds
 nothing until all of it can be held at once, so that runs that request slots at the same time never block each other. It requests
-only the pool's tag, which suffices to bring a node. A CPU or a GPU in it would keep sub-models off a machine of both pools.
+only the pool's tag, which suffices to bring a node: a CPU or GPU in the request would block sub-models on a machine that belongs to
+both pools.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ class Reservation:
     """Requests slots of a pool ahead of their use, by at most one placement group.
 
     Args:
-        pool: The pool.
         name: Prefix of the placement groups' names.
-        clock: Returns seconds.
 
     Attributes:
         workers: Number of slots requested now.
@@ -41,12 +40,12 @@ class Reservation:
 
     @property
     def boot_times(self) -> list[float]:
-        """Seconds from the request to each node that came, over all runs; oldest first."""
+        """Boot times of earlier nodes, of all runs, from request to arrival (s); oldest first."""
         return self._boots.seconds
 
     @property
     def held(self) -> int:
-        """Slots that the group holds: all requested ones or none, without those of draining nodes."""
+        """Number of requested slots that are held, all or none, not counting draining nodes."""
         table = placement_group_table(self._group) if self._group is not None else {}
         if table.get("state") != "CREATED":
             return 0
@@ -67,14 +66,14 @@ class Reservation:
             self.workers = workers
 
     def hand_over(self) -> None:
-        """Remove the request, because the work is about to make its own. Call `record` once the work has begun on its nodes."""
+        """Remove the request just before the work requests its own slots. Call `record` once the work has begun."""
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
             self.workers = 0
 
     def record(self) -> None:
-        """Store the boot times of nodes that came since their request."""
+        """Store the boot times of nodes that have arrived since the last call."""
         self._boots.record()
         if not self.workers:
             self._boots.request(0)
@@ -82,7 +81,7 @@ class Reservation:
     def prepare(
         self, running: Sequence[float], waiting: Sequence[float], slots: int, workers: int, stretch: float = 1.0,
     ) -> Advice:
-        """Request or release slots as `policies.arrival` advises, given the work that remains until the slots are needed.
+        """Request or release slots, as `policies.arrival` advises from the time left until the slots are needed.
 
         Args:
             running: Seconds left of each running training.

@@ -1,7 +1,7 @@
 """Ray's cloud launchers, extended so that the autoscaler tries the next node type when the cloud refuses one.
 
-Ray 2.60 lowers the score of a node type whose machines were promised and never came. A refusal, a cloud's response if it lacks spot
-capacity, does not lower that score, so Ray would request the same type forever. Here a refusal counts too.
+Ray 2.60 lowers the score of a node type whose machines were promised and never came. But if a cloud lacks spot capacity, it refuses
+the request, which does not lower the score: Ray would request the same type forever. Here a refusal counts too.
 
 A cluster file names one of them as `provider: {type: external, module: MODULE.AWS}` (or `.GCP`, `.Azure`), where MODULE is this
 module. The other fields of `provider` are those of Ray's own launcher.
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> type:
 
 
 class _WithRefusals:
-    """Mixin of a node provider that replaces the class of the monitor, which the autoscaler creates after the provider."""
+    """Mixin for a node provider: installs `RefusalMonitor` before the autoscaler creates its monitor."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         set_cloud_resource_monitor(RefusalMonitor)
@@ -33,7 +33,7 @@ class _WithRefusals:
 
 
 class RefusalMonitor(CloudResourceMonitor):
-    """Scores a refused node type like one that was promised and never came: it recovers over ten minutes."""
+    """Lowers the score of a refused node type, which then recovers over ten minutes."""
 
     def __init__(self) -> None:
         super().__init__()
