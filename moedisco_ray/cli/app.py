@@ -268,7 +268,7 @@ def _reporter(url: str, config: RunConfig, stop: StopFile) -> View:
 
 def output_console() -> Console:
     """A console on the standard output; in a pipe it is wide enough for tables."""
-    # Keep the present sys.stdout: during a run, sys.stdout is redirected to the file of Ray's output.
+    # Keep the current sys.stdout: during a run, sys.stdout is redirected to the file of Ray's output.
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 

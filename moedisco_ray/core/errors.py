@@ -9,7 +9,7 @@ MoeDiscoError
 │   └── RunDirError      the output holds another run, or the disk is full
 ├── RunError             the run itself failed: exit code 1
 │   ├── StorageError     the checkpoint storage did not respond for minutes, or a checkpoint is damaged
-│   └── TrainingError    a worker keeps failing
+│   └── TrainingError    a training failed too often, or diverged
 │       └── DivergedError    training fails because of its state or data, on any machine
 │           └── NotFiniteError   a loss or gradient that is not finite
 └── RunStopped           a user, a budget or a newer run stopped the run: exit code 3
@@ -87,7 +87,7 @@ class StorageError(RunError):
 
 
 class TrainingError(RunError):
-    """A loss is not finite, or a worker failed too often."""
+    """A training failed too often or diverged, so that its stage cannot finish."""
 
 
 class DivergedError(TrainingError):

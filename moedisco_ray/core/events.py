@@ -25,7 +25,7 @@ EventType = Literal[
     "evaluation",       # stage, unit, step, tokens, held_out_loss: held-out loss during training
     "unit_finished",    # stage, unit, steps, tokens, loss, seconds, restored_step
     "unit_let_go",      # stage, unit, contribution, steps, tokens, reason: the merge does not wait for it
-    "round",            # stage, round, rounds, members, late, seconds: the sub-models' backbones were combined
+    "sync",             # stage, sync, syncs, members, late, seconds: the sub-models' backbones were combined
     "clusters",         # documents, tokens: one number per cluster
     "worker_restarted", # stage, unit, reason
     "workers_held",     # hold, pool, workers, unit: slots of a pool or node type are taken; unit: for trainers only

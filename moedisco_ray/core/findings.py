@@ -45,9 +45,9 @@ def expert_note(evaluation: EvaluationRecord) -> str | None:
     """A sentence on how specialised the experts are and how many are dead; None if that was not measured."""
     if not evaluation.specialisation:
         return None
-    shared = ", ".join(f"{value:.2f} of the {label}" for label, value in evaluation.specialisation.items() if value is not None)
+    shared = ", ".join(f"{value:.2f} with its {label}" for label, value in evaluation.specialisation.items() if value is not None)
     dead, experts = (sum(router.dead for router in evaluation.routers), sum(len(router.load) for router in evaluation.routers))
-    known = f"a document's main expert gives away {shared} (normalised mutual information); " if shared else ""
+    known = f"normalised mutual information of a document's main expert: {shared}; " if shared else ""
     return f"{known}{dead} of {experts} experts are dead (under 1 % of an even load)"
 
 

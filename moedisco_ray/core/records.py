@@ -149,7 +149,7 @@ class TrainingSummary(Record):
     """Summary of a training stage: seed, sub-models or fine-tune."""
 
     units: list[UnitRecord] = Field(default_factory=list)
-    rounds: list[SyncRecord] = Field(default_factory=list)
+    syncs: list[SyncRecord] = Field(default_factory=list)
     """Sync points; empty if the sub-models had none."""
 
 

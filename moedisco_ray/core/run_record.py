@@ -96,7 +96,7 @@ class RunReport(Record):
     """Tokens trained on, over all stages."""
     bill: Bill
     """What the run has cost: lines, totals, idle machines, time, baseline, saving, quality."""
-    rounds: list[SyncRecord] = Field(default_factory=list)
+    syncs: list[SyncRecord] = Field(default_factory=list)
     """Sync points of the sub-models; empty if there were none."""
     corpus: CorpusSummary = CorpusSummary()
     """Summary of the corpus stage."""

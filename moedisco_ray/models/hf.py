@@ -33,7 +33,7 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
     Args:
         family: Model family.
         architecture: Sizes of the model.
-        vocab_size: Vocabulary size of the tokeniser; `architecture.vocab_size` overrides it and may be larger.
+        vocab_size: Vocabulary size of the tokenizer; `architecture.vocab_size` overrides it and may be larger.
         sequence_length: Maximum sequence length, unless the architecture sets one.
         eos_token_id: Token between documents.
 
@@ -43,7 +43,7 @@ def hf_config(family: FamilyName, architecture: Architecture, vocab_size: int, s
     declaration = ModelMap(family).family
     if architecture.vocab_size is not None and architecture.vocab_size < vocab_size:
         raise ConfigError("model.config.vocab_size", architecture.vocab_size,
-                          f"is smaller than the tokeniser's {vocab_size} tokens; raise it or remove it")
+                          f"is smaller than the tokenizer's {vocab_size} tokens; raise it or remove it")
     fields: dict[str, Any] = {
         "vocab_size": architecture.vocab_size or vocab_size,
         "hidden_size": architecture.hidden_size,

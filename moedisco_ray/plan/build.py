@@ -108,7 +108,7 @@ def build_plan(config: RunConfig, machine: Machine = UNKNOWN_MACHINE) -> Plan:
     Without facts about the machine, time and cost of CPU workers are unknown.
 
     Raises:
-        ConfigError: The tokeniser cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool,
+        ConfigError: The tokenizer cannot be read, or does not fit the model; or a worker fits no node type of a mixed pool,
             so that the run would wait forever.
         CheckpointError: The directory in `model.init` holds no model that the family can start from.
     """

@@ -1,6 +1,6 @@
 """Memory of one worker, by part.
 
-Weights, gradients and moments follow `optimizer.precision`: 2 + 2 + 4 bytes per parameter in pure bf16, else 4 + 4 + 8.
+Weights, gradients and optimizer state follow `optimizer.precision`: 2 + 2 + 4 bytes per parameter in pure bf16, else 4 + 4 + 8.
 
 Activations are counted tensor by tensor, as autograd saves them, in the manner of Korthikanti et al., "Reducing
 activation recomputation in large transformer models" (arXiv 2205.05198, section 4.1), for layers with RMSNorm, SwiGLU
@@ -96,11 +96,11 @@ def worker_memory(
         optimizer: Precision, micro-batch and gradient checkpointing.
         sequence_length: Tokens per sequence.
         gpu: GPUs per worker; `precision: auto` depends on whether there are any.
-        workers: Number of workers; weights, gradients and moments are divided among them.
+        workers: Number of workers; weights, gradients and optimizer state are divided among them.
     """
     parameters = count_parameters(family, architecture, vocab_size)
     share = -(-parameters.total // workers)
-    weights, gradients, moments = (share * size for size in _STATE_BYTES[optimizer.state])
+    weights, gradients, optimizer_state = (share * size for size in _STATE_BYTES[optimizer.state])
     width = compute_bytes(optimizer, gpu)
     autocast = workers == 1 and optimizer.state == "fp32" and width < 4
     copies = _GATHERED_BYTES[width] * parameters.largest_block if workers > 1 else width * parameters.total * autocast
@@ -110,9 +110,9 @@ def worker_memory(
         checkpointing=optimizer.gradient_checkpointing)
     stepping = _STEP_BYTES[optimizer.state] * -(-parameters.largest_tensor // workers)
     step = max(0, stepping - activations - copies)
-    held = weights + gradients + moments + copies + activations + step
+    held = weights + gradients + optimizer_state + copies + activations + step
     return Memory(
-        weights=weights, gradients=gradients, optimizer=moments, activations=activations, compute_copies=copies,
+        weights=weights, gradients=gradients, optimizer=optimizer_state, activations=activations, compute_copies=copies,
         optimizer_step=step, overhead=_FIXED_OVERHEAD + int(_FRAGMENTATION * held))
 
 

@@ -17,7 +17,7 @@ class Sync(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    meetings: int
+    syncs: int
     bytes: int
     """Bytes written and read, over all syncs and members."""
 
@@ -29,9 +29,9 @@ def plan_sync(settings: Submodels, steps: int, members: int, parameters: Paramet
     passes it reads the last common backbone twice, its momentum twice and the new momentum once, and writes the new backbone and
     the new momentum.
     """
-    meetings = 0 if settings.sync_every is None or members == 1 else sync_count(steps, settings.sync_every)
-    if not meetings:
+    syncs = 0 if settings.sync_every is None or members == 1 else sync_count(steps, settings.sync_every)
+    if not syncs:
         return None
     backbone = parameters.total - parameters.experts - parameters.router
     each = 2 * _STORED[settings.optimizer.state] + _COMMON
-    return Sync(meetings=meetings, bytes=meetings * backbone * (members * each + 7 * _COMMON))
+    return Sync(syncs=syncs, bytes=syncs * backbone * (members * each + 7 * _COMMON))

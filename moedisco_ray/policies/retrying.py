@@ -115,11 +115,11 @@ class GiveUp:
 
     Attributes:
         reason: One line for users.
-        poisoned: Whether the state or the data is the cause, not the program or a small machine.
+        diverged: Whether the training's state or data is the cause, so that it fails on any machine.
     """
 
     reason: str
-    poisoned: bool
+    diverged: bool
 
 
 Decision = Again | GoBack | GiveUp
@@ -167,21 +167,22 @@ def decide(history: History, end: End, checkpoints: Sequence[int], limits: Limit
         return _go_back(history, end, checkpoints, limits.window)
     if history.failures > limits.failures:
         where = "before its first step" if end.step is None else f"at step {end.step}"
-        return GiveUp(f"failed {history.failures} times, the last {where}: {end.reason}", poisoned=False)
+        return GiveUp(f"failed {history.failures} times, the last {where}: {end.reason}", diverged=False)
     return Again(history)
 
 
 def _halve(history: History, end: End) -> Again | GiveUp:
     if history.micro_batch <= 1:
-        return GiveUp(f"one sequence does not fit into the worker's memory: {end.reason}", poisoned=False)
+        return GiveUp(f"one sequence does not fit into the worker's memory: {end.reason}", diverged=False)
     return Again(dataclasses.replace(history, micro_batch=history.micro_batch // 2))
 
 
 def _go_back(history: History, end: End, checkpoints: Sequence[int], window: int) -> GoBack | GiveUp:
     if history.skip is not None:
+        what = "diverged" if end.kind == "not_finite" else "failed"
         return GiveUp(
-            f"poisoned: failed at step {end.step} after it went back and skipped {history.skip.width} batches: {end.reason}",
-            poisoned=True)
+            f"{what} at step {end.step} after it went back and skipped {history.skip.width} batches: {end.reason}",
+            diverged=True)
     # The last reported step may be before the newest checkpoint; a loss that is not finite has its exact step.
     reported = end.step or 0
     step = reported if end.kind == "not_finite" else max(reported, *checkpoints, 0)

@@ -42,7 +42,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(ray_cluster: None, tmp
     assert trained.result.losses == pytest.approx(roomy.losses, rel=1e-5)
 
 
-def test_a_poisoned_batch_is_left_out_once_and_reported(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_batch_with_a_nan_loss_is_left_out_once_and_reported(ray_cluster: None, tmp_path: Path) -> None:
     job = make_job(tmp_path, STEPS)
     spoil(job, step=7)
     events: list[Event] = []
@@ -57,18 +57,18 @@ def test_a_poisoned_batch_is_left_out_once_and_reported(ray_cluster: None, tmp_p
     assert trained.result.losses == here(spared).losses
 
 
-def test_what_is_poisoned_twice_is_given_up(ray_cluster: None, tmp_path: Path) -> None:
+def test_what_diverges_twice_is_given_up(ray_cluster: None, tmp_path: Path) -> None:
     job = make_job(tmp_path, STEPS)
     for step in (7, 11):
         spoil(job, step)
     events: list[Event] = []
-    with pytest.raises(TrainingError, match=r"submodel-0: poisoned: failed at step 8 after it went back .* nan"):
+    with pytest.raises(TrainingError, match=r"submodel-0: diverged at step 8 after it went back .* nan"):
         train_all([job], PLACEMENT, tmp_path / "ray", events.append)
     assert [event.data["kind"] for event in events if event.type == "worker_restarted"] == ["not_finite"]
 
 
 @pytest.mark.chaos
-def test_an_error_has_its_step_though_none_was_told_of_and_twice_at_one_it_is_poison(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_error_has_its_step_though_none_was_told_of_and_two_at_one_step_go_back(ray_cluster: None, tmp_path: Path) -> None:
     job = dataclasses.replace(make_job(tmp_path, STEPS), log_every=100)
     spoil(job, 7, UNKNOWN)
     events: list[Event] = []

@@ -210,5 +210,5 @@ def test_a_gang_that_could_never_be_is_refused(tmp_path, workers, message):
 
 
 def test_a_round_waits_for_ever_only_where_the_merge_does(tmp_path):
-    assert load(tmp_path).submodels.round_patience is None
-    assert load(tmp_path, BASE, "submodels.quorum=2", "submodels.sync_every=10").submodels.round_patience == 600
+    assert load(tmp_path).submodels.sync_patience is None
+    assert load(tmp_path, BASE, "submodels.quorum=2", "submodels.sync_every=10").submodels.sync_patience == 600

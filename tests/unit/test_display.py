@@ -53,6 +53,18 @@ def test_plain_lines():
     ]
 
 
+def test_a_sync_has_a_line_and_an_event_of_an_earlier_version_has_none():
+    stream = io.StringIO()
+    lines, state = PlainLines(stream), RunState()
+    for line in (
+            '{"type": "sync", "stage": "submodels", "data": {"sync": 2, "syncs": 5, "members": ["a", "b"], "late": ["c"]}}',
+            '{"type": "round", "stage": "submodels", "data": {"round": 3, "rounds": 5}}'):
+        event = Event.from_json(line)
+        lines(event)
+        state.update(event)
+    assert [line[10:] for line in stream.getvalue().splitlines()] == ["submodels: sync 2/5 of 2 backbones, without c"]
+
+
 def test_plain_lines_show_each_unit_at_most_once_per_interval():
     stream = io.StringIO()
     lines = PlainLines(stream, interval=10)

@@ -218,8 +218,8 @@ def test_router_counts_are_those_of_the_routers_logits(family, documents):
                 entropies[layer] += torch.special.entr(probabilities).sum(-1).tolist()
     assert found.layers == (0, 1)
     np.testing.assert_array_equal(found.selections_RGE, selections)
-    np.testing.assert_array_equal(found.first_RGE, first)
-    np.testing.assert_array_equal(found.document_first_RNE, by_document)
+    np.testing.assert_array_equal(found.top1_RGE, first)
+    np.testing.assert_array_equal(found.document_top1_RNE, by_document)
     assert found.token_entropy_R == pytest.approx([np.mean(e) for e in entropies], rel=1e-5)
     document_nats(model, documents.tokens, prefix=EOS, sequence_length=LENGTH)
     np.testing.assert_array_equal(meter.statistics().selections_RGE, selections)    # nobody counts any more

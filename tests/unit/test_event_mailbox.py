@@ -45,9 +45,9 @@ def full_disk(event: Event) -> None:
 
 def test_what_was_pushed_last_arrives_though_the_block_raises() -> None:
     box, seen = Box(), []
-    with pytest.raises(TrainingError, match="poisoned"), forwarding(box.take, seen.append, 60.0):
+    with pytest.raises(TrainingError, match="diverged"), forwarding(box.take, seen.append, 60.0):
         box.events.append(last := Event("workers_released", data={"hold": "a"}))
-        raise TrainingError("poisoned")
+        raise TrainingError("diverged")
     assert seen == [last]
 
 
@@ -82,8 +82,8 @@ def test_a_full_disk_is_noticed_at_the_end_of_the_block() -> None:
 
 
 def test_the_blocks_own_error_goes_before_that_of_a_full_disk() -> None:
-    with pytest.raises(TrainingError, match="poisoned"), forwarding(Box(Event("progress")).take, full_disk, 60.0):
-        raise TrainingError("poisoned")
+    with pytest.raises(TrainingError, match="diverged"), forwarding(Box(Event("progress")).take, full_disk, 60.0):
+        raise TrainingError("diverged")
 
 
 def say(mailbox: _MailboxActor, attempt: str, word: str, step: int) -> None:
@@ -138,7 +138,7 @@ def test_the_mailbox_ends_with_the_block_however_that_ends(monkeypatch: pytest.M
         assert mail.handle is mailbox
         assert killed == []
         if raises:
-            raise TrainingError("poisoned")
+            raise TrainingError("diverged")
 
     with pytest.raises(TrainingError) if raises else contextlib.nullcontext(), open_mailbox(lambda _event: None, 60.0) as mail:
         use(mail)

@@ -48,7 +48,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory with its tokeniser, as a run exports it."""
+    """A model directory with its tokenizer, as a run exports it."""
     directory = tmp_path_factory.mktemp("model")
     texts = [row["query"] + " ".join(row["choices"]) for row in CHOICES] + [row["context"] for row in COMPLETIONS]
     save_trained(train_bpe(texts, 320), directory)

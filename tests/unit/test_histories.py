@@ -41,7 +41,7 @@ def test_a_storage_that_is_away_when_workers_end_does_not_end_the_run(
     assert remembered(job, 1) == decision.history
 
 
-def test_poison_drops_the_checkpoints_after_the_one_that_it_goes_back_to(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_back_drops_the_checkpoints_after_the_one_it_goes_back_to(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped: list[int] = []
     monkeypatch.setattr(checkpoint, "steps", storage([80, 90, 100]))
     monkeypatch.setattr(checkpoint, "discard_after", lambda _location, step: dropped.append(step))

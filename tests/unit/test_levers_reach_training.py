@@ -150,14 +150,14 @@ def test_sub_models_are_the_ones_that_are_written_by_hand(run: Finished) -> None
     assert {job.sync.directory for job in run.submodels} == {run.submodels[0].sync.directory}
 
 
-def is_same_again(run: Finished, home: Path, rounds: dict[str, Any], **changes: Any) -> bool:
+def is_same_again(run: Finished, home: Path, sync: dict[str, Any], **changes: Any) -> bool:
     """Whether the sub-models, trained by hand, come to the weights that the run's came to."""
     jobs = [
         dataclasses.replace(
             job, output=home / job.name, checkpoints=home / f"{job.name}-steps",
-            sync=dataclasses.replace(job.sync, directory=home / "rounds", **rounds), **changes)
+            sync=dataclasses.replace(job.sync, directory=home / "sync", **sync), **changes)
         for number in range(2) for job in [by_hand_apart(run, number, run.submodels[number].sync.steps)]]
-    jobs.sort(key=lambda job: -job.steps)       # a round adds its members up in the order in which they start
+    jobs.sort(key=lambda job: -job.steps)       # a sync adds its members up in the order in which they start
     LocalBackend().train_all(jobs, Placement(run.config.pools.low_memory, 1, 0), home / "ray", lambda _: None)
     pairs = [(open_checkpoint(job.output), open_checkpoint(run.directory / "submodels" / job.name[-1])) for job in jobs]
     return all(torch.equal(mine[key], theirs[key]) for mine, theirs in pairs for key in theirs)
@@ -182,10 +182,10 @@ def test_router_losses_are_of_all_that_have_routers_to_learn(tmp_path: Path) -> 
     assert losses("one", 2, "submodels") == losses("one", 2, "seed") == (0.0, 0.0)
 
 
-def test_rounds_are_those_of_the_configuration_where_there_are_any(tmp_path: Path) -> None:
+def test_syncs_are_those_of_the_configuration_where_there_are_any(tmp_path: Path) -> None:
     settings = small_config(tmp_path, submodels={
         "sync_every": 5, "outer": {"lr": 0.25, "momentum": 0.75}, "quorum": 2}).submodels
-    # The shorter meets at the same shares of its steps. The merge ends the last round.
+    # The shorter syncs at the same shares of its steps. The merge replaces a sync at the last step.
     assert sync_plans([20, 12], settings, tmp_path) == [
         SyncPlan(tmp_path, (5, 10, 15), Outer(lr=0.25, momentum=0.75), 600.0),
         SyncPlan(tmp_path, (3, 6, 9), Outer(lr=0.25, momentum=0.75), 600.0)]

@@ -288,7 +288,7 @@ def test_every_size_reaches_the_model(family):
         assert shapes["model.layers.0.mlp.shared_expert.up_proj.weight"] == (40, 32)
     if not normalised:
         assert config.norm_topk_prob is False
-    with pytest.raises(ConfigError, match="smaller than the tokeniser"):
+    with pytest.raises(ConfigError, match="smaller than the tokenizer"):
         hf_config(family, architecture, 101, 16, 0)
     sub = submodel_config(values, 2)
     assert canonical_shapes(sub)[ModelMap(family).router_key(0)] == (2, 32)

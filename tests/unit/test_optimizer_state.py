@@ -26,7 +26,7 @@ from moedisco_ray.models.optimizer_state import (
     write_optimizer_state,
 )
 from moedisco_ray.policies.retrying import Skip
-from moedisco_ray.stages.merge.moments import merge_moments
+from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
 from moedisco_ray.training import TrainJob
 
 HALF = 4
@@ -135,7 +135,7 @@ def test_experts_keep_theirs_and_the_backbone_has_the_weighted_mean(home: Path, 
     values, gammas = (1.0, -2.0, 3.0, 5.0), (0.1, 0.2, 0.3, 0.4)
     parts = [filled(tmp_path / str(k), home / "dense", value, 10 + k) for k, value in enumerate(values)]
     config = read_config(home / "moe")
-    assert merge_moments(parts, config, gammas, tmp_path)
+    assert merge_optimizer_states(parts, config, gammas, tmp_path)
     merged, names = opened(tmp_path / OPTIMIZER_FOLDER), ModelMap("qwen3_moe")
     assert merged.steps == 10
     for power, kind in enumerate(KINDS, start=1):
@@ -154,21 +154,21 @@ def test_experts_keep_theirs_and_the_backbone_has_the_weighted_mean(home: Path, 
 
 def test_one_that_was_never_trained_makes_nobody_begin_again(home: Path, tmp_path: Path) -> None:
     parts = [filled(tmp_path / str(k), home / "dense", value, steps) for k, (value, steps) in enumerate([(1.0, 40), (0.0, 0)])]
-    assert merge_moments(parts, read_config(home / "moe") | {"num_experts": 2}, (1.0, 0.0), tmp_path)
+    assert merge_optimizer_states(parts, read_config(home / "moe") | {"num_experts": 2}, (1.0, 0.0), tmp_path)
     assert opened(tmp_path / OPTIMIZER_FOLDER).steps == 40
 
 
 def test_a_mean_of_squares_is_never_below_zero(home: Path, tmp_path: Path) -> None:
     parts = [filled(tmp_path / str(k), home / "dense", value, 1) for k, value in enumerate((1e-19, 3.0, 1e-3))]
     config = read_config(home / "moe") | {"num_experts": 3}
-    merge_moments(parts, config, (1 / 3, 1 / 3, 1 / 3), tmp_path)
+    merge_optimizer_states(parts, config, (1 / 3, 1 / 3, 1 / 3), tmp_path)
     assert all(bool((tensor >= 0).all()) for tensor in opened(tmp_path / OPTIMIZER_FOLDER).tensors["exp_avg_sq"].values())
 
 
 def test_where_one_has_none_there_are_none(home: Path, tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     parts = [filled(tmp_path / "0", home / "dense", 1.0, 1), tmp_path / "1"]
-    assert not merge_moments(parts, read_config(home / "moe"), (0.5, 0.5), tmp_path)
+    assert not merge_optimizer_states(parts, read_config(home / "moe"), (0.5, 0.5), tmp_path)
     assert open_optimizer_state(tmp_path / OPTIMIZER_FOLDER) is None
 
 

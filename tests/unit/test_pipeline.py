@@ -157,7 +157,7 @@ def test_the_best_merge_on_held_out_text_is_taken_and_reported(elaborate: Path) 
     assert reported["backbone"] == merged["backbone"]
 
 
-def test_rounds_end_in_the_report_with_the_backbone_that_they_left(tmp_path: Path) -> None:
+def test_syncs_are_in_the_report_and_their_last_backbone_is_kept(tmp_path: Path) -> None:
     directory = run(tmp_path, submodels={
         "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 14})
     submodels = read_manifest(directory / "submodels")
@@ -165,7 +165,7 @@ def test_rounds_end_in_the_report_with_the_backbone_that_they_left(tmp_path: Pat
     steps = {unit["name"]: unit["steps"] for unit in submodels.summary["units"]}
     met = dict(zip(steps, sync_steps(list(steps.values()), 14), strict=True))
     assert [len(at) for at in met.values()] == [1, 1]
-    assert read_json(directory / "report.json")["rounds"] == [
+    assert read_json(directory / "report.json")["syncs"] == [
         {"members": {name: 256 * at[0] for name, at in met.items()}, "late": []}]
     start, common = (open_checkpoint(directory / part) for part in ("decomposed/0", "submodels/common"))
     parts = [open_checkpoint(directory / "submodels" / str(k)) for k in range(2)]
@@ -176,7 +176,7 @@ def test_rounds_end_in_the_report_with_the_backbone_that_they_left(tmp_path: Pat
     assert not (directory / "checkpoints").exists()
 
 
-def test_after_rounds_a_delta_counts_from_the_last_meeting(tmp_path: Path) -> None:
+def test_after_syncs_a_delta_counts_from_the_last_sync(tmp_path: Path) -> None:
     directory = run(tmp_path, submodels={"sync_every": 3}, merge={"backbone": "ties"})
     common = open_checkpoint(directory / "submodels" / "common")
     parts = [open_checkpoint(directory / "submodels" / str(k)) for k in range(2)]

@@ -285,8 +285,8 @@ def test_what_rounds_move_by_hand():
     sizes = submodels.parameters
     backbone = sizes.embedding + sizes.attention + sizes.norms + sizes.shared_expert + sizes.head
     # Each of the members writes 2 bytes that are read once, and reads 4; the outer step makes 7 passes over 4 bytes.
-    assert submodels.sync.meetings == round(submodels.steps / 100) - 1 > 0    # the merge is the last
-    assert submodels.sync.bytes == submodels.sync.meetings * backbone * (submodels.units * (2 + 2 + 4) + 28)
+    assert submodels.sync.syncs == round(submodels.steps / 100) - 1 > 0    # the merge is the last
+    assert submodels.sync.bytes == submodels.sync.syncs * backbone * (submodels.units * (2 + 2 + 4) + 28)
     assert build_plan(config()).stages[1].sync is None
 
 
@@ -302,20 +302,20 @@ def test_a_plan_survives_json():
     ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]]}}, 2),
     ("vocab.json", {"a": 0, "b": 1, "c": 2}, 3),
 ], ids=["added", "gap", "unigram", "vocab"])
-def test_vocabulary_of_a_tokeniser_on_disk(tmp_path, name, content, size):
+def test_vocabulary_of_a_tokenizer_on_disk(tmp_path, name, content, size):
     (tmp_path / name).write_text(json.dumps(content))
     assert tokenizer_vocab_size(tmp_path) == size
 
 
 @pytest.mark.parametrize("content", [None, "no json", "{}", '{"model": {}}'])
-def test_a_directory_without_a_tokeniser_is_told(tmp_path, content):
+def test_a_directory_without_a_tokenizer_is_told(tmp_path, content):
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ConfigError, match=r"tokenizer\.path"):
         tokenizer_vocab_size(tmp_path)
 
 
-def test_a_tokeniser_larger_than_the_model_is_told():
+def test_a_tokenizer_larger_than_the_model_is_told():
     with pytest.raises(ConfigError, match=r"model\.config\.vocab_size: 512: is less than the tokenizer's 8192"):
         planned_vocab_size(config(model={"config": {"vocab_size": 512}}))
     assert planned_vocab_size(config(model={"config": {"vocab_size": 9000}})) == 9000

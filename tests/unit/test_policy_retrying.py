@@ -1,10 +1,11 @@
-"""What follows an end: preemptions are free, failures are counted, poison is stepped around once."""
+"""What follows an end: preemptions are free, failures are counted, bad batches are skipped once."""
 
 from __future__ import annotations
 
 import itertools
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def test_preemptions_are_never_counted() -> None:
 def test_failures_are_bounded() -> None:
     assert isinstance(after(*[End("failed", step, "bug") for step in (1, 2, 3)]), Again)
     decision = after(*[End("failed", step, "bug") for step in (1, 2, 3, 4)])
-    assert decision == GiveUp("failed 4 times, the last at step 4: bug", poisoned=False)
+    assert decision == GiveUp("failed 4 times, the last at step 4: bug", diverged=False)
 
 
 def test_a_loss_that_is_not_finite_goes_back_and_leaves_batches_out() -> None:
@@ -57,19 +58,20 @@ def test_a_loss_that_is_not_finite_goes_back_and_leaves_batches_out() -> None:
     assert decision == GoBack(History(8, skip=Skip(91, 21)), 90)
 
 
-def test_failing_again_at_one_step_is_poison_even_with_a_preemption_between() -> None:
+def test_failing_again_at_one_step_goes_back_even_with_a_preemption_between() -> None:
     decision = after(End("failed", 101, "bug"), End("preempted", 95, "spot"), End("failed", 101, "bug"))
     assert isinstance(decision, GoBack)
 
 
-def test_dying_twice_near_one_step_is_no_poison() -> None:
+def test_dying_twice_near_one_step_does_not_go_back() -> None:
     assert isinstance(after(*[End("died", 101, "SIGKILL")] * 3), Again)
     assert isinstance(after(*[End("died", 101, "SIGKILL")] * 4), GiveUp)
 
 
-def test_poison_twice_is_the_end_and_says_why() -> None:
-    decision = after(End("not_finite", 101, "nan"), End("not_finite", 150, "nan again"))
-    assert decision == GiveUp("poisoned: failed at step 150 after it went back and skipped 21 batches: nan again", poisoned=True)
+@pytest.mark.parametrize(("kind", "what"), [("not_finite", "diverged"), ("failed", "failed")])
+def test_needing_to_go_back_twice_is_the_end_and_says_why(kind: EndKind, what: str) -> None:
+    decision = after(End("not_finite", 101, "nan"), *[End(kind, 150, "why")] * (LIMITS.same_step if kind == "failed" else 1))
+    assert decision == GiveUp(f"{what} at step 150 after it went back and skipped 21 batches: why", diverged=True)
 
 
 def test_without_an_old_checkpoint_it_goes_back_to_the_oldest() -> None:
@@ -77,10 +79,10 @@ def test_without_an_old_checkpoint_it_goes_back_to_the_oldest() -> None:
     assert decide(History(8), End("not_finite", 3, ""), (), LIMITS) == GoBack(History(8, skip=Skip(0, 14)), 0)
 
 
-def test_what_fails_before_its_first_step_is_no_poison_however_often() -> None:
+def test_what_fails_before_its_first_step_never_goes_back() -> None:
     end = End("failed", None, "the disk of a new driver's node hiccups")
     assert after(*[end] * 3) == Again(History(8, failures=3))
-    assert after(*[end] * 4) == GiveUp(f"failed 4 times, the last before its first step: {end.reason}", poisoned=False)
+    assert after(*[end] * 4) == GiveUp(f"failed 4 times, the last before its first step: {end.reason}", diverged=False)
 
 
 def test_what_was_last_heard_of_before_its_newest_checkpoint_goes_back_from_there() -> None:
@@ -88,16 +90,16 @@ def test_what_was_last_heard_of_before_its_newest_checkpoint_goes_back_from_ther
 
 
 @given(st.lists(st.builds(End, kinds.filter(lambda kind: kind != "not_finite"), st.none() | st.integers(100, 101), st.just("why"))))
-def test_only_failures_in_a_row_at_one_known_step_are_poison(given_ends: list[End]) -> None:
+def test_only_failures_in_a_row_at_one_known_step_go_back(given_ends: list[End]) -> None:
     history, counted = History(64), list[End]()
     for end in given_ends:
         decision = decide(history, end, CHECKPOINTS, LIMITS)
-        poisoned = False
+        goes_back = False
         if end.kind in ("died", "failed", "storage"):
             counted.append(end)
             row = [(one.kind, one.step) for one in counted[-LIMITS.same_step:]]
-            poisoned = end.step is not None and row == [("failed", end.step)] * LIMITS.same_step
-        assert isinstance(decision, GoBack) == poisoned
+            goes_back = end.step is not None and row == [("failed", end.step)] * LIMITS.same_step
+        assert isinstance(decision, GoBack) == goes_back
         if not isinstance(decision, Again):
             return
         history = decision.history
@@ -144,7 +146,7 @@ def test_whatever_happens_it_comes_to_an_end_and_goes_back_once(
 
 
 @given(st.integers(0, 300), st.lists(st.integers(0, 300), max_size=6), st.integers(1, 50))
-def test_going_back_leaves_the_poisoned_batch_out_and_none_twice(step: int, checkpoints: list[int], window: int) -> None:
+def test_going_back_leaves_the_failed_batch_out_and_none_twice(step: int, checkpoints: list[int], window: int) -> None:
     decision = decide(History(8), End("not_finite", step, ""), checkpoints, Limits(window=window))
     assert isinstance(decision, GoBack)
     skip = decision.history.skip

@@ -159,7 +159,7 @@ def test_text_by_name_tasks_and_experts_as_they_are_shown():
     assert task_table(EVALUATION) == [
         ("facts", "0.310 ± 0.013", "0.355 ± 0.014", "0.250", "1,200"), ("ends", "0.000", "-", "-", "1")]
     assert expert_note(EVALUATION) == (
-        "a document's main expert gives away 0.25 of the cluster (normalised mutual information); "
+        "normalised mutual information of a document's main expert: 0.25 with its cluster; "
         "1 of 4 experts are dead (under 1 % of an even load)")
     nothing = EvaluationRecord()
     assert (task_table(nothing), evaluation_rows(nothing), expert_note(nothing)) == ([], [], None)

@@ -104,11 +104,11 @@ def test_a_checkpoint_of_the_last_step_is_no_model_yet(jobs: list[TrainJob], tmp
 
 def test_what_gave_up_ends_the_cohort_only_where_the_quorum_is_out_of_reach(jobs: list[TrainJob], tmp_path: Path) -> None:
     submodel_progress = SubmodelProgress(jobs, Quorum(2), 1, tmp_path / "submodel_progress.json")
-    submodel_progress.give_up("a", "poisoned: loss is nan")
+    submodel_progress.give_up("a", "diverged: loss is nan")
     assert submodel_progress.verdict(SPEEDS).action == "wait"
-    assert submodel_progress.trained(jobs[0], {}).reason == "poisoned: loss is nan"
+    assert submodel_progress.trained(jobs[0], {}).reason == "diverged: loss is nan"
     submodel_progress.give_up("c", "failed 4 times")
-    with pytest.raises(TrainingError, match=r"^2 of 3 can no longer finish: a: poisoned: loss is nan; c: failed 4 times$"):
+    with pytest.raises(TrainingError, match=r"^2 of 3 can no longer finish: a: diverged: loss is nan; c: failed 4 times$"):
         submodel_progress.verdict(SPEEDS)
 
 

@@ -309,9 +309,9 @@ def test_an_overflow_names_its_step_and_saves_nothing(job: TrainJob, steps: int)
 def test_a_loss_that_is_not_finite_names_its_step(job: TrainJob, home: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(home / "moe")
     torch.nn.init.constant_(model.lm_head.weight, math.nan)
-    save_model(model, tmp_path / "poisoned")
+    save_model(model, tmp_path / "nan")
     with pytest.raises(TrainingError, match=r"finetune: the loss of step 1 is nan"):
-        run(dataclasses.replace(job, model=tmp_path / "poisoned"))
+        run(dataclasses.replace(job, model=tmp_path / "nan"))
 
 
 def test_a_shard_without_a_whole_sequence_is_told(job: TrainJob, tmp_path: Path) -> None:

@@ -131,12 +131,12 @@ def distinct_titles(candidates: Sequence[Candidate]) -> list[str]:
             path for path, value in one.settings.items() if any(other.settings.get(path, value) != value for other in namesakes)]
         told = [f"{path.rsplit('.', 1)[-1]} {one.settings[path]}" for path in differing]
         if any((other.sync_every, other.recipe.rounds) != (one.sync_every, one.recipe.rounds) for other in namesakes):
-            told.append(_meetings(one))
+            told.append(_sync_schedule(one))
         titles.append(one.title + (f" ({', '.join(told)})" if told else ""))
     return titles
 
 
-def _meetings(candidate: Candidate) -> str:
+def _sync_schedule(candidate: Candidate) -> str:
     if candidate.sync_every is not None:
         return f"rounds of {candidate.sync_every} steps"
     return "no rounds" if candidate.recipe.rounds is None else f"{candidate.recipe.rounds} rounds"

@@ -165,7 +165,7 @@ def run_of(config: RunConfig, loss: float) -> MeasuredRun:
     """A finished run, from its configuration and the loss of its final model.
 
     Raises:
-        UserError: The run's model or tokeniser can no longer be read.
+        UserError: The run's model or tokenizer can no longer be read.
     """
     plan, tokens = build_plan(config), config.tokens
     steps = {stage.stage: stage.steps for stage in plan.stages}

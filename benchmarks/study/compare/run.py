@@ -1,4 +1,4 @@
-"""Runs the arms one after the other, each as a product run in its own directory, all on the same corpus and tokeniser."""
+"""Runs the arms one after the other, each as a product run in its own directory, all on the same corpus and tokenizer."""
 
 from __future__ import annotations
 

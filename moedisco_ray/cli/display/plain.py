@@ -74,10 +74,10 @@ def _clusters(_: str, data: Mapping[str, Any]) -> str:
     return f"{len(tokens)} clusters, {count(sum(tokens))} tokens: {shares}"
 
 
-def _round(stage: str, data: Mapping[str, Any]) -> str:
+def _sync(stage: str, data: Mapping[str, Any]) -> str:
     late = f", without {', '.join(data['late'])}" if data.get("late") else ""
     members = len(data.get("members", []))
-    return f"{stage}: sync {data.get('round', 0)}/{data.get('rounds', 0)} of {members} backbones{late}"
+    return f"{stage}: sync {data.get('sync', 0)}/{data.get('syncs', 0)} of {members} backbones{late}"
 
 
 # No line for a failed run: the command itself prints the error.
@@ -91,7 +91,7 @@ _LINES: Mapping[EventType, Callable[[str, Mapping[str, Any]], str]] = {
     "progress": _progress,
     "evaluation": lambda unit, data: f"{unit}: step {data.get('step', 0)}, held-out loss {data.get('held_out_loss', math.nan):.4f}",
     "unit_finished": lambda unit, data: f"{unit}: finished, loss {data.get('loss', math.nan):.4f}",
-    "round": _round,
+    "sync": _sync,
     "unit_let_go": lambda unit, data: f"{unit}: {let_go(data)}",
     "clusters": _clusters,
     "nodes_asked": lambda _, data: (

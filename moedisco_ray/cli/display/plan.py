@@ -26,14 +26,14 @@ def plan_view(plan: Plan) -> RenderableType:
         Text(f"! {stage.stage} does not fit {stage.pool_gb:g} GB: {stage.remedy}", style="yellow")
         for stage in plan.stages if stage.remedy is not None]
     parts += [
-        Text(f"{stage.stage} sync {stage.sync.meetings} times: {gigabytes(stage.sync.bytes)} GB through storage")
+        Text(f"{stage.stage} sync {stage.sync.syncs} times: {gigabytes(stage.sync.bytes)} GB through storage")
         for stage in plan.stages if stage.sync is not None]
     if plan.bill.verdict is not None:
         parts.append(Text(f"Planned: {format_dollars(plan.bill.dollars)}. {plan.bill.verdict}", style="bold"))
     if not plan.fits_known:
         parts.append(Text(
-            "Memory is an upper bound of a worker's own. Workers without GPUs share the host's memory with everything else on it: "
-            "whether they fit is not known.", style="dim"))
+            "Memory is an upper bound for one worker. Workers without GPUs share their host's memory with other processes: "
+            "whether they fit is unknown.", style="dim"))
     parts += [Text(f"Speed of {speed.pool.replace('_', '-')}: {speed.source}", style="dim") for speed in plan.speeds]
     parts.append(Text(f"Assumed: {plan.assumptions}", style="dim"))
     return Group(*parts)

@@ -215,7 +215,7 @@ class Outer(Section):
 _MAY_DO_WITH_LESS = NoEffect(
     "it says when a run may continue without some sub-models; it may be changed while the run waits for machines, and the stage's "
     "summary says what each sub-model contributed")
-_ROUND_PATIENCE = 600.0
+_SYNC_PATIENCE = 600.0
 """Maximum wait of a sync for late sub-models (s): a sub-model that lost its machine needs minutes to continue on a new one."""
 
 
@@ -237,9 +237,9 @@ class Submodels(Section):
     reproducible."""
 
     @property
-    def round_patience(self) -> float | None:
+    def sync_patience(self) -> float | None:
         """Maximum wait of a sync after half of the sub-models have arrived (s); None: wait for all."""
-        return None if self.quorum is None else _ROUND_PATIENCE
+        return None if self.quorum is None else _SYNC_PATIENCE
 
 
 class Merge(Section):

@@ -202,7 +202,7 @@ class Gang:
         self._losses += end.costly
         decision = histories.follow(self._job, self._history, end, self._max_failures, workers)
         if isinstance(decision, GiveUp):
-            raise (DivergedError if decision.poisoned else TrainingError)(f"{self._job.name}: {decision.reason}")
+            raise (DivergedError if decision.diverged else TrainingError)(f"{self._job.name}: {decision.reason}")
         self._history = decision.history
         self._cluster.emit(Event("worker_restarted", self._job.stage, self._job.name, {
             "kind": end.kind, "step": end.step, "reason": end.reason}))

@@ -218,7 +218,7 @@ class Queue:
         placement = self._context.placement
         decision = histories.follow(job, self._histories[job.name], end, placement.max_failures, placement.workers)
         if isinstance(decision, GiveUp):
-            self._progress.give_up(job.name, decision.reason, diverged=decision.poisoned)
+            self._progress.give_up(job.name, decision.reason, diverged=decision.diverged)
             self._sync.drop(job)
             return
         self._histories[job.name] = decision.history

@@ -1,6 +1,6 @@
 """Sub-models as an ensemble that is never merged: c-BTM (Gururangan et al., arXiv 2303.14177, section 3.3).
 
-    p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / T) over the nearest clusters
+    p(x_t | x_<t) = sum_k w_k(x_<t) p_k(x_t | x_<t),    w_k proportional to exp(-d_k^2 / tau) over the nearest clusters
 
 with d_k the distance of the context x_<t from cluster k's centre; the cluster model returns d_k^2 as its cost. The weights are
 computed anew every `BLOCK` tokens, from the tokens before the block only. In the first block, which has no context, they are equal.
@@ -19,7 +19,9 @@ from scipy.special import logsumexp
 from moedisco_ray.stages.text.validation import Documents
 
 TEMPERATURE = 0.1
+"""Temperature tau (in units of a squared distance), the value in the evaluation command of the method's authors."""
 BLOCK = 64
+"""Tokens predicted with the same weights. Weights per token would need the distances of every prefix of every document."""
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
@@ -28,12 +30,12 @@ Distances = Callable[[Sequence[Ids]], Floats]
 
 
 def log_weights(d_BC: Floats, top_k: int | None, temperature: float = TEMPERATURE) -> Floats:
-    """Logarithms of w: the softmax of -d / T over the `top_k` nearest clusters (None: all); -inf for the others.
+    """Logarithms of w: the softmax of -d / tau over the `top_k` nearest clusters (None: all); -inf for the others.
 
     Args:
         d_BC: Squared distances.
         top_k: Number of clusters with a weight above 0 in each row; ties go to the lower index.
-        temperature: Temperature T.
+        temperature: Temperature tau.
     """
     scores_BC = -d_BC / temperature
     if top_k is not None and top_k < d_BC.shape[1]:

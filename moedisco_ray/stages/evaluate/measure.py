@@ -207,11 +207,11 @@ def _routers(
     routers, _, experts = statistics.selections_RGE.shape
     shape = (routers, max(1, len(sources)), max(1, len(clusters)), experts)
     selections_RSCE = statistics.selections_RGE.reshape(shape)
-    first_RSCE = statistics.first_RGE.reshape(shape)
+    top1_RSCE = statistics.top1_RGE.reshape(shape)
     load_RE = expert_load(selections_RSCE.sum(axis=(1, 2)))
     load_CE = expert_load(selections_RSCE.sum(axis=1)).mean(axis=0)
     load_SE = expert_load(selections_RSCE.sum(axis=2)).mean(axis=0)
-    expert_RN = statistics.document_first_RNE.argmax(axis=2)
+    expert_RN = statistics.document_top1_RNE.argmax(axis=2)
     return {
         "routers": [
             {
@@ -220,8 +220,8 @@ def _routers(
                 "dead": dead_experts(load_RE[r]),
                 "token_entropy": float(statistics.token_entropy_R[r]),
                 "load_entropy": entropy(load_RE[r]),
-                "nmi_cluster": normalized_mutual_information(first_RSCE[r].sum(axis=0)) if clusters else None,
-                "nmi_source": normalized_mutual_information(first_RSCE[r].sum(axis=1)) if sources else None,
+                "nmi_cluster": normalized_mutual_information(top1_RSCE[r].sum(axis=0)) if clusters else None,
+                "nmi_source": normalized_mutual_information(top1_RSCE[r].sum(axis=1)) if sources else None,
             }
             for r, layer in enumerate(statistics.layers)
         ],

@@ -28,15 +28,15 @@ class RouterStatistics:
     Attributes:
         layers: Layer index of each router.
         selections_RGE: How often each expert was among the top k, per group of documents.
-        first_RGE: How often each expert was top-1, per group of documents.
-        document_first_RNE: How often each expert was top-1, per document.
+        top1_RGE: How often each expert was top-1, per group of documents.
+        document_top1_RNE: How often each expert was top-1, per document.
         token_entropy_R: Mean over tokens of the entropy of the router's softmax, in nats.
     """
 
     layers: tuple[int, ...]
     selections_RGE: NDArray[np.int64]
-    first_RGE: NDArray[np.int64]
-    document_first_RNE: NDArray[np.int32]
+    top1_RGE: NDArray[np.int64]
+    document_top1_RNE: NDArray[np.int32]
     token_entropy_R: NDArray[np.float64]
 
 
@@ -62,9 +62,9 @@ class RouterMeter:
         shape = (len(self._routers), groups, self._experts)
         self._group_N = torch.from_numpy(group_N).to(device)
         self._selections_RGE = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._first_RGE = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._top1_RGE = torch.zeros(shape, dtype=torch.int64, device=device)
         shape = (len(self._routers), len(group_N), self._experts)
-        self._document_first_RNE = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._document_top1_RNE = torch.zeros(shape, dtype=torch.int32, device=device)
         self._entropy_R = torch.zeros(len(self._routers), dtype=torch.float64, device=device)
         self._tokens = 0
         self._handles: list[RemovableHandle] = []
@@ -92,8 +92,8 @@ class RouterMeter:
         return RouterStatistics(
             layers=tuple(int(name.removesuffix(ROUTER).rsplit(".", 1)[-1]) for name, _ in self._routers),
             selections_RGE=self._selections_RGE.cpu().numpy(),
-            first_RGE=self._first_RGE.cpu().numpy(),
-            document_first_RNE=self._document_first_RNE.cpu().numpy(),
+            top1_RGE=self._top1_RGE.cpu().numpy(),
+            document_top1_RNE=self._document_top1_RNE.cpu().numpy(),
             token_entropy_R=(self._entropy_R / max(1, self._tokens)).cpu().numpy(),
         )
 
@@ -104,8 +104,8 @@ class RouterMeter:
         group_T = self._group_N[self._document_T]
         self._entropy_R[number] -= (log_TE.exp() * log_TE).sum(dim=-1).double().sum()
         _tally(self._selections_RGE[number], group_T[:, None].expand_as(chosen_TK), chosen_TK)
-        _tally(self._first_RGE[number], group_T, log_TE.argmax(dim=-1))
-        _tally(self._document_first_RNE[number], self._document_T, log_TE.argmax(dim=-1))
+        _tally(self._top1_RGE[number], group_T, log_TE.argmax(dim=-1))
+        _tally(self._document_top1_RNE[number], self._document_T, log_TE.argmax(dim=-1))
 
 
 def expert_load(selections_XE: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ from moedisco_ray.stages.export.origin import Origin, end_tokens, for_all_reader
 from moedisco_ray.stages.export.samples import continue_prompts
 
 _SUFFIXES = {".safetensors", ".json", ".md", ".jinja", ".model", ".tiktoken", ".txt"}
-_LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_LICENCE_PREFIXES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -138,7 +138,7 @@ def _files(directory: Path) -> int:
 
 
 def _belongs(path: Path) -> bool:
-    return path.suffix in _SUFFIXES or path.name.startswith(_LICENCES)
+    return path.suffix in _SUFFIXES or path.name.startswith(_LICENCE_PREFIXES)
 
 
 def _write_weights(model_dir: Path, directory: Path, dtype: torch.dtype | None) -> None:

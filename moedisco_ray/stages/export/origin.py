@@ -20,7 +20,7 @@ from moedisco_ray.models import STORED_DTYPES, read_config
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GENERATION = "generation_config.json"
-_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -82,7 +82,7 @@ class Origin:
 
     def copy_licences(self, directory: Path) -> None:
         """Copy the licence files."""
-        for path in (path for pattern in _LICENCES for path in self.directory.glob(pattern) if path.is_file()):
+        for path in (path for pattern in _LICENCE_PATTERNS for path in self.directory.glob(pattern) if path.is_file()):
             with opened(path) as found:
                 shutil.copyfile(found, directory / path.name)
 

@@ -54,17 +54,17 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
     return batches, held_out
 
 
-def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], there: Sequence[int]) -> list[tuple[int, int]]:
+def calibration_windows(settings: Merge, length: int, tokens: Sequence[int], available: Sequence[int]) -> list[tuple[int, int]]:
     """Per cluster, the number of windows to calibrate routers on and the number to compare merges on.
 
     Args:
         settings: The merge section.
         length: Tokens of a window.
         tokens: Tokens of each cluster.
-        there: Number of windows that each cluster's own text has.
+        available: Number of windows that each cluster's own text has.
     """
     counts = []
-    for size, windows in zip(tokens, there, strict=True):
+    for size, windows in zip(tokens, available, strict=True):
         share = size / sum(tokens) / length
         held = min(windows // 2, max(1, round(settings.auto_tokens * share))) if settings.backbone == "auto" else 0
         counts.append((min(windows - held, max(1, round(settings.calibration_tokens * share))), held))
@@ -81,6 +81,6 @@ def sample(context: Context) -> list[Batch]:
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH))]
 
 
-def sample_windows(settings: Merge, length: int, there: int) -> int:
-    """Number of windows that `sample` takes out of `there` windows of the corpus."""
-    return min(there, max(1, settings.calibration_tokens // length))
+def sample_windows(settings: Merge, length: int, available: int) -> int:
+    """Number of windows that `sample` takes out of the `available` windows of the corpus."""
+    return min(available, max(1, settings.calibration_tokens // length))

@@ -32,7 +32,7 @@ from moedisco_ray.stages.merge.backbone import merge_weights, recipes
 from moedisco_ray.stages.merge.build import build_merged
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrate
 from moedisco_ray.stages.merge.calibration_text import calibration, sample
-from moedisco_ray.stages.merge.moments import merge_moments
+from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
 from moedisco_ray.stages.scoring import document_nats
 from moedisco_ray.stages.start import Start, untrained_moe
 from moedisco_ray.stages.text.tokenizer import Encoder
@@ -98,7 +98,7 @@ def merge_submodels(
         submodels, common, config, recipes(settings, tokens, start.seed), batches, directory=directory, router=router, loss=loss,
         device=device, advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add)
     if keep_optimizer_state:
-        merge_moments(submodels, config, merge_weights("token_weighted", tokens), directory)
+        merge_optimizer_states(submodels, config, merge_weights("token_weighted", tokens), directory)
     return {**result, "tensors": len(result["tensors"])}
 
 
@@ -138,11 +138,11 @@ def write_whole(
         whole, clusters, batches, RouterSettings("concat", match_scale=settings.from_data, seed=start.seed))
     save_model(whole.cpu(), directory)
     shutil.rmtree(joined)
-    moments = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_optimizer_state else None
-    if moments is not None:
+    optimizer_state = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_optimizer_state else None
+    if optimizer_state is not None:
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
-        found = moments.tensors
+        found = optimizer_state.tensors
         write_optimizer_state(
             directory / OPTIMIZER_FOLDER, lambda kind: with_seed(found[kind], zeros, names, fresh_router=True).items(),
-            moments.steps, config)
+            optimizer_state.steps, config)
     return {"layers": layers}

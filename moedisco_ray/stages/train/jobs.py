@@ -64,7 +64,7 @@ def sync_plans(steps: Sequence[int], settings: Submodels, directory: Path) -> li
     """Sync plan of each sub-model, from its number of steps; None if the phase is too short for a sync point."""
     every = settings.sync_every
     points = [()] * len(steps) if every is None or len(steps) == 1 else sync_steps(steps, every)
-    return [SyncPlan(directory.absolute(), at, settings.outer, settings.round_patience) if at else None for at in points]
+    return [SyncPlan(directory.absolute(), at, settings.outer, settings.sync_patience) if at else None for at in points]
 
 
 def train(context: Context, jobs: Sequence[TrainJob], placement: Placement, quorum: Quorum = ALL) -> list[Trained]:

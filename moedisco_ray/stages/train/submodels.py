@@ -29,8 +29,8 @@ def run(context: Context, draft: Draft) -> None:
         for k in range(config.clusters.count)
     ]
     sync_directory = context.checkpoints("submodels") / "sync"
-    moments = restored_optimizer_state(context.of("seed")) if config.submodels.keep_optimizer_state else None
-    jobs = [dataclasses.replace(job, sync=plan, optimizer_state=moments, with_optimizer_state=True)
+    seed_state = restored_optimizer_state(context.of("seed")) if config.submodels.keep_optimizer_state else None
+    jobs = [dataclasses.replace(job, sync=plan, optimizer_state=seed_state, with_optimizer_state=True)
             for job, plan in zip(jobs, sync_plans([job.steps for job in jobs], config.submodels, sync_directory), strict=True)]
     order = sorted(jobs, key=lambda job: -job.steps)
     quorum = Quorum(config.submodels.quorum)
@@ -41,6 +41,6 @@ def run(context: Context, draft: Draft) -> None:
             context.call(None, write_partial_result, job)
         link_tree(job.output, draft.path / str(k))
     units, synced = unit_records(jobs, [trained[job.name] for job in jobs]), history(sync_directory)
-    draft.summary.update(TrainingSummary.model_validate({"units": units, "rounds": synced}).to_json())
+    draft.summary.update(TrainingSummary.model_validate({"units": units, "syncs": synced}).to_json())
     if synced:
         link_tree(backbone_directory(sync_directory, len(synced)), draft.path / COMMON)

@@ -18,7 +18,7 @@ class SyncCoordinator:
 
     Args:
         jobs: The members; their start models have the same backbone.
-        emit: Receives a `round` event for each sync point.
+        emit: Receives a `sync` event for each sync point.
         clock: A monotonic clock (s).
     """
 
@@ -60,6 +60,6 @@ class SyncCoordinator:
         exchange.combine(self._plan.directory, number, self._first.model, members, self._plan.outer)
         self._completed = number
         self._arrived = {}
-        self._emit(Event("round", self._first.stage, data={
-            "round": number, "rounds": len(self._plan.steps), "members": list(members.members), "late": list(members.late),
+        self._emit(Event("sync", self._first.stage, data={
+            "sync": number, "syncs": len(self._plan.steps), "members": list(members.members), "late": list(members.late),
             "seconds": round(self._clock() - started, 3)}))

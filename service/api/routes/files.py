@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/runs/{run_id}", tags=["files"], dependencies=SIGN
 _FILE: dict[int | str, dict[str, Any]] = {
     200: content("application/octet-stream", "The file."),
     206: content("application/octet-stream", "The range that `Range` asked for."),
-    304: {"description": "`If-None-Match` matches the present version."},
+    304: {"description": "`If-None-Match` matches the current version."},
 }
 _ARCHIVE: dict[int | str, dict[str, Any]] = _FILE | {
     200: content("application/x-tar", "The archive."),

@@ -1,4 +1,4 @@
-/** The page: sign-in state, frame, and the view of the present route. */
+/** The page: sign-in state, frame, and the view of the current route. */
 
 import { ask, onSignedOut } from "./api.js";
 import { watchConnection } from "./connection.js";

@@ -50,7 +50,7 @@ export function usePolled(load, seconds, inputs) {
   return { value, problem, reload: () => reload.current() };
 }
 
-/** The present time, updated periodically to show ages. @param {number} seconds Interval (s). */
+/** The current time, updated periodically to show ages. @param {number} seconds Interval (s). */
 export function useNow(seconds = 1) {
   const [, tick] = useReducer((ticks) => ticks + 1, 0);
   useEffect(() => {

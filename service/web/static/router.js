@@ -15,7 +15,7 @@ export function routeOf(fragment) {
   return { view: "unknown" };
 }
 
-/** The present route, updated when it changes. @returns {Route} */
+/** The current route, updated when it changes. @returns {Route} */
 export function useRoute() {
   const [fragment, setFragment] = useState(location.hash);
   useEffect(() => {

@@ -1,4 +1,4 @@
-/** Colours of the present colour scheme, for drawing on a canvas. */
+/** Colours of the current colour scheme, for drawing on a canvas. */
 
 import { useEffect, useReducer } from "../lib.js";
 

@@ -54,7 +54,7 @@ export function CurvesSheet({ live, version }) {
       ${curves.length === 0
         ? html`<p class="empty">Curves appear with the first training steps.</p>`
         : html`
-          <${LineChart} label=${`Curves of ${words} over tokens, one per unit; the table of units shows the present values`}
+          <${LineChart} label=${`Curves of ${words} over tokens, one per unit; the table of units shows the current values`}
             lines=${lines} format=${AXES[live.figure]} point=${setPointed} />
           <ul class="legend">
             ${curves.length > FEW && html`

@@ -60,7 +60,7 @@ function stopStages(progress, { type, time }) {
     stage.status === "running" ? { ...stage, status, seconds: time - (stage.started ?? time) } : stage);
 }
 
-/** Remaining seconds of a unit at its present speed; null if unknown. @param {Unit} unit */
+/** Remaining seconds of a unit at its current speed; null if unknown. @param {Unit} unit */
 export function secondsLeft(unit) {
   if (unit.status !== "running" || !unit.tokens_per_second || !unit.step) return null;
   return ((unit.steps - unit.step) * (unit.tokens / unit.step)) / unit.tokens_per_second;

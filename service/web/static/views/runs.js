@@ -106,7 +106,7 @@ function subline(run) {
   return parts.join(" · ");
 }
 
-/** @returns {string} Present stage, or place in the queue. */
+/** @returns {string} Current stage, or place in the queue. */
 function stageWords(run) {
   if (run.position !== null) return `queued (#${run.position})`;
   const done = run.stages.filter((stage) => stage.status === "done" || stage.status === "reused").length;
@@ -115,7 +115,7 @@ function stageWords(run) {
   return run.stages.length ? `${done} of ${plural(run.stages.length, "stage")}` : "";
 }
 
-/** The present first page of runs, followed by older pages without repeated runs. */
+/** The current first page of runs, followed by older pages without repeated runs. */
 function merged(first, older) {
   const fresh = new Set(first.map((run) => run.id));
   return [...first, ...older.filter((run) => !fresh.has(run.id))];

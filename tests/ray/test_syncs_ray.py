@@ -1,4 +1,4 @@
-"""Rounds on Ray: members that share a slot, and members that wait warm, make the bits of one plain process."""
+"""Syncs on Ray: members that share a slot, and members that wait warm, make the bits of one plain process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
             TrainJob(
                 stage="submodels", name=f"submodel-{k}", model=tmp_path / "dense", packed_dirs=(tmp_path / "shard",),
                 output=place / f"out-{k}", checkpoints=place / f"home-{k}" / "steps", steps=8, sequence_length=L,
-                optimizer=RECIPE, checkpoint_every=100, seed=k, sync=SyncPlan(place / "rounds", (4,), Outer()))
+                optimizer=RECIPE, checkpoint_every=100, seed=k, sync=SyncPlan(place / "sync", (4,), Outer()))
             for k in range(2)]
 
     placement = Placement(LowMemoryPool(max_workers=slots), 1, 0)
@@ -40,7 +40,7 @@ def test_members_reach_the_bits_of_one_process(ray_cluster: None, tmp_path: Path
     trained = train_all(there, placement, tmp_path / "ray", events.append)
     for ours, theirs in zip(there, here, strict=True):
         assert (ours.output / "model.safetensors").read_bytes() == (theirs.output / "model.safetensors").read_bytes()
-    assert [event.data["members"] for event in events if event.type == "round"] == [["submodel-0", "submodel-1"]]
+    assert [event.data["members"] for event in events if event.type == "sync"] == [["submodel-0", "submodel-1"]]
     # With a slot for each, none frees its slot; with one slot, each frees it once and continues from its checkpoint.
     assert len([event for event in events if event.type == "unit_started"]) == (2 if slots == 2 else 4)
     assert [done.result.restored_step for done in trained] == ([0, 0] if slots == 2 else [4, 4])

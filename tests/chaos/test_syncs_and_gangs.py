@@ -1,4 +1,4 @@
-"""What happens to members of rounds, and to a gang, when a node of theirs goes."""
+"""What happens to sub-models that sync, and to a gang, when a node of theirs goes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 
 def members(directory: Path, patience: float | None) -> list[TrainJob]:
-    rounds = SyncPlan(directory / "rounds", AT, Outer(), patience)
+    sync = SyncPlan(directory / "sync", AT, Outer(), patience)
     return [
         dataclasses.replace(
-            make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, sync=rounds)
+            make_job(directory / name, STEPS), name=name, seed=seed, checkpoint_every=200, log_every=10, sync=sync)
         for seed, name in enumerate(NAMES)]
 
 
@@ -53,12 +53,12 @@ def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(
     nodes.reset({LOW.resource: 2, HIGH.resource: 0})
     there, here = members(tmp_path / "there", None), members(tmp_path / "here", None)
     with beside(lambda emit: train_all(there, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
-        until(lambda: of(events, "round"), 90)
+        until(lambda: of(events, "sync"), 90)
         nodes.kill(of(events, "unit_started", NAMES[0])[-1].data["node_id"])
         nodes.add(LOW.resource)
         trained = training.result(180)
     LocalBackend().train_all(here, Placement(LOW, 1, 0), tmp_path, lambda _: None)
-    assert [event.data["members"] for event in of(events, "round")] == [NAMES] * len(AT)
+    assert [event.data["members"] for event in of(events, "sync")] == [NAMES] * len(AT)
     assert {event.data["kind"] for event in of(events, "worker_restarted")} == {"preempted"}
     assert all(each.result.finished for each in trained)
     for ours, theirs in zip(there, here, strict=True):
@@ -66,16 +66,16 @@ def test_a_member_whose_node_dies_is_waited_for_and_nobody_learns_anything_else(
     nodes.check_nothing_is_left()
 
 
-def test_a_member_that_is_away_is_late_for_one_round_and_joins_the_next(nodes: SpotNodes, tmp_path: Path) -> None:
+def test_a_member_that_is_away_is_late_for_one_sync_and_joins_the_next(nodes: SpotNodes, tmp_path: Path) -> None:
     nodes.reset({LOW.resource: 2, HIGH.resource: 0})
     jobs = members(tmp_path, PATIENCE)
     with beside(lambda emit: train_all(jobs, Placement(LOW, 1, 0), tmp_path / "ray", emit)) as (events, training):
         until(lambda: of(events, "progress", NAMES[0]), 60)
         nodes.kill(of(events, "unit_started", NAMES[0])[-1].data["node_id"])
-        until(lambda: of(events, "round"), 3 * PATIENCE)
+        until(lambda: of(events, "sync"), 3 * PATIENCE)
         nodes.add(LOW.resource)
         trained = training.result(180)
-    assert [(event.data["members"], event.data["late"]) for event in of(events, "round")] == [
+    assert [(event.data["members"], event.data["late"]) for event in of(events, "sync")] == [
         (NAMES[1:], NAMES[:1]), (NAMES, []), (NAMES, [])]
     assert [each.result.steps for each in trained] == [STEPS, STEPS]
     nodes.check_nothing_is_left()

@@ -19,8 +19,8 @@ from moedisco_ray.models import ModelMap, Role
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 
 
-def merge_moments(submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float], directory: Path) -> bool:
-    """Write the merged model's moments.
+def merge_optimizer_states(submodels: Sequence[Path], config: Mapping[str, Any], weights: Sequence[float], directory: Path) -> bool:
+    """Write the merged model's optimizer state.
 
     Args:
         submodels: Directories of the trained sub-models, in the clusters' order.
@@ -29,19 +29,19 @@ def merge_moments(submodels: Sequence[Path], config: Mapping[str, Any], weights:
         directory: Directory of the merged model.
 
     Returns:
-        Whether moments were written: false if a sub-model has none, for example because it is unfinished.
+        Whether it was written: false if a sub-model has none, for example because it is unfinished.
 
     Raises:
-        CheckpointError: A sub-model's moments cannot be read.
+        CheckpointError: A sub-model's optimizer state cannot be read.
         OSError: The disk is full or broken.
     """
-    found = [moments for path in submodels if (moments := open_optimizer_state(path / OPTIMIZER_FOLDER)) is not None]
-    if len(found) < len(submodels):
+    states = [state for path in submodels if (state := open_optimizer_state(path / OPTIMIZER_FOLDER)) is not None]
+    if len(states) < len(submodels):
         return False
     names = ModelMap(str(config.get("model_type")))
     write_optimizer_state(
-        directory / OPTIMIZER_FOLDER, lambda kind: _joined([moments.tensors[kind] for moments in found], weights, names),
-        min((moments.steps for moments in found if moments.steps), default=0), config)
+        directory / OPTIMIZER_FOLDER, lambda kind: _joined([state.tensors[kind] for state in states], weights, names),
+        min((state.steps for state in states if state.steps), default=0), config)
     return True
 
 
