@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -46,9 +45,9 @@ def compare_arms(
     budgets = (*BUDGETS, "loss") if to_loss else BUDGETS
     slices = checked.tokens.total // 4 if slice_tokens is None else slice_tokens
     result = compare(checked, directory, names, budgets=budgets, view=view, slice_tokens=slices)
-    figures = plot_comparison(drawing(result["name"], result["target_loss"], result["rows"]), directory / "figures")
+    figures = plot_comparison(drawing(result.name, result.target_loss, result.rows), directory / "figures")
     if as_json:
-        console.file.write(f"{json.dumps(result, indent=2)}\n")
+        console.file.write(f"{result.model_dump_json(indent=2)}\n")
         return
     console.print()
     console.print(compare_view(result))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moedisco_ray.core.config import LocalInit, RunConfig
+from moedisco_ray.core.records import Record
 from moedisco_ray.plan.build import Plan
 
 _SECTIONS = ("tokens", "clusters", "submodels", "merge", "finetune")
@@ -20,6 +21,21 @@ _MACHINES = (
     "finetune.optimizer.micro_batch", "finetune.optimizer.precision", "finetune.optimizer.gradient_checkpointing")
 """Settings that decide how work is done, not what is computed; none of them should change a loss."""
 _RESCALING = ("merge.router", "merge.calibration_tokens")
+
+
+class Subject(Record):
+    """Model and text of a run; losses of two runs are comparable only if their subjects are equal."""
+
+    family: str
+    start: str
+    """`random`, or the name of a directory."""
+    parameters: int
+    active_parameters: int
+    experts: int
+    vocab_size: int
+    sequence_length: int
+    sources: tuple[str, ...]
+    """Names of the corpus sources or, without names, of their files."""
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:
@@ -35,24 +51,18 @@ def recipe(config: RunConfig) -> dict[str, Any]:
         if path not in (*_SIZE, *_MACHINES) and _has_a_say(path, config)}
 
 
-def subject(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """Model and text of a run; losses of two runs are comparable only if their subjects are equal.
-
-    Returns:
-        `family`, `start` (`random`, or the name of a directory), `parameters`, `active_parameters`, `experts`, `vocab_size`,
-        `sequence_length`, and `sources`, the names of the corpus sources or, without names, of their files.
-    """
+def subject(config: RunConfig, plan: Plan) -> Subject:
+    """Model and text of a run."""
     start = config.model.init
-    return {
-        "family": plan.family,
-        "start": start.directory.name if isinstance(start, LocalInit) else start,
-        "parameters": plan.parameters.total,
-        "active_parameters": plan.parameters.active,
-        "experts": config.model.architecture.num_experts,
-        "vocab_size": plan.vocab_size,
-        "sequence_length": config.corpus.sequence_length,
-        "sources": sorted(source.name or Path(source.path).name for source in config.corpus.sources),
-    }
+    return Subject(
+        family=plan.family,
+        start=start.directory.name if isinstance(start, LocalInit) else start,
+        parameters=plan.parameters.total,
+        active_parameters=plan.parameters.active,
+        experts=config.model.architecture.num_experts,
+        vocab_size=plan.vocab_size,
+        sequence_length=config.corpus.sequence_length,
+        sources=tuple(sorted(source.name or Path(source.path).name for source in config.corpus.sources)))
 
 
 def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from benchmarks.study.advice.advised import Advice, Goal
 from benchmarks.study.advice.measured import MeasuredRun, Measurements
 from benchmarks.study.advice.prediction import predict
 from benchmarks.study.advice.transfer import transfer
-from benchmarks.study.recipe import subject
+from benchmarks.study.recipe import Subject, subject
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan.build import build_plan
@@ -44,7 +43,8 @@ def advise(config: RunConfig, measurements: Measurements, goal: Goal) -> Advice:
         return predict(config, same, goal, (*measurements.set_aside, *left_out))
     kin = _kin(own, measurements.runs)
     if goal.kind == "target_loss":
-        differing = sorted({path for run in kin for path in own if run.subject.get(path) != own[path]})
+        differing = sorted({
+            name for run in kin for name in Subject.model_fields if getattr(run.subject, name) != getattr(own, name)})
         raise ConfigError(
             goal.flag, goal.value,
             f"these runs are of other models or texts ({', '.join(differing)} differ), whose losses do not carry over; "
@@ -52,20 +52,20 @@ def advise(config: RunConfig, measurements: Measurements, goal: Goal) -> Advice:
     return transfer(config, own, kin, goal, measurements.set_aside)
 
 
-def _kin(own: dict[str, Any], runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+def _kin(own: Subject, runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
     """Runs of the same model family and the same kind of start (random or trained)."""
-    of_family = [run for run in runs if run.subject["family"] == own["family"]]
+    of_family = [run for run in runs if run.subject.family == own.family]
     if not of_family:
-        families = ", ".join(sorted({run.subject["family"] for run in runs}))
+        families = ", ".join(sorted({run.subject.family for run in runs}))
         raise ConfigError(
-            "model.family", own["family"],
+            "model.family", own.family,
             f"these runs are of {families}, and nothing carries over between families; "
             "run `python -m benchmarks.study compare` on a small one of it")
-    kin = [run for run in of_family if (run.subject["start"] == "random") == (own["start"] == "random")]
+    kin = [run for run in of_family if (run.subject.start == "random") == (own.start == "random")]
     if not kin:
-        measured = "a checkpoint" if own["start"] == "random" else "random weights"
+        measured = "a checkpoint" if own.start == "random" else "random weights"
         raise ConfigError(
-            "model.init", own["start"],
+            "model.init", own.start,
             f"these runs start from {measured}, which decides what a recipe is worth; "
             "run `python -m benchmarks.study compare` from such a start")
     return kin

@@ -129,10 +129,10 @@ def distinct_titles(candidates: Sequence[Candidate]) -> list[str]:
         namesakes = [other for other in candidates if other.title == one.title]
         differing = [
             path for path, value in one.settings.items() if any(other.settings.get(path, value) != value for other in namesakes)]
-        told = [f"{path.rsplit('.', 1)[-1]} {one.settings[path]}" for path in differing]
+        differences = [f"{path.rsplit('.', 1)[-1]} {one.settings[path]}" for path in differing]
         if any((other.sync_every, other.recipe.rounds) != (one.sync_every, one.recipe.rounds) for other in namesakes):
-            told.append(_sync_schedule(one))
-        titles.append(one.title + (f" ({', '.join(told)})" if told else ""))
+            differences.append(_sync_schedule(one))
+        titles.append(one.title + (f" ({', '.join(differences)})" if differences else ""))
     return titles
 
 

@@ -72,11 +72,11 @@ class Candidate:
         Runs at equal dollars had equal total cost. Their dollars therefore include what the recipe reads outside training, in the
         measured proportion.
         """
-        beside = defaultdict[int, list[float]](list)
+        reading = defaultdict[int, list[float]](list)
         for run in self.recipe.runs:
-            beside[run.tokens].append(run.beside)
+            reading[run.tokens].append(run.reading_share)
         return [
-            (size.tokens * self.dollars_per_token * (1 + statistics.fmean(beside[size.tokens])), size.loss)
+            (size.tokens * self.dollars_per_token * (1 + statistics.fmean(reading[size.tokens])), size.loss)
             for size in self.recipe.sizes()]
 
 

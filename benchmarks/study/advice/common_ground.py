@@ -37,9 +37,9 @@ def shifts(rows: Sequence[Mapping[int, float]], chosen: Sequence[int], subjects:
         # The best level is the mean of the figures minus the shifts; inserting it leaves only the shifts to solve for.
         for at, figure in figures.items():
             matrix[at][at] += weights[at]
-            for beside, other in figures.items():
-                share = weights[at] * weights[beside] / total
-                matrix[at][beside] -= share
+            for neighbour, other in figures.items():
+                share = weights[at] * weights[neighbour] / total
+                matrix[at][neighbour] -= share
                 right[at] += share * (figure - other)
     return _solution(matrix, right)
 

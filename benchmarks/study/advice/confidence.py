@@ -107,8 +107,8 @@ def pairing(common: Mapping[str, int], subjects: int) -> Ground:
         return Ground("high", "measured wherever the other recipes were")
     rival, fewest = min(common.items(), key=lambda pair: pair[1])
     if not fewest:
-        return Ground("low", f"never measured beside {rival}: compared by way of others, or else of joint training alone")
-    return Ground("medium" if fewest > 1 else "low", f"measured beside {rival} in {fewest} of {subjects} other models or texts")
+        return Ground("low", f"never measured with {rival}: compared through other recipes, or through joint training alone")
+    return Ground("medium" if fewest > 1 else "low", f"measured with {rival} in {fewest} of {subjects} other models or texts")
 
 
 def likeness(factor: float, subjects: int) -> Ground:

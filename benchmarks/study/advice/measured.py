@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from benchmarks.study.recipe import recipe, subject
+from benchmarks.study.compare.records import ComparedRows, Row
+from benchmarks.study.recipe import Subject, recipe, subject
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.renamed import stored_config, stored_settings
@@ -38,8 +39,8 @@ class MeasuredRun(BaseModel):
     """Title for people."""
     recipe: dict[str, Any]
     """Settings that the run was trained with; see `recipe.recipe`."""
-    subject: dict[str, Any]
-    """Model and text of the run; see `recipe.subject`."""
+    subject: Subject
+    """Model and text of the run."""
     tokens: int = Field(gt=0)
     """Planned training tokens, summed over all models of the run."""
     submodel_steps: int | None
@@ -47,9 +48,9 @@ class MeasuredRun(BaseModel):
     loss: float = Field(gt=0, allow_inf_nan=False)
     """Loss of the final model on the validation documents (nats per token)."""
     seed: int
-    beside: float = Field(0.0, ge=0)
-    """Dollars for reading outside training, relative to the training dollars, at the prices of the measurement. 0 if not counted:
-    for run directories, and in comparisons of earlier versions."""
+    reading_share: float = Field(0.0, ge=0)
+    """Dollars for reading outside training, relative to the training dollars, at the prices of the measurement. 0 for run
+    directories, where it is not counted."""
     reference: bool = False
     """Whether this run is the reference: joint training on the high-memory pool."""
 
@@ -68,7 +69,7 @@ class MeasuredRun(BaseModel):
     @property
     def identity(self) -> str:
         """Key that is equal for copies of one run, whatever their titles."""
-        return json.dumps(self.model_dump(exclude={"title", "reference", "beside"}), sort_keys=True)
+        return json.dumps(self.model_dump(exclude={"title", "reference", "reading_share"}), sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ def read_measurements(paths: Sequence[Path]) -> Measurements:
         if (path / "config.json").is_file():
             found, unfit = _of_directory(path)
         else:
-            tables = [(file, table) for file in _json_files(path) if (table := _comparison(file)) is not None]
+            tables = [table for file in _json_files(path) if (table := _comparison(file)) is not None]
             if not tables:
                 remedy = "holds no comparison (`python -m benchmarks.study compare` writes one) and no run"
                 raise RunDirError(_FIELD, str(path), remedy)
@@ -109,43 +110,26 @@ def read_measurements(paths: Sequence[Path]) -> Measurements:
     if not runs:
         reason = set_aside[0] if set_aside else "nothing was named"
         raise RunDirError(_FIELD, None, f"no finished run to advise from ({reason}); finish one, or name others")
-    unique = {run.identity: run for run in sorted(runs, key=lambda run: (run.reference, run.beside, run.title))}
+    unique = {run.identity: run for run in sorted(runs, key=lambda run: (run.reference, run.reading_share, run.title))}
     return Measurements(tuple(unique[identity] for identity in sorted(unique)), tuple(sorted(set(set_aside))))
 
 
-def comparison_runs(table: Mapping[str, Any], source: str) -> list[MeasuredRun]:
-    """The runs of a comparison whose measured loss is that of their final model.
-
-    Args:
-        table: Content of `compare.json`: `rows`, the reference first, and `seed`.
-        source: Name of the comparison in error messages.
-
-    Raises:
-        RunDirError: A row lacks a required value.
-    """
-    reference = table["rows"][0].get("recipe")
-    try:
-        return [
-            MeasuredRun.model_validate({
-                **row, "recipe": stored_settings(row["recipe"]), "seed": table.get("seed", 0),
-                "submodel_steps": _submodel_steps(row), "beside": _beside(row), "reference": row["recipe"] == reference})
-            for row in table["rows"] if row["measured"] == "finetune"]
-    except KeyError as error:
-        raise RunDirError(
-            _FIELD, source,
-            f"a row has no {error}, for an earlier version wrote it; the same comparison again adds it at no cost") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        remedy = f"{'.'.join(map(str, first['loc']))} of a row {plain_words(first)}; leave it out"
-        raise RunDirError(_FIELD, source, remedy) from error
+def comparison_runs(table: ComparedRows) -> list[MeasuredRun]:
+    """The runs of a comparison whose measured loss is that of their final model."""
+    return [
+        MeasuredRun(
+            title=row.title, recipe=stored_settings(row.recipe), subject=row.subject, tokens=row.tokens,
+            submodel_steps=_submodel_steps(row), loss=row.loss, seed=table.seed, reading_share=_reading_share(row),
+            reference=row.recipe == table.rows[0].recipe)
+        for row in table.rows if row.measured == "finetune"]
 
 
-def _of_comparisons(tables: Iterable[tuple[Path, dict[str, Any]]]) -> tuple[list[MeasuredRun], list[str]]:
+def _of_comparisons(tables: Iterable[ComparedRows]) -> tuple[list[MeasuredRun], list[str]]:
     runs, set_aside = [], []
-    for file, table in tables:
-        found = comparison_runs(table, str(file))
+    for table in tables:
+        found = comparison_runs(table)
         runs += found
-        if len(found) < len(table["rows"]):
+        if len(found) < len(table.rows):
             set_aside.append("ensembles: they are no model that a run ends with")
     return runs, set_aside
 
@@ -187,20 +171,23 @@ def _json_files(path: Path) -> list[Path]:
     return [own] if own.is_file() else sorted(path.glob("*.json"))
 
 
-def _comparison(file: Path) -> dict[str, Any] | None:
+def _comparison(file: Path) -> ComparedRows | None:
     try:
-        table = read_json(file)
+        content = read_json(file)
+        return ComparedRows.model_validate(content) if isinstance(content, dict) and content.get("rows") else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        remedy = f"{'.'.join(map(str, first['loc']))} {plain_words(first)}; repeat the comparison, or leave the file out"
+        raise RunDirError(_FIELD, str(file), remedy) from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunDirError(_FIELD, str(file), f"cannot be read ({error})") from error
-    return table if isinstance(table, dict) and table.get("rows") else None
 
 
-def _submodel_steps(row: Mapping[str, Any]) -> int | None:
-    steps = {phase["stage"]: phase["steps"] for phase in row["phases"]}
-    return steps.get("submodels")
+def _submodel_steps(row: Row) -> int | None:
+    return next((phase.steps for phase in row.phases if phase.stage == "submodels"), None)
 
 
-def _beside(row: Mapping[str, Any]) -> float:
-    trained = sum(phase["dollars"] for phase in row["phases"] if phase["steps"] is not None)
-    read = sum(phase["dollars"] for phase in row["phases"] if phase["steps"] is None)
+def _reading_share(row: Row) -> float:
+    trained = sum(phase.dollars for phase in row.phases if phase.steps is not None)
+    read = sum(phase.dollars for phase in row.phases if phase.steps is None)
     return read / trained if trained else 0.0

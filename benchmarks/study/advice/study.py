@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.study.advice.loss_curve import Curve, Size, fit_curve, through_one
 from benchmarks.study.advice.measured import MeasuredRun
+from benchmarks.study.recipe import Subject
 from moedisco_ray.core.errors import RunDirError
 
 POOL = "finetune.pool"
@@ -115,7 +116,7 @@ class Study:
         noise: Scatter of the runs; None if each fitted parameter has only one run, so that it is unknown.
     """
 
-    subject: Mapping[str, Any]
+    subject: Subject
     recipes: tuple[Recipe, ...]
     curves: tuple[Curve, ...]
     noise: Noise | None
@@ -157,7 +158,7 @@ def study(runs: Iterable[MeasuredRun]) -> Study:
     sizes = [recipe.sizes() for recipe in recipes]
     if all(len(each) < 2 for each in sizes):
         raise RunDirError(
-            "--from", None, "every recipe was measured at one number of tokens only, which does not tell how its loss falls; "
+            "--from", None, "every recipe was measured at one number of tokens only, which does not show how its loss falls; "
             "add a run with more tokens")
     curves = fit_all(sizes, lambda others: others)
     return Study(ordered[0].subject, recipes, tuple(curves), _noise(recipes, curves))

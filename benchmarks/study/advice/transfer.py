@@ -15,7 +15,6 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from benchmarks.study.advice import common_ground, confidence
 from benchmarks.study.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
@@ -24,6 +23,7 @@ from benchmarks.study.advice.loss_curve import Curve
 from benchmarks.study.advice.measured import MeasuredRun
 from benchmarks.study.advice.ranking import rank
 from benchmarks.study.advice.study import DRAWS, POOL, Draw, Study, study
+from benchmarks.study.recipe import Subject
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, RunDirError
 
@@ -58,7 +58,7 @@ class _Comparison:
     @property
     def parameters(self) -> int:
         """Parameters of the measured model."""
-        return int(self.study.subject["parameters"])
+        return self.study.subject.parameters
 
     def token_ratio(self, recipe: int, curves: Sequence[Curve]) -> float:
         """Tokens to reach joint training's measured losses, relative to joint training (geometric mean)."""
@@ -108,7 +108,7 @@ class _Carried:
 
 
 def transfer(
-    config: RunConfig, own: Mapping[str, Any], runs: Sequence[MeasuredRun], goal: Goal, notes: Sequence[str],
+    config: RunConfig, own: Subject, runs: Sequence[MeasuredRun], goal: Goal, notes: Sequence[str],
 ) -> Advice:
     """Recommend the recipe with the lowest cost to reach joint training's loss.
 
@@ -136,9 +136,9 @@ def transfer(
         name=config.name, goal=goal, sought="ratio", options=tuple(row for row, _ in rows),
         settings=changes(config, chosen.candidate, best.tokens),
         confidence=confidence.weigh([
-            confidence.likeness(_apart([one.parameters for one in comparisons], own["parameters"]), len(comparisons)),
+            confidence.likeness(_apart([one.parameters for one in comparisons], own.parameters), len(comparisons)),
             confidence.duration(_away(
-                best.tokens / own["parameters"], [size / one.parameters for one in comparisons for size in _sizes(one)])),
+                best.tokens / own.parameters, [size / one.parameters for one in comparisons for size in _sizes(one)])),
             confidence.reach(best.extrapolation, best.runs),
             confidence.shape(len(best.sizes), best.extrapolation),
             confidence.scatter(min(noises, key=lambda noise: noise.seeds, default=None)),
@@ -206,11 +206,11 @@ def _ratios(
 def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_Comparison], list[str]]:
     by_subject: dict[str, list[MeasuredRun]] = defaultdict(list)
     for run in runs:
-        by_subject[json.dumps(run.subject, sort_keys=True)].append(run)
+        by_subject[json.dumps(run.subject.to_json(), sort_keys=True)].append(run)
     comparisons, refused = [], []
     for _, group in sorted(by_subject.items()):
         if not any(run.reference for run in group):
-            refused.append("runs of another model: no joint training beside them")
+            refused.append("runs of another model: no joint training among them")
             continue
         try:
             found = study(group)

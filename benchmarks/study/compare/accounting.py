@@ -11,13 +11,13 @@ the comparison needs: measurements of the held-out loss during training, and tex
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from benchmarks.study.compare.records import PhaseCost, Point
 from moedisco_ray.core.bill import metered_bill
-from moedisco_ray.core.config import Architecture, PoolName, RunConfig
+from moedisco_ray.core.config import Architecture, RunConfig
 from moedisco_ray.core.events import Event
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.stages import STAGES
@@ -37,52 +37,6 @@ BIGRAM_FLOPS = 20.0
 _ORDER = [stage.name for stage in STAGES]
 
 
-@dataclasses.dataclass(frozen=True)
-class PhaseCost:
-    """Planned cost of one phase of a run.
-
-    Attributes:
-        stage: Name of the pipeline stage.
-        pool: Pool on which the phase runs.
-        steps: Training steps of one model; None if nothing is trained.
-        tokens: Tokens of all models of the phase together: trained on, or read (`Reads`).
-        flops: Operations (FLOPs).
-        hours: Wall-clock time (h). All workers of the sub-models vectorise documents; one worker reads everything else.
-        dollars: Cost at the pool's price.
-    """
-
-    stage: str
-    pool: PoolName
-    steps: int | None
-    tokens: int
-    flops: float
-    hours: float
-    dollars: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One measurement of the held-out loss.
-
-    Attributes:
-        stage: Model that was measured: `seed` or `finetune`.
-        tokens: Tokens trained on so far, by all models of the run.
-        dollars: Planned dollars for those tokens and for everything read before this model's training began.
-        hours: Planned wall-clock time for the same (h).
-        metered_dollars: Metered dollars so far.
-        metered_hours: Wall-clock time so far, without the pauses between attempts (h).
-        loss: Held-out loss (nats per token).
-    """
-
-    stage: str
-    tokens: int
-    dollars: float
-    hours: float
-    metered_dollars: float
-    metered_hours: float
-    loss: float
-
-
 def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
     """All phases of a run, in order, with their planned cost.
 
@@ -93,7 +47,8 @@ def account(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
     """
     trained = [
         PhaseCost(
-            stage.stage, stage.pool, stage.steps, stage.cost.tokens, stage.cost.flops, stage.cost.hours, stage.cost.dollars)
+            stage=stage.stage, pool=stage.pool, steps=stage.steps, tokens=stage.cost.tokens, flops=stage.cost.flops,
+            hours=stage.cost.hours, dollars=stage.cost.dollars)
         for stage in plan.stages]
     return sorted([*trained, *overheads(config, plan, reads)], key=lambda phase: _ORDER.index(phase.stage))
 
@@ -110,7 +65,9 @@ def overheads(config: RunConfig, plan: Plan, reads: Reads) -> list[PhaseCost]:
         workers = at_once if stage == "cluster" else 1
         cost = max(
             (training_cost(flops, 1, kind, workers_per_unit=workers) for kind in pool.node_types), key=lambda cost: cost.dollars)
-        found.append(PhaseCost(stage, pool.name, None, round(sum(tokens.values())), flops, cost.hours, cost.dollars))
+        found.append(PhaseCost(
+            stage=stage, pool=pool.name, steps=None, tokens=round(sum(tokens.values())), flops=flops, hours=cost.hours,
+            dollars=cost.dollars))
     return found
 
 
@@ -159,7 +116,7 @@ def curve(events: Iterable[Event], phases: Sequence[PhaseCost], config: RunConfi
         while points and points[-1].tokens >= tokens:
             points.pop()
         points.append(Point(
-            event.stage, tokens,
+            stage=event.stage, tokens=tokens,
             dollars=dollars_of(before) + part * phase.dollars,
             hours=hours_of(before) + part * phase.hours,
             metered_dollars=metered_dollars(meter, config), metered_hours=meter.wall_seconds / 3600,

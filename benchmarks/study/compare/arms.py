@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.study.compare.accounting import Reads, account, dollars_of
+from benchmarks.study.compare.records import Budget, Measured
 from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.errors import ConfigError
 from moedisco_ray.plan import Plan, build_plan
-
-Budget = Literal["tokens", "dollars", "loss"]
-"""Quantity that is equal for an arm and joint training; each arm is trained once for each. The length of a run to equal `loss` is
-predicted from the arm's two earlier runs."""
-Measured = Literal["finetune", "ensemble"]
-"""Model of a run that is the arm's result, by its name in `evaluation.json`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,13 +167,13 @@ def tokens_for(
     for _ in range(_SECANTS):
         now = _dollars(base, arm, tokens, reads)
         if now == spent:
-            raise ConfigError("pools", None, "an arm costs nothing, so nothing is as dear; give the pools prices")
+            raise ConfigError("pools", None, "an arm costs nothing, so no other can cost the same; give the pools prices")
         step = round((budgeted - now) * (tokens - before) / (now - spent))
         before, spent, tokens = tokens, now, tokens + step
         if tokens < 1:
             raise ConfigError(
                 "tokens.total", base.tokens.total,
-                f"joint training of so many costs less than {arm.title} pays before it trains; raise it, or leave the arm out")
+                f"joint training on these tokens costs less than {arm.title} before it trains; raise it, or leave the arm out")
         if not step:
             break
     return tokens

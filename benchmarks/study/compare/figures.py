@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.study.compare.arms import Budget
+from benchmarks.study.compare.records import Budget, Point, Row
 from moedisco_ray.cli.figures import INK, PALETTE, STYLE, blank_figure
 from moedisco_ray.core.records import Record
 
@@ -56,7 +56,7 @@ class Drawing(Record):
     """Runs, joint training first."""
 
 
-def drawing(name: str, target_loss: float, rows: Iterable[Mapping[str, Any]]) -> Drawing:
+def drawing(name: str, target_loss: float, rows: Iterable[Row]) -> Drawing:
     """What the figures of a comparison show.
 
     Args:
@@ -66,13 +66,16 @@ def drawing(name: str, target_loss: float, rows: Iterable[Mapping[str, Any]]) ->
     """
     runs = []
     for row in rows:
-        if row["budget"] not in _BUDGETS:
-            continue
-        lines = [
-            {"stage": stage, **{axis: [point[axis] for point in points] for axis in ("tokens", "dollars", "hours", "loss")}}
-            for stage, group in itertools.groupby(row["curve"], key=lambda point: point["stage"]) if (points := list(group))]
-        runs.append({"arm": row["arm"], "budget": row["budget"], "lines": lines})
-    return Drawing.model_validate({"name": name, "target_loss": target_loss, "runs": runs})
+        if row.budget in _BUDGETS:
+            lines = tuple(_line(stage, tuple(points)) for stage, points in itertools.groupby(row.curve, lambda point: point.stage))
+            runs.append(RunLines(arm=row.arm, budget=row.budget, lines=lines))
+    return Drawing(name=name, target_loss=target_loss, runs=tuple(runs))
+
+
+def _line(stage: str, points: Sequence[Point]) -> Line:
+    return Line(
+        stage=stage, tokens=tuple(point.tokens for point in points), dollars=tuple(point.dollars for point in points),
+        hours=tuple(point.hours for point in points), loss=tuple(point.loss for point in points))
 
 
 def plot_comparison(drawn: Drawing, folder: Path) -> list[Path]:

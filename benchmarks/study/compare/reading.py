@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.study.compare.accounting import Reader, ReadingStage, Reads
-from benchmarks.study.compare.arms import Measured
+from benchmarks.study.compare.records import Measured
 from moedisco_ray.core.artifacts import read_json, read_manifest
 from moedisco_ray.core.config import CheckpointInit, RunConfig
 from moedisco_ray.core.errors import RunDirError
+from moedisco_ray.core.records import EvaluationRecord, Figures
 from moedisco_ray.models import ModelMap
 from moedisco_ray.stages.clustering.build import documents_needed
 from moedisco_ray.stages.clustering.kmeans import ITERATIONS
@@ -54,10 +55,14 @@ def found(config: RunConfig, measured: Measured) -> Reads:
         reads["cluster"] = _clustering(config, lengths_N, vectors["kind"], vectors.get("max_tokens", 0))
     if _merges(config, measured):
         reads["merge"] = _found_merge(config)
-    evaluation = read_json(directory / "evaluation" / "evaluation.json")
-    tokens = (evaluation["ensemble"] if measured == "ensemble" else evaluation)["tokens"]
-    reads["evaluate"] = _evaluation(config, directory / "corpus", measured, tokens)
+    reads["evaluate"] = _evaluation(config, directory / "corpus", measured, evaluated(directory, measured).tokens)
     return reads
+
+
+def evaluated(directory: Path, measured: Measured) -> Figures:
+    """Validation figures of the model that is the arm's result, from its run directory."""
+    evaluation = EvaluationRecord.model_validate(read_json(directory / "evaluation" / "evaluation.json"))
+    return evaluation.ensemble or Figures() if measured == "ensemble" else evaluation
 
 
 def expected(config: RunConfig, measured: Measured, corpus: Path) -> Reads:

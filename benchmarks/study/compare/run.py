@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from benchmarks.study.compare.accounting import (
-    Point,
     Reads,
     account,
     curve,
@@ -23,19 +21,21 @@ from benchmarks.study.compare.accounting import (
     trained_tokens,
     wall_hours,
 )
-from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, Budget, arm_config, chosen, predicted, run_name, tokens_for
+from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, predicted, run_name, tokens_for
 from benchmarks.study.compare.quality import note_quality
-from benchmarks.study.compare.reading import expected, found
+from benchmarks.study.compare.reading import evaluated, expected, found
+from benchmarks.study.compare.records import Budget, Comparison, Point, Row, TunedSettings
 from benchmarks.study.compare.tuning import Tuned, kept, tune
 from benchmarks.study.recipe import recipe, subject
 from moedisco_ray.backend import Backend
 from moedisco_ray.cli.display import View
 from moedisco_ray.core import stages
-from moedisco_ray.core.artifacts import is_done, read_json, write_json
+from moedisco_ray.core.artifacts import is_done, write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, DivergedError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.metering import Meter
+from moedisco_ray.core.records import EvaluationRecord
 from moedisco_ray.execution import pipeline
 from moedisco_ray.plan import build_plan
 from moedisco_ray.stages.corpus import input_identity
@@ -48,7 +48,7 @@ _EVERY_BUDGET: tuple[Budget, ...] = (*BUDGETS, "loss")
 def compare(
     base: RunConfig, output: Path, names: Sequence[str] = (), *, budgets: Sequence[Budget] = BUDGETS,
     view: Callable[[], View] | None = None, backend: Backend | None = None, known: Mapping[str, Arm] = ARMS, slice_tokens: int = 0,
-) -> dict[str, Any]:
+) -> Comparison:
     """Train every arm, once at joint training's tokens and once at its planned dollars, and compare the results.
 
     If requested, also train each arm to joint training's loss, provided that its other two runs allow a prediction of the length.
@@ -70,8 +70,7 @@ def compare(
             configured values.
 
     Returns:
-        Content of `compare.json`: `reference`, `name`, `seed`, `target_loss` (joint training's last held-out loss) and `rows`, one
-        per run; see `measured`. A row's `tuned` has the settings that its sweep chose; None without a sweep.
+        Content of `compare.json`.
 
     Raises:
         ConfigError: There is no such arm, or the configuration does not allow it.
@@ -86,17 +85,17 @@ def compare(
     tuned = _tune(base, asked, output, slice_tokens, view, backend) | _kept(base, known, asked, output, slice_tokens)
     known = {**known, **{name: found.arm for name, found in tuned.items()}}
 
-    def dear(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
+    def length(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
         return tokens_for(base, arm, budget, reads, known[REFERENCE])
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     finished: list[Path] = []
     for (name, arm), budget in itertools.product(known.items(), _EVERY_BUDGET):
         wanted = name in asked and budget in (BUDGETS[:1] if name == REFERENCE else budgets)
         if not wanted and not (output / run_name(name, budget)).exists():
             continue
         try:
-            config = _config(base, (name, arm), budget, output, dear, rows)
+            config = _config(base, (name, arm), budget, output, length, rows)
         except ConfigError:
             if wanted:
                 raise
@@ -106,24 +105,24 @@ def compare(
         if wanted:
             _run(config, finished, view, backend)
         finished.append(config.directory)
-        rows.append({**measured(name, arm, budget, config), "tuned": tuned[name].row() if name in tuned else None})
-    target = add_target(rows)
-    result = {"reference": REFERENCE, "name": base.name, "seed": base.seed, "target_loss": target, "rows": rows}
-    write_json(output / "compare.json", result)
+        rows.append(measured(name, arm, budget, config, tuned[name].settings if name in tuned else None))
+    result = Comparison(
+        reference=REFERENCE, name=base.name, seed=base.seed, target_loss=rows[0].curve[-1].loss, rows=tuple(with_reference(rows)))
+    write_json(output / "compare.json", result.model_dump(mode="json"))
     note_quality(output, rows)
     return result
 
 
 def _config(
     base: RunConfig, named: tuple[str, Arm], budget: Budget, output: Path,
-    dear: Callable[[Arm, Literal["tokens", "dollars"]], int], rows: Sequence[Mapping[str, Any]],
+    length: Callable[[Arm, Literal["tokens", "dollars"]], int], rows: Sequence[Row],
 ) -> RunConfig | None:
     """Configuration of an arm's run; None if its earlier runs do not predict the tokens to reach joint training's loss."""
     name, arm = named
     if budget == "loss":
-        tokens = predicted([(row["tokens"], row["loss"]) for row in rows if row["arm"] == name], rows[0]["loss"])
+        tokens = predicted([(row.tokens, row.loss) for row in rows if row.arm == name], rows[0].loss)
     else:
-        tokens = dear(arm, budget)
+        tokens = length(arm, budget)
     return None if tokens is None else arm_config(base, name, arm, output, budget, tokens)
 
 
@@ -140,8 +139,7 @@ def _tune(
             _run(config, finished, view, backend)
         except DivergedError:
             return None
-        evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
-        loss: float = (evaluation["ensemble"] if config.evaluation.ensemble else evaluation)["loss"]
+        loss = evaluated(config.directory, "ensemble" if config.evaluation.ensemble else "finetune").loss
         for before in finished:
             shutil.rmtree(before)
         finished[:] = [config.directory]
@@ -172,18 +170,8 @@ def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | N
         pipeline.run(config, views, backend=backend)
 
 
-def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str, Any]:
-    """Quality and cost of an arm's finished run.
-
-    Returns:
-        `arm`, `title`, `budget` and `run` (name of the run directory); `recipe` and `subject` (see `recipe`); `measured`, the model
-        that is the arm's result; `tokens`, the training tokens; `flops`, `dollars` and `hours`, planned totals, and the same by
-        phase in `phases` (`accounting.PhaseCost`); `metered_dollars`, and `worker_seconds` by pool; `loss`, `perplexity` and
-        `bits_per_byte` on the validation documents; `sources`, the perplexity by source; `specialisation`, the normalised mutual
-        information of documents' sources and clusters with their first experts; `dead_experts`, over all layers; these three are
-        None for an ensemble. `unseen` is the perplexity on text of `evaluation.sources`, None without them; `curve` has the
-        measurements of the held-out loss (`accounting.Point`); an ensemble's last one is its evaluation.
-    """
+def measured(name: str, arm: Arm, budget: Budget, config: RunConfig, tuned: TunedSettings | None = None) -> Row:
+    """Quality and cost of an arm's finished run, without what depends on joint training (`with_reference`)."""
     plan = build_plan(config)
     phases = account(config, plan, found(config, arm.measured))
     tokens = trained_tokens(phases)
@@ -191,56 +179,36 @@ def measured(name: str, arm: Arm, budget: Budget, config: RunConfig) -> dict[str
     meter = Meter()
     for event in events:
         meter.update(event)
-    evaluation = read_json(config.directory / "evaluation" / "evaluation.json")
-    figures = evaluation["ensemble"] if arm.measured == "ensemble" else evaluation
+    metered = metered_dollars(meter, config)
+    figures = evaluated(config.directory, arm.measured)
+    whole = figures if isinstance(figures, EvaluationRecord) else None
     points = curve(events, phases, config)
-    if arm.measured == "ensemble":
+    if whole is None:
         before = [phase for phase in phases if phase.stage != "evaluate"]
         points.append(Point(
-            "finetune", tokens, dollars_of(before), hours_of(before), metered_dollars(meter, config), wall_hours(events),
-            figures["loss"]))
-    return {
-        "arm": name, "title": arm.title, "budget": budget, "run": config.name,
-        "recipe": recipe(config), "subject": subject(config, plan), "measured": arm.measured,
-        "tokens": tokens, "flops": sum(phase.flops for phase in phases),
-        "dollars": dollars_of(phases), "hours": hours_of(phases),
-        "phases": [dataclasses.asdict(phase) for phase in phases],
-        "metered_dollars": metered_dollars(meter, config), "worker_seconds": meter.worker_seconds,
-        "loss": figures["loss"], "perplexity": figures["perplexity"], "bits_per_byte": figures["bits_per_byte"],
-        **_looked_at(figures), "unseen": _unseen(evaluation) if arm.measured == "finetune" else None,
-        "curve": [dataclasses.asdict(point) for point in points],
-    }
+            stage="finetune", tokens=tokens, dollars=dollars_of(before), hours=hours_of(before), metered_dollars=metered,
+            metered_hours=wall_hours(events), **figures.model_dump(include={"loss"})))
+    return Row(
+        arm=name, title=arm.title, budget=budget, run=config.name, recipe=recipe(config), subject=subject(config, plan),
+        measured=arm.measured, tokens=tokens, flops=sum(phase.flops for phase in phases), dollars=dollars_of(phases),
+        hours=hours_of(phases), phases=tuple(phases), metered_dollars=metered, worker_seconds=meter.worker_seconds,
+        sources=whole and {source.source: source.perplexity for source in whole.sources if source.perplexity is not None},
+        specialisation=whole and whole.specialisation, dead_experts=whole and sum(router.dead for router in whole.routers),
+        unseen=whole and whole.unseen and whole.unseen.perplexity, curve=tuple(points), tuned=tuned,
+        **figures.model_dump(include={"loss", "perplexity", "bits_per_byte"}))
 
 
-def _looked_at(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures that an evaluation reports about a model in addition to its loss."""
-    if "routers" not in figures:
-        return dict.fromkeys(("sources", "specialisation", "dead_experts"))
-    return {
-        "sources": {source["source"]: source["perplexity"] for source in figures["sources"]},
-        "specialisation": figures["specialisation"],
-        "dead_experts": sum(router["dead"] for router in figures["routers"])}
-
-
-def _unseen(evaluation: Mapping[str, Any]) -> float | None:
-    return float(evaluation["unseen"]["perplexity"]) if "unseen" in evaluation else None
-
-
-def add_target(rows: Sequence[dict[str, Any]]) -> float:
-    """Add to each row the cost to reach joint training's last held-out loss: `dollars_to_target` and `hours_to_target`.
+def with_reference(rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows, each with joint training's metered dollars and its own cost to reach joint training's last held-out loss.
 
     Args:
-        rows: Rows of the comparison, the reference first.
-
-    Returns:
-        Joint training's last held-out loss.
+        rows: Rows of a comparison, joint training first.
     """
-    target = float(rows[0]["curve"][-1]["loss"])
+    joint = rows[0]
     for row in rows:
-        points = [Point(**point) for point in row["curve"]]
-        row["dollars_to_target"] = first_reach(points, target, "dollars")
-        row["hours_to_target"] = first_reach(points, target, "hours")
-    return target
+        dollars, hours = (first_reach(row.curve, joint.curve[-1].loss, axis) for axis in ("dollars", "hours"))
+        yield row.model_copy(update={
+            "joint_metered_dollars": joint.metered_dollars, "dollars_to_target": dollars, "hours_to_target": hours})
 
 
 def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:

@@ -2,59 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from benchmarks.study.compare.records import Comparison, Row
 from moedisco_ray.cli.display.formatting import count, plain_table
 
 _BUDGETS = {
-    "tokens": "At as many tokens", "dollars": "For as many planned dollars", "loss": "To about as low a loss"}
+    "tokens": "At equal tokens", "dollars": "At equal planned dollars", "loss": "To about the same loss"}
 
 
-def compare_view(result: Mapping[str, Any]) -> RenderableType:
+def compare_view(result: Comparison) -> RenderableType:
     """One table per budget; joint training is the first row of each."""
-    joint = result["rows"][0]
+    joint = result.rows[0]
     parts: list[RenderableType] = []
     for budget, title in _BUDGETS.items():
-        rows = [row for row in result["rows"][1:] if row["budget"] == budget]
+        rows = [row for row in result.rows[1:] if row.budget == budget]
         if not rows:
             continue
         table = plain_table(
             "", "tokens", "FLOP", "planned $", "hours", "metered", "loss", "perplexity", "vs joint", "to its loss", "batch, rate")
         for row in (joint, *rows):
             table.add_row(
-                row["title"], count(row["tokens"]), f"{row['flops']:.1e}", f"{row['dollars']:.3g}", f"{row['hours']:.3g}",
-                f"{row['metered_dollars']:.3g}", f"{row['loss']:.3f}", f"{row['perplexity']:.1f}",
-                _change(row["perplexity"], joint["perplexity"]), _change(row["dollars_to_target"], joint["dollars_to_target"]),
+                row.title, count(row.tokens), f"{row.flops:.1e}", f"{row.dollars:.3g}", f"{row.hours:.3g}",
+                f"{row.metered_dollars:.3g}", f"{row.loss:.3f}", f"{row.perplexity:.1f}",
+                _change(row.perplexity, joint.perplexity), _change(row.dollars_to_target, joint.dollars_to_target),
                 _settings(row))
         parts += [Text(title, style="bold"), table, Text()]
     parts.append(Text(
-        "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, without looks at "
-        "the held-out loss. To its loss: dollars until the held-out loss first "
-        f"came down to joint training's last, {result['target_loss']:.3f}, against joint training's dollars. One seed: repeat it "
-        f"with others. {_how_tuned(result['rows'])}", style="dim"))
+        "Dollars and hours are planned, unless they are metered: of training, clusters, merge and evaluation, without measurements "
+        "of the held-out loss. To its loss: dollars until the held-out loss first "
+        f"reached joint training's last, {result.target_loss:.3f}, relative to joint training's dollars. One seed: repeat it "
+        f"with others. {_how_tuned(result.rows)}", style="dim"))
     return Group(*parts)
 
 
-def _settings(row: Mapping[str, Any]) -> str:
-    tuned = row.get("tuned")
-    return f"{tuned['batch_tokens']:,}, {tuned['lr']:.2g}" if tuned else "as configured"
+def _settings(row: Row) -> str:
+    tuned = row.tuned
+    return f"{tuned.batch_tokens:,}, {tuned.lr:.2g}" if tuned else "as configured"
 
 
-def _how_tuned(rows: Sequence[Mapping[str, Any]]) -> str:
-    tuned = [row["tuned"] for row in rows if row.get("tuned")]
+def _how_tuned(rows: Sequence[Row]) -> str:
+    tuned = [row.tuned for row in rows if row.tuned]
     if not tuned:
         return (
             "Learning rates and batch sizes are as configured, so arms may be further from their best than others; "
             "--slice-tokens tunes them.")
-    how = f"the best of up to {max(each['trainings'] for each in tuned)} trainings of {tuned[0]['slice_tokens']:,} tokens each"
+    how = f"the best of up to {max(each.trainings for each in tuned)} trainings of {tuned[0].slice_tokens:,} tokens each"
     return (
         f"Batch size (tokens) and learning rate of the whole MoE's training: {how}, on the validation documents, where it is also "
         "better than the configured values at full length.")
 
 
-def _change(value: float | None, reference: float) -> str:
-    return "never" if value is None else f"{100 * (value / reference - 1):+.1f} %"
+def _change(value: float | None, reference: float | None) -> str:
+    return "never" if value is None or reference is None else f"{100 * (value / reference - 1):+.1f} %"

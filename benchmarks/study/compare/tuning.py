@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.compare.arms import Arm, arm_config
+from benchmarks.study.compare.records import TunedSettings
 from benchmarks.study.recipe import recipe
 from moedisco_ray.core.artifacts import read_json, write_json
 from moedisco_ray.core.config import RunConfig
@@ -59,22 +60,11 @@ class Tuned:
 
     Attributes:
         arm: The arm with the chosen settings.
-        batch_tokens: Tokens per step in the training of the whole MoE.
-        lr: Learning rate in the training of the whole MoE.
-        trainings: Number of slices that were trained.
-        slice_tokens: Tokens of each slice.
+        settings: The chosen settings as a comparison's row shows them.
     """
 
     arm: Arm
-    batch_tokens: int
-    lr: float
-    trainings: int
-    slice_tokens: int
-
-    def row(self) -> dict[str, Any]:
-        """The entry `tuned` of a comparison's row."""
-        return {
-            "batch_tokens": self.batch_tokens, "lr": self.lr, "trainings": self.trainings, "slice_tokens": self.slice_tokens}
+    settings: TunedSettings
 
 
 def climb(measure: Callable[[Step], float | None], most: int) -> Step:
@@ -196,7 +186,8 @@ def _chosen(
         whole = _Sweep(base, name, arm, output, base.tokens.total)
         best = min((START, best), key=lambda step: _or_infinity(loss(whole, step)))
     chosen = slices.trials[best]
-    return Tuned(at(slices.start, arm, best), chosen.batch_tokens, chosen.lr, trained, tokens)
+    return Tuned(at(slices.start, arm, best), TunedSettings(
+        batch_tokens=chosen.batch_tokens, lr=chosen.lr, trainings=trained, slice_tokens=tokens))
 
 
 def _trial(

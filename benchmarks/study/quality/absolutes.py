@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable
 
 from benchmarks.study.compare.arms import REFERENCE
+from benchmarks.study.compare.records import Budget
 from benchmarks.study.quality.levers import TITLES
 from benchmarks.study.quality.records import AbsoluteFigures, CellFigures, RunFigures
 
@@ -15,7 +16,7 @@ HEAD = [
 DOMAINS_HEAD = ["corpus, domain", "joint training's perplexity", "the default's over it, equal tokens", "equal dollars"]
 SHOWN = (REFERENCE, "disco", "paper")
 """Arms in these tables."""
-_COMPARED = ((REFERENCE, "tokens"), ("disco", "tokens"), ("disco", "dollars"))
+_COMPARED: tuple[tuple[str, Budget], ...] = ((REFERENCE, "tokens"), ("disco", "tokens"), ("disco", "dollars"))
 """Arm and budget of the runs that are compared by domain."""
 
 
@@ -36,10 +37,9 @@ def domains(results: Iterable[CellFigures]) -> list[list[str]]:
     by_domain: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for result in results:
         sources = {(run.arm, run.budget): run.absolute.sources for run in result.runs if run.absolute}
-        runs = [sources.get((arm, budget)) for arm, budget in _COMPARED]
-        if None in runs:
+        if not sources.keys() >= set(_COMPARED):
             continue
-        joint, at_tokens, at_dollars = runs
+        joint, at_tokens, at_dollars = (sources[run] for run in _COMPARED)
         for domain, perplexity in joint.items():
             by_domain.setdefault((result.cell.split("/")[0], domain), []).append(
                 (perplexity, at_tokens[domain] / perplexity, at_dollars[domain] / perplexity))
@@ -59,5 +59,6 @@ def _by_cell(results: Iterable[CellFigures]) -> dict[tuple[str, str], list[tuple
 
 
 def _median(values: Iterable[float | None], digits: int) -> str:
-    known = list(values)
-    return "-" if None in known else f"{statistics.median(known):.{digits}f}"
+    each = list(values)
+    known = [value for value in each if value is not None]
+    return f"{statistics.median(known):.{digits}f}" if len(known) == len(each) else "-"

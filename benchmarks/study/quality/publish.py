@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.study.compare.arms import ARMS
 from benchmarks.study.compare.figures import Drawing, drawing
+from benchmarks.study.compare.records import Row
 from benchmarks.study.quality import absolutes
-from benchmarks.study.quality.records import AbsoluteFigures, CellFigures, RunFigures
+from benchmarks.study.quality.records import AbsoluteFigures, CellFigures, CellResult, RunFigures
 from benchmarks.study.quality.result_files import (
     CELLS,
     CURVES,
@@ -30,6 +30,7 @@ from benchmarks.study.quality.result_files import (
     write_lines,
 )
 from benchmarks.study.quality.summary import summarise
+from moedisco_ray.core.config import PoolName
 
 DRAWN_FAMILY = "qwen3_moe"
 """Family whose cells are drawn; the other family's plots look alike."""
@@ -38,18 +39,18 @@ _DIGITS = 7
 """Significant digits of numbers that documents show with two or three; perplexities and dollars keep all of theirs."""
 
 
-def condensed(result: Mapping[str, Any]) -> CellFigures:
+def condensed(result: CellResult) -> CellFigures:
     """The figures of a raw result that tables show."""
-    joint = result["rows"][0]
-    return CellFigures.model_validate({
-        **{name: result[name] for name in CellFigures.model_fields if name in result},
-        "runs": [_run(row, joint) for row in result["rows"]]})
+    return CellFigures(
+        cell=result.cell, seed=result.seed, command=result.command, commits=result.commits, date=result.date,
+        processor=result.processor, cores=result.cores, versions=result.versions, setting=result.setting,
+        runs=tuple(map(_run, result.rows)))
 
 
-def curves(result: Mapping[str, Any]) -> Drawing:
+def curves(result: CellResult) -> Drawing:
     """The loss curves of a raw result that figures show; levers appear only in tables."""
-    rows = [row for row in result["rows"] if row["arm"] in ARMS]
-    return drawing(result["cell"], rows[0]["curve"][-1]["loss"], rows)
+    rows = [row for row in result.rows if row.arm in ARMS]
+    return drawing(result.cell, rows[0].curve[-1].loss, rows)
 
 
 def publish(raw: Path, folder: Path = PUBLISHED) -> None:
@@ -62,33 +63,34 @@ def publish(raw: Path, folder: Path = PUBLISHED) -> None:
     cells = {(each.cell, each.seed): each for each in read_lines(folder / CELLS, CellFigures)}
     drawings = {each.name: each for each in read_lines(folder / CURVES, Drawing)}
     for result in map(read, result_paths(raw)):
-        cells[result["cell"], result["seed"]] = condensed(result)
-        if result["cell"].split("/")[1] == DRAWN_FAMILY and result["seed"] == DRAWN_SEED:
-            drawings[result["cell"]] = curves(result)
+        cells[result.cell, result.seed] = condensed(result)
+        if result.cell.split("/")[1] == DRAWN_FAMILY and result.seed == DRAWN_SEED:
+            drawings[result.cell] = curves(result)
     ordered = [cells[key] for key in sorted(cells)]
     write_lines(folder / CELLS, ordered)
     write_lines(folder / CURVES, [drawings[name] for name in sorted(drawings)])
     write(folder / SUMMARY, [entry.to_json() for entry in summarise(ordered)])
 
 
-def _run(row: Mapping[str, Any], joint: Mapping[str, Any]) -> RunFigures:
-    dollars: dict[str, list[float]] = {}
-    for phase in row["phases"]:
-        dollars.setdefault(phase["pool"], []).append(phase["dollars"])
-    return RunFigures.model_validate({
-        "arm": row["arm"], "budget": row["budget"], "perplexity": row["perplexity"], "dollars": dollars,
-        "hours": _short(row["hours"]),
-        "metered": _short(row["metered_dollars"] / row.get("joint_metered_dollars", joint["metered_dollars"])),
-        "unseen": None if row["unseen"] is None else _short(row["unseen"]),
-        "absolute": _absolute(row) if row["arm"] in absolutes.SHOWN else None})
+def _run(row: Row) -> RunFigures:
+    dollars: dict[PoolName, list[float]] = {}
+    for phase in row.phases:
+        dollars.setdefault(phase.pool, []).append(phase.dollars)
+    return RunFigures(
+        arm=row.arm, budget=row.budget, perplexity=row.perplexity,
+        dollars={pool: tuple(phases) for pool, phases in dollars.items()}, hours=_short(row.hours),
+        metered=row.joint_metered_dollars and _short(row.metered_dollars / row.joint_metered_dollars),
+        unseen=row.unseen and _short(row.unseen), absolute=_absolute(row) if row.arm in absolutes.SHOWN else None)
 
 
-def _absolute(row: Mapping[str, Any]) -> AbsoluteFigures:
+def _absolute(row: Row) -> AbsoluteFigures | None:
+    if row.bits_per_byte is None or row.specialisation is None or row.dead_experts is None or row.sources is None:
+        return None
     return AbsoluteFigures(
-        bits_per_byte=_short(row["bits_per_byte"]),
-        specialisation={name: None if value is None else _short(value) for name, value in row["specialisation"].items()},
-        dead_experts=row["dead_experts"], worker_seconds=_short(sum(row["worker_seconds"].values())),
-        sources={name: _short(value) for name, value in row["sources"].items()})
+        bits_per_byte=_short(row.bits_per_byte),
+        specialisation={name: None if value is None else _short(value) for name, value in row.specialisation.items()},
+        dead_experts=row.dead_experts, worker_seconds=_short(sum(row.worker_seconds.values())),
+        sources={name: _short(value) for name, value in row.sources.items()})
 
 
 def _short(value: float) -> float:

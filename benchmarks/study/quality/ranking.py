@@ -36,12 +36,11 @@ def one_seed(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     for how, known, slice_tokens in (("as configured", arms, 0), ("compare", arms, arguments.tokens // 4), ("benchmark", tuned, 0)):
         output = work / how.replace(" ", "-")
         result = compare(base, output, budgets=("tokens",), backend=LocalBackend(), known=known, slice_tokens=slice_tokens)
-        rows = result["rows"]
         found[how] = {
-            "loss": {row["arm"]: row["loss"] for row in rows},
-            "over_joint": {row["arm"]: row["loss"] - rows[0]["loss"] for row in rows},
-            "ranking": [row["arm"] for row in sorted(rows, key=lambda row: row["loss"])],
-            "tuned": {row["arm"]: row["tuned"] for row in rows}}
+            "loss": {row.arm: row.loss for row in result.rows},
+            "over_joint": {row.arm: row.loss - result.rows[0].loss for row in result.rows},
+            "ranking": [row.arm for row in sorted(result.rows, key=lambda row: row.loss)],
+            "tuned": {row.arm: row.tuned and row.tuned.to_json() for row in result.rows}}
         print(f"seed {seed}, {how}: {found[how]['ranking']} {found[how]['over_joint']}", file=sys.stderr)
     return found
 

@@ -1,8 +1,8 @@
-"""The published figures of the quality benchmark as typed records: one per (cell, seed), with a row per run of an arm."""
+"""Results of the quality benchmark as typed records, one per (cell, seed): the raw rows, and the published figures."""
 
 from __future__ import annotations
 
-from benchmarks.study.compare.arms import Budget
+from benchmarks.study.compare.records import Budget, ComparedRows
 from moedisco_ray.core.config import PoolName
 from moedisco_ray.core.records import Record
 
@@ -21,6 +21,22 @@ class Setting(Record):
     """Digest of the default recipe."""
     low_over_high: float
     """Price of a FLOP on the low-memory pool relative to the high-memory pool."""
+
+
+class CellResult(ComparedRows):
+    """A raw result: the rows of one (cell, seed), and how they were measured."""
+
+    command: str
+    commits: tuple[str, ...]
+    """Commits that measured the rows, in order."""
+    date: str
+    processor: str
+    cores: int
+    versions: dict[str, str]
+    setting: Setting
+    seconds: float
+    """Time of all measurements (s)."""
+    cell: str
 
 
 class AbsoluteFigures(Record):

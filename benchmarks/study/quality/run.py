@@ -6,10 +6,10 @@ python -m benchmarks.study.quality.run, with
     --cell a/qwen3_moe/random --arms levers --corpus DIR     one cell, each lever alone
     --grid --arms tokens --corpora a,b --corpus DIR          the grid at equal tokens
     --quick                                                  default against paper, in three minutes
-    --account --work DIR                                     recompute results with the present accounting
 
 Every (cell, seed) is a process with one thread; `--jobs` of them run at once. Finished work is skipped: each arm is a product run,
-which can resume, and the rows of a (cell, seed) are a file in --results, to which arms can be added later.
+which can resume, and the rows of a (cell, seed) are a file in --results, to which arms can be added later. With an empty --results,
+finished runs are accounted again and not trained again.
 `python -m benchmarks.study.quality.publish` then updates results/ next to this file, from which RESULTS.md is made.
 
 Cost: with T tokens for joint training, a (cell, seed) of the grid trains about 11 T. These are T each for joint training, the
@@ -30,6 +30,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,15 @@ import torch
 import yaml
 
 from benchmarks.harness import environment
-from benchmarks.study.compare.arms import ARMS, REFERENCE, Budget
+from benchmarks.study.compare.arms import ARMS, REFERENCE
+from benchmarks.study.compare.records import Budget, Row
 from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
 from benchmarks.study.quality.cells import OWN_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, own_arms
 from benchmarks.study.quality.levers import FOR_TOKENS, KNOWN, LEVERS
 from benchmarks.study.quality.publish import condensed
-from benchmarks.study.quality.reaccount import reaccounted
-from benchmarks.study.quality.result_files import RAW, SUMMARY, read, result_paths, with_commit, with_rows, write
+from benchmarks.study.quality.records import CellResult, Setting
+from benchmarks.study.quality.result_files import RAW, SUMMARY, read, result_paths, write
 from benchmarks.study.quality.summary import summarise
 from moedisco_ray.cli.app import output_console
 from moedisco_ray.core.config import RunConfig
@@ -69,16 +71,16 @@ _COST = 11
 """Training tokens of a (cell, seed) of the grid, relative to joint training's tokens."""
 
 
-def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(cell: Cell, seed: int, arguments: argparse.Namespace) -> list[Row]:
     """Measure one (cell, seed) in this process; returns its rows, joint training first."""
     torch.set_num_threads(1)
     work = arguments.work / cell.slug / f"seed-{seed}"
     base = base_config(cell, seed, arguments.tokens, arguments.corpus, work)
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], Row] = {}
     known = own_arms(KNOWN, cell.family, cell.start)
     for budgets, wanted in _by_budgets(arguments.arms):
-        found = compare(base, work, wanted, budgets=budgets, backend=LocalBackend(), known=known)["rows"]
-        rows |= {(row["arm"], row["budget"]): row for row in found if row["arm"] in (REFERENCE, *arguments.arms)}
+        found = compare(base, work, wanted, budgets=budgets, backend=LocalBackend(), known=known).rows
+        rows |= {(row.arm, row.budget): row for row in found if row.arm in (REFERENCE, *arguments.arms)}
     return list(rows.values())
 
 
@@ -97,12 +99,12 @@ def _by_budgets(arms: list[str]) -> list[tuple[tuple[Budget, ...], list[str]]]:
 def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     """Run the missing arms of one (cell, seed) in a separate process, and add them to its result file."""
     path = arguments.results / f"{cell.slug}-{seed}.json"
-    setting = {
-        "model": SIZES, "tokens": arguments.tokens, "seed": seed, "recipe": _recipe(cell), "low_over_high": _low_over_high()}
-    there = read(path) if path.exists() else {"setting": setting, "rows": []}
-    if there["setting"] != setting:
+    setting = Setting(
+        model=SIZES, tokens=arguments.tokens, seed=seed, recipe=_recipe(cell), low_over_high=_low_over_high())
+    before = read(path) if path.exists() else None
+    if before is not None and before.setting != setting:
         raise SystemExit(f"{path} was measured with another setting or recipe; move it away")
-    missing = [arm for arm in arguments.arms if arm not in {row["arm"] for row in there["rows"]}]
+    missing = [arm for arm in arguments.arms if before is None or arm not in {row.arm for row in before.rows}]
     if not missing:
         return
     started = time.time()
@@ -113,15 +115,33 @@ def run_process(cell: Cell, seed: int, arguments: argparse.Namespace) -> None:
     if arguments.corpus is not None:
         command += ["--corpus", str(arguments.corpus)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    rows = [Row.model_validate(row) for row in json.loads(done.stdout.strip().splitlines()[-1])]
     corpora = "" if arguments.corpus is None else " --corpus DIR"
     made = environment(
         f"python -m benchmarks.study.quality.run --cell {cell} --seeds {arguments.seeds} --tokens {arguments.tokens}"
         f" --arms {','.join(arguments.arms)}{corpora}")
-    write(path, {
-        **with_commit(made, there),
-        "setting": setting, "seconds": round(time.time() - started + there.get("seconds", 0.0), 1), "cell": str(cell), "seed": seed,
-        "rows": with_rows(there["rows"], found)})
+    write(path, extended(before, rows, made, cell=cell, setting=setting, seconds=time.time() - started).model_dump(mode="json"))
+
+
+def extended(
+    before: CellResult | None, rows: Sequence[Row], made: Mapping[str, Any], *, cell: Cell, setting: Setting, seconds: float,
+) -> CellResult:
+    """A raw result with the rows of new arms added.
+
+    Args:
+        before: Raw result so far.
+        rows: Rows of the new arms, joint training first; joint training is added only once.
+        made: Record from `harness.environment`.
+        cell: Cell of the result.
+        setting: Setting of all rows.
+        seconds: Time of the new measurements (s).
+    """
+    commit = f"{made['commit']}{' with uncommitted changes' if made['dirty'] else ''}"
+    return CellResult(
+        **{name: made[name] for name in ("command", "date", "processor", "cores", "versions")},
+        commits=tuple(dict.fromkeys([*(before.commits if before else ()), commit])), setting=setting,
+        seconds=round(seconds + (before.seconds if before else 0), 1), cell=str(cell), seed=setting.seed,
+        rows=(*(before.rows if before else rows[:1]), *rows[1:]))
 
 
 def _recipe(cell: Cell) -> str:
@@ -145,7 +165,7 @@ def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
     hours = _COST * arguments.tokens * len(work) / arguments.speed / arguments.jobs / 3600
     print(f"{len(work)} (cell, seed) with {arguments.tokens:,} tokens each: about {hours:.1f} hours", file=sys.stderr)
     with ThreadPoolExecutor(arguments.jobs) as threads:
-        for (cell, seed), _ in zip(work, threads.map(lambda one: run_process(*one, arguments), work), strict=True):
+        for (cell, seed), _ in zip(work, threads.map(lambda one: run_process(one[0], one[1], arguments), work), strict=True):
             print(f"{cell} seed {seed}: done", file=sys.stderr)
             write_summary(arguments.results)
 
@@ -154,18 +174,6 @@ def write_summary(results: Path) -> None:
     """Write `summary.json` from all finished results."""
     entries = summarise(condensed(read(path)) for path in result_paths(results))
     write(results / SUMMARY, [entry.to_json() for entry in entries])
-
-
-def account(arguments: argparse.Namespace) -> int:
-    """Recompute the accounts in all result files from the run directories under `--work`; nothing is trained."""
-    for path in result_paths(arguments.results):
-        result = read(path)
-        work = arguments.work / Cell.parse(result["cell"]).slug / f"seed-{result['seed']}"
-        anew, kept = reaccounted(result, work)
-        write(path, anew)
-        print("\n".join([f"{path.name}: {len(anew['rows']) - len(kept)} rows", *kept]), file=sys.stderr)
-    write_summary(arguments.results)
-    return 0
 
 
 def quick(arguments: argparse.Namespace) -> int:
@@ -178,12 +186,12 @@ def quick(arguments: argparse.Namespace) -> int:
     known = own_arms(ARMS, "qwen3_moe", "random")
     result = compare(base, work, list(GRID), budgets=("dollars",), backend=LocalBackend(), known=known)
     output_console().print(compare_view(result))
-    perplexity = {row["arm"]: row["perplexity"] for row in result["rows"]}
+    perplexity = {row.arm: row.perplexity for row in result.rows}
     share = perplexity["disco"] / perplexity["paper"]
     enough = share <= QUICK_SHARE
     print(
         f"default {perplexity['disco']:.2f}, paper {perplexity['paper']:.2f}: the default has {share:.2f} of the paper's, "
-        f"{QUICK_SHARE} at most is asked for: {'it wins' if enough else 'it LOSES'}")
+        f"at most {QUICK_SHARE} is allowed: {'it wins' if enough else 'it LOSES'}")
     return 0 if enough else 1
 
 
@@ -206,21 +214,18 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs") / "quality", help="run directories, kept for resuming")
     parser.add_argument("--results", type=Path, default=RAW, help="folder of the raw results")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--account", action="store_true", help="recompute the accounts of existing result files; train nothing")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.corpus = Path(arguments.corpus) if arguments.corpus else None
     if arguments.quick:
         return quick(arguments)
-    if arguments.account:
-        return account(arguments)
     if arguments.worker is not None:
-        print(json.dumps(measure(arguments.cell[0], arguments.worker, arguments)))
+        print(json.dumps([row.to_json() for row in measure(arguments.cell[0], arguments.worker, arguments)]))
         return 0
     cells = [*arguments.cell, *(
         Cell(corpus, family, start) for corpus in arguments.corpora for family in FAMILIES for start in STARTS if arguments.grid)]
     if not cells:
-        parser.error("name a --cell, or --grid, or --quick, or --account")
+        parser.error("name a --cell, or --grid, or --quick")
     run_all(cells, arguments)
     return 0
 

@@ -78,10 +78,11 @@ def summarise(
     for (cell, arm), found in by_arm.items():
         corpus, family, start = cell.split("/")
         values = {name: [figures[name] for _, figures in found] for name in names}
+        known = {name: [value for value in each if value is not None] for name, each in values.items() if None not in each}
         entries.append(Entry(
             corpus=corpus, family=family, start=start, arm=arm, seeds=tuple(sorted(seed for seed, _ in found)),
-            medians={name: None if None in each else statistics.median(each) for name, each in values.items()},
-            spread={name: Spread(min=min(each), max=max(each)) for name, each in values.items() if None not in each}))
+            medians={name: statistics.median(known[name]) if name in known else None for name in names},
+            spread={name: Spread(min=min(each), max=max(each)) for name, each in known.items()}))
     return entries
 
 
@@ -104,19 +105,18 @@ def _figures(runs: Sequence[RunFigures], low_over_high: float) -> dict[str, dict
 
 def _ratios(runs: Sequence[RunFigures], joint: RunFigures) -> dict[str, float | None]:
     at_tokens = next((run for run in runs if run.budget == "tokens"), None)
-    perplexity = at_tokens and at_tokens.perplexity
     hours = [(run, run.hours) for run in runs if run.hours is not None]
     perplexities = [(run.total_dollars, run.perplexity) for run in runs]
     metered = [(run.metered, run.perplexity) for run in runs if run.metered is not None]
     return {
-        "ppl_equal_tokens": _over(perplexity, joint.perplexity),
-        "loss_equal_tokens": None if perplexity is None else math.log(perplexity) / math.log(joint.perplexity),
+        "ppl_equal_tokens": _over(at_tokens.perplexity if at_tokens else None, joint.perplexity),
+        "loss_equal_tokens": math.log(at_tokens.perplexity) / math.log(joint.perplexity) if at_tokens else None,
         "metered_to_joint_loss": dollars_to(joint.perplexity, metered) if len(metered) == len(runs) else None,
-        "dollars_equal_tokens": _over(at_tokens and at_tokens.total_dollars, joint.total_dollars),
-        "unseen_equal_tokens": _over(at_tokens and at_tokens.unseen, joint.unseen),
+        "dollars_equal_tokens": _over(at_tokens.total_dollars if at_tokens else None, joint.total_dollars),
+        "unseen_equal_tokens": _over(at_tokens.unseen if at_tokens else None, joint.unseen),
         "ppl_equal_hours": joint.hours and _over(
             at_budget(joint.hours, [(time, run.perplexity) for run, time in hours]), joint.perplexity),
-        "hours_equal_tokens": _over(at_tokens and at_tokens.hours, joint.hours),
+        "hours_equal_tokens": _over(at_tokens.hours if at_tokens else None, joint.hours),
         "ppl_equal_dollars": _over(at_budget(joint.total_dollars, perplexities), joint.perplexity),
         "hours_equal_dollars": _over(
             at_budget(joint.total_dollars, [(run.total_dollars, time) for run, time in hours]), joint.hours),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.compare.accounting import Reads, account, dollars_of
+from benchmarks.study.compare.accounting import Reads, account, dollars_of, hours_of
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, tokens_for
+from benchmarks.study.compare.records import Comparison, Row
 from benchmarks.study.recipe import recipe, subject
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.plan import build_plan
@@ -39,7 +39,7 @@ def nothing(config: RunConfig, arm: Arm) -> Reads:
 def comparison(
     base: RunConfig, laws: Mapping[str, Law] = LAWS, seed: int = 0, noise: float = 0.0, times: Sequence[float] = (1,),
     reads: Callable[[RunConfig, Arm], Reads] = nothing,
-) -> dict[str, Any]:
+) -> Comparison:
     """One run per arm, budget and size; `times` multiplies the base configuration's tokens, `reads` is read outside training."""
     chance = random.Random(seed)
     of_seed = chance.gauss(0, noise)
@@ -53,9 +53,20 @@ def comparison(
                 plan = build_plan(config)
                 phases = account(config, plan, reads(config, arm))
                 loss = law(plan.tokens) + of_seed + chance.gauss(0, noise / 2)
-                rows.append({
-                    "arm": name, "title": arm.title, "budget": budget, "run": config.name, "measured": arm.measured,
-                    "recipe": recipe(config), "subject": subject(config, plan), "tokens": plan.tokens,
-                    "dollars": dollars_of(phases), "phases": [dataclasses.asdict(phase) for phase in phases],
-                    "loss": loss, "perplexity": math.exp(loss), "curve": []})
-    return {"reference": REFERENCE, "name": base.name, "seed": seed, "target_loss": rows[0]["loss"], "rows": rows}
+                rows.append(Row(
+                    arm=name, title=arm.title, budget=budget, run=config.name, measured=arm.measured, recipe=recipe(config),
+                    subject=subject(config, plan), tokens=plan.tokens, flops=sum(phase.flops for phase in phases),
+                    dollars=dollars_of(phases), hours=hours_of(phases), phases=tuple(phases), metered_dollars=dollars_of(phases),
+                    worker_seconds={}, loss=loss, perplexity=math.exp(loss), bits_per_byte=None, sources=None, specialisation=None,
+                    dead_experts=None, unseen=None, curve=()))
+    return Comparison(reference=REFERENCE, name=base.name, seed=seed, target_loss=rows[0].loss, rows=tuple(rows))
+
+
+def stored(table: Comparison) -> dict[str, Any]:
+    """The comparison as `compare.json` stores it."""
+    return table.model_dump(mode="json")
+
+
+def only(table: Comparison, keep: Callable[[Row], bool]) -> Comparison:
+    """The comparison with some of its rows."""
+    return table.model_copy(update={"rows": tuple(filter(keep, table.rows))})

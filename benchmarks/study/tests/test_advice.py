@@ -3,13 +3,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measured_example import LAWS, MODEL, Law, base_config, comparison
+from measured_example import LAWS, MODEL, Law, base_config, comparison, only
 
 from benchmarks.study.advice import advise
 from benchmarks.study.advice.advised import Advice, Goal
@@ -17,6 +15,7 @@ from benchmarks.study.advice.measured import Measurements, comparison_runs
 from benchmarks.study.advice.study import study
 from benchmarks.study.compare.accounting import Reads
 from benchmarks.study.compare.arms import ARMS, Arm, planned
+from benchmarks.study.compare.records import Comparison
 from moedisco_ray.core.config import RunConfig, check_config, put
 from moedisco_ray.core.errors import ConfigError, RunDirError
 from moedisco_ray.plan import build_plan
@@ -26,8 +25,8 @@ JOINT = planned(BASE, ARMS["joint"]).training_dollars
 """Dollars of the smallest measured joint training."""
 
 
-def measured(*tables: Mapping[str, Any]) -> Measurements:
-    return Measurements(tuple(run for table in tables for run in comparison_runs(table, "here")))
+def measured(*tables: Comparison) -> Measurements:
+    return Measurements(tuple(run for table in tables for run in comparison_runs(table)))
 
 
 def budget(dollars: float) -> Goal:
@@ -108,7 +107,8 @@ def test_the_order_of_what_is_read_changes_nothing(order: list[int], kind: str) 
     tables = [comparison(BASE, seed=seed, noise=0.01) for seed in range(3)]
     goal = budget(JOINT) if kind == "budget" else target(2.9)
     expected = advise(BASE, measured(*tables), goal)
-    shuffled = measured(*(tables[i] | {"rows": [tables[i]["rows"][0], *reversed(tables[i]["rows"][1:])]} for i in order))
+    shuffled = measured(*(
+        tables[i].model_copy(update={"rows": (tables[i].rows[0], *reversed(tables[i].rows[1:]))}) for i in order))
     assert advise(BASE, shuffled, goal) == expected
 
 
@@ -168,7 +168,7 @@ def test_intervals_hold_the_truth_mostly() -> None:
 
 
 def test_rounds_are_one_recipe_when_their_steps_or_their_number_stays() -> None:
-    def tables(every: list[int]) -> list[Mapping[str, Any]]:
+    def tables(every: list[int]) -> list[Comparison]:
         return [
             comparison(
                 base_config(tokens={"total": total, "seed_share": 0.3}, submodels={"sync_every": each}),
@@ -181,7 +181,7 @@ def test_rounds_are_one_recipe_when_their_steps_or_their_number_stays() -> None:
     assert advise(config, measured(*tables([50, 50])), budget(JOINT)).settings["submodels.sync_every"].advised == 50
 
     # 335 and 671 steps of a sub-model: 12 rounds of 28, or of 56. At equal dollars there would be more rounds: another recipe.
-    rows = [{**table, "rows": [row for row in table["rows"] if row["budget"] == "tokens"]} for table in tables([28, 56])]
+    rows = [only(table, lambda row: row.budget == "tokens") for table in tables([28, 56])]
     kept = study(measured(*rows).runs)
     assert [(recipe.rounds, len(recipe.sizes())) for recipe in kept.recipes if not recipe.reference] == [(12, 2)]
     advice = advise(config, measured(*rows), budget(JOINT / 2))
@@ -212,16 +212,16 @@ def test_another_model_keeps_its_own_learning_rates_and_batches() -> None:
     assert low < (advice.advised.ratio or 0) < (high or 0)
 
 
-def test_what_is_read_beside_training_counts_where_recipes_are_held_against_each_other() -> None:
+def test_reading_outside_training_counts_when_recipes_are_compared() -> None:
     def reads(config: RunConfig, arm: Arm) -> Reads:
         return {"cluster": {"submodel": 4e7}} if config.tokens.decoupled else {}
 
     laws = {"joint": line(3.0, 0.2), "disco": line(3.5, 0.2)}
-    table = comparison(BASE, laws, times=(1, 4), reads=reads)
-    rows = [row for row in table["rows"] if (row["arm"], row["budget"]) in (("joint", "tokens"), ("disco", "dollars"))]
-    assert len({round(row["dollars"] / JOINT, 3) for row in rows}) == 2
+    compared = ("joint", "tokens"), ("disco", "dollars")
+    table = only(comparison(BASE, laws, times=(1, 4), reads=reads), lambda row: (row.arm, row.budget) in compared)
+    assert len({round(row.dollars / JOINT, 3) for row in table.rows}) == 2
     # Clustering leaves the default fewer dollars for training than joint training has.
-    advice = advise(BASE, measured({**table, "rows": rows}), budget(JOINT * 2))
+    advice = advise(BASE, measured(table), budget(JOINT * 2))
     assert [(row.title, row.dominated) for row in advice.options] == [
         ("joint, high-memory pool", False), ("MoE-DisCo, as configured", True)]
 
@@ -249,7 +249,7 @@ def needing(times: float, slope: float = 0.2) -> Law:
     return line(3.0 + slope * math.log(2 * times) - 0.2 * math.log(2), slope)
 
 
-def on_text(name: str, pool: str = "high_memory", **laws: Law) -> Mapping[str, Any]:
+def on_text(name: str, pool: str = "high_memory", **laws: Law) -> Comparison:
     text = base_config(corpus={"sources": [{"path": "embedded", "name": name}]}, finetune={"pool": pool})
     return comparison(text, {"joint": line(3.0, 0.2), **laws}, times=(1, 4))
 
@@ -270,7 +270,7 @@ def test_a_recipe_is_no_better_for_having_been_measured_where_all_are(easier: fl
     assert advice.advised.title == "MoE-DisCo, as configured"
     assert row.ratio == pytest.approx(more * (advice.advised.ratio or 0))
     assert (row.dominated, row.best_in) == (False, 0)
-    assert ("low", "measured beside sparse upcycling in 1 of 2 other models or texts") in advice.confidence.grounds
+    assert ("low", "measured with sparse upcycling in 1 of 2 other models or texts") in advice.confidence.grounds
 
 
 def test_recipes_that_were_measured_everywhere_have_their_mean_ratio() -> None:
@@ -284,14 +284,14 @@ def test_recipes_that_were_measured_everywhere_have_their_mean_ratio() -> None:
     assert ("high", "measured wherever the other recipes were") in advice.confidence.grounds
 
 
-def test_recipes_that_share_nothing_are_held_against_joint_training() -> None:
+def test_recipes_that_share_nothing_are_compared_with_joint_training() -> None:
     runs = measured(on_text("a", disco=needing(1.5)), on_text("b", upcycle=needing(3)))
     advice = advise(LARGE, runs, budget(1.0))
     ratios = {row.title: row.ratio for row in advice.options}
     assert ratios["MoE-DisCo, as configured"] == pytest.approx(1.5 * rate("disco"))
     assert ratios["sparse upcycling"] == pytest.approx(3 * rate("upcycle"))
     assert (
-        "low", "never measured beside sparse upcycling: compared by way of others, or else of joint training alone",
+        "low", "never measured with sparse upcycling: compared through other recipes, or through joint training alone",
     ) in advice.confidence.grounds
 
 
@@ -309,7 +309,7 @@ def test_runs_of_the_same_model_go_before_those_of_others() -> None:
     both = measured(comparison(BASE), comparison(LARGE))
     advice = advise(BASE, both, budget(JOINT))
     assert advice.sought == "loss"
-    assert advice.notes == (f"{len(comparison(LARGE)['rows'])} runs of other models or texts",)
+    assert advice.notes == (f"{len(comparison(LARGE).rows)} runs of other models or texts",)
 
 
 @pytest.mark.parametrize(("config", "goal", "line"), [
@@ -331,18 +331,17 @@ def test_what_cannot_be_answered_is_one_line(config: RunConfig, goal: Goal, line
     assert str(caught.value).startswith(line)
 
 
-def test_runs_of_one_size_do_not_tell_how_a_loss_falls() -> None:
-    table = comparison(BASE)
-    table["rows"] = [row for row in table["rows"] if row["budget"] == "tokens"]
+def test_runs_of_one_size_do_not_show_how_a_loss_falls() -> None:
+    table = only(comparison(BASE), lambda row: row.budget == "tokens")
     with pytest.raises(RunDirError, match="every recipe was measured at one number of tokens only"):
         advise(BASE, measured(table), budget(JOINT))
     with pytest.raises(RunDirError, match="runs of another model: every recipe was measured at one"):
         advise(LARGE, measured(table), budget(JOINT))
 
 
-def test_another_model_without_joint_training_beside_it_tells_nothing() -> None:
+def test_another_model_without_joint_training_is_an_error() -> None:
     runs = tuple(run for run in THREE_SEEDS.runs if not run.reference)
-    with pytest.raises(RunDirError, match=r"no joint training beside them; `python -m benchmarks.study compare` makes"):
+    with pytest.raises(RunDirError, match=r"no joint training among them; `python -m benchmarks.study compare` makes"):
         advise(LARGE, Measurements(runs), budget(JOINT))
 
 

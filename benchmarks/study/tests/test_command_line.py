@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from measured_example import MODEL, base_config, comparison
+from measured_example import MODEL, base_config, comparison, stored
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -58,7 +58,7 @@ def test_it_advises_from_measured_runs(tmp_path):
     results.mkdir()
     config.write_text(json.dumps(base_config().model_dump(mode="json")))
     for seed in (0, 1):
-        write_json(results / f"{seed}.json", comparison(base_config(), seed=seed, noise=0.01))
+        write_json(results / f"{seed}.json", stored(comparison(base_config(), seed=seed, noise=0.01)))
     shown = invoke("advise", config, "--from", results, "--budget-dollars", "0.001").stdout
     assert "small  for $0.0010: MoE-DisCo, as configured" in shown
     assert "--set tokens.total=" in shown
@@ -89,7 +89,7 @@ def test_half_a_question_to_measured_runs(demo, arguments, line):
     ({**MODEL, "hidden_size": 256}, "budget_dollars", 0.5, "joint training's loss for 3"),
 ])
 def test_an_advice_is_whole_at_any_width(width, model, kind, value, promise):
-    runs = tuple(run for seed in range(2) for run in comparison_runs(comparison(base_config(), seed=seed, noise=0.02), "here"))
+    runs = tuple(run for seed in range(2) for run in comparison_runs(comparison(base_config(), seed=seed, noise=0.02)))
     config = base_config(model={"config": model}, submodels={"outer": {"momentum": 0.5}}, finetune={"load_balance": 0.125})
     advice = advise(config, Measurements(runs, ("going: not finished",)), Goal(kind=kind, value=value))
     text = text_of(advice_view(advice), width)

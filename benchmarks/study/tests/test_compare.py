@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from small_run import DOMAINS, small_config
 
-from benchmarks.study.compare.accounting import Point, Reads, account, curve, dollars_of, first_reach, wall_hours
+from benchmarks.study.compare.accounting import Reads, account, curve, dollars_of, first_reach, wall_hours
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, predicted, tokens_for
 from benchmarks.study.compare.figures import drawing, plot_comparison
+from benchmarks.study.compare.records import Comparison, Point
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
 from moedisco_ray.core.artifacts import read_json
@@ -86,7 +87,7 @@ def test_an_arm_that_cannot_be_paid_for_is_one_line(base: RunConfig) -> None:
     def too_much(config: RunConfig, arm: Arm) -> Reads:
         return {"cluster": {"submodel": 1e7}} if config.tokens.decoupled else {}
 
-    with pytest.raises(ConfigError, match=r"tokens.total: 24000: joint training of so many costs less than MoE-DisCo, as"):
+    with pytest.raises(ConfigError, match=r"tokens.total: 24000: joint training on these tokens costs less than MoE-DisCo, as"):
         tokens_for(base, ARMS["disco"], "dollars", too_much)
     free = base.model_copy(update={"pools": base.pools.model_copy(update={
         kind: getattr(base.pools, kind).model_copy(update={"price_per_hour": 0.0}) for kind in ("low_memory", "high_memory")})})
@@ -131,7 +132,9 @@ def test_arms_that_there_are_not() -> None:
 
 
 def point(tokens: int, loss: float, stage: str = "finetune") -> Point:
-    return Point(stage, tokens, tokens / 10, tokens / 100, tokens / 5, tokens / 50, loss)
+    return Point(
+        stage=stage, tokens=tokens, dollars=tokens / 10, hours=tokens / 100, metered_dollars=tokens / 5, metered_hours=tokens / 50,
+        loss=loss)
 
 
 HAND = [point(50, 3.0, "seed"), point(100, 6.0), point(200, 4.0), point(300, 4.5), point(400, 3.5)]
@@ -200,65 +203,64 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     other = {"path": f"{Path(json.__file__).parent}/*.py", "documents": "paragraph", "format": "text"}
     base = base.model_copy(update={"evaluation": Evaluation.model_validate({**base.evaluation.model_dump(), "sources": [other]})})
     result = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), backend=LocalBackend())
-    assert [row["run"] for row in result["rows"]] == ["joint-tokens", "upcycle-tokens", "ensemble-tokens"]
-    assert result == read_json(output / "compare.json")
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
-    joint, upcycle, ensemble = result["rows"]
-    assert joint["recipe"]["tokens.finetune_share"] == 1
-    assert [row["measured"] for row in result["rows"]] == ["finetune", "finetune", "ensemble"]
-    assert joint["subject"] == upcycle["subject"] == ensemble["subject"]
-    assert joint["curve"][-1]["loss"] == pytest.approx(joint["loss"], rel=1e-5)     # the same documents, in the same windows
-    assert joint["dollars_to_target"] == pytest.approx(joint["curve"][-1]["dollars"])
-    assert {entry["stage"] for entry in upcycle["curve"]} == {"seed", "finetune"}
-    assert ensemble["loss"] == ensemble["curve"][-1]["loss"] != joint["loss"]
+    assert [row.run for row in result.rows] == ["joint-tokens", "upcycle-tokens", "ensemble-tokens"]
+    assert Comparison.model_validate(read_json(output / "compare.json")) == result
+    joint, upcycle, ensemble = result.rows
+    assert joint.recipe["tokens.finetune_share"] == 1
+    assert [row.measured for row in result.rows] == ["finetune", "finetune", "ensemble"]
+    assert joint.subject == upcycle.subject == ensemble.subject
+    assert joint.curve[-1].loss == pytest.approx(joint.loss, rel=1e-5)     # the same documents, in the same windows
+    assert joint.dollars_to_target == pytest.approx(joint.curve[-1].dollars)
+    assert {entry.stage for entry in upcycle.curve} == {"seed", "finetune"}
+    assert ensemble.loss == ensemble.curve[-1].loss != joint.loss
     # One corpus: the other runs have hard links to the first run's files.
-    inodes = {(output / row["run"] / "corpus" / "shards" / "part-00000.npy").stat().st_ino for row in result["rows"]}
+    inodes = {(output / row.run / "corpus" / "shards" / "part-00000.npy").stat().st_ino for row in result.rows}
     assert len(inodes) == 1
     console = Console(width=180, record=True)
     console.print(compare_view(result))
     text = console.export_text()
     assert "sparse upcycling" in text
-    assert "At as many tokens" in text
-    assert "For as many" not in text
-    assert len(plot_comparison(drawing("small", result["target_loss"], result["rows"]), tmp_path / "figures")) == 3
-    phases = {row["arm"]: {phase["stage"]: phase for phase in row["phases"]} for row in result["rows"]}
+    assert "At equal tokens" in text
+    assert "At equal planned dollars" not in text
+    assert len(plot_comparison(drawing(result.name, result.target_loss, result.rows), tmp_path / "figures")) == 3
+    phases = {row.arm: {phase.stage: phase for phase in row.phases} for row in result.rows}
     assert phases["joint"].keys() == {"finetune", "evaluate"}
     assert phases["upcycle"].keys() == {"seed", "merge", "finetune", "evaluate"}
     assert phases["ensemble"].keys() == {"seed", "cluster", "submodels", "evaluate"}     # nothing is merged
-    for row in result["rows"]:
+    for row in result.rows:
         for name in ("dollars", "hours", "flops"):
-            assert row[name] == pytest.approx(sum(phase[name] for phase in row["phases"]))
-        assert [phase["steps"] is None for phase in row["phases"]] == [
-            phase["stage"] in ("cluster", "merge", "evaluate") for phase in row["phases"]]
+            assert getattr(row, name) == pytest.approx(sum(getattr(phase, name) for phase in row.phases))
+        assert [phase.steps is None for phase in row.phases] == [
+            phase.stage in ("cluster", "merge", "evaluate") for phase in row.phases]
         # Curves end before the evaluation.
-        assert row["curve"][-1]["dollars"] <= row["dollars"] - phases[row["arm"]]["evaluate"]["dollars"] * (1 - 1e-9)
-    assert joint["sources"].keys() == set(DOMAINS)
-    assert joint["specialisation"].keys() == {"cluster", "source"}
-    assert 0 <= joint["dead_experts"] <= 4      # two in each of two layers
-    assert (ensemble["sources"], ensemble["specialisation"], ensemble["dead_experts"]) == (None, None, None)
-    assert joint["unseen"] == read_json(output / "joint-tokens" / "evaluation" / "evaluation.json")["unseen"]["perplexity"]
-    assert ensemble["unseen"] is None
+        assert row.curve[-1].dollars <= row.dollars - phases[row.arm]["evaluate"].dollars * (1 - 1e-9)
+    assert joint.sources.keys() == set(DOMAINS)
+    assert joint.specialisation.keys() == {"cluster", "source"}
+    assert 0 <= joint.dead_experts <= 4      # two in each of two layers
+    assert (ensemble.sources, ensemble.specialisation, ensemble.dead_experts) == (None, None, None)
+    assert joint.unseen == read_json(output / "joint-tokens" / "evaluation" / "evaluation.json")["unseen"]["perplexity"]
+    assert ensemble.unseen is None
 
-    written = {row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in result["rows"]}
+    written = {row.run: (output / row.run / "finetuned" / "manifest.json").stat().st_mtime_ns for row in result.rows}
     again = compare(base, output, ["upcycle", "ensemble"], budgets=("tokens",), backend=LocalBackend())
     assert written == {
-        row["run"]: (output / row["run"] / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again["rows"]}
-    assert [row["loss"] for row in again["rows"]] == [row["loss"] for row in result["rows"]]
+        row.run: (output / row.run / "finetuned" / "manifest.json").stat().st_mtime_ns for row in again.rows}
+    assert [row.loss for row in again.rows] == [row.loss for row in result.rows]
 
     # Runs that an earlier comparison finished stay in the table, at present prices; unfinished ones do not.
-    dear = base.pools.low_memory.model_copy(update={"price_per_hour": 2 * base.pools.low_memory.price_per_hour})
-    base = base.model_copy(update={"pools": base.pools.model_copy(update={"low_memory": dear})})
+    costly = base.pools.low_memory.model_copy(update={"price_per_hour": 2 * base.pools.low_memory.price_per_hour})
+    base = base.model_copy(update={"pools": base.pools.model_copy(update={"low_memory": costly})})
     (output / "btx-tokens").mkdir()
-    fewer = compare(base, output, ["upcycle"], budgets=("tokens",), backend=LocalBackend())["rows"]
-    assert [row["run"] for row in fewer] == [row["run"] for row in result["rows"]]
-    assert [row["loss"] for row in fewer] == [row["loss"] for row in result["rows"]]
-    assert fewer[2]["dollars"] > 1.5 * ensemble["dollars"]
+    fewer = compare(base, output, ["upcycle"], budgets=("tokens",), backend=LocalBackend()).rows
+    assert [row.run for row in fewer] == [row.run for row in result.rows]
+    assert [row.loss for row in fewer] == [row.loss for row in result.rows]
+    assert fewer[2].dollars > 1.5 * ensemble.dollars
 
 
 @pytest.mark.usefixtures("_one_thread")
 def test_a_third_run_comes_close_to_joint_trainings_loss(base: RunConfig, tmp_path: Path) -> None:
     result = compare(base, tmp_path / "compared", ["upcycle"], budgets=("tokens", "dollars", "loss"), backend=LocalBackend())
-    joint, *runs = result["rows"]
-    assert [row["run"] for row in runs] == ["upcycle-tokens", "upcycle-dollars", "upcycle-loss"]
-    assert runs[2]["tokens"] == predicted([(row["tokens"], row["loss"]) for row in runs[:2]], joint["loss"])
-    assert abs(runs[2]["loss"] - joint["loss"]) <= min(abs(row["loss"] - joint["loss"]) for row in runs[:2])
+    joint, *runs = result.rows
+    assert [row.run for row in runs] == ["upcycle-tokens", "upcycle-dollars", "upcycle-loss"]
+    assert runs[2].tokens == predicted([(row.tokens, row.loss) for row in runs[:2]], joint.loss)
+    assert abs(runs[2].loss - joint.loss) <= min(abs(row.loss - joint.loss) for row in runs[:2])

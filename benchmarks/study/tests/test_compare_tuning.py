@@ -15,6 +15,7 @@ from small_run import small_config
 
 from benchmarks.study.compare import run as comparison
 from benchmarks.study.compare.arms import ARMS, REFERENCE
+from benchmarks.study.compare.records import Comparison
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
 from benchmarks.study.compare.tuning import MOST_TRAININGS, START, at, climb, kept, slice_config, sweep_key, tune
@@ -87,8 +88,8 @@ def test_a_sweep_is_reused_for_the_same_text_and_model_and_only_for_these(tmp_pa
     def sweep(base: RunConfig, name: str = REFERENCE, tokens: int = 6000) -> int:
         before = len(trained)
         tuned = tune(base, name, ARMS[name], tmp_path / "slices", tokens, train)
-        assert tuned.lr == pytest.approx(4e-3)
-        assert tuned.batch_tokens == 128
+        assert tuned.settings.lr == pytest.approx(4e-3)
+        assert tuned.settings.batch_tokens == 128
         return len(trained) - before
 
     assert sweep(base) > 2
@@ -112,7 +113,7 @@ def test_what_only_a_short_training_prefers_is_not_taken(tmp_path: Path) -> None
         return abs(math.log(config.finetune.optimizer.batch_tokens / best))
 
     tuned = tune(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000, train)
-    assert (tuned.batch_tokens, tuned.lr) == (256, base.submodels.optimizer.lr)
+    assert (tuned.settings.batch_tokens, tuned.settings.lr) == (256, base.submodels.optimizer.lr)
     assert kept(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000) == tuned
     assert kept(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 7000) is None
 
@@ -131,15 +132,17 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("benchmarks.study.compare.tuning.MOST_TRAININGS", 3)
     untuned = compare(base, tmp_path / "untuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend())
     result = compare(base, tmp_path / "tuned", ["upcycle"], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
-    assert [row["tuned"] for row in untuned["rows"]] == [None, None]
-    for row, before in zip(result["rows"], untuned["rows"], strict=True):
-        assert row["tuned"] == {"batch_tokens": 256, "lr": pytest.approx(2 * before["recipe"]["finetune.optimizer.lr"]),
-                                "trainings": 3, "slice_tokens": 4000}
-        assert row["recipe"]["finetune.optimizer.lr"] == row["tuned"]["lr"]
-        assert row["loss"] < before["loss"]
+    assert [row.tuned for row in untuned.rows] == [None, None]
+    for row, before in zip(result.rows, untuned.rows, strict=True):
+        assert row.tuned is not None
+        assert row.tuned.to_json() == {
+            "batch_tokens": 256, "lr": pytest.approx(2 * before.recipe["finetune.optimizer.lr"]), "trainings": 3,
+            "slice_tokens": 4000}
+        assert row.recipe["finetune.optimizer.lr"] == row.tuned.lr
+        assert row.loss < before.loss
     assert not (tmp_path / "tuned" / "slices").exists()
 
-    def shown(result: dict[str, Any]) -> str:
+    def shown(result: Comparison) -> str:
         console = Console(width=200, record=True)
         console.print(compare_view(result))
         return " ".join(console.export_text().split())
@@ -149,7 +152,7 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "better than the configured values at full length" in shown(result)
     # An arm that is not requested again stays in the table with its tuned settings.
     fewer = compare(base, tmp_path / "tuned", [REFERENCE], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000)
-    assert fewer["rows"] == result["rows"]
+    assert fewer.rows == result.rows
     # The next comparison of the same text and model trains no slice.
     runs: list[str] = []
     real = comparison.pipeline.run
@@ -158,7 +161,7 @@ def test_joint_training_is_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     again = compare(base, tmp_path / "again", [], budgets=("tokens",), backend=LocalBackend(), slice_tokens=4000, known={
         REFERENCE: ARMS[REFERENCE]})
     assert runs == ["joint-tokens"]
-    assert again["rows"][0]["tuned"] == result["rows"][0]["tuned"]
+    assert again.rows[0].tuned == result.rows[0].tuned
 
 
 def test_a_setting_that_diverges_is_passed_over_and_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measured_example import base_config, comparison
+from measured_example import base_config, comparison, only, stored
 
 from benchmarks.study.advice.measured import read_measurements
 from moedisco_ray.core.artifacts import write_json
@@ -25,18 +25,18 @@ def write_run(directory: Path, end: str = "run_finished", **sections: Any) -> Pa
 
 
 def test_a_comparison_by_its_file_or_its_folder(tmp_path: Path) -> None:
-    write_json(tmp_path / "compare.json", comparison(BASE, seed=3))
+    write_json(tmp_path / "compare.json", stored(comparison(BASE, seed=3)))
     found = read_measurements([tmp_path])
     assert found == read_measurements([tmp_path / "compare.json"]) == read_measurements([tmp_path, tmp_path])
     assert [run.reference for run in found.runs].count(True) == 1
     assert {run.seed for run in found.runs} == {3}
-    rows = {(row["title"], row["tokens"]): row for row in comparison(BASE, seed=3)["rows"]}
-    assert {(run.title, run.tokens): run.loss for run in found.runs} == {key: row["loss"] for key, row in rows.items()}
+    rows = comparison(BASE, seed=3).rows
+    assert {(run.title, run.tokens): run.loss for run in found.runs} == {(row.title, row.tokens): row.loss for row in rows}
 
 
-def test_a_folder_of_results_beside_which_lies_something_else(tmp_path: Path) -> None:
+def test_a_folder_of_results_with_another_file(tmp_path: Path) -> None:
     for seed in (0, 1):
-        write_json(tmp_path / f"cell-{seed}.json", {"cell": "small/qwen3_moe/random", **comparison(BASE, seed=seed)})
+        write_json(tmp_path / f"cell-{seed}.json", {"cell": "small/qwen3_moe/random", **stored(comparison(BASE, seed=seed))})
     write_json(tmp_path / "summary.json", [{"corpus": "small"}])
     assert {run.seed for run in read_measurements([tmp_path]).runs} == {0, 1}
 
@@ -45,7 +45,7 @@ def test_an_ensemble_does_not_count(tmp_path: Path) -> None:
     def law(tokens: float) -> float:
         return 3.0
 
-    write_json(tmp_path / "compare.json", comparison(BASE, {"joint": law, "ensemble": law}))
+    write_json(tmp_path / "compare.json", stored(comparison(BASE, {"joint": law, "ensemble": law})))
     found = read_measurements([tmp_path])
     assert [run.title for run in found.runs] == ["joint, high-memory pool"]
     assert found.set_aside == ("ensembles: they are no model that a run ends with",)
@@ -61,9 +61,11 @@ def test_a_run_directory(tmp_path: Path) -> None:
 
 
 def test_a_run_that_a_comparison_made_counts_once(tmp_path: Path) -> None:
-    table = comparison(BASE)
-    table["rows"] = [{**row, "loss": 3.25} for row in table["rows"] if row["run"] in ("joint-tokens", "disco-tokens")]
-    write_json(tmp_path / "compare.json", table)
+    def law(tokens: float) -> float:
+        return 3.25
+
+    table = only(comparison(BASE, {"joint": law, "disco": law}), lambda row: row.budget == "tokens")
+    write_json(tmp_path / "compare.json", stored(table))
     run = write_run(tmp_path / "disco-tokens")
     found = read_measurements([run, tmp_path])
     assert len(found.runs) == 2
@@ -79,24 +81,24 @@ def test_a_run_that_is_not_finished_is_set_aside(tmp_path: Path, end: str) -> No
 
 
 def _without(name: str) -> dict[str, Any]:
-    table = comparison(BASE)
+    table = stored(comparison(BASE))
     del table["rows"][1][name]
     return table
 
 
 def _with_loss(loss: float) -> dict[str, Any]:
-    table = comparison(BASE)
+    table = stored(comparison(BASE))
     table["rows"][1]["loss"] = loss
     return table
 
 
 @pytest.mark.parametrize(("content", "line"), [
     ([], "holds no comparison (`python -m benchmarks.study compare` writes one) and no run"),
-    (_without("recipe"), "a row has no 'recipe', for an earlier version wrote it; the same comparison again adds it at no cost"),
-    (_without("loss"), "loss of a row is missing; leave it out"),
-    (_with_loss(float("nan")), "loss of a row must be a finite number; leave it out"),
+    (_without("recipe"), "rows.1.recipe is missing; repeat the comparison, or leave the file out"),
+    (_without("loss"), "rows.1.loss is missing; repeat the comparison, or leave the file out"),
+    (_with_loss(float("nan")), "rows.1.loss must be a finite number; repeat the comparison, or leave the file out"),
 ])
-def test_a_file_that_tells_nothing_is_one_line(tmp_path: Path, content: Any, line: str) -> None:
+def test_a_file_without_usable_rows_is_one_line(tmp_path: Path, content: Any, line: str) -> None:
     path = tmp_path / "compare.json"
     path.write_text(json.dumps(content))
     with pytest.raises(RunDirError) as caught:

@@ -14,7 +14,8 @@ def compared(monkeypatch):
     """Replaces the comparison. As in a real one, joint training's row is the first."""
     def rows(default, paper):
         perplexity = {"joint": 9.0, "disco": default, "paper": paper}
-        compare = Mock(return_value={"rows": [{"arm": arm, "perplexity": value} for arm, value in perplexity.items()]})
+        compare = Mock(return_value=SimpleNamespace(rows=[
+            SimpleNamespace(arm=arm, perplexity=value) for arm, value in perplexity.items()]))
         monkeypatch.setattr(quality, "compare", compare)
         return compare
 

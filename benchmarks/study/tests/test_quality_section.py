@@ -91,31 +91,10 @@ def test_software_and_machines_are_named_once(published):
     assert section.joint_tokens() == "400,000"
 
 
-def test_a_file_keeps_the_commits_of_all_its_rows():
-    made = {"commit": "c3", "dirty": True}
-    assert files.with_commit(made, {})["commits"] == ["c3 with uncommitted changes"]
-    first = {"commit": "a1", "dirty": False}
-    second = files.with_commit(made, files.with_commit(first, {}))
-    assert second["commits"] == ["a1", "c3 with uncommitted changes"]
-    assert files.with_commit(first, second)["commits"] == ["a1", "c3 with uncommitted changes"]
-
-
 def test_the_summary_is_no_result_and_what_was_tried_is_whole(tmp_path):
     for name in ("small-mixtral-seed-0.json", "summary.json"):
-        files.write(tmp_path / name, {"rows": []})
+        files.write(tmp_path / name, [])
     assert files.result_paths(tmp_path) == [tmp_path / "small-mixtral-seed-0.json"]
-    assert files.read(tmp_path / "summary.json") == {"rows": []}
     tried = json.loads(section.TRIED.read_text(encoding="utf-8"))
     assert all(each.keys() == {"what", "measured", "commit", "verdict"} for each in tried)
     assert len(section.tried()) == len(tried)
-
-
-def test_added_arms_keep_the_clock_of_joint_training_beside_them():
-    def rows(dollars, *arms):
-        return [{"arm": arm, "metered_dollars": each} for arm, each in zip(("joint", *arms), dollars, strict=True)]
-
-    first = files.with_rows([], rows((4.0, 1.0), "disco"))
-    assert first == [
-        {"arm": "joint", "metered_dollars": 4.0}, {"arm": "disco", "metered_dollars": 1.0, "joint_metered_dollars": 4.0}]
-    second = files.with_rows(first, rows((8.0, 3.0), "btx"))
-    assert second == [*first, {"arm": "btx", "metered_dollars": 3.0, "joint_metered_dollars": 8.0}]
