@@ -163,9 +163,9 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     shared = shared_hidden_size(family, architecture)
     held = norms + attention + width * architecture.num_experts_per_tok * expert
     held += width * (hidden + 4 * shared) if shared else 0
-    # Under autocast, more low-precision copies of inputs: two of the attention's input, for keys and values (the copy for queries
-    # is counted above); one for the router, or for the second half of a single expert; three of the shared expert's input.
-    casts = 2 + 1 + (3 if shared else 0) if residual > width else 0
+    # Under autocast, more low-precision copies of inputs. `norms` counts one each for queries and for the router or the first half
+    # of a single expert. These are for keys and values, for the second half of a single expert, and three for the shared expert.
+    casts = 2 + (architecture.num_experts == 1) + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden
 
 

@@ -117,7 +117,7 @@ def saved_bytes(family, architecture, dtype, autocast):
 def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
     torch.set_num_threads(1)
     small = Architecture(
-        hidden_size=64, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts,
+        hidden_size=256, num_hidden_layers=1, moe_intermediate_size=96, num_experts=experts,
         num_experts_per_tok=min(2, experts), num_key_value_heads=2)
     large = small.model_copy(update={"num_hidden_layers": 3})
     width = 2 if autocast else torch.finfo(dtype).bits // 8
@@ -130,7 +130,7 @@ def test_activations_are_what_autograd_saves(family, dtype, autocast, experts):
 
     # The difference of two depths: what is saved once (masks, rotary tables, the last norm) cancels out.
     measured = saved_bytes(family, large, dtype, autocast) - saved_bytes(family, small, dtype, autocast)
-    assert planned(large) - planned(small) == pytest.approx(measured, rel=0.05)
+    assert planned(large) - planned(small) == pytest.approx(measured, rel=0.015)    # one copy of a layer's input is 0.02 or more
 
 
 def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_the_others():
