@@ -39,7 +39,7 @@ class Placement:
     max_failures: int
 
     def on(self, pool: Pool) -> Placement:
-        """The same placement on one of the pool's node types."""
+        """A copy of this placement on one of the pool's node types."""
         return dataclasses.replace(self, pool=pool)
 
     def need(self, job: TrainJob) -> Need:

@@ -116,7 +116,7 @@ class KeyReused(Conflict):
 
 
 class TooLarge(ServiceError):
-    """The body exceeds the limit."""
+    """The body of the request is larger than allowed."""
 
     status = 413
     title = "Too large"

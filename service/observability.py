@@ -77,8 +77,9 @@ def bound(**values: Any) -> Iterator[None]:
 class Bounded(logging.Filter):
     """Log filter that limits the lines per minute that unauthenticated clients can cause.
 
-    Refused requests are limited by status; so are the messages of uvicorn and asyncio about bad requests and failed accepts. The
-    last line before the limit says that further lines are dropped. The Prometheus metrics count every request.
+    Lines about refused requests are limited separately for each status code. Messages of uvicorn and asyncio about bad requests and
+    failed accepts are limited too. The last line before the limit says that further lines are dropped. The Prometheus metrics count
+    every request.
 
     Args:
         per_minute: Maximum number of lines of one kind per minute.

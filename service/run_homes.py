@@ -84,7 +84,7 @@ def write_in(home: int, name: str, text: str, user: DriverUser | None) -> None:
 
     Args:
         home: Descriptor from `open_home`.
-        name: Name of the file.
+        name: File name in the home directory.
         text: Content of the file.
         user: User that may read the file; None for the service's own.
 

@@ -104,7 +104,7 @@ def serve(settings: Settings, announce: Callable[[Announcement], None]) -> bool:
 
         with contextlib.ExitStack() as loops:
             if settings.is_local:
-                # Measures the machine in the background; until it is done, estimates are "unknown".
+                # A thread measures the machine; until it is done, estimates are "unknown".
                 threading.Thread(target=measure, name="probe", daemon=True).start()
             if local is not None:
                 checking = Loop(local.ensure_running, CHECK_RAY_SECONDS, "local ray")
@@ -157,7 +157,7 @@ def _store_policies(settings: Settings, database: Database) -> None:
         return
     wanted, now = load_policies(settings.policies), time.time()
     with database.write() as session:
-        # Compared as plain data, because setting a field to its default value is different from omitting it.
+        # Compare the policies as plain data, because setting a field to its default value is different from omitting it.
         before, after = (each.model_dump(mode="json", exclude_unset=True) for each in (policies.load(session), wanted))
         if before == after:
             return

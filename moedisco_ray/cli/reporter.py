@@ -50,12 +50,12 @@ class Reporter:
         self._thread.start()
 
     def __call__(self, event: Event) -> None:
-        """Wake the thread; the event is in the file already."""
+        """Wake the sending thread, which reads the event from the file."""
         del event
         self._news.set()
 
     def close(self) -> None:
-        """Send the rest, for at most `_CLOSE_SECONDS`."""
+        """Send the remaining events, for at most `_CLOSE_SECONDS`."""
         self._ending.set()
         self._news.set()
         self._thread.join()

@@ -118,7 +118,7 @@ def commit(directory: Path, fingerprint: str) -> Iterator[Draft]:
             write_json(draft.path / "manifest.json", dataclasses.asdict(manifest))
             _replace(draft.path, directory)
     finally:
-        shutil.rmtree(draft.path, ignore_errors=True)   # already moved on success
+        shutil.rmtree(draft.path, ignore_errors=True)   # on success, the draft was moved and no longer exists
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ class Baseline(BaseModel):
     seconds: float
     """Wall-clock seconds with the pool's minimum number of workers."""
     rate: Literal["measured", "planned"]
-    """Source of the worker-seconds per token. The baseline is an estimate in both cases."""
+    """Whether the worker-seconds per token were measured or planned. The baseline is an estimate in both cases."""
 
 
 class Bill(BaseModel):
@@ -154,7 +154,7 @@ def make_baseline(
     config: RunConfig, *, tokens: int, seconds_per_token: float, start_up: float, evaluate: float, export: float,
     rate: Literal["measured", "planned"],
 ) -> Baseline:
-    """Estimate full training on the high-memory pool from the figures of the run's fine-tune.
+    """Estimate time and cost of full training on the high-memory pool, from those of the run's fine-tune.
 
     Args:
         config: The run's configuration.
@@ -163,7 +163,7 @@ def make_baseline(
         start_up: Start-up time of one fine-tune worker, until its first step (s).
         evaluate: Worker-seconds to evaluate the finished model.
         export: Worker-seconds to export the finished model.
-        rate: Source of the figures.
+        rate: Whether `seconds_per_token` was measured or planned.
     """
     high = config.pools.high_memory
     scale = config.finetune_pool.speed / high.speed
@@ -193,7 +193,7 @@ def idle_in_words(bill: Bill) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """A duration as a person says it: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
+    """A duration in human-readable form: `8.2 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds is None:
         return "unknown"
     if seconds < 59.95:     # else it would round to 60.0
@@ -205,7 +205,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def format_dollars(dollars: float | None) -> str:
-    """Dollars with two decimals, amounts below one dollar with four."""
+    """Format dollars with two decimals, or with four for amounts below one dollar."""
     if dollars is None:
         return "unknown"
     return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"

@@ -99,7 +99,7 @@ class NotFiniteError(DivergedError):
 
     Args:
         message: Message for users.
-        step: The step, from 1.
+        step: Step with that loss or gradient, counted from 1.
     """
 
     def __init__(self, message: str, step: int) -> None:

@@ -67,7 +67,7 @@ class Event:
 
 
 Emit = Callable[[Event], None]
-"""A listener for events; it must be fast and must not raise."""
+"""A listener: a function that receives each event. It must be fast and must not raise."""
 
 
 def discard(event: Event) -> None:
@@ -76,7 +76,7 @@ def discard(event: Event) -> None:
 
 
 Advance = Callable[[int], None]
-"""Receives the amount of work done since its last call, such as `StageProgress.add`."""
+"""Function that receives the amount of work done since its last call, such as `StageProgress.add`."""
 
 
 def no_advance(count: int) -> None:
@@ -140,7 +140,7 @@ class EventLog:
         self._listeners.append(listener)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the log file."""
         self._file.close()
 
     @staticmethod

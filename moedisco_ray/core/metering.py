@@ -25,7 +25,7 @@ _MOST = 1e15
 
 @dataclasses.dataclass(frozen=True)
 class Hold:
-    """Slots that are held.
+    """Slots of a pool that the workers of a stage hold.
 
     Attributes:
         pool: `low_memory` or `high_memory`; a node type of a mixed pool is `low_memory.NAME`.

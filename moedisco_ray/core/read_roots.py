@@ -57,7 +57,7 @@ def opened(path: Path) -> Iterator[Path]:
     if roots is None:
         yield path
         return
-    check_inside(path)      # before anything is opened: opening a device may have side effects
+    check_inside(path)      # check before opening, because opening a device may have side effects
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         found = _OPENED / str(descriptor)

@@ -42,7 +42,7 @@ class UnitRecord(Record):
     contribution: Contribution
     """What the merge uses: the finished sub-model, its last checkpoint, or the seed that it started from."""
     reason: str | None
-    """Why the training is not finished."""
+    """Why the training is unfinished; null if it is finished."""
 
 
 class SyncRecord(Record):
@@ -172,7 +172,7 @@ class Figures(Record):
     """How well a model predicts some documents."""
 
     loss: float | None = None
-    """Nats per token; null without tokens."""
+    """Nats per token; null if there were no tokens."""
     perplexity: float | None = None
     bits_per_byte: float | None = None
     tokens: int = 0
@@ -181,13 +181,13 @@ class Figures(Record):
 
 
 class ClusterFigures(Figures):
-    """The figures of one cluster's documents."""
+    """How well a model predicts the documents of one cluster."""
 
     cluster: int
 
 
 class SourceFigures(Figures):
-    """The figures of one source's documents."""
+    """How well a model predicts the documents of one source."""
 
     source: str
 
@@ -209,14 +209,14 @@ class RouterRecord(Record):
 
 
 class StageFigures(Figures):
-    """The figures of the models that a training stage made."""
+    """How well the models that a training stage made predict the validation text."""
 
     units: list[Figures] = Field(default_factory=list)
     """Figures of each sub-model on its own cluster."""
 
 
 class UnseenFigures(Figures):
-    """The figures of text that was never trained on."""
+    """How well a model predicts text that it was never trained on."""
 
     sources: list[SourceFigures] = Field(default_factory=list)
     trained_on: int = 0
@@ -237,7 +237,7 @@ class TaskFigures(Record):
     """Share of right answers if likelihoods are divided by the choices' lengths."""
     acc_norm_stderr: float | None = None
     chance: float | None = None
-    """Share of right answers that guessing gets."""
+    """Accuracy of random guessing."""
 
 
 class EvaluationRecord(Figures):

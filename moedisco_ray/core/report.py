@@ -35,7 +35,7 @@ from moedisco_ray.core.stages import STAGES
 T = TypeVar("T")
 PoolName = Literal["low_memory", "high_memory", "head"]
 ReadFile = Callable[[str], bytes | None]
-"""Reads a file of a run directory by its relative path; None: the file does not exist."""
+"""Function that takes a relative path in a run directory and returns the file's content; None: the file does not exist."""
 
 CURVE_POINTS = 400
 
@@ -109,7 +109,7 @@ def read_curves(events: Iterable[Event], kind: EventType = "progress", key: str 
     Args:
         events: Events of a run, in order.
         kind: Type of the events with the loss.
-        key: Key of the loss in their data.
+        key: Key of the loss in the data of these events.
 
     Returns:
         A curve of at most `CURVE_POINTS` points for each unit.

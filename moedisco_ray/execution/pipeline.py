@@ -80,9 +80,9 @@ def run(
     Args:
         config: A checked configuration.
         listeners: Receive every event as it happens.
-        redo: Whether to accept a run directory with other settings, and repeat the stages that depend on them.
+        redo: Whether to accept a run directory made with other settings, and repeat the stages that depend on the changed ones.
         backend: Runs the work; None: Ray, on an existing Ray cluster or a local one.
-        stop: Ends the run, with checkpoints, once the file exists.
+        stop: File that, once it exists, makes the run save checkpoints and end.
         given_id: Id for a new run, such as the service's; None: a random one. A resumed run keeps its id.
 
     Returns:

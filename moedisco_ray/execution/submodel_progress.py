@@ -119,7 +119,7 @@ class SubmodelProgress:
 
         Args:
             held: Returns the worker-seconds that this driver used.
-            now: Save in any case.
+            now: Whether to save even if the last save is recent.
         """
         if now or self._clock() - self._saved_at >= _SAVE_SECONDS:
             self._saved_at = self._clock()

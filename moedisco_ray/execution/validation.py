@@ -49,7 +49,7 @@ def validate(config: RunConfig) -> Findings:
         problems += _too_large(plan, config)
     _collect(problems, lambda: check_output(config.directory))
     warnings = [*(text.warnings if text is not None else ()), *_waits(config)]
-    first = {(problem.field, str(problem.value)): problem for problem in reversed(problems)}    # one for each setting
+    first = {(problem.field, str(problem.value)): problem for problem in reversed(problems)}    # the first problem of each setting
     return Findings(tuple(reversed(first.values())), tuple(warnings), None if plan is None else plan.vocab_size)
 
 

@@ -78,9 +78,9 @@ class Plan(BaseModel):
     """Wall-clock hours of training alone, computed from operation counts, so that comparisons and remedies are the same on every
     machine. The time and cost of the run are in the bill."""
     training_dollars: float
-    """Dollars of training alone, computed in the same way."""
+    """Dollars of training alone, computed like `training_hours`."""
     full_training: Cost
-    """Cost of training the whole model on the same number of tokens on the high-memory pool, computed in the same way."""
+    """Cost of training the whole model on the same number of tokens on the high-memory pool, computed like `training_hours`."""
     estimates: tuple[StageEstimate, ...]
     """Estimates of all stages, in pipeline order."""
     speeds: tuple[Speed, ...]

@@ -59,8 +59,8 @@ class NodeType:
     """A node type that a cluster file can start.
 
     Attributes:
-        name: Key of the type in the file.
-        most: Maximum number of nodes of the type at once.
+        name: Key of the node type in the cluster file.
+        most: Maximum number of nodes of this type at once.
         resources: Resources of a node.
         gpu_memory_gb: Memory of one GPU (GB).
         price_per_hour: Dollars per node-hour.
@@ -92,7 +92,7 @@ class Cluster:
     """The worker nodes that a cluster file can start.
 
     Attributes:
-        types: Node types, in the order of the file.
+        types: Node types, in the order of the cluster file.
         most: Maximum number of nodes of all types together; None: no such limit.
     """
 
@@ -111,7 +111,7 @@ class Disagreement:
 
     Attributes:
         field: Dotted path of the setting.
-        remedy: What the file says instead, and what to change.
+        remedy: What the cluster file says instead, and what to change.
     """
 
     field: str
@@ -142,7 +142,7 @@ def read_cluster(documents: Iterable[Any], source: str) -> Cluster:
 
     Args:
         documents: One dictionary for `ray up`, or all objects of a KubeRay file.
-        source: Name of the file, for errors.
+        source: Name of the cluster file, for errors.
 
     Raises:
         ConfigError: The file lacks a part that the checks need.

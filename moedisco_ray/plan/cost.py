@@ -78,9 +78,9 @@ class TypeShare(BaseModel):
     resource: str
     memory_gb: float
     fits: bool
-    """Whether a worker of the stage fits the type."""
+    """Whether this node type has enough memory for a worker of the stage."""
     units: int
-    """Number of models that train on the type."""
+    """Number of models that train on this node type."""
     worker_hours: float
     dollars: float
 
@@ -88,12 +88,12 @@ class TypeShare(BaseModel):
 def mixed_cost(
     flops_each_token: float, tokens: int, pool: LowMemoryPool, need_gb: float, *, units: int = 1,
 ) -> tuple[Cost, tuple[TypeShare, ...]]:
-    """Cost of training `units` equal models on a mixed pool, each on the cheapest free type that it fits.
+    """Cost of training `units` equal models on a mixed pool, each on the cheapest free node type with enough memory.
 
     Args:
         flops_each_token: Operations per token.
         tokens: Training tokens, summed over units.
-        pool: The pool; at least one type fits a unit.
+        pool: The pool; at least one of its node types has enough memory.
         need_gb: Memory of a worker (GB).
         units: Number of models that train independently.
     """
@@ -114,7 +114,7 @@ def mixed_cost(
 
 
 def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float) -> dict[str, int]:
-    """Slots of each type that equal units use, best type first."""
+    """Slots of each node type that equal units use, best node type first."""
     order = ranked(Need("", need_gb), [
         NodeType(key, kind.memory_gb, kind.price_per_hour, kind.speed, free=kind.max_workers) for key, kind in kinds.items()])
     slots, left = {}, pool.max_workers
@@ -125,7 +125,7 @@ def _slots(pool: LowMemoryPool, kinds: dict[str, LowMemoryPool], need_gb: float)
 
 
 def _schedule(slots: dict[str, int], hours: dict[str, float], units: int) -> tuple[Counter[str], float]:
-    """Number of units on each type, and the hours until the last one ends.
+    """Number of units on each node type, and the hours until the last unit ends.
 
     Equal units that start on one type at the same time also end at the same time, so they are one entry of the heap. The loop has
     one step per wave of each type.

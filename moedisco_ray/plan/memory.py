@@ -45,7 +45,7 @@ _STATE_BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 4)}
 _STEP_BYTES = {"fp32": 0, "bf16": 20}
 """Temporary memory of the optimizer's step (bytes per element of the largest tensor); the fused fp32 AdamW needs none."""
 _GATHERED_BYTES = {2: 10, 4: 12}
-"""Bytes per parameter of the largest block that sharded training gathers, by bytes per number in a matrix product."""
+"""Memory of the largest block that sharded training gathers (bytes per parameter), by bytes per number in matrix products."""
 _FIXED_OVERHEAD = 1 * GIB
 _FRAGMENTATION = 0.05
 
@@ -163,7 +163,7 @@ def layer_bytes_per_token(family: FamilyName, architecture: Architecture, width:
     shared = shared_hidden_size(family, architecture)
     held = norms + attention + width * architecture.num_experts_per_tok * expert
     held += width * (hidden + 4 * shared) if shared else 0
-    # Under autocast, more low-precision copies of inputs. `norms` counts one each for queries and for the router or the first half
+    # Autocast makes more low-precision copies of inputs. `norms` counts one each for queries and for the router or the first half
     # of a single expert. These are for keys and values, for the second half of a single expert, and three for the shared expert.
     casts = 2 + (architecture.num_experts == 1) + (3 if shared else 0) if residual > width else 0
     return held + casts * width * hidden

@@ -54,9 +54,9 @@ def find_remedy(
 
     Args:
         measure: Memory of a worker for an optimizer and a value of the spread.
-        optimizer: The current settings.
+        optimizer: The current optimizer settings.
         spread: The setting that divides the model further.
-        section: Dotted path of the optimizer.
+        section: Dotted path of the optimizer's section in the configuration.
         sequence_length: Tokens per sequence.
         pool_gb: Memory of a worker of the pool (GB).
         sharded: Whether the spread also divides the batch of a step, as sharded training does.
@@ -76,7 +76,7 @@ def find_remedy(
 def _trials(optimizer: Optimizer, sequence_length: int, workers: int) -> Iterator[Optimizer]:
     now = micro_batch_sequences(optimizer, sequence_length, workers)
     share = worker_sequences(optimizer, sequence_length, workers)
-    # Only sizes that divide the worker's share of the batch: others would leave a short micro-batch at the end of a step.
+    # Try only sizes that divide the worker's share of the batch: others would leave a short micro-batch at the end of a step.
     smaller = [size for size in range(now - 1, 0, -1) if share % size == 0]
     precisions = dict.fromkeys((optimizer.precision, "pure_bf16"))
     recompute = dict.fromkeys((optimizer.gradient_checkpointing, True))

@@ -81,7 +81,7 @@ class Speed(BaseModel):
     pool: str
     known: bool
     source: str
-    """Source of the figure, in words."""
+    """Where the speed comes from, in words."""
 
 
 UNKNOWN_MACHINE = Machine()

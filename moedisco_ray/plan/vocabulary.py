@@ -37,7 +37,7 @@ def tokenizer_vocab_size(directory: Path) -> int:
     """Largest token id in `tokenizer.json` or `vocab.json`, plus 1.
 
     Raises:
-        ConfigError: Neither file exists, or the file is not a tokenizer.
+        ConfigError: Neither file exists, or the one that exists is not a tokenizer.
     """
     for name in _COUNTED:
         path = directory / name

@@ -70,7 +70,7 @@ def loss_rate(losses: int, worker_hours: float, prior: Prior = ASSUMED) -> float
     Args:
         losses: Number of lost workers that cost work. An announced loss that was used for a checkpoint costs none.
         worker_hours: Observed time, summed over workers.
-        prior: The assumption.
+        prior: Loss rate assumed before measurements.
     """
     return (losses + prior.per_hour * prior.hours) / (worker_hours + prior.hours)
 

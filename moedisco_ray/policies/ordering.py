@@ -68,7 +68,7 @@ _WORTH = 0.005
 
 
 def soonest_done(units: Sequence[Remaining], running: Sequence[float], slots: int, factor: float | None = None) -> list[Remaining]:
-    """`longest_first`, improved by exchanging pairs while that ends the last unit earlier.
+    """The order of `longest_first`, improved by exchanging pairs of units as long as the last unit then ends earlier.
 
     Args:
         units: Units that wait.
@@ -117,7 +117,7 @@ def finish_times(running: Sequence[float], waiting: Sequence[float], slots: int)
     """
     if waiting and slots < 1:
         raise ValueError("a waiting unit needs at least one slot")
-    # A pool that shrank may have fewer slots than running units; the surplus slots are not used again.
+    # A pool that shrank may have fewer slots than running units; the slots beyond its new size are not reused.
     free = sorted([*running, *[0.0] * (slots - len(running))])[max(0, len(running) - slots):]
     heapq.heapify(free)
     ends = list(running)

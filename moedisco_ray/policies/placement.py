@@ -42,18 +42,18 @@ class Need:
 
 
 def place(need: Need, types: Sequence[NodeType]) -> NodeType | None:
-    """The free type that fits and is the cheapest for the work (at equal cost, the fastest); None: wait."""
+    """The free node type with enough memory that is cheapest for the work (at equal cost, the fastest); None: wait."""
     return next((kind for kind in ranked(need, types) if kind.free > 0), None)
 
 
 def ranked(need: Need, types: Sequence[NodeType]) -> list[NodeType]:
-    """All types that fit, free or not, best first."""
+    """All node types with enough memory, free or not, best first."""
     fitting = [kind for kind in types if kind.memory_gb >= need.memory_gb]
     return sorted(fitting, key=lambda kind: (kind.price_of_work, -kind.speed, kind.name))
 
 
 def place_all(needs: Sequence[Need], types: Sequence[NodeType]) -> dict[str, str]:
-    """Place units in order; units without a free type are left out."""
+    """Place units in order; units for which no suitable node type is free are left out."""
     left = {kind.name: kind for kind in types}
     placed: dict[str, str] = {}
     for need in needs:
@@ -65,12 +65,12 @@ def place_all(needs: Sequence[Need], types: Sequence[NodeType]) -> dict[str, str
 
 
 def ask_for(needs: Sequence[Need], types: Sequence[NodeType], absent: Collection[str]) -> dict[str, str]:
-    """The node type to request for each unit: the cheapest that fits among the types that arrive on request.
+    """The node type to request for each unit: the cheapest with enough memory among those that arrive on request.
 
     Args:
         needs: Units, in order.
         types: Node types; `free` is the number that could still be added.
-        absent: Names of types that did not arrive; they are requested only for units that fit no other.
+        absent: Names of node types that did not arrive; they are requested only for units that fit no other.
     """
     there = place_all(needs, [kind for kind in types if kind.name not in absent])
     rest = [need for need in needs if need.name not in there]
@@ -78,5 +78,5 @@ def ask_for(needs: Sequence[Need], types: Sequence[NodeType], absent: Collection
 
 
 def fits_nowhere(need: Need, types: Sequence[NodeType]) -> bool:
-    """Whether no type of the pool is large enough."""
+    """Whether no node type of the pool has enough memory."""
     return all(kind.memory_gb < need.memory_gb for kind in types)

@@ -16,7 +16,7 @@ class Quorum:
 
     Attributes:
         needed: Number of sub-models that must be finished; None: all.
-        patience: How long the merge then waits for the others, relative to the time so far (`decide`).
+        patience: Once the quorum is reached, the merge waits for the rest until this multiple of the time so far; see `decide`.
     """
 
     needed: int | None = None
@@ -50,7 +50,7 @@ class Verdict:
 
     Attributes:
         action: `go`: merge now; `fail`: the quorum cannot be reached any more.
-        seconds: Remaining wait for the others (s); 0 unless a reached quorum waits.
+        seconds: Remaining wait for unfinished sub-models (s); 0 unless the quorum is reached and the merge still waits.
         contributions: What each member would contribute now.
     """
 

@@ -22,7 +22,7 @@ from typing import Literal
 EndKind = Literal["preempted", "died", "failed", "storage", "not_finite", "out_of_memory"]
 
 MAY_GO_BACK: frozenset[EndKind] = frozenset({"failed", "not_finite"})
-"""Ends for which `decide` needs the list of checkpoints."""
+"""Kinds of end after which `decide` may go back, so that it needs the list of checkpoints."""
 
 _OUT_OF_MEMORY = ("out of memory", "outofmemoryerror", "running low on memory", "cublas_status_alloc_failed")
 
@@ -66,8 +66,8 @@ class Limits:
 
     Attributes:
         failures: Maximum number of restarts of a failed unit; going back resets the count.
-        same_step: Consecutive failures at one step after which the unit goes back.
-        window: Steps to go back before that step, and batches to skip after it.
+        same_step: Number of consecutive failures at one step after which the unit goes back to an earlier checkpoint.
+        window: Number of steps to go back before the failed step, and of batches to skip after it.
     """
 
     failures: int = 3

@@ -76,7 +76,7 @@ def decompose(
 
     Raises:
         CheckpointError: A tensor is unknown or missing, or a layer has another number of experts.
-        ConfigError: The clusters do not divide the experts.
+        ConfigError: The number of experts is not divisible by the number of clusters.
     """
     group = group_size(num_experts, clusters)
     first = cluster * group
@@ -115,7 +115,7 @@ def write_submodels(
 
     Raises:
         CheckpointError: The source's tensors are not those that its configuration describes.
-        ConfigError: The clusters do not divide the experts.
+        ConfigError: The number of experts is not divisible by the number of clusters.
     """
     model_map = ModelMap(str(config.get("model_type")))
     check_complete(source, canonical_shapes(config))

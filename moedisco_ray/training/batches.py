@@ -57,7 +57,7 @@ class Batches:
         self._micro_batch = min(job.optimizer.micro_batch or share, share)
 
     def __call__(self, step: int) -> Iterator[MicroBatch]:
-        """The micro-batches of a step, counted from 0."""
+        """The micro-batches of a step; steps are counted from 0."""
         device = self._world.device
         number = step if self._job.skip is None else self._job.skip.batch(step)
         order = batch_indices(self._job.seed, number, self._job.batch, len(self._stream))[self._start:self._stop]

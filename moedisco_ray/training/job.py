@@ -33,7 +33,7 @@ class HeldOut(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SyncPlan:
-    """When and where a sub-model exchanges its backbone with the others; see `training.sync`.
+    """When and where a sub-model exchanges its backbone with the other sub-models; see `training.sync`.
 
     Attributes:
         directory: Directory that all members share.
@@ -123,13 +123,13 @@ class TrainResult:
     """The outcome of a training.
 
     Attributes:
-        steps: Steps made, including those before a restart; fewer than the job's after a stop.
+        steps: Steps completed, including those before a restart; fewer than the job asks for if training was stopped.
         tokens: Tokens trained on.
         losses: Mean cross-entropy of each step's global batch, in nats per token, without the router losses.
         seconds: Wall-clock time of the loop, including earlier attempts up to their last checkpoint.
-        restored_step: Step of the checkpoint that it resumed from; 0: it started from the beginning.
+        restored_step: Step of the checkpoint that training resumed from; 0: from the beginning.
         finished: Whether training ended and the model is written.
-        waits_for_sync: Whether it is unfinished because other members have not reached the sync point.
+        waits_for_sync: Whether training is unfinished because other members have not reached the sync point.
     """
 
     steps: int

@@ -1,11 +1,11 @@
 """The training objective: next-token cross-entropy, plus a load-balance loss and a z-loss of the routers.
 
-Every term is a sum over tokens, divided by the number of tokens of the *global* batch. So the terms of micro-batches and workers
-add up, and the result is the same for any layout, up to rounding.
+Every term except the load-balance loss is a sum over tokens, divided by the number of tokens of the *global* batch. So the terms of
+micro-batches and workers add up, and the result is the same for any division into them, up to rounding.
 
-The load-balance loss is a product of two means over the global batch (f and P in `load_balance_loss`), not a sum over tokens. P is
-a sum and carries the gradient. f is a constant, taken from the *previous* global batch: it is exact, known before the first
-micro-batch, and the same on every worker. It is part of a checkpoint.
+The load-balance loss is f P, a product of two means over the global batch (see `load_balance_loss`). P carries the gradient. f is a
+constant, taken from the *previous* global batch: it is exact, known before the first micro-batch, and the same on every worker. So
+the load-balance losses of micro-batches and workers add up too. f is part of a checkpoint.
 
 Axes: B sequences, L positions, V vocabulary, T = B L tokens, N routers (MoE layers), E experts, K top-k.
 """
@@ -104,8 +104,8 @@ class RouterProbe:
         logits_TE, _, indices_TK = output
         logits_TE = logits_TE.float()
         weights_T = self._weights_T
-        # Activation checkpointing runs the layer, and this hook, again in the backward pass. It must then run the same operations,
-        # since saved tensors are matched by their order; only the result is dropped.
+        # Activation checkpointing runs the layer, and so this hook, again in the backward pass. The hook must then perform the same
+        # operations, because saved tensors are matched by order; only its result is dropped.
         squared_T = torch.logsumexp(logits_TE, dim=-1).square()
         probabilities_TE = torch.softmax(logits_TE, dim=-1)
         if weights_T is None:

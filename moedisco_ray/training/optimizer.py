@@ -1,4 +1,4 @@
-"""The learning rate schedule, and AdamW (Loshchilov and Hutter 2019, algorithm 2) at 16 or 8 bytes per parameter."""
+"""The learning rate schedule, and AdamW (Loshchilov and Hutter 2019, algorithm 2) with 16 or 8 bytes per parameter."""
 
 from __future__ import annotations
 

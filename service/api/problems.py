@@ -105,7 +105,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    del error   # logged by the server; its text may contain secrets
+    del error   # the server logs the error; its text may contain secrets
     # The middleware that adds these headers does not see this response.
     return _response(
         request, 500, slug=ServiceError.slug, title=ServiceError.title,
@@ -115,7 +115,7 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     """Methods that any route allows at the request's path; the router reports only those of the first matching route."""
-    # In a mounted application, `root_path` is the mount's; the routes match against the outer one.
+    # In a mounted application, `root_path` is the path of the mount; routes match against that of the outer application.
     scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
     return {
         method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -136,7 +136,7 @@ def _response(
     problem = {
         "type": f"urn:moedisco:problem:{slug}", "title": title, "status": int(status), "detail": detail,
         "instance": _plain_path(request), "errors": [{"field": mistake.field, "message": mistake.message} for mistake in errors]}
-    # ASCII, because a request may contain text that UTF-8 cannot encode.
+    # `json.dumps` escapes all but ASCII, because a request may contain text that UTF-8 cannot encode.
     text = json.dumps(problem)
     return Response(text, status, headers={"Cache-Control": "no-store", **(headers or {})}, media_type=MEDIA_TYPE)
 
@@ -157,7 +157,7 @@ def _mistake(found: Mapping[str, Any]) -> Mistake:
 
 def _scalar(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _LONGEST_SEARCHED:
-        return None     # too long to search for credentials to mask
+        return None     # do not quote a value that is too long to be searched for credentials
     return value if isinstance(value, str | int | float | bool) else None
 
 

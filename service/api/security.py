@@ -162,7 +162,7 @@ def still_allowed(caller: Caller, context: ServiceContext) -> bool:
 
 
 def require_token(caller: Caller) -> None:
-    """Refuse a browser session, because the effect of the action would outlast the session.
+    """Refuse callers that use a browser session: the effect of the action would outlast the session.
 
     Raises:
         Forbidden: The caller used a session.

@@ -113,7 +113,7 @@ class DeadlineProtocol(H11Protocol):
     def drop(self, reason: str) -> None:
         """Close the connection at once and discard unsent data."""
         self.server_state.count_closed(reason)
-        self.server_state.connections.discard(self)     # not later, when the event loop closes it
+        self.server_state.connections.discard(self)     # at once, not only when the event loop closes it
         self._wait_for(None)
         self.transport.abort()
 
@@ -169,14 +169,14 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(
             app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
             http=DeadlineProtocol, ws="none", backlog=ACCEPTED_AT_ONCE,
-            # Higher than the limit of `Connections`: only connections with requests in progress can reach it.
+            # This limit is higher than that of `Connections`: only connections with requests in progress can reach it.
             limit_concurrency=self.capacity.connections + 2 * SPARE,
             timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
             forwarded_allow_ips=settings.forwarded_allow_ips or None, proxy_headers=bool(settings.forwarded_allow_ips)))
         self.server_state = Connections(self.capacity.connections, self._context.prometheus)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen, with Nagle's algorithm off."""
+        """Start listening, with Nagle's algorithm disabled."""
         for each in sockets or ():
             # Head and body are two packets; with Nagle's algorithm the second would wait for an acknowledgement. asyncio sets
             # this option only on sockets that were created with an explicit protocol.

@@ -38,7 +38,7 @@ _END = b"event: end\ndata: {}\n\n"
 
 @dataclasses.dataclass(frozen=True)
 class _Page:
-    """A page of a stream.
+    """A page of the messages in a run's event stream.
 
     Attributes:
         messages: Encoded events after the requested position.

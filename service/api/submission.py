@@ -167,7 +167,7 @@ def submit(
         The run, and whether it is new.
 
     Raises:
-        KeyReused: The key was used before with another request.
+        KeyReused: The idempotency key was used before with another request.
         Conflict: The run that the key created was deleted.
         AgainstPolicy: The priority is too high, or the owner's quota is used up.
     """

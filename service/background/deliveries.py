@@ -75,7 +75,7 @@ class Deliveries:
             DatabaseUnavailable: The database does not answer.
         """
         with self._lock:
-            before = set(self._under_way)   # not sent again, even if one ends while the query runs
+            before = set(self._under_way)   # these are not sent again, even if one ends while the query runs
         with self._database.read() as session:
             due = [
                 _Message(

@@ -101,7 +101,7 @@ class Housekeeping:
             home = RunPaths(Path(run.directory)).home
             other = runs.inside(session, home, run_id)
             runs.delete(session, run)
-            # The last step, because it cannot be undone: if it fails, the transaction is rolled back.
+            # Move the files last, because that cannot be undone: if it fails, the transaction is rolled back.
             aside = run_homes.set_aside(home, run_id, self._roots, other)
         _log.info("run %s removed: %s", run_id, due.why)
         if aside is not None:

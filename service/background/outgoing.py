@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import httpx
 
 Resolve = Callable[[str, int], list[str]]
-"""Returns the addresses of a host and port; raises OSError if there are none."""
+"""Function that returns the IP addresses of a host name and port; raises OSError if there are none."""
 
 TIMEOUT = httpx.Timeout(10, connect=5)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

@@ -39,7 +39,7 @@ def save_address(address: Address, path: Path | None = None) -> Path:
     """Save an address in a file that only its owner can read (None: `address_file()`); returns the file."""
     path = path or address_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created with mode 0600
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # `mkstemp` creates files of mode 0600
     draft = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

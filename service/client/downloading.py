@@ -18,7 +18,7 @@ from service.client.unpacking import Unpacker, below, unwritable
 from service.schemas import Artifact, ArtifactPage
 
 Progress = Callable[[int, int], None]
-"""Called with the number of bytes received and the total number of bytes; for `Client`, in the client's own thread."""
+"""Function called with the number of bytes received and the total number of bytes; for `Client`, in the client's own thread."""
 
 _MODEL = "model"
 _PARTIAL, _RANGE_REFUSED = 206, 416

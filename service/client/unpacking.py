@@ -38,11 +38,11 @@ class Unpacker:
         self._file: BinaryIO | None = None
         self._left = 0
         self._padding = 0
-        self._extension: bytes | None = None    # type flag, while an extended header is read
+        self._extension: bytes | None = None    # type flag of the extended header that is being read
         self._next: dict[str, str] = {}         # what extended headers set for the next file
 
     def take(self, chunk: bytes) -> None:
-        """Unpack the next piece.
+        """Unpack the next piece of the archive.
 
         Raises:
             DownloadError: The archive is damaged or unsafe, or a file cannot be written.

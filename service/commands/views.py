@@ -173,7 +173,7 @@ def _money(run: RunDetail) -> str:
 
 
 def _row(table: Table, *cells: str | Text) -> None:
-    # As `Text`: rich would interpret markup in user-chosen names.
+    # Cells are `Text` objects: in a string, rich would interpret markup in user-chosen names.
     table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 

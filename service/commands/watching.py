@@ -85,7 +85,7 @@ def _show_events(client: Client, run_id: str, as_json: bool) -> None:
             for position, event in client.events(run_id, last):
                 last = position
                 if event.type == "state" and not as_json:
-                    console.print(_state_line(event))  # above the live view, which shows only training progress
+                    console.print(_state_line(event))  # printed above the live view, which shows only training progress
                 else:
                     view(event)
             if client.run(run_id).state in TERMINAL:  # otherwise the run was resumed in the meantime

@@ -16,7 +16,7 @@ def note(
     session: Session, *, owner: str, token_id: str | None, action: str, target: str, detail: dict[str, Any],
     address: str | None, now: float,
 ) -> None:
-    """Add an entry in the transaction of the action.
+    """Add an entry to the audit log, in the transaction of the action that it records.
 
     Args:
         session: Transaction of the action.
@@ -34,7 +34,7 @@ def note(
 
 
 def page(session: Session, *, cursor: str | None, limit: int) -> tuple[list[Audit], str | None]:
-    """Entries, newest first, and the cursor of the next page (None after the last page)."""
+    """Entries of the audit log, newest first, and the cursor of the next page (None after the last page)."""
     chosen = select(Audit) if cursor is None else select(Audit).where(Audit.id < values.text(cursor))
     found = list(session.scalars(chosen.order_by(Audit.id.desc()).limit(limit + 1)))
     return found[:limit], found[limit - 1].id if len(found) > limit else None

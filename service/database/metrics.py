@@ -13,7 +13,7 @@ from service.database import values
 from service.database.tables import Point, UnitRow
 
 _FETCHED = 20_000
-"""Maximum length of a curve that is loaded whole (points). Of longer curves, only the minimum and maximum per bucket are loaded."""
+"""Maximum number of points of a curve that is loaded whole. Of longer curves, only each bucket's minimum and maximum are loaded."""
 _MOST_BUCKETS = 10_000
 """Maximum number of buckets per curve: each adds two parameters to a statement, which can have at most 32,766."""
 _FIGURES: tuple[str, ...] = ("loss", "lr", "grad_norm", "tokens_per_second")
@@ -26,7 +26,7 @@ class UnitCurve:
     Attributes:
         steps: Steps of the points, ascending.
         tokens: Tokens that the unit had trained on at each point.
-        values: Values of the figure.
+        values: Value of the figure at each point.
         count: Number of points before downsampling.
     """
 

@@ -67,7 +67,7 @@ def page(
         session: Any transaction.
         owner: Owner of the runs; None for all owners.
         states: States to include; empty for all.
-        name: Part of the name, case-insensitive.
+        name: Part of the run's name, case-insensitive.
         tags: Tags that the runs must all have.
         cursor: Cursor from the previous page.
         limit: Maximum number of runs.

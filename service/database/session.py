@@ -134,7 +134,7 @@ class Database:
 
 
 def lock_until_commit(session: Session, *names: str) -> None:
-    """Lock names until this transaction ends; SQLite needs no lock, because it allows only one writer."""
+    """Take the lock that the names identify, until this transaction ends; SQLite needs none, because it allows only one writer."""
     if session.get_bind().dialect.name == "postgresql":
         number = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:8], "big", signed=True)
         session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})

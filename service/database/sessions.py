@@ -72,7 +72,7 @@ def of_token(session: Session, token_id: str, *, idle: float, now: float) -> lis
 
 
 def create_code(session: Session, token_id: str, now: float) -> str:
-    """Create a code that starts one session of a token within `CODE_SECONDS`."""
+    """Create a single-use code that starts a browser session of a token; it expires after `CODE_SECONDS`."""
     plain = f"mdc_{secrets.token_urlsafe(32)}"
     session.add(SignInCode(hash=tokens.digest(plain), token_id=token_id, ends=now + CODE_SECONDS))
     session.flush()

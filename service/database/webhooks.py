@@ -69,7 +69,7 @@ def due(session: Session, now: float, limit: int) -> list[tuple[Delivery, Webhoo
 
 
 def record_attempt(session: Session, delivery_id: str, *, delivered: float | None, answer: str, due: float | None) -> None:
-    """Store the result of an attempt: time of arrival, response, and time of the next attempt (None: no further attempt)."""
+    """Store the result of a delivery attempt: arrival time (None: it failed), response, time of the next attempt (None: none)."""
     session.execute(
         update(Delivery).where(Delivery.id == delivery_id)
         .values(attempts=Delivery.attempts + 1, delivered=delivered, answer=values.text(answer, 500), due=due))

@@ -18,7 +18,7 @@ class JobPhase(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether the job has ended, so that its driver no longer runs."""
+        """Whether the job has ended, which means that its driver no longer runs."""
         return self not in (JobPhase.PENDING, JobPhase.RUNNING)
 
 

@@ -73,7 +73,7 @@ def check_pools(config: RunConfig, policy: Policy) -> None:
 
 
 def check_priority(priority: int, policy: Policy) -> None:
-    """Refuse a priority above the owner's highest.
+    """Refuse a priority above the highest that the owner may use.
 
     Raises:
         AgainstPolicy: The priority is too high.

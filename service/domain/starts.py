@@ -71,7 +71,7 @@ def located(config: RunConfig, directory_of: Callable[[str], Path | None]) -> tu
         if directory is None:
             return place.value
         read.append(directory / part)
-        # Only the documents: the corpus directory also contains a tokenizer and packed tokens.
+        # Read only the documents: the corpus directory also contains a tokenizer and packed tokens.
         return type(place.value)(directory / part / "*" / "*.parquet" if part == "corpus" else directory / part)
 
     return with_places(config, change), tuple(read)

@@ -48,5 +48,5 @@ TERMINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
 
 
 def may_follow(now: RunState, then: RunState) -> bool:
-    """Whether the transition is legal."""
+    """Whether a run may change from state `now` to state `then`."""
     return then in FOLLOWS[now]

@@ -80,7 +80,7 @@ class Summary(DashboardAnswer):
 
     nodes: list[SummaryNode] = Field(validation_alias=AliasPath("data", "summary"))
     uses: dict[str, str] = Field(validation_alias=AliasPath("data", "nodeLogicalResources"))
-    """Lines such as `1.0/2.0 low_mem_gpu`, by node."""
+    """Used and total amount of each resource, by node, as text lines such as `1.0/2.0 low_mem_gpu`."""
 
 
 class NodeList(DashboardAnswer):

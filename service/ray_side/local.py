@@ -145,7 +145,7 @@ class LocalRay:
         if self._user is not None:
             self._user.give(token_path)
             self._user.give(directory.parent)
-        # Written before the process starts, so that the processes of a half-started cluster can be identified.
+        # Write the record before the process starts, so that the processes of a half-started cluster can be identified.
         self._write(record)
         pid = self._spawn(record, token_path)
         _await_environment(pid)

@@ -34,7 +34,7 @@ _READABLE = re.compile("|".join((
     r"api/v0/logs(/file)?",
     r"api/v0/tasks/(summarize|timeline)",
 )))
-"""Paths that the pages of Ray 2.60 read; see the routes in `ray/dashboard`."""
+"""Paths that the dashboard's pages request in Ray 2.60; see the routes in `ray/dashboard`."""
 
 _QUESTION_HEADERS = ("accept", "accept-encoding", "accept-language", "if-none-match", "if-modified-since", "range", "if-range")
 _AS_BROWSER = {"user-agent": "Mozilla/5.0 (moedisco)"}
@@ -84,7 +84,7 @@ class RayPages:
             headers: Headers of the request; only content negotiation, ranges and caching are passed on.
 
         Raises:
-            NotFound: The dashboard's pages do not read this path.
+            NotFound: Not a path or query that the dashboard's pages request.
             RayUnavailable: The dashboard does not answer, refuses the token, or redirects.
         """
         kind = kind_of(path)

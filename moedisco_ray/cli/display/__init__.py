@@ -34,7 +34,7 @@ def listener_for(console: Console, json: bool, config: RunConfig | None = None, 
     """The view of a run that suits the output.
 
     Args:
-        console: The output.
+        console: Console to write to.
         json: Write JSON lines, even to a terminal.
         config: The run's configuration, for the cost so far in a live view; None if unknown.
         plan: The run's plan, for the remaining time in a live view; None if unknown.

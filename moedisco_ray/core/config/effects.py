@@ -18,7 +18,7 @@ class NoEffect:
     """Marks a setting that changes when or where work happens, never the result; no stage's fingerprint includes it.
 
     Attributes:
-        reason: Why results do not depend on it.
+        reason: Why results do not depend on the setting.
     """
 
     reason: str

@@ -27,7 +27,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), *, for_service: bool 
     Relative paths in the file are relative to the working directory.
 
     Args:
-        path: The file.
+        path: The configuration file.
         overrides: Overrides such as `tokens.total=600000`.
         for_service: Whether a control service will receive the configuration; only a service can look up `run://RUN/model`.
 

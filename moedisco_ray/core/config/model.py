@@ -158,7 +158,7 @@ class Model(Section):
 
     @property
     def architecture(self) -> Architecture:
-        """The sizes, from `config` or from the `config.json` of the directory.
+        """Sizes of the model, from `config` or from the `config.json` of the directory that `init` names.
 
         Raises:
             CheckpointError: The directory holds no model that this family can start from.

@@ -127,7 +127,7 @@ def check_place(value: Any) -> Any:
         ValueError: The place is too long, or is a URI with credentials.
     """
     if not isinstance(value, str | Path):
-        return value    # left to the validation of the marked type
+        return value    # the validation of the setting's type handles it
     if len(str(value)) > LONGEST_PLACE:
         raise ValueError(f"has more than {LONGEST_PLACE} characters; shorten it")
     if has_credentials(str(value)):

@@ -74,16 +74,16 @@ class MachineType(Section):
     """A node type of a mixed pool."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w-]{0,31}$")
-    """Name of the type in the report and the bill."""
+    """Name of the node type in the report and the bill."""
     resource: Tag
-    """Custom resource that only the nodes of this type offer."""
+    """Custom resource that only nodes of this node type offer."""
     memory_gb: float = Field(gt=0)
     price_per_hour: PricePerHour
     """Dollars per worker-hour."""
     speed: float = Field(gt=0)
     """Training speed relative to one A100-80GB."""
     max_workers: int = Field(8, ge=1, le=MOST_WORKERS)
-    """Maximum number of sub-models that train on this type at once."""
+    """Maximum number of sub-models that train on this node type at once."""
 
 
 class LowMemoryPool(Pool):

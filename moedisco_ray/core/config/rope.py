@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 DEFAULT = "default"
-"""Name of the type without scaling."""
+"""`rope_type` of a model without scaling."""
 
 _LISTS = ("short_factor", "long_factor")
 
@@ -27,7 +27,7 @@ class RopeType:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """All parameters of the type."""
+        """Required and optional parameters."""
         return self.needed + self.optional
 
 
@@ -41,7 +41,8 @@ ROPE_TYPES: Mapping[str, RopeType] = {
     "llama3": RopeType(("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
     "proportional": RopeType((), ("partial_rotary_factor", "factor")),
 }
-"""Known types. Without `original_max_position_embeddings`, transformers uses the model's longest sequence."""
+"""Parameters of each known `rope_type`. If `original_max_position_embeddings` is missing, transformers uses the model's longest
+sequence."""
 
 
 def checked_scaling(raw: Mapping[str, Any], head_size: int | None) -> dict[str, Any] | None:
@@ -87,7 +88,7 @@ def read_scaling(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     """The scaling of a `config.json`, reduced to what transformers reads; unknown types are kept, and rejected later.
 
     Args:
-        raw: `rope_scaling` or `rope_parameters` of the file.
+        raw: `rope_scaling` or `rope_parameters` of the `config.json`.
     """
     named = raw.get("rope_type", raw.get("type", DEFAULT))
     if named == DEFAULT:

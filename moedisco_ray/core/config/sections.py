@@ -55,7 +55,7 @@ def _each_once(sources: tuple[Source, ...]) -> tuple[Source, ...]:
 
 
 def _not_too_many(sources: object) -> object:
-    # Runs before the entries are validated, so that a service does not spend time on a huge list.
+    # This check runs before the entries are validated, so that a service does not spend time on a huge list.
     if isinstance(sources, list | tuple) and len(sources) > MOST_SOURCES:
         raise ValueError(f"are {len(sources)} sources, more than {MOST_SOURCES}; name folders or globs of many files")
     return sources

@@ -23,7 +23,7 @@ def read_task_file(field: str, path: Path) -> Rows:
 
     Args:
         field: Setting that names the file, for errors.
-        path: The file.
+        path: The task file.
 
     Raises:
         ConfigError: The file cannot be read, or a line does not have the form of the first one.

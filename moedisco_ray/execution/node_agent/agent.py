@@ -22,8 +22,8 @@ def make_provider(name: ProviderName, url: str | None = None) -> Provider:
     """The client of a cloud's metadata service.
 
     Args:
-        name: The cloud.
-        url: Address of the service; None: the link-local address that all three clouds use.
+        name: Name of the cloud.
+        url: Address of the metadata service; None: the link-local address that all three clouds use.
     """
     return _CLIENTS[name](Service(url or _ADDRESS))
 

@@ -1,4 +1,4 @@
-"""EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, which may come earlier.
+"""Notices of EC2: the spot interruption notice, about two minutes ahead, and the rebalance recommendation, which may come earlier.
 
 Both return 404 until they are issued. IMDSv2 requires a session token, which expires; a 401 asks for a new one.
 Documented in "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" of the EC2 user guide.
@@ -16,7 +16,7 @@ from moedisco_ray.execution.node_agent.metadata import Answer, Notice, ProviderN
 NOTICE_SECONDS = 120.0
 """Time from the notice to the end of the machine, if the notice does not state it (s)."""
 
-_TOKEN_SECONDS = 21600   # the maximum
+_TOKEN_SECONDS = 21600   # the maximum that EC2 allows
 
 
 class Aws:

@@ -1,4 +1,4 @@
-"""Azure: scheduled events, at least 30 seconds ahead of a spot machine's end.
+"""Notices of Azure: scheduled events, at least 30 seconds ahead of a spot machine's end.
 
 The list holds the events of all machines of a scale set; only those that name this machine count. The first request enables
 the service and may take two minutes. Events are not acknowledged: that would end the machine earlier.
@@ -16,7 +16,7 @@ from moedisco_ray.execution.node_agent.metadata import Notice, ProviderName, Ser
 
 _HEADERS = {"Metadata": "true"}
 _ENDING = ("Preempt", "Terminate", "Redeploy", "Reboot")
-"""Events after which the processes are gone. A `Freeze` lasts seconds and loses nothing."""
+"""Types of scheduled events that end the machine's processes. A `Freeze` lasts seconds and loses nothing."""
 
 
 class Azure:

@@ -1,7 +1,7 @@
-"""Compute Engine: preemption, about 30 seconds ahead, and host maintenance that ends the machine, at least 60 seconds ahead.
+"""Notices of Compute Engine: preemption, about 30 s ahead, and host maintenance that ends the machine, at least 60 s ahead.
 
-The service holds the request for preemption open until its value changes, so that no time is lost between two polls.
-Documented in "Detect if a VM was preempted" and "Query the metadata server for maintenance event
+The metadata service holds the request for `preempted` open until the value changes. So a preemption is noticed at once, not only at
+the next poll. Documented in "Detect if a VM was preempted" and "Query the metadata server for maintenance event
 notices" of the Compute Engine guides.
 """
 

@@ -26,7 +26,7 @@ class Notice:
 
     Attributes:
         kind: `end`: the machine will end. `risk`: it may end soon; nothing is decided.
-        deadline: Time of the end (s since the epoch); for a risk, the time of the announcement.
+        deadline: Time at which the machine ends (s since the epoch); for `risk`, the time of the announcement.
         reason: One line for a log.
     """
 

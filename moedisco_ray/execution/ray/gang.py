@@ -73,7 +73,7 @@ class GangCluster(Protocol):
         """Raise the error that stopped the forwarding of events, if there is one."""
 
     def wait_message(self, workers: int) -> str:
-        """A sentence about what a gang of this size waits for."""
+        """A sentence about what a gang with this number of workers waits for."""
 
 
 class Gang:

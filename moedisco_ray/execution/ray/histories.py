@@ -15,7 +15,7 @@ from moedisco_ray.training.checkpoints import checkpoint
 
 
 def adjusted(job: TrainJob, history: History, losses_per_hour: float = ASSUMED.per_hour) -> TrainJob:
-    """The job with the history's micro-batch and skipped batches, and with the rate of lost workers for its checkpoint interval."""
+    """The job with the history's micro-batch and skipped batches, and with the rate of lost workers for the checkpoint interval."""
     optimizer = job.optimizer.model_copy(update={"micro_batch": history.micro_batch})
     return dataclasses.replace(job, optimizer=optimizer, skip=history.skip, losses_per_hour=losses_per_hour)
 
@@ -25,7 +25,7 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
 
     Args:
         job: The training.
-        history: History before the end.
+        history: History of the attempts before this one.
         end: How the attempt ended.
         max_failures: Maximum number of restarts of failed workers.
         workers: Number of the attempt's workers.
@@ -34,10 +34,11 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
     if end.kind in retrying.MAY_GO_BACK:
         try:
             checkpoints = checkpoint.steps(job.checkpoints)
-        except StorageError as error:   # going back needs the list: restart, and it may end like this again
+        except StorageError as error:   # going back needs the list, so only restart
             end = End("storage", end.step, str(error))
     limits = retrying.Limits(max_failures, window=retrying.window_of(job.steps))
-    if end.kind == "out_of_memory":     # halve what really ran: at most a worker's share
+    if end.kind == "out_of_memory":
+        # `decide` halves the micro-batch. Start from the one that really ran, which is at most the worker's share of the batch.
         history = dataclasses.replace(history, micro_batch=min(history.micro_batch, _share(job, workers)))
     decision = retrying.decide(history, end, checkpoints, limits)
     if isinstance(decision, GoBack):
@@ -50,7 +51,7 @@ def follow(job: TrainJob, history: History, end: End, max_failures: int, workers
 
 
 def remembered(job: TrainJob, workers: int) -> History:
-    """The history that an earlier driver stored; without one, a new history.
+    """The training's history of attempts, as an earlier driver stored it; a new one if none is stored.
 
     Args:
         job: The training.

@@ -47,7 +47,7 @@ class Queue:
 
     Args:
         jobs: The trainings, all with the same number of workers.
-        context: What their attempts share.
+        context: What the attempts of these trainings share.
         threads: Executor with one thread for each job, and one more.
         progress: Records the outcome of each job.
 

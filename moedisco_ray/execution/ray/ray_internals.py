@@ -15,7 +15,7 @@ from typing import Any
 from ray._common.network_utils import parse_address
 from ray._private import services, state
 
-# The only command, `ray drain-node`, is hidden from `ray --help`, accepts unknown nodes, and lists no draining ones.
+# Ray's only command for draining, `ray drain-node`, is hidden from `ray --help`, accepts unknown nodes, and lists no draining ones.
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's stub leaves it out
 from ray.autoscaler._private.providers import _get_node_provider_cls
 
@@ -23,7 +23,7 @@ from ray.autoscaler._private.providers import _get_node_provider_cls
 from ray.autoscaler.v2 import autoscaler
 from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
 
-# `GcsClient.drain_node` takes the number of the reason.
+# `GcsClient.drain_node` takes the reason as a number.
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
 # Values of the states of a requested instance, in the events that a `CloudResourceMonitor` receives.

@@ -163,7 +163,7 @@ def _size_of(pool: Pool) -> str:
 def _output_to(path: Path) -> Iterator[None]:
     """Redirect standard output (Python's) and standard error (the process') to a file."""
     with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        # Ray's C++ part writes to the file descriptor, past sys.stderr.
+        # Ray's C++ code bypasses sys.stderr and writes to the file descriptor.
         terminal = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
@@ -177,12 +177,12 @@ def _join(address: str) -> None:
     try:
         found, host_and_port = ray_internals.cluster_address(address)
         with socket.create_connection(host_and_port, _CONNECT_SECONDS):
-            pass    # Ray itself would wait forever
+            pass    # without this test connection, Ray would wait forever for a cluster that does not answer
     except (OSError, ValueError):
         raise PoolError(
             "RAY_ADDRESS", address, "no Ray cluster answers there; give HOST:PORT as `ray start --head` prints it, or unset it to "
             "run on this machine alone") from None
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # for the list of trainers in the dashboard
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")   # else Ray Train does not list its trainings in the dashboard
     ray.init(
         address=found, runtime_env={"env_vars": {"RAY_ADDRESS": found}}, log_to_driver=False, logging_level=logging.ERROR)
 

@@ -19,7 +19,7 @@ class SyncThread:
     Not in a Ray task: members that wait at the sync point may hold every slot.
 
     Args:
-        jobs: The members.
+        jobs: Trainings of the members.
         threads: Executor with one free thread.
         emit: Receives the events of the sync points.
     """

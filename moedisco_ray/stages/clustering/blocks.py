@@ -87,9 +87,9 @@ def squared_distances(x_ND: Array, centroids_KD: Array) -> Array:
     return out_NK
 
 
-def cluster_costs(x_ND: Array, centroids_ED: Array | None) -> Array:
-    """Cost of each document in each cluster, float64 [N, E]: squared distances; without centroids, the vectors themselves."""
-    return x_ND.astype(np.float64) if centroids_ED is None else squared_distances(x_ND, centroids_ED)
+def cluster_costs(x_ND: Array, centroids_KD: Array | None) -> Array:
+    """Cost of each document in each cluster, float64 [N, K]: squared distances; without centroids, the vectors themselves."""
+    return x_ND.astype(np.float64) if centroids_KD is None else squared_distances(x_ND, centroids_KD)
 
 
 def block_statistics(x_ND: Array, centroids_RKD: Array, grid: Grid) -> Statistics:

@@ -40,7 +40,7 @@ _MARGIN = 1.25
 
 
 class Workers(Protocol):
-    """Carries out the steps that touch every document."""
+    """Carries out the steps of clustering that touch every document."""
 
     def embed(self, parts: Sequence[Path], vectoriser: Path, directory: Path, progress: StageProgress) -> None:
         """Write vector files (see `store`) of all documents into `directory`, and count the documents in `progress`."""
@@ -233,7 +233,7 @@ def write_assignments(
         ids_N: Ids of the documents, in the same order.
         clusters_N: Cluster of each document.
         overlap_NE: Whether a cluster that is not the document's own also trains on it.
-        directory: Directory of the files.
+        directory: Directory for the assignments.
     """
     paths, start = [], 0
     for part in parts:

@@ -29,7 +29,7 @@ class Grid:
 
     Attributes:
         origin_D: Point that is subtracted from every vector, float32.
-        step: Power of two; every coordinate is a multiple.
+        step: Power of two; every coordinate is a multiple of it.
         square_step: Power of two; squared norms are rounded to multiples before they are added up.
     """
 

@@ -27,9 +27,10 @@ from moedisco_ray.stages.clustering.blocks import Block, Statistics, block_stati
 from moedisco_ray.stages.clustering.grid import Array, Grid, peak
 
 ITERATIONS = 50
-"""Maximum steps of a restart; nearly all restarts converge earlier."""
+"""Maximum number of Lloyd steps per restart; nearly all restarts converge earlier."""
 Step = Callable[[Array, Sequence[int]], Statistics]
-"""Function of the running restarts' centroids [R, K, D] and their numbers; returns the statistics over all blocks."""
+"""Function that returns the statistics of all vectors; takes the centroids [R, K, D] of the restarts that still run, and their
+indices."""
 
 __all__ = [
     "Block", "Fit", "Statistics", "Step", "block_statistics", "fit_kmeans", "fit_kmeans_on_blocks", "reduce",

@@ -1,6 +1,6 @@
 """The cluster report: sizes, cohesion, typical words, examples, agreement with named sources, and a map.
 
-Shapes: S documents of the sample, D dimensions, T terms, E clusters.
+Shapes: N documents, S documents of the sample, D dimensions, T terms, E clusters.
 """
 
 from __future__ import annotations

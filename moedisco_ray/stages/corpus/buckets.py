@@ -77,7 +77,7 @@ class Finished:
 
 
 def survey_bucket(bucket: Bucket, rules: Rules) -> NDArray[np.float64]:
-    """Smallest and largest validation hash of each input in a bucket, [S, 2]; infinite for an input without documents."""
+    """Smallest and largest validation hash of each of S inputs in a bucket, [S, 2]; infinite for an input without documents."""
     table = dedupe_and_sort(read_bucket(bucket, ("id", "group", "order", "side")))
     groups, order = id_matrix(table, "group"), table["order"].to_numpy()
     wanted = copies(groups, np.array(rules.weights)[order]) > 0

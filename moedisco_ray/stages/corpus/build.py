@@ -70,7 +70,7 @@ def build(
         - sources: per name documents, tokens, bytes, validation_documents, files, empty_files
         - skipped_files: number of files that `on_error: skip` left out
         - passed_over_files: number of files not read because their folder also holds tables
-        - skipped: the first of these files, each with source, path and reason
+        - skipped: the first of the files that the two numbers count, each with source, path and reason
         - warnings: sentences about problems of the text
 
     Raises:
@@ -116,10 +116,10 @@ def build(
 def _stage_all(
     units: Sequence[Unit], stage: Callable[[Unit], Staged], map_tasks: MapTasks, progress: StageProgress,
 ) -> tuple[list[Staged], dict[int, dict[str, Skipped]]]:
-    """Stage all units; stage a unit again without a file that could not be read.
+    """Call `stage` for every unit, and again for a unit with unreadable files, without these.
 
     Returns:
-        The staged units, and the unreadable files by order of their input and path.
+        The result for each unit, and the unreadable files by `Input.order` and path.
     """
     staged: dict[int, Staged] = {}
     skipped: dict[int, dict[str, Skipped]] = {unit.source.order: {} for unit in units}
@@ -175,7 +175,7 @@ def _use_tokenizer(config: RunConfig, directory: Path) -> None:
     if source is None:
         check_vocabulary(config.tokenizer.train_vocab_size, config.model, "lower tokenizer.train_vocab_size")
         return
-    # Importing transformers takes seconds, which workers that only read text should not spend; only this branch needs it.
+    # Importing transformers takes seconds; only this branch needs it.
     from moedisco_ray.stages.text.pretrained import check_tokenizer, prepare_tokenizer  # noqa: PLC0415
 
     check_tokenizer(config)

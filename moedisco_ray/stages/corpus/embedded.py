@@ -46,7 +46,7 @@ _ALL = (
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """One kind of text.
+    """One kind of text in the embedded corpus.
 
     Attributes:
         packages: Packages to search, by distribution name.
@@ -65,7 +65,7 @@ def write_embedded(directory: Path) -> dict[str, Path]:
     """Write the embedded corpus as JSON Lines, one file per domain.
 
     Args:
-        directory: Directory of the files; made when absent.
+        directory: Directory for the JSON Lines files; created if it does not exist.
 
     Returns:
         Path of the file by domain name, in a fixed order. A domain without any installed text is left out.

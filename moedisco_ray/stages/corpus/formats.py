@@ -47,7 +47,7 @@ def unknown(path: str) -> str:
 
 
 def refusal(path: str) -> str:
-    """The reason of `unknown`, followed by the remedy."""
+    """Reason why a file with an unknown ending is not read (`unknown`), followed by the remedy."""
     return (
         f"{unknown(path)}; leave it out by `exclude` or on_error: skip, or read it as plain text by format: text. "
         f"Known endings: {' '.join((*_ROWS, *_TEXT))}")

@@ -26,7 +26,7 @@ BLOCK = 64
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int32]
 Distances = Callable[[Sequence[Ids]], Floats]
-"""Squared distances [B, C] of B contexts, given as token ids."""
+"""Function that takes the token ids of B contexts and returns their squared distances [B, C] from the clusters' centres."""
 
 
 def log_weights(d_BC: Floats, top_k: int | None, temperature: float = TEMPERATURE) -> Floats:
@@ -54,7 +54,7 @@ def ensemble_nats(
         nats_of: Per sub-model, the nats of every token of every document; one sub-model is evaluated at a time.
         distances: Returns squared distances of contexts from the clusters' centres.
         top_k: See `log_weights`.
-        block: Tokens predicted with the same weights.
+        block: Number of consecutive tokens predicted with the same weights.
     """
     log_w_NTC = [
         np.repeat(w_BC, block, axis=0)[:len(tokens)]

@@ -67,7 +67,7 @@ def evaluate(
     cluster_N = np.zeros(len(documents), dtype=np.int64) if labels_N is None else np.searchsorted(clusters, labels_N)
     columns = max(1, len(clusters))
     groups = max(1, len(sources)) * columns
-    # Without `specialise`, which bypasses routers with a single expert: the hooks need every router to run.
+    # Do not call `specialise`, which bypasses routers with a single expert: the hooks need every router to run.
     model = load_model(model_dir, dtype or default_dtype(device)).to(device)
     with RouterMeter(model, source_N * columns + cluster_N, groups) as meter:
         nats_N = document_nats(

@@ -115,7 +115,7 @@ def expert_load(selections_XE: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def dead_experts(load_E: NDArray[np.float64]) -> int:
-    """Number of experts whose load is below `DEAD_LOAD` times the balanced load 1 / E.
+    """Number of experts whose load is below `DEAD_LOAD` times the balanced load, 1 / E for E experts.
 
     The literature calls an expert dead if it gets no tokens or almost none; the threshold is this project's.
     """
@@ -123,7 +123,7 @@ def dead_experts(load_E: NDArray[np.float64]) -> int:
 
 
 def entropy(shares_E: NDArray[np.float64]) -> float:
-    """-sum p ln p (nats): 0 when one expert gets everything, ln E when all get the same."""
+    """Entropy -sum p ln p of the shares of E experts (nats): 0 if one expert gets all tokens, ln E if all get equally many."""
     positive = shares_E[shares_E > 0]
     return float(-(positive * np.log(positive)).sum()) + 0.0
 

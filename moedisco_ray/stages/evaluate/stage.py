@@ -31,10 +31,10 @@ class Clusters(Protocol):
     """A saved cluster model, which assigns documents to the run's clusters."""
 
     def assign(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """The cluster of each document [N]."""
+        """The cluster of each of N documents, [N]."""
 
     def costs(self, texts: Sequence[str], tokens: Tokens) -> NDArray[np.float64]:
-        """Cost of assigning each document to each cluster [N, C]."""
+        """Cost of assigning each of N documents to each of C clusters, [N, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def evaluate(
         events: Takes `stage_progress` events.
 
     Returns:
-        The figures, and `extra_seconds`: time spent on models other than the finished one.
+        The fields of `EvaluationRecord`, and `extra_seconds`: time spent on models other than the finished one.
     """
     documents, sequence_length = load_documents(validation_parts(corpus), settings.max_tokens), limits.sequence_tokens
     encoder = Encoder(corpus / "tokenizer")

@@ -130,7 +130,7 @@ def _evaluation(evaluation: EvaluationRecord) -> list[str]:
 
 
 def _samples(samples: Sequence[Sample]) -> list[str]:
-    # Indented, not fenced: generated text may contain a code fence.
+    # Samples are indented, not fenced: generated text may contain a code fence.
     if not samples:
         return []
     blocks = ["\n".join(f"    {line}" for line in (sample.prompt + sample.text).splitlines()) for sample in samples]

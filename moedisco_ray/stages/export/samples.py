@@ -69,7 +69,7 @@ def _continue(
     cache = DynamicCache(config=model.config)   # updated in place by the model
     written: list[int] = []
     while len(written) < tokens:
-        # Passed by position: supported versions of transformers name the cache argument differently.
+        # Pass the cache by position: supported versions of transformers name this argument differently.
         logits_V = model(inputs, None, None, cache, use_cache=True).logits[0, -1]
         # The embedding may have more rows than the tokenizer has entries.
         token = _draw(logits_V[:vocabulary].double().cpu().numpy(), float(draws.random()))

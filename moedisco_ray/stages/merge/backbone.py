@@ -38,7 +38,7 @@ SCALES = (0.75, 1.0, 1.25)
 _CHUNK = 1 << 22    # elements combined at a time: 32 MB per sub-model in float64
 
 _Combine = Callable[[Tensor], Tensor]
-"""Deltas [C, M] of a chunk to their combination [M]; called once per chunk, in order."""
+"""Function that combines the sub-models' deltas [C, M] of a chunk into one [M]; called once per chunk, in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Recipe:
     """How backbones are merged.
 
     Attributes:
-        rule: One of the rules above.
+        rule: One of `RULES`; see the docstring of the module.
         weights: gamma_k, one per sub-model; they sum to 1.
         scale: Multiple of the combined delta; 1 is the plain rule.
         keep: Share of a delta's elements that TIES keeps; its paper keeps a fifth.

@@ -51,7 +51,7 @@ def build_merged(
         start: The backbone that all of them started from, or had in common at their last sync point.
         config: `config.json` of the whole MoE, with its own number of experts and top-k.
         recipes: Candidates for merging the backbone; the one whose merged model has the lowest loss is taken.
-        batches: Calibration data: tokens [B, L] and cluster per document [B].
+        batches: Calibration data: token ids of B windows [B, L], and the cluster of each window [B].
         directory: Directory of the merged model and of `merge.json`.
         router: How routers are calibrated.
         loss: Measures a model on held-out text; called only if there are several recipes.

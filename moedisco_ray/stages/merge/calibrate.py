@@ -62,13 +62,14 @@ def calibrate(
 ) -> list[dict[str, Any]]:
     """Replace the concatenated router rows of a merged model by calibrated ones, in place.
 
-    The row of expert e in group k is its own row in the sub-model plus the direction of cluster k. If a group
-    has one expert, its own row is untrained and counts as zero. `concat` keeps the sub-models' rows unchanged.
+    The experts of sub-model k form group k. An expert's calibrated row is its row in the sub-model plus the direction of cluster k,
+    which is the same for the whole group. In a group of one expert, the row in the sub-model is untrained and counts as zero.
+    The method `concat` leaves all rows as they are.
 
     Returns:
-        Per MoE layer: `layer`, `accuracy` (share of tokens whose top-1 expert is in their own cluster's group),
-        `top1_load_C` (share of tokens whose top-1 expert is in the group), `group_load_C` (share of selections per
-        group), `load_E` (per expert), `weight_sum` (mean sum of the selected weights), `scale` (factor applied to `down_proj`).
+        Per MoE layer: `layer`, `accuracy` (share of tokens whose top-1 expert is in the group of their own cluster),
+        `top1_load_C` (share of tokens whose top-1 expert is in each group), `group_load_C` (share of top-k selections per
+        group), `load_E` (the same per expert), `weight_sum` (mean sum of the selected weights), `scale` (factor on `down_proj`).
 
     Raises:
         CheckpointError: There is no calibration data, or a cluster index is out of range.

@@ -24,7 +24,7 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
     trained on unless it completed the epoch.
 
     Returns:
-        Calibration batches, and windows [L] to compare merges on, which are empty unless `merge.backbone` is `auto`.
+        Calibration batches, and token windows to compare merges on, which are empty unless `merge.backbone` is `auto`.
 
     Raises:
         CorpusError: There is no window to compare merges on.
@@ -43,7 +43,7 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
         seen = pass_N[pass_N < own[k]]
         held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(seen) - held:]]
         left = np.sort(seen[:len(seen) - held])
-        # Spread evenly, because the first windows could be all of one long document.
+        # Spread the windows evenly: the first ones could all be of one long document.
         chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
             tokens_BL = np.stack([stream.window(int(i))[:-1] for i in some])

@@ -17,7 +17,7 @@ from moedisco_ray.stages.merge.backbone import Recipe
 from moedisco_ray.stages.merge.tensors import merge, merged_backbone
 
 Loss = Callable[[PreTrainedModel], float]
-"""Nats per token of a model on held-out text."""
+"""Function that returns a model's loss on held-out text (nats per token)."""
 
 
 @dataclasses.dataclass(frozen=True)

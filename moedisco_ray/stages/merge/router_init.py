@@ -140,7 +140,7 @@ def random_directions(total: Statistics, seed: int) -> Tensor:
 
 
 def directions(method: DataMethod, total: Statistics, seed: int) -> Tensor:
-    """Directions w_CD by one of the methods; only `random` uses `seed`."""
+    """Direction of each cluster, w_CD, by the given method; only `random` uses `seed`."""
     solvers: dict[DataMethod, Callable[[], Tensor]] = {
         "ridge": lambda: ridge_directions(total),
         "centroid": lambda: centroid_directions(total),

@@ -76,7 +76,7 @@ def merge_submodels(
         common: The backbone that all of them began with, or had in common at their last sync point.
         tokens: Tokens that each sub-model was trained on.
         batches: Calibration data.
-        held_out: Windows of text [L] on which recipes for the backbone are compared.
+        held_out: Token windows on which recipes for the backbone are compared.
         settings: The run's merge section.
         keep_optimizer_state: Whether the sub-models' optimizer states are merged too.
         device: Device that the merged model runs on.

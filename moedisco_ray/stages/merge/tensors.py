@@ -24,7 +24,7 @@ Rule = Literal["copied", "combined", "identical", "concatenated"]
 
 @dataclasses.dataclass(frozen=True)
 class TensorReport:
-    """The sources of one merged tensor.
+    """How one merged tensor was made, and from which sub-models.
 
     Attributes:
         key: Canonical name of the tensor.

@@ -110,7 +110,7 @@ class Cutter:
         self._held = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add data to the stream and yield the pieces that are final. Exhaust the iterator before the next call."""
+        """Add data to the stream and yield the pieces that later data cannot change. Exhaust the iterator before the next call."""
         self._held += data
         while len(self._held) >= 2 * self._about:
             yield self._take(self._longest)
@@ -165,6 +165,6 @@ def _best_place(window: bytes, low: int, aim: int, high: int) -> int:
         if ends:
             return min(ends, key=lambda end: (abs(end - aim), end))
     at = aim
-    while at > max(1, aim - 3) and window[at] & 0xC0 == 0x80:     # inside a character
+    while at > max(1, aim - 3) and window[at] & 0xC0 == 0x80:     # the cut would split a UTF-8 character
         at -= 1
     return at

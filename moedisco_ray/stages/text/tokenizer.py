@@ -97,7 +97,7 @@ def save_trained(tokenizer: Tokenizer, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.save(str(directory / "tokenizer.json"))
-    # Written directly: `save_pretrained` would import transformers and torch into every worker that reads text.
+    # Write the files directly: `save_pretrained` would import transformers and torch into every worker that reads text.
     special = dict.fromkeys(("eos_token", "bos_token", "pad_token"), END_OF_TEXT)
     write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     ids = tokenizer.get_vocab()

@@ -17,7 +17,7 @@ def run(context: Context, draft: Draft) -> None:
     if not config.tokens.finetune:
         draft.summary.update(TrainingSummary(units=[]).to_json())
         link_tree(context.of("merge"), draft.path)
-        (draft.path / "manifest.json").unlink()     # that of the merge
+        (draft.path / "manifest.json").unlink()     # the merge's manifest; this stage gets its own
         return
     job = make_job(
         context, "finetune", "finetune", model=context.of("merge"), shards=context.of("corpus") / "shards",

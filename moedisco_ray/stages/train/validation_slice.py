@@ -32,7 +32,7 @@ class ValidationSlice:
     sequence_length: int
 
     def batches(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets [B, L], padded on the right."""
+        """Inputs and targets [B, L] of B windows with at most L positions, padded on the right."""
         tokens = load_documents(self.parts, self.max_tokens).tokens
         lengths_N = np.array([len(document) for document in tokens], dtype=np.int64)
         for windows in plan_batches(lengths_N, self.sequence_length, batch_tokens):

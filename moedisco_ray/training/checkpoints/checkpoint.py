@@ -36,7 +36,7 @@ class Progress:
         tokens: Tokens trained on.
         losses: Mean cross-entropy of each step.
         seconds: Training time so far (s).
-        fractions_NE: Selections per token of each of E experts in the last global batch, one row per router; see `objective`.
+        fractions_NE: Selections per token of each of E experts of N routers in the last global batch; see `objective`.
         sync_point: Last sync point whose backbone was loaded; 0: none.
         synced_step: Step at which that backbone was loaded.
     """

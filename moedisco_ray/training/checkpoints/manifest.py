@@ -107,7 +107,7 @@ class HashingStream:
 
 
 def signing_key(path: Path) -> bytes:
-    """The key in a file of the run directory; created if the file does not exist.
+    """Read the signing key from its file in the run directory; create it if the file does not exist.
 
     Raises:
         RunDirError: The file cannot be read or written, or holds no key.

@@ -74,7 +74,7 @@ class Saver:
         self._emit = emit
         self._losses_per_hour = losses_per_hour or (lambda: job.losses_per_hour)
         self._storage = checkpoint.storage_of(job)
-        # A separate group: the collectives of training must not wait for those of an upload.
+        # Uploads use their own process group: the collectives of training must not wait for those of an upload.
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.size > 1 else None
         on_gpu = torch.device(world.device).type == "cuda"
         self._stager = DefaultStager(StagingOptions(

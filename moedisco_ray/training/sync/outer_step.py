@@ -29,7 +29,7 @@ def next_momentum(
     start: Mapping[str, Tensor], members: Sequence[Mapping[str, Tensor]], weights: Sequence[float],
     momentum: Mapping[str, Tensor] | None, outer: Outer,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The momentum after the step, m', tensor by tensor.
+    """The momentum m' after the outer step, tensor by tensor.
 
     Args:
         start: Common backbone g, in float32. A member in bf16 started from g rounded to bf16.
@@ -52,7 +52,7 @@ def next_momentum(
 def next_backbone(
     start: Mapping[str, Tensor], momentum: Mapping[str, Tensor] | None, after: Mapping[str, Tensor], outer: Outer,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The backbone after the step, g', tensor by tensor.
+    """The common backbone g' after the outer step, tensor by tensor.
 
     Args:
         start: Common backbone g.

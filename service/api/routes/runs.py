@@ -55,9 +55,9 @@ def submit_run(
 @router.get("", responses=problems())
 def list_runs(
     caller: Reader, context: InContext,
-    state: Annotated[list[RunState], Query(max_length=7, description="States to include; by default all.")] = [],  # noqa: B006 - FastAPI copies it
+    state: Annotated[list[RunState], Query(max_length=7, description="States of the runs; by default all.")] = [],  # noqa: B006 - FastAPI copies it
     owner: Annotated[str | None, Query(max_length=64, description="Owner of the runs.")] = None,
-    name: Annotated[str | None, Query(max_length=128, description="Part of the name.")] = None,
+    name: Annotated[str | None, Query(max_length=128, description="Part of the run's name.")] = None,
     tag: Annotated[list[_TagFilter], Query(max_length=32, description="Tags as `key:value`; a run must have all.")] = [],  # noqa: B006
     cursor: Cursor = None,
     limit: Limit = 50,

@@ -21,9 +21,9 @@ def kind(name: str) -> type[Vectoriser]:
     """The class of a kind of document vectors, as named by `clusters.vectors` or `clusters.method`.
 
     Raises:
-        CheckpointError: No kind has this name.
+        CheckpointError: No kind of document vectors has this name.
     """
-    # Local imports: torch, transformers and scikit-learn take seconds, which workers that only hold vectors should not spend.
+    # Local imports: importing torch, transformers and scikit-learn take seconds, which workers that only hold vectors can save.
     match name:
         case "mean_token":
             from moedisco_ray.stages.clustering.vectors.mean_token import MeanToken
@@ -49,6 +49,6 @@ def load_vectoriser(directory: Path, device: str = "cpu") -> Vectoriser:
         device: Device for the vectoriser's model, if it has one.
 
     Raises:
-        CheckpointError: The kind is unknown to this version.
+        CheckpointError: This version does not know the vectoriser's kind.
     """
     return kind(read_settings(directory)["kind"]).load(directory, device)

@@ -55,7 +55,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModels:
-    """Counts of every cluster. Counts of disjoint sets of documents can be added up.
+    """Language models of all clusters, stored as token counts. Counts of disjoint sets of documents can be added up.
 
     Attributes:
         token_EV: Count of each token, n_k(b).
@@ -69,7 +69,7 @@ class LanguageModels:
 
     @classmethod
     def count(cls, text: Text, clusters_N: Array, clusters: int, vocabulary: int) -> LanguageModels:
-        """Count the documents of each cluster."""
+        """Count the tokens and pairs of tokens in the documents of each cluster."""
         cluster_T = clusters_N[text.document_T]
 
         def per_cluster(index_T: Array, size: int) -> Array:

@@ -30,7 +30,7 @@ def upgrade() -> None:
         sa.Column("dollars", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("owner", "month", name="spending_key"),
     )
-    # Not as a batch, which copies the table on SQLite: dropping the old one would delete the events of every run.
+    # Do not use a batch, which copies the table on SQLite: dropping the old table would delete the events of every run.
     op.add_column("runs", sa.Column("notes", sa.JSON()))
     op.add_column("runs", sa.Column("kept", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("runs", sa.Column("expires_at", sa.Float()))
