@@ -39,10 +39,10 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
     row = runs.lock(session, run.id)
     if row is None:
         raise NotFound(f"run {run.id} was deleted")
-    wanted = row.next_seq
-    fresh = events[wanted - first:] if first <= wanted else ()
+    expected = row.next_seq
+    fresh = events[expected - first:] if first <= expected else ()
     if not fresh:
-        return wanted
+        return expected
     pools = row.pools
     units = {unit.unit: unit for unit in session.scalars(select(UnitRow).where(UnitRow.run_id == row.id))}
     # A copy: if the meter changed the stored document in place, SQLAlchemy would see no change to store.
@@ -57,7 +57,7 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
     spent = _accrue(row, meter, pools, policies.of(session, row.owner).prices)
     if spent > 0:
         quotas.add_dollars(session, row.owner, spent, now)
-    row.next_seq = wanted + len(fresh)
+    row.next_seq = expected + len(fresh)
     row.progress, row.mark = fold.progress, max(row.mark, fold.mark)
     if fold.decisive:
         row.version += 1
@@ -68,12 +68,12 @@ def take(session: Session, run: RunRow, first: int, events: Sequence[Event], now
 def _store_points(session: Session, run_id: str, fold: Fold) -> None:
     if not fold.points:
         return
-    mine = Point.run_id == run_id
+    of_run = Point.run_id == run_id
     stored = session.execute(
-        select(Point.unit, func.max(Point.step)).where(mine, Point.unit.in_(list(fold.points))).group_by(Point.unit))
+        select(Point.unit, func.max(Point.step)).where(of_run, Point.unit.in_(list(fold.points))).group_by(Point.unit))
     for unit, last in stored.all():
         if last >= fold.rewound[unit]:
-            session.execute(delete(Point).where(mine, Point.unit == unit, Point.step >= fold.rewound[unit]))
+            session.execute(delete(Point).where(of_run, Point.unit == unit, Point.step >= fold.rewound[unit]))
     session.execute(insert(Point.__table__), [point for points in fold.points.values() for point in points])  # type: ignore[arg-type]
 
 

@@ -47,10 +47,10 @@ def series(session: Session, run_id: str, figure: str, units: Sequence[str] | No
     if figure not in _FIGURES:
         raise ValueError(f"figure {figure!r} is unknown; use one of {', '.join(_FIGURES)}")
     column: InstrumentedAttribute[float | None] = getattr(Point, figure)
-    chosen = select(UnitRow.unit, UnitRow.stage).where(UnitRow.run_id == run_id)
+    query = select(UnitRow.unit, UnitRow.stage).where(UnitRow.run_id == run_id)
     if units is not None:
-        chosen = chosen.where(UnitRow.unit.in_([values.text(unit) for unit in units]))
-    rows = session.execute(chosen.order_by(UnitRow.started, UnitRow.unit)).all()
+        query = query.where(UnitRow.unit.in_([values.text(unit) for unit in units]))
+    rows = session.execute(query.order_by(UnitRow.started, UnitRow.unit)).all()
     curves = [_curve(session, run_id, unit, stage, column=column, points=points) for unit, stage in rows]
     return [curve for curve in curves if curve.count]
 
@@ -58,16 +58,16 @@ def series(session: Session, run_id: str, figure: str, units: Sequence[str] | No
 def _curve(
     session: Session, run_id: str, unit: str, stage: str, *, column: InstrumentedAttribute[float | None], points: int,
 ) -> UnitCurve:
-    mine = and_(Point.run_id == run_id, Point.unit == unit, column.is_not(None))
+    of_curve = and_(Point.run_id == run_id, Point.unit == unit, column.is_not(None))
     count, first, last = session.execute(
-        select(func.count(), func.min(Point.step), func.max(Point.step)).where(mine)).one()
-    chosen = select(Point.step, Point.tokens, column).where(mine).order_by(Point.step)
+        select(func.count(), func.min(Point.step), func.max(Point.step)).where(of_curve)).one()
+    query = select(Point.step, Point.tokens, column).where(of_curve).order_by(Point.step)
     if count > _FETCHED:
         width = 1 + (last - first) // min(2 * points, _MOST_BUCKETS)
         # Not a subquery: PostgreSQL would run it again for every point.
         extremes = session.scalars(_extremes(run_id, unit, column, first=first, last=last, width=width))
-        chosen = chosen.where(Point.step.in_({first, last, *extremes} - {None}))
-    rows: Sequence[Row[int, int, float | None]] = session.execute(chosen).all() if count else ()
+        query = query.where(Point.step.in_({first, last, *extremes} - {None}))
+    rows: Sequence[Row[int, int, float | None]] = session.execute(query).all() if count else ()
     figures = [value for _, _, value in rows if value is not None]
     kept = downsample(figures, points)
     return UnitCurve(

@@ -41,8 +41,8 @@ def put(session: Session, owner: str, policy: Policy, now: float) -> None:
 
 def remove(session: Session, owner: str) -> bool:
     """Delete one owner's policy, so that the default policy applies; returns whether there was one."""
-    gone = session.execute(delete(OwnerPolicy).where(OwnerPolicy.owner == owner).returning(OwnerPolicy.owner))
-    return owner != _DEFAULT and gone.scalar() is not None
+    deleted = session.execute(delete(OwnerPolicy).where(OwnerPolicy.owner == owner).returning(OwnerPolicy.owner))
+    return owner != _DEFAULT and deleted.scalar() is not None
 
 
 def _policies(limits: dict[str, dict[str, Any]]) -> Policies:

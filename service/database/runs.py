@@ -75,19 +75,19 @@ def page(
     Returns:
         The runs, whose `config` and `meter` are loaded on access, and the cursor of the next page (None after the last page).
     """
-    chosen = select(RunRow).options(*_LEFT_OUT)
+    query = select(RunRow).options(*_LEFT_OUT)
     if owner is not None:
-        chosen = chosen.where(RunRow.owner == values.text(owner))
+        query = query.where(RunRow.owner == values.text(owner))
     if states:
-        chosen = chosen.where(RunRow.state.in_([state.value for state in states]))
+        query = query.where(RunRow.state.in_([state.value for state in states]))
     if name:
-        chosen = chosen.where(RunRow.name.icontains(values.text(name), autoescape=True))
+        query = query.where(RunRow.name.icontains(values.text(name), autoescape=True))
     if cursor is not None:
-        chosen = chosen.where(RunRow.id < values.text(cursor))
+        query = query.where(RunRow.id < values.text(cursor))
     dialect = session.get_bind().dialect.name
     for key, value in tags.items():
-        chosen = chosen.where(_has_tag(dialect, values.text(key), values.text(value)))
-    found = list(session.scalars(chosen.order_by(RunRow.id.desc()).limit(limit + 1)))
+        query = query.where(_has_tag(dialect, values.text(key), values.text(value)))
+    found = list(session.scalars(query.order_by(RunRow.id.desc()).limit(limit + 1)))
     return found[:limit], found[limit - 1].id if len(found) > limit else None
 
 
@@ -105,16 +105,16 @@ def inside(session: Session, home: Path, run_id: str) -> str | None:
 
 def named(session: Session, name: str, owner: str | None) -> list[RunRow]:
     """Runs with exactly this name, newest first, of one owner or (None) of all owners."""
-    chosen = select(RunRow).options(*_LEFT_OUT).where(RunRow.name == values.text(name))
+    query = select(RunRow).options(*_LEFT_OUT).where(RunRow.name == values.text(name))
     if owner is not None:
-        chosen = chosen.where(RunRow.owner == values.text(owner))
-    return list(session.scalars(chosen.order_by(RunRow.id.desc()).limit(100)))
+        query = query.where(RunRow.owner == values.text(owner))
+    return list(session.scalars(query.order_by(RunRow.id.desc()).limit(100)))
 
 
-def resources(found: Iterable[RunRow]) -> set[str]:
+def resources(rows: Iterable[RunRow]) -> set[str]:
     """Custom resources of the pools of the runs; runs whose configuration this version refuses are skipped."""
     named: set[str] = set()
-    for run in found:
+    for run in rows:
         with contextlib.suppress(UnusableRun):
             named |= {node_type.resource for node_type in run.pools.by_key.values()}
     return named
@@ -133,21 +133,21 @@ def queue_order(session: Session) -> list[str]:
 
 def finished(session: Session) -> list[RunRow]:
     """All runs that have ended; their `config` and `meter` are loaded on access."""
-    chosen = select(RunRow).options(*_LEFT_OUT).where(RunRow.state.in_([state.value for state in TERMINAL]))
-    return list(session.scalars(chosen.order_by(RunRow.id)))
+    query = select(RunRow).options(*_LEFT_OUT).where(RunRow.state.in_([state.value for state in TERMINAL]))
+    return list(session.scalars(query.order_by(RunRow.id)))
 
 
 def unmeasured(session: Session) -> list[tuple[str, str]]:
     """Ids and directories of runs whose directories may have changed since they were measured."""
     active = RunRow.state.in_([state.value for state in ACTIVE])
-    chosen = select(RunRow.id, RunRow.directory).where(or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended))
-    return [(run_id, directory) for run_id, directory in session.execute(chosen.order_by(RunRow.id))]
+    query = select(RunRow.id, RunRow.directory).where(or_(active, RunRow.measured.is_(None), RunRow.measured < RunRow.ended))
+    return [(run_id, directory) for run_id, directory in session.execute(query.order_by(RunRow.id))]
 
 
 def owner_counts(session: Session, states: Collection[RunState]) -> dict[str, int]:
     """Number of runs in any of the states, by owner."""
-    chosen = RunRow.state.in_([state.value for state in states])
-    rows = session.execute(select(RunRow.owner, func.count()).where(chosen).group_by(RunRow.owner))
+    condition = RunRow.state.in_([state.value for state in states])
+    rows = session.execute(select(RunRow.owner, func.count()).where(condition).group_by(RunRow.owner))
     return dict(rows.all())
 
 
@@ -229,10 +229,10 @@ def delete(session: Session, run: RunRow) -> None:
     Raises:
         StaleRun: The run was changed or deleted since it was read.
     """
-    gone = session.execute(
+    deleted = session.execute(
         delete_from(RunRow).where(RunRow.id == run.id, RunRow.version == run.version).returning(RunRow.id)
         .execution_options(synchronize_session=False)).scalar()
-    if gone is None:
+    if deleted is None:
         raise _stale(run)
     if run in session:
         session.expunge(run)

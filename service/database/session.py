@@ -89,10 +89,10 @@ class Database:
             if self.dialect == "postgresql":
                 session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             config = alembic_config(session.connection())
-            here, there = self._revision(session.connection()), self._script.as_revision_number(revision)
-            if here == there:
+            current, target = self._revision(session.connection()), self._script.as_revision_number(revision)
+            if current == target:
                 return
-            back = here is not None and (revision == "base" or there in _ancestors(self._script, here))
+            back = current is not None and (revision == "base" or target in _ancestors(self._script, current))
             (command.downgrade if back else command.upgrade)(config, revision)
 
     def check(self) -> None:
@@ -103,10 +103,10 @@ class Database:
             DatabaseError: The tables are at another revision.
         """
         with self.read() as session:
-            here = self._revision(session.connection())
+            current = self._revision(session.connection())
         head = self._script.get_current_head()
-        if here != head:
-            raise DatabaseError(f"the database is at revision {here}, this version needs {head}: migrate it")
+        if current != head:
+            raise DatabaseError(f"the database is at revision {current}, this version needs {head}: migrate it")
 
     def close(self) -> None:
         """Close all idle connections."""

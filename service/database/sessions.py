@@ -30,8 +30,8 @@ def create(session: Session, token: Token, *, longest: float, now: float) -> tup
     plain = f"mds_{secrets.token_urlsafe(32)}"
     ends = now + longest if token.expires is None else min(token.expires, now + longest)
     row = BrowserSession(id=new_id(), hash=tokens.digest(plain), token_id=token.id, created=now, used=now, ends=ends)
-    kept = select(BrowserSession.id).where(BrowserSession.token_id == token.id).order_by(BrowserSession.id.desc())
-    surplus = list(session.scalars(kept.offset(MOST_OF_A_TOKEN - 1)))
+    query = select(BrowserSession.id).where(BrowserSession.token_id == token.id).order_by(BrowserSession.id.desc())
+    surplus = list(session.scalars(query.offset(MOST_OF_A_TOKEN - 1)))
     session.execute(delete(BrowserSession).where(BrowserSession.id.in_(surplus)))
     session.add(row)
     session.flush()
@@ -67,8 +67,8 @@ def end_all(session: Session, token_id: str) -> None:
 
 def of_token(session: Session, token_id: str, *, idle: float, now: float) -> list[BrowserSession]:
     """The valid sessions of a token, newest first; arguments as in `find`."""
-    chosen = select(BrowserSession).where(BrowserSession.token_id == token_id, _alive(idle, now))
-    return list(session.scalars(chosen.order_by(BrowserSession.id.desc())))
+    query = select(BrowserSession).where(BrowserSession.token_id == token_id, _alive(idle, now))
+    return list(session.scalars(query.order_by(BrowserSession.id.desc())))
 
 
 def create_code(session: Session, token_id: str, now: float) -> str:
@@ -86,8 +86,8 @@ def redeem(session: Session, plain: str, now: float) -> Token | None:
         Token of the code; None if the code is unknown, used or expired, or if its token is not valid.
     """
     # One statement, so that only one of two concurrent requests succeeds.
-    used = delete(SignInCode).where(SignInCode.hash == tokens.digest(plain), SignInCode.ends > now).returning(SignInCode.token_id)
-    token_id = session.scalar(used)
+    claim = delete(SignInCode).where(SignInCode.hash == tokens.digest(plain), SignInCode.ends > now).returning(SignInCode.token_id)
+    token_id = session.scalar(claim)
     token = None if token_id is None else tokens.get(session, token_id)
     return token if token is not None and tokens.is_valid(token, now) else None
 
@@ -99,8 +99,8 @@ def purge(session: Session, *, idle: float, now: float) -> None:
 
 
 def _valid(session: Session, which: ColumnElement[bool], idle: float, now: float) -> tuple[BrowserSession, Token] | None:
-    both = select(BrowserSession, Token).join(Token, Token.id == BrowserSession.token_id)
-    found = session.execute(both.where(which, _alive(idle, now))).one_or_none()
+    query = select(BrowserSession, Token).join(Token, Token.id == BrowserSession.token_id)
+    found = session.execute(query.where(which, _alive(idle, now))).one_or_none()
     return (found[0], found[1]) if found is not None and tokens.is_valid(found[1], now) else None
 
 

@@ -238,11 +238,11 @@ def write_assignments(
     paths, start = [], 0
     for part in parts:
         stop = start + pq.read_metadata(part).num_rows
-        others = [np.flatnonzero(row).astype(np.int32) for row in overlap_NE[start:stop]]
+        overlaps = [np.flatnonzero(row).astype(np.int32) for row in overlap_NE[start:stop]]
         table = pa.table({
             "id": pa.array([value.ljust(16, b"\0") for value in ids_N[start:stop].tolist()], ID),
             "cluster": pa.array(clusters_N[start:stop].astype(np.int32)),
-            "overlap": pa.array(others, pa.list_(pa.int32()))})
+            "overlap": pa.array(overlaps, pa.list_(pa.int32()))})
         pq.write_table(table, directory / part.name)
         paths.append(directory / part.name)
         start = stop
@@ -257,8 +257,8 @@ def own_documents(assignments: Path, cluster: int) -> Array:
 
 def overlap_documents(assignments: Path, cluster: int) -> Array:
     """Mask of the documents of a part that a cluster trains on in addition to its own, bool [n]."""
-    others = pq.read_table(assignments, columns=["overlap"])["overlap"].to_pylist()
-    return np.array([cluster in clusters for clusters in others], dtype=bool)
+    overlaps = pq.read_table(assignments, columns=["overlap"])["overlap"].to_pylist()
+    return np.array([cluster in clusters for clusters in overlaps], dtype=bool)
 
 
 def _fit(

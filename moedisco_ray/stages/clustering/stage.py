@@ -23,9 +23,9 @@ def run(context: Context, draft: Draft) -> None:
         meter.update(event)
         context.emit(event)
 
-    made = context.backend.build_clusters(
+    figures = context.backend.build_clusters(
         config, corpus_dir=context.of("corpus"), model=model, directory=draft.path, emit=metered, stop=context.stop)
-    summary = ClusterSummary.model_validate({**made, "held": meter.worker_seconds})
+    summary = ClusterSummary.model_validate({**figures, "held": meter.worker_seconds})
     draft.summary.update(summary.to_json())
     context.emit(Event("clusters", "cluster", data={
         "documents": [entry.documents for entry in summary.clusters], "tokens": [entry.tokens for entry in summary.clusters]}))

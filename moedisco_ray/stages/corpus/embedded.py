@@ -97,8 +97,8 @@ def domain_texts(name: str, characters: int = DOMAIN_CHARACTERS) -> list[str]:
     texts: dict[str, None] = {}
     held = 0
     for path in _files(domain):
-        for whole in domain.extract(_read(path)):
-            for text in _chop(whole):
+        for document in domain.extract(_read(path)):
+            for text in _chop(document):
                 if len(text) >= _SHORTEST_DOCUMENT and text not in texts:
                     texts[text] = None
                     held += len(text)
@@ -142,14 +142,14 @@ def _chop(text: str) -> Iterator[str]:
     """Cut a text at line ends, and within a line only if it exceeds the maximum length of a document."""
     document: list[str] = []
     held = 0
-    for whole in text.splitlines(keepends=True):
-        for start in range(0, len(whole), DOCUMENT_CHARACTERS):
-            line = whole[start:start + DOCUMENT_CHARACTERS]
-            if held + len(line) > DOCUMENT_CHARACTERS:
+    for line in text.splitlines(keepends=True):
+        for start in range(0, len(line), DOCUMENT_CHARACTERS):
+            piece = line[start:start + DOCUMENT_CHARACTERS]
+            if held + len(piece) > DOCUMENT_CHARACTERS:
                 yield "".join(document).strip("\n")
                 document, held = [], 0
-            document.append(line)
-            held += len(line)
+            document.append(piece)
+            held += len(piece)
     yield "".join(document).strip("\n")
 
 

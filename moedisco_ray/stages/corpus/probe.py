@@ -85,7 +85,7 @@ def _look_into(source: Input) -> _Found:
     chosen = [listing.files[i * count // _FILES] for i in range(_FILES)] if count > _FILES else list(listing.files)
     texts: list[str] = []
     skipped = list(listing.skipped)
-    read = whole = 0
+    bytes_read = documents_read = 0
     for file in chosen:
         try:
             first, ended = _first_texts(source, file)
@@ -95,12 +95,12 @@ def _look_into(source: Input) -> _Found:
             skipped.append(Skipped(file.path, reason(error)))
             continue
         texts += first
-        read += file.text_bytes if ended else sum(len(text.encode()) for text in first)
-        whole += len(first)
+        bytes_read += file.text_bytes if ended else sum(len(text.encode()) for text in first)
+        documents_read += len(first)
     if not texts and len(chosen) == count:
         raise CorpusError(f"{source.field}.path", source.settings.path, "holds no documents, only white space; add text")
     size = sum(file.text_bytes for file in listing.files)
-    return _Found(tuple(texts), whole * size // read if read else 0, tuple(skipped), listing.passed_over)
+    return _Found(tuple(texts), documents_read * size // bytes_read if bytes_read else 0, tuple(skipped), listing.passed_over)
 
 
 def _first_texts(source: Input, file: File) -> tuple[list[str], bool]:

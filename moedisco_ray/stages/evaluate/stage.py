@@ -53,9 +53,9 @@ class Readers:
 def run(context: Context, draft: Draft, *, readers: Readers) -> None:
     """Measure every model of the run on the validation text."""
     config, pool = context.config, context.config.finetune_pool
-    made = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
+    evaluated = [*(["seed"] if config.tokens.seed else []), *(["merge"] if config.tokens.decoupled else []), "finetune"]
     result = context.call_with_events(
-        pool, evaluate, {stage: context.of(stage) for stage in made}, submodels=context.submodels, corpus=context.of("corpus"),
+        pool, evaluate, {stage: context.of(stage) for stage in evaluated}, submodels=context.submodels, corpus=context.of("corpus"),
         cluster_model=context.of("cluster") / "cluster_model" if config.tokens.decoupled else None,
         limits=Limits(config.corpus.sequence_length, config.corpus.document_tokens),
         settings=_with_absolute_paths(config.evaluation), device=device_of(pool), readers=readers)

@@ -69,10 +69,10 @@ def write_card(model_dir: Path, report: RunReport) -> None:
 
 def _recipe(report: RunReport) -> str:
     trained = {stage.name: stage for stage in report.stages if stage.tokens}
-    whole = trained.get("finetune")
-    workers = f"{(whole.pool if whole else 'high_memory').replace('_', '-')} workers"
+    finetune = trained.get("finetune")
+    workers = f"{(finetune.pool if finetune else 'high_memory').replace('_', '-')} workers"
     if "submodels" in trained:
-        end = f", and the whole was fine-tuned for a short time on {workers}" if whole else ""
+        end = f", and the whole was fine-tuned for a short time on {workers}" if finetune else ""
         return (
             "It was trained as MoE-DisCo ([arXiv 2601.06857](https://arxiv.org/abs/2601.06857)) describes: the text was clustered, "
             "a sub-model was trained on each cluster on a low-memory worker of its own, their experts were put side by side, with "

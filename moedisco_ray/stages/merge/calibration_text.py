@@ -40,11 +40,11 @@ def calibration(context: Context) -> tuple[list[Batch], list[NDArray[np.int32]]]
     held_out: list[NDArray[np.int32]] = []
     for k, (stream, (wanted, held)) in enumerate(zip(streams, counts, strict=True)):
         pass_N = batch_indices(submodel_seed(config, k), 0, len(stream), len(stream))
-        seen = pass_N[pass_N < own[k]]
-        held_out += [stream.window(int(i))[1:].astype(np.int32) for i in seen[len(seen) - held:]]
-        left = np.sort(seen[:len(seen) - held])
+        order_N = pass_N[pass_N < own[k]]
+        held_out += [stream.window(int(i))[1:].astype(np.int32) for i in order_N[len(order_N) - held:]]
+        rest_N = np.sort(order_N[:len(order_N) - held])
         # Spread the windows evenly: the first ones could all be of one long document.
-        chosen = left[np.linspace(0, len(left) - 1, wanted).astype(np.int64)]
+        chosen = rest_N[np.linspace(0, len(rest_N) - 1, wanted).astype(np.int64)]
         for some in np.array_split(chosen, -(-wanted // _CALIBRATION_BATCH)):
             tokens_BL = np.stack([stream.window(int(i))[:-1] for i in some])
             batches.append((tokens_BL, np.full(len(some), k, dtype=np.int64)))

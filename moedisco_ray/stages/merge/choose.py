@@ -52,17 +52,17 @@ def measure_recipes(
     """
     model_map = ModelMap(str(config.get("model_type")))
     write_checkpoint(scratch, merge(submodels, start, model_map, recipes[0]), config)
-    found = []
+    candidates = []
     for recipe in recipes:
         model = load_model(scratch).to(device)
-        held = dict(model_tensors(model))
+        tensors = dict(model_tensors(model))
         with torch.no_grad():
             for key, tensor in merged_backbone(submodels, start, model_map, recipe):
-                held[key].copy_(tensor)
+                tensors[key].copy_(tensor)
         calibrate(specialise(model))
-        found.append(Candidate(recipe, loss(model)))
+        candidates.append(Candidate(recipe, loss(model)))
     shutil.rmtree(scratch)
-    return found
+    return candidates
 
 
 def best(candidates: Sequence[Candidate]) -> Recipe:

@@ -46,21 +46,21 @@ def run(context: Context, draft: Draft) -> None:
     config = context.config
     pool = config.finetune_pool
     if not config.tokens.decoupled:
-        made = context.call(
+        result = context.call(
             pool, write_whole, context.start, clusters=config.clusters.count, trained_seed=context.trained_seed,
             batches=sample(context), settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state,
             device=device_of(pool), directory=draft.path)
-        draft.summary.update(MergeSummary.model_validate(made).to_json())
+        draft.summary.update(MergeSummary.model_validate(result).to_json())
         return
     common = context.of("submodels") / COMMON
     batches, held_out = calibration(context)
-    made = context.call_with_events(
+    result = context.call_with_events(
         pool, merge_submodels, context.start, submodels=context.submodels,
         common=common if common.is_dir() else context.of("decompose") / "0",
         tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=batches, held_out=held_out,
         settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
         directory=draft.path)
-    draft.summary.update(MergeSummary.model_validate(made).to_json())
+    draft.summary.update(MergeSummary.model_validate(result).to_json())
 
 
 def merge_submodels(
@@ -133,16 +133,16 @@ def write_whole(
 
     upcycled = with_seed(open_checkpoint(trained_seed), source, names, fresh_router=True)
     write_checkpoint(joined, upcycled.items(), config)
-    whole = specialise(load_model(joined).to(device))
+    model = specialise(load_model(joined).to(device))
     layers = calibrate(
-        whole, clusters, batches, RouterSettings("concat", match_scale=settings.from_data, seed=start.seed))
-    save_model(whole.cpu(), directory)
+        model, clusters, batches, RouterSettings("concat", match_scale=settings.from_data, seed=start.seed))
+    save_model(model.cpu(), directory)
     shutil.rmtree(joined)
     optimizer_state = open_optimizer_state(trained_seed / OPTIMIZER_FOLDER) if keep_optimizer_state else None
     if optimizer_state is not None:
         zeros = {key: torch.zeros(()).expand(shape) for key, shape in canonical_shapes(config).items()}
-        found = optimizer_state.tensors
+        tensors = optimizer_state.tensors
         write_optimizer_state(
-            directory / OPTIMIZER_FOLDER, lambda kind: with_seed(found[kind], zeros, names, fresh_router=True).items(),
+            directory / OPTIMIZER_FOLDER, lambda kind: with_seed(tensors[kind], zeros, names, fresh_router=True).items(),
             optimizer_state.steps, config)
     return {"layers": layers}
