@@ -1,6 +1,6 @@
 """Recommends a training recipe from measured runs.
 
-`measured` reads the runs and `study` fits a `loss_curve` to each recipe. `prediction` and `transfer` (on `common_ground`) choose
+`measured` reads the runs and `fitting` fits a `loss_curve` to each recipe. `prediction` and `transfer` (on `common_ground`) choose
 among the `candidates` by their `ranking`. `confidence` rates how certain the advice is; `advised` defines its form. `advise` is
 the entry point.
 """

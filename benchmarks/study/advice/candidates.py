@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.study.advice.study import POOL, Recipe
+from benchmarks.study.advice.fitting import POOL, Recipe
 from moedisco_ray.core.config import PoolName, RunConfig, check_config, put
 from moedisco_ray.core.errors import ConfigError, UserError
 from moedisco_ray.plan.build import build_plan

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.study.advice.study import DRAWS, Noise
+from benchmarks.study.advice.fitting import DRAWS, Noise
 
 Level = Literal["high", "medium", "low"]
 _LEVELS: tuple[Level, ...] = ("low", "medium", "high")

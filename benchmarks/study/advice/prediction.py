@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from benchmarks.study.advice import confidence
 from benchmarks.study.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
 from benchmarks.study.advice.candidates import Candidate, candidates, is_dominated
+from benchmarks.study.advice.fitting import Fits, fit_recipes
 from benchmarks.study.advice.loss_curve import Curve
 from benchmarks.study.advice.measured import MeasuredRun
 from benchmarks.study.advice.ranking import rank
-from benchmarks.study.advice.study import Study, study
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError
 
@@ -32,7 +32,7 @@ def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: S
         ConfigError: No recipe is possible, or none was measured near enough to the goal.
         RunDirError: No recipe was measured at two sizes.
     """
-    found = study(runs)
+    found = fit_recipes(runs)
     made, refused = candidates(config, found.recipes, scale_free=False)
     possible = [each for each in made if each.fits]
     if not possible:
@@ -52,7 +52,7 @@ def predict(config: RunConfig, runs: Sequence[MeasuredRun], goal: Goal, notes: S
         notes=(*notes, *refused))
 
 
-def _options(found: Study, possible: Sequence[Candidate], goal: Goal) -> list[tuple[Option, Candidate]]:
+def _options(found: Fits, possible: Sequence[Candidate], goal: Goal) -> list[tuple[Option, Candidate]]:
     """Predictions for the goal, best first and dominated recipes last; recipes without a prediction are left out."""
 
     def figures(curves: Sequence[Curve], miss: float) -> list[float]:

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from benchmarks.study.advice import common_ground, confidence
 from benchmarks.study.advice.advised import MOST_EXTRAPOLATION, Advice, Goal, Option, changes, distinct_titles, option
 from benchmarks.study.advice.candidates import Candidate, candidates, is_dominated
+from benchmarks.study.advice.fitting import DRAWS, POOL, Draw, Fits, fit_recipes
 from benchmarks.study.advice.loss_curve import Curve
 from benchmarks.study.advice.measured import MeasuredRun
 from benchmarks.study.advice.ranking import rank
-from benchmarks.study.advice.study import DRAWS, POOL, Draw, Study, study
 from benchmarks.study.recipe import Subject
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import ConfigError, RunDirError
@@ -37,14 +37,14 @@ class _Comparison:
     """The recipes of one subject, compared with joint training on that subject.
 
     Attributes:
-        study: Measured recipes of the subject.
+        fits: Measured recipes of the subject.
         made: The recipes as candidates for the given configuration.
         joint: Index of joint training among the recipes.
         joint_rate: Joint training's dollars per token for the given configuration.
         draws: Bootstrap samples of the study.
     """
 
-    study: Study
+    fits: Fits
     made: tuple[Candidate, ...]
     joint: int
     joint_rate: float
@@ -58,14 +58,14 @@ class _Comparison:
     @property
     def parameters(self) -> int:
         """Parameters of the measured model."""
-        return self.study.subject.parameters
+        return self.fits.subject.parameters
 
     def token_ratio(self, recipe: int, curves: Sequence[Curve]) -> float:
         """Tokens to reach joint training's measured losses, relative to joint training (geometric mean)."""
         if recipe == self.joint:
             return 1.0
         logs = []
-        for size in self.study.recipes[self.joint].sizes():
+        for size in self.fits.recipes[self.joint].sizes():
             needed = self.tokens_to(recipe, curves, curves[self.joint].loss(size.tokens))
             if not math.isfinite(needed):
                 return math.inf
@@ -74,30 +74,30 @@ class _Comparison:
 
     def tokens_to(self, recipe: int, curves: Sequence[Curve], loss: float) -> float:
         """Tokens for a recipe to reach a loss, limited below its smallest run, and infinity far beyond its largest run."""
-        measured = self.study.recipes[recipe]
+        measured = self.fits.recipes[recipe]
         tokens = max(curves[recipe].tokens(loss), measured.smallest / _MOST_BELOW)
         return tokens if tokens <= MOST_EXTRAPOLATION * measured.largest else math.inf
 
     def extrapolation(self, recipe: int) -> float:
         """Extrapolation factor from the recipe's runs to the tokens with which it reaches joint training's measured losses."""
-        curves, measured = self.study.curves, self.study.recipes[recipe]
+        curves, measured = self.fits.curves, self.fits.recipes[recipe]
         needed = [
-            self.tokens_to(recipe, curves, curves[self.joint].loss(size.tokens)) for size in self.study.recipes[self.joint].sizes()]
+            self.tokens_to(recipe, curves, curves[self.joint].loss(size.tokens)) for size in self.fits.recipes[self.joint].sizes()]
         return max(max(needed) / measured.largest, measured.smallest / min(needed))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Carried:
+class _SharedRecipe:
     """One recipe in all the comparisons that have it.
 
     Attributes:
         candidate: The recipe on the given configuration, with the runs of all comparisons.
-        places: The recipe's candidates by comparison; several in one if they differ in settings that do not carry over.
+        by_comparison: The recipe's candidates by comparison; several in one if they differ in settings that do not carry over.
         joint: Whether the recipe is joint training in each comparison.
     """
 
     candidate: Candidate
-    places: Mapping[int, Sequence[Candidate]]
+    by_comparison: Mapping[int, Sequence[Candidate]]
     joint: bool
 
     @property
@@ -124,83 +124,91 @@ def transfer(
         RunDirError: No comparison shows which loss joint training reaches.
     """
     comparisons, refused = _comparisons(config, runs)
-    carried = _carried(comparisons)
-    if not carried:
+    shared = _shared_recipes(comparisons)
+    if not shared:
         raise ConfigError("--from", None, f"no measured recipe can be carried out here ({refused[0]})")
-    rows = sorted(_options(comparisons, carried, goal), key=lambda pair: (pair[0].dominated, pair[0].ratio))
+    rows = sorted(_options(comparisons, shared, goal), key=lambda pair: (pair[0].dominated, pair[0].ratio))
     if not rows or rows[0][0].dominated:
         raise RunDirError("--from", None, "no recipe that is possible here reaches joint training's loss; measure larger runs")
     best, chosen = rows[0]
-    noises = [one.study.noise for one in comparisons if one.study.noise is not None]
+    noises = [one.fits.noise for one in comparisons if one.fits.noise is not None]
     return Advice(
         name=config.name, goal=goal, sought="ratio", options=tuple(row for row, _ in rows),
         settings=changes(config, chosen.candidate, best.tokens),
         confidence=confidence.weigh([
-            confidence.likeness(_apart([one.parameters for one in comparisons], own.parameters), len(comparisons)),
-            confidence.duration(_away(
+            confidence.likeness(_size_ratio([one.parameters for one in comparisons], own.parameters), len(comparisons)),
+            confidence.duration(_range_ratio(
                 best.tokens / own.parameters, [size / one.parameters for one in comparisons for size in _sizes(one)])),
             confidence.reach(best.extrapolation, best.runs),
             confidence.shape(len(best.sizes), best.extrapolation),
             confidence.scatter(min(noises, key=lambda noise: noise.seeds, default=None)),
             confidence.lead(best.best_in, len(rows)),
             confidence.pairing(
-                {row.title: len(chosen.places.keys() & each.places.keys()) for row, each in rows[1:]}, len(comparisons))]),
+                {row.title: len(chosen.by_comparison.keys() & each.by_comparison.keys()) for row, each in rows[1:]},
+                len(comparisons))]),
         notes=(*notes, *refused))
 
 
-def _options(comparisons: Sequence[_Comparison], carried: Sequence[_Carried], goal: Goal) -> list[tuple[Option, _Carried]]:
+def _options(
+    comparisons: Sequence[_Comparison], shared: Sequence[_SharedRecipe], goal: Goal,
+) -> list[tuple[Option, _SharedRecipe]]:
     """Result of each recipe for the budget; recipes that do not reach joint training's loss are left out."""
-    fitted = _ratios(comparisons, carried, [one.study.curves for one in comparisons], range(len(comparisons)))
-    titles = distinct_titles([each.candidate for each in carried])
+    fitted = _ratios(comparisons, shared, [one.fits.curves for one in comparisons], range(len(comparisons)))
+    titles = distinct_titles([each.candidate for each in shared])
     found = []
-    for each, judged, title in zip(carried, rank(fitted, _draws(comparisons, carried)), titles, strict=True):
+    for each, judged, title in zip(shared, rank(fitted, _draws(comparisons, shared)), titles, strict=True):
         if not math.isfinite(judged.value):
             continue
         row = option(
             title, each.candidate, judged, goal.value / each.candidate.dollars_per_token, goal.value, ratio=judged.value,
-            extrapolation=max(min(comparisons[at].extrapolation(mine.at) for mine in here) for at, here in each.places.items()),
-            dominated=all(is_dominated(mine, comparisons[at].possible) for at, here in each.places.items() for mine in here))
+            extrapolation=max(
+                min(comparisons[at].extrapolation(candidate.at) for candidate in members)
+                for at, members in each.by_comparison.items()),
+            dominated=all(
+                is_dominated(candidate, comparisons[at].possible)
+                for at, members in each.by_comparison.items() for candidate in members))
         found.append((row, each))
     return found
 
 
-def _draws(comparisons: Sequence[_Comparison], carried: Sequence[_Carried]) -> list[list[float]]:
+def _draws(comparisons: Sequence[_Comparison], shared: Sequence[_SharedRecipe]) -> list[list[float]]:
     """Bootstrap samples of the ratios, over the noise of runs and over the choice of measured subjects."""
     if len(comparisons) == 1 and not comparisons[0].draws:
         return []
-    chance = random.Random(_SEED)
+    rng = random.Random(_SEED)
     return [
         _ratios(
-            comparisons, carried, [one.draws[i].curves if one.draws else one.study.curves for one in comparisons],
-            chance.choices(range(len(comparisons)), k=len(comparisons)))
+            comparisons, shared, [one.draws[i].curves if one.draws else one.fits.curves for one in comparisons],
+            rng.choices(range(len(comparisons)), k=len(comparisons)))
         for i in range(DRAWS)]
 
 
 def _ratios(
-    comparisons: Sequence[_Comparison], carried: Sequence[_Carried], curves: Sequence[Sequence[Curve]], chosen: Sequence[int],
+    comparisons: Sequence[_Comparison], shared: Sequence[_SharedRecipe], curves: Sequence[Sequence[Curve]],
+    chosen: Sequence[int],
 ) -> list[float]:
     """Dollars of each recipe to reach joint training's loss, relative to joint training.
 
     Args:
         comparisons: Comparisons of all subjects.
-        carried: Recipes to rate.
+        shared: Recipes to rate.
         curves: Curves of each comparison's recipes.
         chosen: Comparisons to use; each counts once for every time it is listed. A recipe that was measured in none of them uses
             all comparisons in which it was measured.
     """
     table: dict[str | None, dict[int, float]] = defaultdict(dict)
-    for each in carried:
+    for each in shared:
         row = table[each.training]
-        for at, here in each.places.items():
+        for at, members in each.by_comparison.items():
             # Of recipes that differ in settings that do not carry over, such as learning rates, the best one counts.
-            tokens = min(comparisons[at].token_ratio(mine.at, curves[at]) for mine in here)
+            tokens = min(comparisons[at].token_ratio(candidate.at, curves[at]) for candidate in members)
             row[at] = min(row.get(at, math.inf), math.log(tokens))
     # Joint training's own ratios are 1 on every subject, so they contain no information about it.
     shifts = common_ground.shifts([row for training, row in table.items() if training is not None], chosen, len(comparisons))
-    rates = [each.candidate.dollars_per_token / comparisons[0].joint_rate for each in carried]
+    rates = [each.candidate.dollars_per_token / comparisons[0].joint_rate for each in shared]
     return [
         math.exp(common_ground.mean(table[each.training], shifts, chosen)) * rate
-        for each, rate in zip(carried, rates, strict=True)]
+        for each, rate in zip(shared, rates, strict=True)]
 
 
 def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_Comparison], list[str]]:
@@ -213,7 +221,7 @@ def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_
             refused.append("runs of another model: no joint training among them")
             continue
         try:
-            found = study(group)
+            found = fit_recipes(group)
         except RunDirError as error:
             refused.append(f"runs of another model: {error.remedy}")
             continue
@@ -228,33 +236,33 @@ def _comparisons(config: RunConfig, runs: Sequence[MeasuredRun]) -> tuple[list[_
     return comparisons, sorted(set(refused))
 
 
-def _carried(comparisons: Sequence[_Comparison]) -> list[_Carried]:
-    places: dict[str, dict[int, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
+def _shared_recipes(comparisons: Sequence[_Comparison]) -> list[_SharedRecipe]:
+    by_comparison: dict[str, dict[int, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
     for at, one in enumerate(comparisons):
         for each in one.possible:
-            places[each.key][at].append(each)
+            by_comparison[each.key][at].append(each)
     return [
-        _Carried(
-            _together([mine for here in each.values() for mine in here]), each,
-            joint=all(any(mine.at == comparisons[at].joint for mine in here) for at, here in each.items()))
-        for _, each in sorted(places.items())]
+        _SharedRecipe(
+            _pooled([candidate for members in each.values() for candidate in members]), each,
+            joint=all(any(candidate.at == comparisons[at].joint for candidate in members) for at, members in each.items()))
+        for _, each in sorted(by_comparison.items())]
 
 
-def _together(members: Sequence[Candidate]) -> Candidate:
+def _pooled(members: Sequence[Candidate]) -> Candidate:
     """One candidate with the runs of all members."""
     recipe = dataclasses.replace(members[0].recipe, runs=tuple(run for each in members for run in each.recipe.runs))
     return dataclasses.replace(members[0], recipe=recipe, title=min(each.title for each in members))
 
 
 def _sizes(one: _Comparison) -> list[int]:
-    return [size.tokens for recipe in one.study.recipes for size in recipe.sizes()]
+    return [size.tokens for recipe in one.fits.recipes for size in recipe.sizes()]
 
 
-def _apart(measured: Sequence[int], own: int) -> float:
+def _size_ratio(measured: Sequence[int], own: int) -> float:
     """Ratio between a model's parameter count and the nearest measured one."""
     return min(max(each / own, own / each) for each in measured)
 
 
-def _away(rate: float, measured: Sequence[float]) -> float:
+def _range_ratio(rate: float, measured: Sequence[float]) -> float:
     """Ratio between a rate and the nearest end of the measured range; 1 inside the range."""
     return max(1.0, rate / max(measured), min(measured) / rate)

@@ -135,7 +135,7 @@ def arm_config(base: RunConfig, name: str, arm: Arm, output: Path, budget: Budge
     put(raw, "tokens.total", tokens)
     raw |= {"name": run_name(name, budget), "output": str(output)}
     if raw["evaluation"]["every_tokens"] is None:
-        raw["evaluation"]["every_tokens"] = max(1, base.tokens.total // _LOOKS)
+        raw["evaluation"]["every_tokens"] = max(1, base.tokens.total // _MEASUREMENTS)
     return check_config(raw)
 
 
@@ -164,7 +164,7 @@ def tokens_for(
     budgeted = _dollars(base, reference, base.tokens.total, reads)
     # Secant method: dollars are nearly linear in the tokens, except for reading that does not depend on the length.
     (before, spent), tokens = (base.tokens.total, _dollars(base, arm, base.tokens.total, reads)), 2 * base.tokens.total
-    for _ in range(_SECANTS):
+    for _ in range(_SECANT_STEPS):
         now = _dollars(base, arm, tokens, reads)
         if now == spent:
             raise ConfigError("pools", None, "an arm costs nothing, so no other can cost the same; give the pools prices")
@@ -206,7 +206,7 @@ def predicted(runs: Sequence[tuple[int, float]], loss: float) -> int | None:
     if better >= worse:
         return None
     tokens = round(few * (many / few) ** max((worse - loss) / (worse - better), math.log(0.5) / math.log(many / few)))
-    return None if any(abs(math.log(tokens / there)) < _AS_LONG for there, _ in ordered) else tokens
+    return None if any(abs(math.log(tokens / there)) < _EQUAL_LENGTH for there, _ in ordered) else tokens
 
 
 def planned(base: RunConfig, arm: Arm) -> Plan:
@@ -218,8 +218,8 @@ def _at(base: RunConfig, arm: Arm, tokens: int) -> RunConfig:
     return arm_config(base, "arm", arm, base.output, "tokens", tokens)
 
 
-_SECANTS = 4
-_AS_LONG = 0.01
+_SECANT_STEPS = 4
+_EQUAL_LENGTH = 0.01
 """Maximum log ratio of the tokens of two runs that count as equally long."""
-_LOOKS = 40
+_MEASUREMENTS = 40
 """Measurements of the held-out loss over the configured tokens, if the configuration does not set their interval."""

@@ -36,7 +36,7 @@ from moedisco_ray.training.packed_tokens import INDEX
 Lengths = NDArray[np.int64]
 
 
-def found(config: RunConfig, measured: Measured) -> Reads:
+def actual_reads(config: RunConfig, measured: Measured) -> Reads:
     """Tokens that a finished run has read outside its training.
 
     Args:
@@ -65,7 +65,7 @@ def evaluated(directory: Path, measured: Measured) -> Figures:
     return evaluation.ensemble or Figures() if measured == "ensemble" else evaluation
 
 
-def expected(config: RunConfig, measured: Measured, corpus: Path) -> Reads:
+def expected_reads(config: RunConfig, measured: Measured, corpus: Path) -> Reads:
     """Tokens that a run will read outside its training, assuming clusters of equal size (an error of a few calibration windows).
 
     Args:

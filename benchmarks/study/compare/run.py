@@ -22,20 +22,22 @@ from benchmarks.study.compare.accounting import (
     wall_hours,
 )
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, predicted, run_name, tokens_for
-from benchmarks.study.compare.quality import note_quality
-from benchmarks.study.compare.reading import evaluated, expected, found
+from benchmarks.study.compare.reading import actual_reads, evaluated, expected_reads
 from benchmarks.study.compare.records import Budget, Comparison, Point, Row, TunedSettings
-from benchmarks.study.compare.tuning import Tuned, kept, tune
+from benchmarks.study.compare.tuning import Tuned, stored_result, tune
 from benchmarks.study.recipe import recipe, subject
 from moedisco_ray.backend import Backend
 from moedisco_ray.cli.display import View
 from moedisco_ray.core import stages
-from moedisco_ray.core.artifacts import is_done, write_json
+from moedisco_ray.core.artifacts import is_done, read_json, write_json
+from moedisco_ray.core.bill import format_dollars
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import ConfigError, DivergedError
 from moedisco_ray.core.events import EventLog
 from moedisco_ray.core.metering import Meter
 from moedisco_ray.core.records import EvaluationRecord
+from moedisco_ray.core.report import build_report
 from moedisco_ray.execution import pipeline
 from moedisco_ray.plan import build_plan
 from moedisco_ray.stages.corpus import input_identity
@@ -43,6 +45,7 @@ from moedisco_ray.stages.corpus import input_identity
 BUDGETS: tuple[Budget, ...] = ("tokens", "dollars")
 """Budgets for which arms are trained by default."""
 _EVERY_BUDGET: tuple[Budget, ...] = (*BUDGETS, "loss")
+_BUDGET_WORDS = {"tokens": "equal tokens", "dollars": "equal planned dollars", "loss": "about the same loss"}
 
 
 def compare(
@@ -76,13 +79,15 @@ def compare(
         ConfigError: There is no such arm, or the configuration does not allow it.
         RunError: A run failed; the same call resumes.
     """
-    asked = chosen(names, known)
+    requested = chosen(names, known)
     corpus = output / run_name(REFERENCE, "tokens") / "corpus"
 
     def reads(config: RunConfig, arm: Arm) -> Reads:
-        return expected(config, arm.measured, corpus)    # the reference runs first, so its corpus exists
+        return expected_reads(config, arm.measured, corpus)    # the reference runs first, so its corpus exists
 
-    tuned = _tune(base, asked, output, slice_tokens, view, backend) | _kept(base, known, asked, output, slice_tokens)
+    tuned = {
+        **_tune(base, requested, output, slice_tokens, view, backend),
+        **_stored_results(base, known, requested, output, slice_tokens)}
     known = {**known, **{name: found.arm for name, found in tuned.items()}}
 
     def length(arm: Arm, budget: Literal["tokens", "dollars"]) -> int:
@@ -91,7 +96,7 @@ def compare(
     rows: list[Row] = []
     finished: list[Path] = []
     for (name, arm), budget in itertools.product(known.items(), _EVERY_BUDGET):
-        wanted = name in asked and budget in (BUDGETS[:1] if name == REFERENCE else budgets)
+        wanted = name in requested and budget in (BUDGETS[:1] if name == REFERENCE else budgets)
         if not wanted and not (output / run_name(name, budget)).exists():
             continue
         try:
@@ -109,7 +114,7 @@ def compare(
     result = Comparison(
         reference=REFERENCE, name=base.name, seed=base.seed, target_loss=rows[0].curve[-1].loss, rows=tuple(with_reference(rows)))
     write_json(output / "compare.json", result.model_dump(mode="json"))
-    note_quality(output, rows)
+    _note_quality(output, rows)
     return result
 
 
@@ -127,7 +132,7 @@ def _config(
 
 
 def _tune(
-    base: RunConfig, asked: Mapping[str, Arm], output: Path, slice_tokens: int, view: Callable[[], View] | None,
+    base: RunConfig, requested: Mapping[str, Arm], output: Path, slice_tokens: int, view: Callable[[], View] | None,
     backend: Backend | None,
 ) -> dict[str, Tuned]:
     """Tune every arm of a comparison; a slice's run directory is removed once the next slice has linked its corpus."""
@@ -145,20 +150,20 @@ def _tune(
         finished[:] = [config.directory]
         return loss
 
-    tuned = {name: tune(base, name, arm, slices, slice_tokens, train) for name, arm in asked.items()} if slice_tokens else {}
+    tuned = {name: tune(base, name, arm, slices, slice_tokens, train) for name, arm in requested.items()} if slice_tokens else {}
     shutil.rmtree(slices, ignore_errors=True)
     return tuned
 
 
-def _kept(
-    base: RunConfig, known: Mapping[str, Arm], asked: Mapping[str, Arm], output: Path, slice_tokens: int,
+def _stored_results(
+    base: RunConfig, known: Mapping[str, Arm], requested: Mapping[str, Arm], output: Path, slice_tokens: int,
 ) -> dict[str, Tuned]:
     """Results of earlier sweeps for arms that this comparison does not train but may have finished runs of."""
     found: dict[str, Tuned] = {}
     for name, arm in known.items() if slice_tokens else ():
-        if name not in asked:
+        if name not in requested:
             with contextlib.suppress(ConfigError):
-                tuned = kept(base, name, arm, output / "slices", slice_tokens)
+                tuned = stored_result(base, name, arm, output / "slices", slice_tokens)
                 found |= {} if tuned is None else {name: tuned}
     return found
 
@@ -173,7 +178,7 @@ def _run(config: RunConfig, others: Sequence[Path], view: Callable[[], View] | N
 def measured(name: str, arm: Arm, budget: Budget, config: RunConfig, tuned: TunedSettings | None = None) -> Row:
     """Quality and cost of an arm's finished run, without what depends on joint training (`with_reference`)."""
     plan = build_plan(config)
-    phases = account(config, plan, found(config, arm.measured))
+    phases = account(config, plan, actual_reads(config, arm.measured))
     tokens = trained_tokens(phases)
     events = EventLog.read(config.directory / "events.jsonl")
     meter = Meter()
@@ -209,6 +214,20 @@ def with_reference(rows: Sequence[Row]) -> Iterator[Row]:
         dollars, hours = (first_reach(row.curve, joint.curve[-1].loss, axis) for axis in ("dollars", "hours"))
         yield row.model_copy(update={
             "joint_metered_dollars": joint.metered_dollars, "dollars_to_target": dollars, "hours_to_target": hours})
+
+
+def _note_quality(output: Path, rows: Sequence[Row]) -> None:
+    """Write the measured quality into every run directory as `comparison.json`, and update the run's report."""
+    joint = rows[0]
+    for row in rows[1:]:
+        directory = output / row.run
+        words = (
+            f"A comparison measured held-out perplexity: {row.perplexity:.2f} against {joint.perplexity:.2f} of joint training, "
+            f"at {_BUDGET_WORDS[row.budget]} ({format_dollars(row.metered_dollars)} against "
+            f"{format_dollars(joint.metered_dollars)}, metered).")
+        write_json(directory / "comparison.json", {"quality": words})
+        config = stored_config(read_json(directory / "config.json"))
+        write_json(directory / "report.json", build_report(directory, config).to_json())
 
 
 def share_corpus(config: RunConfig, others: Sequence[Path]) -> None:

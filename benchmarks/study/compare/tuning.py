@@ -107,14 +107,14 @@ def tune(
     """
     def trained(sweep: _Sweep, step: Step) -> float | None:
         if step not in sweep.trials:
-            sweep.trials[step] = _trial(base, name, at(sweep.start, arm, step), step, output, sweep.start.tokens.total, train)
+            sweep.trials[step] = _trial(base, name, arm_at(sweep.start, arm, step), step, output, sweep.start.tokens.total, train)
             sweep.write()
         return sweep.trials[step].loss
 
     return _chosen(base, name, arm, output, tokens, trained)
 
 
-def kept(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> Tuned | None:
+def stored_result(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> Tuned | None:
     """Settings that an earlier sweep chose for an arm; None if there was no such sweep or it was interrupted.
 
     Raises:
@@ -129,7 +129,7 @@ def kept(base: RunConfig, name: str, arm: Arm, output: Path, tokens: int) -> Tun
         return None
 
 
-def at(start: RunConfig, arm: Arm, step: Step) -> Arm:
+def arm_at(start: RunConfig, arm: Arm, step: Step) -> Arm:
     """The arm at a point on the grid, with the batch sizes and learning rates of all its trainings multiplied alike."""
     batch, rate = step
     settings: dict[str, Any] = {}
@@ -186,7 +186,7 @@ def _chosen(
         whole = _Sweep(base, name, arm, output, base.tokens.total)
         best = min((START, best), key=lambda step: _or_infinity(loss(whole, step)))
     chosen = slices.trials[best]
-    return Tuned(at(slices.start, arm, best), TunedSettings(
+    return Tuned(arm_at(slices.start, arm, best), TunedSettings(
         batch_tokens=chosen.batch_tokens, lr=chosen.lr, trainings=trained, slice_tokens=tokens))
 
 
@@ -194,7 +194,7 @@ def _trial(
     base: RunConfig, name: str, arm: Arm, step: Step, output: Path, tokens: int, train: Callable[[RunConfig], float | None],
 ) -> Trial:
     batch, lr = arm.settings["finetune.optimizer.batch_tokens"], arm.settings["finetune.optimizer.lr"]
-    trial = Trial(step, int(batch), float(lr), None)     # type: ignore[arg-type]  # `at` sets numbers
+    trial = Trial(step, int(batch), float(lr), None)     # type: ignore[arg-type]  # `arm_at` sets numbers
     try:
         config = slice_config(base, f"{name}-batch-{trial.batch_tokens}-rate-{trial.lr:.3g}", arm, output, tokens)
     except ConfigError:

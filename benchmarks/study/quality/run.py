@@ -67,7 +67,7 @@ QUICK_SHARE = 0.6
 """Maximum ratio of the default's perplexity to the paper's in `quick`. It is 0.39 now; a limit of 1 would hide serious bugs."""
 _ANY_TOKENS = 200_000
 """Tokens of the configuration from which the recipe's digest is computed; arbitrary but fixed."""
-_COST = 11
+_GRID_TOKENS = 11
 """Training tokens of a (cell, seed) of the grid, relative to joint training's tokens."""
 
 
@@ -162,7 +162,7 @@ def _low_over_high() -> float:
 def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
     """Run every cell with every seed, seed by seed, so that an interrupted grid has all cells of the first seeds."""
     work = [(cell, seed) for seed in range(arguments.seeds) for cell in cells]
-    hours = _COST * arguments.tokens * len(work) / arguments.speed / arguments.jobs / 3600
+    hours = _GRID_TOKENS * arguments.tokens * len(work) / arguments.speed / arguments.jobs / 3600
     print(f"{len(work)} (cell, seed) with {arguments.tokens:,} tokens each: about {hours:.1f} hours", file=sys.stderr)
     with ThreadPoolExecutor(arguments.jobs) as threads:
         for (cell, seed), _ in zip(work, threads.map(lambda one: run_process(one[0], one[1], arguments), work), strict=True):
@@ -181,8 +181,8 @@ def quick(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     work = arguments.work / "quick"
     base = base_config(Cell("embedded", "qwen3_moe", "random"), 0, QUICK_TOKENS, None, work)
-    few_looks = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
-    base = base.model_copy(update={"evaluation": few_looks})
+    evaluated_once = base.evaluation.model_copy(update={"every_tokens": QUICK_TOKENS})
+    base = base.model_copy(update={"evaluation": evaluated_once})
     known = own_arms(ARMS, "qwen3_moe", "random")
     result = compare(base, work, list(GRID), budgets=("dollars",), backend=LocalBackend(), known=known)
     output_console().print(compare_view(result))

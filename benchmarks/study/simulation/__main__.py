@@ -23,8 +23,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.harness import RESULTS, environment, spread, write_result
-from benchmarks.study.simulation.phase import Outcome, Phase
+from benchmarks.study.simulation.phase import Phase
 from benchmarks.study.simulation.setting import HOUR, LOSS_RATES, Kind, Setting
+from benchmarks.study.simulation.state import Outcome
 from moedisco_ray.policies import arrival
 from moedisco_ray.policies.checkpointing import ASSUMED, USUAL, Prior
 

@@ -17,12 +17,12 @@ class Gang:
 
     Args:
         setting: Setting that determines when the nodes are requested.
-        chance: Random generator for boot times.
+        rng: Random generator for boot times.
     """
 
-    def __init__(self, setting: Setting, chance: random.Random) -> None:
+    def __init__(self, setting: Setting, rng: random.Random) -> None:
         self._setting = setting
-        self._chance = chance
+        self._rng = rng
         self._arrivals: list[float] = []
         self._paid = 0.0
 
@@ -52,7 +52,7 @@ class Gang:
 
     def _ask(self, now: float) -> None:
         self._arrivals = [
-            now + self._setting.boot * self._chance.lognormvariate(0.0, 0.4) for _ in range(self._setting.gang)]
+            now + self._setting.boot * self._rng.lognormvariate(0.0, 0.4) for _ in range(self._setting.gang)]
 
     def _pay(self, until: float) -> None:
         waited = sum(max(0.0, until - arrived) for arrived in self._arrivals)

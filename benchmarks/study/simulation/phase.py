@@ -9,11 +9,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.study.simulation.attempt import Attempt
 from benchmarks.study.simulation.expensive import Gang
 from benchmarks.study.simulation.setting import HOUR, Kind, Setting, submodels
-from benchmarks.study.simulation.state import Node, Outcome, Unit
-from moedisco_ray.policies import checkpointing, ordering, placement, quorum, retrying
+from benchmarks.study.simulation.state import Attempt, Node, Outcome, Unit
+from moedisco_ray.policies import checkpointing, ordering, placement, retrying
 
 _TICK, _SELDOM = 60.0, 1800.0
 
@@ -28,7 +27,7 @@ class Phase:
 
     def __init__(self, setting: Setting, seed: int) -> None:
         self._setting = setting
-        self._chance = random.Random(f"events {seed}")
+        self._rng = random.Random(f"events {seed}")
         self._now = 0.0
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
@@ -111,10 +110,10 @@ class Phase:
         return chosen.name if chosen is not None else None
 
     def _boot(self, kind: Kind) -> None:
-        node = Node(kind, self._chance.randrange(self._setting.zones), self._now)
+        node = Node(kind, self._rng.randrange(self._setting.zones), self._now)
         self._nodes[node] = None
         self._free[kind.name] -= 1
-        self._at(self._setting.boot * self._chance.lognormvariate(0.0, 0.4), self._arrive, node)
+        self._at(self._setting.boot * self._rng.lognormvariate(0.0, 0.4), self._arrive, node)
 
     def _arrive(self, node: Node) -> None:
         if node.gone:
@@ -122,12 +121,12 @@ class Phase:
         node.up = True
         self._boots.append(self._now - node.since)
         if self._setting.losses_per_hour and not self._setting.together:
-            self._announce(self._chance.expovariate(self._setting.losses_per_hour / HOUR), node)
+            self._announce(self._rng.expovariate(self._setting.losses_per_hour / HOUR), node)
         self._dispatch()
 
     def _announce(self, delay: float, node: Node) -> None:
         """Schedule the loss of a machine, and its notice if it is heard."""
-        if self._chance.random() < self._setting.heard:
+        if self._rng.random() < self._setting.heard:
             self._at(max(0.0, delay - self._setting.notice), self._leave, node)
         self._at(delay, self._lose, node)
 
@@ -150,16 +149,16 @@ class Phase:
             self._costly += 1
             self._throw_back(node.unit, "preempted")
         self._release(node, back=False)
-        self._at(self._chance.expovariate(1 / (self._setting.outage_hours * HOUR)), self._restock, node.kind.name)
+        self._at(self._rng.expovariate(1 / (self._setting.outage_hours * HOUR)), self._restock, node.kind.name)
         self._dispatch()
 
     def _next_of_zone(self) -> float:
         rate = self._setting.losses_per_hour / HOUR / self._setting.together
-        return self._chance.expovariate(rate)
+        return self._rng.expovariate(rate)
 
     def _lose_zone(self, zone: int) -> None:
         for node in [node for node in self._nodes if node.up and node.zone == zone]:
-            if self._chance.random() < self._setting.together:
+            if self._rng.random() < self._setting.together:
                 self._announce(self._setting.notice, node)
         self._at(self._next_of_zone(), self._lose_zone, zone)
 
@@ -189,7 +188,7 @@ class Phase:
         if attempt.review < attempt.ends - self._setting.latency:
             self._at(attempt.review - self._now, self._review, unit, attempt)
         if self._setting.failures_per_hour:
-            self._at(self._chance.expovariate(self._setting.failures_per_hour / HOUR), self._fail, unit, attempt)
+            self._at(self._rng.expovariate(self._setting.failures_per_hour / HOUR), self._fail, unit, attempt)
 
     def _review(self, unit: Unit, attempt: Attempt) -> None:
         if unit.attempt is attempt:
@@ -211,7 +210,7 @@ class Phase:
     def _stop(self, unit: Unit, end: retrying.End, delay: float) -> None:
         """End an attempt; the product's policy decides what follows."""
         attempt = unit.attempt
-        assert attempt is not None  # noqa: S101 - tells the type
+        assert attempt is not None  # noqa: S101 - for mypy
         self._watched += max(0.0, self._now - attempt.begins)
         if self._now > attempt.begins:
             self._measure(unit, attempt)
@@ -219,7 +218,7 @@ class Phase:
         unit.attempt = None
         decision = retrying.decide(unit.history, end, (), retrying.Limits())
         if isinstance(decision, retrying.GiveUp):
-            unit.state, unit.ended = "given_up", self._now
+            unit.state = "given_up"
             self._judge()
             return
         unit.history = decision.history
@@ -231,7 +230,7 @@ class Phase:
 
     def _throw_back(self, unit: Unit, kind: retrying.EndKind) -> None:
         attempt = unit.attempt
-        assert attempt is not None  # noqa: S101 - tells the type
+        assert attempt is not None  # noqa: S101 - for mypy
         done = attempt.done(self._now)
         unit.safe = attempt.saved(self._now)
         self._lost += (done - unit.safe) / attempt.speed
@@ -246,7 +245,7 @@ class Phase:
             return
         self._watched += self._now - attempt.begins
         self._measure(unit, attempt)
-        unit.safe, unit.attempt, unit.state, unit.ended = unit.work.seconds, None, "finished", self._now
+        unit.safe, unit.attempt, unit.state = unit.work.seconds, None, "finished"
         attempt.node.unit = None
         self._dispatch()
         self._judge()
@@ -254,17 +253,10 @@ class Phase:
     # The end of the phase.
 
     def _judge(self) -> None:
-        members = [
-            quorum.Member(unit.work.name, unit.state, unit.ended, unit.work.steps * unit.work.planned_step_seconds, int(unit.safe))
-            for unit in self._units.values()]
-        needed = sum(unit.state != "given_up" for unit in self._units.values())
-        verdict = quorum.decide(members, self._setting.quorum or needed, self._now, self._setting.patience)
-        self._over = verdict.action == "go"
+        self._over = all(unit.state != "training" for unit in self._units.values())
 
     def _tick(self) -> None:
         left = self._gang.consider(self._now, self._boots, self._ends_in)
-        if self._setting.quorum is not None:
-            self._judge()
         # Far from the end no decision is due, so ticks are rare.
         self._at(min(_SELDOM, max(_TICK, left / 10)), self._tick)
 

@@ -81,8 +81,6 @@ class Setting:
         bounds: Bounds of the product's checkpoint interval.
         order: Order of the sub-models: `longest_first` is the product's, `as_given` that of the clusters.
         ask: When the expensive nodes are requested: `in_time` is the product's policy; `at_start` and `at_end` are alternatives.
-        quorum: Number of sub-models that must finish; None for all.
-        patience: Factor of `quorum.decide` for the wait for the remaining sub-models after the quorum.
         gang: Number of expensive nodes.
         gang_price: Price of one expensive node (dollars per hour).
     """
@@ -109,8 +107,6 @@ class Setting:
     bounds: Bounds = USUAL
     order: str = "longest_first"
     ask: str = "in_time"
-    quorum: int | None = None
-    patience: float = 1.5
     gang: int = 8
     gang_price: float = 2.28
 
@@ -132,11 +128,11 @@ class Work:
 
 def submodels(setting: Setting, seed: int) -> list[Work]:
     """Sub-models of unequal size; their planned step times are about 30 % too low on average and vary by 10 %."""
-    chance = random.Random(f"work {seed}")
+    rng = random.Random(f"work {seed}")
     works = []
     for k in range(setting.submodels):
-        hours = setting.mean_hours * chance.lognormvariate(-setting.spread**2 / 2, setting.spread)
-        large = chance.random() < setting.large_share
-        step = 1.3 * chance.lognormvariate(0.0, 0.1)
+        hours = setting.mean_hours * rng.lognormvariate(-setting.spread**2 / 2, setting.spread)
+        large = rng.random() < setting.large_share
+        step = 1.3 * rng.lognormvariate(0.0, 0.1)
         works.append(Work(f"submodel-{k}", max(1, round(hours * HOUR / step)), step, 1.0, 40.0 if large else 20.0))
     return works

@@ -41,8 +41,8 @@ def comparison(
     reads: Callable[[RunConfig, Arm], Reads] = nothing,
 ) -> Comparison:
     """One run per arm, budget and size; `times` multiplies the base configuration's tokens, `reads` is read outside training."""
-    chance = random.Random(seed)
-    of_seed = chance.gauss(0, noise)
+    rng = random.Random(seed)
+    of_seed = rng.gauss(0, noise)
     rows = []
     for factor in times:
         sized = base.model_copy(update={"tokens": base.tokens.model_copy(update={"total": round(base.tokens.total * factor)})})
@@ -52,7 +52,7 @@ def comparison(
                 config = arm_config(sized, name, arm, Path("runs"), budget, tokens_for(sized, arm, budget, reads))
                 plan = build_plan(config)
                 phases = account(config, plan, reads(config, arm))
-                loss = law(plan.tokens) + of_seed + chance.gauss(0, noise / 2)
+                loss = law(plan.tokens) + of_seed + rng.gauss(0, noise / 2)
                 rows.append(Row(
                     arm=name, title=arm.title, budget=budget, run=config.name, measured=arm.measured, recipe=recipe(config),
                     subject=subject(config, plan), tokens=plan.tokens, flops=sum(phase.flops for phase in phases),

@@ -11,8 +11,8 @@ from measured_example import LAWS, MODEL, Law, base_config, comparison, only
 
 from benchmarks.study.advice import advise
 from benchmarks.study.advice.advised import Advice, Goal
+from benchmarks.study.advice.fitting import fit_recipes
 from benchmarks.study.advice.measured import Measurements, comparison_runs
-from benchmarks.study.advice.study import study
 from benchmarks.study.compare.accounting import Reads
 from benchmarks.study.compare.arms import ARMS, Arm, planned
 from benchmarks.study.compare.records import Comparison
@@ -133,10 +133,10 @@ def test_what_is_dominated_is_never_advised(slope: float, times: float) -> None:
 
 
 def test_prices_are_the_configurations_own() -> None:
-    dear = base_config(pools={
+    costly = base_config(pools={
         "low_memory": {**BASE.pools.low_memory.model_dump(), "price_per_hour": BASE.pools.high_memory.price_per_hour}})
     # If a token costs the same on both pools, the recipe that needs the fewest tokens is the cheapest.
-    advice = advise(dear, LINES, target(2.8))
+    advice = advise(costly, LINES, target(2.8))
     assert advice.advised.title == "joint, high-memory pool"
     assert advice.settings["tokens.finetune_share"].advised == 1
 
@@ -160,7 +160,7 @@ def test_intervals_hold_the_truth_mostly() -> None:
     held = 0
     for trial in range(40):
         tables = [comparison(BASE, {"joint": line(3.0, 0.2), "disco": truth}, 3 * trial + i, noise=0.03) for i in range(3)]
-        found = study(measured(*tables).runs)
+        found = fit_recipes(measured(*tables).runs)
         at = next(i for i, recipe in enumerate(found.recipes) if not recipe.reference)
         drawn = sorted(draw.curves[at].loss(2e8) for draw in found.draws())
         held += drawn[20] <= truth(2e8) <= drawn[-21]
@@ -176,13 +176,13 @@ def test_rounds_are_one_recipe_when_their_steps_or_their_number_stays() -> None:
             for total, each in zip((40_000_000, 80_000_000), every, strict=True)]
 
     config = base_config(tokens={"total": 60_000_000, "seed_share": 0.3})
-    fixed = study(measured(*tables([50, 50])).runs)
+    fixed = fit_recipes(measured(*tables([50, 50])).runs)
     assert [(recipe.sync_every, len(recipe.sizes())) for recipe in fixed.recipes if not recipe.reference] == [(50, 4)]
     assert advise(config, measured(*tables([50, 50])), budget(JOINT)).settings["submodels.sync_every"].advised == 50
 
     # 335 and 671 steps of a sub-model: 12 rounds of 28, or of 56. At equal dollars there would be more rounds: another recipe.
     rows = [only(table, lambda row: row.budget == "tokens") for table in tables([28, 56])]
-    kept = study(measured(*rows).runs)
+    kept = fit_recipes(measured(*rows).runs)
     assert [(recipe.rounds, len(recipe.sizes())) for recipe in kept.recipes if not recipe.reference] == [(12, 2)]
     advice = advise(config, measured(*rows), budget(JOINT / 2))
     steps = next(stage.steps for stage in build_plan(advised_config(config, advice)).stages if stage.stage == "submodels")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -16,10 +16,11 @@ from small_run import DOMAINS, small_config
 
 from benchmarks.study.compare.accounting import Reads, account, curve, dollars_of, first_reach, wall_hours
 from benchmarks.study.compare.arms import ARMS, REFERENCE, Arm, arm_config, chosen, planned, predicted, tokens_for
-from benchmarks.study.compare.figures import drawing, plot_comparison
+from benchmarks.study.compare.figures import drawing, label_ends, plot_comparison
 from benchmarks.study.compare.records import Comparison, Point
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
+from moedisco_ray.cli.figures import blank_figure
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Evaluation, RunConfig
 from moedisco_ray.core.errors import ConfigError
@@ -189,12 +190,13 @@ def test_accounts_of_a_run_that_was_interrupted(base: RunConfig) -> None:
     assert [phase.stage for phase in account(base, plan, {})] == ["seed", "submodels", "finetune"]
 
 
-@pytest.fixture
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def test_labels_of_curves_that_end_at_one_height_do_not_overlap() -> None:
+    axes = blank_figure(6, 4).subplots()
+    axes.plot([0, 1], [8.0, 4.0])
+    label_ends(axes, [(1.0, 4.0, f"arm {number}", "black") for number in range(5)])
+    heights = sorted(text.get_position()[1] for text in axes.texts)
+    assert len(heights) == 5
+    assert all(right - left >= 0.06 - 1e-9 for left, right in pairwise(heights))
 
 
 @pytest.mark.usefixtures("_one_thread")
@@ -213,6 +215,8 @@ def test_a_small_comparison_and_its_resumption(base: RunConfig, tmp_path: Path) 
     assert joint.dollars_to_target == pytest.approx(joint.curve[-1].dollars)
     assert {entry.stage for entry in upcycle.curve} == {"seed", "finetune"}
     assert ensemble.loss == ensemble.curve[-1].loss != joint.loss
+    measured = f"held-out perplexity: {upcycle.perplexity:.2f} against {joint.perplexity:.2f} of joint training, at equal tokens ("
+    assert measured in read_json(output / "upcycle-tokens" / "report.json")["bill"]["verdict"]
     # One corpus: the other runs have hard links to the first run's files.
     inodes = {(output / row.run / "corpus" / "shards" / "part-00000.npy").stat().st_ino for row in result.rows}
     assert len(inodes) == 1

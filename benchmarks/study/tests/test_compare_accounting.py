@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_run import small_config
@@ -27,7 +26,7 @@ from benchmarks.study.compare.accounting import (
     trained_tokens,
 )
 from benchmarks.study.compare.arms import ARMS, Arm, arm_config
-from benchmarks.study.compare.reading import expected, found
+from benchmarks.study.compare.reading import actual_reads, expected_reads
 from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.execution import pipeline
@@ -130,14 +129,6 @@ class Counting(LocalBackend):
             handle.remove()
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run(config: RunConfig) -> Counter[str]:
     backend = Counting()
     pipeline.run(config, backend=backend)
@@ -158,7 +149,7 @@ def close(ours: Reads, theirs: Reads, windows: int) -> bool:
 def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[str, Any], compared: int) -> None:
     config = config_of(tmp_path, merge={"calibration_tokens": 1024, **merge})
     given = run(config)
-    reads = found(config, "finetune")
+    reads = actual_reads(config, "finetune")
     assert reads["cluster"] == {"submodel_states": given["build_clusters"]}
     # Calibration of two layers takes two passes, the first ending halfway; each candidate is then measured with full passes.
     held = 512 * compared
@@ -172,9 +163,9 @@ def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[s
     counted = 4 * held_out["tokens"] + cut
     assert counted <= given["evaluate"] <= 1.4 * counted     # windows begin with what is before them, and are padded
     reads["evaluate"]["submodel_states"] = cut
-    assert close(expected(config, "finetune", config.directory / "corpus"), reads, windows=2 * 2 * (1 + compared))
+    assert close(expected_reads(config, "finetune", config.directory / "corpus"), reads, windows=2 * 2 * (1 + compared))
     alone = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"stages": False})})
-    assert expected(alone, "finetune", config.directory / "corpus")["evaluate"] == {
+    assert expected_reads(alone, "finetune", config.directory / "corpus")["evaluate"] == {
         "whole": held_out["tokens"], "submodel_states": cut}
 
 
@@ -186,8 +177,8 @@ def test_upcycling_is_calibrated_where_a_scale_has_to_be_matched(tmp_path: Path,
         "config": base.model.architecture.model_copy(update={"norm_topk_prob": normalised})})})
     config = arm_config(base, "upcycle", ARMS["upcycle"], tmp_path, "tokens", 8000)
     assert run(config)["write_whole"] == 2 * 1024    # the run looks at its routers in any case
-    reads = found(config, "finetune")
-    assert reads == expected(config, "finetune", config.directory / "corpus")
+    reads = actual_reads(config, "finetune")
+    assert reads == expected_reads(config, "finetune", config.directory / "corpus")
     assert reads["merge"] == {"whole_states": passes * 1024}
 
 
@@ -197,14 +188,14 @@ def test_an_ensemble_asks_every_sub_model_and_weighs_them(tmp_path: Path) -> Non
     arm = dataclasses.replace(ARMS["ensemble"], settings=of_states)
     config = arm_config(config_of(tmp_path), "ensemble", arm, tmp_path, "tokens", 8000)
     run(config)
-    reads = found(config, "ensemble")
+    reads = actual_reads(config, "ensemble")
     tokens = read_json(config.directory / "evaluation" / "evaluation.json")["ensemble"]["tokens"]
     assert reads.keys() == {"cluster", "evaluate"}
     assert reads["evaluate"].keys() == {"submodel", "submodel_states"}
     # Contexts of at most a sequence's length, one per 64 tokens of a document; here 64 is the sequence's length.
     assert reads["evaluate"]["submodel"] == (2 + 2) * tokens     # the seed, and each sub-model on its own cluster, too
     assert 0 <= reads["evaluate"]["submodel_states"] <= 2 * tokens
-    assert reads == expected(config, "ensemble", config.directory / "corpus")
+    assert reads == expected_reads(config, "ensemble", config.directory / "corpus")
 
 
 @pytest.mark.usefixtures("_one_thread")
@@ -217,7 +208,7 @@ def test_clusters_that_no_model_reads_for_cost_nothing_and_bigrams_little(tmp_pa
 
     def clustering(**values: Any) -> float:
         arm = Arm("", {f"clusters.{name}": value for name, value in values.items()})
-        reads = expected(arm_config(base, "disco", arm, tmp_path, "tokens", 8000), "finetune", corpus)
+        reads = expected_reads(arm_config(base, "disco", arm, tmp_path, "tokens", 8000), "finetune", corpus)
         return dollars_of(overheads(base, plan, {"cluster": reads["cluster"]}))
 
     for free in ({"vectors": "mean_token"}, {"vectors": "tfidf_svd"}, {"method": "random"}):

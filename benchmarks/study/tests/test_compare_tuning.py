@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -18,7 +17,7 @@ from benchmarks.study.compare.arms import ARMS, REFERENCE
 from benchmarks.study.compare.records import Comparison
 from benchmarks.study.compare.run import compare
 from benchmarks.study.compare.table import compare_view
-from benchmarks.study.compare.tuning import MOST_TRAININGS, START, at, climb, kept, slice_config, sweep_key, tune
+from benchmarks.study.compare.tuning import MOST_TRAININGS, START, arm_at, climb, slice_config, stored_result, sweep_key, tune
 from moedisco_ray.core.artifacts import write_json
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import NotFiniteError, TrainingError
@@ -69,12 +68,12 @@ def test_the_climb_keeps_what_is_configured_on_a_plain_and_where_all_else_fails(
 def test_a_step_on_the_grid_scales_both_phases_alike(tmp_path: Path, name: str) -> None:
     base = base_config(tmp_path)
     start = slice_config(base, name, ARMS[name], tmp_path, 6000)
-    moved = slice_config(base, name, at(start, ARMS[name], (1, -1)), tmp_path, 6000)
+    moved = slice_config(base, name, arm_at(start, ARMS[name], (1, -1)), tmp_path, 6000)
     for section in ("submodels", "finetune"):
         before, after = getattr(start, section).optimizer, getattr(moved, section).optimizer
         assert after.batch_tokens == 2 * before.batch_tokens
         assert after.lr == before.lr / 2
-    assert slice_config(base, name, at(start, ARMS[name], START), tmp_path, 6000) == start
+    assert slice_config(base, name, arm_at(start, ARMS[name], START), tmp_path, 6000) == start
 
 
 def test_a_sweep_is_reused_for_the_same_text_and_model_and_only_for_these(tmp_path: Path) -> None:
@@ -114,16 +113,8 @@ def test_what_only_a_short_training_prefers_is_not_taken(tmp_path: Path) -> None
 
     tuned = tune(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000, train)
     assert (tuned.settings.batch_tokens, tuned.settings.lr) == (256, base.submodels.optimizer.lr)
-    assert kept(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000) == tuned
-    assert kept(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 7000) is None
-
-
-@pytest.fixture
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    assert stored_result(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 6000) == tuned
+    assert stored_result(base, REFERENCE, ARMS[REFERENCE], tmp_path / "slices", 7000) is None
 
 
 @pytest.mark.usefixtures("_one_thread")

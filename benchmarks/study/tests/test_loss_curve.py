@@ -45,9 +45,9 @@ def test_an_exact_law_is_recovered(floor: float, exponent: float, fall: float) -
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_worse_than_scipy(seed: int) -> None:
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     tokens = np.array([1e6, 2e6, 5e6, 1e7, 4e7])
-    losses = law(2.0, 60.0, 0.25, tokens) + chance.normal(0, 0.01, 5)
+    losses = law(2.0, 60.0, 0.25, tokens) + rng.normal(0, 0.01, 5)
     curve = fit_curve([Size(int(x), float(loss)) for x, loss in zip(tokens, losses, strict=True)])
     ours = sum((curve.loss(x) - loss) ** 2 for x, loss in zip(tokens, losses, strict=True))
     found, _ = curve_fit(

@@ -23,3 +23,12 @@ def test_the_summary_is_computed_from_the_published_figures() -> None:
 def test_raw_rows_are_not_published() -> None:
     published = [*BENCHMARKS.rglob("results/**/*.json"), *BENCHMARKS.rglob("results/**/*.jsonl")]
     assert sum(path.stat().st_size for path in published) < MOST_BYTES
+
+
+def test_compare_ranks_the_arms_on_held_out_domains_as_the_tuned_benchmark_does() -> None:
+    result = read_json(BENCHMARKS / "results" / "ranking.json")
+    assert not result["dirty"]
+    assert result["seeds"]
+    for seed in result["seeds"]:
+        assert seed["compare"]["ranking"] == seed["benchmark"]["ranking"]
+        assert all(seed["compare"]["loss"][arm] <= loss + 1e-9 for arm, loss in seed["as configured"]["loss"].items())

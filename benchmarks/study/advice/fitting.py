@@ -87,9 +87,9 @@ class Noise:
     run: float
     freedom: int
 
-    def draw(self, chance: random.Random) -> tuple[float, float]:
+    def draw(self, rng: random.Random) -> tuple[float, float]:
         """Draw both standard deviations, given that they were estimated from few runs."""
-        return self.seed * _factor(chance, self.seeds - 1), self.run * _factor(chance, self.freedom)
+        return self.seed * _factor(rng, self.seeds - 1), self.run * _factor(rng, self.freedom)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Draw:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
-    """All recipes that were measured on one subject.
+class Fits:
+    """The recipes that were measured on one subject, with their fitted curves.
 
     Attributes:
         subject: Subject of all runs.
@@ -129,22 +129,22 @@ class Study:
         """
         if self.noise is None:
             return []
-        chance = random.Random(_SEED)
-        return [self._draw(self.noise, chance) for _ in range(DRAWS)]
+        rng = random.Random(_SEED)
+        return [self._draw(self.noise, rng) for _ in range(DRAWS)]
 
-    def _draw(self, noise: Noise, chance: random.Random) -> Draw:
-        of_seed, of_run = noise.draw(chance)
-        seeds: dict[int, float] = defaultdict(lambda: chance.gauss(0, of_seed))
+    def _draw(self, noise: Noise, rng: random.Random) -> Draw:
+        of_seed, of_run = noise.draw(rng)
+        seeds: dict[int, float] = defaultdict(lambda: rng.gauss(0, of_seed))
 
         def again(curve: Curve) -> Callable[[MeasuredRun], float]:
-            return lambda run: curve.loss(run.tokens) + seeds[run.seed] + chance.gauss(0, of_run)
+            return lambda run: curve.loss(run.tokens) + seeds[run.seed] + rng.gauss(0, of_run)
 
         sizes = [recipe.sizes(again(curve)) for recipe, curve in zip(self.recipes, self.curves, strict=True)]
-        curves = fit_all(sizes, lambda others: [chance.choice(others)])
-        return Draw(tuple(curves), chance.gauss(0, math.hypot(of_seed, of_run)))
+        curves = fit_all(sizes, lambda others: [rng.choice(others)])
+        return Draw(tuple(curves), rng.gauss(0, math.hypot(of_seed, of_run)))
 
 
-def study(runs: Iterable[MeasuredRun]) -> Study:
+def fit_recipes(runs: Iterable[MeasuredRun]) -> Fits:
     """Fit every recipe of one subject.
 
     Args:
@@ -161,7 +161,7 @@ def study(runs: Iterable[MeasuredRun]) -> Study:
             "--from", None, "every recipe was measured at one number of tokens only, which does not show how its loss falls; "
             "add a run with more tokens")
     curves = fit_all(sizes, lambda others: others)
-    return Study(ordered[0].subject, recipes, tuple(curves), _noise(recipes, curves))
+    return Fits(ordered[0].subject, recipes, tuple(curves), _noise(recipes, curves))
 
 
 def fit_all(sizes: Sequence[Sequence[Size]], like: Callable[[list[Curve]], list[Curve]]) -> list[Curve]:
@@ -231,6 +231,6 @@ def _noise(recipes: Sequence[Recipe], curves: Sequence[Curve]) -> Noise | None:
         freedom=max(0, freedom))
 
 
-def _factor(chance: random.Random, freedom: int) -> float:
+def _factor(rng: random.Random, freedom: int) -> float:
     """Draw the ratio of a true to an estimated standard deviation: sqrt(freedom / chi-square with `freedom` degrees)."""
-    return math.sqrt(freedom / chance.gammavariate(freedom / 2, 2)) if freedom > 0 else 0.0
+    return math.sqrt(freedom / rng.gammavariate(freedom / 2, 2)) if freedom > 0 else 0.0
