@@ -1,6 +1,6 @@
 """Writes the files from which the documents are made: the numbers of raw results that tables and figures show.
 
-    python -m benchmarks.study.quality.publish [--results runs/quality/results]
+    python -m benchmarks.study.quality.publish [--results runs/quality/results] [--output benchmarks/study/quality/results]
 
 `cells.jsonl` has one line per (cell, seed) and `curves.jsonl` one per drawn cell; `summary.json` is computed from the former. A
 (cell, seed) without a raw result stays as it was published.
@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.study.compare.arms import ARMS
@@ -53,7 +52,7 @@ def curves(result: CellResult) -> Drawing:
     return drawing(result.cell, rows[0].curve[-1].loss, rows)
 
 
-def publish(raw: Path, folder: Path = PUBLISHED) -> None:
+def publish(raw: Path, folder: Path) -> None:
     """Write the published files.
 
     Args:
@@ -97,10 +96,12 @@ def _short(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RAW, help="folder of the raw results")
-    publish(parser.parse_args(arguments).results)
+    parser.add_argument("--output", type=Path, default=PUBLISHED, help="folder of the published files")
+    arguments = parser.parse_args()
+    publish(arguments.results, arguments.output)
 
 
 if __name__ == "__main__":

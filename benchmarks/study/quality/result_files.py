@@ -23,7 +23,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 def result_paths(folder: Path) -> list[Path]:
     """Paths of the raw results of all measured (cell, seed) pairs."""
-    return sorted(path for path in folder.glob("*.json") if path.name != SUMMARY)
+    return sorted(folder.glob("*.json"))
 
 
 def read(path: Path) -> CellResult:

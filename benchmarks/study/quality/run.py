@@ -45,10 +45,8 @@ from benchmarks.study.compare.run import BUDGETS, compare
 from benchmarks.study.compare.table import compare_view
 from benchmarks.study.quality.cells import OWN_RECIPES, RECIPES, SIZES, START_TOKENS, STARTS, Cell, base_config, own_arms
 from benchmarks.study.quality.levers import FOR_TOKENS, KNOWN, LEVERS
-from benchmarks.study.quality.publish import condensed
 from benchmarks.study.quality.records import CellResult, Setting
-from benchmarks.study.quality.result_files import RAW, SUMMARY, read, result_paths, write
-from benchmarks.study.quality.summary import summarise
+from benchmarks.study.quality.result_files import RAW, read, write
 from moedisco_ray.cli.app import output_console
 from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.config.presets import preset_text
@@ -167,13 +165,6 @@ def run_all(cells: list[Cell], arguments: argparse.Namespace) -> None:
     with ThreadPoolExecutor(arguments.jobs) as threads:
         for (cell, seed), _ in zip(work, threads.map(lambda one: run_process(one[0], one[1], arguments), work), strict=True):
             print(f"{cell} seed {seed}: done", file=sys.stderr)
-            write_summary(arguments.results)
-
-
-def write_summary(results: Path) -> None:
-    """Write `summary.json` from all finished results."""
-    entries = summarise(condensed(read(path)) for path in result_paths(results))
-    write(results / SUMMARY, [entry.to_json() for entry in entries])
 
 
 def quick(arguments: argparse.Namespace) -> int:

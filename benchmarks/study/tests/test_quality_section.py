@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks.study.compare.arms import ARMS
 from benchmarks.study.quality import levers, section
-from benchmarks.study.quality import result_files as files
 from benchmarks.study.quality.records import CellFigures, RunFigures, Setting
 
 LOW = 0.2
@@ -91,10 +90,7 @@ def test_software_and_machines_are_named_once(published):
     assert section.joint_tokens() == "400,000"
 
 
-def test_the_summary_is_no_result_and_what_was_tried_is_whole(tmp_path):
-    for name in ("small-mixtral-seed-0.json", "summary.json"):
-        files.write(tmp_path / name, [])
-    assert files.result_paths(tmp_path) == [tmp_path / "small-mixtral-seed-0.json"]
+def test_what_was_tried_is_whole():
     tried = json.loads(section.TRIED.read_text(encoding="utf-8"))
     assert all(each.keys() == {"what", "measured", "commit", "verdict"} for each in tried)
     assert len(section.tried()) == len(tried)
