@@ -156,12 +156,8 @@ class TrainingSummary(Record):
 class MergeSummary(Record):
     """Summary of the merge stage."""
 
-    backbone: dict[str, Any] = Field(default_factory=dict)
-    """`rule` and `scale` by which the backbones were combined."""
     weights: list[float] = Field(default_factory=list)
     """Weight of each sub-model in the backbone."""
-    candidates: list[dict[str, Any]] = Field(default_factory=list)
-    """`rule`, `scale` and `loss` of each way to merge, if several were compared."""
     layers: list[dict[str, Any]] = Field(default_factory=list)
     """Accuracy, loads and scale of each router."""
     tensors: int = 0

@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from moedisco_ray.core.artifacts import read_json
+from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import RunDirError
 from moedisco_ray.core.events import Event, EventLog
@@ -38,10 +40,18 @@ def current_report(run_dir: Path) -> RunReport:
         if state == "finished" and stored.exists():
             report = RunReport.model_validate(read_json(stored))
         else:
-            report = build_report(run_dir, stored_config(read_json(run_dir / "config.json")))
+            report = build_report(run_dir, _config(run_dir))
     except (OSError, json.JSONDecodeError, ValidationError) as error:
         raise RunDirError("RUN_DIR", str(run_dir), "holds a run of another version; show it with that one") from error
     return report.model_copy(update={"state": state, "state_reason": reason})
+
+
+def _config(run_dir: Path) -> RunConfig:
+    try:
+        return stored_config(read_json(run_dir / "config.json"))
+    except ValidationError as error:
+        remedy = f"holds a run of another version ({first_mistake(error.errors())}); show it with that one"
+        raise RunDirError("RUN_DIR", str(run_dir), remedy) from error
 
 
 def run_state(run_dir: Path, events: Sequence[Event]) -> tuple[RunState, str | None]:

@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from moedisco_ray.backend import Backend
 from moedisco_ray.core import stages
 from moedisco_ray.core.artifacts import (
@@ -27,6 +29,7 @@ from moedisco_ray.core.artifacts import (
     write_json,
 )
 from moedisco_ray.core.config import RunConfig
+from moedisco_ray.core.config.mistakes import first_mistake
 from moedisco_ray.core.config.renamed import stored_config
 from moedisco_ray.core.errors import MoeDiscoError, RunDirError, RunStopped, StorageError
 from moedisco_ray.core.events import BILL_FIGURES, Emit, Event, EventLog
@@ -200,6 +203,9 @@ def claim(config: RunConfig, redo: bool) -> Path:
 def _stored(path: Path) -> RunConfig:
     try:
         return stored_config(read_json(path))
+    except ValidationError as error:
+        mistake = first_mistake(error.errors())
+        raise RunDirError("output", str(path.parent), f"holds a run of another version ({mistake}); choose another name") from error
     except (ValueError, OSError) as error:
         raise RunDirError("output", str(path.parent), "holds a run of another version; choose another name") from error
 

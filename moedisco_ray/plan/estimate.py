@@ -7,8 +7,7 @@ The time of a stage is its operations (`plan.cost`) divided by the workers' spee
 * corpus: the head's cores tokenize the sources, which has no price; the time is unknown if the size of the sources is unknown;
 * training: `evaluation.every_tokens` adds forward passes that measure the held-out loss;
 * cluster: if the vectors are hidden states, the seed model reads 1.25 times the sub-models' tokens;
-* merge: the model reads the calibration tokens once per layer, on average through half of its layers; `merge.backbone: auto`
-  repeats this for each candidate and measures the candidate's loss;
+* merge: the model reads the calibration tokens once per layer, on average through half of its layers;
 * evaluate: each measured model, and the model that assigns documents to clusters, reads the validation tokens; the finished model
   reads those of `evaluation.sources`; for an ensemble, all sub-models read the tokens, and their weights need more forward passes;
 * export: the model generates samples from the prompts.
@@ -31,12 +30,8 @@ from moedisco_ray.plan.parameters import Parameters, count_parameters, submodel_
 from moedisco_ray.plan.speed import Machine, seconds_for, start_up
 
 CLUSTERED = 1.25
-"""Tokens to cluster per token that the sub-models train on; the excess is held out to compare merges."""
-
-_MERGE_RULES = 4
-"""Number of rules that `merge.backbone: auto` tries."""
-_MERGE_SCALES = 3
-"""Number of scales at which `auto` tries each rule."""
+"""Tokens to cluster per token that the sub-models train on, if the corpus is large enough. With the excess no sub-model repeats
+text, and routers are also calibrated on text that no sub-model has trained on."""
 _ENSEMBLE_BLOCK = 64
 """Tokens between two updates of an ensemble's weights."""
 
@@ -225,15 +220,9 @@ class _Reading:
         return self._read(count * evaluation.slice_tokens, whole=whole, pool=pool)
 
     def _merge(self) -> float | None:
-        config, merge = self._config, self._config.merge
-        candidates = _MERGE_RULES * _MERGE_SCALES if merge.backbone == "auto" and config.clusters.count > 1 else 0
-        calibrated = merge.calibration_tokens * (self._whole.num_hidden_layers + 1) / 2
-        work: float | None = 0.0
-        if config.tokens.decoupled:
-            work = self._read(
-                round((1 + (candidates if candidates > 1 else 0)) * calibrated) + candidates * merge.auto_tokens, whole=True)
-        elif config.tokens.seed:
-            work = self._read(round(calibrated), whole=True)
+        config = self._config
+        calibrated = round(config.merge.calibration_tokens * (self._whole.num_hidden_layers + 1) / 2)
+        work = self._read(calibrated, whole=True) if config.tokens.decoupled or config.tokens.seed else 0.0
         return _total([work, self._starting(config.finetune_pool)])
 
     @property

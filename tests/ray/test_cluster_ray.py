@@ -45,7 +45,7 @@ def files_under(directory):
     ("kmeans", "tfidf_svd", 4), ("kmeans", "hidden_state", 2), ("likelihood", "tfidf_svd", 3)])
 def test_the_artifact_is_that_of_the_pure_path(method, vectors, parts, one_thread, tmp_path):
     corpus, model = write_corpus(tmp_path / "corpus", parts=parts), write_model(tmp_path / "model")
-    config = run_config(method=method, vectors=vectors, overlap=0.1)
+    config = run_config(method=method, vectors=vectors)
     here, there = tmp_path / "here", tmp_path / "there"
     pure = build_here(config, corpus, model, here, LocalWorkers(partial(pack_cluster, tokenizer=corpus / "tokenizer")))
     meter = Meter()

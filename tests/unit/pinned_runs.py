@@ -39,13 +39,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"model": {"config": SIZES}, "tokens": {"seed_share": 0.4, "finetune_share": 0.3}},
     "qwen2_moe": {
         "model": {"config": SIZES | {"shared_expert_intermediate_size": 24}}, "tokens": {"seed_share": 0.0, "finetune_share": 0.4},
-        "clusters": {"vectors": "mean_token"}, "merge": {"backbone": "ties", "router": "centroid"}},
+        "clusters": {"vectors": "mean_token"}, "merge": {"backbone": "uniform", "router": "random"}},
     "mixtral": {
         "model": {"init": {"upcycle": "START", "num_experts": 4}}, "tokens": {"seed_share": 0.3, "finetune_share": 0.3},
-        "clusters": {"vectors": "tfidf_svd", "dimensions": 8, "overlap": 0.1}},
+        "clusters": {"vectors": "tfidf_svd", "dimensions": 8}},
     "olmoe": {
         "model": {"init": {"checkpoint": "START"}}, "tokens": {"seed_share": 0.0, "finetune_share": 0.3},
-        "clusters": {"method": "likelihood"}, "merge": {"backbone": "auto", "auto_tokens": 2048}},
+        "clusters": {"method": "likelihood"}},
 }
 
 

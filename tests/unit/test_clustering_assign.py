@@ -1,4 +1,4 @@
-"""Laws of balanced assignment and overlap."""
+"""Laws of balanced assignment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from moedisco_ray.stages.clustering.assign import assign_balanced, overlap_mask
+from moedisco_ray.stages.clustering.assign import assign_balanced
 
 
 def ids_of(n, salt=0):
@@ -91,19 +91,3 @@ def test_clusters_within_the_capacity_are_left_as_they_are():
     d_NE = np.tile(np.array([[0, 9, 9], [9, 0, 9], [9, 9, 0]], np.float32), (40, 1))
     clusters_N, _ = assign_balanced(d_NE, np.ones(120, np.int64), ids_of(120), 1.05)
     np.testing.assert_array_equal(clusters_N, np.tile([0, 1, 2], 40))
-
-
-def test_overlap_gives_each_cluster_its_share_of_the_others():
-    ids_N = ids_of(20_000)
-    clusters_N = np.random.default_rng(0).choice(4, 20_000, p=[0.4, 0.3, 0.2, 0.1])
-    mask_NE = overlap_mask(ids_N, clusters_N, 0.1, 4)
-    assert not mask_NE[np.arange(20_000), clusters_N].any()
-    for k in range(4):
-        expected = 0.1 * (clusters_N == k).sum()
-        assert abs(mask_NE[:, k].sum() - expected) < 5 * np.sqrt(expected)
-    order = np.random.default_rng(1).permutation(20_000)
-    np.testing.assert_array_equal(mask_NE[order], overlap_mask(ids_N[order], clusters_N[order], 0.1, 4))
-    # Two clusters choose independently of one another.
-    both = (mask_NE[:, 0] & mask_NE[:, 1])[clusters_N > 1].mean()
-    assert both < 3 * mask_NE[:, 0].mean() * mask_NE[:, 1].mean() + 1e-3
-    assert not overlap_mask(ids_N, clusters_N, 0.0, 4).any()

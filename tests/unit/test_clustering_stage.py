@@ -176,15 +176,6 @@ def test_random_costs_are_uniform_and_independent_whatever_the_company():
     assert (RandomCosts(3, 1).embed(texts, []).argmin(1) == costs_NE.argmin(1)).mean() < 0.4
 
 
-def test_overlap_reaches_the_shards(corpus, model_dir, tmp_path):
-    summary = build(corpus, model_dir, tmp_path, overlap=0.5)
-    overlap = read(tmp_path / "assignments")["overlap"].to_pylist()
-    given = sum(map(len, overlap))
-    assert 0.25 * 240 < given < 0.75 * 240
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert sum(report["shard_tokens"]) > 1.2 * sum(entry["tokens"] for entry in summary["clusters"])
-
-
 def test_fewer_documents_than_clusters_is_told(model_dir, tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=5, parts=2)
     with pytest.raises(CorpusError, match=r"clusters.count: 6: the corpus has 5"):

@@ -39,7 +39,7 @@ def test_no_preset_file_is_missing_from_the_list():
 def test_the_paper_preset_is_the_paper(tmp_path):
     config = load(tmp_path, preset_text("paper"))
     assert config.tokens.seed == 0
-    assert (config.clusters.vectors, config.clusters.capacity, config.clusters.overlap) == ("mean_token", None, 0)
+    assert (config.clusters.vectors, config.clusters.capacity) == ("mean_token", None)
     assert config.merge.backbone == "token_weighted"
     assert (config.merge.router, config.merge.from_data) == ("random", False)
     assert config.submodels.sync_every is None

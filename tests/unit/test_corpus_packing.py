@@ -59,7 +59,7 @@ def test_packing_by_cluster_is_a_partition_of_packing_all(found, clusters, seed)
         paths = write(Path(scratch), found)
         whole = pack(paths, Path(scratch) / "all", EOS, 10)
         indices = [
-            pack(paths, Path(scratch) / str(k), EOS, 10, keeps=[lambda _, part, k=k: members[part] == k])
+            pack(paths, Path(scratch) / str(k), EOS, 10, keep=lambda _, part, k=k: members[part] == k)
             for k in range(clusters)
         ]
         for k, index in enumerate(indices):

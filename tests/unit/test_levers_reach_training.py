@@ -6,33 +6,25 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from small_run import small_config
 
 from moedisco_ray.backend import Placement, Trained
-from moedisco_ray.core.artifacts import read_json
 from moedisco_ray.core.config import Optimizer, Outer, RunConfig
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.models import open_checkpoint
 from moedisco_ray.policies.sync_points import sync_steps
-from moedisco_ray.stages.clustering.assign import overlap_mask
-from moedisco_ray.stages.clustering.store import id_array
 from moedisco_ray.stages.context import Context
 from moedisco_ray.stages.train.jobs import make_job, sync_plans
 from moedisco_ray.training import SyncPlan, TrainJob, TrainResult, World, train
-from moedisco_ray.training.packed_tokens import INDEX
 
 CHANGES: dict[str, Any] = {
     "tokens": {"total": 24_000, "seed_share": 0.0, "finetune_share": 0.4},
     "model": {"config": {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_intermediate_size": 32, "num_experts": 4,
         "num_experts_per_tok": 2}},
-    "clusters": {"overlap": 0.3},
     "submodels": {
         "optimizer": {"batch_tokens": 256, "lr": 2e-3}, "sync_every": 8, "outer": {"lr": 0.9, "momentum": 0.5},
         "quorum": 2},
@@ -192,23 +184,3 @@ def test_syncs_are_those_of_the_configuration_where_there_are_any(tmp_path: Path
     assert sync_plans([20], settings, tmp_path) == [None]
     assert sync_plans([5, 4], settings, tmp_path) == [None, None]
     assert sync_plans([20, 12], small_config(tmp_path).submodels, tmp_path) == [None, None]
-
-
-# --- their text
-
-
-def test_a_cluster_trains_on_the_text_that_its_overlap_gives_it(run: Finished) -> None:
-    clusters = run.directory / "clusters"
-    assigned, documents = (
-        pa.concat_tables([pq.read_table(path) for path in sorted(directory.glob("*.parquet"))])
-        for directory in (clusters / "assignments", run.directory / "corpus" / "train"))
-    clusters_N = assigned["cluster"].to_numpy()
-    expected_NE = overlap_mask(id_array(assigned["id"]), clusters_N, 0.3, 2)
-    given_NE = np.array([[k in others for k in range(2)] for others in assigned["overlap"].to_pylist()])
-    np.testing.assert_array_equal(given_NE, expected_NE)
-    assert given_NE.any(0).all()
-    documents = documents.slice(0, len(assigned))       # the corpus has more text than the sub-models need
-    sizes_N = (np.array([len(ids) + 1 for ids in documents["tokens"].to_pylist()])) * documents["copies"].to_numpy()
-    for number, job in enumerate(run.submodels):
-        trained_on = int(sizes_N[(clusters_N == number) | expected_NE[:, number]].sum())
-        assert read_json(job.packed_dirs[0] / INDEX)["tokens"] == trained_on

@@ -21,10 +21,9 @@ from moedisco_ray.core.stages import STAGES
 from moedisco_ray.execution import pipeline
 from moedisco_ray.execution.local_backend import LocalBackend
 from moedisco_ray.plan import build_plan, machine
-from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK, _MERGE_RULES, _MERGE_SCALES
+from moedisco_ray.plan.estimate import _ENSEMBLE_BLOCK
 from moedisco_ray.plan.speed import START_UP, Machine, Probe, Trial
 from moedisco_ray.stages.evaluate.ensemble import BLOCK
-from moedisco_ray.stages.merge.backbone import RULES, SCALES
 
 
 def probe(rate=50e9, start_up=4.0, cores=2):
@@ -217,8 +216,7 @@ def test_a_planned_bill_is_the_sum_of_its_stages_on_every_pool(kinds, gpu, every
     ({"evaluate"}, {"evaluation__sources": [{"path": __file__}]}),
     ({"evaluate"}, {"evaluation__ensemble": True}),
     ({"seed", "finetune"}, {"evaluation__every_tokens": 1_000_000}),
-    ({"merge"}, {"merge__backbone": "auto"}),
-    ({"merge"}, {"merge__backbone": "auto", "merge__auto_tokens": 10_000_000}),
+    ({"merge"}, {"merge__calibration_tokens": 10_000_000}),
 ])
 def test_a_plan_contains_what_a_setting_costs(stages, changes):
     before, after = by_stage(build_plan(with_gpus(), HERE)), by_stage(build_plan(with_gpus(**changes), HERE))
@@ -226,16 +224,7 @@ def test_a_plan_contains_what_a_setting_costs(stages, changes):
     assert {name for name in before if after[name] != before[name]} == stages
 
 
-def test_a_plan_counts_each_candidate_of_an_automatic_merge():
-    def merged(**changes):
-        return by_stage(build_plan(with_gpus(**changes), HERE))["merge"].worker_seconds - START_UP
-
-    layers, rules = 4, 4
-    calibrated = 65_536 * (layers + 1) / 2
-    candidates = rules * len(SCALES)
-    assert merged(merge__backbone="auto") / merged() == pytest.approx(
-        ((1 + candidates) * calibrated + candidates * 32_768) / calibrated)
-    assert (len(RULES), len(SCALES)) == (_MERGE_RULES, _MERGE_SCALES)
+def test_a_plan_counts_an_ensemble_in_the_blocks_of_the_evaluation():
     assert _ENSEMBLE_BLOCK == BLOCK
 
 

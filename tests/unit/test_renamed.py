@@ -9,8 +9,9 @@ import pytest
 
 from moedisco_ray.core.config import RunConfig, check_config
 from moedisco_ray.core.config.effects import leaves
-from moedisco_ray.core.config.renamed import _REMOVED, _RENAMED, stored_config, stored_settings
-from moedisco_ray.core.errors import ConfigError
+from moedisco_ray.core.config.renamed import _REMOVED, _REMOVED_UNLESS_USED, _RENAMED, stored_config, stored_settings
+from moedisco_ray.core.errors import ConfigError, RunDirError
+from moedisco_ray.core.run_report import current_report
 
 STORED = json.loads(Path(__file__).with_name("stored_config.json").read_text())
 LEAVES = {leaf.path for leaf in leaves(RunConfig)}
@@ -32,9 +33,26 @@ def test_it_is_refused_where_a_user_writes_it() -> None:
 
 
 def test_the_table_names_what_is_gone_and_leads_to_what_exists() -> None:
-    assert not LEAVES & {*_REMOVED, *_RENAMED}
+    assert not LEAVES & {*_REMOVED, *_REMOVED_UNLESS_USED, *_RENAMED}
     assert set(_RENAMED.values()) <= LEAVES
     assert stored_settings(dict.fromkeys((*_REMOVED, *_RENAMED), 1)) == dict.fromkeys(_RENAMED.values(), 1)
+    assert stored_settings(_REMOVED_UNLESS_USED) == {}
+
+
+@pytest.mark.parametrize(("section", "setting", "value", "line"), [
+    ("merge", "backbone", "ties", "merge.backbone: 'ties': must be 'uniform' or 'token_weighted'"),
+    ("merge", "router", "centroid", "merge.router: 'centroid': must be 'ridge' or 'random'"),
+    ("clusters", "overlap", 0.3, "clusters.overlap: no such setting; remove it"),
+])
+def test_a_stored_value_that_nothing_replaces_is_named_in_one_line(
+    tmp_path: Path, section: str, setting: str, value: object, line: str,
+) -> None:
+    stored = {**STORED, section: {**STORED[section], setting: value}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(RunDirError) as refused:
+        current_report(tmp_path)
+    assert f"holds a run of another version ({line}" in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_section_of_which_nothing_is_left_has_its_defaults() -> None:

@@ -17,7 +17,7 @@ from moedisco_ray.plan.build import build_plan
 
 SCALE_FREE = (
     "tokens.seed_share", "tokens.finetune_share",
-    "clusters.count", "clusters.method", "clusters.vectors", "clusters.capacity", "clusters.overlap",
+    "clusters.count", "clusters.method", "clusters.vectors", "clusters.capacity",
     "submodels.optimizer.schedule", "submodels.optimizer.warmup", "submodels.outer.lr",
     "submodels.outer.momentum", "submodels.keep_optimizer_state",
     "merge.backbone", "merge.router",

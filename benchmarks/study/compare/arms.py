@@ -71,7 +71,6 @@ ARMS: Mapping[str, Arm] = {
         "clusters.method": "kmeans",
         "clusters.vectors": "mean_token",
         "clusters.capacity": None,
-        "clusters.overlap": 0.0,
         "submodels.optimizer.schedule": "constant",
         "submodels.optimizer.warmup": 0.0,
         **_ONE_SHOT,

@@ -28,7 +28,6 @@ from moedisco_ray.stages.clustering.kmeans import ITERATIONS
 from moedisco_ray.stages.clustering.vectors.base import read_settings
 from moedisco_ray.stages.clustering.vectors.likelihood import READ
 from moedisco_ray.stages.evaluate.ensemble import BLOCK
-from moedisco_ray.stages.merge.backbone import recipes
 from moedisco_ray.stages.merge.calibration_text import calibration_windows, sample_windows
 from moedisco_ray.stages.text.validation import load_documents, validation_parts
 from moedisco_ray.training.packed_tokens import INDEX
@@ -81,9 +80,8 @@ def expected_reads(config: RunConfig, measured: Measured, corpus: Path) -> Reads
     if _merges(config, measured):
         tokens = _packed(corpus / "shards")
         if config.tokens.decoupled:
-            candidates, share = len(recipes(config.merge, [1] * settings.count, config.seed)), tokens // settings.count
-            equal = [share] * settings.count
-            reads["merge"] = _merge(config, equal, equal, candidates if candidates > 1 else 0)
+            equal = [tokens // settings.count] * settings.count
+            reads["merge"] = _merge(config, equal, equal)
         else:
             reads["merge"] = _upcycling(config, tokens)
     evaluated = sum(map(len, load_documents(validation_parts(corpus), config.evaluation.max_tokens).tokens))
@@ -114,23 +112,20 @@ def _found_merge(config: RunConfig) -> dict[Reader, float]:
         return _upcycling(config, _packed(directory / "corpus" / "shards"))
     clusters = _summary(directory / "clusters")["clusters"]
     packed = [_packed(directory / "clusters" / "shards" / str(k)) for k in range(len(clusters))]
-    return _merge(config, [entry["tokens"] for entry in clusters], packed, len(_summary(directory / "merged")["candidates"]))
+    return _merge(config, [entry["tokens"] for entry in clusters], packed)
 
 
-def _merge(config: RunConfig, tokens: Sequence[int], packed: Sequence[int], candidates: int) -> dict[Reader, float]:
-    """Tokens to calibrate the merged model's routers and those of each candidate, and to measure each candidate's loss.
+def _merge(config: RunConfig, tokens: Sequence[int], packed: Sequence[int]) -> dict[Reader, float]:
+    """Tokens to calibrate the merged model's routers.
 
     Args:
         config: Configuration of the run.
         tokens: Tokens of each cluster, counted in its documents.
         packed: Packed tokens of each cluster.
-        candidates: Number of merges that were compared; 0 if there was only one merge.
     """
     length = config.corpus.sequence_length
     counts = calibration_windows(config.merge, length, tokens, [_windows(each, length) for each in packed])
-    calibrated = _passes(config, config.merge.router) * length * sum(wanted for wanted, _ in counts)
-    compared = length * sum(held for _, held in counts)
-    return {"whole_states": (1 + candidates) * calibrated, "whole": float(candidates * compared)}
+    return {"whole_states": _passes(config, config.merge.router) * length * sum(counts)}
 
 
 def _upcycling(config: RunConfig, packed: int) -> dict[Reader, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,16 +145,14 @@ def close(ours: Reads, theirs: Reads, windows: int) -> bool:
 
 
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize(("merge", "compared"), [({}, 0), ({"backbone": "auto", "auto_tokens": 512}, 12)])
-def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[str, Any], compared: int) -> None:
-    config = config_of(tmp_path, merge={"calibration_tokens": 1024, **merge})
+def test_as_much_is_counted_as_models_are_given(tmp_path: Path) -> None:
+    config = config_of(tmp_path, merge={"calibration_tokens": 1024})
     given = run(config)
     reads = actual_reads(config, "finetune")
     assert reads["cluster"] == {"submodel_states": given["build_clusters"]}
-    # Calibration of two layers takes two passes, the first ending halfway; each candidate is then measured with full passes.
-    held = 512 * compared
-    assert given["merge_submodels"] == (1 + compared) * 2 * 1024 + held
-    assert reads["merge"] == {"whole_states": (1 + compared) * 1.5 * 1024, "whole": held}
+    # Calibration of two layers takes two passes, the first ending halfway.
+    assert given["merge_submodels"] == 2 * 1024
+    assert reads["merge"] == {"whole_states": 1.5 * 1024}
     # The merged and the finished model; the seed; each sub-model on its own cluster, which the seed determines.
     held_out = read_json(config.directory / "evaluation" / "evaluation.json")
     assert held_out["stages"].keys() == {"seed", "merge", "submodels", "finetune"}
@@ -163,7 +161,7 @@ def test_as_much_is_counted_as_models_are_given(tmp_path: Path, merge: Mapping[s
     counted = 4 * held_out["tokens"] + cut
     assert counted <= given["evaluate"] <= 1.4 * counted     # windows begin with what is before them, and are padded
     reads["evaluate"]["submodel_states"] = cut
-    assert close(expected_reads(config, "finetune", config.directory / "corpus"), reads, windows=2 * 2 * (1 + compared))
+    assert close(expected_reads(config, "finetune", config.directory / "corpus"), reads, windows=2 * 2)
     alone = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"stages": False})})
     assert expected_reads(alone, "finetune", config.directory / "corpus")["evaluate"] == {
         "whole": held_out["tokens"], "submodel_states": cut}

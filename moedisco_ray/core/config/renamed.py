@@ -16,9 +16,12 @@ _REMOVED = frozenset({
     "submodels.optimizer.state", "finetune.optimizer.state",
     "submodels.backbone_lr_scale", "submodels.backbone_lr_scale_from", "submodels.patience", "submodels.round_patience",
     "merge.delta_scale", "merge.ties_keep", "merge.dare_drop", "merge.auto_scales", "merge.match_load", "merge.match_scale",
+    "merge.auto_tokens",
     "finetune.phases", "finetune.dense_gate", "finetune.spike_guard", "finetune.early_stop", "finetune.max_failures",
     "checkpoint.keep", "evaluation.slice_tokens",
 })
+_REMOVED_UNLESS_USED: Mapping[str, Any] = {"clusters.overlap": 0.0}
+"""Removed settings, each with the value that had no effect. Another value stays and is refused, because it changed the results."""
 _RENAMED: Mapping[str, str] = {
     "submodels.max_failures": "checkpoint.max_failures",
     "submodels.keep_moments": "submodels.keep_optimizer_state",
@@ -30,21 +33,24 @@ _VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("finetune.optimizer.state", "bf16"): ("finetune.optimizer.precision", "pure_bf16"),
 }
 """Removed values of settings, each with the setting and value that replace it."""
-_SECTIONS = frozenset(path.rpartition(".")[0] for path in (*_REMOVED, *_RENAMED, *(path for path, _ in _VALUES)))
+_SECTIONS = frozenset(
+    path.rpartition(".")[0] for path in (*_REMOVED, *_REMOVED_UNLESS_USED, *_RENAMED, *(path for path, _ in _VALUES)))
 
 
 def stored_config(raw: Any) -> RunConfig:
     """A configuration that this or an earlier version stored.
 
     Raises:
-        ValidationError: It is no configuration of a known version.
+        ValidationError: It is no configuration of a known version, or has a removed value that nothing replaces.
     """
     return RunConfig.model_validate(_nested(raw) if isinstance(raw, Mapping) else raw)
 
 
 def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings by dotted path, under today's names and without removed settings."""
-    kept = {_RENAMED.get(path, path): value for path, value in settings.items() if path not in _REMOVED}
+    kept = {
+        _RENAMED.get(path, path): value for path, value in settings.items()
+        if path not in _REMOVED and (path, value) not in _REMOVED_UNLESS_USED.items()}
     return kept | dict(new for (path, value), new in _VALUES.items() if settings.get(path) == value)
 
 

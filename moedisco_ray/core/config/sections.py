@@ -150,8 +150,6 @@ class Clusters(Section):
     """Number of SVD components of `tfidf_svd`."""
     capacity: float | None = Field(1.05, ge=1)
     """Maximum size of a cluster (tokens), as a multiple of the mean cluster size. Null: no limit (the paper)."""
-    overlap: float = Field(0.0, ge=0, le=1)
-    """Documents added to a cluster from other clusters, as a share of its own."""
     restarts: int = Field(4, ge=1, le=64)
     sample: int = Field(10_000, ge=16, le=LARGEST)
     """Number of sample documents for k-means++ seeding, the tf-idf vocabulary, the language models of `likelihood`, the silhouette
@@ -245,15 +243,11 @@ class Submodels(Section):
 class Merge(Section):
     """The merge of the sub-models into one MoE."""
 
-    backbone: Literal["uniform", "token_weighted", "ties", "dare", "auto"] = "token_weighted"
-    """How backbones are combined: a mean (`uniform`, `token_weighted`), or `ties` or `dare` on the deltas against the common start.
-    `auto` tries all of them, at three scales, and takes the merged model with the lowest loss on held-out training text."""
-    auto_tokens: int = Field(32_768, gt=0, le=LARGEST)
-    """Number of tokens on which `auto` compares merged models. They come last in the order in which each sub-model trains on its
-    cluster; the validation text is not used."""
-    router: Literal["ridge", "centroid", "random"] = "ridge"
-    """`ridge` and `centroid` compute the routers from data: each cluster's experts begin with the cluster's share of the
-    tokens, and if top-k weights are not normalised, experts keep their output scale. `random`, as in the paper, does neither."""
+    backbone: Literal["uniform", "token_weighted"] = "token_weighted"
+    """Weights of the mean of the sub-models' backbones: equal, or proportional to the tokens that each was trained on."""
+    router: Literal["ridge", "random"] = "ridge"
+    """`ridge` computes the routers from data: each cluster's experts begin with the cluster's share of the tokens, and if top-k
+    weights are not normalised, experts keep their output scale. `random`, as in the paper, does neither."""
     calibration_tokens: int = Field(65_536, gt=0, le=LARGEST)
     """Number of training tokens from which the routers are computed."""
 

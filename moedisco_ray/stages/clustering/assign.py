@@ -1,4 +1,4 @@
-"""Assign documents to clusters by their distances (nearest, or balanced under a capacity), and choose the overlap.
+"""Assign documents to clusters by their distances (nearest, or balanced under a capacity).
 
 Balanced assignment is the transportation problem
 
@@ -144,37 +144,3 @@ def _even_out(cost_NE: Array, weights_N: Array, clusters_N: Array, loads_E: Arra
             loads_E[target] += weights_N[i]
             return True
     return False
-
-
-def overlap_mask(ids_N: Array, clusters_N: Array, overlap: float, count: int) -> Array:
-    """Choose documents of other clusters that a cluster also trains on, so that every sub-model sees general data.
-
-    Document i of another cluster is added to cluster k if a hash of (id, k) is below overlap x |C_k| / (N - |C_k|). So cluster
-    k gets `overlap` x |C_k| documents on average, and each choice depends only on the document and the cluster sizes.
-
-    Args:
-        ids_N: Document ids as fixed-size bytes, at least 16.
-        clusters_N: Each document's own cluster.
-        overlap: Number of added documents as a share of the cluster's size.
-        count: Number of clusters, E.
-
-    Returns:
-        bool [N, E], False at the document's own cluster.
-    """
-    N = len(clusters_N)
-    words_N = np.frombuffer(ids_N.tobytes(), dtype="<u8").reshape(N, -1)[:, 1] if N else np.empty(0, np.uint64)
-    sizes_E = np.bincount(clusters_N, minlength=count)
-    mask_NE = np.zeros((N, count), dtype=bool)
-    for k in range(count):
-        chance = min(1.0, overlap * sizes_E[k] / max(N - sizes_E[k], 1))
-        uniform_N = _mix(words_N ^ _mix(np.array([k + 1], dtype=np.uint64))) / np.float64(2**64)
-        mask_NE[:, k] = (uniform_N < chance) & (clusters_N != k)
-    return mask_NE
-
-
-def _mix(words: Array) -> Array:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): each bit depends on every bit of the word."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))

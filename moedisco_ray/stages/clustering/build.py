@@ -24,7 +24,8 @@ from moedisco_ray.core.config import RunConfig
 from moedisco_ray.core.errors import CorpusError
 from moedisco_ray.core.events import Emit, StageProgress, discard
 from moedisco_ray.core.findings import cluster_warnings
-from moedisco_ray.stages.clustering.assign import assign_balanced, overlap_mask
+from moedisco_ray.plan.estimate import CLUSTERED
+from moedisco_ray.stages.clustering.assign import assign_balanced
 from moedisco_ray.stages.clustering.blocks import Statistics, reduce
 from moedisco_ray.stages.clustering.grid import Array, Grid
 from moedisco_ray.stages.clustering.kmeans import ITERATIONS, Fit, fit_kmeans
@@ -35,8 +36,6 @@ from moedisco_ray.stages.clustering.vectors import FitInputs, adjust, kind, load
 
 Pack = Callable[[Sequence[Path], Sequence[Path], int, Path], dict[str, Any]]
 """Function of (parts, assignments, cluster number, directory) that packs the tokens of a cluster and returns their index."""
-_MARGIN = 1.25
-"""Cluster 25 % more text than is trained on; the rest is held out to compare merges."""
 
 
 class Workers(Protocol):
@@ -132,7 +131,7 @@ def build_clusters(
 
 def documents_needed(config: RunConfig, parts: Sequence[Path]) -> int:
     """Number of documents to cluster, in order of id: enough text for the sub-models plus a margin, or all."""
-    tokens, count = int(_MARGIN * config.tokens.submodels), 0
+    tokens, count = int(CLUSTERED * config.tokens.submodels), 0
     for path in parts:
         if tokens <= 0 and count >= config.clusters.count:
             break
@@ -192,9 +191,8 @@ def _build(
         workers.release()
         shutil.rmtree(scratch, ignore_errors=True)
     clusters_N, prices_E = assign_balanced(cost_NE, weights_N, ids_N, settings.capacity)
-    overlap_NE = overlap_mask(ids_N, clusters_N, settings.overlap, settings.count)
     ClusterModel(vectoriser, centroids_ED, prices_E).save(model_path)
-    assignments = write_assignments(parts, ids_N, clusters_N, overlap_NE, directory / "assignments")
+    assignments = write_assignments(parts, ids_N, clusters_N, directory / "assignments")
     indices = workers.pack(parts, assignments, settings.count, directory / "shards")
     sample = Sample(inputs.texts, sampled["source"].to_pylist(), x_SD, clusters_N[: len(sampled)])
     report = cluster_report(
@@ -223,26 +221,21 @@ def first_documents(parts: Sequence[Path], count: int) -> pa.Table:
     return pa.concat_tables(tables).slice(0, count)
 
 
-def write_assignments(
-    parts: Sequence[Path], ids_N: Array, clusters_N: Array, overlap_NE: Array, directory: Path,
-) -> list[Path]:
+def write_assignments(parts: Sequence[Path], ids_N: Array, clusters_N: Array, directory: Path) -> list[Path]:
     """Write one file of assignments per part, with the same name and the same order of rows.
 
     Args:
         parts: Files of the corpus' documents, in ascending order of id.
         ids_N: Ids of the documents, in the same order.
         clusters_N: Cluster of each document.
-        overlap_NE: Whether a cluster that is not the document's own also trains on it.
         directory: Directory for the assignments.
     """
     paths, start = [], 0
     for part in parts:
         stop = start + pq.read_metadata(part).num_rows
-        overlaps = [np.flatnonzero(row).astype(np.int32) for row in overlap_NE[start:stop]]
         table = pa.table({
             "id": pa.array([value.ljust(16, b"\0") for value in ids_N[start:stop].tolist()], ID),
-            "cluster": pa.array(clusters_N[start:stop].astype(np.int32)),
-            "overlap": pa.array(overlaps, pa.list_(pa.int32()))})
+            "cluster": pa.array(clusters_N[start:stop].astype(np.int32))})
         pq.write_table(table, directory / part.name)
         paths.append(directory / part.name)
         start = stop
@@ -253,12 +246,6 @@ def own_documents(assignments: Path, cluster: int) -> Array:
     """Mask of the documents of a part that belong to a cluster, bool [n]."""
     owned_N: Array = pq.read_table(assignments, columns=["cluster"])["cluster"].to_numpy() == cluster
     return owned_N
-
-
-def overlap_documents(assignments: Path, cluster: int) -> Array:
-    """Mask of the documents of a part that a cluster trains on in addition to its own, bool [n]."""
-    overlaps = pq.read_table(assignments, columns=["overlap"])["overlap"].to_pylist()
-    return np.array([cluster in clusters for clusters in overlaps], dtype=bool)
 
 
 def _fit(

@@ -27,40 +27,34 @@ from moedisco_ray.models import (
     specialise,
     write_checkpoint,
 )
-from moedisco_ray.stages.merge.backbone import Recipe
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrate
-from moedisco_ray.stages.merge.choose import Loss, best, measure_recipes
-from moedisco_ray.stages.merge.tensors import TensorReport, merge_with_report
+from moedisco_ray.stages.merge.tensors import TensorReport, merge
 
 _JOINED = ".joined"
-_COMPARED = ".compared"
 
 
 def build_merged(
-    submodels: Sequence[Path], start: Path, config: Mapping[str, Any], recipes: Sequence[Recipe], batches: Sequence[Batch], *,
-    directory: Path, router: RouterSettings, loss: Loss, device: str = "cpu", advance: Advance = no_advance,
+    submodels: Sequence[Path], start: Path, config: Mapping[str, Any], weights: Sequence[float], batches: Sequence[Batch], *,
+    directory: Path, router: RouterSettings, device: str = "cpu", advance: Advance = no_advance,
 ) -> dict[str, Any]:
     """Merge trained sub-models and calibrate the routers.
 
     The first pass joins the tensors as a stream. The second pass loads the joined model, calibrates its routers, and writes it
-    again with the changed tensors; it holds the merged model in memory once. If there are several recipes, they are compared
-    beforehand, which needs the same memory and disk space.
+    again with the changed tensors; it holds the merged model in memory once.
 
     Args:
         submodels: Directories of the sub-models, in the clusters' order.
         start: The backbone that all of them started from, or had in common at their last sync point.
         config: `config.json` of the whole MoE, with its own number of experts and top-k.
-        recipes: Candidates for merging the backbone; the one whose merged model has the lowest loss is taken.
+        weights: Weight of each sub-model in the backbone; they sum to 1.
         batches: Calibration data: token ids of B windows [B, L], and the cluster of each window [B].
         directory: Directory of the merged model and of `merge.json`.
         router: How routers are calibrated.
-        loss: Measures a model on held-out text; called only if there are several recipes.
         device: Device that the merged model runs on and must fit.
         advance: Receives the number of tensors merged.
 
     Returns:
-        Content of `merge.json`: `backbone` (`rule`, `scale`), `weights`, `candidates` (`rule`, `scale`, `loss` of each,
-        if they were compared), `tensors` (one entry each), `layers` (one entry per router).
+        Content of `merge.json`: `weights`, `tensors` (one entry each), `layers` (one entry per router).
 
     Raises:
         CheckpointError: A sub-model is of another family, or the joined tensors are not exactly those of the MoE.
@@ -68,19 +62,11 @@ def build_merged(
     model_map = ModelMap(str(config.get("model_type")))
     opened = [_open(path, model_map) for path in submodels]
     origin = _open(start, model_map)
-
-    def calibrated(model: PreTrainedModel) -> list[dict[str, Any]]:
-        return calibrate(model, len(submodels), batches, router)
-
-    candidates = measure_recipes(
-        opened, origin, config, recipes, scratch=directory / _COMPARED, calibrate=calibrated, loss=loss, device=device,
-    ) if len(recipes) > 1 else []
-    recipe = best(candidates) if candidates else recipes[0]
     reports: list[TensorReport] = []
     joined = directory / _JOINED
 
     def stream() -> Iterator[tuple[str, Tensor]]:
-        for tensor, entry in merge_with_report(opened, origin, model_map, recipe):
+        for tensor, entry in merge(opened, origin, model_map, weights):
             reports.append(entry)
             advance(1)
             yield entry.key, tensor
@@ -91,15 +77,12 @@ def build_merged(
     check_experts(stored, model_map, expert_count(config))
 
     model = specialise(load_model(joined).to(device))
-    layers = calibrated(model)
+    layers = calibrate(model, len(submodels), batches, router)
     write_checkpoint(directory, _overlaid(stored, model, layers), config)
     del stored
     shutil.rmtree(joined)
 
-    result = {
-        "backbone": recipe.to_dict(), "weights": list(recipe.weights),
-        "candidates": [candidate.to_dict() for candidate in candidates],
-        "tensors": [entry.to_dict() for entry in reports], "layers": layers}
+    result = {"weights": list(weights), "tensors": [entry.to_dict() for entry in reports], "layers": layers}
     write_json(directory / "merge.json", result)
     return result
 

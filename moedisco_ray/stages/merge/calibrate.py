@@ -27,7 +27,7 @@ from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import ModelMap, group_size, moe_blocks
 from moedisco_ray.stages.merge.router_init import Statistics, constant_direction, directions, load_offsets, normalised, statistics
 
-RouterMethod = Literal["ridge", "centroid", "random", "concat"]
+RouterMethod = Literal["ridge", "random", "concat"]
 """How router rows are computed; `concat` keeps the rows that the model has, for example those of an upcycled seed."""
 Batch = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
 """Tokens [B, L] and the cluster of each document [B]."""

@@ -13,13 +13,12 @@ Shapes: T tokens, D hidden, C clusters. Everything inside is float64.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-DataMethod = Literal["ridge", "centroid", "random"]
+DataMethod = Literal["ridge", "random"]
 _STRENGTHS = torch.logspace(-2, 2, 5, dtype=torch.float64)
 """Ridge strengths to try, as multiples of the mean eigenvalue. Weaker ridges give huge rows along directions in which inputs hardly
 differ. The fine-tune moves those inputs quickly, and the rows cannot follow. GCV would choose such a ridge, because it takes tokens
@@ -33,26 +32,22 @@ class Statistics:
     Attributes:
         xx_DD: Sum of x x^T.
         xy_DC: Sum of x over each cluster's tokens: X^T Y for one-hot labels Y.
-        unit_DC: Sum of x / |x| over each cluster's tokens.
         count_C: Tokens per cluster.
     """
 
     xx_DD: Tensor
     xy_DC: Tensor
-    unit_DC: Tensor
     count_C: Tensor
 
     def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(self.xx_DD + other.xx_DD, self.xy_DC + other.xy_DC,
-                          self.unit_DC + other.unit_DC, self.count_C + other.count_C)
+        return Statistics(self.xx_DD + other.xx_DD, self.xy_DC + other.xy_DC, self.count_C + other.count_C)
 
 
 def statistics(x_TD: Tensor, cluster_T: Tensor, clusters: int) -> Statistics:
     """The statistics of one block of router inputs x_TD, with the cluster of each token's document."""
     x_TD = x_TD.double()
     y_TC = torch.nn.functional.one_hot(cluster_T, clusters).double()
-    unit_TD = torch.nn.functional.normalize(x_TD, dim=1)
-    return Statistics(x_TD.T @ x_TD, x_TD.T @ y_TC, unit_TD.T @ y_TC, y_TC.sum(0))
+    return Statistics(x_TD.T @ x_TD, x_TD.T @ y_TC, y_TC.sum(0))
 
 
 def ridge_directions(total: Statistics) -> Tensor:
@@ -127,11 +122,6 @@ def load_offsets(logits_TC: Tensor, share_C: Tensor, sweeps: int = 100) -> Tenso
     return offset_C - offset_C.mean()
 
 
-def centroid_directions(total: Statistics) -> Tensor:
-    """Spherical centroids: the unit vector along the mean of each cluster's unit inputs; w_CD, normalised."""
-    return normalised(torch.nn.functional.normalize(total.unit_DC.T, dim=1), total)
-
-
 def random_directions(total: Statistics, seed: int) -> Tensor:
     """Random directions, as a baseline; w_CD, normalised."""
     generator = torch.Generator().manual_seed(seed)
@@ -141,12 +131,7 @@ def random_directions(total: Statistics, seed: int) -> Tensor:
 
 def directions(method: DataMethod, total: Statistics, seed: int) -> Tensor:
     """Direction of each cluster, w_CD, by the given method; only `random` uses `seed`."""
-    solvers: dict[DataMethod, Callable[[], Tensor]] = {
-        "ridge": lambda: ridge_directions(total),
-        "centroid": lambda: centroid_directions(total),
-        "random": lambda: random_directions(total, seed),
-    }
-    return solvers[method]()
+    return ridge_directions(total) if method == "ridge" else random_directions(total, seed)
 
 
 def normalised(w_CD: Tensor, total: Statistics) -> Tensor:

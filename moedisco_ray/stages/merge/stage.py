@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from moedisco_ray.core.artifacts import Draft
 from moedisco_ray.core.config import Merge
@@ -28,14 +25,12 @@ from moedisco_ray.models import (
 from moedisco_ray.models.initial_weights import with_seed
 from moedisco_ray.models.optimizer_state import OPTIMIZER_FOLDER, open_optimizer_state, write_optimizer_state
 from moedisco_ray.stages.context import COMMON, Context, device_of
-from moedisco_ray.stages.merge.backbone import merge_weights, recipes
+from moedisco_ray.stages.merge.backbone import merge_weights
 from moedisco_ray.stages.merge.build import build_merged
 from moedisco_ray.stages.merge.calibrate import Batch, RouterSettings, calibrate
 from moedisco_ray.stages.merge.calibration_text import calibration, sample
 from moedisco_ray.stages.merge.optimizer_state import merge_optimizer_states
-from moedisco_ray.stages.scoring import document_nats
 from moedisco_ray.stages.start import Start, untrained_moe
-from moedisco_ray.stages.text.tokenizer import Encoder
 
 
 def run(context: Context, draft: Draft) -> None:
@@ -53,11 +48,10 @@ def run(context: Context, draft: Draft) -> None:
         draft.summary.update(MergeSummary.model_validate(result).to_json())
         return
     common = context.of("submodels") / COMMON
-    batches, held_out = calibration(context)
     result = context.call_with_events(
         pool, merge_submodels, context.start, submodels=context.submodels,
         common=common if common.is_dir() else context.of("decompose") / "0",
-        tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=batches, held_out=held_out,
+        tokens=[unit.tokens for unit in context.summary("submodels", TrainingSummary).units], batches=calibration(context),
         settings=config.merge, keep_optimizer_state=config.finetune.keep_optimizer_state, device=device_of(pool),
         directory=draft.path)
     draft.summary.update(MergeSummary.model_validate(result).to_json())
@@ -65,18 +59,16 @@ def run(context: Context, draft: Draft) -> None:
 
 def merge_submodels(
     start: Start, *, submodels: Sequence[Path], common: Path, tokens: Sequence[int], batches: Sequence[Batch],
-    held_out: Sequence[NDArray[np.int32]], settings: Merge, keep_optimizer_state: bool, device: str, directory: Path,
-    events: Emit = discard,
+    settings: Merge, keep_optimizer_state: bool, device: str, directory: Path, events: Emit = discard,
 ) -> dict[str, Any]:
     """Write the merged MoE with its calibrated router.
 
     Args:
-        start: The run's start. Its seed also decides random router rows and the elements that DARE drops.
+        start: The run's start. Its seed also decides random router rows.
         submodels: The trained sub-models, in the clusters' order.
         common: The backbone that all of them began with, or had in common at their last sync point.
         tokens: Tokens that each sub-model was trained on.
         batches: Calibration data.
-        held_out: Token windows on which recipes for the backbone are compared.
         settings: The run's merge section.
         keep_optimizer_state: Whether the sub-models' optimizer states are merged too.
         device: Device that the merged model runs on.
@@ -87,15 +79,9 @@ def merge_submodels(
         Figures per layer; `merge.json` next to the model also lists the origin of each tensor.
     """
     _, config = untrained_moe(start)
-    prefix = Encoder(start.tokenizer).prefix
-
-    def loss(merged: PreTrainedModel) -> float:
-        nats_N = document_nats(merged, held_out, prefix=prefix, sequence_length=start.sequence_length)
-        return float(nats_N.sum()) / sum(map(len, held_out))
-
     router = RouterSettings(settings.router, settings.from_data, settings.from_data, start.seed)
     result = build_merged(
-        submodels, common, config, recipes(settings, tokens, start.seed), batches, directory=directory, router=router, loss=loss,
+        submodels, common, config, merge_weights(settings.backbone, tokens), batches, directory=directory, router=router,
         device=device, advance=StageProgress(events, "merge", "tensors merged", len(canonical_shapes(config))).add)
     if keep_optimizer_state:
         merge_optimizer_states(submodels, config, merge_weights("token_weighted", tokens), directory)

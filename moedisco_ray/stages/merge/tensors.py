@@ -1,7 +1,7 @@
 """Join sub-models tensor by tensor: the inverse of `decompose`.
 
-Experts are taken unchanged and renumbered, router rows are concatenated, and the backbone with the shared expert is
-combined by a rule of `backbone`.
+Experts are taken unchanged and renumbered, router rows are concatenated, and the backbone with the shared expert is the
+sub-models' weighted mean.
 
 Shapes: C sub-models, g experts in each, E = C g, D hidden.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moedisco_ray.core.errors import CheckpointError
 from moedisco_ray.models import ModelMap, Role
-from moedisco_ray.stages.merge.backbone import Recipe, combine
+from moedisco_ray.stages.merge.backbone import combine
 
 Rule = Literal["copied", "combined", "identical", "concatenated"]
 
@@ -46,24 +46,7 @@ class TensorReport:
 
 
 def merge(
-    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, recipe: Recipe,
-) -> Iterator[tuple[str, Tensor]]:
-    """The merged model's canonical tensors; see `merge_with_report`."""
-    for tensor, report in merge_with_report(submodels, start, model_map, recipe):
-        yield report.key, tensor
-
-
-def merged_backbone(
-    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, recipe: Recipe,
-) -> Iterator[tuple[str, Tensor]]:
-    """The merged model's backbone and shared expert; no other tensor is read."""
-    for key in submodels[0]:
-        if model_map.classify(key).role in (Role.BACKBONE, Role.SHARED_EXPERT):
-            yield key, combine(key, [submodel[key] for submodel in submodels], start[key], recipe)[0]
-
-
-def merge_with_report(
-    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, recipe: Recipe,
+    submodels: Sequence[Mapping[str, Tensor]], start: Mapping[str, Tensor], model_map: ModelMap, weights: Sequence[float],
 ) -> Iterator[tuple[Tensor, TensorReport]]:
     """The merged model, one tensor at a time, each with a report of its sources.
 
@@ -74,19 +57,19 @@ def merge_with_report(
         submodels: Canonical tensors of each sub-model; all have the same number of experts.
         start: The backbone that all of them started from, or had in common at their last sync point; no other tensor is read.
         model_map: Tensor names of the family.
-        recipe: How backbones are combined.
+        weights: Weight of each sub-model in the backbone; they sum to 1.
 
     Raises:
         CheckpointError: The sub-models do not have the same tensors, one is unknown, or shapes differ.
     """
-    if not submodels or len(submodels) != len(recipe.weights):
-        raise CheckpointError("submodels", len(submodels), f"cannot be merged with {len(recipe.weights)} weights")
+    if not submodels or len(submodels) != len(weights):
+        raise CheckpointError("submodels", len(submodels), f"cannot be merged with {len(weights)} weights")
     _same_keys(submodels)
     groups = model_map.experts(submodels[0])
     source = _Once(submodels)
     written: set[str] = set()
     for key in submodels[0]:
-        for tensor, report in _joined(key, source, start=start, model_map=model_map, groups=groups, recipe=recipe):
+        for tensor, report in _joined(key, source, start=start, model_map=model_map, groups=groups, weights=weights):
             if report.key in written:
                 raise CheckpointError("tensor", report.key, "is written twice")
             written.add(report.key)
@@ -115,7 +98,8 @@ class _Once:
 
 
 def _joined(
-    key: str, source: _Once, *, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int], recipe: Recipe,
+    key: str, source: _Once, *, start: Mapping[str, Tensor], model_map: ModelMap, groups: Mapping[int, int],
+    weights: Sequence[float],
 ) -> Iterator[tuple[Tensor, TensorReport]]:
     """Merge the sub-models' tensors named `key`: into one tensor, or, for an expert, one tensor per sub-model."""
     role = model_map.classify(key)
@@ -132,7 +116,7 @@ def _joined(
         return
     if key not in start:
         raise CheckpointError("tensor", key, "is not in the backbone that all sub-models started from")
-    tensor, deviation = combine(key, copies, start[key], recipe)
+    tensor, deviation = combine(key, copies, start[key], weights)
     rule: Rule = "identical" if deviation is None else "combined"
     yield tensor, TensorReport(key, role.role, rule, source.everyone, deviation or 0.0)
 

@@ -26,8 +26,7 @@ def part_path(directory: Path, index: int) -> Path:
 
 
 def pack(
-    parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, *, keeps: Sequence[Keep | None] = (None,),
-    bos: int | None = None,
+    parts: Sequence[Path], directory: Path, eos: int, vocab_size: int, *, keep: Keep | None = None, bos: int | None = None,
 ) -> dict[str, Any]:
     """Pack each document as often as the column `copies` of its table says. Memory is bounded by one part.
 
@@ -39,8 +38,7 @@ def pack(
         directory: Directory of the packed tokens.
         eos: End-of-sequence token.
         vocab_size: Vocabulary size of the tokenizer.
-        keeps: Selections of documents, for example one per cluster; None selects all documents. All passes of a selection precede
-            those of the next.
+        keep: Selection of documents, for example those of a cluster; None selects all documents.
         bos: Token before each document; None for no such token.
 
     Returns:
@@ -49,7 +47,6 @@ def pack(
     most = [_most_copies(path) for path in parts]
     passes = (
         _documents(path, i, c, keep)
-        for keep in keeps
         for c in range(max(most, default=0))
         for i, path in enumerate(parts) if most[i] > c
     )
